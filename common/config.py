@@ -1,0 +1,334 @@
+"""What a coordinator, a site and a researcher may write: run.toml, site.toml, policy.toml.
+
+TOML keys are kebab-case, fields snake_case. Unknown keys are refused with the nearest valid name. Lengths
+are in mm or voxels and ordered like the array axes: (z, y, x) or (y, x). A run is identified by the SHA-256
+of its canonical JSON (sorted keys, no spaces, defaults filled in), so two texts that mean the same run have
+the same hash and a changed value never has.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """One TOML table: kebab-case keys, frozen, nothing unknown."""
+
+    model_config = ConfigDict(
+        alias_generator=lambda field: field.replace("_", "-"),
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+    )
+
+
+class ModelConfig(Table):
+    """The network. Inputs and classes follow from the data contract."""
+
+    architecture: Literal["unet"] = "unet"
+    dims: Literal[2, 3] = 2
+    # Four levels: enough context for organs at 256 pixels, 0.4 million parameters, 1.6 MB on the wire.
+    channels: tuple[Count, ...] = (16, 32, 64, 128)
+    residual_units: Annotated[int, Field(ge=0, le=4)] = 1
+    # Normalisation per sample. BatchNorm mixes patients, which voids differential privacy.
+    norm: Literal["group", "instance"] = "instance"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> Self:
+        if len(self.channels) < 2:
+            raise ValueError("channels needs at least two levels, such as [16, 32]")
+        if self.norm == "group" and any(width % 4 for width in self.channels):
+            raise ValueError("norm 'group' uses groups of 4 channels: make every entry of channels a multiple of 4")
+        return self
+
+
+class DataConfig(Table):
+    """The data contract: what every site must be able to deliver."""
+
+    modality: Literal["CT", "MR", "CR", "DX", "MG", "US", "photo"]
+    # Input channels: 1 for radiology, 3 for colour photographs.
+    channels: Literal[1, 3] = 1
+    # Foreground classes in label order; 0 is always the background.
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=254)]
+    # Split by patient. The rest is for training.
+    validation_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.15
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation-fraction + test-fraction must leave patients for training")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must be distinct")
+        return self
+
+
+class PreprocessingConfig(Table):
+    """Study to network input. Applied in this order: spacing, rows, intensity."""
+
+    # Resample to this spacing; needs images that know theirs (DICOM, NIfTI). (y, x) or (z, y, x).
+    spacing_mm: tuple[Positive, ...] | None = None
+    # Resize to this many rows, keeping the aspect ratio; for photographs, which have no spacing.
+    rows: Count | None = None
+    # window: linear from [low, high] to [0, 1], clipped (CT in HU). zscore: mean 0, variance 1 per study.
+    # percentile: 0.5th and 99.5th percentile of the study to [0, 1], clipped.
+    intensity: Literal["window", "zscore", "percentile"] = "percentile"
+    window: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.spacing_mm is not None and self.rows is not None:
+            raise ValueError("set spacing-mm or rows, not both")
+        if (self.intensity == "window") != (self.window is not None):
+            raise ValueError("window = [low, high] goes with intensity = 'window', and only with it")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError("window must be [low, high] with low < high")
+        return self
+
+
+class AugmentationConfig(Table):
+    """Random changes of a training crop that keep its label true."""
+
+    flips: bool = True
+    # In-plane quarter turns and small free rotations.
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    # Zoom drawn from [1 - x, 1 + x].
+    scaling: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    # Gain drawn from [1 - x, 1 + x], offset from [-x, x], per crop.
+    intensity: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+
+class TrainingConfig(Table):
+    """One site's work in one round."""
+
+    # Optimiser steps a site makes in a round; with DP, the Poisson-sampled steps.
+    local_steps: Count = 20
+    # Crops in a step, without DP. With DP the expected number of patients follows from the sampling rate.
+    batch_size: Count = 4
+    # Crop size in voxels after preprocessing; the network sees nothing larger in training.
+    patch_size: tuple[Count, ...]
+    # Share of crops centred on a foreground voxel, against class imbalance.
+    foreground_fraction: Fraction = 0.5
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    # Over the whole run, from learning-rate down to 1 % of it.
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: NonNegative = 1e-5
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class FederationConfig(Table):
+    """Rounds, and what counts as one."""
+
+    rounds: Count
+    # Fewest sites whose update must enter a round. Fewer: the run fails, it never pretends.
+    quorum: Count = 2
+    # None: "patients" without DP; with DP always "equal", because a count would leak.
+    weighting: Literal["patients", "equal"] | None = None
+    # A site that has not answered by then is left out of this round.
+    round_timeout_s: Positive = 3600.0
+    # How long to wait for the quorum to connect before the first round.
+    join_timeout_s: Positive = 600.0
+    # Evaluate the global model every so many rounds, and always after the last.
+    evaluate_every: Count = 1
+    # An update whose distance from the global model (L2) exceeds this is refused.
+    max_update_norm: Positive = 1000.0
+
+
+class PrivacyConfig(Table):
+    """Differential privacy for a patient, whatever their number of slices."""
+
+    # Spent over the whole run, per site.
+    target_epsilon: Positive
+    # None: 1 / (10 N), N the site's declared cohort size. A larger value is refused.
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # L2 bound on one patient's gradient.
+    clipping_norm: Positive = 1.0
+    # Probability that a patient takes part in a step (Poisson sampling).
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Crops averaged into one patient's gradient.
+    crops_per_patient: Count = 4
+
+
+class RunConfig(Table):
+    """run.toml: all that defines a run."""
+
+    name: Name
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    training: TrainingConfig
+    federation: FederationConfig
+    privacy: PrivacyConfig | None = None
+    # Initial weights, crops and split follow from it. The privacy noise never does.
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    # Bit-equal results on the same machine and thread count, at some cost in speed.
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        dims = self.model.dims
+        if len(self.training.patch_size) != dims:
+            raise ValueError(f"training.patch-size needs {dims} entries, one per axis of the model")
+        stride = 2 ** (len(self.model.channels) - 1)
+        if any(edge % stride for edge in self.training.patch_size):
+            raise ValueError(f"training.patch-size must be multiples of {stride}, the network's total stride")
+        spacing = self.preprocessing.spacing_mm
+        if spacing is not None and len(spacing) != dims:
+            raise ValueError(f"preprocessing.spacing-mm needs {dims} entries, one per axis of the model")
+        if self.preprocessing.rows is not None and dims != 2:
+            raise ValueError("preprocessing.rows is for dims = 2; use spacing-mm in 3D")
+        if self.privacy is not None and self.federation.weighting == "patients":
+            raise ValueError("federation.weighting 'patients' would reveal counts: with [privacy] use 'equal'")
+        return self
+
+    @property
+    def weighting(self) -> Literal["patients", "equal"]:
+        """How sites are weighted in the average, with the default resolved."""
+        return self.federation.weighting or ("equal" if self.privacy else "patients")
+
+
+class SourceConfig(Table):
+    """One folder of images at a site."""
+
+    # Relative paths are relative to the file that names them.
+    path: str
+    # None: chosen by looking at the files.
+    kind: Literal["dicom", "nifti", "images"] | None = None
+    # images: a CSV with one row per image, and its columns.
+    csv: str | None = None
+    image_column: str = "image"
+    mask_column: str = "mask"
+    patient_column: str = "id"
+    # Rows of the CSV to use, such as {site = "drive"}.
+    where: dict[str, str] = {}
+    # nifti, and images without a CSV: sub-folders; image and label share the file name.
+    images: str = "images"
+    labels: str = "labels"
+    # Regular expression whose first group names the patient within a file or CSV name.
+    patient_pattern: str | None = None
+    # Local label value, segment label or ROI name -> class of the run. Empty: names and order as in the run.
+    label_map: dict[str, Name] = {}
+    # Only these patients (as the source names them). Empty: all. Used to share one archive among simulated sites.
+    patients: tuple[str, ...] = ()
+
+
+class SiteConfig(Table):
+    """site.toml: what a hospital offers. Stays at the hospital."""
+
+    name: Name
+    data: tuple[SourceConfig, ...] = ()
+    # Publicly declared number of patients; None: the number found, rounded down to a multiple of 5.
+    cohort_size: Count | None = None
+    # None: all cores. 1 for results that must be bit-equal elsewhere.
+    threads: Count | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class PolicyConfig(Table):
+    """policy.toml: what the hospital allows. Nothing the coordinator sends can change it. The default is strict."""
+
+    # Without this, a person at the hospital approves each run by its hash.
+    auto_approve: bool = False
+    require_privacy: bool = True
+    # Lifetime budget of a cohort, over all runs.
+    lifetime_epsilon: Positive = 10.0
+    min_clipping: NonNegative = 0.0
+    min_patients: Count = 10
+    max_rounds: Count = 500
+    max_local_steps: Count = 1000
+    max_parameters: Count = 50_000_000
+
+
+TableType = TypeVar("TableType", bound=Table)
+
+
+def load(model: type[TableType], path: Path) -> TableType:
+    """Read one TOML file.
+
+    Raises:
+        ConfigError: not found, not TOML, or not valid; the message names file, key and what to do.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Give the path of a TOML file in UTF-8.") from error
+    return parse(model, text, source=str(path))
+
+
+def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
+    """Parse TOML text; see `load`."""
+    try:
+        return validate(model, tomllib.loads(text), source)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}. Correct that line.") from error
+
+
+def validate(model: type[TableType], values: Mapping[str, Any], source: str = "text") -> TableType:
+    """Check a parsed table; see `load`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(model, problem) for problem in error.errors())
+        raise ConfigError(f"{source}: {problems}") from error
+
+
+def canonical(table: Table) -> str:
+    """The one JSON text of a table: kebab-case keys, sorted, defaults filled in."""
+    return json.dumps(
+        table.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+
+
+def sha256_of(table: Table) -> str:
+    """SHA-256 (hex) of `canonical`: the identity of a run or policy."""
+    return hashlib.sha256(canonical(table).encode()).hexdigest()
+
+
+def from_canonical(model: type[TableType], text: str) -> TableType:
+    """Inverse of `canonical`.
+
+    Raises:
+        ConfigError: not JSON, or not valid.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the {model.__name__} is not valid JSON: {error}") from error
+    return validate(model, values, source=model.__name__)
+
+
+def _explain(model: type[Table], problem: Any) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{location}: {problem['msg']}" if location else str(problem["msg"])
+    key = str(problem["loc"][-1])
+    near = difflib.get_close_matches(key, list(_keys(model)), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {location!r}.{hint} Remove or correct it."
+
+
+def _keys(model: type[Table]) -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        yield field.alias or name
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, Table):
+                yield from _keys(part)
