@@ -1,0 +1,125 @@
+"""run.toml, site.toml and policy.toml: what is accepted, what is refused, and what identifies a run."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import (
+    PolicyConfig,
+    RunConfig,
+    SiteConfig,
+    canonical,
+    from_canonical,
+    load,
+    parse,
+    sha256_of,
+)
+from common.errors import ConfigError
+
+RUN = """
+name = "liver"
+[data]
+modality = "CT"
+classes = ["lesion"]
+[training]
+patch-size = [64, 64]
+[federation]
+rounds = 3
+"""
+
+
+def test_minimal_run_is_accepted_with_defaults() -> None:
+    run = parse(RunConfig, RUN)
+    assert run.federation.quorum == 2
+    assert run.privacy is None
+    assert run.weighting == "patients"
+
+
+def test_private_run_weights_sites_equally() -> None:
+    run = parse(RunConfig, RUN + "[privacy]\ntarget-epsilon = 3.0\n")
+    assert run.weighting == "equal"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("quorom = 2", "quorum"), ("round-timeout = 3", "round-timeout-s"), ("evaluate-evry = 1", "evaluate-every")],
+)
+def test_unknown_key_is_refused_with_the_nearest_valid_name(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{right}'"):
+        parse(RunConfig, RUN + wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (RUN.replace('"liver"', '"Liver Run"'), "name"),
+        (RUN.replace("[64, 64]", "[60, 64]"), "multiples of 8"),
+        (RUN.replace("[64, 64]", "[64, 64, 64]"), "2 entries"),
+        (RUN.replace("rounds = 3", "rounds = 0"), "rounds"),
+        (RUN + "[privacy]\ntarget-epsilon = nan\n", "target-epsilon"),
+        (RUN + "[privacy]\ntarget-epsilon = -1\n", "target-epsilon"),
+        (RUN + "[model]\nnorm = 'batch'\n", "norm"),
+        (RUN + "[preprocessing]\nintensity = 'window'\n", "window"),
+        (RUN + "[preprocessing]\nintensity = 'window'\nwindow = [40, -40]\n", "low < high"),
+        (RUN + "[preprocessing]\nrows = 64\nspacing-mm = [1, 1]\n", "not both"),
+        (RUN.replace('"lesion"', '"lesion", "lesion"'), "distinct"),
+        (RUN.replace("rounds = 3", 'rounds = 3\nweighting = "patients"') + "[privacy]\ntarget-epsilon = 1\n", "equal"),
+        (RUN.replace('classes = ["lesion"]', 'classes = ["lesion"]\ntest-fraction = 0.9'), "training"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_wrong_run_is_refused_and_the_message_names_the_cause(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse(RunConfig, text)
+
+
+def test_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml cannot be read"):
+        load(RunConfig, tmp_path / "absent.toml")
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(RunConfig, tmp_path / "run.toml")
+
+
+def test_hash_is_sha256_of_sorted_compact_json() -> None:
+    run = parse(RunConfig, RUN)
+    document = json.loads(canonical(run))
+    again = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    assert sha256_of(run) == hashlib.sha256(again.encode()).hexdigest()
+
+
+def test_writing_a_default_out_does_not_change_the_hash() -> None:
+    assert sha256_of(parse(RunConfig, RUN)) == sha256_of(parse(RunConfig, RUN + "quorum = 2\n"))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 10_000), st.floats(1e-6, 1e3))
+def test_canonical_is_inverted_and_hash_changes_with_any_value(seed: int, rounds: int, epsilon: float) -> None:
+    text = RUN.replace("rounds = 3", f"rounds = {rounds}") + f"[privacy]\ntarget-epsilon = {epsilon}\n"
+    run = parse(RunConfig, f"seed = {seed}\n" + text)
+    assert from_canonical(RunConfig, canonical(run)) == run
+    other = parse(RunConfig, f"seed = {(seed + 1) % 2**32}\n" + text)
+    assert sha256_of(other) != sha256_of(run)
+
+
+def test_configuration_cannot_be_changed_after_it_was_read() -> None:
+    run = parse(RunConfig, RUN)
+    with pytest.raises(ValueError, match="frozen"):
+        run.seed = 3  # type: ignore[misc]  # the point of the test
+
+
+def test_shipped_policy_is_strict() -> None:
+    policy = PolicyConfig()
+    assert not policy.auto_approve
+    assert policy.require_privacy
+
+
+def test_site_sources_keep_the_names_written_by_the_site() -> None:
+    site = parse(SiteConfig, 'name = "north"\n[[data]]\npath = "scans"\nlabel-map = { "Tumor L" = "lesion" }\n')
+    assert site.data[0].label_map == {"Tumor L": "lesion"}
