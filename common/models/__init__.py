@@ -1,0 +1,67 @@
+"""The networks a run may name, built from its configuration alone.
+
+Every participant builds the same network with the same initial weights from the same run.toml. Only
+normalisation per sample is offered: BatchNorm mixes patients, which voids differential privacy, and its running
+statistics would leave the hospital. The U-Net is MONAI's (residual units after Kerfoot et al., STACOM 2018).
+"""
+
+import math
+
+import torch
+from monai.networks.nets.unet import UNet
+from torch import nn
+
+from common.config import ModelConfig, RunConfig
+from common.errors import ConfigError
+
+_GROUPS = 4  # common.config holds every width to a multiple of it
+
+
+def build_model(run: RunConfig) -> nn.Module:
+    """Build the network of a run on the CPU; the global random state is left as it was.
+
+    Returns:
+        A module from images (N, channels, *spatial) to logits (N, 1 + classes, *spatial), for spatial sizes that
+        are multiples of the total stride `2 ** (levels - 1)`.
+
+    Raises:
+        ConfigError: the crops shrink to one voxel inside the network, where instance norm is undefined.
+    """
+    _check_bottleneck(run)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(run.seed)
+        return UNet(
+            spatial_dims=run.model.dims,
+            in_channels=run.data.channels,
+            out_channels=1 + len(run.data.classes),
+            channels=run.model.channels,
+            strides=(2,) * (len(run.model.channels) - 1),
+            num_res_units=run.model.residual_units,
+            act="PRELU",
+            norm=_norm(run.model),
+            dropout=run.model.dropout,
+        )
+
+
+def parameter_count(run: RunConfig) -> int:
+    """Number of weights of the run's network, counted without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(run).parameters())
+
+
+def _norm(model: ModelConfig) -> tuple[str, dict[str, int | bool]]:
+    if model.norm == "group":
+        return "GROUP", {"num_groups": _GROUPS, "affine": True}
+    return "INSTANCE", {"affine": True}
+
+
+def _check_bottleneck(run: RunConfig) -> None:
+    stride = 2 ** (len(run.model.channels) - 1)
+    if run.model.norm == "instance" and math.prod(run.training.patch_size) == stride**run.model.dims:
+        raise ConfigError(
+            f"training.patch-size {list(run.training.patch_size)} shrinks to a single voxel in the network, where norm "
+            f"'instance' is undefined. Use crops of at least {2 * stride} along one axis, or norm = 'group'."
+        )
+
+
+__all__ = ["build_model", "parameter_count"]

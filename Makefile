@@ -1,0 +1,26 @@
+# Everything is done by deploy/bootstrap.py, so that `python deploy/bootstrap.py test` works without make.
+PYTHON ?= python3
+BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
+
+.PHONY: demo test check bench setup lock clean
+
+demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
+	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
+
+test:  ## every check: format, lint, types, imports, tests
+	@$(BOOTSTRAP) test
+
+check:  ## the quick checks: format, lint, types, imports
+	@$(BOOTSTRAP) check
+
+bench:  ## the performance suite
+	@$(BOOTSTRAP) bench
+
+setup:  ## the environment in .venv, from requirements.lock
+	@$(BOOTSTRAP) setup
+
+lock:  ## resolve pyproject.toml anew into requirements.lock
+	@$(BOOTSTRAP) lock
+
+clean:  ## caches, builds and the demo's output; .venv stays
+	@$(BOOTSTRAP) clean

@@ -1,0 +1,372 @@
+"""The process with the door: it holds the keys and the channel, and decides what is done and what leaves.
+
+For each message: approved? the approved bundle? allowed by the policy? budget left, and charged? Only then the
+worker sees it, and its answer passes the exit gate. Whatever goes wrong becomes a Refusal with a code; the reason
+stays in home/logs/agent.log. No torch and no image is imported here (a test holds this): what talks to the network
+never holds patient data. One message at a time.
+
+    thread    message      pull, decide, ask the worker, reply
+    thread    proposals    fetch new proposals, appraise them, approve where the policy does
+    thread    upkeep       heartbeats, answers given on the command line, the worker's life, status.json
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from common.privacy.guarantee import plan
+from flwr.app import Message, MessageType
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
+
+from client import approvals, gate, policy
+from client.approvals import Appraisal, Proposal
+from client.enrol import Identity
+from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet
+from client.keeper import Worker
+from client.pipe import Describe, Offer, PipeError, Work
+from client.site import POLICY_NAME, SITE_NAME, Site, open_site
+from client.status import Status
+from common.config import RunConfig, sha256_of
+from common.errors import ConfigError, ErrorCode, FederationError, PolicyError, UpdateError, WardroundError
+from common.flower import read_bundle
+from common.records import (
+    EvaluateReply,
+    Refusal,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    reply_to_record,
+    request_from_record,
+)
+from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
+from common.wire.wardround_pb2 import Proposal as ProposalProto
+from common.wire.wardround_pb2_grpc import CoordinationStub
+
+PROPOSALS_WAIT_S = 20.0
+CALL_TIMEOUT_S = 30.0
+# Reading a large cohort for the first time.
+DESCRIBE_TIMEOUT_S = 3600.0
+UPKEEP_S = 1.0
+
+# The gateway's words for "drop this message" (server/gateway.py).
+_RUN_IS_OVER = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One site's agent, from `run` until its stop event is set."""
+
+    def __init__(self, home: Path, identity: Identity, threads: int | None = None) -> None:
+        self._home, self._identity = home, identity
+        self._stop = threading.Event()
+        self._failed = False
+        self._channel = identity.channel()
+        self._fleet = Fleet(self._channel, self._stop)
+        self._coordination = CoordinationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+        self._worker = Worker(home, threads)
+        self._offers: dict[tuple[str, int], Offer] = {}  # by run hash and state of site.toml
+        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of site.toml and policy.toml
+        self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
+        self._status = Status(home, identity)
+
+    def run(self) -> None:
+        """Work until `stop` is called.
+
+        Raises:
+            FederationError: something unexpected happened.
+        """
+        _log.info("site %s, coordinator %s", self._identity.site, self._identity.gateway)
+        steps = {"message": self._serve, "proposals": self._watch_proposals, "upkeep": self._upkeep}
+        threads = [
+            threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True) for name, step in steps.items()
+        ]
+        self._worker.tend()
+        for thread in threads:
+            thread.start()
+        self._stop.wait()
+        self._shut_down(threads)
+        if self._failed:
+            raise FederationError("the agent stopped after an unexpected failure. See logs/agent.log, then start again.")
+
+    def stop(self) -> None:
+        """Ask `run` to end; safe in a signal handler."""
+        self._stop.set()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """A thread that ends by an exception ends the agent: half an agent would look healthy."""
+        try:
+            step()
+        except Exception:
+            if not self._stop.is_set():
+                _log.exception("unexpected failure")
+                self._failed = True
+                self._stop.set()
+
+    def _shut_down(self, threads: list[threading.Thread]) -> None:
+        self._stop.set()
+        self._worker.stop()
+        try:
+            self._fleet.deactivate()
+        except (grpc.RpcError, ValueError):
+            _log.info("left without a goodbye")
+        self._channel.close()
+        self._fleet.close()
+        for thread in threads:
+            thread.join(timeout=2.0)
+        self._status.update(state="stopped")
+        _log.info("stopped")
+
+    # Messages
+
+    def _serve(self) -> None:
+        pause = SHORTEST_PAUSE_S
+        while not self._stop.is_set():
+            try:
+                node_id = self._fleet.activate()
+                self._status.connected(node_id)
+                pause = SHORTEST_PAUSE_S
+                while not self._stop.is_set():
+                    if (delivery := self._fleet.pull()) is not None:
+                        self._handle(*delivery)
+            except grpc.RpcError as error:
+                if self._stop.is_set():
+                    return
+                self._status.away(error)
+                self._stop.wait(pause)
+                pause = min(2 * pause, LARGEST_PAUSE_S)
+
+    def _handle(self, head: MessageProto, tree: ObjectTree) -> None:
+        """Answer one message, or drop it if its run is over."""
+        started = time.monotonic()
+        try:
+            message = self._fleet.fetch(head, tree)
+            reply = self._reply(message)
+            if self._stop.is_set():
+                return
+            seconds = time.monotonic() - started
+            sent = self._fleet.push(Message(reply_to_record(reply), reply_to=message), seconds)
+        except UpdateError as error:
+            _log.warning("a message is dropped: %s", error)
+            self._fleet.confirm(head)
+            self._stop.wait(SHORTEST_PAUSE_S)
+        except grpc.RpcError as error:
+            if error.code() not in _RUN_IS_OVER:
+                raise
+            _log.warning("a message is dropped: its run has ended at the coordinator")
+            self._fleet.confirm(head)
+            self._stop.wait(SHORTEST_PAUSE_S)
+        else:
+            outcome = f"refused ({reply.code})" if isinstance(reply, Refusal) else "done"
+            kind, where = message.metadata.message_type, f"run {reply.run_hash[:12]} round {reply.round}"
+            _log.info("%s: %s %s in %.1f s, %d bytes sent", where, kind, outcome, seconds, sent)
+            self._status.worked(reply, kind, seconds)
+
+    def _reply(self, message: Message) -> Reply:
+        """Decide, work, and pass the gate; the story of a round at a hospital."""
+        run_hash, round_ = "", 0
+        try:
+            request = request_from_record(message.content)
+            run_hash, round_ = request.run_hash, request.round
+            proposal = self._approved(request, message)
+            self._check_bundle(message.metadata.run_id, proposal)
+            offer = self._offer(proposal.run)
+            policy.check(proposal.run, self._site().policy, offer)
+            _check_model(request, offer)
+            # Each execution adds noise of its own, so each is charged: a message delivered twice costs twice.
+            attempt = f"{message.metadata.message_id}.{secrets.token_hex(4)}"
+            if isinstance(request, TrainRequest):
+                self._charge(proposal.run, offer, request, attempt)
+            answer = self._worker.ask(Work(proposal.run, request, attempt), proposal.run.federation.round_timeout_s)
+            if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
+                raise PipeError("the worker gave no reply")
+            return gate.release(answer, request, proposal.run)
+        except WardroundError as error:
+            _log.error("run %s round %d: %s", run_hash[:12], round_, error)
+            return Refusal(run_hash, round_, error.code)
+        except Exception:  # the agent goes on: the coordinator learns a code, the log the reason
+            _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
+            return Refusal(run_hash, round_, ErrorCode.INTERNAL)
+
+    def _approved(self, request: Request, message: Message) -> Proposal:
+        expected = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
+        if message.metadata.message_type != expected:
+            raise UpdateError(f"the message is of type {message.metadata.message_type!r}", ErrorCode.BAD_REQUEST)
+        try:
+            proposal = approvals.load(self._home, request.run_hash)
+        except ConfigError as error:
+            raise PolicyError(str(error), ErrorCode.NOT_APPROVED) from error
+        if proposal.answer is None or not proposal.answer.approved:
+            raise PolicyError(
+                f"run {proposal.run.name!r} is not approved. Look at it with 'wardround-client runs', and approve it "
+                f"with 'wardround-client approve {proposal.run_hash[:12]}' if the hospital agrees.",
+                ErrorCode.NOT_APPROVED,
+            )
+        if not 1 <= request.round <= proposal.run.federation.rounds:
+            raise PolicyError(f"round {request.round} is not one of this run's", ErrorCode.WRONG_RUN)
+        return proposal
+
+    def _check_bundle(self, run_id: int, proposal: Proposal) -> None:
+        """What Flower runs must be the bundle that was approved, with no settings added."""
+        if self._approved_runs.get(run_id) == proposal.run_hash:
+            return
+        run = self._fleet.run(run_id)
+        if run.fab_hash != proposal.bundle_sha256 or run.override_config:
+            raise PolicyError(
+                f"Flower's run {run_id} is not the approved bundle of {proposal.run.name!r}", ErrorCode.WRONG_RUN
+            )
+        self._approved_runs[run_id] = proposal.run_hash
+
+    def _offer(self, run: RunConfig) -> Offer:
+        """What this site has for the run, as the worker counted it."""
+        key = (sha256_of(run), _changed(self._home / SITE_NAME))
+        if key not in self._offers:
+            answer = self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)
+            if isinstance(answer, Refusal):
+                raise PolicyError("this site's data cannot be used for the run; see logs/worker.log", answer.code)
+            if not isinstance(answer, Offer):
+                raise PipeError("the worker did not say what it has")
+            self._offers[key] = answer
+        return self._offers[key]
+
+    def _charge(self, run: RunConfig, offer: Offer, request: TrainRequest, attempt: str) -> None:
+        """Write the privacy cost of the round down before it is spent."""
+        if run.privacy is None:
+            return
+        cost = plan(run, offer.declared_size)
+        self._site().ledger.charge(
+            offer.cohort_id,
+            request.run_hash,
+            request.round,
+            attempt,
+            noise_multiplier=cost.noise_multiplier,
+            sampling_rate=cost.sampling_rate,
+            steps=cost.steps_per_round,
+            delta=cost.delta,
+            lifetime_epsilon=self._site().policy.lifetime_epsilon,
+        )
+
+    def _site(self) -> Site:
+        """Read anew when its files change: what the hospital writes holds from the next message on."""
+        try:
+            return open_site(self._home)
+        except ConfigError as error:
+            raise PolicyError(str(error)) from error
+
+    # Proposals
+
+    def _watch_proposals(self) -> None:
+        revision, pause = 0, SHORTEST_PAUSE_S
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                request = ListProposalsRequest(revision=revision, wait_s=PROPOSALS_WAIT_S)
+                reply = self._coordination.ListProposals(request, timeout=PROPOSALS_WAIT_S + CALL_TIMEOUT_S)
+                for proposal in reply.proposals:
+                    self._keep(proposal)
+                for stored in approvals.load_all(self._home):
+                    self._appraise(stored)
+            except (grpc.RpcError, WardroundError, OSError) as error:
+                _log.log(logging.DEBUG if isinstance(error, grpc.RpcError) else logging.ERROR, "proposals: %s", error)
+                revision = 0
+                self._stop.wait(pause)
+                pause = min(2 * pause, LARGEST_PAUSE_S)
+                continue
+            pause = SHORTEST_PAUSE_S
+            if reply.revision == revision and time.monotonic() - started < UPKEEP_S:
+                self._stop.wait(UPKEEP_S)  # the gateway did not hold the call
+            revision = reply.revision
+
+    def _keep(self, proposal: ProposalProto) -> None:
+        """Store what was proposed if it is what it says; data in a file, nothing more."""
+        known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
+        if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
+            if known.open != proposal.open:
+                approvals.set_open(self._home, known.run_hash, is_open=proposal.open)
+            return
+        try:
+            run = read_bundle(proposal.bundle)
+            if sha256_of(run) != proposal.run_hash:
+                raise ConfigError("the bundle is not the run it claims to be")
+        except ConfigError as error:
+            _log.error("a proposal was ignored: %s", error)  # noqa: TRY400 - the message says it all
+            return
+        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open)
+        _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
+
+    def _appraise(self, proposal: Proposal) -> None:
+        """Find out what the run would use here, for whoever decides; decide where the policy says so.
+
+        Done again when the hospital changes its data or its policy.
+        """
+        stamp = tuple(_changed(self._home / name) for name in (SITE_NAME, POLICY_NAME))
+        if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
+            return
+        offer, refusal, decides = None, None, False
+        try:
+            rules = self._site().policy
+            decides = rules.auto_approve
+            policy.check(proposal.run, rules)
+            offer = self._offer(proposal.run)
+            policy.check(proposal.run, rules, offer)
+        except PipeError as error:
+            _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
+            return
+        except WardroundError as error:
+            refusal = str(error)
+            _log.warning("run %r: %s", proposal.run.name, refusal)
+        self._appraised[proposal.run_hash] = stamp
+        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal))
+        if decides:
+            approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
+
+    # Upkeep
+
+    def _upkeep(self) -> None:
+        stamp: object = None
+        heartbeat_at = time.monotonic() + HEARTBEAT_S / 2
+        while not self._stop.wait(UPKEEP_S):
+            try:
+                self._worker.tend()
+                self._status.update(worker=self._worker.pid, network=self._worker.network)
+                if not self._status.is_connected:
+                    continue
+                if time.monotonic() >= heartbeat_at:
+                    heartbeat_at = time.monotonic() + HEARTBEAT_S / 2
+                    self._fleet.heartbeat()
+                if (now := (approvals.answers_stamp(self._home), self._status.node_session)) != stamp:
+                    self._send_answers()
+                    stamp = now
+            except grpc.RpcError as error:
+                _log.debug("upkeep: %s", error)
+            except (WardroundError, OSError) as error:
+                _log.error("upkeep: %s", error)
+
+    def _send_answers(self) -> None:
+        """Tell the coordinator all answers to open runs; telling one again does no harm."""
+        for proposal in approvals.load_all(self._home):
+            if not proposal.open or proposal.answer is None:
+                continue
+            request = AnswerProposalRequest(run_hash=proposal.run_hash, approved=proposal.answer.approved)
+            try:
+                self._coordination.AnswerProposal(request, timeout=CALL_TIMEOUT_S)
+            except grpc.RpcError as error:
+                if error.code() not in _RUN_IS_OVER:
+                    raise
+            _log.info("run %r: answered %s", proposal.run.name, "yes" if proposal.answer.approved else "no")
+
+
+def _check_model(request: Request, offer: Offer) -> None:
+    found = gate.parameter_count(request.weights)
+    if found != offer.parameters:
+        raise UpdateError(f"the message's model has {found} values, the run's has {offer.parameters}")
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0

@@ -1,0 +1,184 @@
+"""The ClientApp: what a hospital does when it is asked to train or to evaluate.
+
+An ordinary Flower app: it runs in the site's worker, in a simulation, and under a stock SuperNode. It reads the
+site's home folder from `node_config["home"]` and the run from `run_config["run"]` (canonical JSON). Whatever goes
+wrong is answered with a code from the closed list: Flower would send the text of an exception to the coordinator,
+and a text can name a patient.
+"""
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client import policy, training
+from client.data.cohort import Cohort
+from client.pipe import Offer
+from client.site import Site, open_site
+from common.checkpoint import pack, unpack
+from common.config import RunConfig, from_canonical, sha256_of
+from common.errors import DataError, ErrorCode, UpdateError, WardroundError
+from common.models import build_model, parameter_count
+from common.privacy.guarantee import plan
+from common.records import (
+    EvaluateReply,
+    EvaluateRequest,
+    Refusal,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    reply_to_record,
+    request_from_record,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def client_app(find_site: Callable[[Context], Site]) -> ClientApp:
+    """A ClientApp for the site that `find_site` names."""
+    created = ClientApp()
+
+    @created.train()
+    def train(message: Message, context: Context) -> Message:
+        return _respond(message, context, find_site)
+
+    @created.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _respond(message, context, find_site)
+
+    return created
+
+
+def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
+    """Do what is asked, if the request belongs to the run and the site's policy allows it.
+
+    Args:
+        request: what the coordinator wants.
+        run: what both sides agreed on.
+        site: the hospital.
+        attempt: names this execution in the privacy ledger; the same attempt is charged once.
+
+    Raises:
+        WardroundError: the site does not do it; the error's code is what the coordinator may know.
+    """
+    if request.run_hash != sha256_of(run):
+        raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
+    cohort = site.cohort(run)
+    policy.check(run, site.policy, _offer(cohort, run))
+    model = _model(request.weights, run)
+    device = _device(site)
+    match request:
+        case TrainRequest():
+            return _train(request, run, site, cohort, model.to(device), attempt=attempt)
+        case EvaluateRequest():
+            return _evaluate(request, run, cohort, model.to(device))
+
+
+def _train(
+    request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module, *, attempt: str
+) -> TrainReply:
+    patients = len(cohort.patients("train"))
+    if patients == 0:
+        raise DataError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
+    spent: dict[str, float] = {}
+    if run.privacy is not None:
+        spent = _charge(request, run, site, cohort, attempt)
+    device = next(model.parameters()).device
+    metrics = training.train_round(model, cohort, run, round_=request.round, site=site.config.name, device=device)
+    weights = pack(model.state_dict())
+    counted = patients if run.weighting == "patients" else 0
+    return TrainReply(request.run_hash, request.round, weights, counted, {**metrics, **spent})
+
+
+def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
+    """Enter the round in the ledger before the first step; what the run has then spent."""
+    budget = plan(run, cohort.declared_size)
+    site.ledger.charge(
+        cohort.cohort_id,
+        request.run_hash,
+        request.round,
+        attempt,
+        noise_multiplier=budget.noise_multiplier,
+        sampling_rate=budget.sampling_rate,
+        steps=budget.steps_per_round,
+        delta=budget.delta,
+        lifetime_epsilon=site.policy.lifetime_epsilon,
+    )
+    epsilon = site.ledger.spent(cohort.cohort_id, budget.delta, request.run_hash)
+    return {"epsilon": epsilon, "delta": budget.delta}
+
+
+def _evaluate(request: EvaluateRequest, run: RunConfig, cohort: Cohort, model: nn.Module) -> EvaluateReply:
+    if not cohort.patients(request.phase):
+        raise DataError(f"no patient is held out for {request.phase}", ErrorCode.NO_DATA)
+    patients, scores = training.evaluate(model, cohort, run, request.phase, next(model.parameters()).device)
+    counted = patients if run.weighting == "patients" else 0
+    return EvaluateReply(request.run_hash, request.round, request.phase, counted, scores)
+
+
+def _respond(message: Message, context: Context, find_site: Callable[[Context], Site]) -> Message:
+    run_hash, round_ = "", 0
+    try:
+        request = request_from_record(message.content)
+        run_hash, round_ = request.run_hash, request.round
+        run = from_canonical(RunConfig, str(context.run_config["run"]))
+        attempt = str(context.run_config.get("attempt") or message.metadata.message_id)
+        reply = answer(request, run, find_site(context), attempt)
+    except Exception as error:  # noqa: BLE001 - a text must not leave the site, whatever raised it
+        _log.warning("the request is refused", exc_info=error)
+        reply = Refusal(run_hash, round_, _code(error))
+    return Message(reply_to_record(reply), reply_to=message)
+
+
+def _code(error: Exception) -> ErrorCode:
+    match error:
+        case WardroundError():
+            return error.code
+        case MemoryError() | torch.OutOfMemoryError():
+            return ErrorCode.OUT_OF_MEMORY
+        case OSError(errno=errno.ENOSPC):
+            return ErrorCode.DISK_FULL
+        case _:
+            return ErrorCode.INTERNAL
+
+
+def _offer(cohort: Cohort, run: RunConfig) -> Offer:
+    return Offer(
+        patients=cohort.size,
+        declared_size=cohort.declared_size,
+        cohort_id=cohort.cohort_id,
+        usable=len(cohort.cases),
+        quarantined={},
+        parameters=parameter_count(run),
+    )
+
+
+def _model(weights: bytes, run: RunConfig) -> nn.Module:
+    model = build_model(run)
+    try:
+        model.load_state_dict(unpack(weights))
+    except RuntimeError as error:
+        raise UpdateError("the weights do not fit the run's model") from error
+    return model
+
+
+def _device(site: Site) -> torch.device:
+    if site.config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(site.config.device)
+
+
+def _site_of(context: Context) -> Site:
+    return open_site(Path(str(context.node_config["home"])))
+
+
+# Flower loads this name. Defined last: it needs the functions above.
+app = client_app(_site_of)
+
+__all__ = ["answer", "app", "client_app"]

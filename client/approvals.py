@@ -1,0 +1,174 @@
+"""Runs proposed to this hospital and the hospital's answers, one folder each under home/proposals.
+
+    <run hash>/bundle.fab      the proposal as received: data, never unpacked
+    <run hash>/run.json        its canonical run document, whose SHA-256 is the folder's name
+    <run hash>/state.json      written by the agent: is the run still open?
+    <run hash>/offer.json      what this site could give to it, and what the policy says; written by the agent
+    <run hash>/answer.json     written by the command line, or by the agent where the policy approves by itself
+
+Files, so that the command line and the agent need no channel between them; each is written whole by a rename.
+An approval names the SHA-256 of the run document: a changed byte is another run, to be approved anew.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from client.pipe import Offer
+from common.config import RunConfig, canonical, from_canonical, sha256_of
+from common.errors import ConfigError
+
+_BUNDLE, _RUN, _STATE, _OFFER, _ANSWER = "bundle.fab", "run.json", "state.json", "offer.json", "answer.json"
+_HASH = re.compile(r"[0-9a-f]{64}")
+_SHORTEST_PREFIX = 6
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the hospital said to a proposal."""
+
+    approved: bool
+    by: Literal["person", "policy"]
+    at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What the agent found out about a proposal before anybody answers it."""
+
+    offer: Offer | None  # None: no data for it
+    refusal: str | None  # why this site cannot or must not take part; None: nothing speaks against it
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A run somebody wants to do with this hospital."""
+
+    run_hash: str
+    run: RunConfig
+    bundle_sha256: str
+    open: bool
+    appraisal: Appraisal | None
+    answer: Answer | None
+
+    @property
+    def approved(self) -> bool:
+        """Whether the run may train here, as far as the answer goes."""
+        return self.open and self.answer is not None and self.answer.approved
+
+
+def record(home: Path, run: RunConfig, bundle: bytes, *, is_open: bool) -> Proposal:
+    """Keep a proposal whose bundle was checked (`read_bundle`); an answer given before stays."""
+    folder = _root(home) / sha256_of(run)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(folder / _BUNDLE, bundle)
+    _write(folder / _RUN, canonical(run).encode())
+    set_open(home, folder.name, is_open=is_open)
+    return load(home, folder.name)
+
+
+def set_open(home: Path, run_hash: str, *, is_open: bool) -> None:
+    """Note whether the coordinator still holds the run open."""
+    _write(_root(home) / run_hash / _STATE, json.dumps({"open": is_open}).encode())
+
+
+def note_appraisal(home: Path, run_hash: str, appraisal: Appraisal) -> None:
+    """Keep what the agent found out, for the person who decides."""
+    _write(_root(home) / run_hash / _OFFER, json.dumps(asdict(appraisal)).encode())
+
+
+def answer(home: Path, run_hash: str, *, approved: bool, by: Literal["person", "policy"]) -> None:
+    """Note the hospital's answer; the agent sends it."""
+    text = json.dumps({"approved": approved, "by": by, "at": time.time()})
+    _write(_root(home) / run_hash / _ANSWER, text.encode())
+
+
+def load(home: Path, run_hash: str) -> Proposal:
+    """One proposal.
+
+    Raises:
+        ConfigError: there is none, or its files were changed.
+    """
+    folder = _root(home) / run_hash
+    if not _HASH.fullmatch(run_hash) or not folder.is_dir():
+        raise ConfigError(f"no run {run_hash[:12]} was proposed here. List the runs with 'wardround-client runs'.")
+    try:
+        run = from_canonical(RunConfig, (folder / _RUN).read_text(encoding="utf-8"))
+        bundle = (folder / _BUNDLE).read_bytes()
+        is_open = json.loads((folder / _STATE).read_bytes())["open"] is True
+        appraisal, given = _read_appraisal(folder / _OFFER), _read_answer(folder / _ANSWER)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the files of run {run_hash[:12]} are damaged. Delete {folder}; it is fetched again."
+        ) from error
+    if sha256_of(run) != run_hash:
+        raise ConfigError(f"run.json of run {run_hash[:12]} was changed. Delete {folder}; it is fetched again.")
+    return Proposal(run_hash, run, hashlib.sha256(bundle).hexdigest(), is_open, appraisal, given)
+
+
+def load_all(home: Path) -> list[Proposal]:
+    """All proposals, open ones first, then by name. Damaged ones are left out: the agent fetches them again."""
+    root = _root(home)
+    proposals = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        try:
+            proposals.append(load(home, folder.name))
+        except ConfigError as error:
+            _log.warning("%s", error)
+    return sorted(proposals, key=lambda p: (not p.open, p.run.name, p.run_hash))
+
+
+def find(home: Path, wanted: str) -> Proposal:
+    """The one proposal with this name, hash, or start of a hash.
+
+    Raises:
+        ConfigError: none, or more than one.
+    """
+    proposals = load_all(home)
+    by_name = [p for p in proposals if p.run.name == wanted and p.open]
+    by_hash = [p for p in proposals if len(wanted) >= _SHORTEST_PREFIX and p.run_hash.startswith(wanted.lower())]
+    match by_name or by_hash:
+        case [proposal]:
+            return proposal
+        case []:
+            raise ConfigError(f"no proposed run is called {wanted!r}. List the runs with 'wardround-client runs'.")
+        case several:
+            hashes = ", ".join(p.run_hash[:12] for p in several)
+            raise ConfigError(f"{wanted!r} could be any of {hashes}. Give the start of the hash.")
+
+
+def answers_stamp(home: Path) -> tuple[tuple[str, int], ...]:
+    """Changes whenever an answer does; cheap enough to look at every second."""
+    return tuple(sorted((path.parent.name, path.stat().st_mtime_ns) for path in _root(home).glob(f"*/{_ANSWER}")))
+
+
+def _root(home: Path) -> Path:
+    return home / "proposals"
+
+
+def _read_appraisal(path: Path) -> Appraisal | None:
+    if not path.exists():
+        return None
+    values: dict[str, Any] = json.loads(path.read_bytes())
+    return Appraisal(Offer(**values["offer"]) if values["offer"] else None, values["refusal"])
+
+
+def _read_answer(path: Path) -> Answer | None:
+    if not path.exists():
+        return None
+    values: dict[str, Any] = json.loads(path.read_bytes())
+    return Answer(values["approved"] is True, "policy" if values["by"] == "policy" else "person", float(values["at"]))
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,141 @@
+"""Photographs and other pictures with a mask: PNG, JPEG, PGM, TIFF, BMP; paired by a CSV or by file name.
+
+Axes (y, x) with the EXIF orientation applied; intensities as stored, 0-255 for 8 bits. A mask has the image's size.
+With one class and no label map any value but 0 is the class (0/1 and 0/255 are both usual).
+"""
+
+import csv
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from client.data.labels import map_values
+from client.data.pairs import find_pairs, patient_of
+from client.data.study import Found, Reference, Study, parsing
+from common.config import DataConfig, SourceConfig
+from common.errors import ConfigError, DataError, ErrorCode
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".bmp")
+
+_FORMATS = ("PNG", "JPEG", "PPM", "TIFF", "BMP")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # one channel of more than 8 bits
+
+
+def find(source: SourceConfig, folder: Path) -> Found:
+    """The images of a source, from its CSV or its two sub-folders.
+
+    Raises:
+        ConfigError: the CSV, a column or a sub-folder is missing.
+    """
+    if source.csv is None:
+        return find_pairs("images", source, folder, SUFFIXES)
+    references = []
+    for row in _rows(source, folder):
+        patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
+        image, mask = row[source.image_column], row[source.mask_column]
+        masks = (folder / mask,) if mask else ()
+        references.append(Reference("images", patient, image, (folder / image,), masks, source.label_map, problem))
+    return Found(tuple(references))
+
+
+def read(reference: Reference, data: DataConfig | None) -> Study:
+    """Read a picture, and its mask when the run's data contract is given.
+
+    Raises:
+        DataError: UNREADABLE, NO_LABEL, GEOMETRY_MISMATCH, LABEL_UNKNOWN or UNSUPPORTED.
+    """
+    path = reference.images[0]
+    with parsing("picture"):
+        pixels = _pixels(path)
+    label = None if data is None else _label(reference, pixels.shape[:2], data)
+    image = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
+    return Study(image, label, None, None, "", reference.patient, reference.key, (path,))
+
+
+def _label(reference: Reference, shape: tuple[int, ...], data: DataConfig) -> NDArray[np.uint8]:
+    if not reference.labels or not reference.labels[0].is_file():
+        raise DataError("the picture has no mask. Add the mask file, or take the picture out.", ErrorCode.NO_LABEL)
+    with parsing("mask"):
+        values = _mask(reference.labels[0])
+    if values.shape != shape:
+        raise DataError(
+            f"the mask has {values.shape[0]} x {values.shape[1]} pixels, the picture {shape[0]} x {shape[1]}. "
+            "Export the mask in the picture's size.",
+            ErrorCode.GEOMETRY_MISMATCH,
+        )
+    if len(data.classes) == 1 and not reference.label_map:
+        return np.asarray(values != 0).astype(np.uint8)
+    return map_values(values, data, reference.label_map)
+
+
+def _pixels(path: Path) -> NDArray[Any]:
+    """(H, W, C) with C = 1 or 3."""
+    image = _open(path)
+    if image.mode not in ("L", "RGB", *_DEEP_MODES):
+        grey = image.mode in ("1", "LA")
+        image = image.convert("L" if grey else "RGB")
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _mask(path: Path) -> NDArray[Any]:
+    """(H, W); a palette image gives its indices, a two-valued one 0 and 255."""
+    image = _open(path)
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    values = np.asarray(image)
+    if values.ndim == 3:
+        if not (values[..., 1:3] == values[..., :1]).all():
+            raise DataError(
+                "the mask is in colour; expected one value per pixel. Export it as grey levels.", ErrorCode.UNSUPPORTED
+            )
+        values = values[..., 0]
+    # JPEG smears the edge of a mask over all grey levels.
+    return np.where(values > 127, 255, 0).astype(np.uint8) if image.format == "JPEG" else values
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path, formats=_FORMATS) as opened:
+        if getattr(opened, "n_frames", 1) > 1:
+            raise DataError(
+                "the file holds several pictures; expected one. Export each to a file.", ErrorCode.UNSUPPORTED
+            )
+        kind = opened.format
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+    image.format = kind
+    return image
+
+
+def _rows(source: SourceConfig, folder: Path) -> list[Mapping[str, str]]:
+    """The rows of the CSV that `where` selects; cells stripped."""
+    path = folder / str(source.csv)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
+            columns = [name for name in reader.fieldnames or [] if name]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(
+            f"the CSV {source.csv!r} cannot be read ({type(error).__name__}). Set csv in site.toml to a UTF-8 CSV "
+            "file, relative to the source's path."
+        ) from error
+    wanted = {
+        "image-column": source.image_column,
+        "mask-column": source.mask_column,
+        "patient-column": source.patient_column,
+    }
+    for key, column in [*wanted.items(), *(("where", column) for column in source.where)]:
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"the CSV {source.csv!r} has no column {column!r}, only {', '.join(columns) or 'none'}.{hint} "
+                f"Correct {key} in site.toml."
+            )
+    return [row for row in rows if all(row[column] == value for column, value in source.where.items())]

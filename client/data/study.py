@@ -1,0 +1,88 @@
+"""A study as the readers deliver it: voxels on their own grid, geometry, label, and whose it is.
+
+Axes are (z, y, x) for everything with a patient geometry (also a single slice: z = 1) and (y, x) for a
+photograph. Patient coordinates are DICOM's: millimetres, LPS (x to the left, y to the back, z to the head).
+Raw ids and paths live in `Reference` and `Study` only, are left out of their `repr`, and end in this package.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError, ErrorCode, WardroundError
+
+Kind = Literal["dicom", "nifti", "images"]
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One image, or one series, with its label.
+
+    image: (C, *sp) float32 in the source's units (HU for CT, 0-255 for 8-bit photographs).
+    label: (*sp) uint8, 0 background, 1..K the classes of the run; None when read for prediction.
+    spacing_mm: one per axis of *sp; None when the source has none (photographs).
+    affine: (4, 4), index (z, y, x, 1) -> LPS mm (x, y, z, 1); None when the source has none.
+    modality: as DICOM names it; "" when the source does not say.
+    files: what it was read from; DICOM: one per slice, in the order of the z axis.
+    """
+
+    image: NDArray[np.float32] = field(repr=False)
+    label: NDArray[np.uint8] | None = field(repr=False)
+    spacing_mm: tuple[float, ...] | None
+    affine: NDArray[np.float64] | None
+    modality: str
+    patient: str = field(repr=False)
+    key: str = field(repr=False)
+    files: tuple[Path, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a study lies. Cheap to make: headers only, no pixels.
+
+    patient and key are raw; key is unique within a site. label_map is the source's. problem: why it cannot be
+    read, when that was already clear on finding it.
+    """
+
+    kind: Kind
+    patient: str = field(repr=False)
+    key: str = field(repr=False)
+    images: tuple[Path, ...] = field(repr=False)
+    labels: tuple[Path, ...] = field(default=(), repr=False)
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    problem: DataError | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look at a source gave. ignored: files that are no study and no label."""
+
+    references: tuple[Reference, ...]
+    ignored: int = 0
+
+
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """The one boundary around foreign parsers: whatever they raise becomes a DataError with a code.
+
+    Only the exception's type enters the message: parsers quote paths, UIDs and names.
+    """
+    try:
+        yield
+    except WardroundError:
+        raise
+    except MemoryError as error:
+        raise DataError(
+            f"there is not enough memory for this {what}. Free memory, or take it out.", ErrorCode.OUT_OF_MEMORY
+        ) from error
+    # A mutated file makes pydicom alone raise nine types; none of them may stop the other studies.
+    except Exception as error:
+        raise DataError(
+            f"this {what} could not be decoded ({type(error).__name__}). Export it again, or take it out.",
+            ErrorCode.UNREADABLE,
+        ) from error

@@ -1,0 +1,205 @@
+"""How a hospital joins a federation: an invitation becomes a certificate.
+
+The key is made here and never leaves. The invitation pins the coordinator's root before anything is sent; its
+one-time token buys the right to have a certificate request looked at by a person, who compares the phrase that both
+sides show. An interrupted `join` goes on where it stopped. Files under home/tls, folder 0700, secrets 0600:
+
+    key.pem   certificate.pem   root.pem   coordinator.json   and while waiting: request.pem, token.sha256
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+
+from common import pki
+from common.errors import EnrolmentError
+from common.pki import Invitation
+from common.wire.channels import secure_channel
+from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
+from common.wire.wardround_pb2_grpc import EnrolmentStub
+
+CALL_TIMEOUT_S = 30.0
+COLLECT_WAIT_S = 10.0
+RETRY_PAUSE_S = 2.0
+
+SITE_TEMPLATE = """\
+# What this hospital offers. Stays here. Add data with: wardround-client data add PATH
+name = "{site}"
+# cohort-size = 120     # publicly declared number of patients; default: the number found, rounded down to 5
+# threads = 4           # cores for training; default: all
+# device = "auto"       # or "cpu", "cuda"
+"""
+
+POLICY_TEMPLATE = """\
+# What this hospital allows. Nothing a coordinator sends can change it. These are the (strict) defaults.
+auto-approve = false        # true: a run within these rules needs no person's approval
+require-privacy = true      # refuse runs without differential privacy
+lifetime-epsilon = 10.0     # budget of a cohort over all runs, ever
+min-clipping = 0.0          # smallest clipping-norm accepted
+min-patients = 10           # refuse runs that fewer of our patients fit
+max-rounds = 500
+max-local-steps = 1000
+max-parameters = 50000000
+"""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this site is to its coordinator."""
+
+    site: str
+    gateway: str  # host:port, mutual TLS
+    key_pem: bytes
+    certificate_pem: bytes
+    root_pem: bytes
+    certificate: x509.Certificate
+
+    @property
+    def days_left(self) -> int:
+        """Whole days until the certificate expires."""
+        return (self.certificate.not_valid_after_utc - pki.now()).days
+
+    def channel(self) -> grpc.Channel:
+        """A channel to the gateway."""
+        return secure_channel(self.gateway, self.root_pem, self.key_pem, self.certificate_pem)
+
+    def __repr__(self) -> str:
+        return f"Identity(site={self.site!r}, gateway={self.gateway!r})"
+
+
+def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: Callable[[str], None]) -> Identity:
+    """Enrol this site and wait for its certificate.
+
+    Args:
+        home: the site's home folder; made with a site.toml and a strict policy.toml if new.
+        invitation: from the coordinator, over a trusted channel.
+        timeout_s: how long to wait for the coordinator's approval.
+        show_phrase: called with the words that must equal the coordinator's.
+
+    Raises:
+        EnrolmentError: refused, or not approved in time; joining again with the same invitation goes on waiting.
+    """
+    tls = home / "tls"
+    if (tls / "certificate.pem").exists():
+        raise EnrolmentError(
+            f"{home} has joined already, as {load_identity(home).site!r}. "
+            "To join anew, use another --home, or move its tls folder away first."
+        )
+    prepare_home(home, invitation.site)
+    key_pem, csr = _request(tls, invitation)
+    show_phrase(pki.phrase(pki.fingerprint(csr)))
+    with secure_channel(invitation.enrolment, invitation.root_pem.encode()) as channel:
+        stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
+        if not _is_sent(tls, invitation):
+            _enrol(stub, invitation, csr)
+            (tls / "token.sha256").write_text(_digest(invitation.token), encoding="ascii")
+        certificate_pem = _collect(stub, invitation.site, pki.fingerprint(csr), time.monotonic() + timeout_s)
+    root_pem = invitation.root_pem.encode()
+    pki.check_site_certificate(certificate_pem, root_pem, invitation.site, pki.load_key(key_pem))
+    coordinator = {"site": invitation.site, "gateway": invitation.gateway, "enrolment": invitation.enrolment}
+    pki.write_private(tls / "coordinator.json", json.dumps(coordinator, indent=2).encode())
+    pki.write_private(tls / "root.pem", root_pem)
+    pki.write_private(tls / "certificate.pem", certificate_pem)
+    for name in ("request.pem", "token.sha256"):
+        (tls / name).unlink(missing_ok=True)
+    return load_identity(home)
+
+
+def prepare_home(home: Path, site: str) -> None:
+    """Make a home folder with its two files; files that are there stay."""
+    (home / "tls").mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
+        if not (home / name).exists():
+            (home / name).write_text(text, encoding="utf-8")
+
+
+def load_identity(home: Path) -> Identity:
+    """Read and check what `join` stored.
+
+    Raises:
+        EnrolmentError: the site has not joined, or its certificate is not valid now.
+    """
+    tls = home / "tls"
+    try:
+        coordinator = json.loads((tls / "coordinator.json").read_bytes())
+        key_pem, certificate_pem, root_pem = (
+            (tls / name).read_bytes() for name in ("key.pem", "certificate.pem", "root.pem")
+        )
+        site, gateway = str(coordinator["site"]), str(coordinator["gateway"])
+    except FileNotFoundError as error:
+        raise EnrolmentError(
+            f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
+            "'wardround-client join INVITATION'."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
+    certificate = pki.check_site_certificate(certificate_pem, root_pem, site, pki.load_key(key_pem))
+    return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate)
+
+
+def _request(tls: Path, invitation: Invitation) -> tuple[bytes, x509.CertificateSigningRequest]:
+    """Our key and certificate request: those of an interrupted join with this invitation, or new ones."""
+    if _is_sent(tls, invitation):
+        csr = pki.check_csr((tls / "request.pem").read_bytes(), invitation.site)
+        return (tls / "key.pem").read_bytes(), csr
+    key = pki.new_key()
+    csr = pki.csr_for(invitation.site, key)
+    pki.write_private(tls / "key.pem", pki.key_to_pem(key))
+    pki.write_private(tls / "request.pem", pki.to_pem(csr))
+    return pki.key_to_pem(key), csr
+
+
+def _is_sent(tls: Path, invitation: Invitation) -> bool:
+    mark = tls / "token.sha256"
+    return mark.exists() and mark.read_text(encoding="ascii") == _digest(invitation.token)
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _enrol(stub: EnrolmentStub, invitation: Invitation, csr: x509.CertificateSigningRequest) -> None:
+    request = EnrolRequest(site=invitation.site, token=invitation.token, csr_pem=pki.to_pem(csr))
+    try:
+        stub.Enrol(request, timeout=CALL_TIMEOUT_S)
+    except grpc.RpcError as error:
+        raise _explain(error, invitation.enrolment) from error
+
+
+def _collect(stub: EnrolmentStub, site: str, csr_sha256: str, deadline: float) -> bytes:
+    """Wait for a person at the coordinator to approve."""
+    while (left_s := deadline - time.monotonic()) > 0:
+        request = CollectRequest(site=site, csr_sha256=csr_sha256, wait_s=min(COLLECT_WAIT_S, left_s))
+        started = time.monotonic()
+        try:
+            reply = stub.Collect(request, timeout=COLLECT_WAIT_S + CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise _explain(error, "the coordinator") from error
+            time.sleep(RETRY_PAUSE_S)
+            continue
+        if reply.state == CollectReply.APPROVED:
+            return bytes(reply.certificate_pem)
+        if reply.state == CollectReply.REFUSED:
+            raise EnrolmentError("the coordinator refused this site. Speak to its operator; nothing was shared.")
+        if time.monotonic() - started < 0.1:
+            time.sleep(RETRY_PAUSE_S)
+    raise EnrolmentError(
+        "the coordinator has not approved this site yet. Ask its operator to run "
+        f"'wardround-server approve {site}', then run the same join command again: it goes on waiting."
+    )
+
+
+def _explain(error: grpc.RpcError, address: str) -> EnrolmentError:
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        return EnrolmentError(
+            f"no coordinator with the invitation's certificate answers at {address}. Check that it is started, the "
+            "address, the firewall (outbound), and that the invitation is this coordinator's."
+        )
+    return EnrolmentError(f"the coordinator refused: {error.details() or error.code().name}.")

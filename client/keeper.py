@@ -1,0 +1,175 @@
+"""The agent's side of the worker: start it scrubbed, ask it, restart it with growing pauses when it dies.
+
+The worker's environment holds only what Python, torch and CUDA need: no proxy, no token, no key path. Its code
+comes from where this file lies, whatever the current folder. Standard error is home/logs/worker.log.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from client import pipe
+from client.pipe import Answer, Frame, PipeError, Question, Ready
+
+# Importing torch and MONAI takes 3-10 s, on a busy machine a minute.
+START_TIMEOUT_S = 180.0
+LOG_LIMIT = 20 << 20  # bytes; an older log is kept beside it
+# Pause before the n-th restart in a row. A worker that answered starts the count anew.
+PAUSES_S = (0.0, 1.0, 5.0, 20.0, 60.0)
+
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_PIPE_BYTES = 1 << 20
+_PATIENCE_S = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker process, restarted when needed. `ask` is for one thread at a time; others wait."""
+
+    def __init__(self, home: Path, threads: int | None = None) -> None:
+        self._home, self._threads = home, threads
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._deaths, self._restart_at = 0, 0.0
+        self._stopped = False
+        self.network = "unknown"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it lives."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def tend(self) -> None:
+        """Start the worker if there is none and its pause is over. Returns at once, also while it is asked."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._start_if_due()
+            finally:
+                self._lock.release()
+
+    def ask(self, question: Question, timeout_s: float) -> Answer:
+        """Put a question and wait for the answer.
+
+        Raises:
+            PipeError: the worker died (WORKER_FAILED) or was too slow (DEADLINE). It is restarted.
+        """
+        with self._lock:
+            self._start_if_due()
+            process = self._process
+            if process is None or process.stdin is None or process.stdout is None:
+                raise PipeError("the worker is not running; it is restarted in a moment. See logs/worker.log")
+            try:
+                deadline = time.monotonic() + START_TIMEOUT_S
+                if not self._ready:
+                    self._welcome(pipe.receive(process.stdout.fileno(), deadline))
+                deadline = time.monotonic() + timeout_s
+                pipe.send(process.stdin.fileno(), pipe.question_to_frame(question), deadline)
+                frame = pipe.receive(process.stdout.fileno(), deadline)
+                if frame is None:
+                    raise PipeError("the worker ended while it worked. See logs/worker.log")
+                answer = pipe.answer_from_frame(frame)
+            except PipeError:
+                self._bury()
+                raise
+            self._deaths = 0
+            return answer
+
+    def stop(self) -> None:
+        """End the worker; a question in progress fails. For any thread."""
+        self._stopped = True
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            if (process := self._process) is not None:
+                process.kill()
+            self._lock.acquire()
+        try:
+            # Nothing to save: the ledger is on disk before a step, and results live in frames.
+            self._bury()
+        finally:
+            self._lock.release()
+
+    def _start_if_due(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._bury()
+        if self._process is None and not self._stopped and time.monotonic() >= self._restart_at:
+            self._process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        logs = self._home / "logs"
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = logs / "worker.log"
+        if path.exists() and path.stat().st_size > LOG_LIMIT:
+            path.replace(logs / "worker.log.1")
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                # -P: the current folder is no place to import from.
+                [sys.executable, "-P", "-m", "client.worker", "--home", str(self._home)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                env=_environment(self._home, self._threads),
+                cwd=self._home,
+                # Ctrl-C is for the agent; it ends the worker itself.
+                start_new_session=True,
+            )
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                os.set_blocking(stream.fileno(), False)
+                _widen(stream.fileno())
+        self._ready = False
+        _log.info("worker %d started", process.pid)
+        return process
+
+    def _welcome(self, frame: Frame | None) -> None:
+        ready = pipe.answer_from_frame(frame) if frame is not None else None
+        if not isinstance(ready, Ready):
+            raise PipeError("the worker did not start. See logs/worker.log")
+        self._ready = True
+        self.network = ready.network
+        _log.info("worker ready, network %s", ready.network)
+
+    def _bury(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        code = process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        pause = PAUSES_S[min(self._deaths, len(PAUSES_S) - 1)]
+        self._deaths += 1
+        self._restart_at = time.monotonic() + pause
+        if not self._stopped:
+            _log.error("worker %d ended (status %d); restart in %.0f s. See logs/worker.log", process.pid, code, pause)
+
+
+def _environment(home: Path, threads: int | None) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    own = {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "PYTHONUNBUFFERED": "1",
+        # Libraries that want to keep something keep it here.
+        "HOME": str(home),
+        "FLWR_HOME": str(home / "flower"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_LOG_LEVEL": "WARNING",
+    }
+    if threads is not None:
+        own |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return kept | own
+
+
+def _widen(fd: int) -> None:
+    """A larger kernel buffer means fewer switches for a model of many megabytes; without it the pipe still works."""
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

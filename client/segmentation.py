@@ -1,0 +1,210 @@
+"""Label maps as DICOM SEG objects: the one place that wraps highdicom.
+
+Convention: a label map holds 0 for background and k for the k-th class; its first axis runs over the source images in
+the order given. Every class becomes one segment of a BINARY segmentation that keeps the patient, the study and the
+frame of reference of its source. Source: DICOM PS3.3 A.51 and C.8.20; codes from SNOMED CT by way of PS3.16 CID 7150.
+"""
+
+import datetime
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import highdicom
+import numpy as np
+import numpy.typing as npt
+from highdicom.seg import Segmentation, SegmentDescription
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from common.errors import DataError, ErrorCode
+
+# Class name -> (category, type). A name that is not here is coded as tissue; its label still says what it is.
+PROPERTIES: dict[str, tuple[Code, Code]] = {
+    "lesion": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion),
+    "tumor": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Tumor),
+    "tumour": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Tumor),
+    "nodule": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Nodule),
+    "mass": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Mass),
+    "edema": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Edema),
+    "necrosis": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Necrosis),
+    "vessel": (codes.SCT.AnatomicalStructure, codes.SCT.BloodVessel),
+    "liver": (codes.SCT.AnatomicalStructure, codes.SCT.Liver),
+    "spleen": (codes.SCT.AnatomicalStructure, codes.SCT.Spleen),
+    "kidney": (codes.SCT.AnatomicalStructure, codes.SCT.Kidney),
+    "pancreas": (codes.SCT.AnatomicalStructure, codes.SCT.Pancreas),
+    "prostate": (codes.SCT.AnatomicalStructure, codes.SCT.Prostate),
+    "lung": (codes.SCT.AnatomicalStructure, codes.SCT.Lung),
+    "heart": (codes.SCT.AnatomicalStructure, codes.SCT.Heart),
+    "brain": (codes.SCT.AnatomicalStructure, codes.SCT.Brain),
+    "hippocampus": (codes.SCT.AnatomicalStructure, codes.SCT.Hippocampus),
+}
+
+# Type 2 attributes that highdicom copies from the source; a source that lacks one means "unknown".
+_COPIED = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who drew the segments."""
+
+    name: str
+    # DICOM's segment algorithm type.
+    kind: str = "AUTOMATIC"  # or "MANUAL", "SEMIAUTOMATIC"
+    # SHA-256 of the model, hex; 64 characters, which is all that the value may have.
+    version: str = ""
+    software: str = "1"
+
+
+def write_segmentation(
+    sources: Sequence[Dataset],
+    labels: npt.NDArray[np.uint8],
+    classes: Sequence[str],
+    author: Author,
+    *,
+    created: datetime.datetime,
+    series_number: int,
+    description: str,
+    entropy: Sequence[str] | None = None,
+) -> Dataset:
+    """Make a DICOM SEG that lies on the given images.
+
+    Args:
+        sources: headers of single-frame images of one series; pixels are not needed.
+        labels: (S, R, C), slice s on sources[s].
+        classes: K names; label k is classes[k - 1].
+        author: the person or program that made the labels.
+        created: date and time written into the object.
+        series_number: of the new series.
+        description: of the new series; must not identify the patient.
+        entropy: text that new UIDs follow from; None draws fresh ones.
+
+    Returns:
+        The object, ready for `save_as`. Slices without any label are left out, unless all are empty: DICOM SEG
+        cannot have zero frames, so an empty result keeps a frame per slice.
+
+    Raises:
+        DataError: GEOMETRY_MISMATCH, the images belong to different studies or frames of reference.
+    """
+    _check_one_series(sources)
+    uids = _uids(entropy)
+    series_uid, instance_uid = next(uids), next(uids)
+    with _silence():
+        segmentation = Segmentation(
+            source_images=[_complete(source) for source in sources],
+            pixel_array=labels,
+            segmentation_type="BINARY",
+            segment_descriptions=[_describe(k, name, author, next(uids)) for k, name in enumerate(classes, start=1)],
+            series_instance_uid=series_uid,
+            series_number=series_number,
+            sop_instance_uid=instance_uid,
+            instance_number=1,
+            manufacturer="Wardround",
+            manufacturer_model_name=author.name,
+            software_versions=author.software,
+            device_serial_number=author.version[:16] or "0",
+            content_description=description,
+            content_label="SEGMENTATION",
+            content_creator_name="Wardround^",
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            omit_empty_frames=bool(labels.any()),
+            series_description=description,
+            content_date=created.date(),
+            content_time=created.time(),
+            series_date=created.date(),
+            series_time=created.time(),
+        )
+    _fix_time_and_identity(segmentation, created, next(uids))
+    return segmentation
+
+
+def _check_one_series(sources: Sequence[Dataset]) -> None:
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        count = len({str(source.get(keyword, "")) for source in sources})
+        if count > 1:
+            raise DataError(
+                f"the images of the series name {count} different values of {keyword}; expected one. "
+                "A segmentation cannot refer to them: export the series again.",
+                ErrorCode.GEOMETRY_MISMATCH,
+            )
+
+
+def _describe(number: int, name: str, author: Author, tracking_uid: str) -> SegmentDescription:
+    category, kind = PROPERTIES.get(name, (codes.SCT.Tissue, codes.SCT.Tissue))
+    algorithm = None
+    if author.kind != "MANUAL":
+        algorithm = highdicom.AlgorithmIdentificationSequence(
+            name=author.name,
+            family=codes.DCM.ArtificialIntelligence,
+            version=author.version,
+        )
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type=author.kind,
+        algorithm_identification=algorithm,
+        tracking_uid=tracking_uid,
+        tracking_id=f"{author.name} {name}",
+    )
+
+
+def _complete(source: Dataset) -> Dataset:
+    """The source with what highdicom insists on: every attribute it copies, and no value that it refuses."""
+    completed = Dataset()
+    completed.update(source)
+    completed.file_meta = source.file_meta
+    for keyword in _COPIED:
+        if keyword not in completed:
+            setattr(completed, keyword, None)
+    if completed.PatientSex not in ("M", "F", "O"):
+        completed.PatientSex = ""
+    if not completed.get("SpecificCharacterSet", True):
+        del completed.SpecificCharacterSet
+    return completed
+
+
+def _fix_time_and_identity(segmentation: Dataset, created: datetime.datetime, organization_uid: str) -> None:
+    """Set what highdicom takes from the clock and at random: the same input must give the same bytes."""
+    segmentation.InstanceCreationDate = created.strftime("%Y%m%d")
+    segmentation.InstanceCreationTime = created.strftime("%H%M%S")
+    for item in segmentation.get("ContributingEquipmentSequence", ()):
+        if "ContributionDateTime" in item:
+            item.ContributionDateTime = created.strftime("%Y%m%d%H%M%S")
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization_uid
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep highdicom and pydicom from warning about odd values: they quote them, and a value can be a name."""
+    logger = logging.getLogger("highdicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _uids(entropy: Sequence[str] | None) -> Iterator[str]:
+    for count in itertools.count():
+        yield generate_uid(entropy_srcs=None if entropy is None else [*entropy, "segmentation", str(count)])

@@ -1,0 +1,130 @@
+"""home/status.json, by which a running agent says how it is, and home/agent.lock, by which it is the only one.
+
+Written whole, by a rename, when something changed; the command line reads it. The certificate's days are counted
+while the agent runs, so that a site whose certificate runs out says so itself.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from client.enrol import Identity
+from common.errors import ConfigError
+from common.records import Refusal, Reply
+
+_STATUS, _LOCK = "status.json", "agent.lock"
+
+_log = logging.getLogger(__name__)
+
+
+class Status:
+    """home/status.json: what `wardround-client status` shows. Written whole, by a rename, when something changed."""
+
+    def __init__(self, home: Path, identity: Identity) -> None:
+        self._path = home / _STATUS
+        self._identity = identity
+        self._lock = threading.Lock()
+        self._values: dict[str, Any] = {
+            "site": identity.site,
+            "coordinator": identity.gateway,
+            "pid": os.getpid(),
+            "state": "connecting",
+            "since": time.time(),
+            "node-id": None,
+            "worker": None,
+            "network": "unknown",
+            "last-round": None,
+            "last-error": None,
+            "certificate-days-left": identity.days_left,
+        }
+        self.update(started=time.time())
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the coordinator answered last."""
+        return bool(self._values["state"] == "connected")
+
+    @property
+    def node_session(self) -> tuple[object, object]:
+        """Changes with every new connection."""
+        return self._values["node-id"], self._values["since"]
+
+    def connected(self, node_id: int) -> None:
+        """The coordinator knows us."""
+        _log.info("connected to %s as node %d", self._identity.gateway, node_id)
+        self.update(**{"state": "connected", "since": time.time(), "node-id": node_id})
+
+    def away(self, error: Exception) -> None:
+        """The coordinator does not answer, or refuses us. Said once in the log, until it changes."""
+        code = error.code() if isinstance(error, grpc.RpcError) else None
+        refused = code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        state = "refused" if refused else "connecting"
+        if self._values["state"] != state or self._values["node-id"] is not None:
+            reason = "refuses this site's certificate" if refused else "is away; trying again until it is back"
+            _log.warning("the coordinator at %s %s", self._identity.gateway, reason)
+            self.update(**{"state": state, "since": time.time(), "node-id": None})
+
+    def worked(self, reply: Reply, kind: str, seconds: float) -> None:
+        """A message was answered."""
+        entry = {"run": reply.run_hash, "round": reply.round, "kind": kind, "seconds": round(seconds, 3)}
+        entry["at"] = time.time()
+        if isinstance(reply, Refusal):
+            self.update(**{"last-error": entry | {"code": str(reply.code)}})
+        else:
+            self.update(**{"last-round": entry})
+
+    def update(self, **changes: object) -> None:
+        """Change values and write the file if any is new."""
+        with self._lock:
+            values = self._values | changes | {"certificate-days-left": self._identity.days_left}
+            if values == self._values and self._path.exists():
+                return
+            self._values = values
+            partial = self._path.with_name(".status.json.partial")
+            partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
+            partial.replace(self._path)
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Hold home/agent.lock, so that a home has one agent.
+
+    Raises:
+        ConfigError: another agent holds it.
+    """
+    with (home / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"an agent runs on {home} already. Stop it first, or use another --home.") from error
+        yield
+
+
+def is_running(home: Path) -> bool:
+    """Whether an agent holds this home's lock."""
+    if not (home / _LOCK).exists():
+        return False
+    try:
+        with only_one(home):
+            return False
+    except ConfigError:
+        return True
+
+
+def read_status(home: Path) -> dict[str, Any]:
+    """What the agent wrote last; empty if there never was one."""
+    path = home / _STATUS
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read. Delete it; a running agent writes it again.") from error
+    return values

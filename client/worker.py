@@ -1,0 +1,38 @@
+"""The process with the patients: torch, the data and the ClientApp. No network, no keys, one pipe to the agent.
+
+Started by the agent and kept warm. This file is the door: it gives up what a worker must not have, and only then
+imports what is large (`client.workbench`).
+
+    python -m client.worker --home HOME      frames on stdin and stdout, the log on stderr
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from client import confine
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer questions until the agent closes the pipe."""
+    parser = argparse.ArgumentParser(prog="client.worker", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True, help="the site's home folder")
+    home: Path = parser.parse_args(arguments).home
+    confine.die_with_parent()
+    network = confine.remove_network()
+    questions, answers = confine.take_pipe()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _log.info("network %s", network)
+
+    from client import workbench  # noqa: PLC0415 - after confine: numpy and torch start threads
+
+    workbench.serve(home, questions, answers, network)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What the three command lines share: errors as one message, tables, progress, logging.
+
+Results go to stdout, everything else to stderr. Exit code 0 means success, 1 a failure that was explained in
+one message, 2 a usage error. Commands import heavy modules (torch, flwr) inside their bodies, so that
+`--help` answers at once and Flower reads the environment set here.
+
+    app = new_app("Simulate a federation on one machine.")
+
+    @app.command()
+    def run(scenario: str, json: JsonFlag = False) -> None: ...
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn, TypeAlias
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from common.errors import WardroundError
+
+# Flower reads these when it is imported. No telemetry, no update check, no installation at run time.
+FLOWER_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_LOG_LEVEL": "WARNING",
+}
+_PLAIN_LINE_EVERY_S = 2.0
+
+JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Advance: TypeAlias = Callable[[int, str], None]  # (done so far, short note)
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A typer app whose commands may raise WardroundError: the user sees the message, the exit code is 1."""
+    return typer.Typer(
+        cls=_Commands,
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        # A pretty traceback prints local variables, and those may name patients.
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool = False) -> None:
+    """Print rows to stdout: a table for people, or with `as_json` a list of objects keyed by column."""
+    if as_json:
+        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2, default=str))
+        return
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def note(message: str) -> None:
+    """Tell the user something on stderr, which leaves stdout to the result."""
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Advance]:
+    """A progress bar on a terminal, plain lines elsewhere; both on stderr.
+
+    Yields:
+        A function to call with the number done and a short note.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(label, total=total, note="")
+            yield lambda done, text: bar.update(task, completed=done, note=text)
+    else:
+        yield _plain_lines(label, total)
+
+
+def configure_logging(*, verbose: bool = False) -> None:
+    """Log to stderr: warnings, and with `verbose` the story of what happens."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+class _Commands(TyperGroup):
+    """A command group that explains expected failures in one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for key, value in FLOWER_ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        try:
+            return super().invoke(ctx)
+        except WardroundError as error:
+            _fail(str(error), error)
+        except OSError as error:
+            # A reader that closed the pipe (`| head`) is no failure of ours; click ends quietly.
+            if isinstance(error, BrokenPipeError):
+                raise
+            place = f" ({error.filename})" if error.filename else ""
+            _fail(f"the system refused: {error.strerror or error}{place}.", error)
+
+
+def _fail(message: str, cause: Exception) -> NoReturn:
+    note(f"error: {message}")
+    raise typer.Exit(1) from cause
+
+
+def _plain_lines(label: str, total: int) -> Advance:
+    last = -_PLAIN_LINE_EVERY_S
+
+    def advance(done: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < _PLAIN_LINE_EVERY_S:
+            return
+        last = now
+        note(f"{label} {done}/{total} {text}".rstrip())
+
+    return advance
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)

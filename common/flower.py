@@ -1,0 +1,282 @@
+"""The only file that touches Flower's internals (outside flwr.app, flwr.clientapp, flwr.serverapp and flwr.proto).
+
+Flower moves a message as a small head plus a tree of content-addressed objects (SHA-256 over the deflated bytes).
+`pack_message` and `unpack_message` translate between that and `flwr.app.Message`; `build_bundle` and `read_bundle`
+make and read the code-free Flower App Bundle; the rest starts a SuperLink and speaks to it over loopback.
+These are flwr 1.41.0's ways and no other version's: `check_version` says so before anything else does.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import Status
+from flwr.common.serde import message_to_proto
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from common.config import RunConfig, canonical, parse
+from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
+
+VERSION = "1.41.0"
+MAX_BUNDLE_BYTES = 64 * 1024
+# Flower cuts arrays into objects of this size (5 MiB unless told). A request costs the same for 5 and for 32 MiB.
+CHUNK_BYTES = 32 * 1024 * 1024
+
+RequestType = TypeVar("RequestType")
+ReplyType = TypeVar("ReplyType")
+
+_PROJECT = "pyproject.toml"
+_RUN = "run.toml"
+_MANIFEST = ".info/CONTENT"
+
+
+def check_version() -> None:
+    """Refuse to work with a Flower this file was not written for.
+
+    Raises:
+        ConfigError: another version is installed.
+    """
+    installed = importlib.metadata.version("flwr")
+    if installed != VERSION:
+        raise ConfigError(f"flwr {installed} is installed, {VERSION} is needed. Run `pip install flwr=={VERSION}`.")
+
+
+def object_ids(tree: ObjectTree) -> list[str]:
+    """Ids of all objects of a message, children before parents, each once."""
+    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
+
+
+def unpack_message(message: MessageProto, tree: ObjectTree, objects: Mapping[str, bytes]) -> Message:
+    """Rebuild a message from its head and its objects.
+
+    Args:
+        message: the head, without content.
+        tree: its object tree; the root is the message itself.
+        objects: the bytes of every id in `object_ids(tree)`.
+
+    Raises:
+        UpdateError: an object is missing, does not hash to its id, or is malformed.
+    """
+    if tree.object_id != message.metadata.message_id:
+        raise UpdateError("the message and its object tree do not belong together", ErrorCode.BAD_REQUEST)
+    contents: dict[str, bytes] = {}
+    for object_id in object_ids(tree):
+        content = objects.get(object_id, b"")
+        if hashlib.sha256(content).hexdigest() != object_id:
+            raise UpdateError("an object of the message is missing or was altered on the way", ErrorCode.BAD_REQUEST)
+        contents[object_id] = content
+    try:
+        inflated = inflate_object_from_contents(tree.object_id, contents)
+    except Exception as error:  # Flower raises KeyError, ValueError, TypeError, DecodeError, ...
+        raise UpdateError("the message cannot be decoded", ErrorCode.BAD_REQUEST) from error
+    if not isinstance(inflated, Message):
+        raise UpdateError("the object tree does not hold a message", ErrorCode.BAD_REQUEST)
+    # Flower leaves the id out of the hashed bytes and sets it in this way itself.
+    inflated.metadata.__dict__["_message_id"] = tree.object_id
+    return inflated
+
+
+def pack_message(message: Message) -> tuple[MessageProto, ObjectTree, dict[str, bytes]]:
+    """Split a message into its head (without content), its object tree and the bytes of its objects by id."""
+    with no_object_id_recompute():
+        message.metadata.__dict__["_message_id"] = message.object_id
+        tree = get_object_tree(message)
+        objects = {object_id: item.deflate() for object_id, item in get_all_nested_objects(message).items()}
+    return message_to_proto(remove_content_from_message(message)), tree, objects
+
+
+def build_bundle(run: RunConfig, run_toml: str) -> bytes:
+    """The Flower App Bundle of a run: pyproject.toml and run.toml, no code, always the same bytes.
+
+    Args:
+        run: the parsed document.
+        run_toml: its text as written, comments included.
+
+    Raises:
+        ConfigError: the text is not the document, or the bundle would exceed 64 KiB.
+    """
+    if canonical(parse(RunConfig, run_toml, "run.toml")) != canonical(run):
+        raise ConfigError("run.toml and the parsed run differ. Build the bundle from the text the run was read from.")
+    files = {_PROJECT: _project(run).encode(), _RUN: run_toml.encode()}
+    files[_MANIFEST] = "\n".join(
+        f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items()
+    ).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system = 3  # the same bytes on every operating system
+            archive.writestr(member, data)
+    if buffer.tell() > MAX_BUNDLE_BYTES:
+        raise ConfigError(f"the bundle has {buffer.tell()} bytes, at most {MAX_BUNDLE_BYTES} fit. Shorten run.toml.")
+    return buffer.getvalue()
+
+
+def read_bundle(data: bytes) -> RunConfig:
+    """The run a bundle describes. Nothing is unpacked to disk.
+
+    A bundle is accepted only if building it anew from its run.toml gives the same bytes: so there is no other
+    member, no code, no compression, no second table of contents and no difference between the two documents.
+
+    Raises:
+        ConfigError: not such a bundle.
+    """
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise ConfigError(f"the bundle has {len(data)} bytes, at most {MAX_BUNDLE_BYTES} are allowed")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_RUN) as file:
+            run_toml = file.read(MAX_BUNDLE_BYTES + 1).decode()
+    except Exception as error:  # zipfile raises BadZipFile, KeyError, zlib.error, NotImplementedError, ...
+        raise ConfigError("the bundle cannot be read: it must be a Flower App Bundle with a run.toml") from error
+    run = parse(RunConfig, run_toml, "the bundle's run.toml")
+    if build_bundle(run, run_toml) != data:
+        raise ConfigError(
+            "the bundle holds more than pyproject.toml and run.toml, or they do not agree. "
+            "Coordinator and site must run the same version of Wardround; otherwise treat it as hostile."
+        )
+    return run
+
+
+def superlink_command(port: int) -> list[str]:
+    """A SuperLink on loopback that starts one ServerApp process per run. Its state is in memory and disposable."""
+    return [
+        str(Path(sys.executable).with_name("flower-superlink")),
+        *("--insecure", "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess"),
+    ]
+
+
+def superlink_environment(flower_home: Path) -> dict[str, str]:
+    """Environment of the SuperLink, inherited by its SuperExec and ServerApps: nothing leaves this machine."""
+    packages = str(Path(__file__).resolve().parent.parent)
+    return {
+        **os.environ,
+        "FLWR_HOME": str(flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        # A run starts within this time; each poll costs the SuperLink about 15 ms of CPU.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "2",
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
+        # SuperLink and SuperExec start their children by name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+
+
+def fleet_client(port: int, node_key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+    """A client of the SuperLink's Fleet API that signs as one node."""
+    return FleetHttpClient.from_server_address(
+        f"127.0.0.1:{port}",
+        insecure=True,
+        root_certificates=None,
+        interceptors=[NodeAuthHttpInterceptor(node_key, node_key.public_key())],
+    )
+
+
+def public_key_pem(node_key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A node's public key as Flower stores and compares it."""
+    return public_key_to_bytes(node_key.public_key())
+
+
+def start_run(port: int, bundle: bytes) -> int:
+    """Start a ServerApp for the bundle.
+
+    Returns:
+        Flower's run id.
+
+    Raises:
+        FederationError: the SuperLink is out of reach or refuses.
+    """
+    fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
+    with _control(port) as control:
+        run_id = _call(control.StartRun, StartRunRequest(fab=fab)).run_id
+    if run_id == 0:
+        raise FederationError("the SuperLink did not accept the run. See logs/superlink.log in the coordinator's home.")
+    return int(run_id)
+
+
+def run_is_live(port: int, run_id: int) -> bool:
+    """Whether the SuperLink knows the run and it has not finished.
+
+    Raises:
+        FederationError: the SuperLink is out of reach.
+    """
+    with _control(port) as control:
+        runs = _call(control.ListRuns, ListRunsRequest(limit=1000)).run_dict
+    return run_id in runs and runs[run_id].status.status != Status.FINISHED
+
+
+def stop_run(port: int, run_id: int) -> None:
+    """Stop a run's ServerApp; nothing happens if it has ended.
+
+    Raises:
+        FederationError: the SuperLink is out of reach.
+    """
+    if run_is_live(port, run_id):
+        with _control(port) as control:
+            _call(control.StopRun, StopRunRequest(run_id=run_id))
+
+
+def poll_objects_quickly() -> None:
+    """Make this process look for a message's objects every 20-250 ms; Flower's own wait is 1-10 s."""
+    quick = {"initial_backoff": 0.02, "backoff_cap": 0.25, "max_tries_per_object": 1000}
+    pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **quick}
+
+
+def _control(port: int) -> ControlHttpClient:
+    return ControlHttpClient.from_server_address(f"127.0.0.1:{port}", True, None, interceptors=[])
+
+
+def _call(method: Callable[[RequestType], ReplyType], request: RequestType) -> ReplyType:
+    try:
+        return method(request)
+    except httpx.HTTPError as error:
+        raise FederationError(
+            f"the SuperLink on loopback did not answer as expected ({error}). "
+            "See `wardround-server status` and logs/superlink.log in the coordinator's home."
+        ) from error
+
+
+def _project(run: RunConfig) -> str:
+    # A JSON string is a TOML string as long as it is ASCII, which the canonical form of a run is.
+    return f"""[project]
+name = {json.dumps(run.name)}
+version = "1.0.0"
+
+[tool.flwr.app]
+publisher = "wardround"
+
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+
+[tool.flwr.app.config]
+run = {json.dumps(canonical(run))}
+"""

@@ -1,0 +1,104 @@
+"""From an image to labels, whatever its size.
+
+Convention: images are (C, *spatial) as preprocessed for the run, labels 0..K on the same grid. An image is zero-padded
+evenly to at least the training patch and to multiples of the network's stride, and cropped back. What is then no larger
+than `_WHOLE` patches goes through the network at once; anything larger in overlapping patches with Gaussian weights
+(MONAI's sliding window, after Isensee et al., Nature Methods 2021).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.config import RunConfig
+
+_WHOLE = 8  # patches; instance norm sees other statistics the larger the image is against the training patch
+_BATCH_VOXELS = 2**20  # per forward pass: bounds memory, and fills the vector units with small slices
+_OVERLAP = 0.25
+_WINDOWS = 4  # patches per forward pass of the sliding window
+
+
+def predict(model: nn.Module, image: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
+    """Label one image.
+
+    Args:
+        model: The run's network with its weights; left in evaluation mode on `device`.
+        image: (C, *spatial) float32.
+        run: The run the model comes from.
+        device: Where to compute.
+
+    Returns:
+        (*spatial) int64 labels on the CPU.
+    """
+    return predict_stack(model, image.unsqueeze(0), run, device)[0]
+
+
+def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
+    """Label each item of a stack on its own, several at a time.
+
+    Args:
+        model: As for `predict`.
+        images: (S, C, *spatial) float32.
+        run: The run the model comes from.
+        device: Where to compute.
+
+    Returns:
+        (S, *spatial) int64 labels on the CPU.
+    """
+    model.to(device).eval()
+    count = max(1, _BATCH_VOXELS // math.prod(images.shape[2:]))
+    return torch.cat([_logits(model, part, run, device).argmax(1).cpu() for part in torch.split(images, count)])
+
+
+def predict_probabilities(model: nn.Module, image: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
+    """Class probabilities (1 + K, *spatial) float32 of one image, on the CPU; see `predict`."""
+    model.to(device).eval()
+    return _logits(model, image.unsqueeze(0), run, device).softmax(1)[0].cpu()
+
+
+def precision(run: RunConfig, device: torch.device | str) -> torch.autocast:
+    """Arithmetic of the forward pass: bfloat16 where the processor has it, else, and when deterministic, float32.
+
+    Weights, gradients, loss and optimiser stay float32. On an AVX512-BF16 CPU a training step takes 0.8 of the time
+    in 2D and prediction 0.4-0.6 in 3D, with the loss equal to three decimals.
+    """
+    kind = torch.device(device).type
+    native = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bf16()
+    return torch.autocast(kind, torch.bfloat16, enabled=native and not run.deterministic)
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
+    """(S, C, *spatial) to (S, 1 + K, *spatial) float32."""
+    patch, spatial = run.training.patch_size, images.shape[2:]
+    stride = 2 ** (len(run.model.channels) - 1)
+    lacking = [max(edge, math.ceil(size / stride) * stride) - size for edge, size in zip(patch, spatial, strict=True)]
+    lows = [lack // 2 for lack in lacking]
+    sides = [side for low, lack in zip(lows, lacking, strict=True) for side in (lack - low, low)]
+    padded = functional.pad(images.to(device), sides[::-1])
+    with precision(run, device):
+        if math.prod(padded.shape[2:]) <= _WHOLE * math.prod(patch):
+            logits: Tensor = model(padded)
+        else:
+            logits = _sliding_window(padded, patch, model)
+    for axis, (low, size) in enumerate(zip(lows, spatial, strict=True), start=2):
+        logits = logits.narrow(axis, low, size)
+    return logits.float()
+
+
+def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
+    logits = sliding_window_inference(images, patch, _WINDOWS, model, overlap=_OVERLAP, mode="gaussian")
+    assert isinstance(logits, Tensor)  # noqa: S101  # only a network with several outputs gives something else
+    return logits
+
+
+def _cpu_has_bf16() -> bool:
+    # Without the instructions bfloat16 is emulated, and slower than float32.
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+__all__ = ["precision", "predict", "predict_probabilities", "predict_stack"]

@@ -1,0 +1,299 @@
+"""Keys, certificates and invitations: who may speak to whom.
+
+One root (ECDSA P-256) per coordinator signs two kinds of leaf: the coordinator's own certificate (serverAuth) and
+one certificate per site (clientAuth, common name = site name). A leaf of one kind is never accepted as the other
+(RFC 5280, section 4.2.1.12). Fingerprints are SHA-256 over DER, in hex. People compare fingerprints as phrases:
+pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for Proquints", arXiv:0901.4016).
+"""
+
+import datetime
+import ipaddress
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509 import Certificate, CertificateSigningRequest
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from common.errors import EnrolmentError
+
+ROOT_LIFETIME = datetime.timedelta(days=3650)
+SERVER_LIFETIME = datetime.timedelta(days=365)
+SITE_LIFETIME = datetime.timedelta(days=90)
+# Clocks of two hosts may differ by this much.
+CLOCK_SKEW = datetime.timedelta(minutes=5)
+# 64 bits: enough that nobody finds a second key with the same phrase while two people compare it.
+PHRASE_WORDS = 4
+
+PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
+
+_CONSONANTS = "bdfghjklmnprstvz"
+_VOWELS = "aiou"
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a site needs to join, once. Hand it over on a trusted channel: the token is a secret for 24 hours."""
+
+    site: str
+    token: str
+    root_pem: str
+    enrolment: str  # host:port, server TLS
+    gateway: str  # host:port, mutual TLS
+    expires: str  # ISO 8601, UTC
+
+    def to_text(self) -> str:
+        """The invitation file: JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> "Invitation":
+        """Read an invitation file.
+
+        Raises:
+            EnrolmentError: not an invitation, or expired.
+        """
+        try:
+            invitation = cls(**json.loads(text))
+            expires = datetime.datetime.fromisoformat(invitation.expires)
+            load_certificate(invitation.root_pem.encode())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise EnrolmentError(
+                "the file is not an invitation. Use the file that `wardround-server invite` wrote, unchanged."
+            ) from error
+        if expires < now():
+            raise EnrolmentError(
+                f"the invitation expired at {invitation.expires}. Ask the coordinator for a new one "
+                f"(`wardround-server invite {invitation.site}`)."
+            )
+        return invitation
+
+
+def now() -> datetime.datetime:
+    """The time in UTC, which every certificate and expiry uses."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def new_key() -> PrivateKey:
+    """A fresh ECDSA P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_to_pem(key: PrivateKey) -> bytes:
+    """PKCS8 PEM, not encrypted: store it with `write_private`."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def load_key(pem: bytes) -> PrivateKey:
+    """Inverse of `key_to_pem`.
+
+    Raises:
+        EnrolmentError: not an EC private key in PEM.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise EnrolmentError("the file is not a private key in PEM. Restore it from a backup or join again.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise EnrolmentError("the private key is not ECDSA. Restore it from a backup or join again.")
+    return key
+
+
+def to_pem(item: Certificate | CertificateSigningRequest) -> bytes:
+    """PEM of a certificate or request."""
+    return item.public_bytes(serialization.Encoding.PEM)
+
+
+def load_certificate(pem: bytes) -> Certificate:
+    """The first certificate in `pem`; ValueError otherwise."""
+    return x509.load_pem_x509_certificate(pem)
+
+
+def fingerprint(item: Certificate | CertificateSigningRequest) -> str:
+    """SHA-256 of the DER form, hex."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(item.public_bytes(serialization.Encoding.DER))
+    return digest.finalize().hex()
+
+
+def phrase(fingerprint_hex: str) -> str:
+    """The first 64 bits of a fingerprint as four words two people can read to each other."""
+    digest = bytes.fromhex(fingerprint_hex)
+    words = (int.from_bytes(digest[2 * i : 2 * i + 2], "big") for i in range(PHRASE_WORDS))
+    return "-".join(_proquint(word) for word in words)
+
+
+def new_root(key: PrivateKey, name: str) -> Certificate:
+    """A self-signed root that may sign leaves and nothing else."""
+    return (
+        _builder(name, name, key.public_key(), ROOT_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def server_certificate(key: PrivateKey, hosts: Iterable[str], root: Certificate, root_key: PrivateKey) -> Certificate:
+    """The coordinator's leaf for these host names and IP addresses."""
+    hosts = tuple(hosts)
+    return (
+        _builder(hosts[0][:64], common_name(root), key.public_key(), SERVER_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
+        .sign(root_key, hashes.SHA256())
+    )
+
+
+def csr_for(site: str, key: PrivateKey) -> CertificateSigningRequest:
+    """A site's request; the private key stays at the site."""
+    return x509.CertificateSigningRequestBuilder().subject_name(_name(site)).sign(key, hashes.SHA256())
+
+
+def check_csr(pem: bytes, site: str) -> CertificateSigningRequest:
+    """Read a request and make sure it is `site`'s own.
+
+    Raises:
+        EnrolmentError: not a request, a wrong name, a bad signature, or not a P-256 key.
+    """
+    try:
+        csr = x509.load_pem_x509_csr(pem)
+    except ValueError as error:
+        raise EnrolmentError("the certificate request cannot be read. Join again.") from error
+    if not csr.is_signature_valid:
+        raise EnrolmentError("the certificate request's signature is wrong. Join again.")
+    if csr.subject != _name(site):
+        raise EnrolmentError(f"the certificate request must name site {site!r} and nothing else. Join again.")
+    public_key = csr.public_key()
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
+        raise EnrolmentError("the certificate request's key must be ECDSA P-256. Join again.")
+    return csr
+
+
+def site_certificate(csr: CertificateSigningRequest, site: str, root: Certificate, root_key: PrivateKey) -> Certificate:
+    """A site's leaf. Only the public key is taken from the request, all else is ours."""
+    return (
+        _builder(site, common_name(root), csr.public_key(), SITE_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(site)]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
+        .sign(root_key, hashes.SHA256())
+    )
+
+
+def check_site_certificate(certificate_pem: bytes, root_pem: bytes, site: str, key: PrivateKey) -> Certificate:
+    """What a site checks before it stores the certificate it was given, and at each start.
+
+    Raises:
+        EnrolmentError: not this root's, not this site's, not this key's, not a client certificate, or out of date.
+    """
+    try:
+        certificate, root = load_certificate(certificate_pem), load_certificate(root_pem)
+        certificate.verify_directly_issued_by(root)
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+        raise EnrolmentError("the certificate is not signed by this federation's root. Join again.") from error
+    if certificate.subject != _name(site) or certificate.public_key() != key.public_key():
+        raise EnrolmentError(f"the certificate is not for site {site!r} and its key. Join again.")
+    if list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+        raise EnrolmentError("the certificate is not a client certificate. Join again.")
+    if not certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc:
+        raise EnrolmentError(
+            f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}, and today is {now():%Y-%m-%d}. "
+            "Check the clock, or ask the coordinator for a new invitation and join again."
+        )
+    return certificate
+
+
+def common_name(item: Certificate | CertificateSigningRequest) -> str:
+    """The one common name of a subject, or an empty string."""
+    names = item.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def hosts_of(certificate: Certificate) -> list[str]:
+    """The DNS names and IP addresses a certificate is good for."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    return [*names.get_values_for_type(x509.DNSName), *addresses]
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file only its owner can read (0600), all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _builder(
+    subject: str, issuer: str, public_key: CertificatePublicKeyTypes, lifetime: datetime.timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(subject))
+        .issuer_name(_name(issuer))
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - CLOCK_SKEW)
+        .not_valid_after(now() + lifetime)
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _proquint(word: int) -> str:
+    return (
+        _CONSONANTS[word >> 12 & 15]
+        + _VOWELS[word >> 10 & 3]
+        + _CONSONANTS[word >> 6 & 15]
+        + _VOWELS[word >> 4 & 3]
+        + _CONSONANTS[word & 15]
+    )

@@ -1,0 +1,145 @@
+"""What differential privacy a run asks for at a site, and the guarantee that is printed with its model.
+
+Neighbouring data sets differ by one patient of the training cohort, with all their studies. Delta is at most
+1 / (10 N), N the publicly declared number of patients: a delta of 1 / N would allow to publish one patient whole.
+Everything here follows from the run, the declared size and the steps made, so site and coordinator compute the same.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+from common.config import PrivacyConfig, RunConfig
+from common.errors import ErrorCode, PrivacyError
+from common.privacy.accountant import ACCOUNTANT, noise_multiplier_for
+
+UNIT = "patient"
+PUBLIC = (
+    "the run's configuration and initial weights",
+    "the site's declared number of patients",
+    "which sites took part in each round",
+    "which of a site's patients are held out for validation and testing",
+)
+NOT_COVERED = (
+    "evaluation scores of held-out patients",
+    "how long a round took",
+    "error codes of a site that could not train",
+    "a patient with data at several sites",
+)
+
+# Lower ends of the classes; the last is open.
+_COHORT_CLASSES = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a site trains privately in a run."""
+
+    noise_multiplier: float  # standard deviation of the noise over the clipping norm
+    delta: float
+    sampling_rate: float  # probability that a patient takes part in a step
+    steps_per_round: int
+    expected_patients: float  # in a step: the public denominator of the mean gradient
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """(epsilon, delta) differential privacy that the model gives a site's patients, and what it rests on."""
+
+    epsilon: float  # spent in this run so far
+    delta: float
+    unit: str
+    cohort_size_class: str
+    sampling: str
+    sampling_rate: float
+    steps: int
+    noise_multiplier: float
+    clipping_norm: float
+    accountant: str
+    public: tuple[str, ...]
+    not_covered: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: kebab-case keys."""
+        return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+
+
+def plan(run: RunConfig, cohort_size: int) -> Plan:
+    """Solve the noise of a run at a site. Deterministic; repeated calls cost nothing.
+
+    Args:
+        run: with a [privacy] table.
+        cohort_size: the site's publicly declared number of patients.
+    Raises:
+        PrivacyError: no [privacy] table, an empty cohort, delta above 1 / (10 N), or an epsilon out of reach.
+    """
+    privacy = _privacy(run)
+    if cohort_size < 1:
+        raise PrivacyError(
+            f"the cohort has {cohort_size} patients, expected at least 1. Add data, or declare cohort-size in site.toml.",
+            ErrorCode.TOO_FEW_PATIENTS,
+        )
+    largest = 1 / (10 * cohort_size)
+    delta = largest if privacy.delta is None else privacy.delta
+    if delta > largest:
+        raise PrivacyError(
+            f"delta is {delta:g}, must be at most 1 / (10 N) = {largest:g} for the {cohort_size} patients of this cohort. "
+            "Lower [privacy] delta, or leave it out.",
+            ErrorCode.BAD_REQUEST,
+        )
+    return Plan(
+        noise_multiplier=_noise_multiplier(run, delta),
+        delta=delta,
+        sampling_rate=privacy.sampling_rate,
+        steps_per_round=run.training.local_steps,
+        expected_patients=privacy.sampling_rate * cohort_size,
+    )
+
+
+def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Guarantee:
+    """State the guarantee of a site.
+
+    Args:
+        run: with a [privacy] table.
+        epsilon: spent at the site in this run, from its ledger.
+        delta: of the site's plan.
+        steps: charged at the site in this run.
+    Raises:
+        PrivacyError: no [privacy] table.
+    """
+    privacy = _privacy(run)
+    return Guarantee(
+        epsilon=epsilon,
+        delta=delta,
+        unit=UNIT,
+        cohort_size_class=_cohort_size_class(round(1 / (10 * delta))) if privacy.delta is None else "not stated",
+        sampling=f"Poisson: each patient in each step with probability {privacy.sampling_rate:g}",
+        sampling_rate=privacy.sampling_rate,
+        steps=steps,
+        noise_multiplier=_noise_multiplier(run, delta),
+        clipping_norm=privacy.clipping_norm,
+        accountant=ACCOUNTANT,
+        public=PUBLIC,
+        not_covered=NOT_COVERED,
+    )
+
+
+def _privacy(run: RunConfig) -> PrivacyConfig:
+    if run.privacy is None:
+        raise PrivacyError(
+            f"run {run.name!r} has no [privacy] table, so it gives no guarantee. Add one to run.toml.",
+            ErrorCode.BAD_REQUEST,
+        )
+    return run.privacy
+
+
+def _noise_multiplier(run: RunConfig, delta: float) -> float:
+    privacy = _privacy(run)
+    steps = run.federation.rounds * run.training.local_steps
+    return noise_multiplier_for(privacy.target_epsilon, delta, privacy.sampling_rate, steps)
+
+
+def _cohort_size_class(patients: int) -> str:
+    for low, high in pairwise(_COHORT_CLASSES):
+        if patients < high:
+            return f"{low}-{high - 1}"
+    return f"{_COHORT_CLASSES[-1]} or more"

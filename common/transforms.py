@@ -1,0 +1,192 @@
+"""Training crops: cut a window, then change it in ways that keep its label true.
+
+Convention: a stack is images (S, C, *spatial) with labels (S, *spatial), S slices in 2D and 1 in 3D; the last two axes
+are the image plane (y, x). All randomness comes from the generator passed in, so a round can be repeated. Outside the
+image is 0 with label 0, as in the network's own padding. A window is cut wider than the patch by what rotation and zoom
+need, so that a rotated crop shows real tissue and not a black corner; then one affine resampling serves the whole batch
+(bilinear for images, nearest for labels).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.config import AugmentationConfig, TrainingConfig
+
+# More candidates per study than this change nothing but memory; an even stride through them keeps the choice uniform.
+_MAX_FOREGROUND = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """What crops are cut from: one study, and where it has foreground."""
+
+    images: Tensor  # (S, C, *spatial) float32
+    labels: Tensor  # (S, *spatial) integer, 0 the background
+    foreground: Tensor  # (F) int64, flat indices into labels
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> Self:
+        """Index the foreground of a study."""
+        index = labels.flatten().nonzero().squeeze(1)
+        thinning = max(1, math.ceil(len(index) / _MAX_FOREGROUND))
+        return cls(images, labels, index[::thinning].clone())
+
+
+def sample_crops(
+    stacks: Sequence[Stack],
+    training: TrainingConfig,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Draw one augmented crop from each stack.
+
+    With probability `foreground-fraction` a crop lies around a foreground voxel drawn uniformly, which falls anywhere
+    within the crop's central half. Otherwise, and where there is no foreground, it lies anywhere in a slice drawn
+    uniformly.
+
+    Args:
+        stacks: N stacks, the same one as often as wanted.
+        training: Patch size, foreground fraction and augmentation.
+        generator: A CPU generator, the only source of randomness.
+        device: Where to augment; the crops stay there.
+
+    Returns:
+        (N, C, *patch) float32 and (N, *patch) int64.
+    """
+    images, labels = zip(*(_draw_window(stack, training, generator) for stack in stacks), strict=True)
+    return augment(torch.stack(images).to(device), torch.stack(labels).to(device), training, generator)
+
+
+def augment(
+    images: Tensor, labels: Tensor, training: TrainingConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rotate, zoom, flip, and change the intensity of each window, and crop it to the patch.
+
+    Rotation is in the image plane; zoom is the same along all axes.
+
+    Args:
+        images: (N, C, *window) float32, on any device.
+        labels: (N, *window) integer.
+        training: Patch size and augmentation.
+        generator: A CPU generator.
+
+    Returns:
+        (N, C, *patch) float32 and (N, *patch) int64.
+    """
+    config = training.augmentation
+    if config.rotation_degrees or config.scaling:
+        matrices = _affine(len(images), images.ndim - 2, config, generator)
+        images, labels = _resample(images, labels, matrices, training.patch_size)
+    if config.flips:
+        images, labels = _flip(images, labels, generator)
+    if config.intensity:
+        images = _change_intensity(images, config.intensity, generator)
+    return images, labels.long()
+
+
+def _draw_window(stack: Stack, training: TrainingConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(C, *window) and (*window); views of the stack where nothing is padded."""
+    spatial, patch, window = stack.labels.shape[1:], training.patch_size, _window_size(training)
+    if float(torch.rand((), generator=generator)) < training.foreground_fraction and len(stack.foreground):
+        voxel = stack.foreground[_integer(len(stack.foreground), generator)]
+        item, *centre = (int(part) for part in torch.unravel_index(voxel, stack.labels.shape))
+        starts = [at - edge // 4 - _integer(edge // 2 + 1, generator) for at, edge in zip(centre, patch, strict=True)]
+    else:
+        item = _integer(len(stack.labels), generator)
+        starts = [_integer(max(size - edge, 0) + 1, generator) for size, edge in zip(spatial, patch, strict=True)]
+    origin = [
+        _inside(start, size, edge) - (wide - edge) // 2
+        for start, size, edge, wide in zip(starts, spatial, patch, window, strict=True)
+    ]
+    return _cut(stack.images[item], origin, window), _cut(stack.labels[item], origin, window)
+
+
+def _affine(count: int, dims: int, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
+    """(N, dims, dims): from an offset in the patch to the offset in the window, in voxels from the centres."""
+    angle = torch.deg2rad(_spread(count, config.rotation_degrees, generator))
+    zoom = 1 + _spread(count, config.scaling, generator)
+    matrices = torch.eye(dims).repeat(count, 1, 1)
+    matrices[:, -2, -2] = matrices[:, -1, -1] = angle.cos()
+    matrices[:, -1, -2] = angle.sin()
+    matrices[:, -2, -1] = -angle.sin()
+    return matrices / zoom.view(-1, 1, 1)
+
+
+def _resample(images: Tensor, labels: Tensor, matrices: Tensor, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    count, dims = len(images), len(patch)
+    window = images.shape[2:]
+    # grid_sample's coordinates run over [-1, 1] between the outer voxel edges and are ordered (x, y, z).
+    scale = torch.tensor(patch) / torch.tensor(window).unsqueeze(1)
+    theta = torch.zeros(count, dims, dims + 1)
+    theta[:, :, :dims] = (matrices * scale).flip(1, 2)
+    grid = functional.affine_grid(theta.to(images.device), [count, 1, *patch], align_corners=False)
+    images = functional.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    masks = labels.unsqueeze(1).to(images.dtype)
+    return images, functional.grid_sample(masks, grid, mode="nearest", align_corners=False).squeeze(1)
+
+
+def _flip(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    dims = labels.ndim - 1
+    choices = torch.randint(2, (dims, len(images)), generator=generator).bool().to(images.device)
+    for axis, chosen in enumerate(choices, start=1):
+        mask = chosen.view(-1, *[1] * dims)
+        labels = torch.where(mask, labels.flip(axis), labels)
+        images = torch.where(mask.unsqueeze(1), images.flip(axis + 1), images)
+    return images, labels
+
+
+def _change_intensity(images: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+    shape = (-1, *[1] * (images.ndim - 1))
+    gain = 1 + _spread(len(images), spread, generator).to(images.device).view(shape)
+    offset = _spread(len(images), spread, generator).to(images.device).view(shape)
+    return images * gain + offset
+
+
+def _window_size(training: TrainingConfig) -> list[int]:
+    """The patch, widened to what the largest rotation and strongest zoom-out can reach, by an even number of voxels."""
+    config = training.augmentation
+    *depth, height, width = (float(edge) for edge in training.patch_size)
+    reach = [*depth, _turned(height, width, config), _turned(width, height, config)]
+    return [
+        edge + 2 * math.ceil((need / (1 - config.scaling) - edge) / 2)
+        for edge, need in zip(training.patch_size, reach, strict=True)
+    ]
+
+
+def _turned(along: float, across: float, config: AugmentationConfig) -> float:
+    angle = min(math.radians(config.rotation_degrees), math.atan2(across, along))
+    return along * math.cos(angle) + across * math.sin(angle)
+
+
+def _inside(start: int, size: int, edge: int) -> int:
+    """Move a patch into the image, or, where the image is smaller, the image into the patch's middle."""
+    return (size - edge) // 2 if size < edge else min(max(start, 0), size - edge)
+
+
+def _cut(array: Tensor, origin: Sequence[int], window: Sequence[int]) -> Tensor:
+    """Cut the last axes of an array at `origin`; 0 where the window leaves it."""
+    lead = array.ndim - len(window)
+    padding: list[int] = []
+    for axis, (start, edge) in enumerate(zip(origin, window, strict=True), start=lead):
+        size = array.shape[axis]
+        low, high = max(start, 0), min(start + edge, size)
+        array = array.narrow(axis, low, high - low)
+        padding = [low - start, start + edge - high, *padding]
+    return functional.pad(array, padding) if any(padding) else array
+
+
+def _spread(count: int, limit: float, generator: torch.Generator) -> Tensor:
+    return (2 * torch.rand(count, generator=generator) - 1) * limit
+
+
+def _integer(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+__all__ = ["Stack", "augment", "sample_crops"]

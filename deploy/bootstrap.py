@@ -1,0 +1,236 @@
+"""From a clean clone to a working environment, and from there to the demo or to every check.
+
+Standard library only: it runs before anything is installed. The environment is `.venv`, made once from
+requirements.lock with `pip --require-hashes`; a marker holds the hash of what it was made from, so that a second
+call starts at once. torch comes first and outside the lock, because its build (CPU, CUDA) depends on the machine;
+the right version that is already in `.venv` stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+LOCK = ROOT / "requirements.lock"
+PROJECT = ROOT / "pyproject.toml"
+MARKER = VENV / ".wardround"
+OLDEST, NEWEST = (3, 11), (3, 13)
+
+# What the commands leave behind. The environment is not among it: it takes minutes and gigabytes to make.
+GENERATED = ("build", "dist", "demo", "out", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
+
+
+class SetupError(Exception):
+    """The environment cannot be made; the text says what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 only if it succeeded."""
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        print(
+            "wardround: needs Python 3.11, 3.12 or 3.13, and this is {}.{}.".format(*sys.version_info), file=sys.stderr
+        )
+        print("Run it with one of those, such as: python3.12 deploy/bootstrap.py demo", file=sys.stderr)
+        return 1
+    options = _parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except SetupError as error:
+        print(f"\nwardround: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nwardround: interrupted", file=sys.stderr)
+        return 130
+
+
+def setup(_: argparse.Namespace | None = None) -> int:
+    """Make `.venv`, or do nothing where it is up to date."""
+    fingerprint = _fingerprint()
+    if PYTHON.exists() and MARKER.exists() and MARKER.read_text(encoding="utf-8") == fingerprint:
+        return 0
+    if not PYTHON.exists():
+        _say("making .venv")
+        _create_venv()
+    MARKER.unlink(missing_ok=True)
+    torch = _torch_requirement()
+    if _installed_torch() != torch.partition("==")[2]:
+        _say(f"installing {torch} (large: minutes on a slow line)")
+        _pip("install", torch)
+    _say("installing requirements.lock, every file checked against its hash")
+    # --no-deps: the lock is complete, and torch, which it leaves out, is there.
+    _pip("install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCK))
+    _say("installing wardround")
+    _pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    _pip("check")
+    MARKER.write_text(fingerprint, encoding="utf-8")
+    _say("ready")
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Three hospitals train one U-Net on this machine."""
+    setup()
+    arguments = [str(PYTHON), str(ROOT / "deploy" / "demo.py")]
+    if options.data is not None:
+        arguments += ["--data", str(Path(options.data).resolve())]
+    sys.stdout.flush()
+    # In place of this process, so that a signal reaches the demo and not a parent that waits for it.
+    os.execve(arguments[0], arguments, _environment())
+
+
+def check(_: argparse.Namespace) -> int:
+    """Format, lint, types, imports."""
+    setup()
+    return _run_all(_quick_checks())
+
+
+def test(options: argparse.Namespace) -> int:
+    """Every check a reviewer would make."""
+    setup()
+    # One worker per core; a file's tests stay together because they share processes and fixtures.
+    pytest = ["-m", "pytest", "--numprocesses", str(min(_cores(), 8)), "--dist", "loadfile", *options.pytest]
+    return _run_all([*_quick_checks(), ("tests", pytest)])
+
+
+def bench(_: argparse.Namespace) -> int:
+    """The performance suite."""
+    setup()
+    return _run_all([("bench", ["-m", "simulations.cli", "bench"])])
+
+
+def lock(_: argparse.Namespace) -> int:
+    """Resolve pyproject.toml into requirements.lock; versions that still fit stay."""
+    setup()
+    compile_ = [str(VENV / "bin" / "uv"), "pip", "compile", str(PROJECT), "--extra", "dev", "--output-file", str(LOCK)]
+    # --universal: one lock for Linux and macOS and each Python. No header: it would name this machine's paths.
+    compile_ += ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header"]
+    compile_ += ["--no-emit-package", _torch_requirement().partition("==")[0], "--quiet"]
+    return subprocess.run(compile_, check=False, cwd=ROOT, env=_environment()).returncode
+
+
+def clean(_: argparse.Namespace) -> int:
+    """Remove caches, builds and the demo's output."""
+    for name in GENERATED:
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+    for package in ("client", "common", "deploy", "server", "simulations", "tests"):
+        for cache in (ROOT / package).rglob("__pycache__"):
+            shutil.rmtree(cache, ignore_errors=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python deploy/bootstrap.py",
+        description="Set Wardround up in .venv, then run the demo or the checks.",
+        epilog="Example: python deploy/bootstrap.py demo",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (setup, demo, test, check, bench, lock, clean):
+        subparser = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
+        subparser.set_defaults(command=command)
+        if command is demo:
+            subparser.add_argument("--data", metavar="PATH", help="folder of real images (vessels) instead of phantoms")
+        if command is test:
+            subparser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --")
+    return parser
+
+
+def _quick_checks() -> list[tuple[str, list[str]]]:
+    return [
+        ("format", ["-m", "ruff", "format", "--check", "."]),
+        ("lint", ["-m", "ruff", "check", "."]),
+        ("types", ["-m", "mypy"]),
+        ("imports", ["-m", "pytest", "--quiet", "tests/test_architecture.py"]),
+    ]
+
+
+def _run_all(steps: Sequence[tuple[str, list[str]]]) -> int:
+    """Run every step, the later ones too when one fails: a reviewer wants the whole list."""
+    failed = []
+    for name, arguments in steps:
+        _say(name)
+        if subprocess.run([str(PYTHON), *arguments], check=False, cwd=ROOT, env=_environment()).returncode:
+            failed.append(name)
+    if failed:
+        print(f"\nwardround: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _create_venv() -> None:
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        raise SetupError(
+            "this Python cannot make environments: its venv module is incomplete. On Debian and Ubuntu: "
+            f"apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv. Then run this again."
+        )
+    result = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(VENV)], check=False, capture_output=True, text=True
+    )
+    if result.returncode:
+        raise SetupError(f".venv could not be made. {(result.stderr or result.stdout).strip()}")
+
+
+def _pip(*arguments: str) -> None:
+    """Run pip quietly; its output appears where it fails."""
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    result = subprocess.run(
+        command, check=False, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if result.returncode:
+        print("\n".join(result.stdout.splitlines()[-30:]), file=sys.stderr)
+        raise SetupError(
+            f"pip {arguments[0]} failed; its last lines are above. Check the network and the free space, then run this "
+            "again: it goes on where it stopped. If .venv was made by another Python or moved, remove it first."
+        )
+
+
+def _installed_torch() -> str | None:
+    """Version of torch in `.venv` without the build's suffix (+cpu, +cu130), None where it is absent."""
+    code = "from importlib.metadata import version; print(version('torch').partition('+')[0])"
+    try:
+        result = subprocess.run([str(PYTHON), "-c", code], check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise SetupError(f"the Python of .venv does not start ({error}). Remove .venv and run this again.") from error
+    return result.stdout.strip() or None
+
+
+def _torch_requirement() -> str:
+    pinned = re.search(r'"(torch==[^"]+)"', PROJECT.read_text(encoding="utf-8"))
+    if pinned is None:
+        raise SetupError("pyproject.toml does not pin torch. Add torch==VERSION to its dependencies.")
+    return pinned.group(1)
+
+
+def _fingerprint() -> str:
+    """Identity of all that the environment is made from."""
+    return hashlib.sha256(LOCK.read_bytes() + PROJECT.read_bytes() + str(ROOT).encode()).hexdigest()
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment with `.venv` activated: Flower starts its parts by name."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    path = os.pathsep.join([str(VENV / "bin"), environment.get("PATH", os.defpath)])
+    return environment | {"VIRTUAL_ENV": str(VENV), "PATH": path}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _say(text: str) -> None:
+    print(f"== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The ServerApp: from a run's configuration to its model.
+
+An ordinary Flower app. The coordinator starts it for an approved run, with its home in the environment; under stock
+Flower (`flwr run`) there is none, and the results go to ./wardround-runs.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import RunConfig, from_canonical, sha256_of
+from common.errors import ConfigError, FederationError
+from server.home import ENVIRONMENT, open_home, read_nodes
+from server.report import write_report
+from server.strategy import federate
+
+WITHOUT_HOME = Path("wardround-runs")
+
+app = ServerApp()
+
+_log = logging.getLogger(__name__)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Flower's entry: one run from start, or from its last checkpoint, to summary and report."""
+    text = context.run_config.get("run")
+    if not isinstance(text, str):
+        raise ConfigError("the app's configuration has no key 'run'. Build the bundle with `wardround-server run`.")
+    run = from_canonical(RunConfig, text)
+    home = open_home() if os.environ.get(ENVIRONMENT) else None
+    out = home.run_folder(run) if home else WITHOUT_HOME / f"{run.name}-{sha256_of(run)[:8]}"
+    names = read_nodes(home) if home else None
+    try:
+        summary = federate(grid, run, out, site_names=names, wait=time.sleep)
+    except FederationError as error:
+        _log.error("run %s failed: %s", run.name, error)  # noqa: TRY400 - expected: the message says it all
+        raise
+    finally:
+        write_report(out)
+    _log.info("run %s is complete: %s", run.name, summary.scores.get("test", {}).get("mean-of-sites"))

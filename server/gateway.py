@@ -1,0 +1,311 @@
+"""The only door for hospitals: Flower's Fleet service and our Coordination service behind mutual TLS.
+
+Every call is authorised anew: certificate -> active site -> allowed method -> the site's own node id in the message.
+So a revoked site is refused at its next call, on open connections too. Answers an agent must know:
+
+    PERMISSION_DENIED    not an active site, not your node id, or a method that is not for sites
+    ABORTED              the coordinator restarted and your node id is void: call ActivateNode again
+    FAILED_PRECONDITION  the run has ended, or the request does not fit its state: drop the message
+    INVALID_ARGUMENT     the reply is malformed
+    UNAVAILABLE          the SuperLink is starting: try again
+
+PullMessages is held up to 20 s. While no run is live nobody looks at the SuperLink; then the strategy's hints (see
+common/wire/wake.py) say when to look, with a slow poll as the safety net.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
+from typing import NoReturn, TypeVar, cast
+
+import grpc
+import httpx
+from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
+from flwr.proto.fleet_pb2_grpc import FleetServicer
+
+from common import pki
+from common.errors import FederationError, UpdateError
+from common.wire import wardround_pb2, wardround_pb2_grpc
+from common.wire.wake import poke_strategies
+from server.home import Home, read_nodes, write_nodes
+from server.registry import Proposal, Registry, Site
+from server.seat import Objects, Seat
+
+PULL_WAIT_S = 20.0
+# Longest time a ListProposals call is held.
+LIST_WAIT_S = 30.0
+# An agent that has not called for this long is gone; its long polls alone call three times as often.
+SILENCE_S = 60.0
+# Without a hint, a waiting site looks this often while a run is live.
+LOOK_EVERY_S = 2.0
+# How soon a held call notices a change in the registry.
+_NOTICE_S = 0.5
+# Closed runs that are still listed, so that agents learn of their end.
+_CLOSED_LISTED = 20
+
+ReplyType = TypeVar("ReplyType")
+
+_log = logging.getLogger(__name__)
+
+
+class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
+    """Both services, and the seats of the sites that are here."""
+
+    def __init__(self, home: Home, registry: Registry) -> None:
+        self._home = home
+        self._registry = registry
+        self._objects = Objects()
+        self._seats: dict[str, Seat] = {}
+        self._lock = threading.Lock()
+        self._hint = threading.Condition()
+        self._hints = 0
+        self._live_runs: set[int] = set()
+        # Ids given out before this process started are void, but nobody's fault.
+        self._nodes = read_nodes(home)
+        registry.set_connected(None, False)
+
+    # Flower's Fleet service
+
+    def ActivateNode(  # noqa: N802 - the names in the protocol, here and below
+        self, _request: fleet_pb2.ActivateNodeRequest, context: grpc.ServicerContext
+    ) -> fleet_pb2.ActivateNodeResponse:
+        """The site's agent is here. The Flower key in the request is not used: the gateway holds the site's."""
+        site = self._authorise(context)
+        seat = self._seat(site)
+        node_id = self._relay(context, seat.activate)
+        self._publish(site.name, node_id)
+        self._registry.set_connected(site.name, True)
+        poke_strategies(self._home.path)
+        _log.info("site %s is here as node %d", site.name, node_id)
+        return fleet_pb2.ActivateNodeResponse(node_id=node_id)
+
+    def DeactivateNode(  # noqa: N802
+        self, request: fleet_pb2.DeactivateNodeRequest, context: grpc.ServicerContext
+    ) -> fleet_pb2.DeactivateNodeResponse:
+        """The site's agent says goodbye."""
+        seat = self._seated(context, request.node_id)
+        self._relay(context, lambda: self._let_go(seat, "says goodbye"))
+        return fleet_pb2.DeactivateNodeResponse()
+
+    def SendNodeHeartbeat(  # noqa: N802
+        self, request: heartbeat_pb2.SendNodeHeartbeatRequest, context: grpc.ServicerContext
+    ) -> heartbeat_pb2.SendNodeHeartbeatResponse:
+        """Any call counts as a sign of life; the gateway beats at the SuperLink itself."""
+        self._seated(context, request.node.node_id)
+        return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
+
+    def PullMessages(  # noqa: N802
+        self, request: fleet_pb2.PullMessagesRequest, context: grpc.ServicerContext
+    ) -> fleet_pb2.PullMessagesResponse:
+        """The next message, held until there is one."""
+        seat = self._seated(context, request.node.node_id)
+        deadline = time.monotonic() + PULL_WAIT_S
+        turn = seat.next_turn()
+        # A newer call of the same site ends this one: a message must not go to a caller who has gone.
+        while context.is_active() and seat.turn == turn:
+            hints = self._hints
+            response = seat.undelivered()
+            if response is None and self._live_runs:
+                response = self._relay(context, seat.pull)
+            remaining = deadline - time.monotonic()
+            if response is not None or remaining <= 0:
+                return response or fleet_pb2.PullMessagesResponse()
+            with self._hint:
+                self._hint.wait_for(partial(self._hinted_since, hints), min(LOOK_EVERY_S, remaining))
+            self._seated(context, request.node.node_id)
+        return fleet_pb2.PullMessagesResponse()
+
+    def PullObject(  # noqa: N802
+        self, request: message_pb2.PullObjectRequest, context: grpc.ServicerContext
+    ) -> message_pb2.PullObjectResponse:
+        """One object of a message that was pulled."""
+        seat = self._seated(context, request.node.node_id)
+        return self._relay(context, lambda: seat.pull_object(request))
+
+    def ConfirmMessageReceived(  # noqa: N802
+        self, request: message_pb2.ConfirmMessageReceivedRequest, context: grpc.ServicerContext
+    ) -> message_pb2.ConfirmMessageReceivedResponse:
+        """The site has all of the message."""
+        self._seated(context, request.node.node_id).confirm(request.message_object_id)
+        return message_pb2.ConfirmMessageReceivedResponse()
+
+    def PushMessages(  # noqa: N802
+        self, request: fleet_pb2.PushMessagesRequest, context: grpc.ServicerContext
+    ) -> fleet_pb2.PushMessagesResponse:
+        """Announce a reply; all of its objects are wanted."""
+        seat = self._seated(context, request.node.node_id)
+        return self._relay(context, lambda: seat.begin_reply(request))
+
+    def PushObject(  # noqa: N802
+        self, request: message_pb2.PushObjectRequest, context: grpc.ServicerContext
+    ) -> message_pb2.PushObjectResponse:
+        """One object of the reply; the last one sends it on."""
+        seat = self._seated(context, request.node.node_id)
+        response, complete = self._relay(context, lambda: seat.add_object(request))
+        if complete:
+            poke_strategies(self._home.path)
+        return response
+
+    def GetRun(  # noqa: N802
+        self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext
+    ) -> run_pb2.GetRunResponse:
+        """What the SuperLink says about a run."""
+        seat = self._seated(context, request.node.node_id)
+        return self._relay(context, lambda: seat.get_run(request.run_id))
+
+    def RegisterNode(  # noqa: N802
+        self, _request: fleet_pb2.RegisterNodeFleetRequest, context: grpc.ServicerContext
+    ) -> NoReturn:
+        """Not for sites: nodes are registered by the gateway."""
+        self._deny(context, "RegisterNode is not for sites")
+
+    def UnregisterNode(  # noqa: N802
+        self, _request: fleet_pb2.UnregisterNodeFleetRequest, context: grpc.ServicerContext
+    ) -> NoReturn:
+        """Not for sites."""
+        self._deny(context, "UnregisterNode is not for sites")
+
+    def GetFab(self, _request: fab_pb2.GetFabRequest, context: grpc.ServicerContext) -> NoReturn:  # noqa: N802
+        """Not for sites: a bundle comes as a proposal and is approved by its hash."""
+        self._deny(context, "GetFab is not for sites")
+
+    # Coordination
+
+    def ListProposals(  # noqa: N802
+        self, request: wardround_pb2.ListProposalsRequest, context: grpc.ServicerContext
+    ) -> wardround_pb2.ListProposalsReply:
+        """The open runs and those closed lately, held until something is newer than the caller knows."""
+        deadline = time.monotonic() + min(request.wait_s, LIST_WAIT_S)
+        while True:
+            site = self._authorise(context)
+            if site.name in self._seats:
+                self._seats[site.name].last_seen = time.monotonic()
+            revision = self._registry.revision()
+            remaining = deadline - time.monotonic()
+            if revision != request.revision or remaining <= 0 or not context.is_active():
+                break
+            time.sleep(min(_NOTICE_S, remaining))
+        proposals = self._registry.proposals()
+        listed = [one for one in proposals if one.open] + [one for one in proposals if not one.open][:_CLOSED_LISTED]
+        return wardround_pb2.ListProposalsReply(revision=revision, proposals=[_to_proto(one) for one in listed])
+
+    def AnswerProposal(  # noqa: N802
+        self, request: wardround_pb2.AnswerProposalRequest, context: grpc.ServicerContext
+    ) -> wardround_pb2.AnswerProposalReply:
+        """The hospital approves or denies a run."""
+        site = self._authorise(context)
+        try:
+            self._registry.answer(request.run_hash, site.name, approved=request.approved)
+        except FederationError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        _log.info("site %s %s run %s", site.name, "approves" if request.approved else "denies", request.run_hash[:8])
+        return wardround_pb2.AnswerProposalReply()
+
+    # For the process that runs it
+
+    def hint(self) -> None:
+        """There may be messages: let every held PullMessages look."""
+        with self._hint:
+            self._hints += 1
+            self._hint.notify_all()
+
+    def keep_house(self, live_runs: set[int]) -> None:
+        """Every second or so: beat for the sites that are here, let go of those that are not.
+
+        Args:
+            live_runs: Flower's ids of the runs going on; messages of others are dropped.
+        """
+        self._live_runs = live_runs
+        if not live_runs:
+            self._objects.clear()
+        active = {site.name: site for site in self._registry.sites() if site.state == "active"}
+        for name, seat in list(self._seats.items()):
+            seat.forget(live_runs)
+            try:
+                if name not in active:
+                    self._let_go(seat, "was revoked")
+                    del self._seats[name]
+                elif not seat.present:
+                    continue
+                elif time.monotonic() - seat.last_seen > SILENCE_S:
+                    self._let_go(seat, "is silent")
+                elif not seat.beat():
+                    # A new SuperLink does not know the node; the agent's next call is told to activate again.
+                    self._let_go(seat, "must activate again")
+            except httpx.HTTPError as error:
+                _log.warning("the SuperLink does not answer for site %s: %s", name, error)
+
+    def _let_go(self, seat: Seat, why: str) -> None:
+        _log.warning("site %s %s", seat.site, why)
+        self._registry.set_connected(seat.site, False)
+        seat.deactivate()
+
+    def _authorise(self, context: grpc.ServicerContext) -> Site:
+        certificates = context.auth_context().get("x509_pem_cert")
+        if not certificates:
+            self._deny(context, "no certificate")
+        fingerprint = pki.fingerprint(pki.load_certificate(cast(list[bytes], certificates)[0]))
+        site = self._registry.active_site(fingerprint)
+        if site is None:
+            self._deny(context, f"certificate {fingerprint[:16]} is not of an active site")
+        return site
+
+    def _seated(self, context: grpc.ServicerContext, node_id: int) -> Seat:
+        """Authorise, and hold the caller to its own node id."""
+        site = self._authorise(context)
+        seat = self._seat(site)
+        if not seat.present or node_id != seat.node_id:
+            if node_id in seat.former_ids or self._nodes.get(node_id) == site.name:
+                context.abort(grpc.StatusCode.ABORTED, "the node id is void since a restart. Call ActivateNode again.")
+            self._deny(context, f"site {site.name} used node id {node_id}, which is not its own")
+        seat.last_seen = time.monotonic()
+        return seat
+
+    def _seat(self, site: Site) -> Seat:
+        key = site.node_key or b""
+        with self._lock:
+            seat = self._seats.get(site.name)
+            if seat is None or not seat.is_for(key):
+                seat = self._seats[site.name] = Seat(site.name, key, self._home.config.superlink_port, self._objects)
+            return seat
+
+    def _publish(self, site: str, node_id: int) -> None:
+        with self._lock:
+            if self._nodes.get(node_id) != site:
+                self._nodes[node_id] = site
+                write_nodes(self._home, self._nodes)
+
+    def _hinted_since(self, hints: int) -> bool:
+        return self._hints != hints
+
+    def _relay(self, context: grpc.ServicerContext, call: Callable[[], ReplyType]) -> ReplyType:
+        """Do it, and put failures into the codes the module's docstring lists."""
+        try:
+            return call()
+        except UpdateError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except httpx.HTTPStatusError as error:
+            _log.warning("the SuperLink refused %s: %s", error.request.url.path, error.response.text[:500])
+            if error.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the SuperLink failed")
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the run has ended, or the request is out of order")
+        except httpx.TransportError as error:
+            _log.warning("the SuperLink does not answer: %s", error)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the SuperLink does not answer")
+
+    def _deny(self, context: grpc.ServicerContext, why: str) -> NoReturn:
+        _log.warning("denied: %s (%s)", why, context.peer())
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, "this site may not do that. See the coordinator's log.")
+        raise AssertionError("abort raises")
+
+
+def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
+    return wardround_pb2.Proposal(
+        run_hash=proposal.run_hash,
+        bundle=proposal.bundle,
+        bundle_sha256=sha256(proposal.bundle).hexdigest(),
+        open=proposal.open,
+    )

@@ -1,0 +1,222 @@
+"""What happened in a run, one JSON object per line, and the summary that follows from it.
+
+`metrics.jsonl` is the only record: the summary, the report and a live view are functions of its events, so a run
+that was killed and resumed tells the same story as one that was not. Events, each with `event` and `time` (Unix s):
+
+    run-started   name, run-hash, rounds, quorum, seed, resumed-from
+    train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported)
+    round         round, sites, refused {site: code}, missing, seconds, bytes-down, bytes-up, model-sha256
+    evaluate      round, phase, site, patients, dice ...
+                  site "overall": the mean of the sites' scores; under "mean-of-patients" the mean weighted by
+                  patients, where the sites gave counts; refused, missing, seconds, bytes-down
+    run-finished  seconds, model-sha256
+    run-failed    reason
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from common.checkpoint import write_atomically
+from common.config import RunConfig, sha256_of
+from common.errors import ConfigError
+
+JOURNAL_NAME = "metrics.jsonl"
+SUMMARY_NAME = "summary.json"
+OVERALL = "overall"
+
+Event: TypeAlias = dict[str, Any]
+Observe: TypeAlias = Callable[[Event], None]
+
+_ABOUT = frozenset({"event", "time", "round", "phase", "site", "patients"})
+_ABOUT_OVERALL = _ABOUT | {"mean-of-patients", "refused", "missing", "seconds", "bytes-down"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in one page; `summary.json` holds it with kebab-case keys."""
+
+    name: str
+    run_hash: str
+    status: str  # "completed" or "failed"
+    reason: str | None
+    seed: int
+    rounds: int  # completed
+    # Per round: sites whose update entered, refused {site: code}, missing.
+    sites_by_round: tuple[dict[str, Any], ...]
+    # phase -> {"round", "sites": {site: scores}, "mean-of-sites": scores, "mean-of-patients": scores | None}
+    scores: dict[str, Any]
+    # None without differential privacy.
+    guarantee: dict[str, Any] | None
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    model_sha256: str | None
+
+
+@dataclass
+class Journal:
+    """The events of one run, in memory and in `metrics.jsonl`."""
+
+    path: Path
+    observe: Observe | None = None
+    events: list[Event] = field(default_factory=list)
+
+    def record(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append an event; it is on disk when this returns."""
+        entry: Event = {**values, "event": event, "time": time.time()}
+        self.events.append(entry)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+        if self.observe is not None:
+            self.observe(entry)
+
+
+def open_journal(folder: Path, *, last_round: int, observe: Observe | None = None) -> Journal:
+    """Open the run's journal, without what happened after the checkpoint of `last_round`.
+
+    That work is done again by a resumed run: a round cut short, a line cut off in the middle, and the scores of the
+    last round.
+    """
+    path = folder / JOURNAL_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [event for event in read_events(path) if _is_before(event, last_round)] if last_round else []
+    write_atomically(path, "".join(_line(event) for event in kept).encode())
+    return Journal(path, observe, kept)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a journal, in order; a last line that was cut off is left out.
+
+    Raises:
+        ConfigError: a line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    events: list[Event] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ConfigError(f"{path} line {number} is not JSON. The file was changed; restore it.") from error
+    return events
+
+
+def summarise(
+    run: RunConfig, events: Sequence[Event], *, status: str, reason: str | None = None, model_sha256: str | None = None
+) -> Summary:
+    """What the events amount to."""
+    rounds = [event for event in events if event["event"] == "round"]
+    return Summary(
+        name=run.name,
+        run_hash=sha256_of(run),
+        status=status,
+        reason=reason,
+        seed=run.seed,
+        rounds=len(rounds),
+        sites_by_round=tuple({key: event[key] for key in ("round", "sites", "refused", "missing")} for event in rounds),
+        scores=latest_scores(events),
+        guarantee=_guarantee(run, events),
+        seconds=sum(event["seconds"] for event in events if _is_exchange(event)),
+        bytes_down=sum(event["bytes-down"] for event in events if _is_exchange(event)),
+        bytes_up=sum(event.get("bytes-up", 0) for event in events if _is_exchange(event)),
+        model_sha256=model_sha256,
+    )
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write `summary.json`."""
+    values = {name.replace("_", "-"): value for name, value in vars(summary).items()}
+    write_atomically(folder / SUMMARY_NAME, f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
+
+
+def mean_of_sites(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Unweighted mean over sites of the metrics every site reports: each hospital counts the same."""
+    return _weighted(scores, dict.fromkeys(scores, 1))
+
+
+def mean_of_patients(scores: Mapping[str, Mapping[str, float]], patients: Mapping[str, int]) -> dict[str, float] | None:
+    """Mean over sites weighted by their patients: each patient counts the same. None where a count is not given."""
+    return _weighted(scores, patients) if scores and all(patients[site] for site in scores) else None
+
+
+def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
+    """The scores of the last evaluation of each phase, by site and overall."""
+    found: dict[str, Any] = {}
+    for event in events:
+        if event["event"] != "evaluate":
+            continue
+        phase = found.get(event["phase"])
+        if phase is None or phase["round"] != event["round"]:
+            phase = {"round": event["round"], "sites": {}, "mean-of-sites": {}, "mean-of-patients": None}
+            found[event["phase"]] = phase
+        if event["site"] == OVERALL:
+            phase["mean-of-sites"] = scores_of(event)
+            phase["mean-of-patients"] = event["mean-of-patients"]
+        else:
+            phase["sites"][event["site"]] = scores_of(event)
+    return found
+
+
+def scores_of(event: Event) -> dict[str, float]:
+    """The metrics of a train or evaluate event, without its other entries."""
+    about = _ABOUT_OVERALL if event["site"] == OVERALL else _ABOUT
+    return {name: value for name, value in event.items() if name not in about}
+
+
+def _guarantee(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | None:
+    if run.privacy is None:
+        return None
+    sites = {
+        event["site"]: {"epsilon": event["epsilon"], "delta": event["delta"]}
+        for event in events
+        if event["event"] == "train" and "epsilon" in event and "delta" in event
+    }
+    return {
+        "unit": "patient",
+        "target-epsilon": run.privacy.target_epsilon,
+        "clipping-norm": run.privacy.clipping_norm,
+        "sampling-rate": run.privacy.sampling_rate,
+        # As each site's own ledger states it, for this run.
+        "sites": sites,
+    }
+
+
+def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
+    if not scores:
+        return {}
+    total = sum(weights[site] for site in scores)
+    first, *others = scores.values()
+    shared = [name for name in first if all(name in other for other in others)]
+    return {name: math.fsum(values[name] * weights[site] for site, values in scores.items()) / total for name in shared}
+
+
+def _is_exchange(event: Event) -> bool:
+    """Whether the event closes one exchange with all sites."""
+    return bool(event["event"] == "round" or (event["event"] == "evaluate" and event["site"] == OVERALL))
+
+
+def _is_before(event: Event, last_round: int) -> bool:
+    match event["event"]:
+        case "run-started":
+            return True
+        case "train" | "round":
+            return bool(event["round"] <= last_round)
+        case "evaluate":
+            return bool(event["round"] < last_round)
+        case _:
+            return False
+
+
+def _line(event: Event) -> str:
+    return json.dumps(event, allow_nan=False) + "\n"

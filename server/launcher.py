@@ -1,0 +1,254 @@
+"""`wardround-server start`: keep the coordinator's processes alive, and leave none behind.
+
+Two children: the SuperLink on loopback (which starts a SuperExec, which starts a ServerApp per run) and our own
+process with the doors. A child that ends is started again, later each time it fails quickly. SIGTERM and SIGINT stop
+everything; should the launcher itself be killed, the kernel sends SIGTERM to its children (prctl(2),
+PR_SET_PDEATHSIG) and Flower's own children watch their parent.
+"""
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from common.errors import ConfigError, FederationError
+from common.flower import check_version, superlink_command, superlink_environment
+from server.home import ENVIRONMENT, Home
+
+READY_TIMEOUT_S = 60.0
+# After SIGTERM a process has this long to end by itself.
+GRACE_S = 10.0
+
+_LOOK_EVERY_S = 0.5
+_SHORTEST_BACK_OFF_S = 0.5
+_LONGEST_BACK_OFF_S = 30.0
+# A child that lived this long did not fail at start.
+_HEALTHY_S = 60.0
+_LOG_BYTES = 10_000_000
+_PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Child:
+    """One supervised process."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    back_off_s: float = _SHORTEST_BACK_OFF_S
+    not_before: float = 0.0
+
+
+def start(home: Home, announce: Callable[[str], None]) -> None:
+    """Run the coordinator until SIGTERM or SIGINT.
+
+    Args:
+        announce: told one line once sites can connect.
+
+    Raises:
+        ConfigError: another flwr is installed, or this home's coordinator runs already.
+        FederationError: a port is in use, or the processes did not come up.
+    """
+    check_version()
+    os.umask(0o077)
+    with _only_one(home), _stop_on_signal() as stop:
+        _check_ports(home)
+        children = _children(home)
+        try:
+            for child in children:
+                _spawn(child)
+            _await_ready(home, children, stop)
+            announce(
+                f"ready: gateway {home.gateway_address} (mutual TLS), enrolment {home.enrolment_address}, "
+                f"logs in {home.logs}"
+            )
+            while not stop:
+                for child in children:
+                    _tend(child)
+                time.sleep(_LOOK_EVERY_S)
+        finally:
+            _stop_all(children)
+
+
+def is_running(home: Home) -> bool:
+    """Whether this home's coordinator has been started."""
+    try:
+        with _only_one(home):
+            return False
+    except ConfigError:
+        return True
+
+
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections there."""
+    with closing(socket.socket()) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _children(home: Home) -> list[_Child]:
+    environment = superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
+    serve = [sys.executable, "-m", "server.serve", "--home", str(home.path)]
+    return [
+        _Child("superlink", superlink_command(home.config.superlink_port), environment, home.logs / "superlink.log"),
+        _Child("gateway", serve, environment, home.logs / "gateway.log"),
+    ]
+
+
+def _spawn(child: _Child) -> None:
+    if child.log.exists() and child.log.stat().st_size > _LOG_BYTES:
+        child.log.replace(child.log.with_suffix(".log.1"))
+    with child.log.open("ab") as log:
+        child.process = subprocess.Popen(  # noqa: S603 - our own command
+            child.command,
+            env=child.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C in a terminal reaches the launcher alone, which then stops its children in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread here
+        )
+    child.started = time.monotonic()
+
+
+def _tend(child: _Child) -> None:
+    now = time.monotonic()
+    if child.process is None:
+        if now >= child.not_before:
+            _spawn(child)
+        return
+    code = child.process.poll()
+    if code is None:
+        if now - child.started > _HEALTHY_S:
+            child.back_off_s = _SHORTEST_BACK_OFF_S
+        return
+    _log.warning("%s ended with %d; starting it again in %.1f s, see %s", child.name, code, child.back_off_s, child.log)
+    child.process = None
+    child.not_before = now + child.back_off_s
+    child.back_off_s = min(2 * child.back_off_s, _LONGEST_BACK_OFF_S)
+
+
+def _await_ready(home: Home, children: list[_Child], stop: list[int]) -> None:
+    ports = (home.config.superlink_port, home.config.gateway_port, home.config.enrolment_port)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not stop and not all(is_listening(port, _probe_host(home)) for port in ports):
+        for child in children:
+            if child.process is not None and child.process.poll() is not None:
+                raise FederationError(f"the {child.name} ended at start. {_last_lines(child.log)}")
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"the coordinator was not ready within {READY_TIMEOUT_S:g} s. See the files in {home.logs}."
+            )
+        time.sleep(0.1)
+
+
+def _stop_all(children: list[_Child]) -> None:
+    """The doors first, so that no site talks to half a coordinator; then whatever is left of the rest."""
+    for child in reversed(children):
+        if child.process is None:
+            continue
+        family = _family(child.process.pid)
+        child.process.terminate()
+        try:
+            child.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+        _, alive = psutil.wait_procs(family, timeout=3.0)
+        for process in alive:
+            _log.warning("%s left process %d behind; killing it", child.name, process.pid)
+            process.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        family: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return family
+
+
+def _check_ports(home: Home) -> None:
+    config = home.config
+    for name, host, port in (
+        ("gateway-port", config.listen, config.gateway_port),
+        ("enrolment-port", config.listen, config.enrolment_port),
+        ("superlink-port", "127.0.0.1", config.superlink_port),
+    ):
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise FederationError(
+                    f"port {port} ({name}) on {host} cannot be used: {error.strerror}. Stop the program that holds it, "
+                    f"or set another {name} in {home.path / 'server.toml'}."
+                ) from error
+
+
+@contextmanager
+def _only_one(home: Home) -> Iterator[None]:
+    with (home.path / "launcher.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"the coordinator in {home.path} runs already. See `wardround-server status`, or stop it first."
+            ) from error
+        yield
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """A list that receives the number of the signal that came."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Ask the kernel to end the child when this process dies. The library is loaded before the fork."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    launcher = os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != launcher:  # it died between fork and prctl
+            os._exit(1)
+
+    return before_exec
+
+
+def _probe_host(home: Home) -> str:
+    return "127.0.0.1" if home.config.listen in ("0.0.0.0", "::") else home.config.listen  # noqa: S104 - compared
+
+
+def _last_lines(log: Path, count: int = 5) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    return f"Its last words in {log}:\n" + "\n".join(lines)

@@ -1,0 +1,398 @@
+"""Sites and proposed runs: the coordinator's memory, in one SQLite file.
+
+A site goes invited -> pending (it sent a certificate request) -> active (an administrator approved) -> revoked.
+A run goes proposed (waiting for the hospitals) -> running -> completed, failed or stopped; `resume` opens a failed or
+stopped one again. Every operation is one transaction on its own connection, so several processes and threads may
+share the file. `revision` grows with each change of a proposal.
+"""
+
+import datetime
+import hmac
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from common import pki
+from common.config import NAME_PATTERN, RunConfig, sha256_of
+from common.errors import ConfigError, EnrolmentError, FederationError
+from common.flower import read_bundle
+
+OPEN_STATES = ("proposed", "running")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sites (
+    name TEXT PRIMARY KEY,
+    state TEXT NOT NULL,
+    token_sha256 TEXT,
+    token_expires TEXT,
+    csr BLOB,
+    csr_sha256 TEXT,
+    certificate BLOB,
+    fingerprint TEXT UNIQUE,
+    expires TEXT,
+    node_key BLOB,
+    connected INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS proposals (
+    run_hash TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    bundle BLOB NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    run_id TEXT,
+    starts INTEGER NOT NULL DEFAULT 0,
+    opened TEXT NOT NULL,
+    revision INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS answers (
+    run_hash TEXT NOT NULL,
+    site TEXT NOT NULL,
+    approved INTEGER NOT NULL,
+    PRIMARY KEY (run_hash, site)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital as the coordinator knows it."""
+
+    name: str
+    state: str
+    csr: bytes | None  # PEM
+    csr_sha256: str | None
+    certificate: bytes | None  # PEM
+    fingerprint: str | None
+    expires: str | None  # ISO 8601, of the certificate
+    node_key: bytes | None  # PEM, signs as this site's Flower node towards the SuperLink
+    connected: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One run as the coordinator knows it."""
+
+    run_hash: str
+    name: str
+    bundle: bytes
+    state: str
+    reason: str
+    run_id: int | None  # Flower's, while running
+    starts: int
+    opened: datetime.datetime
+    approved: frozenset[str]
+    denied: frozenset[str]
+
+    @property
+    def open(self) -> bool:
+        """Whether sites may still take part."""
+        return self.state in OPEN_STATES
+
+    @property
+    def run(self) -> RunConfig:
+        """The run document."""
+        return read_bundle(self.bundle)
+
+
+class Registry:
+    """The registry file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._reading() as database:
+            database.executescript(_SCHEMA)
+
+    def sites(self) -> list[Site]:
+        """All sites by name."""
+        with self._reading() as database:
+            return [_site(row) for row in database.execute("SELECT * FROM sites ORDER BY name")]
+
+    def site(self, name: str) -> Site:
+        """One site.
+
+        Raises:
+            EnrolmentError: unknown.
+        """
+        with self._reading() as database:
+            return _get_site(database, name)
+
+    def active_site(self, fingerprint: str) -> Site | None:
+        """The site whose current certificate this is, if it may work now."""
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT * FROM sites WHERE fingerprint = ? AND state = 'active' AND expires > ?",
+                (fingerprint, pki.now().isoformat()),
+            ).fetchone()
+        return None if row is None else _site(row)
+
+    def invite(self, name: str, token: str, expires: datetime.datetime) -> None:
+        """Open the door for one site, once; only the token's hash is kept.
+
+        Raises:
+            EnrolmentError: the site is active already.
+        """
+        with self._writing() as database:
+            row = database.execute("SELECT state FROM sites WHERE name = ?", (name,)).fetchone()
+            if row is not None and row["state"] == "active":
+                raise EnrolmentError(
+                    f"site {name} is active. To replace its certificate run `wardround-server revoke {name}` first."
+                )
+            database.execute(
+                "INSERT OR REPLACE INTO sites (name, state, token_sha256, token_expires) VALUES (?, 'invited', ?, ?)",
+                (name, _hash(token), expires.isoformat()),
+            )
+
+    def redeem(self, name: str, token: str, csr_pem: bytes) -> None:
+        """Use an invitation. The same request may come again, if its answer was lost; another may not.
+
+        Raises:
+            EnrolmentError: no such invitation, used or expired, or the request is not the site's.
+        """
+        csr_sha256 = pki.fingerprint(pki.check_csr(csr_pem, name))
+        with self._writing() as database:
+            row = database.execute("SELECT * FROM sites WHERE name = ?", (name,)).fetchone()
+            known = row["token_sha256"] if row is not None and row["token_sha256"] else _hash("")
+            if not hmac.compare_digest(known, _hash(token)) or row["token_expires"] < pki.now().isoformat():
+                raise EnrolmentError(
+                    "the invitation is unknown, used or expired. Ask the coordinator for a new one "
+                    "(`wardround-server invite`)."
+                )
+            if row["state"] == "invited":
+                database.execute(
+                    "UPDATE sites SET state = 'pending', csr = ?, csr_sha256 = ? WHERE name = ?",
+                    (csr_pem, csr_sha256, name),
+                )
+            elif row["csr_sha256"] != csr_sha256:
+                raise EnrolmentError(
+                    "the invitation was used already, by another request. If that was not you, tell the coordinator: "
+                    "someone else has the file. Otherwise ask for a new invitation."
+                )
+
+    def activate(self, name: str, certificate_pem: bytes, node_key_pem: bytes) -> None:
+        """Let a pending site in; its invitation is spent.
+
+        Raises:
+            EnrolmentError: the site is not pending.
+        """
+        certificate = pki.load_certificate(certificate_pem)
+        with self._writing() as database:
+            site = _get_site(database, name)
+            if site.state != "pending":
+                raise EnrolmentError(
+                    f"site {name} is {site.state}, only a pending one can be approved. See `wardround-server requests`."
+                )
+            database.execute(
+                "UPDATE sites SET state = 'active', certificate = ?, fingerprint = ?, expires = ?, node_key = ?, "
+                "token_sha256 = NULL WHERE name = ?",
+                (
+                    certificate_pem,
+                    pki.fingerprint(certificate),
+                    certificate.not_valid_after_utc.isoformat(),
+                    node_key_pem,
+                    name,
+                ),
+            )
+
+    def revoke(self, name: str) -> None:
+        """Shut a site out, now. Its invitation or request is void as well.
+
+        Raises:
+            EnrolmentError: unknown.
+        """
+        with self._writing() as database:
+            _get_site(database, name)
+            database.execute(
+                "UPDATE sites SET state = 'revoked', token_sha256 = NULL, connected = 0 WHERE name = ?", (name,)
+            )
+
+    def set_connected(self, name: str | None, connected: bool) -> None:
+        """Note whether a site's agent is there; None means every site."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE sites SET connected = ? WHERE connected != ? AND (name = ? OR ? IS NULL)",
+                (connected, connected, name, name),
+            )
+
+    def revision(self) -> int:
+        """Grows with every change of a proposal."""
+        with self._reading() as database:
+            return int(database.execute("SELECT COALESCE(MAX(revision), 0) FROM proposals").fetchone()[0])
+
+    def proposals(self) -> list[Proposal]:
+        """All runs, the latest first."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM proposals ORDER BY opened DESC").fetchall()
+            return [_proposal(database, row) for row in rows]
+
+    def unfinished(self) -> list[Proposal]:
+        """Runs that are open, or closed while their ServerApp may still be there."""
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT * FROM proposals WHERE state IN ('proposed', 'running') OR run_id IS NOT NULL"
+            ).fetchall()
+            return [_proposal(database, row) for row in rows]
+
+    def proposal(self, run: str) -> Proposal:
+        """A run by its hash, the beginning of its hash, or its name (the latest of that name).
+
+        Raises:
+            ConfigError: none or several match.
+        """
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT * FROM proposals WHERE substr(run_hash, 1, ?) = ? OR name = ? ORDER BY opened DESC",
+                (len(run), run, run),
+            ).fetchall()
+            if not rows or not run:
+                raise ConfigError(f"no run is called {run!r}. See `wardround-server runs` for names and hashes.")
+            if len(rows) > 1 and rows[0]["name"] != run:
+                raise ConfigError(f"several runs begin with {run!r}. Give more digits of the hash.")
+            return _proposal(database, rows[0])
+
+    def propose(self, run: RunConfig, bundle: bytes) -> Proposal:
+        """Publish a run to the sites.
+
+        Raises:
+            ConfigError: the same document was proposed before.
+        """
+        run_hash = sha256_of(run)
+        with self._writing() as database:
+            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+            if row is not None:
+                raise ConfigError(
+                    f"this very run is {row['state']} already ({run_hash[:8]}). To do it again change its name or "
+                    f"seed; to go on with a failed or stopped one use `wardround-server resume {run_hash[:8]}`."
+                )
+            database.execute(
+                "INSERT INTO proposals (run_hash, name, bundle, state, opened, revision) "
+                "VALUES (?, ?, ?, 'proposed', ?, ?)",
+                (run_hash, run.name, bundle, pki.now().isoformat(), _next_revision(database)),
+            )
+        return self.proposal(run_hash)
+
+    def answer(self, run_hash: str, site: str, *, approved: bool) -> None:
+        """Note a hospital's decision.
+
+        Raises:
+            FederationError: the run is not open.
+        """
+        with self._writing() as database:
+            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+            if row is None or row["state"] not in OPEN_STATES:
+                raise FederationError(f"the run {run_hash[:8]} is not open")
+            database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (run_hash, site, approved))
+
+    def reopen(self, run_hash: str) -> None:
+        """Propose a failed or stopped run again; the hospitals' answers still count.
+
+        Raises:
+            ConfigError: the run is open or completed.
+        """
+        with self._writing() as database:
+            changed = database.execute(
+                "UPDATE proposals SET state = 'proposed', reason = '', starts = 0, opened = ?, "
+                "revision = ? WHERE run_hash = ? AND state IN ('failed', 'stopped')",
+                (pki.now().isoformat(), _next_revision(database), run_hash),
+            ).rowcount
+        if not changed:
+            raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
+
+    def started(self, run_hash: str, run_id: int) -> None:
+        """Note that a ServerApp was started; nothing changes if the run was closed meanwhile."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE proposals SET state = 'running', run_id = ?, starts = starts + 1, "
+                "revision = ? WHERE run_hash = ? AND state IN ('proposed', 'running')",
+                (str(run_id), _next_revision(database), run_hash),
+            )
+
+    def ended(self, run_hash: str) -> None:
+        """Note that the run's ServerApp is gone."""
+        with self._writing() as database:
+            database.execute("UPDATE proposals SET run_id = NULL WHERE run_hash = ?", (run_hash,))
+
+    def close(self, run_hash: str, state: str, reason: str = "") -> bool:
+        """End an open run as completed, failed or stopped; False if it had ended before."""
+        with self._writing() as database:
+            return bool(
+                database.execute(
+                    "UPDATE proposals SET state = ?, reason = ?, revision = ? "
+                    "WHERE run_hash = ? AND state IN ('proposed', 'running')",
+                    (state, reason, _next_revision(database), run_hash),
+                ).rowcount
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        # Autocommit: our transactions begin where we say so.
+        with closing(sqlite3.connect(self._path, timeout=10.0, isolation_level=None)) as database:
+            database.row_factory = sqlite3.Row
+            yield database
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as database:
+            # Takes the write lock first, so that what is read inside still holds when it is written.
+            database.execute("BEGIN IMMEDIATE")
+            with database:
+                yield database
+
+
+def check_name(name: str) -> str:
+    """A site's name: lower-case letters, digits and dashes.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(f"{name!r} is no site name. Use lower-case letters, digits and dashes, such as st-mary.")
+    return name
+
+
+def _next_revision(database: sqlite3.Connection) -> int:
+    return int(database.execute("SELECT COALESCE(MAX(revision), 0) + 1 FROM proposals").fetchone()[0])
+
+
+def _get_site(database: sqlite3.Connection, name: str) -> Site:
+    row = database.execute("SELECT * FROM sites WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise EnrolmentError(f"no site is called {name!r}. See `wardround-server sites`.")
+    return _site(row)
+
+
+def _site(row: sqlite3.Row) -> Site:
+    return Site(
+        name=row["name"],
+        state=row["state"],
+        csr=row["csr"],
+        csr_sha256=row["csr_sha256"],
+        certificate=row["certificate"],
+        fingerprint=row["fingerprint"],
+        expires=row["expires"],
+        node_key=row["node_key"],
+        connected=bool(row["connected"]),
+    )
+
+
+def _proposal(database: sqlite3.Connection, row: sqlite3.Row) -> Proposal:
+    answers = database.execute("SELECT site, approved FROM answers WHERE run_hash = ?", (row["run_hash"],)).fetchall()
+    return Proposal(
+        run_hash=row["run_hash"],
+        name=row["name"],
+        bundle=row["bundle"],
+        state=row["state"],
+        reason=row["reason"],
+        run_id=None if row["run_id"] is None else int(row["run_id"]),
+        starts=row["starts"],
+        opened=datetime.datetime.fromisoformat(row["opened"]),
+        approved=frozenset(answer["site"] for answer in answers if answer["approved"]),
+        denied=frozenset(answer["site"] for answer in answers if not answer["approved"]),
+    )
+
+
+def _hash(token: str) -> str:
+    return sha256(token.encode()).hexdigest()

@@ -1,0 +1,198 @@
+"""One HTML file that tells a run: who took part, how good the model is, what privacy it cost.
+
+Self-contained: styles, curves (SVG) and pictures (PNG) are inside, no script, no network, so that it can be mailed and
+archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overlays/*.png` where a simulation drew some.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import write_atomically
+from common.errors import ConfigError
+from server.chart import Points, line_chart
+from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, read_events
+
+REPORT_NAME = "report.html"
+OVERLAYS = "overlays"
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.muted { opacity: .7; } .failed { color: #c0392b; font-weight: 600; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem; }
+.pictures img { width: 100%; border-radius: 4px; }
+figure { margin: 0; } figcaption { font-size: .85rem; opacity: .8; }
+table { border-collapse: collapse; margin: .5rem 0; } th, td { padding: .3rem .8rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid; } tbody tr + tr td { border-top: 1px solid #8884; }
+svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 12px; }
+svg .title { font-size: 14px; font-weight: 600; } svg .grid { stroke: #8884; }
+svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
+code { font-size: .85em; overflow-wrap: anywhere; }
+"""
+# Shown first, and in this order, where they are there.
+_MAIN_SCORES = ("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision")
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a run's folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    summary_path = folder / SUMMARY_NAME
+    if not summary_path.exists():
+        raise ConfigError(f"{folder} holds no {SUMMARY_NAME}. Give the output folder of a run.")
+    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    events = read_events(folder / JOURNAL_NAME)
+    body = [
+        _head(summary),
+        _scores(summary),
+        _charts(events),
+        _guarantee(summary["guarantee"]),
+        _pictures(folder / OVERLAYS),
+        _rounds(events),
+    ]
+    path = folder / REPORT_NAME
+    write_atomically(path, page(f"Run {summary['name']}", "\n".join(body)).encode())
+    return path
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML document around a body."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """An HTML table; numbers with three decimals, None as a dash."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{html.escape(cell(value))}</td>" for value in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def pictures(paths: Sequence[Path]) -> str:
+    """PNG files with their names as captions, inside the page."""
+    figures = [
+        f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(path.stem)}</figcaption></figure>'
+        for path in paths
+    ]
+    return f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def cell(value: object) -> str:
+    """A value as people read it in a table."""
+    match value:
+        case None:
+            return "-"
+        case float() if value and abs(value) < 1e-3:
+            return f"{value:.1e}"
+        case float():
+            return f"{value:.3f}"
+        case _:
+            return str(value)
+
+
+def _head(summary: dict[str, Any]) -> str:
+    status = html.escape(summary["status"])
+    reason = f'<p class="failed">{html.escape(summary["reason"])}</p>' if summary["reason"] else ""
+    facts = [
+        f"{summary['rounds']} rounds in {summary['seconds']:.0f} s",
+        f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them",
+        f"seed {summary['seed']}",
+        f"run <code>{html.escape(summary['run-hash'])}</code>",
+    ]
+    if summary["model-sha256"]:
+        facts.append(f"model <code>{html.escape(summary['model-sha256'])}</code>")
+    style = ' class="failed"' if summary["status"] == "failed" else ""
+    return (
+        f"<h1>{html.escape(summary['name'])} <span{style}>{status}</span></h1>{reason}"
+        f'<p class="muted">{" · ".join(facts)}</p>'
+    )
+
+
+def _scores(summary: dict[str, Any]) -> str:
+    parts = []
+    for phase in ("test", "validation"):
+        scores = summary["scores"].get(phase)
+        if not scores or not scores["sites"]:
+            continue
+        names = [name for name in _MAIN_SCORES if name in scores["mean-of-sites"]]
+        names += sorted(name for name in scores["mean-of-sites"] if name.startswith("dice-"))
+        rows = [[site, *(values.get(name) for name in names)] for site, values in sorted(scores["sites"].items())]
+        rows.append(["mean of sites", *(scores["mean-of-sites"].get(name) for name in names)])
+        if scores["mean-of-patients"]:
+            rows.append(["mean of patients", *(scores["mean-of-patients"].get(name) for name in names)])
+        parts.append(
+            f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}"
+        )
+    return "".join(parts)
+
+
+def _charts(events: Sequence[Event]) -> str:
+    validation = [event for event in events if event["event"] == "evaluate" and event["phase"] == "validation"]
+    trained = [event for event in events if event["event"] == "train"]
+    charts = [
+        line_chart("Dice on validation patients, by round", _series(validation, "dice"), emphasis=OVERALL),
+        line_chart("Training loss, by round", _series(trained, "train-loss")),
+        line_chart("Epsilon spent, by round", _series(trained, "epsilon")),
+    ]
+    return f'<h2>Course</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def _series(events: Sequence[Event], metric: str) -> dict[str, Points]:
+    lines: dict[str, dict[float, float]] = {}
+    for event in events:
+        if metric in event:
+            lines.setdefault(event["site"], {})[event["round"]] = event[metric]
+    return {site: sorted(points.items()) for site, points in lines.items()}
+
+
+def _guarantee(guarantee: dict[str, Any] | None) -> str:
+    if guarantee is None:
+        return (
+            "<h2>Privacy</h2><p>This run gives no differential privacy guarantee: run.toml has no [privacy] table.</p>"
+        )
+    rows = [[site, spent["epsilon"], spent["delta"]] for site, spent in sorted(guarantee["sites"].items())]
+    return (
+        "<h2>Privacy</h2>"
+        f"<p>Differential privacy for one <strong>{html.escape(guarantee['unit'])}</strong>, with all of their images: "
+        "what the updates of a site reveal about a patient in its training split is bounded by its (epsilon, delta). "
+        "Scores on held-out patients are not covered.</p>"
+        f"{table(['site', 'epsilon', 'delta'], rows)}"
+        f'<p class="muted">target epsilon {guarantee["target-epsilon"]:g} · clipping norm '
+        f"{guarantee['clipping-norm']:g} · sampling rate {guarantee['sampling-rate']:g}</p>"
+    )
+
+
+def _pictures(folder: Path) -> str:
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        return ""
+    return f"<h2>Examples from the test patients</h2><p>Green: the label. Red: the model.</p>{pictures(paths)}"
+
+
+def _rounds(events: Sequence[Event]) -> str:
+    rows = [
+        [
+            event["round"],
+            ", ".join(event["sites"]),
+            ", ".join(f"{site} ({code})" for site, code in event["refused"].items()) or "-",
+            ", ".join(event["missing"]) or "-",
+            f"{event['seconds']:.1f}",
+            f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}",
+        ]
+        for event in events
+        if event["event"] == "round"
+    ]
+    return f"<h2>Rounds</h2>{table(['round', 'sites', 'refused', 'missing', 'seconds', 'MB'], rows)}" if rows else ""

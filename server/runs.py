@@ -1,0 +1,122 @@
+"""A run's life at the coordinator: approved by enough hospitals, started, watched, started again, closed.
+
+The registry holds the state, so the commands only write a wish there and the process that runs this carries it out:
+a killed coordinator goes on where it was. The ServerApp's own word is `summary.json`; a ServerApp that ended without
+one was killed, and the strategy resumes from its checkpoint when it is started again.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from common import flower, pki
+from common.errors import FederationError
+from server.home import Home
+from server.registry import Proposal, Registry
+
+# More deaths than this without a result are no accident.
+MAX_STARTS = 6
+
+_LOOK_EVERY_S = 2.0
+_BACK_OFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+_log = logging.getLogger(__name__)
+
+
+class Runs:
+    """Carries out what the registry says. Call `step` about every second."""
+
+    def __init__(self, home: Home, registry: Registry) -> None:
+        self._home = home
+        self._registry = registry
+        self._port = home.config.superlink_port
+        self._next_look: dict[str, float] = {}
+
+    def step(self) -> set[int]:
+        """Bring every run one step on.
+
+        Returns:
+            Flower's ids of the runs going on.
+        """
+        for proposal in self._registry.unfinished():
+            try:
+                self._advance(proposal)
+            except FederationError as error:
+                _log.warning("run %s: %s", proposal.run_hash[:8], error)
+        return {one.run_id for one in self._registry.unfinished() if one.state == "running" and one.run_id is not None}
+
+    def _advance(self, proposal: Proposal) -> None:
+        match proposal.state:
+            case "proposed":
+                self._start_if_approved(proposal)
+            case "running":
+                self._follow(proposal)
+            case "stopped" if proposal.run_id is not None:
+                flower.stop_run(self._port, proposal.run_id)
+                self._registry.ended(proposal.run_hash)
+            case _:
+                self._registry.ended(proposal.run_hash)
+
+    def _start_if_approved(self, proposal: Proposal) -> None:
+        federation = proposal.run.federation
+        active = {site.name for site in self._registry.sites() if site.state == "active"}
+        willing = proposal.approved & active
+        if len(willing) >= federation.quorum:
+            self._start(proposal)
+        elif (pki.now() - proposal.opened).total_seconds() > federation.join_timeout_s:
+            reason = (
+                f"{len(willing)} of {federation.quorum} sites approved within {federation.join_timeout_s:g} s "
+                f"(approved: {_names(willing)}; denied: {_names(proposal.denied)}; "
+                f"silent: {_names(active - proposal.approved - proposal.denied)}). Ask the sites to approve, "
+                f"then run `wardround-server resume {proposal.run_hash[:8]}`."
+            )
+            self._close(proposal, "failed", reason)
+
+    def _follow(self, proposal: Proposal) -> None:
+        summary = read_summary(self._home.run_folder(proposal.run))
+        if summary is not None:
+            self._close(proposal, str(summary["status"]), str(summary.get("reason") or ""))
+            return
+        now = time.monotonic()
+        if now < self._next_look.get(proposal.run_hash, 0.0):
+            return
+        self._next_look[proposal.run_hash] = now + _LOOK_EVERY_S
+        if proposal.run_id is not None and flower.run_is_live(self._port, proposal.run_id):
+            return
+        if proposal.run_id is not None:
+            # Look once more before judging: it may have written its summary and ended just now.
+            self._registry.ended(proposal.run_hash)
+            self._next_look[proposal.run_hash] = now + _BACK_OFF_S[min(proposal.starts, len(_BACK_OFF_S) - 1)]
+        elif proposal.starts >= MAX_STARTS:
+            reason = f"the ServerApp ended {proposal.starts} times without a result. See logs/superlink.log."
+            self._close(proposal, "failed", reason)
+        else:
+            _log.warning("run %s ended without a result; starting it again", proposal.run_hash[:8])
+            self._start(proposal)
+
+    def _start(self, proposal: Proposal) -> None:
+        folder = self._home.run_folder(proposal.run)
+        summary = read_summary(folder)
+        if summary is not None and summary["status"] != "completed":
+            (folder / "summary.json").unlink()
+        run_id = flower.start_run(self._port, proposal.bundle)
+        self._registry.started(proposal.run_hash, run_id)
+        _log.info("run %s started (%s)", proposal.run_hash[:8], proposal.name)
+
+    def _close(self, proposal: Proposal, state: str, reason: str) -> None:
+        self._registry.close(proposal.run_hash, state, reason)
+        _log.info("run %s is %s %s", proposal.run_hash[:8], state, reason)
+
+
+def read_summary(folder: Path) -> dict[str, object] | None:
+    """A run's result, or None while there is none."""
+    try:
+        summary: dict[str, object] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return summary
+
+
+def _names(sites: frozenset[str] | set[str]) -> str:
+    return ", ".join(sorted(sites)) or "none"

@@ -1,0 +1,344 @@
+"""One site's seat at the SuperLink: its Flower node, the messages it owes an answer to, the answer on its way.
+
+The gateway keeps the site's Flower key and speaks for it on loopback. Three promises follow:
+
+- A message is delivered until the site confirms it, and again after the site restarts, until it has answered. A
+  hospital that reboots in the middle of a round picks the round up again.
+- An object reaches a site only if a message it was sent contains it; N sites cost the SuperLink one download.
+- A reply reaches the SuperLink only when all of it is here and hashes to its ids. A slow line at one hospital never
+  makes the ServerApp wait in the middle of a reply.
+"""
+
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import httpx
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    Message,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+
+from common import pki
+from common.errors import UpdateError
+from common.flower import fleet_client, object_ids, public_key_pem
+
+CACHE_BYTES = 1024**3
+# Flower's default; a node counts as gone when two are missed.
+HEARTBEAT_S = 30.0
+# A reply is a handful of objects; a model of 50 million parameters has 200 MB.
+MAX_REPLY_OBJECTS = 1000
+MAX_REPLY_BYTES = 1024**3
+
+_OBJECT_WAIT_S = 60.0
+_OBJECT_PAUSE_S = 0.02
+_PUSHES_AT_ONCE = 3
+
+_log = logging.getLogger(__name__)
+
+
+class Objects:
+    """Objects by content id, the least recently used leave first. One download however many ask at once."""
+
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self._limit = limit_bytes
+        self._size = 0
+        self._lock = threading.Lock()
+        self._futures: OrderedDict[str, Future[bytes]] = OrderedDict()
+
+    def get(self, object_id: str, download: Callable[[], bytes]) -> bytes:
+        """The object's bytes; `download` is called by the first who asks, and its error is raised by all."""
+        with self._lock:
+            future = self._futures.get(object_id)
+            first = future is None
+            if future is None:
+                future = self._futures[object_id] = Future()
+            self._futures.move_to_end(object_id)
+        if first:
+            self._fill(object_id, future, download)
+        return future.result()
+
+    def clear(self) -> None:
+        """Forget everything that has arrived."""
+        with self._lock:
+            for object_id, future in list(self._futures.items()):
+                if future.done():
+                    self._size -= len(future.result())
+                    del self._futures[object_id]
+
+    def _fill(self, object_id: str, future: Future[bytes], download: Callable[[], bytes]) -> None:
+        try:
+            content = download()
+        except Exception as error:  # noqa: BLE001 - handed on to everyone who asked
+            with self._lock:
+                del self._futures[object_id]
+            future.set_exception(error)
+            return
+        future.set_result(content)
+        with self._lock:
+            self._size += len(content)
+            for old, done in list(self._futures.items()):
+                if self._size <= self._limit:
+                    break
+                if done.done() and old != object_id:
+                    self._size -= len(done.result())
+                    del self._futures[old]
+
+
+@dataclass
+class _Delivery:
+    """A message the site has not answered yet."""
+
+    head: Message
+    tree: ObjectTree
+    confirmed: bool = False
+
+
+@dataclass
+class _Upload:
+    """A reply of which not all objects have arrived."""
+
+    request: PushMessagesRequest
+    session: str
+    wanted: set[str]
+    contents: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
+
+
+class Seat:
+    """See the module. Methods raise httpx.HTTPError when the SuperLink is away or refuses."""
+
+    def __init__(self, site: str, node_key_pem: bytes, port: int, objects: Objects) -> None:
+        key = pki.load_key(node_key_pem)
+        self.site = site
+        self.node_id = 0  # of the SuperLink now running; 0 before the first activation
+        self.former_ids: set[int] = set()
+        self.present = False
+        self.last_seen = time.monotonic()
+        self.turn = 0  # of the latest PullMessages call
+        self._key = node_key_pem
+        self._public_key = public_key_pem(key)
+        self._client = fleet_client(port, key)
+        self._objects = objects
+        self._lock = threading.Lock()
+        self._activation = threading.Lock()
+        self._deliveries: dict[str, _Delivery] = {}
+        self._upload: _Upload | None = None
+        self._last_beat = 0.0
+
+    def is_for(self, node_key_pem: bytes) -> bool:
+        """Whether this seat still belongs to the site's present identity."""
+        return self._key == node_key_pem
+
+    def activate(self) -> int:
+        """Take the seat: register at a SuperLink that does not know us, mark the node online, start over.
+
+        Returns:
+            The node id.
+        """
+        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
+        with self._activation:
+            try:
+                node_id = self._client.ActivateNode(request).node_id
+            except httpx.HTTPStatusError:
+                self._client.RegisterNode(RegisterNodeFleetRequest(public_key=self._public_key))
+                node_id = self._client.ActivateNode(request).node_id
+            self._last_beat = self.last_seen = time.monotonic()
+            with self._lock:
+                if node_id != self.node_id:
+                    self.former_ids.add(self.node_id)
+                    self._deliveries.clear()
+                    self.node_id = node_id
+                self._upload = None
+                self.present = True
+                for delivery in self._deliveries.values():
+                    delivery.confirmed = False
+        return int(node_id)
+
+    def deactivate(self) -> None:
+        """Leave: the strategy no longer counts on this site. What it owes stays, should it return soon."""
+        self.present = False
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+
+    def beat(self) -> bool:
+        """Keep the node online; False when the SuperLink no longer knows it."""
+        if time.monotonic() - self._last_beat < HEARTBEAT_S * 0.6:
+            return True
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+        try:
+            success = self._client.SendNodeHeartbeat(request).success
+        except httpx.HTTPStatusError:
+            success = False
+        self._last_beat = time.monotonic()
+        return bool(success)
+
+    def next_turn(self) -> int:
+        """The number of a new PullMessages call."""
+        with self._lock:
+            self.turn += 1
+            return self.turn
+
+    def undelivered(self) -> PullMessagesResponse | None:
+        """A message that was sent but not confirmed."""
+        with self._lock:
+            for delivery in self._deliveries.values():
+                if not delivery.confirmed:
+                    return PullMessagesResponse(messages_list=[delivery.head], message_object_trees=[delivery.tree])
+        return None
+
+    def pull(self) -> PullMessagesResponse | None:
+        """Look for a new message at the SuperLink."""
+        response = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        if not response.messages_list:
+            return None
+        with self._lock:
+            for head, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+                self._deliveries[head.metadata.message_id] = _Delivery(head, tree)
+        return response
+
+    def pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
+        """One object of a message this site was sent; "not found" for anything else."""
+        with self._lock:
+            trees = [one.tree for one in self._deliveries.values() if one.head.metadata.run_id == request.run_id]
+        if not any(request.object_id in object_ids(tree) for tree in trees):
+            return PullObjectResponse(object_found=False, object_available=False)
+        try:
+            content = self._objects.get(request.object_id, lambda: self._download(request))
+        except LookupError:
+            return PullObjectResponse(object_found=False, object_available=False)
+        return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+    def confirm(self, message_id: str) -> None:
+        """The site has the whole message. The SuperLink keeps it until the answer, should the site restart."""
+        with self._lock:
+            if message_id in self._deliveries:
+                self._deliveries[message_id].confirmed = True
+
+    def begin_reply(self, request: PushMessagesRequest) -> PushMessagesResponse:
+        """Announce a reply; its objects follow.
+
+        Raises:
+            UpdateError: it does not answer a message of this site, or is malformed.
+        """
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            raise UpdateError("exactly one reply with its object tree is expected")
+        metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+        wanted = object_ids(tree)
+        with self._lock:
+            delivery = self._deliveries.get(metadata.reply_to_message_id)
+            if delivery is None or delivery.head.metadata.run_id != metadata.run_id:
+                raise UpdateError("the reply does not answer a message this site was sent")
+            if metadata.src_node_id != self.node_id or metadata.message_id != tree.object_id:
+                raise UpdateError("the reply's sender or id is wrong")
+            if len(wanted) > MAX_REPLY_OBJECTS:
+                raise UpdateError(f"the reply has {len(wanted)} objects, at most {MAX_REPLY_OBJECTS} are allowed")
+            self._upload = _Upload(request, secrets.token_hex(16), set(wanted))
+            return PushMessagesResponse(objects_to_push=wanted, session_id=self._upload.session)
+
+    def add_object(self, request: PushObjectRequest) -> tuple[PushObjectResponse, bool]:
+        """Take one object of the announced reply; with the last one the reply goes to the SuperLink.
+
+        Returns:
+            The answer, and whether the reply is now complete.
+
+        Raises:
+            UpdateError: the object does not belong to the reply, or was altered.
+        """
+        intact = hashlib.sha256(request.object_content).hexdigest() == request.object_id
+        with self._lock:
+            upload = self._upload
+            if upload is None or request.session_id != upload.session or request.object_id not in upload.wanted:
+                raise UpdateError("the object does not belong to a reply that was announced")
+            if not intact:
+                raise UpdateError("the object's bytes do not match its id")
+            upload.size += len(request.object_content)
+            if upload.size > MAX_REPLY_BYTES:
+                self._upload = None
+                raise UpdateError(f"the reply exceeds {MAX_REPLY_BYTES} bytes")
+            upload.contents[request.object_id] = request.object_content
+            complete = len(upload.contents) == len(upload.wanted)
+            if complete:
+                self._upload = None
+        if complete:
+            self._forward(upload)
+        return PushObjectResponse(stored=True), complete
+
+    def get_run(self, run_id: int) -> GetRunResponse:
+        """What the SuperLink says about a run."""
+        return self._client.GetRun(GetRunRequest(node=self._node, run_id=run_id))
+
+    def forget(self, live_runs: Iterable[int]) -> None:
+        """Drop messages of runs that have ended."""
+        keep = set(live_runs)
+        with self._lock:
+            for message_id, delivery in list(self._deliveries.items()):
+                if delivery.head.metadata.run_id not in keep:
+                    del self._deliveries[message_id]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    @property
+    def _node(self) -> Node:
+        return Node(node_id=self.node_id)
+
+    def _download(self, request: PullObjectRequest) -> bytes:
+        # The ServerApp announces a message before it has pushed its objects.
+        deadline = time.monotonic() + _OBJECT_WAIT_S
+        while True:
+            response = self._client.PullObject(
+                PullObjectRequest(node=self._node, run_id=request.run_id, object_id=request.object_id)
+            )
+            if response.object_available:
+                return bytes(response.object_content)
+            if not response.object_found or time.monotonic() > deadline:
+                raise LookupError(request.object_id)
+            time.sleep(_OBJECT_PAUSE_S)
+
+    def _forward(self, upload: _Upload) -> None:
+        response = self._client.PushMessages(upload.request)
+        metadata = upload.request.messages_list[0].metadata
+
+        def push(object_id: str) -> None:
+            request = PushObjectRequest(
+                node=self._node,
+                run_id=metadata.run_id,
+                object_id=object_id,
+                object_content=upload.contents[object_id],
+                session_id=response.session_id,
+            )
+            if not self._client.PushObject(request).stored:
+                raise UpdateError("the SuperLink did not store the reply")
+
+        with ThreadPoolExecutor(_PUSHES_AT_ONCE) as pool:
+            list(pool.map(push, response.objects_to_push))
+        question = metadata.reply_to_message_id
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self._node, run_id=metadata.run_id, message_object_id=question)
+        )
+        with self._lock:
+            self._deliveries.pop(question, None)

@@ -1,0 +1,327 @@
+"""A federated run: wait for the quorum, then round after round ask, check, average, keep, evaluate.
+
+The run never lies. A round that fewer sites than the quorum entered fails the run, with the last good model kept; every
+site that was refused or missing is named in the journal. After each round the model is on disk in a folder of its own
+(`checkpoint/round-00007`), written whole or not at all, and a run started again in the same folder goes on from there.
+Sites start each round with a fresh optimiser, so the resumed run makes the same model.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from common.checkpoint import Manifest, load_model, pack, save_model, sha256
+from common.config import RunConfig, canonical, sha256_of
+from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
+from common.models import build_model
+from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
+from server.aggregation import WeightedMean
+from server.checks import check_scores, check_update
+from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
+from server.journal import (
+    OVERALL,
+    Journal,
+    Observe,
+    Summary,
+    latest_scores,
+    mean_of_patients,
+    mean_of_sites,
+    open_journal,
+    summarise,
+    write_summary,
+)
+
+CHECKPOINTS = "checkpoint"
+
+ReplyType = TypeVar("ReplyType", TrainReply, EvaluateReply)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What stays the same from the first round to the last."""
+
+    grid: Grid
+    run: RunConfig
+    run_hash: str
+    out: Path
+    journal: Journal
+    site_names: Mapping[int, str] | None
+    wait: Wait
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The global model after a round, as tensors and as the bytes that every site receives."""
+
+    round: int  # 0: initial weights
+    state: Mapping[str, Tensor]
+    weights: bytes
+
+
+@dataclass
+class _Absent:
+    """Who did not contribute to an exchange, and why."""
+
+    refused: dict[str, ErrorCode]
+    missing: list[str]
+
+    def as_event(self) -> dict[str, Any]:
+        refused = {site: str(code) for site, code in sorted(self.refused.items())}
+        return {"refused": refused, "missing": sorted(self.missing)}
+
+
+def federate(
+    grid: Grid,
+    run: RunConfig,
+    out: Path,
+    *,
+    site_names: Mapping[int, str] | None = None,
+    observe: Observe | None = None,
+    wait: Wait = time.sleep,
+) -> Summary:
+    """Train one model with all sites; go on from the last checkpoint where `out` holds one.
+
+    Args:
+        grid: Flower's way to the sites.
+        run: what both sides agreed on.
+        out: receives model.safetensors, model.json, summary.json, metrics.jsonl and checkpoint/.
+        site_names: node id -> site name; None: the names the grid's nodes carry.
+        observe: called with each event of the journal as it happens.
+        wait: sleeps at most the given seconds; may return early when a reply is known to wait.
+
+    Raises:
+        FederationError: too few sites joined, or too few updates could enter a round.
+        ConfigError: `out` holds another run.
+    """
+    model = _last_checkpoint(run, out) or _model(0, build_model(run).state_dict())
+    journal = open_journal(out, last_round=model.round, observe=observe)
+    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wait)
+    try:
+        _start(session, model.round)
+        if _evaluation_is_due(run, model.round):
+            _evaluate(session, model, "validation")
+        for number in range(model.round + 1, run.federation.rounds + 1):
+            model = _train(session, number, model)
+            _keep(session, model)
+            if _evaluation_is_due(run, number):
+                _evaluate(session, model, "validation")
+        _evaluate(session, model, "test")
+        return _finish(session, model)
+    except BaseException as error:
+        # Ctrl-C too: whoever reads the folder later must not take an unfinished run for a finished one.
+        reason = _reason(error)
+        journal.record("run-failed", {"reason": reason})
+        write_summary(out, summarise(run, journal.events, status="failed", reason=reason))
+        raise
+
+
+def _start(session: _Session, resumed_from: int) -> None:
+    """Write the journal's first line, then wait until enough sites are connected."""
+    run, federation = session.run, session.run.federation
+    first = {"name": run.name, "run-hash": session.run_hash, "rounds": federation.rounds, "quorum": federation.quorum}
+    session.journal.record("run-started", {**first, "seed": run.seed, "resumed-from": resumed_from})
+    write_summary(session.out, summarise(run, session.journal.events, status="running"))
+    deadline = time.monotonic() + federation.join_timeout_s
+    while (present := len(_sites(session))) < federation.quorum:
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"{present} sites connected within {federation.join_timeout_s:g} s, the quorum is {federation.quorum}. "
+                "Start the missing sites, or lower federation.quorum in run.toml."
+            )
+        session.wait(LONGEST_WAIT_S)
+
+
+def _train(session: _Session, number: int, model: _Model) -> _Model:
+    """One round: the new global model."""
+    start = time.monotonic()
+    run = session.run
+    sites = _sites(session)
+    mean = WeightedMean(sites.values())
+    entered: list[str] = []
+    absent = _Absent({}, [])
+    bytes_up = 0
+    for answer in _ask(session, sites, TrainRequest(session.run_hash, number, model.weights)):
+        update = _expect(answer, TrainReply, absent)
+        if update is not None:
+            bytes_up += len(update.weights)
+            try:
+                tensors = check_update(update, run, session.run_hash, number, model.state)
+            except UpdateError as error:
+                _log.warning("round %d: the update of %s is refused: %s", number, answer.site, error)
+                absent.refused[answer.site] = error.code
+                update = None
+        if update is None:
+            mean.skip(answer.site)
+            continue
+        mean.add(answer.site, tensors, update.patients if run.weighting == "patients" else 1)
+        entered.append(answer.site)
+        about = {"round": number, "site": answer.site, "patients": update.patients}
+        session.journal.record("train", {**update.metrics, **about})
+    if len(entered) < run.federation.quorum:
+        raise FederationError(_no_quorum(number, run.federation.quorum, len(entered), absent))
+    new = _model(number, mean.result())
+    session.journal.record(
+        "round",
+        {
+            "round": number,
+            "sites": sorted(entered),
+            **absent.as_event(),
+            "seconds": time.monotonic() - start,
+            "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
+            "bytes-up": bytes_up,
+            "model-sha256": sha256(new.weights),
+        },
+    )
+    return new
+
+
+def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
+    """Ask all sites for the global model's scores on their held-out patients."""
+    start = time.monotonic()
+    sites = _sites(session)
+    replies: dict[str, EvaluateReply] = {}
+    absent = _Absent({}, [])
+    for answer in _ask(session, sites, EvaluateRequest(session.run_hash, model.round, phase, model.weights)):
+        reply = _expect(answer, EvaluateReply, absent)
+        if reply is None:
+            continue
+        try:
+            check_scores(reply, session.run_hash, model.round, phase)
+        except UpdateError as error:
+            absent.refused[answer.site] = error.code
+            continue
+        replies[answer.site] = reply
+    # A site without patients in this part of the split has nothing to say; that is no fault.
+    absent.refused = {site: code for site, code in absent.refused.items() if code is not ErrorCode.NO_DATA}
+    about: dict[str, Any] = {"round": model.round, "phase": phase}
+    for site, reply in sorted(replies.items()):
+        session.journal.record("evaluate", {**reply.metrics, **about, "site": site, "patients": reply.patients})
+    scores = {site: reply.metrics for site, reply in sorted(replies.items())}
+    session.journal.record(
+        "evaluate",
+        {
+            **mean_of_sites(scores),
+            **about,
+            "site": OVERALL,
+            "mean-of-patients": mean_of_patients(scores, {site: reply.patients for site, reply in replies.items()}),
+            **absent.as_event(),
+            "seconds": time.monotonic() - start,
+            "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
+        },
+    )
+
+
+def _ask(session: _Session, sites: Mapping[int, str], request: Request) -> Iterator[Answer]:
+    timeout_s = session.run.federation.round_timeout_s
+    return ask(session.grid, sites, request, timeout_s=timeout_s, wait=session.wait)
+
+
+def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType | None:
+    """The reply if it is of this kind; otherwise None, with the reason noted."""
+    match answer.reply:
+        case None:
+            absent.missing.append(answer.site)
+        case Refusal(code=code):
+            absent.refused[answer.site] = code
+        case reply if isinstance(reply, kind):
+            return reply
+        case _:
+            absent.refused[answer.site] = ErrorCode.BAD_REQUEST
+    return None
+
+
+def _sites(session: _Session) -> dict[int, str]:
+    """The sites connected now: node id -> name, sorted by name."""
+    if (names := session.site_names) is not None:
+        present = {node: names[node] for node in session.grid.get_node_ids() if node in names}
+    else:
+        nodes = session.grid.get_nodes()
+        present = {node.node_id: node.name or node.owner_name or f"node-{node.node_id}" for node in nodes}
+    if len(set(present.values())) != len(present):
+        raise FederationError("two connected nodes carry the same site name. Give each site a name of its own.")
+    return dict(sorted(present.items(), key=lambda item: item[1]))
+
+
+def _evaluation_is_due(run: RunConfig, round_: int) -> bool:
+    """After the given round; a resumed run asks again for the round it goes on from."""
+    return round_ > 0 and (round_ % run.federation.evaluate_every == 0 or round_ == run.federation.rounds)
+
+
+def _no_quorum(number: int, quorum: int, entered: int, absent: _Absent) -> str:
+    reasons = [f"{site} refused ({code})" for site, code in sorted(absent.refused.items())]
+    reasons += [f"{site} did not answer" for site in sorted(absent.missing)]
+    return (
+        f"{entered} updates could enter round {number}, the quorum is {quorum}"
+        + (f": {', '.join(reasons)}" if reasons else "")
+        + ". The model of the round before is kept; mend the cause and start the run again, it goes on from there."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, WardroundError):
+        return str(error)
+    return f"internal error ({type(error).__name__})" if isinstance(error, Exception) else "interrupted"
+
+
+def _model(round_: int, state: Mapping[str, Tensor]) -> _Model:
+    copied = {name: tensor.detach().clone() for name, tensor in state.items()}
+    return _Model(round_, copied, pack(copied))
+
+
+def _keep(session: _Session, model: _Model) -> None:
+    """Write this round's checkpoint whole, then remove older ones."""
+    folder = session.out / CHECKPOINTS / f"round-{model.round:05d}"
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(partial, model.weights, _manifest(session, model))
+    partial.rename(folder)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def _last_checkpoint(run: RunConfig, out: Path) -> _Model | None:
+    folders = sorted((out / CHECKPOINTS).glob("round-*[0-9]"))
+    if not folders:
+        return None
+    _, state, manifest = load_model(folders[-1])
+    if manifest.run_hash != sha256_of(run):
+        raise ConfigError(
+            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {sha256_of(run)[:8]}). "
+            "Give another output folder, or remove this one."
+        )
+    return _model(manifest.round, state)
+
+
+def _finish(session: _Session, model: _Model) -> Summary:
+    manifest = _manifest(session, model)
+    save_model(session.out, model.weights, manifest)
+    summary = summarise(session.run, session.journal.events, status="completed", model_sha256=manifest.sha256)
+    write_summary(session.out, summary)
+    session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})
+    return summary
+
+
+def _manifest(session: _Session, model: _Model) -> Manifest:
+    events = session.journal.events
+    return Manifest(
+        run=canonical(session.run),
+        run_hash=session.run_hash,
+        round=model.round,
+        sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
+        sha256=sha256(model.weights),
+        guarantee=summarise(session.run, events, status="running").guarantee,
+        scores=latest_scores(events),
+    )
+
+
+__all__ = ["CHECKPOINTS", "federate"]

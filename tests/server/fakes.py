@@ -1,0 +1,141 @@
+"""A grid whose sites are functions, so that a test can make any of them misbehave."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+
+from common.config import RunConfig, validate
+from common.errors import ErrorCode
+from common.records import (
+    EvaluateReply,
+    EvaluateRequest,
+    Refusal,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    reply_to_record,
+    request_from_record,
+)
+
+# What a fake site says: a reply, a Flower error, raw records, or None for silence.
+Said = Reply | Error | RecordDict | None
+FakeSite = Callable[[Request], Said]
+
+
+def a_run(rounds: int = 2, quorum: int = 2, **tables: Mapping[str, object]) -> RunConfig:
+    """The smallest valid run."""
+    values = {
+        "name": "tiny",
+        "model": {"channels": [4, 8], "residual-units": 0},
+        "data": {"modality": "photo", "classes": ["lesion"]},
+        "training": {"patch-size": [8, 8], "local-steps": 1},
+        "federation": {"rounds": rounds, "quorum": quorum, "round-timeout-s": 0.5, "join-timeout-s": 0.05},
+    }
+    for table, changes in tables.items():
+        values[table] = {**values.get(table, {}), **changes}
+    return validate(RunConfig, values)
+
+
+def trains(change: Callable[[TrainRequest], bytes], patients: int = 10, dice: float = 0.5) -> FakeSite:
+    """A well-behaved site whose update is `change(request)`."""
+
+    def site(request: Request) -> Said:
+        if isinstance(request, EvaluateRequest):
+            return EvaluateReply(request.run_hash, request.round, request.phase, patients, {"dice": dice})
+        return TrainReply(request.run_hash, request.round, change(request), patients, {"train-loss": 1.0})
+
+    return site
+
+
+def refuses(code: ErrorCode) -> FakeSite:
+    """A site that refuses everything."""
+    return lambda request: Refusal(request.run_hash, request.round, code)
+
+
+class FakeGrid(Grid):
+    """Sites by name; `order` says in which order replies arrive, `unreachable` who cannot be sent to."""
+
+    def __init__(
+        self, sites: Mapping[str, FakeSite], *, order: Sequence[str] = (), unreachable: Iterable[str] = ()
+    ) -> None:
+        self.sites = dict(sites)
+        self.order = list(order) or list(sites)
+        self.unreachable = set(unreachable)
+        self.stale: list[Message] = []  # delivered with the next look
+        self.requests: list[tuple[str, Request]] = []
+        self._nodes = {100 + index: name for index, name in enumerate(sites)}
+        self._numbers = itertools.count()
+        self._replies: dict[str, tuple[str, Message]] = {}
+
+    def set_run(self, run: object) -> None:
+        pass
+
+    @property
+    def run(self) -> object:
+        return None
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        assert ttl is None or ttl > 0
+        return a_message(content, dst_node_id, message_type, group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, name=name) for node, name in self._nodes.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            site = self._nodes[message.metadata.dst_node_id]
+            if site in self.unreachable:
+                ids.append("")
+                continue
+            message_id = f"m{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            request = request_from_record(message.content)
+            self.requests.append((site, request))
+            if (reply := reply_message(self.sites[site](request), message)) is not None:
+                self._replies[message_id] = (site, reply)
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if self.stale:
+            stale, self.stale = self.stale, []
+            return stale
+        ready = [(self.order.index(self._replies[id_][0]), id_) for id_ in message_ids if id_ in self._replies]
+        return [self._replies.pop(min(ready)[1])[1]] if ready else []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise AssertionError(f"the strategy polls itself, got {messages} {timeout}")
+
+
+def a_message(content: RecordDict, node: int, kind: str, group: str) -> Message:
+    metadata = Metadata(
+        run_id=1,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=node,
+        reply_to_message_id="",
+        group_id=group,
+        created_at=time.time(),
+        ttl=3600,
+        message_type=kind,
+    )
+    return Message(metadata=metadata, content=content)
+
+
+def reply_message(said: Said, to: Message) -> Message | None:
+    if said is None:
+        return None
+    if isinstance(said, RecordDict | Error):
+        return Message(said, reply_to=to)
+    return Message(reply_to_record(said), reply_to=to)

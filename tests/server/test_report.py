@@ -1,0 +1,91 @@
+"""The report is one file, shows what the records say, and cannot be made to run anything."""
+
+import re
+import xml.etree.ElementTree as ElementTree  # our own SVG, not foreign XML
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError, FederationError
+from server.chart import line_chart
+from server.report import write_report
+from server.strategy import federate
+from tests.server.fakes import FakeGrid, a_run, trains
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def finished(folder: Path) -> str:
+    sites = {"north": trains(lambda request: request.weights, dice=0.75), "<b>south</b>": trains(lambda r: r.weights)}
+    federate(FakeGrid(sites), a_run(), folder, wait=lambda _: None)
+    (folder / "overlays").mkdir()
+    (folder / "overlays" / "north 1.png").write_bytes(b"\x89PNG fake")
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_report_stands_alone(tmp_path: Path) -> None:
+    text = finished(tmp_path)
+    assert not re.search(r'(src|href)="(?!data:)|<script|@import|url\(|https?://', text)
+    assert 'src="data:image/png;base64,' in text
+
+
+def test_report_shows_scores_sites_and_model(tmp_path: Path) -> None:
+    text = finished(tmp_path)
+    assert "0.750" in text
+    assert "0.625" in text  # mean of the sites
+    assert "no differential privacy guarantee" in text
+    assert text.count("<svg") == 2  # dice and loss; no epsilon without privacy
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    text = finished(tmp_path)
+    assert "<b>south" not in text
+    assert "&lt;b&gt;south" in text
+
+
+def test_failed_run_says_so_and_why(tmp_path: Path) -> None:
+    run = a_run(quorum=2, federation={"round-timeout-s": 0.02})
+    with pytest.raises(FederationError):
+        federate(FakeGrid({"a": lambda _: None, "b": lambda _: None}), run, tmp_path, wait=lambda _: None)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "failed" in text
+    assert "a did not answer, b did not answer" in text
+
+
+def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
+    def site(request):  # type: ignore[no-untyped-def]
+        reply = trains(lambda request: request.weights, patients=0)(request)
+        reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+        return reply
+
+    run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
+    federate(FakeGrid({"a": site}), run, tmp_path, wait=lambda _: None)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<strong>patient</strong>" in text
+    assert "3.250" in text
+
+
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no summary\.json"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, -3.0), (9, 12.0)], [(1, 1e-9), (2, 2e-9)], [(0, 5.0), (1, 5.0)]],
+    ids=["one point", "all zero", "both signs", "tiny", "flat"],
+)
+def test_chart_keeps_every_point_within_its_frame(points: list[tuple[float, float]]) -> None:
+    svg = ElementTree.fromstring(
+        line_chart("t", {"a": points}).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    )
+    circles = svg.findall(f"{SVG}circle")
+    assert len(circles) == len(points)
+    for circle in circles:
+        assert 52 <= float(circle.get("cx", "nan")) <= 430
+        assert 29.9 <= float(circle.get("cy", "nan")) <= 226.1
+
+
+def test_chart_of_nothing_is_nothing() -> None:
+    assert line_chart("t", {}) == ""
+    assert line_chart("t", {"a": []}) == ""
