@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from common.privacy.guarantee import plan
 from flwr.app import Message, MessageType
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
@@ -34,6 +33,7 @@ from client.status import Status
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError, PolicyError, UpdateError, WardroundError
 from common.flower import read_bundle
+from common.privacy.guarantee import plan
 from common.records import (
     EvaluateReply,
     Refusal,
@@ -63,14 +63,14 @@ _log = logging.getLogger(__name__)
 class Agent:
     """One site's agent, from `run` until its stop event is set."""
 
-    def __init__(self, home: Path, identity: Identity, threads: int | None = None) -> None:
+    def __init__(self, home: Path, identity: Identity, worker: Worker) -> None:
         self._home, self._identity = home, identity
         self._stop = threading.Event()
         self._failed = False
         self._channel = identity.channel()
         self._fleet = Fleet(self._channel, self._stop)
         self._coordination = CoordinationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
-        self._worker = Worker(home, threads)
+        self._worker = worker
         self._offers: dict[tuple[str, int], Offer] = {}  # by run hash and state of site.toml
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of site.toml and policy.toml
         self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
@@ -93,7 +93,9 @@ class Agent:
         self._stop.wait()
         self._shut_down(threads)
         if self._failed:
-            raise FederationError("the agent stopped after an unexpected failure. See logs/agent.log, then start again.")
+            raise FederationError(
+                "the agent stopped after an unexpected failure. See logs/agent.log, then start again."
+            )
 
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
@@ -103,7 +105,7 @@ class Agent:
         """A thread that ends by an exception ends the agent: half an agent would look healthy."""
         try:
             step()
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged, and it ends the agent
             if not self._stop.is_set():
                 _log.exception("unexpected failure")
                 self._failed = True
@@ -190,7 +192,7 @@ class Agent:
         except WardroundError as error:
             _log.error("run %s round %d: %s", run_hash[:12], round_, error)
             return Refusal(run_hash, round_, error.code)
-        except Exception:  # the agent goes on: the coordinator learns a code, the log the reason
+        except Exception:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
             _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
             return Refusal(run_hash, round_, ErrorCode.INTERNAL)
 
@@ -295,7 +297,7 @@ class Agent:
             if sha256_of(run) != proposal.run_hash:
                 raise ConfigError("the bundle is not the run it claims to be")
         except ConfigError as error:
-            _log.error("a proposal was ignored: %s", error)  # noqa: TRY400 - the message says it all
+            _log.error("a proposal was ignored: %s", error)
             return
         approvals.record(self._home, run, proposal.bundle, is_open=proposal.open)
         _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])

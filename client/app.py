@@ -109,6 +109,7 @@ def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, a
         steps=budget.steps_per_round,
         delta=budget.delta,
         lifetime_epsilon=site.policy.lifetime_epsilon,
+        rounds=run.federation.rounds - request.round + 1,
     )
     epsilon = site.ledger.spent(cohort.cohort_id, budget.delta, request.run_hash)
     return {"epsilon": epsilon, "delta": budget.delta}

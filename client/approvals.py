@@ -68,10 +68,14 @@ class Proposal:
 def record(home: Path, run: RunConfig, bundle: bytes, *, is_open: bool) -> Proposal:
     """Keep a proposal whose bundle was checked (`read_bundle`); an answer given before stays."""
     folder = _root(home) / sha256_of(run)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(folder / _BUNDLE, bundle)
-    _write(folder / _RUN, canonical(run).encode())
-    set_open(home, folder.name, is_open=is_open)
+    # A new folder appears with all its files in it, or not at all.
+    made = folder if folder.exists() else folder.with_name(f".{folder.name}.{os.getpid()}")
+    made.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(made / _BUNDLE, bundle)
+    _write(made / _RUN, canonical(run).encode())
+    _write(made / _STATE, json.dumps({"open": is_open}).encode())
+    if made != folder:
+        made.rename(folder)
     return load(home, folder.name)
 
 
@@ -119,6 +123,8 @@ def load_all(home: Path) -> list[Proposal]:
     root = _root(home)
     proposals = []
     for folder in root.iterdir() if root.is_dir() else ():
+        if not _HASH.fullmatch(folder.name):
+            continue
         try:
             proposals.append(load(home, folder.name))
         except ConfigError as error:

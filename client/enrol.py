@@ -113,7 +113,8 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
 
 def prepare_home(home: Path, site: str) -> None:
     """Make a home folder with its two files; files that are there stay."""
-    (home / "tls").mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (home, home / "tls"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
         if not (home / name).exists():
             (home / name).write_text(text, encoding="utf-8")

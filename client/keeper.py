@@ -108,7 +108,7 @@ class Worker:
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             path.replace(logs / "worker.log.1")
         with path.open("ab") as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 # -P: the current folder is no place to import from.
                 [sys.executable, "-P", "-m", "client.worker", "--home", str(self._home)],
                 stdin=subprocess.PIPE,

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -156,8 +157,7 @@ def predict_study(
 
 def _load(path: Path, device: str | torch.device) -> _Segmenter:
     run, state, manifest = load_model(path)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = _device(device)
     network = build_model(run)
     try:
         network.load_state_dict(state)
@@ -165,7 +165,16 @@ def _load(path: Path, device: str | torch.device) -> _Segmenter:
         raise ConfigError(
             "the weights do not fit the network that model.json describes. Copy both files again from the run."
         ) from error
-    return _Segmenter(network.to(device).eval(), run, manifest.sha256, torch.device(device))
+    return _Segmenter(network.to(chosen).eval(), run, manifest.sha256, chosen)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this computer has no usable CUDA device. Use the device cpu or auto.")
+    return device
 
 
 def _predict_one(segmenter: _Segmenter, reference: Reference, folder: Path, number: int) -> StudyResult:
@@ -211,7 +220,12 @@ def _segment(segmenter: _Segmenter, study: Study) -> NDArray[np.uint8]:
     """Labels (*sp) on the study's own grid."""
     run = segmenter.run
     image, _ = preprocess(study, run)
-    labels = predict_stack(segmenter.network, as_samples(image, run.model.dims), run, segmenter.device)
+    try:
+        labels = predict_stack(segmenter.network, as_samples(image, run.model.dims), run, segmenter.device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DataError(
+            "the study does not fit into memory. Free memory, or use the device cpu.", ErrorCode.OUT_OF_MEMORY
+        ) from error
     return restore(labels.reshape(image.shape[1:]).to(torch.uint8), study, run)
 
 
@@ -249,15 +263,15 @@ def _dicom(study: Study, labels: NDArray[np.uint8], segmenter: _Segmenter) -> by
 
 
 def _nifti(study: Study, labels: NDArray[np.uint8]) -> bytes:
-    source = nibabel.load(study.files[0])
-    # The header carries both transforms and their codes; its free texts may carry a name.
+    source: Any = nibabel.load(study.files[0])  # nibabel types its images in part only
+    # The header carries both transforms and their codes; its free texts and extensions may carry a name.
     header = source.header.copy()
     for text in ("descrip", "aux_file", "intent_name", "db_name"):
         if text in header:
             header[text] = b""
     header.extensions.clear()
     header["cal_min"] = header["cal_max"] = 0
-    image = nibabel.Nifti1Image(labels.transpose(2, 1, 0), source.affine, header, dtype=np.uint8)
+    image = type(source)(labels.transpose(2, 1, 0), source.affine, header, dtype=np.uint8)
     return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
@@ -269,14 +283,14 @@ def _palette_png(labels: NDArray[np.uint8]) -> bytes:
 
 def _overlay(study: Study, labels: NDArray[np.uint8], run: RunConfig) -> bytes:
     """The slice with the largest finding (the middle one when there is none), grey or colour, with contours."""
-    image, axes = study.image, list[int]()
+    image, axes = study.image, tuple[int, ...]()
     spacing = study.spacing_mm or (1.0, 1.0)
     if labels.ndim == 3:
         areas = np.count_nonzero(labels, axis=(1, 2))
         index = int(areas.argmax()) if areas.any() else len(areas) // 2
         image, labels = image[:, index], labels[index]
         axes = _upside_down(study)
-    image, labels = np.flip(image, [axis + 1 for axis in axes]), np.flip(labels, axes)
+    image, labels = np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(labels, axes)
     low, high = run.preprocessing.window or np.percentile(image, (0.5, 99.5))
     grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
     picture = Image.fromarray(np.broadcast_to(grey.astype(np.uint8), (3, *labels.shape)).transpose(1, 2, 0).copy())
@@ -288,17 +302,13 @@ def _overlay(study: Study, labels: NDArray[np.uint8], run: RunConfig) -> bytes:
     return _png(Image.fromarray(canvas))
 
 
-def _upside_down(study: Study) -> list[int]:
+def _upside_down(study: Study) -> tuple[int, ...]:
     """In-plane axes (0 rows, 1 columns) to flip so that left, back and feet lie right, down and down."""
     if study.affine is None:
-        return []
-    flipped = []
-    for axis in (0, 1):
-        direction = study.affine[:3, axis + 1]
-        main = int(np.abs(direction).argmax())
-        if (direction[main] < 0) != (main == 2):
-            flipped.append(axis)
-    return flipped
+        return ()
+    directions = study.affine[:3, 1:3].T  # of a row step and a column step, in LPS
+    main = [int(np.abs(direction).argmax()) for direction in directions]
+    return tuple(axis for axis in (0, 1) if (directions[axis, main[axis]] < 0) != (main[axis] == 2))
 
 
 def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int]:

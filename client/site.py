@@ -67,21 +67,35 @@ class Site:
 
 
 def open_site(home: Path) -> Site:
-    """Open a site by its home folder; the same object while its files are unchanged.
+    """Open a site by its home folder; the same object, with its cohort, while its files are unchanged.
 
     Raises:
-        ConfigError: site.toml is missing or wrong, policy.toml is wrong, or the key is damaged.
+        ConfigError: not a site's home, site.toml or policy.toml is wrong, or the key is damaged.
     """
     home = home.resolve()
-    return _open(home, tuple(_stamp(home / name) for name in (SITE_NAME, POLICY_NAME, KEY_NAME)))
+    if not (home / SITE_NAME).exists():
+        raise ConfigError(
+            f"{home} is not a site's home: it has no {SITE_NAME}. Run `wardround-client join`, or make it."
+        )
+    key = _key(home / KEY_NAME)
+    opened = _opened(home)
+    stamps = tuple(_stamp(home / name) for name in (SITE_NAME, POLICY_NAME, KEY_NAME))
+    if stamps not in opened:
+        opened.clear()  # lets go of the images read under the old files
+        opened[stamps] = _read(home, key)
+    return opened[stamps]
+
+
+def _read(home: Path, key: bytes) -> Site:
+    policy_path = home / POLICY_NAME
+    policy = load(PolicyConfig, policy_path) if policy_path.exists() else PolicyConfig()
+    return Site(home, load(SiteConfig, home / SITE_NAME), policy, key)
 
 
 @lru_cache(maxsize=_OPEN_SITES)
-def _open(home: Path, _stamps: tuple[int, ...]) -> Site:
-    config = load(SiteConfig, home / SITE_NAME)
-    policy_path = home / POLICY_NAME
-    policy = load(PolicyConfig, policy_path) if policy_path.exists() else PolicyConfig()
-    return Site(home, config, policy, _key(home / KEY_NAME))
+def _opened(_home: Path) -> dict[tuple[int, ...], Site]:
+    """A home's site by the times of its files: one entry, or none at first."""
+    return {}
 
 
 def _stamp(path: Path) -> int:

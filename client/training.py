@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
-from common.config import RunConfig
-from common.errors import ConfigError, DataError, ErrorCode, WardroundError
+from common.config import PrivacyConfig, RunConfig
+from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
 from common.losses import dice_ce
 from common.metrics import mean_scores, scores
@@ -56,18 +56,19 @@ def train_round(
     names = cohort.patients("train")
     if not names:
         raise DataError(
-            "no patient of this site is in the training split. Add studies, or lower the held-out fractions of the run.",
+            "this site has no patient in the training split. Add studies, or lower the held-out fractions of the run.",
             ErrorCode.NO_DATA,
         )
     seed = _seed(run, site, round_)
     patients = [cohort.cases_of(name) for name in names]
     crops = _Crops(patients, run, torch.Generator().manual_seed(seed), device)
     model.to(device).train()
+    network = _Network(model, run, device)
     with _reproducible(run, seed):
         if run.privacy is None:
-            loss = {"train-loss": _train(model, crops, round_)}
+            loss = {"train-loss": _train(network, crops, round_)}
         else:
-            _train_privately(model, crops, round_, cohort.declared_size)
+            _train_privately(network, crops, run.privacy, round_, cohort.declared_size)
             loss = {}
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise _not_finite("a weight")
@@ -98,6 +99,21 @@ def learning_rate(run: RunConfig, step: int) -> float:
         return training.learning_rate
     share = (1 + math.cos(math.pi * step / (run.federation.rounds * training.local_steps))) / 2
     return training.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * share)
+
+
+class _Network(nn.Module):
+    """The model with only its forward pass in the run's precision: clipping and noise must never be rounded."""
+
+    def __init__(self, model: nn.Module, run: RunConfig, device: torch.device | str) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision(run, device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, *patch) to logits (N, 1 + K, *patch)."""
+        with self.precision:
+            logits: Tensor = self.model(images)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -137,9 +153,7 @@ def _train(model: nn.Module, crops: _Crops, round_: int) -> float:
     for step in range(run.training.local_steps):
         _set_rate(optimizer, run, round_, step)
         images, labels = crops.batch()
-        with precision(run, crops.device):
-            logits = model(images)
-        loss = dice_ce(logits, labels)
+        loss = dice_ce(model(images), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite("the loss")
@@ -150,26 +164,23 @@ def _train(model: nn.Module, crops: _Crops, round_: int) -> float:
     return total / run.training.local_steps
 
 
-def _train_privately(model: nn.Module, crops: _Crops, round_: int, declared_size: int) -> None:
+def _train_privately(model: nn.Module, crops: _Crops, privacy: PrivacyConfig, round_: int, declared_size: int) -> None:
     """Private steps, as many as the ledger was charged for, whatever the sampling brings."""
     run = crops.run
-    if run.privacy is None:
-        raise ConfigError("private training needs a [privacy] table in run.toml. Add one.")
     budget = plan(run, declared_size)
     inner = _optimizer(model, run)
     optimizer = private_optimizer(
         model,
         inner,
         noise_multiplier=budget.noise_multiplier,
-        clipping_norm=run.privacy.clipping_norm,
+        clipping_norm=privacy.clipping_norm,
         expected_patients=budget.expected_patients,
     )
     for step in range(budget.steps_per_round):
         _set_rate(inner, run, round_, step)
         chosen = sample_patients(len(crops.patients), budget.sampling_rate)
-        batch = (crops.of([patient] * run.privacy.crops_per_patient) for patient in chosen)
-        with precision(run, crops.device):
-            private_step(model, optimizer, batch, dice_ce)
+        batch = (crops.of([patient] * privacy.crops_per_patient) for patient in chosen)
+        private_step(model, optimizer, batch, dice_ce)
 
 
 def _score(model: nn.Module, case: Case, run: RunConfig, device: torch.device | str) -> dict[str, float]:

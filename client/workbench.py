@@ -52,7 +52,7 @@ def answer(question: Question, home: Path) -> Answer:
     except MemoryError:
         _log.exception("out of memory")
         code = ErrorCode.OUT_OF_MEMORY
-    except Exception:
+    except Exception:  # noqa: BLE001 - logged; a text must not leave, whatever raised it
         _log.exception("unexpected failure")
         code = ErrorCode.INTERNAL
     return Refusal(sha256_of(question.run), 0 if isinstance(question, Describe) else question.request.round, code)

@@ -180,7 +180,7 @@ def superlink_environment(flower_home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         # A run starts within this time; each poll costs the SuperLink about 15 ms of CPU.
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
         "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         # SuperLink and SuperExec start their children by name.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

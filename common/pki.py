@@ -64,9 +64,11 @@ class Invitation:
         """
         try:
             invitation = cls(**json.loads(text))
+            if not all(isinstance(value, str) for value in asdict(invitation).values()):
+                raise TypeError("all fields are text")
             expires = datetime.datetime.fromisoformat(invitation.expires)
             load_certificate(invitation.root_pem.encode())
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise EnrolmentError(
                 "the file is not an invitation. Use the file that `wardround-server invite` wrote, unchanged."
             ) from error
@@ -176,7 +178,7 @@ def check_csr(pem: bytes, site: str) -> CertificateSigningRequest:
         raise EnrolmentError("the certificate request cannot be read. Join again.") from error
     if not csr.is_signature_valid:
         raise EnrolmentError("the certificate request's signature is wrong. Join again.")
-    if csr.subject != _name(site):
+    if common_name(csr) != site or len(list(csr.subject)) != 1:
         raise EnrolmentError(f"the certificate request must name site {site!r} and nothing else. Join again.")
     public_key = csr.public_key()
     if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):

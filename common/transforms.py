@@ -60,34 +60,7 @@ def sample_crops(
         (N, C, *patch) float32 and (N, *patch) int64.
     """
     images, labels = zip(*(_draw_window(stack, training, generator) for stack in stacks), strict=True)
-    return augment(torch.stack(images).to(device), torch.stack(labels).to(device), training, generator)
-
-
-def augment(
-    images: Tensor, labels: Tensor, training: TrainingConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Rotate, zoom, flip, and change the intensity of each window, and crop it to the patch.
-
-    Rotation is in the image plane; zoom is the same along all axes.
-
-    Args:
-        images: (N, C, *window) float32, on any device.
-        labels: (N, *window) integer.
-        training: Patch size and augmentation.
-        generator: A CPU generator.
-
-    Returns:
-        (N, C, *patch) float32 and (N, *patch) int64.
-    """
-    config = training.augmentation
-    if config.rotation_degrees or config.scaling:
-        matrices = _affine(len(images), images.ndim - 2, config, generator)
-        images, labels = _resample(images, labels, matrices, training.patch_size)
-    if config.flips:
-        images, labels = _flip(images, labels, generator)
-    if config.intensity:
-        images = _change_intensity(images, config.intensity, generator)
-    return images, labels.long()
+    return _augment(torch.stack(images).to(device), torch.stack(labels).to(device), training, generator)
 
 
 def _draw_window(stack: Stack, training: TrainingConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -105,6 +78,21 @@ def _draw_window(stack: Stack, training: TrainingConfig, generator: torch.Genera
         for start, size, edge, wide in zip(starts, spatial, patch, window, strict=True)
     ]
     return _cut(stack.images[item], origin, window), _cut(stack.labels[item], origin, window)
+
+
+def _augment(
+    images: Tensor, labels: Tensor, training: TrainingConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Windows (N, C, *window) to patches; rotation is in the image plane, zoom the same along all axes."""
+    config = training.augmentation
+    if config.rotation_degrees or config.scaling:
+        matrices = _affine(len(images), images.ndim - 2, config, generator)
+        images, labels = _resample(images, labels, matrices, training.patch_size)
+    if config.flips:
+        _flip(images, labels, generator)
+    if config.intensity:
+        images = _change_intensity(images, config.intensity, generator)
+    return images, labels.long()
 
 
 def _affine(count: int, dims: int, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
@@ -131,14 +119,15 @@ def _resample(images: Tensor, labels: Tensor, matrices: Tensor, patch: Sequence[
     return images, functional.grid_sample(masks, grid, mode="nearest", align_corners=False).squeeze(1)
 
 
-def _flip(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    dims = labels.ndim - 1
-    choices = torch.randint(2, (dims, len(images)), generator=generator).bool().to(images.device)
-    for axis, chosen in enumerate(choices, start=1):
-        mask = chosen.view(-1, *[1] * dims)
-        labels = torch.where(mask, labels.flip(axis), labels)
-        images = torch.where(mask.unsqueeze(1), images.flip(axis + 1), images)
-    return images, labels
+def _flip(images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    """Flip each sample, in place, along a random set of its axes."""
+    choices = torch.randint(2, (len(images), labels.ndim - 1), generator=generator).tolist()
+    for image, label, chosen in zip(images, labels, choices, strict=True):
+        # Counted from the end, as an image has a channel axis before them and its label has not.
+        axes = [axis - len(chosen) for axis, flipped in enumerate(chosen) if flipped]
+        if axes:
+            image.copy_(image.flip(axes))
+            label.copy_(label.flip(axes))
 
 
 def _change_intensity(images: Tensor, spread: float, generator: torch.Generator) -> Tensor:
@@ -189,4 +178,4 @@ def _integer(limit: int, generator: torch.Generator) -> int:
     return int(torch.randint(limit, (), generator=generator))
 
 
-__all__ = ["Stack", "augment", "sample_crops"]
+__all__ = ["Stack", "sample_crops"]

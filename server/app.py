@@ -6,7 +6,6 @@ Flower (`flwr run`) there is none, and the results go to ./wardround-runs.
 
 import logging
 import os
-import time
 from pathlib import Path
 
 from flwr.app import Context
@@ -14,7 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import ConfigError, FederationError
+from common.wire.wake import strategy_wake
 from server.home import ENVIRONMENT, open_home, read_nodes
+from server.journal import SUMMARY_NAME
 from server.report import write_report
 from server.strategy import federate
 
@@ -36,10 +37,11 @@ def main(grid: Grid, context: Context) -> None:
     out = home.run_folder(run) if home else WITHOUT_HOME / f"{run.name}-{sha256_of(run)[:8]}"
     names = read_nodes(home) if home else None
     try:
-        summary = federate(grid, run, out, site_names=names, wait=time.sleep)
+        summary = federate(grid, run, out, site_names=names, wake=strategy_wake(home.path if home else None))
     except FederationError as error:
-        _log.error("run %s failed: %s", run.name, error)  # noqa: TRY400 - expected: the message says it all
+        _log.error("run %s failed: %s", run.name, error)
         raise
     finally:
-        write_report(out)
+        if (out / SUMMARY_NAME).exists():
+            write_report(out)
     _log.info("run %s is complete: %s", run.name, summary.scores.get("test", {}).get("mean-of-sites"))

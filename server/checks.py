@@ -44,6 +44,10 @@ def check_update(
             f"the reply counts {reply.patients} patients; expected 1 to {MAX_PATIENTS}, as they weight the average",
             ErrorCode.BAD_COUNT,
         )
+    if run.privacy is not None and not (
+        reply.metrics.get("epsilon", -1.0) >= 0 and 0 < reply.metrics.get("delta", 0) < 1
+    ):
+        raise UpdateError("the reply does not state the epsilon and delta it has spent", ErrorCode.BAD_REQUEST)
     state = unpack(reply.weights)
     _check_tensors(state, global_state)
     distance = _distance(state, global_state)

@@ -40,11 +40,12 @@ LIST_WAIT_S = 30.0
 # An agent that has not called for this long is gone; its long polls alone call three times as often.
 SILENCE_S = 60.0
 # Without a hint, a waiting site looks this often while a run is live.
-LOOK_EVERY_S = 2.0
+LOOK_EVERY_S = 1.0
 # How soon a held call notices a change in the registry.
 _NOTICE_S = 0.5
 # Closed runs that are still listed, so that agents learn of their end.
 _CLOSED_LISTED = 20
+_VOID = "the node id is void since a restart. Call ActivateNode again."
 
 ReplyType = TypeVar("ReplyType")
 
@@ -64,7 +65,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._hints = 0
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
-        self._nodes = read_nodes(home)
+        self._nodes = dict(read_nodes(home))
         registry.set_connected(None, False)
 
     # Flower's Fleet service
@@ -226,8 +227,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             seat.forget(live_runs)
             try:
                 if name not in active:
-                    self._let_go(seat, "was revoked")
                     del self._seats[name]
+                    self._let_go(seat, "was revoked")
                 elif not seat.present:
                     continue
                 elif time.monotonic() - seat.last_seen > SILENCE_S:
@@ -259,7 +260,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         seat = self._seat(site)
         if not seat.present or node_id != seat.node_id:
             if node_id in seat.former_ids or self._nodes.get(node_id) == site.name:
-                context.abort(grpc.StatusCode.ABORTED, "the node id is void since a restart. Call ActivateNode again.")
+                context.abort(grpc.StatusCode.ABORTED, _VOID)
             self._deny(context, f"site {site.name} used node id {node_id}, which is not its own")
         seat.last_seen = time.monotonic()
         return seat
@@ -269,7 +270,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         with self._lock:
             seat = self._seats.get(site.name)
             if seat is None or not seat.is_for(key):
-                seat = self._seats[site.name] = Seat(site.name, key, self._home.config.superlink_port, self._objects)
+                last_id = next((node for node, name in reversed(self._nodes.items()) if name == site.name), 0)
+                port = self._home.config.superlink_port
+                seat = self._seats[site.name] = Seat(site.name, key, port, self._objects, last_id=last_id)
             return seat
 
     def _publish(self, site: str, node_id: int) -> None:
@@ -289,6 +292,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except httpx.HTTPStatusError as error:
             _log.warning("the SuperLink refused %s: %s", error.request.url.path, error.response.text[:500])
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                context.abort(grpc.StatusCode.ABORTED, _VOID)
             if error.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "the SuperLink failed")
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the run has ended, or the request is out of order")

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -162,12 +162,35 @@ def write_nodes(home: Home, nodes: Mapping[int, str]) -> None:
     pki.write_private(home.path / "nodes.json", json.dumps(names, indent=2).encode())
 
 
-def read_nodes(home: Home) -> dict[int, str]:
-    """Inverse of `write_nodes`; empty when nothing was written yet."""
-    path = home.path / "nodes.json"
-    if not path.exists():
-        return {}
-    return {int(node): site for node, site in json.loads(path.read_text(encoding="utf-8")).items()}
+def read_nodes(home: Home) -> Mapping[int, str]:
+    """Inverse of `write_nodes`, and always up to date: sites may join while a run is going on."""
+    return _Nodes(home.path / "nodes.json")
+
+
+class _Nodes(Mapping[int, str]):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version = -1
+        self._names: dict[int, str] = {}
+
+    def __getitem__(self, node: int) -> str:
+        return self._load()[node]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._load())
+
+    def __len__(self) -> int:
+        return len(self._load())
+
+    def _load(self) -> dict[int, str]:
+        try:
+            version = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        if version != self._version:
+            names = json.loads(self._path.read_text(encoding="utf-8"))
+            self._names, self._version = {int(node): site for node, site in names.items()}, version
+        return self._names
 
 
 def _renew_server_certificate(home: Home) -> None:

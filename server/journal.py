@@ -10,7 +10,8 @@ that was killed and resumed tells the same story as one that was not. Events, ea
                   site "overall": the mean of the sites' scores; under "mean-of-patients" the mean weighted by
                   patients, where the sites gave counts; refused, missing, seconds, bytes-down
     run-finished  seconds, model-sha256
-    run-failed    reason
+    run-failed    reason: why it ended
+    run-interrupted  reason: what stopped it before it ended; it can go on
 """
 
 import json
@@ -20,11 +21,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from common.checkpoint import write_atomically
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError
+from common.privacy.guarantee import UNIT, guarantee
 
 JOURNAL_NAME = "metrics.jsonl"
 SUMMARY_NAME = "summary.json"
@@ -43,7 +45,7 @@ class Summary:
 
     name: str
     run_hash: str
-    status: str  # "completed" or "failed"
+    status: Literal["completed", "failed"]
     reason: str | None
     seed: int
     rounds: int  # completed
@@ -113,7 +115,12 @@ def read_events(path: Path) -> list[Event]:
 
 
 def summarise(
-    run: RunConfig, events: Sequence[Event], *, status: str, reason: str | None = None, model_sha256: str | None = None
+    run: RunConfig,
+    events: Sequence[Event],
+    *,
+    status: Literal["completed", "failed"],
+    reason: str | None = None,
+    model_sha256: str | None = None,
 ) -> Summary:
     """What the events amount to."""
     rounds = [event for event in events if event["event"] == "round"]
@@ -126,7 +133,7 @@ def summarise(
         rounds=len(rounds),
         sites_by_round=tuple({key: event[key] for key in ("round", "sites", "refused", "missing")} for event in rounds),
         scores=latest_scores(events),
-        guarantee=_guarantee(run, events),
+        guarantee=guarantee_of(run, events),
         seconds=sum(event["seconds"] for event in events if _is_exchange(event)),
         bytes_down=sum(event["bytes-down"] for event in events if _is_exchange(event)),
         bytes_up=sum(event.get("bytes-up", 0) for event in events if _is_exchange(event)),
@@ -168,28 +175,25 @@ def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
     return found
 
 
+def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | None:
+    """What the model guarantees to the patients of each site, as the sites' own ledgers state it; None without DP."""
+    if run.privacy is None:
+        return None
+    trained = [event for event in events if event["event"] == "train"]
+    steps: dict[str, int] = {}
+    sites: dict[str, dict[str, object]] = {}
+    for event in trained:
+        site = event["site"]
+        steps[site] = steps.get(site, 0) + int(event.get("steps", run.training.local_steps))
+        stated = guarantee(run, epsilon=event["epsilon"], delta=event["delta"], steps=steps[site])
+        sites[site] = stated.as_dict()
+    return {"unit": UNIT, "target-epsilon": run.privacy.target_epsilon, "sites": dict(sorted(sites.items()))}
+
+
 def scores_of(event: Event) -> dict[str, float]:
     """The metrics of a train or evaluate event, without its other entries."""
     about = _ABOUT_OVERALL if event["site"] == OVERALL else _ABOUT
     return {name: value for name, value in event.items() if name not in about}
-
-
-def _guarantee(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | None:
-    if run.privacy is None:
-        return None
-    sites = {
-        event["site"]: {"epsilon": event["epsilon"], "delta": event["delta"]}
-        for event in events
-        if event["event"] == "train" and "epsilon" in event and "delta" in event
-    }
-    return {
-        "unit": "patient",
-        "target-epsilon": run.privacy.target_epsilon,
-        "clipping-norm": run.privacy.clipping_norm,
-        "sampling-rate": run.privacy.sampling_rate,
-        # As each site's own ledger states it, for this run.
-        "sites": sites,
-    }
 
 
 def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:

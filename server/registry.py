@@ -155,8 +155,7 @@ class Registry:
         csr_sha256 = pki.fingerprint(pki.check_csr(csr_pem, name))
         with self._writing() as database:
             row = database.execute("SELECT * FROM sites WHERE name = ?", (name,)).fetchone()
-            known = row["token_sha256"] if row is not None and row["token_sha256"] else _hash("")
-            if not hmac.compare_digest(known, _hash(token)) or row["token_expires"] < pki.now().isoformat():
+            if row is None or not _opens(row, token):
                 raise EnrolmentError(
                     "the invitation is unknown, used or expired. Ask the coordinator for a new one "
                     "(`wardround-server invite`)."
@@ -392,6 +391,12 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row) -> Proposal:
         approved=frozenset(answer["site"] for answer in answers if answer["approved"]),
         denied=frozenset(answer["site"] for answer in answers if not answer["approved"]),
     )
+
+
+def _opens(row: sqlite3.Row, token: str) -> bool:
+    if row["token_sha256"] is None or row["token_expires"] < pki.now().isoformat():
+        return False
+    return hmac.compare_digest(row["token_sha256"], _hash(token))
 
 
 def _hash(token: str) -> str:

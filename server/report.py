@@ -68,7 +68,8 @@ def page(title: str, body: str) -> str:
     """A whole HTML document around a body."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 
@@ -163,15 +164,17 @@ def _guarantee(guarantee: dict[str, Any] | None) -> str:
         return (
             "<h2>Privacy</h2><p>This run gives no differential privacy guarantee: run.toml has no [privacy] table.</p>"
         )
-    rows = [[site, spent["epsilon"], spent["delta"]] for site, spent in sorted(guarantee["sites"].items())]
+    columns = ("epsilon", "delta", "steps", "noise-multiplier", "clipping-norm", "sampling-rate", "cohort-size-class")
+    rows = [[site, *(stated[column] for column in columns)] for site, stated in guarantee["sites"].items()]
+    some = next(iter(guarantee["sites"].values()), {"public": [], "not-covered": []})
     return (
         "<h2>Privacy</h2>"
         f"<p>Differential privacy for one <strong>{html.escape(guarantee['unit'])}</strong>, with all of their images: "
-        "what the updates of a site reveal about a patient in its training split is bounded by its (epsilon, delta). "
-        "Scores on held-out patients are not covered.</p>"
-        f"{table(['site', 'epsilon', 'delta'], rows)}"
-        f'<p class="muted">target epsilon {guarantee["target-epsilon"]:g} · clipping norm '
-        f"{guarantee['clipping-norm']:g} · sampling rate {guarantee['sampling-rate']:g}</p>"
+        "what a site's updates reveal about a patient it trained on is bounded by its epsilon and delta, as its own "
+        f"ledger states them. The run's target is epsilon {guarantee['target-epsilon']:g}.</p>"
+        f"{table(['site', *columns], rows)}"
+        f'<p class="muted">Public: {html.escape("; ".join(some["public"]))}.<br>'
+        f"Not covered: {html.escape('; '.join(some['not-covered']))}.</p>"
     )
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from common import flower, pki
 from common.errors import FederationError
@@ -32,6 +33,7 @@ class Runs:
         self._registry = registry
         self._port = home.config.superlink_port
         self._next_look: dict[str, float] = {}
+        self._forgive_interruptions()
 
     def step(self) -> set[int]:
         """Bring every run one step on.
@@ -75,7 +77,7 @@ class Runs:
 
     def _follow(self, proposal: Proposal) -> None:
         summary = read_summary(self._home.run_folder(proposal.run))
-        if summary is not None:
+        if summary is not None and summary["status"] in ("completed", "failed"):
             self._close(proposal, str(summary["status"]), str(summary.get("reason") or ""))
             return
         now = time.monotonic()
@@ -96,26 +98,35 @@ class Runs:
             self._start(proposal)
 
     def _start(self, proposal: Proposal) -> None:
-        folder = self._home.run_folder(proposal.run)
-        summary = read_summary(folder)
-        if summary is not None and summary["status"] != "completed":
-            (folder / "summary.json").unlink()
+        _forget_failure(self._home.run_folder(proposal.run))
         run_id = flower.start_run(self._port, proposal.bundle)
         self._registry.started(proposal.run_hash, run_id)
         _log.info("run %s started (%s)", proposal.run_hash[:8], proposal.name)
+
+    def _forgive_interruptions(self) -> None:
+        # A ServerApp that is told to end with the coordinator notes a failure. It was none: the run goes on.
+        for proposal in self._registry.unfinished():
+            if proposal.state == "running":
+                _forget_failure(self._home.run_folder(proposal.run))
 
     def _close(self, proposal: Proposal, state: str, reason: str) -> None:
         self._registry.close(proposal.run_hash, state, reason)
         _log.info("run %s is %s %s", proposal.run_hash[:8], state, reason)
 
 
-def read_summary(folder: Path) -> dict[str, object] | None:
+def read_summary(folder: Path) -> dict[str, Any] | None:
     """A run's result, or None while there is none."""
     try:
-        summary: dict[str, object] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return summary
+
+
+def _forget_failure(folder: Path) -> None:
+    summary = read_summary(folder)
+    if summary is not None and summary["status"] != "completed":
+        (folder / "summary.json").unlink()
 
 
 def _names(sites: frozenset[str] | set[str]) -> str:

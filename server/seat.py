@@ -9,6 +9,7 @@ The gateway keeps the site's Flower key and speaks for it on loopback. Three pro
   makes the ServerApp wait in the middle of a reply.
 """
 
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -21,7 +22,6 @@ from dataclasses import dataclass, field
 
 import httpx
 from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
@@ -131,10 +131,19 @@ class _Upload:
 class Seat:
     """See the module. Methods raise httpx.HTTPError when the SuperLink is away or refuses."""
 
-    def __init__(self, site: str, node_key_pem: bytes, port: int, objects: Objects) -> None:
+    def __init__(self, site: str, node_key_pem: bytes, port: int, objects: Objects, *, last_id: int) -> None:
+        """Prepare a seat.
+
+        Args:
+            site: its name.
+            node_key_pem: the Flower key the coordinator keeps for it.
+            port: of the SuperLink.
+            objects: shared by all seats.
+            last_id: the node id it had before this process started; 0 if none.
+        """
         key = pki.load_key(node_key_pem)
         self.site = site
-        self.node_id = 0  # of the SuperLink now running; 0 before the first activation
+        self.node_id = last_id
         self.former_ids: set[int] = set()
         self.present = False
         self.last_seen = time.monotonic()
@@ -159,34 +168,37 @@ class Seat:
         Returns:
             The node id.
         """
-        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
         with self._activation:
-            try:
-                node_id = self._client.ActivateNode(request).node_id
-            except httpx.HTTPStatusError:
-                self._client.RegisterNode(RegisterNodeFleetRequest(public_key=self._public_key))
-                node_id = self._client.ActivateNode(request).node_id
-            self._last_beat = self.last_seen = time.monotonic()
+            former = self.node_id
+            # A heartbeat brings any node the SuperLink knows back online; ActivateNode only one that is offline.
+            if not self.beat(at_once=True):
+                registered = self._client.RegisterNode(RegisterNodeFleetRequest(public_key=self._public_key))
+                self.node_id = registered.node_id
+                self.beat(at_once=True)
+            self.last_seen = time.monotonic()
             with self._lock:
-                if node_id != self.node_id:
-                    self.former_ids.add(self.node_id)
+                if self.node_id != former:
+                    self.former_ids.add(former)
                     self._deliveries.clear()
-                    self.node_id = node_id
                 self._upload = None
                 self.present = True
                 for delivery in self._deliveries.values():
                     delivery.confirmed = False
-        return int(node_id)
+            return self.node_id
 
     def deactivate(self) -> None:
         """Leave: the strategy no longer counts on this site. What it owes stays, should it return soon."""
         self.present = False
-        self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+        # A SuperLink that does not know the node need not be told.
+        with contextlib.suppress(httpx.HTTPStatusError):
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
 
-    def beat(self) -> bool:
-        """Keep the node online; False when the SuperLink no longer knows it."""
-        if time.monotonic() - self._last_beat < HEARTBEAT_S * 0.6:
+    def beat(self, *, at_once: bool = False) -> bool:
+        """Keep the node online, if it is time again; False when the SuperLink does not know it."""
+        if not at_once and time.monotonic() - self._last_beat < HEARTBEAT_S * 0.6:
             return True
+        # Should the SuperLink be away, look again soon.
+        self._last_beat = time.monotonic() - HEARTBEAT_S * 0.5
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
         try:
             success = self._client.SendNodeHeartbeat(request).success

@@ -17,7 +17,7 @@ from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
 from grpc_health.v1 import health, health_pb2_grpc
 
 from common.flower import check_version
-from common.wire import channels, wardround_pb2_grpc
+from common.wire import channels, wardround_pb2_grpc  # protoc writes the latter without types
 from common.wire.wake import Sleeper, gateway_sleeper
 from server.enrolment import EnrolmentService
 from server.gateway import Gateway
@@ -44,9 +44,10 @@ def serve(home: Home, stop: threading.Event) -> None:
     registry = Registry(home.registry)
     gateway = Gateway(home, registry)
     runs = Runs(home, registry)
-    servers = [_start_gateway(home, gateway), _start_enrolment(home, registry)]
+    servers = [start_gateway(home, gateway), start_enrolment(home, registry)]
     sleeper = gateway_sleeper(home.path)
-    threading.Thread(target=_pass_hints_on, args=(sleeper, gateway, stop), daemon=True).start()
+    hints = threading.Thread(target=pass_hints_on, args=(sleeper, gateway, stop), name="hints")
+    hints.start()
     try:
         while not stop.is_set():
             gateway.keep_house(runs.step())
@@ -55,13 +56,16 @@ def serve(home: Home, stop: threading.Event) -> None:
         stop.set()
         for stopped in [server.stop(_GRACE_S) for server in servers]:
             stopped.wait()
+        hints.join()
         sleeper.close()
 
 
-def _start_gateway(home: Home, gateway: Gateway) -> grpc.Server:
+def start_gateway(home: Home, gateway: Gateway) -> grpc.Server:
+    """Open the gateway's port."""
+
     def add(server: grpc.Server) -> None:
         add_FleetServicer_to_server(gateway, server)
-        wardround_pb2_grpc.add_CoordinationServicer_to_server(gateway, server)  # type: ignore[no-untyped-call] # generated
+        wardround_pb2_grpc.add_CoordinationServicer_to_server(gateway, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
 
     address = f"{home.config.listen}:{home.config.gateway_port}"
@@ -69,10 +73,12 @@ def _start_gateway(home: Home, gateway: Gateway) -> grpc.Server:
     return channels.serve(address, key, certificate, add, root_pem=home.root_pem, workers=GATEWAY_WORKERS)
 
 
-def _start_enrolment(home: Home, registry: Registry) -> grpc.Server:
+def start_enrolment(home: Home, registry: Registry) -> grpc.Server:
+    """Open the enrolment port."""
+
     def add(server: grpc.Server) -> None:
         service = EnrolmentService(home, registry)
-        wardround_pb2_grpc.add_EnrolmentServicer_to_server(service, server)  # type: ignore[no-untyped-call] # generated
+        wardround_pb2_grpc.add_EnrolmentServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
 
     address = f"{home.config.listen}:{home.config.enrolment_port}"
@@ -82,9 +88,10 @@ def _start_enrolment(home: Home, registry: Registry) -> grpc.Server:
     )
 
 
-def _pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:
+def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:
+    """Tell the gateway of every hint until `stop` is set."""
     while not stop.is_set():
-        if sleeper.sleep(1.0):
+        if sleeper.sleep(_STEP_S):
             gateway.hint()
 
 

@@ -27,9 +27,11 @@ from server.checks import check_scores, check_update
 from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
 from server.journal import (
     OVERALL,
+    SUMMARY_NAME,
     Journal,
     Observe,
     Summary,
+    guarantee_of,
     latest_scores,
     mean_of_patients,
     mean_of_sites,
@@ -86,7 +88,7 @@ def federate(
     *,
     site_names: Mapping[int, str] | None = None,
     observe: Observe | None = None,
-    wait: Wait = time.sleep,
+    wake: Wait = time.sleep,
 ) -> Summary:
     """Train one model with all sites; go on from the last checkpoint where `out` holds one.
 
@@ -96,7 +98,7 @@ def federate(
         out: receives model.safetensors, model.json, summary.json, metrics.jsonl and checkpoint/.
         site_names: node id -> site name; None: the names the grid's nodes carry.
         observe: called with each event of the journal as it happens.
-        wait: sleeps at most the given seconds; may return early when a reply is known to wait.
+        wake: sleeps about the given seconds; returns early when a reply is known to be there.
 
     Raises:
         FederationError: too few sites joined, or too few updates could enter a round.
@@ -104,7 +106,7 @@ def federate(
     """
     model = _last_checkpoint(run, out) or _model(0, build_model(run).state_dict())
     journal = open_journal(out, last_round=model.round, observe=observe)
-    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wait)
+    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wake)
     try:
         _start(session, model.round)
         if _evaluation_is_due(run, model.round):
@@ -116,11 +118,14 @@ def federate(
                 _evaluate(session, model, "validation")
         _evaluate(session, model, "test")
         return _finish(session, model)
+    except WardroundError as error:
+        journal.record("run-failed", {"reason": str(error)})
+        write_summary(out, summarise(run, journal.events, status="failed", reason=str(error)))
+        raise
     except BaseException as error:
-        # Ctrl-C too: whoever reads the folder later must not take an unfinished run for a finished one.
-        reason = _reason(error)
-        journal.record("run-failed", {"reason": reason})
-        write_summary(out, summarise(run, journal.events, status="failed", reason=reason))
+        # No verdict but an accident (Ctrl-C, a lost SuperLink, a full disk): without a summary the run stays open, and
+        # goes on from its checkpoint when it is started again.
+        journal.record("run-interrupted", {"reason": type(error).__name__})
         raise
 
 
@@ -129,7 +134,7 @@ def _start(session: _Session, resumed_from: int) -> None:
     run, federation = session.run, session.run.federation
     first = {"name": run.name, "run-hash": session.run_hash, "rounds": federation.rounds, "quorum": federation.quorum}
     session.journal.record("run-started", {**first, "seed": run.seed, "resumed-from": resumed_from})
-    write_summary(session.out, summarise(run, session.journal.events, status="running"))
+    (session.out / SUMMARY_NAME).unlink(missing_ok=True)  # of an earlier start; a summary means that it ended
     deadline = time.monotonic() + federation.join_timeout_s
     while (present := len(_sites(session))) < federation.quorum:
         if time.monotonic() > deadline:
@@ -266,12 +271,6 @@ def _no_quorum(number: int, quorum: int, entered: int, absent: _Absent) -> str:
     )
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, WardroundError):
-        return str(error)
-    return f"internal error ({type(error).__name__})" if isinstance(error, Exception) else "interrupted"
-
-
 def _model(round_: int, state: Mapping[str, Tensor]) -> _Model:
     copied = {name: tensor.detach().clone() for name, tensor in state.items()}
     return _Model(round_, copied, pack(copied))
@@ -319,7 +318,7 @@ def _manifest(session: _Session, model: _Model) -> Manifest:
         round=model.round,
         sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
         sha256=sha256(model.weights),
-        guarantee=summarise(session.run, events, status="running").guarantee,
+        guarantee=guarantee_of(session.run, events),
         scores=latest_scores(events),
     )
 

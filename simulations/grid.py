@@ -6,10 +6,10 @@ one model in training whatever the number of sites, and an interrupted look leav
 """
 
 import copy
-import itertools
+import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -19,9 +19,6 @@ from client.app import client_app
 from client.site import Site
 from common.config import RunConfig, canonical
 from common.errors import FederationError
-
-if TYPE_CHECKING:
-    from flwr.supercore.run import Run  # the abstract class names it; nothing else here does
 
 NodeId: TypeAlias = int
 
@@ -36,16 +33,16 @@ class InProcessGrid(Grid):
         self._client_app = client_app(lambda context: self._sites[context.node_id])
         self._run_config = {"run": canonical(run)}
         self._states = {node: RecordDict() for node in self._sites}
-        self._numbers = itertools.count(1)
         self._waiting: dict[str, Message] = {}
-        self._run: Run | None = None
+        self._run: Any = None
 
-    def set_run(self, run: "Run") -> None:
+    # Flower's Run is not among its public names, hence Any.
+    def set_run(self, run: Any) -> None:
         """Keep Flower's description of the run."""
         self._run = run
 
     @property
-    def run(self) -> "Run":
+    def run(self) -> Any:
         """Flower's description of the run, where one was set."""
         if self._run is None:
             raise FederationError("a simulation has no Flower run. Call set_run first.")
@@ -80,7 +77,8 @@ class InProcessGrid(Grid):
         """Take messages in; the sites see copies."""
         ids = []
         for message in messages:
-            message_id = f"message-{next(self._numbers)}"
+            # Names the attempt in the sites' ledgers, so it must never come twice, not even in another process.
+            message_id = secrets.token_hex(16)
             self._waiting[message_id] = _with_id(copy.deepcopy(message), message_id)
             ids.append(message_id)
         return ids

@@ -1,19 +1,16 @@
 """Phantom patients: real DICOM CT series with a DICOM SEG of the truth, for demos, tests and scenarios.
 
-A phantom is an abdomen of ellipsoids in mm: body, liver, stomach, spine, vessels, and one to four lesions in the liver.
-A lesion is darker than the liver but as bright as the muscle around it, so no threshold finds it. Three scanners see the
-same anatomy with another spacing, slice thickness, sharpness, noise, contrast phase and calibration. Every attribute
-that could name a patient is filled with an invented value that is easy to search for (`PHANTOM^A0001`).
+Every attribute that could name a patient holds an invented value that is easy to search for (`PHANTOM^A0001`). What the
+images show is said in `simulations.anatomy`. The same seed gives the same bytes.
 
-Convention: arrays are (z, y, x); x runs to the patient's left, y to the back, z to the head (DICOM's LPS); intensities are
-Hounsfield units. The same seed gives the same bytes. Source: DICOM PS3.3 A.3 (CT Image), A.51 (Segmentation).
+Convention: patient coordinates are DICOM's LPS; intensities are Hounsfield units. Source: DICOM PS3.3 A.3 (CT Image),
+A.51 (Segmentation).
 """
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -23,66 +20,18 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from client.segmentation import Author, write_segmentation
-
-Volume = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.uint8]
-Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Scanner:
-    """How one machine shows the same anatomy."""
-
-    name: str
-    model: str
-    kernel: str
-    field_of_view_mm: float  # edge of the square image
-    slice_thickness_mm: float  # and the distance between slices
-    blur_mm: float  # width of an edge
-    noise_hu: float  # standard deviation
-    grain_mm: float  # correlation length of the noise
-    contrast: float  # enhancement of organs and lesions, 1.0 for the reference phase
-    offset_hu: float  # error of calibration
-    slope: float  # HU per stored unit
-    intercept: float  # HU at stored 0
-    head_first_slice: bool = False  # instance 1 is the topmost slice
-
-
-SCANNERS: Mapping[str, Scanner] = MappingProxyType(
-    {
-        "a": Scanner("a", "Phantom One", "B30", 288.0, 5.0, 2.5, 10.0, 2.0, 1.0, 0.0, 1.0, -1024.0),
-        "b": Scanner("b", "Phantom Sharp", "B70", 320.0, 4.0, 1.5, 18.0, 1.0, 0.85, 15.0, 1.0, 0.0, True),
-        "c": Scanner("c", "Phantom Smooth", "B10", 336.0, 6.0, 3.5, 12.0, 4.0, 1.3, -25.0, 0.5, -1000.0),
-    }
-)
+from simulations.anatomy import SCANNERS, Mask, Scanner, Vector, Volume, draw_anatomy, scan
 
 AXIAL: tuple[Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
-_AIR, _FAT, _MUSCLE, _LIVER = -1000.0, -95.0, 50.0, 115.0  # HU
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WrittenSeries:
     """One series on disk, with its truth."""
 
     images: tuple[Path, ...]  # in order of instance number
     segmentation: Path | None
     truth: Mask  # (S, R, C), slice s lies on images[s]
-
-
-@dataclass(frozen=True)
-class _Ellipsoid:
-    centre: Vector  # mm, (z, y, x)
-    radii: Vector  # mm, (z, y, x) before the turn
-    angle: float  # radians, in the axial plane
-    hu: float
-
-
-@dataclass(frozen=True)
-class _Anatomy:
-    body: _Ellipsoid
-    organs: tuple[_Ellipsoid, ...]
-    lesions: tuple[_Ellipsoid, ...]
 
 
 def write_hospital(
@@ -149,11 +98,11 @@ def write_study(
         truth: where to write the truth instead, such as outside the study.
         axes: directions of a row and of a column in patient space, unit vectors; other than axial for a tilted series.
     """
-    anatomy = _draw_anatomy(_generator(seed, scanner, patient, 0), depth_mm=60.0)
-    volume, mask = _scan(anatomy, scanner, _generator(seed, scanner, patient, series), slices, rows)
+    anatomy = draw_anatomy(_generator(seed, scanner, patient, 0))
+    volume, mask = scan(anatomy, scanner, _generator(seed, scanner, patient, series), slices, rows)
     if scanner.head_first_slice:
         volume, mask = volume[::-1], mask[::-1]
-    headers = _headers(scanner, seed, patient, series, slices, rows, axes)
+    headers = _headers(scanner, seed=seed, patient=patient, series=series, slices=slices, rows=rows, axes=axes)
     images = folder / f"series-{series}"
     images.mkdir(parents=True, exist_ok=True)
     paths = tuple(images / f"{number:04}.dcm" for number in range(1, slices + 1))
@@ -164,7 +113,7 @@ def write_study(
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         _segmentation(headers, mask, series).save_as(target, enforce_file_format=True)
-    return WrittenSeries(paths, target, mask)
+    return WrittenSeries(paths, target, np.ascontiguousarray(mask))
 
 
 def dice_between(first: Path, second: Path) -> float:
@@ -184,108 +133,9 @@ def _patient_id(scanner: Scanner, number: int) -> str:
     return f"{scanner.name.upper()}{number:04}"
 
 
-def _draw_anatomy(rng: np.random.Generator, depth_mm: float) -> _Anatomy:
-    """Draw a patient: sizes vary by a tenth, positions by some mm, lesions freely within the liver."""
-    size = rng.uniform(0.9, 1.08)
-
-    def organ(centre: Vector, radii: Vector, hu: float) -> _Ellipsoid:
-        z, y, x = (size * c + rng.normal(0, 3) for c in centre)
-        rz, ry, rx = (size * r * rng.uniform(0.92, 1.08) for r in radii)
-        return _Ellipsoid((z, y, x), (rz, ry, rx), rng.normal(0, 0.08), hu + rng.normal(0, 5))
-
-    body = organ((0, 0, 0), (900, 92, 122), _MUSCLE)
-    liver = organ((0, -6, -46), (75, 58, 56), _LIVER)
-    others = (
-        organ((0, 58, 0), (900, 20, 19), 320.0),  # spine
-        organ((0, 30, 8), (900, 10, 10), 165.0),  # aorta
-        organ((0, -22, 50), (60, 34, 34), 25.0),  # stomach, as dark as a lesion
-        organ((0, 22, 72), (45, 26, 20), 120.0),  # spleen, as bright as the liver
-    )
-    vessels = tuple(_draw_inside(rng, liver, (4, 10), +45.0, stretch=4.0) for _ in range(3))
-    lesions = tuple(
-        _draw_inside(rng, liver, (9, 24), -rng.uniform(55, 105), stretch=1.0, depth_mm=depth_mm)
-        for _ in range(rng.integers(1, 5))
-    )
-    return _Anatomy(body, (*others, liver, *vessels), lesions)
-
-
-def _draw_inside(
-    rng: np.random.Generator,
-    organ: _Ellipsoid,
-    radius_mm: tuple[float, float],
-    difference_hu: float,
-    *,
-    stretch: float,
-    depth_mm: float = 60.0,
-) -> _Ellipsoid:
-    """Draw an ellipsoid that lies within an organ, its centre within `depth_mm` around the middle slice."""
-    radius = rng.uniform(*radius_mm)
-    direction = rng.normal(size=2)
-    direction *= np.sqrt(rng.random()) / np.linalg.norm(direction)
-    reach = [max(r - radius * 1.2, 0.0) for r in organ.radii[1:]]
-    centre = (
-        float(rng.uniform(-0.4, 0.4) * depth_mm),
-        float(organ.centre[1] + direction[0] * reach[0] * 0.85),
-        float(organ.centre[2] + direction[1] * reach[1] * 0.85),
-    )
-    rz, ry, rx = (radius * rng.uniform(0.75, 1.25) for _ in range(3))
-    return _Ellipsoid(centre, (rz, ry, rx * stretch), rng.uniform(0, np.pi), organ.hu + difference_hu)
-
-
-def _scan(
-    anatomy: _Anatomy, scanner: Scanner, rng: np.random.Generator, slices: int, rows: int
-) -> tuple[Volume, Mask]:
-    """See an anatomy with a machine: HU (S, R, C) and lesion mask, feet first."""
-    pixel_mm = scanner.field_of_view_mm / rows
-    shift = rng.normal(0, 2, size=2)  # the patient never lies twice in the same place
-    z = ((np.arange(slices) - (slices - 1) / 2) * scanner.slice_thickness_mm)[:, None, None]
-    y = ((np.arange(rows) - (rows - 1) / 2) * pixel_mm - shift[0])[None, :, None]
-    x = ((np.arange(rows) - (rows - 1) / 2) * pixel_mm - shift[1])[None, None, :]
-    grid = tuple(axis.astype(np.float32) for axis in (z, y, x))
-    volume = np.full((slices, rows, rows), _AIR, dtype=np.float32)
-    mask = np.zeros(volume.shape, dtype=bool)
-    fat = anatomy.body
-    muscle = _Ellipsoid(fat.centre, (fat.radii[0], fat.radii[1] - 12, fat.radii[2] - 12), fat.angle, fat.hu)
-    _paint(volume, grid, fat, _FAT, scanner)
-    for part in (muscle, *anatomy.organs, *anatomy.lesions):
-        enhanced = _MUSCLE + (part.hu - _MUSCLE) * scanner.contrast
-        inside = _paint(volume, grid, part, enhanced, scanner)
-        if part in anatomy.lesions:
-            mask |= inside
-    volume += _texture(rng, volume.shape, scanner, pixel_mm)
-    # Calibration is off for the patient, not for the air around them.
-    volume += np.where(volume > -500, np.float32(scanner.offset_hu), np.float32(0))
-    return np.clip(volume, -1000, 2000), mask.astype(np.uint8)
-
-
-def _paint(
-    volume: Volume, grid: tuple[Volume, ...], part: _Ellipsoid, hu: float, scanner: Scanner
-) -> npt.NDArray[np.bool_]:
-    """Blend an ellipsoid into the volume over an edge of the scanner's blur; return the voxels within it."""
-    cosine, sine = np.float32(np.cos(part.angle)), np.float32(np.sin(part.angle))
-    z, y, x = (axis - np.float32(centre) for axis, centre in zip(grid, part.centre, strict=True))
-    rz, ry, rx = (np.float32(radius) for radius in part.radii)
-    along, across = (cosine * x + sine * y) / rx, (cosine * y - sine * x) / ry
-    level = np.sqrt(along**2 + across**2 + (z / rz) ** 2)
-    depth_mm = (1 - level) * min(part.radii)
-    share = np.clip(0.5 + depth_mm / np.float32(2 * scanner.blur_mm), 0, 1)
-    volume += share * (np.float32(hu) - volume)
-    return np.asarray(level <= 1)
-
-
-def _texture(
-    rng: np.random.Generator, shape: tuple[int, ...], scanner: Scanner, pixel_mm: float
-) -> npt.NDArray[np.float32]:
-    """Noise with the scanner's grain: white noise through a Gaussian, brought back to the stated deviation."""
-    white = rng.standard_normal(shape, dtype=np.float32)
-    frequency = np.fft.fftfreq(shape[1])[:, None] ** 2 + np.fft.rfftfreq(shape[2])[None, :] ** 2
-    sigma = scanner.grain_mm / 2 / pixel_mm
-    smooth = np.fft.irfft2(np.fft.rfft2(white) * np.exp(-2 * np.pi**2 * sigma**2 * frequency), s=shape[1:])
-    return np.asarray(smooth * (scanner.noise_hu / smooth.std()), dtype=np.float32)
-
-
 def _headers(
     scanner: Scanner,
+    *,
     seed: int,
     patient: int,
     series: int,
@@ -301,23 +151,20 @@ def _headers(
     steps = (np.arange(slices) - (slices - 1) / 2) * scanner.slice_thickness_mm
     if scanner.head_first_slice:
         steps = steps[::-1]
-    return [
-        _header(scanner, seed, patient, series, number, rows, pixel_mm, axes, corner + step * normal)
-        for number, step in enumerate(steps, start=1)
-    ]
+    headers = []
+    for number, step in enumerate(steps, start=1):
+        header = _header(scanner, seed=seed, patient=patient, series=series, number=number)
+        header.Rows = header.Columns = rows
+        header.PixelSpacing = [pixel_mm, pixel_mm]
+        header.ImageOrientationPatient = [round(float(value), 8) for value in (*row, *column)]
+        header.ImagePositionPatient = [round(float(value), 6) for value in corner + step * normal]
+        header.SliceLocation = round(float(step), 6)
+        headers.append(header)
+    return headers
 
 
-def _header(  # noqa: PLR0915  one statement per attribute, in the order of the IOD's modules
-    scanner: Scanner,
-    seed: int,
-    patient: int,
-    series: int,
-    number: int,
-    rows: int,
-    pixel_mm: float,
-    axes: tuple[Vector, Vector],
-    position: npt.NDArray[np.float64],
-) -> Dataset:
+def _header(scanner: Scanner, *, seed: int, patient: int, series: int, number: int) -> Dataset:
+    """The attributes that do not depend on the image plane, module by module."""
     identity = _patient_id(scanner, patient)
     source = ["wardround-phantom", scanner.name, str(seed), str(patient)]
     day = datetime.date(2024, 1, 1) + datetime.timedelta(days=patient)
@@ -354,15 +201,10 @@ def _header(  # noqa: PLR0915  one statement per attribute, in the order of the 
     header.AcquisitionNumber = 1
     header.KVP = 120
     header.ConvolutionKernel = scanner.kernel
-    header.PixelSpacing = [pixel_mm, pixel_mm]
     header.SliceThickness = scanner.slice_thickness_mm
-    header.ImageOrientationPatient = [round(float(value), 8) for axis in axes for value in axis]
-    header.ImagePositionPatient = [round(float(value), 6) for value in position]
-    header.SliceLocation = round(float(np.cross(*np.asarray(axes)) @ position), 6)
 
     header.SamplesPerPixel = 1
     header.PhotometricInterpretation = "MONOCHROME2"
-    header.Rows = header.Columns = rows
     header.BitsAllocated = header.BitsStored = 16
     header.HighBit = 15
     header.PixelRepresentation = 0 if scanner.intercept else 1
@@ -410,3 +252,6 @@ def _frames(path: Path) -> dict[str, npt.NDArray[np.bool_]]:
         image = item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         frames[image] = frames[image] | mask if image in frames else mask
     return frames
+
+
+__all__ = ["AXIAL", "SCANNERS", "Scanner", "WrittenSeries", "dice_between", "write_hospital", "write_study"]

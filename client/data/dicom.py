@@ -5,8 +5,10 @@ stays in this package. Files that are no image and no segmentation (reports, pla
 counted. Source: DICOM PS3.3 C.7.6.2 (plane), C.7.6.3 (pixels), C.11.1 (modality LUT).
 """
 
+import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,9 +145,7 @@ def read(reference: Reference, data: DataConfig | None) -> Study:
         raise DataError(
             "no segmentation refers to this series. Add its DICOM SEG, or take the series out.", ErrorCode.NO_LABEL
         )
-    with parsing("DICOM series"), warnings.catch_warnings():
-        # pydicom warns about every odd value and quotes it; a value can be a name.
-        warnings.simplefilter("ignore")
+    with parsing("DICOM series"), _silence():
         slices = [pydicom.dcmread(path, specific_tags=list(_READING_TAGS)) for path in reference.images]
         stack = _stack(slices)
         if stack is not None:
@@ -173,6 +173,20 @@ def read(reference: Reference, data: DataConfig | None) -> Study:
         )
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep pydicom quiet: it warns and logs about every odd value and quotes it or its path, which can be a name."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
 def _scan(files: Iterable[Path], folder: Path) -> tuple[list[_Entry], list[Reference], int]:
     entries, broken, ignored = [], [], 0
     for path in files:
@@ -180,8 +194,7 @@ def _scan(files: Iterable[Path], folder: Path) -> tuple[list[_Entry], list[Refer
             ignored += 1
             continue
         try:
-            with parsing("DICOM file"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with parsing("DICOM file"), _silence():
                 entries.append(_entry(path))
         except DataError as error:
             key = path.relative_to(folder).as_posix()
@@ -192,6 +205,8 @@ def _scan(files: Iterable[Path], folder: Path) -> tuple[list[_Entry], list[Refer
 def _entry(path: Path) -> _Entry:
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_FINDING_TAGS))
     sop_class = str(header.get("SOPClassUID", ""))
+    if not sop_class:
+        raise DataError("this DICOM file does not say what it is. Export it again, or take it out.")
     references = (
         str(uid)
         for series in header.get("ReferencedSeriesSequence") or []
@@ -291,7 +306,7 @@ def _volume(slices: Sequence[Dataset]) -> NDArray[np.float32]:
 
 
 def _stored_values(ds: Dataset) -> NDArray[Any]:
-    """(Y, X) integers, with bits above High Bit (old overlays) cleared and MONOCHROME1 turned to rising brightness."""
+    """(Y, X) integers, MONOCHROME1 turned to rising brightness; pydicom clears unused bits (old overlays)."""
     values = ds.pixel_array
     allocated, stored, signed = int(ds.BitsAllocated), int(ds.BitsStored), ds.PixelRepresentation == 1
     if int(ds.get("HighBit", stored - 1)) != stored - 1 or allocated not in (8, 16, 32):
@@ -299,9 +314,6 @@ def _stored_values(ds: Dataset) -> NDArray[Any]:
             f"the pixels use bits in a way that is not supported ({stored} of {allocated}). Export the series again.",
             ErrorCode.UNSUPPORTED,
         )
-    if stored < allocated:
-        unused = allocated - stored
-        values = (values << unused) >> unused
     match ds.PhotometricInterpretation:
         case "MONOCHROME2":
             return values

@@ -83,8 +83,7 @@ def restore(labels: Tensor | NDArray[np.uint8], study: Study, run: RunConfig) ->
         raise ValueError(f"labels have shape {found.shape}; preprocess gave {expected}. Stack the samples along z.")
     own = study.image.shape[1:]
     turned = _nearest(found, tuple(own[axis] for axis in axes))
-    back = np.flip(turned, tuple(axis for axis, flip in enumerate(flips) if flip))
-    return np.ascontiguousarray(back.transpose(np.argsort(axes)))
+    return np.ascontiguousarray(_reverse(turned, flips).transpose(np.argsort(axes)))
 
 
 def _orientation(study: Study, run: RunConfig) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -122,7 +121,13 @@ def _turn(voxels: NDArray[Any], axes: tuple[int, ...], flips: tuple[bool, ...]) 
     """Reorder and reverse the last axes."""
     leading = voxels.ndim - len(axes)
     turned = voxels.transpose(*range(leading), *(leading + axis for axis in axes))
-    return np.ascontiguousarray(np.flip(turned, tuple(leading + axis for axis, flip in enumerate(flips) if flip)))
+    return np.ascontiguousarray(_reverse(turned, flips))
+
+
+def _reverse(voxels: NDArray[Any], flips: tuple[bool, ...]) -> NDArray[Any]:
+    """Reverse some of the last axes; not those of length 1, whose negative stride would survive ascontiguousarray."""
+    first = voxels.ndim - len(flips)
+    return np.flip(voxels, tuple(a for a, flip in enumerate(flips, start=first) if flip and voxels.shape[a] > 1))
 
 
 def _channels(image: Tensor, wanted: int) -> Tensor:

@@ -9,9 +9,9 @@ import math
 
 import torch
 from monai.networks.nets.unet import UNet
-from torch import nn
+from torch import Tensor, nn
 
-from common.config import ModelConfig, RunConfig
+from common.config import RunConfig
 from common.errors import ConfigError
 
 _GROUPS = 4  # common.config holds every width to a multiple of it
@@ -30,7 +30,7 @@ def build_model(run: RunConfig) -> nn.Module:
     _check_bottleneck(run)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
-        return UNet(
+        network = UNet(
             spatial_dims=run.model.dims,
             in_channels=run.data.channels,
             out_channels=1 + len(run.data.classes),
@@ -38,9 +38,17 @@ def build_model(run: RunConfig) -> nn.Module:
             strides=(2,) * (len(run.model.channels) - 1),
             num_res_units=run.model.residual_units,
             act="PRELU",
-            norm=_norm(run.model),
+            norm=("INSTANCE", {"affine": True}),
             dropout=run.model.dropout,
         )
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.PReLU):
+                setattr(parent, name, _FastPReLU())
+            elif isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d) and run.model.norm == "group":
+                # Here and not by MONAI's argument, which fails on the last block: its channels are the classes.
+                setattr(parent, name, nn.GroupNorm(math.gcd(_GROUPS, child.num_features), child.num_features))
+    return network
 
 
 def parameter_count(run: RunConfig) -> int:
@@ -49,10 +57,12 @@ def parameter_count(run: RunConfig) -> int:
         return sum(parameter.numel() for parameter in build_model(run).parameters())
 
 
-def _norm(model: ModelConfig) -> tuple[str, dict[str, int | bool]]:
-    if model.norm == "group":
-        return "GROUP", {"num_groups": _GROUPS, "affine": True}
-    return "INSTANCE", {"affine": True}
+class _FastPReLU(nn.PReLU):
+    """The same function and weight; torch's own backward is not vectorised and took 15 % of a step on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the base class's name
+        """relu(x) + weight * (x - relu(x)), element by element."""
+        return torch.lerp(input.relu(), input, self.weight.to(input.dtype))
 
 
 def _check_bottleneck(run: RunConfig) -> None:

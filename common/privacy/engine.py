@@ -1,10 +1,10 @@
 """One differentially private step: a patient's gradient, clipped, summed, noised, scaled, applied.
 
-The unit is the patient. All crops of a patient give one gradient (of their mean loss), so that a patient with
-many slices weighs as much as one with few; it is clipped to `clipping_norm`, the clipped gradients are added, and the sum
+The unit is the patient. All crops of a patient give one gradient (of their mean loss), so that a patient with many
+slices weighs as much as one with few; it is clipped to `clipping_norm`, the clipped gradients are added, and the sum
 gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). Patients are handled one at a time: no
-network layer needs to know about it, and no memory grows with their number. The sum is divided by the expected number of
-patients, which is public, not by the sampled number, which is not. Clipping, noise and scaling are Opacus'.
+network layer needs to know about it, and no memory grows with their number. The sum is divided by the expected number
+of patients, which is public, not by the sampled number, which is not. Clipping, noise and scaling are Opacus'.
 
 The noise and the sampling draw on the operating system's randomness and never on a seed.
 """
@@ -51,7 +51,7 @@ def private_optimizer(
     Raises:
         PrivacyError: a value is out of range, or the model cannot be trained with a patient-level guarantee.
     """
-    from opacus.optimizers import DPOptimizer  # here, because it costs 1.4 s that plain training need not pay
+    from opacus.optimizers import DPOptimizer  # noqa: PLC0415 -- 1.4 s that plain training need not pay
 
     settings = {
         "noise-multiplier": noise_multiplier,
@@ -98,7 +98,7 @@ def private_step(
     Returns:
         Mean loss over the sampled patients, None for none. No noise protects it: it must not leave the site.
     Raises:
-        PrivacyError: a parameter is unused, a gradient is not finite, or a buffer has changed. The weights are as before.
+        PrivacyError: a parameter is unused, a gradient is not finite, or a buffer has changed. No step is made.
     """
     parameters: list[nn.Parameter] = optimizer.params
     names = {parameter: name for name, parameter in model.named_parameters()}

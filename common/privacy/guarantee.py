@@ -75,15 +75,15 @@ def plan(run: RunConfig, cohort_size: int) -> Plan:
     privacy = _privacy(run)
     if cohort_size < 1:
         raise PrivacyError(
-            f"the cohort has {cohort_size} patients, expected at least 1. Add data, or declare cohort-size in site.toml.",
+            f"the cohort has {cohort_size} patients, expected at least 1. Add data, or set cohort-size in site.toml.",
             ErrorCode.TOO_FEW_PATIENTS,
         )
     largest = 1 / (10 * cohort_size)
     delta = largest if privacy.delta is None else privacy.delta
     if delta > largest:
         raise PrivacyError(
-            f"delta is {delta:g}, must be at most 1 / (10 N) = {largest:g} for the {cohort_size} patients of this cohort. "
-            "Lower [privacy] delta, or leave it out.",
+            f"delta is {delta:g}, must be at most 1 / (10 N) = {largest:g} for the {cohort_size} patients of this "
+            "cohort. Lower [privacy] delta, or leave it out.",
             ErrorCode.BAD_REQUEST,
         )
     return Plan(

@@ -1,10 +1,10 @@
 """What a hospital's patients have spent of their privacy: one SQLite file, kept across runs and restarts.
 
 A row is one charge: the noisy steps of one attempt at one round of one run, on one cohort (a set of patients). It is
-written and synced before the steps run, so that a process killed at any moment has spent at most what is recorded. A charge
-repeated with the same cohort, run, round and attempt costs nothing; a new attempt draws new noise, so it costs again.
-Rows keep what was done (noise, sampling rate, steps), not an epsilon: epsilon follows from all rows together, and
-rows that agree in noise and rate are added up first, so that a run is one row to the accountant.
+written and synced before the steps run, so that a process killed at any moment has spent at most what is recorded. A
+charge repeated with the same cohort, run, round and attempt costs nothing; a new attempt draws new noise, so it costs
+again. Rows keep what was done (noise, sampling rate, steps), not an epsilon: epsilon follows from all rows together,
+and rows that agree in noise and rate are added up first, so that a run is one row to the accountant.
 """
 
 import sqlite3
@@ -89,8 +89,8 @@ class Ledger:
             rounds: like this one, itself included, that the run still wants. A run with no charge yet is refused
                 unless they all fit, so that it does not fail half-way.
         Raises:
-            PrivacyError: the budget would be passed (nothing is recorded), the attempt was charged with other values, or
-                the ledger cannot be read or written.
+            PrivacyError: the budget would be passed (nothing is recorded), the attempt was charged with other values,
+                or the ledger cannot be read or written.
         """
         charge = Charge(
             cohort, run_hash, round_, attempt, noise_multiplier, sampling_rate, steps, delta,
@@ -152,8 +152,8 @@ def _prepare(database: sqlite3.Connection) -> None:
         database.execute(f"PRAGMA user_version = {_VERSION}")
     elif version != _VERSION:
         raise PrivacyError(
-            f"the privacy ledger has format {version}, this program knows {_VERSION}. Use the version of Wardround that "
-            "wrote it, or a newer one.",
+            f"the privacy ledger has format {version}, this program knows {_VERSION}. Use the version of Wardround "
+            "that wrote it, or a newer one.",
             ErrorCode.INTERNAL,
         )
 
@@ -177,7 +177,8 @@ def _check_same(recorded: Charge, charge: Charge) -> None:
 
 def _history(database: sqlite3.Connection, cohort: str, run_hash: str | None = None) -> History:
     rows = database.execute(
-        "SELECT noise_multiplier, sampling_rate, steps FROM charges WHERE cohort = ?1 AND (?2 IS NULL OR run_hash = ?2)",
+        "SELECT noise_multiplier, sampling_rate, steps FROM charges "
+        "WHERE cohort = ?1 AND (?2 IS NULL OR run_hash = ?2)",
         (cohort, run_hash),
     )
     return merged(rows)
@@ -209,12 +210,10 @@ def _refusal(lifetime_epsilon: float, wanted: int, fitting: int) -> str:
 
 
 def _unusable(name: str, error: sqlite3.Error) -> PrivacyError:
-    code, full = ErrorCode.INTERNAL, getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    if full:
-        code = ErrorCode.DISK_FULL
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return PrivacyError(
         f"the privacy ledger {name} cannot be used ({error}); without it nothing is trained with privacy. Free disk "
         "space, give this user the right to write the file and its folder, or restore the file from a backup. Do not "
         "delete it: what was spent would be forgotten.",
-        code,
+        ErrorCode.DISK_FULL if full else ErrorCode.INTERNAL,
     )

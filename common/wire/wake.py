@@ -4,7 +4,7 @@ A hint is an empty datagram on a unix socket in `<home>/wake`. It carries no dat
 still looks by itself after a while. Without a gateway (simulation, stock Flower) everything falls back to sleeping.
 
     wake = strategy_wake(home)   # in the ServerApp
-    federate(grid, run, out, wake=wake)
+    federate(..., wake=wake)
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from common.flower import poll_objects_quickly
 
 # With hints, looking without one is only the safety net; each look costs the SuperLink about 15 ms of CPU.
 PATIENCE_S = 1.0
@@ -66,7 +68,8 @@ def poke_strategies(home: Path) -> None:
 def strategy_wake(home: Path | None) -> Callable[[float], None]:
     """What the strategy calls instead of `time.sleep` between two looks.
 
-    Each call first tells the gateway to look for messages, as the strategy may just have pushed some.
+    Each call first tells the gateway to look for messages, as the strategy may just have pushed some. Also makes
+    Flower look quickly for the objects of a reply that is just arriving.
     """
     if home is None or not (home / _FOLDER / _GATEWAY).exists():
         return time.sleep
@@ -74,6 +77,8 @@ def strategy_wake(home: Path | None) -> Callable[[float], None]:
         sleeper = Sleeper(home / _FOLDER / f"strategy-{os.getpid()}.sock")
     except OSError:  # a path longer than a socket's name may be
         return time.sleep
+
+    poll_objects_quickly()
 
     def wake(seconds: float) -> None:
         poke_gateway(home)

@@ -5,6 +5,8 @@ labels follow from the files alone.
 """
 
 import json
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.uid import ComputedRadiographyImageStorage
 from torch import nn
 
 import client.predict
@@ -32,13 +35,13 @@ SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
 AXES = {"axial": AXIAL, "tilted": TILT, "sagittal": SAGITTAL}
 
 
-def _run(dims: int = 2, **data: Any) -> RunConfig:
+def _run(dims: int = 2, patch: int = 16, **data: Any) -> RunConfig:
     values = {
         "name": "test",
         "model": {"dims": dims, "channels": [4, 8]},
         "data": {"modality": "CT", "classes": ["lesion"]} | data,
         "preprocessing": {"intensity": "window", "window": WINDOW},
-        "training": {"patch-size": [16] * dims},
+        "training": {"patch-size": [patch] * dims},
         "federation": {"rounds": 1},
         "deterministic": True,  # float32 everywhere
     }
@@ -185,7 +188,7 @@ def test_resampled_prediction_returns_to_the_grid_of_the_images(tmp_path: Path, 
 
 def test_unet_from_its_file_predicts_what_it_predicts_in_memory(tmp_path: Path) -> None:
     series = write_study(tmp_path / "study", scanner=SCANNERS["a"], seed=1, slices=3, rows=32, labelled=False)
-    run = _run()
+    run = _run(patch=32)
     network = build_model(run).eval()
     torch.nn.init.normal_(next(network.parameters()), generator=torch.Generator().manual_seed(3))
     predict_study(_save(tmp_path / "model", run, network), tmp_path / "study", tmp_path / "out")
@@ -324,9 +327,7 @@ def test_nifti_label_map_has_the_affine_and_the_labels(
 
 
 @pytest.mark.parametrize("shape", [(40, 33), (17, 50)])
-def test_picture_gets_a_palette_mask_of_its_size(
-    tmp_path: Path, threshold_model: Any, shape: tuple[int, int]
-) -> None:
+def test_picture_gets_a_palette_mask_of_its_size(tmp_path: Path, threshold_model: Any, shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "eye.png")
     run = _run(modality="photo", channels=3, classes=["vessel", "disc"])
@@ -353,6 +354,79 @@ def test_pictures_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path, t
     assert prediction.voxels == {"lesion": 800}
 
 
+def _edit(series: WrittenSeries, **values: Any) -> None:
+    """Set attributes of every image; None removes one, a list gives one value per image."""
+    for number, path in enumerate(series.images):
+        image = pydicom.dcmread(path)
+        for keyword, value in values.items():
+            if value is None:
+                del image[keyword]
+            else:
+                setattr(image, keyword, value[number] if isinstance(value, list) else value)
+        image.save_as(path)
+
+
+def test_projection_without_geometry_is_segmented(tmp_path: Path, threshold_model: Any) -> None:
+    series = write_study(tmp_path / "study", scanner=SCANNERS["a"], seed=1, slices=1, rows=40, labelled=False)
+    _edit(
+        series,
+        Modality="CR",
+        SOPClassUID=ComputedRadiographyImageStorage,
+        FrameOfReferenceUID=None,
+        ImagePositionPatient=None,
+        ImageOrientationPatient=None,
+        PixelSpacing=[["0", "0"]],  # seen on real devices
+    )
+    predict_study(threshold_model(_run(modality="CR"), 60.25), tmp_path / "study", tmp_path / "out")
+    segmentation = pydicom.dcmread(tmp_path / "out" / "segmentation.dcm")
+    assert np.array_equal(segmentation.pixel_array, _hounsfield(series)[0] > 60.25)
+
+
+def test_odd_header_is_accepted_and_no_warning_quotes_the_name(
+    tmp_path: Path, threshold_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = write_study(tmp_path / "study", scanner=SCANNERS["a"], seed=1, slices=3, rows=32, labelled=False)
+    _edit(
+        series,
+        PatientName="MUSTERMANN",  # one component, which highdicom warns about
+        PatientBirthDate=None,
+        StudyTime=None,
+        ReferringPhysicianName=None,
+        SeriesNumber=None,
+        PatientSex="W",
+        SpecificCharacterSet="",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict_study(threshold_model(_run(), 60.25), tmp_path / "study", tmp_path / "out")
+    assert "MUSTERMANN" not in caplog.text
+    assert str(pydicom.dcmread(tmp_path / "out" / "segmentation.dcm").PatientName) == "MUSTERMANN"
+
+
+def test_series_whose_images_name_several_studies_is_refused(tmp_path: Path, threshold_model: Any) -> None:
+    series = write_study(tmp_path / "study", scanner=SCANNERS["a"], seed=1, slices=3, rows=32, labelled=False)
+    _edit(series, StudyInstanceUID=["1.2.3", "1.2.4", "1.2.5"])
+    with pytest.raises(DataError, match="3 different values of StudyInstanceUID") as error:
+        predict_study(threshold_model(_run(), 60.25), tmp_path / "study", tmp_path / "out")
+    assert error.value.code == ErrorCode.GEOMETRY_MISMATCH
+
+
+@pytest.mark.skipif("WARDROUND_DATA" not in os.environ, reason="WARDROUND_DATA is not set")
+def test_real_volumes_keep_their_grid(tmp_path: Path, threshold_model: Any) -> None:
+    data = Path(os.environ["WARDROUND_DATA"])
+    volume = sorted((data / "hippocampus").rglob("*.nii*"))[0]
+    prediction = predict_study(threshold_model(_run(modality="MR"), 60.25), volume, tmp_path / "out")
+    source, result = nibabel.load(volume), nibabel.load(prediction.files[0])
+    assert np.array_equal(result.affine, source.affine)
+    assert np.array_equal(np.asarray(result.dataobj), np.asarray(source.dataobj) > 60.25)
+
+    prediction = predict_study(threshold_model(_run(), 60.25), data / "dicom_labelled", tmp_path / "series")
+    assert len(prediction.studies) >= 5
+    for file in prediction.files:
+        if file.suffix == ".dcm":
+            assert highdicom.seg.segread(file).number_of_segments == 1
+
+
 def test_results_among_the_images_are_refused(tmp_path: Path, threshold_model: Any) -> None:
     write_study(tmp_path / "study", scanner=SCANNERS["a"], seed=1, slices=2, rows=32, labelled=False)
     with pytest.raises(ConfigError, match="outside"):
@@ -368,7 +442,7 @@ def test_unwritable_out_is_a_clear_error(tmp_path: Path, threshold_model: Any) -
 
 def test_study_of_another_modality_is_refused(tmp_path: Path, threshold_model: Any) -> None:
     write_study(tmp_path / "study", scanner=SCANNERS["a"], seed=1, slices=2, rows=32, labelled=False)
-    with pytest.raises(DataError, match="CT.*MR") as error:
+    with pytest.raises(DataError, match=r"CT.*MR") as error:
         predict_study(threshold_model(_run(modality="MR"), 60.25), tmp_path / "study", tmp_path / "out")
     assert error.value.code == ErrorCode.UNSUPPORTED
 
@@ -383,7 +457,7 @@ def test_3d_model_refuses_a_picture(tmp_path: Path, threshold_model: Any) -> Non
 def test_model_without_manifest_is_refused(tmp_path: Path, threshold_model: Any) -> None:
     model = threshold_model(_run(), 60.25)
     (model / "model.json").unlink()
-    with pytest.raises(ConfigError, match="model.json"):
+    with pytest.raises(ConfigError, match=r"model\.json"):
         predict_study(model, tmp_path, tmp_path / "out")
 
 

@@ -95,6 +95,22 @@ def test_count_of_zero_is_right_where_sites_weigh_the_same() -> None:
     check(GLOBAL, a_run(federation={"weighting": "equal"}), patients=0)
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {"epsilon": 1.0},
+        {"epsilon": -1.0, "delta": 0.01},
+        {"epsilon": 1.0, "delta": 0.0},
+        {"epsilon": 1, "delta": 1},
+    ],
+)
+def test_private_update_must_state_its_price(metrics: dict[str, float]) -> None:
+    run = a_run(privacy={"target-epsilon": 8.0})
+    check(GLOBAL, run, patients=0, metrics={"epsilon": 1.0, "delta": 0.01})
+    assert refusal_of(GLOBAL, run, patients=0, metrics=metrics) is ErrorCode.BAD_REQUEST
+
+
 def test_update_of_another_run_or_round_is_refused() -> None:
     assert refusal_of(GLOBAL, run_hash="0" * 64) is ErrorCode.WRONG_RUN
     assert refusal_of(GLOBAL, round=2) is ErrorCode.BAD_REQUEST

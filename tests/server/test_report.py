@@ -1,8 +1,8 @@
 """The report is one file, shows what the records say, and cannot be made to run anything."""
 
 import re
-import xml.etree.ElementTree as ElementTree  # our own SVG, not foreign XML
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def finished(folder: Path) -> str:
     sites = {"north": trains(lambda request: request.weights, dice=0.75), "<b>south</b>": trains(lambda r: r.weights)}
-    federate(FakeGrid(sites), a_run(), folder, wait=lambda _: None)
+    federate(FakeGrid(sites), a_run(), folder, wake=lambda _: None)
     (folder / "overlays").mkdir()
     (folder / "overlays" / "north 1.png").write_bytes(b"\x89PNG fake")
     return write_report(folder).read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_failed_run_says_so_and_why(tmp_path: Path) -> None:
     run = a_run(quorum=2, federation={"round-timeout-s": 0.02})
     with pytest.raises(FederationError):
-        federate(FakeGrid({"a": lambda _: None, "b": lambda _: None}), run, tmp_path, wait=lambda _: None)
+        federate(FakeGrid({"a": lambda _: None, "b": lambda _: None}), run, tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "failed" in text
     assert "a did not answer, b did not answer" in text
@@ -59,7 +59,7 @@ def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
         return reply
 
     run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
-    federate(FakeGrid({"a": site}), run, tmp_path, wait=lambda _: None)
+    federate(FakeGrid({"a": site}), run, tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<strong>patient</strong>" in text
     assert "3.250" in text
@@ -76,7 +76,7 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     ids=["one point", "all zero", "both signs", "tiny", "flat"],
 )
 def test_chart_keeps_every_point_within_its_frame(points: list[tuple[float, float]]) -> None:
-    svg = ElementTree.fromstring(
+    svg = ElementTree.fromstring(  # noqa: S314 - our own SVG, not foreign XML
         line_chart("t", {"a": points}).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
     )
     circles = svg.findall(f"{SVG}circle")

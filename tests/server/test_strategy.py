@@ -54,7 +54,7 @@ def with_tensor(reply: TrainReply, edit) -> TrainReply:  # type: ignore[no-untyp
 
 
 def run_it(grid: FakeGrid, run: RunConfig, out: Path):  # type: ignore[no-untyped-def]
-    return federate(grid, run, out, wait=lambda _: None)
+    return federate(grid, run, out, wake=lambda _: None)
 
 
 def of_kind(out: Path, kind: str) -> list[dict[str, object]]:
@@ -219,7 +219,8 @@ def test_interrupted_run_resumes_to_the_same_model(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_it(FakeGrid({"a": moves(1), "b": stops_in_round_3}), run, tmp_path / "cut")
-    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["reason"] == "interrupted"
+    assert not (tmp_path / "cut" / "summary.json").exists()  # it did not end
+    assert of_kind(tmp_path / "cut", "run-interrupted")
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "rou')  # a line cut off by the crash
     grid = FakeGrid({"a": moves(1), "b": moves(2)})
@@ -284,7 +285,7 @@ def test_sites_get_the_same_bytes_in_a_round(tmp_path: Path) -> None:
 def test_looks_come_often_at_first_and_never_rarer_than_four_a_second(tmp_path: Path) -> None:
     waits: list[float] = []
     run = a_run(rounds=1, federation={"round-timeout-s": 0.2, "quorum": 1})
-    federate(FakeGrid({"a": moves(1), "b": lambda _: None}), run, tmp_path, wait=waits.append)
+    federate(FakeGrid({"a": moves(1), "b": lambda _: None}), run, tmp_path, wake=waits.append)
     assert min(waits) == SHORTEST_WAIT_S
     assert max(waits) <= LONGEST_WAIT_S
 
@@ -292,7 +293,7 @@ def test_looks_come_often_at_first_and_never_rarer_than_four_a_second(tmp_path: 
 def test_two_nodes_of_one_name_stop_the_run(tmp_path: Path) -> None:
     grid = FakeGrid({"a": moves(1), "b": moves(2)})
     with pytest.raises(FederationError, match="same site name"):
-        federate(grid, a_run(), tmp_path, site_names={100: "a", 101: "a"}, wait=lambda _: None)
+        federate(grid, a_run(), tmp_path, site_names={100: "a", 101: "a"}, wake=lambda _: None)
 
 
 def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:
@@ -310,6 +311,9 @@ def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:
     summary = run_it(FakeGrid({"a": private(1.0), "b": private(2.0)}), run, tmp_path)
     assert summary.guarantee is not None
     assert summary.guarantee["unit"] == "patient"
-    assert summary.guarantee["sites"] == {"a": {"epsilon": 2.0, "delta": 0.01}, "b": {"epsilon": 4.0, "delta": 0.01}}
+    stated = {site: (one["epsilon"], one["delta"], one["steps"]) for site, one in summary.guarantee["sites"].items()}
+    assert stated == {"a": (2.0, 0.01, 2), "b": (4.0, 0.01, 2)}
     assert summary.scores["test"]["mean-of-patients"] is None
-    assert load_model(tmp_path)[2].guarantee == summary.guarantee
+    kept = load_model(tmp_path)[2].guarantee
+    assert kept is not None
+    assert kept["sites"]["b"]["epsilon"] == 4.0

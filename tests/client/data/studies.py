@@ -33,9 +33,7 @@ def run_config(dims: int = 2, **tables: Any) -> RunConfig:
 
 def photo_run(**preprocessing: Any) -> RunConfig:
     """A run on colour photographs with one class."""
-    return run_config(
-        data={"modality": "photo", "channels": 3, "classes": ["vessel"]}, preprocessing=preprocessing
-    )
+    return run_config(data={"modality": "photo", "channels": 3, "classes": ["vessel"]}, preprocessing=preprocessing)
 
 
 def source(**values: Any) -> SourceConfig:
@@ -99,7 +97,9 @@ def ct_slices(
         ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20200101", "101010", "1", "1"
         ds.ReferringPhysicianName, ds.Manufacturer, ds.Modality = "", "", "CT"
         ds.SeriesNumber, ds.InstanceNumber = 1, len(stored) - z  # against the order of position
-        ds.ImagePositionPatient = [round(float(x), 6) for x in np.array([-10.0, 5.0, 40.0]) + z * spacing_mm[0] * normal]
+        ds.ImagePositionPatient = [
+            round(float(x), 6) for x in np.array([-10.0, 5.0, 40.0]) + z * spacing_mm[0] * normal
+        ]
         ds.ImageOrientationPatient = list(orientation)
         ds.PixelSpacing, ds.SliceThickness = list(spacing_mm[1:]), spacing_mm[0]
         ds.Rows, ds.Columns = plane.shape

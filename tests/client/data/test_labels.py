@@ -30,7 +30,7 @@ def test_value_without_a_class_is_unknown(value: float) -> None:
 
 
 def test_value_outside_the_map_is_unknown_though_it_would_be_a_class() -> None:
-    with pytest.raises(DataError, match="value.*2"):
+    with pytest.raises(DataError, match=r"value.*2"):
         map_values(np.array([1, 2]), DATA, {"1": "liver"})
 
 

@@ -16,6 +16,10 @@ def test_counts_follow_the_fractions() -> None:
     assert Counter(split(IDS).values()) == {"train": 70, "validation": 15, "test": 15}
 
 
+def test_half_a_patient_is_rounded_up() -> None:
+    assert Counter(split(IDS[:10]).values()) == {"train": 6, "validation": 2, "test": 2}
+
+
 def test_order_and_repetition_of_ids_do_not_matter() -> None:
     assert split(IDS) == split(IDS[::-1] + IDS[:7])
 

@@ -1,0 +1,154 @@
+"""What `wardround-client doctor` looks at, each check on its own: one that fails never hides the next."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from client import confine, enrol
+from client.site import POLICY_NAME, SITE_NAME
+from client.status import is_running, read_status
+from common.config import PolicyConfig, SiteConfig, load
+from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
+from common.flower import check_version
+
+RENEW_DAYS = 30
+FREE_BYTES = 1 << 30
+REACH_S = 10.0
+IMPORT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result; `detail` says what is, or what to do."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+def examine(home: Path) -> list[Finding]:
+    """Run all checks on a site's home folder."""
+    checks: dict[str, Callable[[Path], str]] = {
+        "software": _software,
+        "private files": _private_files,
+        "certificate": _certificate,
+        "coordinator": _coordinator,
+        "policy": _policy,
+        "data": _data,
+        "disk": _disk,
+        "training": _training,
+        "worker's network": _network,
+        "agent": _agent,
+    }
+    return [_finding(what, check, home) for what, check in checks.items()]
+
+
+def _finding(what: str, check: Callable[[Path], str], home: Path) -> Finding:
+    try:
+        return Finding(what, True, check(home))
+    except (WardroundError, OSError, subprocess.SubprocessError) as error:
+        return Finding(what, False, str(error))
+
+
+def _software(_home: Path) -> str:
+    check_version()
+    return f"Python {sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _private_files(home: Path) -> str:
+    if not home.is_dir():
+        raise ConfigError(f"{home} does not exist. Join first, or name the site's folder with --home.")
+    open_to_others = [
+        str(path.relative_to(home))
+        for path in (home / "tls", home / "tls" / "key.pem", home / "site.key")
+        if path.exists() and path.stat().st_mode & 0o077
+    ]
+    if open_to_others:
+        raise ConfigError(f"other users may read {', '.join(open_to_others)}. Run: chmod go-rwx on them.")
+    return "only this user reads the keys"
+
+
+def _certificate(home: Path) -> str:
+    days = enrol.load_identity(home).days_left
+    if days < RENEW_DAYS:
+        raise EnrolmentError(f"the certificate expires in {days} days. Ask the coordinator for a new invitation.")
+    return f"valid for {days} days"
+
+
+def _coordinator(home: Path) -> str:
+    identity = enrol.load_identity(home)
+    with identity.channel() as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_S)
+        except grpc.FutureTimeoutError as error:
+            raise FederationError(
+                f"{identity.gateway} does not answer. Check the network, the firewall (outbound), and whether the "
+                "coordinator is started."
+            ) from error
+    return f"{identity.gateway} answers over mutual TLS"
+
+
+def _policy(home: Path) -> str:
+    path = home / POLICY_NAME
+    if not path.exists():
+        return "the strict default (no policy.toml)"
+    rules = load(PolicyConfig, path)
+    return f"runs are approved {'within the rules by themselves' if rules.auto_approve else 'by a person'}"
+
+
+def _data(home: Path) -> str:
+    site = load(SiteConfig, home / SITE_NAME)
+    missing = [source.path for source in site.data if not (home / Path(source.path).expanduser()).is_dir()]
+    if missing:
+        raise DataError(f"these data folders are not there: {', '.join(missing)}. Mount them or correct site.toml.")
+    if not site.data:
+        raise DataError("no data yet. Add a folder with 'wardround-client data add PATH'.")
+    return f"{len(site.data)} source(s); look inside with 'wardround-client data check'"
+
+
+def _disk(home: Path) -> str:
+    free = shutil.disk_usage(home if home.exists() else home.parent).free
+    if free < FREE_BYTES:
+        raise ConfigError(f"{free >> 20} MiB are free at {home}, at least {FREE_BYTES >> 20} are needed.")
+    return f"{free >> 30} GiB free"
+
+
+def _training(_home: Path) -> str:
+    code = "import torch; print(torch.__version__, 'cuda' if torch.cuda.is_available() else 'cpu')"
+    return f"torch {_python(code)}, {os.cpu_count()} cores"
+
+
+def _network(_home: Path) -> str:
+    result = _python("from client import confine; print(confine.remove_network())")
+    if result != confine.REMOVED:
+        raise ConfigError(f"{result}. Allow unprivileged user namespaces, or run the site in a container.")
+    return "removed by the kernel: the process with the images reaches nobody"
+
+
+def _agent(home: Path) -> str:
+    if not is_running(home):
+        raise FederationError("not running. Start it with 'wardround-client start'.")
+    return str(read_status(home).get("state", "starting"))
+
+
+def _python(code: str) -> str:
+    """Run a line in a Python of its own, as the worker would."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    result = subprocess.run(  # noqa: S603 - our own interpreter and code
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=IMPORT_S,
+        check=False,
+        env=environment,
+    )
+    if result.returncode != 0:
+        last = result.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(f"Python failed with: {last}. Install wardround again.")
+    return result.stdout.strip()

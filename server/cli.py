@@ -1,0 +1,335 @@
+"""wardround-server: what a person at the coordinator types.
+
+The home folder (server.toml, keys, registry, runs, logs) is --home, or WARDROUND_SERVER_HOME, or ./wardround-server.
+Commands write their wish into the registry; the processes behind `start` carry it out.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from common.cli import JsonFlag, configure_logging, new_app, note, show_table
+from common.config import RunConfig, load, sha256_of
+from common.errors import ConfigError, FederationError
+from common.flower import build_bundle
+from common.pki import write_private
+from server import enrolment, launcher
+from server import home as homes
+from server.doctor import examine
+from server.home import Home, ServerConfig
+from server.registry import Proposal, Registry
+from server.runs import read_summary
+
+MODEL_FILES = ("model.safetensors", "model.json")
+
+HomeOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--home", envvar=homes.ENVIRONMENT, help="The coordinator's folder [default: ./wardround-server]."),
+]
+SiteArgument: TypeAlias = Annotated[str, typer.Argument(help="The site's name, such as st-mary.")]
+RunArgument: TypeAlias = Annotated[str, typer.Argument(help="The run's name, or the first digits of its hash.")]
+WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and show the run until it ends.")]
+
+app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
+
+
+@app.command()
+def init(
+    *,
+    home: HomeOption = None,
+    host: Annotated[list[str] | None, typer.Option(help="Name or address by which sites reach this host.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Address to listen on; without --host only this machine.")] = None,
+    gateway_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites work (mutual TLS).")] = 9443,
+    enrolment_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites enrol (TLS).")] = 9444,
+    superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Flower's, on loopback.")] = 9445,
+) -> None:
+    """Make the coordinator's folder, its root key and its certificate.
+
+    Example: `wardround-server init --host fl.example.org`
+    """
+    config = ServerConfig(
+        hosts=tuple(dict.fromkeys([*(host or ()), *homes.default_hosts()])),
+        listen=listen or ("0.0.0.0" if host else "127.0.0.1"),  # noqa: S104 - asked for by --host
+        gateway_port=gateway_port,
+        enrolment_port=enrolment_port,
+        superlink_port=superlink_port,
+    )
+    if len({gateway_port, enrolment_port, superlink_port}) < 3:
+        raise ConfigError("the three ports must differ. Set --gateway-port, --enrolment-port and --superlink-port.")
+    created = homes.create(homes.resolve(home), config)
+    typer.echo(f"Initialised {created.path}")
+    note(f"Back up {created.path / 'pki' / 'root.key'}: it is the federation's identity. Next: wardround-server start")
+
+
+@app.command()
+def invite(
+    site: SiteArgument,
+    home: HomeOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write the invitation here.")] = None,
+) -> None:
+    """Invite a site. The file is good for one site, once, for 24 hours: send it on a trusted channel.
+
+    Example: `wardround-server invite st-mary`
+    """
+    opened, registry = _open(home)
+    invitation = enrolment.invite(opened, registry, site)
+    path = opened.invitation(site)
+    if out is not None:
+        path = out
+        write_private(path, invitation.to_text().encode())
+    typer.echo(str(path))
+    note(f"There: wardround-client join {path.name}. Then here: wardround-server requests")
+
+
+@app.command()
+def requests(home: HomeOption = None, json: JsonFlag = False) -> None:
+    """Sites that wait for approval. Compare the phrase with the one the site shows, on the telephone say.
+
+    Example: `wardround-server requests`
+    """
+    _, registry = _open(home)
+    rows = [(site.name, enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"]
+    show_table("Requests", ("site", "phrase"), rows, as_json=json)
+
+
+@app.command()
+def approve(site: SiteArgument, home: HomeOption = None) -> None:
+    """Let a site in: sign its certificate request.
+
+    Example: `wardround-server approve st-mary`
+    """
+    opened, registry = _open(home)
+    enrolment.approve(opened, registry, site)
+    typer.echo(f"{site} is active until {_day(registry.site(site).expires)}.")
+
+
+@app.command()
+def revoke(site: SiteArgument, home: HomeOption = None) -> None:
+    """Shut a site out, at once.
+
+    Example: `wardround-server revoke st-mary`
+    """
+    _, registry = _open(home)
+    registry.revoke(site)
+    typer.echo(f"{site} is revoked. To let it back in, invite it again.")
+
+
+@app.command()
+def sites(home: HomeOption = None, json: JsonFlag = False) -> None:
+    """All sites and how they are.
+
+    Example: `wardround-server sites`
+    """
+    _, registry = _open(home)
+    rows = [(site.name, site.state, _yes(site.connected), _day(site.expires)) for site in registry.sites()]
+    show_table("Sites", ("site", "state", "connected", "certificate until"), rows, as_json=json)
+
+
+@app.command()
+def start(home: HomeOption = None) -> None:
+    """Run the coordinator until Ctrl-C or SIGTERM.
+
+    Example: `wardround-server start --home /srv/wardround`
+    """
+    configure_logging()
+    launcher.start(homes.open_home(home), typer.echo)
+
+
+@app.command()
+def status(home: HomeOption = None, json: JsonFlag = False) -> None:
+    """What runs, who is here, which runs are open. Exit code 1 when the coordinator is not running.
+
+    Example: `wardround-server status`
+    """
+    opened, registry = _open(home)
+    running = launcher.is_running(opened)
+    members = [site for site in registry.sites() if site.state == "active"]
+    rows = [("coordinator", "running" if running else "stopped", str(opened.path))]
+    rows += [(name, "up" if launcher.is_listening(port) else "down", f"port {port}") for name, port in _ports(opened)]
+    rows += [("site " + one.name, "connected" if one.connected and running else "away", "") for one in members]
+    rows += [(f"run {one.name}", one.state, one.run_hash[:8]) for one in registry.proposals() if one.open]
+    show_table("Status", ("what", "state", "detail"), rows, as_json=json)
+    if not running:
+        raise FederationError("the coordinator is not running. Start it with `wardround-server start`.")
+
+
+@app.command()
+def doctor(home: HomeOption = None, json: JsonFlag = False) -> None:
+    """Check the installation and say what to do. Exit code 1 when something is wrong.
+
+    Example: `wardround-server doctor`
+    """
+    findings = examine(homes.open_home(home))
+    rows = [(one.what, "ok" if one.ok else "WRONG", one.detail) for one in findings]
+    show_table("Doctor", ("check", "result", "detail"), rows, as_json=json)
+    if wrong := [one.what for one in findings if not one.ok]:
+        raise ConfigError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}. See the details above.")
+
+
+@app.command()
+def run(
+    document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="What to train, and how.")],
+    home: HomeOption = None,
+    watch: WatchFlag = False,
+) -> None:
+    """Propose a run to the sites; it starts when its quorum has approved.
+
+    Example: `wardround-server run lesions.toml --watch`
+    """
+    opened, registry = _open(home)
+    config = load(RunConfig, document)
+    _require_running(opened)
+    proposal = registry.propose(config, build_bundle(config, document.read_text(encoding="utf-8")))
+    typer.echo(f"Proposed {config.name} {sha256_of(config)}")
+    note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
+    _follow(opened, registry, proposal, watch=watch)
+
+
+@app.command()
+def runs(home: HomeOption = None, json: JsonFlag = False) -> None:
+    """All runs, the latest first.
+
+    Example: `wardround-server runs --json`
+    """
+    _, registry = _open(home)
+    rows = [
+        (
+            one.name,
+            one.run_hash[:8],
+            one.state,
+            ", ".join(sorted(one.approved)),
+            ", ".join(sorted(one.denied)),
+            one.reason,
+        )
+        for one in registry.proposals()
+    ]
+    show_table("Runs", ("run", "hash", "state", "approved", "denied", "reason"), rows, as_json=json)
+
+
+@app.command()
+def stop(run: RunArgument, home: HomeOption = None) -> None:
+    """Withdraw a run. What it has learned stays in its folder; `resume` goes on from there.
+
+    Example: `wardround-server stop lesions`
+    """
+    _, registry = _open(home)
+    proposal = registry.proposal(run)
+    if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator"):
+        raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
+    typer.echo(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
+
+
+@app.command()
+def resume(run: RunArgument, home: HomeOption = None, watch: WatchFlag = False) -> None:
+    """Go on with a failed or stopped run, from its last checkpoint.
+
+    Example: `wardround-server resume lesions --watch`
+    """
+    opened, registry = _open(home)
+    proposal = registry.proposal(run)
+    _require_running(opened)
+    registry.reopen(proposal.run_hash)
+    typer.echo(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
+    _follow(opened, registry, proposal, watch=watch)
+
+
+@app.command()
+def report(run: RunArgument, home: HomeOption = None, json: JsonFlag = False) -> None:
+    """Print a run's scores and the path of its report.html.
+
+    Example: `wardround-server report lesions`
+    """
+    from server.report import write_report  # noqa: PLC0415 - loads torch
+
+    opened, registry = _open(home)
+    proposal = registry.proposal(run)
+    path = write_report(opened.run_folder(proposal.run))
+    _show_scores(opened, proposal, as_json=json)
+    # A table as JSON is all that goes to stdout.
+    (note if json else typer.echo)(f"Report: {path}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    home: HomeOption = None,
+) -> None:
+    """Copy a completed run's model: model.safetensors and model.json.
+
+    Example: `wardround-server export lesions --out model/`
+    """
+    opened, registry = _open(home)
+    proposal = registry.proposal(run)
+    folder = opened.run_folder(proposal.run)
+    if proposal.state != "completed":
+        raise ConfigError(f"{proposal.name} is {proposal.state}, only a completed run has a model to export.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        shutil.copyfile(folder / name, out / name)
+    typer.echo(str(out / MODEL_FILES[0]))
+
+
+def _open(path: Path | None) -> tuple[Home, Registry]:
+    opened = homes.open_home(path)
+    return opened, Registry(opened.registry)
+
+
+def _require_running(home: Home) -> None:
+    if not launcher.is_running(home):
+        raise FederationError("the coordinator is not running. Start it with `wardround-server start`, then try again.")
+
+
+def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:
+    if not watch:
+        note(f"Follow it with: wardround-server runs, and {home.run_folder(proposal.run) / 'metrics.jsonl'}")
+        return
+    from server.watch import watch as watch_run  # noqa: PLC0415 - loads torch
+
+    ended = watch_run(home, registry, proposal.run_hash)
+    if ended.state != "completed":
+        raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}: {ended.reason}")
+    _show_scores(home, ended, as_json=False)
+    typer.echo(f"Results: {home.run_folder(ended.run)}")
+
+
+def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
+    summary = read_summary(home.run_folder(proposal.run)) or {}
+    scores = summary.get("scores", {})
+    test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
+    privacy = (summary.get("guarantee") or {}).get("sites", {})
+    names = [*test["sites"], "overall"]
+    rows = [
+        (
+            name,
+            (test["sites"].get(name) or test["mean-of-sites"]).get("dice"),
+            privacy.get(name, {}).get("epsilon"),
+            privacy.get(name, {}).get("delta"),
+        )
+        for name in names
+    ]
+    title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
+    show_table(title, ("site", "dice", "epsilon", "delta"), rows, as_json=as_json)
+
+
+def _ports(home: Home) -> list[tuple[str, int]]:
+    config = home.config
+    return [
+        ("gateway", config.gateway_port),
+        ("enrolment", config.enrolment_port),
+        ("superlink", config.superlink_port),
+    ]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _day(moment: str | None) -> str:
+    return (moment or "")[:10]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,82 @@
+"""Is this coordinator sound? Each check says what it found and, if wrong, what to do."""
+
+import importlib.metadata
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+from common import pki
+from common.flower import VERSION
+from server import launcher
+from server.home import Home
+
+MIN_FREE_BYTES = 1_000_000_000
+MIN_DAYS_LEFT = 30
+
+_SECRETS = ("pki/root.key", "pki/server.key", "registry.sqlite")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine(home: Home) -> list[Finding]:
+    """Look at everything; changes nothing."""
+    return [_flower(), *_secrets(home), *_certificates(home), _disk(home), _processes(home), *_exposure(home)]
+
+
+def _flower() -> Finding:
+    found = importlib.metadata.version("flwr")
+    return Finding("flwr version", found == VERSION, f"{found} is installed, {VERSION} is needed")
+
+
+def _secrets(home: Home) -> Iterator[Finding]:
+    for name in _SECRETS:
+        path = home.path / name
+        if path.exists():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            yield Finding(name, not mode & 0o077, f"mode {mode:o}, wanted 600" if mode & 0o077 else "private")
+
+
+def _certificates(home: Home) -> Iterator[Finding]:
+    for name, remedy in (("root", "plan a new federation root"), ("server", "restart the coordinator to renew it")):
+        certificate = pki.load_certificate((home.path / "pki" / f"{name}.pem").read_bytes())
+        days = (certificate.not_valid_after_utc - pki.now()).days
+        ok = days > MIN_DAYS_LEFT
+        yield Finding(f"{name} certificate", ok, f"{days} days left" + ("" if ok else f": {remedy}"))
+
+
+def _disk(home: Home) -> Finding:
+    free = shutil.disk_usage(home.path).free
+    return Finding("disk", free > MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free, at least {MIN_FREE_BYTES / 1e9:g} wanted")
+
+
+def _processes(home: Home) -> Finding:
+    running = launcher.is_running(home)
+    return Finding("coordinator", running, "running" if running else "not running: wardround-server start")
+
+
+def _exposure(home: Home) -> Iterator[Finding]:
+    port = home.config.superlink_port
+    listening = {
+        one.laddr.ip
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+    }
+    foreign = sorted(address for address in listening if address not in ("127.0.0.1", "::1"))
+    yield Finding(
+        "superlink",
+        not foreign,
+        f"reachable at {', '.join(foreign)}: stop it"
+        if foreign
+        else "on loopback only; any user of this host can reach "
+        "it there, so give the coordinator a host or network namespace of its own",
+    )

@@ -1,0 +1,132 @@
+"""A run as it happens, for a person: a live table on a terminal, plain lines elsewhere.
+
+Reads the registry and the run's `metrics.jsonl` alone, so watching costs the federation nothing and may begin, end
+and begin again at any time.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from common.cli import note
+from server.home import Home
+from server.journal import JOURNAL_NAME, OVERALL, Event, read_events
+from server.registry import Proposal, Registry
+
+_LOOK_EVERY_S = 0.5
+
+
+def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
+    """Show a run until it is closed.
+
+    Returns:
+        The run in its final state.
+    """
+    if sys.stderr.isatty():
+        return _watch_live(home, registry, run_hash)
+    printed = 0
+    last_line = ""
+    for proposal, events in _observe(home, registry, run_hash):
+        line = state_line(registry, proposal)
+        if line != last_line:
+            note(line)
+            last_line = line
+        # A resumed run forgets what came after its checkpoint.
+        printed = min(printed, len(events))
+        for event in events[printed:]:
+            if text := event_line(event):
+                note(text)
+        printed = len(events)
+    return proposal
+
+
+def state_line(registry: Registry, proposal: Proposal) -> str:
+    """Where the run stands, in one line."""
+    if proposal.state != "proposed":
+        return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state} {proposal.reason}".rstrip()
+    silent = {site.name for site in registry.sites() if site.state == "active"} - proposal.approved - proposal.denied
+    return (
+        f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "
+        f"approvals; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "
+        f"(there: wardround-client approve {proposal.run_hash[:8]})"
+    )
+
+
+def event_line(event: Event) -> str:
+    """One event of the journal as a line; empty for those a watcher does not need."""
+    match event["event"]:
+        case "round":
+            left_out = [f"{site} refused ({code})" for site, code in event["refused"].items()]
+            left_out += [f"{site} missing" for site in event["missing"]]
+            remark = f"; {', '.join(left_out)}" if left_out else ""
+            return (
+                f"round {event['round']}: {len(event['sites'])} sites, {event['seconds']:.1f} s, "
+                f"{_megabytes(event)} MB{remark}"
+            )
+        case "evaluate" if event["site"] == OVERALL:
+            return f"round {event['round']}: {event['phase']} dice {_number(event.get('dice'))} (mean of sites)"
+        case "run-failed":
+            return f"failed: {event['reason']}"
+        case _:
+            return ""
+
+
+def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        for proposal, events in _observe(home, registry, run_hash):
+            live.update(Group(state_line(registry, proposal), _by_site(proposal, events)))
+    return proposal
+
+
+def _by_site(proposal: Proposal, events: Sequence[Event]) -> Table:
+    table = Table(title=f"{proposal.name}, round {_latest(events, 'round', 'round')} of {_rounds(proposal)}")
+    for column in ("site", "train loss", "dice", "seconds", "epsilon"):
+        table.add_column(column, justify="left" if column == "site" else "right")
+    sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
+    for site in [*sites, OVERALL]:
+        own = [event for event in events if event.get("site") == site]
+        table.add_row(
+            site,
+            _number(_latest(own, "train", "train-loss")),
+            _number(_latest(own, "evaluate", "dice")),
+            _number(_latest(own, "train", "seconds")),
+            _number(_latest(own, "train", "epsilon")),
+        )
+    return table
+
+
+def _observe(home: Home, registry: Registry, run_hash: str) -> Iterator[tuple[Proposal, list[Event]]]:
+    read = _reader(home, registry.proposal(run_hash))
+    while True:
+        # First the state, then the events: when it is closed, they are all there.
+        proposal = registry.proposal(run_hash)
+        yield proposal, read()
+        if not proposal.open:
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _reader(home: Home, proposal: Proposal) -> Callable[[], list[Event]]:
+    path = home.run_folder(proposal.run) / JOURNAL_NAME
+    return lambda: read_events(path)
+
+
+def _latest(events: Sequence[Event], kind: str, key: str) -> Any:
+    return next((event[key] for event in reversed(events) if event["event"] == kind and key in event), None)
+
+
+def _rounds(proposal: Proposal) -> int:
+    return proposal.run.federation.rounds
+
+
+def _megabytes(event: Event) -> str:
+    return f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,219 @@
+"""wardround-sim: federations on one machine, for research.
+
+Heavy modules are imported inside the commands: see common/cli.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.cli import Advance, JsonFlag, configure_logging, new_app, note, progress, show_table
+from common.config import RunConfig, validate
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from simulations.scenario import Scenario
+
+app = new_app("Simulate a federation of hospitals on one machine.")
+
+ScenarioArgument = Annotated[str, typer.Argument(help="Name of a shipped scenario, or path of a scenario file.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for results. A run found there goes on.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the images. Default: WARDROUND_DATA/<scenario>.")
+]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Instead of the scenario's.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads for computing; 1 for results that are equal elsewhere.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
+
+
+def main() -> None:
+    """Entry point of `wardround-sim`."""
+    app()
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    *,
+    out: OutOption,
+    data: DataOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
+    rounds: RoundsOption = None,
+    private: Annotated[
+        bool, typer.Option("--privacy/--no-privacy", help="Train with differential privacy, where the scenario has it.")
+    ] = True,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-equal results, slower.")] = False,
+    threads: ThreadsOption = None,
+    as_json: JsonFlag = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a scenario: train one model across its sites, then score and report it.
+
+    Example: wardround-sim run phantoms --out results/phantoms
+    """
+    configure_logging(verbose=verbose)
+    from server.report import write_report  # noqa: PLC0415
+    from server.strategy import federate  # noqa: PLC0415
+    from simulations.grid import InProcessGrid  # noqa: PLC0415
+    from simulations.overlays import draw_overlays  # noqa: PLC0415
+    from simulations.scenario import load_scenario  # noqa: PLC0415
+
+    _use_threads(threads)
+    chosen = load_scenario(scenario)
+    changes: dict[str, Any] = {}
+    if seed is not None:
+        pass
+    if deterministic:
+        changes["deterministic"] = True
+    if rounds is not None:
+        changes["federation"] = {"rounds": rounds}
+    if not private:
+        changes["privacy"] = None
+    config = _changed(chosen.config.run, changes)
+    sites = _prepare(chosen, config, out, data)
+    with progress("round", config.federation.rounds) as advance:
+        summary = federate(InProcessGrid(sites, config), config, out, observe=_teller(advance))
+    draw_overlays(out, sites)
+    report = write_report(out)
+    scores = summary.scores["test"]
+    metrics = [name for name in ("dice", "iou", "sensitivity", "precision") if name in scores["mean-of-sites"]]
+    rows = [[site, *(values.get(name) for name in metrics)] for site, values in scores["sites"].items()]
+    rows.append(["mean of sites", *(scores["mean-of-sites"][name] for name in metrics)])
+    columns = ["site", *metrics]
+    if summary.guarantee is not None:
+        columns += ["epsilon", "delta"]
+        for row in rows:
+            stated = summary.guarantee["sites"].get(row[0], {})
+            row += [stated.get("epsilon"), stated.get("delta")]
+    show_table(f"{config.name}: test patients after {summary.rounds} rounds", columns, rows, as_json=as_json)
+    note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})\nreport {report}")
+
+
+@app.command()
+def compare(
+    scenario: ScenarioArgument,
+    *,
+    out: OutOption,
+    data: DataOption = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="One model of each kind for each seed, such as 0,1,2.")] = "0",
+    rounds: RoundsOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonFlag = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare each site alone, pooled, federated, and federated with privacy, on the same test patients.
+
+    Example: wardround-sim compare vessels --data images/vessels --out results/vessels --seeds 0,1
+    """
+    configure_logging(verbose=verbose)
+    from simulations import compare as comparison  # noqa: PLC0415
+    from simulations.scenario import load_scenario  # noqa: PLC0415
+
+    _use_threads(threads)
+    numbers = _seeds(seeds)
+    chosen = load_scenario(scenario)
+    base = chosen.config.run
+    config = _changed(base, {"federation": {"rounds": rounds}} if rounds else {})
+    privacy = chosen.config.compare.privacy or base.privacy
+    sites = _prepare(chosen, config, out, data)
+    total = len(numbers) * (len(sites) + 2 + (privacy is not None))
+    with progress("models", total) as advance:
+        done = 0
+
+        def finished(count: int, last: str) -> None:
+            nonlocal done
+            done = count
+            advance(done, last)
+
+        results = comparison.compare(
+            config,
+            sites,
+            out,
+            seeds=numbers,
+            privacy=privacy,
+            tell=lambda text: advance(done, text),
+            finished=finished,
+        )
+    columns, rows = comparison.summary_rows(results)
+    show_table(f"{config.name}: seeds {seeds}", columns, rows, as_json=as_json)
+    for name, value in comparison.verdict(results).items():
+        note(f"{name}: {value:.3f}")
+    note(f"report {out / 'report.html'}")
+
+
+@app.command()
+def scenarios(as_json: JsonFlag = False) -> None:
+    """List the scenarios that come with Wardround.
+
+    Example: wardround-sim scenarios
+    """
+    from simulations.scenario import shipped  # noqa: PLC0415
+
+    rows = [
+        [one.name, one.config.title, f"{one.config.run.model.dims}D", ", ".join(one.config.site_names)]
+        for one in shipped()
+    ]
+    show_table("Scenarios", ["name", "what", "model", "sites"], rows, as_json=as_json)
+
+
+def _use_threads(threads: int | None) -> None:
+    import torch  # noqa: PLC0415
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds is {text!r}, expected whole numbers with commas between, such as 0,1,2.") from error
+
+
+def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The run with some values replaced, checked again as a whole."""
+    values = config.model_dump(by_alias=True)
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    return validate(RunConfig, values, "the command's options")
+
+
+def _prepare(scenario: "Scenario", config: RunConfig, out: Path, data: Path | None) -> "list[Site]":
+    """Site homes with their images read, so that a fault in the data shows before the first round."""
+    from simulations.scenario import prepare  # noqa: PLC0415
+
+    phantoms = scenario.config.phantoms
+    patients = phantoms.patients * len(phantoms.scanners) if phantoms else 0
+    with progress("phantom patients", patients) as advance:
+        sites = prepare(scenario, out, data=data, progress=lambda done, _: advance(done, ""))
+    with progress("reading sites", len(sites)) as advance:
+        for number, site in enumerate(sites, start=1):
+            cohort = site.cohort(config)
+            left_out = f", {len(cohort.quarantined)} studies left out" if cohort.quarantined else ""
+            advance(number, f"{site.config.name}: {cohort.size} patients{left_out}")
+    return sites
+
+
+def _teller(advance: Advance) -> Callable[[dict[str, Any]], None]:
+    """Turn the journal's events into progress."""
+    done = 0
+
+    def observe(event: dict[str, Any]) -> None:
+        nonlocal done
+        match event:
+            case {"event": "round", "round": number, "seconds": seconds, "sites": sites}:
+                done = number
+                advance(done, f"{len(sites)} sites, {seconds:.1f} s")
+            case {"event": "train", "site": site}:
+                advance(done, f"{site} has trained")
+            case {"event": "evaluate", "site": "overall", "phase": phase, "dice": dice}:
+                advance(done, f"{phase} Dice {dice:.3f}")
+            case _:
+                pass
+
+    return observe

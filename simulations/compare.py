@@ -1,0 +1,278 @@
+"""What does federating gain, and what does it cost? Each site alone, pooled, federated, federated with privacy.
+
+Every column is the same run with other sites behind it, through the same `federate`: the same network and initial
+weights, the same number of sequential optimiser steps, the same learning rate schedule. A federated model sees as
+many images per step as it has sites, the others one batch; the table says so. Every final model is scored on the same
+held-out patients of every site: the split depends on the seed and the patient alone, and the pooled site splits each
+source as its hospital does.
+
+A column that is finished is kept in its folder, so that an interrupted comparison goes on.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from client.site import Site
+from common.checkpoint import write_atomically
+from common.config import PrivacyConfig, RunConfig, SiteConfig, sha256_of, validate
+from common.errors import ConfigError, FederationError
+from common.records import EvaluateReply, EvaluateRequest
+from server.exchange import ask
+from server.report import page, pictures, table
+from server.strategy import federate
+from simulations.grid import InProcessGrid
+from simulations.scenario import make_site
+
+ALONE = "alone: {}"
+POOLED = "pooled"
+FEDERATED = "federated"
+PRIVATE = "federated, private"
+MEAN = "mean of sites"
+METRIC = "dice"
+
+Tell: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model to train: a name, the run, and the sites that train it."""
+
+    name: str
+    run: RunConfig
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trained model and its scores on every site's test patients."""
+
+    column: str
+    seed: int
+    run_hash: str
+    scores: dict[str, dict[str, float]]  # test site -> metrics
+    steps: int  # sequential optimiser steps behind the model
+    images: int  # training crops seen, over all sites; with privacy, as expected from the sampling
+    seconds: float  # training and its evaluation
+    epsilon: float | None  # largest over the sites
+    model_sha256: str
+
+    @property
+    def mean(self) -> float:
+        """Dice, mean of the sites."""
+        return statistics.fmean(scores[METRIC] for scores in self.scores.values())
+
+
+def compare(
+    run: RunConfig,
+    sites: Sequence[Site],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    privacy: PrivacyConfig | None = None,
+    tell: Tell = lambda _: None,
+    finished: Callable[[int, str], None] = lambda _done, _note: None,
+) -> list[Result]:
+    """Train and score every column for every seed; write compare.json, .md, .png, .svg and report.html into `out`.
+
+    Args:
+        run: the scenario's run; its privacy table is left out except in the private column.
+        sites: the hospitals.
+        out: results; finished columns found here are not trained again.
+        seeds: one model of each column for each.
+        privacy: of the private column; None leaves that column out.
+        tell: told what is going on.
+        finished: told how many models are done, and which was last.
+    """
+    if len(sites) < 2:
+        raise ConfigError(f"a comparison needs at least two sites, got {len(sites)}. Add sites to the scenario.")
+    results: list[Result] = []
+    for seed in seeds:
+        for column in columns(run, sites, out, seed=seed, privacy=privacy):
+            tell(f"seed {seed}, {column.name}")
+            results.append(_result(column, sites, _folder(out, column), seed, tell))
+            finished(len(results), f"{column.name}: {MEAN} {results[-1].mean:.3f}")
+    _write(out, run, results)
+    return results
+
+
+def columns(
+    run: RunConfig, sites: Sequence[Site], out: Path, *, seed: int, privacy: PrivacyConfig | None
+) -> list[Column]:
+    """The models to compare, in the order of the table."""
+    sources = tuple(source for site in sites for source in site.config.data)
+    pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources))
+    plain = _variant(run, seed, quorum=len(sites), privacy=None)
+    single = _variant(run, seed, quorum=1, privacy=None)
+    found = [Column(ALONE.format(site.config.name), single, (site,)) for site in sites]
+    found += [Column(POOLED, single, (pooled,)), Column(FEDERATED, plain, tuple(sites))]
+    if privacy is not None:
+        found.append(Column(PRIVATE, _variant(run, seed, quorum=len(sites), privacy=privacy), tuple(sites)))
+    return found
+
+
+def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
+    """The comparison as a table: one line per test site, then means and costs; one column per model.
+
+    Returns:
+        Column names and rows; a cell is the mean over the seeds, with its range where there are several.
+    """
+    names = list(dict.fromkeys(result.column for result in results))
+    by_name = {name: [result for result in results if result.column == name] for name in names}
+    rows: list[list[object]] = [
+        [f"Dice on {site}", *(_spread(r.scores[site][METRIC] for r in by_name[name]) for name in names)]
+        for site in results[0].scores
+    ]
+    rows.append([f"Dice, {MEAN}", *(_spread(result.mean for result in by_name[name]) for name in names)])
+    rows.append(["epsilon", *(_epsilon(by_name[name]) for name in names)])
+    rows.append(["optimiser steps in sequence", *(by_name[name][0].steps for name in names)])
+    rows.append(["images seen", *(by_name[name][0].images for name in names)])
+    rows.append(["seconds", *(f"{statistics.fmean(r.seconds for r in by_name[name]):.0f}" for name in names)])
+    return ["", *names], rows
+
+
+def verdict(results: Sequence[Result]) -> dict[str, float]:
+    """The two ratios that matter: federated to pooled, and federated to the best single site; means over the seeds."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(result.mean for result in results if result.column == name)
+
+    alone = {result.column for result in results if result.column not in (POOLED, FEDERATED, PRIVATE)}
+    ratios = {
+        "federated / pooled": mean(FEDERATED) / mean(POOLED),
+        "federated / best alone": mean(FEDERATED) / max(map(mean, alone)),
+    }
+    if any(result.column == PRIVATE for result in results):
+        ratios["private / federated"] = mean(PRIVATE) / mean(FEDERATED)
+    return ratios
+
+
+def _variant(run: RunConfig, seed: int, *, quorum: int, privacy: PrivacyConfig | None) -> RunConfig:
+    values = run.model_dump(by_alias=True)
+    values["seed"] = seed
+    values["privacy"] = privacy.model_dump(by_alias=True) if privacy else None
+    # Only the end counts here; scoring every round would cost more than it tells.
+    values["federation"] |= {"quorum": quorum, "evaluate-every": run.federation.rounds}
+    if privacy is not None:
+        values["federation"]["weighting"] = None
+    return validate(RunConfig, values, "the scenario")
+
+
+def _folder(out: Path, column: Column) -> Path:
+    label = column.name.replace(": ", "-").replace(", ", "-")
+    return out / "models" / f"{label}-{column.run.seed}"
+
+
+def _result(column: Column, sites: Sequence[Site], folder: Path, seed: int, tell: Tell) -> Result:
+    kept = folder / "result.json"
+    run_hash = sha256_of(column.run)
+    if kept.exists():
+        result = Result(**json.loads(kept.read_text(encoding="utf-8")))
+        if result.run_hash != run_hash:
+            raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
+        return result
+    start = time.monotonic()
+    rounds = column.run.federation.rounds
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            tell(f"seed {seed}, {column.name}: round {event['round']}/{rounds}")
+
+    summary = federate(InProcessGrid(column.sites, column.run), column.run, folder, observe=observe)
+    guarantee = summary.guarantee
+    result = Result(
+        column=column.name,
+        seed=seed,
+        run_hash=run_hash,
+        scores=_test_scores(column.run, sites, (folder / "model.safetensors").read_bytes()),
+        steps=rounds * column.run.training.local_steps,
+        images=_images_seen(column),
+        seconds=time.monotonic() - start,
+        epsilon=None if guarantee is None else max(float(one["epsilon"]) for one in guarantee["sites"].values()),
+        model_sha256=str(summary.model_sha256),
+    )
+    write_atomically(kept, json.dumps(dataclasses.asdict(result), indent=2).encode())
+    return result
+
+
+def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[str, dict[str, float]]:
+    """Scores of a model on the test patients of every site, asked for as in a deployed run."""
+    names = {node: site.config.name for node, site in enumerate(sites, start=1)}
+    request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", weights)
+    scores: dict[str, dict[str, float]] = {}
+    for answer in ask(InProcessGrid(sites, run), names, request, timeout_s=run.federation.round_timeout_s):
+        if not isinstance(answer.reply, EvaluateReply):
+            raise FederationError(
+                f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient."
+            )
+        scores[answer.site] = answer.reply.metrics
+    return {name: scores[name] for name in names.values()}
+
+
+def _images_seen(column: Column) -> int:
+    run, steps = column.run, column.run.federation.rounds * column.run.training.local_steps
+    if run.privacy is None:
+        return steps * run.training.batch_size * len(column.sites)
+    patients = sum(len(site.cohort(run).patients("train")) for site in column.sites)
+    return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
+
+
+def _spread(values: Iterable[float]) -> str:
+    several = list(values)
+    mean = f"{statistics.fmean(several):.3f}"
+    return mean if len(several) == 1 else f"{mean} ({min(several):.3f}-{max(several):.3f})"
+
+
+def _epsilon(results: Sequence[Result]) -> str | None:
+    spent = [result.epsilon for result in results if result.epsilon is not None]
+    return f"{max(spent):.2f}" if spent else None
+
+
+def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
+    head, rows = summary_rows(results)
+    ratios = verdict(results)
+    seeds = sorted({result.seed for result in results})
+    values = {"name": run.name, "seeds": seeds, "ratios": ratios, "results": [dataclasses.asdict(r) for r in results]}
+    write_atomically(out / "compare.json", f"{json.dumps(values, indent=2)}\n".encode())
+    told = [f"{name}: {value:.3f}" for name, value in ratios.items()]
+    facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}."
+    lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
+    markdown = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
+    write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
+    _plot(out, run, results)
+    plot = pictures([out / "compare.png"])
+    body = f"<h1>{run.name}: what federating gains</h1><p>{facts}</p>{table(head, rows)}{plot}"
+    write_atomically(out / "report.html", page(f"Comparison {run.name}", body).encode())
+
+
+def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
+    """One group per model: a bar for the mean of the sites, a mark per test site and seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - 0.5 s, needed once
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    names = list(dict.fromkeys(result.column for result in results))
+    figure = Figure(figsize=(1.6 * len(names) + 2, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    means = [statistics.fmean(result.mean for result in results if result.column == name) for name in names]
+    bars = axes.bar(range(len(names)), means, color="#d8dee6", width=0.7, label=MEAN)
+    axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
+    for number, site in enumerate(results[0].scores):
+        places = [names.index(result.column) + 0.12 * (number - 1) for result in results]
+        axes.plot(places, [result.scores[site][METRIC] for result in results], "o", markersize=5, label=site)
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace(": ", ":\n") for name in names])
+    axes.set_ylabel("Dice on test patients")
+    axes.set_title(f"{run.name}: each model on every site's test patients", loc="left")
+    axes.set_ylim(0, 1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.savefig(out / "compare.png", dpi=130)
+    figure.savefig(out / "compare.svg")
+
+
+__all__ = ["Column", "Result", "columns", "compare", "summary_rows", "verdict"]

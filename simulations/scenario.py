@@ -1,0 +1,276 @@
+"""A scenario: a run, and the sites that take part in it, in one TOML file.
+
+    title = "..."                      one line for `wardround-sim scenarios`
+    [run] ...                          as in run.toml
+    [[sites]] ...                      as in site.toml; relative paths start from the data folder
+    [phantoms] ...                     or: one site per scanner, with generated CT series
+    [partition] ...                    or: one archive, its patients shared out among sites
+    [compare.privacy] ...              the [privacy] table of the private column of `compare`
+
+`prepare` turns it into site homes under the output folder, the same kind of folder that a hospital has.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from client.data.sources import list_patients
+from client.site import POLICY_NAME, SITE_NAME, Site, open_site
+from common.checkpoint import write_atomically
+from common.config import Count, Name, PolicyConfig, PrivacyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
+from common.errors import ConfigError
+from simulations.phantoms import SCANNERS, write_hospital
+
+SHIPPED = Path(__file__).parent / "scenarios"
+DATA_VARIABLE = "WARDROUND_DATA"
+
+# On the researcher's own machine there is no hospital to protect: the scenario decides. Budgets are still recorded.
+_POLICY = PolicyConfig(
+    auto_approve=True,
+    require_privacy=False,
+    lifetime_epsilon=1e6,
+    min_patients=1,
+    max_rounds=1_000_000,
+    max_local_steps=1_000_000,
+    max_parameters=10**9,
+)
+
+
+class PhantomsConfig(Table):
+    """One site per scanner, with generated DICOM CT series and DICOM SEG labels."""
+
+    scanners: tuple[Name, ...] = tuple(SCANNERS)
+    patients: Count = 20
+    slices: Count = 12
+    rows: Count = 128
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _knows_its_scanners(self) -> Self:
+        if unknown := set(self.scanners) - set(SCANNERS):
+            raise ValueError(f"unknown scanners {sorted(unknown)}; there are {sorted(SCANNERS)}")
+        return self
+
+
+class PartitionConfig(Table):
+    """One archive shared out among sites, patient by patient, in equal parts."""
+
+    sites: tuple[Name, ...]
+    source: SourceConfig
+    seed: int = 0
+
+
+class CompareConfig(Table):
+    """What `compare` needs beyond the run."""
+
+    # None: no private column.
+    privacy: PrivacyConfig | None = None
+
+
+class ScenarioConfig(Table):
+    """A scenario file."""
+
+    title: str = ""
+    run: RunConfig
+    sites: tuple[SiteConfig, ...] = ()
+    phantoms: PhantomsConfig | None = None
+    partition: PartitionConfig | None = None
+    compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_sites(self) -> Self:
+        if sum(map(bool, (self.sites, self.phantoms, self.partition))) != 1:
+            raise ValueError("give exactly one of [[sites]], [phantoms] and [partition]")
+        names = self.site_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"site names must be distinct, got {list(names)}")
+        if len(names) < self.run.federation.quorum:
+            raise ValueError(f"{len(names)} sites cannot reach federation.quorum {self.run.federation.quorum}")
+        return self
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites, in the order of the file."""
+        if self.phantoms is not None:
+            return self.phantoms.scanners
+        if self.partition is not None:
+            return self.partition.sites
+        return tuple(site.name for site in self.sites)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario file and where it lies."""
+
+    name: str
+    path: Path
+    config: ScenarioConfig
+
+
+def shipped() -> tuple[Scenario, ...]:
+    """The scenarios that come with Wardround, by name."""
+    return tuple(_read(path) for path in sorted(SHIPPED.glob("*.toml")))
+
+
+def load_scenario(name: str) -> Scenario:
+    """A shipped scenario by its name, or any by its path.
+
+    Raises:
+        ConfigError: no such scenario, or it is not valid.
+    """
+    if (SHIPPED / f"{name}.toml").exists():
+        return _read(SHIPPED / f"{name}.toml")
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = ", ".join(path.stem for path in sorted(SHIPPED.glob("*.toml")))
+        raise ConfigError(f"there is no scenario {name!r}. Give one of {known}, or the path of a .toml file.")
+    return _read(path)
+
+
+def prepare(
+    scenario: Scenario, out: Path, *, data: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> list[Site]:
+    """Make one site home per site under `out/sites`, with generated images under `out/data` where asked for.
+
+    Args:
+        scenario: what to prepare.
+        out: the output folder of the simulation.
+        data: folder that relative paths start from; None: WARDROUND_DATA/<scenario>, or the scenario's own folder.
+        progress: called with (patients generated, patients) while phantoms are written.
+
+    Raises:
+        ConfigError: data that the scenario names is not there.
+    """
+    config = scenario.config
+    if config.phantoms is not None:
+        sites = _phantom_sites(config.phantoms, out / "data", progress)
+    else:
+        root = data or _default_data(scenario)
+        if not root.is_dir():
+            raise ConfigError(
+                f"scenario {scenario.name} needs images, and {root} is not a folder. Name their folder with --data, or "
+                f"set {DATA_VARIABLE} to the folder that holds {scenario.name}/."
+            )
+        sites = _partition(config.partition, root) if config.partition is not None else _absolute(config.sites, root)
+    return [make_site(out / "sites", site) for site in sites]
+
+
+def make_site(folder: Path, config: SiteConfig) -> Site:
+    """Write a simulated site's home, `folder/<name>`, and open it. Its key and ledger are kept if they are there."""
+    home = folder / config.name
+    write_atomically(home / SITE_NAME, _toml(config).encode())
+    write_atomically(home / POLICY_NAME, _toml(_POLICY).encode())
+    return open_site(home)
+
+
+def share_out(patients: Iterable[str], sites: Sequence[str], seed: int) -> dict[str, tuple[str, ...]]:
+    """Assign each patient to one site, in equal parts, ranked by SHA-256 of seed and id: the same everywhere."""
+    ranked = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}|{patient}".encode()).digest())
+    return {site: tuple(sorted(ranked[index :: len(sites)])) for index, site in enumerate(sites)}
+
+
+def _read(path: Path) -> Scenario:
+    return Scenario(path.stem, path, load(ScenarioConfig, path))
+
+
+def _default_data(scenario: Scenario) -> Path:
+    folder = os.environ.get(DATA_VARIABLE)
+    if folder and (Path(folder) / scenario.name).is_dir():
+        return (Path(folder) / scenario.name).absolute()
+    # A shipped scenario has no images beside it; that is said by the name of a folder that is not there.
+    return scenario.path.absolute().parent if scenario.path.parent != SHIPPED else Path(folder or ".") / scenario.name
+
+
+def _phantom_sites(
+    config: PhantomsConfig, folder: Path, progress: Callable[[int, int], None] | None
+) -> list[SiteConfig]:
+    sites = []
+    total = len(config.scanners) * config.patients
+    for number, name in enumerate(config.scanners):
+        done = number * config.patients
+        home = folder / name
+        marker = home / ".complete"
+        asked = f"{config.patients} {config.slices} {config.rows} {config.seed}\n"
+        if not marker.exists() or marker.read_text(encoding="utf-8") != asked:
+            write_hospital(
+                home,
+                scanner=SCANNERS[name],
+                patients=config.patients,
+                seed=config.seed,
+                slices=config.slices,
+                rows=config.rows,
+                progress=None if progress is None else _offset(progress, done, total),
+            )
+            marker.write_text(asked, encoding="utf-8")
+        source = SourceConfig(path=str(home.absolute()), kind="dicom")
+        sites.append(SiteConfig(name=name, data=(source,), cohort_size=config.patients))
+    return sites
+
+
+def _offset(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: progress(before + done, total)
+
+
+def _partition(config: PartitionConfig, root: Path) -> list[SiteConfig]:
+    (source,) = _absolute_sources((config.source,), root)
+    shares = share_out(list_patients(source, root), config.sites, config.seed)
+    empty = [name for name, patients in shares.items() if not patients]
+    if empty:
+        raise ConfigError(
+            f"the archive has {sum(map(len, shares.values()))} patients, too few for {len(shares)} sites. "
+            "Name fewer sites in [partition], or check its source."
+        )
+    return [
+        SiteConfig(name=name, data=(source.model_copy(update={"patients": patients}),))
+        for name, patients in shares.items()
+    ]
+
+
+def _absolute(sites: Sequence[SiteConfig], root: Path) -> list[SiteConfig]:
+    return [site.model_copy(update={"data": _absolute_sources(site.data, root)}) for site in sites]
+
+
+def _absolute_sources(sources: Sequence[SourceConfig], root: Path) -> tuple[SourceConfig, ...]:
+    base = root.absolute()
+    return tuple(source.model_copy(update={"path": str(base / source.path)}) for source in sources)
+
+
+def _toml(table: Table) -> str:
+    """A configuration as TOML: tables last, null values left out. A JSON string, number or list is also TOML."""
+    return "\n".join(_toml_lines(table.model_dump(mode="json", by_alias=True, exclude_none=True), "")) + "\n"
+
+
+def _toml_lines(values: Mapping[str, Any], prefix: str) -> Iterable[str]:
+    later: list[tuple[str, str, Mapping[str, Any]]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            later.append(("[", key, value))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            later += [("[[", key, item) for item in value]
+        else:
+            yield f"{json.dumps(key)} = {json.dumps(value)}"
+    for bracket, key, value in later:
+        name = f"{prefix}{json.dumps(key)}"
+        yield f"{bracket}{name}{']' * len(bracket)}"
+        yield from _toml_lines(value, f"{name}.")
+
+
+__all__ = [
+    "DATA_VARIABLE",
+    "CompareConfig",
+    "PartitionConfig",
+    "PhantomsConfig",
+    "Scenario",
+    "ScenarioConfig",
+    "load_scenario",
+    "make_site",
+    "prepare",
+    "share_out",
+    "shipped",
+]

@@ -1,0 +1,178 @@
+"""A coordinator for tests of the agent: real certificates, real gRPC over mutual TLS, everything sent kept to look at."""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2, transport_pb2
+from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+
+from client import enrol
+from common import pki
+from common.flower import object_ids, pack_message, unpack_message
+from common.records import Reply, Request, TrainRequest, reply_from_record, request_to_record
+from common.wire import wardround_pb2, wardround_pb2_grpc
+from common.wire.channels import serve
+
+NODE_ID = 4711
+FLOWER_RUN = 99
+
+
+@dataclass
+class Authority:
+    """A root with a server certificate for 127.0.0.1."""
+
+    root_key: object = field(default_factory=pki.new_key)
+    server_key: object = field(default_factory=pki.new_key)
+
+    def __post_init__(self) -> None:
+        self.root = pki.new_root(self.root_key, "test root")
+        self.server = pki.server_certificate(self.server_key, ["127.0.0.1"], self.root, self.root_key)
+
+    def admit(self, home: Path, site: str, gateway: str) -> enrol.Identity:
+        """Give a home folder what `join` would."""
+        enrol.prepare_home(home, site)
+        key = pki.new_key()
+        certificate = pki.site_certificate(pki.csr_for(site, key), site, self.root, self.root_key)
+        tls = home / "tls"
+        pki.write_private(tls / "key.pem", pki.key_to_pem(key))
+        pki.write_private(tls / "certificate.pem", pki.to_pem(certificate))
+        pki.write_private(tls / "root.pem", pki.to_pem(self.root))
+        pki.write_private(tls / "coordinator.json", f'{{"site": "{site}", "gateway": "{gateway}"}}'.encode())
+        return enrol.load_identity(home)
+
+
+class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
+    """Hands out requests, collects replies."""
+
+    def __init__(self, authority: Authority, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.proposals: list[wardround_pb2.Proposal] = []
+        self.answers: queue.Queue[tuple[str, bool]] = queue.Queue()
+        self.replies: queue.Queue[Reply] = queue.Queue()
+        self.run = run_pb2.Run(run_id=FLOWER_RUN)
+        self.sent: list[bytes] = []  # every byte of content the agent pushed, and its messages' heads
+        self.fetched: list[str] = []
+        self.heartbeats = 0
+        self.goodbyes = 0
+        self._authority = authority
+        self._revision = 1
+        self._messages: queue.Queue[message_pb2.Message] = queue.Queue()
+        self._trees: dict[str, message_pb2.ObjectTree] = {}
+        self._objects: dict[str, bytes] = {}
+        self._reply: tuple[message_pb2.Message, message_pb2.ObjectTree] | None = None
+        self._received: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._server: grpc.Server | None = None
+
+    def start(self) -> "Coordinator":
+        def add(server: grpc.Server) -> None:
+            add_FleetServicer_to_server(self, server)
+            wardround_pb2_grpc.add_CoordinationServicer_to_server(self, server)
+
+        authority = self._authority
+        self._server = serve(
+            self.address,
+            pki.key_to_pem(authority.server_key),
+            pki.to_pem(authority.server),
+            add,
+            root_pem=pki.to_pem(authority.root),
+            workers=8,
+        )
+        return self
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop(0).wait()
+
+    def propose(self, run_hash: str, bundle: bytes, bundle_sha256: str) -> None:
+        self.proposals.append(
+            wardround_pb2.Proposal(run_hash=run_hash, bundle=bundle, bundle_sha256=bundle_sha256, open=True)
+        )
+        self._revision += 1
+
+    def ask(self, request: Request, message_type: str | None = None) -> None:
+        """Put a request where the agent will find it."""
+        kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
+        metadata = Metadata(
+            FLOWER_RUN, "", 1, NODE_ID, "", "", pki.now().timestamp(), DEFAULT_TTL, message_type or kind
+        )
+        self.send(Message(metadata=metadata, content=request_to_record(request)))  # type: ignore[call-overload]
+
+    def send(self, message: Message, alter: Callable[[bytes], bytes] = lambda content: content) -> None:
+        head, tree, objects = pack_message(message)
+        self._trees[head.metadata.message_id] = tree
+        self._objects |= {name: alter(content) for name, content in objects.items()}
+        self._messages.put(head)
+
+    def PullMessages(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        assert request.node.node_id == NODE_ID
+        try:
+            head = self._messages.get(timeout=0.3)
+        except queue.Empty:
+            return fleet_pb2.PullMessagesResponse()
+        if not context.is_active():
+            self._messages.put(head)
+        return fleet_pb2.PullMessagesResponse(
+            messages_list=[head], message_object_trees=[self._trees[head.metadata.message_id]]
+        )
+
+    def PullObject(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.fetched.append(request.object_id)
+        content = self._objects.get(request.object_id, b"")
+        return message_pb2.PullObjectResponse(
+            object_found=bool(content), object_available=bool(content), object_content=content
+        )
+
+    def ConfirmMessageReceived(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        return message_pb2.ConfirmMessageReceivedResponse()
+
+    def PushMessages(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        head, tree = request.messages_list[0], request.message_object_trees[0]
+        self.sent.append(request.SerializeToString())
+        self._reply, self._received = (head, tree), {}
+        return fleet_pb2.PushMessagesResponse(objects_to_push=object_ids(tree), session_id="session")
+
+    def PushObject(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.sent.append(request.object_content)
+        with self._lock:
+            self._received[request.object_id] = request.object_content
+            assert self._reply is not None
+            complete = set(self._received) == set(object_ids(self._reply[1]))
+        if complete:
+            message = unpack_message(*self._reply, self._received)
+            self.replies.put(reply_from_record(message.content))
+        return message_pb2.PushObjectResponse(stored=True)
+
+    def GetRun(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        return run_pb2.GetRunResponse(run=self.run)
+
+    def ActivateNode(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        assert request.public_key == b""
+        return fleet_pb2.ActivateNodeResponse(node_id=NODE_ID)
+
+    def DeactivateNode(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.goodbyes += 1
+        return fleet_pb2.DeactivateNodeResponse()
+
+    def SendNodeHeartbeat(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.heartbeats += 1
+        return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
+
+    def ListProposals(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        for _ in range(10):
+            if request.revision != self._revision:
+                break
+            threading.Event().wait(0.03)
+        return wardround_pb2.ListProposalsReply(revision=self._revision, proposals=self.proposals)
+
+    def AnswerProposal(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.answers.put((request.run_hash, request.approved))
+        return wardround_pb2.AnswerProposalReply()
+
+
+OVERRIDE = transport_pb2.Scalar(string="another run")

@@ -1,0 +1,211 @@
+import hashlib
+import hmac
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.data.cohort import Cohort, contract_summary, load_cohort
+from client.data.pseudonym import cohort_id, pseudonym
+from common.config import RunConfig, SourceConfig
+from common.errors import ConfigError, DataError, ErrorCode
+from tests.client.data.studies import KEY, photo_run, run_config, site, source, write_ct, write_pair
+
+RUN = photo_run(rows=16)
+
+
+def load(root: Path, *sources: SourceConfig, run: RunConfig = RUN, **values: object) -> Cohort:
+    return load_cohort(site(*sources, **values), run, root=root, site_key=KEY)
+
+
+def splits(cohort: Cohort) -> dict[str, str]:
+    return {case.patient: case.split for case in cohort.cases}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("p1L", "p1R", "p2L", "p3L", "p4L", "p5L", "p6L"):
+        write_pair(tmp_path, name)
+    return tmp_path
+
+
+def test_photographs_are_one_sample_each(pictures: Path) -> None:
+    cohort = load(pictures, source(path="."))
+    case = cohort.cases[0]
+    assert (case.images.shape, case.images.dtype) == ((1, 3, 16, 25), torch.float32)
+    assert (case.labels.shape, case.labels.dtype) == ((1, 16, 25), torch.uint8)
+
+
+def test_series_gives_its_slices_to_a_2d_model_and_itself_to_a_3d_one(tmp_path: Path) -> None:
+    mask = write_ct(tmp_path)
+    (flat,) = load(tmp_path, source(path="."), run=run_config()).cases
+    (solid,) = load(tmp_path, source(path="."), run=run_config(3)).cases
+    assert flat.images.shape == (5, 1, 24, 31)
+    assert solid.images.shape == (1, 1, 5, 24, 31)
+    assert (flat.labels.numpy() == mask).all()
+    assert (solid.labels[0].numpy() == mask).all()
+
+
+def test_both_eyes_of_one_patient_are_on_the_same_side(pictures: Path) -> None:
+    cohort = load(pictures, source(path=".", patient_pattern="(p.)"))
+    both = cohort.cases_of(pseudonym(KEY, "p1"))
+    assert len(both) == 2
+    assert both[0].split == both[1].split
+    assert cohort.size == 6
+    assert sum(len(cohort.patients(split)) for split in ("train", "validation", "test")) == 6
+
+
+def test_pseudonym_is_hmac_sha256_under_the_site_key() -> None:
+    assert pseudonym(KEY, "P1") == hmac.digest(KEY, b"P1", hashlib.sha256).hex()[:16]
+
+
+def test_key_changes_the_names_and_nothing_else(pictures: Path) -> None:
+    one = load(pictures, source(path="."))
+    other = load_cohort(site(source(path=".")), RUN, root=pictures, site_key=b"x" * 32)
+    assert [case.split for case in one.cases] == [case.split for case in other.cases]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(one.cases, other.cases, strict=True))
+    assert not {case.patient for case in one.cases} & {case.patient for case in other.cases}
+
+
+def test_cohort_keeps_its_ledger_name_when_studies_are_added(pictures: Path) -> None:
+    before = load(pictures, source(path="."))
+    write_pair(pictures, "p9L")
+    after = load(pictures, source(path="."))
+    assert before.cohort_id == after.cohort_id == cohort_id(KEY)
+    assert (before.size, after.size) == (7, 8)
+
+
+def test_bad_studies_are_quarantined_with_their_codes_and_the_rest_is_used(pictures: Path) -> None:
+    write_pair(pictures, "q1", mask=np.zeros((9, 9), np.uint8))
+    (pictures / "labels" / "p2L.png").unlink()
+    (pictures / "images" / "p3L.png").write_bytes(b"broken")
+    (pictures / "notes.txt").write_text("x")
+    (pictures / "images" / "notes.txt").write_text("x")
+    cohort = load(pictures, source(path="."))
+    assert len(cohort.cases) == 5
+    assert {(study.key, study.code) for study in cohort.quarantined} == {
+        (pseudonym(KEY, "q1"), ErrorCode.GEOMETRY_MISMATCH),
+        (pseudonym(KEY, "p2L"), ErrorCode.NO_LABEL),
+        (pseudonym(KEY, "p3L"), ErrorCode.UNREADABLE),
+    }
+    assert cohort.ignored == 1
+    assert contract_summary(cohort)["studies"]["quarantined"] == {
+        "geometry-mismatch": 1,
+        "no-label": 1,
+        "unreadable": 1,
+    }
+
+
+def test_nothing_usable_says_what_was_found(pictures: Path) -> None:
+    for mask in (pictures / "labels").iterdir():
+        mask.unlink()
+    with pytest.raises(DataError, match=r"7 found in 1 source\(s\) \(7 no-label\)") as error:
+        load(pictures, source(path="."))
+    assert error.value.code is ErrorCode.NO_DATA
+
+
+def test_empty_folder_and_no_source_are_no_data(tmp_path: Path) -> None:
+    for sources in ((source(path="."),), ()):
+        with pytest.raises(DataError) as error:
+            load(tmp_path, *sources)
+        assert error.value.code is ErrorCode.NO_DATA
+
+
+def test_wrong_configuration_stops_with_a_configuration_error(pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="label-map names the class 'vesel'"):
+        load(pictures, source(path=".", label_map={"255": "vesel"}))
+
+
+def test_two_sources_are_split_as_each_would_be_alone(tmp_path: Path) -> None:
+    for name in ("a1", "a2", "a3", "a4", "a5"):
+        write_pair(tmp_path / "a", name)
+    for name in ("b1", "b2", "b3"):
+        write_pair(tmp_path / "b", name)
+    a, b = source(path="a"), source(path="b")
+    pooled = splits(load(tmp_path, a, b))
+    assert pooled == splits(load(tmp_path, a)) | splits(load(tmp_path, b))
+
+
+def test_patient_in_two_sources_is_on_one_side(tmp_path: Path) -> None:
+    for folder, count in (("a", 9), ("b", 4)):
+        for number in range(count):
+            write_pair(tmp_path / folder, f"p{number}")
+    cohort = load(tmp_path, source(path="a"), source(path="b"))
+    assert len(cohort.cases) == 13
+    assert cohort.size == 9
+    assert all(len({case.split for case in cohort.cases_of(patient)}) == 1 for patient in splits(cohort))
+
+
+@pytest.mark.parametrize(("given", "declared"), [(None, 5), (42, 42)])
+def test_declared_size_is_rounded_down_unless_given(pictures: Path, given: int | None, declared: int) -> None:
+    assert load(pictures, source(path="."), cohort_size=given).declared_size == declared
+
+
+def test_one_patient_declares_one_and_trains(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    cohort = load(tmp_path, source(path="."))
+    assert cohort.declared_size == 1
+    assert cohort.cases[0].split == "train"
+
+
+def test_negative_study_is_used_and_counted(pictures: Path) -> None:
+    write_pair(pictures, "negative", mask=np.zeros((20, 31), np.uint8))
+    summary = contract_summary(load(pictures, source(path=".")))
+    assert summary["studies"] == {"usable": 8, "quarantined": {}, "without-foreground": 1}
+    assert summary["shape"] == {"smallest": [16, 25], "largest": [16, 25]}
+    assert sum(summary["class-share"].values()) == pytest.approx(1)
+    assert summary["samples"] == 8
+
+
+def test_progress_counts_every_study(pictures: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    load_cohort(site(source(path=".")), RUN, root=pictures, site_key=KEY, progress=lambda *at: seen.append(at))
+    assert seen == [(done, 7) for done in range(1, 8)]
+
+
+def test_no_patient_attribute_reaches_cases_summary_quarantine_or_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_ct(tmp_path / "SECRETFOLDER" / "1", patient="SECRET1")
+    write_ct(tmp_path / "SECRETFOLDER" / "2", patient="SECRET2")
+    (tmp_path / "SECRETFOLDER" / "2" / "002.dcm").unlink()
+    (tmp_path / "SECRETFOLDER" / "odd.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)  # pydicom logs its path
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()  # what highdicom said while writing
+    cohort = load(tmp_path, source(path="SECRETFOLDER"), run=run_config())
+    assert [study.code for study in cohort.quarantined] == [ErrorCode.UNREADABLE, ErrorCode.MISSING_SLICES]
+    told = [repr(cohort.quarantined), repr(cohort.cases), json.dumps(contract_summary(cohort)), caplog.text]
+    for text in told:
+        for secret in ("SECRET", "NAME^", "19700101", "1.2.826."):
+            assert secret not in text
+
+
+@pytest.mark.skipif("WARDROUND_DATA" not in os.environ, reason="WARDROUND_DATA is not set")
+@pytest.mark.parametrize(
+    ("camera", "pattern", "patients"), [("drive", None, 20), ("chasedb1", r"(Image_\d+)[LR]", 10), ("hrf", None, 24)]
+)
+def test_real_photographs_load_with_their_published_vessel_share(
+    camera: str, pattern: str | None, patients: int
+) -> None:
+    root = Path(os.environ["WARDROUND_DATA"])
+    where = source(path="vessels", csv="sites.csv", where={"site": camera}, patient_pattern=pattern)
+    cohort = load(root, where, run=photo_run(rows=128))
+    assert (cohort.size, cohort.quarantined) == (patients, ())
+    table = (root / "vessels" / "sites.csv").read_text().splitlines()[1:]
+    shares = [float(row.split(",")[-1]) for row in table if row.startswith(camera + ",")]
+    # The table's share is of the field of view or the whole picture; ours of the picture, after resizing.
+    assert 0.6 < contract_summary(cohort)["class-share"]["1"] / np.mean(shares) < 1.1
+
+
+@pytest.mark.skipif("WARDROUND_DATA" not in os.environ, reason="WARDROUND_DATA is not set")
+def test_real_volumes_load_in_3d() -> None:
+    run = run_config(
+        3, data={"modality": "MR", "classes": ["anterior", "posterior"]}, preprocessing={"spacing-mm": [1, 1, 1]}
+    )
+    cohort = load(Path(os.environ["WARDROUND_DATA"]), source(path="hippocampus"), run=run)
+    assert (cohort.size, cohort.quarantined) == (130, ())
+    assert sorted(contract_summary(cohort)["class-share"]) == ["0", "1", "2"]

@@ -1,0 +1,254 @@
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset
+from pydicom.uid import RLELossless, generate_uid
+
+from client.data import sources
+from client.data.study import Found, Study
+from common.config import DataConfig
+from common.errors import DataError, ErrorCode
+from tests.client.data.studies import ct_slices, save, segmentation, source, write_ct
+
+LESION = DataConfig(modality="CT", classes=("lesion",))
+TWO = DataConfig(modality="CT", classes=("organ", "lesion"))
+OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
+SHAPE = (5, 12, 17)
+
+
+def stored(shape: tuple[int, int, int] = SHAPE, low: int = 0, high: int = 3000) -> np.ndarray:
+    return np.random.default_rng(5).integers(low, high, shape)
+
+
+def box(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[1:3, 2:9, 4:11] = True
+    return mask
+
+
+def find(folder: Path, **options: object) -> Found:
+    return sources.find(source(path=".", **options), folder)
+
+
+def read(folder: Path, data: DataConfig = LESION, **options: object) -> Study:
+    (reference,) = find(folder, **options).references
+    return sources.read(reference, data)
+
+
+def assert_refused(folder: Path, code: ErrorCode, data: DataConfig = LESION) -> str:
+    with pytest.raises(DataError) as error:
+        read(folder, data)
+    assert error.value.code is code
+    return str(error.value)
+
+
+def labelled(folder: Path, slices: list[Dataset], masks: dict[str, np.ndarray], kind: str = "BINARY") -> None:
+    save(folder, [segmentation(slices, masks, kind)], "seg{}.dcm")
+    save(folder, slices)
+
+
+def test_series_is_sorted_by_position_and_rescaled(tmp_path: Path) -> None:
+    values = stored()
+    slices = ct_slices(values, slope=0.5, intercept=-500.0)
+    save(tmp_path, [slices[z] for z in (3, 0, 4, 2, 1)])
+    study = sources.read_image(tmp_path)
+    assert study.image[0] == pytest.approx(values * 0.5 - 500.0)
+    assert study.spacing_mm == pytest.approx((3.0, 0.8, 0.7))
+    assert [pydicom.dcmread(path).SOPInstanceUID for path in study.files] == [ds.SOPInstanceUID for ds in slices]
+
+
+def test_signed_pixels_and_unused_high_bits(tmp_path: Path) -> None:
+    values = stored(low=-1000, high=1000)
+    save(tmp_path / "signed", ct_slices(values, signed=True, intercept=0))
+    assert (sources.read_image(tmp_path / "signed").image[0] == values).all()
+    twelve = ct_slices(stored() | 0x4000, intercept=0)  # an old overlay in bit 14
+    for ds in twelve:
+        ds.BitsStored, ds.HighBit = 12, 11
+    save(tmp_path / "overlay", twelve)
+    assert (sources.read_image(tmp_path / "overlay").image[0] == stored()).all()
+
+
+def test_monochrome1_is_turned_to_rising_brightness(tmp_path: Path) -> None:
+    slices = ct_slices(stored(), intercept=0)
+    for ds in slices:
+        ds.PhotometricInterpretation, ds.BitsStored, ds.HighBit = "MONOCHROME1", 12, 11
+    save(tmp_path, slices)
+    assert (sources.read_image(tmp_path).image[0] == 4095 - stored()).all()
+
+
+def test_compressed_series_equals_the_plain_one(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    save(tmp_path / "plain", slices)
+    for ds in slices:
+        ds.compress(RLELossless, generate_instance_uid=False)
+    save(tmp_path / "rle", slices)
+    plain, packed = (sources.read_image(tmp_path / name).image for name in ("plain", "rle"))
+    assert (plain == packed).all()
+
+
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1.0, 0), OBLIQUE])
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+def test_segmentation_is_exact_for_oblique_and_anisotropic_series(
+    tmp_path: Path, kind: str, orientation: tuple[float, ...]
+) -> None:
+    slices = ct_slices(stored(), orientation=orientation, spacing_mm=(4.0, 0.9, 0.5))
+    labelled(tmp_path, slices, {"Lesion": box()}, kind)
+    study = read(tmp_path)
+    assert study.label is not None
+    assert (study.label == box()).all()
+
+
+def test_fraction_below_half_is_background(tmp_path: Path) -> None:
+    fractions = box() * 0.4
+    fractions[2] *= 2
+    labelled(tmp_path, ct_slices(stored()), {"lesion": fractions}, "FRACTIONAL")
+    label = read(tmp_path).label
+    assert label is not None
+    assert (label == (fractions > 0.5)).all()
+
+
+def test_overlap_goes_to_the_class_named_later_in_the_run(tmp_path: Path) -> None:
+    organ = np.zeros(SHAPE, bool)
+    organ[:, 1:11, 2:15] = True
+    labelled(tmp_path, ct_slices(stored()), {"Lesion": box(), "Organ": organ})  # in the other order
+    label = read(tmp_path, TWO).label
+    assert label is not None
+    assert (label == np.where(box(), 2, organ)).all()
+
+
+def test_label_map_renames_and_drops_segments(tmp_path: Path) -> None:
+    labelled(tmp_path, ct_slices(stored()), {"Herd 1": box(), "table": ~box()})
+    assert_refused(tmp_path, ErrorCode.LABEL_UNKNOWN)
+    label = read(tmp_path, label_map={"herd 1": "lesion", "Table": "background"}).label
+    assert label is not None
+    assert (label == box()).all()
+
+
+def test_segmentation_finds_its_series_among_two_in_one_frame_of_reference(tmp_path: Path) -> None:
+    first, second = ct_slices(stored()), ct_slices(stored() + 1)
+    for ds in second:
+        ds.FrameOfReferenceUID, ds.StudyInstanceUID = first[0].FrameOfReferenceUID, first[0].StudyInstanceUID
+    labelled(tmp_path / "x", first, {"lesion": box()})
+    save(tmp_path / "y", second)
+    found = {reference.images[0].parent.name: len(reference.labels) for reference in find(tmp_path).references}
+    assert found == {"x": 1, "y": 0}
+
+
+def test_empty_segmentation_is_a_negative_study(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    save(tmp_path, [*slices, segmentation(slices, {"lesion": np.zeros(SHAPE, bool)})])
+    label = read(tmp_path).label
+    assert label is not None
+    assert not label.any()
+
+
+def test_segmentation_without_frames_is_no_label(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    seg = segmentation(slices, {"lesion": box()})
+    del seg.PerFrameFunctionalGroupsSequence
+    save(tmp_path, [*slices, seg])
+    assert_refused(tmp_path, ErrorCode.NO_LABEL)
+
+
+def test_series_without_segmentation_has_no_label(tmp_path: Path) -> None:
+    save(tmp_path, ct_slices(stored()))
+    assert_refused(tmp_path, ErrorCode.NO_LABEL)
+
+
+@pytest.mark.parametrize("change", ["position", "orientation", "spacing", "frame of reference"])
+def test_segmentation_on_another_grid_does_not_fit(tmp_path: Path, change: str) -> None:
+    slices = ct_slices(stored())
+    seg = segmentation(slices, {"lesion": box()})
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    if change == "position":
+        for group in seg.PerFrameFunctionalGroupsSequence:
+            group.PlanePositionSequence[0].ImagePositionPatient[2] += 1.5
+    elif change == "orientation":
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
+    elif change == "spacing":
+        shared.PixelMeasuresSequence[0].PixelSpacing = [0.7, 0.8]
+    else:
+        seg.FrameOfReferenceUID = generate_uid()
+    save(tmp_path, [*slices, seg])
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+def test_lost_slice_is_missing(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    labelled(tmp_path, slices, {"lesion": box()})
+    (tmp_path / "002.dcm").unlink()
+    assert_refused(tmp_path, ErrorCode.MISSING_SLICES)
+
+
+def test_slices_of_mixed_sizes_do_not_fit(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    labelled(tmp_path, slices, {"lesion": box()})
+    slices[1].Rows, slices[1].PixelData = SHAPE[1] - 1, slices[1].PixelData[: -2 * SHAPE[2]]
+    save(tmp_path, slices)
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+def test_slices_without_position_do_not_fit(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    seg = segmentation(slices, {"lesion": box()})
+    del slices[2].ImagePositionPatient
+    save(tmp_path, [*slices, seg])
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+def test_other_modality_is_not_supported(tmp_path: Path) -> None:
+    write_ct(tmp_path)
+    assert_refused(tmp_path, ErrorCode.UNSUPPORTED, DataConfig(modality="MR", classes=("lesion",)))
+
+
+def test_cut_pixels_are_unreadable_and_say_nothing_about_the_patient(tmp_path: Path) -> None:
+    write_ct(tmp_path, patient="SECRET")
+    cut = tmp_path / "001.dcm"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    message = assert_refused(tmp_path, ErrorCode.UNREADABLE)
+    assert "SECRET" not in message
+    assert tmp_path.name not in message
+
+
+def test_broken_header_is_found_and_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)
+    assert_refused(tmp_path, ErrorCode.UNREADABLE)
+
+
+def test_foreign_files_and_second_copies_are_ignored_and_counted(tmp_path: Path) -> None:
+    write_ct(tmp_path)
+    (tmp_path / "report.pdf").write_bytes(b"%PDF")
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "003.dcm").read_bytes())
+    plan = pydicom.dcmread(tmp_path / "000.dcm")
+    plan.SOPClassUID, plan.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.5", generate_uid()
+    plan.save_as(tmp_path / "plan.dcm")
+    assert find(tmp_path).ignored == 3
+    assert read(tmp_path).image.shape == (1, 5, 24, 31)
+
+
+def test_series_without_patient_id_is_refused_unless_the_path_names_the_patient(tmp_path: Path) -> None:
+    write_ct(tmp_path / "case-7", patient="")
+    assert_refused(tmp_path, ErrorCode.UNSUPPORTED)
+    assert read(tmp_path, patient_pattern=r"^(case-\d+)/").patient == "case-7"
+
+
+def test_projection_is_a_study_of_its_own_with_one_slice(tmp_path: Path) -> None:
+    views = ct_slices(stored()[:2], intercept=0)
+    for ds in views:
+        ds.SOPClassUID, ds.Modality, ds.ImagerPixelSpacing = "1.2.840.10008.5.1.4.1.1.1.1", "DX", ds.PixelSpacing
+        del ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing, ds.FrameOfReferenceUID
+    save(tmp_path, views)
+    studies = [sources.read_image(reference) for reference in sources.find_images(tmp_path)]
+    assert [study.image.shape for study in studies] == [(1, 1, 12, 17)] * 2
+    assert studies[0].affine is None
+    assert studies[0].spacing_mm == pytest.approx((1.0, 0.8, 0.7))
+
+
+def test_repr_names_neither_patient_nor_file(tmp_path: Path) -> None:
+    write_ct(tmp_path, patient="SECRET")
+    (reference,) = find(tmp_path).references
+    for text in (repr(reference), repr(sources.read(reference, LESION))):
+        assert "SECRET" not in text
+        assert tmp_path.name not in text

@@ -1,0 +1,158 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from client.data import sources
+from client.data.study import Study
+from common.config import DataConfig, SourceConfig
+from common.errors import ConfigError, DataError, ErrorCode
+from tests.client.data.studies import source, write_pair, write_picture
+
+VESSEL = DataConfig(modality="photo", channels=3, classes=("vessel",))
+TWO = DataConfig(modality="photo", channels=3, classes=("artery", "vein"))
+
+
+def read_all(where: SourceConfig, root: Path, data: DataConfig = VESSEL) -> list[Study]:
+    return [sources.read(reference, data) for reference in sources.find(where, root).references]
+
+
+def assert_refused(root: Path, code: ErrorCode, data: DataConfig = VESSEL, **options: object) -> None:
+    with pytest.raises(DataError) as error:
+        read_all(source(path=".", **options), root, data)
+    assert error.value.code is code
+
+
+def test_pair_is_read_channels_first_with_its_mask(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", (20, 31))
+    (study,) = read_all(source(path="."), tmp_path)
+    pixels = np.asarray(Image.open(tmp_path / "images" / "a.png"))
+    assert (study.image == pixels.transpose(2, 0, 1)).all()
+    assert study.image.dtype == np.float32
+    assert study.label is not None
+    assert study.label.sum() == 10 * 12
+    assert (study.patient, study.spacing_mm, study.affine) == ("a", None, None)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "pgm", "tiff", "bmp", "PNG"])
+def test_every_format_pairs_by_name_without_suffix(tmp_path: Path, suffix: str) -> None:
+    write_picture(tmp_path / "images" / "deep" / f"a.{suffix}", np.full((8, 9), 77, np.uint8))
+    write_picture(tmp_path / "labels" / "deep" / "a.png", np.full((8, 9), 255, np.uint8))
+    (study,) = read_all(source(path="."), tmp_path)
+    assert study.image.shape == (1, 8, 9)
+    assert study.image == pytest.approx(77)
+
+
+def test_sixteen_bit_picture_keeps_its_values(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", np.array([[0, 40000]], np.uint16))
+    assert sources.read_image(tmp_path / "a.png").image.tolist() == [[[0, 40000]]]
+
+
+def test_palette_picture_is_colour_and_palette_mask_its_indices(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L").convert("P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        picture.save(tmp_path / folder / "a.png")
+    (study,) = read_all(source(path="."), tmp_path, TWO)
+    assert study.image[:, 0, 1].tolist() == [255, 0, 0]
+    assert study.label is not None
+    assert study.label.tolist() == [[0, 1, 2]]
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert sources.read_image(tmp_path / "a.jpg").image.shape == (3, 9, 4)
+
+
+def test_smeared_jpeg_mask_is_cut_at_half(tmp_path: Path) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[9:20, 7:23] = 255
+    write_picture(tmp_path / "images" / "a.png", mask)
+    write_picture(tmp_path / "labels" / "a.jpg", mask)
+    assert (np.asarray(Image.open(tmp_path / "labels" / "a.jpg")) > 0).sum() > (mask > 0).sum()
+    (study,) = read_all(source(path="."), tmp_path)
+    assert study.label is not None
+    assert (study.label == mask // 255).all()
+
+
+def test_csv_selects_rows_and_pattern_joins_two_eyes(tmp_path: Path) -> None:
+    for name in ("Image_01L", "Image_01R", "Image_02L", "other"):
+        write_pair(tmp_path, name)
+    rows = [f"child,{name},images/{name}.png,labels/{name}.png" for name in ("Image_01L", "Image_01R", "Image_02L")]
+    (tmp_path / "t.csv").write_text(
+        "\ufeffsite,id,image,mask\n" + "\n".join(rows) + "\nadult,x,images/other.png,labels/other.png\n"
+    )
+    where = source(path=".", csv="t.csv", where={"site": "child"}, patient_pattern=r"(Image_\d+)[LR]")
+    assert [study.patient for study in read_all(where, tmp_path)] == ["Image_01", "Image_01", "Image_02"]
+    assert sources.list_patients(where, tmp_path) == ("Image_01", "Image_02")
+
+
+def test_unknown_csv_column_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,image,masks\n")
+    with pytest.raises(ConfigError, match=r"no column 'mask'.*Did you mean 'masks'.*mask-column"):
+        sources.find(source(path=".", csv="t.csv"), tmp_path)
+    with pytest.raises(ConfigError, match="Correct where"):
+        sources.find(source(path=".", csv="t.csv", mask_column="masks", where={"site": "x"}), tmp_path)
+
+
+def test_missing_csv_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Set csv in site\.toml"):
+        sources.find(source(path=".", csv="none.csv"), tmp_path)
+
+
+def test_row_without_a_mask_or_with_a_lost_one_has_no_label(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    for cell in ("", "labels/lost.png"):
+        (tmp_path / "t.csv").write_text(f"id,image,mask\n1,images/a.png,{cell}\n")
+        assert_refused(tmp_path, ErrorCode.NO_LABEL, csv="t.csv")
+
+
+def test_picture_without_mask_has_no_label(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    (tmp_path / "labels" / "a.png").unlink()
+    assert_refused(tmp_path, ErrorCode.NO_LABEL)
+
+
+def test_mask_of_another_size_does_not_fit(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", (20, 31), mask=np.zeros((31, 20), np.uint8))
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+def test_value_beyond_the_classes_is_unknown(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    assert_refused(tmp_path, ErrorCode.LABEL_UNKNOWN, TWO)
+
+
+def test_coloured_mask_is_not_supported(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", (4, 4), mask=np.full((4, 4, 3), [255, 0, 0], np.uint8))
+    assert_refused(tmp_path, ErrorCode.UNSUPPORTED)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n cut off"])
+def test_broken_picture_is_unreadable(tmp_path: Path, content: bytes) -> None:
+    write_pair(tmp_path, "a")
+    (tmp_path / "images" / "a.png").write_bytes(content)
+    assert_refused(tmp_path, ErrorCode.UNREADABLE)
+
+
+def test_broken_mask_is_unreadable(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    mask = tmp_path / "labels" / "a.png"
+    mask.write_bytes(mask.read_bytes()[:60])
+    assert_refused(tmp_path, ErrorCode.UNREADABLE)
+
+
+def test_pattern_that_does_not_match_is_refused_rather_than_guessed(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    assert_refused(tmp_path, ErrorCode.UNSUPPORTED, patient_pattern=r"case-(\d+)")
+
+
+@pytest.mark.parametrize("pattern", ["(", "no group"])
+def test_pattern_that_is_none_is_a_configuration_error(tmp_path: Path, pattern: str) -> None:
+    write_pair(tmp_path, "a")
+    with pytest.raises(ConfigError, match="patient-pattern"):
+        sources.find(source(path=".", patient_pattern=pattern), tmp_path)

@@ -1,0 +1,386 @@
+"""The agent decides before the worker sees anything, and tells the coordinator codes only.
+
+Real certificates and gRPC over mutual TLS; the coordinator is a double that keeps every byte, the worker a double
+that does what a test says.
+"""
+
+import base64
+import hashlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from safetensors.numpy import save
+
+from client import approvals
+from client.agent import Agent
+from client.pipe import Answer, Describe, Offer, PipeError, Question, Work
+from client.site import open_site
+from client.status import read_status
+from common.config import RunConfig, parse, sha256_of
+from common.errors import ErrorCode
+from common.flower import build_bundle
+from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
+from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
+
+RUN_TOML = """
+name = "lesions"
+data = { modality = "CT", classes = ["lesion"] }
+training = { patch-size = [32, 32] }
+federation = { rounds = 3 }
+"""
+PRIVATE_TOML = RUN_TOML + "privacy = { target-epsilon = 4.0 }\n"
+OPEN_POLICY = "require-privacy = false\nmin-patients = 1\n"
+PLANTED = "MUELLER^ANNA"
+WEIGHTS = save({"w": np.zeros((4, 5), np.float32)})
+UPDATED = save({"w": np.ones((4, 5), np.float32)})
+OFFER = Offer(patients=20, declared_size=20, cohort_id="cohort", usable=20, quarantined={}, parameters=20)
+SOON_S = 10.0
+
+
+@dataclass
+class FakeWorker:
+    """Answers as told, and remembers what it was asked."""
+
+    answer: Callable[[Question], Answer]
+    asked: list[Question] = field(default_factory=list)
+    stopped: bool = False
+    pid: int | None = 1
+    network: str = "removed"
+
+    def tend(self) -> None: ...
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def ask(self, question: Question, timeout_s: float) -> Answer:
+        self.asked.append(question)
+        return OFFER if isinstance(question, Describe) else self.answer(question)
+
+    @property
+    def worked(self) -> list[Work]:
+        return [question for question in self.asked if isinstance(question, Work)]
+
+
+def good(question: Question) -> Answer:
+    assert isinstance(question, Work)
+    request = question.request
+    if isinstance(request, TrainRequest):
+        return TrainReply(request.run_hash, request.round, UPDATED, 14, {"train-loss": 0.5, PLANTED: 1.0})
+    return EvaluateReply(request.run_hash, request.round, request.phase, 3, {"dice": 0.75})
+
+
+@dataclass
+class Stage:
+    """One agent against one coordinator."""
+
+    home: Path
+    coordinator: Coordinator
+    worker: FakeWorker
+    agent: Agent
+
+    def propose(self, toml: str = RUN_TOML) -> str:
+        run = parse(RunConfig, toml)
+        bundle = build_bundle(run, toml)
+        digest = hashlib.sha256(bundle).hexdigest()
+        self.coordinator.run.fab_hash = digest
+        self.coordinator.propose(sha256_of(run), bundle, digest)
+        eventually(lambda: approvals.load_all(self.home))
+        return sha256_of(run)
+
+    def approve(self, run_hash: str) -> None:
+        approvals.answer(self.home, run_hash, approved=True, by="person")
+        assert self.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+
+    def reply(self) -> Reply:
+        return self.coordinator.replies.get(timeout=SOON_S)
+
+
+def eventually(check: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setattr("client.agent.UPKEEP_S", 0.05)
+    coordinator = Coordinator(authority, free_port).start()
+    identity = authority.admit(tmp_path, "north", coordinator.address)
+    (tmp_path / "policy.toml").write_text(OPEN_POLICY)
+    worker = FakeWorker(good)
+    agent = Agent(tmp_path, identity, worker)  # type: ignore[arg-type]  # the double has the worker's methods
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    yield Stage(tmp_path, coordinator, worker, agent)
+    agent.stop()
+    thread.join(timeout=SOON_S)
+    coordinator.stop()
+    assert not thread.is_alive()
+    assert worker.stopped
+
+
+def test_approved_run_is_trained_and_evaluated(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 14, {"train-loss": 0.5})
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", UPDATED))
+    assert stage.reply() == EvaluateReply(run_hash, 1, "test", 3, {"dice": 0.75})
+    eventually(lambda: read_status(stage.home)["last-round"]["kind"] == "evaluate")
+    status = read_status(stage.home)
+    assert (status["state"], status["node-id"], status["last-error"]) == ("connected", NODE_ID, None)
+
+
+def test_model_is_fetched_once_for_training_and_the_evaluation_of_the_same_model(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    for phase in ("validation", "test"):
+        stage.coordinator.ask(EvaluateRequest(run_hash, 1, phase, WEIGHTS))
+        stage.reply()
+    assert stage.coordinator.fetched
+    assert len(stage.coordinator.fetched) == len(set(stage.coordinator.fetched))
+
+
+def test_run_without_an_answer_is_refused_and_the_worker_not_asked(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.NOT_APPROVED)
+    assert stage.worker.worked == []
+
+
+def test_run_that_was_never_proposed_is_refused(stage: Stage) -> None:
+    stage.coordinator.ask(TrainRequest("ab" * 32, 1, WEIGHTS))
+    assert stage.reply() == Refusal("ab" * 32, 1, ErrorCode.NOT_APPROVED)
+
+
+def test_approval_taken_back_holds_from_the_next_message(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    approvals.answer(stage.home, run_hash, approved=False, by="person")
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.NOT_APPROVED)
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+
+
+def test_another_bundle_than_the_approved_one_is_refused(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.run.fab_hash = "cd" * 32
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WRONG_RUN)
+    assert stage.worker.worked == []
+
+
+def test_settings_added_to_the_approved_bundle_are_refused(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.run.override_config["run"].CopyFrom(OVERRIDE)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WRONG_RUN)
+
+
+@pytest.mark.parametrize("round_", [0, 4])
+def test_round_beyond_the_approved_ones_is_refused(stage: Stage, round_: int) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, round_, ErrorCode.WRONG_RUN)
+
+
+@pytest.mark.parametrize(
+    ("weights", "code"),
+    [(b"garbage", ErrorCode.WRONG_TENSORS), (save({"w": np.zeros(3, np.float32)}), ErrorCode.WRONG_TENSORS)],
+)
+def test_model_that_is_not_the_runs_is_refused(stage: Stage, weights: bytes, code: ErrorCode) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, weights))
+    assert stage.reply() == Refusal(run_hash, 1, code)
+    assert stage.worker.worked == []
+
+
+def test_training_disguised_as_evaluation_is_refused(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS), message_type="evaluate")
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.BAD_REQUEST)
+
+
+def test_message_that_is_no_request_is_refused(stage: Stage) -> None:
+    metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "query")
+    content = RecordDict({"c": ConfigRecord({"code": "import os"})})
+    stage.coordinator.send(Message(metadata=metadata, content=content))  # type: ignore[call-overload]
+    assert stage.reply() == Refusal("", 0, ErrorCode.BAD_REQUEST)
+
+
+def test_altered_message_is_dropped_and_the_next_one_answered(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "train")
+    content = RecordDict({"c": ConfigRecord({"a": 1})})
+    stage.coordinator.send(Message(metadata=metadata, content=content), lambda data: data + b"x")  # type: ignore[call-overload]
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+
+
+def test_policy_changed_after_the_approval_holds_from_the_next_message(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    (stage.home / "policy.toml").write_text("min-patients = 21\nrequire-privacy = false\n")
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.TOO_FEW_PATIENTS)
+    (stage.home / "policy.toml").write_text("min-patience = 3\n")
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 2, ErrorCode.POLICY_REFUSED)
+    assert stage.worker.worked == []
+
+
+def test_privacy_is_charged_before_the_worker_is_asked_and_again_for_each_execution(stage: Stage) -> None:
+    charged: list[int] = []
+
+    def look(question: Question) -> Answer:
+        charged.append(len(open_site(stage.home).ledger.entries()))
+        return good(question)
+
+    stage.worker.answer = look
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    for _ in range(2):
+        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        reply = stage.reply()
+        assert isinstance(reply, TrainReply)
+        assert reply.patients == 0
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", WEIGHTS))
+    stage.reply()
+    assert charged == [1, 2, 2]
+    entries = open_site(stage.home).ledger.entries()
+    assert {entry.attempt for entry in entries} == {work.attempt for work in stage.worker.worked[:2]}
+
+
+def test_spent_budget_stops_the_round_before_it_starts(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    (stage.home / "policy.toml").write_text("min-patients = 1\nlifetime-epsilon = 4.0\n")
+    replies = []
+    for _ in range(4):  # the plan is for three rounds: a fourth execution passes the lifetime budget
+        stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+        replies.append(stage.reply())
+    assert replies[-1] == Refusal(run_hash, 3, ErrorCode.BUDGET_SPENT)
+    assert len(stage.worker.worked) == 3
+
+
+def test_worker_that_dies_is_a_code_and_the_next_message_is_answered(stage: Stage) -> None:
+    def die(question: Question) -> Answer:
+        raise PipeError(f"the worker died at /data/{PLANTED}/1.dcm")
+
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.worker.answer = die
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WORKER_FAILED)
+    stage.worker.answer = good
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+
+
+def test_nothing_a_worker_says_leaves_but_numbers_and_codes(stage: Stage) -> None:
+    def leak(question: Question) -> Answer:
+        raise RuntimeError(f"cannot read /data/{PLANTED}/series-1.dcm")
+
+    def hide(question: Question) -> Answer:
+        reply = good(question)
+        assert isinstance(reply, TrainReply)
+        hidden = save({"w": np.ones((4, 5), np.float32)}, metadata={PLANTED: PLANTED})
+        return TrainReply(PLANTED, 7, hidden, 14, {PLANTED: 1.0, f"dice-{PLANTED}": 0.5})
+
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    for answer in (leak, hide, good):
+        stage.worker.answer = answer
+        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        stage.reply()
+    tap = b"".join(stage.coordinator.sent)
+    assert run_hash.encode() in tap  # the tap works
+    for text in (PLANTED, "series-1.dcm", "/data", str(stage.home)):
+        for encoded in (text.encode(), text.encode("utf-16-le"), base64.b64encode(text.encode()), text.encode().hex()):
+            assert (encoded if isinstance(encoded, bytes) else encoded.encode()) not in tap
+
+
+def test_policy_approves_by_itself_where_the_hospital_wants_it(stage: Stage) -> None:
+    (stage.home / "policy.toml").write_text(OPEN_POLICY + "auto-approve = true\n")
+    run_hash = stage.propose()
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+    proposal = approvals.load(stage.home, run_hash)
+    assert proposal.answer is not None
+    assert proposal.answer.by == "policy"
+    assert proposal.appraisal is not None
+    assert proposal.appraisal.offer == OFFER
+
+
+def test_policy_denies_by_itself_what_it_forbids(stage: Stage) -> None:
+    (stage.home / "policy.toml").write_text("auto-approve = true\n")
+    run_hash = stage.propose()
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.worker.asked == []
+
+
+def test_person_sees_what_the_run_would_use_before_answering(stage: Stage) -> None:
+    run_hash = stage.propose()
+    eventually(lambda: approvals.load(stage.home, run_hash).appraisal)
+    appraisal = approvals.load(stage.home, run_hash).appraisal
+    assert appraisal is not None
+    assert (appraisal.offer, appraisal.refusal) == (OFFER, None)
+    with pytest.raises(queue.Empty):
+        stage.coordinator.answers.get(timeout=0.3)
+
+
+def test_bundle_that_is_not_what_it_claims_is_ignored(stage: Stage) -> None:
+    run = parse(RunConfig, RUN_TOML)
+    bundle = build_bundle(run, RUN_TOML)
+    stage.coordinator.propose("ab" * 32, bundle, hashlib.sha256(bundle).hexdigest())
+    stage.coordinator.propose(sha256_of(run), bundle + b"import os", hashlib.sha256(bundle).hexdigest())
+    honest = stage.propose(PRIVATE_TOML)
+    assert [proposal.run_hash for proposal in approvals.load_all(stage.home)] == [honest]
+
+
+def test_agent_finds_back_after_the_coordinator_was_away(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.stop()
+    eventually(lambda: read_status(stage.home)["state"] == "connecting")
+    stage.coordinator.start()
+    eventually(lambda: read_status(stage.home)["state"] == "connected")
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)  # told again: it may have forgotten
+
+
+def test_stop_says_goodbye(stage: Stage) -> None:
+    eventually(lambda: read_status(stage.home)["state"] == "connected")
+    stage.agent.stop()
+    eventually(lambda: read_status(stage.home)["state"] == "stopped")
+    assert stage.coordinator.goodbyes == 1
+
+
+def test_agent_imports_neither_torch_nor_image_readers() -> None:
+    heavy = ("torch", "monai", "opacus", "pydicom", "highdicom", "nibabel", "PIL", "client.data", "client.app")
+    code = f"import sys, client.cli, client.agent; print([name for name in {heavy!r} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,273 @@
+"""Commands as a person types them: exit code 0 only on success, one message on failure, JSON where there is a table."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from client import approvals
+from client.approvals import Appraisal
+from client.cli import app
+from client.pipe import Offer
+from client.sitefile import add_source
+from client.status import is_running, only_one
+from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha256_of
+from common.errors import ConfigError
+from tests.client.coordinator import Authority
+
+RUN_TOML = """
+name = "lesions"
+data = { modality = "photo", channels = 3, classes = ["vessel"] }
+training = { patch-size = [32, 32] }
+federation = { rounds = 3 }
+privacy = { target-epsilon = 4.0 }
+"""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    Authority().admit(tmp_path / "site", "north", "127.0.0.1:9")
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(generator.integers(0, 255, (33, 35, 3), np.uint8)).save(folder / "images" / f"{number}.png")
+        mask = np.zeros((33, 35), np.uint8)
+        mask[5:20, 7:9] = 255
+        Image.fromarray(mask).save(folder / "labels" / f"{number}.png")
+    return folder
+
+
+def call(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"WARDROUND_HOME": str(home)})
+
+
+def succeed(home: Path, *arguments: str) -> str:
+    result = call(home, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(home: Path, *arguments: str) -> str:
+    """The one message of a command that must fail."""
+    result = call(home, *arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: "), result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def propose(home: Path) -> str:
+    run = parse(RunConfig, RUN_TOML)
+    return approvals.record(home, run, b"bundle", is_open=True).run_hash
+
+
+def test_added_folder_is_listed_checked_and_the_file_keeps_its_comments(home: Path, pictures: Path) -> None:
+    before = (home / "site.toml").read_text()
+    assert "4 studies of 4 patients" in succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    assert (home / "site.toml").read_text().startswith(before.rstrip())
+    (source,) = load(SiteConfig, home / "site.toml").data
+    assert (source.path, source.label_map) == (str(pictures), {"255": "vessel"})
+    (row,) = json.loads(succeed(home, "data", "list", "--json"))
+    assert row["path"] == str(pictures)
+    (row,) = json.loads(succeed(home, "data", "check", "--json"))
+    assert (row["kind"], row["patients"], row["studies"]) == ("images", 4, 4)
+
+
+def test_check_with_a_run_counts_what_that_run_can_use(home: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "labels" / "2.png").unlink()
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    succeed(home, "data", "add", str(pictures))
+    result = call(home, "data", "check", "--run", str(tmp_path / "run.toml"), "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["part"]: row["studies"] for row in json.loads(result.stdout)}
+    assert rows["train"] + rows["validation"] + rows["test"] == 3
+    assert rows["quarantined: no-label"] == 1
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_folder_without_studies_is_not_added(home: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    before = (home / "site.toml").read_text()
+    fail(home, "data", "add", str(tmp_path / name))
+    assert (home / "site.toml").read_text() == before
+
+
+def test_malformed_label_map_is_explained(home: Path, pictures: Path) -> None:
+    assert "KEY=VALUE" in fail(home, "data", "add", str(pictures), "--label-map", "vessel")
+
+
+@pytest.mark.parametrize("text", ['a "quoted" name', "back\\slash", "ümläut", "tab\there", "equals = [1]", "del\x7f"])
+def test_any_path_survives_the_site_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('name = "north"')  # no newline at the end
+    source = SourceConfig(path=text, kind="images", where={text: text}, label_map={text: "vessel"}, patients=(text,))
+    assert add_source(path, source).data == (source,)
+    assert load(SiteConfig, path).data == (source,)
+
+
+def test_start_without_data_says_what_to_do(home: Path) -> None:
+    assert "wardround-client data add" in fail(home, "start")
+
+
+def test_start_without_having_joined_says_what_to_do(tmp_path: Path) -> None:
+    assert "wardround-client join" in fail(tmp_path, "start")
+
+
+def test_start_under_another_name_than_the_certificates_is_refused(home: Path, pictures: Path) -> None:
+    succeed(home, "data", "add", str(pictures))
+    text = (home / "site.toml").read_text()
+    (home / "site.toml").write_text(text.replace('name = "north"', 'name = "south"'))
+    assert 'name = "north"' in fail(home, "start")
+
+
+def test_home_has_one_agent(home: Path, pictures: Path) -> None:
+    succeed(home, "data", "add", str(pictures))
+    assert not is_running(home)
+    with only_one(home):
+        assert is_running(home)
+        assert "already" in fail(home, "start")
+    assert not is_running(home)
+
+
+def test_started_agent_ends_on_sigterm_while_no_coordinator_answers(home: Path, pictures: Path) -> None:
+    succeed(home, "data", "add", str(pictures))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARDROUND_HOME": str(home)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "client.cli", "start"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert any("away" in line for line in process.stderr)
+    assert call(home, "status").exit_code == 1
+    process.send_signal(signal.SIGTERM)
+    process.stderr.close()
+    assert process.wait(timeout=20) == 0
+    assert json.loads((home / "status.json").read_text())["state"] == "stopped"
+
+
+def test_status_of_an_agent_that_does_not_run_fails_and_is_json(home: Path) -> None:
+    result = call(home, "status", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["state"] == "not running"
+
+
+def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
+    run_hash = propose(home)
+    approvals.note_appraisal(home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, 1000), None))
+    output = succeed(home, "approve", "lesions")
+    assert all(text in output for text in (run_hash, "12 patients", "4,000 bytes", "epsilon 4"))
+    stored = approvals.load(home, run_hash)
+    assert stored.approved
+    (row,) = json.loads(succeed(home, "runs", "--json"))
+    assert (row["answer"], row["patients"], row["policy"]) == ("approved", 12, "allows")
+
+
+def test_approval_against_the_policy_is_refused(home: Path) -> None:
+    run_hash = propose(home)
+    (home / "policy.toml").write_text("max-rounds = 2\n")
+    assert "max-rounds 2" in fail(home, "approve", run_hash[:8])
+    assert approvals.load(home, run_hash).answer is None
+
+
+def test_denied_run_is_denied(home: Path) -> None:
+    run_hash = propose(home)
+    succeed(home, "approve", "lesions")
+    succeed(home, "deny", "lesions")
+    stored = approvals.load(home, run_hash)
+    assert stored.answer is not None
+    assert not stored.approved
+
+
+def test_unknown_run_is_explained(home: Path) -> None:
+    assert "wardround-client runs" in fail(home, "approve", "nothing")
+
+
+def test_policy_check_names_the_wrong_key_and_the_refused_run(home: Path, tmp_path: Path) -> None:
+    rows = {row["rule"]: row["value"] for row in json.loads(succeed(home, "policy", "check", "--json"))}
+    assert rows["min-patients"] == 10
+    (tmp_path / "run.toml").write_text(RUN_TOML.replace("4.0", "40.0"))
+    assert "lifetime-epsilon" in fail(home, "policy", "check", str(tmp_path / "run.toml"))
+    (home / "policy.toml").write_text("min-patient = 3\n")
+    assert "min-patients" in fail(home, "policy", "check")
+
+
+def test_ledger_shows_what_was_charged(home: Path) -> None:
+    from client.site import open_site
+
+    assert json.loads(succeed(home, "ledger", "--json")) == []
+    run_hash = sha256_of(parse(RunConfig, RUN_TOML))
+    for round_ in (1, 2):
+        open_site(home).ledger.charge(
+            "cohort",
+            run_hash,
+            round_,
+            "a",
+            noise_multiplier=2.0,
+            sampling_rate=0.25,
+            steps=20,
+            delta=1e-3,
+            lifetime_epsilon=10.0,
+        )
+    run, total = json.loads(succeed(home, "ledger", "--json"))
+    assert (run["run"], run["charges"]) == (run_hash[:12], 2)
+    assert run["epsilon"] == total["epsilon"] > 0
+
+
+def test_doctor_names_what_is_wrong_and_goes_on(home: Path) -> None:
+    (home / "tls" / "key.pem").chmod(0o644)
+    result = call(home, "doctor", "--json")
+    assert result.exit_code == 1
+    rows = {row["check"]: (row["result"], row["detail"]) for row in json.loads(result.stdout)}
+    assert rows["certificate"][0] == "ok"
+    assert rows["private files"][0] == "PROBLEM"
+    assert "data add" in rows["data"][1]
+    assert "does not answer" in rows["coordinator"][1]
+    assert "wardround-client start" in rows["agent"][1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "join",
+        "start",
+        "status",
+        "doctor",
+        "data add",
+        "data list",
+        "data check",
+        "runs",
+        "approve",
+        "deny",
+        "policy check",
+        "ledger",
+        "predict",
+    ],
+)
+def test_help_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert f"wardround-client {command}" in " ".join(result.stdout.split())
+
+
+def test_lock_is_the_kernels_so_a_crash_leaves_none(home: Path) -> None:
+    with (home / "agent.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError), only_one(home):
+            pass
+    with only_one(home):
+        pass

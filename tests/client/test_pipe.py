@@ -1,0 +1,135 @@
+"""Frames survive the pipe unchanged; anything else on it is refused."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from client import pipe
+from client.pipe import Answer, Describe, Frame, Offer, PipeError, Question, Ready, Work
+from common.config import RunConfig, validate
+from common.errors import ErrorCode
+from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+
+RUN = validate(
+    RunConfig,
+    {
+        "name": "lesions",
+        "data": {"modality": "CT", "classes": ["lesion"]},
+        "training": {"patch-size": [32, 32]},
+        "federation": {"rounds": 3},
+    },
+)
+LARGE = os.urandom(3_000_001)  # larger than any pipe buffer, odd
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for fd in (reader, writer):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def through(ends: tuple[int, int], frame: Frame) -> Frame | None:
+    sender = threading.Thread(target=pipe.send, args=(ends[1], frame))
+    sender.start()
+    received = pipe.receive(ends[0])
+    sender.join()
+    return received
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("payload", [b"", b"x", LARGE], ids=["empty", "one byte", "3 MB"])
+def test_frame_arrives_as_it_was_sent(ends: tuple[int, int], payload: bytes, blocking: bool) -> None:
+    for fd in ends:
+        os.set_blocking(fd, blocking)
+    frame = Frame({"kind": "train", "text": "ä\n"}, payload)
+    assert through(ends, frame) == frame
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Describe(RUN),
+        Work(RUN, TrainRequest("ab" * 32, 3, b"weights"), "message.1"),
+        Work(RUN, EvaluateRequest("ab" * 32, 3, "test", b"weights"), "message.2"),
+    ],
+)
+def test_question_arrives_as_it_was_asked(question: Question) -> None:
+    assert pipe.question_from_frame(pipe.question_to_frame(question)) == question
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Ready("removed"),
+        Offer(12, 10, "cohort", 14, {"no-label": 2}, 1234),
+        TrainReply("ab" * 32, 1, b"weights", 7, {"train-loss": 0.5}),
+        EvaluateReply("ab" * 32, 1, "validation", 2, {"dice": 0.25}),
+        Refusal("ab" * 32, 1, ErrorCode.NO_DATA),
+    ],
+)
+def test_answer_arrives_as_it_was_given(answer: Answer) -> None:
+    assert pipe.answer_from_frame(pipe.answer_to_frame(answer)) == answer
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"kind": "shell"},
+        {"kind": "refusal", "run-hash": "", "round": 1, "code": "MUELLER^ANNA"},
+        {"kind": "offer", "quarantined": []},
+        {"kind": "train", "run-hash": "", "round": 1, "patients": 1, "metrics": {"dice": "MUELLER"}},
+    ],
+)
+def test_malformed_answer_is_refused_without_quoting_it(header: dict[str, object]) -> None:
+    with pytest.raises(PipeError) as caught:
+        pipe.answer_from_frame(Frame(header))
+    assert "MUELLER" not in str(caught.value)
+
+
+def test_closed_pipe_between_frames_is_the_end(ends: tuple[int, int]) -> None:
+    os.close(ends[1])
+    assert pipe.receive(ends[0]) is None
+
+
+def test_closed_pipe_within_a_frame_is_an_error(ends: tuple[int, int]) -> None:
+    os.write(ends[1], (10).to_bytes(4, "big") + (10).to_bytes(8, "big") + b"{")
+    os.close(ends[1])
+    with pytest.raises(PipeError, match="within a frame"):
+        pipe.receive(ends[0])
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"Traceback (most recent call last):\n", b"\xff" * 12, (2).to_bytes(4, "big") + bytes(8) + b"[]"],
+    ids=["a stray print", "huge sizes", "not an object"],
+)
+def test_noise_on_the_pipe_is_refused(ends: tuple[int, int], noise: bytes) -> None:
+    os.write(ends[1], noise)
+    os.close(ends[1])
+    with pytest.raises(PipeError):
+        pipe.receive(ends[0])
+
+
+def test_too_large_a_frame_is_not_sent(ends: tuple[int, int]) -> None:
+    with pytest.raises(PipeError, match="larger"):
+        pipe.send(ends[1], Frame({"text": "x" * pipe.HEADER_LIMIT}))
+
+
+def test_deadline_holds_for_reading_and_for_writing(ends: tuple[int, int]) -> None:
+    os.set_blocking(ends[1], False)
+    started = time.monotonic()
+    with pytest.raises(PipeError) as read:
+        pipe.receive(ends[0], started + 0.05)
+    with pytest.raises(PipeError) as written:
+        pipe.send(ends[1], Frame({}, LARGE), started + 0.1)
+    assert read.value.code == written.value.code == ErrorCode.DEADLINE
+    assert time.monotonic() - started < 2

@@ -1,0 +1,245 @@
+"""The private step against plain tensor arithmetic on gradients taken one patient at a time."""
+
+import copy
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.errors import ErrorCode, PrivacyError
+from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
+
+CLIP = 0.7
+
+
+def network(dims: int = 2) -> nn.Module:
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(conv(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.PReLU(), conv(4, 2, 1))
+
+
+def patient(crops: int, seed: int, dims: int = 2, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    edges = (7, 5, 6)[:dims]
+    images = scale * torch.randn(crops, 1, *edges, generator=generator)
+    return images, torch.randint(0, 2, (crops, *edges), generator=generator)
+
+
+def wrapped(model: nn.Module, *, noise: float = 1.0, expected: float = 2.5, lr: float = 1.0):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return private_optimizer(model, optimizer, noise_multiplier=noise, clipping_norm=CLIP, expected_patients=expected)
+
+
+def noiseless(model: nn.Module, **settings):
+    optimizer = wrapped(model, **settings)
+    optimizer.noise_multiplier = 0.0
+    return optimizer
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).clone()
+
+
+def clipped_gradient(model: nn.Module, crops: Tensor, labels: Tensor, loss) -> Tensor:
+    """A patient's gradient by plain autograd, one crop at a time, on a copy."""
+    model = copy.deepcopy(model)
+    total = torch.zeros_like(flat(model))
+    for crop, label in zip(crops, labels, strict=True):
+        model.zero_grad()
+        loss(model(crop[None]), label[None]).backward()
+        total += torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+    mean = total / len(crops)
+    return mean * min(1.0, CLIP / float(mean.norm()))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_step_is_the_sum_of_clipped_patient_gradients_over_the_expected_number(dims):
+    model, loss = network(dims), nn.CrossEntropyLoss()
+    patients = [patient(crops, seed, dims, scale) for crops, seed, scale in [(1, 1, 1), (5, 2, 30), (3, 3, 0.1)]]
+    clipped = [clipped_gradient(model, *one, loss) for one in patients]
+    assert min(gradient.norm() for gradient in clipped) < CLIP - 0.01  # one is left as it is
+    assert max(gradient.norm() for gradient in clipped) == pytest.approx(CLIP)  # one is clipped
+    before = flat(model)
+    private_step(model, noiseless(model, expected=2.5), patients, loss)
+    torch.testing.assert_close(before - flat(model), sum(clipped) / 2.5, rtol=1e-4, atol=1e-7)
+
+
+def test_one_patient_moves_the_sum_by_at_most_the_clipping_norm():
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    without, with_ = network(), network()
+    private_step(without, noiseless(without, expected=1), [patient(2, 1)], loss)
+    private_step(with_, noiseless(with_, expected=1), [patient(2, 1), patient(9, 2, scale=1000)], loss)
+    assert float((flat(with_) - flat(without)).norm()) <= CLIP * (1 + 1e-5)
+
+
+def test_many_crops_of_a_patient_weigh_as_much_as_one():
+    crops, labels = patient(1, 1)
+    once, often = network(), network()
+    private_step(once, noiseless(once), [(crops, labels)], nn.CrossEntropyLoss())
+    private_step(often, noiseless(often), [(crops.repeat(6, 1, 1, 1), labels.repeat(6, 1, 1))], nn.CrossEntropyLoss())
+    torch.testing.assert_close(flat(once), flat(often))
+
+
+def test_loss_is_the_mean_over_patients():
+    model, loss, patients = network(), nn.CrossEntropyLoss(), [patient(1, 1), patient(4, 2)]
+    expected = sum(loss(model(crops), labels).item() for crops, labels in patients) / 2
+    assert private_step(model, wrapped(model), patients, loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("patients", [0, 1, 4])
+def test_noise_has_its_deviation_whatever_the_number_of_patients(patients):
+    model = nn.Linear(1000, 200, bias=False)
+    optimizer = wrapped(model, noise=3.0, expected=2.0)
+    before = flat(model)
+    private_step(model, optimizer, [patient_of_zeros()] * patients, lambda logits, _: (0 * logits).mean())
+    noise = (flat(model) - before) / (3.0 * CLIP / 2.0)
+    # 200,000 draws: six standard errors of mean, deviation and fourth moment.
+    assert float(noise.mean()) == pytest.approx(0, abs=0.0135)
+    assert float(noise.std()) == pytest.approx(1, abs=0.0095)
+    assert float((noise**4).mean()) == pytest.approx(3, abs=0.13)
+    assert float(noise.abs().max()) > 3.5
+
+
+def patient_of_zeros() -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, 1000), torch.zeros(1)
+
+
+def test_empty_batch_is_a_step_with_noise():
+    model = network()
+    before = flat(model)
+    assert private_step(model, wrapped(model), [], nn.CrossEntropyLoss()) is None
+    assert (flat(model) != before).all()
+
+
+def test_every_step_draws_new_noise():
+    model = nn.Linear(50, 50)
+    optimizer = wrapped(model)
+    points = [flat(model)]
+    for _ in range(2):
+        private_step(model, optimizer, [], nn.CrossEntropyLoss())
+        points.append(flat(model))
+    assert not torch.equal(points[1] - points[0], points[2] - points[1])
+
+
+def test_no_seed_reaches_noise_or_sampling():
+    steps, samples = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        random.seed(0)
+        model = nn.Linear(50, 50)
+        before = flat(model)
+        private_step(model, wrapped(model), [], nn.CrossEntropyLoss())
+        steps.append(flat(model) - before)
+        samples.append(sample_patients(200, 0.5))
+    assert not torch.equal(*steps)
+    assert samples[0] != samples[1]
+
+
+def test_noise_cannot_be_reproduced_from_the_seed_a_generator_remembers():
+    # torch's manual_seed keeps 32 bits of a seed, which can all be tried.
+    model = nn.Linear(2, 2)
+    first, second = wrapped(model).generator, wrapped(model).generator
+    draws = torch.randn(50, generator=first)
+    assert not torch.equal(draws, torch.randn(50, generator=torch.Generator().manual_seed(first.initial_seed())))
+    words = [wrapped(model).generator.get_state()[24 : 24 + 8 * 624].view(624, 8) for _ in range(2)]
+    assert int((words[0] != words[1]).any(dim=1).sum()) > 620
+    assert not torch.equal(draws, torch.randn(50, generator=second))
+
+
+def test_a_refused_step_leaves_nothing_for_the_next():
+    model, loss = network(), nn.CrossEntropyLoss()
+    optimizer = noiseless(model)
+    broken = (torch.full((1, 1, 7, 5), torch.nan), torch.zeros(1, 7, 5, dtype=torch.int64))
+    before = flat(model)
+    with pytest.raises(PrivacyError, match="not finite") as caught:
+        private_step(model, optimizer, [patient(2, 1), broken], loss)
+    assert caught.value.code is ErrorCode.NOT_FINITE
+    assert torch.equal(flat(model), before)
+    expected = clipped_gradient(model, *patient(3, 2), loss) / 2.5
+    private_step(model, optimizer, [patient(3, 2)], loss)
+    torch.testing.assert_close(before - flat(model), expected, rtol=1e-4, atol=1e-7)
+
+
+class _Frozen(nn.Module):
+    """As torchvision's FrozenBatchNorm2d: no relation to torch's BatchNorm but the name."""
+
+
+_Frozen.__name__ = "FrozenBatchNorm2d"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(4),
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm3d(4, track_running_stats=False),
+        nn.BatchNorm2d(4).eval().requires_grad_(False),
+        nn.SyncBatchNorm(4),
+        nn.LazyBatchNorm2d(),
+        nn.InstanceNorm2d(4, track_running_stats=True),
+        _Frozen(),
+    ],
+)
+def test_statistics_over_patients_are_refused(layer):
+    with pytest.raises(PrivacyError, match="GroupNorm") as caught:
+        check_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(layer)))
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
+def test_statistics_per_patient_are_allowed():
+    check_model(nn.Sequential(nn.InstanceNorm3d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4)))
+
+
+def test_an_unused_parameter_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Identity())
+    model[1].forgotten = nn.Parameter(torch.zeros(3))
+    with pytest.raises(PrivacyError, match=r"unused parameter '1\.forgotten'"):
+        private_step(model, wrapped(model), [patient(1, 1)], nn.CrossEntropyLoss())
+
+
+class _Counting(nn.Module):
+    """Keeps a statistic of what it sees, outside the gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.seen += image.mean()
+        return image
+
+
+def test_a_buffer_that_remembers_patients_is_refused():
+    model = nn.Sequential(_Counting(), nn.Conv2d(1, 2, 1))
+    before = flat(model)
+    with pytest.raises(PrivacyError, match=r"buffer '0\.seen'"):
+        private_step(model, wrapped(model), [patient(1, 1)], nn.CrossEntropyLoss())
+    assert torch.equal(flat(model), before)
+
+
+def test_an_optimiser_of_part_of_the_model_is_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=1)
+    with pytest.raises(PrivacyError, match=r"model\.parameters"):
+        private_optimizer(model, optimizer, noise_multiplier=1, clipping_norm=1, expected_patients=1)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["noise_multiplier", "clipping_norm", "expected_patients"])
+def test_settings_without_meaning_are_refused(name, value):
+    settings = {"noise_multiplier": 1.0, "clipping_norm": 1.0, "expected_patients": 1.0, name: value}
+    model = nn.Linear(2, 2)
+    with pytest.raises(PrivacyError, match="must be > 0"):
+        private_optimizer(model, torch.optim.SGD(model.parameters(), lr=1), **settings)
+
+
+def test_poisson_sampling_takes_each_patient_at_the_rate_on_their_own():
+    draws = torch.zeros(2000, 20)
+    for draw in draws:
+        draw[sample_patients(20, 0.3)] = 1
+    assert draws.mean(0).sub(0.3).abs().max() < 0.05  # five standard errors
+    assert float(draws.sum(1).var()) == pytest.approx(20 * 0.3 * 0.7, rel=0.2)
+    assert sample_patients(5, 1.0) == [0, 1, 2, 3, 4]
+    assert sample_patients(0, 0.5) == []

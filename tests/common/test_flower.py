@@ -1,0 +1,222 @@
+import hashlib
+import importlib.metadata
+import io
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.cli.install import install_from_fab
+from flwr.common.config import get_fab_config
+
+from common import flower
+from common.config import RunConfig, canonical, parse
+from common.errors import ConfigError, UpdateError
+
+RUN_TOML = """
+# A comment, "quotes" and ümlauts survive.
+name = "lesions"
+[data]
+modality = "CT"
+classes = ["lesion"]
+[training]
+patch-size = [32, 32]
+[federation]
+rounds = 2
+"""
+RUN = parse(RunConfig, RUN_TOML)
+
+
+def message(size: int = 3) -> Message:
+    array = Array(dtype="uint8", shape=(size,), stype="safetensors", data=np.arange(size, dtype=np.uint8).tobytes())
+    content = RecordDict({"model": ArrayRecord({"safetensors": array}), "head": ConfigRecord({"round": 1})})
+    metadata = Metadata(
+        run_id=1,
+        message_id="",
+        src_node_id=1,
+        dst_node_id=7,
+        reply_to_message_id="",
+        group_id="1",
+        created_at=time.time(),
+        ttl=60.0,
+        message_type="train",
+    )
+    return make_message(metadata, content)
+
+
+def archive(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, data in members.items():
+            file.writestr(zipfile.ZipInfo(name), data, compress_type=compression)
+    return buffer.getvalue()
+
+
+def members(bundle: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(bundle)) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def test_the_installed_flower_is_the_one_this_module_was_written_for():
+    assert importlib.metadata.version("flwr") == flower.VERSION
+    flower.check_version()
+
+
+def test_another_flower_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.42.0")
+    with pytest.raises(ConfigError, match=r"1\.42\.0 is installed, 1\.41\.0 is needed"):
+        flower.check_version()
+
+
+def test_importing_it_does_not_load_torch():
+    code = "import sys, common.flower, common.wire.channels, common.pki; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_message_survives_packing():
+    sent = message()
+    head, tree, objects = flower.pack_message(sent)
+    assert not head.content.ByteSize()
+    received = flower.unpack_message(head, tree, objects)
+    assert received.content["head"] == sent.content["head"]
+    assert received.content["model"]["safetensors"].data == b"\x00\x01\x02"
+    assert received.metadata.message_id == sent.metadata.message_id == tree.object_id
+    assert (received.metadata.dst_node_id, received.metadata.group_id) == (7, "1")
+
+
+def test_reply_answers_the_message_that_was_unpacked():
+    head, tree, objects = flower.pack_message(message())
+    reply = Message(RecordDict(), reply_to=flower.unpack_message(head, tree, objects))
+    assert flower.pack_message(reply)[0].metadata.reply_to_message_id == tree.object_id
+
+
+def test_objects_are_named_by_the_sha256_of_their_bytes_children_first():
+    _, tree, objects = flower.pack_message(message())
+    assert {hashlib.sha256(content).hexdigest() for content in objects.values()} == set(objects)
+    assert set(flower.object_ids(tree)) == set(objects)
+    assert flower.object_ids(tree)[-1] == tree.object_id
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_altered_object_is_refused(index):
+    head, tree, objects = flower.pack_message(message())
+    altered = flower.object_ids(tree)[index]
+    objects[altered] = objects[altered][:-1] + bytes([objects[altered][-1] ^ 1])
+    with pytest.raises(UpdateError, match="altered"):
+        flower.unpack_message(head, tree, objects)
+
+
+def test_missing_object_is_refused():
+    head, tree, objects = flower.pack_message(message())
+    del objects[flower.object_ids(tree)[0]]
+    with pytest.raises(UpdateError, match="missing"):
+        flower.unpack_message(head, tree, objects)
+
+
+def test_tree_of_another_message_is_refused():
+    head, _, _ = flower.pack_message(message())
+    _, tree, objects = flower.pack_message(message(5))
+    with pytest.raises(UpdateError, match="do not belong together"):
+        flower.unpack_message(head, tree, objects)
+
+
+def test_objects_that_hash_right_but_are_no_message_are_refused():
+    head, tree, _ = flower.pack_message(message())
+    content = b"Exploit  0\x00"
+    tree.ClearField("children")
+    tree.object_id = head.metadata.message_id = hashlib.sha256(content).hexdigest()
+    with pytest.raises(UpdateError, match="cannot be decoded"):
+        flower.unpack_message(head, tree, {tree.object_id: content})
+
+
+def test_the_same_run_gives_the_same_bundle():
+    assert flower.build_bundle(RUN, RUN_TOML) == flower.build_bundle(RUN, RUN_TOML)
+
+
+def test_bundle_carries_the_run_and_no_code():
+    bundle = flower.build_bundle(RUN, RUN_TOML)
+    assert set(members(bundle)) == {"pyproject.toml", "run.toml", ".info/CONTENT"}
+    assert canonical(flower.read_bundle(bundle)) == canonical(RUN)
+
+
+def test_flower_reads_the_same_run_from_the_bundle():
+    config = get_fab_config(flower.build_bundle(RUN, RUN_TOML))["tool"]["flwr"]["app"]
+    assert config["config"]["run"] == canonical(RUN)
+    assert config["components"] == {"serverapp": "server.app:app", "clientapp": "client.app:app"}
+
+
+def test_flower_installs_the_bundle(tmp_path):
+    folder = install_from_fab(flower.build_bundle(RUN, RUN_TOML), tmp_path, skip_prompt=True)
+    assert {path.name for path in folder.rglob("*")} == {"pyproject.toml", "run.toml"}
+
+
+def test_bundle_of_another_text_is_not_built():
+    with pytest.raises(ConfigError, match="differ"):
+        flower.build_bundle(RUN, RUN_TOML.replace("rounds = 2", "rounds = 3"))
+
+
+@pytest.mark.parametrize("name", ["client/app.py", "sitecustomize.py", "../evil.py", "/etc/cron.d/evil", "run.toml/x"])
+def test_bundle_with_another_member_is_refused(name):
+    extra = members(flower.build_bundle(RUN, RUN_TOML)) | {name: b"import os"}
+    with pytest.raises(ConfigError, match="holds more than"):
+        flower.read_bundle(archive(extra))
+
+
+def test_bundle_whose_two_documents_disagree_is_refused():
+    parts = members(flower.build_bundle(RUN, RUN_TOML))
+    parts["pyproject.toml"] = parts["pyproject.toml"].replace(b'\\"rounds\\":2', b'\\"rounds\\":9')
+    with pytest.raises(ConfigError, match="do not agree"):
+        flower.read_bundle(archive(parts))
+
+
+def test_compressed_bundle_is_refused():
+    with pytest.raises(ConfigError, match="holds more than"):
+        flower.read_bundle(archive(members(flower.build_bundle(RUN, RUN_TOML)), zipfile.ZIP_DEFLATED))
+
+
+def test_zip_bomb_is_refused_without_unpacking_it():
+    bomb = archive({"run.toml": b"#" * 50_000_000}, zipfile.ZIP_DEFLATED)
+    assert len(bomb) < flower.MAX_BUNDLE_BYTES
+    with pytest.raises(ConfigError):
+        flower.read_bundle(bomb)
+
+
+def test_large_bundle_is_neither_built_nor_read():
+    text = RUN_TOML + "#" * flower.MAX_BUNDLE_BYTES
+    with pytest.raises(ConfigError, match=r"Shorten run\.toml"):
+        flower.build_bundle(RUN, text)
+    with pytest.raises(ConfigError, match="are allowed"):
+        flower.read_bundle(b"0" * (flower.MAX_BUNDLE_BYTES + 1))
+
+
+@pytest.mark.parametrize("position", range(0, 1400, 37))
+def test_no_altered_byte_goes_unnoticed(position):
+    bundle = bytearray(flower.build_bundle(RUN, RUN_TOML))
+    bundle[position % len(bundle)] ^= 1
+    with pytest.raises(ConfigError):
+        flower.read_bundle(bytes(bundle))
+
+
+def test_bytes_before_or_after_the_archive_are_refused():
+    bundle = flower.build_bundle(RUN, RUN_TOML)
+    for padded in (b"#!/bin/sh\n" + bundle, bundle + b"tail"):
+        with pytest.raises(ConfigError):
+            flower.read_bundle(padded)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"not a zip"])
+def test_other_bytes_are_no_bundle(data):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        flower.read_bundle(data)
+
+
+def test_superlink_stays_on_loopback_and_silent(tmp_path):
+    command = flower.superlink_command(9445)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    environment = flower.superlink_environment(tmp_path)
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_HOME"] == str(tmp_path)

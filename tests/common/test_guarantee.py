@@ -1,0 +1,100 @@
+"""The plan of a private run and the guarantee printed with its model."""
+
+import json
+
+import pytest
+
+from common.config import RunConfig, validate
+from common.errors import ErrorCode, PrivacyError
+from common.privacy.accountant import epsilon
+from common.privacy.guarantee import guarantee, plan
+
+
+def run(**privacy) -> RunConfig:
+    values = {
+        "name": "phantoms",
+        "data": {"modality": "CT", "classes": ["lesion"]},
+        "training": {"patch-size": [64, 64], "local-steps": 20},
+        "federation": {"rounds": 5},
+        "privacy": {"target-epsilon": 4.0, "sampling-rate": 0.25, "clipping-norm": 0.5} | privacy,
+    }
+    return validate(RunConfig, values)
+
+
+def test_a_plan_spends_the_target_over_the_whole_run_and_no_more():
+    private = plan(run(), 80)
+    spent = epsilon([(private.noise_multiplier, private.sampling_rate, 5 * private.steps_per_round)], private.delta)
+    assert 0.99 * 4 <= spent <= 4
+
+
+def test_delta_follows_the_declared_cohort():
+    assert plan(run(), 80).delta == pytest.approx(1 / 800)
+    assert plan(run(), 1).delta == pytest.approx(1 / 10)
+
+
+def test_expected_patients_follow_the_declared_cohort():
+    assert plan(run(), 80).expected_patients == 20
+
+
+def test_a_smaller_delta_is_used_and_needs_more_noise():
+    strict = plan(run(delta=1e-6), 80)
+    assert strict.delta == 1e-6
+    assert strict.noise_multiplier > plan(run(), 80).noise_multiplier
+
+
+def test_a_larger_delta_is_refused():
+    assert plan(run(delta=1 / 800), 80).delta == 1 / 800
+    with pytest.raises(PrivacyError, match=r"1 / \(10 N\) = 0\.00125") as caught:
+        plan(run(delta=0.00126), 80)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+
+
+def test_a_cohort_without_patients_is_refused():
+    with pytest.raises(PrivacyError) as caught:
+        plan(run(), 0)
+    assert caught.value.code is ErrorCode.TOO_FEW_PATIENTS
+
+
+def test_a_run_without_privacy_has_no_plan_and_no_guarantee():
+    plain = run().model_copy(update={"privacy": None})
+    with pytest.raises(PrivacyError, match=r"no \[privacy\] table"):
+        plan(plain, 80)
+    with pytest.raises(PrivacyError, match="no guarantee"):
+        guarantee(plain, epsilon=1.0, delta=1e-3, steps=1)
+
+
+def test_plans_are_repeatable():
+    assert plan(run(), 35) == plan(run(), 35)
+
+
+def test_the_guarantee_says_all_it_rests_on():
+    private = plan(run(), 80)
+    stated = guarantee(run(), epsilon=1.25, delta=private.delta, steps=40).as_dict()
+    assert json.loads(json.dumps(stated)) == {
+        "epsilon": 1.25,
+        "delta": 1 / 800,
+        "unit": "patient",
+        "cohort-size-class": "50-99",
+        "sampling": "Poisson: each patient in each step with probability 0.25",
+        "sampling-rate": 0.25,
+        "steps": 40,
+        "noise-multiplier": private.noise_multiplier,
+        "clipping-norm": 0.5,
+        "accountant": "PRV",
+        "public": stated["public"] and list(stated["public"]),
+        "not-covered": stated["not-covered"] and list(stated["not-covered"]),
+    }
+    assert "evaluation scores of held-out patients" in stated["not-covered"]
+
+
+@pytest.mark.parametrize(
+    ("patients", "expected"),
+    [(1, "1-9"), (9, "1-9"), (10, "10-19"), (49, "20-49"), (9999, "5000-9999"), (10_000, "10000 or more")],
+)
+def test_cohort_size_is_stated_as_a_class(patients, expected):
+    delta = plan(run(), patients).delta
+    assert guarantee(run(), epsilon=1.0, delta=delta, steps=20).cohort_size_class == expected
+
+
+def test_a_delta_of_the_run_says_nothing_of_the_cohort():
+    assert guarantee(run(delta=1e-6), epsilon=1.0, delta=1e-6, steps=20).cohort_size_class == "not stated"

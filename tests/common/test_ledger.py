@@ -1,0 +1,214 @@
+"""The ledger, with real processes that are killed or charge at once."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from common.errors import ErrorCode, PrivacyError
+from common.privacy.accountant import epsilon, noise_multiplier_for
+from common.privacy.ledger import Ledger
+
+DELTA = 1e-3
+ROUND = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 10, "delta": DELTA}
+
+CHARGE_FOREVER = """
+import sys
+from pathlib import Path
+from common.privacy.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+for round_ in range(1, 100_000):
+    ledger.charge("cohort", sys.argv[2], round_, "1", noise_multiplier=2.0, sampling_rate=0.25, steps=10, delta=1e-3,
+                  lifetime_epsilon=None)
+    print(round_, flush=True)
+"""
+
+CHARGE_UNTIL_REFUSED = """
+import sys
+from pathlib import Path
+from common.errors import PrivacyError
+from common.privacy.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+charged = 0
+try:
+    for round_ in range(1, 100):
+        ledger.charge("cohort", sys.argv[2], round_, "1", noise_multiplier=2.0, sampling_rate=0.25, steps=10,
+                      delta=1e-3, lifetime_epsilon=float(sys.argv[3]))
+        charged += 1
+except PrivacyError as error:
+    print(charged, error.code)
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def charge(ledger, run="run", round_=1, attempt="1", *, cohort="cohort", lifetime=None, **changes):
+    ledger.charge(cohort, run, round_, attempt, lifetime_epsilon=lifetime, **(ROUND | changes))
+
+
+def test_a_new_ledger_has_nothing_spent(ledger):
+    assert ledger.spent("cohort", DELTA) == 0
+    assert ledger.entries() == ()
+
+
+def test_a_repeated_charge_costs_once(ledger):
+    for _ in range(3):
+        charge(ledger)
+    assert ledger.history("cohort") == ((2.0, 0.25, 10),)
+
+
+def test_a_repeated_charge_is_accepted_when_the_budget_is_spent_since(ledger):
+    lifetime = epsilon([(2.0, 0.25, 10)], DELTA)
+    charge(ledger, lifetime=lifetime)
+    charge(ledger, lifetime=lifetime)
+    with pytest.raises(PrivacyError):
+        charge(ledger, round_=2, lifetime=lifetime)
+
+
+def test_a_new_attempt_costs_again(ledger):
+    charge(ledger, attempt="1")
+    charge(ledger, attempt="2")
+    assert ledger.history("cohort") == ((2.0, 0.25, 20),)
+
+
+@pytest.mark.parametrize("change", [{"noise_multiplier": 9.0}, {"steps": 1}, {"sampling_rate": 0.1}, {"delta": 1e-4}])
+def test_an_attempt_cannot_be_charged_twice_with_different_values(ledger, change):
+    charge(ledger)
+    with pytest.raises(PrivacyError, match="new attempt"):
+        charge(ledger, **change)
+    assert ledger.history("cohort") == ((2.0, 0.25, 10),)
+
+
+def test_runs_add_up_in_their_cohort_and_cohorts_stand_alone(ledger):
+    charge(ledger, "a", 1)
+    charge(ledger, "a", 2)
+    charge(ledger, "b", 1, noise_multiplier=3.0)
+    charge(ledger, "a", 1, cohort="other")
+    assert ledger.history("cohort") == ((2.0, 0.25, 20), (3.0, 0.25, 10))
+    assert ledger.history("cohort", "a") == ((2.0, 0.25, 20),)
+    assert ledger.spent("cohort", DELTA) == epsilon([(2.0, 0.25, 20), (3.0, 0.25, 10)], DELTA)
+    assert ledger.spent("cohort", DELTA, "b") == epsilon([(3.0, 0.25, 10)], DELTA)
+    assert [(entry.cohort, entry.run_hash, entry.round) for entry in ledger.entries()] == [
+        ("cohort", "a", 1), ("cohort", "a", 2), ("cohort", "b", 1), ("other", "a", 1),
+    ]  # fmt: skip
+
+
+def test_a_ledger_outlives_its_object(ledger, tmp_path):
+    charge(ledger)
+    assert Ledger(tmp_path / "ledger.sqlite").entries() == ledger.entries()
+
+
+def test_a_run_is_refused_before_it_starts_with_the_number_of_rounds_that_fit(ledger):
+    lifetime = epsilon([(2.0, 0.25, 70)], DELTA)  # seven rounds
+    charge(ledger, "earlier", 1, lifetime=lifetime, rounds=1)
+    with pytest.raises(PrivacyError, match=r"10 round\(s\) .* 6 would fit") as caught:
+        charge(ledger, "late", 1, lifetime=lifetime, rounds=10)
+    assert caught.value.code is ErrorCode.BUDGET_SPENT
+    assert len(ledger.entries()) == 1
+    for round_ in range(1, 7):
+        charge(ledger, "late", round_, lifetime=lifetime, rounds=7 - round_)
+    with pytest.raises(PrivacyError, match="0 would fit"):
+        charge(ledger, "late", 7, lifetime=lifetime)
+    assert ledger.spent("cohort", DELTA) == lifetime
+
+
+def test_a_started_run_goes_on_while_single_rounds_fit(ledger):
+    lifetime = epsilon([(2.0, 0.25, 30)], DELTA)
+    charge(ledger, round_=1, lifetime=lifetime, rounds=3)
+    charge(ledger, round_=1, attempt="2", lifetime=lifetime, rounds=3)  # a crash made the plan of three rounds too long
+    charge(ledger, round_=2, lifetime=lifetime, rounds=2)
+
+
+def test_a_run_planned_for_the_whole_budget_is_charged_to_its_end(ledger):
+    noise = noise_multiplier_for(3.0, DELTA, 0.25, 50)
+    for round_ in range(1, 6):
+        charge(ledger, round_=round_, lifetime=3.0, rounds=6 - round_, noise_multiplier=noise)
+    assert 2.97 <= ledger.spent("cohort", DELTA) <= 3.0
+
+
+def test_noise_of_zero_fits_no_budget(ledger):
+    with pytest.raises(PrivacyError, match="0 would fit"):
+        charge(ledger, lifetime=1e9, noise_multiplier=0.0)
+
+
+def test_two_processes_share_a_budget_without_passing_it(tmp_path):
+    path, lifetime = tmp_path / "ledger.sqlite", epsilon([(2.0, 0.25, 130)], DELTA)  # thirteen rounds
+    command = [sys.executable, "-c", CHARGE_UNTIL_REFUSED, str(path)]
+    processes = [
+        subprocess.Popen([*command, run, repr(lifetime)], stdout=subprocess.PIPE, text=True) for run in ("a", "b")
+    ]
+    answers = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert [code for _, code in answers] == ["budget-spent", "budget-spent"]
+    assert sum(int(charged) for charged, _ in answers) == 13
+    assert Ledger(path).history("cohort") == ((2.0, 0.25, 130),)
+
+
+def test_a_killed_process_never_loses_an_acknowledged_charge(tmp_path):
+    path, acknowledged = tmp_path / "ledger.sqlite", 0
+    for attempt in range(4):
+        command = [sys.executable, "-c", CHARGE_FOREVER, str(path), f"run-{attempt}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "1\n"
+            time.sleep(random.uniform(0, 0.15))  # noqa: S311 -- any moment
+            os.kill(process.pid, signal.SIGKILL)
+            acknowledged += 1 + sum(line.endswith("\n") for line in process.stdout)
+        recorded = len(Ledger(path).entries())
+        # At most the one charge in flight at each kill was recorded and not acknowledged.
+        assert acknowledged <= recorded <= acknowledged + attempt + 1
+    charge(Ledger(path), "after")
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_ledger_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(PrivacyError, match="restore the file from a backup") as caught:
+        charge(Ledger(path))
+    assert caught.value.code is ErrorCode.INTERNAL
+    assert path.read_bytes() == content
+
+
+def test_a_ledger_that_cannot_be_written_refuses(tmp_path):
+    with pytest.raises(PrivacyError, match="right to write"):
+        charge(Ledger(tmp_path / "no-such-folder" / "ledger.sqlite"))
+
+
+def test_a_full_disk_refuses_with_its_code(ledger, monkeypatch):
+    charge(ledger)
+    connect = sqlite3.connect
+
+    def with_a_full_disk(*arguments, **options):
+        database = connect(*arguments, **options)
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", with_a_full_disk)
+    with pytest.raises(PrivacyError, match="Free disk space") as caught:
+        charge(ledger, attempt="x" * 100_000)
+    assert caught.value.code is ErrorCode.DISK_FULL
+    monkeypatch.undo()
+    assert len(ledger.entries()) == 1
+
+
+def test_a_ledger_of_a_newer_version_is_refused(ledger, tmp_path):
+    charge(ledger)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
+        database.execute("PRAGMA user_version = 2")
+    with pytest.raises(PrivacyError, match="format 2"):
+        ledger.entries()
+
+
+@pytest.mark.parametrize("change", [{"steps": -1}, {"sampling_rate": 0.0}, {"noise_multiplier": float("nan")}])
+def test_a_charge_without_meaning_is_refused(ledger, change):
+    with pytest.raises(PrivacyError, match="privacy history"):
+        charge(ledger, **change)
+    assert ledger.entries() == ()

@@ -1,0 +1,60 @@
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from common.wire import wake
+
+
+def elapsed(action) -> float:
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
+
+
+@pytest.fixture
+def gateway(tmp_path):
+    sleeper = wake.gateway_sleeper(tmp_path)
+    yield sleeper
+    sleeper.close()
+
+
+def test_a_poke_ends_the_sleep_at_once(tmp_path, gateway):
+    threading.Timer(0.05, wake.poke_gateway, [tmp_path]).start()
+    assert elapsed(lambda: gateway.sleep(10.0)) < 5.0
+
+
+def test_a_poke_before_the_sleep_is_not_lost_and_many_count_as_one(tmp_path, gateway):
+    for _ in range(1000):
+        wake.poke_gateway(tmp_path)
+    assert gateway.sleep(10.0)
+    assert not gateway.sleep(0.0)
+
+
+def test_without_a_poke_it_sleeps_its_time(gateway):
+    assert elapsed(lambda: gateway.sleep(0.05)) >= 0.05
+
+
+def test_poking_nobody_does_nothing(tmp_path):
+    wake.poke_gateway(tmp_path)
+    wake.poke_strategies(tmp_path)
+
+
+def test_a_socket_left_behind_by_a_killed_process_is_removed(tmp_path):
+    path = tmp_path / "wake" / "strategy-1.sock"
+    wake.Sleeper(path)._socket.close()
+    wake.poke_strategies(tmp_path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("home", [None, Path("nowhere")])
+def test_without_a_gateway_the_strategy_just_sleeps(home):
+    assert wake.strategy_wake(home) is time.sleep
+
+
+def test_the_strategy_pokes_the_gateway_and_wakes_when_a_reply_is_there(tmp_path, gateway):
+    sleep = wake.strategy_wake(tmp_path)
+    threading.Timer(0.05, wake.poke_strategies, [tmp_path]).start()
+    assert elapsed(lambda: sleep(10.0)) < 5.0
+    assert gateway.sleep(0.0)

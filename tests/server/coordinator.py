@@ -1,0 +1,81 @@
+"""A coordinator for tests: its home, enrolled sites with real keys, and channels with real TLS."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from common import pki
+from common.config import RunConfig, parse
+from common.wire import channels
+from server import enrolment
+from server import home as homes
+from server.home import Home, ServerConfig
+from server.registry import Registry
+
+RUN_TOML = """
+name = "lesions"
+[data]
+modality = "CT"
+classes = ["lesion"]
+[training]
+patch-size = [32, 32]
+[federation]
+rounds = 2
+quorum = 2
+join-timeout-s = 60
+"""
+RUN = parse(RunConfig, RUN_TOML)
+
+
+@dataclass(frozen=True)
+class Member:
+    """An enrolled site's identity."""
+
+    name: str
+    key: pki.PrivateKey
+    certificate: bytes
+
+    def channel(self, home: Home) -> grpc.Channel:
+        return channels.secure_channel(home.gateway_address, home.root_pem, pki.key_to_pem(self.key), self.certificate)
+
+
+def new_home(folder: Path) -> Home:
+    gateway, enrol, superlink = free_ports(3)
+    config = ServerConfig(
+        hosts=("127.0.0.1", "localhost"), gateway_port=gateway, enrolment_port=enrol, superlink_port=superlink
+    )
+    return homes.create(folder, config)
+
+
+def enrol(home: Home, registry: Registry, name: str) -> Member:
+    key = pki.new_key()
+    invitation = enrolment.invite(home, registry, name)
+    registry.redeem(name, invitation.token, pki.to_pem(pki.csr_for(name, key)))
+    enrolment.approve(home, registry, name)
+    certificate = registry.site(name).certificate
+    assert certificate is not None
+    return Member(name, key, certificate)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def status_of(call: Callable[..., Any], request: object) -> grpc.StatusCode:
+    """How a call ends."""
+    try:
+        call(request, timeout=10.0)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK

@@ -1,0 +1,266 @@
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from common import pki
+from common.config import sha256_of
+from common.flower import build_bundle
+from server import launcher
+from server.cli import app
+from server.home import ENVIRONMENT, open_home
+from server.registry import Registry
+from server.watch import event_line, state_line
+from tests.server.coordinator import RUN, RUN_TOML, enrol, free_ports, new_home
+
+HASH = sha256_of(RUN)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return new_home(tmp_path / "wardround-server")
+
+
+@pytest.fixture
+def registry(home):
+    return Registry(home.registry)
+
+
+@pytest.fixture
+def document(tmp_path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_TOML)
+    return path
+
+
+@pytest.fixture
+def running(monkeypatch):
+    monkeypatch.setattr(launcher, "is_running", lambda _: True)
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def succeeds(*words: str) -> str:
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(*words: str) -> str:
+    result = invoke(*words)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def add_result(home, status: str = "completed") -> Path:
+    folder = home.run_folder(RUN)
+    folder.mkdir(parents=True)
+    dice = {"dice": 0.75}
+    scores = {"test": {"round": 2, "sites": {"a": dice}, "mean-of-sites": dice, "mean-of-patients": None}}
+    guarantee = {"sites": {"a": {"epsilon": 1.5, "delta": 0.001}}}
+    (folder / "summary.json").write_text(json.dumps({"status": status, "scores": scores, "guarantee": guarantee}))
+    for name in ("model.safetensors", "model.json"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def test_init_makes_a_private_home_for_this_machine(tmp_path):
+    succeeds("init")
+    home = open_home(tmp_path / "wardround-server")
+    assert home.config.listen == "127.0.0.1"
+    assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
+    files = [path for path in home.path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_init_with_a_host_listens_to_the_world_and_certifies_the_name(tmp_path):
+    ports = [str(port) for port in free_ports(3)]
+    options = ("--gateway-port", ports[0], "--enrolment-port", ports[1], "--superlink-port", ports[2])
+    succeeds("init", "--home", "other", "--host", "fl.example.org", *options)
+    home = open_home(tmp_path / "other")
+    assert home.config.listen == "0.0.0.0"
+    assert home.gateway_address == f"fl.example.org:{ports[0]}"
+    certificate = pki.load_certificate((home.path / "pki" / "server.pem").read_bytes())
+    assert {"fl.example.org", "localhost", "127.0.0.1"} <= set(pki.hosts_of(certificate))
+
+
+def test_init_twice_is_refused_and_changes_nothing(home):
+    before = home.root_pem
+    assert "already initialised" in fails("init")
+    assert home.root_pem == before
+
+
+def test_the_same_port_twice_is_refused():
+    assert "must differ" in fails("init", "--gateway-port", "9000", "--enrolment-port", "9000")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "x"])
+def test_impossible_ports_are_usage_errors(port):
+    assert invoke("init", "--gateway-port", port).exit_code == 2
+
+
+def test_without_a_home_the_message_says_what_to_do():
+    assert "wardround-server init" in fails("sites")
+
+
+def test_the_environment_names_the_home(home, monkeypatch, tmp_path):
+    monkeypatch.setenv(ENVIRONMENT, str(home.path))
+    monkeypatch.chdir(tmp_path.parent)
+    assert json.loads(succeeds("sites", "--json")) == []
+
+
+def test_a_home_open_to_others_is_refused(home):
+    home.path.chmod(0o755)
+    assert "chmod 700" in fails("sites")
+
+
+def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
+    path = Path(succeeds("invite", "st-mary").strip())
+    invitation = pki.Invitation.from_text(path.read_text())
+    csr = pki.csr_for("st-mary", pki.new_key())
+    registry.redeem("st-mary", invitation.token, pki.to_pem(csr))
+    rows = json.loads(succeeds("requests", "--json"))
+    assert rows == [{"site": "st-mary", "phrase": pki.phrase(pki.fingerprint(csr))}]
+    assert "st-mary is active until 20" in succeeds("approve", "st-mary")
+    assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["active"]
+    succeeds("revoke", "st-mary")
+    assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["revoked"]
+
+
+def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
+    out = tmp_path / "usb" / "st-mary.invitation"
+    assert succeeds("invite", "st-mary", "--out", str(out)).strip() == str(out)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert pki.Invitation.from_text(out.read_text()).site == "st-mary"
+
+
+def test_mistakes_are_explained(home):
+    assert "no site name" in fails("invite", "St Mary")
+    assert "no site is called" in fails("approve", "nobody")
+    assert "no site is called" in fails("revoke", "nobody")
+    assert "no run is called" in fails("report", "nothing")
+
+
+def test_run_needs_a_running_coordinator(home, document):
+    assert "wardround-server start" in fails("run", str(document))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name = ", "not valid TOML"), (RUN_TOML + "\nroundz = 3\n", "unknown key"), ("", "Field required")],
+)
+def test_a_wrong_document_is_explained(home, running, tmp_path, text, message):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    assert message in fails("run", str(path))
+
+
+def test_a_missing_document_is_explained(home, running):
+    assert "cannot be read" in fails("run", "missing.toml")
+
+
+def test_run_proposes_and_says_what_the_sites_type(home, registry, running, document):
+    result = invoke("run", str(document))
+    assert result.exit_code == 0
+    assert HASH in result.stdout
+    assert f"wardround-client approve {HASH[:8]}" in result.stderr
+    assert registry.proposal(HASH).state == "proposed"
+    assert "change its name or seed" in fails("run", str(document))
+
+
+def test_watching_ends_with_the_table_when_the_run_is_completed(home, registry, running, document, monkeypatch):
+    monkeypatch.setattr("server.watch.time.sleep", lambda _: (add_result(home), registry.close(HASH, "completed")))
+    result = invoke("run", str(document), "--watch")
+    assert result.exit_code == 0, result.output
+    assert "0.750" in result.stdout
+    assert str(home.run_folder(RUN)) in result.stdout
+
+
+def test_watching_a_failed_run_gives_its_reason_and_exit_code_1(home, registry, running, document, monkeypatch):
+    monkeypatch.setattr("server.watch.time.sleep", lambda _: registry.close(HASH, "failed", "no quorum"))
+    assert "failed: no quorum" in fails("run", str(document), "--watch")
+
+
+def test_runs_stop_and_resume(home, registry, running, document):
+    succeeds("run", str(document))
+    succeeds("stop", "lesions")
+    assert [row["state"] for row in json.loads(succeeds("runs", "--json"))] == ["stopped"]
+    assert "stopped already" in fails("stop", HASH[:8])
+    succeeds("resume", HASH[:8])
+    assert registry.proposal(HASH).state == "proposed"
+    assert "nothing to resume" in fails("resume", "lesions")
+
+
+def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_path):
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    assert "only a completed run" in fails("export", "lesions", "--out", "model")
+    add_result(home)
+    registry.close(HASH, "completed")
+    succeeds("export", "lesions", "--out", "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_report_without_a_result_is_explained(home, registry):
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    assert "summary.json" in fails("report", "lesions")
+
+
+def test_status_of_a_stopped_coordinator_is_a_failure(home):
+    result = invoke("status", "--json")
+    assert result.exit_code == 1
+    assert {row["what"]: row["state"] for row in json.loads(result.stdout)}["gateway"] == "down"
+
+
+def test_doctor_finds_an_open_key(home):
+    (home.path / "pki" / "root.key").chmod(0o644)
+    result = invoke("doctor", "--json")
+    assert result.exit_code == 1
+    wrong = {row["check"] for row in json.loads(result.stdout) if row["result"] == "WRONG"}
+    assert wrong == {"pki/root.key", "coordinator"}
+
+
+def test_every_command_shows_an_example():
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"wardround-server {name}" in " ".join(succeeds(name, "--help").split()), name
+
+
+def test_the_waiting_line_names_the_silent_sites_and_what_to_type(home, registry):
+    for name in ("a", "b"):
+        enrol(home, registry, name)
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    registry.answer(HASH, "a", approved=True)
+    line = state_line(registry, registry.proposal(HASH))
+    assert "1 of 2 approvals; waiting for b" in line
+    assert f"wardround-client approve {HASH[:8]}" in line
+
+
+def test_a_round_line_names_who_was_left_out():
+    event = {
+        "event": "round", "round": 3, "sites": ["a"], "refused": {"b": "not-finite"}, "missing": ["c"],
+        "seconds": 1.25, "bytes-down": 3_000_000, "bytes-up": 1_000_000,
+    }  # fmt: skip
+    assert event_line(event) == "round 3: 1 sites, 1.2 s, 4.0 MB; b refused (not-finite), c missing"
+
+
+def test_the_certificate_follows_the_hosts(home):
+    text = (home.path / "server.toml").read_text().replace('"localhost"', '"localhost", "fl.example.org"')
+    (home.path / "server.toml").write_text(text)
+    os.chmod(home.path / "server.toml", 0o600)
+    from server.home import server_credentials
+
+    changed = open_home(home.path)
+    assert "fl.example.org" in pki.hosts_of(pki.load_certificate(server_credentials(changed)[1]))

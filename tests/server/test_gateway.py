@@ -1,0 +1,490 @@
+"""Real TLS, a real SuperLink, agents played by hand."""
+
+import hashlib
+import io
+import json
+import signal
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from flwr.app import Message
+from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from common import flower, pki
+from common.config import sha256_of
+from common.records import TrainReply, reply_to_record, request_from_record
+from common.wire import channels
+from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
+from common.wire.wardround_pb2_grpc import CoordinationStub
+from server import serve
+from server.gateway import Gateway
+from server.home import ENVIRONMENT, Home, read_nodes
+from server.launcher import is_listening
+from server.registry import Registry
+from server.seat import Objects
+from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, status_of
+
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+OK = grpc.StatusCode.OK
+
+# Two rounds over one array of 12 MB (three of Flower's default chunks); writes down who answered what.
+SERVER_APP = """
+import json, os
+from pathlib import Path
+from flwr.serverapp import ServerApp
+from common.records import TrainRequest
+from common.wire.wake import strategy_wake
+from server.exchange import ask
+from server.home import open_home, read_nodes
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    home = open_home()
+    wake, names, out = strategy_wake(home.path), read_nodes(home), []
+    for number in (1, 2):
+        while len(list(grid.get_node_ids())) < 2: wake(0.1)
+        sites = {node: names[node] for node in grid.get_node_ids()}
+        weights = bytes([number]) * 12_000_000
+        for answer in ask(grid, sites, TrainRequest("0" * 64, number, weights), timeout_s=60, wait=wake):
+            out.append([number, answer.site, answer.reply and answer.reply.weights.hex()])
+    (home.path / "answers.json.part").write_text(json.dumps(out))
+    (home.path / "answers.json.part").rename(home.path / "answers.json")
+"""
+PROJECT = """
+[project]
+name = "toy"
+version = "1.0.0"
+[tool.flwr.app]
+publisher = "test"
+[tool.flwr.app.components]
+serverapp = "toy_server:app"
+clientapp = "client.app:app"
+"""
+
+
+@dataclass
+class Coordinator:
+    home: Home
+    registry: Registry
+    gateway: Gateway
+    members: dict[str, Member]
+    live_runs: set[int]
+
+
+class Agent:
+    """A site's agent, played by hand."""
+
+    def __init__(self, coordinator: Coordinator, name: str) -> None:
+        self.name = name
+        self.channel = coordinator.members[name].channel(coordinator.home)
+        self.fleet: Any = FleetStub(self.channel)
+        self.coordination = CoordinationStub(self.channel)
+        self.node = Node(node_id=self.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
+
+    def pull(self) -> tuple[Any, Any]:
+        while True:
+            response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=40.0)
+            if response.messages_list:
+                return response.messages_list[0], response.message_object_trees[0]
+
+    def fetch(self, head: Any, tree: Any) -> Message:
+        objects = {}
+        for object_id in flower.object_ids(tree):
+            response = self.fleet.PullObject(self.object_request(head.metadata.run_id, object_id))
+            assert response.object_available
+            objects[object_id] = response.object_content
+        message = flower.unpack_message(head, tree, objects)
+        self.confirm(head)
+        return message
+
+    def confirm(self, head: Any) -> None:
+        self.fleet.ConfirmMessageReceived(
+            message_pb2.ConfirmMessageReceivedRequest(
+                node=self.node, run_id=head.metadata.run_id, message_object_id=head.metadata.message_id
+            )
+        )
+
+    def push(self, reply: Message) -> None:
+        announcement, objects = self.announcement(reply)
+        response = self.fleet.PushMessages(announcement)
+        for object_id in response.objects_to_push:
+            self.fleet.PushObject(self.upload(response.session_id, object_id, objects[object_id]))
+
+    def announcement(self, reply: Message) -> tuple[Any, dict[str, bytes]]:
+        head, tree, objects = flower.pack_message(reply)
+        request = fleet_pb2.PushMessagesRequest(node=self.node, messages_list=[head], message_object_trees=[tree])
+        return request, objects
+
+    def object_request(self, run_id: int, object_id: str) -> Any:
+        return message_pb2.PullObjectRequest(node=self.node, run_id=run_id, object_id=object_id)
+
+    def upload(self, session: str, object_id: str, content: bytes) -> Any:
+        return message_pb2.PushObjectRequest(
+            node=self.node, session_id=session, object_id=object_id, object_content=content
+        )
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 40.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def start_superlink(home: Home) -> subprocess.Popen[bytes]:
+    environment = flower.superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
+    with (home.logs / "superlink.log").open("ab") as log:
+        process = subprocess.Popen(
+            flower.superlink_command(home.config.superlink_port), env=environment, stdout=log, stderr=log
+        )
+    wait_for(lambda: is_listening(home.config.superlink_port))
+    return process
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Home:
+    return new_home(tmp_path_factory.mktemp("c") / "home")
+
+
+@pytest.fixture(scope="module")
+def superlink(home) -> Iterator[list[subprocess.Popen[bytes]]]:
+    running = [start_superlink(home)]
+    yield running
+    running[-1].send_signal(signal.SIGINT)
+    running[-1].wait(20)
+
+
+@pytest.fixture(scope="module")
+def coordinator(home, superlink) -> Iterator[Coordinator]:
+    registry = Registry(home.registry)
+    members = {name: enrol(home, registry, name) for name in ("a", "b", "revoked")}
+    gateway = Gateway(home, registry)
+    server = serve.start_gateway(home, gateway)
+    live_runs: set[int] = set()
+    stop = threading.Event()
+    sleeper = serve.gateway_sleeper(home.path)
+    hints = threading.Thread(target=serve.pass_hints_on, args=(sleeper, gateway, stop))
+    hints.start()
+
+    def keep_house() -> None:
+        while not stop.wait(0.2):
+            gateway.keep_house(set(live_runs))
+
+    house = threading.Thread(target=keep_house)
+    house.start()
+    yield Coordinator(home, registry, gateway, members, live_runs)
+    stop.set()
+    house.join()
+    hints.join()
+    server.stop(0).wait()
+    sleeper.close()
+
+
+@pytest.fixture(scope="module")
+def agents(coordinator) -> Iterator[tuple[Agent, Agent]]:
+    first, second = Agent(coordinator, "a"), Agent(coordinator, "b")
+    yield first, second
+    first.channel.close()
+    second.channel.close()
+
+
+def toy_bundle() -> bytes:
+    files = {"pyproject.toml": PROJECT.encode(), "toy_server.py": SERVER_APP.encode()}
+    manifest = "\n".join(f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items())
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in (files | {".info/CONTENT": manifest.encode()}).items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def answer_to(message: Message, weights: bytes) -> Message:
+    request = request_from_record(message.content)
+    reply = TrainReply(request.run_hash, request.round, weights, patients=3, metrics={"train-loss": 1.0})
+    return Message(reply_to_record(reply), reply_to=message)
+
+
+def activate(channel: grpc.Channel) -> grpc.StatusCode:
+    return status_of(FleetStub(channel).ActivateNode, fleet_pb2.ActivateNodeRequest())
+
+
+# Who gets in
+
+
+def test_no_certificate_no_connection(coordinator):
+    home = coordinator.home
+    with channels.secure_channel(home.gateway_address, home.root_pem) as channel:
+        assert activate(channel) == grpc.StatusCode.UNAVAILABLE
+
+
+def test_certificate_of_another_root_is_refused(coordinator):
+    key, other = pki.new_key(), pki.new_key()
+    root = pki.new_root(other, pki.common_name(pki.load_certificate(coordinator.home.root_pem)))
+    forged = Member("a", key, pki.to_pem(pki.site_certificate(pki.csr_for("a", key), "a", root, other)))
+    with forged.channel(coordinator.home) as channel:
+        assert activate(channel) == grpc.StatusCode.UNAVAILABLE
+
+
+def test_server_certificate_is_no_entry_ticket(coordinator):
+    pki_folder = coordinator.home.path / "pki"
+    key = pki.load_key((pki_folder / "server.key").read_bytes())
+    with Member("a", key, (pki_folder / "server.pem").read_bytes()).channel(coordinator.home) as channel:
+        assert activate(channel) == grpc.StatusCode.UNAVAILABLE
+
+
+def test_certificate_of_our_root_that_was_never_recorded_is_denied(coordinator):
+    key = pki.new_key()
+    root_key = pki.load_key((coordinator.home.path / "pki" / "root.key").read_bytes())
+    root = pki.load_certificate(coordinator.home.root_pem)
+    unknown = Member("a", key, pki.to_pem(pki.site_certificate(pki.csr_for("a", key), "a", root, root_key)))
+    with unknown.channel(coordinator.home) as channel:
+        assert activate(channel) == DENIED
+
+
+def test_revocation_acts_on_an_open_connection_and_a_held_call(coordinator):
+    agent = Agent(coordinator, "revoked")
+    held: list[grpc.StatusCode] = []
+    request = fleet_pb2.PullMessagesRequest(node=agent.node)
+    call = threading.Thread(target=lambda: held.append(status_of(agent.fleet.PullMessages, request)))
+    call.start()
+    time.sleep(0.3)
+    coordinator.registry.revoke("revoked")
+    assert status_of(agent.coordination.ListProposals, ListProposalsRequest()) == DENIED
+    call.join(8.0)
+    assert held == [DENIED]
+    agent.channel.close()
+
+
+# What they may do
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("RegisterNode", fleet_pb2.RegisterNodeFleetRequest(public_key=b"mine")),
+        ("UnregisterNode", fleet_pb2.UnregisterNodeFleetRequest(node_id=1)),
+        ("GetFab", fab_pb2.GetFabRequest(run_id=1)),
+    ],
+)
+def test_methods_that_are_not_for_sites_are_denied(agents, method, request_):
+    assert status_of(getattr(agents[0].fleet, method), request_) == DENIED
+
+
+@pytest.mark.parametrize(
+    ("method", "make"),
+    [
+        ("DeactivateNode", lambda node: fleet_pb2.DeactivateNodeRequest(node_id=node.node_id)),
+        ("SendNodeHeartbeat", lambda node: heartbeat_pb2.SendNodeHeartbeatRequest(node=node)),
+        ("PullMessages", lambda node: fleet_pb2.PullMessagesRequest(node=node)),
+        ("PullObject", lambda node: message_pb2.PullObjectRequest(node=node)),
+        ("ConfirmMessageReceived", lambda node: message_pb2.ConfirmMessageReceivedRequest(node=node)),
+        ("PushMessages", lambda node: fleet_pb2.PushMessagesRequest(node=node)),
+        ("PushObject", lambda node: message_pb2.PushObjectRequest(node=node)),
+        ("GetRun", lambda node: run_pb2.GetRunRequest(node=node)),
+    ],
+)
+def test_another_sites_node_id_is_denied_in_every_method(agents, method, make):
+    mine, other = agents
+    assert status_of(getattr(mine.fleet, method), make(other.node)) == DENIED
+    assert status_of(getattr(mine.fleet, method), make(Node(node_id=12345))) == DENIED
+
+
+def test_refusals_are_logged_with_the_site(agents, caplog):
+    status_of(agents[0].fleet.GetRun, run_pb2.GetRunRequest(node=agents[1].node))
+    assert any("site a used node id" in record.message for record in caplog.records)
+
+
+def test_node_ids_are_published_for_the_server_app(coordinator, agents):
+    names = read_nodes(coordinator.home)
+    assert [names[agent.node.node_id] for agent in agents] == ["a", "b"]
+
+
+def test_health_is_served(agents):
+    reply = health_pb2_grpc.HealthStub(agents[0].channel).Check(health_pb2.HealthCheckRequest())
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_connected_sites_are_marked(coordinator, agents):
+    assert coordinator.registry.site("a").connected
+
+
+# Proposals
+
+
+def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(coordinator, agents):
+    registry, stub = coordinator.registry, agents[0].coordination
+    known = stub.ListProposals(ListProposalsRequest()).revision
+    bundle = flower.build_bundle(RUN, RUN_TOML)
+    threading.Timer(0.3, registry.propose, [RUN, bundle]).start()
+    start = time.monotonic()
+    reply = stub.ListProposals(ListProposalsRequest(revision=known, wait_s=20.0))
+    assert 0.2 < time.monotonic() - start < 10.0
+    (proposal,) = reply.proposals
+    assert flower.read_bundle(proposal.bundle) == RUN
+    assert proposal.open
+    assert (proposal.run_hash, proposal.bundle_sha256) == (sha256_of(RUN), hashlib.sha256(bundle).hexdigest())
+    stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=True))
+    assert registry.proposal(proposal.run_hash).approved == {"a"}
+    registry.close(proposal.run_hash, "stopped")
+    late = AnswerProposalRequest(run_hash=proposal.run_hash, approved=True)
+    assert status_of(stub.AnswerProposal, late) == grpc.StatusCode.FAILED_PRECONDITION
+    assert not stub.ListProposals(ListProposalsRequest()).proposals[0].open
+
+
+# A federation
+
+
+def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coordinator, agents, monkeypatch):
+    first, second = agents
+    downloads: list[str] = []
+    load = Objects.get
+
+    def counted(self: Objects, object_id: str, download: Callable[[], bytes]) -> bytes:
+        return load(self, object_id, lambda: (downloads.append(object_id), download())[1])
+
+    monkeypatch.setattr(Objects, "get", counted)
+    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    coordinator.live_runs.add(run_id)
+    assert status_of(first.fleet.GetRun, run_pb2.GetRunRequest(node=first.node, run_id=run_id)) in (
+        OK,
+        grpc.StatusCode.FAILED_PRECONDITION,  # not running yet
+    )
+
+    # Round 1. What was not confirmed comes again; what was confirmed comes again after a restart.
+    pulled = first.pull()
+    assert first.pull()[0].metadata.message_id == pulled[0].metadata.message_id
+    first.fetch(*pulled)
+    first.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest())
+    message = first.fetch(*first.pull())
+    assert request_from_record(message.content).weights == b"\x01" * 12_000_000
+
+    # The other site's objects are its own.
+    other_pulled = second.pull()
+    foreign = first.fleet.PullObject(first.object_request(run_id, other_pulled[1].object_id))
+    assert not foreign.object_found
+    other = second.fetch(*other_pulled)
+    assert len(downloads) == len(set(downloads)), "an object was downloaded twice"
+
+    # Malformed replies are refused and change nothing.
+    request, objects = first.announcement(answer_to(message, b"first"))
+    request.messages_list[0].metadata.reply_to_message_id = other_pulled[0].metadata.message_id
+    assert status_of(first.fleet.PushMessages, request) == grpc.StatusCode.INVALID_ARGUMENT
+    empty = fleet_pb2.PushMessagesRequest(node=first.node)
+    assert status_of(first.fleet.PushMessages, empty) == grpc.StatusCode.INVALID_ARGUMENT
+    request, objects = first.announcement(answer_to(message, b"first"))
+    session = first.fleet.PushMessages(request).session_id
+    one = next(iter(objects))
+    for bad in (
+        first.upload(session, one, objects[one] + b"x"),
+        first.upload("other", one, objects[one]),
+        first.upload(session, "00" * 32, b"x"),
+    ):
+        assert status_of(first.fleet.PushObject, bad) == grpc.StatusCode.INVALID_ARGUMENT
+
+    first.push(answer_to(message, b"first"))
+    second.push(answer_to(other, b"second"))
+
+    # Round 2, in the other order, with the second site giving up half-way and starting over.
+    for agent, weights in ((second, b"2"), (first, b"1")):
+        message = agent.fetch(*agent.pull())
+        if agent is second:
+            request, objects = agent.announcement(answer_to(message, b"lost"))
+            agent.fleet.PushMessages(request)
+        agent.push(answer_to(message, weights))
+
+    result = coordinator.home.path / "answers.json"
+    wait_for(result.exists)
+    expected = [
+        [1, "a", b"first".hex()],
+        [1, "b", b"second".hex()],
+        [2, "b", b"2".hex()],
+        [2, "a", b"1".hex()],
+    ]
+    assert sorted(map(tuple, _json(result))) == sorted(map(tuple, expected))
+    coordinator.live_runs.clear()
+
+
+def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordinator, agents, superlink):
+    superlink[-1].kill()
+    superlink[-1].wait()
+    agent = agents[0]
+    assert activate(agent.channel) == grpc.StatusCode.UNAVAILABLE
+    superlink.append(start_superlink(coordinator.home))
+    old = agent.node
+    agent.node = Node(node_id=agent.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
+    assert agent.node.node_id != old.node_id
+    stale = heartbeat_pb2.SendNodeHeartbeatRequest(node=old)
+    assert status_of(agent.fleet.SendNodeHeartbeat, stale) == grpc.StatusCode.ABORTED
+    assert agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node)).success
+
+
+def test_who_says_goodbye_is_away_and_must_activate_to_return(coordinator, agents):
+    agent = agents[0]
+    agent.fleet.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=agent.node.node_id))
+    assert not coordinator.registry.site("a").connected
+    request = fleet_pb2.PullMessagesRequest(node=agent.node)
+    assert status_of(agent.fleet.PullMessages, request) == grpc.StatusCode.ABORTED
+    agent.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest())
+    assert coordinator.registry.site("a").connected
+
+
+# The cache
+
+
+def test_objects_are_downloaded_once_however_many_ask():
+    objects, calls = Objects(), []
+    barrier = threading.Barrier(4)
+
+    def download() -> bytes:
+        calls.append(1)
+        time.sleep(0.05)
+        return b"content"
+
+    def ask() -> None:
+        barrier.wait()
+        assert objects.get("id", download) == b"content"
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_the_least_recently_used_object_leaves_first():
+    objects = Objects(limit_bytes=20)
+    for name in ("one", "two"):
+        objects.get(name, lambda: b"0123456789")
+    objects.get("one", _never)
+    objects.get("three", lambda: b"0123456789")
+    objects.get("one", _never)
+    objects.get("three", _never)
+    with pytest.raises(AssertionError):
+        objects.get("two", _never)
+
+
+def test_a_failed_download_is_tried_again():
+    objects = Objects()
+    with pytest.raises(AssertionError):
+        objects.get("id", _never)
+    assert objects.get("id", lambda: b"now") == b"now"
+
+
+def _never() -> bytes:
+    raise AssertionError("must come from the cache")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,182 @@
+import datetime
+import json
+import sqlite3
+
+import pytest
+
+from common import flower, pki
+from common.config import sha256_of
+from common.errors import FederationError
+from server.registry import Registry
+from server.runs import MAX_STARTS, Runs
+from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home
+
+HASH = sha256_of(RUN)
+
+
+class SuperLink:
+    """Stands in for the control calls of common/flower.py."""
+
+    def __init__(self) -> None:
+        self.started: list[bytes] = []
+        self.live: set[int] = set()
+        self.away = False
+
+    def start_run(self, _port: int, bundle: bytes) -> int:
+        if self.away:
+            raise FederationError("away")
+        self.started.append(bundle)
+        self.live.add(len(self.started))
+        return len(self.started)
+
+    def run_is_live(self, _port: int, run_id: int) -> bool:
+        return run_id in self.live
+
+    def stop_run(self, _port: int, run_id: int) -> None:
+        self.live.discard(run_id)
+
+
+@pytest.fixture
+def superlink(monkeypatch):
+    fake = SuperLink()
+    for name in ("start_run", "run_is_live", "stop_run"):
+        monkeypatch.setattr(flower, name, getattr(fake, name))
+    return fake
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Monotonic seconds, moved by hand."""
+    seconds = [1000.0]
+    monkeypatch.setattr("server.runs.time.monotonic", lambda: seconds[0])
+    return seconds
+
+
+@pytest.fixture
+def home(tmp_path):
+    return new_home(tmp_path / "home")
+
+
+@pytest.fixture
+def registry(home):
+    registry = Registry(home.registry)
+    for name in ("a", "b", "c"):
+        enrol(home, registry, name)
+    registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML))
+    return registry
+
+
+@pytest.fixture
+def running(home, registry, superlink, clock):
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "b", approved=True)
+    runs = Runs(home, registry)
+    runs.step()
+    return runs
+
+
+def summary(home, status: str, reason: str | None = None) -> None:
+    folder = home.run_folder(RUN)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps({"status": status, "reason": reason}))
+
+
+def test_a_run_starts_when_its_quorum_has_approved_and_not_before(home, registry, superlink):
+    runs = Runs(home, registry)
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "c", approved=False)
+    assert runs.step() == set()
+    registry.answer(HASH, "b", approved=True)
+    assert runs.step() == {1}
+    assert superlink.started == [registry.proposal(HASH).bundle]
+
+
+def test_the_approval_of_a_revoked_site_does_not_count(home, registry, superlink):
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "b", approved=True)
+    registry.revoke("b")
+    assert Runs(home, registry).step() == set()
+
+
+def test_without_a_quorum_in_time_the_run_fails_and_says_who_is_missing(home, registry, superlink):
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "c", approved=False)
+    past = (pki.now() - datetime.timedelta(seconds=61)).isoformat()
+    with sqlite3.connect(home.registry) as database:
+        database.execute("UPDATE proposals SET opened = ?", (past,))
+    Runs(home, registry).step()
+    closed = registry.proposal(HASH)
+    assert closed.state == "failed"
+    assert "1 of 2 sites approved within 60 s (approved: a; denied: c; silent: b)" in closed.reason
+
+
+def test_a_run_is_completed_when_its_summary_says_so(home, registry, running):
+    summary(home, "running")
+    assert running.step() == {1}
+    summary(home, "completed")
+    assert running.step() == set()
+    assert registry.proposal(HASH).state == "completed"
+
+
+def test_a_failed_run_keeps_its_reason(home, registry, running):
+    summary(home, "failed", "NaN from b")
+    running.step()
+    assert (registry.proposal(HASH).state, registry.proposal(HASH).reason) == ("failed", "NaN from b")
+
+
+def test_a_server_app_that_died_is_started_again_but_not_for_ever(registry, running, superlink, clock):
+    for _ in range(200):
+        superlink.live.clear()
+        clock[0] += 10.0
+        running.step()
+    assert len(superlink.started) == MAX_STARTS
+    assert registry.proposal(HASH).state == "failed"
+    assert f"ended {MAX_STARTS} times without a result" in registry.proposal(HASH).reason
+
+
+def test_a_summary_written_at_the_last_moment_counts(home, registry, running, superlink, clock):
+    superlink.live.clear()
+    clock[0] += 10.0
+    running.step()
+    summary(home, "completed")
+    clock[0] += 10.0
+    running.step()
+    assert registry.proposal(HASH).state == "completed"
+    assert len(superlink.started) == 1
+
+
+def test_a_stopped_run_is_stopped_at_the_superlink(registry, running, superlink):
+    registry.close(HASH, "stopped")
+    assert running.step() == set()
+    assert not superlink.live
+    assert registry.unfinished() == []
+
+
+def test_an_interruption_noted_as_failure_is_forgiven_after_a_restart(home, registry, running, superlink, clock):
+    superlink.live.clear()
+    summary(home, "failed", "interrupted")
+    again = Runs(home, registry)
+    for _ in range(5):
+        clock[0] += 10.0
+        again.step()
+    assert registry.proposal(HASH).state == "running"
+    assert len(superlink.started) == 2
+
+
+def test_a_resumed_run_starts_over_without_its_old_verdict(home, registry, running, superlink):
+    summary(home, "failed", "no quorum")
+    running.step()
+    registry.reopen(HASH)
+    running.step()
+    assert registry.proposal(HASH).state == "running"
+    assert len(superlink.started) == 2
+
+
+def test_a_superlink_that_is_away_is_waited_for(home, registry, superlink):
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "b", approved=True)
+    runs = Runs(home, registry)
+    superlink.away = True
+    assert runs.step() == set()
+    superlink.away = False
+    assert runs.step() == {1}

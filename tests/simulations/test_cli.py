@@ -1,0 +1,129 @@
+"""The command line does what its help says, explains what went wrong, and ends with 0 only on success."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from common.checkpoint import sha256
+from common.cli import FLOWER_ENVIRONMENT
+from simulations.cli import app
+from tests.simulations.tiny import RUN_TOML, tiny_site
+
+SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]\n'
+
+
+def sim(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    for name in ("north", "south"):
+        tiny_site(tmp_path / name, name)
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{RUN_TOML}\n{SITES}")
+    return path
+
+
+def test_run_prints_scores_and_writes_results(scenario: Path, tmp_path: Path) -> None:
+    done = sim("run", scenario, "--out", tmp_path / "out", "--json", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [row["site"] for row in rows] == ["north", "south", "mean of sites"]
+    assert rows[2]["dice"] == pytest.approx((rows[0]["dice"] + rows[1]["dice"]) / 2)
+    for name in ("model.safetensors", "model.json", "summary.json", "metrics.jsonl", "report.html"):
+        assert (tmp_path / "out" / name).exists()
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == 2
+
+
+def test_same_scenario_twice_gives_the_same_model(scenario: Path, tmp_path: Path) -> None:
+    digests = set()
+    for name in ("one", "two"):
+        assert sim("run", scenario, "--out", tmp_path / name, "--deterministic", "--threads", 1).exit_code == 0
+        digests.add(sha256((tmp_path / name / "model.safetensors").read_bytes()))
+    assert len(digests) == 1
+
+
+def test_other_seed_gives_another_model(scenario: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        assert sim("run", scenario, "--out", tmp_path / str(seed), "--seed", seed).exit_code == 0
+    digests = {sha256((tmp_path / str(seed) / "model.safetensors").read_bytes()) for seed in (0, 1)}
+    assert len(digests) == 2
+
+
+def test_phantoms_train_from_dicom_with_privacy(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    text = RUN_TOML.replace('"photo"', '"CT"').replace('"disc"', '"lesion"')
+    path.write_text(
+        f"{text}\n[run.privacy]\ntarget-epsilon = 8.0\nsampling-rate = 0.5\ncrops-per-patient = 1\n"
+        '[phantoms]\nscanners = ["a", "b"]\npatients = 5\nslices = 4\nrows = 32\n'
+    )
+    done = sim("run", path, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert all(0 < row["epsilon"] <= 8 and row["delta"] == pytest.approx(1 / 50) for row in rows[:2])
+    journal = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert "train-loss" not in journal
+    assert "PHANTOM" not in journal
+    assert str(tmp_path) not in journal
+
+
+def test_compare_prints_the_table(scenario: Path, tmp_path: Path) -> None:
+    done = sim("compare", scenario, "--out", tmp_path / "out", "--seeds", "0,1", "--rounds", 1, "--json")
+    assert done.exit_code == 0, done.output
+    first = json.loads(done.stdout)[0]
+    assert list(first) == ["", "alone: north", "alone: south", "pooled", "federated"]
+    assert "federated / pooled" in done.stderr
+
+
+def test_scenarios_lists_the_shipped_ones() -> None:
+    done = sim("scenarios", "--json")
+    assert done.exit_code == 0
+    assert [row["name"] for row in json.loads(done.stdout)] == ["hippocampus", "phantoms", "vessels"]
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "scenarios"])
+def test_help_shows_an_example(command: str) -> None:
+    done = sim(command, "--help")
+    assert done.exit_code == 0
+    assert re.search(rf"Example: wardround-sim {command}", done.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "vesels"], "there is no scenario 'vesels'"),
+        (["run", "none.toml"], "none.toml cannot be read"),
+        (["compare", "phantoms", "--seeds", "a"], "expected whole numbers"),
+    ],
+)
+def test_failure_is_one_message_and_exit_code_1(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = sim(*arguments, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.output
+
+
+def test_broken_image_is_left_out_and_the_others_go_on(scenario: Path, tmp_path: Path) -> None:
+    (tmp_path / "north" / "images" / "north-0.png").write_bytes(b"not a picture")
+    done = sim("run", scenario, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "1 studies left out" in done.stderr
+
+
+def test_site_without_images_fails_before_the_first_round(scenario: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "south" / "images").iterdir():
+        path.unlink()
+    done = sim("run", scenario, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "no study is usable" in done.stderr
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_flower_is_kept_from_calling_home() -> None:
+    assert FLOWER_ENVIRONMENT["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert FLOWER_ENVIRONMENT["FLWR_DISABLE_UPDATE_CHECK"] == "1"

@@ -1,0 +1,146 @@
+"""A scenario file becomes site homes that differ from a hospital's only in where they lie."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from common.config import SiteConfig, SourceConfig, load
+from common.errors import ConfigError
+from simulations.scenario import ScenarioConfig, load_scenario, make_site, prepare, share_out, shipped
+from tests.simulations.tiny import RUN_TOML, tiny_site
+
+
+def a_scenario(folder: Path, sites: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(f'title = "Mine"\n{RUN_TOML.replace("[run.", "[run.")}\n{sites}')
+    return str(path)
+
+
+def test_shipped_scenarios_are_valid_and_titled() -> None:
+    scenarios = shipped()
+    assert [one.name for one in scenarios] == ["hippocampus", "phantoms", "vessels"]
+    assert all(one.config.title and len(one.config.site_names) == 3 for one in scenarios)
+    assert all(one.config.run.name == one.name for one in scenarios)
+
+
+def test_relative_paths_start_from_the_data_folder(tmp_path: Path) -> None:
+    for name in ("north", "south"):
+        tiny_site(tmp_path / "images" / name, name)
+    tables = (
+        '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]'
+    )
+    scenario = load_scenario(a_scenario(tmp_path, tables))
+    sites = prepare(scenario, tmp_path / "out", data=tmp_path / "images")
+    assert [site.cohort(scenario.config.run).size for site in sites] == [5, 5]
+    assert sites[0].config.data[0].path == str(tmp_path / "images" / "north")
+
+
+def test_partition_gives_every_patient_to_one_site(tmp_path: Path) -> None:
+    tiny_site(tmp_path, "all", patients=11)
+    tables = '[partition]\nsites = ["x", "y", "z"]\n[partition.source]\npath = "."\nkind = "images"'
+    scenario = load_scenario(a_scenario(tmp_path, tables))
+    sites = prepare(scenario, tmp_path / "out")
+    shares = [set(site.config.data[0].patients) for site in sites]
+    assert sorted(map(len, shares)) == [3, 4, 4]
+    assert len(set.union(*shares)) == 11
+    assert sum(site.cohort(scenario.config.run).size for site in sites) == 11
+
+
+def test_share_does_not_depend_on_the_order_and_changes_with_the_seed() -> None:
+    patients = [f"p{number}" for number in range(30)]
+    assert share_out(patients, ["a", "b"], 0) == share_out(patients[::-1], ["a", "b"], 0)
+    assert share_out(patients, ["a", "b"], 0) != share_out(patients, ["a", "b"], 1)
+
+
+def test_more_sites_than_patients_is_an_error(tmp_path: Path) -> None:
+    tiny_site(tmp_path, "all", patients=2)
+    tables = '[partition]\nsites = ["x", "y", "z"]\n[partition.source]\npath = "."\nkind = "images"'
+    with pytest.raises(ConfigError, match="2 patients, too few for 3 sites"):
+        prepare(load_scenario(a_scenario(tmp_path, tables)), tmp_path / "out")
+
+
+def test_phantom_hospitals_are_generated_once(tmp_path: Path) -> None:
+    tables = '[phantoms]\nscanners = ["a", "b"]\npatients = 2\nslices = 3\nrows = 32'
+    scenario = load_scenario(a_scenario(tmp_path, tables))
+    told: list[tuple[int, int]] = []
+    sites = prepare(scenario, tmp_path / "out", progress=lambda done, total: told.append((done, total)))
+    assert [site.config.name for site in sites] == ["a", "b"]
+    assert [site.config.cohort_size for site in sites] == [2, 2]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").rglob("*.dcm")}
+    assert written
+    prepare(scenario, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_site_home_says_exactly_what_the_scenario_said(tmp_path: Path) -> None:
+    source = SourceConfig(
+        path='/with "quotes" and \\ and ü',
+        csv="s.csv",
+        where={"site": "dr ive", "a.b": "1"},
+        label_map={"1": "disc"},
+        patient_pattern=r"(Image_\d+)",
+        patients=("p 1", "p2"),
+    )
+    config = SiteConfig(name="north", data=(source, SourceConfig(path="x")), cohort_size=20)
+    site = make_site(tmp_path, config)
+    assert load(SiteConfig, site.home / "site.toml") == config == site.config
+
+
+def test_scenario_needs_exactly_one_kind_of_sites(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exactly one of"):
+        load_scenario(a_scenario(tmp_path, ""))
+    with pytest.raises(ConfigError, match="exactly one of"):
+        load_scenario(a_scenario(tmp_path, '[phantoms]\n[[sites]]\nname = "a"'))
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ('[phantoms]\nscanners = ["a", "q"]', "unknown scanners ['q']"),
+        ("[phantoms]\npatiens = 3", "Did you mean 'patients'?"),
+        ('[phantoms]\nscanners = ["a"]', "1 sites cannot reach federation.quorum 2"),
+        ('[[sites]]\nname = "a"\n[[sites]]\nname = "a"', "site names must be distinct"),
+    ],
+)
+def test_wrong_scenario_is_explained(tmp_path: Path, tables: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_scenario(a_scenario(tmp_path, tables))
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="hippocampus, phantoms, vessels"):
+        load_scenario("vesels")
+
+
+def test_missing_images_say_how_to_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WARDROUND_DATA", raising=False)
+    with pytest.raises(ConfigError, match="--data"):
+        prepare(load_scenario("vessels"), tmp_path)
+
+
+def test_data_variable_names_the_folder_of_all_scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_site(tmp_path / "data" / "mine" / "x", "x")
+    monkeypatch.setenv("WARDROUND_DATA", str(tmp_path / "data"))
+    tables = '[[sites]]\nname = "x"\ndata = [{path = "x"}]\n[[sites]]\nname = "y"\ndata = [{path = "x"}]'
+    sites = prepare(load_scenario(a_scenario(tmp_path, tables)), tmp_path / "out")
+    assert sites[0].config.data[0].path == str(tmp_path / "data" / "mine" / "x")
+
+
+def test_real_vessels_are_three_sites_and_two_eyes_one_patient(data: Path, tmp_path: Path) -> None:
+    scenario = load_scenario("vessels")
+    sites = prepare(scenario, tmp_path, data=data / "vessels")
+    from client.data.sources import list_patients  # noqa: PLC0415 - only where the images are
+
+    counts = {site.config.name: len(list_patients(site.config.data[0], site.home)) for site in sites}
+    assert counts == {"drive": 20, "chasedb1": 10, "hrf": 24}
+
+
+def test_real_hippocampus_is_shared_out_evenly(data: Path, tmp_path: Path) -> None:
+    sites = prepare(load_scenario("hippocampus"), tmp_path, data=data / "hippocampus")
+    assert [len(site.config.data[0].patients) for site in sites] == [44, 43, 43]
+
+
+def test_scenario_schema_refuses_unknown_tables() -> None:
+    assert ScenarioConfig.model_config["extra"] == "forbid"

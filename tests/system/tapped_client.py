@@ -1,0 +1,35 @@
+"""wardround-client with every outgoing request written, as plain bytes, to the file named by WARDROUND_TAP.
+
+The tap sits under all of the agent's calls, where TLS would encrypt them.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import grpc
+
+
+class Tap(grpc.UnaryUnaryClientInterceptor):
+    """Writes each request down and passes it on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def intercept_unary_unary(self, continuation, client_call_details, request):  # type: ignore[no-untyped-def]
+        with self._path.open("ab") as file:
+            file.write(client_call_details.method.encode() + b"\n" + request.SerializeToString() + b"\n")
+        return continuation(client_call_details, request)
+
+
+def main() -> None:
+    plain, tap = grpc.secure_channel, Tap(Path(os.environ["WARDROUND_TAP"]))
+    grpc.secure_channel = lambda *arguments: grpc.intercept_channel(plain(*arguments), tap)
+    from client.cli import app
+
+    sys.argv[0] = "wardround-client"
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""A federation of real processes on this machine: commands as typed, real certificates, generated DICOM.
+
+One coordinator and two hospitals go from nothing to a finished run; each test then claims one thing about what
+happened. The oracle of the model is the same run simulated in this process.
+"""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pydicom
+import pytest
+
+from client.site import open_site
+from common.checkpoint import sha256
+from common.config import RunConfig, parse
+from server.strategy import federate
+from simulations.anatomy import SCANNERS
+from simulations.grid import InProcessGrid
+from simulations.phantoms import write_hospital
+
+ROOT = Path(__file__).resolve().parents[2]
+SITES = {"north": "a", "south": "b"}  # site -> scanner
+RUN_TOML = """
+name = "tiny"
+seed = 3
+deterministic = true
+model = { channels = [8, 16] }
+data = { modality = "CT", classes = ["lesion"] }
+preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
+training = { local-steps = 3, batch-size = 2, patch-size = [16, 16] }
+federation = { rounds = 2, quorum = 2, join-timeout-s = 60, round-timeout-s = 60 }
+"""
+POLICY = "require-privacy = false\nmin-patients = 4\n"
+PATIENTS = 5
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was left when everything had been stopped."""
+
+    folder: Path
+    summary: dict[str, Any]
+    phrases: dict[str, tuple[str, str]]  # site -> what the hospital and the coordinator showed
+    idle: dict[str, float]  # site -> share of a core while nothing happened
+    statuses: dict[str, dict[str, Any]]  # before the stop
+    left: list[str]  # processes that outlived the stop
+    exit_codes: dict[str, int]
+
+    def home(self, site: str) -> Path:
+        return self.folder / site
+
+    def tap(self, site: str) -> bytes:
+        return (self.folder / f"{site}.tap").read_bytes()
+
+
+class Stage:
+    """Starts commands, and ends what it started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+
+    def spawn(self, module: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def keep(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.processes[name] = process
+
+    def server(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.spawn("server.cli", *arguments, WARDROUND_SERVER_HOME=str(self.folder / "coordinator"))
+
+    def client(self, site: str, *arguments: str) -> subprocess.Popen[str]:
+        variables = {"WARDROUND_HOME": str(self.folder / site), "WARDROUND_TAP": str(self.folder / f"{site}.tap")}
+        return self.spawn("tests.system.tapped_client", *arguments, **variables)
+
+    def end(self) -> dict[str, int]:
+        """SIGTERM to all that is kept, the hospitals first."""
+        codes = {}
+        for name, process in reversed(self.processes.items()):
+            process.send_signal(signal.SIGTERM)
+            try:
+                codes[name] = process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes[name] = -signal.SIGKILL
+        return codes
+
+
+def done(process: subprocess.Popen[str], timeout_s: float = 60) -> str:
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, output
+    return output
+
+
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = 45) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"{what}: not in time"
+        time.sleep(0.1)
+    return value
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def status_of(folder: Path, site: str) -> dict[str, Any]:
+    path = folder / site / "status.json"
+    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return values
+
+
+def share_of_a_core(pid: int, seconds: float) -> float:
+    """CPU time of a process and its children over wall time."""
+
+    def spent() -> float:
+        process = psutil.Process(pid)
+        return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+
+    before, started = spent(), time.monotonic()
+    time.sleep(seconds)
+    return (spent() - before) / (time.monotonic() - started)
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("federation")
+    for site, scanner in SITES.items():
+        write_hospital(folder / f"{site}-pacs", scanner=SCANNERS[scanner], patients=PATIENTS, seed=5, slices=4, rows=64)
+    (folder / "run.toml").write_text(RUN_TOML)
+    stage = Stage(folder)
+    try:
+        yield from run_everything(stage)
+    finally:
+        stage.end()
+
+
+def run_everything(stage: Stage) -> Iterator[Deployment]:
+    folder = stage.folder
+    gateway, enrolment, superlink = free_ports(3)
+    ports = ("--gateway-port", gateway, "--enrolment-port", enrolment, "--superlink-port", superlink)
+    done(stage.server("init", *map(str, ports)))
+    stage.keep("coordinator", stage.server("start"))
+    for invitation in [stage.server("invite", site, "--out", str(folder / f"{site}.json")) for site in SITES]:
+        done(invitation)
+    eventually(lambda: listens(enrolment) and listens(gateway), "coordinator listening")
+
+    joins = {site: stage.client(site, "join", f"{site}.json", "--timeout", "60") for site in SITES}
+    waiting: dict[str, str] = {}
+
+    def all_wait() -> bool:
+        rows = json.loads(done(stage.server("requests", "--json")))
+        waiting.update({row["site"]: row["phrase"] for row in rows})
+        return set(waiting) == set(SITES)
+
+    eventually(all_wait, "both requests")
+    for approval in [stage.server("approve", site) for site in SITES]:
+        done(approval)
+    phrases = {site: (done(join).partition("Phrase: ")[2].split()[0], waiting[site]) for site, join in joins.items()}
+
+    for addition in [stage.client(site, "data", "add", f"{site}-pacs") for site in SITES]:
+        done(addition)
+    for site in SITES:
+        home = folder / site
+        (home / "policy.toml").write_text(POLICY)
+        (home / "site.toml").write_text("threads = 1\n" + (home / "site.toml").read_text())
+        stage.keep(site, stage.client(site, "start"))
+
+    run = stage.server("run", "run.toml", "--watch")
+    for site in SITES:
+        eventually(lambda site=site: list((folder / site / "proposals").glob("*/offer.json")), f"offer of {site}")
+    for approval in [stage.client(site, "approve", "tiny") for site in SITES]:
+        done(approval)
+    done(run, timeout_s=90)
+
+    statuses = {site: status_of(folder, site) for site in SITES}
+    idle = {site: share_of_a_core(stage.processes[site].pid, 5.0) for site in SITES}
+    started = [process.pid for process in stage.processes.values()]
+    family = [one for pid in started for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    exit_codes = stage.end()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    (summary,) = (folder / "coordinator" / "runs").glob("tiny-*/summary.json")
+    left = [" ".join(one.cmdline()) for one in alive]
+    yield Deployment(folder, json.loads(summary.read_text()), phrases, idle, statuses, left, exit_codes)
+
+
+def test_run_is_completed_with_both_hospitals_in_each_round(deployment: Deployment) -> None:
+    assert deployment.summary["status"] == "completed"
+    events = (deployment.folder / "coordinator" / "runs").glob("tiny-*/metrics.jsonl")
+    rounds = [
+        event
+        for path in events
+        for event in map(json.loads, path.read_text().splitlines())
+        if event["event"] == "round"
+    ]
+    assert [sorted(event["sites"]) for event in rounds] == [sorted(SITES)] * 2
+
+
+def test_both_sides_showed_the_same_phrase(deployment: Deployment) -> None:
+    for here, there in deployment.phrases.values():
+        assert here == there
+    assert len({here for here, _ in deployment.phrases.values()}) == len(SITES)
+
+
+def test_model_has_the_hash_of_the_simulated_run(deployment: Deployment, tmp_path: Path) -> None:
+    run = parse(RunConfig, RUN_TOML)
+    federate(InProcessGrid([open_site(deployment.home(site)) for site in SITES], run), run, tmp_path)
+    (deployed,) = (deployment.folder / "coordinator" / "runs").glob("tiny-*/model.safetensors")
+    assert sha256(deployed.read_bytes()) == sha256((tmp_path / "model.safetensors").read_bytes())
+
+
+def test_no_message_of_a_hospital_holds_anything_of_its_images(deployment: Deployment) -> None:
+    for site in SITES:
+        tap = deployment.tap(site)
+        assert b"PushObject" in tap
+        assert site.encode() in tap  # its own name, in the certificate request
+        files = sorted((deployment.folder / f"{site}-pacs").rglob("*.dcm"))
+        secrets = {b"PHANTOM", b"DICM", str(deployment.folder).encode(), open_site(deployment.home(site)).key}
+        for file in files:
+            study = pydicom.dcmread(file)
+            texts = {file.name, str(study.PatientID), str(study.PatientName), str(study.PatientBirthDate)}
+            texts |= {str(study.StudyInstanceUID), str(study.SeriesInstanceUID), str(study.SOPInstanceUID)}
+            secrets |= {form for text in texts if len(text) > 5 for form in encodings(text)}
+            pixels = study.PixelData
+            secrets.add(pixels[len(pixels) // 2 : len(pixels) // 2 + 24])
+        assert len(files) > PATIENTS
+        assert not [secret for secret in secrets if len(set(secret)) > 3 and secret in tap]
+
+
+def test_everything_ends_on_sigterm(deployment: Deployment) -> None:
+    assert deployment.exit_codes == dict.fromkeys(("coordinator", *SITES), 0)
+    assert deployment.left == []
+    for site in SITES:
+        assert status_of(deployment.folder, site)["state"] == "stopped"
+
+
+def test_hospitals_said_what_they_did(deployment: Deployment) -> None:
+    for site in SITES:
+        status = deployment.statuses[site]
+        assert status["state"] == "connected"
+        assert status["last-error"] is None
+        assert (status["last-round"]["round"], status["last-round"]["kind"]) == (2, "evaluate")
+        assert status["certificate-days-left"] in (89, 90)
+        logs = deployment.home(site) / "logs"
+        assert "round 2: train done" in (logs / "agent.log").read_text()
+        assert "ready" in (logs / "worker.log").read_text()
+
+
+def test_idle_hospital_uses_hardly_any_processor(deployment: Deployment) -> None:
+    for site, share in deployment.idle.items():
+        assert share < 0.03, f"{site} uses {share:.1%} of a core while idle"
+
+
+def encodings(text: str) -> set[bytes]:
+    plain = text.encode()
+    return {plain, text.encode("utf-16-le"), base64.b64encode(plain), plain.hex().encode()}
