@@ -13,7 +13,7 @@ test:  ## every check: format, lint, types, imports, tests
 check:  ## the quick checks: format, lint, types, imports
 	@$(BOOTSTRAP) check
 
-bench:  ## the performance suite
+bench:  ## what a deployed round and an idle deployment cost
 	@$(BOOTSTRAP) bench
 
 setup:  ## the environment in .venv, from requirements.lock

@@ -98,7 +98,7 @@ class Agent:
             )
 
     def stop(self) -> None:
-        """Ask `run` to end; safe in a signal handler."""
+        """Ask `run` to end; for any other thread."""
         self._stop.set()
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -192,6 +192,8 @@ class Agent:
         except WardroundError as error:
             _log.error("run %s round %d: %s", run_hash[:12], round_, error)
             return Refusal(run_hash, round_, error.code)
+        except grpc.RpcError:
+            raise  # the coordinator is away or the run is over: there is nobody to answer
         except Exception:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
             _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
             return Refusal(run_hash, round_, ErrorCode.INTERNAL)

@@ -11,8 +11,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -25,7 +26,7 @@ from client.keeper import Worker
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
 from client.sitefile import add_source
 from client.status import is_running, only_one, read_status
-from common.cli import JsonFlag, new_app, note, progress, show_table
+from common.cli import Advance, JsonFlag, new_app, note, progress, show_table
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, load, validate
 from common.errors import ConfigError, DataError, EnrolmentError
 from common.pki import Invitation
@@ -113,16 +114,15 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
     """
     values = read_status(home)
     if not is_running(home):
-        values = values | {"state": "not running"}
+        values["state"] = "not running"
     try:
         values["certificate-days-left"] = enrol.load_identity(home).days_left
     except EnrolmentError as error:
-        values |= {"state": "not running" if not is_running(home) else values["state"], "certificate": str(error)}
-    rows = [(name, _text(name, value)) for name, value in values.items()]
+        values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
     if as_json:
         typer.echo(json.dumps(values, indent=2))
     else:
-        show_table("Site", ("what", "value"), rows)
+        show_table("Site", ("what", "value"), [(name, _text(name, value)) for name, value in values.items()])
     if values["state"] != "connected":
         raise typer.Exit(1)
 
@@ -327,8 +327,8 @@ def predict(
     """
     from client.predict import predict_study  # noqa: PLC0415 - torch
 
-    with progress("studies", 1) as advance:
-        result = predict_study(model, study, out, device=device, progress=lambda done, _total: advance(done, ""))
+    with _study_progress() as advance:
+        result = predict_study(model, study, out, device=device, progress=advance)
     rows = [
         (
             done.number,
@@ -388,10 +388,8 @@ def _check_studies(home: Path, run: RunConfig, *, as_json: bool) -> None:
     from client.data.cohort import load_cohort  # noqa: PLC0415 - torch
 
     site = open_site(home)
-    with progress("studies", 1) as advance:
-        cohort = load_cohort(
-            site.config, run, root=home, site_key=site.key, progress=lambda done, _total: advance(done, "")
-        )
+    with _study_progress() as advance:
+        cohort = load_cohort(site.config, run, root=home, site_key=site.key, progress=advance)
     rows: list[tuple[str, int | None, int]] = [
         (split, len(cohort.patients(split)), sum(case.split == split for case in cohort.cases))
         for split in ("train", "validation", "test")
@@ -401,6 +399,21 @@ def _check_studies(home: Path, run: RunConfig, *, as_json: bool) -> None:
     show_table(f"Data for {run.name}", ("part", "patients", "studies"), rows, as_json=as_json)
     for study in cohort.quarantined:
         note(f"{study.code}: {study.reason}")
+
+
+@contextmanager
+def _study_progress() -> Iterator[Callable[[int, int], None]]:
+    """Progress over studies, whose number is known with the first."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+
+        def step(done: int, total: int) -> None:
+            nonlocal advance
+            if advance is None:
+                advance = stack.enter_context(progress("studies", total))
+            advance(done, "")
+
+        yield step
 
 
 def _run_row(proposal: Proposal) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -48,10 +49,14 @@ class Worker:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def tend(self) -> None:
-        """Start the worker if there is none and its pause is over. Returns at once, also while it is asked."""
+        """Start the worker if there is none and its pause is over. Returns at once, also while one is being asked."""
         if self._lock.acquire(blocking=False):
             try:
                 self._start_if_due()
+                self._hear_welcome()
+            except PipeError as error:
+                _log.error("%s", error)
+                self._bury()
             finally:
                 self._lock.release()
 
@@ -127,6 +132,11 @@ class Worker:
         self._ready = False
         _log.info("worker %d started", process.pid)
         return process
+
+    def _hear_welcome(self) -> None:
+        stdout = self._process.stdout if self._process is not None else None
+        if stdout is not None and not self._ready and select.select([stdout], [], [], 0)[0]:
+            self._welcome(pipe.receive(stdout.fileno(), time.monotonic() + _PATIENCE_S))
 
     def _welcome(self, frame: Frame | None) -> None:
         ready = pipe.answer_from_frame(frame) if frame is not None else None

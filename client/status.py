@@ -37,7 +37,7 @@ class Status:
             "site": identity.site,
             "coordinator": identity.gateway,
             "pid": os.getpid(),
-            "state": "connecting",
+            "state": "starting",
             "since": time.time(),
             "node-id": None,
             "worker": None,
@@ -70,6 +70,8 @@ class Status:
         state = "refused" if refused else "connecting"
         if self._values["state"] != state or self._values["node-id"] is not None:
             reason = "refuses this site's certificate" if refused else "is away; trying again until it is back"
+            if self._identity.days_left < 0:
+                reason = "cannot be reached: our certificate has expired. Ask for an invitation and join again"
             _log.warning("the coordinator at %s %s", self._identity.gateway, reason)
             self.update(**{"state": state, "since": time.time(), "node-id": None})
 

@@ -35,6 +35,9 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_LOG_LEVEL": "WARNING",
 }
+# Torch's threads spin while they wait for each other. Beside other work on the same cores that made a training step 35
+# times slower than on one thread (0.70 s against 0.02 s); sleeping instead, 2.5 times.
+_TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _PLAIN_LINE_EVERY_S = 2.0
 
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -108,7 +111,7 @@ class _Commands(TyperGroup):
     """A command group that explains expected failures in one message."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        for key, value in FLOWER_ENVIRONMENT.items():
+        for key, value in (FLOWER_ENVIRONMENT | _TORCH_ENVIRONMENT).items():
             os.environ.setdefault(key, value)
         try:
             return super().invoke(ctx)

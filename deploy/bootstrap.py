@@ -82,7 +82,7 @@ def setup(_: argparse.Namespace | None = None) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Three hospitals train one U-Net on this machine."""
     setup()
-    arguments = [str(PYTHON), str(ROOT / "deploy" / "demo.py")]
+    arguments = [str(PYTHON), "-m", "deploy.demo"]
     if options.data is not None:
         arguments += ["--data", str(Path(options.data).resolve())]
     sys.stdout.flush()
@@ -105,9 +105,9 @@ def test(options: argparse.Namespace) -> int:
 
 
 def bench(_: argparse.Namespace) -> int:
-    """The performance suite."""
+    """What a deployed round and an idle deployment cost."""
     setup()
-    return _run_all([("bench", ["-m", "simulations.cli", "bench"])])
+    return _run_all([("bench", ["-m", "deploy.bench"])])
 
 
 def lock(_: argparse.Namespace) -> int:

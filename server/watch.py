@@ -49,6 +49,8 @@ def state_line(registry: Registry, proposal: Proposal) -> str:
     """Where the run stands, in one line."""
     if proposal.state != "proposed":
         return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state} {proposal.reason}".rstrip()
+    if len(proposal.approved) >= proposal.run.federation.quorum:
+        return f"{proposal.name} {proposal.run_hash[:8]}: starting"
     silent = {site.name for site in registry.sites() if site.state == "active"} - proposal.approved - proposal.denied
     return (
         f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "

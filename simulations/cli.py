@@ -67,7 +67,7 @@ def run(
     chosen = load_scenario(scenario)
     changes: dict[str, Any] = {}
     if seed is not None:
-        pass
+        changes["seed"] = seed
     if deterministic:
         changes["deterministic"] = True
     if rounds is not None:

@@ -1,4 +1,6 @@
-"""A coordinator for tests of the agent: real certificates, real gRPC over mutual TLS, everything sent kept to look at."""
+"""A coordinator for tests of the agent: real certificates and gRPC over mutual TLS; all that is sent is kept."""
+
+# ruff: noqa: ARG002, N802 - the methods' names and arguments are the protocol's
 
 import queue
 import threading
@@ -7,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2, transport_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
@@ -26,8 +29,8 @@ FLOWER_RUN = 99
 class Authority:
     """A root with a server certificate for 127.0.0.1."""
 
-    root_key: object = field(default_factory=pki.new_key)
-    server_key: object = field(default_factory=pki.new_key)
+    root_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
+    server_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
 
     def __post_init__(self) -> None:
         self.root = pki.new_root(self.root_key, "test root")
@@ -101,7 +104,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         metadata = Metadata(
             FLOWER_RUN, "", 1, NODE_ID, "", "", pki.now().timestamp(), DEFAULT_TTL, message_type or kind
         )
-        self.send(Message(metadata=metadata, content=request_to_record(request)))  # type: ignore[call-overload]
+        self.send(Message(metadata=metadata, content=request_to_record(request)))
 
     def send(self, message: Message, alter: Callable[[bytes], bytes] = lambda content: content) -> None:
         head, tree, objects = pack_message(message)
@@ -109,7 +112,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._objects |= {name: alter(content) for name, content in objects.items()}
         self._messages.put(head)
 
-    def PullMessages(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def PullMessages(self, request, context):
         assert request.node.node_id == NODE_ID
         try:
             head = self._messages.get(timeout=0.3)
@@ -121,23 +124,23 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             messages_list=[head], message_object_trees=[self._trees[head.metadata.message_id]]
         )
 
-    def PullObject(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def PullObject(self, request, context):
         self.fetched.append(request.object_id)
         content = self._objects.get(request.object_id, b"")
         return message_pb2.PullObjectResponse(
             object_found=bool(content), object_available=bool(content), object_content=content
         )
 
-    def ConfirmMessageReceived(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def ConfirmMessageReceived(self, request, context):
         return message_pb2.ConfirmMessageReceivedResponse()
 
-    def PushMessages(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def PushMessages(self, request, context):
         head, tree = request.messages_list[0], request.message_object_trees[0]
         self.sent.append(request.SerializeToString())
         self._reply, self._received = (head, tree), {}
         return fleet_pb2.PushMessagesResponse(objects_to_push=object_ids(tree), session_id="session")
 
-    def PushObject(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def PushObject(self, request, context):
         self.sent.append(request.object_content)
         with self._lock:
             self._received[request.object_id] = request.object_content
@@ -148,29 +151,29 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             self.replies.put(reply_from_record(message.content))
         return message_pb2.PushObjectResponse(stored=True)
 
-    def GetRun(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def GetRun(self, request, context):
         return run_pb2.GetRunResponse(run=self.run)
 
-    def ActivateNode(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def ActivateNode(self, request, context):
         assert request.public_key == b""
         return fleet_pb2.ActivateNodeResponse(node_id=NODE_ID)
 
-    def DeactivateNode(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def DeactivateNode(self, request, context):
         self.goodbyes += 1
         return fleet_pb2.DeactivateNodeResponse()
 
-    def SendNodeHeartbeat(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def SendNodeHeartbeat(self, request, context):
         self.heartbeats += 1
         return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
 
-    def ListProposals(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def ListProposals(self, request, context):
         for _ in range(10):
             if request.revision != self._revision:
                 break
             threading.Event().wait(0.03)
         return wardround_pb2.ListProposalsReply(revision=self._revision, proposals=self.proposals)
 
-    def AnswerProposal(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def AnswerProposal(self, request, context):
         self.answers.put((request.run_hash, request.approved))
         return wardround_pb2.AnswerProposalReply()
 

@@ -62,7 +62,7 @@ class FakeWorker:
     def stop(self) -> None:
         self.stopped = True
 
-    def ask(self, question: Question, timeout_s: float) -> Answer:
+    def ask(self, question: Question, timeout_s: float) -> Answer:  # noqa: ARG002
         self.asked.append(question)
         return OFFER if isinstance(question, Describe) else self.answer(question)
 
@@ -124,7 +124,7 @@ def stage(tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pyt
     identity = authority.admit(tmp_path, "north", coordinator.address)
     (tmp_path / "policy.toml").write_text(OPEN_POLICY)
     worker = FakeWorker(good)
-    agent = Agent(tmp_path, identity, worker)  # type: ignore[arg-type]  # the double has the worker's methods
+    agent = Agent(tmp_path, identity, worker)
     thread = threading.Thread(target=agent.run)
     thread.start()
     yield Stage(tmp_path, coordinator, worker, agent)
@@ -225,7 +225,7 @@ def test_training_disguised_as_evaluation_is_refused(stage: Stage) -> None:
 def test_message_that_is_no_request_is_refused(stage: Stage) -> None:
     metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "query")
     content = RecordDict({"c": ConfigRecord({"code": "import os"})})
-    stage.coordinator.send(Message(metadata=metadata, content=content))  # type: ignore[call-overload]
+    stage.coordinator.send(Message(metadata=metadata, content=content))
     assert stage.reply() == Refusal("", 0, ErrorCode.BAD_REQUEST)
 
 
@@ -234,7 +234,7 @@ def test_altered_message_is_dropped_and_the_next_one_answered(stage: Stage) -> N
     stage.approve(run_hash)
     metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "train")
     content = RecordDict({"c": ConfigRecord({"a": 1})})
-    stage.coordinator.send(Message(metadata=metadata, content=content), lambda data: data + b"x")  # type: ignore[call-overload]
+    stage.coordinator.send(Message(metadata=metadata, content=content), lambda data: data + b"x")
     stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
     assert isinstance(stage.reply(), TrainReply)
 

@@ -3,6 +3,8 @@
 Real certificates and TLS; the coordinator's side is a double that decides as the test says.
 """
 
+# ruff: noqa: ARG002, N802 - the methods' names and arguments are the protocol's
+
 import dataclasses
 import datetime
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import serve
 from tests.client.coordinator import Authority
 
-TOKEN = "c0ffee"
+TOKEN = "c0ffee"  # noqa: S105 - of this test alone
 
 
 class Office(wardround_pb2_grpc.EnrolmentServicer):
@@ -34,14 +36,14 @@ class Office(wardround_pb2_grpc.EnrolmentServicer):
         self.enrolled = 0
         self.collected = 0
 
-    def Enrol(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def Enrol(self, request, context):
         if request.token != TOKEN or self.enrolled:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid any more")
         self.enrolled += 1
         self.csr = request.csr_pem
         return wardround_pb2.EnrolReply()
 
-    def Collect(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    def Collect(self, request, context):
         self.collected += 1
         csr = pki.check_csr(self.csr, request.site)
         assert request.csr_sha256 == pki.fingerprint(csr)
@@ -120,7 +122,7 @@ def test_coordinator_with_another_root_learns_nothing(tmp_path: Path, office: tu
 def test_wrong_token_is_refused_with_the_coordinators_reason(tmp_path: Path, office: tuple[Office, Invitation]) -> None:
     _, invitation = office
     with pytest.raises(EnrolmentError, match="the token is not valid any more"):
-        join(tmp_path, dataclasses.replace(invitation, token="guess"))
+        join(tmp_path, dataclasses.replace(invitation, token="guess"))  # noqa: S106 - wrong
 
 
 def test_join_that_was_interrupted_goes_on_with_the_same_key(tmp_path: Path, office: tuple[Office, Invitation]) -> None:

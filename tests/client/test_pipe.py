@@ -1,5 +1,6 @@
 """Frames survive the pipe unchanged; anything else on it is refused."""
 
+import contextlib
 import os
 import threading
 import time
@@ -30,10 +31,8 @@ def ends() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
     yield reader, writer
     for fd in (reader, writer):
-        try:
+        with contextlib.suppress(OSError):  # the test closed it
             os.close(fd)
-        except OSError:
-            pass
 
 
 def through(ends: tuple[int, int], frame: Frame) -> Frame | None:
@@ -117,6 +116,13 @@ def test_noise_on_the_pipe_is_refused(ends: tuple[int, int], noise: bytes) -> No
     os.close(ends[1])
     with pytest.raises(PipeError):
         pipe.receive(ends[0])
+
+
+@pytest.mark.parametrize(("header", "payload"), [(pipe.HEADER_LIMIT + 1, 0), (2, pipe.PAYLOAD_LIMIT + 1)])
+def test_too_large_a_frame_is_refused_before_it_is_read(ends: tuple[int, int], header: int, payload: int) -> None:
+    os.write(ends[1], header.to_bytes(4, "big") + payload.to_bytes(8, "big"))
+    with pytest.raises(PipeError, match="too large"):
+        pipe.receive(ends[0], time.monotonic() + 0.2)
 
 
 def test_too_large_a_frame_is_not_sent(ends: tuple[int, int]) -> None:

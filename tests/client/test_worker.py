@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,7 +68,7 @@ def python(code: str, **keywords: object) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **keywords
-    )  # type: ignore[call-overload]  # keywords of the caller
+    )
 
 
 def eventually(check: Callable[[], object]) -> None:
@@ -142,8 +143,11 @@ def test_environment_of_the_worker_holds_no_secrets(tmp_path: Path, monkeypatch:
     assert environment["OMP_NUM_THREADS"] == "3"
 
 
-def test_broken_worker_is_restarted_with_pauses_and_never_hangs(tmp_path: Path) -> None:
-    one = Worker(tmp_path)  # no site.toml: the worker ends at once
+def test_broken_worker_is_restarted_with_pauses_and_never_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    one = Worker(tmp_path)
     for _ in range(2):
         with pytest.raises(PipeError):
             one.ask(Describe(RUN), LONG_S)
@@ -183,8 +187,6 @@ def test_network_is_gone_where_the_kernel_allows_it(free_port: int) -> None:
         f"failed = probe.connect_ex(('127.0.0.1', {free_port}))\n"
         "print(said, failed, [name for _, name in socket.if_nameindex()])\n"
     )
-    import socket
-
     with socket.create_server(("127.0.0.1", free_port)):
         output, _ = python(code).communicate(timeout=30)
     said = output.decode().strip()

@@ -16,7 +16,7 @@ class Tap(grpc.UnaryUnaryClientInterceptor):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def intercept_unary_unary(self, continuation, client_call_details, request):  # type: ignore[no-untyped-def]
+    def intercept_unary_unary(self, continuation, client_call_details, request):
         with self._path.open("ab") as file:
             file.write(client_call_details.method.encode() + b"\n" + request.SerializeToString() + b"\n")
         return continuation(client_call_details, request)
@@ -25,7 +25,7 @@ class Tap(grpc.UnaryUnaryClientInterceptor):
 def main() -> None:
     plain, tap = grpc.secure_channel, Tap(Path(os.environ["WARDROUND_TAP"]))
     grpc.secure_channel = lambda *arguments: grpc.intercept_channel(plain(*arguments), tap)
-    from client.cli import app
+    from client.cli import app  # noqa: PLC0415 - after the tap is in
 
     sys.argv[0] = "wardround-client"
     app()

@@ -29,6 +29,8 @@ from simulations.anatomy import SCANNERS
 from simulations.grid import InProcessGrid
 from simulations.phantoms import write_hospital
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).resolve().parents[2]
 SITES = {"north": "a", "south": "b"}  # site -> scanner
 RUN_TOML = """

@@ -1,0 +1,162 @@
+"""What is written is true: the commands exist, the files are there, the lock locks, the demo's runs are allowed."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from client import policy
+from common.config import PolicyConfig, RunConfig, load
+from deploy import bootstrap
+
+ROOT = Path(__file__).resolve().parent.parent
+APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
+# The command contract, as far as it is built.
+CONTRACT = """
+wardround-sim run | compare | scenarios
+wardround-server init | invite | requests | approve | revoke | sites | start | status | doctor
+wardround-server run | runs | stop | resume | report | export
+wardround-client join | start | status | doctor | data add | data check | data list
+wardround-client runs | approve | deny | policy check | ledger | predict
+"""
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+
+def _commands(program: str) -> dict[str, click.Command]:
+    """Every command of a program by its words, such as "data add"."""
+    found: dict[str, click.Command] = {}
+
+    def walk(command: click.Command, words: str) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(child, f"{words} {name}".strip())
+        else:
+            found[words] = command
+
+    walk(typer.main.get_command(import_module(APPS[program]).app), "")
+    return found
+
+
+def _contract() -> Iterator[tuple[str, str]]:
+    for line in CONTRACT.split("\n"):
+        program, _, rest = line.partition(" ")
+        yield from ((program, words.strip()) for words in rest.split("|") if program)
+
+
+def _readme_commands() -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("wardround-")]
+
+
+def _tracked() -> list[Path]:
+    """Files of the checkout; without git all files that a release would hold."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    names = listing.stdout.splitlines()
+    if not names:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize(("program", "words"), list(_contract()))
+def test_command_of_the_contract_explains_itself_with_an_example(program: str, words: str) -> None:
+    result = CliRunner().invoke(import_module(APPS[program]).app, [*words.split(), "--help"])
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"Example:\s+.?{program} {words}", result.output), result.output
+
+
+@pytest.mark.parametrize("program", list(APPS))
+def test_no_command_is_outside_the_contract(program: str) -> None:
+    assert set(_commands(program)) <= {words for name, words in _contract() if name == program}
+
+
+@pytest.mark.parametrize("line", _readme_commands())
+def test_command_in_the_readme_exists_with_its_options(line: str) -> None:
+    program, *words = shlex.split(line)
+    commands = _commands(program)
+    name = next((" ".join(words[:count]) for count in (2, 1) if " ".join(words[:count]) in commands), None)
+    assert name is not None, f"{program} has no command for: {line}"
+    known = {option for parameter in commands[name].params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_readme_shows_commands_of_all_three_programs() -> None:
+    assert {line.split()[0] for line in _readme_commands()} == set(APPS)
+
+
+@pytest.mark.parametrize(
+    "line", ["make demo", "make test", "python3 deploy/bootstrap.py demo", "python3 deploy/bootstrap.py test"]
+)
+def test_readme_names_both_ways_to_the_demo_and_the_checks(line: str) -> None:
+    assert re.search(rf"^{re.escape(line)}\b", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "document", [*sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*.md"))], ids=lambda path: path.stem
+)
+def test_links_lead_to_files(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_make_target_is_a_command_of_the_bootstrap() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    for target in listed.split():
+        assert re.search(rf"^{target}:.*\n\t@\$\(BOOTSTRAP\) {target}\b", makefile, re.MULTILINE), target
+        assert callable(getattr(bootstrap, target))
+
+
+def test_bootstrap_and_package_agree_on_python() -> None:
+    oldest, newest = bootstrap.OLDEST, bootstrap.NEWEST
+    assert PROJECT["project"]["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+
+
+def test_lock_pins_every_dependency_but_torch_with_a_hash() -> None:
+    project = PROJECT["project"]
+    asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    names = {re.split(r"[\[<>=; ]", requirement)[0].lower() for requirement in asked} - {"wardround", "torch"}
+    entries = re.findall(r"^([a-z0-9-]+)==\S+.*\\\n    --hash=sha256:[0-9a-f]{64}", LOCK, re.MULTILINE)
+    assert names <= set(entries)
+    assert len(entries) == len(re.findall(r"^[a-z0-9]", LOCK, re.MULTILINE))
+    assert not re.search(r"^(torch|triton|nvidia-.*)==", LOCK, re.MULTILINE)
+
+
+def test_lock_names_no_index() -> None:
+    assert not re.search(r"https?:|--(extra-)?index|--find-links", LOCK)
+
+
+@pytest.mark.parametrize("document", sorted(ROOT.glob("deploy/runs/*.toml")), ids=lambda path: path.stem)
+def test_runs_of_the_demo_are_allowed_by_the_default_policy(document: Path) -> None:
+    run = load(RunConfig, document)
+    policy.check(run, PolicyConfig())
+    assert run.name == document.stem
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    # Assembled, so that this file does not find itself.
+    places = re.compile("|".join(rf"(?<![\w.])/{top}/\w" for top in ("work", "root", "Users")) + r"|/home/(?!H\b)\w")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in _tracked()
+        if path.suffix not in (".png", ".dcm", ".gz", ".lock")
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+        if places.search(line)
+    ]
+    assert found == []
