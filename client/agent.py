@@ -254,6 +254,7 @@ class Agent:
             steps=cost.steps_per_round,
             delta=cost.delta,
             lifetime_epsilon=self._site().policy.lifetime_epsilon,
+            rounds=run.federation.rounds - request.round + 1,
         )
 
     def _site(self) -> Site:

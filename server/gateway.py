@@ -4,7 +4,7 @@ Every call is authorised anew: certificate -> active site -> allowed method -> t
 So a revoked site is refused at its next call, on open connections too. Answers an agent must know:
 
     PERMISSION_DENIED    not an active site, not your node id, or a method that is not for sites
-    ABORTED              the coordinator restarted and your node id is void: call ActivateNode again
+    ABORTED              the coordinator restarted and lost the thread: call ActivateNode again, then pull
     FAILED_PRECONDITION  the run has ended, or the request does not fit its state: drop the message
     INVALID_ARGUMENT     the reply is malformed
     UNAVAILABLE          the SuperLink is starting: try again
@@ -31,6 +31,7 @@ from common.errors import FederationError, UpdateError
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server.home import Home, read_nodes, write_nodes
+from server.mailbox import Mailbox
 from server.registry import Proposal, Registry, Site
 from server.seat import Objects, Seat
 
@@ -59,6 +60,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._home = home
         self._registry = registry
         self._objects = Objects()
+        self._mailbox = Mailbox(home.flower / "mailbox.sqlite")
         self._seats: dict[str, Seat] = {}
         self._lock = threading.Lock()
         self._hint = threading.Condition()
@@ -116,7 +118,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                 return response or fleet_pb2.PullMessagesResponse()
             with self._hint:
                 self._hint.wait_for(partial(self._hinted_since, hints), min(LOOK_EVERY_S, remaining))
-            self._seated(context, request.node.node_id)
+            if seat.turn == turn:
+                self._seated(context, request.node.node_id)
+        self._authorise(context)
         return fleet_pb2.PullMessagesResponse()
 
     def PullObject(  # noqa: N802
@@ -207,6 +211,12 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     # For the process that runs it
 
+    def close(self) -> None:
+        """Let go of files and connections; the sites keep their seats for the next start."""
+        for seat in self._seats.values():
+            seat.close()
+        self._mailbox.close()
+
     def hint(self) -> None:
         """There may be messages: let every held PullMessages look."""
         with self._hint:
@@ -219,12 +229,13 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         Args:
             live_runs: Flower's ids of the runs going on; messages of others are dropped.
         """
+        if live_runs != self._live_runs:
+            self._mailbox.keep_only(live_runs)
         self._live_runs = live_runs
         if not live_runs:
             self._objects.clear()
         active = {site.name: site for site in self._registry.sites() if site.state == "active"}
         for name, seat in list(self._seats.items()):
-            seat.forget(live_runs)
             try:
                 if name not in active:
                     del self._seats[name]
@@ -258,10 +269,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """Authorise, and hold the caller to its own node id."""
         site = self._authorise(context)
         seat = self._seat(site)
-        if not seat.present or node_id != seat.node_id:
+        if node_id != seat.node_id or node_id == 0:
             if node_id in seat.former_ids or self._nodes.get(node_id) == site.name:
                 context.abort(grpc.StatusCode.ABORTED, _VOID)
             self._deny(context, f"site {site.name} used node id {node_id}, which is not its own")
+        if not seat.present:
+            if not self._relay(context, seat.return_):
+                context.abort(grpc.StatusCode.ABORTED, _VOID)
+            self._registry.set_connected(site.name, True)
+            _log.info("site %s is here again", site.name)
         seat.last_seen = time.monotonic()
         return seat
 
@@ -272,7 +288,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if seat is None or not seat.is_for(key):
                 last_id = next((node for node, name in reversed(self._nodes.items()) if name == site.name), 0)
                 port = self._home.config.superlink_port
-                seat = self._seats[site.name] = Seat(site.name, key, port, self._objects, last_id=last_id)
+                seat = Seat(site.name, key, port, self._objects, self._mailbox, last_id=last_id)
+                self._seats[site.name] = seat
             return seat
 
     def _publish(self, site: str, node_id: int) -> None:
@@ -288,6 +305,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """Do it, and put failures into the codes the module's docstring lists."""
         try:
             return call()
+        except FederationError as error:
+            context.abort(grpc.StatusCode.ABORTED, str(error))
         except UpdateError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except httpx.HTTPStatusError as error:

@@ -206,7 +206,9 @@ def _check_ports(home: Home) -> None:
 
 @contextmanager
 def _only_one(home: Home) -> Iterator[None]:
-    with (home.path / "launcher.lock").open("w") as lock:
+    path = home.path / "launcher.lock"
+    path.touch(mode=0o600)
+    with path.open("r+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

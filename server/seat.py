@@ -3,7 +3,7 @@
 The gateway keeps the site's Flower key and speaks for it on loopback. Three promises follow:
 
 - A message is delivered until the site confirms it, and again after the site restarts, until it has answered. A
-  hospital that reboots in the middle of a round picks the round up again.
+  hospital that reboots in the middle of a round picks the round up again; so does a gateway.
 - An object reaches a site only if a message it was sent contains it; N sites cost the SuperLink one download.
 - A reply reaches the SuperLink only when all of it is here and hashes to its ids. A slow line at one hospital never
   makes the ServerApp wait in the middle of a reply.
@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -32,8 +32,6 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
-    Message,
-    ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
@@ -43,8 +41,9 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 
 from common import pki
-from common.errors import UpdateError
+from common.errors import FederationError, UpdateError
 from common.flower import fleet_client, object_ids, public_key_pem
+from server.mailbox import Mailbox
 
 CACHE_BYTES = 1024**3
 # Flower's default; a node counts as gone when two are missed.
@@ -109,15 +108,6 @@ class Objects:
 
 
 @dataclass
-class _Delivery:
-    """A message the site has not answered yet."""
-
-    head: Message
-    tree: ObjectTree
-    confirmed: bool = False
-
-
-@dataclass
 class _Upload:
     """A reply of which not all objects have arrived."""
 
@@ -131,7 +121,9 @@ class _Upload:
 class Seat:
     """See the module. Methods raise httpx.HTTPError when the SuperLink is away or refuses."""
 
-    def __init__(self, site: str, node_key_pem: bytes, port: int, objects: Objects, *, last_id: int) -> None:
+    def __init__(
+        self, site: str, node_key_pem: bytes, port: int, objects: Objects, mailbox: Mailbox, *, last_id: int
+    ) -> None:
         """Prepare a seat.
 
         Args:
@@ -139,6 +131,7 @@ class Seat:
             node_key_pem: the Flower key the coordinator keeps for it.
             port: of the SuperLink.
             objects: shared by all seats.
+            mailbox: shared by all seats.
             last_id: the node id it had before this process started; 0 if none.
         """
         key = pki.load_key(node_key_pem)
@@ -152,9 +145,9 @@ class Seat:
         self._public_key = public_key_pem(key)
         self._client = fleet_client(port, key)
         self._objects = objects
+        self._mailbox = mailbox
         self._lock = threading.Lock()
         self._activation = threading.Lock()
-        self._deliveries: dict[str, _Delivery] = {}
         self._upload: _Upload | None = None
         self._last_beat = 0.0
 
@@ -176,19 +169,29 @@ class Seat:
                 self.node_id = registered.node_id
                 self.beat(at_once=True)
             self.last_seen = time.monotonic()
+            if self.node_id != former:
+                self.former_ids.add(former)
+            self._mailbox.unconfirm(self.node_id)
             with self._lock:
-                if self.node_id != former:
-                    self.former_ids.add(former)
-                    self._deliveries.clear()
                 self._upload = None
-                self.present = True
-                for delivery in self._deliveries.values():
-                    delivery.confirmed = False
+            self.present = True
             return self.node_id
+
+    def return_(self) -> bool:
+        """Take the seat again under the same node id, after silence or a restart of the gateway.
+
+        Returns:
+            False when the SuperLink does not know the node: then `activate` is needed.
+        """
+        with self._activation:
+            if not self.present:
+                self.present = self.beat(at_once=True)
+            return self.present
 
     def deactivate(self) -> None:
         """Leave: the strategy no longer counts on this site. What it owes stays, should it return soon."""
         self.present = False
+        self.next_turn()
         # A SuperLink that does not know the node need not be told.
         with contextlib.suppress(httpx.HTTPStatusError):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
@@ -215,26 +218,21 @@ class Seat:
 
     def undelivered(self) -> PullMessagesResponse | None:
         """A message that was sent but not confirmed."""
-        with self._lock:
-            for delivery in self._deliveries.values():
-                if not delivery.confirmed:
-                    return PullMessagesResponse(messages_list=[delivery.head], message_object_trees=[delivery.tree])
+        for delivery in self._mailbox.of(self.node_id):
+            if not delivery.confirmed:
+                return PullMessagesResponse(messages_list=[delivery.head], message_object_trees=[delivery.tree])
         return None
 
     def pull(self) -> PullMessagesResponse | None:
         """Look for a new message at the SuperLink."""
         response = self._client.PullMessages(PullMessagesRequest(node=self._node))
-        if not response.messages_list:
-            return None
-        with self._lock:
-            for head, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-                self._deliveries[head.metadata.message_id] = _Delivery(head, tree)
-        return response
+        for head, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+            self._mailbox.add(self.node_id, head, tree)
+        return response if response.messages_list else None
 
     def pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
         """One object of a message this site was sent; "not found" for anything else."""
-        with self._lock:
-            trees = [one.tree for one in self._deliveries.values() if one.head.metadata.run_id == request.run_id]
+        trees = [one.tree for one in self._mailbox.of(self.node_id) if one.head.metadata.run_id == request.run_id]
         if not any(request.object_id in object_ids(tree) for tree in trees):
             return PullObjectResponse(object_found=False, object_available=False)
         try:
@@ -245,9 +243,7 @@ class Seat:
 
     def confirm(self, message_id: str) -> None:
         """The site has the whole message. The SuperLink keeps it until the answer, should the site restart."""
-        with self._lock:
-            if message_id in self._deliveries:
-                self._deliveries[message_id].confirmed = True
+        self._mailbox.confirm(self.node_id, message_id)
 
     def begin_reply(self, request: PushMessagesRequest) -> PushMessagesResponse:
         """Announce a reply; its objects follow.
@@ -259,14 +255,14 @@ class Seat:
             raise UpdateError("exactly one reply with its object tree is expected")
         metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
         wanted = object_ids(tree)
+        questions = [one.head.metadata for one in self._mailbox.of(self.node_id)]
+        if (metadata.reply_to_message_id, metadata.run_id) not in [(one.message_id, one.run_id) for one in questions]:
+            raise UpdateError("the reply does not answer a message this site was sent")
+        if metadata.src_node_id != self.node_id or metadata.message_id != tree.object_id:
+            raise UpdateError("the reply's sender or id is wrong")
+        if len(wanted) > MAX_REPLY_OBJECTS:
+            raise UpdateError(f"the reply has {len(wanted)} objects, at most {MAX_REPLY_OBJECTS} are allowed")
         with self._lock:
-            delivery = self._deliveries.get(metadata.reply_to_message_id)
-            if delivery is None or delivery.head.metadata.run_id != metadata.run_id:
-                raise UpdateError("the reply does not answer a message this site was sent")
-            if metadata.src_node_id != self.node_id or metadata.message_id != tree.object_id:
-                raise UpdateError("the reply's sender or id is wrong")
-            if len(wanted) > MAX_REPLY_OBJECTS:
-                raise UpdateError(f"the reply has {len(wanted)} objects, at most {MAX_REPLY_OBJECTS} are allowed")
             self._upload = _Upload(request, secrets.token_hex(16), set(wanted))
             return PushMessagesResponse(objects_to_push=wanted, session_id=self._upload.session)
 
@@ -277,13 +273,16 @@ class Seat:
             The answer, and whether the reply is now complete.
 
         Raises:
+            FederationError: the announcement was lost in a restart.
             UpdateError: the object does not belong to the reply, or was altered.
         """
         intact = hashlib.sha256(request.object_content).hexdigest() == request.object_id
         with self._lock:
             upload = self._upload
-            if upload is None or request.session_id != upload.session or request.object_id not in upload.wanted:
-                raise UpdateError("the object does not belong to a reply that was announced")
+            if upload is None or request.session_id != upload.session:
+                raise FederationError("the reply this object belongs to is not known here; announce it again")
+            if request.object_id not in upload.wanted:
+                raise UpdateError("the object does not belong to the reply that was announced")
             if not intact:
                 raise UpdateError("the object's bytes do not match its id")
             upload.size += len(request.object_content)
@@ -301,14 +300,6 @@ class Seat:
     def get_run(self, run_id: int) -> GetRunResponse:
         """What the SuperLink says about a run."""
         return self._client.GetRun(GetRunRequest(node=self._node, run_id=run_id))
-
-    def forget(self, live_runs: Iterable[int]) -> None:
-        """Drop messages of runs that have ended."""
-        keep = set(live_runs)
-        with self._lock:
-            for message_id, delivery in list(self._deliveries.items()):
-                if delivery.head.metadata.run_id not in keep:
-                    del self._deliveries[message_id]
 
     def close(self) -> None:
         """Close the connections."""
@@ -352,5 +343,4 @@ class Seat:
         self._client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=self._node, run_id=metadata.run_id, message_object_id=question)
         )
-        with self._lock:
-            self._deliveries.pop(question, None)
+        self._mailbox.remove(question)

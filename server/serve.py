@@ -58,6 +58,7 @@ def serve(home: Home, stop: threading.Event) -> None:
             stopped.wait()
         hints.join()
         sleeper.close()
+        gateway.close()
 
 
 def start_gateway(home: Home, gateway: Gateway) -> grpc.Server:

@@ -78,6 +78,7 @@ def add_result(home, status: str = "completed") -> Path:
 
 def test_init_makes_a_private_home_for_this_machine(tmp_path):
     succeeds("init")
+    succeeds("invite", "st-mary")
     home = open_home(tmp_path / "wardround-server")
     assert home.config.listen == "127.0.0.1"
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o700

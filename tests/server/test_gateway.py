@@ -9,7 +9,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from common import flower, pki
 from common.config import sha256_of
 from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import channels
+from common.wire.wake import gateway_sleeper
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import serve
@@ -73,13 +73,40 @@ clientapp = "client.app:app"
 """
 
 
-@dataclass
 class Coordinator:
-    home: Home
-    registry: Registry
-    gateway: Gateway
-    members: dict[str, Member]
-    live_runs: set[int]
+    """Home, sites and the gateway's port, in this process."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.registry = Registry(home.registry)
+        self.members = {name: enrol(home, self.registry, name) for name in ("a", "b", "revoked")}
+        self.live_runs: set[int] = set()
+        self.start()
+
+    def start(self) -> None:
+        self._stop = threading.Event()
+        self._gateway = Gateway(self.home, self.registry)
+        self._server = serve.start_gateway(self.home, self._gateway)
+        self._sleeper = gateway_sleeper(self.home.path)
+        hints = (self._sleeper, self._gateway, self._stop)
+        self._threads = [
+            threading.Thread(target=serve.pass_hints_on, args=hints),
+            threading.Thread(target=self._keep_house, args=(self._gateway, self._stop)),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._server.stop(0).wait()
+        self._sleeper.close()
+        self._gateway.close()
+
+    def _keep_house(self, gateway: Gateway, stop: threading.Event) -> None:
+        while not stop.wait(0.2):
+            gateway.keep_house(set(self.live_runs))
 
 
 class Agent:
@@ -167,28 +194,9 @@ def superlink(home) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 @pytest.fixture(scope="module")
 def coordinator(home, superlink) -> Iterator[Coordinator]:
-    registry = Registry(home.registry)
-    members = {name: enrol(home, registry, name) for name in ("a", "b", "revoked")}
-    gateway = Gateway(home, registry)
-    server = serve.start_gateway(home, gateway)
-    live_runs: set[int] = set()
-    stop = threading.Event()
-    sleeper = serve.gateway_sleeper(home.path)
-    hints = threading.Thread(target=serve.pass_hints_on, args=(sleeper, gateway, stop))
-    hints.start()
-
-    def keep_house() -> None:
-        while not stop.wait(0.2):
-            gateway.keep_house(set(live_runs))
-
-    house = threading.Thread(target=keep_house)
-    house.start()
-    yield Coordinator(home, registry, gateway, members, live_runs)
-    stop.set()
-    house.join()
-    hints.join()
-    server.stop(0).wait()
-    sleeper.close()
+    running = Coordinator(home)
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -385,23 +393,22 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     request, objects = first.announcement(answer_to(message, b"first"))
     session = first.fleet.PushMessages(request).session_id
     one = next(iter(objects))
-    for bad in (
-        first.upload(session, one, objects[one] + b"x"),
-        first.upload("other", one, objects[one]),
-        first.upload(session, "00" * 32, b"x"),
-    ):
+    for bad in (first.upload(session, one, objects[one] + b"x"), first.upload(session, "00" * 32, b"x")):
         assert status_of(first.fleet.PushObject, bad) == grpc.StatusCode.INVALID_ARGUMENT
+    lost = first.upload("other", one, objects[one])
+    assert status_of(first.fleet.PushObject, lost) == grpc.StatusCode.ABORTED
 
     first.push(answer_to(message, b"first"))
     second.push(answer_to(other, b"second"))
 
-    # Round 2, in the other order, with the second site giving up half-way and starting over.
-    for agent, weights in ((second, b"2"), (first, b"1")):
-        message = agent.fetch(*agent.pull())
-        if agent is second:
-            request, objects = agent.announcement(answer_to(message, b"lost"))
-            agent.fleet.PushMessages(request)
-        agent.push(answer_to(message, weights))
+    # Round 2, in the other order: a reply given up half-way and begun anew, and a gateway that dies in between.
+    message = second.fetch(*second.pull())
+    second.fleet.PushMessages(second.announcement(answer_to(message, b"lost"))[0])
+    second.push(answer_to(message, b"2"))
+    message = first.fetch(*first.pull())
+    coordinator.stop()
+    coordinator.start()
+    first.push(answer_to(message, b"1"))
 
     result = coordinator.home.path / "answers.json"
     wait_for(result.exists)
@@ -429,13 +436,19 @@ def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordin
     assert agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node)).success
 
 
-def test_who_says_goodbye_is_away_and_must_activate_to_return(coordinator, agents):
+def test_who_says_goodbye_is_away_until_it_calls_again(coordinator, agents):
     agent = agents[0]
+    held: list[grpc.StatusCode] = []
+    call = threading.Thread(
+        target=lambda: held.append(status_of(agent.fleet.PullMessages, fleet_pb2.PullMessagesRequest(node=agent.node)))
+    )
+    call.start()
+    time.sleep(0.3)
     agent.fleet.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=agent.node.node_id))
+    call.join(5.0)
+    assert held == [OK]
     assert not coordinator.registry.site("a").connected
-    request = fleet_pb2.PullMessagesRequest(node=agent.node)
-    assert status_of(agent.fleet.PullMessages, request) == grpc.StatusCode.ABORTED
-    agent.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest())
+    agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
     assert coordinator.registry.site("a").connected
 
 

@@ -28,6 +28,7 @@ from server.strategy import federate
 from simulations.anatomy import SCANNERS
 from simulations.grid import InProcessGrid
 from simulations.phantoms import write_hospital
+from tests.system.relay import Capture, tapped, tls_records
 
 pytestmark = pytest.mark.system
 
@@ -58,6 +59,7 @@ class Deployment:
     statuses: dict[str, dict[str, Any]]  # before the stop
     left: list[str]  # processes that outlived the stop
     exit_codes: dict[str, int]
+    wire: tuple[Capture, ...]  # all that passed between the hospitals and the coordinator
 
     def home(self, site: str) -> Path:
         return self.folder / site
@@ -161,20 +163,27 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         write_hospital(folder / f"{site}-pacs", scanner=SCANNERS[scanner], patients=PATIENTS, seed=5, slices=4, rows=64)
     (folder / "run.toml").write_text(RUN_TOML)
     stage = Stage(folder)
+    ports = free_ports(3)
     try:
-        yield from run_everything(stage)
+        with tapped(ports[0]) as gateway, tapped(ports[1]) as enrolment:
+            yield from run_everything(stage, ports, (gateway, enrolment))
     finally:
         stage.end()
 
 
-def run_everything(stage: Stage) -> Iterator[Deployment]:
+def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture]) -> Iterator[Deployment]:
     folder = stage.folder
-    gateway, enrolment, superlink = free_ports(3)
+    gateway, enrolment, superlink = free
     ports = ("--gateway-port", gateway, "--enrolment-port", enrolment, "--superlink-port", superlink)
     done(stage.server("init", *map(str, ports)))
     stage.keep("coordinator", stage.server("start"))
     for invitation in [stage.server("invite", site, "--out", str(folder / f"{site}.json")) for site in SITES]:
         done(invitation)
+    for site in SITES:
+        # The hospitals reach both ports through the tap, as if it were the network's.
+        invitation = json.loads((folder / f"{site}.json").read_text())
+        invitation |= {"gateway": f"127.0.0.1:{wire[0].port}", "enrolment": f"127.0.0.1:{wire[1].port}"}
+        (folder / f"{site}.json").write_text(json.dumps(invitation))
     eventually(lambda: listens(enrolment) and listens(gateway), "coordinator listening")
 
     joins = {site: stage.client(site, "join", f"{site}.json", "--timeout", "60") for site in SITES}
@@ -213,7 +222,7 @@ def run_everything(stage: Stage) -> Iterator[Deployment]:
     _, alive = psutil.wait_procs(family, timeout=5)
     (summary,) = (folder / "coordinator" / "runs").glob("tiny-*/summary.json")
     left = [" ".join(one.cmdline()) for one in alive]
-    yield Deployment(folder, json.loads(summary.read_text()), phrases, idle, statuses, left, exit_codes)
+    yield Deployment(folder, json.loads(summary.read_text()), phrases, idle, statuses, left, exit_codes, wire)
 
 
 def test_run_is_completed_with_both_hospitals_in_each_round(deployment: Deployment) -> None:
@@ -257,6 +266,22 @@ def test_no_message_of_a_hospital_holds_anything_of_its_images(deployment: Deplo
             secrets.add(pixels[len(pixels) // 2 : len(pixels) // 2 + 24])
         assert len(files) > PATIENTS
         assert not [secret for secret in secrets if len(set(secret)) > 3 and secret in tap]
+
+
+def test_wire_carries_tls_and_nothing_else(deployment: Deployment) -> None:
+    for capture in deployment.wire:
+        streams = [bytes(stream) for stream in capture.streams if stream]
+        assert len(streams) >= 2 * len(SITES)
+        for stream in streams:
+            kinds = tls_records(stream)
+            assert kinds[0] == 22, "a connection must begin with a handshake"
+            assert 23 in kinds, "nothing was sent on this connection"
+        for plain in (b"PHANTOM", b"safetensors", b"run-hash", b"lesion", b"flwr.proto", b"wardround.v1"):
+            assert plain not in capture
+    gateway, _ = deployment.wire
+    uploads = sum(len(stream) for stream in gateway.streams[::2])
+    weights = next((deployment.folder / "coordinator" / "runs").glob("tiny-*/model.safetensors")).stat().st_size
+    assert uploads > weights * len(SITES) * 2, "the tap must have seen every update"
 
 
 def test_everything_ends_on_sigterm(deployment: Deployment) -> None:
