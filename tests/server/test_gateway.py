@@ -120,10 +120,11 @@ class Agent:
         self.node = Node(node_id=self.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
 
     def pull(self) -> tuple[Any, Any]:
-        while True:
+        for _ in range(3):
             response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=40.0)
             if response.messages_list:
                 return response.messages_list[0], response.message_object_trees[0]
+        raise AssertionError("no message came within three held calls")
 
     def fetch(self, head: Any, tree: Any) -> Message:
         objects = {}
