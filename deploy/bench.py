@@ -25,7 +25,8 @@ SITES = ("bench-a", "bench-b", "bench-c")
 # Widths of the network's levels: 2 MB and 30 MB of weights.
 MODELS = {"2 MB": (25, 50, 100, 200), "30 MB": (97, 194, 388, 776)}
 ROUNDS = 8
-IDLE_S = 30.0
+# The last run's ServerApp takes some seconds to leave.
+SETTLE_S, IDLE_S = 15.0, 30.0
 
 POLICY = "require-privacy = false\nmin-patients = 1\n"
 RUN = """
@@ -94,6 +95,7 @@ def _measure(processes: Processes, out: Path) -> None:
     idle = Table(title=f"CPU of {IDLE_S:g} idle seconds, in percent of one core", title_justify="left")
     idle.add_column("party")
     idle.add_column("percent", justify="right")
+    processes.rest(SETTLE_S)
     trees = {name: processes.tree(name) for name in ("coordinator", *SITES)}
     before = {name: _cpu_seconds(tree) for name, tree in trees.items()}
     processes.rest(IDLE_S)
