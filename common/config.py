@@ -107,7 +107,7 @@ class AugmentationConfig(Table):
     """Random changes of a training crop that keep its label true."""
 
     flips: bool = True
-    # In-plane quarter turns and small free rotations.
+    # Rotation in the image plane, drawn from [-x, x].
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     # Zoom drawn from [1 - x, 1 + x].
     scaling: Annotated[float, Field(ge=0, le=0.5)] = 0.1

@@ -166,7 +166,7 @@ def _guarantee(guarantee: dict[str, Any] | None) -> str:
         )
     columns = ("epsilon", "delta", "steps", "noise-multiplier", "clipping-norm", "sampling-rate", "cohort-size-class")
     rows = [[site, *(stated[column] for column in columns)] for site, stated in guarantee["sites"].items()]
-    some = next(iter(guarantee["sites"].values()), {"public": [], "not-covered": []})
+    some: dict[str, Any] = next(iter(guarantee["sites"].values()), {"public": [], "not-covered": []})
     return (
         "<h2>Privacy</h2>"
         f"<p>Differential privacy for one <strong>{html.escape(guarantee['unit'])}</strong>, with all of their images: "

@@ -176,6 +176,8 @@ def _result(column: Column, sites: Sequence[Site], folder: Path, seed: int, tell
         if result.run_hash != run_hash:
             raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
         return result
+    for site in column.sites:
+        site.cohort(column.run)  # reading images is not training
     start = time.monotonic()
     rounds = column.run.federation.rounds
 

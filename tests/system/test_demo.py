@@ -1,0 +1,68 @@
+"""The demo is interrupted, and nothing of it stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def processes_naming(folder: Path) -> list[str]:
+    """Command lines on this machine that name the folder, or work in it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def play_until(stage: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    log = folder.with_suffix(".log")
+    with log.open("wb") as output:
+        demo = subprocess.Popen(
+            [sys.executable, "-u", "-m", "deploy.demo", "--out", str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + 240
+    while stage not in log.read_text():
+        assert demo.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    return demo, log
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"), [("2/6", signal.SIGINT), ("4/6", signal.SIGTERM)], ids=["coordinator", "agents"]
+)
+def test_interrupted_demo_leaves_no_process_and_can_be_played_again(
+    stage: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    folder = tmp_path / "demo"
+    demo, log = play_until(stage, folder)
+    time.sleep(2.0)  # in the middle of that stage
+    assert processes_naming(folder), "the demo's processes must be found while they run"
+    demo.send_signal(number)
+    assert demo.wait(timeout=60) == 130, log.read_text()
+    deadline = time.monotonic() + 5
+    while (left := processes_naming(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+    again, log = play_until("2/6", folder)
+    again.send_signal(signal.SIGINT)
+    assert again.wait(timeout=60) == 130, log.read_text()
