@@ -167,6 +167,8 @@ def _environment(home: Path, threads: int | None) -> dict[str, str]:
     own = {
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         "PYTHONUNBUFFERED": "1",
+        # Threads that spin while they wait slow a shared machine down several times.
+        "OMP_WAIT_POLICY": "PASSIVE",
         # Libraries that want to keep something keep it here.
         "HOME": str(home),
         "FLWR_HOME": str(home / "flower"),

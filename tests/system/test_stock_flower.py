@@ -20,7 +20,7 @@ from common.config import RunConfig, parse
 from common.flower import build_bundle
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
-from tests.system.test_deployment import free_ports
+from tests.system.test_deployment import free_ports, listens
 
 pytestmark = pytest.mark.system
 
@@ -42,7 +42,7 @@ class Flower:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("WARDROUND_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(("WARDROUND_", "FLWR_"))},
             "FLWR_HOME": str(folder / "flower"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -109,8 +109,7 @@ def test_both_apps_run_under_stock_flower(flower: Flower) -> None:
     )
 
     flower.start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(superlink))
-    log = next(folder.glob("*.log"))
-    until(flower, lambda: "running on" in log.read_text(errors="replace"))
+    until(flower, lambda: listens(superlink))
     flower.start(
         "flower-supernode",
         *("--insecure", "--superlink", f"127.0.0.1:{superlink}", "--port", str(runtime)),
