@@ -33,7 +33,7 @@ from client.status import Status
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError, PolicyError, UpdateError, WardroundError
 from common.flower import read_bundle
-from common.privacy.guarantee import plan
+from common.privacy.guarantee import charge_round
 from common.records import (
     EvaluateReply,
     Refusal,
@@ -243,18 +243,15 @@ class Agent:
         """Write the privacy cost of the round down before it is spent."""
         if run.privacy is None:
             return
-        cost = plan(run, offer.declared_size)
-        self._site().ledger.charge(
-            offer.cohort_id,
-            request.run_hash,
-            request.round,
-            attempt,
-            noise_multiplier=cost.noise_multiplier,
-            sampling_rate=cost.sampling_rate,
-            steps=cost.steps_per_round,
-            delta=cost.delta,
-            lifetime_epsilon=self._site().policy.lifetime_epsilon,
-            rounds=run.federation.rounds - request.round + 1,
+        site = self._site()
+        charge_round(
+            site.ledger,
+            run,
+            cohort=offer.cohort_id,
+            cohort_size=offer.declared_size,
+            round_=request.round,
+            attempt=attempt,
+            lifetime_epsilon=site.policy.lifetime_epsilon,
         )
 
     def _site(self) -> Site:

@@ -24,7 +24,7 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import DataError, ErrorCode, UpdateError, WardroundError
 from common.models import build_model, parameter_count
-from common.privacy.guarantee import plan
+from common.privacy.guarantee import charge_round
 from common.records import (
     EvaluateReply,
     EvaluateRequest,
@@ -98,18 +98,14 @@ def _train(
 
 def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
     """Enter the round in the ledger before the first step; what the run has then spent."""
-    budget = plan(run, cohort.declared_size)
-    site.ledger.charge(
-        cohort.cohort_id,
-        request.run_hash,
-        request.round,
-        attempt,
-        noise_multiplier=budget.noise_multiplier,
-        sampling_rate=budget.sampling_rate,
-        steps=budget.steps_per_round,
-        delta=budget.delta,
+    budget = charge_round(
+        site.ledger,
+        run,
+        cohort=cohort.cohort_id,
+        cohort_size=cohort.declared_size,
+        round_=request.round,
+        attempt=attempt,
         lifetime_epsilon=site.policy.lifetime_epsilon,
-        rounds=run.federation.rounds - request.round + 1,
     )
     epsilon = site.ledger.spent(cohort.cohort_id, budget.delta, request.run_hash)
     return {"epsilon": epsilon, "delta": budget.delta}

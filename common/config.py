@@ -212,7 +212,7 @@ class SourceConfig(Table):
     # Relative paths are relative to the file that names them.
     path: str
     # None: chosen by looking at the files.
-    kind: Literal["dicom", "nifti", "images"] | None = None
+    kind: Literal["dicom", "nifti", "images", "mias"] | None = None
     # images: a CSV with one row per image, and its columns.
     csv: str | None = None
     image_column: str = "image"

@@ -8,9 +8,10 @@ Everything here follows from the run, the declared size and the steps made, so s
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from common.config import PrivacyConfig, RunConfig
+from common.config import PrivacyConfig, RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, noise_multiplier_for
+from common.privacy.ledger import Ledger
 
 UNIT = "patient"
 PUBLIC = (
@@ -93,6 +94,38 @@ def plan(run: RunConfig, cohort_size: int) -> Plan:
         steps_per_round=run.training.local_steps,
         expected_patients=privacy.sampling_rate * cohort_size,
     )
+
+
+def charge_round(
+    ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int, round_: int, attempt: str, lifetime_epsilon: float
+) -> Plan:
+    """Enter one round of a run in a site's ledger, before its first step; the same attempt is charged once.
+
+    Args:
+        ledger: the site's.
+        run: with a [privacy] table.
+        cohort: whose budget it is.
+        cohort_size: the site's publicly declared number of patients.
+        round_: from 1; with the rounds after it, what the run still wants.
+        attempt: names this execution.
+        lifetime_epsilon: the cohort's budget over all runs, from the site's policy.
+    Raises:
+        PrivacyError: as `plan`, or the budget does not allow it.
+    """
+    cost = plan(run, cohort_size)
+    ledger.charge(
+        cohort,
+        sha256_of(run),
+        round_,
+        attempt,
+        noise_multiplier=cost.noise_multiplier,
+        sampling_rate=cost.sampling_rate,
+        steps=cost.steps_per_round,
+        delta=cost.delta,
+        lifetime_epsilon=lifetime_epsilon,
+        rounds=run.federation.rounds - round_ + 1,
+    )
+    return cost
 
 
 def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Guarantee:
