@@ -1,13 +1,15 @@
 """The plan of a private run and the guarantee printed with its model."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from common.config import RunConfig, validate
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
-from common.privacy.guarantee import guarantee, plan
+from common.privacy.guarantee import charge_round, guarantee, plan
+from common.privacy.ledger import Ledger
 
 
 def run(**privacy) -> RunConfig:
@@ -98,3 +100,32 @@ def test_cohort_size_is_stated_as_a_class(patients, expected):
 
 def test_a_delta_of_the_run_says_nothing_of_the_cohort():
     assert guarantee(run(delta=1e-6), epsilon=1.0, delta=1e-6, steps=20).cohort_size_class == "not stated"
+
+
+def charged(ledger: Ledger, round_: int, attempt: str, lifetime_epsilon: float) -> None:
+    charge_round(
+        ledger,
+        run(),
+        cohort="c",
+        cohort_size=80,
+        round_=round_,
+        attempt=attempt,
+        lifetime_epsilon=lifetime_epsilon,
+    )
+
+
+def test_a_run_that_would_pass_the_lifetime_budget_is_refused_before_its_first_round(tmp_path: Path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(PrivacyError, match="would fit") as caught:
+        charged(ledger, 1, "a", lifetime_epsilon=3.0)
+    assert caught.value.code is ErrorCode.BUDGET_SPENT
+    assert ledger.entries() == ()
+
+
+def test_all_rounds_of_a_run_that_fits_are_charged_once_whoever_charges_first(tmp_path: Path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for round_ in range(1, 6):
+        for _ in ("agent", "worker"):
+            charged(ledger, round_, f"message-{round_}", lifetime_epsilon=4.0)
+    assert [entry.round for entry in ledger.entries()] == [1, 2, 3, 4, 5]
+    assert 0.99 * 4 <= ledger.spent("c", plan(run(), 80).delta) <= 4
