@@ -35,6 +35,8 @@ FEDERATED = "federated"
 PRIVATE = "federated, private"
 MEAN = "mean of sites"
 METRIC = "dice"
+# Dice of all classes taken as one, told beside METRIC where a run has several.
+WHOLE = "foreground-dice"
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -65,7 +67,11 @@ class Result:
     @property
     def mean(self) -> float:
         """Dice, mean of the sites."""
-        return statistics.fmean(scores[METRIC] for scores in self.scores.values())
+        return self.mean_of(METRIC)
+
+    def mean_of(self, metric: str) -> float:
+        """Any score, mean of the sites."""
+        return statistics.fmean(scores[metric] for scores in self.scores.values())
 
 
 def compare(
@@ -129,6 +135,13 @@ def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object
         for site in results[0].scores
     ]
     rows.append([f"Dice, {MEAN}", *(_spread(result.mean for result in by_name[name]) for name in names)])
+    if any(one[WHOLE] != one[METRIC] for result in results for one in result.scores.values()):
+        rows.append(
+            [
+                f"Dice of all classes as one, {MEAN}",
+                *(_spread(r.mean_of(WHOLE) for r in by_name[name]) for name in names),
+            ]
+        )
     rows.append(["epsilon", *(_epsilon(by_name[name]) for name in names)])
     rows.append(["optimiser steps in sequence", *(by_name[name][0].steps for name in names)])
     rows.append(["images seen", *(by_name[name][0].images for name in names)])

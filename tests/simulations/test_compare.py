@@ -24,7 +24,7 @@ def sites(tmp_path: Path) -> list[Site]:
 
 
 def a_result(column: str, seed: int, *dice: float) -> Result:
-    scores = {name: {"dice": value} for name, value in zip("xyz", dice, strict=False)}
+    scores = {name: {"dice": value, "foreground-dice": value} for name, value in zip("xyz", dice, strict=False)}
     return Result(column, seed, "h", scores, steps=4, images=8, seconds=1.0, epsilon=None, model_sha256="s")
 
 
@@ -111,6 +111,15 @@ def test_table_gives_mean_and_range_over_seeds() -> None:
     assert head == ["", POOLED, FEDERATED]
     assert rows[0] == ["Dice on x", "0.550 (0.500-0.600)", "0.550 (0.500-0.600)"]
     assert rows[2][1] == "0.725 (0.700-0.750)"
+
+
+def test_dice_of_all_classes_as_one_is_told_where_a_run_has_several() -> None:
+    one = a_result(POOLED, 0, 0.5, 0.9)
+    several = dataclasses.replace(
+        one, scores={site: {**all_, "foreground-dice": 0.95} for site, all_ in one.scores.items()}
+    )
+    assert not [row for row in summary_rows([one])[1] if "as one" in str(row[0])]
+    assert [row[1] for row in summary_rows([several])[1] if "as one" in str(row[0])] == ["0.950"]
 
 
 def test_one_site_cannot_be_compared(sites: list[Site], tmp_path: Path) -> None:
