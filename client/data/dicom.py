@@ -1,8 +1,8 @@
-"""DICOM series with DICOM SEG labels: from a tree of files to volumes in HU (CT) or stored units.
+"""DICOM series with DICOM SEG or RTSTRUCT labels: from a tree of files to volumes in HU (CT) or stored units.
 
 Only the attributes listed here are ever decoded; of the patient that is the Patient ID, which groups studies and
-stays in this package. Files that are no image and no segmentation (reports, plans, PDFs, DICOMDIR) are ignored and
-counted. Source: DICOM PS3.3 C.7.6.2 (plane), C.7.6.3 (pixels), C.11.1 (modality LUT).
+stays in this package. Files that are no image and no label (reports, plans, PDFs, DICOMDIR) are ignored and counted.
+Source: DICOM PS3.3 C.7.6.2 (plane), C.7.6.3 (pixels), C.11.1 (modality LUT).
 """
 
 import logging
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
-from client.data import dicom_seg
+from client.data import dicom_seg, rtstruct
 from client.data.geometry import Stack, stack_slices
 from client.data.pairs import files_under, patient_of
 from client.data.study import Found, Reference, Study, parsing
@@ -47,6 +47,9 @@ _SEGMENTATIONS = {
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
 }
 
+_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+_LABELS = _SEGMENTATIONS | {_STRUCTURE_SET}
+
 _FINDING_TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -54,6 +57,7 @@ _FINDING_TAGS = [
     "PatientID",
     "FrameOfReferenceUID",
     "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
 ]
 _READING_TAGS = [
     "SOPInstanceUID",
@@ -85,7 +89,7 @@ _MAGIC = b"DICM"
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one file says about its place."""
+    """What one file says about its place. references: the series and images that a label was drawn on."""
 
     path: Path = field(repr=False)
     sop_class: str
@@ -106,7 +110,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def find(source: SourceConfig, folder: Path) -> Found:
-    """The series of a source and the segmentations that refer to them; reads headers only.
+    """The series of a source and the segmentations and structure sets that refer to them; reads headers only.
 
     The patient is the Patient ID, or what patient-pattern finds in the path of the series' first file.
     """
@@ -120,30 +124,30 @@ def find_among(files: Iterable[Path], folder: Path, source: SourceConfig | None)
     labels: list[_Entry] = []
     seen: set[tuple[str, str]] = set()
     for entry in entries:
-        if (entry.patient, entry.instance) in seen or entry.sop_class not in _SLICES | _SINGLES | _SEGMENTATIONS:
+        if (entry.patient, entry.instance) in seen or entry.sop_class not in _SLICES | _SINGLES | _LABELS:
             ignored += 1  # a second copy of a file, or an object of another kind
-        elif entry.sop_class in _SEGMENTATIONS:
+        elif entry.sop_class in _LABELS:
             labels.append(entry)
         else:
             key = entry.series if entry.sop_class in _SLICES else entry.instance
             groups.setdefault((entry.patient, key), []).append(entry)
         seen.add((entry.patient, entry.instance))
-    references = [
-        _reference(key, group, [label for label in labels if _refers(label, group)], folder, source)
-        for (_, key), group in groups.items()
-    ]
+    drawn = {key: [label for label in labels if _refers(label, group)] for key, group in groups.items()}
+    ignored += len(labels) - len({label.path for matching in drawn.values() for label in matching})
+    references = [_reference(key[1], group, drawn[key], folder, source) for key, group in groups.items()]
     return Found((*references, *broken), ignored)
 
 
 def read(reference: Reference, data: DataConfig | None) -> Study:
-    """Read a series, and its segmentation when the run's data contract is given.
+    """Read a series, and its label when the run's data contract is given.
 
     Raises:
         DataError: UNREADABLE, NO_LABEL, GEOMETRY_MISMATCH, MISSING_SLICES, LABEL_UNKNOWN or UNSUPPORTED.
     """
     if data is not None and not reference.labels:
         raise DataError(
-            "no segmentation refers to this series. Add its DICOM SEG, or take the series out.", ErrorCode.NO_LABEL
+            "no segmentation or structure set refers to this series. Add it, or take the series out.",
+            ErrorCode.NO_LABEL,
         )
     with parsing("DICOM series"), _silence():
         slices = [pydicom.dcmread(path, specific_tags=list(_READING_TAGS)) for path in reference.images]
@@ -160,7 +164,7 @@ def read(reference: Reference, data: DataConfig | None) -> Study:
                 tuple(str(ds.SOPInstanceUID) for ds in slices),
                 str(slices[0].get("FrameOfReferenceUID", "")),
             )
-            label = dicom_seg.read_labels(reference.labels, grid, data, reference.label_map)
+            label = _label(reference, grid, data)
         return Study(
             image[None],
             label,
@@ -171,6 +175,21 @@ def read(reference: Reference, data: DataConfig | None) -> Study:
             reference.key,
             files,
         )
+
+
+def _label(reference: Reference, grid: dicom_seg.Grid, data: DataConfig) -> NDArray[np.uint8]:
+    """(Z, Y, X) of all labels of a series; where they overlap, the class named later in the run wins."""
+    structure_sets = [path for path in reference.labels if _sop_class(path) == _STRUCTURE_SET]
+    segmentations = [path for path in reference.labels if path not in structure_sets]
+    label = dicom_seg.read_labels(segmentations, grid, data, reference.label_map)
+    for path in structure_sets:
+        np.maximum(label, rtstruct.read_labels(path, grid, data, reference.label_map), out=label)
+    return label
+
+
+def _sop_class(path: Path) -> str:
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    return str(header.get("SOPClassUID", ""))
 
 
 @contextmanager
@@ -207,31 +226,37 @@ def _entry(path: Path) -> _Entry:
     sop_class = str(header.get("SOPClassUID", ""))
     if not sop_class:
         raise DataError("this DICOM file does not say what it is. Export it again, or take it out.")
-    references = (
-        str(uid)
-        for series in header.get("ReferencedSeriesSequence") or []
-        for uid in (
-            series.get("SeriesInstanceUID", ""),
-            *(
-                instance.get("ReferencedSOPInstanceUID", "")
-                for instance in series.get("ReferencedInstanceSequence", [])
-            ),
-        )
-        if uid
-    )
+    references, frame = _drawn_on(header) if sop_class in _LABELS else (frozenset(), "")
     return _Entry(
         path,
         sop_class,
         str(header.get("SOPInstanceUID", "")) or path.as_posix(),
         str(header.get("SeriesInstanceUID", "")),
         str(header.get("PatientID") or "").strip(),
-        str(header.get("FrameOfReferenceUID", "")),
-        frozenset(references) if sop_class in _SEGMENTATIONS else frozenset(),
+        str(header.get("FrameOfReferenceUID", "")) or frame,
+        references,
     )
 
 
+def _drawn_on(header: Dataset) -> tuple[frozenset[str], str]:
+    """The series and images a label names, and the frame of reference that a structure set names."""
+    frames = header.get("ReferencedFrameOfReferenceSequence") or []
+    named = [
+        (series, "ContourImageSequence")
+        for frame in frames
+        for study in frame.get("RTReferencedStudySequence") or []
+        for series in study.get("RTReferencedSeriesSequence") or []
+    ]
+    named += [(series, "ReferencedInstanceSequence") for series in header.get("ReferencedSeriesSequence") or []]
+    uids = {str(series.get("SeriesInstanceUID", "")) for series, _ in named}
+    uids |= {
+        str(image.get("ReferencedSOPInstanceUID", "")) for series, images in named for image in series.get(images) or []
+    }
+    return frozenset(uids - {""}), str(frames[0].get("FrameOfReferenceUID", "")) if frames else ""
+
+
 def _refers(label: _Entry, group: list[_Entry]) -> bool:
-    """Whether a segmentation was drawn on a series: it names it or its images, else shares its frame of reference."""
+    """Whether a label was drawn on a series: it names it or its images, else shares its frame of reference."""
     if label.references:
         return any(entry.instance in label.references or entry.series in label.references for entry in group)
     return bool(label.frame_of_reference) and label.frame_of_reference == group[0].frame_of_reference

@@ -6,7 +6,7 @@ The reader is chosen by looking at the files, or by `kind` in site.toml.
 from pathlib import Path
 from types import ModuleType
 
-from client.data import dicom, images, nifti
+from client.data import dicom, images, mias, nifti
 from client.data.pairs import files_under, has_suffix
 from client.data.study import Found, Kind, Reference, Study
 from common.config import DataConfig, SourceConfig
@@ -109,13 +109,15 @@ def read_image(where: Path | Reference) -> Study:
 
 
 def _reader(kind: Kind) -> ModuleType:
-    return {"dicom": dicom, "nifti": nifti, "images": images}[kind]
+    return {"dicom": dicom, "nifti": nifti, "images": images, "mias": mias}[kind]
 
 
 def _kind_of(source: SourceConfig, folder: Path) -> Kind | None:
-    """The reader for a folder: by its CSV, else by the first file that one of them knows."""
+    """The reader for a folder: by its CSV, by mini-MIAS' table, else by the first file that one of them knows."""
     if source.csv is not None:
         return "images"
+    if mias.is_archive(folder):
+        return "mias"
     within = folder / source.images
     for path in files_under(within if within.is_dir() else folder):
         if dicom.is_dicom(path):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError, ErrorCode, WardroundError
 
-Kind = Literal["dicom", "nifti", "images"]
+Kind = Literal["dicom", "nifti", "images", "mias"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,18 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.pixels import pack_bits
 from pydicom.uid import RLELossless, generate_uid
 
 from client.data import sources
 from client.data.study import Found, Study
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import ct_slices, save, segmentation, source, write_ct
+from tests.client.data.studies import AXIAL, ct_slices, save, segmentation, source, write_ct
 
 LESION = DataConfig(modality="CT", classes=("lesion",))
 TWO = DataConfig(modality="CT", classes=("organ", "lesion"))
@@ -157,20 +159,79 @@ def test_series_without_segmentation_has_no_label(tmp_path: Path) -> None:
     assert_refused(tmp_path, ErrorCode.NO_LABEL)
 
 
-@pytest.mark.parametrize("change", ["position", "orientation", "spacing", "frame of reference"])
-def test_segmentation_on_another_grid_does_not_fit(tmp_path: Path, change: str) -> None:
+def nearest(label: np.ndarray, own: np.ndarray, onto: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The oracle for resampling: for each voxel of the image the label of the nearest voxel in mm, by trying all."""
+    places = [affine[:3, :3] @ np.indices(size).reshape(3, -1) for affine, size in ((own, label.shape), (onto, shape))]
+    sources, targets = (place + affine[:3, 3:] for place, affine in zip(places, (own, onto), strict=True))
+    return np.array(
+        [label.ravel()[((sources - target[:, None]) ** 2).sum(0).argmin()] for target in targets.T]
+    ).reshape(shape)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize(
+    "other_grid",  # orientation, spacing, shape, shift in mm
+    [
+        (AXIAL, (1.7, 0.43, 0.31), (9, 25, 40), (0.12, -0.21, 0.31)),  # finer
+        (AXIAL, (5.9, 1.7, 1.9), (3, 7, 8), (0.12, -0.21, 0.31)),  # coarser
+        ((0.0, -1.0, 0.0, 1.0, 0.0, 0.0), (2.1, 0.57, 0.61), (6, 20, 20), (0.12, 9.43, 0.31)),  # rows for columns
+        ((0.96, 0.28, 0.0, -0.28, 0.96, 0.0), (2.3, 0.57, 0.61), (6, 24, 30), (0.12, -0.21, 0.31)),  # turned
+    ],
+)
+def test_segmentation_on_another_grid_in_the_same_frame_of_reference_is_resampled(
+    tmp_path: Path, kind: str, other_grid: tuple[Any, ...]
+) -> None:
+    orientation, spacing_mm, shape, shift_mm = other_grid
+    slices, others = ct_slices(stored()), ct_slices(stored(shape), orientation=orientation, spacing_mm=spacing_mm)
+    for ds in others:
+        ds.FrameOfReferenceUID = slices[0].FrameOfReferenceUID
+        ds.ImagePositionPatient = [float(x) for x in np.array(ds.ImagePositionPatient, float) + shift_mm]
+    mask = np.zeros(shape, np.uint8)
+    mask[1:-1, 1:-1, 1:-1] = np.random.default_rng(4).random(np.array(shape) - 2) < 0.5
+    seg = segmentation(others, {"lesion": mask}, kind)
+    del seg.ReferencedSeriesSequence
+    save(tmp_path / "other", others)
+    other = sources.read_image(tmp_path / "other")
+    assert other.affine is not None
+    save(tmp_path / "ct", [*slices, seg])
+    study = read(tmp_path / "ct")
+    assert study.label is not None
+    assert study.affine is not None
+    expected = nearest(mask, other.affine, study.affine, SHAPE)
+    assert expected.any()
+    assert (study.label == expected).all()
+
+
+def test_segmentation_of_a_part_of_the_image_keeps_its_place(tmp_path: Path) -> None:
+    slices = ct_slices(stored(), orientation=OBLIQUE)
+    seg = segmentation(slices, {"lesion": box()})
+    planes = seg.pixel_array.reshape(-1, *SHAPE[1:])[:, 2:10, 3:13]
+    for group, _ in zip(seg.PerFrameFunctionalGroupsSequence, planes, strict=True):
+        place = group.PlanePositionSequence[0]
+        corner = np.array(place.ImagePositionPatient, float)
+        corner += 2 * 0.8 * np.array(OBLIQUE[3:]) + 3 * 0.7 * np.array(OBLIQUE[:3])
+        place.ImagePositionPatient = [round(float(x), 6) for x in corner]
+    seg.Rows, seg.Columns = planes.shape[1:]
+    seg.PixelData = pack_bits(planes.astype(np.uint8))
+    save(tmp_path, [*slices, seg])
+    label = read(tmp_path).label
+    assert label is not None
+    assert (label == box()).all()
+
+
+@pytest.mark.parametrize("change", ["beside", "frame of reference", "no frame of reference", "no place"])
+def test_segmentation_on_another_grid_without_a_common_space_does_not_fit(tmp_path: Path, change: str) -> None:
     slices = ct_slices(stored())
     seg = segmentation(slices, {"lesion": box()})
-    shared = seg.SharedFunctionalGroupsSequence[0]
-    if change == "position":
-        for group in seg.PerFrameFunctionalGroupsSequence:
-            group.PlanePositionSequence[0].ImagePositionPatient[2] += 1.5
-    elif change == "orientation":
-        shared.PlaneOrientationSequence[0].ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
-    elif change == "spacing":
-        shared.PixelMeasuresSequence[0].PixelSpacing = [0.7, 0.8]
-    else:
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient[2] += 500 if change == "beside" else 1.2
+        if change == "no place":
+            del group.PlanePositionSequence
+            del group.DerivationImageSequence
+    if change == "frame of reference":
         seg.FrameOfReferenceUID = generate_uid()
+    elif change == "no frame of reference":
+        del seg.FrameOfReferenceUID
     save(tmp_path, [*slices, seg])
     assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
 
@@ -252,3 +313,9 @@ def test_repr_names_neither_patient_nor_file(tmp_path: Path) -> None:
     for text in (repr(reference), repr(sources.read(reference, LESION))):
         assert "SECRET" not in text
         assert tmp_path.name not in text
+
+
+def test_label_of_a_series_that_is_not_there_is_ignored_and_counted(tmp_path: Path) -> None:
+    write_ct(tmp_path)
+    save(tmp_path, [segmentation(ct_slices(stored()), {"lesion": box()})], "lonely{}.dcm")
+    assert find(tmp_path).ignored == 1

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from client.data.labels import class_of_name, map_values
+from client.data.labels import class_of_any, class_of_name, map_values, resample
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -60,3 +60,42 @@ def test_unknown_name_is_refused_by_ordinal_and_not_repeated() -> None:
     assert error.value.code is ErrorCode.LABEL_UNKNOWN
     assert "segment 3" in str(error.value)
     assert "Smith" not in str(error.value)
+
+
+def test_first_of_several_names_that_has_a_class_decides() -> None:
+    label_map = {"CALC": "background", "M": "liver-tumour"}
+    assert class_of_any(("SPIC", "M"), DATA, label_map) == 2
+    assert class_of_any(("calc", "M"), DATA, label_map) == 0
+    assert class_of_any(("SPIC", "B"), DATA, label_map) is None
+
+
+def test_resampling_to_a_finer_grid_and_back_changes_nothing() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (3, 4, 5)).astype(np.uint8)
+    coarse, fine = np.diag([3.0, 2.0, 2.0, 1.0]), np.diag([1.0, 1.0, 0.5, 1.0])
+    fine[:3, 3] = -1.0, -0.5, -0.75  # both grids begin at the same outer edge
+    finer = resample(labels, coarse, fine, (9, 8, 20))
+    assert (finer == labels.repeat(3, 0).repeat(2, 1).repeat(4, 2)).all()
+    assert (resample(finer, fine, coarse, labels.shape) == labels).all()
+
+
+def test_what_the_labels_do_not_reach_is_background() -> None:
+    shifted = np.eye(4)
+    shifted[2, 3] = 3.0
+    found = resample(np.ones((1, 2, 5), np.uint8), shifted, np.eye(4), (1, 2, 5))
+    assert found.tolist() == [[[0, 0, 0, 1, 1]] * 2]
+
+
+@pytest.mark.parametrize("affine", [np.diag([1.0, 1, 0, 1]), np.full((4, 4), np.nan)])
+def test_labels_without_a_volume_do_not_fit(affine: np.ndarray) -> None:
+    with pytest.raises(DataError) as error:
+        resample(np.ones((2, 2, 2), np.uint8), affine, np.eye(4), (2, 2, 2))
+    assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
+
+
+def test_labels_that_all_fall_beside_the_image_do_not_fit_though_the_grids_meet() -> None:
+    labels = np.zeros((1, 1, 6), np.uint8)
+    labels[..., 5] = 1
+    with pytest.raises(DataError) as error:
+        resample(labels, np.eye(4), np.eye(4), (1, 1, 3))
+    assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
+    assert not resample(np.zeros_like(labels), np.eye(4), np.eye(4), (1, 1, 3)).any()

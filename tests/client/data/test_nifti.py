@@ -3,6 +3,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.processing import resample_from_to
 
 from client.data import nifti, sources
 from common.config import DataConfig
@@ -23,6 +24,16 @@ def write_labelled(folder: Path, label: np.ndarray, label_affine: np.ndarray = A
 def read(folder: Path, **options: object):  # type: ignore[no-untyped-def]
     (reference,) = sources.find(source(path=".", **options), folder).references
     return sources.read(reference, DATA)
+
+
+def set_codes(folder: Path, codes: tuple[int, int]) -> None:
+    """Set sform_code of the image and of the label."""
+    for name, code in zip(("images", "labels"), codes, strict=True):
+        path = folder / name / "a.nii.gz"
+        file = nib.load(path)
+        file.set_sform(AFFINE, code)
+        file.set_qform(None, 0)
+        nib.save(nib.Nifti1Image(np.asarray(file.dataobj), None, file.header), path)
 
 
 def assert_refused(folder: Path, code: ErrorCode) -> None:
@@ -67,19 +78,56 @@ def test_flat_image_is_one_slice(tmp_path: Path) -> None:
     assert sources.read_image(tmp_path / "a.nii").image.shape == (1, 1, 6, 5)
 
 
-def test_label_of_another_shape_does_not_fit(tmp_path: Path) -> None:
-    write_labelled(tmp_path, np.zeros((5, 6, 8), np.uint8))
-    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+def test_label_on_another_grid_is_resampled_as_nibabel_does(tmp_path: Path) -> None:
+    turn = np.array([[0.1, 1.1, 0.2, -9], [-0.9, 0.15, 0, 6], [0.1, -0.2, 1.3, 5], [0, 0, 0, 1]])
+    label = np.zeros((14, 12, 17), np.uint8)
+    label[1:-1, 1:-1, 1:-1] = np.random.default_rng(2).integers(0, 3, (12, 10, 15))
+    write_labelled(tmp_path, label, turn)
+    image, own = (nib.load(tmp_path / folder / "a.nii.gz") for folder in ("images", "labels"))
+    expected = np.asarray(resample_from_to(own, image, order=0).dataobj).transpose()
+    assert 0 < (expected > 0).sum() < expected.size
+    assert (read(tmp_path).label == expected).all()
 
 
-def test_label_in_another_place_does_not_fit_and_rounding_does(tmp_path: Path) -> None:
+def test_label_one_voxel_away_moves_and_rounding_does_not(tmp_path: Path) -> None:
+    label = np.zeros((5, 6, 7), np.uint8)
+    label[2, 3, 4] = 1
     moved = AFFINE.copy()
     moved[0, 3] += 1e-3
-    write_labelled(tmp_path, np.zeros((5, 6, 7), np.uint8), moved)
-    assert read(tmp_path).label.sum() == 0
-    moved[0, 3] += 1.0
-    write_labelled(tmp_path, np.zeros((5, 6, 7), np.uint8), moved)
+    write_labelled(tmp_path, label, moved)
+    assert np.argwhere(read(tmp_path).label).tolist() == [[4, 3, 2]]
+    moved[:, 3] = AFFINE[:, 3] + AFFINE[:, 1]
+    write_labelled(tmp_path, label, moved)
+    assert np.argwhere(read(tmp_path).label).tolist() == [[4, 4, 2]]
+
+
+def test_label_beside_the_image_does_not_fit(tmp_path: Path) -> None:
+    away = AFFINE.copy()
+    away[2, 3] += 1000
+    write_labelled(tmp_path, np.ones((5, 6, 7), np.uint8), away)
     assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0), (1, 4), (3, 4)])
+def test_label_on_another_grid_without_a_common_space_does_not_fit(tmp_path: Path, codes: tuple[int, int]) -> None:
+    write_labelled(tmp_path, np.zeros((5, 6, 8), np.uint8))
+    set_codes(tmp_path, codes)
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (2, 1), (4, 4)])
+def test_label_on_another_grid_in_a_common_space_fits(tmp_path: Path, codes: tuple[int, int]) -> None:
+    write_labelled(tmp_path, np.zeros((5, 6, 8), np.uint8))
+    set_codes(tmp_path, codes)
+    assert read(tmp_path).label.shape == (7, 6, 5)
+
+
+def test_label_on_the_same_grid_needs_no_space(tmp_path: Path) -> None:
+    # With code 0 nibabel counts from the middle of the volume, whatever the header's matrix.
+    write_volume(tmp_path / "images" / "a.nii.gz", np.ones((5, 6, 7), np.uint8), np.eye(4))
+    write_volume(tmp_path / "labels" / "a.nii.gz", np.ones((5, 6, 7), np.uint8), np.eye(4))
+    set_codes(tmp_path, (0, 0))
+    assert read(tmp_path).label.all()
 
 
 def test_wrong_label_value_is_unknown(tmp_path: Path) -> None:
