@@ -144,7 +144,7 @@ def doctor(home: Home = HOME, as_json: JsonFlag = False) -> None:
 def data_add(  # noqa: PLR0917 - one parameter an option
     path: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI or pictures.")],
     home: Home = HOME,
-    kind: Annotated[str | None, typer.Option(help="dicom, nifti or images; default: by looking.")] = None,
+    kind: Annotated[str | None, typer.Option(help="dicom, nifti, images or mias; default: by looking.")] = None,
     csv: Annotated[str | None, typer.Option(help="images: CSV with a row per image, relative to the folder.")] = None,
     image_column: str = "image",
     mask_column: str = "mask",
@@ -220,6 +220,46 @@ def data_check(
         _check_headers(home, site.config, as_json=as_json)
     else:
         _check_studies(home, _run_of(home, run), as_json=as_json)
+
+
+@data_app.command("export")
+def data_export(  # noqa: PLR0917 - one parameter an option
+    study: Annotated[Path, typer.Argument(help="A DICOM file, or a folder with DICOM files in it.")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder for the copies.")],
+    home: Home = HOME,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="What may stay beyond the basic profile, such as retain-uids; repeatable.")
+    ] = None,
+    safe_private: Annotated[
+        list[str] | None, typer.Option(help="Private attribute that may stay: GGGG,CREATOR,EE in hex; repeatable.")
+    ] = None,
+    allow_burned_in: Annotated[bool, typer.Option("--allow-burned-in", help="Images said to show text.")] = False,
+    allow_captures: Annotated[bool, typer.Option("--allow-captures", help="Secondary captures, screenshots.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write pseudonymised copies of DICOM files by PS3.15's Basic Profile. Faces in head scans are not removed.
+
+    Example: `wardround-client data export ct/ --out shared --profile retain-long-modified-dates`
+    """
+    from client.data import deidentify  # noqa: PLC0415 - image libraries
+
+    options = deidentify.options_of(profile or (), safe_private or ())
+    with _progress("files") as advance:
+        done = deidentify.export(
+            study,
+            out,
+            open_site(home).key,
+            options,
+            allow_burned_in=allow_burned_in,
+            allow_captures=allow_captures,
+            progress=advance,
+        )
+    rows = [("written", done.files), ("patients", done.patients), ("ignored: not DICOM", done.ignored)]
+    rows += [(f"skipped: {code}", count) for code, count in sorted(done.skipped.items())]
+    show_table("Export", ("what", "count"), rows, as_json=as_json)
+    if not done.files:
+        raise DataError("no file was written. Expected readable DICOM images; see what was skipped above.")
+    note("Pseudonymised, not anonymised: this site's key links the copies to the patients.")
 
 
 @app.command()
@@ -327,7 +367,7 @@ def predict(
     """
     from client.predict import predict_study  # noqa: PLC0415 - torch
 
-    with _study_progress() as advance:
+    with _progress("studies") as advance:
         result = predict_study(model, study, out, device=device, progress=advance)
     rows = [
         (
@@ -388,7 +428,7 @@ def _check_studies(home: Path, run: RunConfig, *, as_json: bool) -> None:
     from client.data.cohort import load_cohort  # noqa: PLC0415 - torch
 
     site = open_site(home)
-    with _study_progress() as advance:
+    with _progress("studies") as advance:
         cohort = load_cohort(site.config, run, root=home, site_key=site.key, progress=advance)
     rows: list[tuple[str, int | None, int]] = [
         (split, len(cohort.patients(split)), sum(case.split == split for case in cohort.cases))
@@ -402,15 +442,15 @@ def _check_studies(home: Path, run: RunConfig, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _study_progress() -> Iterator[Callable[[int, int], None]]:
-    """Progress over studies, whose number is known with the first."""
+def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress over things whose number is known with the first."""
     with ExitStack() as stack:
         advance: Advance | None = None
 
         def step(done: int, total: int) -> None:
             nonlocal advance
             if advance is None:
-                advance = stack.enter_context(progress("studies", total))
+                advance = stack.enter_context(progress(label, total))
             advance(done, "")
 
         yield step

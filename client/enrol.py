@@ -31,7 +31,7 @@ RETRY_PAUSE_S = 2.0
 SITE_TEMPLATE = """\
 # What this hospital offers. Stays here. Add data with: wardround-client data add PATH
 name = "{site}"
-# cohort-size = 120     # publicly declared number of patients; default: the number found, rounded down to 5
+# cohort-size = 120     # publicly declared number of patients; default: the number found, rounded up to 5s
 # threads = 4           # cores for training; default: all
 # device = "auto"       # or "cpu", "cuda"
 """

@@ -238,7 +238,7 @@ def _encode(kind: Kind, study: Study, labels: NDArray[np.uint8], segmenter: _Seg
         case "nifti":
             stem = study.files[0].name.removesuffix(".gz").removesuffix(".nii")
             return {f"{stem}-labels.nii.gz": _nifti(study, labels), f"{stem}-overlay.png": overlay}
-        case "images":
+        case "images" | "mias":
             stem = study.files[0].stem
             return {f"{stem}-labels.png": _palette_png(labels), f"{stem}-overlay.png": overlay}
 

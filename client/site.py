@@ -4,6 +4,7 @@
     home/policy.toml    what it allows (PolicyConfig); the strict default where the file is absent
     home/site.key       32 random bytes, mode 0600, made on first use; keys the pseudonyms, never leaves
     home/ledger.sqlite  privacy spent, over all runs
+    home/cache/         the preprocessed images, encrypted under a key from site.key; may be deleted at any time
 
 No torch and no images are imported here before a cohort is asked for: the agent opens a site too.
 """
@@ -26,6 +27,7 @@ SITE_NAME = "site.toml"
 POLICY_NAME = "policy.toml"
 KEY_NAME = "site.key"
 LEDGER_NAME = "ledger.sqlite"
+CACHE_NAME = "cache"
 
 _KEY_BYTES = 32
 # A simulation opens this many sites at once without reading any of them twice.
@@ -55,7 +57,9 @@ class Site:
         if asked not in self._cohorts:
             # One at a time: a second run's cohort takes the place of the first, memory holds one.
             self._cohorts.clear()
-            self._cohorts[asked] = load_cohort(self.config, run, root=self.home, site_key=self.key)
+            self._cohorts[asked] = load_cohort(
+                self.config, run, root=self.home, site_key=self.key, cache=self.home / CACHE_NAME
+            )
         return self._cohorts[asked]
 
     @cached_property

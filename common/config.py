@@ -236,7 +236,8 @@ class SiteConfig(Table):
 
     name: Name
     data: tuple[SourceConfig, ...] = ()
-    # Publicly declared number of patients; None: the number found, rounded down to a multiple of 5.
+    # Publicly declared number of patients, at least those found: delta follows from it.
+    # None: the number found, rounded up to a multiple of 5.
     cohort_size: Count | None = None
     # None: all cores. 1 for results that must be bit-equal elsewhere.
     threads: Count | None = None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from simulations.scenario import Scenario
 
 app = new_app("Simulate a federation of hospitals on one machine.")
+bench_app = new_app("Measure on this machine what the parts cost.")
+app.add_typer(bench_app, name="bench")
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Name of a shipped scenario, or path of a scenario file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for results. A run found there goes on.")]
@@ -159,6 +161,31 @@ def scenarios(as_json: JsonFlag = False) -> None:
         for one in shipped()
     ]
     show_table("Scenarios", ["name", "what", "model", "sites"], rows, as_json=as_json)
+
+
+@bench_app.command("data")
+def bench_data(
+    series: Annotated[int, typer.Option("--series", min=1, help="CT series of 50 slices to generate.")] = 4,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns; the figures are medians.")] = 3,
+    threads: ThreadsOption = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Prepare generated CT slices with Wardround, with MONAI and from the cache, by turns.
+
+    Example: wardround-sim bench data --series 4
+    """
+    configure_logging()
+    import tempfile  # noqa: PLC0415
+
+    from simulations import bench_data as bench  # noqa: PLC0415
+
+    _use_threads(threads)
+    with progress("series and turns", series + repeats) as advance, tempfile.TemporaryDirectory() as folder:
+        figures = bench.measure(Path(folder), series=series, repeats=repeats, progress=advance)
+    ours = figures[0]
+    rows = [[one.name, one.cpu_s_per_1000, one.images_per_cpu_s, one.cpu_s / ours.cpu_s] for one in figures]
+    columns = ["way", "CPU s per 1000 images", "images per CPU s", f"times {ours.name}"]
+    show_table(f"{ours.images} CT slices, 512 x 512 to 256 x 256", columns, rows, as_json=as_json)
 
 
 def _use_threads(threads: int | None) -> None:

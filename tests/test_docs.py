@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
 # The command contract, as far as it is built.
 CONTRACT = """
-wardround-sim run | compare | scenarios
+wardround-sim run | compare | scenarios | bench data
 wardround-server init | invite | requests | approve | revoke | sites | start | status | doctor
 wardround-server run | runs | stop | resume | report | export
-wardround-client join | start | status | doctor | data add | data check | data list
+wardround-client join | start | status | doctor | data add | data check | data list | data export
 wardround-client runs | approve | deny | policy check | ledger | predict
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ A study that cannot be used is quarantined with a code and a reason; it never st
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from client.data import sources
+from client.data.cache import Cache
 from client.data.preprocess import as_samples, preprocess
 from client.data.pseudonym import cohort_id, pseudonym
 from client.data.split import Split, split_patients
 from client.data.study import Reference
 from common.config import RunConfig, SiteConfig
-from common.errors import DataError, ErrorCode
+from common.errors import ConfigError, DataError, ErrorCode
 
 _DECLARED_STEP = 5
 
@@ -90,6 +92,7 @@ def load_cohort(
     root: Path,
     site_key: bytes,
     progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Cohort:
     """Read, preprocess and split everything a site has for a run.
 
@@ -99,12 +102,17 @@ def load_cohort(
         root: folder that relative paths in `site` start from.
         site_key: secret key of the pseudonyms.
         progress: called with (studies done, studies in all).
+        cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
+            None: everything is read from its files.
 
     Raises:
         ConfigError: a source is described wrongly (folder, CSV or column that is not there).
         DataError: NO_DATA, no study is usable; the message says what was found.
     """
     found = [sources.find(source, root) for source in site.data]
+    working_set = None if cache is None else Cache(cache, site_key, run)
+    if working_set is not None:
+        working_set.keep_only(reference for one in found for reference in one.references)
     total = sum(len(one.references) for one in found)
     splits: dict[str, Split] = {}
     studies: list[tuple[Reference, Tensor, Tensor]] = []
@@ -114,7 +122,7 @@ def load_cohort(
         usable: list[tuple[Reference, Tensor, Tensor]] = []
         for reference in one.references:
             try:
-                usable.append((reference, *_load(reference, run)))
+                usable.append((reference, *_load(reference, run, working_set)))
             except DataError as error:
                 name = pseudonym(site_key, reference.key)
                 quarantined.append(Quarantined(name, error.code, f"study {done + 1} of {total}: {error}"))
@@ -141,7 +149,7 @@ def load_cohort(
         for reference, images, labels in studies
     )
     found_size = len({case.patient for case in cases})
-    declared = site.cohort_size or max(1, found_size // _DECLARED_STEP * _DECLARED_STEP)
+    declared = _declared_size(site, found_size)
     return Cohort(cases, tuple(quarantined), cohort_id(site_key), declared, ignored)
 
 
@@ -173,8 +181,19 @@ def contract_summary(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _load(reference: Reference, run: RunConfig) -> tuple[Tensor, Tensor]:
-    """Images (S, C, *sp) and labels (S, *sp)."""
+def _load(reference: Reference, run: RunConfig, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    """Images (S, C, *sp) and labels (S, *sp), from the cache or from the files."""
+    entry = None if cache is None else cache.entry(reference)
+    if cache is None or entry is None:
+        return _decode(reference, run)
+    kept = cache.read(entry)
+    if kept is None:
+        kept = _decode(reference, run)
+        cache.write(entry, *kept)
+    return kept
+
+
+def _decode(reference: Reference, run: RunConfig) -> tuple[Tensor, Tensor]:
     image, label = preprocess(sources.read(reference, run.data), run)
     if label is None:
         raise DataError("the study has no label. Add it, or take the study out.", ErrorCode.NO_LABEL)
@@ -188,6 +207,18 @@ def _split(studies: list[tuple[Reference, Tensor, Tensor]], run: RunConfig) -> d
         validation_fraction=run.data.validation_fraction,
         test_fraction=run.data.test_fraction,
     )
+
+
+def _declared_size(site: SiteConfig, found: int) -> int:
+    """Never below the patients found: delta is at most 1 / (10 N) of the true N only then."""
+    if site.cohort_size is None:
+        return math.ceil(found / _DECLARED_STEP) * _DECLARED_STEP
+    if site.cohort_size < found:
+        raise ConfigError(
+            f"cohort-size is {site.cohort_size}, and {found} patients are usable. Set cohort-size in site.toml to at "
+            "least that number, or remove it: delta must not exceed 1 / (10 N)."
+        )
+    return site.cohort_size
 
 
 def _nothing(site: SiteConfig, total: int, quarantined: list[Quarantined], ignored: int) -> str:

@@ -5,10 +5,7 @@ stays in this package. Files that are no image and no label (reports, plans, PDF
 Source: DICOM PS3.3 C.7.6.2 (plane), C.7.6.3 (pixels), C.11.1 (modality LUT).
 """
 
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from client.data import dicom_seg, rtstruct
 from client.data.geometry import Stack, stack_slices
 from client.data.pairs import files_under, patient_of
-from client.data.study import Found, Reference, Study, parsing
+from client.data.study import Found, Reference, Study, parsing, quiet
 from common.config import DataConfig, SourceConfig
 from common.errors import DataError, ErrorCode
 
@@ -149,7 +146,7 @@ def read(reference: Reference, data: DataConfig | None) -> Study:
             "no segmentation or structure set refers to this series. Add it, or take the series out.",
             ErrorCode.NO_LABEL,
         )
-    with parsing("DICOM series"), _silence():
+    with parsing("DICOM series"), quiet():
         slices = [pydicom.dcmread(path, specific_tags=list(_READING_TAGS)) for path in reference.images]
         stack = _stack(slices)
         if stack is not None:
@@ -192,20 +189,6 @@ def _sop_class(path: Path) -> str:
     return str(header.get("SOPClassUID", ""))
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep pydicom quiet: it warns and logs about every odd value and quotes it or its path, which can be a name."""
-    logger = logging.getLogger("pydicom")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
-
-
 def _scan(files: Iterable[Path], folder: Path) -> tuple[list[_Entry], list[Reference], int]:
     entries, broken, ignored = [], [], 0
     for path in files:
@@ -213,7 +196,7 @@ def _scan(files: Iterable[Path], folder: Path) -> tuple[list[_Entry], list[Refer
             ignored += 1
             continue
         try:
-            with parsing("DICOM file"), _silence():
+            with parsing("DICOM file"), quiet():
                 entries.append(_entry(path))
         except DataError as error:
             key = path.relative_to(folder).as_posix()

@@ -5,6 +5,8 @@ photograph. Patient coordinates are DICOM's: millimetres, LPS (x to the left, y 
 Raw ids and paths live in `Reference` and `Study` only, are left out of their `repr`, and end in this package.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,3 +88,17 @@ def parsing(what: str) -> Iterator[None]:
             f"this {what} could not be decoded ({type(error).__name__}). Export it again, or take it out.",
             ErrorCode.UNREADABLE,
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom quiet: it warns and logs about every odd value and quotes it or its path, which can be a name."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before

@@ -3,16 +3,24 @@ import hmac
 import json
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 
+from client.data import sources
 from client.data.cohort import Cohort, contract_summary, load_cohort
 from client.data.pseudonym import cohort_id, pseudonym
+from client.site import open_site
+from client.training import train_round
+from common.checkpoint import pack, sha256
 from common.config import RunConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.models import build_model
 from tests.client.data.studies import KEY, photo_run, run_config, site, source, write_ct, write_pair
 
 RUN = photo_run(rows=16)
@@ -20,6 +28,26 @@ RUN = photo_run(rows=16)
 
 def load(root: Path, *sources: SourceConfig, run: RunConfig = RUN, **values: object) -> Cohort:
     return load_cohort(site(*sources, **values), run, root=root, site_key=KEY)
+
+
+def assert_same_cohort(one: Cohort, other: Cohort) -> None:
+    """Equal in names, order, splits and every bit of the tensors."""
+
+    def told(cohort: Cohort) -> list[object]:
+        return [
+            (case.patient, case.key, case.split, case.images.shape, case.labels.shape, case.images.dtype)
+            for case in cohort.cases
+        ]
+
+    assert told(one) == told(other)
+    assert (one.quarantined, one.cohort_id, one.declared_size) == (
+        other.quarantined,
+        other.cohort_id,
+        other.declared_size,
+    )
+    for a, b in zip(one.cases, other.cases, strict=True):
+        assert a.images.numpy().tobytes() == b.images.numpy().tobytes()
+        assert a.labels.numpy().tobytes() == b.labels.numpy().tobytes()
 
 
 def splits(cohort: Cohort) -> dict[str, str]:
@@ -109,9 +137,9 @@ def test_nothing_usable_says_what_was_found(pictures: Path) -> None:
 
 
 def test_empty_folder_and_no_source_are_no_data(tmp_path: Path) -> None:
-    for sources in ((source(path="."),), ()):
+    for given in ((source(path="."),), ()):
         with pytest.raises(DataError) as error:
-            load(tmp_path, *sources)
+            load(tmp_path, *given)
         assert error.value.code is ErrorCode.NO_DATA
 
 
@@ -140,15 +168,26 @@ def test_patient_in_two_sources_is_on_one_side(tmp_path: Path) -> None:
     assert all(len({case.split for case in cohort.cases_of(patient)}) == 1 for patient in splits(cohort))
 
 
-@pytest.mark.parametrize(("given", "declared"), [(None, 5), (42, 42)])
-def test_declared_size_is_rounded_down_unless_given(pictures: Path, given: int | None, declared: int) -> None:
-    assert load(pictures, source(path="."), cohort_size=given).declared_size == declared
+@pytest.mark.parametrize(("patients", "given", "declared"), [(9, None, 10), (5, None, 5), (9, 42, 42), (9, 9, 9)])
+def test_declared_size_is_rounded_up_unless_given(
+    tmp_path: Path, patients: int, given: int | None, declared: int
+) -> None:
+    for number in range(patients):
+        write_pair(tmp_path, f"p{number}")
+    assert load(tmp_path, source(path="."), cohort_size=given).declared_size == declared
 
 
-def test_one_patient_declares_one_and_trains(tmp_path: Path) -> None:
+def test_declared_size_below_the_patients_found_is_refused(tmp_path: Path) -> None:
+    for number in range(9):
+        write_pair(tmp_path, f"p{number}")
+    with pytest.raises(ConfigError, match="cohort-size is 8, and 9 patients"):
+        load(tmp_path, source(path="."), cohort_size=8)
+
+
+def test_one_patient_declares_five_and_trains(tmp_path: Path) -> None:
     write_pair(tmp_path, "a")
     cohort = load(tmp_path, source(path="."))
-    assert cohort.declared_size == 1
+    assert cohort.declared_size == 5
     assert cohort.cases[0].split == "train"
 
 
@@ -182,6 +221,114 @@ def test_no_patient_attribute_reaches_cases_summary_quarantine_or_log(
     for text in told:
         for secret in ("SECRET", "NAME^", "19700101", "1.2.826."):
             assert secret not in text
+
+
+@pytest.fixture
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called, reading a study from its files fails the test."""
+
+    def read(*_: object) -> NoReturn:
+        raise AssertionError("a study was decoded")
+
+    return lambda: monkeypatch.setattr(sources, "read", read)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_cohort_from_the_cache_equals_the_one_from_the_files_without_decoding(
+    tmp_path: Path, dims: int, no_decoding: Callable[[], None]
+) -> None:
+    for number in (1, 2, 3):
+        write_ct(tmp_path / "ct" / str(number), (5, 24, 31 + number), patient=f"P{number}")
+    where, run, cache = site(source(path="ct")), run_config(dims), tmp_path / "home" / "cache"
+    plain, first = (load_cohort(where, run, root=tmp_path, site_key=KEY, cache=folder) for folder in (None, cache))
+    no_decoding()
+    second = load_cohort(where, run, root=tmp_path, site_key=KEY, cache=cache)
+    for cohort in (first, second):
+        assert_same_cohort(cohort, plain)
+
+
+def test_training_from_the_cache_gives_the_same_bits(tmp_path: Path, no_decoding: Callable[[], None]) -> None:
+    for number in range(4):
+        write_ct(tmp_path / "ct" / str(number), (3, 24, 31), patient=f"P{number}")
+    run = run_config(
+        model={"dims": 2, "channels": [4, 8], "residual-units": 0},
+        training={"patch-size": [16, 16], "local-steps": 2, "batch-size": 2},
+        deterministic=True,
+    )
+
+    def digest(cache: Path | None) -> str:
+        cohort = load_cohort(site(source(path="ct")), run, root=tmp_path, site_key=KEY, cache=cache)
+        model = build_model(run)
+        train_round(model, cohort, run, round_=1, site="north", device="cpu")
+        return sha256(pack(model.state_dict()))
+
+    from_files = digest(None)
+    assert digest(tmp_path / "cache") == from_files
+    no_decoding()
+    assert digest(tmp_path / "cache") == from_files
+
+
+def test_changed_new_and_removed_studies_are_seen_through_the_cache(pictures: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "home" / "cache"
+    where = site(source(path="."))
+    load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache)
+    write_pair(pictures, "p2L", mask=np.zeros((20, 31), np.uint8))
+    write_pair(pictures, "p9L")
+    for kind in ("images", "labels"):
+        (pictures / kind / "p5L.png").unlink()
+    cached = load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache)
+    assert_same_cohort(cached, load_cohort(where, RUN, root=pictures, site_key=KEY))
+    assert contract_summary(cached)["studies"]["without-foreground"] == 1
+    assert len(list(cache.rglob("*.case"))) == 7
+
+
+def test_bad_study_stays_out_and_is_not_cached(pictures: Path, tmp_path: Path) -> None:
+    cache, where = tmp_path / "home" / "cache", site(source(path="."))
+    (pictures / "images" / "p3L.png").write_bytes(b"broken")
+    cohorts = [load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache) for _ in range(2)]
+    assert [[study.code for study in cohort.quarantined] for cohort in cohorts] == [[ErrorCode.UNREADABLE]] * 2
+    assert len(list(cache.rglob("*.case"))) == 6
+
+
+def test_two_sources_with_equal_keys_do_not_share_an_entry(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a", "p1")
+    write_pair(tmp_path / "b", "p1", mask=np.zeros((20, 31), np.uint8))
+    where = site(source(path="a"), source(path="b"))
+    plain, _, cached = (
+        load_cohort(where, RUN, root=tmp_path, site_key=KEY, cache=folder)
+        for folder in (None, tmp_path / "cache", tmp_path / "cache")
+    )
+    assert_same_cohort(cached, plain)
+    assert len(list((tmp_path / "cache").rglob("*.case"))) == 2
+
+
+def test_damaged_entry_and_unwritable_cache_leave_the_cohort_as_it_is(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, where = tmp_path / "home" / "cache", site(source(path="."))
+    plain = load_cohort(where, RUN, root=pictures, site_key=KEY)
+    load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache)
+    damaged = sorted(cache.rglob("*.case"))[2]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert_same_cohort(load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache), plain)
+    assert "is damaged; its study is decoded again" in caplog.text
+    caplog.clear()
+    (tmp_path / "file").write_text("where the cache would stand")
+    assert_same_cohort(load_cohort(where, RUN, root=pictures, site_key=KEY, cache=tmp_path / "file"), plain)
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_site_keeps_its_cohort_in_its_home(tmp_path: Path, no_decoding: Callable[[], None]) -> None:
+    home = tmp_path / "home"
+    write_pair(tmp_path / "data", "p1")
+    write_pair(tmp_path / "data", "p2")
+    home.mkdir()
+    (home / "site.toml").write_text('name = "north"\n[[data]]\npath = "../data"\n')
+    first = open_site(home).cohort(RUN)
+    no_decoding()
+    other = replace(open_site(home), _cohorts={})  # as after a restart
+    assert_same_cohort(other.cohort(RUN), first)
+    assert len(list((home / "cache").rglob("*.case"))) == 2
 
 
 @pytest.mark.skipif("WARDROUND_DATA" not in os.environ, reason="WARDROUND_DATA is not set")
