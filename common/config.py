@@ -227,6 +227,9 @@ class SourceConfig(Table):
     patient_pattern: str | None = None
     # Local label value, segment label or ROI name -> class of the run. Empty: names and order as in the run.
     label_map: dict[str, Name] = {}
+    # dicom: a person has looked at the images that say they carry text, and at screenshots, and found no patient
+    # named. Without this they are set aside.
+    pixel_text_checked: bool = False
     # Only these patients (as the source names them). Empty: all. Used to share one archive among simulated sites.
     patients: tuple[str, ...] = ()
 

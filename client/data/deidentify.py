@@ -150,14 +150,14 @@ def check_pixels(dataset: Dataset, *, allow_burned_in: bool = False, allow_captu
         )
     if burned_in and not allow_burned_in:
         raise DataError(
-            "the image says that text is burned into its pixels, and that can name the patient. Look at it, then allow "
-            "burned-in annotation, or take it out.",
+            "the image says that text is burned into its pixels, and that can name the patient. Look at it, then "
+            "set pixel-text-checked in site.toml (export: --allow-burned-in), or take it out.",
             ErrorCode.UNSUPPORTED,
         )
     if is_capture and not allow_captures:
         raise DataError(
             "the image is a secondary capture or a screenshot, and these often show the patient's name. Look at it, "
-            "then allow captures, or take it out.",
+            "then set pixel-text-checked in site.toml (export: --allow-captures), or take it out.",
             ErrorCode.UNSUPPORTED,
         )
 

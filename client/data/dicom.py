@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
 from client.data import dicom_seg, rtstruct
+from client.data.deidentify import check_pixels
 from client.data.geometry import Stack, stack_slices
 from client.data.pairs import files_under, patient_of
 from client.data.study import Found, Reference, Study, parsing, quiet
@@ -55,6 +56,9 @@ _FINDING_TAGS = [
     "FrameOfReferenceUID",
     "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
+    "BurnedInAnnotation",
+    "ConversionType",
+    "ImageType",
 ]
 _READING_TAGS = [
     "SOPInstanceUID",
@@ -95,6 +99,7 @@ class _Entry:
     patient: str = field(repr=False)
     frame_of_reference: str = field(repr=False)
     references: frozenset[str] = field(default=frozenset(), repr=False)
+    pixel_text: DataError | None = None  # the image may show text, and that can name the patient
 
 
 def is_dicom(path: Path) -> bool:
@@ -218,7 +223,16 @@ def _entry(path: Path) -> _Entry:
         str(header.get("PatientID") or "").strip(),
         str(header.get("FrameOfReferenceUID", "")) or frame,
         references,
+        None if sop_class in _LABELS else _pixel_text(header),
     )
+
+
+def _pixel_text(header: Dataset) -> DataError | None:
+    try:
+        check_pixels(header)
+    except DataError as error:
+        return error
+    return None
 
 
 def _drawn_on(header: Dataset) -> tuple[frozenset[str], str]:
@@ -260,6 +274,8 @@ def _reference(
             "site.toml to find the patient in the path.",
             ErrorCode.UNSUPPORTED,
         )
+    if problem is None and not source.pixel_text_checked:
+        problem = next((entry.pixel_text for entry in group if entry.pixel_text is not None), None)
     return Reference("dicom", patient, key, images, tuple(label.path for label in labels), source.label_map, problem)
 
 

@@ -319,3 +319,25 @@ def test_label_of_a_series_that_is_not_there_is_ignored_and_counted(tmp_path: Pa
     write_ct(tmp_path)
     save(tmp_path, [segmentation(ct_slices(stored()), {"lesion": box()})], "lonely{}.dcm")
     assert find(tmp_path).ignored == 1
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("BurnedInAnnotation", "YES"), ("ConversionType", "WSD"), ("ImageType", ["DERIVED", "SECONDARY", "SCREEN SAVE"])],
+)
+def test_series_whose_pixels_may_name_the_patient_is_set_aside_until_a_person_looked(
+    tmp_path: Path, keyword: str, value: Any
+) -> None:
+    slices = ct_slices(stored())
+    setattr(slices[2], keyword, value)  # one slice is enough
+    labelled(tmp_path, slices, {"lesion": box()})
+    assert "pixel-text-checked" in assert_refused(tmp_path, ErrorCode.UNSUPPORTED)
+    assert read(tmp_path, pixel_text_checked=True).label is not None
+
+
+def test_series_that_says_it_carries_no_text_is_used(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    for one in slices:
+        one.BurnedInAnnotation = "NO"
+    labelled(tmp_path, slices, {"lesion": box()})
+    assert read(tmp_path).label is not None
