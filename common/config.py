@@ -70,6 +70,9 @@ class DataConfig(Table):
     # Split by patient. The rest is for training.
     validation_fraction: Fraction = 0.15
     test_fraction: Fraction = 0.15
+    # Cross-validation: the patients are dealt into so many folds, and number `fold` (from 0) is the test split.
+    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:
@@ -77,6 +80,8 @@ class DataConfig(Table):
             raise ValueError("validation-fraction + test-fraction must leave patients for training")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be distinct")
+        if self.fold >= (self.folds or 1):
+            raise ValueError("fold counts from 0 and must be below folds")
         return self
 
 
@@ -227,6 +232,9 @@ class SourceConfig(Table):
     patient_pattern: str | None = None
     # Local label value, segment label or ROI name -> class of the run. Empty: names and order as in the run.
     label_map: dict[str, Name] = {}
+    # A label that marks nothing is a finding of its own ("no lesion here"). Without this it is taken for unfinished
+    # work, and its study set aside as label-empty.
+    empty_labels_are_negative: bool = False
     # dicom: a person has looked at the images that say they carry text, and at screenshots, and found no patient
     # named. Without this they are set aside.
     pixel_text_checked: bool = False

@@ -6,7 +6,7 @@ The reader is chosen by looking at the files, or by `kind` in site.toml.
 from pathlib import Path
 from types import ModuleType
 
-from client.data import dicom, images, mias, nifti
+from client.data import dicom, dicom_series, images, mias, nifti
 from client.data.pairs import files_under, has_suffix
 from client.data.study import Found, Kind, Reference, Study
 from common.config import DataConfig, SourceConfig
@@ -71,7 +71,7 @@ def find_images(path: Path) -> tuple[Reference, ...]:
     """
     files = files_under(path) if path.is_dir() else [path]
     folder = path if path.is_dir() else path.parent
-    references = dicom.find_among(files, folder, None).references
+    references = dicom_series.find_among(files, folder, None).references
     kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (("nifti", nifti.SUFFIXES), ("images", images.SUFFIXES))
     for kind, suffixes in kinds:
         # Pictures beside DICOM or NIfTI are previews.
@@ -120,7 +120,7 @@ def _kind_of(source: SourceConfig, folder: Path) -> Kind | None:
         return "mias"
     within = folder / source.images
     for path in files_under(within if within.is_dir() else folder):
-        if dicom.is_dicom(path):
+        if dicom_series.is_dicom(path):
             return "dicom"
         if has_suffix(path, nifti.SUFFIXES):
             return "nifti"
