@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import grpc
@@ -24,15 +25,24 @@ from flwr.proto.message_pb2 import ObjectTree
 
 from client import approvals, gate, policy
 from client.approvals import Appraisal, Proposal
-from client.enrol import Identity
+from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet
 from client.keeper import Worker
 from client.pipe import Describe, Offer, PipeError, Work
 from client.site import POLICY_NAME, SITE_NAME, Site, open_site
 from client.status import Status
 from common.config import RunConfig, sha256_of
-from common.errors import ConfigError, ErrorCode, FederationError, PolicyError, UpdateError, WardroundError
+from common.errors import (
+    ConfigError,
+    EnrolmentError,
+    ErrorCode,
+    FederationError,
+    PolicyError,
+    UpdateError,
+    WardroundError,
+)
 from common.flower import read_bundle
+from common.operators import Endorsement, check_endorsements
 from common.privacy.guarantee import charge_round
 from common.records import (
     EvaluateReply,
@@ -53,6 +63,8 @@ CALL_TIMEOUT_S = 30.0
 # Reading a large cohort for the first time.
 DESCRIBE_TIMEOUT_S = 3600.0
 UPKEEP_S = 1.0
+# After a renewal that did not succeed.
+RENEWAL_PAUSE_S = 600.0
 
 # The gateway's words for "drop this message" (server/gateway.py).
 _RUN_IS_OVER = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
@@ -67,9 +79,9 @@ class Agent:
         self._home, self._identity = home, identity
         self._stop = threading.Event()
         self._failed = False
-        self._channel = identity.channel()
-        self._fleet = Fleet(self._channel, self._stop)
-        self._coordination = CoordinationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+        self._renewed: Identity | None = None  # takes over between two messages
+        self._renew_at = 0.0
+        self._connect(identity)
         self._worker = worker
         self._offers: dict[tuple[str, int], Offer] = {}  # by run hash and state of site.toml
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of site.toml and policy.toml
@@ -100,6 +112,12 @@ class Agent:
     def stop(self) -> None:
         """Ask `run` to end; for any other thread."""
         self._stop.set()
+
+    def _connect(self, identity: Identity) -> None:
+        self._identity = identity
+        self._channel = identity.channel()
+        self._fleet = Fleet(self._channel, self._stop)
+        self._coordination = CoordinationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """A thread that ends by an exception ends the agent: half an agent would look healthy."""
@@ -134,15 +152,27 @@ class Agent:
                 node_id = self._fleet.activate()
                 self._status.connected(node_id)
                 pause = SHORTEST_PAUSE_S
-                while not self._stop.is_set():
+                while not self._stop.is_set() and self._renewed is None:
                     if (delivery := self._fleet.pull()) is not None:
                         self._handle(*delivery)
+                self._take_over()
             except grpc.RpcError as error:
                 if self._stop.is_set():
                     return
                 self._status.away(error)
+                self._take_over()
                 self._stop.wait(pause)
                 pause = min(2 * pause, LARGEST_PAUSE_S)
+
+    def _take_over(self) -> None:
+        """Go on with the renewed certificate, over a new connection."""
+        if self._renewed is None:
+            return
+        channel, fleet = self._channel, self._fleet
+        self._connect(self._renewed)
+        self._renewed = None
+        fleet.close()
+        channel.close()
 
     def _handle(self, head: MessageProto, tree: ObjectTree) -> None:
         """Answer one message, or drop it if its run is over."""
@@ -296,11 +326,25 @@ class Agent:
             run = read_bundle(proposal.bundle)
             if sha256_of(run) != proposal.run_hash:
                 raise ConfigError("the bundle is not the run it claims to be")
-        except ConfigError as error:
+            signers = self._signers(proposal)
+        except WardroundError as error:
             _log.error("a proposal was ignored: %s", error)
             return
-        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open)
+        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, signers=signers)
         _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
+
+    def _signers(self, proposal: ProposalProto) -> tuple[str, ...]:
+        """The operators who want the run; fewer than the policy asks for is no proposal."""
+        endorsements = [Endorsement(one.certificate_pem, one.signature, one.signed_at) for one in proposal.endorsements]
+        bundle_sha256 = sha256(proposal.bundle).hexdigest()
+        names = check_endorsements(endorsements, self._identity.root_pem, proposal.run_hash, bundle_sha256)
+        wanted = self._site().policy.operators
+        if len(names) < wanted:
+            raise PolicyError(
+                f"run {proposal.run_hash[:12]} is signed by {len(names)} operator(s) of this federation, and the "
+                f"policy wants {wanted}. Ask the coordinator to propose it again with `run --as NAME`."
+            )
+        return names
 
     def _appraise(self, proposal: Proposal) -> None:
         """Find out what the run would use here, for whoever decides; decide where the policy says so.
@@ -339,6 +383,7 @@ class Agent:
                 self._status.update(worker=self._worker.pid, network=self._worker.network)
                 if not self._status.is_connected:
                     continue
+                self._renew_if_due()
                 if time.monotonic() >= heartbeat_at:
                     heartbeat_at = time.monotonic() + HEARTBEAT_S / 2
                     self._fleet.heartbeat()
@@ -349,6 +394,18 @@ class Agent:
                 _log.debug("upkeep: %s", error)
             except (WardroundError, OSError) as error:
                 _log.error("upkeep: %s", error)
+
+    def _renew_if_due(self) -> None:
+        if self._renewed is not None or not self._identity.renewal_is_due or time.monotonic() < self._renew_at:
+            return
+        self._renew_at = time.monotonic() + RENEWAL_PAUSE_S
+        try:
+            self._renewed = renew(self._home, self._identity)
+        except EnrolmentError as error:
+            _log.error("the certificate is not renewed yet (%d days left): %s", self._identity.days_left, error)
+            return
+        self._status.renewed(self._renewed)
+        _log.info("the certificate is renewed, for %d days", self._renewed.days_left)
 
     def _send_answers(self) -> None:
         """Tell the coordinator all answers to open runs; telling one again does no harm."""

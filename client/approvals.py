@@ -2,6 +2,7 @@
 
     <run hash>/bundle.fab      the proposal as received: data, never unpacked
     <run hash>/run.json        its canonical run document, whose SHA-256 is the folder's name
+    <run hash>/signers.json    the operators whose signatures were checked
     <run hash>/state.json      written by the agent: is the run still open?
     <run hash>/offer.json      what this site could give to it, and what the policy says; written by the agent
     <run hash>/answer.json     written by the command line, or by the agent where the policy approves by itself
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,8 @@ from client.pipe import Offer
 from common.config import RunConfig, canonical, from_canonical, sha256_of
 from common.errors import ConfigError
 
-_BUNDLE, _RUN, _STATE, _OFFER, _ANSWER = "bundle.fab", "run.json", "state.json", "offer.json", "answer.json"
+_BUNDLE, _RUN, _SIGNERS = "bundle.fab", "run.json", "signers.json"
+_STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHORTEST_PREFIX = 6
 
@@ -55,6 +58,7 @@ class Proposal:
     run_hash: str
     run: RunConfig
     bundle_sha256: str
+    signers: tuple[str, ...]  # operators at the coordinator
     open: bool
     appraisal: Appraisal | None
     answer: Answer | None
@@ -65,14 +69,15 @@ class Proposal:
         return self.open and self.answer is not None and self.answer.approved
 
 
-def record(home: Path, run: RunConfig, bundle: bytes, *, is_open: bool) -> Proposal:
-    """Keep a proposal whose bundle was checked (`read_bundle`); an answer given before stays."""
+def record(home: Path, run: RunConfig, bundle: bytes, *, is_open: bool, signers: Sequence[str] = ()) -> Proposal:
+    """Keep a proposal whose bundle and signatures were checked; an answer given before stays."""
     folder = _root(home) / sha256_of(run)
     # A new folder appears with all its files in it, or not at all.
     made = folder if folder.exists() else folder.with_name(f".{folder.name}.{os.getpid()}")
     made.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write(made / _BUNDLE, bundle)
     _write(made / _RUN, canonical(run).encode())
+    _write(made / _SIGNERS, json.dumps(list(signers)).encode())
     _write(made / _STATE, json.dumps({"open": is_open}).encode())
     if made != folder:
         made.rename(folder)
@@ -108,6 +113,7 @@ def load(home: Path, run_hash: str) -> Proposal:
         run = from_canonical(RunConfig, (folder / _RUN).read_text(encoding="utf-8"))
         bundle = (folder / _BUNDLE).read_bytes()
         is_open = json.loads((folder / _STATE).read_bytes())["open"] is True
+        signers = tuple(str(name) for name in json.loads((folder / _SIGNERS).read_bytes()))
         appraisal, given = _read_appraisal(folder / _OFFER), _read_answer(folder / _ANSWER)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -115,7 +121,7 @@ def load(home: Path, run_hash: str) -> Proposal:
         ) from error
     if sha256_of(run) != run_hash:
         raise ConfigError(f"run.json of run {run_hash[:12]} was changed. Delete {folder}; it is fetched again.")
-    return Proposal(run_hash, run, hashlib.sha256(bundle).hexdigest(), is_open, appraisal, given)
+    return Proposal(run_hash, run, hashlib.sha256(bundle).hexdigest(), signers, is_open, appraisal, given)
 
 
 def load_all(home: Path) -> list[Proposal]:

@@ -1,10 +1,12 @@
-"""How a hospital joins a federation: an invitation becomes a certificate.
+"""How a hospital joins a federation: an invitation becomes a certificate, and a certificate the next one.
 
-The key is made here and never leaves. The invitation pins the coordinator's root before anything is sent; its
+The keys are made here and never leave. The invitation pins the coordinator's root before anything is sent; its
 one-time token buys the right to have a certificate request looked at by a person, who compares the phrase that both
-sides show. An interrupted `join` goes on where it stopped. Files under home/tls, folder 0700, secrets 0600:
+sides show. An interrupted `join` goes on where it stopped. A site that must not open a connection before it is a
+member sends the same by file. Files under home/tls, folder 0700, secrets 0600:
 
-    key.pem   certificate.pem   root.pem   coordinator.json   and while waiting: request.pem, token.sha256
+    key.pem   certificate.pem   root.pem   receipt.key   coordinator.json
+    while waiting: request.pem, token.sha256; while renewing: next-key.pem
 """
 
 import hashlib
@@ -16,13 +18,15 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.errors import EnrolmentError
+from common.operators import key_to_bytes, public_bytes
 from common.pki import Invitation
 from common.wire.channels import secure_channel
-from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
-from common.wire.wardround_pb2_grpc import EnrolmentStub
+from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
+from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 
 CALL_TIMEOUT_S = 30.0
 COLLECT_WAIT_S = 10.0
@@ -57,8 +61,16 @@ class Identity:
     gateway: str  # host:port, mutual TLS
     key_pem: bytes
     certificate_pem: bytes
-    root_pem: bytes
+    root_pem: bytes  # the pinned root, and its successor after it
     certificate: x509.Certificate
+    receipt_key: Ed25519PrivateKey  # signs this site's receipts and audit log
+    log_key: bytes  # Ed25519 public key, 32 bytes: checks the coordinator's
+
+    @property
+    def renewal_is_due(self) -> bool:
+        """Whether two thirds of the certificate's life are over."""
+        life = self.certificate.not_valid_after_utc - self.certificate.not_valid_before_utc
+        return pki.now() > self.certificate.not_valid_after_utc - life / 3
 
     @property
     def days_left(self) -> int:
@@ -86,28 +98,77 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
         EnrolmentError: refused, or not approved in time; joining again with the same invitation goes on waiting.
     """
     tls = home / "tls"
-    if (tls / "certificate.pem").exists():
-        raise EnrolmentError(
-            f"{home} has joined already, as {load_identity(home).site!r}. "
-            "To join anew, use another --home, or move its tls folder away first."
-        )
-    prepare_home(home, invitation.site)
-    key_pem, csr = _request(tls, invitation)
-    show_phrase(pki.phrase(pki.fingerprint(csr)))
+    csr, receipt_key = _prepare(home, invitation)
+    digest = pki.request_digest(csr, receipt_key)
+    show_phrase(pki.phrase(digest))
     with secure_channel(invitation.enrolment, invitation.root_pem.encode()) as channel:
         stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
         if not _is_sent(tls, invitation):
-            _enrol(stub, invitation, csr)
+            _enrol(stub, invitation, csr, receipt_key)
             (tls / "token.sha256").write_text(_digest(invitation.token), encoding="ascii")
-        certificate_pem = _collect(stub, invitation.site, pki.fingerprint(csr), time.monotonic() + timeout_s)
-    root_pem = invitation.root_pem.encode()
-    pki.check_site_certificate(certificate_pem, root_pem, invitation.site, pki.load_key(key_pem))
-    coordinator = {"site": invitation.site, "gateway": invitation.gateway, "enrolment": invitation.enrolment}
-    pki.write_private(tls / "coordinator.json", json.dumps(coordinator, indent=2).encode())
-    pki.write_private(tls / "root.pem", root_pem)
-    pki.write_private(tls / "certificate.pem", certificate_pem)
-    for name in ("request.pem", "token.sha256"):
-        (tls / name).unlink(missing_ok=True)
+        certificate_pem = _collect(stub, invitation.site, digest, time.monotonic() + timeout_s)
+    return _become_member(home, certificate_pem)
+
+
+def request_by_file(home: Path, invitation: Invitation) -> tuple[str, str]:
+    """Begin to join without a connection.
+
+    Returns:
+        The phrase, and the text of a request file for `wardround-server enrol`. It holds the token: a secret.
+
+    Raises:
+        EnrolmentError: this home has joined already.
+    """
+    csr, receipt_key = _prepare(home, invitation)
+    (home / "tls" / "token.sha256").write_text(_digest(invitation.token), encoding="ascii")
+    values = {
+        "site": invitation.site,
+        "token": invitation.token,
+        "csr_pem": pki.to_pem(csr).decode(),
+        "receipt_key": receipt_key.hex(),
+    }
+    return pki.phrase(pki.request_digest(csr, receipt_key)), json.dumps(values, indent=2) + "\n"
+
+
+def accept_certificate(home: Path, certificate_pem: bytes) -> Identity:
+    """End a `request_by_file` with the certificate that came back.
+
+    Raises:
+        EnrolmentError: it is not for this site's key, or not of the root that the invitation named.
+    """
+    if not (home / "tls" / "request.pem").exists():
+        raise EnrolmentError(
+            f"{home} waits for no certificate. Begin with 'wardround-client join INVITATION --by-file'."
+        )
+    return _become_member(home, certificate_pem)
+
+
+def renew(home: Path, identity: Identity) -> Identity:
+    """Get the next certificate over the present one, and the next root if the coordinator has one.
+
+    The new key is kept until it is certified, so an interrupted renewal goes on with the same request.
+
+    Raises:
+        EnrolmentError: the coordinator refuses, is away, or sends what does not fit; the present one stays.
+    """
+    tls = home / "tls"
+    if not (tls / "next-key.pem").exists():
+        pki.write_private(tls / "next-key.pem", pki.key_to_pem(pki.new_key()))
+    key = pki.load_key((tls / "next-key.pem").read_bytes())
+    request = RenewRequest(csr_pem=pki.to_pem(pki.csr_for(identity.site, key)))
+    with identity.channel() as channel:
+        try:
+            reply = CoordinationStub(channel).Renew(request, timeout=CALL_TIMEOUT_S)  # type: ignore[no-untyped-call]
+        except grpc.RpcError as error:
+            raise _explain(error, identity.gateway) from error
+    roots = identity.root_pem
+    if reply.successor_pem:
+        successor = pki.to_pem(pki.check_successor(reply.successor_pem, roots))
+        if successor not in roots:
+            roots += successor
+            pki.write_private(tls / "root.pem", roots)
+    pki.check_site_certificate(reply.certificate_pem, roots, identity.site, key)
+    pki.write_private(tls / "certificate.pem", reply.certificate_pem)
     return load_identity(home)
 
 
@@ -129,10 +190,12 @@ def load_identity(home: Path) -> Identity:
     tls = home / "tls"
     try:
         coordinator = json.loads((tls / "coordinator.json").read_bytes())
-        key_pem, certificate_pem, root_pem = (
-            (tls / name).read_bytes() for name in ("key.pem", "certificate.pem", "root.pem")
+        certificate_pem, root_pem, receipt_key = (
+            (tls / name).read_bytes() for name in ("certificate.pem", "root.pem", "receipt.key")
         )
-        site, gateway = str(coordinator["site"]), str(coordinator["gateway"])
+        site, gateway, log_key = str(coordinator["site"]), str(coordinator["gateway"]), str(coordinator["log-key"])
+        key_pem = _promoted_key(tls, certificate_pem)
+        signing = Ed25519PrivateKey.from_private_bytes(receipt_key)
     except FileNotFoundError as error:
         raise EnrolmentError(
             f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
@@ -141,19 +204,63 @@ def load_identity(home: Path) -> Identity:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     certificate = pki.check_site_certificate(certificate_pem, root_pem, site, pki.load_key(key_pem))
-    return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate)
+    return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
 
 
-def _request(tls: Path, invitation: Invitation) -> tuple[bytes, x509.CertificateSigningRequest]:
-    """Our key and certificate request: those of an interrupted join with this invitation, or new ones."""
+def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSigningRequest, bytes]:
+    """The home with its keys and what the invitation pins; the request, and the public receipt key."""
+    tls = home / "tls"
+    if (tls / "certificate.pem").exists():
+        raise EnrolmentError(
+            f"{home} has joined already, as {load_identity(home).site!r}. "
+            "To join anew, use another --home, or move its tls folder away first."
+        )
+    prepare_home(home, invitation.site)
+    if not (tls / "receipt.key").exists():
+        pki.write_private(tls / "receipt.key", key_to_bytes(Ed25519PrivateKey.generate()))
+    receipt_key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
+    csr = _request(tls, invitation)
+    coordinator = {
+        "site": invitation.site,
+        "gateway": invitation.gateway,
+        "enrolment": invitation.enrolment,
+        "log-key": invitation.log_key,
+    }
+    pki.write_private(tls / "coordinator.json", json.dumps(coordinator, indent=2).encode())
+    pki.write_private(tls / "root.pem", invitation.root_pem.encode())
+    return csr, public_bytes(receipt_key)
+
+
+def _become_member(home: Path, certificate_pem: bytes) -> Identity:
+    tls = home / "tls"
+    site = str(json.loads((tls / "coordinator.json").read_bytes())["site"])
+    key = pki.load_key((tls / "key.pem").read_bytes())
+    pki.check_site_certificate(certificate_pem, (tls / "root.pem").read_bytes(), site, key)
+    pki.write_private(tls / "certificate.pem", certificate_pem)
+    for name in ("request.pem", "token.sha256"):
+        (tls / name).unlink(missing_ok=True)
+    return load_identity(home)
+
+
+def _promoted_key(tls: Path, certificate_pem: bytes) -> bytes:
+    """The key of the certificate; after a renewal that is the next one, which then takes its place."""
+    following = tls / "next-key.pem"
+    if following.exists():
+        public_key = pki.load_certificate(certificate_pem).public_key()
+        if pki.load_key(following.read_bytes()).public_key() == public_key:
+            following.replace(tls / "key.pem")
+    return (tls / "key.pem").read_bytes()
+
+
+def _request(tls: Path, invitation: Invitation) -> x509.CertificateSigningRequest:
+    """Our certificate request: that of an interrupted join with this invitation, or a new one with a new key."""
     if _is_sent(tls, invitation):
-        csr = pki.check_csr((tls / "request.pem").read_bytes(), invitation.site)
-        return (tls / "key.pem").read_bytes(), csr
+        return pki.check_csr((tls / "request.pem").read_bytes(), invitation.site)
     key = pki.new_key()
     csr = pki.csr_for(invitation.site, key)
     pki.write_private(tls / "key.pem", pki.key_to_pem(key))
     pki.write_private(tls / "request.pem", pki.to_pem(csr))
-    return pki.key_to_pem(key), csr
+    return csr
 
 
 def _is_sent(tls: Path, invitation: Invitation) -> bool:
@@ -165,18 +272,22 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _enrol(stub: EnrolmentStub, invitation: Invitation, csr: x509.CertificateSigningRequest) -> None:
-    request = EnrolRequest(site=invitation.site, token=invitation.token, csr_pem=pki.to_pem(csr))
+def _enrol(
+    stub: EnrolmentStub, invitation: Invitation, csr: x509.CertificateSigningRequest, receipt_key: bytes
+) -> None:
+    request = EnrolRequest(
+        site=invitation.site, token=invitation.token, csr_pem=pki.to_pem(csr), receipt_key=receipt_key
+    )
     try:
         stub.Enrol(request, timeout=CALL_TIMEOUT_S)
     except grpc.RpcError as error:
         raise _explain(error, invitation.enrolment) from error
 
 
-def _collect(stub: EnrolmentStub, site: str, csr_sha256: str, deadline: float) -> bytes:
+def _collect(stub: EnrolmentStub, site: str, request_sha256: str, deadline: float) -> bytes:
     """Wait for a person at the coordinator to approve."""
     while (left_s := deadline - time.monotonic()) > 0:
-        request = CollectRequest(site=site, csr_sha256=csr_sha256, wait_s=min(COLLECT_WAIT_S, left_s))
+        request = CollectRequest(site=site, request_sha256=request_sha256, wait_s=min(COLLECT_WAIT_S, left_s))
         started = time.monotonic()
         try:
             reply = stub.Collect(request, timeout=COLLECT_WAIT_S + CALL_TIMEOUT_S)

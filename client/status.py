@@ -23,6 +23,8 @@ from common.records import Refusal, Reply
 
 _STATUS, _LOCK = "status.json", "agent.lock"
 
+EXPIRED = "certificate expired"
+
 _log = logging.getLogger(__name__)
 
 
@@ -67,13 +69,18 @@ class Status:
         """The coordinator does not answer, or refuses us. Said once in the log, until it changes."""
         code = error.code() if isinstance(error, grpc.RpcError) else None
         refused = code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-        state = "refused" if refused else "connecting"
+        state = EXPIRED if self._identity.days_left < 0 else "refused" if refused else "connecting"
         if self._values["state"] != state or self._values["node-id"] is not None:
             reason = "refuses this site's certificate" if refused else "is away; trying again until it is back"
-            if self._identity.days_left < 0:
+            if state == EXPIRED:
                 reason = "cannot be reached: our certificate has expired. Ask for an invitation and join again"
             _log.warning("the coordinator at %s %s", self._identity.gateway, reason)
             self.update(**{"state": state, "since": time.time(), "node-id": None})
+
+    def renewed(self, identity: Identity) -> None:
+        """The site has its next certificate."""
+        self._identity = identity
+        self.update()
 
     def worked(self, reply: Reply, kind: str, seconds: float) -> None:
         """A message was answered."""

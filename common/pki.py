@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509 import Certificate, CertificateSigningRequest
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -33,6 +34,7 @@ SITE_LIFETIME = datetime.timedelta(days=90)
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 # 64 bits: enough that nobody finds a second key with the same phrase while two people compare it.
 PHRASE_WORDS = 4
+ED25519_BYTES = 32
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
 
@@ -49,6 +51,7 @@ class Invitation:
     root_pem: str
     enrolment: str  # host:port, server TLS
     gateway: str  # host:port, mutual TLS
+    log_key: str  # Ed25519, hex: signs the coordinator's audit log and receipts
     expires: str  # ISO 8601, UTC
 
     def to_text(self) -> str:
@@ -68,6 +71,8 @@ class Invitation:
                 raise TypeError("all fields are text")
             expires = datetime.datetime.fromisoformat(invitation.expires)
             load_certificate(invitation.root_pem.encode())
+            if len(bytes.fromhex(invitation.log_key)) != ED25519_BYTES:
+                raise ValueError("the log key has another length")
         except (ValueError, TypeError) as error:
             raise EnrolmentError(
                 "the file is not an invitation. Use the file that `wardround-server invite` wrote, unchanged."
@@ -166,6 +171,27 @@ def csr_for(site: str, key: PrivateKey) -> CertificateSigningRequest:
     return x509.CertificateSigningRequestBuilder().subject_name(_name(site)).sign(key, hashes.SHA256())
 
 
+def request_digest(csr: CertificateSigningRequest, receipt_key: bytes) -> str:
+    """SHA-256, hex, of a request and the receipt key that goes with it: what two people compare as a phrase."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(csr.public_bytes(serialization.Encoding.DER))
+    digest.update(receipt_key)
+    return digest.finalize().hex()
+
+
+def check_receipt_key(raw: bytes) -> bytes:
+    """The public key that signs a site's receipts, if it is one.
+
+    Raises:
+        EnrolmentError: not an Ed25519 public key.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError as error:
+        raise EnrolmentError("the receipt key is not an Ed25519 public key. Join again.") from error
+    return raw
+
+
 def check_csr(pem: bytes, site: str) -> CertificateSigningRequest:
     """Read a request and make sure it is `site`'s own.
 
@@ -199,17 +225,65 @@ def site_certificate(csr: CertificateSigningRequest, site: str, root: Certificat
     )
 
 
-def check_site_certificate(certificate_pem: bytes, root_pem: bytes, site: str, key: PrivateKey) -> Certificate:
+def cross_sign(successor: Certificate, root: Certificate, root_key: PrivateKey) -> Certificate:
+    """The next root's name and key, signed by the present one: why a site that trusts this root may trust the next."""
+    return (
+        _builder(common_name(successor), common_name(root), successor.public_key(), ROOT_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .sign(root_key, hashes.SHA256())
+    )
+
+
+def check_successor(pem: bytes, roots_pem: bytes) -> Certificate:
+    """The next root, from its self-signed certificate and the cross-signed one after it.
+
+    Raises:
+        EnrolmentError: no root that is trusted here vouches for it.
+    """
+    try:
+        successor, cross = x509.load_pem_x509_certificates(pem)
+        successor.verify_directly_issued_by(successor)
+        is_root = all(
+            one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for one in (successor, cross)
+        )
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+        raise EnrolmentError("the next root cannot be read. Ask the coordinator to rotate it again.") from error
+    same = (successor.subject, successor.public_key()) == (cross.subject, cross.public_key())
+    if not (is_root and same and is_signed_by_any(cross, roots_pem)):
+        raise EnrolmentError("the next root is not signed by the present one. It is not trusted; ask the coordinator.")
+    return successor
+
+
+def is_signed_by_any(certificate: Certificate, roots_pem: bytes) -> bool:
+    """Whether one of the roots signed a certificate."""
+    for root in x509.load_pem_x509_certificates(roots_pem):
+        try:
+            certificate.verify_directly_issued_by(root)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return True
+    return False
+
+
+def check_site_certificate(certificate_pem: bytes, roots_pem: bytes, site: str, key: PrivateKey) -> Certificate:
     """What a site checks before it stores the certificate it was given, and at each start.
+
+    Args:
+        certificate_pem: the site's.
+        roots_pem: the pinned root, and its successor if there is one.
+        site: its name.
+        key: its TLS key.
 
     Raises:
         EnrolmentError: not this root's, not this site's, not this key's, not a client certificate, or out of date.
     """
     try:
-        certificate, root = load_certificate(certificate_pem), load_certificate(root_pem)
-        certificate.verify_directly_issued_by(root)
+        certificate = load_certificate(certificate_pem)
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+        if not is_signed_by_any(certificate, roots_pem):
+            raise ValueError("another issuer")
+    except (ValueError, x509.ExtensionNotFound) as error:
         raise EnrolmentError("the certificate is not signed by this federation's root. Join again.") from error
     if certificate.subject != _name(site) or certificate.public_key() != key.public_key():
         raise EnrolmentError(f"the certificate is not for site {site!r} and its key. Join again.")

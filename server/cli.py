@@ -15,24 +15,24 @@ from common.config import RunConfig, load, sha256_of
 from common.errors import ConfigError, FederationError
 from common.flower import build_bundle
 from common.pki import write_private
-from server import enrolment, launcher
+from server import enrolment, launcher, operators
 from server import home as homes
 from server.doctor import examine
 from server.home import Home, ServerConfig
+from server.keys_cli import HomeOption, new_passphrase, operator_app, operator_passphrase, root_app, root_passphrase
 from server.registry import Proposal, Registry
 from server.runs import read_summary
 
 MODEL_FILES = ("model.safetensors", "model.json")
 
-HomeOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option("--home", envvar=homes.ENVIRONMENT, help="The coordinator's folder [default: ./wardround-server]."),
-]
+SitesArgument: TypeAlias = Annotated[list[str], typer.Argument(metavar="SITE...", help="Names, such as st-mary.")]
 SiteArgument: TypeAlias = Annotated[str, typer.Argument(help="The site's name, such as st-mary.")]
 RunArgument: TypeAlias = Annotated[str, typer.Argument(help="The run's name, or the first digits of its hash.")]
 WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and show the run until it ends.")]
 
 app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
+app.add_typer(operator_app, name="operator")
+app.add_typer(root_app, name="root")
 
 
 @app.command()
@@ -44,6 +44,8 @@ def init(
     gateway_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites work (mutual TLS).")] = 9443,
     enrolment_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites enrol (TLS).")] = 9444,
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Flower's, on loopback.")] = 9445,
+    sealed: Annotated[bool, typer.Option("--passphrase", help="Keep the root key under a passphrase.")] = False,
+    start_now: Annotated[bool, typer.Option("--start", help="Then run the coordinator.")] = False,
 ) -> None:
     """Make the coordinator's folder, its root key and its certificate.
 
@@ -58,29 +60,52 @@ def init(
     )
     if len({gateway_port, enrolment_port, superlink_port}) < 3:
         raise ConfigError("the three ports must differ. Set --gateway-port, --enrolment-port and --superlink-port.")
-    created = homes.create(homes.resolve(home), config)
+    chosen = new_passphrase(homes.ROOT_PASSPHRASE, "Passphrase for the root key") if sealed else None
+    created = homes.create(homes.resolve(home), config, chosen)
+    operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
     typer.echo(f"Initialised {created.path}")
-    note(f"Back up {created.path / 'pki' / 'root.key'}: it is the federation's identity. Next: wardround-server start")
+    note(f"Back up {created.path / 'pki' / 'root.key'}: it is the federation's identity.")
+    if start_now:
+        start(created.path)
+    else:
+        note("Next: wardround-server start")
 
 
 @app.command()
 def invite(
-    site: SiteArgument,
+    sites: SitesArgument,
     home: HomeOption = None,
-    out: Annotated[Path | None, typer.Option(help="Write the invitation here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the invitations to this folder.")] = None,
 ) -> None:
-    """Invite a site. The file is good for one site, once, for 24 hours: send it on a trusted channel.
+    """Invite sites. Each file is good for one site, once, for 24 hours: send it on a trusted channel.
 
-    Example: `wardround-server invite st-mary`
+    Example: `wardround-server invite st-mary st-john`
     """
     opened, registry = _open(home)
-    invitation = enrolment.invite(opened, registry, site)
-    path = opened.invitation(site)
-    if out is not None:
-        path = out
-        write_private(path, invitation.to_text().encode())
-    typer.echo(str(path))
-    note(f"There: wardround-client join {path.name}. Then here: wardround-server requests")
+    for site in sites:
+        invitation = enrolment.invite(opened, registry, site)
+        path = opened.invitation(site)
+        if out is not None:
+            path = out / path.name
+            write_private(path, invitation.to_text().encode())
+        typer.echo(str(path))
+    note("There: wardround-client join FILE. Then here: wardround-server requests")
+
+
+@app.command()
+def enrol(
+    request: Annotated[Path, typer.Argument(help="The file a site made with join --request.")], home: HomeOption = None
+) -> None:
+    """Take a site's request that came by mail; it then waits under `requests` like any other.
+
+    Example: `wardround-server enrol st-mary.request`
+    """
+    _, registry = _open(home)
+    try:
+        site = enrolment.redeem_file(registry, request.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
+    typer.echo(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
 
 
 @app.command()
@@ -90,19 +115,31 @@ def requests(home: HomeOption = None, json: JsonFlag = False) -> None:
     Example: `wardround-server requests`
     """
     _, registry = _open(home)
-    rows = [(site.name, enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"]
-    show_table("Requests", ("site", "phrase"), rows, as_json=json)
+    rows = [(site.name, "joins", enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"]
+    rows += [(site.name, "renews", "") for site in registry.sites() if site.renewal is not None]
+    show_table("Requests", ("site", "wish", "phrase"), rows, as_json=json)
 
 
 @app.command()
-def approve(site: SiteArgument, home: HomeOption = None) -> None:
-    """Let a site in: sign its certificate request.
+def approve(
+    sites: SitesArgument,
+    home: HomeOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write the certificates to this folder too, to be mailed.")] = None,
+) -> None:
+    """Let sites in: sign their certificate requests. Compare the phrases first.
 
-    Example: `wardround-server approve st-mary`
+    Example: `wardround-server approve st-mary st-john`
     """
     opened, registry = _open(home)
-    enrolment.approve(opened, registry, site)
-    typer.echo(f"{site} is active until {_day(registry.site(site).expires)}.")
+    passphrase = root_passphrase(opened)
+    for name in sites:
+        enrolment.approve(opened, registry, name, passphrase)
+        site = registry.site(name)
+        typer.echo(f"{name} is active until {_day(site.expires)}.")
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"{name}.pem").write_bytes((site.certificate or b"") + opened.root_pem)
+            registry.collected(name)
 
 
 @app.command()
@@ -173,15 +210,32 @@ def run(
     document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="What to train, and how.")],
     home: HomeOption = None,
     watch: WatchFlag = False,
+    signers: Annotated[
+        list[str] | None, typer.Option("--as", help="Operator who signs; repeatable [default: admin].")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The operator's key, when it lies elsewhere.")] = None,
 ) -> None:
-    """Propose a run to the sites; it starts when its quorum has approved.
+    """Propose a run to the sites, signed by an operator; it starts when its quorum has approved.
 
     Example: `wardround-server run lesions.toml --watch`
     """
     opened, registry = _open(home)
     config = load(RunConfig, document)
     _require_running(opened)
-    proposal = registry.propose(config, build_bundle(config, document.read_text(encoding="utf-8")))
+    bundle = build_bundle(config, document.read_text(encoding="utf-8"))
+    endorsements = [
+        operators.endorse(
+            opened,
+            registry,
+            name,
+            sha256_of(config),
+            bundle,
+            key=key,
+            passphrase=operator_passphrase(key or opened.path / "operators" / f"{name}.key"),
+        )
+        for name in signers or [operators.FIRST]
+    ]
+    proposal = registry.propose(config, bundle, endorsements)
     typer.echo(f"Proposed {config.name} {sha256_of(config)}")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)

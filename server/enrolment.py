@@ -6,6 +6,7 @@ Enrolment has its own port with server TLS alone, because a site has no certific
 """
 
 import datetime
+import json
 import logging
 import secrets
 import time
@@ -13,7 +14,8 @@ import time
 import grpc
 
 from common import pki
-from common.errors import EnrolmentError
+from common.errors import ConfigError, EnrolmentError
+from common.operators import public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server.home import Home, root_credentials
 from server.registry import Registry, Site, check_name
@@ -41,6 +43,7 @@ def invite(home: Home, registry: Registry, site: str) -> pki.Invitation:
         root_pem=home.root_pem.decode(),
         enrolment=home.enrolment_address,
         gateway=home.gateway_address,
+        log_key=public_bytes(home.log_key).hex(),
         expires=expires.isoformat(timespec="seconds"),
     )
     registry.invite(site, invitation.token, expires)
@@ -48,26 +51,82 @@ def invite(home: Home, registry: Registry, site: str) -> pki.Invitation:
     return invitation
 
 
-def approve(home: Home, registry: Registry, site: str) -> None:
-    """Sign a pending site's request; from then on it may work.
+def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None) -> None:
+    """Sign a pending site's request, or an active site's renewal; from then on the certificate opens the door.
+
+    Args:
+        home: the coordinator's.
+        registry: its registry.
+        site: the site's name.
+        passphrase: of a sealed root key; see `root_credentials`.
 
     Raises:
-        EnrolmentError: the site is not pending.
+        EnrolmentError: the site has asked for nothing.
+        ConfigError: the root key does not open.
     """
     request = registry.site(site)
-    if request.csr is None or request.state != "pending":
+    csr_pem = request.csr if request.state == "pending" else request.renewal
+    if csr_pem is None:
         raise EnrolmentError(
             f"site {site} is {request.state}, only a pending one can be approved. See `wardround-server requests`."
         )
-    root_key, root = root_credentials(home)
-    certificate = pki.site_certificate(pki.check_csr(request.csr, site), site, root, root_key)
-    registry.activate(site, pki.to_pem(certificate), pki.key_to_pem(pki.new_key()))
-    home.invitation(site).unlink(missing_ok=True)
+    root_key, root = root_credentials(home, passphrase)
+    certificate = pki.to_pem(pki.site_certificate(pki.check_csr(csr_pem, site), site, root, root_key))
+    if request.state == "pending":
+        registry.activate(site, certificate, pki.key_to_pem(pki.new_key()))
+        home.invitation(site).unlink(missing_ok=True)
+    else:
+        registry.renew(site, certificate, knows_successor=bool(home.successor_pem))
+
+
+def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | None:
+    """The next certificate (PEM: leaf, root) of an active site that asks over its present one.
+
+    Returns:
+        None while it waits for a person, because the root key is sealed.
+
+    Raises:
+        EnrolmentError: the request is not the site's own.
+    """
+    new = pki.check_csr(csr_pem, site)
+    known = registry.site(site)
+    if known.certificate is not None:
+        current = pki.load_certificate(known.certificate)
+        if current.public_key() == new.public_key():
+            return known.certificate + home.root_pem  # signed meanwhile, or the answer was lost
+    registry.ask_renewal(site, csr_pem)
+    try:
+        approve(home, registry, site)
+    except ConfigError:
+        _log.warning("site %s asks to renew; the root key is sealed: wardround-server approve %s", site, site)
+        return None
+    return (registry.site(site).certificate or b"") + home.root_pem
+
+
+def redeem_file(registry: Registry, text: bytes) -> str:
+    """Take a site's request that came as a file.
+
+    Returns:
+        The site's name.
+
+    Raises:
+        EnrolmentError: not a request, or its invitation is not open.
+    """
+    try:
+        values = json.loads(text)
+        site, token, csr_pem = (str(values[name]) for name in ("site", "token", "csr_pem"))
+        receipt_key = bytes.fromhex(values["receipt_key"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EnrolmentError(
+            "the file is no request to join. Use the one that `wardround-client join --request` wrote."
+        ) from error
+    registry.redeem(site, token, csr_pem.encode(), receipt_key)
+    return site
 
 
 def phrase_of(site: Site) -> str:
     """What the administrator compares with the site before approving; empty when there is no request."""
-    return pki.phrase(site.csr_sha256) if site.csr_sha256 else ""
+    return pki.phrase(site.request_sha256) if site.request_sha256 else ""
 
 
 class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
@@ -82,7 +141,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
     ) -> wardround_pb2.EnrolReply:
         """Redeem the token with a certificate request."""
         try:
-            self._registry.redeem(request.site, request.token, request.csr_pem)
+            self._registry.redeem(request.site, request.token, request.csr_pem, request.receipt_key)
         except EnrolmentError as error:
             _log.warning("enrolment of %r from %s refused: %s", request.site[:64], context.peer(), error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -106,11 +165,12 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
             site = self._registry.site(request.site)
         except EnrolmentError:
             return wardround_pb2.CollectReply(state=wardround_pb2.CollectReply.REFUSED)
-        if site.csr_sha256 != request.csr_sha256 or not request.csr_sha256:
+        if site.request_sha256 != request.request_sha256 or not request.request_sha256:
             return wardround_pb2.CollectReply(state=wardround_pb2.CollectReply.REFUSED)
         if site.state == "pending":
             return wardround_pb2.CollectReply(state=wardround_pb2.CollectReply.PENDING)
         if site.state == "active" and site.certificate is not None:
+            self._registry.collected(site.name)
             return wardround_pb2.CollectReply(
                 state=wardround_pb2.CollectReply.APPROVED, certificate_pem=site.certificate + self._root_pem
             )

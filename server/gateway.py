@@ -27,9 +27,10 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
-from common.errors import FederationError, UpdateError
+from common.errors import EnrolmentError, FederationError, UpdateError
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
+from server import enrolment
 from server.home import Home, read_nodes, write_nodes
 from server.mailbox import Mailbox
 from server.registry import Proposal, Registry, Site
@@ -209,6 +210,20 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         _log.info("site %s %s run %s", site.name, "approves" if request.approved else "denies", request.run_hash[:8])
         return wardround_pb2.AnswerProposalReply()
 
+    def Renew(  # noqa: N802
+        self, request: wardround_pb2.RenewRequest, context: grpc.ServicerContext
+    ) -> wardround_pb2.RenewReply:
+        """A site's next certificate, and the next root if there is one."""
+        site = self._authorise(context)
+        try:
+            certificate = enrolment.renew(self._home, self._registry, site.name, request.csr_pem)
+        except EnrolmentError as error:
+            _log.warning("renewal of %s refused: %s", site.name, error)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if certificate is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the renewal waits for the coordinator's approval")
+        return wardround_pb2.RenewReply(certificate_pem=certificate, successor_pem=self._home.successor_pem)
+
     # For the process that runs it
 
     def close(self) -> None:
@@ -332,4 +347,10 @@ def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
         bundle=proposal.bundle,
         bundle_sha256=sha256(proposal.bundle).hexdigest(),
         open=proposal.open,
+        endorsements=[
+            wardround_pb2.Endorsement(
+                certificate_pem=one.certificate_pem, signature=one.signature, signed_at=one.signed_at
+            )
+            for one in proposal.endorsements
+        ],
     )

@@ -1,7 +1,9 @@
 """The coordinator's folder: configuration, keys, registry, runs, logs. Everything in it is the owner's alone (0700).
 
 server.toml          ports, host names, listening address
-pki/                 root.key root.pem (the federation's identity: back it up), server.key server.pem
+pki/                 root.key root.pem (the federation's identity: back it up), server.key server.pem, log.key (Ed25519:
+                     audit log and receipts), during a rotation next-root.key next-root.pem, afterwards old-roots.pem
+operators/           NAME.key NAME.pem: who may propose runs; a key may lie elsewhere
 registry.sqlite      sites, invitations, proposals and the hospitals' answers
 invitations/         one file per invited site; secret until used
 runs/NAME-HASH8/     metrics.jsonl, summary.json, report.html, model.safetensors, checkpoint/
@@ -18,15 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509 import Certificate
 from pydantic import Field
 
 from common import pki
 from common.config import RunConfig, Table, load, sha256_of
 from common.errors import ConfigError
+from common.operators import key_to_bytes
+from common.sealed import is_sealed, passphrase_from, seal, unseal
 
 ENVIRONMENT = "WARDROUND_SERVER_HOME"
 DEFAULT = Path("wardround-server")
+
+ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name
+ROOT_PURPOSE = "root key"
 
 _RENEW_BEFORE = pki.SERVER_LIFETIME / 3
 
@@ -74,6 +82,25 @@ class Home:
         return (self.path / "pki" / "root.pem").read_bytes()
 
     @property
+    def trusted_roots_pem(self) -> bytes:
+        """Every root whose site certificates are accepted: the present one, the next, and those rotated away."""
+        names = ("root.pem", "next-root.pem", "old-roots.pem")
+        return b"".join(
+            (self.path / "pki" / name).read_bytes() for name in names if (self.path / "pki" / name).exists()
+        )
+
+    @property
+    def successor_pem(self) -> bytes:
+        """The next root, self-signed and then cross-signed by the present one; empty while there is none."""
+        path = self.path / "pki" / "next-root.pem"
+        return path.read_bytes() if path.exists() else b""
+
+    @property
+    def log_key(self) -> Ed25519PrivateKey:
+        """Signs the coordinator's audit log and receipts."""
+        return Ed25519PrivateKey.from_private_bytes((self.path / "pki" / "log.key").read_bytes())
+
+    @property
     def enrolment_address(self) -> str:
         """Where sites enrol: host:port."""
         return f"{self.config.hosts[0]}:{self.config.enrolment_port}"
@@ -102,24 +129,27 @@ def default_hosts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(["127.0.0.1", "localhost", socket.gethostname()]))
 
 
-def create(path: Path, config: ServerConfig) -> Home:
+def create(path: Path, config: ServerConfig, passphrase: str | None = None) -> Home:
     """Make the folder, the federation's root and the server's certificate.
 
+    Args:
+        path: the folder.
+        config: ports and names.
+        passphrase: seals the root key, and is then needed to approve and renew sites; None: the file's mode guards it.
+
     Raises:
-        ConfigError: the folder is already a coordinator's home.
+        ConfigError: the folder is already a coordinator's home, or the passphrase is too short.
     """
     if (path / "server.toml").exists():
         raise ConfigError(f"{path} is already initialised. Use it, or give another folder with --home.")
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.chmod(0o700)
-    for name in ("pki", "invitations", "runs", "logs", "flower"):
+    for name in ("pki", "operators", "invitations", "runs", "logs", "flower"):
         (path / name).mkdir(exist_ok=True, mode=0o700)
-    root_key = pki.new_key()
-    root = pki.new_root(root_key, f"Wardround root {pki.now():%Y-%m-%d}")
-    pki.write_private(path / "pki" / "root.key", pki.key_to_pem(root_key))
-    pki.write_private(path / "pki" / "root.pem", pki.to_pem(root))
     home = Home(path, config)
-    _renew_server_certificate(home)
+    root_key, root = new_root(home, "root", passphrase)
+    pki.write_private(path / "pki" / "log.key", key_to_bytes(Ed25519PrivateKey.generate()))
+    _renew_server_certificate(home, root_key, root)
     pki.write_private(path / "server.toml", _toml(config).encode())
     return home
 
@@ -142,18 +172,87 @@ def open_home(path: Path | None = None) -> Home:
 
 
 def server_credentials(home: Home) -> tuple[bytes, bytes]:
-    """Key and certificate (PEM) of the server, renewed when a third of its life is left or the hosts changed."""
+    """Key and certificate (PEM) of the server, renewed when a third of its life is left or the hosts changed.
+
+    Raises:
+        ConfigError: it has to be renewed, and the root key is sealed.
+    """
     certificate = pki.load_certificate((home.path / "pki" / "server.pem").read_bytes())
     old = certificate.not_valid_after_utc - pki.now() < _RENEW_BEFORE
     if old or set(pki.hosts_of(certificate)) != set(home.config.hosts):
-        _renew_server_certificate(home)
+        _renew_server_certificate(home, *root_credentials(home))
     return (home.path / "pki" / "server.key").read_bytes(), (home.path / "pki" / "server.pem").read_bytes()
 
 
-def root_credentials(home: Home) -> tuple[pki.PrivateKey, Certificate]:
-    """The root's key and certificate, to sign with."""
-    key = pki.load_key((home.path / "pki" / "root.key").read_bytes())
-    return key, pki.load_certificate(home.root_pem)
+def is_root_sealed(home: Home) -> bool:
+    """Whether the root key is under a passphrase."""
+    return is_sealed((home.path / "pki" / "root.key").read_bytes())
+
+
+def root_credentials(home: Home, passphrase: str | None = None) -> tuple[pki.PrivateKey, Certificate]:
+    """The root's key and certificate, to sign with.
+
+    Args:
+        home: the coordinator's.
+        passphrase: of a sealed key; None: from WARDROUND_ROOT_PASSPHRASE, or the file WARDROUND_ROOT_PASSPHRASE_FILE.
+
+    Raises:
+        ConfigError: the key is sealed and no passphrase, or another one, was given.
+    """
+    data = (home.path / "pki" / "root.key").read_bytes()
+    if is_sealed(data):
+        passphrase = passphrase or passphrase_from(ROOT_PASSPHRASE)
+        if passphrase is None:
+            raise ConfigError(
+                f"the root key is under a passphrase. Set {ROOT_PASSPHRASE} or {ROOT_PASSPHRASE}_FILE, or run the "
+                "command on a terminal, which asks for it."
+            )
+        data = unseal(data, passphrase, ROOT_PURPOSE)
+    return pki.load_key(data), pki.load_certificate(home.root_pem)
+
+
+def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.PrivateKey, Certificate]:
+    """Make a root and store it as NAME.key and NAME.pem."""
+    key = pki.new_key()
+    certificate = pki.new_root(key, f"Wardround root {pki.now():%Y-%m-%d %H:%M:%S}")
+    pem = pki.key_to_pem(key)
+    folder = home.path / "pki"
+    pki.write_private(folder / f"{name}.key", pem if passphrase is None else seal(pem, passphrase, ROOT_PURPOSE))
+    pki.write_private(folder / f"{name}.pem", pki.to_pem(certificate))
+    return key, certificate
+
+
+def rotate_root(home: Home, passphrase: str | None = None) -> None:
+    """Make the next root and let the present one vouch for it; sites learn of it when they renew.
+
+    Raises:
+        ConfigError: a rotation is under way, or the root key does not open.
+    """
+    if home.successor_pem:
+        raise ConfigError("a next root is there already. Finish the rotation: `wardround-server root finish`.")
+    root_key, root = root_credentials(home, passphrase)
+    _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None)
+    cross = pki.cross_sign(successor, root, root_key)
+    pki.write_private(home.path / "pki" / "next-root.pem", pki.to_pem(successor) + pki.to_pem(cross))
+
+
+def finish_rotation(home: Home, passphrase: str | None = None) -> None:
+    """The next root becomes the root. The old one is trusted on, for the certificates it has signed, and signs no more.
+
+    Raises:
+        ConfigError: there is no next root, or its key does not open.
+    """
+    folder = home.path / "pki"
+    if not home.successor_pem:
+        raise ConfigError("there is no next root. Begin with `wardround-server root rotate`.")
+    old = folder / "old-roots.pem"
+    pki.write_private(old, home.root_pem + (old.read_bytes() if old.exists() else b""))
+    successor = pki.load_certificate(home.successor_pem)
+    pki.write_private(folder / "root.key", (folder / "next-root.key").read_bytes())
+    pki.write_private(folder / "root.pem", pki.to_pem(successor))
+    for name in ("next-root.key", "next-root.pem"):
+        (folder / name).unlink()
+    _renew_server_certificate(home, *root_credentials(home, passphrase))
 
 
 def write_nodes(home: Home, nodes: Mapping[int, str]) -> None:
@@ -193,8 +292,7 @@ class _Nodes(Mapping[int, str]):
         return self._names
 
 
-def _renew_server_certificate(home: Home) -> None:
-    root_key, root = root_credentials(home)
+def _renew_server_certificate(home: Home, root_key: pki.PrivateKey, root: Certificate) -> None:
     key = pki.new_key()
     certificate = pki.server_certificate(key, home.config.hosts, root, root_key)
     pki.write_private(home.path / "pki" / "server.key", pki.key_to_pem(key))

@@ -8,10 +8,11 @@ stopped one again. Every operation is one transaction, so several processes and 
 
 import datetime
 import hmac
+import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,8 +22,12 @@ from common import pki
 from common.config import NAME_PATTERN, RunConfig, sha256_of
 from common.errors import ConfigError, EnrolmentError, FederationError
 from common.flower import read_bundle
+from common.operators import Endorsement
 
 OPEN_STATES = ("proposed", "running")
+
+# A renewed site may still use its earlier certificate for so long: calls under way end in their own time.
+_OVERLAP = datetime.timedelta(hours=1)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sites (
@@ -31,10 +36,16 @@ CREATE TABLE IF NOT EXISTS sites (
     token_sha256 TEXT,
     token_expires TEXT,
     csr BLOB,
-    csr_sha256 TEXT,
+    receipt_key BLOB,
+    request_sha256 TEXT,
     certificate BLOB,
     fingerprint TEXT UNIQUE,
     expires TEXT,
+    earlier_fingerprint TEXT,
+    earlier_expires TEXT,
+    renewal BLOB,
+    knows_successor INTEGER NOT NULL DEFAULT 0,
+    collected INTEGER NOT NULL DEFAULT 0,
     node_key BLOB,
     connected INTEGER NOT NULL DEFAULT 0
 );
@@ -42,12 +53,19 @@ CREATE TABLE IF NOT EXISTS proposals (
     run_hash TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     bundle BLOB NOT NULL,
+    endorsements TEXT NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL DEFAULT '',
     run_id TEXT,
     starts INTEGER NOT NULL DEFAULT 0,
     opened TEXT NOT NULL,
     revision INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS operators (
+    name TEXT PRIMARY KEY,
+    role TEXT NOT NULL,
+    certificate BLOB NOT NULL,
+    active INTEGER NOT NULL DEFAULT 1
 );
 CREATE TABLE IF NOT EXISTS answers (
     run_hash TEXT NOT NULL,
@@ -65,12 +83,25 @@ class Site:
     name: str
     state: str
     csr: bytes | None  # PEM
-    csr_sha256: str | None
+    receipt_key: bytes | None  # Ed25519 public key, 32 bytes: signs the site's receipts and audit log
+    request_sha256: str | None  # what the phrase is made of
     certificate: bytes | None  # PEM
     fingerprint: str | None
     expires: str | None  # ISO 8601, of the certificate
+    renewal: bytes | None  # PEM of a request that waits for the root key
+    knows_successor: bool  # it has been given the next root
     node_key: bytes | None  # PEM, signs as this site's Flower node towards the SuperLink
     connected: bool
+
+
+@dataclass(frozen=True)
+class Member:
+    """An operator as the registry knows them."""
+
+    name: str
+    role: str
+    certificate: bytes  # PEM
+    active: bool
 
 
 @dataclass(frozen=True)
@@ -80,6 +111,7 @@ class Proposal:
     run_hash: str
     name: str
     bundle: bytes
+    endorsements: tuple[Endorsement, ...]
     state: str
     reason: str
     run_id: int | None  # Flower's, while running
@@ -127,10 +159,21 @@ class Registry:
         """The site whose current certificate this is, if it may work now."""
         with self._reading() as database:
             row = database.execute(
-                "SELECT * FROM sites WHERE fingerprint = ? AND state = 'active' AND expires > ?",
-                (fingerprint, pki.now().isoformat()),
+                "SELECT * FROM sites WHERE state = 'active' AND ((fingerprint = :fingerprint AND expires > :now) "
+                "OR (earlier_fingerprint = :fingerprint AND earlier_expires > :now))",
+                {"fingerprint": fingerprint, "now": pki.now().isoformat()},
             ).fetchone()
         return None if row is None else _site(row)
+
+    def is_expecting(self) -> bool:
+        """Whether somebody may still come to the enrolment port: invited, waiting, or approved and not yet told."""
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT 1 FROM sites WHERE state = 'pending' OR (state = 'invited' AND token_expires > ?) "
+                "OR (state = 'active' AND NOT collected AND expires > ?) LIMIT 1",
+                (pki.now().isoformat(), pki.now().isoformat()),
+            ).fetchone()
+        return row is not None
 
     def invite(self, name: str, token: str, expires: datetime.datetime) -> None:
         """Open the door for one site, once; only the token's hash is kept.
@@ -149,13 +192,13 @@ class Registry:
                 (name, _hash(token), expires.isoformat()),
             )
 
-    def redeem(self, name: str, token: str, csr_pem: bytes) -> None:
+    def redeem(self, name: str, token: str, csr_pem: bytes, receipt_key: bytes) -> None:
         """Use an invitation. The same request may come again, if its answer was lost; another may not.
 
         Raises:
             EnrolmentError: no such invitation, used or expired, or the request is not the site's.
         """
-        csr_sha256 = pki.fingerprint(pki.check_csr(csr_pem, name))
+        request_sha256 = pki.request_digest(pki.check_csr(csr_pem, name), pki.check_receipt_key(receipt_key))
         with self._writing() as database:
             row = database.execute("SELECT * FROM sites WHERE name = ?", (name,)).fetchone()
             if row is None or not _opens(row, token):
@@ -165,10 +208,10 @@ class Registry:
                 )
             if row["state"] == "invited":
                 database.execute(
-                    "UPDATE sites SET state = 'pending', csr = ?, csr_sha256 = ? WHERE name = ?",
-                    (csr_pem, csr_sha256, name),
+                    "UPDATE sites SET state = 'pending', csr = ?, receipt_key = ?, request_sha256 = ? WHERE name = ?",
+                    (csr_pem, receipt_key, request_sha256, name),
                 )
-            elif row["csr_sha256"] != csr_sha256:
+            elif row["request_sha256"] != request_sha256:
                 raise EnrolmentError(
                     "the invitation was used already, by another request. If that was not you, tell the coordinator: "
                     "someone else has the file. Otherwise ask for a new invitation."
@@ -199,6 +242,68 @@ class Registry:
                 ),
             )
 
+    def collected(self, name: str) -> None:
+        """Note that a site has its certificate."""
+        with self._writing() as database:
+            database.execute("UPDATE sites SET collected = 1 WHERE name = ? AND state = 'active'", (name,))
+
+    def ask_renewal(self, name: str, csr_pem: bytes | None) -> None:
+        """Keep a renewal request until somebody with the root key signs it; None: it is done with."""
+        with self._writing() as database:
+            database.execute("UPDATE sites SET renewal = ? WHERE name = ? AND state = 'active'", (csr_pem, name))
+
+    def renew(self, name: str, certificate_pem: bytes, *, knows_successor: bool) -> None:
+        """Give an active site its next certificate. The one before opens the door for a while yet.
+
+        Raises:
+            EnrolmentError: the site is not active.
+        """
+        certificate = pki.load_certificate(certificate_pem)
+        with self._writing() as database:
+            site = _get_site(database, name)
+            if site.state != "active":
+                raise EnrolmentError(f"site {name} is {site.state}; only an active one can be renewed.")
+            until = min(site.expires or "", (pki.now() + _OVERLAP).isoformat())
+            database.execute(
+                "UPDATE sites SET certificate = ?, fingerprint = ?, expires = ?, earlier_fingerprint = ?, "
+                "earlier_expires = ?, renewal = NULL, knows_successor = ? WHERE name = ?",
+                (
+                    certificate_pem,
+                    pki.fingerprint(certificate),
+                    certificate.not_valid_after_utc.isoformat(),
+                    site.fingerprint,
+                    until,
+                    knows_successor,
+                    name,
+                ),
+            )
+
+    def forget_successor(self) -> None:
+        """The next root has become the root: nobody knows of another."""
+        with self._writing() as database:
+            database.execute("UPDATE sites SET knows_successor = 0")
+
+    def operators(self) -> list[Member]:
+        """All operators by name."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM operators ORDER BY name").fetchall()
+        return [Member(row["name"], row["role"], row["certificate"], bool(row["active"])) for row in rows]
+
+    def put_operator(self, name: str, role: str, certificate_pem: bytes) -> None:
+        """Add an operator, or give one a new certificate or role."""
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO operators VALUES (?, ?, ?, 1)", (name, role, certificate_pem))
+
+    def remove_operator(self, name: str) -> None:
+        """An operator may do nothing any more.
+
+        Raises:
+            EnrolmentError: unknown.
+        """
+        with self._writing() as database:
+            if not database.execute("UPDATE operators SET active = 0 WHERE name = ?", (name,)).rowcount:
+                raise EnrolmentError(f"no operator is called {name!r}. See `wardround-server operators`.")
+
     def revoke(self, name: str) -> None:
         """Shut a site out, now. Its invitation or request is void as well.
 
@@ -208,7 +313,9 @@ class Registry:
         with self._writing() as database:
             _get_site(database, name)
             database.execute(
-                "UPDATE sites SET state = 'revoked', token_sha256 = NULL, connected = 0 WHERE name = ?", (name,)
+                "UPDATE sites SET state = 'revoked', token_sha256 = NULL, renewal = NULL, earlier_fingerprint = NULL, "
+                "connected = 0 WHERE name = ?",
+                (name,),
             )
 
     def set_connected(self, name: str | None, connected: bool) -> None:
@@ -255,7 +362,7 @@ class Registry:
                 raise ConfigError(f"several runs begin with {run!r}. Give more digits of the hash.")
             return _proposal(database, rows[0])
 
-    def propose(self, run: RunConfig, bundle: bytes) -> Proposal:
+    def propose(self, run: RunConfig, bundle: bytes, endorsements: Sequence[Endorsement]) -> Proposal:
         """Publish a run to the sites.
 
         Raises:
@@ -270,9 +377,16 @@ class Registry:
                     f"seed; to go on with a failed or stopped one use `wardround-server resume {run_hash[:8]}`."
                 )
             database.execute(
-                "INSERT INTO proposals (run_hash, name, bundle, state, opened, revision) "
-                "VALUES (?, ?, ?, 'proposed', ?, ?)",
-                (run_hash, run.name, bundle, pki.now().isoformat(), _next_revision(database)),
+                "INSERT INTO proposals (run_hash, name, bundle, endorsements, state, opened, revision) "
+                "VALUES (?, ?, ?, ?, 'proposed', ?, ?)",
+                (
+                    run_hash,
+                    run.name,
+                    bundle,
+                    _endorsements_to_text(endorsements),
+                    pki.now().isoformat(),
+                    _next_revision(database),
+                ),
             )
         return self.proposal(run_hash)
 
@@ -375,10 +489,13 @@ def _site(row: sqlite3.Row) -> Site:
         name=row["name"],
         state=row["state"],
         csr=row["csr"],
-        csr_sha256=row["csr_sha256"],
+        receipt_key=row["receipt_key"],
+        request_sha256=row["request_sha256"],
         certificate=row["certificate"],
         fingerprint=row["fingerprint"],
         expires=row["expires"],
+        renewal=row["renewal"],
+        knows_successor=bool(row["knows_successor"]),
         node_key=row["node_key"],
         connected=bool(row["connected"]),
     )
@@ -390,6 +507,7 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row) -> Proposal:
         run_hash=row["run_hash"],
         name=row["name"],
         bundle=row["bundle"],
+        endorsements=_endorsements_from_text(row["endorsements"]),
         state=row["state"],
         reason=row["reason"],
         run_id=None if row["run_id"] is None else int(row["run_id"]),
@@ -398,6 +516,14 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row) -> Proposal:
         approved=frozenset(answer["site"] for answer in answers if answer["approved"]),
         denied=frozenset(answer["site"] for answer in answers if not answer["approved"]),
     )
+
+
+def _endorsements_to_text(endorsements: Sequence[Endorsement]) -> str:
+    return json.dumps([[one.certificate_pem.decode(), one.signature.hex(), one.signed_at] for one in endorsements])
+
+
+def _endorsements_from_text(text: str) -> tuple[Endorsement, ...]:
+    return tuple(Endorsement(pem.encode(), bytes.fromhex(signature), at) for pem, signature, at in json.loads(text))
 
 
 def _opens(row: sqlite3.Row, token: str) -> bool:

@@ -71,7 +71,7 @@ def start_gateway(home: Home, gateway: Gateway) -> grpc.Server:
 
     address = f"{home.config.listen}:{home.config.gateway_port}"
     key, certificate = server_credentials(home)
-    return channels.serve(address, key, certificate, add, root_pem=home.root_pem, workers=GATEWAY_WORKERS)
+    return channels.serve(address, key, certificate, add, root_pem=home.trusted_roots_pem, workers=GATEWAY_WORKERS)
 
 
 def start_enrolment(home: Home, registry: Registry) -> grpc.Server:

@@ -8,28 +8,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("site", "token", "csr_pem")
+    __slots__ = ("site", "token", "csr_pem", "receipt_key")
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_KEY_FIELD_NUMBER: _ClassVar[int]
     site: str
     token: str
     csr_pem: bytes
-    def __init__(self, site: _Optional[str] = ..., token: _Optional[str] = ..., csr_pem: _Optional[bytes] = ...) -> None: ...
+    receipt_key: bytes
+    def __init__(self, site: _Optional[str] = ..., token: _Optional[str] = ..., csr_pem: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class CollectRequest(_message.Message):
-    __slots__ = ("site", "csr_sha256", "wait_s")
+    __slots__ = ("site", "request_sha256", "wait_s")
     SITE_FIELD_NUMBER: _ClassVar[int]
-    CSR_SHA256_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_SHA256_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     site: str
-    csr_sha256: str
+    request_sha256: str
     wait_s: float
-    def __init__(self, site: _Optional[str] = ..., csr_sha256: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, site: _Optional[str] = ..., request_sha256: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class CollectReply(_message.Message):
     __slots__ = ("state", "certificate_pem")
@@ -48,16 +50,28 @@ class CollectReply(_message.Message):
     def __init__(self, state: _Optional[_Union[CollectReply.State, str]] = ..., certificate_pem: _Optional[bytes] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("run_hash", "bundle", "bundle_sha256", "open")
+    __slots__ = ("run_hash", "bundle", "bundle_sha256", "open", "endorsements")
     RUN_HASH_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    ENDORSEMENTS_FIELD_NUMBER: _ClassVar[int]
     run_hash: str
     bundle: bytes
     bundle_sha256: str
     open: bool
-    def __init__(self, run_hash: _Optional[str] = ..., bundle: _Optional[bytes] = ..., bundle_sha256: _Optional[str] = ..., open: _Optional[bool] = ...) -> None: ...
+    endorsements: _containers.RepeatedCompositeFieldContainer[Endorsement]
+    def __init__(self, run_hash: _Optional[str] = ..., bundle: _Optional[bytes] = ..., bundle_sha256: _Optional[str] = ..., open: _Optional[bool] = ..., endorsements: _Optional[_Iterable[_Union[Endorsement, _Mapping]]] = ...) -> None: ...
+
+class Endorsement(_message.Message):
+    __slots__ = ("certificate_pem", "signature", "signed_at")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_AT_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    signature: bytes
+    signed_at: int
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., signed_at: _Optional[int] = ...) -> None: ...
 
 class ListProposalsRequest(_message.Message):
     __slots__ = ("revision", "wait_s")
@@ -86,3 +100,65 @@ class AnswerProposalRequest(_message.Message):
 class AnswerProposalReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("csr_pem",)
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    csr_pem: bytes
+    def __init__(self, csr_pem: _Optional[bytes] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("certificate_pem", "successor_pem")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_PEM_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    successor_pem: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., successor_pem: _Optional[bytes] = ...) -> None: ...
+
+class SubmitReceiptRequest(_message.Message):
+    __slots__ = ("receipt", "signature")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    receipt: bytes
+    signature: bytes
+    def __init__(self, receipt: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class SubmitReceiptReply(_message.Message):
+    __slots__ = ("signature",)
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    signature: bytes
+    def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
+
+class ExchangeCheckpointsRequest(_message.Message):
+    __slots__ = ("checkpoint", "from_size", "proof", "known_size")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    FROM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: bytes
+    from_size: int
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    known_size: int
+    def __init__(self, checkpoint: _Optional[bytes] = ..., from_size: _Optional[int] = ..., proof: _Optional[_Iterable[bytes]] = ..., known_size: _Optional[int] = ...) -> None: ...
+
+class ExchangeCheckpointsReply(_message.Message):
+    __slots__ = ("seen_size", "checkpoint", "proof", "others")
+    SEEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    seen_size: int
+    checkpoint: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    others: _containers.RepeatedCompositeFieldContainer[SiteCheckpoint]
+    def __init__(self, seen_size: _Optional[int] = ..., checkpoint: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., others: _Optional[_Iterable[_Union[SiteCheckpoint, _Mapping]]] = ...) -> None: ...
+
+class SiteCheckpoint(_message.Message):
+    __slots__ = ("site", "checkpoint", "receipt_key")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_KEY_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    checkpoint: bytes
+    receipt_key: bytes
+    def __init__(self, site: _Optional[str] = ..., checkpoint: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ...) -> None: ...

@@ -165,6 +165,21 @@ class CoordinationStub:
                 request_serializer=common_dot_wire_dot_wardround__pb2.AnswerProposalRequest.SerializeToString,
                 response_deserializer=common_dot_wire_dot_wardround__pb2.AnswerProposalReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/wardround.v1.Coordination/Renew',
+                request_serializer=common_dot_wire_dot_wardround__pb2.RenewRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_wardround__pb2.RenewReply.FromString,
+                _registered_method=True)
+        self.SubmitReceipt = channel.unary_unary(
+                '/wardround.v1.Coordination/SubmitReceipt',
+                request_serializer=common_dot_wire_dot_wardround__pb2.SubmitReceiptRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_wardround__pb2.SubmitReceiptReply.FromString,
+                _registered_method=True)
+        self.ExchangeCheckpoints = channel.unary_unary(
+                '/wardround.v1.Coordination/ExchangeCheckpoints',
+                request_serializer=common_dot_wire_dot_wardround__pb2.ExchangeCheckpointsRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_wardround__pb2.ExchangeCheckpointsReply.FromString,
+                _registered_method=True)
 
 
 class CoordinationServicer:
@@ -185,6 +200,27 @@ class CoordinationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """A certificate for the next period, for a site that has a valid one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitReceipt(self, request, context):
+        """The site's signed receipt for an update it has just sent; answered with the coordinator's signature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeCheckpoints(self, request, context):
+        """What each side's audit log commits to, with the proof that it only grew, and what other sites committed to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +233,21 @@ def add_CoordinationServicer_to_server(servicer, server):
                     servicer.AnswerProposal,
                     request_deserializer=common_dot_wire_dot_wardround__pb2.AnswerProposalRequest.FromString,
                     response_serializer=common_dot_wire_dot_wardround__pb2.AnswerProposalReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=common_dot_wire_dot_wardround__pb2.RenewRequest.FromString,
+                    response_serializer=common_dot_wire_dot_wardround__pb2.RenewReply.SerializeToString,
+            ),
+            'SubmitReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitReceipt,
+                    request_deserializer=common_dot_wire_dot_wardround__pb2.SubmitReceiptRequest.FromString,
+                    response_serializer=common_dot_wire_dot_wardround__pb2.SubmitReceiptReply.SerializeToString,
+            ),
+            'ExchangeCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeCheckpoints,
+                    request_deserializer=common_dot_wire_dot_wardround__pb2.ExchangeCheckpointsRequest.FromString,
+                    response_serializer=common_dot_wire_dot_wardround__pb2.ExchangeCheckpointsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -254,6 +305,87 @@ class Coordination:
             '/wardround.v1.Coordination/AnswerProposal',
             common_dot_wire_dot_wardround__pb2.AnswerProposalRequest.SerializeToString,
             common_dot_wire_dot_wardround__pb2.AnswerProposalReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wardround.v1.Coordination/Renew',
+            common_dot_wire_dot_wardround__pb2.RenewRequest.SerializeToString,
+            common_dot_wire_dot_wardround__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wardround.v1.Coordination/SubmitReceipt',
+            common_dot_wire_dot_wardround__pb2.SubmitReceiptRequest.SerializeToString,
+            common_dot_wire_dot_wardround__pb2.SubmitReceiptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wardround.v1.Coordination/ExchangeCheckpoints',
+            common_dot_wire_dot_wardround__pb2.ExchangeCheckpointsRequest.SerializeToString,
+            common_dot_wire_dot_wardround__pb2.ExchangeCheckpointsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,20 +2,22 @@
 
 # ruff: noqa: ARG002, N802 - the methods' names and arguments are the protocol's
 
+import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2, transport_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 
 from client import enrol
-from common import pki
+from common import operators, pki
 from common.flower import object_ids, pack_message, unpack_message
 from common.records import Reply, Request, TrainRequest, reply_from_record, request_to_record
 from common.wire import wardround_pb2, wardround_pb2_grpc
@@ -31,10 +33,21 @@ class Authority:
 
     root_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
     server_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
+    log_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    operator_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     def __post_init__(self) -> None:
         self.root = pki.new_root(self.root_key, "test root")
         self.server = pki.server_certificate(self.server_key, ["127.0.0.1"], self.root, self.root_key)
+        self.operator = operators.certificate(
+            self.operator_key.public_key(), "maria", "operator", self.root, self.root_key
+        )
+
+    def endorse(self, run_hash: str, bundle_sha256: str) -> wardround_pb2.Endorsement:
+        one = operators.endorse(self.operator_key, pki.to_pem(self.operator), run_hash, bundle_sha256, 1_700_000_000)
+        return wardround_pb2.Endorsement(
+            certificate_pem=one.certificate_pem, signature=one.signature, signed_at=one.signed_at
+        )
 
     def admit(self, home: Path, site: str, gateway: str) -> enrol.Identity:
         """Give a home folder what `join` would."""
@@ -45,7 +58,10 @@ class Authority:
         pki.write_private(tls / "key.pem", pki.key_to_pem(key))
         pki.write_private(tls / "certificate.pem", pki.to_pem(certificate))
         pki.write_private(tls / "root.pem", pki.to_pem(self.root))
-        pki.write_private(tls / "coordinator.json", f'{{"site": "{site}", "gateway": "{gateway}"}}'.encode())
+        pki.write_private(tls / "receipt.key", Ed25519PrivateKey.generate().private_bytes_raw())
+        log_key = self.log_key.public_key().public_bytes_raw().hex()
+        coordinator = {"site": site, "gateway": gateway, "log-key": log_key}
+        pki.write_private(tls / "coordinator.json", json.dumps(coordinator).encode())
         return enrol.load_identity(home)
 
 
@@ -92,9 +108,19 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         if self._server is not None:
             self._server.stop(0).wait()
 
-    def propose(self, run_hash: str, bundle: bytes, bundle_sha256: str) -> None:
+    def propose(
+        self,
+        run_hash: str,
+        bundle: bytes,
+        bundle_sha256: str,
+        endorsements: Sequence[wardround_pb2.Endorsement] | None = None,
+    ) -> None:
+        if endorsements is None:
+            endorsements = [self._authority.endorse(run_hash, bundle_sha256)]
         self.proposals.append(
-            wardround_pb2.Proposal(run_hash=run_hash, bundle=bundle, bundle_sha256=bundle_sha256, open=True)
+            wardround_pb2.Proposal(
+                run_hash=run_hash, bundle=bundle, bundle_sha256=bundle_sha256, open=True, endorsements=endorsements
+            )
         )
         self._revision += 1
 

@@ -7,11 +7,13 @@ Real certificates and TLS; the coordinator's side is a double that decides as th
 
 import dataclasses
 import datetime
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from client import enrol
 from common import pki
@@ -33,20 +35,27 @@ class Office(wardround_pb2_grpc.EnrolmentServicer):
         self.decision = wardround_pb2.CollectReply.APPROVED
         self.sign_as = "north"
         self.csr = b""
+        self.receipt_key = b""
         self.enrolled = 0
         self.collected = 0
+
+    @property
+    def digest(self) -> str:
+        der = pki.check_csr(self.csr, "north").public_bytes(Encoding.DER)
+        return hashlib.sha256(der + self.receipt_key).hexdigest()
 
     def Enrol(self, request, context):
         if request.token != TOKEN or self.enrolled:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid any more")
         self.enrolled += 1
         self.csr = request.csr_pem
+        self.receipt_key = request.receipt_key
         return wardround_pb2.EnrolReply()
 
     def Collect(self, request, context):
         self.collected += 1
         csr = pki.check_csr(self.csr, request.site)
-        assert request.csr_sha256 == pki.fingerprint(csr)
+        assert request.request_sha256 == self.digest
         if self.decision != wardround_pb2.CollectReply.APPROVED:
             return wardround_pb2.CollectReply(state=self.decision)
         certificate = pki.site_certificate(csr, self.sign_as, self.authority.root, self.authority.root_key)
@@ -79,7 +88,9 @@ def office(
 
 def invitation_to(authority: Authority, address: str) -> Invitation:
     expires = (pki.now() + datetime.timedelta(hours=1)).isoformat()
-    return Invitation("north", TOKEN, pki.to_pem(authority.root).decode(), address, "127.0.0.1:9443", expires)
+    return Invitation(
+        "north", TOKEN, pki.to_pem(authority.root).decode(), address, "127.0.0.1:9443", "ab" * 32, expires
+    )
 
 
 def join(home: Path, invitation: Invitation, *, timeout_s: float = 5.0) -> tuple[enrol.Identity, list[str]]:
@@ -95,7 +106,7 @@ def test_joined_site_has_a_checked_certificate_and_strict_settings(
     home = tmp_path / "home"
     assert (identity.site, identity.gateway) == ("north", invitation.gateway)
     assert identity.days_left in (89, 90)
-    assert phrases == [pki.phrase(pki.fingerprint(pki.check_csr(double.csr, "north")))]
+    assert phrases == [pki.phrase(double.digest)]
     assert enrol.load_identity(home).certificate == identity.certificate
     assert load(PolicyConfig, home / "policy.toml") == PolicyConfig()
     assert load(SiteConfig, home / "site.toml") == SiteConfig(name="north")
@@ -108,7 +119,7 @@ def test_private_key_is_this_users_alone_and_is_not_sent(tmp_path: Path, office:
     assert (tmp_path / "tls" / "key.pem").stat().st_mode & 0o077 == 0
     assert b"PRIVATE" in identity.key_pem
     assert b"PRIVATE" not in double.csr
-    assert TOKEN not in "".join(path.read_text() for path in (tmp_path / "tls").iterdir())
+    assert TOKEN.encode() not in b"".join(path.read_bytes() for path in (tmp_path / "tls").iterdir())
 
 
 def test_coordinator_with_another_root_learns_nothing(tmp_path: Path, office: tuple[Office, Invitation]) -> None:
@@ -135,7 +146,7 @@ def test_join_that_was_interrupted_goes_on_with_the_same_key(tmp_path: Path, off
     identity, phrases = join(tmp_path, invitation)
     assert identity.key_pem == key
     assert double.enrolled == 1
-    assert phrases == [pki.phrase(pki.fingerprint(pki.check_csr(double.csr, "north")))]
+    assert phrases == [pki.phrase(double.digest)]
 
 
 def test_refused_site_has_no_certificate(tmp_path: Path, office: tuple[Office, Invitation]) -> None:

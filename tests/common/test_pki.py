@@ -121,7 +121,7 @@ def test_certificate_out_of_date_is_refused_and_the_message_says_since_when(root
 
 def invitation(root: x509.Certificate, hours: float) -> pki.Invitation:
     expires = (pki.now() + datetime.timedelta(hours=hours)).isoformat()
-    return pki.Invitation("st-mary", "00ff", pki.to_pem(root).decode(), "h:9444", "h:9443", expires)
+    return pki.Invitation("st-mary", "00ff", pki.to_pem(root).decode(), "h:9444", "h:9443", "ab" * 32, expires)
 
 
 def test_invitation_survives_its_file(root):

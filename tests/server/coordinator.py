@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.config import RunConfig, parse
 from common.wire import channels
-from server import enrolment
+from server import enrolment, operators
 from server import home as homes
 from server.home import Home, ServerConfig
 from server.registry import Registry
@@ -48,17 +49,23 @@ def new_home(folder: Path) -> Home:
     config = ServerConfig(
         hosts=("127.0.0.1", "localhost"), gateway_port=gateway, enrolment_port=enrol, superlink_port=superlink
     )
-    return homes.create(folder, config)
+    home = homes.create(folder, config)
+    operators.add(home, Registry(home.registry), operators.FIRST, "admin")
+    return home
 
 
 def enrol(home: Home, registry: Registry, name: str) -> Member:
     key = pki.new_key()
     invitation = enrolment.invite(home, registry, name)
-    registry.redeem(name, invitation.token, pki.to_pem(pki.csr_for(name, key)))
+    registry.redeem(name, invitation.token, pki.to_pem(pki.csr_for(name, key)), receipt_key())
     enrolment.approve(home, registry, name)
     certificate = registry.site(name).certificate
     assert certificate is not None
     return Member(name, key, certificate)
+
+
+def receipt_key() -> bytes:
+    return Ed25519PrivateKey.generate().public_key().public_bytes_raw()
 
 
 def free_ports(count: int) -> list[int]:

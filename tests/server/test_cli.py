@@ -13,7 +13,9 @@ from server.cli import app
 from server.home import ENVIRONMENT, open_home, server_credentials
 from server.registry import Registry
 from server.watch import event_line, state_line
-from tests.server.coordinator import RUN, RUN_TOML, enrol, free_ports, new_home
+from tests.server.coordinator import RUN, RUN_TOML, enrol, free_ports, new_home, receipt_key
+
+RECEIPT_KEY = receipt_key()
 
 HASH = sha256_of(RUN)
 
@@ -131,9 +133,10 @@ def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
     path = Path(succeeds("invite", "st-mary").strip())
     invitation = pki.Invitation.from_text(path.read_text())
     csr = pki.csr_for("st-mary", pki.new_key())
-    registry.redeem("st-mary", invitation.token, pki.to_pem(csr))
+    registry.redeem("st-mary", invitation.token, pki.to_pem(csr), RECEIPT_KEY)
     rows = json.loads(succeeds("requests", "--json"))
-    assert rows == [{"site": "st-mary", "phrase": pki.phrase(pki.fingerprint(csr))}]
+    phrase = pki.phrase(pki.request_digest(csr, RECEIPT_KEY))
+    assert rows == [{"site": "st-mary", "wish": "joins", "phrase": phrase}]
     assert "st-mary is active until 20" in succeeds("approve", "st-mary")
     assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["active"]
     succeeds("revoke", "st-mary")
@@ -141,8 +144,8 @@ def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
 
 
 def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
-    out = tmp_path / "usb" / "st-mary.invitation"
-    assert succeeds("invite", "st-mary", "--out", str(out)).strip() == str(out)
+    out = tmp_path / "usb" / "st-mary.json"
+    assert succeeds("invite", "st-mary", "--out", str(out.parent)).strip() == str(out)
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert pki.Invitation.from_text(out.read_text()).site == "st-mary"
 
@@ -205,7 +208,7 @@ def test_runs_stop_and_resume(home, registry, running, document):
 
 
 def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_path):
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
     assert "only a completed run" in fails("export", "lesions", "--out", "model")
     add_result(home)
     registry.close(HASH, "completed")
@@ -214,7 +217,7 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
 
 
 def test_report_without_a_result_is_explained(home, registry):
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
     assert "summary.json" in fails("report", "lesions")
 
 
@@ -241,7 +244,7 @@ def test_every_command_shows_an_example():
 def test_the_waiting_line_names_the_silent_sites_and_what_to_type(home, registry):
     for name in ("a", "b"):
         enrol(home, registry, name)
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
     registry.answer(HASH, "a", approved=True)
     line = state_line(registry, registry.proposal(HASH))
     assert "1 of 2 approvals; waiting for b" in line

@@ -1,9 +1,11 @@
+import hashlib
 import stat
 import threading
 import time
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from common import pki
 from common.errors import EnrolmentError
@@ -12,7 +14,9 @@ from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
 from common.wire.wardround_pb2_grpc import EnrolmentStub
 from server import enrolment, serve
 from server.registry import Registry
-from tests.server.coordinator import free_ports, new_home, status_of
+from tests.server.coordinator import free_ports, new_home, receipt_key, status_of
+
+RECEIPT_KEY = receipt_key()
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +40,16 @@ def stub(home, registry):
 def csr_for(site: str) -> tuple[pki.PrivateKey, bytes, str]:
     key = pki.new_key()
     csr = pki.csr_for(site, key)
-    return key, pki.to_pem(csr), pki.fingerprint(csr)
+    digest = hashlib.sha256(csr.public_bytes(Encoding.DER) + RECEIPT_KEY).hexdigest()
+    return key, pki.to_pem(csr), digest
 
 
 def test_site_joins_with_invitation_request_and_approval(home, registry, stub):
     invitation = enrolment.invite(home, registry, "st-mary")
     key, csr, digest = csr_for("st-mary")
-    stub.Enrol(EnrolRequest(site="st-mary", token=invitation.token, csr_pem=csr))
+    stub.Enrol(EnrolRequest(site="st-mary", token=invitation.token, csr_pem=csr, receipt_key=RECEIPT_KEY))
     assert enrolment.phrase_of(registry.site("st-mary")) == pki.phrase(digest)
-    question = CollectRequest(site="st-mary", csr_sha256=digest)
+    question = CollectRequest(site="st-mary", request_sha256=digest)
     assert stub.Collect(question).state == CollectReply.PENDING
     enrolment.approve(home, registry, "st-mary")
     reply = stub.Collect(question)
@@ -59,7 +64,9 @@ def test_invitation_file_is_private_holds_128_bits_and_goes_with_the_approval(ho
     path = home.invitation("st-john")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert pki.Invitation.from_text(path.read_text()) == invitation
-    stub.Enrol(EnrolRequest(site="st-john", token=invitation.token, csr_pem=csr_for("st-john")[1]))
+    stub.Enrol(
+        EnrolRequest(site="st-john", token=invitation.token, csr_pem=csr_for("st-john")[1], receipt_key=RECEIPT_KEY)
+    )
     enrolment.approve(home, registry, "st-john")
     assert not path.exists()
 
@@ -70,34 +77,34 @@ def test_invitation_file_is_private_holds_128_bits_and_goes_with_the_approval(ho
 def test_wrong_token_or_site_is_unauthenticated(home, registry, stub, site, token):
     right = enrolment.invite(home, registry, "st-luke").token
     used = token.replace("right", right)
-    request = EnrolRequest(site=site, token=used, csr_pem=csr_for(site or "x")[1])
+    request = EnrolRequest(site=site, token=used, csr_pem=csr_for(site or "x")[1], receipt_key=RECEIPT_KEY)
     assert status_of(stub.Enrol, request) == grpc.StatusCode.UNAUTHENTICATED
     assert registry.site("st-luke").state == "invited"
 
 
 def test_second_use_of_an_invitation_is_refused(home, registry, stub):
     token = enrolment.invite(home, registry, "st-anne").token
-    stub.Enrol(EnrolRequest(site="st-anne", token=token, csr_pem=csr_for("st-anne")[1]))
-    again = EnrolRequest(site="st-anne", token=token, csr_pem=csr_for("st-anne")[1])
+    stub.Enrol(EnrolRequest(site="st-anne", token=token, csr_pem=csr_for("st-anne")[1], receipt_key=RECEIPT_KEY))
+    again = EnrolRequest(site="st-anne", token=token, csr_pem=csr_for("st-anne")[1], receipt_key=RECEIPT_KEY)
     assert status_of(stub.Enrol, again) == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_certificate_goes_only_to_who_knows_the_request(home, registry, stub):
     token = enrolment.invite(home, registry, "st-paul").token
-    stub.Enrol(EnrolRequest(site="st-paul", token=token, csr_pem=csr_for("st-paul")[1]))
+    stub.Enrol(EnrolRequest(site="st-paul", token=token, csr_pem=csr_for("st-paul")[1], receipt_key=RECEIPT_KEY))
     enrolment.approve(home, registry, "st-paul")
     for guess in ("", "00" * 32, csr_for("st-paul")[2]):
-        assert stub.Collect(CollectRequest(site="st-paul", csr_sha256=guess)).state == CollectReply.REFUSED
-    assert stub.Collect(CollectRequest(site="nobody", csr_sha256="00" * 32)).state == CollectReply.REFUSED
+        assert stub.Collect(CollectRequest(site="st-paul", request_sha256=guess)).state == CollectReply.REFUSED
+    assert stub.Collect(CollectRequest(site="nobody", request_sha256="00" * 32)).state == CollectReply.REFUSED
 
 
 def test_collect_is_held_until_the_decision(home, registry, stub):
     token = enrolment.invite(home, registry, "st-jude").token
     _, csr, digest = csr_for("st-jude")
-    stub.Enrol(EnrolRequest(site="st-jude", token=token, csr_pem=csr))
+    stub.Enrol(EnrolRequest(site="st-jude", token=token, csr_pem=csr, receipt_key=RECEIPT_KEY))
     threading.Timer(0.3, registry.revoke, ["st-jude"]).start()
     start = time.monotonic()
-    reply = stub.Collect(CollectRequest(site="st-jude", csr_sha256=digest, wait_s=20.0))
+    reply = stub.Collect(CollectRequest(site="st-jude", request_sha256=digest, wait_s=20.0))
     assert reply.state == CollectReply.REFUSED
     assert 0.2 < time.monotonic() - start < 10.0
 

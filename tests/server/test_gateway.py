@@ -335,7 +335,7 @@ def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(
     registry, stub = coordinator.registry, agents[0].coordination
     known = stub.ListProposals(ListProposalsRequest()).revision
     bundle = flower.build_bundle(RUN, RUN_TOML)
-    threading.Timer(0.3, registry.propose, [RUN, bundle]).start()
+    threading.Timer(0.3, registry.propose, [RUN, bundle, ()]).start()
     start = time.monotonic()
     reply = stub.ListProposals(ListProposalsRequest(revision=known, wait_s=20.0))
     assert 0.2 < time.monotonic() - start < 10.0

@@ -9,7 +9,9 @@ from common.config import RunConfig, parse, sha256_of
 from common.errors import ConfigError, EnrolmentError, FederationError
 from common.flower import build_bundle
 from server.registry import Registry, check_name
-from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home
+from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home, receipt_key
+
+RECEIPT_KEY = receipt_key()
 
 HASH = sha256_of(RUN)
 
@@ -26,7 +28,7 @@ def registry(home):
 
 @pytest.fixture
 def proposal(registry):
-    return registry.propose(RUN, build_bundle(RUN, RUN_TOML))
+    return registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
 
 
 def tomorrow() -> datetime.datetime:
@@ -45,10 +47,10 @@ def test_token_is_not_in_the_file(home, registry):
 def test_invitation_works_once(registry):
     registry.invite("st-mary", "token", tomorrow())
     first = request("st-mary")
-    registry.redeem("st-mary", "token", first)
-    registry.redeem("st-mary", "token", first)  # the same request again: its answer may have been lost
+    registry.redeem("st-mary", "token", first, RECEIPT_KEY)
+    registry.redeem("st-mary", "token", first, RECEIPT_KEY)  # the same request again: its answer may have been lost
     with pytest.raises(EnrolmentError, match="by another request"):
-        registry.redeem("st-mary", "token", request("st-mary"))
+        registry.redeem("st-mary", "token", request("st-mary"), RECEIPT_KEY)
 
 
 @pytest.mark.parametrize(
@@ -57,19 +59,19 @@ def test_invitation_works_once(registry):
 def test_wrong_token_or_site_is_refused_in_the_same_words(registry, site, token):
     registry.invite("st-mary", "token", tomorrow())
     with pytest.raises(EnrolmentError, match="unknown, used or expired"):
-        registry.redeem(site, token, request(site))
+        registry.redeem(site, token, request(site), RECEIPT_KEY)
 
 
 def test_expired_invitation_is_refused(registry):
     registry.invite("st-mary", "token", pki.now() - datetime.timedelta(seconds=1))
     with pytest.raises(EnrolmentError, match="expired"):
-        registry.redeem("st-mary", "token", request("st-mary"))
+        registry.redeem("st-mary", "token", request("st-mary"), RECEIPT_KEY)
 
 
 def test_invitation_for_one_site_does_not_admit_another(registry):
     registry.invite("st-mary", "token", tomorrow())
     with pytest.raises(EnrolmentError, match="must name site"):
-        registry.redeem("st-mary", "token", request("st-john"))
+        registry.redeem("st-mary", "token", request("st-john"), RECEIPT_KEY)
 
 
 def test_two_at_once_cannot_both_use_one_invitation(registry):
@@ -77,7 +79,7 @@ def test_two_at_once_cannot_both_use_one_invitation(registry):
 
     def redeem(csr: bytes) -> bool:
         try:
-            registry.redeem("st-mary", "token", csr)
+            registry.redeem("st-mary", "token", csr, RECEIPT_KEY)
         except EnrolmentError:
             return False
         return True
@@ -89,7 +91,7 @@ def test_two_at_once_cannot_both_use_one_invitation(registry):
 def test_spent_invitation_is_void_after_approval(home, registry):
     enrol(home, registry, "st-mary")
     with pytest.raises(EnrolmentError, match="unknown, used or expired"):
-        registry.redeem("st-mary", "", request("st-mary"))
+        registry.redeem("st-mary", "", request("st-mary"), RECEIPT_KEY)
 
 
 def test_active_site_is_found_by_its_certificate_until_it_is_revoked(home, registry):
@@ -126,7 +128,7 @@ def test_names_that_are_no_site_names_are_refused(name):
 
 def test_a_run_is_proposed_once(registry, proposal):
     with pytest.raises(ConfigError, match="change its name or seed"):
-        registry.propose(RUN, proposal.bundle)
+        registry.propose(RUN, proposal.bundle, ())
 
 
 def test_a_run_is_found_by_name_hash_and_beginning_of_the_hash(registry, proposal):
@@ -140,7 +142,7 @@ def test_a_run_is_found_by_name_hash_and_beginning_of_the_hash(registry, proposa
 def test_the_latest_run_of_a_name_is_meant(registry, proposal):
     text = RUN_TOML.replace('name = "lesions"', 'name = "lesions"\nseed = 5')
     later = parse(RunConfig, text)
-    registry.propose(later, build_bundle(later, text))
+    registry.propose(later, build_bundle(later, text), ())
     assert registry.proposal("lesions").run_hash == sha256_of(later)
 
 

@@ -62,7 +62,7 @@ def registry(home):
     registry = Registry(home.registry)
     for name in ("a", "b", "c"):
         enrol(home, registry, name)
-    registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML))
+    registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML), ())
     return registry
 
 

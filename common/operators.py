@@ -1,0 +1,143 @@
+"""Who at the coordinator wants a run: operators, their Ed25519 keys, and what they sign.
+
+An operator's certificate is signed by the federation's root, which hospitals have pinned: name in the common name, role
+in the organisational unit. A proposal carries one endorsement per operator; hospitals check it, so that a coordinator
+host alone, without an operator's key, cannot propose anything.
+
+    statement = "wardround proposal 1" LF run hash LF bundle SHA-256 LF operator LF seconds since the epoch LF
+
+    admin      enrols and revokes sites and operators, and may start runs
+    operator   starts and stops runs
+    auditor    reads the audit log and results; signs nothing
+"""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509 import Certificate
+from cryptography.x509.oid import NameOID
+
+from common import pki
+from common.errors import EnrolmentError
+
+Role = Literal["admin", "operator", "auditor"]
+
+LIFETIME = datetime.timedelta(days=365)
+MAY_PROPOSE: tuple[Role, ...] = ("admin", "operator")
+
+# Our own extended key usage (a UUID under 2.25): these certificates open no TLS connection.
+_USAGE = x509.ObjectIdentifier("2.25.212367940374936402437262373612376218465")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A person at the coordinator, as their certificate says."""
+
+    name: str
+    role: Role
+    key: Ed25519PublicKey
+
+
+@dataclass(frozen=True)
+class Endorsement:
+    """An operator's signature under a proposal."""
+
+    certificate_pem: bytes
+    signature: bytes
+    signed_at: int  # seconds since the epoch, UTC
+
+
+def certificate(
+    key: Ed25519PublicKey, name: str, role: Role, root: Certificate, root_key: pki.PrivateKey
+) -> Certificate:
+    """An operator's certificate."""
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role)]
+    )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(root.subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(pki.now() - pki.CLOCK_SKEW)
+        .not_valid_after(pki.now() + LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([_USAGE]), critical=True)
+        .sign(root_key, hashes.SHA256())
+    )
+
+
+def check_certificate(pem: bytes, roots_pem: bytes) -> Operator:
+    """Who a certificate names, if one of the roots signed it for this purpose and it is valid now.
+
+    Raises:
+        EnrolmentError: anything else.
+    """
+    try:
+        found = pki.load_certificate(pem)
+        usage = list(found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        roles = [one.value for one in found.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)]
+        key = found.public_key()
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise EnrolmentError("the operator's certificate cannot be read. Ask the coordinator for another.") from error
+    if not pki.is_signed_by_any(found, roots_pem) or usage != [_USAGE] or not isinstance(key, Ed25519PublicKey):
+        raise EnrolmentError("the operator's certificate is not of this federation's root. Ask the coordinator.")
+    role = next((role for role in get_args(Role) if roles == [role]), None)
+    if role is None:
+        raise EnrolmentError("the operator's certificate names no role. Ask the coordinator for another.")
+    if not found.not_valid_before_utc <= pki.now() <= found.not_valid_after_utc:
+        raise EnrolmentError("the operator's certificate is out of date. The coordinator has to renew it.")
+    return Operator(pki.common_name(found), role, key)
+
+
+def endorse(
+    key: Ed25519PrivateKey, certificate_pem: bytes, run_hash: str, bundle_sha256: str, signed_at: int
+) -> Endorsement:
+    """Sign a proposal."""
+    name = pki.common_name(pki.load_certificate(certificate_pem))
+    return Endorsement(certificate_pem, key.sign(_statement(run_hash, bundle_sha256, name, signed_at)), signed_at)
+
+
+def check_endorsements(
+    endorsements: Sequence[Endorsement], roots_pem: bytes, run_hash: str, bundle_sha256: str
+) -> tuple[str, ...]:
+    """The operators who signed a proposal and may do so, each once, sorted; endorsements that do not hold are left out.
+
+    Args:
+        endorsements: as received.
+        roots_pem: the pinned root, and its successor if there is one.
+        run_hash: of the run document, hex.
+        bundle_sha256: hex.
+    """
+    names = set()
+    for one in endorsements:
+        try:
+            operator = check_certificate(one.certificate_pem, roots_pem)
+            operator.key.verify(one.signature, _statement(run_hash, bundle_sha256, operator.name, one.signed_at))
+        except (EnrolmentError, InvalidSignature):
+            continue
+        if operator.role in MAY_PROPOSE:
+            names.add(operator.name)
+    return tuple(sorted(names))
+
+
+def key_to_bytes(key: Ed25519PrivateKey) -> bytes:
+    """The 32 secret bytes of a key."""
+    return key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
+
+
+def public_bytes(key: Ed25519PrivateKey | Ed25519PublicKey) -> bytes:
+    """The 32 public bytes of a key."""
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    return public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def _statement(run_hash: str, bundle_sha256: str, operator: str, signed_at: int) -> bytes:
+    return f"wardround proposal 1\n{run_hash}\n{bundle_sha256}\n{operator}\n{signed_at}\n".encode()

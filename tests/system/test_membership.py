@@ -1,0 +1,260 @@
+"""Joining, renewing, rotating and leaving: the client's and the coordinator's own code, over real TLS ports."""
+
+import datetime
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from client import enrol as client_enrol
+from common import pki
+from common.errors import ConfigError, EnrolmentError
+from common.wire.wardround_pb2 import ListProposalsRequest
+from common.wire.wardround_pb2_grpc import CoordinationStub
+from server import enrolment, serve
+from server import home as homes
+from server.gateway import Gateway
+from server.home import Home
+from server.registry import Registry
+from tests.server.coordinator import new_home, status_of
+
+PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
+
+
+class Office:
+    """A coordinator's two doors; `reopen` is a restart."""
+
+    def __init__(self, home: Home) -> None:
+        self.home, self.registry = home, Registry(home.registry)
+        self._servers: list[grpc.Server] = []
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.close()
+        gateway = Gateway(self.home, self.registry)
+        self._servers = [serve.start_gateway(self.home, gateway), serve.start_enrolment(self.home, self.registry)]
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.stop(0).wait()
+
+    def join(self, folder: Path, site: str = "st-mary") -> client_enrol.Identity:
+        invitation = enrolment.invite(self.home, self.registry, site)
+
+        def approve_if_equal(phrase: str) -> None:
+            def approve() -> None:
+                while self.registry.site(site).state != "pending":
+                    pass
+                assert enrolment.phrase_of(self.registry.site(site)) == phrase
+                enrolment.approve(self.home, self.registry, site, PASSPHRASE)
+
+            threading.Thread(target=approve, daemon=True).start()
+
+        return client_enrol.join(folder, invitation, timeout_s=20.0, show_phrase=approve_if_equal)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    opened = Office(new_home(tmp_path / "coordinator"))
+    yield opened
+    opened.close()
+
+
+def knocks(identity: client_enrol.Identity) -> grpc.StatusCode:
+    """How a call at the gateway ends with this identity."""
+    with identity.channel() as channel:
+        return status_of(CoordinationStub(channel).ListProposals, ListProposalsRequest())
+
+
+def age(office: Office, identity: client_enrol.Identity, days: float) -> client_enrol.Identity:
+    """The same site with a certificate that was signed `days` ago; the registry knows it."""
+    root_key, _ = homes.root_credentials(office.home)
+    then = pki.now() - datetime.timedelta(days=days)
+    old = identity.certificate
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(then).not_valid_after(then + pki.SITE_LIFETIME)
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    certificate = builder.sign(root_key, old.signature_hash_algorithm)  # type: ignore[arg-type]
+    office.registry.renew(identity.site, pki.to_pem(certificate), knows_successor=False)
+    return certificate
+
+
+def test_phrase_of_both_sides_is_equal_and_the_site_gets_in(office: Office, tmp_path: Path) -> None:
+    identity = office.join(tmp_path / "site")
+    assert knocks(identity) == grpc.StatusCode.OK
+    receipt_key = identity.receipt_key.public_key().public_bytes_raw()
+    assert office.registry.site("st-mary").receipt_key == receipt_key
+    assert identity.log_key == office.home.log_key.public_key().public_bytes_raw()
+
+
+def test_site_joins_by_mail_without_a_connection(office: Office, tmp_path: Path) -> None:
+    invitation = enrolment.invite(office.home, office.registry, "st-mary")
+    office.close()
+    phrase, text = client_enrol.request_by_file(tmp_path / "site", invitation)
+    assert enrolment.redeem_file(office.registry, text.encode()) == "st-mary"
+    assert enrolment.phrase_of(office.registry.site("st-mary")) == phrase
+    enrolment.approve(office.home, office.registry, "st-mary")
+    identity = client_enrol.accept_certificate(tmp_path / "site", office.registry.site("st-mary").certificate or b"")
+    office.reopen()
+    assert knocks(identity) == grpc.StatusCode.OK
+
+
+def test_mailed_request_is_good_once(office: Office, tmp_path: Path) -> None:
+    invitation = enrolment.invite(office.home, office.registry, "st-mary")
+    enrolment.redeem_file(office.registry, client_enrol.request_by_file(tmp_path / "one", invitation)[1].encode())
+    other = client_enrol.request_by_file(tmp_path / "two", invitation)[1].encode()
+    with pytest.raises(EnrolmentError, match="used already"):
+        enrolment.redeem_file(office.registry, other)
+    with pytest.raises(EnrolmentError, match="no request to join"):
+        enrolment.redeem_file(office.registry, b'{"site": "st-mary"}')
+
+
+def test_certificate_of_another_key_is_not_accepted(office: Office, tmp_path: Path) -> None:
+    office.join(tmp_path / "john", "st-john")
+    stranger = office.registry.site("st-john").certificate or b""
+    client_enrol.request_by_file(tmp_path / "mary", enrolment.invite(office.home, office.registry, "st-mary"))
+    with pytest.raises(EnrolmentError, match="not for site 'st-mary'"):
+        client_enrol.accept_certificate(tmp_path / "mary", stranger)
+    with pytest.raises(EnrolmentError, match="has not joined"):
+        client_enrol.load_identity(tmp_path / "mary")
+
+
+def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    first = office.join(folder)
+    assert not first.renewal_is_due
+    for days, due in ((59, False), (61, True)):
+        pki.write_private(folder / "tls" / "certificate.pem", pki.to_pem(age(office, first, days)))
+        assert client_enrol.load_identity(folder).renewal_is_due is due
+    old = client_enrol.load_identity(folder)
+    renewed = client_enrol.renew(folder, old)
+    assert renewed.days_left in (89, 90)
+    assert renewed.key_pem != old.key_pem
+    assert not (folder / "tls" / "next-key.pem").exists()
+    assert client_enrol.load_identity(folder).certificate == renewed.certificate
+    assert knocks(renewed) == grpc.StatusCode.OK
+    # Calls on the way end with the certificate they began with.
+    assert knocks(old) == grpc.StatusCode.OK
+
+
+def test_lost_answer_to_a_renewal_is_asked_for_again(office: Office, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    identity = office.join(folder)
+    key = pki.new_key()
+    pki.write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
+    signed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
+    renewed = client_enrol.renew(folder, identity)
+    assert signed is not None
+    assert renewed.certificate == pki.load_certificate(signed)
+
+
+def test_site_killed_between_certificate_and_key_starts_with_the_new_pair(office: Office, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    office.join(folder)
+    key = pki.new_key()
+    signed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
+    pki.write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
+    pki.write_private(folder / "tls" / "certificate.pem", signed or b"")
+    assert knocks(client_enrol.load_identity(folder)) == grpc.StatusCode.OK
+
+
+def test_site_cannot_renew_another(office: Office, tmp_path: Path) -> None:
+    identity = office.join(tmp_path / "mary")
+    office.join(tmp_path / "john", "st-john")
+    before = office.registry.site("st-john").fingerprint
+    key = pki.new_key()
+    pki.write_private(tmp_path / "mary" / "tls" / "next-key.pem", pki.key_to_pem(key))
+    stolen = client_enrol.Identity(**(vars(identity) | {"site": "st-john"}))
+    with pytest.raises(EnrolmentError, match="must name site 'st-mary'"):
+        client_enrol.renew(tmp_path / "mary", stolen)
+    assert office.registry.site("st-john").fingerprint == before
+
+
+def test_revoked_site_is_out_and_cannot_renew(office: Office, tmp_path: Path) -> None:
+    identity = office.join(tmp_path / "site")
+    with identity.channel() as channel:
+        stub = CoordinationStub(channel)
+        assert status_of(stub.ListProposals, ListProposalsRequest()) == grpc.StatusCode.OK
+        office.registry.revoke("st-mary")
+        assert status_of(stub.ListProposals, ListProposalsRequest()) == grpc.StatusCode.PERMISSION_DENIED
+    with pytest.raises(EnrolmentError, match="refused"):
+        client_enrol.renew(tmp_path / "site", identity)
+
+
+def test_after_a_rotation_old_and_new_certificates_open_the_door(office: Office, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    first = office.join(folder)
+    old_root = office.home.root_pem
+    homes.rotate_root(office.home)
+    office.reopen()
+    informed = client_enrol.renew(folder, first)
+    assert office.registry.site("st-mary").knows_successor
+    assert informed.root_pem.startswith(old_root)
+    assert informed.root_pem.count(b"BEGIN CERTIFICATE") == 2
+    homes.finish_rotation(office.home)
+    office.reopen()
+    assert office.home.root_pem != old_root
+    assert office.home.root_pem in informed.root_pem
+    # Signed by the old root, to a server whose certificate the new root signed; then all new.
+    assert knocks(informed) == grpc.StatusCode.OK
+    assert knocks(client_enrol.renew(folder, informed)) == grpc.StatusCode.OK
+
+
+def test_site_that_missed_the_rotation_does_not_trust_the_new_root(office: Office, tmp_path: Path) -> None:
+    identity = office.join(tmp_path / "site")
+    homes.rotate_root(office.home)
+    homes.finish_rotation(office.home)
+    office.reopen()
+    assert knocks(identity) == grpc.StatusCode.UNAVAILABLE
+
+
+def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
+    key, other = pki.new_key(), pki.new_key()
+    root, stranger = pki.new_root(key, "root"), pki.new_root(other, "stranger")
+    following = pki.new_root(pki.new_key(), "next")
+    good = pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, root, key))
+    assert pki.check_successor(good, pki.to_pem(root)) == following
+    another = pki.new_root(pki.new_key(), "next")
+    for wrong in (
+        pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, stranger, other)),
+        pki.to_pem(following) + pki.to_pem(pki.cross_sign(another, root, key)),
+        pki.to_pem(following),
+        b"",
+    ):
+        with pytest.raises(EnrolmentError, match="next root"):
+            pki.check_successor(wrong, pki.to_pem(root))
+
+
+def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = new_home(tmp_path / "plain")
+    home = homes.create(tmp_path / "sealed", plain.config, PASSPHRASE)
+    assert b"PRIVATE KEY" not in (home.path / "pki" / "root.key").read_bytes()
+    office = Office(home)
+    try:
+        identity = office.join(tmp_path / "site")
+        with pytest.raises(EnrolmentError, match="waits for the coordinator's approval"):
+            client_enrol.renew(tmp_path / "site", identity)
+        assert knocks(client_enrol.load_identity(tmp_path / "site")) == grpc.StatusCode.OK
+        with pytest.raises(ConfigError, match="does not open"):
+            enrolment.approve(home, office.registry, "st-mary", "another passphrase")
+        monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
+        enrolment.approve(home, office.registry, "st-mary")
+        assert knocks(client_enrol.renew(tmp_path / "site", identity)) == grpc.StatusCode.OK
+    finally:
+        office.close()
+
+
+def test_enrolment_is_expected_from_the_invitation_until_the_certificate_is_collected(
+    office: Office, tmp_path: Path
+) -> None:
+    assert not office.registry.is_expecting()
+    enrolment.invite(office.home, office.registry, "st-john")
+    assert office.registry.is_expecting()
+    office.registry.revoke("st-john")
+    assert not office.registry.is_expecting()
+    office.join(tmp_path / "site")
+    assert not office.registry.is_expecting()
