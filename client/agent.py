@@ -11,6 +11,7 @@ never holds patient data. One message at a time.
 """
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -209,8 +210,9 @@ class Agent:
             proposal = self._approved(request, message)
             self._check_bundle(message.metadata.run_id, proposal)
             offer = self._offer(proposal.run)
-            policy.check(proposal.run, self._site().policy, offer)
-            _check_model(request, offer)
+            rules = self._site().policy
+            policy.check(proposal.run, rules, offer)
+            _check_model(request, offer, rules.max_weight)
             # Each execution adds noise of its own, so each is charged: a message delivered twice costs twice.
             attempt = f"{message.metadata.message_id}.{secrets.token_hex(4)}"
             if isinstance(request, TrainRequest):
@@ -218,7 +220,7 @@ class Agent:
             answer = self._worker.ask(Work(proposal.run, request, attempt), proposal.run.federation.round_timeout_s)
             if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
                 raise PipeError("the worker gave no reply")
-            return gate.release(answer, request, proposal.run)
+            return gate.release(answer, request, proposal.run, rules.metrics)
         except WardroundError as error:
             _log.error("run %s round %d: %s", run_hash[:12], round_, error)
             return Refusal(run_hash, round_, error.code)
@@ -421,8 +423,9 @@ class Agent:
             _log.info("run %r: answered %s", proposal.run.name, "yes" if proposal.answer.approved else "no")
 
 
-def _check_model(request: Request, offer: Offer) -> None:
-    found = gate.parameter_count(request.weights)
+def _check_model(request: Request, offer: Offer, max_weight: float) -> None:
+    shapes = gate.check_received(request.weights, max_weight)
+    found = sum(math.prod(shape) for shape in shapes.values())
     if found != offer.parameters:
         raise UpdateError(f"the message's model has {found} values, the run's has {offer.parameters}")
 

@@ -23,7 +23,7 @@ from client.site import Site, open_site
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import DataError, ErrorCode, UpdateError, WardroundError
-from common.models import build_model, parameter_count
+from common.models import build_model, tensor_shapes
 from common.privacy.guarantee import charge_round
 from common.records import (
     EvaluateReply,
@@ -33,6 +33,7 @@ from common.records import (
     Request,
     TrainReply,
     TrainRequest,
+    bucketed,
     reply_to_record,
     request_from_record,
 )
@@ -92,7 +93,7 @@ def _train(
     device = next(model.parameters()).device
     metrics = training.train_round(model, cohort, run, round_=request.round, site=site.config.name, device=device)
     weights = pack(model.state_dict())
-    counted = patients if run.weighting == "patients" else 0
+    counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, weights, counted, {**metrics, **spent})
 
 
@@ -115,7 +116,7 @@ def _evaluate(request: EvaluateRequest, run: RunConfig, cohort: Cohort, model: n
     if not cohort.patients(request.phase):
         raise DataError(f"no patient is held out for {request.phase}", ErrorCode.NO_DATA)
     patients, scores = training.evaluate(model, cohort, run, request.phase, next(model.parameters()).device)
-    counted = patients if run.weighting == "patients" else 0
+    counted = bucketed(patients) if run.weighting == "patients" else 0
     return EvaluateReply(request.run_hash, request.round, request.phase, counted, scores)
 
 
@@ -152,7 +153,7 @@ def _offer(cohort: Cohort, run: RunConfig) -> Offer:
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),
         quarantined={},
-        parameters=parameter_count(run),
+        tensors=tensor_shapes(run),
     )
 
 

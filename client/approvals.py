@@ -170,7 +170,10 @@ def _read_appraisal(path: Path) -> Appraisal | None:
     if not path.exists():
         return None
     values: dict[str, Any] = json.loads(path.read_bytes())
-    return Appraisal(Offer(**values["offer"]) if values["offer"] else None, values["refusal"])
+    offer = values["offer"]
+    if offer is not None:
+        offer["tensors"] = {name: tuple(shape) for name, shape in offer["tensors"].items()}
+    return Appraisal(None if offer is None else Offer(**offer), values["refusal"])
 
 
 def _read_answer(path: Path) -> Answer | None:

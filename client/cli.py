@@ -20,8 +20,10 @@ import typer
 from client import approvals, diagnosis, enrol, policy
 from client.agent import Agent
 from client.approvals import Proposal
-from client.data_cli import data_app
+from client.consequences import consequences, tensor_rows
+from client.data_cli import data_add, data_app
 from client.keeper import Worker
+from client.key_cli import key_app
 from client.predict_cli import predict
 from client.shell import HOME, Home, run_of
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
@@ -29,7 +31,7 @@ from client.status import is_running, only_one, read_status
 from common.cli import JsonFlag, new_app, note, show_table
 from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError
-from common.pki import Invitation
+from common.pki import Invitation, write_private
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
@@ -39,34 +41,60 @@ app = new_app(
 )
 policy_app = new_app("The hospital's own rules.")
 app.add_typer(data_app, name="data")
+app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.command()(predict)
 
 
 @app.command()
-def join(
+def join(  # noqa: PLR0917 - one parameter an option
     invitation: Annotated[Path, typer.Argument(help="The file the coordinator sent.")],
     home: Home = HOME,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the coordinator's approval.")] = 3600.0,
+    request: Annotated[Path | None, typer.Option(help="Send nothing: write the request here, to be mailed.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="The certificate that came back by mail.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Then offer this folder of images; repeatable.")] = None,
+    start_now: Annotated[bool, typer.Option("--start", help="Then run the agent.")] = False,
 ) -> None:
-    """Join a federation: make a key here, show a phrase, wait for the certificate.
+    """Join a federation: make keys here, show a phrase, wait for the certificate.
 
     Example: `wardround-client join st-anna.invitation`
     """
-    try:
-        text = invitation.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnrolmentError(
-            f"{invitation} cannot be read ({error}). Give the invitation file the coordinator sent."
-        ) from error
+    opened = Invitation.from_text(_read(invitation))
+    if request is not None:
+        phrase, text = enrol.request_by_file(home, opened)
+        write_private(request, text.encode())
+        typer.echo(f"Phrase: {phrase}")
+        note(f"Send {request} to the coordinator (it is a secret), and tell them the phrase. Then join --certificate.")
+        return
 
     def show_phrase(phrase: str) -> None:
         typer.echo(f"Phrase: {phrase}")
         note("Tell it to the coordinator, who must see the same under 'wardround-server requests'. Waiting ...")
 
-    identity = enrol.join(home, Invitation.from_text(text), timeout_s=timeout, show_phrase=show_phrase)
+    if certificate is not None:
+        identity = enrol.accept_certificate(home, _read(certificate).encode())
+    else:
+        identity = enrol.join(home, opened, timeout_s=timeout, show_phrase=show_phrase)
     typer.echo(f"Joined as {identity.site}. The certificate is valid for {identity.days_left} days.")
-    note(f"Next: wardround-client data add PATH, look at {home / POLICY_NAME}, then wardround-client start")
+    for folder in data or ():
+        data_add(folder, home)
+    if start_now:
+        start(home)
+    elif not data:
+        note(f"Next: wardround-client data add PATH, look at {home / POLICY_NAME}, then wardround-client start")
+
+
+@app.command()
+def renew(home: Home = HOME) -> None:
+    """Get the next certificate now. A running agent does it by itself when two thirds of the time are over.
+
+    Example: `wardround-client renew`
+    """
+    if is_running(home):
+        raise ConfigError("the agent is running, and renews by itself. Stop it first to renew by hand.")
+    identity = enrol.renew(home, enrol.load_identity(home))
+    typer.echo(f"The certificate of {identity.site} is valid for {identity.days_left} days.")
 
 
 @app.command()
@@ -150,6 +178,7 @@ def approve(
     run: Annotated[str, typer.Argument(help="Name, hash, or start of the hash.")],
     home: Home = HOME,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor that leaves.")] = False,
 ) -> None:
     """Let a run train here, after showing what that means. Refused where the policy refuses.
 
@@ -157,8 +186,11 @@ def approve(
     """
     proposal = approvals.find(home, run)
     offer = proposal.appraisal.offer if proposal.appraisal else None
-    policy.check(proposal.run, open_site(home).policy, offer)
-    show_table("What you approve", ("what", "value"), _consequences(proposal))
+    site = open_site(home)
+    policy.check(proposal.run, site.policy, offer)
+    show_table("What you approve", ("what", "value"), consequences(proposal, site, approvals.load_all(home)))
+    if tensors and offer is not None:
+        show_table("Tensors", ("tensor", "shape", "bytes"), tensor_rows(offer))
     if not yes and sys.stdin.isatty():
         typer.confirm("Approve?", abort=True)
     approvals.answer(home, proposal.run_hash, approved=True, by="person")
@@ -225,6 +257,13 @@ def ledger(home: Home = HOME, as_json: JsonFlag = False) -> None:
     note(f"Lifetime budget of a cohort: epsilon {site.policy.lifetime_epsilon:g} (lifetime-epsilon in policy.toml).")
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnrolmentError(f"{path} cannot be read ({error}). Give the file that the coordinator sent.") from error
+
+
 def _run_row(proposal: Proposal) -> tuple[Any, ...]:
     given, appraisal, run = proposal.answer, proposal.appraisal, proposal.run
     said = "waiting" if given is None else "approved" if given.approved else "denied"
@@ -240,24 +279,6 @@ def _run_row(proposal: Proposal) -> tuple[Any, ...]:
         appraisal.offer.patients if appraisal and appraisal.offer else None,
         opinion,
     )
-
-
-def _consequences(proposal: Proposal) -> list[tuple[str, object]]:
-    run, offer = proposal.run, proposal.appraisal.offer if proposal.appraisal else None
-    private = f"epsilon {run.privacy.target_epsilon:g} per patient" if run.privacy else "no differential privacy"
-    leaves = f"{4 * offer.parameters:,} bytes of weights" if offer else "the model's weights"
-    return [
-        ("run", f"{run.name} ({proposal.run_hash})"),
-        ("trains", f"{run.model.dims}D {run.model.architecture}, {run.data.modality}: {', '.join(run.data.classes)}"),
-        (
-            "on",
-            f"{offer.patients} patients, {offer.usable} studies" if offer else "not counted yet: the agent has not run",
-        ),
-        ("how often", f"{run.federation.rounds} rounds of {run.training.local_steps} steps"),
-        ("leaves each round", f"{leaves}, mean scores{'' if run.weighting == 'equal' else ', number of patients'}"),
-        ("privacy", private),
-        ("policy", "allows"),
-    ]
 
 
 def _text(name: str, value: Any) -> Any:

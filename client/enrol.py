@@ -42,14 +42,33 @@ name = "{site}"
 
 POLICY_TEMPLATE = """\
 # What this hospital allows. Nothing a coordinator sends can change it. These are the (strict) defaults.
-auto-approve = false        # true: a run within these rules needs no person's approval
-require-privacy = true      # refuse runs without differential privacy
-lifetime-epsilon = 10.0     # budget of a cohort over all runs, ever
-min-clipping = 0.0          # smallest clipping-norm accepted
-min-patients = 10           # refuse runs that fewer of our patients fit
-max-rounds = 500
-max-local-steps = 1000
+participate = true            # false: nothing is done from the next message on
+# hours = "20:00-06:00"       # local time in which work is done; default: always
+auto-approve = false          # true: a run within these rules needs no person's approval
+operators = 1                 # operators at the coordinator who must have signed a proposal
+
+architectures = []            # such as ["unet"]; empty: all that this program knows
+modalities = []               # such as ["CT", "MR"]; empty: all
 max-parameters = 50000000
+max-weight = 1000.0           # largest value in weights received
+
+min-patients = 10             # refuse runs that fewer of our patients fit
+max-rounds = 500              # of one run
+max-rounds-per-day = 500      # of all runs
+max-local-steps = 1000
+min-learning-rate = 0.0
+max-learning-rate = 10.0
+
+require-privacy = true        # refuse runs without differential privacy
+lifetime-epsilon = 10.0       # budget of a cohort over all runs, ever
+# max-run-epsilon = 3.0       # of one run; default: the lifetime budget
+min-noise-multiplier = 0.0
+min-clipping = 0.0            # smallest clipping-norm accepted
+max-clipping = 100.0
+max-delta = 0.01
+
+# Scores that may leave, as means over our held-out patients. Losses never do under differential privacy.
+metrics = ["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]
 """
 
 

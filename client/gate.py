@@ -4,36 +4,48 @@ Whatever the worker hands over, only known parts are rebuilt from it: the reques
 request's names, shapes and types; scalars on the allow-list, rounded; counts; codes from the closed list. Run
 hash, round and phase are the request's. Free text, identifiers, paths, extra tensors, file metadata and padding
 have no way through, because nothing carries them. Runs in the agent: numpy only, no torch.
+
+What comes in is looked at too: weights made to copy patients' images into the update (rows that are all equal, or
+constant) are refused before they reach the data. Source: Fowl et al., "Robbing the Fed", ICLR 2022.
 """
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.config import RunConfig
+from common.config import METRICS, RunConfig
 from common.errors import ErrorCode, UpdateError
-from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
+from common.records import (
+    EvaluateReply,
+    EvaluateRequest,
+    Refusal,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    bucketed,
+)
 
-TRAIN_METRICS = frozenset({"train-loss", "steps", "seconds", "epsilon", "delta"})
-# And dice-<class> for each class of the run.
-SCORES = frozenset({"dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall"})
+# Not about patients, or public by the run's document.
+_ABOUT_THE_ROUND = frozenset({"steps", "epsilon", "delta"})
 SIGNIFICANT_DIGITS = 6
 MOST_PATIENTS = 10_000_000
 
 _log = logging.getLogger(__name__)
 
 
-def release(reply: Reply, request: Request, run: RunConfig) -> Reply:
+def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[str] = METRICS) -> Reply:
     """Rebuild a reply from the parts that may leave.
 
     Args:
         reply: the worker's.
         request: what the coordinator asked.
         run: the approved run.
+        allowed: metrics that the hospital's policy lets go.
 
     Raises:
         UpdateError: the reply does not answer the request, or carries what must not leave.
@@ -43,24 +55,58 @@ def release(reply: Reply, request: Request, run: RunConfig) -> Reply:
         case Refusal(), _:
             return Refusal(run_hash, round_, ErrorCode(reply.code))
         case TrainReply(), TrainRequest():
-            # The loss is computed from the patients without noise: it would leak what the noise hides.
-            allowed = TRAIN_METRICS - {"train-loss"} if run.privacy else TRAIN_METRICS
             weights = _same_tensors(reply.weights, request.weights)
-            return TrainReply(run_hash, round_, weights, _count(reply.patients, run), _scalars(reply.metrics, allowed))
+            metrics = _scalars(reply.metrics, train_metrics(run, allowed))
+            return TrainReply(run_hash, round_, weights, _count(reply.patients, run), metrics)
         case EvaluateReply(), EvaluateRequest():
-            allowed = SCORES | {f"dice-{label}" for label in run.data.classes}
-            scores = _scalars(reply.metrics, allowed)
+            scores = _scalars(reply.metrics, score_names(run, allowed))
             return EvaluateReply(run_hash, round_, request.phase, _count(reply.patients, run), scores)
     raise UpdateError("the worker's reply does not answer the request; nothing is sent", ErrorCode.INTERNAL)
 
 
-def parameter_count(weights: bytes) -> int:
-    """Number of values in a packed model.
+def train_metrics(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset[str]:
+    """Names of the scalars that leave with an update.
+
+    Under differential privacy neither the loss, which no noise covers, nor the time, which tells how many patients
+    were drawn.
+    """
+    return _ABOUT_THE_ROUND if run.privacy else _ABOUT_THE_ROUND | {"seconds"} | ({"train-loss"} & set(allowed))
+
+
+def score_names(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset[str]:
+    """Names of the scalars that leave with an evaluation."""
+    scores = set(allowed) - {"train-loss"}
+    return frozenset(scores | ({f"dice-{label}" for label in run.data.classes} if "dice" in scores else set()))
+
+
+def check_received(weights: bytes, largest: float) -> dict[str, tuple[int, ...]]:
+    """Look at the weights that a coordinator wants trained, before the data see them.
+
+    Args:
+        weights: safetensors, as received.
+        largest: absolute value that a weight may have.
+
+    Returns:
+        Shape of each tensor, by name.
 
     Raises:
-        UpdateError: not safetensors.
+        UpdateError: not safetensors, not finite, too large, or made to copy what they see.
     """
-    return sum(tensor.size for tensor in _load(weights).values())
+    tensors = _load(weights)
+    for tensor in tensors.values():
+        if not np.isfinite(tensor).all():
+            raise UpdateError("the model received has values that are not finite", ErrorCode.NOT_FINITE)
+        if tensor.size and np.abs(tensor).max() > largest:
+            raise UpdateError(
+                f"the model received has weights above max-weight {largest:g} in policy.toml",
+                ErrorCode.SUSPICIOUS_MODEL,
+            )
+        if _copies(tensor):
+            raise UpdateError(
+                "the model received has rows that are equal or constant: such weights copy images into the update",
+                ErrorCode.SUSPICIOUS_MODEL,
+            )
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _same_tensors(weights: bytes, template: bytes) -> bytes:
@@ -71,6 +117,15 @@ def _same_tensors(weights: bytes, template: bytes) -> bytes:
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UpdateError("the update has values that are not finite; lower the learning rate", ErrorCode.NOT_FINITE)
     return save(tensors)
+
+
+def _copies(tensor: np.ndarray) -> bool:
+    """Whether filters repeat each other or are flat. Trained or random ones never are; vectors are left alone."""
+    if tensor.ndim < 2 or tensor[0].size < 2:
+        return False
+    rows = tensor.reshape(len(tensor), -1)
+    flat = (rows == rows[:, :1]).all(axis=1).any()
+    return bool(flat) or len(np.unique(rows, axis=0)) < len(rows)
 
 
 def _load(weights: bytes) -> dict[str, np.ndarray]:
@@ -85,10 +140,12 @@ def _schema(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...
 
 
 def _count(patients: int, run: RunConfig) -> int:
-    """A true count, or 0 where the run weights sites equally: then it stays here."""
-    if not 0 <= patients <= MOST_PATIENTS:
-        raise UpdateError(f"a count of {patients} patients cannot be true; nothing is sent", ErrorCode.BAD_COUNT)
-    return patients if run.weighting == "patients" else 0
+    """A bucketed count, or 0 where the run weights sites equally: then it stays here."""
+    if run.weighting == "equal":
+        return 0
+    if not 0 < patients <= MOST_PATIENTS or patients != bucketed(patients):
+        raise UpdateError(f"{patients} is no bucketed count of patients; nothing is sent", ErrorCode.BAD_COUNT)
+    return patients
 
 
 def _scalars(metrics: Mapping[str, float], allowed: frozenset[str]) -> dict[str, float]:

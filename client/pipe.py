@@ -6,11 +6,12 @@ neither end trusts the other: what does not parse is a PipeError. Deadlines are 
 """
 
 import json
+import math
 import os
 import select
 import struct
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from common.config import RunConfig, canonical, from_canonical
@@ -34,7 +35,7 @@ class Frame:
     """One message on the pipe: a JSON object and raw bytes."""
 
     header: dict[str, Any]
-    payload: bytes = b""
+    payload: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ class Offer:
     cohort_id: str
     usable: int  # studies
     quarantined: dict[str, int]  # studies by error code
-    parameters: int  # of the run's model
+    tensors: dict[str, tuple[int, ...]]  # name -> shape, of the run's model
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in the run's model."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
 
 
 Question = Describe | Work
@@ -138,7 +144,7 @@ def answer_from_frame(frame: Frame) -> Answer:
                     cohort_id=str(header["cohort_id"]),
                     usable=int(header["usable"]),
                     quarantined=quarantined,
-                    parameters=int(header["parameters"]),
+                    tensors={str(name): tuple(map(int, shape)) for name, shape in header["tensors"].items()},
                 )
             case "refusal":
                 return Refusal(header["run-hash"], int(header["round"]), ErrorCode(header["code"]))
@@ -150,6 +156,18 @@ def answer_from_frame(frame: Frame) -> Answer:
                 raise PipeError(f"the worker gave an unknown answer {kind!r}; expected an offer or a reply")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PipeError("an answer on the pipe is malformed; see worker.log, the worker will be restarted") from error
+
+
+def key_to_frame(site_key: bytes) -> Frame:
+    """The first frame a worker gets: an environment or a command line could be read by others."""
+    return Frame({"kind": "site-key"}, site_key)
+
+
+def key_from_frame(frame: Frame | None) -> bytes:
+    """Decode the first frame; see `key_to_frame`."""
+    if frame is None or frame.header != {"kind": "site-key"}:
+        raise PipeError("the agent did not begin with the site key")
+    return frame.payload
 
 
 def send(fd: int, frame: Frame, deadline: float | None = None) -> None:

@@ -5,11 +5,13 @@ rule that refuses, with the value found and the value allowed, for the person at
 learns one code.
 """
 
+import datetime
 from collections.abc import Iterator
 
 from client.pipe import Offer
 from common.config import PolicyConfig, RunConfig
 from common.errors import ErrorCode, PolicyError
+from common.privacy.guarantee import plan
 
 
 def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> None:
@@ -34,21 +36,85 @@ def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> N
         )
 
 
+def check_now(policy: PolicyConfig, *, rounds_today: int, now: datetime.time | None = None) -> None:
+    """Refuse work that the policy does not allow at this moment.
+
+    Args:
+        policy: what the hospital allows.
+        rounds_today: training rounds of the last 24 hours, this one not among them.
+        now: local time of day; None: the clock's.
+
+    Raises:
+        PolicyError: switched off, outside the hours, or enough for today.
+    """
+    if not policy.participate:
+        raise PolicyError("policy.toml says participate = false: nothing is done. Set it to true to go on.")
+    time = now or datetime.datetime.now().time()
+    if policy.hours is not None and not _within(time, policy.hours):
+        raise PolicyError(
+            f"it is {time:%H:%M}, and policy.toml allows work in hours {policy.hours} only.", ErrorCode.OUTSIDE_HOURS
+        )
+    if rounds_today >= policy.max_rounds_per_day:
+        raise PolicyError(
+            f"{rounds_today} rounds were trained in the last 24 hours, and max-rounds-per-day is "
+            f"{policy.max_rounds_per_day}.",
+            ErrorCode.RATE_LIMITED,
+        )
+
+
 def _refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None) -> Iterator[str]:
-    if run.privacy is None and policy.require_privacy:
-        yield "it has no differential privacy, and require-privacy is true"
-    if run.privacy is not None:
-        if run.privacy.target_epsilon > policy.lifetime_epsilon:
-            yield f"its epsilon {run.privacy.target_epsilon:g} exceeds lifetime-epsilon {policy.lifetime_epsilon:g}"
-        if run.privacy.clipping_norm < policy.min_clipping:
-            yield f"its clipping-norm {run.privacy.clipping_norm:g} is below min-clipping {policy.min_clipping:g}"
+    """Each rule that refuses, with what was found and what is allowed."""
+    if policy.architectures and run.model.architecture not in policy.architectures:
+        yield f"its network {run.model.architecture} is not among architectures {', '.join(policy.architectures)}"
+    if policy.modalities and run.data.modality not in policy.modalities:
+        yield f"its modality {run.data.modality} is not among modalities {', '.join(policy.modalities)}"
+    yield from _privacy_refusals(run, policy, offer)
     if run.federation.rounds > policy.max_rounds:
         yield f"its {run.federation.rounds} rounds exceed max-rounds {policy.max_rounds}"
     if run.training.local_steps > policy.max_local_steps:
         yield f"its {run.training.local_steps} local-steps exceed max-local-steps {policy.max_local_steps}"
+    rate = run.training.learning_rate
+    if not policy.min_learning_rate <= rate <= policy.max_learning_rate:
+        yield (
+            f"its learning-rate {rate:g} is not between min-learning-rate {policy.min_learning_rate:g} and "
+            f"max-learning-rate {policy.max_learning_rate:g}"
+        )
     if offer is None:
         return
     if offer.patients < policy.min_patients:
         yield f"{offer.patients} patients are usable for it, fewer than min-patients {policy.min_patients}"
     if offer.parameters > policy.max_parameters:
         yield f"its model has {offer.parameters} parameters, more than max-parameters {policy.max_parameters}"
+
+
+def _privacy_refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None) -> Iterator[str]:
+    if run.privacy is None:
+        if policy.require_privacy:
+            yield "it has no differential privacy, and require-privacy is true"
+        return
+    epsilon, clipping = run.privacy.target_epsilon, run.privacy.clipping_norm
+    if epsilon > policy.lifetime_epsilon:
+        yield f"its epsilon {epsilon:g} exceeds lifetime-epsilon {policy.lifetime_epsilon:g}"
+    if policy.max_run_epsilon is not None and epsilon > policy.max_run_epsilon:
+        yield f"its epsilon {epsilon:g} exceeds max-run-epsilon {policy.max_run_epsilon:g}"
+    if clipping < policy.min_clipping:
+        yield f"its clipping-norm {clipping:g} is below min-clipping {policy.min_clipping:g}"
+    if clipping > policy.max_clipping:
+        yield f"its clipping-norm {clipping:g} exceeds max-clipping {policy.max_clipping:g}"
+    if run.privacy.delta is not None and run.privacy.delta > policy.max_delta:
+        yield f"its delta {run.privacy.delta:g} exceeds max-delta {policy.max_delta:g}"
+    if offer is not None:
+        cost = plan(run, offer.declared_size)
+        if cost.noise_multiplier < policy.min_noise_multiplier:
+            yield (
+                f"its noise-multiplier {cost.noise_multiplier:.3g} is below min-noise-multiplier "
+                f"{policy.min_noise_multiplier:g}"
+            )
+        if cost.delta > policy.max_delta:
+            yield f"its delta {cost.delta:g} exceeds max-delta {policy.max_delta:g}"
+
+
+def _within(time: datetime.time, hours: str) -> bool:
+    """Whether a time of day lies in hours such as 20:00-06:00; the end is not in them."""
+    begin, end = (datetime.time.fromisoformat(part) for part in hours.split("-"))
+    return begin <= time < end if begin < end else time >= begin or time < end

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from flwr.app import DEFAULT_TTL, Context, Message, MessageType, Metadata, RecordDict
 
-from client import pipe
+from client import pipe, sitekey
 from client.app import app
 from client.pipe import Answer, Describe, Offer, Question, Work
 from client.site import open_site
 from common.config import RunConfig, SiteConfig, canonical, load, sha256_of
 from common.errors import ErrorCode, WardroundError
-from common.models import parameter_count
+from common.models import tensor_shapes
 from common.records import Refusal, TrainRequest, reply_from_record, request_to_record
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def serve(home: Path, questions: int, answers: int, network: str) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     _log.info("ready: torch %s, %d threads", torch.__version__, torch.get_num_threads())
+    sitekey.hold(home, pipe.key_from_frame(pipe.receive(questions)))
     pipe.send(answers, pipe.answer_to_frame(pipe.Ready(network)))
     while (frame := pipe.receive(questions)) is not None:
         pipe.send(answers, pipe.answer_to_frame(answer(pipe.question_from_frame(frame), home)))
@@ -66,7 +67,7 @@ def _describe(run: RunConfig, home: Path) -> Offer:
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),
         quarantined=dict(Counter(str(study.code) for study in cohort.quarantined)),
-        parameters=parameter_count(run),
+        tensors=tensor_shapes(run),
     )
 
 

@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -70,18 +70,21 @@ class DataConfig(Table):
     # Split by patient. The rest is for training.
     validation_fraction: Fraction = 0.15
     test_fraction: Fraction = 0.15
-    # Cross-validation: the patients are dealt into so many folds, and number `fold` (from 0) is the test split.
+    # Cross-validation: the patients are dealt into so many folds, and number `fold` (from 0) is the test split;
+    # test-fraction is not used then.
     folds: Annotated[int, Field(ge=2, le=20)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:
-        if self.validation_fraction + self.test_fraction >= 1:
+        if self.folds is None and self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation-fraction + test-fraction must leave patients for training")
+        if self.folds is not None and self.validation_fraction + 1 / self.folds >= 1:
+            raise ValueError("validation-fraction + 1/folds must leave patients for training")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be distinct")
         if self.fold >= (self.folds or 1):
-            raise ValueError("fold counts from 0 and must be below folds")
+            raise ValueError("fold counts from 0 and must be below folds; without folds leave it out")
         return self
 
 
@@ -230,8 +233,11 @@ class SourceConfig(Table):
     labels: str = "labels"
     # Regular expression whose first group names the patient within a file or CSV name.
     patient_pattern: str | None = None
-    # Local label value, segment label or ROI name -> class of the run. Empty: names and order as in the run.
+    # Local label value, segment label, code of a segment's property type (such as "SCT:10200004") or ROI name -> class
+    # of the run. Empty: names and order as in the run.
     label_map: dict[str, Name] = {}
+    # dicom: a voxel of a fractional segmentation counts from this share of its maximum on.
+    fractional_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     # A label that marks nothing is a finding of its own ("no lesion here"). Without this it is taken for unfinished
     # work, and its study set aside as label-empty.
     empty_labels_are_negative: bool = False
@@ -255,19 +261,52 @@ class SiteConfig(Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+# What the exit gate knows of; a policy may shorten the list. dice-<class> goes with dice.
+Metric = Literal["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+HOURS_PATTERN = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
+
+
 class PolicyConfig(Table):
     """policy.toml: what the hospital allows. Nothing the coordinator sends can change it. The default is strict."""
 
+    # The switch: false refuses every message from the next one on.
+    participate: bool = True
+    # Local time of day in which work is done, such as "20:00-06:00". None: always.
+    hours: Annotated[str, Field(pattern=HOURS_PATTERN)] | None = None
     # Without this, a person at the hospital approves each run by its hash.
     auto_approve: bool = False
+    # Operators at the coordinator who must have signed a proposal before it is looked at.
+    operators: Annotated[int, Field(ge=1, le=5)] = 1
+
+    # Networks and kinds of images. Empty: all that this program knows.
+    architectures: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    max_parameters: Count = 50_000_000
+    # Of the weights received: largest absolute value, beside being finite, with no row twice and none constant.
+    max_weight: Positive = 1000.0
+
+    min_patients: Count = 10
+    max_rounds: Count = 500
+    # Training rounds of all runs in any 24 hours.
+    max_rounds_per_day: Count = 500
+    max_local_steps: Count = 1000
+    min_learning_rate: NonNegative = 0.0
+    max_learning_rate: Positive = 10.0
+
     require_privacy: bool = True
     # Lifetime budget of a cohort, over all runs.
     lifetime_epsilon: Positive = 10.0
+    # Of one run. None: as the lifetime budget.
+    max_run_epsilon: Positive | None = None
+    min_noise_multiplier: NonNegative = 0.0
     min_clipping: NonNegative = 0.0
-    min_patients: Count = 10
-    max_rounds: Count = 500
-    max_local_steps: Count = 1000
-    max_parameters: Count = 50_000_000
+    max_clipping: Positive = 100.0
+    max_delta: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    # What may leave beside weights. Losses never do under differential privacy.
+    metrics: tuple[Metric, ...] = METRICS
 
 
 TableType = TypeVar("TableType", bound=Table)
@@ -289,9 +328,12 @@ def load(model: type[TableType], path: Path) -> TableType:
 def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
     """Parse TOML text; see `load`."""
     try:
-        return validate(model, tomllib.loads(text), source)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply. Write tables and lists as the documentation does.") from error
+    except ValueError as error:  # also a number of too many digits
         raise ConfigError(f"{source} is not valid TOML: {error}. Correct that line.") from error
+    return validate(model, values, source)
 
 
 def validate(model: type[TableType], values: Mapping[str, Any], source: str = "text") -> TableType:
@@ -323,8 +365,8 @@ def from_canonical(model: type[TableType], text: str) -> TableType:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"the {model.__name__} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the {model.__name__} is not valid JSON ({type(error).__name__})") from error
     return validate(model, values, source=model.__name__)
 
 

@@ -7,7 +7,8 @@
     ├── PolicyError        the hospital's own rules refuse the request
     ├── UpdateError        a reply must not enter the average (carries an ErrorCode)
     ├── FederationError    too few sites, a deadline passed, the coordinator is out of reach
-    └── EnrolmentError     invitation, certificate or identity refused
+    ├── EnrolmentError     invitation, certificate or identity refused
+    └── AuditError         the audit log cannot be written, or what is shown does not fit what was signed
 
 A message says what happened, what was expected and what to do. The text stays where it was raised; only the
 `ErrorCode` may leave a hospital, because a code cannot carry a patient's name.
@@ -21,6 +22,8 @@ class ErrorCode(StrEnum):
 
     NOT_APPROVED = "not-approved"
     POLICY_REFUSED = "policy-refused"
+    OUTSIDE_HOURS = "outside-hours"
+    RATE_LIMITED = "rate-limited"
     BUDGET_SPENT = "budget-spent"
     NO_DATA = "no-data"
     TOO_FEW_PATIENTS = "too-few-patients"
@@ -36,6 +39,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED = "unsupported"
     BAD_REQUEST = "bad-request"
     NOT_FINITE = "not-finite"
+    SUSPICIOUS_MODEL = "suspicious-model"
     WRONG_TENSORS = "wrong-tensors"
     BAD_COUNT = "bad-count"
     UPDATE_TOO_LARGE = "update-too-large"
@@ -98,3 +102,7 @@ class EnrolmentError(WardroundError):
     """An invitation, a certificate or an identity was refused."""
 
     code = ErrorCode.NOT_APPROVED
+
+
+class AuditError(WardroundError):
+    """The audit log cannot be written, or what is shown does not fit what was signed."""

@@ -15,6 +15,8 @@ from common.errors import ErrorCode, UpdateError
 
 Phase = Literal["validation", "test"]
 
+COUNT_STEP, SMALLEST_COUNT = 5, 10
+
 _MODEL = "model"
 _WEIGHTS = "safetensors"
 _HEAD = "head"
@@ -42,7 +44,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A site's update. `patients` is 0 where the run weights sites equally: the count then stays at the site."""
+    """A site's update. `patients` is bucketed, and 0 where the run weights sites equally: it then stays at the site."""
 
     run_hash: str
     round: int
@@ -73,6 +75,11 @@ class Refusal:
 
 Request = TrainRequest | EvaluateRequest
 Reply = TrainReply | EvaluateReply | Refusal
+
+
+def bucketed(patients: int) -> int:
+    """A count as it may leave a site: to the nearest multiple of 5, at least 10; nobody can be told from it."""
+    return max(SMALLEST_COUNT, COUNT_STEP * ((patients + COUNT_STEP // 2) // COUNT_STEP))
 
 
 def request_to_record(request: Request) -> RecordDict:

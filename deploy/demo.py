@@ -182,13 +182,12 @@ def _show_results(folder: Path, seconds: float) -> None:
 
     table = Table(title=f"\n{summary['name']}: Dice of the shared model, by hospital and round", title_justify="left")
     table.add_column("hospital")
-    for heading in [*(f"round {number}" for number in rounds), "test", "epsilon", "delta", "training s"]:
+    for heading in [*(f"round {number}" for number in rounds), "test", "epsilon", "delta"]:
         table.add_column(heading, justify="right")
     for site in sorted(test["sites"]):
-        trained = sum(event["seconds"] for event in events if event["event"] == "train" and event["site"] == site)
         scores = [dice.get((site, number)) for number in rounds] + [test["sites"][site].get("dice")]
         spent = stated[site]
-        table.add_row(site, *map(_number, scores), f"{spent['epsilon']:.2f}", f"{spent['delta']:.1e}", f"{trained:.1f}")
+        table.add_row(site, *map(_number, scores), f"{spent['epsilon']:.2f}", f"{spent['delta']:.1e}")
     means = [dice.get(("overall", number)) for number in rounds] + [test["mean-of-sites"].get("dice")]
     table.add_row("mean", *map(_number, means), style="bold")
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -149,6 +149,47 @@ def compare(
 
 
 @app.command()
+def crossval(
+    scenario: ScenarioArgument,
+    *,
+    out: OutOption,
+    folds: Annotated[int, typer.Option("--folds", min=2, max=20, help="Models to train.")] = 5,
+    data: DataOption = None,
+    rounds: RoundsOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonFlag = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Cross-validate: one federation per fold, so that every patient is tested once; mean and spread of the scores.
+
+    Example: wardround-sim crossval vessels --folds 5 --data images/vessels --out results/crossval
+    """
+    configure_logging(verbose=verbose)
+    from simulations.crossval import cross_validate, summary_rows  # noqa: PLC0415
+    from simulations.scenario import load_scenario  # noqa: PLC0415
+
+    _use_threads(threads)
+    chosen = load_scenario(scenario)
+    changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
+    if rounds is not None:
+        changes["federation"] = {"rounds": rounds}
+    config = _changed(chosen.config.run, changes)
+    sites = _prepare(chosen, config, out, data)
+    per_fold = config.federation.rounds
+    with progress("round", folds * per_fold) as advance:
+        results = cross_validate(
+            config,
+            sites,
+            out,
+            observe=lambda fold: _teller(lambda done, text: advance(fold * per_fold + done, f"fold {fold}: {text}")),
+            finished=lambda done, text: advance(done * per_fold, text),
+        )
+    columns, rows = summary_rows(results)
+    show_table(f"{config.name}: test patients of {folds} folds", columns, rows, as_json=as_json)
+    note(f"report {out / 'report.html'}")
+
+
+@app.command()
 def scenarios(as_json: JsonFlag = False) -> None:
     """List the scenarios that come with Wardround.
 

@@ -37,6 +37,11 @@ _POLICY = PolicyConfig(
     lifetime_epsilon=1e6,
     min_patients=1,
     max_rounds=1_000_000,
+    max_rounds_per_day=10**9,
+    max_learning_rate=1e6,
+    max_weight=1e30,
+    max_clipping=1e9,
+    max_delta=0.99,
     max_local_steps=1_000_000,
     max_parameters=10**9,
 )

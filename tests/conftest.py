@@ -1,7 +1,9 @@
 """What every test stands on: one torch thread, no network beyond this machine, and where the real images are.
 
 Unit tests run one per core, so a test that used all cores would only slow its neighbours. A connection to another
-host is refused at once and fails the test at its end, even where the code under test swallowed the refusal.
+host is refused at once and fails the test at its end, even where the code under test swallowed the refusal. Where the
+kernel allows it the whole run has a network of its own (tests/loopback.py), which also holds for the processes that
+tests start and for libraries that open sockets by themselves: one packet that wants out fails the run.
 """
 
 import ipaddress
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import loopback
 
 # Read by torch and Flower when they are imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +32,28 @@ class OutsideNetworkError(BaseException):
     """A test tried to leave this machine. Not an Exception, so that no `except Exception` hides it."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any worker of pytest-xdist is started: they inherit the network."""
+    if not hasattr(config, "workerinput"):
+        loopback.enter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run whose tests all passed if anything tried to leave this machine."""
+    if not hasattr(session.config, "workerinput") and loopback.entered() and loopback.escapes():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which guard there was."""
+    if not loopback.entered():
+        terminalreporter.line("sockets: guarded in this process only; the kernel gave the run no network of its own")
+        return
+    count = loopback.escapes()
+    markup = {"red": True} if count else {"green": True}
+    terminalreporter.line(f"sockets: {count} packet(s) tried to leave this machine", **markup)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _loopback_only() -> Iterator[None]:
     """Refuse sockets to and on other hosts' addresses, within this process."""
@@ -41,7 +67,10 @@ def _loopback_only() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_leak(_loopback_only: None) -> Iterator[None]:
     _leaks.clear()
+    before = loopback.escapes() if loopback.entered() else 0
     yield
+    if loopback.entered():
+        assert loopback.escapes() == before, "a process of this test, or of one beside it, tried to leave this machine"
     assert not _leaks, f"the test used addresses outside this machine: {_leaks}"
 
 
@@ -80,7 +109,7 @@ def _guarded(name: str) -> Any:
 
 def _is_loopback(address: Any) -> bool:
     host = str(address[0])
-    if host == "localhost":
+    if host == "localhost" or (loopback.entered() and host == loopback.OTHER_ADDRESS):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

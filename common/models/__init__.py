@@ -51,10 +51,10 @@ def build_model(run: RunConfig) -> nn.Module:
     return network
 
 
-def parameter_count(run: RunConfig) -> int:
-    """Number of weights of the run's network, counted without allocating them."""
+def tensor_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the run's weights, without allocating them."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(run).parameters())
+        return {name: tuple(tensor.shape) for name, tensor in build_model(run).state_dict().items()}
 
 
 class _FastPReLU(nn.PReLU):
@@ -74,4 +74,4 @@ def _check_bottleneck(run: RunConfig) -> None:
         )
 
 
-__all__ = ["build_model", "parameter_count"]
+__all__ = ["build_model", "tensor_shapes"]

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from common.config import PrivacyConfig, RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
-from common.privacy.accountant import ACCOUNTANT, noise_multiplier_for
+from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
 from common.privacy.ledger import Ledger
 
 UNIT = "patient"
@@ -126,6 +126,29 @@ def charge_round(
         rounds=run.federation.rounds - round_ + 1,
     )
     return cost
+
+
+def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -> tuple[float, float, float]:
+    """What a run would cost a cohort, were all of its rounds done; nothing is charged.
+
+    Args:
+        ledger: the site's.
+        run: with a [privacy] table.
+        cohort: whose budget it is.
+        cohort_size: the site's publicly declared number of patients.
+
+    Returns:
+        Epsilon of the cohort over all runs before it and after it, and the delta of both.
+
+    Raises:
+        PrivacyError: as `plan`.
+    """
+    cost = plan(run, cohort_size)
+    history = ledger.history(cohort)
+    done = sum(steps for _, _, steps in ledger.history(cohort, sha256_of(run)))
+    left = max(0, run.federation.rounds * cost.steps_per_round - done)
+    after = (*history, (cost.noise_multiplier, cost.sampling_rate, left)) if left else history
+    return epsilon(history, cost.delta), epsilon(after, cost.delta), cost.delta
 
 
 def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Guarantee:

@@ -41,9 +41,9 @@ federation = { rounds = 3 }
 PRIVATE_TOML = RUN_TOML + "privacy = { target-epsilon = 4.0 }\n"
 OPEN_POLICY = "require-privacy = false\nmin-patients = 1\n"
 PLANTED = "MUELLER^ANNA"
-WEIGHTS = save({"w": np.zeros((4, 5), np.float32)})
-UPDATED = save({"w": np.ones((4, 5), np.float32)})
-OFFER = Offer(patients=20, declared_size=20, cohort_id="cohort", usable=20, quarantined={}, parameters=20)
+WEIGHTS = save({"w": np.arange(20, dtype=np.float32).reshape(4, 5)})
+UPDATED = save({"w": np.arange(20, dtype=np.float32).reshape(4, 5) + 1})
+OFFER = Offer(patients=20, declared_size=20, cohort_id="cohort", usable=20, quarantined={}, tensors={"w": (4, 5)})
 SOON_S = 10.0
 
 
@@ -75,8 +75,8 @@ def good(question: Question) -> Answer:
     assert isinstance(question, Work)
     request = question.request
     if isinstance(request, TrainRequest):
-        return TrainReply(request.run_hash, request.round, UPDATED, 14, {"train-loss": 0.5, PLANTED: 1.0})
-    return EvaluateReply(request.run_hash, request.round, request.phase, 3, {"dice": 0.75})
+        return TrainReply(request.run_hash, request.round, UPDATED, 15, {"train-loss": 0.5, PLANTED: 1.0})
+    return EvaluateReply(request.run_hash, request.round, request.phase, 10, {"dice": 0.75})
 
 
 @dataclass
@@ -139,9 +139,9 @@ def test_approved_run_is_trained_and_evaluated(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
-    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 14, {"train-loss": 0.5})
+    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
     stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", UPDATED))
-    assert stage.reply() == EvaluateReply(run_hash, 1, "test", 3, {"dice": 0.75})
+    assert stage.reply() == EvaluateReply(run_hash, 1, "test", 10, {"dice": 0.75})
     eventually(lambda: read_status(stage.home)["last-round"]["kind"] == "evaluate")
     status = read_status(stage.home)
     assert (status["state"], status["node-id"], status["last-error"]) == ("connected", NODE_ID, None)
@@ -307,7 +307,7 @@ def test_nothing_a_worker_says_leaves_but_numbers_and_codes(stage: Stage) -> Non
         reply = good(question)
         assert isinstance(reply, TrainReply)
         hidden = save({"w": np.ones((4, 5), np.float32)}, metadata={PLANTED: PLANTED})
-        return TrainReply(PLANTED, 7, hidden, 14, {PLANTED: 1.0, f"dice-{PLANTED}": 0.5})
+        return TrainReply(PLANTED, 7, hidden, 15, {PLANTED: 1.0, f"dice-{PLANTED}": 0.5})
 
     run_hash = stage.propose()
     stage.approve(run_hash)

@@ -87,19 +87,7 @@ def test_added_folder_is_listed_checked_and_the_file_keeps_its_comments(home: Pa
     assert (source.path, source.label_map) == (str(pictures), {"255": "vessel"})
     (row,) = json.loads(succeed(home, "data", "list", "--json"))
     assert row["path"] == str(pictures)
-    (row,) = json.loads(succeed(home, "data", "check", "--json"))
-    assert (row["kind"], row["patients"], row["studies"]) == ("images", 4, 4)
-
-
-def test_check_with_a_run_counts_what_that_run_can_use(home: Path, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "labels" / "2.png").unlink()
-    (tmp_path / "run.toml").write_text(RUN_TOML)
-    succeed(home, "data", "add", str(pictures))
-    result = call(home, "data", "check", "--run", str(tmp_path / "run.toml"), "--json")
-    assert result.exit_code == 0, result.output
-    rows = {row["part"]: row["studies"] for row in json.loads(result.stdout)}
-    assert rows["train"] + rows["validation"] + rows["test"] == 3
-    assert rows["quarantined: no-label"] == 1
+    assert json.loads(succeed(home, "data", "check", "--json"))["counts"]["usable"] == 4
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
@@ -171,9 +159,9 @@ def test_status_of_an_agent_that_does_not_run_fails_and_is_json(home: Path) -> N
 
 def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
     run_hash = propose(home)
-    approvals.note_appraisal(home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, 1000), None))
+    approvals.note_appraisal(home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}), None))
     output = succeed(home, "approve", "lesions")
-    assert all(text in output for text in (run_hash, "12 patients", "4,000 bytes", "epsilon 4"))
+    assert all(text in output for text in (run_hash, "12 of our patients", "4,000 bytes", "to 4.00"))
     stored = approvals.load(home, run_hash)
     assert stored.approved
     (row,) = json.loads(succeed(home, "runs", "--json"))

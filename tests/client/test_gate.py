@@ -1,7 +1,6 @@
 """The exit gate lets the update and the scores through, and nothing else."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -13,7 +12,16 @@ from client import gate
 from common.checkpoint import pack
 from common.config import RunConfig, validate
 from common.errors import ErrorCode, UpdateError
-from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
+from common.models import build_model
+from common.records import (
+    EvaluateReply,
+    EvaluateRequest,
+    Refusal,
+    TrainReply,
+    TrainRequest,
+    bucketed,
+    reply_to_record,
+)
 
 RUN_HASH = "ab" * 32
 PLANTED = "MUELLER^ANNA 1957-03-02"
@@ -34,7 +42,7 @@ def tensors(fill: float = 0.5) -> dict[str, np.ndarray]:
 
 
 REQUEST = TrainRequest(RUN_HASH, 2, save(tensors(0.0)))
-UPDATE = TrainReply(RUN_HASH, 2, save(tensors()), 12, {"train-loss": 0.25, "steps": 20.0})
+UPDATE = TrainReply(RUN_HASH, 2, save(tensors()), 15, {"train-loss": 0.25, "steps": 20.0})
 ASKED = EvaluateRequest(RUN_HASH, 2, "test", REQUEST.weights)
 
 
@@ -44,7 +52,7 @@ def test_update_passes_with_the_same_values() -> None:
     assert {name: value.tolist() for name, value in load(released.weights).items()} == {
         name: value.tolist() for name, value in tensors().items()
     }
-    assert (released.patients, released.metrics) == (12, {"steps": 20.0, "train-loss": 0.25})
+    assert (released.patients, released.metrics) == (15, {"steps": 20.0, "train-loss": 0.25})
 
 
 def test_file_metadata_and_unknown_metrics_stay_here() -> None:
@@ -96,7 +104,7 @@ def test_values_that_are_not_finite_do_not_leave(value: float) -> None:
 
 
 def test_run_hash_round_and_phase_are_the_requests() -> None:
-    lying = EvaluateReply("cd" * 32, 77, "validation", 4, {"dice": 0.5})
+    lying = EvaluateReply("cd" * 32, 77, "validation", 10, {"dice": 0.5})
     released = gate.release(lying, ASKED, a_run())
     assert isinstance(released, EvaluateReply)
     assert (released.run_hash, released.round, released.phase) == (RUN_HASH, 2, "test")
@@ -104,7 +112,7 @@ def test_run_hash_round_and_phase_are_the_requests() -> None:
 
 def test_scores_are_those_of_the_runs_classes_finite_and_rounded_to_six_digits() -> None:
     metrics = {"dice": 2 / 3, "dice-lesion": 1.0, "dice-anna": 0.5, "iou": math.nan, "recall": math.inf}
-    released = gate.release(EvaluateReply(RUN_HASH, 2, "test", 4, metrics), ASKED, a_run())
+    released = gate.release(EvaluateReply(RUN_HASH, 2, "test", 10, metrics), ASKED, a_run())
     assert released.metrics == {"dice": 0.666667, "dice-lesion": 1.0}
 
 
@@ -112,10 +120,10 @@ def test_with_privacy_neither_counts_nor_the_training_loss_leave() -> None:
     private = a_run(privacy={"target-epsilon": 4.0})
     assert gate.release(UPDATE, REQUEST, private).metrics == {"steps": 20.0}
     assert gate.release(UPDATE, REQUEST, private).patients == 0
-    assert gate.release(EvaluateReply(RUN_HASH, 2, "test", 4, {"dice": 0.5}), ASKED, private).patients == 0
+    assert gate.release(EvaluateReply(RUN_HASH, 2, "test", 10, {"dice": 0.5}), ASKED, private).patients == 0
 
 
-@pytest.mark.parametrize("patients", [-1, 10**9])
+@pytest.mark.parametrize("patients", [-1, 0, 1, 5, 9, 11, 12, 10**9])
 def test_impossible_count_does_not_leave(patients: int) -> None:
     with pytest.raises(UpdateError) as caught:
         gate.release(dataclasses.replace(UPDATE, patients=patients), REQUEST, a_run())
@@ -126,7 +134,7 @@ def test_answer_to_another_question_does_not_leave() -> None:
     with pytest.raises(UpdateError):
         gate.release(UPDATE, ASKED, a_run())
     with pytest.raises(UpdateError):
-        gate.release(EvaluateReply(RUN_HASH, 2, "test", 4, {}), REQUEST, a_run())
+        gate.release(EvaluateReply(RUN_HASH, 2, "test", 10, {}), REQUEST, a_run())
 
 
 def test_refusal_is_a_code_and_nothing_else() -> None:
@@ -143,7 +151,72 @@ def test_released_update_is_what_the_models_own_packing_gives() -> None:
     assert released.weights == packed
 
 
-def test_parameters_are_counted_without_torch() -> None:
-    assert gate.parameter_count(save(tensors())) == 2 * 1 * 3 * 3 + 2
-    header = json.dumps({}).encode()
-    assert gate.parameter_count(len(header).to_bytes(8, "little") + header) == 0
+def distinct() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    return {"conv.weight": rng.normal(size=(4, 2, 3, 3)).astype(np.float32), "conv.bias": np.zeros(4, np.float32)}
+
+
+def test_ordinary_weights_are_received_with_their_shapes() -> None:
+    assert gate.check_received(save(distinct()), 1000.0) == {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,)}
+
+
+@pytest.mark.parametrize("row", [0.0, 1.0, -3.5])
+def test_constant_row_is_refused(row: float) -> None:
+    weights = distinct()
+    weights["conv.weight"][2] = row
+    with pytest.raises(UpdateError, match="copy images") as caught:
+        gate.check_received(save(weights), 1000.0)
+    assert caught.value.code == ErrorCode.SUSPICIOUS_MODEL
+
+
+def test_row_that_is_there_twice_is_refused() -> None:
+    weights = distinct()
+    weights["conv.weight"][3] = weights["conv.weight"][0]
+    with pytest.raises(UpdateError, match="copy images"):
+        gate.check_received(save(weights), 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(np.nan, "not-finite"), (np.inf, "not-finite"), (1001, "suspicious-model")]
+)
+def test_weights_out_of_range_are_refused(value: float, code: str) -> None:
+    weights = distinct()
+    weights["conv.bias"][1] = value
+    with pytest.raises(UpdateError) as caught:
+        gate.check_received(save(weights), 1000.0)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"\x02\0\0\0\0\0\0\0{]"])
+def test_other_bytes_are_no_model(data: bytes) -> None:
+    with pytest.raises(UpdateError, match="not safetensors"):
+        gate.check_received(data, 1000.0)
+
+
+def test_shipped_network_as_initialised_is_not_suspicious() -> None:
+    for dims, patch in ((2, [32, 32]), (3, [16, 16, 16])):
+        for norm in ("group", "instance"):
+            run = a_run(model={"dims": dims, "norm": norm}, training={"patch-size": patch})
+            gate.check_received(pack(build_model(run).state_dict()), 1000.0)
+
+
+def test_policy_shortens_what_leaves() -> None:
+    scores = {"dice": 0.5, "dice-lesion": 0.5, "iou": 0.4, "train-loss": 1.0}
+    reply = EvaluateReply(RUN_HASH, 2, "test", 10, scores)
+    released = gate.release(reply, ASKED, a_run(), ("iou",))
+    assert released.metrics == {"iou": 0.4}
+    assert gate.release(reply, ASKED, a_run(), ()).metrics == {}
+    assert gate.release(UPDATE, REQUEST, a_run(), ()).metrics == {"steps": 20.0}
+
+
+def test_neither_loss_nor_time_leaves_under_differential_privacy() -> None:
+    private = a_run(privacy={"target-epsilon": 8.0})
+    told = dataclasses.replace(UPDATE, metrics={"train-loss": 0.5, "seconds": 3.0, "steps": 20.0, "epsilon": 1.0})
+    assert gate.release(told, REQUEST, private).metrics == {"steps": 20.0, "epsilon": 1.0}
+    assert gate.release(told, REQUEST, a_run()).metrics == told.metrics
+
+
+@pytest.mark.parametrize(("true", "told"), [(1, 10), (10, 10), (12, 10), (13, 15), (17, 15), (18, 20), (100, 100)])
+def test_counts_leave_in_steps_of_five_and_never_below_ten(true: int, told: int) -> None:
+    assert bucketed(true) == told
+    assert bucketed(told) == told

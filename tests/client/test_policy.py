@@ -1,11 +1,14 @@
 """Each rule of policy.toml refuses what it forbids, and says so."""
 
+import datetime
+import math
+
 import pytest
 
 from client import policy
 from client.pipe import Offer
 from common.config import PolicyConfig, RunConfig, validate
-from common.errors import ErrorCode, PolicyError
+from common.errors import ConfigError, ErrorCode, PolicyError
 
 
 def a_run(*, privacy: dict[str, float] | None = None, rounds: int = 3, local_steps: int = 20) -> RunConfig:
@@ -19,7 +22,7 @@ def a_run(*, privacy: dict[str, float] | None = None, rounds: int = 3, local_ste
 
 
 def an_offer(*, patients: int = 10, parameters: int = 1000) -> Offer:
-    return Offer(patients, patients, "cohort", patients, {}, parameters)
+    return Offer(patients, 5 * math.ceil(patients / 5), "cohort", patients, {}, {"w": (parameters,)})
 
 
 PRIVATE = a_run(privacy={"target-epsilon": 10.0})
@@ -46,6 +49,20 @@ def test_private_run_at_every_limit_is_allowed() -> None:
         (PRIVATE, PolicyConfig(max_local_steps=19), None, "max-local-steps 19"),
         (PRIVATE, PolicyConfig(max_parameters=999), an_offer(), "max-parameters 999"),
         (PRIVATE, STRICT, an_offer(patients=9), "min-patients 10"),
+        (PRIVATE, PolicyConfig(architectures=("segnet",)), None, "architectures segnet"),
+        (PRIVATE, PolicyConfig(modalities=("MR", "US")), None, "modalities MR, US"),
+        (PRIVATE, PolicyConfig(max_learning_rate=9e-4), None, "max-learning-rate 0.0009"),
+        (PRIVATE, PolicyConfig(min_learning_rate=2e-3), None, "min-learning-rate 0.002"),
+        (PRIVATE, PolicyConfig(max_run_epsilon=9.0), None, "max-run-epsilon 9"),
+        (PRIVATE, PolicyConfig(max_clipping=0.9), None, "max-clipping 0.9"),
+        (PRIVATE, PolicyConfig(max_delta=0.009), an_offer(), "max-delta 0.009"),
+        (
+            a_run(privacy={"target-epsilon": 10.0, "delta": 0.005}),
+            PolicyConfig(max_delta=0.004),
+            None,
+            "max-delta 0.004",
+        ),
+        (PRIVATE, PolicyConfig(min_noise_multiplier=50.0), an_offer(), "min-noise-multiplier 50"),
     ],
 )
 def test_one_step_beyond_a_limit_is_refused_by_name(
@@ -72,3 +89,49 @@ def test_too_few_patients_alone_has_its_own_code() -> None:
 def test_default_policy_refuses_a_run_without_privacy_and_asks_a_person() -> None:
     assert STRICT.require_privacy
     assert not STRICT.auto_approve
+
+
+def moment(rules: PolicyConfig, time: str = "12:00", rounds_today: int = 0) -> None:
+    policy.check_now(rules, rounds_today=rounds_today, now=datetime.time.fromisoformat(time))
+
+
+def test_switch_stops_everything() -> None:
+    moment(PolicyConfig())
+    with pytest.raises(PolicyError, match="participate = false"):
+        moment(PolicyConfig(participate=False))
+
+
+@pytest.mark.parametrize(
+    ("hours", "time", "open_"),
+    [
+        ("20:00-06:00", "19:59", False),
+        ("20:00-06:00", "20:00", True),
+        ("20:00-06:00", "00:00", True),
+        ("20:00-06:00", "05:59", True),
+        ("20:00-06:00", "06:00", False),
+        ("08:00-17:30", "07:59", False),
+        ("08:00-17:30", "17:29", True),
+        ("08:00-17:30", "17:30", False),
+    ],
+)
+def test_hours_hold_also_past_midnight(hours: str, time: str, open_: bool) -> None:
+    rules = PolicyConfig(hours=hours)
+    if open_:
+        moment(rules, time)
+        return
+    with pytest.raises(PolicyError, match=hours) as caught:
+        moment(rules, time)
+    assert caught.value.code == ErrorCode.OUTSIDE_HOURS
+
+
+def test_rounds_of_a_day_are_limited() -> None:
+    moment(PolicyConfig(max_rounds_per_day=3), rounds_today=2)
+    with pytest.raises(PolicyError, match="max-rounds-per-day is 3") as caught:
+        moment(PolicyConfig(max_rounds_per_day=3), rounds_today=3)
+    assert caught.value.code == ErrorCode.RATE_LIMITED
+
+
+@pytest.mark.parametrize("hours", ["8-17", "24:00-06:00", "20:00", "20:00-06:00 "])
+def test_hours_of_another_form_are_refused(hours: str) -> None:
+    with pytest.raises(ConfigError, match="hours"):
+        validate(PolicyConfig, {"hours": hours})

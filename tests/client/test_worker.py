@@ -20,7 +20,7 @@ from client.pipe import Describe, Offer, PipeError, Work
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ErrorCode
-from common.models import build_model, parameter_count
+from common.models import build_model
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
@@ -81,7 +81,8 @@ def eventually(check: Callable[[], object]) -> None:
 def test_worker_says_what_the_site_has(worker: Worker) -> None:
     offer = worker.ask(Describe(RUN), LONG_S)
     assert isinstance(offer, Offer)
-    assert (offer.patients, offer.quarantined, offer.parameters) == (PATIENTS, {}, parameter_count(RUN))
+    parameters = sum(one.numel() for one in build_model(RUN).parameters())
+    assert (offer.patients, offer.quarantined, offer.parameters) == (PATIENTS, {}, parameters)
     assert worker.network == confine.REMOVED or worker.network.startswith("not removed: ")
 
 

@@ -69,12 +69,28 @@ def test_unknown_key_is_refused_with_the_nearest_valid_name(wrong: str, right: s
         (RUN.replace('"lesion"', '"lesion", "lesion"'), "distinct"),
         (RUN.replace("rounds = 3", 'rounds = 3\nweighting = "patients"') + "[privacy]\ntarget-epsilon = 1\n", "equal"),
         (RUN.replace('classes = ["lesion"]', 'classes = ["lesion"]\ntest-fraction = 0.9'), "training"),
+        (RUN.replace("[training]", "folds = 1\n[training]"), "folds"),
+        (RUN.replace("[training]", "folds = 21\n[training]"), "folds"),
+        (RUN.replace("[training]", "folds = 5\nfold = 5\n[training]"), "below folds"),
+        (RUN.replace("[training]", "folds = 5\nfold = -1\n[training]"), "fold"),
+        (RUN.replace("[training]", "fold = 1\n[training]"), "below folds"),
+        (RUN.replace("[training]", "folds = 4\nvalidation-fraction = 0.75\n[training]"), "1/folds"),
         ("name = ", "not valid TOML"),
     ],
 )
 def test_wrong_run_is_refused_and_the_message_names_the_cause(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse(RunConfig, text)
+
+
+def test_test_fraction_is_not_used_where_folds_are() -> None:
+    text = "folds = 5\nfold = 4\nvalidation-fraction = 0.5\ntest-fraction = 0.9\n[training]"
+    assert parse(RunConfig, RUN.replace("[training]", text)).data.folds == 5
+
+
+def test_every_fold_is_a_run_of_its_own() -> None:
+    runs = [RUN, *(RUN.replace("[training]", f"folds = 3\nfold = {fold}\n[training]") for fold in range(3))]
+    assert len({sha256_of(parse(RunConfig, text)) for text in runs}) == 4
 
 
 def test_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
@@ -123,3 +139,15 @@ def test_shipped_policy_is_strict() -> None:
 def test_site_sources_keep_the_names_written_by_the_site() -> None:
     site = parse(SiteConfig, 'name = "north"\n[[data]]\npath = "scans"\nlabel-map = { "Tumor L" = "lesion" }\n')
     assert site.data[0].label_map == {"Tumor L": "lesion"}
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 30_000, "a = " + "{b = " * 5_000, "a = 1" + "0" * 20_000, "a = \x00"])
+def test_hostile_toml_is_refused_like_any_other_mistake(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(RunConfig, text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "1" + "0" * 20_000, "", "\x00"])
+def test_hostile_json_is_refused_like_any_other_mistake(text: str) -> None:
+    with pytest.raises(ConfigError):
+        from_canonical(RunConfig, text)

@@ -8,7 +8,7 @@ from torch import nn
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.models import build_model, parameter_count
+from common.models import build_model, tensor_shapes
 
 
 def make_run(dims: int = 2, patch: tuple[int, ...] = (16, 16), seed: int = 0, **model: Any) -> RunConfig:
@@ -45,9 +45,9 @@ def test_building_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_parameter_count_is_that_of_the_built_model() -> None:
+def test_names_and_shapes_are_those_of_the_built_model() -> None:
     run = make_run()
-    assert parameter_count(run) == sum(weights.numel() for weights in build_model(run).parameters())
+    assert tensor_shapes(run) == {name: tuple(one.shape) for name, one in build_model(run).state_dict().items()}
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])

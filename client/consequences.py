@@ -1,0 +1,137 @@
+"""What a run would mean here, for the person who decides: who asks, on whom, what leaves, how often, at what cost.
+
+Everything is taken from the run document, the site's own count and its own ledger; nothing from what the coordinator
+says about the run.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from client import gate
+from client.approvals import Proposal
+from client.pipe import Offer
+from client.site import Site
+from common.config import RunConfig, canonical
+from common.privacy.guarantee import forecast
+
+_BYTES_PER_VALUE = 4
+_NOT_COUNTED = "not counted yet: the agent has not run"
+
+
+def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) -> list[tuple[str, str]]:
+    """Rows of (what, value) to show before an approval.
+
+    Args:
+        proposal: the run.
+        site: the hospital; its ledger is read.
+        earlier: all proposals known here; the one approved last before this one is compared.
+    """
+    run, offer = proposal.run, proposal.appraisal.offer if proposal.appraisal else None
+    rows = [
+        ("run", f"{run.name} ({proposal.run_hash})"),
+        ("asked by", f"{', '.join(proposal.signers) or 'nobody'} (signature checked)"),
+        ("trains", f"{run.model.dims}D {run.model.architecture}, {run.data.modality}: {', '.join(run.data.classes)}"),
+        ("on", _NOT_COUNTED if offer is None else f"{offer.patients} of our patients, {offer.usable} studies"),
+        ("set aside", _set_aside(offer)),
+        ("how often", _how_often(run)),
+        ("leaves each round", _weights(run, offer)),
+        ("scalars that leave", ", ".join(_scalars(run, site))),
+        (
+            "count that leaves",
+            "none" if run.weighting == "equal" else "patients in training, in steps of 5, at least 10",
+        ),
+        ("never leaves", "images, labels, names, dates, paths, messages, values of single cases"),
+        ("privacy", _privacy(run, offer, site)),
+        ("policy", _policy(proposal)),
+    ]
+    rows += [("since the last approval", change) for change in _changes(proposal, earlier)]
+    return rows
+
+
+def tensor_rows(offer: Offer) -> list[tuple[str, str, int]]:
+    """Name, shape and bytes of every tensor that leaves each round."""
+    return [
+        (name, " x ".join(map(str, shape)) or "scalar", _BYTES_PER_VALUE * math.prod(shape))
+        for name, shape in offer.tensors.items()
+    ]
+
+
+def _set_aside(offer: Offer | None) -> str:
+    if offer is None:
+        return _NOT_COUNTED
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(offer.quarantined.items()))
+    return f"{codes} (see data check)" if codes else "no study"
+
+
+def _how_often(run: RunConfig) -> str:
+    return (
+        f"{run.federation.rounds} rounds of {run.training.local_steps} steps; scores every "
+        f"{run.federation.evaluate_every} round(s)"
+    )
+
+
+def _weights(run: RunConfig, offer: Offer | None) -> str:
+    noised = ", clipped and noised" if run.privacy else ", NOT noised"
+    if offer is None:
+        return f"the model's weights{noised}"
+    return f"{len(offer.tensors)} tensors, {_BYTES_PER_VALUE * offer.parameters:,} bytes of weights{noised}"
+
+
+def _scalars(run: RunConfig, site: Site) -> list[str]:
+    allowed = site.policy.metrics
+    return sorted(gate.train_metrics(run, allowed) | gate.score_names(run, allowed))
+
+
+def _privacy(run: RunConfig, offer: Offer | None, site: Site) -> str:
+    if run.privacy is None:
+        return "NONE: the weights are not noised, and may reveal single patients"
+    if offer is None:
+        return f"epsilon {run.privacy.target_epsilon:g} per patient for this run"
+    before, after, delta = forecast(site.ledger, run, cohort=offer.cohort_id, cohort_size=offer.declared_size)
+    return (
+        f"epsilon of our cohort goes from {before:.2f} to {after:.2f} (delta {delta:.1e}, per patient, over all runs); "
+        f"the budget is {site.policy.lifetime_epsilon:g}"
+    )
+
+
+def _policy(proposal: Proposal) -> str:
+    if proposal.appraisal is None:
+        return "not checked yet: the agent has not run"
+    return proposal.appraisal.refusal or "allows"
+
+
+def _changes(proposal: Proposal, earlier: Sequence[Proposal]) -> Iterator[str]:
+    approved = [
+        one for one in earlier if one.run_hash != proposal.run_hash and one.answer is not None and one.answer.approved
+    ]
+    if not approved:
+        yield "this is the first"
+        return
+    last = max(approved, key=lambda one: one.answer.at if one.answer else 0.0)
+    old, new = _flat(last.run), _flat(proposal.run)
+    different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if not different:
+        yield "nothing"
+    for key in different:
+        yield f"{key}: {_said(old, key)} -> {_said(new, key)}"
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "not there"
+
+
+def _flat(run: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value, of a run document."""
+    flat: dict[str, Any] = {}
+
+    def walk(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(json.loads(canonical(run)), "")
+    return flat

@@ -1,0 +1,244 @@
+"""One side's audit log: an append-only Merkle log in one SQLite file.
+
+Entry number n is leaf n of the tree. The perfect subtrees are stored beside the entries, so that an append, the root
+and a proof cost O(log n). Nothing is ever changed or removed; triggers refuse it as a seat belt, but what shows it is
+the root that was signed and given away (see docs/audit.md). Any number of threads and processes may write: each
+transaction locks the file, and is on disk when it returns. The file is complete by itself after each one (a rollback
+journal, no WAL beside it), so a copy of it can be given to an auditor.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.audit import merkle, notes
+from common.audit.entries import Entry, Value, canonical, check, check_site
+from common.audit.notes import Checkpoint, Head
+from common.errors import AuditError, ErrorCode
+
+EXPORT_FORMAT = 1
+
+_VERSION = 1
+_LOCK_TIMEOUT_S = 60.0
+_TABLES = ("entries", "nodes", "checkpoints")
+_SCHEMA = (
+    # An entry's canonical JSON, and the checkpoints signed here; the tree follows from the entries.
+    "CREATE TABLE entries (seq INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT",
+    "CREATE TABLE nodes (level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position)) "
+    "STRICT, WITHOUT ROWID",
+    "CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL) STRICT",
+    # To find the last checkpoint received from a log without reading all entries.
+    "CREATE INDEX received ON entries (json_extract(entry, '$.key'), seq) "
+    "WHERE json_extract(entry, '$.kind') = 'checkpoint-received'",
+    *(
+        f"CREATE TRIGGER {table}_keep_{event.lower()} BEFORE {event} ON {table} "
+        "BEGIN SELECT RAISE(ABORT, 'the audit log only grows'); END"
+        for table in _TABLES
+        for event in ("UPDATE", "DELETE")
+    ),
+)
+
+
+class Transaction:
+    """The log while it is locked: what is read cannot change before what is appended is on disk."""
+
+    def __init__(self, database: sqlite3.Connection, origin: str, clock: Callable[[], float]) -> None:
+        self._database, self._origin, self._clock = database, origin, clock
+        self.size: int = database.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()[0]
+
+    def append(self, kind: str, fields: Mapping[str, Value] | None = None) -> int:
+        """Add an entry.
+
+        Returns:
+            Its number, from 0.
+
+        Raises:
+            AuditError: the kind or a field is not on the list; nothing is added.
+        """
+        fields = dict(fields or {})
+        check(kind, fields)
+        check_site(self._origin, fields)
+        seq = self.size
+        data = Entry(seq, int(self._clock()), kind, fields).to_bytes()
+        self._database.execute("INSERT INTO entries VALUES (?, ?)", (seq, data.decode()))
+        nodes = merkle.grow(merkle.leaf_hash(data), seq, self.perfect)
+        self._database.executemany("INSERT INTO nodes VALUES (?, ?, ?)", nodes)
+        self.size = seq + 1
+        return seq
+
+    def perfect(self, level: int, index: int) -> bytes:
+        """The hash of a perfect subtree."""
+        query = "SELECT hash FROM nodes WHERE level = ? AND position = ?"
+        row = self._database.execute(query, (level, index)).fetchone()
+        if row is None:
+            raise AuditError("the audit log's tree has a hole: the file was changed. Verify it, and keep it as it is.")
+        return bytes(row[0])
+
+    def was(self, head: Head) -> bool:
+        """Whether this log was once in that state."""
+        return head.size <= self.size and merkle.root(head.size, self.perfect) == head.root
+
+    def received(self, public_key: bytes) -> str | None:
+        """The last checkpoint accepted from the log with this key."""
+        row = self._database.execute(
+            "SELECT json_extract(entry, '$.note') FROM entries WHERE json_extract(entry, '$.kind') = "
+            "'checkpoint-received' AND json_extract(entry, '$.key') = ? ORDER BY seq DESC LIMIT 1",
+            (public_key.hex(),),
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def checkpoint(self, key: Ed25519PrivateKey, coordinator_key: bytes | None) -> str:
+        """Sign the present state, once: the same state is the same checkpoint."""
+        row = self._database.execute("SELECT note FROM checkpoints WHERE size = ?", (self.size,)).fetchone()
+        if row is not None:
+            return str(row[0])
+        root, seen = merkle.root(self.size, self.perfect), None
+        if coordinator_key is not None and (note := self.received(coordinator_key)) is not None:
+            known = notes.peek(note)
+            seen = Head(known.size, known.root)
+        note = notes.sign(Checkpoint(self._origin, self.size, root, int(self._clock()), seen), key)
+        self._database.execute("INSERT INTO checkpoints VALUES (?, ?)", (self.size, note))
+        return note
+
+    def lines(self) -> Iterator[bytes]:
+        """The canonical bytes of all entries."""
+        for (text,) in self._database.execute("SELECT entry FROM entries ORDER BY seq"):
+            yield text.encode()
+
+    def checkpoints(self) -> Iterator[str]:
+        """All checkpoints signed here, oldest first."""
+        for (note,) in self._database.execute("SELECT note FROM checkpoints ORDER BY size"):
+            yield note
+
+
+class AuditLog:
+    """The log in a file, made on first use."""
+
+    def __init__(
+        self,
+        path: Path,
+        origin: str,
+        key: Ed25519PrivateKey,
+        *,
+        coordinator_key: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open a log, or begin one.
+
+        Args:
+            path: of the file; made with mode 0600.
+            origin: "coordinator" or "site/NAME".
+            key: signs the checkpoints.
+            coordinator_key: at a hospital, the 32 bytes of the coordinator's public key: each checkpoint then says
+                what this hospital has seen of the coordinator's log.
+            clock: Unix seconds.
+
+        Raises:
+            AuditError: the file is another log's, or cannot be used.
+        """
+        self._path, self._key, self._coordinator_key, self._clock = path, key, coordinator_key, clock
+        self.origin, self.public_key = origin, notes.public_bytes(key)
+        with self.transaction() as log:
+            first = Entry.from_bytes(next(log.lines()))
+        if dict(first.fields) != self._identity:
+            raise AuditError(
+                f"the audit log {path.name} was begun by {first.fields.get('origin', 'somebody else')} or with another "
+                "key. Restore the key it belongs to, or keep the file for the auditors and begin a new one."
+            )
+
+    def append(self, kind: str, fields: Mapping[str, Value] | None = None) -> int:
+        """Add an entry; it is on disk when this returns. See `Transaction.append`."""
+        with self.transaction() as log:
+            return log.append(kind, fields)
+
+    def checkpoint(self) -> str:
+        """A signed checkpoint over all entries."""
+        with self.transaction() as log:
+            return log.checkpoint(self._key, self._coordinator_key)
+
+    def prove(self, old: int, new: int) -> list[bytes]:
+        """The consistency proof between two sizes of this log.
+
+        Raises:
+            AuditError: the log has never had these sizes.
+        """
+        with self.transaction() as log:
+            if not 0 <= old <= new <= log.size:
+                raise AuditError(f"a proof from {old} to {new} entries is asked for; the log has {log.size}")
+            return merkle.consistency_proof(old, new, log.perfect)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, oldest first."""
+        with self.transaction() as log:
+            return tuple(Entry.from_bytes(line) for line in log.lines())
+
+    def export(self) -> bytes:
+        """The whole log for auditors, in one text file: a header, the entries, then the checkpoints, a line each."""
+        with self.transaction() as log:
+            log.checkpoint(self._key, self._coordinator_key)
+            lines = [canonical({"wardround-audit": EXPORT_FORMAT, **self._identity}), *log.lines()]
+            lines += [canonical({"checkpoint": note}) for note in log.checkpoints()]
+        return b"\n".join(lines) + b"\n"
+
+    @property
+    def _identity(self) -> dict[str, Value]:
+        return {"origin": self.origin, "key": self.public_key.hex()}
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Lock the log; what the body appends is on disk on return, all of it, or none if the body raises."""
+        _make_private(self._path)
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as database:
+                # EXTRA also syncs the folder after the journal is deleted; with FULL a power cut could bring the
+                # journal back, and with it undo an entry that was acknowledged.
+                database.execute("PRAGMA synchronous = EXTRA")
+                database.execute("BEGIN IMMEDIATE")
+                try:
+                    log = _prepare(database, self.origin, self._clock)
+                    if log.size == 0:
+                        log.append("created", self._identity)
+                    yield log
+                    database.execute("COMMIT")
+                finally:
+                    if database.in_transaction:
+                        database.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise _unusable(self._path.name, error) from error
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, if there is none, so that only its owner can read it."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise _unusable(path.name, error) from error
+
+
+def _prepare(database: sqlite3.Connection, origin: str, clock: Callable[[], float]) -> Transaction:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        for statement in _SCHEMA:
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {_VERSION}")
+    elif version != _VERSION:
+        raise AuditError(
+            f"the audit log has format {version}, this program knows {_VERSION}. Use the version of Wardround that "
+            "wrote it, or a newer one."
+        )
+    return Transaction(database, origin, clock)
+
+
+def _unusable(name: str, error: Exception) -> AuditError:
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return AuditError(
+        f"the audit log {name} cannot be used ({type(error).__name__}); without it nothing is done that must be "
+        "recorded. Free disk space, or give this user the right to write the file and its folder. Do not delete it: "
+        "the other side remembers what it said.",
+        ErrorCode.DISK_FULL if full else ErrorCode.INTERNAL,
+    )

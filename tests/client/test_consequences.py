@@ -1,0 +1,134 @@
+"""What a person reads before an approval is true: counted against the document, the ledger and dp-accounting."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from dp_accounting import pld
+
+from client import approvals
+from client.approvals import Appraisal, Proposal
+from client.consequences import consequences, tensor_rows
+from client.pipe import Offer
+from client.site import Site, open_site
+from common.config import RunConfig, sha256_of, validate
+from common.privacy.guarantee import charge_round, plan
+
+OFFER = Offer(43, 45, "cohort", 50, {"no-label": 2}, {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)})
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    (tmp_path / "site.toml").write_text('name = "north"\n')
+    return open_site(tmp_path)
+
+
+def a_run(**changes: object) -> RunConfig:
+    values: dict[str, object] = {
+        "name": "lesions",
+        "data": {"modality": "CT", "classes": ["lesion", "organ"]},
+        "training": {"patch-size": [32, 32], "local-steps": 10},
+        "federation": {"rounds": 6},
+        "privacy": {"target-epsilon": 3.0, "sampling-rate": 0.1},
+    }
+    return validate(RunConfig, values | changes)
+
+
+def proposed(site: Site, run: RunConfig, offer: Offer | None = OFFER) -> Proposal:
+    proposal = approvals.record(site.home, run, b"bundle", is_open=True, signers=("maria",))
+    if offer is not None:
+        approvals.note_appraisal(site.home, proposal.run_hash, Appraisal(offer, None))
+    return approvals.load(site.home, proposal.run_hash)
+
+
+def shown(site: Site, proposal: Proposal) -> dict[str, str]:
+    return dict(consequences(proposal, site, approvals.load_all(site.home)))
+
+
+def pld_epsilon(rows: list[tuple[float, float, int]], delta: float) -> float:
+    parts = [
+        pld.privacy_loss_distribution.from_gaussian_mechanism(noise, sampling_prob=rate).self_compose(steps)
+        for noise, rate, steps in rows
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.compose(part)
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> None:
+    rows = shown(site, proposed(site, a_run()))
+    assert rows["on"] == "43 of our patients, 50 studies"
+    assert rows["set aside"] == "2 no-label (see data check)"
+    assert rows["asked by"].startswith("maria ")
+    assert rows["leaves each round"] == "2 tensors, 320 bytes of weights, clipped and noised"
+    assert tensor_rows(OFFER) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
+    assert rows["how often"].startswith("6 rounds of 10 steps")
+
+
+def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
+    private = shown(site, proposed(site, a_run()))["scalars that leave"].split(", ")
+    assert {"dice", "dice-lesion", "dice-organ", "epsilon", "steps"} <= set(private)
+    assert not {"train-loss", "seconds"} & set(private)
+    (site.home / "policy.toml").write_text('metrics = ["iou"]\n')
+    assert shown(open_site(site.home), proposed(site, a_run()))["scalars that leave"] == "delta, epsilon, iou, steps"
+
+
+def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:
+    first, second = a_run(name="first"), a_run(name="second")
+    for number in range(1, 7):
+        charge_round(
+            site.ledger, first, cohort="cohort", cohort_size=45, round_=number, attempt=str(number), lifetime_epsilon=9
+        )
+    text = shown(site, proposed(site, second))["privacy"]
+    cost = plan(second, 45)
+    one_run = [(cost.noise_multiplier, 0.1, 60)]
+    before, after = (float(word) for word in text.split() if word.replace(".", "").isdigit() and "." in word)
+    assert before == pytest.approx(pld_epsilon(one_run, cost.delta), abs=0.02)
+    assert after == pytest.approx(pld_epsilon(one_run * 2, cost.delta), abs=0.02)
+    assert text.endswith("the budget is 10")
+    assert site.ledger.history("cohort", sha256_of(second)) == ()
+
+
+def test_rounds_already_charged_are_not_counted_twice(site: Site) -> None:
+    run = a_run()
+    fresh = shown(site, proposed(site, run))["privacy"].split(" to ")[1]
+    for number in (1, 2, 3):
+        charge_round(
+            site.ledger, run, cohort="cohort", cohort_size=45, round_=number, attempt=str(number), lifetime_epsilon=9
+        )
+    assert shown(site, proposed(site, run))["privacy"].split(" to ")[1] == fresh
+
+
+def test_missing_privacy_is_said_loudly(site: Site) -> None:
+    rows = shown(site, proposed(site, a_run(privacy=None)))
+    assert rows["privacy"].startswith("NONE")
+    assert rows["leaves each round"].endswith("NOT noised")
+    assert "in steps of 5" in rows["count that leaves"]
+
+
+def test_changes_since_the_last_approved_run_are_listed(site: Site) -> None:
+    old = proposed(site, a_run())
+    assert shown(site, old)["since the last approval"] == "this is the first"
+    approvals.answer(site.home, old.run_hash, approved=True, by="person")
+    denied = proposed(site, a_run(name="denied"))
+    approvals.answer(site.home, denied.run_hash, approved=False, by="person")
+    new = proposed(site, a_run(federation={"rounds": 60}, privacy={"target-epsilon": 9.0, "sampling-rate": 0.1}))
+    changes = [value for what, value in consequences(new, site, approvals.load_all(site.home)) if "since" in what]
+    assert changes == ["federation.rounds: 6 -> 60", "privacy.target-epsilon: 3.0 -> 9.0"]
+
+
+def test_dropped_privacy_table_is_among_the_changes(site: Site) -> None:
+    old = proposed(site, a_run())
+    approvals.answer(site.home, old.run_hash, approved=True, by="person")
+    new = proposed(site, a_run(privacy=None))
+    changes = [value for what, value in consequences(new, site, approvals.load_all(site.home)) if "since" in what]
+    assert "privacy.target-epsilon: 3.0 -> not there" in changes
+
+
+def test_what_is_not_known_yet_is_said(site: Site) -> None:
+    rows = shown(site, proposed(site, a_run(), offer=None))
+    assert "not counted yet" in rows["on"]
+    assert rows["policy"] == "not checked yet: the agent has not run"
+    refused = dataclasses.replace(proposed(site, a_run()), appraisal=Appraisal(OFFER, "too many rounds"))
+    assert shown(site, refused)["policy"] == "too many rounds"
