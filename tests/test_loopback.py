@@ -16,7 +16,8 @@ from tests import loopback
 assert loopback.enter() and loopback.escapes() == 0
 server = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(server.getsockname()).close()
-socket.create_connection(socket.create_server((loopback.OTHER_ADDRESS, 0)).getsockname()).close()
+second = socket.create_server((loopback.OTHER_ADDRESS, 0))
+socket.create_connection(second.getsockname()).close()
 assert loopback.escapes() == 0
 other = socket.socket().connect_ex((loopback.OTHER_ADDRESS, server.getsockname()[1]))
 assert other != 0
