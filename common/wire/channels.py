@@ -1,13 +1,15 @@
 """gRPC channels and servers with the limits both sides share.
 
 Always TLS. A server that is given the root demands a client certificate; one without only shows its own (enrolment,
-where the caller has no certificate yet). Addresses are `host:port`.
+where the caller has no certificate yet). Addresses are `host:port`. A server asks for its credentials at each
+handshake, so a renewed certificate and another root hold from the next connection on.
 """
 
 import ipaddress
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import grpc
 
@@ -22,8 +24,42 @@ KEEPALIVE_S = 30
 
 _SIZES = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
 _PINGS = [("grpc.keepalive_time_ms", KEEPALIVE_S * 1000), ("grpc.keepalive_timeout_ms", 20_000)]
+# What a stranger, who has not shown a certificate yet, and a connection as such may take of a server.
+HANDSHAKE_S = 10
+MAX_CONNECTIONS = 1000
+MAX_CALLS_PER_CONNECTION = 32
+MAX_METADATA_BYTES = 8 * 1024
+_IDLE_S = 300
+_AGE_S = 3600
+# An old connection takes no new call; those on it may end. Longer than any call may take.
+_AGE_GRACE_S = 900
+_DOOR = [
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+    ("grpc.http2.settings_timeout", HANDSHAKE_S * 1000),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+    ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
+    ("grpc.max_connection_idle_ms", _IDLE_S * 1000),
+    ("grpc.max_connection_age_ms", _AGE_S * 1000),
+    ("grpc.max_connection_age_grace_ms", _AGE_GRACE_S * 1000),
+    ("grpc.http2.max_ping_strikes", 2),
+]
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a server shows, and whom it lets in."""
+
+    key_pem: bytes
+    certificate_pem: bytes
+    root_pem: bytes | None  # demand a client certificate of one of these roots
+
+    def to_grpc(self) -> grpc.ServerCertificateConfiguration:
+        """As gRPC wants it."""
+        return grpc.ssl_server_certificate_configuration([(self.key_pem, self.certificate_pem)], self.root_pem)
 
 
 def secure_channel(
@@ -46,18 +82,22 @@ def secure_channel(
 
 def serve(
     address: str,
-    key_pem: bytes,
-    certificate_pem: bytes,
+    credentials: Callable[[], Credentials],
     add_services: Callable[[grpc.Server], None],
     *,
-    root_pem: bytes | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
     workers: int = 64,
     max_receive_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.Server:
-    """Start a TLS server; with `root_pem`, clients must show a certificate of that root.
+    """Start a TLS server; where the credentials have a root, clients must show a certificate of that root.
 
     Args:
+        address: to listen on.
+        credentials: asked at each handshake; when it raises, those before it stay.
+        add_services: puts the services on the server.
+        interceptors: what each call passes first.
         workers: calls handled at once; a long poll holds one.
+        max_receive_bytes: of one message.
 
     Raises:
         FederationError: the port is taken or the address does not belong to this machine.
@@ -66,18 +106,17 @@ def serve(
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", max_receive_bytes),
         *_PINGS,
+        *_DOOR,
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_S * 500),
         # Without this a second server would share the port and take half of the calls.
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.server(ThreadPoolExecutor(max_workers=workers, thread_name_prefix="call"), options=options)
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="call")
+    server = grpc.server(pool, interceptors=interceptors, options=options)
     add_services(server)
-    credentials = grpc.ssl_server_credentials(
-        [(key_pem, certificate_pem)], root_pem, require_client_auth=root_pem is not None
-    )
     try:
-        port = server.add_secure_port(address, credentials)
+        port = server.add_secure_port(address, _dynamic(credentials))
     except RuntimeError as error:
         raise _port_error(address) from error
     if port == 0:
@@ -85,6 +124,26 @@ def serve(
     server.start()
     _logger.info("listening on %s", address)
     return server
+
+
+def _dynamic(credentials: Callable[[], Credentials]) -> grpc.ServerCredentials:
+    shown = credentials()
+    demand = shown.root_pem is not None
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        try:
+            present = credentials()
+        except Exception:  # gRPC would end the connection
+            _logger.exception("the server's credentials cannot be read; those before them stay")
+            return None
+        if present == shown:
+            return None
+        shown = present
+        _logger.info("the server's credentials have changed")
+        return present.to_grpc()
+
+    return grpc.dynamic_ssl_server_credentials(shown.to_grpc(), changed, demand)
 
 
 def _port_error(address: str) -> FederationError:
