@@ -1,7 +1,10 @@
 """wardround-client data: the images a hospital offers; what is usable, and copies without names."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +13,10 @@ import typer
 from client.shell import HOME, Home, counted_progress, run_of, site_file
 from client.site import open_site
 from client.sitefile import add_source
+from client.sitekey import check_outside
 from common.cli import JsonFlag, new_app, note, show_table
-from common.config import RunConfig, SiteConfig, SourceConfig, load, validate
-from common.errors import ConfigError, DataError
+from common.config import SiteConfig, SourceConfig, load, validate
+from common.errors import ConfigError, DataError, ErrorCode
 
 data_app = new_app("The images this hospital offers.")
 
@@ -38,7 +42,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
 
     Example: `wardround-client data add /data/ct --label-map 1=lesion`
     """
-    from client.data import sources  # noqa: PLC0415 - image libraries
+    from client.data.isolation import Readers  # noqa: PLC0415 - image libraries
 
     values = {
         "path": str(path.expanduser().resolve()),
@@ -54,15 +58,22 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "label_map": _pairs(label_map, "--label-map"),
     }
     source = validate(SourceConfig, values, "data add")
-    found = sources.find(source, home)
+    check_outside(home, [Path(source.path)])
+    with Readers(1) as readers:
+        found = readers.find(source, home)
     if not found.references:
         raise DataError(
             f"no study was found in {path} ({found.ignored} other files). Expected DICOM series with DICOM SEG, "
             "NIfTI in images/ and labels/, or pictures with --csv or in images/ and labels/. Nothing was added."
         )
     site = add_source(site_file(home), source)
-    patients = len({reference.patient for reference in found.references})
-    typer.echo(f"Added: {len(found.references)} studies of {patients} patients. Sources: {len(site.data)}.")
+    readable = [reference for reference in found.references if reference.problem is None]
+    patients = len({reference.patient for reference in readable})
+    typer.echo(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
+    problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
+    for what, counts in (("Set aside", problems), ("Ignored", found.left_out)):
+        if counts:
+            typer.echo(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
     note("Next: wardround-client data check")
 
 
@@ -84,19 +95,45 @@ def data_list(home: Home = HOME, as_json: JsonFlag = False) -> None:
 def data_check(
     home: Home = HOME,
     run: Annotated[str | None, typer.Option(help="A run.toml, or the name or hash of a proposed run.")] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="Also print where studies lie; may name patients.")] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Also print labels' own names, free text that may name patients.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """What is usable. With --run every study is read as that run would; without, only headers are looked at.
+    """Read every study and say what is usable; with --run, as that run would.
+
+    Writes check/report.html, with pictures, into the site's folder. A later check reads only what is new or changed.
 
     Example: `wardround-client data check --run run.toml`
     """
+    from client.data.check_report import write_reports  # noqa: PLC0415 - image libraries
+    from client.data.check_tables import document, tables  # noqa: PLC0415 - image libraries
+    from client.data.checkup import CHECK_NAME, check_site  # noqa: PLC0415 - image libraries
+
     site = open_site(home)
     if not site.config.data:
         raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
-    if run is None:
-        _check_headers(home, site.config, as_json=as_json)
+    note("Looking for studies ...")
+    with counted_progress("studies") as advance:
+        checkup = check_site(
+            site.home,
+            site.config,
+            site.key,
+            None if run is None else run_of(home, run),
+            readers=site.config.threads or os.cpu_count() or 1,
+            progress=advance,
+        )
+    report = write_reports(site.home / CHECK_NAME, checkup)
+    if as_json:
+        typer.echo(json.dumps(document(checkup), indent=2))
     else:
-        _check_studies(home, run_of(home, run), as_json=as_json)
+        for table in tables(checkup, names=names, paths=paths):
+            show_table(table.title, table.columns, table.rows)
+    note(f"{len(checkup.studies)} studies, {checkup.remembered} of them unchanged since an earlier check.")
+    note(f"With pictures, to look at here and not to send: {report}")
+    if not checkup.usable:
+        raise DataError("no study is usable. See the reasons above.", ErrorCode.NO_DATA)
 
 
 @data_app.command("export")
@@ -112,6 +149,9 @@ def data_export(  # noqa: PLR0917 - one parameter an option
     ] = None,
     allow_burned_in: Annotated[bool, typer.Option("--allow-burned-in", help="Images said to show text.")] = False,
     allow_captures: Annotated[bool, typer.Option("--allow-captures", help="Secondary captures, screenshots.")] = False,
+    minimal: Annotated[
+        bool, typer.Option("--minimal", help="Only what training needs; names of labels as in the label maps.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write pseudonymised copies of DICOM files by PS3.15's Basic Profile. Faces in head scans are not removed.
@@ -120,13 +160,19 @@ def data_export(  # noqa: PLR0917 - one parameter an option
     """
     from client.data import deidentify  # noqa: PLC0415 - image libraries
 
+    if minimal and (profile or safe_private):
+        raise ConfigError("--minimal keeps a list of its own: --profile and --safe-private do not go with it.")
     options = deidentify.options_of(profile or (), safe_private or ())
+    site = open_site(home)
+    names = [name for source in site.config.data for name in source.label_map]
     with counted_progress("files") as advance:
         done = deidentify.export(
             study,
             out,
-            open_site(home).key,
-            options,
+            partial(deidentify.minimal_copy, key=site.key, names=names)
+            if minimal
+            else partial(deidentify.basic_profile, key=site.key, options=options),
+            site.key,
             allow_burned_in=allow_burned_in,
             allow_captures=allow_captures,
             progress=advance,
@@ -144,40 +190,3 @@ def _pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
     if bad := [key for key, equals, value in pairs if not (key and equals and value)]:
         raise ConfigError(f"{option} {bad[0]!r} is not of the form KEY=VALUE. Write for example {option} 1=lesion.")
     return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _check_headers(home: Path, site: SiteConfig, *, as_json: bool) -> None:
-    from client.data import sources  # noqa: PLC0415 - image libraries
-
-    rows = []
-    for number, source in enumerate(site.data, start=1):
-        found = sources.find(source, home)
-        problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
-        patients = len({one.patient for one in found.references if one.problem is None})
-        kinds = ", ".join(sorted({one.kind for one in found.references})) or None
-        usable = len(found.references) - sum(problems.values())
-        rows.append((number, kinds, patients, usable, _counts(problems), found.ignored))
-    show_table("Data", ("source", "kind", "patients", "studies", "problems", "files ignored"), rows, as_json=as_json)
-    if not any(row[3] for row in rows):
-        raise DataError("no usable study was found. See the problems above.")
-
-
-def _check_studies(home: Path, run: RunConfig, *, as_json: bool) -> None:
-    from client.data.cohort import load_cohort  # noqa: PLC0415 - torch
-
-    site = open_site(home)
-    with counted_progress("studies") as advance:
-        cohort = load_cohort(site.config, run, root=home, site_key=site.key, progress=advance)
-    rows: list[tuple[str, int | None, int]] = [
-        (split, len(cohort.patients(split)), sum(case.split == split for case in cohort.cases))
-        for split in ("train", "validation", "test")
-    ]
-    quarantined = Counter(str(study.code) for study in cohort.quarantined)
-    rows += [(f"quarantined: {code}", None, count) for code, count in sorted(quarantined.items())]
-    show_table(f"Data for {run.name}", ("part", "patients", "studies"), rows, as_json=as_json)
-    for study in cohort.quarantined:
-        note(f"{study.code}: {study.reason}")
-
-
-def _counts(counter: Counter[str]) -> str | None:
-    return ", ".join(f"{code} {count}" for code, count in sorted(counter.items())) or None

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from client import confine, enrol
+from client import confine, enrol, sitekey
 from client.site import POLICY_NAME, SITE_NAME
 from client.status import is_running, read_status
 from common.config import PolicyConfig, SiteConfig, load
@@ -37,6 +39,7 @@ def examine(home: Path) -> list[Finding]:
     checks: dict[str, Callable[[Path], str]] = {
         "software": _software,
         "private files": _private_files,
+        "site key": sitekey.custody,
         "certificate": _certificate,
         "coordinator": _coordinator,
         "policy": _policy,
@@ -86,12 +89,21 @@ def _coordinator(home: Path) -> str:
     with identity.channel() as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=REACH_S)
+            reply = HealthStub(channel).Check(HealthCheckRequest(), timeout=REACH_S)
         except grpc.FutureTimeoutError as error:
             raise FederationError(
                 f"{identity.gateway} does not answer. Check the network, the firewall (outbound), and whether the "
                 "coordinator is started."
             ) from error
-    return f"{identity.gateway} answers over mutual TLS"
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.PERMISSION_DENIED:
+                raise EnrolmentError(
+                    "the coordinator has shut this site out. Ask its operator why; to return, ask for an invitation."
+                ) from error
+            raise FederationError(f"{identity.gateway} answers with {error.code().name}. Try again later.") from error
+    if reply.status != HealthCheckResponse.SERVING:
+        raise FederationError(f"{identity.gateway} answers, but its SuperLink does not. Tell the coordinator.")
+    return f"{identity.gateway} answers over mutual TLS and is well"
 
 
 def _policy(home: Path) -> str:

@@ -65,7 +65,7 @@ lifetime-epsilon = 10.0       # budget of a cohort over all runs, ever
 min-noise-multiplier = 0.0
 min-clipping = 0.0            # smallest clipping-norm accepted
 max-clipping = 100.0
-max-delta = 0.01
+max-delta = 0.02
 
 # Scores that may leave, as means over our held-out patients. Losses never do under differential privacy.
 metrics = ["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]

@@ -1,7 +1,8 @@
 """The agent's side of the worker: start it scrubbed, ask it, restart it with growing pauses when it dies.
 
-The worker's environment holds only what Python, torch and CUDA need: no proxy, no token, no key path. Its code
-comes from where this file lies, whatever the current folder. Standard error is home/logs/worker.log.
+The worker's environment holds only what Python, torch and CUDA need: no proxy, no token, no key, no passphrase. The
+site key is the first frame on its pipe. Its code comes from where this file lies, whatever the current folder.
+Standard error is home/logs/worker.log.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from client import pipe
 from client.pipe import Answer, Frame, PipeError, Question, Ready
+from client.sitekey import site_key
 
 # Importing torch and MONAI takes 3-10 s, on a busy machine a minute.
 START_TIMEOUT_S = 180.0
@@ -107,6 +109,7 @@ class Worker:
             self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        key = site_key(self._home)
         logs = self._home / "logs"
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = logs / "worker.log"
@@ -129,6 +132,9 @@ class Worker:
             if stream is not None:
                 os.set_blocking(stream.fileno(), False)
                 _widen(stream.fileno())
+        if process.stdin is not None:
+            with contextlib.suppress(PipeError):  # a worker that is gone already is found out when it is asked
+                pipe.send(process.stdin.fileno(), pipe.key_to_frame(key), time.monotonic() + _PATIENCE_S)
         self._ready = False
         _log.info("worker %d started", process.pid)
         return process

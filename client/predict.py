@@ -1,51 +1,58 @@
 """Segment studies with a trained model, and hand the result back in the study's own format and geometry.
 
-    DICOM series         segmentation.dcm    DICOM SEG on the images of the series, one segment per class
-    NIfTI volume         NAME-labels.nii.gz  label map with the affine of the volume
-    picture (PNG, ...)   NAME-labels.png     8-bit palette, the value is the label
-    all                  an overlay as PNG: the slice with the largest finding and its contour
+Order for a study: read, check that it fits the model, network, files (`client.predict_files`). Several studies under
+one path are done one after the other, each into a folder of its number; `studies.json` says which number is which.
+One that cannot be used is reported with its code and the rest goes on; what is finished stays.
 
-Nothing from a DICOM header enters a file name or a picture. Several studies under one path are done one after the
-other, each into a folder of its number; one that cannot be used is reported and the rest goes on.
+Times are of a model that is loaded and has run once: the first pass of a network costs more than the others.
 """
 
-import datetime
-import gzip
-import io
+import json
 import logging
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-import nibabel
 import numpy as np
-import pydicom
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
+from client.data.isolation import Job, Readers
 from client.data.preprocess import as_samples, preprocess, restore
-from client.data.sources import find_images, read_image
-from client.data.study import Kind, Reference, Study, parsing
-from client.segmentation import Author, write_segmentation
+from client.data.study import Reference, Study
+from client.dropfolder import Find
+from client.predict_files import encode, result_names, stem_of, write_result
 from common.checkpoint import load_model, write_atomically
 from common.config import RunConfig
-from common.errors import ConfigError, DataError, ErrorCode
+from common.errors import ConfigError, DataError, ErrorCode, WardroundError
 from common.inference import predict_stack
 from common.models import build_model
 
-# Colours of the classes in overlays and palettes, repeated when there are more: yellow, cyan, magenta, green, ...
-COLOURS = ((255, 214, 0), (0, 229, 255), (255, 64, 180), (80, 230, 90), (255, 128, 0), (150, 130, 255))
+# Which number is which study, beside the results of several.
+INDEX_NAME = "studies.json"
 
-# An overlay of a small image is enlarged until its longer side has about this many pixels.
-OVERLAY_PIXELS = 512
+Read: TypeAlias = Callable[[Reference], Study]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time of one study went."""
+
+    reading: float
+    network: float  # with resampling to its grid and back
+    writing: float
+
+    @property
+    def all(self) -> float:
+        """From the first file to the last."""
+        return self.reading + self.network + self.writing
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,10 @@ class StudyResult:
 
     number: int  # from 1, in the order of `find_images`
     files: tuple[Path, ...]
-    slices: int
+    slices: int  # a picture is one slice
     voxels: dict[str, int]  # by class, on the study's own grid
-    network_seconds: float
-    note: str = ""
+    seconds: Seconds
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,17 @@ class Failure:
     number: int
     code: ErrorCode
     reason: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one part of the work, over the studies."""
+
+    part: str
+    volume_median: float
+    volume_95: float
+    slice_median: float
+    slice_95: float
 
 
 @dataclass(frozen=True)
@@ -91,18 +109,26 @@ class Prediction:
         return dict(total)
 
     @property
-    def per_slice_ms(self) -> float:
-        """Time of the network for a slice; a picture is one slice."""
-        return 1000 * sum(study.network_seconds for study in self.studies) / sum(study.slices for study in self.studies)
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about the results."""
-        return tuple(study.note for study in self.studies if study.note)
+        return tuple(f"study {study.number}: {note}" for study in self.studies for note in study.notes)
+
+    @property
+    def latency(self) -> tuple[Latency, ...]:
+        """Reading, network, writing and all of them; empty when no study was segmented."""
+        if not self.studies:
+            return ()
+        slices = np.array([study.slices for study in self.studies])
+        rows = []
+        for part in ("reading", "network", "writing", "all"):
+            volumes = 1000 * np.array([getattr(study.seconds, part) for study in self.studies])
+            figures = (float(np.percentile(of, q)) for of in (volumes, volumes / slices) for q in (50, 95))
+            rows.append(Latency(part, *figures))
+        return tuple(rows)
 
 
 @dataclass(frozen=True, eq=False)
-class _Segmenter:
+class Segmenter:
     """A model ready for use."""
 
     network: nn.Module
@@ -117,6 +143,7 @@ def predict_study(
     out: Path,
     *,
     device: str | torch.device = "cpu",
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment every study at a path.
@@ -126,36 +153,67 @@ def predict_study(
         study: a NIfTI file, a picture, or a folder of DICOM series, volumes or pictures.
         out: receives the results; in a folder per study when there are several.
         device: where the network runs: "cpu", "cuda", or "auto" for cuda where there is one.
-        progress: called with (studies done, studies).
+        overwrite: replace results that are there already.
+        progress: called with (studies done, studies), first with 0.
 
     Raises:
-        ConfigError: the model cannot be loaded, or `out` cannot be written.
-        DataError: there is no study at the path, or none could be segmented.
+        ConfigError: the model cannot be loaded, or `out` cannot be written or holds results already.
+        DataError: there is no study at the path, or only one and it cannot be segmented.
     """
     start = time.perf_counter()
-    segmenter = _load(model, device)
-    if study.is_dir() and out.resolve().is_relative_to(study.resolve()):
-        raise ConfigError("the results would lie among the images. Choose an --out outside the study's folder.")
-    references = find_images(study)
-    results: list[StudyResult] = []
-    failures: list[Failure] = []
-    for number, reference in enumerate(references, start=1):
-        folder = out if len(references) == 1 else out / f"{number:03}"
-        try:
-            results.append(_predict_one(segmenter, reference, folder, number))
-        except DataError as error:
-            _log.info("study %d of %d: %s", number, len(references), error.code)
-            failures.append(Failure(number, error.code, str(error)))
-        if progress is not None:
-            progress(number, len(references))
-    if not results:
-        first = failures[0]
-        several = f"none of the {len(failures)} studies could be segmented; the first: " if len(failures) > 1 else ""
-        raise DataError(f"{several}{first.reason}", first.code)
+    segmenter = load_segmenter(model, device)
+    check_apart(study, out)
+    with reading() as (find, read):
+        references = find(study.absolute(), None)
+        folders = [out / f"{number:03}" for number in range(1, len(references) + 1)] if len(references) > 1 else [out]
+        if not overwrite:
+            _refuse_to_overwrite(references, folders)
+        if len(references) > 1:
+            _write_index(out, references, study.absolute())
+        results: list[StudyResult] = []
+        failures: list[Failure] = []
+        for number, (reference, folder) in enumerate(zip(references, folders, strict=True), start=1):
+            if progress is not None:
+                progress(number - 1, len(references))
+            try:
+                results.append(predict_one(segmenter, read, reference, folder, stem_of(reference), number=number))
+            except DataError as error:
+                if len(references) == 1:
+                    raise
+                _log.info("study %d of %d: %s", number, len(references), error.code)
+                failures.append(Failure(number, error.code, str(error)))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"study {number} of {len(references)}: {error} Finished and kept: {len(results)}.", error.code
+                ) from error
+    if progress is not None:
+        progress(len(references), len(references))
     return Prediction(tuple(results), tuple(failures), time.perf_counter() - start)
 
 
-def _load(path: Path, device: str | torch.device) -> _Segmenter:
+@contextmanager
+def reading() -> Iterator[tuple[Find, Read]]:
+    """How studies are found and read for prediction: by a child process, so that no file takes this one down.
+
+    Paths must be absolute.
+    """
+    with Readers(1) as readers:
+
+        def read(reference: Reference) -> Study:
+            (outcome,) = readers.read([Job(reference, None)])
+            if isinstance(outcome, DataError):
+                raise outcome
+            return outcome.study
+
+        yield readers.find_images, read
+
+
+def load_segmenter(path: Path, device: str | torch.device) -> Segmenter:
+    """Load a model and let it run once.
+
+    Raises:
+        ConfigError: it cannot be loaded, or there is no such device.
+    """
     run, state, manifest = load_model(path)
     chosen = _device(device)
     network = build_model(run)
@@ -165,40 +223,103 @@ def _load(path: Path, device: str | torch.device) -> _Segmenter:
         raise ConfigError(
             "the weights do not fit the network that model.json describes. Copy both files again from the run."
         ) from error
-    return _Segmenter(network.to(chosen).eval(), run, manifest.sha256, chosen)
+    predict_stack(network, torch.zeros(1, run.data.channels, *run.training.patch_size), run, chosen)
+    return Segmenter(network.to(chosen).eval(), run, manifest.sha256, chosen)
+
+
+def predict_one(
+    segmenter: Segmenter, read: Read, reference: Reference, folder: Path, stem: str, *, number: int = 1
+) -> StudyResult:
+    """Segment one study and write its files.
+
+    Args:
+        segmenter: the model.
+        read: reads the study.
+        reference: the study.
+        folder: receives the files.
+        stem: what their names start with; "" for names that say nothing.
+        number: of the study, for the result.
+
+    Raises:
+        DataError: the study cannot be used; nothing was written.
+        ConfigError: DISK_FULL, the files cannot be written.
+    """
+    began = time.perf_counter()
+    study = read(reference)
+    have_read = time.perf_counter()
+    try:
+        _check(study, segmenter.run)
+        labels = _segment(segmenter, study)
+        have_labels = time.perf_counter()
+        contents = encode(reference, stem, study, labels, run=segmenter.run, model_sha256=segmenter.sha256)
+    except WardroundError:
+        raise
+    except Exception as error:
+        # Whatever one study provokes must not stop the others, nor a service. Its text may quote a header.
+        raise DataError(
+            f"the study met an unexpected {type(error).__name__}. Report that, and take the study out.",
+            ErrorCode.INTERNAL,
+        ) from error
+    files = write_result(folder, contents)
+    seconds = Seconds(have_read - began, have_labels - have_read, time.perf_counter() - have_labels)
+    classes = segmenter.run.data.classes
+    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)
+    voxels = {name: int(counts[k]) for k, name in enumerate(classes, start=1)}
+    return StudyResult(number, files, _slices(study), voxels, seconds, _notes(study, labels, segmenter.run))
+
+
+def check_apart(images: Path, out: Path) -> None:
+    """Refuse an `out` among the images, where results would be taken for studies.
+
+    Raises:
+        ConfigError: it lies there.
+    """
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise ConfigError("the results would lie among the images. Choose an --out outside the study's folder.")
 
 
 def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}. Use cpu, cuda or auto.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("this computer has no usable CUDA device. Use the device cpu or auto.")
     return device
 
 
-def _predict_one(segmenter: _Segmenter, reference: Reference, folder: Path, number: int) -> StudyResult:
-    study = read_image(reference)
-    _check(study, segmenter.run)
-    start = time.perf_counter()
-    labels = _segment(segmenter, study)
-    seconds = time.perf_counter() - start
-    classes = segmenter.run.data.classes
-    with parsing("study's header"):
-        contents = _encode(reference.kind, study, labels, segmenter)
-    files = tuple(folder / name for name in contents)
+def _refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path]) -> None:
+    if len(references) == 1:
+        there = sum((folders[0] / name).exists() for name in result_names(references[0], stem_of(references[0])))
+    else:
+        # Whatever a numbered folder holds is of an earlier batch, whose numbers may mean other studies.
+        there = sum(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+    if there:
+        raise ConfigError(
+            f"--out holds results of an earlier prediction already ({there}). Give another --out, or --overwrite."
+        )
+
+
+def _write_index(out: Path, references: Sequence[Reference], root: Path) -> None:
+    """Say which number is which study. It names files as the site does, so only its owner may read it."""
+    rows = [
+        {
+            "study": number,
+            "first-file": reference.images[0].relative_to(root).as_posix(),
+            "files": len(reference.images),
+        }
+        for number, reference in enumerate(references, start=1)
+    ]
     try:
-        for file, data in zip(files, contents.values(), strict=True):
-            write_atomically(file, data)
+        write_atomically(out / INDEX_NAME, f"{json.dumps(rows, indent=2)}\n".encode())
+        (out / INDEX_NAME).chmod(0o600)
     except OSError as error:
         raise ConfigError(
-            f"a result cannot be written ({error.strerror}). Give an --out that is writable and has space.",
+            f"--out cannot be written ({error.strerror}). Give an --out that is writable and has space.",
             ErrorCode.DISK_FULL,
         ) from error
-    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)
-    voxels = {name: int(counts[k]) for k, name in enumerate(classes, start=1)}
-    note = "" if labels.any() else f"study {number}: the model found nothing; the segmentation is empty"
-    return StudyResult(number, files, _slices(study), voxels, seconds, note)
 
 
 def _check(study: Study, run: RunConfig) -> None:
@@ -216,126 +337,48 @@ def _check(study: Study, run: RunConfig) -> None:
         )
 
 
-def _segment(segmenter: _Segmenter, study: Study) -> NDArray[np.uint8]:
+def _segment(segmenter: Segmenter, study: Study) -> NDArray[np.uint8]:
     """Labels (*sp) on the study's own grid."""
     run = segmenter.run
-    image, _ = preprocess(study, run)
     try:
+        image, _ = preprocess(study, run)
         labels = predict_stack(segmenter.network, as_samples(image, run.model.dims), run, segmenter.device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+        return restore(labels.reshape(image.shape[1:]).to(torch.uint8), study, run)
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch says so in the text only.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         raise DataError(
             "the study does not fit into memory. Free memory, or use the device cpu.", ErrorCode.OUT_OF_MEMORY
         ) from error
-    return restore(labels.reshape(image.shape[1:]).to(torch.uint8), study, run)
 
 
-def _encode(kind: Kind, study: Study, labels: NDArray[np.uint8], segmenter: _Segmenter) -> dict[str, bytes]:
-    """The files of one result: name -> content."""
-    overlay = _overlay(study, labels, segmenter.run)
-    match kind:
-        case "dicom":
-            return {"segmentation.dcm": _dicom(study, labels, segmenter), "overlay.png": overlay}
-        case "nifti":
-            stem = study.files[0].name.removesuffix(".gz").removesuffix(".nii")
-            return {f"{stem}-labels.nii.gz": _nifti(study, labels), f"{stem}-overlay.png": overlay}
-        case "images" | "mias":
-            stem = study.files[0].stem
-            return {f"{stem}-labels.png": _palette_png(labels), f"{stem}-overlay.png": overlay}
-
-
-def _dicom(study: Study, labels: NDArray[np.uint8], segmenter: _Segmenter) -> bytes:
-    buffer = io.BytesIO()
-    # pydicom quotes odd values when it warns, and a value can be a name.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in study.files]
-        segmentation = write_segmentation(
-            sources,
-            labels,
-            segmenter.run.data.classes,
-            Author("Wardround", version=segmenter.sha256),
-            created=datetime.datetime.now(),
-            series_number=1000 + max(int(sources[0].get("SeriesNumber") or 0), 0),
-            description="Wardround segmentation",
-        )
-        segmentation.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def _nifti(study: Study, labels: NDArray[np.uint8]) -> bytes:
-    source: Any = nibabel.load(study.files[0])  # nibabel types its images in part only
-    # The header carries both transforms and their codes; its free texts and extensions may carry a name.
-    header = source.header.copy()
-    for text in ("descrip", "aux_file", "intent_name", "db_name"):
-        if text in header:
-            header[text] = b""
-    header.extensions.clear()
-    header["cal_min"] = header["cal_max"] = 0
-    image = type(source)(labels.transpose(2, 1, 0), source.affine, header, dtype=np.uint8)
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
-
-
-def _palette_png(labels: NDArray[np.uint8]) -> bytes:
-    image = Image.fromarray(labels, mode="P")
-    image.putpalette([0, 0, 0, *(channel for k in range(255) for channel in COLOURS[k % len(COLOURS)])])
-    return _png(image)
-
-
-def _overlay(study: Study, labels: NDArray[np.uint8], run: RunConfig) -> bytes:
-    """The slice with the largest finding (the middle one when there is none), grey or colour, with contours."""
-    image, axes = study.image, tuple[int, ...]()
-    spacing = study.spacing_mm or (1.0, 1.0)
-    if labels.ndim == 3:
-        areas = np.count_nonzero(labels, axis=(1, 2))
-        index = int(areas.argmax()) if areas.any() else len(areas) // 2
-        image, labels = image[:, index], labels[index]
-        axes = _upside_down(study)
-    image, labels = np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(labels, axes)
-    low, high = run.preprocessing.window or np.percentile(image, (0.5, 99.5))
-    grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
-    picture = Image.fromarray(np.broadcast_to(grey.astype(np.uint8), (3, *labels.shape)).transpose(1, 2, 0).copy())
-    size = _display_size(labels.shape, spacing[-2:])
-    canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).copy()
-    drawn = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    for k in range(1, len(run.data.classes) + 1):
-        canvas[_contour(drawn == k)] = COLOURS[(k - 1) % len(COLOURS)]
-    return _png(Image.fromarray(canvas))
-
-
-def _upside_down(study: Study) -> tuple[int, ...]:
-    """In-plane axes (0 rows, 1 columns) to flip so that left, back and feet lie right, down and down."""
-    if study.affine is None:
-        return ()
-    directions = study.affine[:3, 1:3].T  # of a row step and a column step, in LPS
-    main = [int(np.abs(direction).argmax()) for direction in directions]
-    return tuple(axis for axis in (0, 1) if (directions[axis, main[axis]] < 0) != (main[axis] == 2))
-
-
-def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int]:
-    """Width and height in pixels for an image of rows x columns, square pixels, large enough to look at."""
-    # Some scanners write a spacing of zero.
-    finest = min(spacing)
-    stretch_y, stretch_x = (spacing[0] / finest, spacing[1] / finest) if finest > 0 else (1.0, 1.0)
-    height, width = shape[0] * stretch_y, shape[1] * stretch_x
-    factor = max(1, round(OVERLAY_PIXELS / max(height, width)))
-    return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask with a neighbour outside it, above, below, left or right."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+def _notes(study: Study, labels: NDArray[np.uint8], run: RunConfig) -> tuple[str, ...]:
+    notes = []
+    if not labels.any():
+        notes.append("the model found nothing; the segmentation is empty")
+    if study.image.shape[0] != run.data.channels:
+        given, wanted = ("grey" if channels == 1 else "in colour" for channels in (len(study.image), run.data.channels))
+        notes.append(f"the study is {given}, the model was trained on pictures {wanted}: look at the result twice")
+    return tuple(notes)
 
 
 def _slices(study: Study) -> int:
     return study.image.shape[1] if study.image.ndim == 4 else 1
 
 
-__all__ = ["Failure", "Prediction", "StudyResult", "predict_study"]
+__all__ = [
+    "INDEX_NAME",
+    "Failure",
+    "Latency",
+    "Prediction",
+    "Read",
+    "Seconds",
+    "Segmenter",
+    "StudyResult",
+    "check_apart",
+    "load_segmenter",
+    "predict_one",
+    "predict_study",
+    "reading",
+]

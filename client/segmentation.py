@@ -1,8 +1,10 @@
 """Label maps as DICOM SEG objects: the one place that wraps highdicom.
 
 Convention: a label map holds 0 for background and k for the k-th class; its first axis runs over the source images in
-the order given. Every class becomes one segment of a BINARY segmentation that keeps the patient, the study and the
-frame of reference of its source. Source: DICOM PS3.3 A.51 and C.8.20; codes from SNOMED CT by way of PS3.16 CID 7150.
+the order given, or over the frames of one multi-frame image. Every class becomes one segment of a BINARY segmentation
+that keeps the patient, the study and the frame of reference of its source; dates, codes and numbers of the
+source that break their form are left out, so that the object is valid though its source is not.
+Source: DICOM PS3.3 A.51 and C.8.20, PS3.5 6.2; codes from SNOMED CT by way of PS3.16 CID 7150.
 """
 
 import datetime
@@ -17,10 +19,12 @@ import highdicom
 import numpy as np
 import numpy.typing as npt
 from highdicom.seg import Segmentation, SegmentDescription
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import validate_value
 
 from common.errors import DataError, ErrorCode
 
@@ -33,6 +37,9 @@ PROPERTIES: dict[str, tuple[Code, Code]] = {
     "mass": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Mass),
     "edema": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Edema),
     "necrosis": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Necrosis),
+    "cyst": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Cyst),
+    "hemorrhage": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Hemorrhage),
+    "distortion": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.ArchitecturalDistortionOfBreast),
     "vessel": (codes.SCT.AnatomicalStructure, codes.SCT.BloodVessel),
     "liver": (codes.SCT.AnatomicalStructure, codes.SCT.Liver),
     "spleen": (codes.SCT.AnatomicalStructure, codes.SCT.Spleen),
@@ -41,6 +48,9 @@ PROPERTIES: dict[str, tuple[Code, Code]] = {
     "prostate": (codes.SCT.AnatomicalStructure, codes.SCT.Prostate),
     "lung": (codes.SCT.AnatomicalStructure, codes.SCT.Lung),
     "heart": (codes.SCT.AnatomicalStructure, codes.SCT.Heart),
+    "aorta": (codes.SCT.AnatomicalStructure, codes.SCT.Aorta),
+    "stomach": (codes.SCT.AnatomicalStructure, codes.SCT.Stomach),
+    "bladder": (codes.SCT.AnatomicalStructure, codes.SCT.Bladder),
     "brain": (codes.SCT.AnatomicalStructure, codes.SCT.Brain),
     "hippocampus": (codes.SCT.AnatomicalStructure, codes.SCT.Hippocampus),
 }
@@ -57,6 +67,12 @@ _COPIED = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+
+
+# What is copied from a source lies in these groups.
+_PERSON_AND_STUDY = (0x0008, 0x0010, 0x0032)
+# Value representations whose text has a form: age, code, date, number, time.
+_FORMED = ("AS", "CS", "DA", "DS", "DT", "IS", "TM")
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,8 @@ def write_segmentation(
     """Make a DICOM SEG that lies on the given images.
 
     Args:
-        sources: headers of single-frame images of one series; pixels are not needed.
-        labels: (S, R, C), slice s on sources[s].
+        sources: headers of single-frame images of one series, or of one multi-frame image; pixels are not needed.
+        labels: (S, R, C), slice s on sources[s]; or on frame s + 1.
         classes: K names; label k is classes[k - 1].
         author: the person or program that made the labels.
         created: date and time written into the object.
@@ -99,14 +115,16 @@ def write_segmentation(
         cannot have zero frames, so an empty result keeps a frame per slice.
 
     Raises:
-        DataError: GEOMETRY_MISMATCH, the images belong to different studies or frames of reference.
+        DataError: GEOMETRY_MISMATCH, the images belong to different studies or frames of reference; UNSUPPORTED,
+            several images or frames that have no place in the patient.
     """
     _check_one_series(sources)
+    _check_places(sources)
     uids = _uids(entropy)
     series_uid, instance_uid = next(uids), next(uids)
     with _silence():
         segmentation = Segmentation(
-            source_images=[_complete(source) for source in sources],
+            source_images=_completed(sources),
             pixel_array=labels,
             segmentation_type="BINARY",
             segment_descriptions=[_describe(k, name, author, next(uids)) for k, name in enumerate(classes, start=1)],
@@ -129,6 +147,8 @@ def write_segmentation(
             series_date=created.date(),
             series_time=created.time(),
         )
+        if "ImagePositionPatient" not in sources[0] and "NumberOfFrames" not in sources[0]:
+            segmentation.PatientOrientation = sources[0].get("PatientOrientation", "")
     _fix_time_and_identity(segmentation, created, next(uids))
     return segmentation
 
@@ -142,6 +162,22 @@ def _check_one_series(sources: Sequence[Dataset]) -> None:
                 "A segmentation cannot refer to them: export the series again.",
                 ErrorCode.GEOMETRY_MISMATCH,
             )
+
+
+def _check_places(sources: Sequence[Dataset]) -> None:
+    first = sources[0]
+    frames = int(first.get("NumberOfFrames") or 1)
+    groups = [
+        *(first.get("SharedFunctionalGroupsSequence") or []),
+        *(first.get("PerFrameFunctionalGroupsSequence") or []),
+    ]
+    placed = first.get("ImagePositionPatient") or any("PlanePositionSequence" in group for group in groups)
+    if not placed and (len(sources) > 1 or frames > 1):
+        raise DataError(
+            f"the {max(len(sources), frames)} images have no place in the patient, so a segmentation cannot say which "
+            "of them it is of. Give single-frame images, one at a time.",
+            ErrorCode.UNSUPPORTED,
+        )
 
 
 def _describe(number: int, name: str, author: Author, tracking_uid: str) -> SegmentDescription:
@@ -165,19 +201,61 @@ def _describe(number: int, name: str, author: Author, tracking_uid: str) -> Segm
     )
 
 
-def _complete(source: Dataset) -> Dataset:
-    """The source with what highdicom insists on: every attribute it copies, and no value that it refuses."""
-    completed = Dataset()
-    completed.update(source)
-    completed.file_meta = source.file_meta
+def _completed(sources: Sequence[Dataset]) -> list[Dataset]:
+    """The sources with what highdicom insists on, and without what would make its object invalid."""
+    completed = []
+    thickness_mm = _distance_mm(sources)
+    for source in sources:
+        copy = Dataset()
+        copy.update(source)
+        copy.file_meta = source.file_meta
+        if not copy.get("FrameOfReferenceUID"):
+            copy.pop("FrameOfReferenceUID", None)
+            if copy.get("ImagePositionPatient"):
+                # The frame of reference is required, and the same one must come again for the same series.
+                copy.FrameOfReferenceUID = generate_uid(
+                    entropy_srcs=[str(copy.SeriesInstanceUID), "frame of reference"]
+                )
+        if copy.get("PixelSpacing") and not min(copy.PixelSpacing) > 0:
+            del copy.PixelSpacing
+        if copy.get("ImagePositionPatient") and not copy.get("SliceThickness"):
+            copy.SliceThickness = thickness_mm
+        completed.append(copy)
+    first = completed[0]  # the only one that patient and study are copied from
+    for tag in [tag for tag in list(first.keys()) if tag.group in _PERSON_AND_STUDY and not _is_legal(first, tag)]:
+        del first[tag]
     for keyword in _COPIED:
-        if keyword not in completed:
-            setattr(completed, keyword, None)
-    if completed.PatientSex not in ("M", "F", "O"):
-        completed.PatientSex = ""
-    if not completed.get("SpecificCharacterSet", True):
-        del completed.SpecificCharacterSet
+        if keyword not in first:
+            setattr(first, keyword, None)
+    if first.get("PatientIdentityRemoved") == "YES" and not (
+        first.get("DeidentificationMethod") or first.get("DeidentificationMethodCodeSequence")
+    ):
+        first.DeidentificationMethod = "not stated by the source"  # required with YES
+    if first.PatientSex not in ("M", "F", "O"):
+        first.PatientSex = ""
+    if not first.get("SpecificCharacterSet", True):
+        del first.SpecificCharacterSet
     return completed
+
+
+def _distance_mm(sources: Sequence[Dataset]) -> str:
+    """The distance from one image to the next, for images that do not say how thick they are; 1 mm for one image."""
+    positions = np.array([[float(x) for x in source.get("ImagePositionPatient") or (0, 0, 0)] for source in sources])
+    distances = np.linalg.norm(positions[1:] - positions[0], axis=1)
+    return f"{distances.min():.6f}" if len(distances) and distances.min() > 0 else "1"
+
+
+def _is_legal(source: Dataset, tag: BaseTag) -> bool:
+    """Whether a value is one that its representation allows, where that has a form. Names and identifiers stay."""
+    try:
+        element = source[tag]
+        values = element.value if element.VM > 1 else [element.value]
+        if element.VR in _FORMED:
+            for value in values:
+                validate_value(element.VR, str(value or ""), config.RAISE)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _fix_time_and_identity(segmentation: Dataset, created: datetime.datetime, organization_uid: str) -> None:

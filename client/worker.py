@@ -1,4 +1,4 @@
-"""The process with the patients: torch, the data and the ClientApp. No network, no keys, one pipe to the agent.
+"""The process with the patients: torch, the data and the ClientApp. No network, no TLS key, one pipe to the agent.
 
 Started by the agent and kept warm. This file is the door: it gives up what a worker must not have, and only then
 imports what is large (`client.workbench`).

@@ -303,7 +303,7 @@ class PolicyConfig(Table):
     min_noise_multiplier: NonNegative = 0.0
     min_clipping: NonNegative = 0.0
     max_clipping: Positive = 100.0
-    max_delta: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    max_delta: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
     # What may leave beside weights. Losses never do under differential privacy.
     metrics: tuple[Metric, ...] = METRICS

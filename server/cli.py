@@ -176,7 +176,7 @@ def start(home: HomeOption = None) -> None:
 
 @app.command()
 def status(home: HomeOption = None, json: JsonFlag = False) -> None:
-    """What runs, who is here, which runs are open. Exit code 1 when the coordinator is not running.
+    """What runs, who is here, which runs are open. Exit code 1 when the coordinator, or a part of it, is not up.
 
     Example: `wardround-server status`
     """
@@ -184,12 +184,18 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
     running = launcher.is_running(opened)
     members = [site for site in registry.sites() if site.state == "active"]
     rows = [("coordinator", "running" if running else "stopped", str(opened.path))]
-    rows += [(name, "up" if launcher.is_listening(port) else "down", f"port {port}") for name, port in _ports(opened)]
+    doors = launcher.doors(opened)
+    rows += [(door.name, door.state, f"port {door.port}") for door in doors]
     rows += [("site " + one.name, "connected" if one.connected and running else "away", "") for one in members]
     rows += [(f"run {one.name}", one.state, one.run_hash[:8]) for one in registry.proposals() if one.open]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
     if not running:
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`.")
+    if wrong := [door for door in doors if not door.ok]:
+        raise FederationError(
+            "; ".join(f"{door.name} (port {door.port}): {door.state}" for door in wrong)
+            + f". See the files in {opened.logs}, and `wardround-server doctor`."
+        )
 
 
 @app.command()
@@ -366,15 +372,6 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     ]
     title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
     show_table(title, ("site", "dice", "epsilon", "delta"), rows, as_json=as_json)
-
-
-def _ports(home: Home) -> list[tuple[str, int]]:
-    config = home.config
-    return [
-        ("gateway", config.gateway_port),
-        ("enrolment", config.enrolment_port),
-        ("superlink", config.superlink_port),
-    ]
 
 
 def _yes(value: bool) -> str:

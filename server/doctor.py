@@ -30,7 +30,24 @@ class Finding:
 
 def examine(home: Home) -> list[Finding]:
     """Look at everything; changes nothing."""
-    return [_flower(), *_secrets(home), *_certificates(home), _disk(home), _processes(home), *_exposure(home)]
+    return [
+        _flower(),
+        *_secrets(home),
+        *_certificates(home),
+        _disk(home),
+        _processes(home),
+        *_doors(home),
+        *_exposure(home),
+    ]
+
+
+def superlink_addresses(home: Home) -> set[str]:
+    """The addresses on which the SuperLink, or anything it has started, listens."""
+    port = home.config.superlink_port
+    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    owners = {one.pid for one in listening if one.laddr.port == port and one.pid is not None}
+    family = {process.pid for owner in owners for process in psutil.Process(owner).children(recursive=True)} | owners
+    return {one.laddr.ip for one in listening if one.laddr.port == port or one.pid in family}
 
 
 def _flower() -> Finding:
@@ -64,13 +81,15 @@ def _processes(home: Home) -> Finding:
     return Finding("coordinator", running, "running" if running else "not running: wardround-server start")
 
 
+def _doors(home: Home) -> Iterator[Finding]:
+    if launcher.is_running(home):
+        for door in launcher.doors(home):
+            remedy = "" if door.ok else f": see the files in {home.logs}, and who else uses the port"
+            yield Finding(f"{door.name} port {door.port}", door.ok, door.state + remedy)
+
+
 def _exposure(home: Home) -> Iterator[Finding]:
-    port = home.config.superlink_port
-    listening = {
-        one.laddr.ip
-        for one in psutil.net_connections("tcp")
-        if one.status == psutil.CONN_LISTEN and one.laddr.port == port
-    }
+    listening = superlink_addresses(home)
     foreign = sorted(address for address in listening if address not in ("127.0.0.1", "::1"))
     yield Finding(
         "superlink",

@@ -133,7 +133,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
     """The gRPC service behind the enrolment port."""
 
     def __init__(self, home: Home, registry: Registry) -> None:
-        self._root_pem = home.root_pem
+        self._home = home
         self._registry = registry
 
     def Enrol(  # noqa: N802 - the name in the protocol
@@ -172,6 +172,6 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
         if site.state == "active" and site.certificate is not None:
             self._registry.collected(site.name)
             return wardround_pb2.CollectReply(
-                state=wardround_pb2.CollectReply.APPROVED, certificate_pem=site.certificate + self._root_pem
+                state=wardround_pb2.CollectReply.APPROVED, certificate_pem=site.certificate + self._home.root_pem
             )
         return wardround_pb2.CollectReply(state=wardround_pb2.CollectReply.REFUSED)

@@ -31,7 +31,9 @@ from common.errors import EnrolmentError, FederationError, UpdateError
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server import enrolment
+from server.guard import site_of
 from server.home import Home, read_nodes, write_nodes
+from server.limits import Notes
 from server.mailbox import Mailbox
 from server.registry import Proposal, Registry, Site
 from server.seat import Objects, Seat
@@ -43,8 +45,11 @@ LIST_WAIT_S = 30.0
 SILENCE_S = 60.0
 # Without a hint, a waiting site looks this often while a run is live.
 LOOK_EVERY_S = 1.0
-# How soon a held call notices a change in the registry.
+# How soon a held call notices a change in the registry, a revocation for one.
 _NOTICE_S = 0.5
+# A site's denials are written down one by one up to this many, then one in ten seconds.
+_DENIALS = 200
+_DENIALS_PER_S = 0.1
 # Closed runs that are still listed, so that agents learn of their end.
 _CLOSED_LISTED = 20
 _VOID = "the node id is void since a restart. Call ActivateNode again."
@@ -66,6 +71,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._lock = threading.Lock()
         self._hint = threading.Condition()
         self._hints = 0
+        self._notes = Notes(_DENIALS_PER_S, _DENIALS, time.monotonic)
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
         self._nodes = dict(read_nodes(home))
@@ -107,18 +113,19 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """The next message, held until there is one."""
         seat = self._seated(context, request.node.node_id)
         deadline = time.monotonic() + PULL_WAIT_S
-        turn = seat.next_turn()
+        turn, known, looked = seat.next_turn(), -1, 0.0
         # A newer call of the same site ends this one: a message must not go to a caller who has gone.
         while context.is_active() and seat.turn == turn:
             hints = self._hints
             response = seat.undelivered()
-            if response is None and self._live_runs:
+            if response is None and self._live_runs and (hints != known or time.monotonic() - looked >= LOOK_EVERY_S):
+                known, looked = hints, time.monotonic()
                 response = self._relay(context, seat.pull)
             remaining = deadline - time.monotonic()
             if response is not None or remaining <= 0:
                 return response or fleet_pb2.PullMessagesResponse()
             with self._hint:
-                self._hint.wait_for(partial(self._hinted_since, hints), min(LOOK_EVERY_S, remaining))
+                self._hint.wait_for(partial(self._hinted_since, hints), min(_NOTICE_S, remaining))
             if seat.turn == turn:
                 self._seated(context, request.node.node_id)
         self._authorise(context)
@@ -225,6 +232,10 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return wardround_pb2.RenewReply(certificate_pem=certificate, successor_pem=self._home.successor_pem)
 
     # For the process that runs it
+
+    def authorise(self, context: grpc.ServicerContext) -> None:
+        """End the call unless an active site makes it."""
+        self._authorise(context)
 
     def close(self) -> None:
         """Let go of files and connections; the sites keep their seats for the next start."""
@@ -336,7 +347,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the SuperLink does not answer")
 
     def _deny(self, context: grpc.ServicerContext, why: str) -> NoReturn:
-        _log.warning("denied: %s (%s)", why, context.peer())
+        silent = self._notes.write(site_of(context))
+        if silent is not None:
+            _log.warning("denied: %s (%s; %d more before this)", why, context.peer(), silent)
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "this site may not do that. See the coordinator's log.")
         raise AssertionError("abort raises")
 

@@ -10,8 +10,10 @@ import ctypes
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import httpx
 import psutil
 
 from common.errors import ConfigError, FederationError
 from common.flower import check_version, superlink_command, superlink_environment
 from server.home import ENVIRONMENT, Home
+from server.registry import Registry
 
 READY_TIMEOUT_S = 60.0
 # After SIGTERM a process has this long to end by itself.
@@ -37,6 +41,7 @@ _LONGEST_BACK_OFF_S = 30.0
 # A child that lived this long did not fail at start.
 _HEALTHY_S = 60.0
 _LOG_BYTES = 10_000_000
+_PROBE_S = 3.0
 _PR_SET_PDEATHSIG = 1
 
 _log = logging.getLogger(__name__)
@@ -76,8 +81,8 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
                 _spawn(child)
             _await_ready(home, children, stop)
             announce(
-                f"ready: gateway {home.gateway_address} (mutual TLS), enrolment {home.enrolment_address}, "
-                f"logs in {home.logs}"
+                f"ready: gateway {home.gateway_address} (mutual TLS), enrolment {home.enrolment_address} "
+                f"(open while an invitation is), logs in {home.logs}"
             )
             while not stop:
                 for child in children:
@@ -96,11 +101,44 @@ def is_running(home: Home) -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class Door:
+    """One of the coordinator's ports, as it is now."""
+
+    name: str
+    port: int
+    ok: bool
+    state: str
+
+
+def doors(home: Home) -> list[Door]:
+    """Look at all ports. Up means that our own program answers, not only that the port is taken."""
+    config = home.config
+    gateway, enrolment = (_state_of(home, port) for port in (config.gateway_port, config.enrolment_port))
+    if enrolment == "down" and not Registry(home.registry).is_expecting():
+        enrolment = "closed: no invitation is open"
+    superlink = "up" if superlink_answers(config.superlink_port) else "down"
+    return [
+        Door("gateway", config.gateway_port, gateway == "up", gateway),
+        Door("enrolment", config.enrolment_port, enrolment == "up" or enrolment.startswith("closed"), enrolment),
+        Door("superlink", config.superlink_port, superlink == "up", superlink),
+    ]
+
+
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:
     """Whether something accepts connections there."""
     with closing(socket.socket()) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, port)) == 0
+
+
+def superlink_answers(port: int) -> bool:
+    """Whether Flower's SuperLink says that it is well."""
+    try:
+        reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=_PROBE_S, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return reply.is_success
 
 
 def _children(home: Home) -> list[_Child]:
@@ -113,8 +151,6 @@ def _children(home: Home) -> list[_Child]:
 
 
 def _spawn(child: _Child) -> None:
-    if child.log.exists() and child.log.stat().st_size > _LOG_BYTES:
-        child.log.replace(child.log.with_suffix(".log.1"))
     with child.log.open("ab") as log:
         child.process = subprocess.Popen(  # noqa: S603 - our own command
             child.command,
@@ -131,6 +167,7 @@ def _spawn(child: _Child) -> None:
 
 def _tend(child: _Child) -> None:
     now = time.monotonic()
+    _trim(child.log)
     if child.process is None:
         if now >= child.not_before:
             _spawn(child)
@@ -146,10 +183,16 @@ def _tend(child: _Child) -> None:
     child.back_off_s = min(2 * child.back_off_s, _LONGEST_BACK_OFF_S)
 
 
+def _trim(log: Path) -> None:
+    """Keep a log and the one before it at 10 MB each, whatever strangers make a process write."""
+    if log.exists() and log.stat().st_size > _LOG_BYTES:
+        shutil.copyfile(log, log.with_suffix(".log.1"))
+        os.truncate(log, 0)  # the process goes on at the new end: it appends
+
+
 def _await_ready(home: Home, children: list[_Child], stop: list[int]) -> None:
-    ports = (home.config.superlink_port, home.config.gateway_port, home.config.enrolment_port)
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not stop and not all(is_listening(port, _probe_host(home)) for port in ports):
+    while not stop and not all(door.ok for door in doors(home) if door.name != "enrolment"):
         for child in children:
             if child.process is not None and child.process.poll() is not None:
                 raise FederationError(f"the {child.name} ended at start. {_last_lines(child.log)}")
@@ -245,6 +288,21 @@ def _die_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return before_exec
+
+
+def _state_of(home: Home, port: int) -> str:
+    """Whether the server on a port shows a certificate of our root. It need not let us in for that."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=home.trusted_roots_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((_probe_host(home), port), _PROBE_S) as plain, context.wrap_socket(plain):
+            return "up"
+    except ConnectionRefusedError:
+        return "down"
+    except (OSError, ValueError):
+        return "held by another program, or does not answer"
 
 
 def _probe_host(home: Home) -> str:

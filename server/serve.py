@@ -2,7 +2,8 @@
 
     python -m server.serve --home HOME
 
-Port 9443 (gateway, mutual TLS) and 9444 (enrolment, server TLS), both with grpc.health.v1. Ends on SIGTERM.
+Port 9443 (gateway, mutual TLS) is always open; port 9444 (enrolment, server TLS) while somebody is expected there. Both
+serve grpc.health.v1, which at the gateway says NOT_SERVING while the SuperLink does not answer. Ends on SIGTERM.
 """
 
 import argparse
@@ -10,27 +11,40 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from common import pki
+from common.errors import ConfigError, FederationError
 from common.flower import check_version
 from common.wire import channels, wardround_pb2_grpc  # protoc writes the latter without types
+from common.wire.channels import Credentials
 from common.wire.wake import Sleeper, gateway_sleeper
 from server.enrolment import EnrolmentService
 from server.gateway import Gateway
+from server.guard import Guard, address_of, site_of
 from server.home import Home, open_home, server_credentials
+from server.launcher import superlink_answers
+from server.limits import MAX_REQUEST_BYTES
 from server.registry import Registry
 from server.runs import Runs
 
-# A site holds up to two long polls besides its work.
-GATEWAY_WORKERS = 128
-ENROLMENT_WORKERS = 16
+# Twenty sites that use up all their places leave some for the others.
+GATEWAY_WORKERS = 256
+ENROLMENT_WORKERS = 32
 
 _STEP_S = 0.5
 _GRACE_S = 1.0
+_HEALTH_EVERY_S = 1.0
+_RENEWAL_EVERY_S = 3600.0
+# A site whose answer was lost asks again, see client/enrol.py; longer than its pause.
+_LINGER_S = 5.0
+_RETRY_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -39,42 +53,57 @@ def serve(home: Home, stop: threading.Event) -> None:
     """Serve until `stop` is set.
 
     Raises:
-        FederationError: a port is in use.
+        FederationError: the gateway's port is in use.
     """
     registry = Registry(home.registry)
     gateway = Gateway(home, registry)
     runs = Runs(home, registry)
-    servers = [start_gateway(home, gateway), start_enrolment(home, registry)]
+    door, state, guard = EnrolmentDoor(home, registry), Health(gateway), Guard(site_of)
+    server = start_gateway(home, gateway, state, guard)
     sleeper = gateway_sleeper(home.path)
-    hints = threading.Thread(target=pass_hints_on, args=(sleeper, gateway, stop), name="hints")
-    hints.start()
+    threads = [
+        threading.Thread(target=pass_hints_on, args=(sleeper, gateway, stop), name="hints"),
+        threading.Thread(target=keep_watch, args=(home, state, guard, door, stop), name="watch"),
+    ]
+    for thread in threads:
+        thread.start()
     try:
         while not stop.is_set():
             gateway.keep_house(runs.step())
             stop.wait(_STEP_S)
     finally:
         stop.set()
-        for stopped in [server.stop(_GRACE_S) for server in servers]:
-            stopped.wait()
-        hints.join()
+        stopped = server.stop(_GRACE_S)
+        for thread in threads:
+            thread.join()
+        door.close()
+        stopped.wait()
         sleeper.close()
         gateway.close()
 
 
-def start_gateway(home: Home, gateway: Gateway) -> grpc.Server:
+def start_gateway(
+    home: Home, gateway: Gateway, state: "Health | None" = None, guard: Guard | None = None
+) -> grpc.Server:
     """Open the gateway's port."""
 
     def add(server: grpc.Server) -> None:
         add_FleetServicer_to_server(gateway, server)
         wardround_pb2_grpc.add_CoordinationServicer_to_server(gateway, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(state or Health(gateway), server)
 
-    address = f"{home.config.listen}:{home.config.gateway_port}"
-    key, certificate = server_credentials(home)
-    return channels.serve(address, key, certificate, add, root_pem=home.trusted_roots_pem, workers=GATEWAY_WORKERS)
+    server_credentials(home)
+    return channels.serve(
+        f"{home.config.listen}:{home.config.gateway_port}",
+        lambda: _credentials(home, home.trusted_roots_pem),
+        add,
+        interceptors=[guard or Guard(site_of)],
+        workers=GATEWAY_WORKERS,
+        max_receive_bytes=MAX_REQUEST_BYTES,
+    )
 
 
-def start_enrolment(home: Home, registry: Registry) -> grpc.Server:
+def start_enrolment(home: Home, registry: Registry, guard: Guard | None = None) -> grpc.Server:
     """Open the enrolment port."""
 
     def add(server: grpc.Server) -> None:
@@ -82,11 +111,87 @@ def start_enrolment(home: Home, registry: Registry) -> grpc.Server:
         wardround_pb2_grpc.add_EnrolmentServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
 
-    address = f"{home.config.listen}:{home.config.enrolment_port}"
-    key, certificate = server_credentials(home)
+    server_credentials(home)
     return channels.serve(
-        address, key, certificate, add, workers=ENROLMENT_WORKERS, max_receive_bytes=channels.MAX_ENROLMENT_BYTES
+        f"{home.config.listen}:{home.config.enrolment_port}",
+        lambda: _credentials(home, None),
+        add,
+        interceptors=[guard or Guard(address_of)],
+        workers=ENROLMENT_WORKERS,
+        max_receive_bytes=channels.MAX_ENROLMENT_BYTES,
     )
+
+
+class Health(health.HealthServicer):
+    """grpc.health.v1 for active sites: are the gateway and what lies behind it there?"""
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__()
+        self._gateway = gateway
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - the name in the protocol
+        """A site that is shut out learns so here too."""
+        self._gateway.authorise(context)
+        return super().Check(request, context)
+
+    def tell(self, *, serving: bool) -> None:
+        """Say so from now on."""
+        states = health_pb2.HealthCheckResponse
+        self.set("", states.SERVING if serving else states.NOT_SERVING)
+
+
+class EnrolmentDoor:
+    """The enrolment port: open while somebody is invited, waits for approval or has not fetched the certificate."""
+
+    def __init__(self, home: Home, registry: Registry) -> None:
+        self._home, self._registry = home, registry
+        self._guard = Guard(address_of)
+        self._server: grpc.Server | None = None
+        self._expected = 0.0
+        self._not_before = 0.0
+
+    def step(self) -> None:
+        """Open or close it, as it is right now."""
+        now = time.monotonic()
+        expecting = self._registry.is_expecting()
+        if expecting:
+            self._expected = now
+        if self._server is None:
+            if expecting and now >= self._not_before:
+                self._open(now)
+            return
+        self._guard.end_overdue()
+        if now - self._expected > _LINGER_S:
+            _log.info("enrolment closes: no invitation is open")
+            self.close()
+
+    def close(self) -> None:
+        """Close it, if it is open."""
+        if self._server is not None:
+            self._server.stop(_GRACE_S).wait()
+            self._server = None
+
+    def _open(self, now: float) -> None:
+        try:
+            self._server = start_enrolment(self._home, self._registry, self._guard)
+        except FederationError as error:
+            self._not_before = now + _RETRY_S
+            _log.error("enrolment stays closed: %s", error)
+
+
+def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, stop: threading.Event) -> None:
+    """What must not wait for a slow SuperLink: calls that take too long, the enrolment port, health, certificates."""
+    look, renewal = 0.0, time.monotonic() + _RENEWAL_EVERY_S
+    while not stop.wait(_STEP_S):
+        guard.end_overdue()
+        door.step()
+        now = time.monotonic()
+        if now >= look:
+            look = now + _HEALTH_EVERY_S
+            state.tell(serving=superlink_answers(home.config.superlink_port))
+        if now >= renewal:
+            renewal = now + _RENEWAL_EVERY_S
+            _renew(home)
 
 
 def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:
@@ -94,6 +199,21 @@ def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> 
     while not stop.is_set():
         if sleeper.sleep(_STEP_S):
             gateway.hint()
+
+
+def _credentials(home: Home, root_pem: bytes | None) -> Credentials:
+    """What lies in the files now; nothing is renewed here, because two doors ask."""
+    key, certificate = ((home.path / "pki" / name).read_bytes() for name in ("server.key", "server.pem"))
+    if pki.load_key(key).public_key() != pki.load_certificate(certificate).public_key():
+        raise ConfigError("the server's key and certificate do not belong together. They are just being renewed?")
+    return Credentials(key, certificate, root_pem)
+
+
+def _renew(home: Home) -> None:
+    try:
+        server_credentials(home)
+    except ConfigError as error:
+        _log.warning("the server's certificate has to be renewed: %s", error)
 
 
 def _main() -> None:

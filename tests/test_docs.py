@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
 # The command contract, as far as it is built.
 CONTRACT = """
-wardround-sim run | compare | scenarios | bench data
-wardround-server init | invite | requests | approve | revoke | sites | start | status | doctor
+wardround-sim run | compare | crossval | scenarios | bench data
+wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
+wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server run | runs | stop | resume | report | export
-wardround-client join | start | status | doctor | data add | data check | data list | data export
-wardround-client runs | approve | deny | policy check | ledger | predict
+wardround-client join | renew | start | status | doctor | data add | data check | data list | data export
+wardround-client runs | approve | deny | policy check | ledger | predict | key protect | key unprotect
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

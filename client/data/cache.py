@@ -1,17 +1,7 @@
 """The working set: preprocessed studies, kept encrypted so that a second look at a cohort decodes nothing.
 
-One file per study, in one folder per way of preprocessing. Names are HMACs; a file's size tells the number of slices
-and nothing else is in the clear.
-
-    file  = header | chunk 0 | chunk 1 | ...
-    header = magic (8) | salt (16) | stamp (32)
-    chunk = AES-256-GCM of 1 MiB of the payload (the last one: of what is left), 16 bytes longer by its tag
-    payload = safetensors {images, labels}; never pickle
-
-The key is made for each file by HKDF-SHA256 from the site key and the file's random salt, so the nonce need only count:
-chunk index (11 bytes, big-endian) | 1 for the last chunk, else 0 (1 byte). Header, folder and file name are
-authenticated with every chunk. A chunk that is changed, moved, cut off, repeated or taken from another file does not
-open. This is the STREAM construction, as in https://age-encryption.org/v1.
+One file per study, in one folder per way of preprocessing, sealed by the site's vault (`client.data.vault`): names are
+HMACs, and a file's size tells the number of slices. The payload is safetensors {images, labels}; never pickle.
 
 The stamp, HMAC of what the study was made from, tells an old entry from a current one: all of its reference (paths,
 patient, label map), and of every image and label file the size and the times of modification and of change, to the
@@ -23,47 +13,30 @@ Nothing is memory-mapped: what lies on disk is ciphertext. A cohort is decrypted
 """
 
 import hashlib
-import hmac
 import json
 import logging
-import math
 import os
-import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
 
 import safetensors.torch
 import torch
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 from client.data.study import Reference
+from client.data.vault import Vault
 from common.config import RunConfig, canonical
 
-_MAGIC = b"WRCACHE1"
-_SALT_BYTES = 16
-_STAMP_BYTES = 32
-_HEADER_BYTES = len(_MAGIC) + _SALT_BYTES + _STAMP_BYTES
-_TAG_BYTES = 16
-_CHUNK_BYTES = 2**20
-_COUNTER_BYTES = 11
-_NAME_HEX = 32
-_ENCRYPTION = b"wardround cache v1: encryption"
-_NAMING = b"wardround cache v1: names and stamps"
 _SUFFIX = ".case"
 _TYPES = {"F32": torch.float32, "U8": torch.uint8}  # as safetensors names them
 # Ways of preprocessing that are kept; those used longest ago go first.
 _KEPT_SETTINGS = 4
 # What decides the numbers that preprocessing gives, beside the code of this package.
-_LIBRARIES = ("torch", "numpy", "pydicom", "nibabel", "pillow")
+_LIBRARIES = ("torch", "numpy", "pydicom", "nibabel", "pillow", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls")
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +49,19 @@ class Entry:
     stamp: bytes
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A study as it is kept.
+
+    images: (S, C, *sp) float32; labels: (S, *sp) uint8; digest: of the image before preprocessing, by which the same
+    image in two studies is known.
+    """
+
+    images: Tensor
+    labels: Tensor
+    digest: str = ""
+
+
 class Cache:
     """The preprocessed studies of one site for one run. Its state: whether the disk still takes new ones."""
 
@@ -85,18 +71,27 @@ class Cache:
         Args:
             folder: of the site's cache; made with the first entry, for its owner only.
             site_key: secret key of the site; the cache's own keys are derived from it.
-            run: its data contract, preprocessing and model axes are part of the place. So are the code that reads and
-                preprocesses, the versions of its libraries, and the number of threads: a sum's rounding depends on it.
+            run: its modality, channels, classes, preprocessing and model axes are part of the place. So are the code
+                that reads and preprocesses, the versions of its libraries, and the number of threads: a sum's
+                rounding depends on it.
         """
         self._root = folder
-        self._site_key = site_key
-        settings = (canonical(run.data), canonical(run.preprocessing), run.model.dims, torch.get_num_threads())
+        self._vault = Vault(site_key, "cache")
+        data = run.data  # what of it decides the images; splits and folds do not
+        settings = (data.modality, data.channels, data.classes, canonical(run.preprocessing), run.model.dims)
         versions = [version(library) for library in _LIBRARIES]
-        self._folder = folder / self._name("settings", *settings, *versions, _code_digest(Path(__file__).parent))
+        self._folder = folder / self._vault.name(
+            "settings", *settings, torch.get_num_threads(), *versions, code_digest(Path(__file__).parent)
+        )
         self._writable = True
 
-    def entry(self, reference: Reference) -> Entry | None:
-        """The study's place; None where it has none, because it cannot be read at all."""
+    def entry(self, reference: Reference, **settings: object) -> Entry | None:
+        """The study's place; None where it has none, because it cannot be read at all.
+
+        Args:
+            reference: names its files.
+            settings: what else decides whether and how it is read, and may differ from study to study.
+        """
         if reference.problem is not None:
             return None
         try:
@@ -104,50 +99,33 @@ class Cache:
         except OSError:
             return None  # reading it will say why
         times = [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files]
-        return Entry(self._folder / self._file_name(reference), self._mac("stamp", vars(reference), times))
+        stamp = self._vault.mac("stamp", vars(reference), settings, times)
+        return Entry(self._folder / self._file_name(reference), stamp)
 
-    def read(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
-        """Images (S, C, *sp) float32 and labels (S, *sp) uint8, bit for bit as written; None when they are not there.
+    def read(self, entry: Entry) -> Prepared | None:
+        """The study, bit for bit as written; None when it is not there.
 
         An entry that is out of date or damaged is not there: the study is read from its files again.
         """
-        name = entry.path.stem
+        payload = self._vault.read(entry.path, entry.stamp)
         try:
-            with entry.path.open("rb") as file:
-                header = file.read(_HEADER_BYTES)
-                if _is_header(header) and not hmac.compare_digest(header[-_STAMP_BYTES:], entry.stamp):
-                    return None
-                return _unpack(self._open(header, file, entry.path))
-        except FileNotFoundError:
+            return None if payload is None else _unpack(payload)
+        except (ValueError, KeyError):
+            self._vault.report_damage(entry.path)
             return None
-        except OSError as error:
-            _log.warning("cache entry %s cannot be read (%s); its study is decoded again", name, error.strerror)
-        except (InvalidTag, ValueError, KeyError):
-            _log.warning("cache entry %s is damaged; its study is decoded again", name)
-        return None
 
-    def write(self, entry: Entry, images: Tensor, labels: Tensor) -> None:
+    def write(self, entry: Entry, prepared: Prepared) -> None:
         """Keep a study. Best effort: a full disk ends the writing, not the work.
 
         Args:
             entry: made BEFORE the study was read, so that files which changed meanwhile make it out of date.
-            images: (S, C, *sp) float32.
-            labels: (S, *sp) uint8.
+            prepared: the study.
         """
         if not self._writable:
             return
-        payload = safetensors.torch.save({"images": images.contiguous(), "labels": labels.contiguous()})
-        partial = entry.path.with_suffix(f".{secrets.token_hex(8)}.partial")
+        tensors = {"images": prepared.images.contiguous(), "labels": prepared.labels.contiguous()}
         try:
-            for folder in (self._root, self._folder):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.writelines(self._seal(entry, payload))
-                partial.replace(entry.path)
-            finally:
-                partial.unlink(missing_ok=True)
+            self._vault.write(entry.path, safetensors.torch.save(tensors, {"digest": prepared.digest}), entry.stamp)
         except OSError as error:
             self._writable = False
             _log.warning(
@@ -173,75 +151,19 @@ class Cache:
         except OSError as error:
             _log.warning("old cache entries cannot be removed (%s)", error.strerror)
 
-    def _seal(self, entry: Entry, payload: bytes) -> Iterator[bytes]:
-        header = _MAGIC + secrets.token_bytes(_SALT_BYTES) + entry.stamp
-        yield header
-        cipher, associated = self._cipher(header), _associated(header, entry.path)
-        view = memoryview(payload)
-        for nonce, start in _chunks(len(payload)):
-            yield cipher.encrypt(nonce, view[start : start + _CHUNK_BYTES], associated)
-
-    def _open(self, header: bytes, file: BinaryIO, path: Path) -> bytearray:
-        """The payload of a file that stands after its header; into one buffer, which the tensors then share."""
-        cipher, associated = self._cipher(header), _associated(header, path)
-        chunk = memoryview(bytearray(_CHUNK_BYTES + _TAG_BYTES))
-        length = os.fstat(file.fileno()).st_size - _HEADER_BYTES
-        payload = bytearray(length - math.ceil(length / len(chunk)) * _TAG_BYTES)
-        view = memoryview(payload)
-        for nonce, start in _chunks(len(payload)):
-            sealed = chunk[: file.readinto(chunk)]  # type: ignore[attr-defined]  # typeshed leaves it out of BinaryIO
-            cipher.decrypt_into(nonce, sealed, associated, view[start : start + _CHUNK_BYTES])
-        return payload
-
-    def _cipher(self, header: bytes) -> AESGCM:
-        salt = header[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES]
-        return AESGCM(_derive(self._site_key, _ENCRYPTION, salt))
-
     def _file_name(self, reference: Reference) -> str:
         # The first file too: two sources of a site may use the same keys.
-        return self._name("study", reference.kind, reference.key, reference.images[:1]) + _SUFFIX
-
-    def _name(self, *parts: object) -> str:
-        return self._mac(*parts).hex()[:_NAME_HEX]
-
-    def _mac(self, *parts: object) -> bytes:
-        return hmac.new(
-            self._naming_key, json.dumps(parts, default=str, sort_keys=True).encode(), hashlib.sha256
-        ).digest()
-
-    @cached_property
-    def _naming_key(self) -> bytes:
-        return _derive(self._site_key, _NAMING, b"")
+        return self._vault.name("study", reference.kind, reference.key, reference.images[:1]) + _SUFFIX
 
 
 @lru_cache
-def _code_digest(package: Path) -> str:
-    """SHA-256 of a package's modules: an update of Wardround that leaves them alone keeps the cache."""
+def code_digest(package: Path) -> str:
+    """SHA-256 of a package's modules: an update of Wardround that leaves them alone keeps what they made."""
     modules = sorted(package.glob("*.py"))
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in modules)).hexdigest()
 
 
-def _derive(site_key: bytes, purpose: bytes, salt: bytes) -> bytes:
-    """A key of 32 bytes for one purpose; the site key itself keys the pseudonyms (RFC 5869)."""
-    return HKDF(SHA256(), length=32, salt=salt, info=purpose).derive(site_key)
-
-
-def _associated(header: bytes, path: Path) -> bytes:
-    return header + f"{path.parent.name}/{path.name}".encode()
-
-
-def _is_header(header: bytes) -> bool:
-    return len(header) == _HEADER_BYTES and header.startswith(_MAGIC)
-
-
-def _chunks(length: int) -> Iterator[tuple[bytes, int]]:
-    """Nonce and start of each chunk of a payload."""
-    last = (length - 1) // _CHUNK_BYTES
-    for index in range(last + 1):
-        yield index.to_bytes(_COUNTER_BYTES) + bytes([index == last]), index * _CHUNK_BYTES
-
-
-def _unpack(payload: bytearray) -> tuple[Tensor, Tensor]:
+def _unpack(payload: bytearray) -> Prepared:
     """Tensors of a safetensors text, in its own memory; the library's reader copies, which takes 8 times as long."""
     start = 8 + int.from_bytes(payload[:8], "little")
     parts = json.loads(payload[8:start])
@@ -252,7 +174,7 @@ def _unpack(payload: bytearray) -> tuple[Tensor, Tensor]:
         count = (end - begin) // dtype.itemsize
         return torch.frombuffer(payload, dtype=dtype, count=count, offset=start + begin).view(parts[name]["shape"])
 
-    return tensor("images"), tensor("labels")
+    return Prepared(tensor("images"), tensor("labels"), parts["__metadata__"]["digest"])
 
 
-__all__ = ["Cache", "Entry"]
+__all__ = ["Cache", "Entry", "Prepared", "code_digest"]

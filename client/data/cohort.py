@@ -6,7 +6,7 @@ A study that cannot be used is quarantined with a code and a reason; it never st
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.data import sources
-from client.data.cache import Cache
+from client.data.cache import Cache, Entry, Prepared
+from client.data.index import Index
+from client.data.isolation import Job, Readers, Reading
+from client.data.labels import Vocabulary
 from client.data.preprocess import as_samples, preprocess
 from client.data.pseudonym import cohort_id, pseudonym
-from client.data.split import Split, split_patients
-from client.data.study import Reference
+from client.data.quality import duplicate_error, duplicates
+from client.data.split import KeptSplits, Split
+from client.data.study import Found
 from common.config import RunConfig, SiteConfig
 from common.errors import ConfigError, DataError, ErrorCode
+
+INDEX_NAME = "index"  # within the cache
 
 _DECLARED_STEP = 5
 
@@ -93,6 +98,8 @@ def load_cohort(
     site_key: bytes,
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
+    splits: Path | None = None,
+    readers: int = 0,
 ) -> Cohort:
     """Read, preprocess and split everything a site has for a run.
 
@@ -104,49 +111,55 @@ def load_cohort(
         progress: called with (studies done, studies in all).
         cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
             None: everything is read from its files.
+        splits: file of the patients' places in earlier runs; None: every split is a first one.
+        readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
 
     Raises:
         ConfigError: a source is described wrongly (folder, CSV or column that is not there).
         DataError: NO_DATA, no study is usable; the message says what was found.
+        ReaderError: no process that parses could be started.
     """
-    found = [sources.find(source, root) for source in site.data]
-    working_set = None if cache is None else Cache(cache, site_key, run)
-    if working_set is not None:
-        working_set.keep_only(reference for one in found for reference in one.references)
-    total = sum(len(one.references) for one in found)
-    splits: dict[str, Split] = {}
-    studies: list[tuple[Reference, Tensor, Tensor]] = []
-    quarantined: list[Quarantined] = []
-    done = 0
-    for one in found:
-        usable: list[tuple[Reference, Tensor, Tensor]] = []
-        for reference in one.references:
-            try:
-                usable.append((reference, *_load(reference, run, working_set)))
-            except DataError as error:
-                name = pseudonym(site_key, reference.key)
-                quarantined.append(Quarantined(name, error.code, f"study {done + 1} of {total}: {error}"))
-                _log.warning("study %d of %d is left out (%s): %s", done + 1, total, error.code, error)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        # Each source is split on its own, so that a site holding several archives splits each as a site holding
-        # one would; a patient in two sources keeps the first split.
-        splits = _split(usable, run) | splits
-        studies += usable
+    with Readers(readers) as parsers:
+        found = _find(site, root, parsers, None if cache is None else Index(cache / INDEX_NAME, site_key))
+        jobs = [
+            Job(reference, Vocabulary.of_run(run.data, reference.label_map), source.empty_labels_are_negative)
+            for source, one in zip(site.data, found, strict=True)
+            for reference in one.references
+        ]
+        working_set = None if cache is None else Cache(cache, site_key, run)
+        outcomes = _without_duplicates(_prepare(jobs, run, parsers, working_set, progress))
+    quarantined = []
+    for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True), start=1):
+        if isinstance(outcome, DataError):
+            name = pseudonym(site_key, job.reference.key)
+            quarantined.append(Quarantined(name, outcome.code, f"study {number} of {len(jobs)}: {outcome}"))
+            _log.warning("study %d of %d is left out (%s): %s", number, len(jobs), outcome.code, outcome)
     ignored = sum(one.ignored for one in found)
+    studies = [
+        (job.reference, outcome)
+        for job, outcome in zip(jobs, outcomes, strict=True)
+        if not isinstance(outcome, DataError)
+    ]
     if not studies:
-        raise DataError(_nothing(site, total, quarantined, ignored), ErrorCode.NO_DATA)
+        raise DataError(_nothing(site, len(jobs), quarantined, ignored), ErrorCode.NO_DATA)
+    owners = [number for number, one in enumerate(found) for _ in one.references]
+    usable = [
+        (owner, job.reference.patient)
+        for owner, job, outcome in zip(owners, jobs, outcomes, strict=True)
+        if isinstance(outcome, Prepared)
+    ]
+    by_source = [[patient for owner, patient in usable if owner == number] for number in range(len(found))]
+    split_of = KeptSplits(splits, site_key).split(run, by_source)
     studies.sort(key=lambda study: (study[0].patient, study[0].key))
     cases = tuple(
         Case(
             pseudonym(site_key, reference.patient),
             pseudonym(site_key, reference.key),
-            splits[reference.patient],
-            images,
-            labels,
+            split_of[reference.patient],
+            prepared.images,
+            prepared.labels,
         )
-        for reference, images, labels in studies
+        for reference, prepared in studies
     )
     found_size = len({case.patient for case in cases})
     declared = _declared_size(site, found_size)
@@ -181,32 +194,64 @@ def contract_summary(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _load(reference: Reference, run: RunConfig, cache: Cache | None) -> tuple[Tensor, Tensor]:
-    """Images (S, C, *sp) and labels (S, *sp), from the cache or from the files."""
-    entry = None if cache is None else cache.entry(reference)
-    if cache is None or entry is None:
-        return _decode(reference, run)
-    kept = cache.read(entry)
-    if kept is None:
-        kept = _decode(reference, run)
-        cache.write(entry, *kept)
-    return kept
+def _find(site: SiteConfig, root: Path, parsers: Readers, index: Index | None) -> list[Found]:
+    """What each source has."""
+    found = [parsers.find(source, root, memory=index) for source in site.data]
+    if index is not None:
+        index.save()
+    return found
 
 
-def _decode(reference: Reference, run: RunConfig) -> tuple[Tensor, Tensor]:
-    image, label = preprocess(sources.read(reference, run.data), run)
+def _prepare(
+    jobs: Sequence[Job],
+    run: RunConfig,
+    parsers: Readers,
+    cache: Cache | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Prepared | DataError]:
+    """Each study as the network takes it, from the cache or from its files."""
+    outcomes: dict[int, Prepared | DataError] = {}
+    entries: list[Entry | None] = [None] * len(jobs)
+    if cache is not None:
+        cache.keep_only(job.reference for job in jobs)
+        for index, job in enumerate(jobs):
+            entries[index] = entry = cache.entry(job.reference, empty_is_negative=job.empty_is_negative)
+            kept = None if entry is None else cache.read(entry)
+            if kept is not None:
+                outcomes[index] = kept
+                _tell(progress, len(outcomes), len(jobs))
+    missing = [index for index in range(len(jobs)) if index not in outcomes]
+    for index, reading in zip(missing, parsers.read([jobs[index] for index in missing]), strict=True):
+        outcomes[index] = outcome = reading if isinstance(reading, DataError) else _preprocessed(reading, run)
+        entry = entries[index]
+        if cache is not None and entry is not None and isinstance(outcome, Prepared):
+            cache.write(entry, outcome)
+        _tell(progress, len(outcomes), len(jobs))
+    return [outcomes[index] for index in range(len(jobs))]
+
+
+def _preprocessed(reading: Reading, run: RunConfig) -> Prepared | DataError:
+    try:
+        image, label = preprocess(reading.study, run)
+    except DataError as error:
+        return error
     if label is None:
-        raise DataError("the study has no label. Add it, or take the study out.", ErrorCode.NO_LABEL)
-    return as_samples(image, run.model.dims), as_samples(label[None], run.model.dims)[:, 0]
+        return DataError("the study has no label. Add it, or take the study out.", ErrorCode.NO_LABEL)
+    images, labels = as_samples(image, run.model.dims), as_samples(label[None], run.model.dims)[:, 0]
+    return Prepared(images, labels, reading.digest)
 
 
-def _split(studies: list[tuple[Reference, Tensor, Tensor]], run: RunConfig) -> dict[str, Split]:
-    return split_patients(
-        (reference.patient for reference, _, _ in studies),
-        seed=run.seed,
-        validation_fraction=run.data.validation_fraction,
-        test_fraction=run.data.test_fraction,
-    )
+def _without_duplicates(outcomes: Sequence[Prepared | DataError]) -> list[Prepared | DataError]:
+    """Of several studies with the same image the first stays."""
+    usable = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Prepared)]
+    digests = [outcome.digest for outcome in outcomes if isinstance(outcome, Prepared)]
+    again = {usable[position] for position in duplicates(digests)}
+    return [duplicate_error() if index in again else outcome for index, outcome in enumerate(outcomes)]
+
+
+def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
 
 
 def _declared_size(site: SiteConfig, found: int) -> int:

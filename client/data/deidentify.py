@@ -1,9 +1,9 @@
-"""De-identification of DICOM: the working set for training, the profile for export, the gate for pixels.
+"""De-identified copies of DICOM files: the minimal copy, the gate for pixels, and the export of a folder.
 
-The working set is default-deny: only the attributes listed here survive, at any depth, each with its own VR. Nothing
-private, no overlay, no free text; UIDs, the patient and dates are keyed (see client/data/surrogates.py). What is left
-names nobody, but the picture is still a person's and the key links it: pseudonymised, not anonymised. Faces in head
-scans are not removed. The profile for handing files on is in client/data/ps315.py.
+A minimal copy is default-deny: only what training needs survives, the attributes listed here, at any depth, each with
+its own VR. Nothing private, no overlay, no free text; UIDs, patient and dates are keyed (client/data/surrogates.py).
+The other way to copy, the Basic Profile of PS3.15 with its options, is in client/data/ps315.py. Either names nobody,
+but the picture is still a person's and the key links it: pseudonymised, not anonymised. Faces stay.
 """
 
 import re
@@ -27,6 +27,7 @@ from client.data.pseudonym import pseudonym
 from client.data.study import parsing, quiet
 from client.data.surrogates import (
     as_file,
+    check_numbers,
     shift_days,
     shifted,
     subject_of,
@@ -85,7 +86,26 @@ _TEXT_FORMS: Mapping[str, str] = {
     "RescaleType": "HU|HU_MOD|US|OD|MGML|PCT|Z_EFF|ED|EDW",
 }
 _NAMES = ("ROIName", "SegmentLabel")
-_CODE_STRING = r"[A-Z0-9_ ]{0,16}"
+
+# Code strings have to be terms of the standard (PS3.3, and PS3.16 for views): whatever else fits sixteen capitals, such
+# as a name, is emptied.
+_TERMS = """
+    AR BI BMD CR CT DG DX ES GM IO IVOCT IVUS LS MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OT PT PX RF RG RTSTRUCT SC
+    SEG SM TG US VA XA XC
+    ORIGINAL DERIVED PRIMARY SECONDARY MIXED NONE AXIAL LOCALIZER REFORMATTED MPR PROJECTION MIN_IP MAX_IP MEAN VOLUME
+    RESAMPLED FILTERED SUBTRACTION ADDITION MULTIPLICATION DIVISION QUANTITY ENERGY_PROP_WT OTHER
+    MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_PARTIAL_420 YBR_ICT YBR_RCT
+    YES NO 00 01 LINEAR LINEAR_EXACT SIGMOID IDENTITY INVERSE LIN LOG DISP
+    HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS AFDR AFDL PFDR PFDL
+    R L U B A P H F AL AR PL PR HL HR FL FR LA LP RA RP HA HP FA FP
+    AP PA LL RL RLD LLD RLO LLO CC MLO ML LM LMO SIO XCCL XCCM FB CV
+    SE IR GR EP RM SK MTC SS TRSS SP MP OSP 2D 3D
+    BINARY FRACTIONAL LABELMAP PROBABILITY OCCUPANCY UNDEFINED AUTOMATIC SEMIAUTOMATIC MANUAL
+    POINT OPEN_PLANAR OPEN_NONPLANAR CLOSED_PLANAR CLOSEDPLANAR_XOR
+    EXTERNAL PTV CTV GTV TREATED_VOLUME IRRAD_VOLUME BOLUS AVOIDANCE ORGAN MARKER REGISTRATION ISOCENTER
+    CONTRAST_AGENT CAVITY BRACHY_CHANNEL SUPPORT FIXATION DOSE_REGION CONTROL DOSE_MEASUREMENT
+"""
+_TWO_WORDS = ("", "PALETTE COLOR", "SCREEN SAVE")
 
 _SECONDARY_CAPTURES = (
     "1.2.840.10008.5.1.4.1.1.7",
@@ -108,23 +128,27 @@ class Exported:
     skipped: Mapping[ErrorCode, int]
 
 
-def working_set(dataset: Dataset, key: bytes, *, names: Collection[str] = ()) -> Dataset:
+def minimal_copy(dataset: Dataset, key: bytes, *, names: Collection[str] = ()) -> Dataset:
     """A copy that holds what training needs and nothing else; pixels are bit-equal.
 
     Args:
         dataset: a DICOM file as read; it is not changed.
         key: the site key.
-        names: names of segments and regions that may stay, such as the keys of the source's label map.
+        names: of segments and regions that may stay, such as the keys of a label map; in any case.
 
     Raises:
         DataError: UNREADABLE, UNSUPPORTED.
     """
     with parsing("DICOM file"), quiet():
-        result = _allowed_part(dataset, key, shift_days(key, subject_of(dataset)), frozenset(names))
+        known = frozenset(name.strip().casefold() for name in names)
+        result = _allowed_part(dataset, key, shift_days(key, subject_of(dataset)), known)
         for keyword in _PIXELS:
             if keyword in dataset:
                 result.add(dataset[keyword])
         clear_hidden_overlays(dataset, result)
+        result.PatientIdentityRemoved = "YES"
+        result.DeidentificationMethod = "Wardround: minimal copy for training, keyed pseudonyms, dates moved"
+        result.LongitudinalTemporalInformationModified = "MODIFIED"
         return as_file(result, dataset)
 
 
@@ -137,7 +161,7 @@ def check_pixels(dataset: Dataset, *, allow_burned_in: bool = False, allow_captu
         allow_captures: the site has looked at its secondary captures and screenshots.
 
     Raises:
-        DataError: UNSUPPORTED.
+        DataError: BURNED_IN; UNREADABLE.
     """
     with parsing("DICOM file"), quiet():
         burned_in = str(dataset.get("BurnedInAnnotation") or "").strip().upper() not in ("", "NO")
@@ -152,13 +176,13 @@ def check_pixels(dataset: Dataset, *, allow_burned_in: bool = False, allow_captu
         raise DataError(
             "the image says that text is burned into its pixels, and that can name the patient. Look at it, then "
             "set pixel-text-checked in site.toml (export: --allow-burned-in), or take it out.",
-            ErrorCode.UNSUPPORTED,
+            ErrorCode.BURNED_IN,
         )
     if is_capture and not allow_captures:
         raise DataError(
             "the image is a secondary capture or a screenshot, and these often show the patient's name. Look at it, "
             "then set pixel-text-checked in site.toml (export: --allow-captures), or take it out.",
-            ErrorCode.UNSUPPORTED,
+            ErrorCode.BURNED_IN,
         )
 
 
@@ -183,22 +207,22 @@ def options_of(profile: Collection[str], safe_private: Collection[str] = ()) -> 
 def export(
     study: Path,
     out: Path,
+    deidentify: Callable[[Dataset], Dataset],
     key: bytes,
-    options: Options,
     *,
     allow_burned_in: bool = False,
     allow_captures: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
-    """Write copies by the basic profile as OUT/PATIENT/INSTANCE.dcm, named by pseudonyms.
+    """Write de-identified copies as OUT/PATIENT/INSTANCE.dcm, named by pseudonyms.
 
     A file that cannot be de-identified is skipped and counted; it never stops the others.
 
     Args:
         study: a DICOM file, or a folder with any other files among them.
         out: a folder that does not exist or is empty.
-        key: the site key.
-        options: of the profile.
+        deidentify: makes the copy of a file: `minimal_copy` or `basic_profile`, under the same key.
+        key: the site key, for the names.
         allow_burned_in: see `check_pixels`.
         allow_captures: see `check_pixels`.
         progress: called with files done and in total.
@@ -219,9 +243,10 @@ def export(
             if not _is_dicom(path):
                 ignored += 1
             else:
-                patients.add(
-                    _export_one(path, out, key, options, allow_burned_in=allow_burned_in, allow_captures=allow_captures)
-                )
+                with parsing("DICOM file"), quiet():
+                    dataset = pydicom.dcmread(path)
+                check_pixels(dataset, allow_burned_in=allow_burned_in, allow_captures=allow_captures)
+                patients.add(_write(dataset, deidentify(dataset), out, key))
                 written += 1
         except DataError as error:
             skipped[error.code] += 1
@@ -230,23 +255,17 @@ def export(
     return Exported(written, len(patients), ignored, dict(skipped))
 
 
-def _export_one(
-    path: Path, out: Path, key: bytes, options: Options, *, allow_burned_in: bool, allow_captures: bool
-) -> str:
+def _write(original: Dataset, copy: Dataset, out: Path, key: bytes) -> str:
     """Returns the patient's pseudonym."""
     with parsing("DICOM file"), quiet():
-        dataset = pydicom.dcmread(path)
-        check_pixels(dataset, allow_burned_in=allow_burned_in, allow_captures=allow_captures)
-        result = basic_profile(dataset, key, options)
-        folder = pseudonym(key, subject_of(dataset))
-        instance = str(dataset.get("SOPInstanceUID", ""))
-        target = out / folder / f"{pseudonym(key, instance)}.dcm"
+        folder = pseudonym(key, subject_of(original))
+        target = out / folder / f"{pseudonym(key, str(original.get('SOPInstanceUID', '')))}.dcm"
         if target.exists():
-            raise DataError("a second file has the same SOP Instance UID. Take it out.", ErrorCode.UNSUPPORTED)
+            raise DataError("a second file has the same SOP Instance UID. Take it out.", ErrorCode.DUPLICATE)
         partial = target.with_suffix(".partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            result.save_as(partial, enforce_file_format=True)
+            copy.save_as(partial, enforce_file_format=True)
             partial.replace(target)
         except OSError as error:
             raise ConfigError(f"{out} cannot be written ({error.strerror}). Free space, or name another.") from error
@@ -288,6 +307,7 @@ def _allowed_values(
     keyword: str, element: DataElement, key: bytes, days: int, names: frozenset[str]
 ) -> list[str] | None:
     """The values that stay of a text; None for numbers, which stay as they are."""
+    check_numbers(element)
     if element.VR not in ("CS", "DA", "LO", "SH", "UI"):
         return None
     values = [str(value) for value in values_of(element.value)]
@@ -297,12 +317,17 @@ def _allowed_values(
         return [surrogate_uid(key, value) for value in values]
     if element.VR == "DA":
         return [moved for value in values if (moved := shifted(value, days))]
-    stays: Callable[[str], object] = re.compile(_TEXT_FORMS.get(keyword, _CODE_STRING)).fullmatch
+    if keyword == "SpecificCharacterSet":
+        return values if all(value in python_encoding for value in values) else []
+    return [value if _stays(keyword, value, names) else "" for value in values]
+
+
+def _stays(keyword: str, value: str, names: frozenset[str]) -> bool:
     if keyword in _NAMES:
-        stays = names.__contains__
-    elif keyword == "SpecificCharacterSet":
-        stays = python_encoding.__contains__
-    return values if all(stays(value) for value in values) else []
+        return value.strip().casefold() in names
+    if keyword in _TEXT_FORMS:
+        return re.fullmatch(_TEXT_FORMS[keyword], value) is not None
+    return value.strip() in (*_TERMS.split(), *_TWO_WORDS)
 
 
 __all__ = [
@@ -312,6 +337,6 @@ __all__ = [
     "basic_profile",
     "check_pixels",
     "export",
+    "minimal_copy",
     "options_of",
-    "working_set",
 ]

@@ -1,14 +1,16 @@
 """DICOM SEG to a label volume on its series' own grid: binary, fractional and labelmap, sparse or not.
 
 Slices without a frame are background, so a segmentation that names no voxel is a negative study and welcome; one
-without any frame is no label. A fractional segment counts where it reaches half of its maximum. Frames are placed by
-position where the series has one, else by the image they were derived from. A segmentation on another grid is
-resampled when both lie in one frame of reference, and refused else.
-Source: DICOM PS3.3 A.51, C.8.20.
+without any frame is no label. A segment goes by its label or by its code, written "SCT:10200004". A fractional segment,
+of probability or of occupancy, counts where it reaches a share of its maximum. Frames are placed by position where the
+series has a frame of reference, else by the image and frame they were derived from. A segmentation on another grid is
+resampled when both lie in one frame of reference, and refused else; one of a tiled slide is refused.
+Source: DICOM PS3.3 A.51 and A.86, C.8.20 (C.8.20.2: fractional and labelmap), C.7.6.16 (functional groups).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from client.data.dicom_pixels import MOST_VALUES, decoded
 from client.data.geometry import Stack
-from client.data.labels import class_of_name, resample
-from common.config import DataConfig
+from client.data.labels import Naming, resample
 from common.errors import DataError, ErrorCode
 
 # A frame lies on a slice when it is no further away than this share of the smallest spacing, or this length.
@@ -27,13 +29,14 @@ _SHARE = 0.1
 _ROUNDING_MM = 0.05
 # Direction cosines and pixel sizes are the same up to this.
 _DIRECTION = 1e-3
-# No scan has more; an object that says so would fill the memory.
-_MOST_SLICES = 10_000
 
 _TAGS = [
     "SegmentationType",
     "MaximumFractionalValue",
     "SegmentSequence",
+    "PixelPaddingValue",
+    "DimensionOrganizationType",
+    "TotalPixelMatrixColumns",
     "FrameOfReferenceUID",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
@@ -54,25 +57,47 @@ _TAGS = [
 class Grid:
     """The series a label must fit.
 
-    shape: (Z, Y, X); stack: its geometry, None for a projection; instances: SOP instance UID of each slice.
+    shape: (Z, Y, X); stack: its geometry, None for a projection; instances: SOP instance UID of each slice;
+    frames: the number of each slice's frame within its instance, from 1; none where every instance is one frame.
     """
 
     shape: tuple[int, ...]
     stack: Stack | None
     instances: tuple[str, ...]
     frame_of_reference: str
+    frames: tuple[int, ...] = ()
+
+    def slices_named(self, images: Iterable[Dataset]) -> list[int]:
+        """The slices that references to images, and to frames of them, name."""
+        found = []
+        for image in images:
+            of_instance = self._places.get(str(image.get("ReferencedSOPInstanceUID", "")), {})
+            numbers = image.get("ReferencedFrameNumber")
+            chosen = list(of_instance) if numbers is None else [int(number) for number in np.atleast_1d(numbers)]
+            found += [of_instance[number] for number in chosen if number in of_instance]
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, dict[int, int]]:
+        """The slice of each instance and frame number."""
+        places: dict[str, dict[int, int]] = {}
+        for z, (instance, frame) in enumerate(
+            zip(self.instances, self.frames or (1,) * len(self.instances), strict=True)
+        ):
+            places.setdefault(instance, {})[frame] = z
+        return places
 
 
-def read_labels(paths: Sequence[Path], grid: Grid, data: DataConfig, label_map: Mapping[str, str]) -> NDArray[np.uint8]:
-    """Draw all segmentations of a series into one label volume.
+def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: float = 0.5) -> NDArray[np.uint8]:
+    """Draw a segmentation of a series into a label volume.
 
-    Where segments overlap, the class named later in the run wins, whatever their order in the files.
+    Where segments overlap, the class with the higher number wins, whatever their order in the file.
 
     Args:
-        paths: the segmentations.
+        path: the segmentation.
         grid: the series.
-        data: names the classes.
-        label_map: segment label -> class.
+        naming: segment label or code -> class.
+        fractional_threshold: share of the maximum, above 0, from which on a voxel of a fractional segment counts.
 
     Returns:
         (Z, Y, X) uint8, 0 background, 1..K.
@@ -80,38 +105,47 @@ def read_labels(paths: Sequence[Path], grid: Grid, data: DataConfig, label_map: 
     Raises:
         DataError: NO_LABEL, LABEL_UNKNOWN, GEOMETRY_MISMATCH or UNSUPPORTED.
     """
-    labels = np.zeros(grid.shape, np.uint8)
-    for path in paths:
-        ds = pydicom.dcmread(path, specific_tags=list(_TAGS))
-        classes = {
-            int(segment.SegmentNumber): class_of_name(str(segment.SegmentLabel), data, label_map, ordinal)
-            for ordinal, segment in enumerate(ds.SegmentSequence, start=1)
-            if int(segment.SegmentNumber) != 0  # labelmaps may describe their background
-        }
-        np.maximum(labels, _drawn(ds, grid, classes), out=labels)
-    return labels
-
-
-def _drawn(ds: Dataset, grid: Grid, classes: Mapping[int, int]) -> NDArray[np.uint8]:
-    """What one segmentation draws on the series."""
+    ds = pydicom.dcmread(path, specific_tags=list(_TAGS))
+    if str(ds.get("DimensionOrganizationType", "")).startswith("TILED") or "TotalPixelMatrixColumns" in ds:
+        raise DataError(
+            "the segmentation is of a tiled slide, which is not supported. Take it out.", ErrorCode.UNSUPPORTED
+        )
+    # Labelmaps may describe what is outside of their segments: number 0, and the padding value.
+    outside = {0, int(ds.get("PixelPaddingValue") or 0)} if ds.get("SegmentationType") == "LABELMAP" else set[int]()
+    classes = dict.fromkeys(outside, 0) | {
+        int(segment.SegmentNumber): naming.number(_names(segment), ordinal)
+        for ordinal, segment in enumerate(ds.SegmentSequence, start=1)
+        if int(segment.SegmentNumber) not in outside
+    }
     groups = ds.get("PerFrameFunctionalGroupsSequence") or []
     if "PixelData" not in ds or not groups:
         raise DataError("the segmentation holds no frames. Export it again.", ErrorCode.NO_LABEL)
-    if grid.stack is not None and ds.get("FrameOfReferenceUID", grid.frame_of_reference) != grid.frame_of_reference:
+    frame_of_reference = str(ds.get("FrameOfReferenceUID") or "")
+    if grid.stack is not None and frame_of_reference and grid.frame_of_reference not in ("", frame_of_reference):
         raise _other_grid("it has another frame of reference")
     shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     size = (int(ds.Rows), int(ds.Columns))
     slices = [_slice_of(group, shared, grid) for group in groups]
     on_grid = [z for z in slices if z is not None]
     if size == grid.shape[1:] and len(on_grid) == len(groups):
-        return _stacked(on_grid, _planes(ds, groups, shared, classes), grid.shape)
+        return _stacked(on_grid, _planes(ds, groups, shared, classes, fractional_threshold), grid.shape)
     if grid.stack is None:
         raise _other_grid("its frames have another size or no place")
-    if not ds.get("FrameOfReferenceUID"):
-        raise _other_grid("it names no frame of reference")
-    own_slices, affine = _own_grid(groups, shared, grid.stack)
-    volume = _stacked(own_slices, _planes(ds, groups, shared, classes), (max(own_slices) + 1, *size))
+    if not (frame_of_reference and grid.frame_of_reference):
+        raise _other_grid("one of them names no frame of reference")
+    own_slices, affine = _own_grid(groups, shared, grid.stack, most_slices=MOST_VALUES // max(1, size[0] * size[1]))
+    planes = _planes(ds, groups, shared, classes, fractional_threshold)
+    volume = _stacked(own_slices, planes, (max(own_slices) + 1, *size))
     return resample(volume, affine, grid.stack.affine, grid.shape)
+
+
+def _names(segment: Dataset) -> list[str]:
+    """What a segment may go by: its label, and the code of its property type."""
+    codes = [
+        f"{code.get('CodingSchemeDesignator', '')}:{code.get('CodeValue') or code.get('LongCodeValue') or ''}"
+        for code in segment.get("SegmentedPropertyTypeCodeSequence") or []
+    ]
+    return [str(segment.get("SegmentLabel", "")), *codes]
 
 
 def _stacked(slices: Sequence[int], planes: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -122,35 +156,34 @@ def _stacked(slices: Sequence[int], planes: Iterable[NDArray[np.uint8]], shape: 
 
 
 def _planes(
-    ds: Dataset, groups: Sequence[Dataset], shared: Dataset, classes: Mapping[int, int]
+    ds: Dataset, groups: Sequence[Dataset], shared: Dataset, classes: Mapping[int, int], fractional_threshold: float
 ) -> Iterator[NDArray[np.uint8]]:
     """What each frame draws, (Y, X)."""
-    frames = ds.pixel_array.reshape(len(groups), ds.Rows, ds.Columns)
+    frames = decoded(ds)
     for frame, group in zip(frames, groups, strict=True):
         if ds.SegmentationType == "LABELMAP":
             yield _classes_of(frame, classes)
         else:
             segment = int(_macro(group, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            half = ds.MaximumFractionalValue / 2 if ds.SegmentationType == "FRACTIONAL" else 1
-            yield np.where(frame >= half, classes[segment], 0).astype(np.uint8)
+            if segment not in classes:
+                raise _undescribed()
+            fractional = ds.SegmentationType == "FRACTIONAL"
+            counts = frame / ds.MaximumFractionalValue >= fractional_threshold if fractional else frame != 0
+            yield counts * np.uint8(classes[segment])
 
 
 def _classes_of(frame: NDArray[np.integer[Any]], classes: Mapping[int, int]) -> NDArray[np.uint8]:
     """A labelmap frame, whose pixels are segment numbers, to classes."""
     numbers, where = np.unique(frame, return_inverse=True)
-    strangers = {int(number) for number in numbers} - {0, *classes}
-    if strangers:
-        raise DataError(
-            f"the labelmap uses {len(strangers)} segment number(s) that it does not describe. Export it again.",
-            ErrorCode.LABEL_UNKNOWN,
-        )
-    return np.array([classes.get(int(number), 0) for number in numbers], np.uint8)[where].reshape(frame.shape)
+    if not {int(number) for number in numbers} <= classes.keys():
+        raise _undescribed()
+    return np.array([classes[int(number)] for number in numbers], np.uint8)[where].reshape(frame.shape)
 
 
 def _slice_of(group: Dataset, shared: Dataset, grid: Grid) -> int | None:
     """The slice that a frame lies on; None when it lies on none."""
     position = _macro(group, shared, "PlanePositionSequence")
-    if grid.stack is None or position is None:
+    if grid.stack is None or position is None or not grid.frame_of_reference:
         return _source_slice(group, shared, grid)
     if not _lies_like(group, shared, grid.stack):
         return None
@@ -168,7 +201,9 @@ def _lies_like(group: Dataset, shared: Dataset, stack: Stack) -> bool:
     ) and (measures is None or np.allclose(_numbers(measures.PixelSpacing), stack.spacing_mm[1:], rtol=_DIRECTION))
 
 
-def _own_grid(groups: Sequence[Dataset], shared: Dataset, stack: Stack) -> tuple[list[int], NDArray[np.float64]]:
+def _own_grid(
+    groups: Sequence[Dataset], shared: Dataset, stack: Stack, most_slices: int
+) -> tuple[list[int], NDArray[np.float64]]:
     """The slice of each frame on the segmentation's own grid, and the affine of that grid.
 
     Frames may be missing, so the step is what the object says, else the smallest between two frames.
@@ -195,7 +230,7 @@ def _own_grid(groups: Sequence[Dataset], shared: Dataset, stack: Stack) -> tuple
     origin = positions[int(depths.argmin())]
     slices = np.rint((depths - depths.min()) / step_mm)
     off = np.linalg.norm(positions - origin - slices[:, None] * step_mm * normal, axis=1)
-    if not (off.max() <= max(_ROUNDING_MM, _SHARE * step_mm) and slices.max() < _MOST_SLICES):
+    if not (off.max() <= max(_ROUNDING_MM, _SHARE * step_mm) and slices.max() < most_slices):
         raise _other_grid("its frames make no even stack")
     affine = np.eye(4)
     affine[:3] = np.stack([normal * step_mm, column * spacings[0][0], row * spacings[0][1], origin], axis=1)
@@ -205,14 +240,12 @@ def _own_grid(groups: Sequence[Dataset], shared: Dataset, stack: Stack) -> tuple
 def _source_slice(group: Dataset, shared: Dataset, grid: Grid) -> int:
     """The slice that the frame says it was derived from."""
     derivation = _macro(group, shared, "DerivationImageSequence")
-    sources = [] if derivation is None else derivation.get("SourceImageSequence") or []
-    named = [str(source.ReferencedSOPInstanceUID) for source in sources]
-    found = [grid.instances.index(uid) for uid in named if uid in grid.instances]
-    if found:
-        return found[0]
+    found = grid.slices_named([] if derivation is None else derivation.get("SourceImageSequence") or [])
     if len(grid.instances) == 1:
         return 0
-    raise _other_grid("a frame says neither where it lies nor which image it was drawn on")
+    if len(found) != 1:
+        raise _other_grid("a frame says neither where it lies nor which one image it was drawn on")
+    return found[0]
 
 
 def _macro(group: Dataset, shared: Dataset, keyword: str) -> Any:
@@ -223,6 +256,12 @@ def _macro(group: Dataset, shared: Dataset, keyword: str) -> Any:
 
 def _numbers(values: Iterable[Any]) -> NDArray[np.float64]:
     return np.array([float(value) for value in values])
+
+
+def _undescribed() -> DataError:
+    return DataError(
+        "the segmentation uses a segment number that it does not describe. Export it again.", ErrorCode.LABEL_UNKNOWN
+    )
 
 
 def _other_grid(how: str) -> DataError:

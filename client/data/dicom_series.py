@@ -5,33 +5,55 @@ and stays in this package. Files that are no image and no label (reports, plans,
 Source: DICOM PS3.3 C.7.3 (series), C.7.6.16 (multi-frame), A.51 and A.86 (segmentation), A.19 (structure set).
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pydicom
 from pydicom.dataset import Dataset
 
 from client.data.deidentify import check_pixels
+from client.data.frames import problem_from_json, problem_to_json, text_of
 from client.data.pairs import files_under, patient_of
-from client.data.study import Found, Reference, parsing, quiet
+from client.data.study import (
+    LONELY_LABEL,
+    NO_IMAGE,
+    NO_IMAGE_INSIDE,
+    SECOND_COPY,
+    Found,
+    Reference,
+    parsing,
+    quiet,
+)
 from common.config import SourceConfig
 from common.errors import DataError, ErrorCode
 
-# SOP classes whose instances are slices of a series, and those whose every instance is an image of its own.
+# SOP classes whose instances are slices of a series, and those whose every instance is a study of its own: a
+# projection, or a whole stack of frames.
 _SLICES = {
     "1.2.840.10008.5.1.4.1.1.2",  # CT
-    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
     "1.2.840.10008.5.1.4.1.1.4",  # MR
-    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
 }
 _SINGLES = {
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
+    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
+    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture; the pixel gate refuses it until a person has looked
+    "1.2.840.10008.5.1.4.1.1.7.1",  # and its multi-frame kinds: one bit,
+    "1.2.840.10008.5.1.4.1.1.7.2",  # grey of a byte,
+    "1.2.840.10008.5.1.4.1.1.7.3",  # grey of a word,
+    "1.2.840.10008.5.1.4.1.1.7.4",  # colour
     "1.2.840.10008.5.1.4.1.1.1",  # CR
     "1.2.840.10008.5.1.4.1.1.1.1",  # DX, for presentation
     "1.2.840.10008.5.1.4.1.1.1.1.1",  # DX, for processing
     "1.2.840.10008.5.1.4.1.1.1.2",  # MG, for presentation
     "1.2.840.10008.5.1.4.1.1.1.2.1",  # MG, for processing
+    "1.2.840.10008.5.1.4.1.1.3",  # US, multi-frame, as it was until 1995
     "1.2.840.10008.5.1.4.1.1.3.1",  # US, multi-frame
+    "1.2.840.10008.5.1.4.1.1.6",  # US, as it was until 1995
     "1.2.840.10008.5.1.4.1.1.6.1",  # US
 }
 _SEGMENTATIONS = {
@@ -59,7 +81,7 @@ _MAGIC = b"DICM"
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """What one file says about its place. references: the series and images that a label was drawn on."""
 
     path: Path = field(repr=False)
@@ -72,6 +94,10 @@ class _Entry:
     pixel_text: DataError | None = None  # the image may show text, and that can name the patient
 
 
+# Headers of files, in order: what `look` says of each.
+Looker: TypeAlias = Callable[[Sequence[Path]], Iterable["Entry | DataError | None"]]
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file starts as PS3.10 says: 128 bytes, then DICM."""
     try:
@@ -81,23 +107,63 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def find(source: SourceConfig, folder: Path) -> Found:
+def look(path: Path) -> Entry | None:
+    """What the header of a file says; None where it is no DICOM.
+
+    Raises:
+        DataError: UNREADABLE.
+    """
+    if not is_dicom(path):
+        return None
+    with parsing("DICOM file"), quiet():
+        return _entry(path)
+
+
+def look_at_all(paths: Iterable[Path]) -> Iterable[Entry | DataError | None]:
+    """`look` at each, in this process."""
+    for path in paths:
+        try:
+            yield look(path)
+        except DataError as error:
+            yield error
+
+
+def entry_to_json(entry: Entry) -> dict[str, Any]:
+    """Plain values, all but the path."""
+    return {
+        "texts": [entry.sop_class, entry.instance, entry.series, entry.patient, entry.frame_of_reference],
+        "references": sorted(entry.references),
+        "pixel-text": problem_to_json(entry.pixel_text),
+    }
+
+
+def entry_from_json(path: Path, values: Mapping[str, Any]) -> Entry:
+    """Inverse of `entry_to_json`; TypeError, ValueError or KeyError where it is none."""
+    sop_class, instance, series, patient, frame_of_reference = map(text_of, values["texts"])
+    references = frozenset(map(text_of, values["references"]))
+    pixel_text = problem_from_json(values["pixel-text"])
+    return Entry(path, sop_class, instance, series, patient, frame_of_reference, references, pixel_text)
+
+
+def find(source: SourceConfig, folder: Path, looker: Looker = look_at_all) -> Found:
     """The series of a source and the segmentations and structure sets that refer to them; reads headers only.
 
     The patient is the Patient ID, or what patient-pattern finds in the path of the series' first file.
     """
-    return find_among(files_under(folder), folder, source)
+    return find_among(files_under(folder), folder, source, looker)
 
 
-def find_among(files: Iterable[Path], folder: Path, source: SourceConfig | None) -> Found:
+def find_among(files: Sequence[Path], folder: Path, source: SourceConfig | None, looker: Looker = look_at_all) -> Found:
     """See `find`; without a source (for prediction) labels and patients are left out."""
-    entries, broken, ignored = _scan(files, folder)
-    groups: dict[tuple[str, str], list[_Entry]] = {}
-    labels: list[_Entry] = []
+    entries, broken, left_out = _scan(files, folder, looker)
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    labels: list[Entry] = []
     seen: set[tuple[str, str]] = set()
     for entry in entries:
-        if (entry.patient, entry.instance) in seen or entry.sop_class not in _SLICES | _SINGLES | _LABELS:
-            ignored += 1  # a second copy of a file, or an object of another kind
+        if (entry.patient, entry.instance) in seen:
+            left_out[SECOND_COPY] += 1
+        elif entry.sop_class not in _SLICES | _SINGLES | _LABELS:
+            left_out[NO_IMAGE_INSIDE] += 1
         elif entry.sop_class in _LABELS:
             labels.append(entry)
         else:
@@ -105,33 +171,30 @@ def find_among(files: Iterable[Path], folder: Path, source: SourceConfig | None)
             groups.setdefault((entry.patient, key), []).append(entry)
         seen.add((entry.patient, entry.instance))
     drawn = {key: [label for label in labels if _refers(label, group)] for key, group in groups.items()}
-    ignored += len(labels) - len({label.path for matching in drawn.values() for label in matching})
+    left_out[LONELY_LABEL] = len(labels) - len({label.path for matching in drawn.values() for label in matching})
     references = [_reference(key[1], group, drawn[key], folder, source) for key, group in groups.items()]
-    return Found((*references, *broken), ignored)
+    return Found((*references, *broken), +left_out)
 
 
-def _scan(files: Iterable[Path], folder: Path) -> tuple[list[_Entry], list[Reference], int]:
-    entries, broken, ignored = [], [], 0
-    for path in files:
-        if not is_dicom(path):
-            ignored += 1
-            continue
-        try:
-            with parsing("DICOM file"), quiet():
-                entries.append(_entry(path))
-        except DataError as error:
-            key = path.relative_to(folder).as_posix()
-            broken.append(Reference("dicom", "", key, (path,), problem=error))
-    return entries, broken, ignored
+def _scan(files: Sequence[Path], folder: Path, looker: Looker) -> tuple[list[Entry], list[Reference], Counter[str]]:
+    entries, broken, left_out = [], [], Counter[str]()
+    for path, seen in zip(files, looker(files), strict=True):
+        if seen is None:
+            left_out[NO_IMAGE] += 1
+        elif isinstance(seen, DataError):
+            broken.append(Reference("dicom", "", path.relative_to(folder).as_posix(), (path,), problem=seen))
+        else:
+            entries.append(seen)
+    return entries, broken, left_out
 
 
-def _entry(path: Path) -> _Entry:
+def _entry(path: Path) -> Entry:
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_FINDING_TAGS))
     sop_class = str(header.get("SOPClassUID", ""))
     if not sop_class:
         raise DataError("this DICOM file does not say what it is. Export it again, or take it out.")
     references, frame = _drawn_on(header) if sop_class in _LABELS else (frozenset(), "")
-    return _Entry(
+    return Entry(
         path,
         sop_class,
         str(header.get("SOPInstanceUID", "")) or path.as_posix(),
@@ -168,7 +231,7 @@ def _drawn_on(header: Dataset) -> tuple[frozenset[str], str]:
     return frozenset(uids - {""}), str(frames[0].get("FrameOfReferenceUID", "")) if frames else ""
 
 
-def _refers(label: _Entry, group: list[_Entry]) -> bool:
+def _refers(label: Entry, group: list[Entry]) -> bool:
     """Whether a label was drawn on a series: it names it or its images, else shares its frame of reference."""
     if label.references:
         return any(entry.instance in label.references or entry.series in label.references for entry in group)
@@ -176,7 +239,7 @@ def _refers(label: _Entry, group: list[_Entry]) -> bool:
 
 
 def _reference(
-    key: str, group: list[_Entry], labels: list[_Entry], folder: Path, source: SourceConfig | None
+    key: str, group: list[Entry], labels: list[Entry], folder: Path, source: SourceConfig | None
 ) -> Reference:
     images = tuple(entry.path for entry in group)
     if source is None:
@@ -192,4 +255,14 @@ def _reference(
         )
     if problem is None and not source.pixel_text_checked:
         problem = next((entry.pixel_text for entry in group if entry.pixel_text is not None), None)
-    return Reference("dicom", patient, key, images, tuple(label.path for label in labels), source.label_map, problem)
+    drawn = tuple(label.path for label in labels)
+    return Reference(
+        "dicom",
+        patient,
+        key,
+        images,
+        drawn,
+        source.label_map,
+        problem,
+        fractional_threshold=source.fractional_threshold,
+    )

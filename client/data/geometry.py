@@ -4,6 +4,7 @@ Patient coordinates are DICOM's: mm, LPS. An affine maps index (z, y, x, 1) to (
 by position along their normal, never by instance number. Source: DICOM PS3.3 C.7.6.2 (Image Plane Module).
 """
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -46,11 +47,20 @@ def stack_slices(positions: Floats, orientations: Floats, pixel_spacing: Floats,
         positions: (Z, 3) Image Position (Patient).
         orientations: (Z, 6) Image Orientation (Patient).
         pixel_spacing: (Z, 2) mm, (y, x).
-        thickness_mm: z spacing where there is one slice only.
+        thickness_mm: z spacing where there is one slice only; 1 mm where this is no length either.
 
     Raises:
-        DataError: GEOMETRY_MISMATCH for slices that do not belong into one stack, MISSING_SLICES for a gap.
+        DataError: GEOMETRY_MISMATCH for slices that do not belong into one stack, MISSING_SLICES for a gap,
+            IMPLAUSIBLE for pixels without a size.
     """
+    if not (np.isfinite(pixel_spacing).all() and (pixel_spacing > 0).all()):
+        raise DataError("the pixel spacing is not a positive length. Export the series again.", ErrorCode.IMPLAUSIBLE)
+    if not (np.isfinite(positions).all() and np.isfinite(orientations).all()):
+        raise DataError(
+            "a position or an orientation is no finite number. Export the series again.", ErrorCode.GEOMETRY_MISMATCH
+        )
+    if not (math.isfinite(thickness_mm) and thickness_mm > 0):
+        thickness_mm = 1.0
     row, column = _directions(orientations)
     normal = np.cross(row, column)
     rows_mm, columns_mm = _common(pixel_spacing, "pixel spacings", relative=_DIRECTION_TOLERANCE)
@@ -119,7 +129,8 @@ def _step(positions: Floats, normal: Floats) -> Floats:
     depths = steps @ normal
     if depths.min() <= ROUNDING_MM:
         raise DataError(
-            "two slices lie at the same position; expected one image per position. Split phases or echoes into series.",
+            "two slices lie at the same position; expected one image per position. "
+            "Export phases, echoes or diffusion weights as series of their own.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
     median = float(np.median(depths))

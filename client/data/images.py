@@ -1,7 +1,9 @@
 """Photographs and other pictures with a mask: PNG, JPEG, PGM, TIFF, BMP; paired by a CSV or by file name.
 
-Axes (y, x) with the EXIF orientation applied; intensities as stored, 0-255 for 8 bits. A mask has the image's size.
-With one class and no label map any value but 0 is the class (0/1 and 0/255 are both usual).
+Axes (y, x) with the EXIF orientation applied; intensities as stored, 0-255 for 8 bits, and colour of 16 bits with its
+upper 8. A mask has the size of the image as it is seen; where only one of the two says how it is turned and their sizes
+do not tell, they are refused. Transparency of an image is ignored, in a mask it is refused. With one class and no label
+map any value but 0 is the class (0/1 and 0/255 are both usual).
 """
 
 import csv
@@ -14,16 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from client.data.labels import map_values
+from client.data.labels import Naming
 from client.data.pairs import find_pairs, patient_of
 from client.data.study import Found, Reference, Study, parsing
-from common.config import DataConfig, SourceConfig
+from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".bmp")
 
 _FORMATS = ("PNG", "JPEG", "PPM", "TIFF", "BMP")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # one channel of more than 8 bits
+_GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
+_MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "YCbCr")
+_JPEG = ("JPEG", "MPO")  # MPO: a telephone's JPEG with previews behind it; the first is the picture
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def find(source: SourceConfig, folder: Path) -> Found:
@@ -43,49 +51,59 @@ def find(source: SourceConfig, folder: Path) -> Found:
     return Found(tuple(references))
 
 
-def read(reference: Reference, data: DataConfig | None) -> Study:
-    """Read a picture, and its mask when the run's data contract is given.
+def read(reference: Reference, naming: Naming | None) -> Study:
+    """Read a picture, and its mask when its classes are wanted.
 
     Raises:
         DataError: UNREADABLE, NO_LABEL, GEOMETRY_MISMATCH, LABEL_UNKNOWN or UNSUPPORTED.
     """
     path = reference.images[0]
     with parsing("picture"):
-        pixels = _pixels(path)
-    label = None if data is None else _label(reference, pixels.shape[:2], data)
+        picture, turn = _open(path)
+        pixels = _pixels(picture)
+    label = None if naming is None else _label(reference, pixels.shape[:2], turn, naming)
     image = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
     return Study(image, label, None, None, "", reference.patient, reference.key, (path,))
 
 
-def _label(reference: Reference, shape: tuple[int, ...], data: DataConfig) -> NDArray[np.uint8]:
+def _label(reference: Reference, shape: tuple[int, ...], turn: int, naming: Naming) -> NDArray[np.uint8]:
     if not reference.labels or not reference.labels[0].is_file():
         raise DataError("the picture has no mask. Add the mask file, or take the picture out.", ErrorCode.NO_LABEL)
     with parsing("mask"):
-        values = _mask(reference.labels[0])
+        mask, mask_turn = _open(reference.labels[0])
+        values = _mask(mask)
     if values.shape != shape:
         raise DataError(
             f"the mask has {values.shape[0]} x {values.shape[1]} pixels, the picture {shape[0]} x {shape[1]}. "
             "Export the mask in the picture's size.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
-    if len(data.classes) == 1 and not reference.label_map:
+    if turn != mask_turn and (shape[0] == shape[1] or not {turn, mask_turn} & {*_QUARTER_TURNS}):
+        raise DataError(
+            "only one of picture and mask says that it is to be turned for viewing, and the sizes do not tell whether "
+            "the mask was drawn on the turned picture. Save both upright.",
+            ErrorCode.GEOMETRY_MISMATCH,
+        )
+    if naming.any_value:
         return np.asarray(values != 0).astype(np.uint8)
-    return map_values(values, data, reference.label_map)
+    return naming.numbers(values)
 
 
-def _pixels(path: Path) -> NDArray[Any]:
+def _pixels(image: Image.Image) -> NDArray[Any]:
     """(H, W, C) with C = 1 or 3."""
-    image = _open(path)
     if image.mode not in ("L", "RGB", *_DEEP_MODES):
-        grey = image.mode in ("1", "LA")
-        image = image.convert("L" if grey else "RGB")
+        image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _mask(path: Path) -> NDArray[Any]:
+def _mask(image: Image.Image) -> NDArray[Any]:
     """(H, W); a palette image gives its indices, a two-valued one 0 and 255."""
-    image = _open(path)
+    if "A" in image.getbands() and np.asarray(image.getchannel("A")).min() < 255:
+        raise DataError(
+            "the mask is transparent in places, so its values do not tell what it marks. Export it as grey levels.",
+            ErrorCode.UNSUPPORTED,
+        )
     if image.mode in ("1", "LA"):
         image = image.convert("L")
     values = np.asarray(image)
@@ -96,20 +114,37 @@ def _mask(path: Path) -> NDArray[Any]:
             )
         values = values[..., 0]
     # JPEG smears the edge of a mask over all grey levels.
-    return np.where(values > 127, 255, 0).astype(np.uint8) if image.format == "JPEG" else values
+    return np.where(values > 127, 255, 0).astype(np.uint8) if image.format in _JPEG else values
 
 
-def _open(path: Path) -> Image.Image:
-    with Image.open(path, formats=_FORMATS) as opened:
-        if getattr(opened, "n_frames", 1) > 1:
+def _open(path: Path) -> tuple[Image.Image, int]:
+    """A picture as it is to be seen, and the EXIF orientation that it had in its file (1: upright)."""
+    with _announced(path) as opened:
+        if opened.mode not in _MODES:
+            raise DataError(
+                f"the file has the colour mode {opened.mode}; expected grey or red, green, blue. Export it as PNG.",
+                ErrorCode.UNSUPPORTED,
+            )
+        if getattr(opened, "n_frames", 1) > 1 and opened.format not in _JPEG:
             raise DataError(
                 "the file holds several pictures; expected one. Export each to a file.", ErrorCode.UNSUPPORTED
             )
-        kind = opened.format
+        kind, turn = opened.format, int(opened.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
         opened.load()
         image = ImageOps.exif_transpose(opened)
     image.format = kind
-    return image
+    return image, turn if turn in range(2, 9) else _UPRIGHT
+
+
+def _announced(path: Path) -> Image.Image:
+    """The picture before it is decoded, if it is of a size that can be."""
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            "the picture has more pixels than are believable. Export it smaller, or take it out.",
+            ErrorCode.OUT_OF_MEMORY,
+        ) from error
 
 
 def _rows(source: SourceConfig, folder: Path) -> list[Mapping[str, str]]:

@@ -1,14 +1,17 @@
-"""A site's own label values and names to the run's classes: 0 background, 1..K in the order of `DataConfig.classes`.
+"""A site's own label values and names to classes: 0 background, 1..K.
 
+Two ways to read: for a run only its classes count, in the order of `DataConfig.classes`, and a label that has no place
+there is LABEL_UNKNOWN; as found, every local value or name is a class of its own, in the order met.
 `label_map` in site.toml comes first, then the class's own name (for named segments), then the value 1..K itself.
-The target "background" in a label map says that a local label is not wanted. Nothing is ignored silently: a label
-that has no place is LABEL_UNKNOWN. Overlaps go to the class named later in the run, so list a lesion after its organ.
+The target "background" in a label map says that a local label is not wanted. Nothing is ignored silently. Overlaps go
+to the class with the higher number, so list a lesion after its organ.
 """
 
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,81 +22,184 @@ from common.errors import ConfigError, DataError, ErrorCode
 BACKGROUND = "background"
 
 _HIGHEST_VALUE = 65535
+_MOST_CLASSES = 254
 
 
-def class_of_any(names: Sequence[str], data: DataConfig, label_map: Mapping[str, str]) -> int | None:
-    """The class of the first of several names that has one; None when none has.
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which labels a reader shall give.
 
-    Case, spaces and underscores do not matter.
+    classes: those of a run; None: whatever is found. modality: that a study must have; None: any.
+    """
+
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    modality: str | None = None
+
+    @classmethod
+    def of_run(cls, data: DataConfig, label_map: Mapping[str, str]) -> Self:
+        """The classes of a run, and a source's names for them."""
+        return cls(label_map, data.classes, data.modality)
+
+    @classmethod
+    def as_found(cls, label_map: Mapping[str, str]) -> Self:
+        """Every label of a source; the label map joins and drops."""
+        return cls(label_map)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        classes = values["classes"]
+        return cls(dict(values["label-map"]), None if classes is None else tuple(classes), values["modality"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return {
+            "label-map": dict(self.label_map),
+            "classes": None if self.classes is None else list(self.classes),
+            "modality": self.modality,
+        }
+
+    def naming(self) -> "Naming":
+        """A fresh start for the label of one study."""
+        return Naming(self)
+
+
+class Naming:
+    """The classes of one study, while its label is read. Case, spaces and underscores of names do not matter.
+
+    as_found: whether every label counts, not only a run's.
 
     Raises:
         ConfigError: the label map names a class that the run does not have.
     """
-    known = {_plain(own): index for index, own in enumerate(data.classes, start=1)}
-    known |= {_plain(local): _target(own, data) for local, own in label_map.items()}
-    return next((known[_plain(name)] for name in names if _plain(name) in known), None)
 
+    def __init__(self, wanted: Vocabulary) -> None:
+        self.as_found = wanted.classes is None
+        self._map = wanted.label_map
+        self._classes = list(wanted.classes or ())
+        self._numbers = {_plain(name): number for number, name in enumerate(self._classes, start=1)}
+        self._renamed = {_plain(local): name for local, name in self._map.items()}
+        if not self.as_found:
+            for name in self._renamed.values():
+                self._target(name)
 
-def class_of_name(
-    name: str, data: DataConfig, label_map: Mapping[str, str], ordinal: int, what: str = "segment"
-) -> int:
-    """The class of a named segment or ROI; see `class_of_any`.
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes 1..K: the run's, or those met so far."""
+        return tuple(self._classes)
 
-    Args:
-        name: as the label object has it; it is free text, so it enters no message.
-        data: names the classes.
-        label_map: of the source.
-        ordinal: number of the segment, for the message.
-        what: what is numbered.
+    @property
+    def any_value(self) -> bool:
+        """Whether a label image may use any value but 0 for its class: a run with one class, and no label map."""
+        return len(self._classes) == 1 and not self._map and not self.as_found
 
-    Raises:
-        DataError: LABEL_UNKNOWN.
-        ConfigError: the label map names a class that the run does not have.
-    """
-    found = class_of_any((name,), data, label_map)
-    if found is None:
-        raise DataError(
-            f"{what} {ordinal} is labelled with a name that is no class of this run ({', '.join(data.classes)}). "
-            f'Name it in label-map in site.toml, or map it to "{BACKGROUND}".',
-            ErrorCode.LABEL_UNKNOWN,
+    def find(self, names: Sequence[str]) -> int | None:
+        """The class of the first of several names that the label map or the run has; None when none has one.
+
+        As found, the first name is a class when the label map has none of them.
+        """
+        mapped = next((self._renamed[_plain(name)] for name in names if _plain(name) in self._renamed), None)
+        if mapped is not None:
+            return self._target(mapped)
+        if self.as_found:
+            return self._target(names[0])
+        return next((self._numbers[_plain(name)] for name in names if _plain(name) in self._numbers), None)
+
+    def number(self, names: Sequence[str], ordinal: int, what: str = "segment") -> int:
+        """The class of a named segment or ROI; see `find`.
+
+        Args:
+            names: as the label object has them, the best first; they are free text, so they enter no message.
+            ordinal: number of the segment, for the message.
+            what: what is numbered.
+
+        Raises:
+            DataError: LABEL_UNKNOWN.
+        """
+        given = [name for name in names if _plain(name)]
+        found = self.find(given or [f"{what} {ordinal}"])
+        if found is None:
+            raise DataError(
+                f"{what} {ordinal} is labelled with a name that is no class of this run ({', '.join(self._classes)}). "
+                f'Name it in label-map in site.toml, or map it to "{BACKGROUND}".',
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        return found
+
+    def numbers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """A label image (*sp) of any number type, whole numbers, to classes.
+
+        Keys of the label map are values as text, such as "255".
+
+        Raises:
+            DataError: LABEL_UNKNOWN, a value has no class.
+            ConfigError: a key of the label map is no number.
+        """
+        if values.size and not (
+            values.min() >= 0 and values.max() <= _HIGHEST_VALUE and (values == np.rint(values)).all()
+        ):
+            raise DataError(
+                f"label values must be whole numbers from 0 to {_HIGHEST_VALUE}. Export the label map again as "
+                "integers.",
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        whole = values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
+        found = [int(value) for value in np.flatnonzero(np.bincount(whole.ravel()))]
+        table = self._table(found)
+        unknown = [value for value in found if value not in table]
+        if unknown:
+            raise DataError(
+                f"the label holds the value(s) {_some(unknown)}; expected {_some(sorted(table))}. "
+                f'Name them in label-map in site.toml, or map them to "{BACKGROUND}".',
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        lookup = np.zeros(_HIGHEST_VALUE + 1, np.uint8)
+        for value in found:
+            lookup[value] = table[value]
+        return np.asarray(lookup[whole], np.uint8)
+
+    def _table(self, found: Sequence[int]) -> dict[int, int]:
+        """Class of each value."""
+        if not self._map and not self.as_found:
+            return {value: value for value in range(len(self._classes) + 1)}
+        wrong = next((local for local in self._map if not local.isdecimal()), None)
+        if wrong is not None:
+            raise ConfigError(
+                f"label-map key {wrong!r} is no label value; its labels are numbers. Write a number, such as 1."
+            )
+        renamed = {int(local): name for local, name in self._map.items()}
+        if self.as_found:
+            renamed = {value: renamed.get(value, str(value) if value else BACKGROUND) for value in found}
+        return {0: 0} | {value: self._target(name) for value, name in renamed.items()}
+
+    def _target(self, name: str) -> int:
+        """The number of a class, which is a new one when everything counts."""
+        if name == BACKGROUND:
+            return 0
+        if not self.as_found:
+            return self._number_in_run(name)
+        name = "".join(letter if letter.isprintable() else " " for letter in name)
+        plain = _plain(name)
+        if plain not in self._numbers:
+            if len(self._classes) == _MOST_CLASSES:
+                raise DataError(
+                    f"the label uses more than {_MOST_CLASSES} names or values. Is it an image? Join them in label-map "
+                    "in site.toml, or take the study out.",
+                    ErrorCode.LABEL_UNKNOWN,
+                )
+            self._classes.append(name.strip())
+            self._numbers[plain] = len(self._classes)
+        return self._numbers[plain]
+
+    def _number_in_run(self, name: str) -> int:
+        if name in self._classes:
+            return self._classes.index(name) + 1
+        near = difflib.get_close_matches(name, self._classes, n=1)
+        raise ConfigError(
+            f"label-map names the class {name!r}, which this run does not have ({', '.join(self._classes)})."
+            + (f" Did you mean {near[0]!r}?" if near else f' Correct it, or write "{BACKGROUND}".')
         )
-    return found
-
-
-def map_values(values: NDArray[Any], data: DataConfig, label_map: Mapping[str, str]) -> NDArray[np.uint8]:
-    """A label image to classes.
-
-    Args:
-        values: (*sp) any number type, whole numbers.
-        data: names the classes.
-        label_map: of the source; keys are values as text, such as "255".
-
-    Returns:
-        (*sp) uint8.
-
-    Raises:
-        DataError: LABEL_UNKNOWN, a value has no class.
-        ConfigError: a key of the label map is no number, or its class not one of the run.
-    """
-    if values.size and not (values.min() >= 0 and values.max() <= _HIGHEST_VALUE and (values == np.rint(values)).all()):
-        raise DataError(
-            f"label values must be whole numbers from 0 to {_HIGHEST_VALUE}. Export the label map again as integers.",
-            ErrorCode.LABEL_UNKNOWN,
-        )
-    whole = values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
-    found = [int(value) for value in np.flatnonzero(np.bincount(whole.ravel()))]
-    table = _value_table(data, label_map)
-    unknown = [value for value in found if value not in table]
-    if unknown:
-        raise DataError(
-            f"the label holds the value(s) {_some(unknown)}; expected {_some(sorted(table))}. "
-            f'Name them in label-map in site.toml, or map them to "{BACKGROUND}".',
-            ErrorCode.LABEL_UNKNOWN,
-        )
-    lookup = np.zeros(_HIGHEST_VALUE + 1, np.uint8)
-    for value in found:
-        lookup[value] = table[value]
-    return np.asarray(lookup[whole], np.uint8)
 
 
 def resample(
@@ -140,31 +246,6 @@ def _apart(why: str) -> DataError:
     return DataError(
         f"the label lies on another grid than its image, and {why}. Resample it to the image.",
         ErrorCode.GEOMETRY_MISMATCH,
-    )
-
-
-def _value_table(data: DataConfig, label_map: Mapping[str, str]) -> dict[int, int]:
-    if not label_map:
-        return {value: value for value in range(len(data.classes) + 1)}
-    table = {0: 0}
-    for local, name in label_map.items():
-        if not local.isdecimal():
-            raise ConfigError(
-                f"label-map key {local!r} is no label value; its labels are numbers. Write a number, such as 1."
-            )
-        table[int(local)] = _target(name, data)
-    return table
-
-
-def _target(name: str, data: DataConfig) -> int:
-    if name == BACKGROUND:
-        return 0
-    if name in data.classes:
-        return data.classes.index(name) + 1
-    near = difflib.get_close_matches(name, data.classes, n=1)
-    raise ConfigError(
-        f"label-map names the class {name!r}, which this run does not have ({', '.join(data.classes)})."
-        + (f" Did you mean {near[0]!r}?" if near else f' Correct it, or write "{BACKGROUND}".')
     )
 
 

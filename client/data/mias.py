@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data import images
-from client.data.labels import BACKGROUND, class_of_any
+from client.data.labels import BACKGROUND, Naming
 from client.data.pairs import files_under
-from client.data.study import Found, Reference, Study, parsing
-from common.config import DataConfig, SourceConfig
+from client.data.study import NO_IMAGE, Found, Reference, Study, parsing
+from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
 TABLE = "Info.txt"
@@ -79,11 +79,12 @@ def find(source: SourceConfig, folder: Path) -> Found:
             patient = f"mdb{number - 1 + number % 2:03}"
             key = f"mdb{number:03}"
             references.append(Reference("mias", patient, key, (path,), (folder / TABLE,), source.label_map))
-    return Found(tuple(references), sum(path.name != TABLE for path in files) - len(references))
+    others = sum(path.name != TABLE for path in files) - len(references)
+    return Found(tuple(references), {NO_IMAGE: others} if others else {})
 
 
-def read(reference: Reference, data: DataConfig | None) -> Study:
-    """Read a film, and its circles when the run's data contract is given.
+def read(reference: Reference, naming: Naming | None) -> Study:
+    """Read a film, and its circles when its classes are wanted.
 
     The class of a circle is its abnormality's (CALC, CIRC, SPIC, MISC, ARCH, ASYM) in label-map, else its severity's
     (B, M). Without a label map a run may name its classes benign and malignant, or calcification, mass (CIRC, SPIC and
@@ -93,11 +94,11 @@ def read(reference: Reference, data: DataConfig | None) -> Study:
         DataError: UNREADABLE, NO_LABEL, LABEL_UNKNOWN or GEOMETRY_MISMATCH.
     """
     study = images.read(reference, None)
-    label = None if data is None else _label(reference, study.image.shape[1:], data)
+    label = None if naming is None else _label(reference, study.image.shape[1:], naming)
     return replace(study, label=label, spacing_mm=(_PIXEL_MM, _PIXEL_MM), modality="MG")
 
 
-def _label(reference: Reference, shape: tuple[int, ...], data: DataConfig) -> NDArray[np.uint8]:
+def _label(reference: Reference, shape: tuple[int, ...], naming: Naming) -> NDArray[np.uint8]:
     if shape != (_EDGE, _EDGE):
         raise DataError(
             f"the film has {shape[0]} x {shape[1]} pixels; the circles are for {_EDGE} x {_EDGE}. "
@@ -110,21 +111,22 @@ def _label(reference: Reference, shape: tuple[int, ...], data: DataConfig) -> ND
         raise DataError(f"{TABLE} has no row on this film. Use the archive as published.", ErrorCode.NO_LABEL)
     label = np.zeros(shape, np.uint8)
     for row in rows:
-        drawn = _class_of(row, reference, data)
+        drawn = _class_of(row, reference, naming)
         if drawn:  # what is background needs no place
             np.maximum(label, _disc(row) * np.uint8(drawn), out=label)
     return label
 
 
-def _class_of(row: _Row, reference: Reference, data: DataConfig) -> int:
+def _class_of(row: _Row, reference: Reference, naming: Naming) -> int:
     if row.abnormality == _NORMAL:
         return 0
-    usual = {} if reference.label_map else {local: own for local, own in _USUAL.items() if own in data.classes}
-    found = class_of_any((row.abnormality, row.severity), data, reference.label_map or usual)
+    codes = (row.abnormality, row.severity)
+    usual = () if reference.label_map else tuple(_USUAL[code] for code in codes if code in _USUAL)
+    found = naming.find((*codes, *usual))
     if found is None:
         raise DataError(
             f"the film shows {_told(row.abnormality)} of severity {_told(row.severity)}, and neither is "
-            f"a class of this run ({', '.join(data.classes)}). Name one of them in label-map in site.toml, or map it "
+            f"a class of this run ({', '.join(naming.classes)}). Name one of them in label-map in site.toml, or map it "
             f'to "{BACKGROUND}".',
             ErrorCode.LABEL_UNKNOWN,
         )

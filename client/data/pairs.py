@@ -3,13 +3,18 @@
 Shared by the readers of pictures and of NIfTI.
 """
 
+import os
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from client.data.study import Found, Kind, Reference
+from client.data.study import LONELY_LABEL, NO_IMAGE, Found, Kind, Reference
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
+
+# Marks the folder of a site: its key, its cache, its results.
+_SITE_FILE = "site.toml"
 
 
 def find_pairs(kind: Kind, source: SourceConfig, folder: Path, suffixes: Collection[str]) -> Found:
@@ -29,7 +34,7 @@ def find_pairs(kind: Kind, source: SourceConfig, folder: Path, suffixes: Collect
         references.append(Reference(kind, patient, key, (path,), matching, source.label_map, problem))
     names = {key for key, _ in images}
     lonely = sum(name not in names for name, _ in labels)
-    return Found(tuple(references), other_images + other_labels + lonely)
+    return Found(tuple(references), +Counter({NO_IMAGE: other_images + other_labels, LONELY_LABEL: lonely}))
 
 
 def patient_of(name: str, pattern: str | None) -> tuple[str, DataError | None]:
@@ -58,12 +63,18 @@ def patient_of(name: str, pattern: str | None) -> tuple[str, DataError | None]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """All files in a folder and below, sorted; hidden ones (such as ._ and .DS_Store) are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    )
+    """All files in a folder and below, sorted.
+
+    Hidden ones (such as ._ and .DS_Store) are left out, and so is a site's own folder when it lies in its data.
+    """
+    paths = []
+    for where, folders, names in os.walk(folder):
+        if _SITE_FILE in names and Path(where) != folder:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(where, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.is_file())
 
 
 def has_suffix(path: Path, suffixes: Collection[str]) -> bool:

@@ -136,7 +136,8 @@ def _channels(image: Tensor, wanted: int) -> Tensor:
     if given == wanted:
         return image
     if (given, wanted) == (3, 1):
-        return (torch.tensor(_LUMINANCE)[:, None, None] * image).sum(dim=0, keepdim=True)
+        weights = torch.tensor(_LUMINANCE).view(3, *[1] * (image.ndim - 1))
+        return (weights * image).sum(dim=0, keepdim=True)
     if given == 1:
         return image.expand(wanted, *image.shape[1:])
     raise DataError(f"the image has {given} channels; expected {wanted}. Convert it.", ErrorCode.UNSUPPORTED)

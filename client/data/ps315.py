@@ -26,6 +26,7 @@ from pydicom.tag import BaseTag, Tag
 from client.data.study import parsing, quiet
 from client.data.surrogates import (
     as_file,
+    check_numbers,
     shift_days,
     shifted,
     subject_of,
@@ -324,6 +325,7 @@ def _kept(element: DataElement, job: _Job) -> DataElement | None:
     vr = dictionary_VR(element.tag)
     if element.VR not in (vr, *vr.split(" or ")):
         return None
+    check_numbers(element)
     return _sequence(element, job) if vr == "SQ" else element
 
 

@@ -11,7 +11,7 @@ reference and must lie on one of its slices. One broken contour refuses the whol
 Source: DICOM PS3.3 C.8.8.5 (structure set), C.8.8.6 (ROI contour).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.data.dicom_seg import Grid
-from client.data.labels import class_of_name
-from common.config import DataConfig
+from client.data.labels import Naming
 from common.errors import DataError, ErrorCode
 
 _TAGS = ["StructureSetROISequence", "ROIContourSequence"]
@@ -33,16 +32,16 @@ _ROUNDING_MM = 0.05
 _DECIMALS = 3
 
 
-def read_labels(path: Path, grid: Grid, data: DataConfig, label_map: Mapping[str, str]) -> NDArray[np.uint8]:
+def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
     """Fill the contours of a structure set.
 
-    Where ROIs overlap, the class named later in the run wins.
+    Where ROIs overlap, the class with the higher number wins. As found, only ROIs of closed contours make classes:
+    points and open lines (markers, a catheter) mark no area.
 
     Args:
         path: the structure set.
         grid: the series it was drawn on.
-        data: names the classes.
-        label_map: ROI name -> class.
+        naming: ROI name -> class.
 
     Returns:
         (Z, Y, X) uint8, 0 background, 1..K.
@@ -53,6 +52,8 @@ def read_labels(path: Path, grid: Grid, data: DataConfig, label_map: Mapping[str
     ds = pydicom.dcmread(path, specific_tags=list(_TAGS))
     described = {int(roi.ROINumber): roi for roi in ds.get("StructureSetROISequence") or []}
     drawn = [roi for roi in ds.get("ROIContourSequence") or [] if roi.get("ContourSequence")]
+    if naming.as_found:
+        drawn = [roi for roi in drawn if all(map(_is_area, roi.ContourSequence))]
     if not drawn:
         raise DataError("the structure set holds no contours. Export it again.", ErrorCode.NO_LABEL)
     labels = np.zeros(grid.shape, np.uint8)
@@ -63,7 +64,7 @@ def read_labels(path: Path, grid: Grid, data: DataConfig, label_map: Mapping[str
                 f"ROI {number} has contours but no name. Export the structure set again.", ErrorCode.LABEL_UNKNOWN
             )
         roi = described[number]
-        value = class_of_name(str(roi.get("ROIName", "")), data, label_map, number, what="ROI")
+        value = naming.number([str(roi.get("ROIName", ""))], number, what="ROI")
         if value:
             same_frame = str(roi.get("ReferencedFrameOfReferenceUID", "")) == grid.frame_of_reference != ""
             for z, region in _regions(contours.ContourSequence, grid, same_frame):
@@ -100,11 +101,15 @@ def fill(contours: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDA
     return filled
 
 
+def _is_area(contour: Dataset) -> bool:
+    return contour.get("ContourGeometricType") in _AREAS
+
+
 def _regions(contours: Sequence[Dataset], grid: Grid, same_frame: bool) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """For each slice that an ROI touches, its pixels there."""
     by_slice: dict[int, list[NDArray[np.float64]]] = {}
     for contour in contours:
-        if contour.get("ContourGeometricType") not in _AREAS:
+        if not _is_area(contour):
             raise DataError(
                 "an ROI of this run holds points or open lines; expected closed contours. Map it to "
                 '"background" in label-map in site.toml, or draw it closed.',
@@ -123,8 +128,8 @@ def _place(contour: Dataset, grid: Grid, same_frame: bool) -> tuple[int, NDArray
     points = _points(contour).T
     index = np.linalg.inv(grid.stack.affine) @ np.vstack([points, np.ones(points.shape[1])])
     z = round(float(np.median(index[0])))
-    named = [str(image.get("ReferencedSOPInstanceUID", "")) for image in contour.get("ContourImageSequence") or []]
-    slices = {grid.instances.index(uid) for uid in named if uid in grid.instances}
+    named = contour.get("ContourImageSequence") or []
+    slices = grid.slices_named(named)
     if named and not slices:
         raise _misplaced("a contour was drawn on an image that is not in the series")
     if not named and not same_frame:

@@ -3,25 +3,51 @@
 The reader is chosen by looking at the files, or by `kind` in site.toml.
 """
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from client.data import dicom, dicom_series, images, mias, nifti
+from client.data.labels import Vocabulary
 from client.data.pairs import files_under, has_suffix
-from client.data.study import Found, Kind, Reference, Study
-from common.config import DataConfig, SourceConfig
+from client.data.study import NO_IMAGE, Found, Kind, Reference, Study
+from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
+_log = logging.getLogger(__name__)
 
-def find(source: SourceConfig, root: Path) -> Found:
+
+def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_series.look_at_all) -> Found:
     """List the studies of a source without reading pixels, in the order of patient and key.
 
     Args:
         source: where and how to look.
         root: folder that a relative path starts from.
+        looker: reads the headers of DICOM files.
 
     Raises:
-        ConfigError: folder, CSV or column not there, or a pattern that is none.
+        ConfigError: folder, CSV, column or every named patient not there, or a pattern that is none.
+    """
+    folder = folder_of(source, root)
+    kind = source.kind or kind_of(source, folder)
+    if kind is None:
+        return Found((), {NO_IMAGE: len(files_under(folder))})
+    found = dicom_series.find(source, folder, looker) if kind == "dicom" else _reader(kind).find(source, folder)
+    if source.patients:
+        _check_patients(source, found)
+    wanted = [
+        reference for reference in found.references if not source.patients or reference.patient in source.patients
+    ]
+    return Found(tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key))), found.left_out)
+
+
+def folder_of(source: SourceConfig, root: Path) -> Path:
+    """The folder of a source.
+
+    Raises:
+        ConfigError: it is not there.
     """
     folder = root / Path(source.path).expanduser()
     if not folder.is_dir():
@@ -29,14 +55,31 @@ def find(source: SourceConfig, root: Path) -> Found:
             f"the data folder {source.path!r} does not exist. Set path of [[data]] in site.toml to a folder; "
             "a relative path starts at the file that names it."
         )
-    kind = source.kind or _kind_of(source, folder)
-    if kind is None:
-        return Found((), ignored=len(files_under(folder)))
-    found = _reader(kind).find(source, folder)
-    wanted = [
-        reference for reference in found.references if not source.patients or reference.patient in source.patients
-    ]
-    return Found(tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key))), found.ignored)
+    return folder
+
+
+def kind_of(source: SourceConfig, folder: Path) -> Kind | None:
+    """The reader for a folder: by its CSV, by mini-MIAS' table, else by the first file that one of them knows."""
+    if source.csv is not None:
+        return "images"
+    if mias.is_archive(folder):
+        return "mias"
+    within = folder / source.images
+    for path in files_under(within if within.is_dir() else folder):
+        if dicom_series.is_dicom(path):
+            return "dicom"
+        if has_suffix(path, nifti.SUFFIXES):
+            return "nifti"
+        if within.is_dir() and has_suffix(path, images.SUFFIXES):
+            return "images"
+    return None
+
+
+def table_of(source: SourceConfig, folder: Path) -> Path | None:
+    """The table that a source's studies are listed in; None where its files tell. The source's kind is known."""
+    if source.kind == "mias":
+        return folder / mias.TABLE
+    return None if source.csv is None or source.kind != "images" else folder / source.csv
 
 
 def list_patients(source: SourceConfig, root: Path) -> tuple[str, ...]:
@@ -45,8 +88,8 @@ def list_patients(source: SourceConfig, root: Path) -> tuple[str, ...]:
     return tuple(sorted({reference.patient for reference in references if reference.problem is None}))
 
 
-def read(reference: Reference, data: DataConfig) -> Study:
-    """Read a study with its label, mapped to the run's classes.
+def read(reference: Reference, wanted: Vocabulary | None) -> Study:
+    """Read a study, and its label in the classes that are wanted; None: without label, for prediction.
 
     Raises:
         DataError: with the code that says why it cannot be used.
@@ -54,24 +97,38 @@ def read(reference: Reference, data: DataConfig) -> Study:
     """
     if reference.problem is not None:
         raise DataError(str(reference.problem), reference.problem.code)
-    study: Study = _reader(reference.kind).read(reference, data)
-    if study.modality not in ("", data.modality):
+    naming = None if wanted is None else wanted.naming()
+    study: Study = _reader(reference.kind).read(reference, naming)
+    if wanted is None or naming is None:
+        return study
+    if wanted.modality is not None and study.modality not in ("", wanted.modality):
         raise DataError(
-            f"the study is {study.modality}, the run wants {data.modality}. Name a folder of {data.modality} studies.",
+            f"the study is {study.modality}, the run wants {wanted.modality}. "
+            f"Name a folder of {wanted.modality} studies.",
             ErrorCode.UNSUPPORTED,
         )
-    return study
+    return replace(study, classes=naming.classes)
 
 
-def find_images(path: Path) -> tuple[Reference, ...]:
+def find_images(
+    path: Path, among: Sequence[Path] | None = None, looker: dicom_series.Looker = dicom_series.look_at_all
+) -> tuple[Reference, ...]:
     """The studies at a path, for prediction: a NIfTI file, a picture, a DICOM file, or a folder of any one of these.
+
+    Args:
+        path: the file or folder.
+        among: look at these files under the folder only.
+        looker: reads the headers of DICOM files.
 
     Raises:
         DataError: NO_DATA, nothing there that a reader knows.
     """
-    files = files_under(path) if path.is_dir() else [path]
+    files = list(among) if among is not None else files_under(path) if path.is_dir() else [path]
     folder = path if path.is_dir() else path.parent
-    references = dicom_series.find_among(files, folder, None).references
+    references = dicom_series.find_among(files, folder, None, looker).references
+    if not references and mias.is_archive(folder):
+        films = mias.find(SourceConfig(path="."), folder).references
+        references = tuple(film for film in films if film.images[0] in files)
     kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (("nifti", nifti.SUFFIXES), ("images", images.SUFFIXES))
     for kind, suffixes in kinds:
         # Pictures beside DICOM or NIfTI are previews.
@@ -102,28 +159,23 @@ def read_image(where: Path | Reference) -> Study:
                 ErrorCode.UNSUPPORTED,
             )
         where = references[0]
-    if where.problem is not None:
-        raise DataError(str(where.problem), where.problem.code)
-    study: Study = _reader(where.kind).read(where, None)
-    return study
+    return read(where, None)
+
+
+def _check_patients(source: SourceConfig, found: Found) -> None:
+    """Say how many of the patients that a source is kept to are not in it; without a name."""
+    named = set(source.patients)
+    unknown = len(named - {reference.patient for reference in found.references})
+    if unknown == len(named):
+        raise ConfigError(
+            f"patients in site.toml names {len(named)} patient(s), and the folder holds none of them. Write them as "
+            "the source does, or remove patients to use all."
+        )
+    if unknown:
+        _log.warning(
+            "%d of the %d patients named in site.toml are not in the folder. Correct them.", unknown, len(named)
+        )
 
 
 def _reader(kind: Kind) -> ModuleType:
     return {"dicom": dicom, "nifti": nifti, "images": images, "mias": mias}[kind]
-
-
-def _kind_of(source: SourceConfig, folder: Path) -> Kind | None:
-    """The reader for a folder: by its CSV, by mini-MIAS' table, else by the first file that one of them knows."""
-    if source.csv is not None:
-        return "images"
-    if mias.is_archive(folder):
-        return "mias"
-    within = folder / source.images
-    for path in files_under(within if within.is_dir() else folder):
-        if dicom_series.is_dicom(path):
-            return "dicom"
-        if has_suffix(path, nifti.SUFFIXES):
-            return "nifti"
-        if within.is_dir() and has_suffix(path, images.SUFFIXES):
-            return "images"
-    return None

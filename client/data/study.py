@@ -20,17 +20,24 @@ from common.errors import DataError, ErrorCode, WardroundError
 
 Kind = Literal["dicom", "nifti", "images", "mias"]
 
+# Why a file was left out of all studies.
+NO_IMAGE = "neither image nor label"
+NO_IMAGE_INSIDE = "DICOM object that is neither image nor label"
+SECOND_COPY = "second copy of a file"
+LONELY_LABEL = "label without its image"
+
 
 @dataclass(frozen=True, eq=False)
 class Study:
     """One image, or one series, with its label.
 
     image: (C, *sp) float32 in the source's units (HU for CT, 0-255 for 8-bit photographs).
-    label: (*sp) uint8, 0 background, 1..K the classes of the run; None when read for prediction.
+    label: (*sp) uint8, 0 background, 1..K the classes; None when read for prediction.
     spacing_mm: one per axis of *sp; None when the source has none (photographs).
     affine: (4, 4), index (z, y, x, 1) -> LPS mm (x, y, z, 1); None when the source has none.
     modality: as DICOM names it; "" when the source does not say.
     files: what it was read from; DICOM: one per slice, in the order of the z axis.
+    classes: names of 1..K; none when read for prediction.
     """
 
     image: NDArray[np.float32] = field(repr=False)
@@ -41,14 +48,15 @@ class Study:
     patient: str = field(repr=False)
     key: str = field(repr=False)
     files: tuple[Path, ...] = field(repr=False)
+    classes: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
 class Reference:
     """Where a study lies. Cheap to make: headers only, no pixels.
 
-    patient and key are raw; key is unique within a site. label_map is the source's. problem: why it cannot be
-    read, when that was already clear on finding it.
+    patient and key are raw; key is unique within a site. label_map and fractional_threshold are the source's. problem:
+    why it cannot be read, when that was already clear on finding it.
     """
 
     kind: Kind
@@ -58,36 +66,41 @@ class Reference:
     labels: tuple[Path, ...] = field(default=(), repr=False)
     label_map: Mapping[str, str] = field(default_factory=dict)
     problem: DataError | None = None
+    fractional_threshold: float = 0.5
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at a source gave. ignored: files that are no study and no label."""
+    """What a look at a source gave. left_out: files that are part of no study, counted by reason."""
 
     references: tuple[Reference, ...]
-    ignored: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> int:
+        """The number of files left out."""
+        return sum(self.left_out.values())
 
 
 @contextmanager
 def parsing(what: str) -> Iterator[None]:
     """The one boundary around foreign parsers: whatever they raise becomes a DataError with a code.
 
-    Only the exception's type enters the message: parsers quote paths, UIDs and names.
+    Only the exception's type stays: parsers quote paths, UIDs and names, and a traceback in a log would print them.
     """
     try:
         yield
     except WardroundError:
         raise
-    except MemoryError as error:
+    except MemoryError:
         raise DataError(
             f"there is not enough memory for this {what}. Free memory, or take it out.", ErrorCode.OUT_OF_MEMORY
-        ) from error
-    # A mutated file makes pydicom alone raise nine types; none of them may stop the other studies.
-    except Exception as error:
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a mutated file makes pydicom alone raise nine types
         raise DataError(
             f"this {what} could not be decoded ({type(error).__name__}). Export it again, or take it out.",
             ErrorCode.UNREADABLE,
-        ) from error
+        ) from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -66,6 +67,16 @@ def values_of(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return [value] if isinstance(value, str | bytes) or not hasattr(value, "__iter__") else list(value)
+
+
+def check_numbers(element: DataElement) -> None:
+    """Numbers are copied as they are; a text in their place could be a name.
+
+    Raises:
+        DataError: UNREADABLE.
+    """
+    if element.VR in ("DS", "IS") and any(isinstance(value, str | bytes) for value in values_of(element.value)):
+        raise DataError("a numeric attribute of the file holds text. Export it again, or take it out.")
 
 
 def as_file(result: Dataset, original: Dataset) -> Dataset:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import ROUND_CEILING, Context
 from typing import Any, TypeAlias
 
 from common.errors import AuditError, ErrorCode
@@ -185,10 +185,6 @@ def _is_bucket(value: Value) -> bool:
     return type(value) is int and value >= SMALLEST_COUNT and bucket(value) == value
 
 
-def _is_decimal(value: Value) -> bool:
-    return _matches(r"(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{0,19}[1-9])?")(value) and Decimal(value).is_finite()
-
-
 def _matches(pattern: str | re.Pattern[str]) -> Callable[[Value], bool]:
     compiled = re.compile(pattern)
     return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
@@ -205,6 +201,7 @@ def _is_receipt(value: Value) -> bool:
 _is_hash = _matches(r"[0-9a-f]{64}")
 _is_signature = _matches(_BASE64_64)
 _is_note = _matches(NOTE)
+_is_cost = _matches(r"(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{0,19}[1-9])?")
 _FORMS: Mapping[str, Callable[[Value], bool]] = {
     # identities
     "origin": _matches(_ORIGIN),
@@ -231,8 +228,8 @@ _FORMS: Mapping[str, Callable[[Value], bool]] = {
     "size": _is_number,  # bytes
     "minute": lambda value: _is_number(value) and value % 60 == 0,
     "patients": _is_bucket,
-    "epsilon": _is_decimal,
-    "delta": _is_decimal,
+    "epsilon": _is_cost,
+    "delta": _is_cost,
     # what was signed
     "receipt": _is_receipt,
     "receipt-hash": _is_hash,

@@ -6,7 +6,7 @@ before signing they are given a prefix, so that a signature under a receipt is g
 """
 
 import base64
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -40,7 +40,7 @@ class Receipt:
 
     def to_fields(self) -> dict[str, Value]:
         """The fields there are."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def to_bytes(self) -> bytes:
         """The canonical bytes."""

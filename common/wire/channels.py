@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
-from common.errors import FederationError
+from common.errors import FederationError, WardroundError
 
 # One chunk of a model is 5 MiB in Flower; this leaves room for a whole model in one message.
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
@@ -85,7 +86,7 @@ def serve(
     credentials: Callable[[], Credentials],
     add_services: Callable[[grpc.Server], None],
     *,
-    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    interceptors: Sequence["grpc.ServerInterceptor[Any, Any]"] = (),
     workers: int = 64,
     max_receive_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.Server:
@@ -113,7 +114,7 @@ def serve(
         ("grpc.so_reuseport", 0),
     ]
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="call")
-    server = grpc.server(pool, interceptors=interceptors, options=options)
+    server = grpc.server(pool, interceptors=list(interceptors), options=options)
     add_services(server)
     try:
         port = server.add_secure_port(address, _dynamic(credentials))
@@ -134,8 +135,8 @@ def _dynamic(credentials: Callable[[], Credentials]) -> grpc.ServerCredentials:
         nonlocal shown
         try:
             present = credentials()
-        except Exception:  # gRPC would end the connection
-            _logger.exception("the server's credentials cannot be read; those before them stay")
+        except (WardroundError, OSError, ValueError) as error:
+            _logger.warning("the server's credentials cannot be used, those before them stay: %s", error)
             return None
         if present == shown:
             return None
@@ -143,7 +144,8 @@ def _dynamic(credentials: Callable[[], Credentials]) -> grpc.ServerCredentials:
         _logger.info("the server's credentials have changed")
         return present.to_grpc()
 
-    return grpc.dynamic_ssl_server_credentials(shown.to_grpc(), changed, demand)
+    # None means unchanged, which grpc's types do not know.
+    return grpc.dynamic_ssl_server_credentials(shown.to_grpc(), changed, demand)  # type: ignore[arg-type]
 
 
 def _port_error(address: str) -> FederationError:

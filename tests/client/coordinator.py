@@ -21,7 +21,7 @@ from common import operators, pki
 from common.flower import object_ids, pack_message, unpack_message
 from common.records import Reply, Request, TrainRequest, reply_from_record, request_to_record
 from common.wire import wardround_pb2, wardround_pb2_grpc
-from common.wire.channels import serve
+from common.wire.channels import Credentials, serve
 
 NODE_ID = 4711
 FLOWER_RUN = 99
@@ -94,14 +94,10 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             wardround_pb2_grpc.add_CoordinationServicer_to_server(self, server)
 
         authority = self._authority
-        self._server = serve(
-            self.address,
-            pki.key_to_pem(authority.server_key),
-            pki.to_pem(authority.server),
-            add,
-            root_pem=pki.to_pem(authority.root),
-            workers=8,
+        credentials = Credentials(
+            pki.key_to_pem(authority.server_key), pki.to_pem(authority.server), pki.to_pem(authority.root)
         )
+        self._server = serve(self.address, lambda: credentials, add, workers=8)
         return self
 
     def stop(self) -> None:

@@ -39,6 +39,30 @@ def test_folder_is_exported_under_pseudonyms_and_bad_files_are_counted(home: Pat
     }
 
 
+def test_minimal_copies_keep_the_labels_that_the_site_has_mapped(home: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct", patient="Smith")
+    for labels, kept in (("", {""}), ('[[data]]\npath = "ct"\nlabel-map = { lesion = "lesion" }\n', {"Lesion"})):
+        (home / "site.toml").write_text(f'name = "north"\n{labels}')
+        out = tmp_path / f"out{len(labels)}"
+        result = call(home, str(tmp_path / "ct"), "--out", str(out), "--minimal")
+        assert result.exit_code == 0, result.output
+        copies = [pydicom.dcmread(path) for path in out.rglob("*.dcm")]
+        assert {copy.SegmentSequence[0].SegmentLabel or "" for copy in copies if copy.Modality == "SEG"} == kept
+        assert not any("PatientName" in copy or "PatientBirthDate" in copy for copy in copies)
+        assert {copy.PatientIdentityRemoved for copy in copies} == {"YES"}
+
+
+def test_image_that_may_show_text_is_counted_as_burned_in(home: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct")
+    path = tmp_path / "ct" / "002.dcm"
+    ds = pydicom.dcmread(path)
+    ds.ImageType = ["DERIVED", "SECONDARY", "SCREEN SAVE"]
+    ds.save_as(path)
+    result = call(home, str(tmp_path / "ct"), "--out", str(tmp_path / "out"), "--json")
+    rows = {row["what"]: row["count"] for row in json.loads(result.stdout)}
+    assert (rows["written"], rows["skipped: burned-in"]) == (5, 1)
+
+
 def test_folder_without_dicom_fails(home: Path, tmp_path: Path) -> None:
     (tmp_path / "ct").mkdir()
     (tmp_path / "ct" / "letter.txt").write_text("x")
@@ -53,6 +77,7 @@ def test_folder_without_dicom_fails(home: Path, tmp_path: Path) -> None:
         (("--profile", "retain-everything"), "retain-uids"),
         (("--profile", "retain-long-full-dates", "--profile", "retain-long-modified-dates"), "not both"),
         (("--safe-private", "0008,MAKER,01"), "GGGG,CREATOR,EE"),
+        (("--minimal", "--profile", "retain-uids"), "--minimal"),
     ],
 )
 def test_wrong_option_is_explained(home: Path, tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:

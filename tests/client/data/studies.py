@@ -1,5 +1,6 @@
 """Small studies with known content, written by other libraries than the one under test."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,17 @@ def write_picture(path: Path, pixels: np.ndarray) -> Path:
 
 def write_pair(folder: Path, name: str, shape: tuple[int, int] = (20, 31), mask: np.ndarray | None = None) -> None:
     """A photograph images/NAME.png and its mask labels/NAME.png, a disc of 255 unless given."""
-    rng = np.random.default_rng(len(name))
+    rng = _rng(folder, name)
     write_picture(folder / "images" / f"{name}.png", rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
     if mask is None:
         mask = np.zeros(shape, np.uint8)
         mask[5:15, 8:20] = 255
     write_picture(folder / "labels" / f"{name}.png", mask)
+
+
+def _rng(folder: Path, name: str) -> np.random.Generator:
+    """Other pixels in every study: the same image twice is a duplicate."""
+    return np.random.default_rng(zlib.crc32(f"{folder.name}/{name}".encode()))
 
 
 def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
@@ -153,7 +159,7 @@ def segmentation(slices: list[Dataset], masks: dict[str, np.ndarray], kind: str 
 
 def write_ct(folder: Path, shape: tuple[int, int, int] = (5, 24, 31), **options: Any) -> np.ndarray:
     """A series with one box labelled "Lesion"; returns the mask (Z, Y, X)."""
-    rng = np.random.default_rng(sum(shape))
+    rng = _rng(folder, str(shape))
     slices = ct_slices(rng.integers(0, 3000, shape), **options)
     mask = np.zeros(shape, bool)
     mask[1:4, 6:14, 9:20] = True

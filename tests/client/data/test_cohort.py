@@ -193,7 +193,7 @@ def test_one_patient_declares_five_and_trains(tmp_path: Path) -> None:
 
 def test_negative_study_is_used_and_counted(pictures: Path) -> None:
     write_pair(pictures, "negative", mask=np.zeros((20, 31), np.uint8))
-    summary = contract_summary(load(pictures, source(path=".")))
+    summary = contract_summary(load(pictures, source(path=".", empty_labels_are_negative=True)))
     assert summary["studies"] == {"usable": 8, "quarantined": {}, "without-foreground": 1}
     assert summary["shape"] == {"smallest": [16, 25], "largest": [16, 25]}
     assert sum(summary["class-share"].values()) == pytest.approx(1)
@@ -311,7 +311,7 @@ def test_damaged_entry_and_unwritable_cache_leave_the_cohort_as_it_is(
     damaged = sorted(cache.rglob("*.case"))[2]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert_same_cohort(load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache), plain)
-    assert "is damaged; its study is decoded again" in caplog.text
+    assert "is damaged; its content is made again" in caplog.text
     caplog.clear()
     (tmp_path / "file").write_text("where the cache would stand")
     assert_same_cohort(load_cohort(where, RUN, root=pictures, site_key=KEY, cache=tmp_path / "file"), plain)

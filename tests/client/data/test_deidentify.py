@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import highdicom as hd
@@ -34,12 +35,15 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from client.data import ps315
-from client.data.deidentify import Options, PrivateAttribute, basic_profile, check_pixels, export, working_set
+from client.data import ps315, sources
+from client.data.deidentify import Options, PrivateAttribute, basic_profile, check_pixels, export, minimal_copy
+from client.data.labels import Vocabulary
 from client.data.pseudonym import pseudonym
+from client.data.study import Reference, Study
+from client.data.surrogates import surrogate_uid
 from common.errors import ConfigError, DataError, ErrorCode
 from deploy.ps315 import convert
-from tests.client.data.studies import KEY, ct_slices, save, segmentation, write_ct
+from tests.client.data.studies import KEY, ct_slices, save, segmentation, source, write_ct
 
 OTHER_KEY = bytes(reversed(KEY))
 ROWS = 621
@@ -107,6 +111,10 @@ def blank(sop_class: str = CTImageStorage) -> FileDataset:
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
     ds.PixelData = np.arange(6, dtype=np.uint16).tobytes()
     return ds
+
+
+def by_profile(ds: Dataset) -> Dataset:
+    return basic_profile(ds, KEY)
 
 
 def plant(rows: list[Row], place: str, sop_class: str = CTImageStorage) -> Iterator[tuple[Dataset, list[Row]]]:
@@ -184,7 +192,7 @@ def survivors(rows: list[Row], place: str, deidentify: Deidentify, sop_class: st
             if row.canary in after:
                 found.append(f"{row.tag:08x} {row.vr} {row.action}")
         assert b"CANARY" not in after
-        assert b"REMOVED" in after or deidentify is working_set
+        assert b"REMOVED" in after or deidentify is minimal_copy
     assert checked == ROWS
     return found
 
@@ -195,8 +203,8 @@ def _any_value_may_be_planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_row_of_the_table_survives_in_the_working_set(rows: list[Row], place: str) -> None:
-    assert survivors(rows, place, working_set) == []
+def test_no_row_of_the_table_survives_in_the_minimal_copy(rows: list[Row], place: str) -> None:
+    assert survivors(rows, place, minimal_copy) == []
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -233,7 +241,7 @@ def test_our_table_is_the_standards_table(data: Path) -> None:
     assert len(ours["attributes"]) == ROWS
 
 
-@pytest.mark.parametrize("deidentify", [working_set, basic_profile])
+@pytest.mark.parametrize("deidentify", [minimal_copy, basic_profile])
 def test_pixels_and_geometry_are_bit_equal(deidentify: Deidentify) -> None:
     (ct,) = ct_slices(np.random.default_rng(0).integers(0, 4096, (1, 17, 23)), signed=True)
     result = deidentify(ct, KEY)
@@ -242,7 +250,7 @@ def test_pixels_and_geometry_are_bit_equal(deidentify: Deidentify) -> None:
         assert result[keyword].value == ct[keyword].value
 
 
-@pytest.mark.parametrize("deidentify", [working_set, basic_profile])
+@pytest.mark.parametrize("deidentify", [minimal_copy, basic_profile])
 def test_references_of_a_segmentation_still_meet_their_images(deidentify: Deidentify) -> None:
     slices = ct_slices(np.zeros((3, 16, 17), np.int64))
     mask = np.ones((3, 16, 17), bool)
@@ -262,7 +270,7 @@ def test_references_of_a_segmentation_still_meet_their_images(deidentify: Deiden
 
 def test_standard_uids_stay_and_the_patient_is_the_cohorts_pseudonym() -> None:
     (ct,) = ct_slices(np.zeros((1, 4, 5), np.int64), patient="P7")
-    for result in (working_set(ct, KEY), basic_profile(ct, KEY)):
+    for result in (minimal_copy(ct, KEY), basic_profile(ct, KEY)):
         assert result.SOPClassUID == CTImageStorage
         assert result.PatientID == pseudonym(KEY, "P7")
         assert result.file_meta.MediaStorageSOPInstanceUID == result.SOPInstanceUID
@@ -274,7 +282,7 @@ def test_dates_move_by_whole_days_alike_for_one_patient() -> None:
         for day in ("20200228", "20200301"):
             (ct,) = ct_slices(np.zeros((1, 4, 5), np.int64), patient=patient)
             ct.StudyDate = day
-            moved[patient, day] = working_set(ct, KEY).StudyDate
+            moved[patient, day] = minimal_copy(ct, KEY).StudyDate
             options = Options(retain_long_modified_dates=True)
             assert basic_profile(ct, KEY, options).StudyDate == moved[patient, day]
     days = {name: np.datetime64(f"{value[:4]}-{value[4:6]}-{value[6:]}") for name, value in moved.items()}
@@ -287,8 +295,9 @@ def test_dates_move_by_whole_days_alike_for_one_patient() -> None:
 def test_names_of_segments_stay_only_where_the_site_gave_them() -> None:
     slices = ct_slices(np.zeros((1, 16, 17), np.int64))
     seg = segmentation(slices, {"Lesion": np.ones((1, 16, 17), bool)})
-    assert not working_set(seg, KEY).SegmentSequence[0].SegmentLabel
-    assert working_set(seg, KEY, names={"Lesion"}).SegmentSequence[0].SegmentLabel == "Lesion"
+    assert not minimal_copy(seg, KEY).SegmentSequence[0].SegmentLabel
+    for name in ("Lesion", "lesion"):  # label maps do not mind the case either
+        assert minimal_copy(seg, KEY, names={name}).SegmentSequence[0].SegmentLabel == "Lesion"
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
@@ -299,7 +308,7 @@ def test_text_does_not_ride_on_an_allowed_attribute() -> None:
     ds.SegmentedPropertyTypeCodeSequence = [Dataset()]
     ds.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator = "CANARY"
     assert b"canary" in written(ds).lower()
-    assert b"canary" not in written(working_set(ds, KEY)).lower()
+    assert b"canary" not in written(minimal_copy(ds, KEY)).lower()
 
 
 def test_profile_says_what_it_did_in_the_standards_codes() -> None:
@@ -373,7 +382,7 @@ def test_overlay_hidden_in_unused_bits_is_cleared_and_the_picture_is_not() -> No
     ds.PixelData = (np.arange(6, dtype=np.uint16) | 0x8000).tobytes()
     ds.add_new(0x60000102, "US", 15)
     ds.add_new(0x60000040, "CS", "G")
-    for deidentify in (working_set, basic_profile):
+    for deidentify in (minimal_copy, basic_profile):
         result = deidentify(ds, KEY)
         assert np.frombuffer(result.PixelData, np.uint16).tolist() == list(range(6))
         assert not any(element.tag.group == 0x6000 for element in result)
@@ -395,13 +404,13 @@ def test_pixels_that_may_carry_text_are_refused_unless_allowed(attributes: dict[
         setattr(ds, keyword, value)
     with pytest.raises(DataError) as caught:
         check_pixels(ds)
-    assert caught.value.code == ErrorCode.UNSUPPORTED
+    assert caught.value.code == ErrorCode.BURNED_IN
     check_pixels(ds, **{allowance: True})
 
 
 def test_exported_segmentation_still_opens_over_its_series(tmp_path: Path) -> None:
     mask = write_ct(tmp_path / "in")
-    export(tmp_path / "in", tmp_path / "out", KEY, Options())
+    export(tmp_path / "in", tmp_path / "out", by_profile, KEY)
     headers = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in (tmp_path / "out").rglob("*.dcm")}
     (seg,) = (hd.seg.segread(path) for path, header in headers.items() if header.SOPClassUID == SegmentationStorage)
     images = [header for header in headers.values() if header.SOPClassUID == CTImageStorage]
@@ -417,6 +426,66 @@ def test_exported_segmentation_still_opens_over_its_series(tmp_path: Path) -> No
     assert seg.ContentDate == "19000101"  # type 1 in a segmentation: a dummy, not nothing
 
 
+def assert_copies_read_alike(folder: Path, out: Path, label_map: dict[str, str], least: int) -> None:
+    """Our readers find the same series in minimal copies: the same voxels, spacing, grid and labels."""
+    done = export(folder, out, partial(minimal_copy, key=KEY, names=label_map), KEY, allow_captures=True)
+    assert done.files > 0
+    wanted, given = Vocabulary.as_found(label_map), source(path=".", label_map=label_map)
+    copies = {one.key: one for one in sources.find(given, out).references}
+    read = 0
+    for reference in sources.find(given, folder).references:
+        if reference.problem is not None:
+            continue
+        copy = copies[surrogate_uid(KEY, reference.key)]
+        assert copy.patient == pseudonym(KEY, reference.patient)
+        if (len(copy.images), len(copy.labels)) != (len(reference.images), len(reference.labels)):
+            assert ErrorCode.DUPLICATE in done.skipped  # two files with one SOP Instance UID: the second is not written
+            continue
+        original, again = (_read(one, wanted if reference.labels else None) for one in (reference, copy))
+        if isinstance(original, ErrorCode) or isinstance(again, ErrorCode):
+            assert again == original
+            continue
+        assert np.array_equal(again.image, original.image)
+        assert (again.spacing_mm, again.modality) == (original.spacing_mm, original.modality)
+        assert (again.affine is None) == (original.affine is None)
+        assert again.affine is None or np.array_equal(again.affine, original.affine)
+        assert (again.label is None) == (original.label is None)
+        assert again.label is None or np.array_equal(again.label, original.label)
+        read += 1
+    assert read >= least
+
+
+def _read(reference: Reference, wanted: Vocabulary | None) -> Study | ErrorCode:
+    try:
+        return sources.read(reference, wanted)
+    except DataError as error:
+        return error.code
+
+
+def test_minimal_copies_of_a_series_and_its_segmentation_read_alike(tmp_path: Path) -> None:
+    write_ct(tmp_path / "in", signed=True)
+    assert_copies_read_alike(tmp_path / "in", tmp_path / "out", {"Lesion": "lesion"}, least=1)
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached")
+def test_minimal_copies_of_real_series_with_segmentations_and_structure_sets_read_alike(
+    data: Path, tmp_path: Path
+) -> None:
+    names: dict[str, str] = {}
+    for path in (data / "dicom_labelled").rglob("*"):
+        if path.is_file() and pydicom.misc.is_dicom(path):
+            ds = pydicom.dcmread(path, stop_before_pixels=True)
+            for one in ds.get("SegmentSequence", []):
+                names[one.SegmentLabel] = f"class-{len(names)}"
+            for one in ds.get("StructureSetROISequence", []):
+                names[one.get("ROIName") or "ROI"] = f"class-{len(names)}"
+    folders = sorted({path.parent for path in (data / "dicom_labelled").rglob("*") if path.is_file()})
+    assert len(names) > 5
+    for number, folder in enumerate(folders):
+        if any(pydicom.misc.is_dicom(path) for path in folder.iterdir() if path.is_file()):
+            assert_copies_read_alike(folder, tmp_path / str(number), names, least=0)
+
+
 def test_export_writes_by_pseudonym_and_counts_what_it_skips(tmp_path: Path) -> None:
     write_ct(tmp_path / "in", patient="Smith")
     burned = blank()
@@ -424,14 +493,15 @@ def test_export_writes_by_pseudonym_and_counts_what_it_skips(tmp_path: Path) -> 
     save(tmp_path / "in" / "burned", [burned])
     (tmp_path / "in" / "broken.dcm").write_bytes(bytes(128) + b"DICM" + bytes(range(200)))
     (tmp_path / "in" / "letter.pdf").write_bytes(b"%PDF")
-    done = export(tmp_path / "in", tmp_path / "out", KEY, Options())
-    assert (done.files, done.patients, done.ignored, sum(done.skipped.values())) == (6, 1, 1, 2)
+    done = export(tmp_path / "in", tmp_path / "out", by_profile, KEY)
+    assert (done.files, done.patients, done.ignored) == (6, 1, 1)
+    assert done.skipped == {ErrorCode.BURNED_IN: 1, ErrorCode.UNSUPPORTED: 1}
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(files) == 6
     assert {path.parent.name for path in files} == {pseudonym(KEY, "Smith")}
     assert not any(b"mith" in path.read_bytes() for path in files)
     with pytest.raises(ConfigError):
-        export(tmp_path / "in", tmp_path / "out", KEY, Options())
+        export(tmp_path / "in", tmp_path / "out", by_profile, KEY)
 
 
 @pytest.mark.filterwarnings("ignore:End of file reached")
@@ -440,7 +510,7 @@ def test_every_real_file_is_deidentified_with_its_pixels_or_refused_with_a_code(
     for path in sorted(path for name in ("dicom_conformance", "dicom_labelled") for path in (data / name).rglob("*")):
         if not path.is_file() or not pydicom.misc.is_dicom(path):
             continue
-        for deidentify in (working_set, basic_profile):
+        for deidentify in (minimal_copy, basic_profile):
             try:
                 ds = pydicom.dcmread(path)
                 result = deidentify(ds, KEY)

@@ -9,10 +9,12 @@ from pydicom.pixels import pack_bits
 from pydicom.uid import RLELossless, generate_uid
 
 from client.data import sources
+from client.data.labels import Vocabulary
+from client.data.preprocess import preprocess
 from client.data.study import Found, Study
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import AXIAL, ct_slices, save, segmentation, source, write_ct
+from tests.client.data.studies import AXIAL, ct_slices, run_config, save, segmentation, source, write_ct
 
 LESION = DataConfig(modality="CT", classes=("lesion",))
 TWO = DataConfig(modality="CT", classes=("organ", "lesion"))
@@ -36,7 +38,7 @@ def find(folder: Path, **options: object) -> Found:
 
 def read(folder: Path, data: DataConfig = LESION, **options: object) -> Study:
     (reference,) = find(folder, **options).references
-    return sources.read(reference, data)
+    return sources.read(reference, Vocabulary.of_run(data, reference.label_map))
 
 
 def assert_refused(folder: Path, code: ErrorCode, data: DataConfig = LESION) -> str:
@@ -78,6 +80,110 @@ def test_monochrome1_is_turned_to_rising_brightness(tmp_path: Path) -> None:
         ds.PhotometricInterpretation, ds.BitsStored, ds.HighBit = "MONOCHROME1", 12, 11
     save(tmp_path, slices)
     assert (sources.read_image(tmp_path).image[0] == 4095 - stored()).all()
+
+
+def test_signed_monochrome1_is_turned_to_rising_brightness(tmp_path: Path) -> None:
+    values = stored(low=-1000, high=1000)
+    slices = ct_slices(values, signed=True, intercept=7)
+    for ds in slices:
+        ds.PhotometricInterpretation = "MONOCHROME1"
+    save(tmp_path, slices)
+    assert (sources.read_image(tmp_path).image[0] == -1 - values + 7).all()
+
+
+def test_windows_change_nothing(tmp_path: Path) -> None:
+    slices = ct_slices(stored(), intercept=0)
+    for ds in slices:
+        ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction = 40, 80, "SIGMOID"
+    save(tmp_path, slices)
+    assert (sources.read_image(tmp_path).image[0] == stored()).all()
+
+
+def test_modality_lut_takes_the_place_of_rescaling(tmp_path: Path) -> None:
+    values, table = stored(high=50), np.random.default_rng(8).integers(0, 60000, 40)
+    slices = ct_slices(values)
+    for ds in slices:
+        lut = Dataset()
+        lut.LUTDescriptor, lut.ModalityLUTType = [40, 5, 16], "US"
+        lut.add_new("LUTData", "OW", table.astype("<u2").tobytes())
+        ds.ModalityLUTSequence = [lut]
+    save(tmp_path, slices)
+    assert (sources.read_image(tmp_path).image[0] == table[np.clip(values - 5, 0, 39)]).all()
+
+
+def coloured(palette: bool = False) -> tuple[Dataset, np.ndarray]:
+    """An ultrasound picture and its colours (Y, X, 3)."""
+    (ds,) = ct_slices(stored()[:1])
+    ds.SOPClassUID, ds.Modality, ds.BitsAllocated, ds.BitsStored, ds.HighBit = (
+        "1.2.840.10008.5.1.4.1.1.6.1",
+        "US",
+        8,
+        8,
+        7,
+    )
+    del ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing, ds.RescaleSlope, ds.RescaleIntercept
+    colours = np.random.default_rng(3).integers(0, 256, (*SHAPE[1:], 3), dtype=np.uint8)
+    if not palette:
+        ds.SamplesPerPixel, ds.PlanarConfiguration, ds.PhotometricInterpretation = 3, 1, "RGB"
+        ds.PixelData = np.moveaxis(colours, -1, 0).tobytes()
+        return ds, colours
+    ds.PhotometricInterpretation, numbers = "PALETTE COLOR", colours[..., 0]
+    tables = np.random.default_rng(4).integers(0, 256, (3, 256), dtype=np.uint8)
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 8])
+        ds.add_new(f"{name}PaletteColorLookupTableData", "OW", table.tobytes())
+    ds.PixelData = numbers.tobytes()
+    return ds, tables[:, numbers].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_colour_is_three_channels_of_one_slice(tmp_path: Path, palette: bool) -> None:
+    ds, colours = coloured(palette)
+    save(tmp_path, [ds])
+    study = sources.read_image(tmp_path)
+    assert study.image.shape == (3, 1, *SHAPE[1:])
+    assert (np.moveaxis(study.image[:, 0], 0, -1) == colours).all()
+    assert (study.affine, study.spacing_mm, study.modality) == (None, None, "US")
+
+
+def test_a_run_on_grey_images_sees_the_brightness_of_colour(tmp_path: Path) -> None:
+    ds, colours = coloured()
+    save(tmp_path, [ds])
+    run = run_config(data={"modality": "US", "classes": ["lesion"]}, preprocessing={"intensity": "zscore"})
+    image, _ = preprocess(sources.read_image(tmp_path), run)
+    # ITU-R BT.601
+    brightness = colours @ np.array([0.299, 0.587, 0.114])
+    expected = (brightness - brightness.mean()) / brightness.std()
+    assert image.numpy()[0, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_colour_picture_among_grey_slices_does_not_fit(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    slices[2].SamplesPerPixel, slices[2].PlanarConfiguration, slices[2].PhotometricInterpretation = 3, 0, "RGB"
+    slices[2].PixelData = slices[2].PixelData * 3
+    save(tmp_path, slices)
+    with pytest.raises(DataError) as error:
+        sources.read_image(tmp_path)
+    assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
+
+
+def test_a_study_that_says_it_is_too_large_is_refused(tmp_path: Path) -> None:
+    slices = ct_slices(stored()[:3])
+    for ds in slices:
+        ds.Rows = ds.Columns = 20_000  # each of them is allowed, all of them are not
+    save(tmp_path, slices)
+    with pytest.raises(DataError) as error:
+        sources.read_image(tmp_path)
+    assert error.value.code is ErrorCode.OUT_OF_MEMORY
+
+
+def test_rescale_slope_0_is_implausible(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    slices[1].RescaleSlope = 0
+    save(tmp_path, slices)
+    with pytest.raises(DataError) as error:
+        sources.read_image(tmp_path)
+    assert error.value.code is ErrorCode.IMPLAUSIBLE
 
 
 def test_compressed_series_equals_the_plain_one(tmp_path: Path) -> None:
@@ -310,7 +416,7 @@ def test_projection_is_a_study_of_its_own_with_one_slice(tmp_path: Path) -> None
 def test_repr_names_neither_patient_nor_file(tmp_path: Path) -> None:
     write_ct(tmp_path, patient="SECRET")
     (reference,) = find(tmp_path).references
-    for text in (repr(reference), repr(sources.read(reference, LESION))):
+    for text in (repr(reference), repr(sources.read(reference, Vocabulary.of_run(LESION, reference.label_map)))):
         assert "SECRET" not in text
         assert tmp_path.name not in text
 
@@ -331,7 +437,7 @@ def test_series_whose_pixels_may_name_the_patient_is_set_aside_until_a_person_lo
     slices = ct_slices(stored())
     setattr(slices[2], keyword, value)  # one slice is enough
     labelled(tmp_path, slices, {"lesion": box()})
-    assert "pixel-text-checked" in assert_refused(tmp_path, ErrorCode.UNSUPPORTED)
+    assert "pixel-text-checked" in assert_refused(tmp_path, ErrorCode.BURNED_IN)
     assert read(tmp_path, pixel_text_checked=True).label is not None
 
 

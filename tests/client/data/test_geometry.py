@@ -111,3 +111,22 @@ def test_flat_affine_is_refused() -> None:
     with pytest.raises(DataError) as error:
         body_axes(np.diag([1.0, 0.0, 1.0, 1.0]), keep_slices=False)
     assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
+
+
+@pytest.mark.parametrize("spacing", [0.0, -0.7, np.nan, np.inf])
+def test_pixels_without_a_size_are_implausible(spacing: float) -> None:
+    with pytest.raises(DataError) as error:
+        stack_slices(positions(3, OBLIQUE), np.tile(OBLIQUE, (3, 1)), np.tile([0.7, spacing], (3, 1)), 4.0)
+    assert error.value.code is ErrorCode.IMPLAUSIBLE
+
+
+@pytest.mark.parametrize("thickness_mm", [0.0, -5.0, np.nan])
+def test_one_slice_without_a_thickness_is_a_millimetre_thick(thickness_mm: float) -> None:
+    found = stack_slices(positions(1, OBLIQUE), OBLIQUE[None], np.array([[0.7, 0.6]]), thickness_mm)
+    assert found.spacing_mm == pytest.approx((1.0, 0.7, 0.6))
+
+
+def test_positions_that_are_no_numbers_are_refused() -> None:
+    where = positions(3, OBLIQUE)
+    where[1, 2] = np.nan
+    assert_refused(where, ErrorCode.GEOMETRY_MISMATCH)

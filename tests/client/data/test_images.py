@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from client.data import sources
+from client.data.labels import Vocabulary
 from client.data.study import Study
 from common.config import DataConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
@@ -15,7 +16,10 @@ TWO = DataConfig(modality="photo", channels=3, classes=("artery", "vein"))
 
 
 def read_all(where: SourceConfig, root: Path, data: DataConfig = VESSEL) -> list[Study]:
-    return [sources.read(reference, data) for reference in sources.find(where, root).references]
+    return [
+        sources.read(reference, Vocabulary.of_run(data, reference.label_map))
+        for reference in sources.find(where, root).references
+    ]
 
 
 def assert_refused(root: Path, code: ErrorCode, data: DataConfig = VESSEL, **options: object) -> None:
@@ -156,3 +160,113 @@ def test_pattern_that_is_none_is_a_configuration_error(tmp_path: Path, pattern: 
     write_pair(tmp_path, "a")
     with pytest.raises(ConfigError, match="patient-pattern"):
         sources.find(source(path=".", patient_pattern=pattern), tmp_path)
+
+
+def turned(folder: Path, name: str, pixels: np.ndarray, orientation: int) -> None:
+    """A picture that says how it is to be turned for viewing."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(folder / name, exif=exif)
+
+
+def two_halves(shape: tuple[int, int]) -> np.ndarray:
+    """White above, black below."""
+    pixels = np.zeros(shape, np.uint8)
+    pixels[: shape[0] // 2] = 255
+    return pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_picture_and_mask_stay_together(tmp_path: Path, orientation: int) -> None:
+    for name in ("images/a.png", "labels/a.png"):
+        turned(tmp_path, name, two_halves((8, 8)), orientation)
+    (study,) = read_all(source(path="."), tmp_path)
+    assert study.label is not None
+    assert (study.label == study.image[0] // 255).all()
+    assert study.label[0].all() == (orientation in (1, 2))  # the two whose first row is the top
+
+
+def test_mask_that_was_drawn_on_the_turned_picture_needs_no_orientation_of_its_own(tmp_path: Path) -> None:
+    turned(tmp_path, "images/a.jpg", np.zeros((6, 16), np.uint8), 6)
+    write_picture(tmp_path / "labels" / "a.png", two_halves((16, 6)))
+    (study,) = read_all(source(path="."), tmp_path)
+    assert study.label is not None
+    assert (study.label == two_halves((16, 6)) // 255).all()
+    write_picture(tmp_path / "labels" / "a.png", two_halves((6, 16)))
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+@pytest.mark.parametrize(("shape", "orientation"), [((16, 16), 6), ((16, 6), 3), ((16, 6), 2)])
+def test_mask_of_which_nobody_knows_whether_it_is_turned_does_not_fit(
+    tmp_path: Path, shape: tuple[int, int], orientation: int
+) -> None:
+    turned(tmp_path, "images/a.jpg", np.zeros(shape, np.uint8), orientation)
+    write_picture(tmp_path / "labels" / "a.png", two_halves(shape))
+    assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+
+
+def test_transparency_is_ignored_in_a_picture_and_refused_in_a_mask(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    mask = np.zeros((5, 7, 4), np.uint8)
+    mask[..., 3], mask[2:4, 1:3, :3] = 255, 255
+    for name, values in (("images", pixels), ("labels", mask)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(values, "RGBA").save(tmp_path / name / "a.png")
+    (study,) = read_all(source(path="."), tmp_path)
+    assert (study.image == pixels[..., :3].transpose(2, 0, 1)).all()
+    assert study.label is not None
+    assert (study.label == mask[..., 0] // 255).all()
+    for mode, values in (("RGBA", np.concatenate([mask[..., :3] * 0, mask[..., :1]], -1)), ("LA", mask[..., [3, 0]])):
+        Image.fromarray(values, mode).save(tmp_path / "labels" / "a.png")
+        assert_refused(tmp_path, ErrorCode.UNSUPPORTED)
+
+
+def test_several_pages_and_print_colours_are_not_supported(tmp_path: Path) -> None:
+    page = Image.fromarray(np.zeros((4, 5), np.uint8))
+    page.save(tmp_path / "pages.tiff", save_all=True, append_images=[page])
+    page.convert("CMYK").save(tmp_path / "print.jpg")
+    page.convert("CMYK").save(tmp_path / "print.tiff")
+    for name in ("pages.tiff", "print.jpg", "print.tiff"):
+        with pytest.raises(DataError) as error:
+            sources.read_image(tmp_path / name)
+        assert error.value.code is ErrorCode.UNSUPPORTED
+
+
+def test_previews_behind_a_telephones_picture_are_left_out(tmp_path: Path) -> None:
+    first, preview = np.full((8, 16), 200, np.uint8), np.zeros((8, 16), np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(first).save(path, format="MPO", save_all=True, append_images=[Image.fromarray(preview)])
+    assert sources.read_image(path).image == pytest.approx(200)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_mask_of_sixteen_bits_keeps_its_values(tmp_path: Path, suffix: str) -> None:
+    write_picture(tmp_path / "images" / "a.png", np.zeros((1, 3), np.uint8))
+    write_picture(tmp_path / "labels" / f"a.{suffix}", np.array([[0, 300, 40000]], np.uint16))
+    (study,) = read_all(source(path=".", label_map={"300": "artery", "40000": "vein"}), tmp_path, TWO)
+    assert study.label is not None
+    assert study.label.tolist() == [[0, 1, 2]]
+
+
+def test_picture_of_more_pixels_than_are_believable_is_refused_by_its_header(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 30000 30000 255\n" + bytes(100))
+    with pytest.raises(DataError) as error:
+        sources.read_image(tmp_path / "a.pgm")
+    assert error.value.code is ErrorCode.OUT_OF_MEMORY
+
+
+def test_empty_mask_is_a_label(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", mask=np.zeros((20, 31), np.uint8))
+    (study,) = read_all(source(path="."), tmp_path)
+    assert study.label is not None
+    assert not study.label.any()
+
+
+def test_as_found_every_value_is_a_class(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", (1, 4), mask=np.array([[0, 9, 255, 9]], np.uint8))
+    (reference,) = sources.find(source(path="."), tmp_path).references
+    study = sources.read(reference, Vocabulary.as_found({"9": "vein"}))
+    assert study.classes == ("vein", "255")
+    assert study.label is not None
+    assert study.label.tolist() == [[0, 1, 2, 1]]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from client.data import sources
+from client.data.labels import Vocabulary
 from client.data.study import Reference, Study
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
@@ -31,7 +32,8 @@ def find(folder: Path, **options: object) -> dict[str, Reference]:
 
 
 def label_of(folder: Path, data: DataConfig = SEVERITY, **options: object) -> np.ndarray:
-    label = sources.read(find(folder, **options)["mdb001"], data).label
+    reference = find(folder, **options)["mdb001"]
+    label = sources.read(reference, Vocabulary.of_run(data, reference.label_map)).label
     assert label is not None
     return label
 
@@ -47,7 +49,7 @@ def archive() -> Path:
 
 
 def real(film: str, data: DataConfig = SEVERITY) -> Study:
-    return sources.read(find(archive())[film], data)
+    return sources.read(find(archive())[film], Vocabulary.of_run(data, {}))
 
 
 def contrast(image: np.ndarray, mask: np.ndarray) -> float:
@@ -107,6 +109,19 @@ def test_run_on_masses_needs_no_map_for_masses_and_one_for_the_rest(tmp_path: Pa
     assert_refused(tmp_path, ErrorCode.LABEL_UNKNOWN, MASS)
 
 
+def test_label_map_takes_the_place_of_the_usual_classes(tmp_path: Path) -> None:
+    write_archive(tmp_path, "mdb001 F SPIC M 300 100 10")
+    assert_refused(tmp_path, ErrorCode.LABEL_UNKNOWN, MASS, label_map={"CALC": "mass"})
+
+
+def test_as_found_the_archives_own_codes_are_the_classes(tmp_path: Path) -> None:
+    write_archive(tmp_path, "mdb001 F CIRC M 300 100 10\nmdb001 F CALC B 600 100 10")
+    study = sources.read(find(tmp_path)["mdb001"], Vocabulary.as_found({}))
+    assert study.classes == ("CIRC", "CALC")
+    assert sources.read(find(tmp_path)["mdb001"], Vocabulary.as_found({"M": "bad"})).classes == ("bad", "CALC")
+    assert (study.modality, study.spacing_mm) == ("MG", (0.2, 0.2))
+
+
 def test_film_of_another_size_or_with_a_circle_beside_it_does_not_fit(tmp_path: Path) -> None:
     write_archive(tmp_path / "small", "mdb001 F CIRC B 300 100 10", edge=512)
     assert_refused(tmp_path / "small", ErrorCode.GEOMETRY_MISMATCH)
@@ -144,7 +159,7 @@ def test_every_film_of_the_archive_is_read_or_refused_by_name() -> None:
     refused, positive = {}, set()
     for reference in references:
         try:
-            label = sources.read(reference, SEVERITY).label
+            label = sources.read(reference, Vocabulary.of_run(SEVERITY, reference.label_map)).label
         except DataError as error:
             refused[reference.key] = error.code
         else:
@@ -167,7 +182,7 @@ def test_tissue_stands_out_from_its_ring_only_where_the_label_is_read_from_the_b
         if reference.key in ("mdb005", "mdb132", "mdb239"):  # two circles
             continue
         try:
-            study = sources.read(reference, MASS)
+            study = sources.read(reference, Vocabulary.of_run(MASS, reference.label_map))
         except DataError:
             continue
         if study.label is not None and study.label.any():

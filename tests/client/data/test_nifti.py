@@ -1,3 +1,5 @@
+import gzip
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -6,6 +8,7 @@ import pytest
 from nibabel.processing import resample_from_to
 
 from client.data import nifti, sources
+from client.data.labels import Vocabulary
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import source, write_volume
@@ -23,7 +26,7 @@ def write_labelled(folder: Path, label: np.ndarray, label_affine: np.ndarray = A
 
 def read(folder: Path, **options: object):  # type: ignore[no-untyped-def]
     (reference,) = sources.find(source(path=".", **options), folder).references
-    return sources.read(reference, DATA)
+    return sources.read(reference, Vocabulary.of_run(DATA, reference.label_map))
 
 
 def set_codes(folder: Path, codes: tuple[int, int]) -> None:
@@ -153,3 +156,98 @@ def test_cut_file_is_unreadable(tmp_path: Path, keep: int) -> None:
     image = tmp_path / "images" / "a.nii.gz"
     image.write_bytes(image.read_bytes()[:keep])
     assert_refused(tmp_path, ErrorCode.UNREADABLE)
+
+
+def test_fourth_axis_is_taken_off_when_it_holds_one_volume_only(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(1).normal(size=(5, 6, 7, 2, 1)).astype(np.float32)
+    write_volume(tmp_path / "one.nii", voxels[..., :1, :], AFFINE)
+    assert (sources.read_image(tmp_path / "one.nii").image[0] == voxels[..., 0, 0].transpose()).all()
+    write_volume(tmp_path / "two.nii", voxels, AFFINE)
+    with pytest.raises(DataError) as error:
+        sources.read_image(tmp_path / "two.nii")
+    assert error.value.code is ErrorCode.UNSUPPORTED
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.float64, np.int8])
+def test_labels_of_every_number_type_are_whole_numbers(tmp_path: Path, kind: type) -> None:
+    label = np.random.default_rng(1).integers(0, 3, (5, 6, 7)).astype(np.uint8)
+    write_labelled(tmp_path, label)
+    image = nib.Nifti1Image(label.astype(kind), AFFINE, dtype=kind)
+    nib.save(image, tmp_path / "labels" / "a.nii.gz")
+    study = read(tmp_path)
+    assert (study.label == label.transpose()).all()
+
+
+def test_label_without_a_voxel_is_a_label(tmp_path: Path) -> None:
+    write_labelled(tmp_path, np.zeros((5, 6, 7), np.uint8))
+    study = read(tmp_path)
+    assert study.label is not None
+    assert not study.label.any()
+    assert study.classes == ("head", "tail")
+
+
+def write_with_transforms(path: Path, sform: tuple[np.ndarray, int], qform: tuple[np.ndarray, int]) -> None:
+    image = nib.Nifti1Image(np.zeros((5, 6, 7), np.uint8), None)
+    image.set_sform(*sform)
+    image.set_qform(*qform)
+    nib.save(image, path)
+
+
+def test_header_that_places_the_volume_twice_is_refused_when_both_are_the_patients(tmp_path: Path) -> None:
+    first, second, path = np.diag([2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1]), tmp_path / "a.nii"
+    second[:3, 3] = 1.5, 0, 0  # less than a voxel
+    write_with_transforms(path, (first, 1), (second, 2))
+    assert sources.read_image(path).affine is not None
+    second[:3, 3] = 5, 0, 0
+    write_with_transforms(path, (first, 1), (second, 2))
+    with pytest.raises(DataError, match="sform and qform") as error:
+        sources.read_image(path)
+    assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
+    write_with_transforms(path, (first, 4), (second, 1))  # an atlas' space, and the patient's
+    affine = sources.read_image(path).affine
+    assert affine is not None
+    assert affine[:3, 3].tolist() == [0, 0, 0]
+
+
+def header(path: Path) -> bytearray:
+    write_volume(path, np.zeros((5, 6, 7), np.uint8), AFFINE)
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_header_that_announces_more_than_any_memory_is_refused_before_it_is_believed(
+    tmp_path: Path, suffix: str
+) -> None:
+    many, far = header(tmp_path / "x.nii"), header(tmp_path / "x.nii")
+    struct.pack_into("<8h", many, 40, 3, 30000, 30000, 30000, 1, 1, 1, 1)
+    struct.pack_into("<f", far, 108, 1e12)
+    for content in (many, far):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(gzip.compress(bytes(content)) if suffix == ".nii.gz" else bytes(content))
+        with pytest.raises(DataError, match="announces") as error:
+            sources.read_image(path)
+        assert error.value.code is ErrorCode.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("content", [b"", b"\x5c\x01", bytes(400), gzip.compress(bytes(10))])
+def test_file_that_is_no_nifti_is_unreadable(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.nii", "a.nii.gz"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as error:
+            sources.read_image(tmp_path / name)
+        assert error.value.code is ErrorCode.UNREADABLE
+
+
+def test_volume_of_the_second_format_and_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(1).integers(0, 900, (5, 6, 7)).astype(np.int16)
+    nib.save(nib.Nifti2Image(voxels, AFFINE), tmp_path / "two.nii.gz")
+    swapped = nib.Nifti1Image(voxels, AFFINE, nib.Nifti1Header(endianness=">"))
+    nib.save(swapped, tmp_path / "big.nii")
+    for name in ("two.nii.gz", "big.nii"):
+        assert (sources.read_image(tmp_path / name).image[0] == voxels.transpose()).all()
+
+
+def test_as_found_every_value_is_a_class(tmp_path: Path) -> None:
+    write_labelled(tmp_path, np.random.default_rng(1).choice([0, 4, 900], (5, 6, 7)).astype(np.int16))
+    (reference,) = sources.find(source(path="."), tmp_path).references
+    assert sources.read(reference, Vocabulary.as_found({})).classes == ("4", "900")

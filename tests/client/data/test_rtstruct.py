@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from client.data import sources
 from client.data.dicom_seg import Grid
 from client.data.geometry import stack_slices
+from client.data.labels import Vocabulary
 from client.data.rtstruct import fill, read_labels
 from client.data.study import Study
 from common.config import DataConfig
@@ -112,7 +113,12 @@ def contours_of(ds: Dataset) -> Iterator[Dataset]:
 
 def read(folder: Path, data: DataConfig = LESION, **options: object) -> Study:
     (reference,) = sources.find(source(path=".", **options), folder).references
-    return sources.read(reference, data)
+    return sources.read(reference, Vocabulary.of_run(data, reference.label_map))
+
+
+def as_found(folder: Path) -> Study:
+    (reference,) = sources.find(source(path="."), folder).references
+    return sources.read(reference, Vocabulary.as_found({}))
 
 
 def label_of(folder: Path, data: DataConfig = LESION, **options: object) -> np.ndarray:
@@ -280,6 +286,69 @@ def test_points_and_open_lines_are_no_regions_unless_unwanted(tmp_path: Path) ->
     assert label_of(tmp_path, label_map={"isocentre": "background"}).sum() == 11 * 8
 
 
+def test_as_found_only_rois_of_closed_contours_make_classes(tmp_path: Path) -> None:
+    slices = ct()
+    ds = structure_set(
+        slices, {"Isocentre": [(0, SQUARE)], "GTV 1": [(1, SQUARE)], "Mixed": [(2, SQUARE), (3, SQUARE)]}
+    )
+    ds.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
+    ds.ROIContourSequence[2].ContourSequence[1].ContourGeometricType = "OPEN_PLANAR"
+    save(tmp_path, [*slices, ds])
+    study = as_found(tmp_path)
+    assert study.classes == ("GTV 1",)
+    assert study.label is not None
+    assert np.flatnonzero(study.label.any(axis=(1, 2))).tolist() == [1]
+    ds.ROIContourSequence = ds.ROIContourSequence[:1]
+    save(tmp_path, [ds], "005.dcm")
+    with pytest.raises(DataError) as error:
+        as_found(tmp_path)
+    assert error.value.code is ErrorCode.NO_LABEL
+
+
+def test_broken_structure_set_beside_a_good_segmentation_sets_the_study_aside_until_its_rois_are_dropped(
+    tmp_path: Path,
+) -> None:
+    slices, mask = ct(), np.zeros(SHAPE, bool)
+    mask[2, 5:9, 5:9] = True
+    broken = structure_set(slices, {"Heart": [(1, SQUARE)]})
+    next(contours_of(broken)).ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+    save(tmp_path, [*slices, segmentation(slices, {"lesion": mask}), broken])
+    assert_refused(
+        tmp_path, ErrorCode.GEOMETRY_MISMATCH, "of the 2 labels .* not in the series", label_map={"Heart": "lesion"}
+    )
+    assert (label_of(tmp_path, label_map={"Heart": "background"}) == mask).all()
+
+
+def test_structure_set_without_contours_is_passed_over_beside_a_segmentation(tmp_path: Path) -> None:
+    slices, mask = ct(), np.zeros(SHAPE, bool)
+    mask[2, 5:9, 5:9] = True
+    save(tmp_path, [*slices, structure_set(slices, {}), segmentation(slices, {"lesion": mask})])
+    assert (label_of(tmp_path) == mask).all()
+
+
+def test_contour_on_a_frame_of_a_multi_frame_image_must_lie_on_that_frame(tmp_path: Path) -> None:
+    slices = ct()
+    ds = structure_set(slices, {"lesion": [(1, SQUARE)]})
+    image = next(contours_of(ds)).ContourImageSequence[0]
+    image.ReferencedSOPInstanceUID = "1.2"
+    stack = stack_slices(
+        np.array([one.ImagePositionPatient for one in slices], float),
+        np.tile(np.array(AXIAL), (5, 1)),
+        np.tile(np.array(SPACING_MM[1:]), (5, 1)),
+        1.0,
+    )
+    grid = Grid(SHAPE, stack, ("1.2",) * 5, slices[0].FrameOfReferenceUID, frames=(5, 4, 3, 2, 1))
+    for number, fits in ((4, True), (2, False)):
+        image.ReferencedFrameNumber = number
+        save(tmp_path, [ds])
+        if fits:
+            label = read_labels(tmp_path / "000.dcm", grid, Vocabulary().naming())
+            assert np.flatnonzero(label.any(axis=(1, 2))).tolist() == [1]
+        else:
+            with pytest.raises(DataError, match="does not lie on the image"):
+                read_labels(tmp_path / "000.dcm", grid, Vocabulary().naming())
+
+
 def test_structure_set_without_contours_is_no_label(tmp_path: Path) -> None:
     slices = ct()
     save(tmp_path, [*slices, structure_set(slices, {"lesion": []})])
@@ -347,7 +416,7 @@ def test_organs_of_a_planning_ct_equal_matplotlibs_but_for_centres_on_an_edge() 
     names = {roi.ROINumber: roi.ROIName for roi in ds.StructureSetROISequence}
     chosen = {"Heart", "Lt Lung", "Scar"}
     label_map = {name: "lesion" if name in chosen else "background" for name in names.values()}
-    label = read_labels(folder / "rtss.dcm", grid, LESION, label_map)
+    label = read_labels(folder / "rtss.dcm", grid, Vocabulary.of_run(LESION, label_map).naming())
     expected = np.zeros(grid.shape, bool)
     polygons: dict[int, list[np.ndarray]] = {}
     for roi in ds.ROIContourSequence:

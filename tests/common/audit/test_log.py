@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -177,6 +178,17 @@ def test_a_transaction_that_fails_leaves_nothing(log, path):
     with pytest.raises(KeyError):
         work()
     assert len(lines_of(path)) == 1
+
+
+def test_others_wait_while_a_transaction_reads_and_then_writes(log):
+    with log.transaction() as transaction:
+        other = threading.Thread(target=log.append, args=("data-forgotten",))
+        other.start()
+        other.join(timeout=0.2)
+        assert other.is_alive()
+        assert transaction.append("policy-changed", {"policy": POLICY}) == 1
+    other.join()
+    assert [entry.kind for entry in log.entries()] == ["created", "policy-changed", "data-forgotten"]
 
 
 def test_a_clock_that_goes_back_is_written_as_it_is(path):

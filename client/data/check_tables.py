@@ -1,0 +1,211 @@
+"""What a check found out, as tables and as plain JSON values.
+
+The same tables stand in the terminal and in the page. Studies have a number and a pseudonym there, and a label whose
+name is free text from the files is called "name 1" and so on: such text may name a patient, as a path may. Both are
+given only to who asks for them, which is for the terminal.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import chain
+from statistics import median
+from typing import Any
+
+from client.data.checkup import Checkup, Outcome
+from client.data.quality import PERCENTILES, Facts
+from common.config import sha256_of
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a title; None stands for what is not known."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+
+def tables(checkup: Checkup, *, names: bool = False, paths: bool = False) -> list[Table]:
+    """The tables of a check, those without rows left out.
+
+    Args:
+        checkup: what was found out.
+        names: show labels' names as the files have them.
+        paths: show where a study that was set aside lies. For a terminal only, like `names`.
+    """
+    shown = shown_names(checkup, all_of_them=names)
+    made = [
+        _sources(checkup),
+        _quarantined(checkup, paths=paths),
+        _left_out(checkup),
+        _splits(checkup),
+        _images(checkup),
+        _classes(checkup, shown),
+    ]
+    if paths:
+        made.append(
+            Table("Where the studies lie", ("study", "path"), tuple((s.number, s.path) for s in checkup.studies))
+        )
+    return [table for table in made if table.rows]
+
+
+def document(checkup: Checkup) -> dict[str, Any]:
+    """All of it in plain JSON values, without pictures, paths and free text."""
+    shown = shown_names(checkup)
+    return {
+        "site": checkup.site,
+        "program": version("wardround"),
+        "checked": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": None if checkup.run is None else {"name": checkup.run.name, "sha256": sha256_of(checkup.run)},
+        "counts": counts(checkup),
+        "sources": [
+            {"source": source.number, "kinds": list(source.kinds), "ignored": dict(source.left_out)}
+            for source in checkup.sources
+        ],
+        "studies": [_study(study, shown) for study in checkup.studies],
+        "classes": _records(_classes(checkup, shown)),
+        "images": _records(_images(checkup)),
+    }
+
+
+def counts(checkup: Checkup) -> dict[str, int]:
+    """The numbers that come first."""
+    return {
+        "usable": len(checkup.usable),
+        "quarantined": len(checkup.quarantined),
+        "ignored": checkup.left_out.total(),
+        "patients": len({study.patient for study in checkup.usable}),
+        "without-foreground": sum(not facts.has_foreground for facts in _facts(checkup)),
+    }
+
+
+def shown_names(checkup: Checkup, *, all_of_them: bool = False) -> dict[str, str]:
+    """What each class is called: its own name where that is the site's word, the run's or a number."""
+    found = dict.fromkeys(chain.from_iterable(facts.voxels for facts in _facts(checkup)))
+    free = [name for name in found if not (name.isdecimal() or name in checkup.own_words)]
+    numbered = {name: f"name {number}" for number, name in enumerate(free, start=1)}
+    return {name: name if all_of_them else numbered.get(name, name) for name in found}
+
+
+def _sources(checkup: Checkup) -> Table:
+    rows = []
+    for source in checkup.sources:
+        usable = [study for study in checkup.usable if study.source == source.number]
+        aside = sum(study.source == source.number for study in checkup.quarantined)
+        patients = len({study.patient for study in usable})
+        kinds = ", ".join(source.kinds) or None
+        rows.append((source.number, kinds, len(usable), aside, sum(source.left_out.values()), patients))
+    columns = ("source", "kind", "usable", "quarantined", "ignored", "patients")
+    return Table("Sources", columns, tuple(rows))
+
+
+def _quarantined(checkup: Checkup, *, paths: bool) -> Table:
+    rows = [
+        (study.number, *((study.path,) if paths else (study.name,)), str(study.problem.code), str(study.problem))
+        for study in checkup.quarantined
+        if study.problem is not None
+    ]
+    second = "path" if paths else "pseudonym"
+    return Table("Quarantined", ("study", second, "code", "what is wrong, and what to do"), tuple(rows))
+
+
+def _left_out(checkup: Checkup) -> Table:
+    rows = [
+        (source.number, count, reason)
+        for source in checkup.sources
+        for reason, count in sorted(source.left_out.items())
+    ]
+    return Table("Ignored", ("source", "count", "why"), tuple(rows))
+
+
+def _splits(checkup: Checkup) -> Table:
+    if checkup.run is None:
+        return Table("", (), ())
+    rows = []
+    for split in ("train", "validation", "test"):
+        studies = [study for study in checkup.usable if study.split == split]
+        rows.append((split, len({study.patient for study in studies}), len(studies)))
+    return Table(f"Splits for {checkup.run.name}", ("part", "patients", "studies"), tuple(rows))
+
+
+def _images(checkup: Checkup) -> Table:
+    """A row per modality and number of axes; of percentiles the median over its studies, of the ends the outermost."""
+    groups: dict[tuple[str, int], list[Facts]] = {}
+    for facts in _facts(checkup):
+        groups.setdefault((facts.modality, len(facts.shape)), []).append(facts)
+    rows = []
+    for (modality, _), group in sorted(groups.items()):
+        spacings = [facts.spacing_mm for facts in group if facts.spacing_mm is not None]
+        low, *middle, high = zip(*(facts.intensities for facts in group), strict=True)
+        values = (min(low), *(median(column) for column in middle), max(high))
+        rows.append(
+            (
+                modality or None,
+                len(group),
+                _ranges([facts.shape for facts in group]),
+                _ranges(spacings) if spacings else None,
+                *(f"{value:.4g}" for value in values),
+            )
+        )
+    ends = ("lowest", *(f"{percent:g} %" for percent in PERCENTILES[1:-1]), "highest")
+    return Table("Images", ("modality", "studies", "size", "spacing mm", *ends), tuple(rows))
+
+
+def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
+    shares: dict[str, tuple[int, int, int]] = {}
+    for facts in _facts(checkup):
+        total = sum(facts.voxels.values())
+        for name, count in facts.voxels.items():
+            studies, marked, voxels = shares.get(name, (0, 0, 0))
+            shares[name] = (studies + 1, marked + count, voxels + total) if count else (studies, marked, voxels)
+    rows: list[tuple[object, ...]] = [
+        (shown[name], studies, f"{100 * marked / voxels:.3g} %" if voxels else None)
+        for name, (studies, marked, voxels) in shares.items()
+    ]
+    nothing = sum(not facts.has_foreground for facts in _facts(checkup))
+    rows += [("no foreground at all", nothing, None)] if nothing else []
+    return Table("Classes", ("class", "studies with it", "share of their voxels"), tuple(rows))
+
+
+def _ranges(sizes: Sequence[Sequence[float]]) -> str:
+    """Per axis the smallest and the largest: "12-40 x 512 x 512"."""
+    ends = [(f"{min(axis):.4g}", f"{max(axis):.4g}") for axis in zip(*sizes, strict=True)]
+    return " x ".join(low if low == high else f"{low}-{high}" for low, high in ends)
+
+
+def _facts(checkup: Checkup) -> list[Facts]:
+    return [study.facts for study in checkup.usable if study.facts is not None]
+
+
+def _study(study: Outcome, shown: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "study": study.number,
+        "source": study.source,
+        "pseudonym": study.name,
+        "patient": study.patient,
+        "usable": study.problem is None,
+    }
+    if study.problem is not None:
+        return values | {"code": str(study.problem.code), "reason": str(study.problem)}
+    if study.split is not None:
+        values["split"] = study.split
+    if study.facts is not None:
+        facts = study.facts
+        values |= {
+            "modality": facts.modality or None,
+            "shape": list(facts.shape),
+            "channels": facts.channels,
+            "spacing-mm": None if facts.spacing_mm is None else list(facts.spacing_mm),
+            "intensities": dict(zip(map("{:g}".format, PERCENTILES), facts.intensities, strict=True)),
+            "voxels": {shown[name]: count for name, count in facts.voxels.items()},
+        }
+    return values
+
+
+def _records(table: Table) -> list[dict[str, object]]:
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+__all__ = ["Table", "counts", "document", "shown_names", "tables"]

@@ -1,0 +1,159 @@
+"""Files that only the site can open: what is derived from patients' images and kept on disk.
+
+    file   = header | chunk 0 | chunk 1 | ...
+    header = magic (8) | salt (16) | stamp (32)
+    chunk  = AES-256-GCM of 1 MiB of the payload (the last one: of what is left), 16 bytes longer by its tag
+
+The key is made for each file by HKDF-SHA256 from the site key, the vault's purpose and the file's random salt, so the
+nonce need only count: chunk index (11 bytes, big-endian) | 1 for the last chunk, else 0 (1 byte). Header, folder and
+file name are authenticated with every chunk. A chunk that is changed, moved, cut off, repeated or taken from another
+file does not open. This is the STREAM construction, as in https://age-encryption.org/v1.
+
+A file's size tells the length of its payload, and nothing else is in the clear. Names are HMACs where the caller makes
+them with `name`. The stamp says what the payload was made from; a file with another stamp is out of date.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+STAMP_BYTES = 32
+NO_STAMP = bytes(STAMP_BYTES)
+
+_MAGIC = b"WRVAULT1"
+_SALT_BYTES = 16
+_HEADER_BYTES = len(_MAGIC) + _SALT_BYTES + STAMP_BYTES
+_TAG_BYTES = 16
+_CHUNK_BYTES = 2**20
+_COUNTER_BYTES = 11
+_NAME_HEX = 32
+
+_log = logging.getLogger(__name__)
+
+
+class Vault:
+    """Seals and opens files for one purpose. What was sealed for another purpose, or by another site, does not open."""
+
+    def __init__(self, site_key: bytes, purpose: str) -> None:
+        """No file is touched yet.
+
+        Args:
+            site_key: secret key of the site; the keys of the files are derived from it.
+            purpose: what is kept, such as "cache"; a part of every key.
+        """
+        self._site_key = site_key
+        self._purpose = purpose
+
+    def read(self, path: Path, stamp: bytes = NO_STAMP) -> bytearray | None:
+        """The payload as it was written; None when it is not there.
+
+        A file that is out of date, damaged or unreadable is not there: its content has to be made again.
+        """
+        try:
+            with path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+                if _is_header(header) and not hmac.compare_digest(header[-STAMP_BYTES:], stamp):
+                    return None
+                return self._open(header, file, path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.warning(
+                "%s %s cannot be read (%s); its content is made again", self._purpose, path.stem, error.strerror
+            )
+        except (InvalidTag, ValueError):
+            self.report_damage(path)
+        return None
+
+    def write(self, path: Path, payload: bytes | bytearray | memoryview, stamp: bytes = NO_STAMP) -> None:
+        """Seal a payload, whole or not at all; file and new folders are for their owner only.
+
+        Raises:
+            OSError: the disk is full or does not allow it; what stood there before still stands.
+        """
+        for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        partial = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.writelines(self._seal(path, payload, stamp))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def name(self, *parts: object) -> str:
+        """A file name that tells nothing about its parts; they must be JSON, or have a text."""
+        return self.mac(*parts).hex()[:_NAME_HEX]
+
+    def mac(self, *parts: object) -> bytes:
+        """HMAC-SHA256 of the parts under a key of this purpose: a name or a stamp, 32 bytes."""
+        text = json.dumps(parts, default=str, sort_keys=True)
+        return hmac.new(self._naming_key, text.encode(), hashlib.sha256).digest()
+
+    def report_damage(self, path: Path) -> None:
+        """Log that a file does not hold what it should; also for payloads that opened and then made no sense."""
+        _log.warning("%s %s is damaged; its content is made again", self._purpose, path.stem)
+
+    def _seal(self, path: Path, payload: bytes | bytearray | memoryview, stamp: bytes) -> Iterator[bytes]:
+        header = _MAGIC + secrets.token_bytes(_SALT_BYTES) + stamp
+        yield header
+        cipher, associated = self._cipher(header), _associated(header, path)
+        view = memoryview(payload)
+        for nonce, start in _chunks(len(view)):
+            yield cipher.encrypt(nonce, view[start : start + _CHUNK_BYTES], associated)
+
+    def _open(self, header: bytes, file: BinaryIO, path: Path) -> bytearray:
+        """The payload of a file that stands after its header; into one buffer, which the caller may share."""
+        cipher, associated = self._cipher(header), _associated(header, path)
+        chunk = memoryview(bytearray(_CHUNK_BYTES + _TAG_BYTES))
+        length = os.fstat(file.fileno()).st_size - _HEADER_BYTES
+        payload = bytearray(length - math.ceil(length / len(chunk)) * _TAG_BYTES)
+        view = memoryview(payload)
+        for nonce, start in _chunks(len(payload)):
+            sealed = chunk[: file.readinto(chunk)]  # type: ignore[attr-defined]  # typeshed leaves it out of BinaryIO
+            cipher.decrypt_into(nonce, sealed, associated, view[start : start + _CHUNK_BYTES])
+        return payload
+
+    def _cipher(self, header: bytes) -> AESGCM:
+        return AESGCM(self._key("encryption", header[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES]))
+
+    @cached_property
+    def _naming_key(self) -> bytes:
+        return self._key("names and stamps", b"")
+
+    def _key(self, use: str, salt: bytes) -> bytes:
+        """32 bytes for one use; the site key itself keys the pseudonyms (RFC 5869)."""
+        info = f"wardround {self._purpose} v1: {use}".encode()
+        return HKDF(SHA256(), length=32, salt=salt, info=info).derive(self._site_key)
+
+
+def _associated(header: bytes, path: Path) -> bytes:
+    return header + f"{path.parent.name}/{path.name}".encode()
+
+
+def _is_header(header: bytes) -> bool:
+    return len(header) == _HEADER_BYTES and header.startswith(_MAGIC)
+
+
+def _chunks(length: int) -> Iterator[tuple[bytes, int]]:
+    """Nonce and start of each chunk of a payload; an empty one has one empty chunk, so that its file is sealed too."""
+    last = max(0, (length - 1) // _CHUNK_BYTES)
+    for index in range(last + 1):
+        yield index.to_bytes(_COUNTER_BYTES) + bytes([index == last]), index * _CHUNK_BYTES
+
+
+__all__ = ["NO_STAMP", "STAMP_BYTES", "Vault"]

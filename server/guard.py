@@ -1,0 +1,121 @@
+"""What every call passes before its method sees it: the caller's limits, and the size and shape of the request.
+
+A request is taken in only after its caller was let in, so a caller whose requests never arrive holds its own few
+places and no more. On the wire a call with one request and a stream of one request look the same; here every method
+is served as the latter, because gRPC's Python server otherwise waits for the request in a worker thread before
+anyone is asked. Answers: RESOURCE_EXHAUSTED beyond a limit, INVALID_ARGUMENT for what cannot be read, UNIMPLEMENTED
+for what is not served; CANCELLED when the call's time is over.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, NoReturn, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from common import pki
+from server.limits import NOTE_EVERY_S, Limits, Notes, Rule, rule_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call on its way."""
+
+    method: str
+    caller: str
+    rule: Rule
+    context: grpc.ServicerContext
+    end: float  # time.monotonic()
+
+
+class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types alone
+    """See the module."""
+
+    def __init__(self, identify: Callable[[grpc.ServicerContext], str]) -> None:
+        self._identify = identify
+        self._limits = Limits(time.monotonic)
+        self._notes = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._running: dict[int, _Call] = {}
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
+        """Put ourselves between the server and a method; called for each call, before a thread is used."""
+        handler = continuation(details)
+        serializer = None if handler is None else handler.response_serializer
+        answer = partial(self._answer, details.method, handler)
+        return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serializer)
+
+    def end_overdue(self) -> None:
+        """Cancel the calls whose time is over; to be called every second or so."""
+        now = time.monotonic()
+        with self._lock:
+            overdue = [(number, call) for number, call in self._running.items() if call.end < now]
+            for number, _ in overdue:
+                del self._running[number]
+        for _, call in overdue:
+            self._note(call, f"more than {call.rule.seconds:g} s for a call")
+            call.context.cancel()  # type: ignore[no-untyped-call]  # so in grpc
+
+    def _answer(self, method: str, handler: Any, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        rule = rule_of(method)
+        call = _Call(method[:100], self._identify(context), rule, context, time.monotonic() + rule.seconds)
+        reached = self._limits.enter(call.caller, rule)
+        if reached is not None:
+            self._refuse(call, reached)
+        number = next(self._numbers)
+        with self._lock:
+            self._running[number] = call
+        try:
+            if handler is None or handler.unary_unary is None:
+                self._note(call, "a method that is not served")
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")
+            return handler.unary_unary(self._request(call, requests, handler.request_deserializer), context)
+        finally:
+            with self._lock:
+                self._running.pop(number, None)
+            self._limits.leave(call.caller)
+
+    def _request(self, call: _Call, requests: Iterator[bytes], parse: Callable[[bytes], Any]) -> Any:
+        data = next(requests, b"")
+        if len(data) > call.rule.max_bytes:
+            self._refuse(call, f"a request of more than {call.rule.max_bytes} bytes")
+        try:
+            return parse(data)
+        except DecodeError:
+            self._note(call, "a malformed request")
+            call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be read")
+
+    def _refuse(self, call: _Call, why: str) -> NoReturn:
+        self._note(call, why)
+        call.context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a limit is reached: {why}")
+        raise AssertionError("abort raises")
+
+    def _note(self, call: _Call, why: str) -> None:
+        silent = self._notes.write(f"{call.caller}: {why}")
+        if silent is not None:
+            _log.warning("refused: %s at %s: %s (%d times before, in silence)", call.caller, call.method, why, silent)
+
+
+def site_of(context: grpc.ServicerContext) -> str:
+    """Whose certificate it is; the root has signed that name."""
+    certificates = context.auth_context().get("x509_pem_cert")
+    return f"site {_common_name(cast(list[bytes], certificates)[0])}" if certificates else "nobody"
+
+
+def address_of(context: grpc.ServicerContext) -> str:
+    """Where the call comes from, without the port."""
+    return str(context.peer()).rpartition(":")[0]
+
+
+@lru_cache(1024)
+def _common_name(certificate_pem: bytes) -> str:
+    return pki.common_name(pki.load_certificate(certificate_pem))

@@ -1,0 +1,169 @@
+"""`wardround-client data` as a data manager types it, from a folder to "ready to train" in two commands."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from client.cli import app
+from simulations.phantoms import SCANNERS, write_study
+from tests.client.data.studies import write_pair
+
+COMMAND = Path(sys.executable).with_name("wardround-client")
+RUN_TOML = """
+name = "vessels"
+data = { modality = "photo", channels = 3, classes = ["vessel"] }
+training = { patch-size = [32, 32] }
+federation = { rounds = 3 }
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "site.toml").write_text('name = "north"\nthreads = 1\n')
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a hospital has: two good series, one with a missing slice, one without label, a PDF, an empty folder."""
+    ward = tmp_path / "ward"
+    scanner = next(iter(SCANNERS.values()))
+    for patient in (1, 2, 3, 4):
+        written = write_study(
+            ward / f"DOE-{patient}", scanner=scanner, seed=0, patient=patient, slices=7, rows=32, labelled=patient != 4
+        )
+        if patient == 3:
+            written.images[3].unlink()
+    (ward / "letter.pdf").write_bytes(b"%PDF-1.7\n")
+    (ward / "empty").mkdir()
+    return ward
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("a", "bb", "ccc", "dddd"):
+        write_pair(tmp_path / "pictures", name)
+    return tmp_path / "pictures"
+
+
+def call(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["data", *arguments], env={"WARDROUND_HOME": str(home), "COLUMNS": "200"})
+
+
+def succeed(home: Path, *arguments: str) -> Result:
+    result = call(home, *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.system
+def test_two_commands_lead_from_a_folder_to_an_answer(home: Path, folder: Path) -> None:
+    command = shlex.quote(str(COMMAND))
+    both = f"{command} data add {shlex.quote(str(folder))} && {command} data check --json"
+    environment = os.environ | {"WARDROUND_HOME": str(home)}
+    done = subprocess.run(["sh", "-c", both], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout[done.stdout.index("\n{") :])
+    assert (told["counts"]["usable"], told["counts"]["quarantined"], told["counts"]["ignored"]) == (2, 2, 2)
+    assert [study.get("code") for study in told["studies"]] == [None, None, "missing-slices", "no-label"]
+    assert all(len(study["reason"]) > 20 for study in told["studies"] if not study["usable"])
+    assert told["sources"][0]["ignored"] == {"neither image nor label": 1, "empty folder": 1}
+    assert "Traceback" not in done.stderr
+    assert "DOE" not in done.stderr + json.dumps(told)
+    for name in ("report.html", "report.json"):
+        report = home / "check" / name
+        assert report.stat().st_mode & 0o777 == 0o600
+        assert "DOE" not in report.read_text()
+
+
+def test_check_prints_what_is_usable_what_is_not_and_why(home: Path, folder: Path) -> None:
+    added = succeed(home, "add", str(folder)).stdout
+    assert "4 studies of 4 patients" in added
+    assert "Ignored: 1 neither image nor label." in added
+    result = succeed(home, "check")
+    for words in ("missing-slices", "no-label", "empty folder", "neither image nor label", "7 x 32 x 32", "name 1"):
+        assert words in result.stdout
+    assert "4 studies, 0 of them unchanged" in result.stderr
+    assert str(home / "check" / "report.html") in result.stderr
+    assert "DOE" not in result.output.replace(str(folder), "")
+    again = succeed(home, "check")
+    assert again.stdout == result.stdout
+    assert "4 studies, 4 of them unchanged" in again.stderr
+
+
+def test_paths_and_names_are_printed_when_asked_for_and_stay_out_of_the_report(home: Path, folder: Path) -> None:
+    succeed(home, "add", str(folder))
+    told = succeed(home, "check", "--paths", "--names").stdout
+    assert "DOE-3/series-1" in told
+    assert "DOE-1/series-1" in told
+    assert "lesion" in told
+    for name in ("report.html", "report.json"):
+        text = (home / "check" / name).read_text()
+        assert "DOE" not in text
+        assert "lesion" not in text
+
+
+def test_paths_stay_out_of_json(home: Path, folder: Path) -> None:
+    succeed(home, "add", str(folder))
+    assert "DOE" not in succeed(home, "check", "--paths", "--names", "--json").stdout
+
+
+def test_check_with_a_run_counts_what_that_run_can_use(home: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "labels" / "bb.png").unlink()
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    succeed(home, "add", str(pictures))
+    told = json.loads(succeed(home, "check", "--run", str(tmp_path / "run.toml"), "--json").stdout)
+    assert told["run"]["name"] == "vessels"
+    splits = Counter(study.get("split") for study in told["studies"])
+    assert splits == {"train": 1, "validation": 1, "test": 1, None: 1}
+    assert [study["code"] for study in told["studies"] if not study["usable"]] == ["no-label"]
+    table = succeed(home, "check", "--run", str(tmp_path / "run.toml")).stdout
+    assert "Splits for vessels" in table
+    assert not (home / "splits.json").exists()
+
+
+def test_nothing_usable_is_a_failure_that_still_tells_why(home: Path, pictures: Path) -> None:
+    succeed(home, "add", str(pictures))
+    for name in ("a", "bb", "ccc", "dddd"):
+        write_pair(pictures, name, mask=np.zeros((20, 31), np.uint8))
+    result = call(home, "check")
+    assert result.exit_code == 1
+    assert result.stdout.count("label-empty") == 4
+    assert result.stderr.count("error:") == 1
+    assert "no study is usable" in result.stderr
+    assert "empty-labels-are-negative" in (home / "check" / "report.html").read_text()
+
+
+def test_check_without_data_says_what_to_do(home: Path) -> None:
+    result = call(home, "check")
+    assert result.exit_code == 1
+    assert "wardround-client data add" in result.stderr
+
+
+def test_added_folder_tells_by_code_what_was_found(home: Path, tmp_path: Path) -> None:
+    scanner = next(iter(SCANNERS.values()))
+    write_study(tmp_path / "ward", scanner=scanner, seed=0, slices=3, rows=16)
+    (tmp_path / "ward" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    (tmp_path / "ward" / "note.txt").write_text("hello")
+    told = succeed(home, "add", str(tmp_path / "ward")).stdout
+    assert "Added: 1 studies of 1 patients" in told
+    assert "Set aside: 1 unreadable." in told
+    assert "Ignored: 1 neither image nor label." in told
+
+
+def test_folder_that_went_away_is_one_clear_message(home: Path, pictures: Path) -> None:
+    succeed(home, "add", str(pictures))
+    pictures.rename(pictures.with_name("elsewhere"))
+    result = call(home, "check")
+    assert result.exit_code == 1
+    assert "does not exist" in result.stderr
+    assert "Traceback" not in result.output
