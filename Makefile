@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench setup lock clean
+.PHONY: demo test check bench fuzz setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -15,6 +15,9 @@ check:  ## the quick checks: format, lint, types, imports
 
 bench:  ## what a deployed round and an idle deployment cost
 	@$(BOOTSTRAP) bench
+
+fuzz:  ## 100,000 mutated images against the readers; COUNT=1000 for fewer
+	@$(BOOTSTRAP) fuzz $(if $(COUNT),--count $(COUNT))
 
 setup:  ## the environment in .venv, from requirements.lock
 	@$(BOOTSTRAP) setup

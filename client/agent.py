@@ -29,10 +29,13 @@ from client.approvals import Appraisal, Proposal
 from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet
 from client.keeper import Worker
+from client.outbox import Parcel
 from client.pipe import Describe, Offer, PipeError, Work
+from client.record import Record
 from client.site import POLICY_NAME, SITE_NAME, Site, open_site
 from client.status import Status
-from common.config import RunConfig, sha256_of
+from client.witness import Witness
+from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import (
     ConfigError,
     EnrolmentError,
@@ -44,7 +47,7 @@ from common.errors import (
 )
 from common.flower import read_bundle
 from common.operators import Endorsement, check_endorsements
-from common.privacy.guarantee import charge_round
+from common.privacy.guarantee import charge_round, plan
 from common.records import (
     EvaluateReply,
     Refusal,
@@ -88,6 +91,9 @@ class Agent:
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of site.toml and policy.toml
         self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
         self._status = Status(home, identity)
+        self._record = Record(home, identity, open_site(home).key)
+        self._witness = Witness(home, self._record.log, identity.log_key)
+        self._crashes = 0  # of the worker, as far as they are recorded
 
     def run(self) -> None:
         """Work until `stop` is called.
@@ -96,6 +102,7 @@ class Agent:
             FederationError: something unexpected happened.
         """
         _log.info("site %s, coordinator %s", self._identity.site, self._identity.gateway)
+        self._record.begin(self._identity)
         steps = {"message": self._serve, "proposals": self._watch_proposals, "upkeep": self._upkeep}
         threads = [
             threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True) for name, step in steps.items()
@@ -141,6 +148,8 @@ class Agent:
         self._fleet.close()
         for thread in threads:
             thread.join(timeout=2.0)
+        if not self._failed:
+            self._record.end()
         self._status.update(state="stopped")
         _log.info("stopped")
 
@@ -171,6 +180,7 @@ class Agent:
             return
         channel, fleet = self._channel, self._fleet
         self._connect(self._renewed)
+        self._record.membership(self._renewed)
         self._renewed = None
         fleet.close()
         channel.close()
@@ -180,11 +190,13 @@ class Agent:
         started = time.monotonic()
         try:
             message = self._fleet.fetch(head, tree)
-            reply = self._reply(message)
+            reply, parcel = self._reply(message)
             if self._stop.is_set():
                 return
             seconds = time.monotonic() - started
             sent = self._fleet.push(Message(reply_to_record(reply), reply_to=message), seconds)
+            if parcel is not None:
+                self._witness.delivered(parcel)
         except UpdateError as error:
             _log.warning("a message is dropped: %s", error)
             self._fleet.confirm(head)
@@ -201,34 +213,56 @@ class Agent:
             _log.info("%s: %s %s in %.1f s, %d bytes sent", where, kind, outcome, seconds, sent)
             self._status.worked(reply, kind, seconds)
 
-    def _reply(self, message: Message) -> Reply:
-        """Decide, work, and pass the gate; the story of a round at a hospital."""
+    def _reply(self, message: Message) -> tuple[Reply, Parcel | None]:
+        """Decide, work, pass the gate, and write it down; the story of a round at a hospital."""
         run_hash, round_ = "", 0
         try:
             request = request_from_record(message.content)
             run_hash, round_ = request.run_hash, request.round
+            rules = self._site().policy
+            policy_hash = self._record.policy(rules)
+            self._witness.check_conflict()
             proposal = self._approved(request, message)
             self._check_bundle(message.metadata.run_id, proposal)
-            offer = self._offer(proposal.run)
-            rules = self._site().policy
-            policy.check(proposal.run, rules, offer)
-            _check_model(request, offer, rules.max_weight)
-            # Each execution adds noise of its own, so each is charged: a message delivered twice costs twice.
-            attempt = f"{message.metadata.message_id}.{secrets.token_hex(4)}"
-            if isinstance(request, TrainRequest):
-                self._charge(proposal.run, offer, request, attempt)
-            answer = self._worker.ask(Work(proposal.run, request, attempt), proposal.run.federation.round_timeout_s)
-            if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
-                raise PipeError("the worker gave no reply")
-            return gate.release(answer, request, proposal.run, rules.metrics)
+            if isinstance(request, EvaluateRequest):
+                policy.check_now(rules, rounds_today=0)
+                reply = self._work(request, proposal.run, rules, message.metadata.message_id)
+                self._record.replied(reply, request.weights)
+                return reply, None
+            if (parcel := self._record.kept(request)) is None:
+                policy.check_now(rules, rounds_today=self._record.rounds_today(rules.max_rounds_per_day))
+                self._witness.check_receipts(self._coordination)
+                reply = self._work(request, proposal.run, rules, message.metadata.message_id)
+                if not isinstance(reply, TrainReply):
+                    self._record.replied(reply)
+                    return reply, None
+                parcel = self._record.leaves(request, reply, policy_hash)
+            return parcel.reply, parcel
         except WardroundError as error:
             _log.error("run %s round %d: %s", run_hash[:12], round_, error)
-            return Refusal(run_hash, round_, error.code)
+            code = error.code
         except grpc.RpcError:
             raise  # the coordinator is away or the run is over: there is nobody to answer
         except Exception:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
             _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
-            return Refusal(run_hash, round_, ErrorCode.INTERNAL)
+            code = ErrorCode.INTERNAL
+        refusal = Refusal(run_hash, round_, code)
+        self._record.replied(refusal)
+        return refusal, None
+
+    def _work(self, request: Request, run: RunConfig, rules: PolicyConfig, message_id: str) -> Reply:
+        """Let the worker do it, if the policy and the budget allow; what passes the gate."""
+        offer = self._offer(run)
+        policy.check(run, rules, offer)
+        _check_model(request, offer, rules.max_weight)
+        # Each execution adds noise of its own, so each is charged.
+        attempt = f"{message_id}.{secrets.token_hex(4)}"
+        if isinstance(request, TrainRequest):
+            self._charge(run, offer, request, attempt)
+        answer = self._worker.ask(Work(run, request, attempt), run.federation.round_timeout_s)
+        if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
+            raise PipeError("the worker gave no reply")
+        return gate.release(answer, request, run, rules.metrics)
 
     def _approved(self, request: Request, message: Message) -> Proposal:
         expected = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
@@ -238,6 +272,7 @@ class Agent:
             proposal = approvals.load(self._home, request.run_hash)
         except ConfigError as error:
             raise PolicyError(str(error), ErrorCode.NOT_APPROVED) from error
+        self._record.answered(proposal)
         if proposal.answer is None or not proposal.answer.approved:
             raise PolicyError(
                 f"run {proposal.run.name!r} is not approved. Look at it with 'wardround-client runs', and approve it "
@@ -272,10 +307,11 @@ class Agent:
         return self._offers[key]
 
     def _charge(self, run: RunConfig, offer: Offer, request: TrainRequest, attempt: str) -> None:
-        """Write the privacy cost of the round down before it is spent."""
+        """Write the privacy cost of the round down before it is spent: by how much the run's epsilon rises."""
         if run.privacy is None:
             return
-        site = self._site()
+        site, delta = self._site(), plan(run, offer.declared_size).delta
+        before = site.ledger.spent(offer.cohort_id, delta, request.run_hash)
         charge_round(
             site.ledger,
             run,
@@ -285,6 +321,8 @@ class Agent:
             attempt=attempt,
             lifetime_epsilon=site.policy.lifetime_epsilon,
         )
+        after = site.ledger.spent(offer.cohort_id, delta, request.run_hash)
+        self._record.spent(request.run_hash, request.round, (after - before, delta))
 
     def _site(self) -> Site:
         """Read anew when its files change: what the hospital writes holds from the next message on."""
@@ -323,6 +361,8 @@ class Agent:
         if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
             if known.open != proposal.open:
                 approvals.set_open(self._home, known.run_hash, is_open=proposal.open)
+                if not proposal.open:
+                    self._record.closed(known.run_hash)
             return
         try:
             run = read_bundle(proposal.bundle)
@@ -382,6 +422,7 @@ class Agent:
         while not self._stop.wait(UPKEEP_S):
             try:
                 self._worker.tend()
+                self._look_after_record()
                 self._status.update(worker=self._worker.pid, network=self._worker.network)
                 if not self._status.is_connected:
                     continue
@@ -392,10 +433,20 @@ class Agent:
                 if (now := (approvals.answers_stamp(self._home), self._status.node_session)) != stamp:
                     self._send_answers()
                     stamp = now
+                if self._witness.is_due:
+                    self._witness.exchange(self._coordination)
             except grpc.RpcError as error:
                 _log.debug("upkeep: %s", error)
             except (WardroundError, OSError) as error:
                 _log.error("upkeep: %s", error)
+
+    def _look_after_record(self) -> None:
+        """What the audit log must know of without a message."""
+        while self._crashes < self._worker.crashes:
+            self._record.crashed("worker")
+            self._crashes += 1
+        conflict = self._witness.conflict
+        self._status.update(audit=f"CONFLICT: {conflict}" if conflict else "in order")
 
     def _renew_if_due(self) -> None:
         if self._renewed is not None or not self._identity.renewal_is_due or time.monotonic() < self._renew_at:
@@ -414,6 +465,7 @@ class Agent:
         for proposal in approvals.load_all(self._home):
             if not proposal.open or proposal.answer is None:
                 continue
+            self._record.answered(proposal)
             request = AnswerProposalRequest(run_hash=proposal.run_hash, approved=proposal.answer.approved)
             try:
                 self._coordination.AnswerProposal(request, timeout=CALL_TIMEOUT_S)

@@ -31,7 +31,8 @@ from client.status import is_running, only_one, read_status
 from common.cli import JsonFlag, new_app, note, show_table
 from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError
-from common.pki import Invitation, write_private
+from common.files import write_private
+from common.pki import Invitation
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
@@ -145,7 +146,7 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
         typer.echo(json.dumps(values, indent=2))
     else:
         show_table("Site", ("what", "value"), [(name, _text(name, value)) for name, value in values.items()])
-    if values["state"] != "connected":
+    if values["state"] != "connected" or str(values.get("audit", "")).startswith("CONFLICT"):
         raise typer.Exit(1)
 
 

@@ -37,6 +37,13 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         str | None, typer.Option(help="Regular expression; its first group is the patient.")
     ] = None,
     label_map: Annotated[list[str] | None, typer.Option(help="LOCAL=CLASS, such as 1=lesion; repeatable.")] = None,
+    fractional_threshold: Annotated[float, typer.Option(help="Fractional DICOM SEG: foreground from here on.")] = 0.5,
+    empty_labels_are_negative: Annotated[
+        bool, typer.Option("--empty-labels-are-negative", help="A label that marks nothing says: nothing there.")
+    ] = False,
+    pixel_text_checked: Annotated[
+        bool, typer.Option("--pixel-text-checked", help="A person has looked: no patient is named in the pixels.")
+    ] = False,
 ) -> None:
     """Offer a folder of images to runs. Nothing is copied or changed.
 
@@ -56,6 +63,9 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "labels": labels,
         "patient_pattern": patient_pattern,
         "label_map": _pairs(label_map, "--label-map"),
+        "fractional_threshold": fractional_threshold,
+        "empty_labels_are_negative": empty_labels_are_negative,
+        "pixel_text_checked": pixel_text_checked,
     }
     source = validate(SourceConfig, values, "data add")
     check_outside(home, [Path(source.path)])

@@ -47,6 +47,7 @@ def examine(home: Path) -> list[Finding]:
         "disk": _disk,
         "training": _training,
         "worker's network": _network,
+        "worker's files": _files,
         "agent": _agent,
     }
     return [_finding(what, check, home) for what, check in checks.items()]
@@ -143,17 +144,31 @@ def _network(_home: Path) -> str:
     return "removed by the kernel: the process with the images reaches nobody"
 
 
+def _files(home: Path) -> str:
+    code = (
+        "import sys; from pathlib import Path; from client import confine; confine.remove_network(); "
+        "home = Path(sys.argv[1]); keys = confine.hide([home / name for name in confine.SECRETS]); "
+        "print(f'{keys}, {confine.lock([home])}')"
+    )
+    result = _python(code, str(home.resolve()))
+    if result != f"{confine.HIDDEN}, {confine.LOCKED}":
+        raise ConfigError(
+            f"{result}. Allow unprivileged user namespaces and Landlock to keep the keys from the images."
+        )
+    return "the process with the images sees no key, and writes to this folder only (Landlock)"
+
+
 def _agent(home: Path) -> str:
     if not is_running(home):
         raise FederationError("not running. Start it with 'wardround-client start'.")
     return str(read_status(home).get("state", "starting"))
 
 
-def _python(code: str) -> str:
+def _python(code: str, *arguments: str) -> str:
     """Run a line in a Python of its own, as the worker would."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     result = subprocess.run(  # noqa: S603 - our own interpreter and code
-        [sys.executable, "-P", "-c", code],
+        [sys.executable, "-P", "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=IMPORT_S,

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.errors import EnrolmentError
+from common.files import write_private
 from common.operators import key_to_bytes, public_bytes
 from common.pki import Invitation
 from common.wire.channels import secure_channel
@@ -172,7 +173,7 @@ def renew(home: Path, identity: Identity) -> Identity:
     """
     tls = home / "tls"
     if not (tls / "next-key.pem").exists():
-        pki.write_private(tls / "next-key.pem", pki.key_to_pem(pki.new_key()))
+        write_private(tls / "next-key.pem", pki.key_to_pem(pki.new_key()))
     key = pki.load_key((tls / "next-key.pem").read_bytes())
     request = RenewRequest(csr_pem=pki.to_pem(pki.csr_for(identity.site, key)))
     with identity.channel() as channel:
@@ -185,9 +186,9 @@ def renew(home: Path, identity: Identity) -> Identity:
         successor = pki.to_pem(pki.check_successor(reply.successor_pem, roots))
         if successor not in roots:
             roots += successor
-            pki.write_private(tls / "root.pem", roots)
+            write_private(tls / "root.pem", roots)
     pki.check_site_certificate(reply.certificate_pem, roots, identity.site, key)
-    pki.write_private(tls / "certificate.pem", reply.certificate_pem)
+    write_private(tls / "certificate.pem", reply.certificate_pem)
     return load_identity(home)
 
 
@@ -236,7 +237,7 @@ def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSignin
         )
     prepare_home(home, invitation.site)
     if not (tls / "receipt.key").exists():
-        pki.write_private(tls / "receipt.key", key_to_bytes(Ed25519PrivateKey.generate()))
+        write_private(tls / "receipt.key", key_to_bytes(Ed25519PrivateKey.generate()))
     receipt_key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
     csr = _request(tls, invitation)
     coordinator = {
@@ -245,8 +246,8 @@ def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSignin
         "enrolment": invitation.enrolment,
         "log-key": invitation.log_key,
     }
-    pki.write_private(tls / "coordinator.json", json.dumps(coordinator, indent=2).encode())
-    pki.write_private(tls / "root.pem", invitation.root_pem.encode())
+    write_private(tls / "coordinator.json", json.dumps(coordinator, indent=2).encode())
+    write_private(tls / "root.pem", invitation.root_pem.encode())
     return csr, public_bytes(receipt_key)
 
 
@@ -255,7 +256,7 @@ def _become_member(home: Path, certificate_pem: bytes) -> Identity:
     site = str(json.loads((tls / "coordinator.json").read_bytes())["site"])
     key = pki.load_key((tls / "key.pem").read_bytes())
     pki.check_site_certificate(certificate_pem, (tls / "root.pem").read_bytes(), site, key)
-    pki.write_private(tls / "certificate.pem", certificate_pem)
+    write_private(tls / "certificate.pem", certificate_pem)
     for name in ("request.pem", "token.sha256"):
         (tls / name).unlink(missing_ok=True)
     return load_identity(home)
@@ -277,8 +278,8 @@ def _request(tls: Path, invitation: Invitation) -> x509.CertificateSigningReques
         return pki.check_csr((tls / "request.pem").read_bytes(), invitation.site)
     key = pki.new_key()
     csr = pki.csr_for(invitation.site, key)
-    pki.write_private(tls / "key.pem", pki.key_to_pem(key))
-    pki.write_private(tls / "request.pem", pki.to_pem(csr))
+    write_private(tls / "key.pem", pki.key_to_pem(key))
+    write_private(tls / "request.pem", pki.to_pem(csr))
     return csr
 
 

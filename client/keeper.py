@@ -44,6 +44,7 @@ class Worker:
         self._deaths, self._restart_at = 0, 0.0
         self._stopped = False
         self.network = "unknown"
+        self.crashes = 0  # ends that nobody asked for
 
     @property
     def pid(self) -> int | None:
@@ -165,6 +166,7 @@ class Worker:
         self._deaths += 1
         self._restart_at = time.monotonic() + pause
         if not self._stopped:
+            self.crashes += 1
             _log.error("worker %d ended (status %d); restart in %.0f s. See logs/worker.log", process.pid, code, pause)
 
 

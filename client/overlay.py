@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from client.data.drawing import COLOURS, colour_places, contours, upside_down, windowed
 from client.data.study import Study
-
-# Colours of the classes in overlays and palettes, repeated when there are more: yellow, cyan, magenta, green, ...
-COLOURS = ((255, 214, 0), (0, 229, 255), (255, 64, 180), (80, 230, 90), (255, 128, 0), (150, 130, 255))
 
 # A small image is enlarged until its longer side has about this many pixels.
 PANEL_PIXELS = 512
@@ -46,7 +44,7 @@ def draw_overlay(
         A PNG: up to four panels side by side, and below them the slice of each, the scale and the legend.
     """
     if labels.ndim == 3:
-        flips = _upside_down(study)
+        flips = upside_down(study)
         indices = _chosen_slices(labels)
         planes = [(np.flip(study.image[:, z], _in_image(flips)), np.flip(labels[z], flips)) for z in indices]
         titles = [f"slice {z + 1} of {len(labels)}" for z in indices] if len(labels) > 1 else [""]
@@ -54,7 +52,7 @@ def draw_overlay(
         planes, titles = [(study.image, labels)], [""]
     spacing = study.spacing_mm[-2:] if study.spacing_mm else (1.0, 1.0)
     size = _display_size(labels.shape[-2:], spacing)
-    panels = [_panel(image, label, len(classes), window, size) for image, label in planes]
+    panels = [_panel(image, label, window, size) for image, label in planes]
     pixel_mm = labels.shape[-1] * spacing[1] / size[0] if study.spacing_mm and min(spacing) > 0 else None
     return png(_with_captions(panels, titles, classes, pixel_mm))
 
@@ -81,15 +79,6 @@ def _chosen_slices(labels: NDArray[np.uint8]) -> list[int]:
     return sorted(list(dict.fromkeys(ranked))[:MOST_PANELS]) or [len(labels) // 2]
 
 
-def _upside_down(study: Study) -> tuple[int, ...]:
-    """In-plane axes (0 rows, 1 columns) to flip so that left, back and feet lie right, down and down."""
-    if study.affine is None:
-        return ()
-    directions = study.affine[:3, 1:3].T  # of a row step and a column step, in LPS
-    main = [int(np.abs(direction).argmax()) for direction in directions]
-    return tuple(axis for axis in (0, 1) if (directions[axis, main[axis]] < 0) != (main[axis] == 2))
-
-
 def _in_image(axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis + 1 for axis in axes)
 
@@ -105,27 +94,16 @@ def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, 
 
 
 def _panel(
-    image: NDArray[np.float32],
-    labels: NDArray[np.uint8],
-    classes: int,
-    window: tuple[float, float] | None,
-    size: tuple[int, int],
+    image: NDArray[np.float32], labels: NDArray[np.uint8], window: tuple[float, float] | None, size: tuple[int, int]
 ) -> Image.Image:
     low, high = window or np.percentile(image, _PERCENTILES)
-    grey = (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    grey = (windowed(image, low, high) * 255).astype(np.uint8)
     picture = Image.fromarray(np.broadcast_to(grey, (3, *labels.shape)).transpose(1, 2, 0).copy())
     canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).copy()
     drawn = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    for number in range(1, classes + 1):
-        canvas[_contour(drawn == number)] = COLOURS[(number - 1) % len(COLOURS)]
+    border = contours(drawn)
+    canvas[border] = np.array(COLOURS, np.uint8)[colour_places(drawn[border])]
     return Image.fromarray(canvas)
-
-
-def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask with a neighbour outside it, above, below, left or right."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
 
 
 def _with_captions(
@@ -182,4 +160,4 @@ def _scale(
     draw.text((end + _MARGIN, y - _TEXT_PIXELS // 2 - 2), f"{length_mm:g} mm", _WHITE, font)
 
 
-__all__ = ["COLOURS", "draw_overlay", "png"]
+__all__ = ["MOST_PANELS", "draw_overlay", "png"]

@@ -27,9 +27,10 @@ from client.data.preprocess import as_samples, preprocess, restore
 from client.data.study import Reference, Study
 from client.dropfolder import Find
 from client.predict_files import encode, result_names, stem_of, write_result
-from common.checkpoint import load_model, write_atomically
+from common.checkpoint import load_model
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
+from common.files import write_private
 from common.inference import predict_stack
 from common.models import build_model
 
@@ -313,8 +314,7 @@ def _write_index(out: Path, references: Sequence[Reference], root: Path) -> None
         for number, reference in enumerate(references, start=1)
     ]
     try:
-        write_atomically(out / INDEX_NAME, f"{json.dumps(rows, indent=2)}\n".encode())
-        (out / INDEX_NAME).chmod(0o600)
+        write_private(out / INDEX_NAME, f"{json.dumps(rows, indent=2)}\n".encode())
     except OSError as error:
         raise ConfigError(
             f"--out cannot be written ({error.strerror}). Give an --out that is writable and has space.",

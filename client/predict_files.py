@@ -26,12 +26,13 @@ from PIL import Image
 from pydicom import Dataset
 
 from client.data.dicom_frames import frame_order
+from client.data.drawing import COLOURS
 from client.data.study import Reference, Study, parsing
-from client.overlay import COLOURS, draw_overlay, png
+from client.overlay import draw_overlay, png
 from client.segmentation import Author, write_segmentation
-from common.checkpoint import write_atomically
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.files import write_atomically
 
 
 def stem_of(reference: Reference) -> str:

@@ -24,8 +24,8 @@ from typing import Any
 from client.data.study import Reference, Study
 from client.dropfolder import Arrived, DropFolder
 from client.predict import Read, Segmenter, StudyResult, check_apart, load_segmenter, predict_one, reading
-from common.checkpoint import write_atomically
 from common.errors import ConfigError, DataError, WardroundError
+from common.files import write_atomically
 
 RESULT_NAME, STATUS_NAME, MODEL_NAME = "result.json", "status.json", "watch.json"
 FAILED = "failed"

@@ -10,6 +10,7 @@ Source: DICOM PS3.3 A.51 and C.8.20, PS3.5 6.2; codes from SNOMED CT by way of P
 import datetime
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +69,10 @@ _COPIED = (
     "ReferringPhysicianName",
 )
 
-
+# By these a segmentation refers to its source.
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_UID = re.compile(r"[012](\.(0|[1-9]\d*))+", re.ASCII)
+_LONGEST_UID = 64
 # What is copied from a source lies in these groups.
 _PERSON_AND_STUDY = (0x0008, 0x0010, 0x0032)
 # Value representations whose text has a form: age, code, date, number, time.
@@ -116,13 +120,16 @@ def write_segmentation(
 
     Raises:
         DataError: GEOMETRY_MISMATCH, the images belong to different studies or frames of reference; UNSUPPORTED,
-            several images or frames that have no place in the patient.
+            several images or frames that have no place in the patient, images whose UIDs are none, or a class of
+            images that is retired or private.
     """
+    with _silence():
+        _check_names(sources)
     _check_one_series(sources)
     _check_places(sources)
     uids = _uids(entropy)
     series_uid, instance_uid = next(uids), next(uids)
-    with _silence():
+    with _silence(), _known_class():
         segmentation = Segmentation(
             source_images=_completed(sources),
             pixel_array=labels,
@@ -147,10 +154,23 @@ def write_segmentation(
             series_date=created.date(),
             series_time=created.time(),
         )
-        if "ImagePositionPatient" not in sources[0] and "NumberOfFrames" not in sources[0]:
+        if not _is_placed(sources[0]):
             segmentation.PatientOrientation = sources[0].get("PatientOrientation", "")
     _fix_time_and_identity(segmentation, created, next(uids))
     return segmentation
+
+
+def _check_names(sources: Sequence[Dataset]) -> None:
+    for keyword in (*_NAMES, "FrameOfReferenceUID"):
+        values = {str(source.get(keyword) or "") for source in sources}
+        if keyword not in _NAMES:
+            values.discard("")  # only an image with a place has to have one, and then `_completed` makes it
+        if not all(len(value) <= _LONGEST_UID and _UID.fullmatch(value) for value in values):
+            raise DataError(
+                f"{keyword} is missing or no UID in an image of the study, and a segmentation must refer to it. "
+                "Expected numbers with dots, the first of them 0, 1 or 2. Export the study again from the archive.",
+                ErrorCode.UNSUPPORTED,
+            )
 
 
 def _check_one_series(sources: Sequence[Dataset]) -> None:
@@ -165,19 +185,22 @@ def _check_one_series(sources: Sequence[Dataset]) -> None:
 
 
 def _check_places(sources: Sequence[Dataset]) -> None:
-    first = sources[0]
-    frames = int(first.get("NumberOfFrames") or 1)
-    groups = [
-        *(first.get("SharedFunctionalGroupsSequence") or []),
-        *(first.get("PerFrameFunctionalGroupsSequence") or []),
-    ]
-    placed = first.get("ImagePositionPatient") or any("PlanePositionSequence" in group for group in groups)
-    if not placed and (len(sources) > 1 or frames > 1):
+    frames = int(sources[0].get("NumberOfFrames") or 1)
+    if not _is_placed(sources[0]) and (len(sources) > 1 or frames > 1):
         raise DataError(
             f"the {max(len(sources), frames)} images have no place in the patient, so a segmentation cannot say which "
             "of them it is of. Give single-frame images, one at a time.",
             ErrorCode.UNSUPPORTED,
         )
+
+
+def _is_placed(source: Dataset) -> bool:
+    """Whether an image says where in the patient it lies."""
+    groups = [
+        *(source.get("SharedFunctionalGroupsSequence") or []),
+        *(source.get("PerFrameFunctionalGroupsSequence") or []),
+    ]
+    return bool(source.get("ImagePositionPatient")) or any("PlanePositionSequence" in group for group in groups)
 
 
 def _describe(number: int, name: str, author: Author, tracking_uid: str) -> SegmentDescription:
@@ -209,8 +232,8 @@ def _completed(sources: Sequence[Dataset]) -> list[Dataset]:
         copy = Dataset()
         copy.update(source)
         copy.file_meta = source.file_meta
-        if not copy.get("FrameOfReferenceUID"):
-            copy.pop("FrameOfReferenceUID", None)
+        if not copy.get("FrameOfReferenceUID") or not _is_placed(copy):
+            copy.pop("FrameOfReferenceUID", None)  # it says nothing of an image without a place in it
             if copy.get("ImagePositionPatient"):
                 # The frame of reference is required, and the same one must come again for the same series.
                 copy.FrameOfReferenceUID = generate_uid(
@@ -267,6 +290,18 @@ def _fix_time_and_identity(segmentation: Dataset, created: datetime.datetime, or
             item.ContributionDateTime = created.strftime("%Y%m%d%H%M%S")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization_uid
+
+
+@contextmanager
+def _known_class() -> Iterator[None]:
+    try:
+        yield
+    except KeyError:  # highdicom looks the class up in the standard's table of today
+        raise DataError(
+            "the image is of a class that is private or retired from DICOM, and a segmentation cannot be made of it. "
+            "Convert it to the class of today, such as Ultrasound Image Storage.",
+            ErrorCode.UNSUPPORTED,
+        ) from None
 
 
 @contextmanager

@@ -27,6 +27,7 @@ SITE_NAME = "site.toml"
 POLICY_NAME = "policy.toml"
 LEDGER_NAME = "ledger.sqlite"
 CACHE_NAME = "cache"
+INDEX_NAME = "index"  # within the cache: what the headers of the files told
 SPLITS_NAME = "splits.json"
 
 # A simulation opens this many sites at once without reading any of them twice.

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.pki import write_private
+from common.files import write_private
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 
 KEY_NAME = "site.key"

@@ -23,10 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True, help="the site's home folder")
     home: Path = parser.parse_args(arguments).home
     confine.die_with_parent()
+    confine.shed()
     network = confine.remove_network()
+    keys = confine.hide([home / name for name in confine.SECRETS])
+    disk = confine.lock([home])
     questions, answers = confine.take_pipe()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    _log.info("network %s", network)
+    _log.info("network %s, keys %s, disk %s", network, keys, disk)
 
     from client import workbench  # noqa: PLC0415 - after confine: numpy and torch start threads
 

@@ -9,8 +9,6 @@ the weights by that hash.
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from common.config import RunConfig, from_canonical
 from common.errors import ConfigError, UpdateError
+from common.files import write_atomically
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -67,22 +66,6 @@ def unpack(data: bytes) -> dict[str, Tensor]:
 def sha256(data: bytes) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def save_model(folder: Path, weights: bytes, manifest: Manifest) -> None:
@@ -143,15 +126,6 @@ def _read(path: Path) -> bytes:
             f"{path} cannot be read ({error.strerror}). Give the folder of a run, or its {WEIGHTS_NAME} "
             f"with {MANIFEST_NAME} beside it."
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without it the rename itself may be lost in a power failure (POSIX leaves that open).
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["Manifest", "load_model", "pack", "save_model", "sha256", "unpack", "write_atomically"]

@@ -35,6 +35,7 @@ class Table(BaseModel):
         populate_by_name=True,
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,  # neither has a canonical form
     )
 
 

@@ -9,11 +9,8 @@ pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for Proq
 import datetime
 import ipaddress
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from cryptography import x509
@@ -26,6 +23,7 @@ from cryptography.x509 import Certificate, CertificateSigningRequest
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import EnrolmentError
+from common.files import write_private as write_private  # noqa: PLC0414 - for those who know it by this place
 
 ROOT_LIFETIME = datetime.timedelta(days=3650)
 SERVER_LIFETIME = datetime.timedelta(days=365)
@@ -96,7 +94,7 @@ def new_key() -> PrivateKey:
 
 
 def key_to_pem(key: PrivateKey) -> bytes:
-    """PKCS8 PEM, not encrypted: store it with `write_private`."""
+    """PKCS8 PEM, not encrypted: store it with `common.files.write_private`."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -309,21 +307,6 @@ def hosts_of(certificate: Certificate) -> list[str]:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     return [*names.get_values_for_type(x509.DNSName), *addresses]
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file only its owner can read (0600), all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _builder(

@@ -11,11 +11,10 @@ from typing import Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from common.audit.entries import COUNT_STEP, SMALLEST_COUNT, bucketed
 from common.errors import ErrorCode, UpdateError
 
 Phase = Literal["validation", "test"]
-
-COUNT_STEP, SMALLEST_COUNT = 5, 10
 
 _MODEL = "model"
 _WEIGHTS = "safetensors"
@@ -75,11 +74,6 @@ class Refusal:
 
 Request = TrainRequest | EvaluateRequest
 Reply = TrainReply | EvaluateReply | Refusal
-
-
-def bucketed(patients: int) -> int:
-    """A count as it may leave a site: to the nearest multiple of 5, at least 10; nobody can be told from it."""
-    return max(SMALLEST_COUNT, COUNT_STEP * ((patients + COUNT_STEP // 2) // COUNT_STEP))
 
 
 def request_to_record(request: Request) -> RecordDict:
@@ -204,6 +198,8 @@ def _metrics(record: RecordDict) -> dict[str, float]:
 
 
 __all__ = [
+    "COUNT_STEP",
+    "SMALLEST_COUNT",
     "EvaluateReply",
     "EvaluateRequest",
     "Phase",
@@ -212,6 +208,7 @@ __all__ = [
     "Request",
     "TrainReply",
     "TrainRequest",
+    "bucketed",
     "reply_from_record",
     "reply_to_record",
     "request_from_record",

@@ -110,6 +110,12 @@ def bench(_: argparse.Namespace) -> int:
     return _run_all([("bench", ["-m", "deploy.bench"])])
 
 
+def fuzz(options: argparse.Namespace) -> int:
+    """Throw mutated images at the readers."""
+    setup()
+    return _run_all([("fuzz", ["-m", "deploy.fuzz", "--count", str(options.count)])])
+
+
 def lock(_: argparse.Namespace) -> int:
     """Resolve pyproject.toml into requirements.lock; versions that still fit stay."""
     setup()
@@ -137,11 +143,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python deploy/bootstrap.py demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, check, bench, lock, clean):
+    for command in (setup, demo, test, check, bench, fuzz, lock, clean):
         subparser = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
         subparser.set_defaults(command=command)
         if command is demo:
             subparser.add_argument("--data", metavar="PATH", help="folder of real images (vessels) instead of phantoms")
+        if command is fuzz:
+            subparser.add_argument("--count", type=int, default=100_000, help="mutations (default: %(default)s)")
         if command is test:
             subparser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --")
     return parser

@@ -129,7 +129,9 @@ def _stage_phantoms(processes: Processes, out: Path) -> Stage:
     }
     for scanner, writer in writers.items():
         processes.finish(f"images-{scanner}", writer)
-    hospitals = [Hospital(f"hospital-{one}", out / f"hospital-{one}", images / one) for one in SCANNERS]
+    # A short series may pass the lesions by, and its truth says so.
+    offer = ("--empty-labels-are-negative",)
+    hospitals = [Hospital(f"hospital-{one}", out / f"hospital-{one}", images / one, offer) for one in SCANNERS]
     unseen = images / "unseen"
     return Stage(RUNS / "demo-phantoms.toml", tuple(hospitals), unseen / "study", unseen / "truth.dcm")
 

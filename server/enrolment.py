@@ -156,6 +156,8 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
         while True:
             reply = self._decision(request)
             remaining = deadline - time.monotonic()
+            if reply.state == wardround_pb2.CollectReply.REFUSED:
+                _log.warning("nothing to collect for %r from %s", request.site[:64], context.peer())
             if reply.state != wardround_pb2.CollectReply.PENDING or remaining <= 0 or not context.is_active():
                 return reply
             time.sleep(min(_LOOK_EVERY_S, remaining))

@@ -33,7 +33,7 @@ from common.wire.wake import poke_strategies
 from server import enrolment
 from server.guard import site_of
 from server.home import Home, read_nodes, write_nodes
-from server.limits import Notes
+from server.limits import DENIALS, DENIALS_PER_S, Notes
 from server.mailbox import Mailbox
 from server.registry import Proposal, Registry, Site
 from server.seat import Objects, Seat
@@ -46,10 +46,7 @@ SILENCE_S = 60.0
 # Without a hint, a waiting site looks this often while a run is live.
 LOOK_EVERY_S = 1.0
 # How soon a held call notices a change in the registry, a revocation for one.
-_NOTICE_S = 0.5
-# A site's denials are written down one by one up to this many, then one in ten seconds.
-_DENIALS = 200
-_DENIALS_PER_S = 0.1
+_NOTICE_S = 0.25
 # Closed runs that are still listed, so that agents learn of their end.
 _CLOSED_LISTED = 20
 _VOID = "the node id is void since a restart. Call ActivateNode again."
@@ -71,7 +68,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._lock = threading.Lock()
         self._hint = threading.Condition()
         self._hints = 0
-        self._notes = Notes(_DENIALS_PER_S, _DENIALS, time.monotonic)
+        self._notes = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
         self._nodes = dict(read_nodes(home))
@@ -136,7 +133,10 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     ) -> message_pb2.PullObjectResponse:
         """One object of a message that was pulled."""
         seat = self._seated(context, request.node.node_id)
-        return self._relay(context, lambda: seat.pull_object(request))
+        response = self._relay(context, lambda: seat.pull_object(request))
+        if not response.object_found:
+            self._note(context, f"object {request.object_id[:16]!r} of run {request.run_id} is not for it, or gone")
+        return response
 
     def ConfirmMessageReceived(  # noqa: N802
         self, request: message_pb2.ConfirmMessageReceivedRequest, context: grpc.ServicerContext
@@ -165,8 +165,10 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def GetRun(  # noqa: N802
         self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext
     ) -> run_pb2.GetRunResponse:
-        """What the SuperLink says about a run."""
+        """What the SuperLink says about a run of which the site holds a message."""
         seat = self._seated(context, request.node.node_id)
+        if not seat.is_asked_by(request.run_id):
+            self._deny(context, f"run {request.run_id} has sent this site nothing")
         return self._relay(context, lambda: seat.get_run(request.run_id))
 
     def RegisterNode(  # noqa: N802
@@ -213,6 +215,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         try:
             self._registry.answer(request.run_hash, site.name, approved=request.approved)
         except FederationError as error:
+            self._note(context, error)
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         _log.info("site %s %s run %s", site.name, "approves" if request.approved else "denies", request.run_hash[:8])
         return wardround_pb2.AnswerProposalReply()
@@ -296,7 +299,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         site = self._authorise(context)
         seat = self._seat(site)
         if node_id != seat.node_id or node_id == 0:
-            if node_id in seat.former_ids or self._nodes.get(node_id) == site.name:
+            if node_id and (node_id in seat.former_ids or self._nodes.get(node_id) == site.name):
                 context.abort(grpc.StatusCode.ABORTED, _VOID)
             self._deny(context, f"site {site.name} used node id {node_id}, which is not its own")
         if not seat.present:
@@ -332,8 +335,10 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         try:
             return call()
         except FederationError as error:
+            self._note(context, error)
             context.abort(grpc.StatusCode.ABORTED, str(error))
         except UpdateError as error:
+            self._note(context, error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except httpx.HTTPStatusError as error:
             _log.warning("the SuperLink refused %s: %s", error.request.url.path, error.response.text[:500])
@@ -347,11 +352,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the SuperLink does not answer")
 
     def _deny(self, context: grpc.ServicerContext, why: str) -> NoReturn:
-        silent = self._notes.write(site_of(context))
-        if silent is not None:
-            _log.warning("denied: %s (%s; %d more before this)", why, context.peer(), silent)
+        self._note(context, why)
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "this site may not do that. See the coordinator's log.")
         raise AssertionError("abort raises")
+
+    def _note(self, context: grpc.ServicerContext, why: object) -> None:
+        site = site_of(context)
+        silent = self._notes.write(site)
+        if silent is not None:
+            _log.warning("denied: %s: %s (%s; %d times before, in silence)", site, why, context.peer(), silent)
 
 
 def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:

@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common import pki
-from server.limits import NOTE_EVERY_S, Limits, Notes, Rule, rule_of
+from server.limits import DENIALS, DENIALS_PER_S, NOTE_EVERY_S, Limits, Notes, Rule, rule_of
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
     def __init__(self, identify: Callable[[grpc.ServicerContext], str]) -> None:
         self._identify = identify
         self._limits = Limits(time.monotonic)
-        self._notes = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
+        self._reached = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
+        self._denied = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._running: dict[int, _Call] = {}
@@ -62,7 +63,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
             for number, _ in overdue:
                 del self._running[number]
         for _, call in overdue:
-            self._note(call, f"more than {call.rule.seconds:g} s for a call")
+            self._note(call, f"more than {call.rule.seconds:g} s for a call", limit=True)
             call.context.cancel()  # type: ignore[no-untyped-call]  # so in grpc
 
     def _answer(self, method: str, handler: Any, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
@@ -85,7 +86,13 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
             self._limits.leave(call.caller)
 
     def _request(self, call: _Call, requests: Iterator[bytes], parse: Callable[[bytes], Any]) -> Any:
-        data = next(requests, b"")
+        try:
+            data = next(requests, None)
+        except grpc.RpcError:
+            data = None
+        if data is None:
+            # The caller has gone, or gRPC has refused what is larger than the server takes at all.
+            self._refuse(call, "a request that is too large, or never came")
         if len(data) > call.rule.max_bytes:
             self._refuse(call, f"a request of more than {call.rule.max_bytes} bytes")
         try:
@@ -95,12 +102,12 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
             call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be read")
 
     def _refuse(self, call: _Call, why: str) -> NoReturn:
-        self._note(call, why)
+        self._note(call, why, limit=True)
         call.context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a limit is reached: {why}")
         raise AssertionError("abort raises")
 
-    def _note(self, call: _Call, why: str) -> None:
-        silent = self._notes.write(f"{call.caller}: {why}")
+    def _note(self, call: _Call, why: str, *, limit: bool = False) -> None:
+        silent = self._reached.write(f"{call.caller}: {why}") if limit else self._denied.write(call.caller)
         if silent is not None:
             _log.warning("refused: %s at %s: %s (%d times before, in silence)", call.caller, call.method, why, silent)
 

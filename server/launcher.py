@@ -42,6 +42,7 @@ _LONGEST_BACK_OFF_S = 30.0
 _HEALTHY_S = 60.0
 _LOG_BYTES = 10_000_000
 _PROBE_S = 3.0
+_FOREIGN = "held by another program, or does not answer"
 _PR_SET_PDEATHSIG = 1
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ def _children(home: Home) -> list[_Child]:
     serve = [sys.executable, "-m", "server.serve", "--home", str(home.path)]
     return [
         _Child("superlink", superlink_command(home.config.superlink_port), environment, home.logs / "superlink.log"),
-        _Child("gateway", serve, environment, home.logs / "gateway.log"),
+        # At this level, and not before, gRPC writes why a handshake failed.
+        _Child("gateway", serve, environment | {"GRPC_VERBOSITY": "INFO"}, home.logs / "gateway.log"),
     ]
 
 
@@ -296,13 +298,25 @@ def _state_of(home: Home, port: int) -> str:
     context.check_hostname = False
     context.load_verify_locations(cadata=home.trusted_roots_pem.decode())
     context.set_alpn_protocols(["h2"])
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+    handshake = context.wrap_bio(received, to_send)
     try:
-        with socket.create_connection((_probe_host(home), port), _PROBE_S) as plain, context.wrap_socket(plain):
-            return "up"
+        with socket.create_connection((_probe_host(home), port), _PROBE_S) as connection:
+            while True:
+                try:
+                    handshake.do_handshake()
+                except ssl.SSLWantReadError:
+                    connection.sendall(to_send.read())
+                    if not (data := connection.recv(65536)):
+                        return _FOREIGN
+                    received.write(data)
+                else:
+                    # Our last words stay unsaid, or the gateway would log a caller without a certificate.
+                    return "up"
     except ConnectionRefusedError:
         return "down"
-    except (OSError, ValueError):
-        return "held by another program, or does not answer"
+    except OSError:
+        return _FOREIGN
 
 
 def _probe_host(home: Home) -> str:

@@ -297,6 +297,10 @@ class Seat:
             self._forward(upload)
         return PushObjectResponse(stored=True), complete
 
+    def is_asked_by(self, run_id: int) -> bool:
+        """Whether the site owes this run an answer."""
+        return any(one.head.metadata.run_id == run_id for one in self._mailbox.of(self.node_id))
+
     def get_run(self, run_id: int) -> GetRunResponse:
         """What the SuperLink says about a run."""
         return self._client.GetRun(GetRunRequest(node=self._node, run_id=run_id))

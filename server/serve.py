@@ -9,6 +9,7 @@ serve grpc.health.v1, which at the gateway says NOT_SERVING while the SuperLink 
 import argparse
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -216,10 +217,17 @@ def _renew(home: Home) -> None:
         _log.warning("the server's certificate has to be renewed: %s", error)
 
 
+def _allow_connections() -> None:
+    """As many open files as the system grants: a connection is one, and the limit here is often no more than 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(description="The coordinator's doors; use `wardround-server start` instead.")
     parser.add_argument("--home", type=Path, required=True)
     os.umask(0o077)
+    _allow_connections()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # One line per HTTP request to the SuperLink would bury everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -206,7 +206,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
 
 @bench_app.command("data")
 def bench_data(
-    series: Annotated[int, typer.Option("--series", min=1, help="CT series of 50 slices to generate.")] = 4,
+    series: Annotated[int, typer.Option("--series", min=1, help="CT series of 50 slices to generate.")] = 20,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns; the figures are medians.")] = 3,
     threads: ThreadsOption = 1,
     as_json: JsonFlag = False,

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from client.site import Site
-from common.checkpoint import write_atomically
 from common.config import PrivacyConfig, RunConfig, SiteConfig, sha256_of, validate
 from common.errors import ConfigError, FederationError
+from common.files import write_atomically
 from common.records import EvaluateReply, EvaluateRequest
 from server.exchange import ask
 from server.report import page, pictures, table

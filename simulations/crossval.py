@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client.site import Site
-from common.checkpoint import write_atomically
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, FederationError
+from common.files import write_atomically
 from server.journal import SUMMARY_NAME, Observe, mean_of_sites
 from server.report import page, table, write_report
 from server.strategy import federate

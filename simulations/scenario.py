@@ -22,9 +22,9 @@ from pydantic import model_validator
 
 from client.data.sources import list_patients
 from client.site import POLICY_NAME, SITE_NAME, Site, open_site
-from common.checkpoint import write_atomically
 from common.config import Count, Name, PolicyConfig, PrivacyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from common.errors import ConfigError
+from common.files import write_atomically
 from simulations.phantoms import SCANNERS, write_hospital
 
 SHIPPED = Path(__file__).parent / "scenarios"
@@ -213,7 +213,8 @@ def _phantom_sites(
                 progress=None if progress is None else _offset(progress, done, total),
             )
             marker.write_text(asked, encoding="utf-8")
-        source = SourceConfig(path=str(home.absolute()), kind="dicom")
+        # A short series may pass the lesions by, and its truth says so.
+        source = SourceConfig(path=str(home.absolute()), kind="dicom", empty_labels_are_negative=True)
         sites.append(SiteConfig(name=name, data=(source,), cohort_size=config.patients))
     return sites
 

@@ -12,14 +12,12 @@ cannot see is a second write of the same length within one tick of the file syst
 Nothing is memory-mapped: what lies on disk is ciphertext. A cohort is decrypted once into memory, where epochs read.
 """
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from client.data.code import code_digest
 from client.data.study import Reference
 from client.data.vault import Vault
 from common.config import RunConfig, canonical
@@ -85,12 +84,12 @@ class Cache:
         )
         self._writable = True
 
-    def entry(self, reference: Reference, **settings: object) -> Entry | None:
+    def entry(self, reference: Reference, *, empty_is_negative: bool = False) -> Entry | None:
         """The study's place; None where it has none, because it cannot be read at all.
 
         Args:
             reference: names its files.
-            settings: what else decides whether and how it is read, and may differ from study to study.
+            empty_is_negative: whether a label that marks nothing is one; it decides whether the study is kept at all.
         """
         if reference.problem is not None:
             return None
@@ -99,7 +98,7 @@ class Cache:
         except OSError:
             return None  # reading it will say why
         times = [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files]
-        stamp = self._vault.mac("stamp", vars(reference), settings, times)
+        stamp = self._vault.mac("stamp", vars(reference), empty_is_negative, times)
         return Entry(self._folder / self._file_name(reference), stamp)
 
     def read(self, entry: Entry) -> Prepared | None:
@@ -156,13 +155,6 @@ class Cache:
         return self._vault.name("study", reference.kind, reference.key, reference.images[:1]) + _SUFFIX
 
 
-@lru_cache
-def code_digest(package: Path) -> str:
-    """SHA-256 of a package's modules: an update of Wardround that leaves them alone keeps what they made."""
-    modules = sorted(package.glob("*.py"))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in modules)).hexdigest()
-
-
 def _unpack(payload: bytearray) -> Prepared:
     """Tensors of a safetensors text, in its own memory; the library's reader copies, which takes 8 times as long."""
     start = 8 + int.from_bytes(payload[:8], "little")
@@ -177,4 +169,4 @@ def _unpack(payload: bytearray) -> Prepared:
     return Prepared(tensor("images"), tensor("labels"), parts["__metadata__"]["digest"])
 
 
-__all__ = ["Cache", "Entry", "Prepared", "code_digest"]
+__all__ = ["Cache", "Entry", "Prepared"]

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from client.data.cache import code_digest
+from client.data.code import code_digest
 from client.data.isolation import Job
 from client.data.labels import Vocabulary
 from client.data.quality import Checked, facts_from_json, facts_to_json

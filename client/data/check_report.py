@@ -7,9 +7,7 @@ files are for their owner only. Names, paths and free text from the studies are 
 import base64
 import html
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,8 +15,9 @@ from pathlib import Path
 
 from client.data.check_tables import Table, counts, document, shown_names, tables
 from client.data.checkup import Checkup, Outcome
+from client.data.drawing import COLOURS
 from client.data.labels import BACKGROUND
-from client.data.picture import COLOURS
+from common.files import write_private
 
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
@@ -98,9 +97,8 @@ def write_reports(folder: Path, checkup: Checkup) -> Path:
     Returns:
         The page.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_private(folder / JSON_NAME, json.dumps(document(checkup), indent=1) + "\n")
-    _write_private(folder / HTML_NAME, page(checkup))
+    write_private(folder / JSON_NAME, f"{json.dumps(document(checkup), indent=1)}\n".encode())
+    write_private(folder / HTML_NAME, page(checkup).encode())
     return folder / HTML_NAME
 
 
@@ -176,17 +174,6 @@ def _figure(study: Outcome, shown: Mapping[str, str]) -> str:
         f"<figcaption><strong>{study.number}</strong> <code>{study.name}</code>{split}<br>"
         f"{html.escape(facts.modality)} {size}{spacing}<br>{', '.join(marked) or 'no foreground'}</figcaption></figure>"
     )
-
-
-def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 __all__ = ["page", "write_reports"]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.data.catalogue import Catalogue
-from client.data.cohort import INDEX_NAME
 from client.data.index import Index
 from client.data.isolation import Job, Readers
 from client.data.labels import BACKGROUND, Vocabulary
@@ -19,7 +18,7 @@ from client.data.pseudonym import pseudonym
 from client.data.quality import Checked, Facts, duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found, Reference
-from client.site import CACHE_NAME, SPLITS_NAME
+from client.site import CACHE_NAME, INDEX_NAME, SPLITS_NAME
 from common.config import RunConfig, SiteConfig, SourceConfig
 from common.errors import DataError, ErrorCode
 

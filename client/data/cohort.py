@@ -24,10 +24,9 @@ from client.data.pseudonym import cohort_id, pseudonym
 from client.data.quality import duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found
+from client.site import INDEX_NAME
 from common.config import RunConfig, SiteConfig
 from common.errors import ConfigError, DataError, ErrorCode
-
-INDEX_NAME = "index"  # within the cache
 
 _DECLARED_STEP = 5
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from client.data.cache import code_digest
+from client.data.code import code_digest
 from client.data.vault import Vault
 
 _LIBRARIES = ("pydicom",)

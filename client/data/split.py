@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from client.data.pseudonym import cohort_id, pseudonym
-from common.checkpoint import write_atomically
 from common.config import DataConfig, RunConfig, Table, validate
 from common.errors import ConfigError
+from common.files import write_atomically
 
 Split = Literal["train", "validation", "test"]
 Place: TypeAlias = tuple[Split, ...]  # by fold number; one entry without cross-validation

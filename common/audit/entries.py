@@ -4,7 +4,7 @@ An entry is one canonical JSON object: keys sorted, no spaces, ASCII, whole numb
 round was trained, not on whom: there is no field for free text, a path, a patient or an exact count. What does not
 fit its form is not written. Both sides use the same list; a hospital's log names no site but its own.
 
-`minute`, `patients`, `epsilon` and `delta` are coarse on purpose: see `bucket` and `decimal_text`.
+`minute`, `patients`, `epsilon` and `delta` are coarse on purpose: see `bucketed` and `decimal_text`.
 """
 
 import json
@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 from common.errors import AuditError, ErrorCode
 
 COORDINATOR = "coordinator"
-# The smallest group of patients that may be counted.
-SMALLEST_COUNT = 10
+# Of counts of patients that are told to others, here and in messages.
+COUNT_STEP, SMALLEST_COUNT = 5, 10
 MOST_BYTES = 8192  # of an entry
 
 # Required fields of each kind; "?" marks those that may be absent.
@@ -29,20 +29,25 @@ KINDS = {
     "crashed": "program",
     "enrolled": "site certificate key coordinator-key",
     "renewed": "site certificate",
-    "revoked": "site certificate",
+    "revoked": "site ?certificate",
+    "operator-added": "certificate role",
+    "operator-removed": "certificate",
+    "root-rotated": "certificate",
     "proposed": "run",
     "closed": "run",
-    "approved": "run by ?site ?policy",
-    "denied": "run by ?site ?policy",
+    "approved": "run ?by ?site ?policy",
+    "denied": "run ?by ?site ?policy",
     "policy-changed": "policy",
     "data-added": "?patients",
     "data-forgotten": "",
     "spend": "run round epsilon delta",
+    "arrived": "run round site update",
     "round": "receipt signature ?countersignature",
     "countersigned": "receipt-hash countersignature",
     "evaluated": "run round phase model ?site",
     "refusal": "code ?run ?round ?site",
     "call-refused": "status ?site",
+    "entered": "run round site update",
     "aggregated": "run round model updates",
     "export": "what hash",
     "checkpoint-received": "key note",
@@ -149,12 +154,9 @@ def parse_canonical(data: bytes) -> dict[str, Value]:
     raise AuditError("not the canonical JSON of an object")
 
 
-def bucket(patients: int) -> int | None:
-    """A count of patients, rounded down to 10, 20, 50, 100, 200 ...; None below 10: then it is left out."""
-    if patients < SMALLEST_COUNT:
-        return None
-    power = int(10 ** (len(str(patients)) - 1))
-    return max(step * power for step in (1, 2, 5) if step * power <= patients)
+def bucketed(patients: int) -> int:
+    """A count as it may be told: to the nearest multiple of 5, at least 10; nobody can be told from it."""
+    return max(SMALLEST_COUNT, COUNT_STEP * ((patients + COUNT_STEP // 2) // COUNT_STEP))
 
 
 def decimal_text(value: float) -> str:
@@ -182,7 +184,7 @@ def _is_number(value: Value) -> bool:
 
 
 def _is_bucket(value: Value) -> bool:
-    return type(value) is int and value >= SMALLEST_COUNT and bucket(value) == value
+    return type(value) is int and bucketed(value) == value
 
 
 def _matches(pattern: str | re.Pattern[str]) -> Callable[[Value], bool]:
@@ -217,6 +219,7 @@ _FORMS: Mapping[str, Callable[[Value], bool]] = {
     "phase": _is_one_of("validation", "test"),
     "policy": _is_hash,
     "by": _is_one_of("person", "policy"),
+    "role": _is_one_of("admin", "operator", "auditor"),
     "code": _is_one_of(*ErrorCode),
     "status": _is_one_of("unauthenticated", "permission-denied", "invalid-argument", "resource-exhausted", "deadline"),
     "what": _is_one_of("images", "model", "prediction", "report", "audit"),

@@ -26,6 +26,8 @@ EXPORT_FORMAT = 1
 _VERSION = 1
 _LOCK_TIMEOUT_S = 60.0
 _TABLES = ("entries", "nodes", "checkpoints")
+# Entries about a round name it directly, or in their receipt.
+_RUN, _ROUND = (f"coalesce(json_extract(entry, '$.{name}'), json_extract(entry, '$.receipt.{name}'))" for name in ("run", "round"))
 _SCHEMA = (
     # An entry's canonical JSON, and the checkpoints signed here; the tree follows from the entries.
     "CREATE TABLE entries (seq INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT",
@@ -35,6 +37,9 @@ _SCHEMA = (
     # To find the last checkpoint received from a log without reading all entries.
     "CREATE INDEX received ON entries (json_extract(entry, '$.key'), seq) "
     "WHERE json_extract(entry, '$.kind') = 'checkpoint-received'",
+    # To find the last entries of a kind, and what was noted about a round.
+    "CREATE INDEX kinds ON entries (json_extract(entry, '$.kind'))",
+    f"CREATE INDEX work ON entries ({_RUN}, {_ROUND}, json_extract(entry, '$.kind')) WHERE {_RUN} IS NOT NULL",
     *(
         f"CREATE TRIGGER {table}_keep_{event.lower()} BEFORE {event} ON {table} "
         "BEGIN SELECT RAISE(ABORT, 'the audit log only grows'); END"
@@ -91,6 +96,18 @@ class Transaction:
             (public_key.hex(),),
         ).fetchone()
         return None if row is None else str(row[0])
+
+    def latest(self, *kinds: str, count: int = 1) -> list[Entry]:
+        """The last entries of these kinds, the newest first."""
+        marks = ", ".join("?" * len(kinds))
+        query = f"SELECT entry FROM entries WHERE json_extract(entry, '$.kind') IN ({marks}) ORDER BY seq DESC LIMIT ?"  # noqa: S608 - only marks
+        return [Entry.from_bytes(text.encode()) for (text,) in self._database.execute(query, (*kinds, count))]
+
+    def about(self, kind: str, run: str, round_: int) -> list[Entry]:
+        """All entries of a kind about one round of a run, oldest first."""
+        where = f"{_RUN} = ? AND {_ROUND} = ? AND json_extract(entry, '$.kind') = ?"
+        rows = self._database.execute(f"SELECT entry FROM entries WHERE {where} ORDER BY seq", (run, round_, kind))  # noqa: S608 - constants
+        return [Entry.from_bytes(text.encode()) for (text,) in rows]
 
     def checkpoint(self, key: Ed25519PrivateKey, coordinator_key: bytes | None) -> str:
         """Sign the present state, once: the same state is the same checkpoint."""

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.audit.entries import Value, bucket, canonical, check_receipt, decimal_text, parse_canonical
+from common.audit.entries import Value, canonical, check_receipt, parse_canonical
 from common.audit.notes import is_signed
 from common.errors import AuditError
 
@@ -31,7 +31,7 @@ class Receipt:
     size: int  # of the update, bytes
     policy: str  # SHA-256 of the hospital's policy, hex
     minute: int  # seconds since the epoch, UTC, rounded down to a minute
-    patients: int | None = None  # bucketed, at least 10, or absent
+    patients: int | None = None  # the count that left with the update, or absent
     epsilon: str | None = None  # charged for the round, decimal; absent without privacy
     delta: str | None = None
 
@@ -73,7 +73,7 @@ def receipt_for(
     policy: str,
     time: float,
     patients: int,
-    spent: tuple[float, float] | None,
+    spent: tuple[str, str] | None,
 ) -> Receipt:
     """Make a receipt from what is at hand when an update is about to leave.
 
@@ -85,10 +85,10 @@ def receipt_for(
         update: the bytes that leave.
         policy: SHA-256 of the policy, hex.
         time: now, Unix seconds.
-        patients: exact; only its bucket is kept.
-        spent: (epsilon, delta) charged for this round; None without privacy.
+        patients: the count that leaves with the update, bucketed; 0 where none does.
+        spent: (epsilon, delta) charged for this round, see `decimal_text`; None without privacy.
     """
-    epsilon, delta = (decimal_text(value) for value in spent) if spent else (None, None)
+    epsilon, delta = spent or (None, None)
     return Receipt(
         run=run,
         round=round_,
@@ -98,7 +98,7 @@ def receipt_for(
         size=len(update),
         policy=policy,
         minute=int(time) // 60 * 60,
-        patients=bucket(patients),
+        patients=patients or None,
         epsilon=epsilon,
         delta=delta,
     )

@@ -18,6 +18,7 @@ from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 
 from client import enrol
 from common import operators, pki
+from common.files import write_private
 from common.flower import object_ids, pack_message, unpack_message
 from common.records import Reply, Request, TrainRequest, reply_from_record, request_to_record
 from common.wire import wardround_pb2, wardround_pb2_grpc
@@ -55,13 +56,13 @@ class Authority:
         key = pki.new_key()
         certificate = pki.site_certificate(pki.csr_for(site, key), site, self.root, self.root_key)
         tls = home / "tls"
-        pki.write_private(tls / "key.pem", pki.key_to_pem(key))
-        pki.write_private(tls / "certificate.pem", pki.to_pem(certificate))
-        pki.write_private(tls / "root.pem", pki.to_pem(self.root))
-        pki.write_private(tls / "receipt.key", Ed25519PrivateKey.generate().private_bytes_raw())
+        write_private(tls / "key.pem", pki.key_to_pem(key))
+        write_private(tls / "certificate.pem", pki.to_pem(certificate))
+        write_private(tls / "root.pem", pki.to_pem(self.root))
+        write_private(tls / "receipt.key", Ed25519PrivateKey.generate().private_bytes_raw())
         log_key = self.log_key.public_key().public_bytes_raw().hex()
         coordinator = {"site": site, "gateway": gateway, "log-key": log_key}
-        pki.write_private(tls / "coordinator.json", json.dumps(coordinator).encode())
+        write_private(tls / "coordinator.json", json.dumps(coordinator).encode())
         return enrol.load_identity(home)
 
 

@@ -56,6 +56,7 @@ class FakeWorker:
     stopped: bool = False
     pid: int | None = 1
     network: str = "removed"
+    crashes: int = 0
 
     def tend(self) -> None: ...
 

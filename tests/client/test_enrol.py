@@ -21,7 +21,7 @@ from common.config import PolicyConfig, SiteConfig, load
 from common.errors import EnrolmentError
 from common.pki import Invitation
 from common.wire import wardround_pb2, wardround_pb2_grpc
-from common.wire.channels import serve
+from common.wire.channels import Credentials, serve
 from tests.client.coordinator import Authority
 
 TOKEN = "c0ffee"  # noqa: S105 - of this test alone
@@ -77,8 +77,7 @@ def office(
     address = f"127.0.0.1:{free_port}"
     server = serve(
         address,
-        pki.key_to_pem(authority.server_key),
-        pki.to_pem(authority.server),
+        lambda: Credentials(pki.key_to_pem(authority.server_key), pki.to_pem(authority.server), None),
         lambda one: wardround_pb2_grpc.add_EnrolmentServicer_to_server(double, one),
         workers=2,
     )

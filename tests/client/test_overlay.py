@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from client.data.drawing import COLOURS
 from client.data.study import Study
-from client.overlay import COLOURS, MOST_PANELS, draw_overlay
+from client.overlay import MOST_PANELS, draw_overlay
 
 EDGE = 512  # of a panel of a square image whose edge divides it
 

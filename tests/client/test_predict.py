@@ -27,12 +27,12 @@ from typer.testing import CliRunner, Result
 import client.predict
 import client.predict_files
 from client.cli import app
+from client.data.drawing import COLOURS
 from client.data.isolation import Readers
-from client.overlay import COLOURS
 from client.predict import Prediction, Seconds, StudyResult, predict_study
-from common.checkpoint import write_atomically
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.files import write_atomically
 from common.models import build_model
 from simulations.phantoms import AXIAL, SCANNERS, WrittenSeries, dice_between, write_study
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network

@@ -265,6 +265,42 @@ def test_validator_finds_no_error_on_a_projection(tmp_path: Path, modality: str)
     assert errors(tmp_path / "seg.dcm", write([projection(modality)], some_labels((1, 12, 17)))) == []
 
 
+@pytest.mark.parametrize(
+    "sop_class", ["1.2.840.10008.5.1.4.1.1.6", "1.3.6.1.4.1.5962.301.9"], ids=["retired", "private"]
+)
+def test_image_of_a_retired_or_private_class_is_refused(sop_class: str) -> None:
+    ds = projection("US")
+    ds.SOPClassUID = sop_class
+    with pytest.raises(DataError, match="private or retired") as error:
+        write([ds], some_labels((1, 12, 17)))
+    assert error.value.code is ErrorCode.UNSUPPORTED
+
+
+@needs_dciodvfy
+def test_frame_of_reference_without_a_place_in_it_makes_no_error(tmp_path: Path) -> None:
+    ds = projection("CR")
+    ds.FrameOfReferenceUID, ds.PixelSpacing, ds.PatientOrientation, ds.NumberOfFrames = "1.2.3", [0.5, 0.5], "", 1
+    assert errors(tmp_path / "seg.dcm", write([ds], some_labels((1, 12, 17)))) == []
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("value", ["999.1.2", "1.02", "ab12", "1", "1." * 40 + "1"])
+def test_image_whose_uid_is_none_is_refused_without_saying_it(keyword: str, value: str) -> None:
+    slices = ct_slices(np.zeros((2, 9, 7)))
+    raw(slices[1], keyword, "UI", value.encode())
+    with pytest.raises(DataError, match=f"{keyword} is missing or no UID") as error:
+        write(slices, some_labels((2, 9, 7)))
+    assert error.value.code is ErrorCode.UNSUPPORTED
+    assert value == "1" or value not in str(error.value)
+
+
+def test_image_without_a_study_is_refused() -> None:
+    ds = projection("US")
+    del ds.StudyInstanceUID
+    with pytest.raises(DataError, match="StudyInstanceUID is missing"):
+        write([ds], some_labels((1, 12, 17)))
+
+
 @needs_dciodvfy
 @pytest.mark.parametrize(
     ("keyword", "vr", "value"),

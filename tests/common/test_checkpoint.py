@@ -14,8 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import checkpoint
-from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack, write_atomically
+from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, UpdateError
 
@@ -134,15 +133,3 @@ def test_a_manifest_of_other_weights_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sha256"):
         save_model(tmp_path, pack(STATE), make_manifest(b"other"))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "file", b"old")
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(tmp_path / "file", b"new")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

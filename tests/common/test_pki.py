@@ -1,6 +1,4 @@
 import datetime
-import stat
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -144,15 +142,6 @@ def test_invitation_with_a_field_of_the_wrong_type_is_refused(root):
     text = invitation(root[1], 24).to_text().replace('"00ff"', "255")
     with pytest.raises(EnrolmentError, match="not an invitation"):
         pki.Invitation.from_text(text)
-
-
-def test_private_files_are_the_owners_alone_and_replaced_whole(tmp_path: Path):
-    path = tmp_path / "keys" / "site.key"
-    pki.write_private(path, b"first")
-    pki.write_private(path, b"second")
-    assert path.read_bytes() == b"second"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_key_survives_its_file_and_other_bytes_are_no_key():

@@ -209,7 +209,12 @@ def agents(coordinator) -> Iterator[tuple[Agent, Agent]]:
 
 
 def toy_bundle() -> bytes:
-    files = {"pyproject.toml": PROJECT.encode(), "toy_server.py": SERVER_APP.encode()}
+    return bundle_of(PROJECT, SERVER_APP)
+
+
+def bundle_of(project: str, server_app: str) -> bytes:
+    """A bundle with code, as our own coordinator never makes one."""
+    files = {"pyproject.toml": project.encode(), "toy_server.py": server_app.encode()}
     manifest = "\n".join(f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -365,13 +370,12 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     monkeypatch.setattr(Objects, "get", counted)
     run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
     coordinator.live_runs.add(run_id)
-    assert status_of(first.fleet.GetRun, run_pb2.GetRunRequest(node=first.node, run_id=run_id)) in (
-        OK,
-        grpc.StatusCode.FAILED_PRECONDITION,  # not running yet
-    )
+    about = run_pb2.GetRunRequest(node=first.node, run_id=run_id)
+    assert status_of(first.fleet.GetRun, about) == DENIED  # it has asked this site for nothing yet
 
     # Round 1. What was not confirmed comes again; what was confirmed comes again after a restart.
     pulled = first.pull()
+    assert first.fleet.GetRun(about).run.run_id == run_id
     assert first.pull()[0].metadata.message_id == pulled[0].metadata.message_id
     first.fetch(*pulled)
     first.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest())

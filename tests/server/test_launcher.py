@@ -14,8 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import FederationError
 from common.wire import channels
-from server import launcher
+from server import enrolment, launcher
 from server.home import Home
+from server.registry import Registry
 from tests.server.coordinator import new_home
 
 pytestmark = pytest.mark.system
@@ -70,9 +71,17 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
 def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home):
     with started(home) as process:
         assert launcher.is_running(home)
+        assert {door.name: door.state for door in launcher.doors(home)} == {
+            "gateway": "up",
+            "enrolment": "closed: no invitation is open",
+            "superlink": "up",
+        }
+        enrolment.invite(home, Registry(home.registry), "st-mary")
+        wait_for(lambda: launcher.is_listening(home.config.enrolment_port))
         with channels.secure_channel(home.enrolment_address, home.root_pem) as channel:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        assert "Handshake failed" not in (home.logs / "gateway.log").read_text()
 
         second = subprocess.run(
             [sys.executable, "-m", "server.cli", "start", "--home", str(home.path)],
@@ -110,6 +119,33 @@ def test_a_killed_launcher_takes_its_children_with_it_and_the_home_starts_again(
         assert launcher.is_running(home)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+
+
+def test_port_of_another_program_is_not_called_ours(home, tmp_path):
+    stranger = new_home(tmp_path / "stranger")
+    with started(stranger), socket.create_server(("127.0.0.1", home.config.enrolment_port)):
+        config = home.config.model_copy(update={"gateway_port": stranger.config.gateway_port})
+        states = {door.name: door for door in launcher.doors(Home(home.path, config))}
+    assert {name: door.ok for name, door in states.items()} == {
+        "gateway": False,
+        "enrolment": False,
+        "superlink": False,
+    }
+    assert "another program" in states["gateway"].state
+    assert "another program" in states["enrolment"].state
+    assert states["superlink"].state == "down"
+
+
+def test_log_that_grows_is_cut_while_its_process_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "_LOG_BYTES", 1000)
+    log = tmp_path / "one.log"
+    with log.open("ab") as writer:
+        for number in range(5):
+            writer.write(f"{number}".encode() * 400)
+            writer.flush()
+            launcher._trim(log)
+    assert log.read_bytes() == b"3" * 400 + b"4" * 400
+    assert log.with_suffix(".log.1").read_bytes() == b"0" * 400 + b"1" * 400 + b"2" * 400
 
 
 def test_superlink_listens_on_loopback_only(home):

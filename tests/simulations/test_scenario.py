@@ -37,8 +37,8 @@ def test_relative_paths_start_from_the_data_folder(tmp_path: Path) -> None:
 
 
 def test_partition_gives_every_patient_to_one_site(tmp_path: Path) -> None:
-    tiny_site(tmp_path, "all", patients=11)
-    tables = '[partition]\nsites = ["x", "y", "z"]\n[partition.source]\npath = "."\nkind = "images"'
+    tiny_site(tmp_path / "images", "all", patients=11)
+    tables = '[partition]\nsites = ["x", "y", "z"]\n[partition.source]\npath = "images"\nkind = "images"'
     scenario = load_scenario(a_scenario(tmp_path, tables))
     sites = prepare(scenario, tmp_path / "out")
     shares = [set(site.config.data[0].patients) for site in sites]

@@ -53,7 +53,7 @@ def read(reference: Reference, wanted: object) -> Study:  # noqa: PLR0912 - one 
             case "print":
                 os.write(1, b"SECRET^NAME")
                 os.write(2, b"SECRET^NAME")
-    image = np.full((1, 8, 9), 7, np.float32)
+    image = np.full((1, 8, 9), -1, np.float32)
     image[0, 0, 0] = len(reference.images)
     return Study(image, None, None, None, "", "foreign", "foreign", reference.images[:1])
 

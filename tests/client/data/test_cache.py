@@ -14,8 +14,8 @@ from torch import Tensor
 
 from client.data import cache as under_test
 from client.data.cache import Cache, Prepared
-from client.data.vault import Vault
 from client.data.study import Reference
+from client.data.vault import Vault
 from common.config import RunConfig
 from common.errors import DataError
 from tests.client.data.studies import KEY, photo_run
@@ -235,7 +235,7 @@ def test_code_digest_sees_every_module_of_the_package(tmp_path: Path) -> None:
     digests = set()
     for name, text in (("a.py", "x = 1"), ("b.py", "y = 1"), ("b.py", "y = 2"), ("notes.txt", "no code")):
         (tmp_path / name).write_text(text)
-        digests.add(under_test.code_digest.__wrapped__(tmp_path))
+        digests.add(code_digest.__wrapped__(tmp_path))
     assert len(digests) == 3
 
 

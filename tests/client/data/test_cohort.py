@@ -14,6 +14,7 @@ import torch
 
 from client.data import sources
 from client.data.cohort import Cohort, contract_summary, load_cohort
+from client.data.isolation import Readers
 from client.data.pseudonym import cohort_id, pseudonym
 from client.site import open_site
 from client.training import train_round
@@ -230,7 +231,11 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def read(*_: object) -> NoReturn:
         raise AssertionError("a study was decoded")
 
-    return lambda: monkeypatch.setattr(sources, "read", read)
+    def forbid() -> None:
+        monkeypatch.setattr(sources, "read", read)
+        monkeypatch.setattr(Readers, "_start", read)
+
+    return forbid
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -270,7 +275,7 @@ def test_training_from_the_cache_gives_the_same_bits(tmp_path: Path, no_decoding
 
 def test_changed_new_and_removed_studies_are_seen_through_the_cache(pictures: Path, tmp_path: Path) -> None:
     cache = tmp_path / "home" / "cache"
-    where = site(source(path="."))
+    where = site(source(path=".", empty_labels_are_negative=True))
     load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache)
     write_pair(pictures, "p2L", mask=np.zeros((20, 31), np.uint8))
     write_pair(pictures, "p9L")
@@ -293,7 +298,7 @@ def test_bad_study_stays_out_and_is_not_cached(pictures: Path, tmp_path: Path) -
 def test_two_sources_with_equal_keys_do_not_share_an_entry(tmp_path: Path) -> None:
     write_pair(tmp_path / "a", "p1")
     write_pair(tmp_path / "b", "p1", mask=np.zeros((20, 31), np.uint8))
-    where = site(source(path="a"), source(path="b"))
+    where = site(source(path="a"), source(path="b", empty_labels_are_negative=True))
     plain, _, cached = (
         load_cohort(where, RUN, root=tmp_path, site_key=KEY, cache=folder)
         for folder in (None, tmp_path / "cache", tmp_path / "cache")
@@ -316,6 +321,59 @@ def test_damaged_entry_and_unwritable_cache_leave_the_cohort_as_it_is(
     (tmp_path / "file").write_text("where the cache would stand")
     assert_same_cohort(load_cohort(where, RUN, root=pictures, site_key=KEY, cache=tmp_path / "file"), plain)
     assert caplog.text.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_number_of_readers_changes_no_bit_and_no_order(tmp_path: Path, readers: int) -> None:
+    for number in range(4):
+        write_ct(tmp_path / "ct" / str(number), (5, 24, 31 + number), patient=f"P{3 - number}")
+    (tmp_path / "ct" / "2" / "002.dcm").unlink()
+    (tmp_path / "ct" / "odd.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)
+    plain, apart = (
+        load_cohort(site(source(path="ct")), run_config(), root=tmp_path, site_key=KEY, readers=count)
+        for count in (0, readers)
+    )
+    assert_same_cohort(apart, plain)
+    assert apart.quarantined == plain.quarantined
+    assert [study.code for study in apart.quarantined] == [ErrorCode.UNREADABLE, ErrorCode.MISSING_SLICES]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_same_image_twice_is_used_once_also_from_the_cache(pictures: Path, tmp_path: Path, cached: bool) -> None:
+    cache = tmp_path / "home" / "cache"
+    for kind in ("images", "labels"):
+        content = (pictures / kind / "p3L.png").read_bytes()
+        (pictures / kind / "other.png").write_bytes(content)
+    for _ in range(2):
+        cohort = load_cohort(site(source(path=".")), RUN, root=pictures, site_key=KEY, cache=cache if cached else None)
+        assert [(study.code, study.reason[:15]) for study in cohort.quarantined] == [
+            (ErrorCode.DUPLICATE, "study 5 of 8: t")
+        ]
+        assert len(cohort.cases) == 7
+
+
+def test_unfinished_label_is_left_out_unless_empty_means_negative(pictures: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "home" / "cache"
+    write_pair(pictures, "negative", mask=np.zeros((20, 31), np.uint8))
+    for negative, codes in ((False, [ErrorCode.LABEL_EMPTY]), (True, []), (False, [ErrorCode.LABEL_EMPTY])):
+        where = site(source(path=".", empty_labels_are_negative=negative))
+        cohort = load_cohort(where, RUN, root=pictures, site_key=KEY, cache=cache)
+        assert [study.code for study in cohort.quarantined] == codes
+
+
+def test_splits_are_kept_when_studies_join(pictures: Path, tmp_path: Path) -> None:
+    where = site(source(path=".", patient_pattern=r"(p\d+)"))
+
+    def splits() -> dict[str, str]:
+        cohort = load_cohort(where, RUN, root=pictures, site_key=KEY, splits=tmp_path / "splits.json")
+        return {case.patient: case.split for case in cohort.cases}
+
+    before = splits()
+    for number in range(20, 40):
+        write_pair(pictures, f"p{number}L")
+    after = splits()
+    assert len(after) == len(before) + 20
+    assert before.items() <= after.items()
 
 
 def test_site_keeps_its_cohort_in_its_home(tmp_path: Path, no_decoding: Callable[[], None]) -> None:

@@ -136,16 +136,16 @@ def test_child_has_no_secret_no_network_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("hostile")
-def test_few_studies_are_in_flight_at_a_time(tmp_path: Path) -> None:
-    jobs = [study(tmp_path, str(number), "fine") for number in range(12)]
+def test_few_studies_are_in_flight_while_the_first_one_takes_long(tmp_path: Path) -> None:
+    jobs = [study(tmp_path, "0", *["slow"] * 10), *(study(tmp_path, str(number), "fine") for number in range(1, 9))]
     with Readers(2, file_limit_s=LIMIT_S) as readers:
         outcomes = readers.read(jobs)
         next(outcomes)
-        time.sleep(0.5)  # they could run ahead now
-        for job in jobs[3:]:
-            job.reference.images[0].write_text("segfault")
+        assert readers.started == 2
+        for job in jobs[3:]:  # what was read by now was read too early
+            job.reference.images[0].write_text("raise")
         rest = list(outcomes)
-    assert [isinstance(outcome, Reading) for outcome in rest] == [True] * 2 + [False] * 9
+    assert [isinstance(outcome, Reading) for outcome in rest] == [True] * 2 + [False] * 6
 
 
 @pytest.mark.usefixtures("hostile")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from client.data import sources
+from client.data.drawing import COLOURS
 from client.data.labels import Vocabulary
-from client.data.picture import COLOURS, EDGE_PIXELS
+from client.data.picture import EDGE_PIXELS
 from client.data.quality import (
     PERCENTILES,
     duplicate_error,

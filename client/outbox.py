@@ -1,0 +1,97 @@
+"""home/outbox: the last update of each open run, with its receipt, sealed, until the run is closed.
+
+An update is written here before it leaves. Asked for the same round again, because one of the two sides was killed in
+between or the coordinator went back to its checkpoint, the hospital sends the same bytes under the same receipt: no
+patient is drawn a second time, no privacy is spent, and no round has two receipts. AES-256-GCM under a key that is
+derived from the site key.
+"""
+
+import base64
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from common.audit.receipts import Receipt
+from common.errors import AuditError, ErrorCode
+from common.records import TrainReply
+
+FOLDER = "outbox"
+
+_NONCE_BYTES, _LENGTH_BYTES = 12, 4
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An update as it leaves, with the signed receipt."""
+
+    reply: TrainReply
+    receipt: Receipt
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """The parcels of a site, one for each run."""
+
+    folder: Path
+    site_key: bytes = field(repr=False)
+
+    def keep(self, parcel: Parcel) -> None:
+        """Write a parcel, whole or not at all; the run's earlier one is gone.
+
+        Raises:
+            AuditError: it cannot be written, so nothing may leave.
+        """
+        head = {
+            "receipt": parcel.receipt.to_fields(),
+            "signature": base64.b64encode(parcel.signature).decode(),
+            "patients": parcel.reply.patients,
+            "metrics": parcel.reply.metrics,
+        }
+        text = json.dumps(head).encode()
+        plain = len(text).to_bytes(_LENGTH_BYTES, "big") + text + parcel.reply.weights
+        nonce = os.urandom(_NONCE_BYTES)
+        run = parcel.receipt.run
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            partial = self.folder / f".{run}.partial"
+            with open(partial, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+                file.write(nonce + self._cipher().encrypt(nonce, plain, run.encode()))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.folder / run)
+        except OSError as error:
+            raise AuditError(
+                f"the update cannot be kept ({error.strerror}), and is not sent. Free disk space in the site's home.",
+                ErrorCode.DISK_FULL,
+            ) from error
+
+    def find(self, run_hash: str) -> Parcel | None:
+        """The run's parcel; None where there is none, or one that this site did not write."""
+        try:
+            sealed = (self.folder / run_hash).read_bytes()
+            plain = self._cipher().decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], run_hash.encode())
+        except (OSError, InvalidTag, ValueError):
+            return None
+        start = _LENGTH_BYTES + int.from_bytes(plain[:_LENGTH_BYTES], "big")
+        head = json.loads(plain[_LENGTH_BYTES:start])
+        receipt = Receipt.from_fields(head["receipt"])
+        reply = TrainReply(receipt.run, receipt.round, plain[start:], head["patients"], head["metrics"])
+        return Parcel(reply, receipt, base64.b64decode(head["signature"]))
+
+    def drop(self, run_hash: str) -> None:
+        """The run is closed."""
+        (self.folder / run_hash).unlink(missing_ok=True)
+
+    def _cipher(self) -> AESGCM:
+        return AESGCM(HKDF(SHA256(), 32, None, b"wardround outbox v1").derive(self.site_key))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

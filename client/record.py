@@ -1,0 +1,215 @@
+"""What a hospital writes into its audit log: home/audit.sqlite, of the same key that signs its receipts.
+
+An entry is on disk before what it tells of goes on: the charge before the work, the signed receipt before the update
+leaves. When the log cannot be written, the caller's AuditError ends in a refusal, and nothing leaves. The agent and
+the command line write to the same log; each entry is a transaction.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.approvals import Answer, Proposal
+from client.enrol import Identity
+from client.outbox import FOLDER, Outbox, Parcel
+from common import pki
+from common.audit import receipts
+from common.audit.entries import SMALLEST_COUNT, Value, bucketed, decimal_text
+from common.audit.log import AuditLog
+from common.config import PolicyConfig, sha256_of
+from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
+from common.operators import public_bytes
+from common.records import EvaluateReply, Refusal, Reply, TrainReply, TrainRequest
+
+AUDIT_NAME = "audit.sqlite"
+
+_DAY_S = 24 * 3600
+_HASH_LENGTH = 64
+# Answers of earlier starts that are remembered; an older one is written again.
+_MOST_ANSWERS = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+def open_log(home: Path) -> AuditLog:
+    """The site's log, begun on first use.
+
+    Raises:
+        EnrolmentError: the site has not joined: it has no key yet.
+        AuditError: the log is another site's, or cannot be used.
+    """
+    tls = home / "tls"
+    try:
+        coordinator = json.loads((tls / "coordinator.json").read_bytes())
+        key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
+        origin, log_key = f"site/{coordinator['site']}", bytes.fromhex(coordinator["log-key"])
+    except FileNotFoundError as error:
+        raise EnrolmentError(
+            f"{home} has not joined a federation, and has no audit log. Run 'wardround-client join INVITATION' first."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
+    return AuditLog(home / AUDIT_NAME, origin, key, coordinator_key=log_key)
+
+
+def note(home: Path, kind: str, fields: Mapping[str, Value] | None = None) -> None:
+    """Write one entry, for a command. A folder that has not joined a federation has no log, and needs none."""
+    if (home / "tls" / "coordinator.json").exists():
+        open_log(home).append(kind, fields)
+
+
+def count_fields(patients: int) -> dict[str, Value]:
+    """The field `patients` of an entry; left out below the smallest number that may be told."""
+    return {"patients": bucketed(patients)} if patients >= SMALLEST_COUNT else {}
+
+
+class Record:
+    """The agent's pen. For all of its threads."""
+
+    def __init__(self, home: Path, identity: Identity, site_key: bytes) -> None:
+        self.log = open_log(home)
+        self._site, self._key = identity.site, identity.receipt_key
+        self._outbox = Outbox(home / FOLDER, site_key)
+        self._policy = ""
+        self._answers: dict[str, Answer] = {}
+        self._charged: dict[tuple[str, int], tuple[str, str]] = {}  # run hash and round -> epsilon and delta
+
+    def begin(self, identity: Identity) -> None:
+        """The agent starts; if it had not been stopped before, it crashed."""
+        with self.log.transaction() as log:
+            last = log.latest("started", "stopped", "crashed")
+            policies = log.latest("policy-changed")
+            answers = log.latest("approved", "denied", count=_MOST_ANSWERS)
+        if last and last[0].kind == "started":
+            self.crashed("agent")
+        self.log.append("started", {"program": "agent", "version": _version()})
+        self._policy = policies[0].fields["policy"] if policies else ""
+        for entry in reversed(answers):
+            by = "policy" if entry.fields.get("by") == "policy" else "person"
+            self._answers[entry.fields["run"]] = Answer(entry.kind == "approved", by, 0.0)
+        self.membership(identity)
+
+    def membership(self, identity: Identity) -> None:
+        """Note the certificate in use, if it is a new one."""
+        certificate = pki.fingerprint(identity.certificate)
+        with self.log.transaction() as log:
+            last = log.latest("enrolled", "renewed")
+            if last and last[0].fields["certificate"] == certificate:
+                return
+            about = {"site": self._site, "certificate": certificate}
+            if last:
+                log.append("renewed", about)
+            else:
+                keys = {"key": public_bytes(self._key).hex(), "coordinator-key": identity.log_key.hex()}
+                log.append("enrolled", about | keys)
+
+    def end(self) -> None:
+        """The agent stops."""
+        self.log.append("stopped", {"program": "agent"})
+
+    def crashed(self, program: str) -> None:
+        """A process of this side ended without being told to."""
+        self.log.append("crashed", {"program": program})
+
+    def policy(self, policy: PolicyConfig) -> str:
+        """Note the policy in force, if it is a new one; its hash."""
+        digest = sha256_of(policy)
+        if digest != self._policy:
+            self.log.append("policy-changed", {"policy": digest})
+            self._policy = digest
+        return digest
+
+    def answered(self, proposal: Proposal) -> None:
+        """Note the hospital's answer to a run, if it is a new one."""
+        answer = proposal.answer
+        if answer is None:
+            return
+        known = self._answers.get(proposal.run_hash)
+        if known is None or (known.approved, known.by) != (answer.approved, answer.by):
+            fields = {"run": proposal.run_hash, "by": answer.by} | ({"policy": self._policy} if self._policy else {})
+            self.log.append("approved" if answer.approved else "denied", fields)
+            self._answers[proposal.run_hash] = answer
+
+    def spent(self, run_hash: str, round_: int, spent: tuple[float, float]) -> None:
+        """Note what a round costs, before it is worked on."""
+        epsilon, delta = (decimal_text(value) for value in spent)
+        self.log.append("spend", {"run": run_hash, "round": round_, "epsilon": epsilon, "delta": delta})
+        self._charged = {(run_hash, round_): (epsilon, delta)}
+
+    def rounds_today(self, most: int) -> int:
+        """Rounds of the last 24 hours, counted up to `most`."""
+        with self.log.transaction() as log:
+            entries = log.latest("round", count=most)
+        since = time.time() - _DAY_S
+        return sum(entry.time > since for entry in entries)
+
+    def kept(self, request: TrainRequest) -> Parcel | None:
+        """What was made of the same round before, to be sent again; None: it is a new one.
+
+        Raises:
+            PolicyError: the round was done, with another model or so long ago that the update is gone.
+        """
+        parcel = self._outbox.find(request.run_hash)
+        with self.log.transaction() as log:
+            done = log.about("round", request.run_hash, request.round)
+            if parcel is not None and parcel.receipt.round == request.round:
+                if parcel.receipt.received == sha256(request.weights).hexdigest():
+                    if not done:  # killed between the two
+                        log.append("round", receipts.entry_fields(parcel.receipt, parcel.signature))
+                    return parcel
+            elif not done:
+                return None
+        raise PolicyError(
+            f"round {request.round} was done here before, with another model or long ago. A round has one receipt: a "
+            "coordinator that has lost its checkpoint must propose the run anew, under another name or seed.",
+            ErrorCode.ROUND_REPEATED,
+        )
+
+    def leaves(self, request: TrainRequest, reply: TrainReply, policy_hash: str) -> Parcel:
+        """Sign the receipt of an update, and write both down before it leaves."""
+        receipt = receipts.receipt_for(
+            run=request.run_hash,
+            round_=request.round,
+            site=self._site,
+            received=request.weights,
+            update=reply.weights,
+            policy=policy_hash,
+            time=time.time(),
+            patients=reply.patients,
+            spent=self._charged.pop((request.run_hash, request.round), None),
+        )
+        parcel = Parcel(reply, receipt, receipts.sign(receipt, self._key))
+        self._outbox.keep(parcel)
+        self.log.append("round", receipts.entry_fields(receipt, parcel.signature))
+        return parcel
+
+    def replied(self, reply: Reply, weights: bytes = b"") -> None:
+        """Note scores or a refusal before they leave; `weights` are those that were scored."""
+        match reply:
+            case EvaluateReply():
+                model = sha256(weights).hexdigest()
+                about = {"run": reply.run_hash, "round": reply.round, "phase": reply.phase, "model": model}
+                self.log.append("evaluated", about)
+            case Refusal():
+                known = {"run": reply.run_hash, "round": reply.round} if len(reply.run_hash) == _HASH_LENGTH else {}
+                try:
+                    self.log.append("refusal", {"code": str(reply.code), **known})
+                except AuditError as error:
+                    _log.error("a refusal is not recorded: %s", error)
+
+    def closed(self, run_hash: str) -> None:
+        """A run is over: its last update is not needed any more."""
+        self._outbox.drop(run_hash)
+
+
+def _version() -> str:
+    try:
+        return version("wardround")
+    except PackageNotFoundError:
+        return "0.0"

@@ -1,0 +1,257 @@
+"""The audit log's conversation with the coordinator: receipts are countersigned, checkpoints are exchanged.
+
+After an update has left, the coordinator signs its receipt; until it has, the next round of training is refused. After
+each round, and every few minutes besides, each side shows that its log only grew, and the coordinator passes on what
+the other hospitals have seen of it. What does not fit is a conflict: it is written down, the agent does no more work,
+and no command sets it aside. The way back is a new enrolment, after people have looked at both logs (docs/audit.md).
+"""
+
+import base64
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from client.outbox import Parcel
+from common.audit import notes, witness
+from common.audit.entries import COORDINATOR
+from common.audit.log import AuditLog
+from common.audit.receipts import Receipt, countersigned_fields, is_countersigned
+from common.audit.witness import ConflictError
+from common.errors import AuditError, ErrorCode, PolicyError
+from common.wire.wardround_pb2 import ExchangeCheckpointsRequest, SiteCheckpoint, SubmitReceiptRequest
+
+CONFLICT_NAME = "audit-conflict.txt"
+# Between two exchanges while nothing is trained.
+IDLE_S = 600.0
+# Until a receipt that is not signed is shown again.
+RETRY_S = 5.0
+CALL_TIMEOUT_S = 30.0
+# After so many exchanges in which another hospital has seen nothing new, it is said.
+PATIENCE = 10
+
+# The coordinator cannot be reached just now.
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+)
+
+_ALL = 2**31  # as many as there are
+_RECENT = 1000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A receipt without the coordinator's signature."""
+
+    receipt: Receipt
+    signature: bytes
+
+
+@dataclass
+class _Other:
+    """Another hospital, as the coordinator shows it."""
+
+    key: bytes
+    size: int
+    still: int = 0  # exchanges without anything new
+
+
+class Witness:
+    """What is under way between the two logs. For all threads of the agent."""
+
+    def __init__(self, home: Path, log: AuditLog, log_key: bytes) -> None:
+        self._path, self._log, self._log_key = home / CONFLICT_NAME, log, log_key
+        self._lock = threading.Lock()
+        self._pending = _unacknowledged(log)
+        self._delivered: set[str] = set()  # the coordinator took these updates; it cannot say that they never came
+        self._acknowledged = 0  # entries of this log that the coordinator knows
+        self._others: dict[str, _Other] = {}
+        self._next = 0.0
+
+    @property
+    def conflict(self) -> str:
+        """Why no work is done; empty while all fits."""
+        return self._path.read_text(encoding="utf-8").strip() if self._path.exists() else ""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to exchange checkpoints."""
+        return time.monotonic() >= self._next
+
+    def check_conflict(self) -> None:
+        """Refuse all work after a conflict.
+
+        Raises:
+            PolicyError: there was one.
+        """
+        if conflict := self.conflict:
+            raise PolicyError(f"no work is done: {conflict}", ErrorCode.AUDIT_CONFLICT)
+
+    def check_receipts(self, stub: Any) -> None:
+        """Refuse the next round while the coordinator has not signed for the last one. It is asked once more before.
+
+        Raises:
+            PolicyError: it was reached, and did not sign.
+            grpc.RpcError: it is away.
+        """
+        self.submit(stub)
+        if self._pending:
+            raise PolicyError(
+                "the coordinator has an update of this site and did not sign its receipt. Nothing is trained until it "
+                "does. Ask the coordinator; see logs/agent.log.",
+                ErrorCode.RECEIPT_MISSING,
+            )
+
+    def delivered(self, parcel: Parcel) -> None:
+        """An update has arrived at the coordinator."""
+        name = parcel.receipt.sha256
+        with self._lock:
+            if not _is_acknowledged(self._log, parcel.receipt):
+                self._pending[name] = _Pending(parcel.receipt, parcel.signature)
+                self._delivered.add(name)
+            self._next = 0.0
+
+    def submit(self, stub: Any) -> None:
+        """Ask the coordinator to sign the receipts it has not signed yet, and write its signatures down.
+
+        Raises:
+            grpc.RpcError: it is away.
+        """
+        with self._lock:
+            for name, one in list(self._pending.items()):
+                if self._submit(stub, name, one):
+                    del self._pending[name]
+                    self._delivered.discard(name)
+
+    def exchange(self, stub: Any) -> None:
+        """Show this log, look at the coordinator's, and compare with what others have seen of it.
+
+        Raises:
+            grpc.RpcError: the coordinator is away.
+            AuditError: the log cannot be used, or what came is not signed; a conflict is kept, see `conflict`.
+        """
+        self._next = time.monotonic() + RETRY_S
+        self.submit(stub)
+        with self._lock:
+            try:
+                self._exchange(stub)
+            except ConflictError as error:
+                self._alarm(str(error))
+            if not self._pending:
+                self._next = time.monotonic() + IDLE_S
+
+    def _submit(self, stub: Any, name: str, one: _Pending) -> bool:
+        """Whether this receipt is settled."""
+        receipt = one.receipt
+        request = SubmitReceiptRequest(receipt=receipt.to_bytes(), signature=one.signature)
+        try:
+            signature = stub.SubmitReceipt(request, timeout=CALL_TIMEOUT_S).signature
+        except grpc.RpcError as error:
+            if error.code() in _AWAY:
+                raise
+            if error.code() == grpc.StatusCode.NOT_FOUND and name not in self._delivered:
+                _log.warning("the update of round %d never arrived, its receipt stays unsigned", receipt.round)
+                return True
+            _log.error("the coordinator does not sign the receipt of round %d: %s", receipt.round, error.code())
+            return False
+        if not is_countersigned(receipt, one.signature, signature, self._log_key):
+            _log.error("the signature under the receipt of round %d is not the coordinator's", receipt.round)
+            return False
+        self._log.append("countersigned", countersigned_fields(receipt, signature))
+        return True
+
+    def _exchange(self, stub: Any) -> None:
+        known = witness.last_seen(self._log, self._log_key)
+        note = self._log.checkpoint()
+        size = notes.peek(note).size
+        for _ in range(2):  # the second time from where the coordinator says it is
+            request = ExchangeCheckpointsRequest(
+                checkpoint=note.encode(),
+                from_size=self._acknowledged,
+                proof=self._log.prove(self._acknowledged, size),
+                known_size=known.size if known else 0,
+            )
+            try:
+                reply = stub.ExchangeCheckpoints(request, timeout=CALL_TIMEOUT_S)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.DATA_LOSS:
+                    self._alarm("the coordinator says that this site's audit log does not continue what it has seen")
+                    return
+                raise
+            if reply.seen_size > size:
+                self._alarm(
+                    f"the coordinator has seen {reply.seen_size} entries of this site's audit log, here are {size}: "
+                    "was this home restored from an old copy?"
+                )
+                return
+            self._acknowledged = reply.seen_size
+            if reply.checkpoint:
+                break
+        else:
+            raise AuditError("the coordinator did not take this site's checkpoint")
+        checkpoint = bytes(reply.checkpoint).decode("utf-8", errors="replace")
+        witness.observe(self._log, checkpoint, list(reply.proof), self._log_key, origin=COORDINATOR)
+        for other in reply.others:
+            self._hear(other)
+
+    def _hear(self, other: SiteCheckpoint) -> None:
+        """What another hospital has seen. The coordinator says which key is its; from then on that is the one."""
+        known = self._others.get(other.site)
+        if known is not None and known.key != other.receipt_key:
+            _log.warning("site %s has another key than before: it has joined anew?", other.site)
+        note = bytes(other.checkpoint).decode("utf-8", errors="replace")
+        checkpoint = witness.heard(
+            self._log,
+            note,
+            list(other.proof),
+            site=other.site,
+            site_key=other.receipt_key,
+            coordinator_key=self._log_key,
+        )
+        size = checkpoint.seen.size if checkpoint.seen else 0
+        if known is None or size > known.size:
+            self._others[other.site] = _Other(other.receipt_key, size)
+            return
+        known.still += 1
+        if known.still == PATIENCE:
+            _log.warning(
+                "the coordinator shows nothing new of site %s since its log had %d entries. If that site takes part, "
+                "the coordinator may be showing the two of you different histories: compare the logs.",
+                other.site,
+                known.size,
+            )
+
+    def _alarm(self, text: str) -> None:
+        _log.error("audit conflict, no more work is done: %s", text)
+        self._path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _unacknowledged(log: AuditLog) -> dict[str, _Pending]:
+    """Receipts that were written and never countersigned, as an earlier process left them."""
+    with log.transaction() as transaction:
+        entries = transaction.latest("round", "countersigned", count=_ALL)
+    signed = {entry.fields["receipt-hash"] for entry in entries if entry.kind == "countersigned"}
+    found = {}
+    for entry in reversed(entries):
+        if entry.kind == "round":
+            receipt = Receipt.from_fields(entry.fields["receipt"])
+            if receipt.sha256 not in signed:
+                found[receipt.sha256] = _Pending(receipt, base64.b64decode(entry.fields["signature"]))
+    return found
+
+
+def _is_acknowledged(log: AuditLog, receipt: Receipt) -> bool:
+    """Whether the coordinator signed this receipt, which it may have done before the update was sent again."""
+    with log.transaction() as transaction:
+        entries = transaction.latest("countersigned", count=_RECENT)
+    return any(entry.fields["receipt-hash"] == receipt.sha256 for entry in entries)
+

@@ -1,0 +1,154 @@
+"""What a server grants a connection, and what it shows it; real TLS, real sockets."""
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from common import pki
+from common.errors import FederationError
+from common.wire import channels
+from common.wire.channels import Credentials
+
+
+class Authority:
+    """A root, and a server's key and certificate that can be made anew."""
+
+    def __init__(self) -> None:
+        self.key = pki.new_key()
+        self.root = pki.new_root(self.key, "root")
+        self.root_pem = pki.to_pem(self.root)
+        self.renew()
+
+    def renew(self) -> None:
+        key = pki.new_key()
+        certificate = pki.server_certificate(key, ["127.0.0.1"], self.root, self.key)
+        self.credentials = Credentials(pki.key_to_pem(key), pki.to_pem(certificate), self.root_pem)
+
+    def client(self, root_pem: bytes | None = None) -> tuple[bytes, bytes, bytes]:
+        key = pki.new_key()
+        certificate = pki.site_certificate(pki.csr_for("a", key), "a", self.root, self.key)
+        return root_pem or self.root_pem, pki.key_to_pem(key), pki.to_pem(certificate)
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def serving(free_port: int) -> Iterator[Callable[..., str]]:
+    servers: list[grpc.Server] = []
+
+    def serve(credentials: Callable[[], Credentials]) -> str:
+        address = f"127.0.0.1:{free_port}"
+
+        def add(server: grpc.Server) -> None:
+            health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+
+        servers.append(channels.serve(address, credentials, add, workers=2))
+        return address
+
+    yield serve
+    for server in servers:
+        server.stop(0).wait()
+
+
+def answers(address: str, *identity: bytes) -> bool:
+    with channels.secure_channel(address, *identity) as channel:
+        try:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+        except grpc.RpcError:
+            return False
+        return True
+
+
+def test_root_is_demanded_of_those_who_come_if_the_server_has_one(authority: Authority, serving: Any) -> None:
+    address = serving(lambda: authority.credentials)
+    assert answers(address, *authority.client())
+    assert not answers(address, authority.root_pem)
+    assert not answers(address, *Authority().client(authority.root_pem))
+
+
+def test_credentials_are_asked_for_at_each_handshake(authority: Authority, serving: Any) -> None:
+    address = serving(lambda: authority.credentials)
+    port = int(address.rpartition(":")[2])
+    first = shown(port)
+    assert shown(port) == first
+    authority.renew()
+    assert shown(port) == ssl.PEM_cert_to_DER_cert(authority.credentials.certificate_pem.decode()) != first
+    other = Authority()
+    authority.credentials = other.credentials
+    assert answers(address, *other.client())
+    assert not answers(address, *authority.client(other.root_pem))
+
+
+def test_credentials_that_cannot_be_read_leave_those_before_them(
+    authority: Authority, serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken: list[Exception] = []
+
+    def credentials() -> Credentials:
+        if broken:
+            raise broken[0]
+        return authority.credentials
+
+    address = serving(credentials)
+    broken.append(FileNotFoundError("server.key"))
+    assert answers(address, *authority.client())
+    assert "those before them stay" in caplog.text
+
+
+def test_connections_beyond_the_limit_are_closed_and_those_before_them_go_on(
+    authority: Authority, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [
+        (name, 3 if name == "grpc.max_allowed_incoming_connections" else value) for name, value in channels._DOOR
+    ]
+    monkeypatch.setattr(channels, "_DOOR", options)
+    address = serving(lambda: authority.credentials)
+    with channels.secure_channel(address, *authority.client()) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        check(health_pb2.HealthCheckRequest())
+        port = int(address.rpartition(":")[2])
+        strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
+        time.sleep(0.3)
+        for one in strangers:
+            one.setblocking(False)
+        assert sum(is_closed(one) for one in strangers) == len(strangers) - 2
+        check(health_pb2.HealthCheckRequest(), timeout=5.0)
+        for one in strangers:
+            one.close()
+
+
+def test_port_in_use_says_what_to_do(authority: Authority, free_port: int) -> None:
+    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(FederationError, match="choose another port"):
+        channels.serve(f"127.0.0.1:{free_port}", lambda: authority.credentials, lambda _: None)
+
+
+def test_any_call_may_end_on_a_connection_that_grew_old() -> None:
+    from server.limits import RULES  # noqa: PLC0415 - the one place that knows how long a call may take
+
+    assert max(rule.seconds for rule in RULES.values()) < channels._AGE_GRACE_S
+
+
+def shown(port: int) -> bytes | None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as connection:
+        return connection.getpeercert(binary_form=True)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True

@@ -1,0 +1,67 @@
+"""A file is there whole or not at all, and a private one is its owner's alone."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common import files
+from common.files import write_atomically, write_private
+
+Write = Callable[[Path, bytes], None]
+both = pytest.mark.parametrize("write", [write_atomically, write_private])
+
+
+@both
+def test_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path, write: Write) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    write(path, b"a first and longer text")
+    write(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@both
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    write(tmp_path / "file", b"old")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "file", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize(("write", "mode"), [(write_atomically, 0o644), (write_private, 0o600)])
+def test_private_file_and_its_folder_are_the_owners_alone_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, mode: int
+) -> None:
+    seen: list[int] = []
+    fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", look)
+    before = os.umask(0o022)
+    try:
+        write(tmp_path / "keys" / "site.key", b"secret")
+    finally:
+        os.umask(before)
+    folder = 0o700 if mode == 0o600 else 0o755
+    assert seen == [mode, folder]  # the file before it has its name, then the folder
+    assert stat.S_IMODE((tmp_path / "keys" / "site.key").stat().st_mode) == mode
+
+
+def test_private_file_takes_the_place_of_one_that_all_could_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "file").chmod(0o644)
+    write_private(tmp_path / "file", b"new")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600

@@ -1,0 +1,259 @@
+"""A coordinator as it is started in earnest, two honest hospitals at work, and a third that means harm.
+
+The honest ones answer an endless run of small rounds through the client's own code, so that every test of an attack
+can ask whether the federation went on meanwhile. The hostile one has a certificate and a message it owes an answer to.
+"""
+
+import contextlib
+import datetime
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from flwr.app import Message
+from flwr.proto import fleet_pb2
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node
+
+from client.fleet import Fleet
+from common import flower, pki
+from common.records import TrainReply, reply_to_record, request_from_record
+from common.wire.wardround_pb2_grpc import CoordinationStub
+from server import home as homes
+from server.home import Home
+from server.registry import Registry
+from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home
+from tests.server.test_gateway import PROJECT, bundle_of
+
+ROOT = Path(__file__).resolve().parents[2]
+HONEST = ("north", "south")
+HOSTILE = "mallory"
+
+# One message for the hostile site, never waited for; then rounds for the honest ones without an end.
+SERVER_APP = """
+import itertools
+from flwr.app import MessageType
+from flwr.serverapp import ServerApp
+from common.records import TrainRequest, request_to_record
+from common.wire.wake import strategy_wake
+from server.exchange import ask
+from server.home import open_home, read_nodes
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    home = open_home()
+    wake, names = strategy_wake(home.path), read_nodes(home)
+    here = lambda: {names[node]: node for node in grid.get_node_ids() if node in names}
+    while not {"north", "south", "mallory"} <= set(here()): wake(0.1)
+    nodes = here()
+    bait = request_to_record(TrainRequest("0" * 64, 1, b"bait"))
+    grid.push_messages([grid.create_message(bait, MessageType.TRAIN, nodes["mallory"], "1", ttl=3600)])
+    sites = {nodes[name]: name for name in ("north", "south")}
+    with (home.path / "rounds").open("a") as done:
+        for number in itertools.count(1):
+            request = TrainRequest("0" * 64, number, bytes([number % 256]) * 100_000)
+            answers = list(ask(grid, sites, request, timeout_s=60, wait=wake))
+            if all(answer.reply is not None and hasattr(answer.reply, "weights") for answer in answers):
+                print(number, file=done, flush=True)
+"""
+
+
+@dataclass
+class Hospital:
+    """An honest site at work in a thread."""
+
+    member: Member
+    home: Home
+    stop: threading.Event = field(default_factory=threading.Event)
+    failures: list[str] = field(default_factory=list)
+    replies: list[float] = field(default_factory=list)  # time.monotonic() of each
+
+    def run(self) -> None:
+        with self.member.channel(self.home) as channel:
+            fleet = Fleet(channel, self.stop)
+            try:
+                fleet.activate()
+                while not self.stop.is_set():
+                    if (delivery := fleet.pull()) is not None:
+                        message = fleet.fetch(*delivery)
+                        request = request_from_record(message.content)
+                        reply = TrainReply(request.run_hash, request.round, request.weights, 3, {"train-loss": 1.0})
+                        fleet.push(Message(reply_to_record(reply), reply_to=message), 0.1)
+                        self.replies.append(time.monotonic())
+            except grpc.RpcError as error:
+                if not self.stop.is_set():
+                    self.failures.append(f"{error.code()} {error.details()}")
+            finally:
+                fleet.close()
+
+
+class Stage:
+    """See the module."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = new_home(folder / "coordinator")
+        self.registry = Registry(self.home.registry)
+        self.members = {name: enrol(self.home, self.registry, name) for name in (*HONEST, HOSTILE, "held", "gone")}
+        for name in self.members:
+            self.registry.collected(name)
+        self.registry.revoke("gone")
+        self.root_key, self.root = homes.root_credentials(self.home)
+        self.hospitals = [Hospital(self.members[name], self.home) for name in HONEST]
+
+    @contextlib.contextmanager
+    def playing(self) -> Iterator[None]:
+        """Start everything, and end it."""
+        command = [sys.executable, "-m", "server.cli", "start", "--home", str(self.home.path)]
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                assert line.startswith("ready: "), line
+                threads = [threading.Thread(target=one.run, name=one.member.name) for one in self.hospitals]
+                for thread in threads:
+                    thread.start()
+                self.channel = self.members[HOSTILE].channel(self.home)
+                self.fleet: Any = FleetStub(self.channel)
+                self.coordination = CoordinationStub(self.channel)
+                self.node = Node(node_id=self.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
+                self._begin_run()
+                self.delivery = self._bait()
+                yield
+                for one in self.hospitals:
+                    one.stop.set()
+                self.channel.close()
+            finally:
+                for one in self.hospitals:
+                    one.stop.set()
+                process.terminate()
+                process.communicate(timeout=40)
+                for thread in threads:
+                    thread.join()
+
+    def rounds(self) -> int:
+        """Rounds that both honest hospitals have answered."""
+        path = self.home.path / "rounds"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def log(self) -> str:
+        """All that the doors have written so far."""
+        return (self.home.logs / "gateway.log").read_text(errors="replace")
+
+    def node_of(self, site: str) -> Node:
+        return Node(node_id=next(node for node, name in homes.read_nodes(self.home).items() if name == site))
+
+    def certificate(
+        self, name: str, *, root: Any = None, days: tuple[float, float] = (-1, 90), usage: Any = None
+    ) -> Member:
+        """A site's certificate as it should not be; valid from and until days from now."""
+        key = pki.new_key()
+        signer, issuer = root or (self.root_key, self.root)
+        proper = pki.site_certificate(pki.csr_for(name, key), name, issuer, signer)
+        now = pki.now()
+        builder = x509.CertificateBuilder(proper.issuer, proper.subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now + datetime.timedelta(days=days[0]))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=days[1]))
+        for extension in proper.extensions:
+            value = usage if usage and extension.oid == x509.ExtensionOID.EXTENDED_KEY_USAGE else extension.value
+            builder = builder.add_extension(value, extension.critical)
+        return Member(name, key, pki.to_pem(builder.sign(signer, hashes.SHA256())))
+
+    def tls(self, port: int, member: Member | None = None, **settings: Any) -> "Tls":
+        """A TLS client of our own making, for what gRPC's would not do."""
+        return Tls(self, port, member, **settings)
+
+    def _begin_run(self) -> None:
+        proposal = self.registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML), ())
+        run_id = flower.start_run(self.home.config.superlink_port, bundle_of(PROJECT, SERVER_APP))
+        self.registry.started(proposal.run_hash, run_id)
+        self.run_id = run_id
+
+    def _bait(self) -> Any:
+        for _ in range(3):
+            response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=40.0)
+            if response.messages_list:
+                return response.messages_list[0], response.message_object_trees[0]
+        raise AssertionError("the run did not begin")
+
+
+class Tls:
+    """One connection, as far as it gets."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        port: int,
+        member: Member | None,
+        *,
+        version: ssl.TLSVersion | None = None,
+        ciphers: str | None = None,
+        alpn: tuple[str, ...] = ("h2",),
+    ) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if alpn:
+            context.set_alpn_protocols(alpn)
+        if version is not None:
+            context.minimum_version = context.maximum_version = version
+        if ciphers is not None:
+            context.set_ciphers(ciphers)
+        if member is not None:
+            path = stage.folder / "client.pem"
+            path.write_bytes(pki.key_to_pem(member.key) + member.certificate)
+            context.load_cert_chain(path)
+        self.plain = socket.create_connection(("127.0.0.1", port), 5.0)
+        self.socket = context.wrap_socket(self.plain)
+
+    def says(self, data: bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) -> bytes:
+        """Send, by default HTTP/2's preface and empty settings, and return the first answer; b"" when it hangs up."""
+        try:
+            self.socket.sendall(data)
+            return self.socket.recv(65536)
+        except (ssl.SSLError, ConnectionError):
+            return b""
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"{what}: not in time"
+        time.sleep(0.05)
+    return value
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """An HTTP/2 frame (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def headers(stream: int, path: str) -> bytes:
+    """A request's head without its body: literal fields, no table, no Huffman (RFC 7541, section 6.2.2)."""
+    fields = {":method": "POST", ":scheme": "https", ":path": path, ":authority": "x", "te": "trailers"}
+    fields["content-type"] = "application/grpc"
+    block = b"".join(
+        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+    return frame(1, 4, stream, block)
+
+
+def matching(text: str, pattern: str) -> bool:
+    return re.search(pattern, text) is not None
