@@ -32,7 +32,7 @@ from client.keeper import Worker
 from client.outbox import Parcel
 from client.pipe import Describe, Offer, PipeError, Work
 from client.record import Record
-from client.site import POLICY_NAME, SITE_NAME, Site, open_site
+from client.site import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME, Site, open_site
 from client.status import Status
 from client.witness import Witness
 from common.config import PolicyConfig, RunConfig, sha256_of
@@ -87,8 +87,8 @@ class Agent:
         self._renew_at = 0.0
         self._connect(identity)
         self._worker = worker
-        self._offers: dict[tuple[str, int], Offer] = {}  # by run hash and state of site.toml
-        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of site.toml and policy.toml
+        self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and forgotten.json
+        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
         self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
         self._status = Status(home, identity)
         self._record = Record(home, identity, open_site(home).key)
@@ -224,7 +224,7 @@ class Agent:
             self._witness.check_conflict()
             proposal = self._approved(request, message)
             self._check_bundle(message.metadata.run_id, proposal)
-            if isinstance(request, EvaluateRequest):
+            if not isinstance(request, TrainRequest):
                 policy.check_now(rules, rounds_today=0)
                 reply = self._work(request, proposal.run, rules, message.metadata.message_id)
                 self._record.replied(reply, request.weights)
@@ -296,7 +296,7 @@ class Agent:
 
     def _offer(self, run: RunConfig) -> Offer:
         """What this site has for the run, as the worker counted it."""
-        key = (sha256_of(run), _changed(self._home / SITE_NAME))
+        key = (sha256_of(run), *(_changed(self._home / name) for name in (SITE_NAME, FORGOTTEN_NAME)))
         if key not in self._offers:
             answer = self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)
             if isinstance(answer, Refusal):
@@ -393,7 +393,7 @@ class Agent:
 
         Done again when the hospital changes its data or its policy.
         """
-        stamp = tuple(_changed(self._home / name) for name in (SITE_NAME, POLICY_NAME))
+        stamp = tuple(_changed(self._home / name) for name in (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME))
         if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
             return
         offer, refusal, decides = None, None, False
@@ -445,8 +445,8 @@ class Agent:
         while self._crashes < self._worker.crashes:
             self._record.crashed("worker")
             self._crashes += 1
-        conflict = self._witness.conflict
-        self._status.update(audit=f"CONFLICT: {conflict}" if conflict else "in order")
+        conflict, problem = self._witness.conflict, self._witness.problem
+        self._status.update(audit=f"CONFLICT: {conflict}" if conflict else problem or "in order")
 
     def _renew_if_due(self) -> None:
         if self._renewed is not None or not self._identity.renewal_is_due or time.monotonic() < self._renew_at:

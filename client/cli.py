@@ -7,6 +7,7 @@ Only commands that read images import torch, inside; `start` never does: its wor
 import json
 import logging
 import logging.handlers
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ import typer
 from client import approvals, diagnosis, enrol, policy
 from client.agent import Agent
 from client.approvals import Proposal
+from client.audit_cli import audit_app
 from client.consequences import consequences, tensor_rows
 from client.data_cli import data_add, data_app
 from client.keeper import Worker
@@ -44,6 +46,7 @@ policy_app = new_app("The hospital's own rules.")
 app.add_typer(data_app, name="data")
 app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
+app.add_typer(audit_app, name="audit")
 app.command()(predict)
 
 
@@ -104,6 +107,8 @@ def start(home: Home = HOME) -> None:
 
     Example: `wardround-client start --home /srv/wardround`
     """
+    os.umask(0o077)
+    enrol.check_private(home)
     identity = enrol.load_identity(home)
     site = open_site(home).config
     if site.name != identity.site:

@@ -22,8 +22,10 @@ from pathlib import Path
 REMOVED = "removed"
 HIDDEN = "hidden"
 LOCKED = "locked"
-# Of a site's home, what the worker has no use for: it gets the site key by its pipe.
-SECRETS = ("tls", "site.key")
+# Of a site's home, what the worker has no use for: it gets the site key and the run by its pipe.
+SECRETS = ("tls", "site.key", "audit.sqlite", "proposals", "outbox")
+# Of these, folders that are made later than the first worker: what is not there cannot be covered.
+MADE_LATER = ("proposals", "outbox")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38

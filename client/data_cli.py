@@ -5,11 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from client import record
 from client.shell import HOME, Home, counted_progress, run_of, site_file
 from client.site import open_site
 from client.sitefile import add_source
@@ -79,6 +81,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     site = add_source(site_file(home), source)
     readable = [reference for reference in found.references if reference.problem is None]
     patients = len({reference.patient for reference in readable})
+    record.note(home, "data-added", record.count_fields(patients))
     typer.echo(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
     problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
     for what, counts in (("Set aside", problems), ("Ignored", found.left_out)):
@@ -192,7 +195,39 @@ def data_export(  # noqa: PLR0917 - one parameter an option
     show_table("Export", ("what", "count"), rows, as_json=as_json)
     if not done.files:
         raise DataError("no file was written. Expected readable DICOM images; see what was skipped above.")
+    record.note(home, "export", {"what": "images", "hash": _digest(out)})
     note("Pseudonymised, not anonymised: this site's key links the copies to the patients.")
+
+
+@data_app.command("forget")
+def data_forget(
+    patient: Annotated[str, typer.Argument(help="The id, as the images or their table have it.")],
+    home: Home = HOME,
+    absent: Annotated[bool, typer.Option("--absent", help="Also when no study of the patient is there now.")] = False,
+) -> None:
+    """Leave a patient out from now on, and remove what was kept of the patient's images.
+
+    Example: `wardround-client data forget 4711`
+    """
+    from client.data.forget import forget  # noqa: PLC0415 - image libraries
+
+    studies = forget(open_site(home), patient, absent=absent)
+    if not studies and not absent:
+        raise DataError(
+            "no study of that patient is found, and nothing was changed. Give the id as the images have it, or "
+            "--absent to leave out what may come later.",
+            ErrorCode.NO_DATA,
+        )
+    record.note(home, "data-forgotten")
+    typer.echo(f"Forgotten: {studies} studies are left out from now on; what was kept of them is removed.")
+    note("The images themselves are untouched. So are copies that were exported, and predictions.")
+    note("Models trained already cannot forget; what they may tell of a patient is what 'ledger' bounds.")
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over all files of a folder: each one's own digest, in the order of their names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
 def _pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -68,13 +68,7 @@ def _software(_home: Path) -> str:
 def _private_files(home: Path) -> str:
     if not home.is_dir():
         raise ConfigError(f"{home} does not exist. Join first, or name the site's folder with --home.")
-    open_to_others = [
-        str(path.relative_to(home))
-        for path in (home / "tls", home / "tls" / "key.pem", home / "site.key")
-        if path.exists() and path.stat().st_mode & 0o077
-    ]
-    if open_to_others:
-        raise ConfigError(f"other users may read {', '.join(open_to_others)}. Run: chmod go-rwx on them.")
+    enrol.check_private(home)
     return "only this user reads the keys"
 
 

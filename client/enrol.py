@@ -11,6 +11,7 @@ member sends the same by file. Files under home/tls, folder 0700, secrets 0600:
 
 import hashlib
 import json
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
-from common.errors import EnrolmentError
+from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
 from common.operators import key_to_bytes, public_bytes
 from common.pki import Invitation
@@ -32,6 +33,8 @@ from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 CALL_TIMEOUT_S = 30.0
 COLLECT_WAIT_S = 10.0
 RETRY_PAUSE_S = 2.0
+
+_PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
 
 SITE_TEMPLATE = """\
 # What this hospital offers. Stays here. Add data with: wardround-client data add PATH
@@ -196,9 +199,24 @@ def prepare_home(home: Path, site: str) -> None:
     """Make a home folder with its two files; files that are there stay."""
     for folder in (home, home / "tls"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
     for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
         if not (home / name).exists():
             (home / name).write_text(text, encoding="utf-8")
+
+
+def check_private(home: Path) -> None:
+    """Refuse a home that other users of this computer can look into.
+
+    Raises:
+        ConfigError: names what is open, and says how to close it.
+    """
+    wanted = (home, *(home / name for name in _PRIVATE))
+    open_to_others = [str(path) for path in wanted if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if open_to_others:
+        raise ConfigError(
+            f"other users of this computer may look into {', '.join(open_to_others)}. Run: chmod -R go-rwx {home}"
+        )
 
 
 def load_identity(home: Path) -> Identity:

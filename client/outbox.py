@@ -61,7 +61,7 @@ class Outbox:
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             partial = self.folder / f".{run}.partial"
-            with open(partial, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+            with open(partial, "wb", opener=_private) as file:
                 file.write(nonce + self._cipher().encrypt(nonce, plain, run.encode()))
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,7 +13,6 @@ import datetime
 import gzip
 import io
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from pydicom import Dataset
 
 from client.data.dicom_frames import frame_order
 from client.data.drawing import COLOURS
-from client.data.study import Reference, Study, parsing
+from client.data.study import Reference, Study, parsing, quiet
 from client.overlay import draw_overlay, png
 from client.segmentation import Author, write_segmentation
 from common.config import RunConfig
@@ -112,9 +111,7 @@ def _segmentation(name: str, study: Study, labels: NDArray[np.uint8], run: RunCo
 
 def _dicom(study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256: str) -> bytes:
     buffer = io.BytesIO()
-    # pydicom quotes odd values when it warns, and a value can be a name.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         # A file of many frames is named once for each of its slices.
         sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(study.files)]
         segmentation = write_segmentation(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.approvals import Answer, Proposal
+from client.approvals import Proposal
 from client.enrol import Identity
 from client.outbox import FOLDER, Outbox, Parcel
 from common import pki
@@ -77,7 +77,7 @@ class Record:
         self._site, self._key = identity.site, identity.receipt_key
         self._outbox = Outbox(home / FOLDER, site_key)
         self._policy = ""
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, tuple[bool, str]] = {}  # run hash -> approved, by
         self._charged: dict[tuple[str, int], tuple[str, str]] = {}  # run hash and round -> epsilon and delta
 
     def begin(self, identity: Identity) -> None:
@@ -91,8 +91,7 @@ class Record:
         self.log.append("started", {"program": "agent", "version": _version()})
         self._policy = policies[0].fields["policy"] if policies else ""
         for entry in reversed(answers):
-            by = "policy" if entry.fields.get("by") == "policy" else "person"
-            self._answers[entry.fields["run"]] = Answer(entry.kind == "approved", by, 0.0)
+            self._answers[entry.fields["run"]] = (entry.kind == "approved", entry.fields["by"])
         self.membership(identity)
 
     def membership(self, identity: Identity) -> None:
@@ -130,11 +129,11 @@ class Record:
         answer = proposal.answer
         if answer is None:
             return
-        known = self._answers.get(proposal.run_hash)
-        if known is None or (known.approved, known.by) != (answer.approved, answer.by):
+        given = (answer.approved, answer.by)
+        if self._answers.get(proposal.run_hash) != given:
             fields = {"run": proposal.run_hash, "by": answer.by} | ({"policy": self._policy} if self._policy else {})
             self.log.append("approved" if answer.approved else "denied", fields)
-            self._answers[proposal.run_hash] = answer
+            self._answers[proposal.run_hash] = given
 
     def spent(self, run_hash: str, round_: int, spent: tuple[float, float]) -> None:
         """Note what a round costs, before it is worked on."""

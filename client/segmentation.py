@@ -9,9 +9,7 @@ Source: DICOM PS3.3 A.51 and C.8.20, PS3.5 6.2; codes from SNOMED CT by way of P
 
 import datetime
 import itertools
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import validate_value
 
+from client.data.study import quiet
 from common.errors import DataError, ErrorCode
 
 # Class name -> (category, type). A name that is not here is coded as tissue; its label still says what it is.
@@ -123,13 +122,13 @@ def write_segmentation(
             several images or frames that have no place in the patient, images whose UIDs are none, or a class of
             images that is retired or private.
     """
-    with _silence():
+    with quiet():
         _check_names(sources)
     _check_one_series(sources)
     _check_places(sources)
     uids = _uids(entropy)
     series_uid, instance_uid = next(uids), next(uids)
-    with _silence(), _known_class():
+    with quiet(), _known_class():
         segmentation = Segmentation(
             source_images=_completed(sources),
             pixel_array=labels,
@@ -302,20 +301,6 @@ def _known_class() -> Iterator[None]:
             "Convert it to the class of today, such as Ultrasound Image Storage.",
             ErrorCode.UNSUPPORTED,
         ) from None
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep highdicom and pydicom from warning about odd values: they quote them, and a value can be a name."""
-    logger = logging.getLogger("highdicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _uids(entropy: Sequence[str] | None) -> Iterator[str]:

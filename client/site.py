@@ -29,6 +29,7 @@ LEDGER_NAME = "ledger.sqlite"
 CACHE_NAME = "cache"
 INDEX_NAME = "index"  # within the cache: what the headers of the files told
 SPLITS_NAME = "splits.json"
+FORGOTTEN_NAME = "forgotten.json"
 
 # A simulation opens this many sites at once without reading any of them twice.
 _OPEN_SITES = 256
@@ -64,6 +65,7 @@ class Site:
                 site_key=self.key,
                 cache=self.home / CACHE_NAME,
                 splits=self.home / SPLITS_NAME,
+                forgotten=self.home / FORGOTTEN_NAME,
                 readers=self.config.threads or os.cpu_count() or 1,
             )
         return self._cohorts[asked]
@@ -90,7 +92,7 @@ def open_site(home: Path) -> Site:
         )
     key = site_key(home)
     opened = _opened(home)
-    state = (key, *(_stamp(home / name) for name in (SITE_NAME, POLICY_NAME)))
+    state = (key, *(_stamp(home / name) for name in (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME)))
     if state not in opened:
         opened.clear()  # lets go of the images read under the old files
         opened[state] = _read(home, key)

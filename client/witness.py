@@ -76,6 +76,7 @@ class Witness:
         self._acknowledged = 0  # entries of this log that the coordinator knows
         self._others: dict[str, _Other] = {}
         self._next = 0.0
+        self.problem = ""  # why checkpoints are not exchanged, though the coordinator is there
 
     @property
     def conflict(self) -> str:
@@ -144,8 +145,14 @@ class Witness:
         with self._lock:
             try:
                 self._exchange(stub)
+                self.problem = ""
             except ConflictError as error:
                 self._alarm(str(error))
+            except grpc.RpcError as error:
+                if error.code() in _AWAY:
+                    raise
+                self.problem = f"the coordinator does not exchange checkpoints ({error.code().name})"
+                _log.warning("%s", self.problem)
             if not self._pending:
                 self._next = time.monotonic() + IDLE_S
 
@@ -184,7 +191,7 @@ class Witness:
                 reply = stub.ExchangeCheckpoints(request, timeout=CALL_TIMEOUT_S)
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.DATA_LOSS:
-                    self._alarm("the coordinator says that this site's audit log does not continue what it has seen")
+                    self._alarm(f"the coordinator says that the two logs do not fit: {str(error.details())[:500]}")
                     return
                 raise
             if reply.seen_size > size:
@@ -254,4 +261,3 @@ def _is_acknowledged(log: AuditLog, receipt: Receipt) -> bool:
     with log.transaction() as transaction:
         entries = transaction.latest("countersigned", count=_RECENT)
     return any(entry.fields["receipt-hash"] == receipt.sha256 for entry in entries)
-

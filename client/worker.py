@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     confine.die_with_parent()
     confine.shed()
     network = confine.remove_network()
+    for name in confine.MADE_LATER:
+        (home / name).mkdir(mode=0o700, exist_ok=True)
     keys = confine.hide([home / name for name in confine.SECRETS])
     disk = confine.lock([home])
     questions, answers = confine.take_pipe()

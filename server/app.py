@@ -18,6 +18,7 @@ from server.home import ENVIRONMENT, open_home, read_nodes
 from server.journal import SUMMARY_NAME
 from server.report import write_report
 from server.strategy import federate
+from server.witness import RoundNotes
 
 WITHOUT_HOME = Path("wardround-runs")
 
@@ -36,8 +37,10 @@ def main(grid: Grid, context: Context) -> None:
     home = open_home() if os.environ.get(ENVIRONMENT) else None
     out = home.run_folder(run) if home else WITHOUT_HOME / f"{run.name}-{sha256_of(run)[:8]}"
     names = read_nodes(home) if home else None
+    notes = RoundNotes(home, sha256_of(run)) if home else None
+    wake = strategy_wake(home.path if home else None)
     try:
-        summary = federate(grid, run, out, site_names=names, wake=strategy_wake(home.path if home else None))
+        summary = federate(grid, run, out, site_names=names, wake=wake, note_round=notes)
     except FederationError as error:
         _log.error("run %s failed: %s", run.name, error)
         raise

@@ -5,6 +5,7 @@ Commands write their wish into the registry; the processes behind `start` carry 
 """
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -17,11 +18,13 @@ from common.flower import build_bundle
 from common.pki import write_private
 from server import enrolment, launcher, operators
 from server import home as homes
+from server.audit_cli import audit_app
 from server.doctor import examine
 from server.home import Home, ServerConfig
 from server.keys_cli import HomeOption, new_passphrase, operator_app, operator_passphrase, root_app, root_passphrase
 from server.registry import Proposal, Registry
 from server.runs import read_summary
+from server.witness import open_log
 
 MODEL_FILES = ("model.safetensors", "model.json")
 
@@ -33,6 +36,7 @@ WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and s
 app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
 app.add_typer(operator_app, name="operator")
 app.add_typer(root_app, name="root")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command()
@@ -148,8 +152,10 @@ def revoke(site: SiteArgument, home: HomeOption = None) -> None:
 
     Example: `wardround-server revoke st-mary`
     """
-    _, registry = _open(home)
+    opened, registry = _open(home)
     registry.revoke(site)
+    fingerprint = registry.site(site).fingerprint
+    open_log(opened).append("revoked", {"site": site} | ({"certificate": fingerprint} if fingerprint else {}))
     typer.echo(f"{site} is revoked. To let it back in, invite it again.")
 
 
@@ -242,6 +248,7 @@ def run(
         for name in signers or [operators.FIRST]
     ]
     proposal = registry.propose(config, bundle, endorsements)
+    open_log(opened).append("proposed", {"run": proposal.run_hash})
     typer.echo(f"Proposed {config.name} {sha256_of(config)}")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)
@@ -274,10 +281,11 @@ def stop(run: RunArgument, home: HomeOption = None) -> None:
 
     Example: `wardround-server stop lesions`
     """
-    _, registry = _open(home)
+    opened, registry = _open(home)
     proposal = registry.proposal(run)
     if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator"):
         raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
+    open_log(opened).append("closed", {"run": proposal.run_hash})
     typer.echo(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
 
@@ -291,6 +299,7 @@ def resume(run: RunArgument, home: HomeOption = None, watch: WatchFlag = False) 
     proposal = registry.proposal(run)
     _require_running(opened)
     registry.reopen(proposal.run_hash)
+    open_log(opened).append("proposed", {"run": proposal.run_hash})
     typer.echo(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 
@@ -329,7 +338,9 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copyfile(folder / name, out / name)
-    typer.echo(str(out / MODEL_FILES[0]))
+    model = out / MODEL_FILES[0]
+    open_log(opened).append("export", {"what": "model", "hash": sha256(model.read_bytes()).hexdigest()})
+    typer.echo(str(model))
 
 
 def _open(path: Path | None) -> tuple[Home, Registry]:

@@ -46,7 +46,7 @@ def superlink_addresses(home: Home) -> set[str]:
     port = home.config.superlink_port
     listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
     owners = {one.pid for one in listening if one.laddr.port == port and one.pid is not None}
-    family = {process.pid for owner in owners for process in psutil.Process(owner).children(recursive=True)} | owners
+    family = {process.pid for owner in owners for process in launcher.family(owner)} | owners
     return {one.laddr.ip for one in listening if one.laddr.port == port or one.pid in family}
 
 

@@ -19,6 +19,7 @@ from common.operators import public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server.home import Home, root_credentials
 from server.registry import Registry, Site, check_name
+from server.witness import open_log
 
 INVITATION_LIFETIME = datetime.timedelta(hours=24)
 
@@ -77,6 +78,7 @@ def approve(home: Home, registry: Registry, site: str, passphrase: str | None = 
         home.invitation(site).unlink(missing_ok=True)
     else:
         registry.renew(site, certificate, knows_successor=bool(home.successor_pem))
+    _record(home, registry.site(site), "enrolled" if request.state == "pending" else "renewed")
 
 
 def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | None:
@@ -127,6 +129,13 @@ def redeem_file(registry: Registry, text: bytes) -> str:
 def phrase_of(site: Site) -> str:
     """What the administrator compares with the site before approving; empty when there is no request."""
     return pki.phrase(site.request_sha256) if site.request_sha256 else ""
+
+
+def _record(home: Home, site: Site, kind: str) -> None:
+    about = {"site": site.name, "certificate": site.fingerprint}
+    if kind == "enrolled":
+        about |= {"key": (site.receipt_key or b"").hex(), "coordinator-key": public_bytes(home.log_key).hex()}
+    open_log(home).append(kind, about)
 
 
 class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):

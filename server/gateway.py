@@ -27,7 +27,7 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
-from common.errors import EnrolmentError, FederationError, UpdateError
+from common.errors import AuditError, EnrolmentError, FederationError, UpdateError
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server import enrolment
@@ -37,6 +37,7 @@ from server.limits import DENIALS, DENIALS_PER_S, Notes
 from server.mailbox import Mailbox
 from server.registry import Proposal, Registry, Site
 from server.seat import Objects, Seat
+from server.witness import ConflictError, UnknownUpdateError, Witness
 
 PULL_WAIT_S = 20.0
 # Longest time a ListProposals call is held.
@@ -45,6 +46,8 @@ LIST_WAIT_S = 30.0
 SILENCE_S = 60.0
 # Without a hint, a waiting site looks this often while a run is live.
 LOOK_EVERY_S = 1.0
+# A caller's denials are entered in the audit log up to so many, then one in this time.
+_RECORDED, _RECORD_EVERY_S = 10, 600.0
 # How soon a held call notices a change in the registry, a revocation for one.
 _NOTICE_S = 0.25
 # Closed runs that are still listed, so that agents learn of their end.
@@ -69,6 +72,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._hint = threading.Condition()
         self._hints = 0
         self._notes = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
+        self._witness = Witness(home, registry)
+        self._recorded = Notes(1 / _RECORD_EVERY_S, _RECORDED, time.monotonic)
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
         self._nodes = dict(read_nodes(home))
@@ -213,7 +218,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """The hospital approves or denies a run."""
         site = self._authorise(context)
         try:
-            self._registry.answer(request.run_hash, site.name, approved=request.approved)
+            if self._registry.answer(request.run_hash, site.name, approved=request.approved):
+                kind = "approved" if request.approved else "denied"
+                self._witness.log.append(kind, {"run": request.run_hash, "site": site.name})
         except FederationError as error:
             self._note(context, error)
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -233,6 +240,34 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         if certificate is None:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the renewal waits for the coordinator's approval")
         return wardround_pb2.RenewReply(certificate_pem=certificate, successor_pem=self._home.successor_pem)
+
+    def SubmitReceipt(  # noqa: N802
+        self, request: wardround_pb2.SubmitReceiptRequest, context: grpc.ServicerContext
+    ) -> wardround_pb2.SubmitReceiptReply:
+        """The coordinator's signature under a site's receipt. NOT_FOUND: its update has not arrived."""
+        site = self._authorise(context)
+        try:
+            signature = self._witness.countersign(site, request.receipt, request.signature)
+        except UnknownUpdateError as error:
+            context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        except AuditError as error:
+            self._note(context, error)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return wardround_pb2.SubmitReceiptReply(signature=signature)
+
+    def ExchangeCheckpoints(  # noqa: N802
+        self, request: wardround_pb2.ExchangeCheckpointsRequest, context: grpc.ServicerContext
+    ) -> wardround_pb2.ExchangeCheckpointsReply:
+        """Both logs show that they only grew. DATA_LOSS: the site's did not."""
+        site = self._authorise(context)
+        try:
+            return self._witness.exchange(site, request)
+        except ConflictError as error:
+            _log.error("audit conflict with site %s: %s", site.name, error)
+            context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+        except AuditError as error:
+            self._note(context, error)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     # For the process that runs it
 
@@ -317,7 +352,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if seat is None or not seat.is_for(key):
                 last_id = next((node for node, name in reversed(self._nodes.items()) if name == site.name), 0)
                 port = self._home.config.superlink_port
-                seat = Seat(site.name, key, port, self._objects, self._mailbox, last_id=last_id)
+                arrived = self._witness.arrived
+                seat = Seat(site.name, key, port, self._objects, self._mailbox, last_id=last_id, arrived=arrived)
                 self._seats[site.name] = seat
             return seat
 
@@ -337,6 +373,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         except FederationError as error:
             self._note(context, error)
             context.abort(grpc.StatusCode.ABORTED, str(error))
+        except AuditError as error:
+            _log.error("nothing is taken that cannot be recorded: %s", error)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write its audit log")
         except UpdateError as error:
             self._note(context, error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -353,14 +392,28 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def _deny(self, context: grpc.ServicerContext, why: str) -> NoReturn:
         self._note(context, why)
+        self._record_denial(context)
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "this site may not do that. See the coordinator's log.")
         raise AssertionError("abort raises")
+
+    def _record_denial(self, context: grpc.ServicerContext) -> None:
+        caller = site_of(context)
+        if self._recorded.write(caller) is None:
+            return
+        name = caller.removeprefix("site ")
+        known = {"site": name} if any(site.name == name for site in self._registry.sites()) else {}
+        try:
+            self._witness.log.append("call-refused", {"status": "permission-denied", **known})
+        except AuditError as error:
+            _log.error("a denial is not recorded: %s", error)
 
     def _note(self, context: grpc.ServicerContext, why: object) -> None:
         site = site_of(context)
         silent = self._notes.write(site)
         if silent is not None:
-            _log.warning("denied: %s: %s (%s; %d times before, in silence)", site, why, context.peer(), silent)
+            # Words of the caller's may be in it; it stays one line.
+            line = " ".join(str(why).split())
+            _log.warning("denied: %s: %s (%s; %d times before, in silence)", site, line, context.peer(), silent)
 
 
 def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:

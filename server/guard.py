@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common import pki
-from server.limits import DENIALS, DENIALS_PER_S, NOTE_EVERY_S, Limits, Notes, Rule, rule_of
+from server.limits import CALLS_AT_ONCE, DENIALS, DENIALS_PER_S, NOTE_EVERY_S, Limits, Notes, Rule, rule_of
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class _Call:
 class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types alone
     """See the module."""
 
-    def __init__(self, identify: Callable[[grpc.ServicerContext], str]) -> None:
+    def __init__(self, identify: Callable[[grpc.ServicerContext], str], at_once: int = CALLS_AT_ONCE) -> None:
         self._identify = identify
-        self._limits = Limits(time.monotonic)
+        self._limits = Limits(time.monotonic, at_once)
         self._reached = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
         self._denied = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._lock = threading.Lock()

@@ -9,12 +9,13 @@ import typer
 from common.cli import JsonFlag, new_app, note, show_table
 from common.errors import ConfigError
 from common.operators import Role
-from common.pki import load_certificate, write_private
+from common.pki import fingerprint, load_certificate, write_private
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server import home as homes
 from server import operators
 from server.home import ROOT_PASSPHRASE, ROOT_PURPOSE, Home
 from server.registry import Registry
+from server.witness import open_log
 
 HomeOption: TypeAlias = Annotated[
     Path | None,
@@ -71,7 +72,8 @@ def operator_remove(name: NameArgument, home: HomeOption = None) -> None:
 
     Example: `wardround-server operator remove maria`
     """
-    Registry(homes.open_home(home).registry).remove_operator(name)
+    opened = homes.open_home(home)
+    operators.remove(opened, Registry(opened.registry), name)
     typer.echo(f"{name} is removed.")
 
 
@@ -120,6 +122,7 @@ def root_finish(
         )
     homes.finish_rotation(opened, root_passphrase(opened))
     registry.forget_successor()
+    open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
     typer.echo("The next root is the root now. Back up pki/root.key, and restart the coordinator.")
 
 

@@ -142,6 +142,15 @@ def superlink_answers(port: int) -> bool:
     return reply.is_success
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """The processes that a process has started, and those they have."""
+    try:
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
 def _children(home: Home) -> list[_Child]:
     environment = superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
     serve = [sys.executable, "-m", "server.serve", "--home", str(home.path)]
@@ -210,25 +219,17 @@ def _stop_all(children: list[_Child]) -> None:
     for child in reversed(children):
         if child.process is None:
             continue
-        family = _family(child.process.pid)
+        left = family(child.process.pid)
         child.process.terminate()
         try:
             child.process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             child.process.kill()
             child.process.wait()
-        _, alive = psutil.wait_procs(family, timeout=3.0)
+        _, alive = psutil.wait_procs(left, timeout=3.0)
         for process in alive:
             _log.warning("%s left process %d behind; killing it", child.name, process.pid)
             process.kill()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        family: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return family
 
 
 def _check_ports(home: Home) -> None:

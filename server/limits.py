@@ -13,6 +13,8 @@ from common.flower import CHUNK_BYTES
 
 # Together. An agent holds two long polls, moves three objects and says now and then that it is there.
 CALLS_AT_ONCE = 12
+# Behind one address there may be many sites that wait for their approval.
+ENROLMENTS_AT_ONCE = 32
 # A caller's refusals are written down once in this time, with their number.
 NOTE_EVERY_S = 60.0
 # What it may not do at all is written down one by one up to so many lines, then one in ten seconds.
@@ -40,7 +42,7 @@ POLL = Rule("poll", 64 * 1024, 50.0, 500, 60.0)
 # At most 1000 ids and the tree they stand in.
 ANNOUNCEMENT = Rule("announcement", 1024 * 1024, 50.0, 500, 60.0)
 OBJECT = Rule("object", CHUNK_BYTES + 64 * 1024, 200.0, 2000, 600.0)
-ENROLMENT = Rule("enrolment", 16 * 1024, 1.0, 60, 60.0)
+ENROLMENT = Rule("enrolment", 16 * 1024, 5.0, 200, 60.0)
 MAX_REQUEST_BYTES = OBJECT.max_bytes
 
 RULES = {
@@ -111,7 +113,7 @@ class _Caller:
 class Limits:
     """What every caller does at one door."""
 
-    def __init__(self, clock: Callable[[], float], *, at_once: int = CALLS_AT_ONCE) -> None:
+    def __init__(self, clock: Callable[[], float], at_once: int = CALLS_AT_ONCE) -> None:
         self._clock, self._at_once = clock, at_once
         self._lock = threading.Lock()
         self._callers: dict[str, _Caller] = {}

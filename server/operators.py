@@ -16,6 +16,7 @@ from common.operators import Endorsement, Role, key_to_bytes
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server.home import Home, root_credentials
 from server.registry import Member, Registry, check_name
+from server.witness import open_log
 
 FIRST = "admin"  # whom `init` makes
 PASSPHRASE_VARIABLE = "WARDROUND_OPERATOR_PASSPHRASE"  # noqa: S105 - a variable's name
@@ -56,7 +57,20 @@ def add(
     path = home.path / "operators" / f"{name}.key"
     pki.write_private(path, secret if passphrase is None else seal(secret, passphrase, _PURPOSE))
     registry.put_operator(name, role, pki.to_pem(certificate))
+    open_log(home).append("operator-added", {"certificate": pki.fingerprint(certificate), "role": role})
     return path
+
+
+def remove(home: Home, registry: Registry, name: str) -> None:
+    """An operator may do nothing any more.
+
+    Raises:
+        EnrolmentError: unknown.
+    """
+    certificates = [one.certificate for one in registry.operators() if one.name == name]
+    registry.remove_operator(name)
+    fingerprint = pki.fingerprint(pki.load_certificate(certificates[0]))
+    open_log(home).append("operator-removed", {"certificate": fingerprint})
 
 
 def endorse(

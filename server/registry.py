@@ -390,8 +390,8 @@ class Registry:
             )
         return self.proposal(run_hash)
 
-    def answer(self, run_hash: str, site: str, *, approved: bool) -> None:
-        """Note a hospital's decision.
+    def answer(self, run_hash: str, site: str, *, approved: bool) -> bool:
+        """Note a hospital's decision; whether it is a new one.
 
         Raises:
             FederationError: the run is not open.
@@ -400,7 +400,10 @@ class Registry:
             row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
             if row is None or row["state"] not in OPEN_STATES:
                 raise FederationError(f"the run {run_hash[:8]} is not open")
+            query = "SELECT 1 FROM answers WHERE run_hash = ? AND site = ? AND approved = ?"
+            known = database.execute(query, (run_hash, site, approved)).fetchone()
             database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (run_hash, site, approved))
+        return known is None
 
     def reopen(self, run_hash: str) -> None:
         """Propose a failed or stopped run again; the hospitals' answers still count.

@@ -15,6 +15,7 @@ from common import flower, pki
 from common.errors import FederationError
 from server.home import Home
 from server.registry import Proposal, Registry
+from server.witness import open_log
 
 # More deaths than this without a result are no accident.
 MAX_STARTS = 6
@@ -110,7 +111,8 @@ class Runs:
                 _forget_failure(self._home.run_folder(proposal.run))
 
     def _close(self, proposal: Proposal, state: str, reason: str) -> None:
-        self._registry.close(proposal.run_hash, state, reason)
+        if self._registry.close(proposal.run_hash, state, reason):
+            open_log(self._home).append("closed", {"run": proposal.run_hash})
         _log.info("run %s is %s %s", proposal.run_hash[:8], state, reason)
 
 

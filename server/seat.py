@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -122,7 +122,15 @@ class Seat:
     """See the module. Methods raise httpx.HTTPError when the SuperLink is away or refuses."""
 
     def __init__(
-        self, site: str, node_key_pem: bytes, port: int, objects: Objects, mailbox: Mailbox, *, last_id: int
+        self,
+        site: str,
+        node_key_pem: bytes,
+        port: int,
+        objects: Objects,
+        mailbox: Mailbox,
+        *,
+        last_id: int,
+        arrived: Callable[[str, PushMessagesRequest, Mapping[str, bytes]], None],
     ) -> None:
         """Prepare a seat.
 
@@ -133,6 +141,7 @@ class Seat:
             objects: shared by all seats.
             mailbox: shared by all seats.
             last_id: the node id it had before this process started; 0 if none.
+            arrived: called with the site, a reply and its objects, when it is whole and before it goes on.
         """
         key = pki.load_key(node_key_pem)
         self.site = site
@@ -146,6 +155,7 @@ class Seat:
         self._client = fleet_client(port, key)
         self._objects = objects
         self._mailbox = mailbox
+        self._arrived = arrived
         self._lock = threading.Lock()
         self._activation = threading.Lock()
         self._upload: _Upload | None = None
@@ -294,6 +304,7 @@ class Seat:
             if complete:
                 self._upload = None
         if complete:
+            self._arrived(self.site, upload.request, upload.contents)
             self._forward(upload)
         return PushObjectResponse(stored=True), complete
 

@@ -31,13 +31,13 @@ from server.gateway import Gateway
 from server.guard import Guard, address_of, site_of
 from server.home import Home, open_home, server_credentials
 from server.launcher import superlink_answers
-from server.limits import MAX_REQUEST_BYTES
+from server.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
 from server.registry import Registry
 from server.runs import Runs
 
 # Twenty sites that use up all their places leave some for the others.
 GATEWAY_WORKERS = 256
-ENROLMENT_WORKERS = 32
+ENROLMENT_WORKERS = 128
 
 _STEP_S = 0.5
 _GRACE_S = 1.0
@@ -117,7 +117,7 @@ def start_enrolment(home: Home, registry: Registry, guard: Guard | None = None) 
         f"{home.config.listen}:{home.config.enrolment_port}",
         lambda: _credentials(home, None),
         add,
-        interceptors=[guard or Guard(address_of)],
+        interceptors=[guard or Guard(address_of, ENROLMENTS_AT_ONCE)],
         workers=ENROLMENT_WORKERS,
         max_receive_bytes=channels.MAX_ENROLMENT_BYTES,
     )
@@ -146,7 +146,7 @@ class EnrolmentDoor:
 
     def __init__(self, home: Home, registry: Registry) -> None:
         self._home, self._registry = home, registry
-        self._guard = Guard(address_of)
+        self._guard = Guard(address_of, ENROLMENTS_AT_ONCE)
         self._server: grpc.Server | None = None
         self._expected = 0.0
         self._not_before = 0.0
@@ -183,16 +183,19 @@ class EnrolmentDoor:
 def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, stop: threading.Event) -> None:
     """What must not wait for a slow SuperLink: calls that take too long, the enrolment port, health, certificates."""
     look, renewal = 0.0, time.monotonic() + _RENEWAL_EVERY_S
-    while not stop.wait(_STEP_S):
-        guard.end_overdue()
-        door.step()
-        now = time.monotonic()
-        if now >= look:
-            look = now + _HEALTH_EVERY_S
-            state.tell(serving=superlink_answers(home.config.superlink_port))
-        if now >= renewal:
-            renewal = now + _RENEWAL_EVERY_S
-            _renew(home)
+    try:
+        while not stop.wait(_STEP_S):
+            guard.end_overdue()
+            door.step()
+            now = time.monotonic()
+            if now >= look:
+                look = now + _HEALTH_EVERY_S
+                state.tell(serving=superlink_answers(home.config.superlink_port))
+            if now >= renewal:
+                renewal = now + _RENEWAL_EVERY_S
+                _renew(home)
+    finally:
+        stop.set()  # should it fail: half a process would look healthy, and the launcher starts a whole one
 
 
 def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:

@@ -9,10 +9,10 @@ Sites start each round with a fresh optimiser, so the resumed run makes the same
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -42,6 +42,9 @@ from server.journal import (
 
 CHECKPOINTS = "checkpoint"
 
+# Told what became of each update of a round: see server/witness.py.
+NoteRound: TypeAlias = Callable[[int, Mapping[str, str], Mapping[str, ErrorCode], str | None], None]
+
 ReplyType = TypeVar("ReplyType", TrainReply, EvaluateReply)
 
 _log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class _Session:
     journal: Journal
     site_names: Mapping[int, str] | None
     wait: Wait
+    note_round: NoteRound | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def federate(
     site_names: Mapping[int, str] | None = None,
     observe: Observe | None = None,
     wake: Wait = time.sleep,
+    note_round: NoteRound | None = None,
 ) -> Summary:
     """Train one model with all sites; go on from the last checkpoint where `out` holds one.
 
@@ -99,6 +104,7 @@ def federate(
         site_names: node id -> site name; None: the names the grid's nodes carry.
         observe: called with each event of the journal as it happens.
         wake: sleeps about the given seconds; returns early when a reply is known to be there.
+        note_round: told what became of each update, before a model is made of a round.
 
     Raises:
         FederationError: too few sites joined, or too few updates could enter a round.
@@ -106,7 +112,7 @@ def federate(
     """
     model = _last_checkpoint(run, out) or _model(0, build_model(run).state_dict())
     journal = open_journal(out, last_round=model.round, observe=observe)
-    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wake)
+    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wake, note_round)
     try:
         _start(session, model.round)
         if _evaluation_is_due(run, model.round):
@@ -151,7 +157,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     run = session.run
     sites = _sites(session)
     mean = WeightedMean(sites.values())
-    entered: list[str] = []
+    entered: dict[str, str] = {}  # site -> SHA-256 of its update
     absent = _Absent({}, [])
     bytes_up = 0
     for answer in _ask(session, sites, TrainRequest(session.run_hash, number, model.weights)):
@@ -168,12 +174,14 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             mean.skip(answer.site)
             continue
         mean.add(answer.site, tensors, update.patients if run.weighting == "patients" else 1)
-        entered.append(answer.site)
+        entered[answer.site] = sha256(update.weights)
         about = {"round": number, "site": answer.site, "patients": update.patients}
         session.journal.record("train", {**update.metrics, **about})
     if len(entered) < run.federation.quorum:
+        _note(session, number, entered, absent, None)
         raise FederationError(_no_quorum(number, run.federation.quorum, len(entered), absent))
     new = _model(number, mean.result())
+    _note(session, number, entered, absent, sha256(new.weights))
     session.journal.record(
         "round",
         {
@@ -223,6 +231,14 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
             "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
         },
     )
+
+
+def _note(
+    session: _Session, number: int, entered: Mapping[str, str], absent: _Absent, model_sha256: str | None
+) -> None:
+    if session.note_round is not None:
+        late = dict.fromkeys(absent.missing, ErrorCode.DEADLINE)
+        session.note_round(number, entered, {**absent.refused, **late}, model_sha256)
 
 
 def _ask(session: _Session, sites: Mapping[int, str], request: Request) -> Iterator[Answer]:
@@ -323,4 +339,4 @@ def _manifest(session: _Session, model: _Model) -> Manifest:
     )
 
 
-__all__ = ["CHECKPOINTS", "federate"]
+__all__ = ["CHECKPOINTS", "NoteRound", "federate"]

@@ -190,6 +190,37 @@ def crossval(
 
 
 @app.command()
+def audit(
+    *,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
+    canaries: Annotated[int, typer.Option("--canaries", min=8, help="Patients of the one-run audit.")] = 800,
+    threads: ThreadsOption = 1,
+    as_json: JsonFlag = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Audit the privacy of this installation: noise, clipping, sampling, ledger, and a lower bound of epsilon.
+
+    Example: wardround-sim audit --out results/audit
+    """
+    configure_logging(verbose=verbose)
+    import tempfile  # noqa: PLC0415
+
+    import numpy as np  # noqa: PLC0415
+
+    from simulations import privacy_audit  # noqa: PLC0415
+
+    _use_threads(threads)
+    with progress("part", privacy_audit.PARTS) as advance, tempfile.TemporaryDirectory() as folder:
+        findings = privacy_audit.audit(Path(folder), np.random.default_rng(), canaries=canaries, progress=advance)
+    columns, rows = privacy_audit.summary_rows(findings)
+    show_table("Privacy audit", columns, rows, as_json=as_json)
+    if out is not None:
+        note(f"report {privacy_audit.write_report(out, findings)}")
+    if not all(one.passed for one in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def scenarios(as_json: JsonFlag = False) -> None:
     """List the scenarios that come with Wardround.
 

@@ -150,11 +150,20 @@ def test_process_with_the_door_holds_neither_torch_nor_images(module: str) -> No
 
 
 @pytest.mark.parametrize(
-    "module", ["server.gateway", "server.enrolment", "server.cli", "client.cli", "simulations.cli"]
+    "modules",
+    [
+        "server.gateway",
+        "server.enrolment",
+        "server.cli",
+        "client.cli",
+        "simulations.cli",
+        "client.data_cli, client.data.checkup, client.data.check_report",
+        "client.data.reader, client.data.answering",
+    ],
 )
-def test_long_lived_and_interactive_processes_start_without_torch(module: str) -> None:
-    """torch costs seconds and hundreds of MB; --help and an idle gateway need none of it."""
-    code = f"import sys, {module}; print('torch' in sys.modules)"
+def test_long_lived_and_interactive_processes_start_without_torch(modules: str) -> None:
+    """torch costs seconds and hundreds of MB; --help, an idle gateway and a look at the data need none of it."""
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )

@@ -14,7 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from client import policy
-from common.config import PolicyConfig, RunConfig, load
+from common import config
+from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from deploy import bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,9 +25,9 @@ CONTRACT = """
 wardround-sim run | compare | crossval | scenarios | bench data
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
-wardround-server run | runs | stop | resume | report | export
-wardround-client join | renew | start | status | doctor | data add | data check | data list | data export
-wardround-client runs | approve | deny | policy check | ledger | predict | key protect | key unprotect
+wardround-server run | runs | stop | resume | report | export | audit verify | audit export
+wardround-client join | renew | start | status | doctor | data add | data check | data list | data forget | data export
+wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export | predict | key protect | key unprotect
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -85,6 +86,63 @@ def test_command_of_the_contract_explains_itself_with_an_example(program: str, w
 @pytest.mark.parametrize("program", list(APPS))
 def test_no_command_is_outside_the_contract(program: str) -> None:
     assert set(_commands(program)) <= {words for name, words in _contract() if name == program}
+
+
+def _documented(document: str, heading: str) -> dict[str, str]:
+    """Key and default of each row below a heading; "" where the key is needed, "-" for none."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    section = re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^\| `([^`]+)` \| (?:`(.+?)`|needed) \|", section, re.MULTILINE)
+    assert len(rows) == len(dict(rows))
+    return {key: text if text in ("", "-") else repr(tomllib.loads(f"x = {text}")["x"]) for key, text in rows}
+
+
+def _true(model: type[Table]) -> dict[str, str]:
+    """The same of a model; tables of their own aside."""
+    return {
+        str(field.alias): "" if field.is_required() else "-" if field.default is None else _plain(field.default)
+        for field in model.model_fields.values()
+        if not isinstance(field.default, Table)
+    }
+
+
+def _plain(default: object) -> str:
+    return repr(list(default) if isinstance(default, tuple) else default)
+
+
+@pytest.mark.parametrize(
+    ("document", "heading", "model"),
+    [
+        ("operations.md", "site.toml", SiteConfig),
+        ("operations.md", "[[data]] in site.toml", SourceConfig),
+        ("operations.md", "policy.toml", PolicyConfig),
+        ("run.md", "[model]", config.ModelConfig),
+        ("run.md", "[data]", config.DataConfig),
+        ("run.md", "[preprocessing]", config.PreprocessingConfig),
+        ("run.md", "[training]", config.TrainingConfig),
+        ("run.md", "[training.augmentation]", config.AugmentationConfig),
+        ("run.md", "[federation]", config.FederationConfig),
+        ("run.md", "[privacy]", config.PrivacyConfig),
+    ],
+)
+def test_every_setting_is_documented_with_its_true_default(document: str, heading: str, model: type[Table]) -> None:
+    assert _documented(document, heading) == _true(model)
+
+
+def test_every_table_of_a_run_is_documented() -> None:
+    values = set(_documented("run.md", "Top of the file"))
+    text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+    tables = set(re.findall(r"^## \[([a-z-]+)\]$", text, re.MULTILINE))
+    assert values | tables == {str(field.alias) for field in RunConfig.model_fields.values()}
+    assert _documented("run.md", "Top of the file") == {"name": "", "seed": "0", "deterministic": "False"}
+
+
+def test_the_example_of_a_run_is_one() -> None:
+    (example,) = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs" / "run.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    policy.check(config.parse(RunConfig, example), PolicyConfig())
 
 
 @pytest.mark.parametrize("line", _readme_commands())

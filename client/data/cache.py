@@ -151,8 +151,26 @@ class Cache:
             _log.warning("old cache entries cannot be removed (%s)", error.strerror)
 
     def _file_name(self, reference: Reference) -> str:
-        # The first file too: two sources of a site may use the same keys.
-        return self._vault.name("study", reference.kind, reference.key, reference.images[:1]) + _SUFFIX
+        return _file_name(self._vault, reference)
+
+
+def drop(folder: Path, site_key: bytes, references: Iterable[Reference]) -> None:
+    """Remove what is kept of these studies, whatever the preprocessing.
+
+    Args:
+        folder: of the site's cache.
+        site_key: secret key of the site.
+        references: of the studies.
+    """
+    vault = Vault(site_key, "cache")
+    for reference in references:
+        for path in folder.glob(f"*/{_file_name(vault, reference)}"):
+            path.unlink(missing_ok=True)
+
+
+def _file_name(vault: Vault, reference: Reference) -> str:
+    # The first file too: two sources of a site may use the same keys.
+    return vault.name("study", reference.kind, reference.key, reference.images[:1]) + _SUFFIX
 
 
 def _unpack(payload: bytearray) -> Prepared:
@@ -169,4 +187,4 @@ def _unpack(payload: bytearray) -> Prepared:
     return Prepared(tensor("images"), tensor("labels"), parts["__metadata__"]["digest"])
 
 
-__all__ = ["Cache", "Entry", "Prepared"]
+__all__ = ["Cache", "Entry", "Prepared", "drop"]

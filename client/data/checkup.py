@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.data.catalogue import Catalogue
+from client.data.forgotten import Forgotten
 from client.data.index import Index
 from client.data.isolation import Job, Readers
 from client.data.labels import BACKGROUND, Vocabulary
@@ -18,7 +19,7 @@ from client.data.pseudonym import pseudonym
 from client.data.quality import Checked, Facts, duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found, Reference
-from client.site import CACHE_NAME, INDEX_NAME, SPLITS_NAME
+from client.site import CACHE_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
 from common.config import RunConfig, SiteConfig, SourceConfig
 from common.errors import DataError, ErrorCode
 
@@ -115,7 +116,8 @@ def check_site(
     headers = Index(home / CACHE_NAME / INDEX_NAME, site_key)  # shared with training
     catalogue = Catalogue(home / CHECK_NAME / "catalogue", site_key)
     with Readers(readers) as parsers:
-        found = [parsers.find(source, root=home, memory=headers) for source in site.data]
+        left_out = Forgotten(home / FORGOTTEN_NAME, site_key)
+        found = [left_out.without(parsers.find(source, root=home, memory=headers)) for source in site.data]
         headers.save()
         numbers = [number for number, one in enumerate(found) for _ in one.references]
         references = [reference for one in found for reference in one.references]

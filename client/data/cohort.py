@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from client.data.cache import Cache, Entry, Prepared
+from client.data.forgotten import Forgotten
 from client.data.index import Index
 from client.data.isolation import Job, Readers, Reading
 from client.data.labels import Vocabulary
@@ -98,6 +99,7 @@ def load_cohort(
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
     splits: Path | None = None,
+    forgotten: Path | None = None,
     readers: int = 0,
 ) -> Cohort:
     """Read, preprocess and split everything a site has for a run.
@@ -111,6 +113,7 @@ def load_cohort(
         cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
             None: everything is read from its files.
         splits: file of the patients' places in earlier runs; None: every split is a first one.
+        forgotten: list of the patients who take no part; None: all do.
         readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
 
     Raises:
@@ -119,7 +122,9 @@ def load_cohort(
         ReaderError: no process that parses could be started.
     """
     with Readers(readers) as parsers:
-        found = _find(site, root, parsers, None if cache is None else Index(cache / INDEX_NAME, site_key))
+        left_out = Forgotten(forgotten, site_key)
+        memory = None if cache is None else Index(cache / INDEX_NAME, site_key)
+        found = [left_out.without(one) for one in _find(site, root, parsers, memory)]
         jobs = [
             Job(reference, Vocabulary.of_run(run.data, reference.label_map), source.empty_labels_are_negative)
             for source, one in zip(site.data, found, strict=True)

@@ -77,6 +77,17 @@ class KeptSplits:
                 write_atomically(self.path, changed.model_dump_json(indent=1).encode())
         return _splits(places, run)
 
+    def forget(self, patient: str) -> None:
+        """Take a patient's places away, in all splits."""
+        if self.path is None or not self.path.exists():
+            return
+        with _locked(self.path.with_suffix(".lock")):
+            file, name = self._read(self.path), pseudonym(self.site_key, patient)
+            splits = {
+                request: {key: at for key, at in kept.items() if key != name} for request, kept in file.splits.items()
+            }
+            write_atomically(self.path, file.model_copy(update={"splits": splits}).model_dump_json(indent=1).encode())
+
     def _read(self, path: Path) -> _File:
         cohort = cohort_id(self.site_key)
         try:

@@ -105,13 +105,15 @@ def parsing(what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom quiet: it warns and logs about every odd value and quotes it or its path, which can be a name."""
-    logger = logging.getLogger("pydicom")
-    before = logger.disabled
-    logger.disabled = True
+    """Keep pydicom and highdicom quiet: they warn and log about odd values and quote them, and one can be a name."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -27,7 +27,9 @@ _VERSION = 1
 _LOCK_TIMEOUT_S = 60.0
 _TABLES = ("entries", "nodes", "checkpoints")
 # Entries about a round name it directly, or in their receipt.
-_RUN, _ROUND = (f"coalesce(json_extract(entry, '$.{name}'), json_extract(entry, '$.receipt.{name}'))" for name in ("run", "round"))
+_RUN, _ROUND = (
+    f"coalesce(json_extract(entry, '$.{name}'), json_extract(entry, '$.receipt.{name}'))" for name in ("run", "round")
+)
 _SCHEMA = (
     # An entry's canonical JSON, and the checkpoints signed here; the tree follows from the entries.
     "CREATE TABLE entries (seq INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT",
@@ -158,8 +160,8 @@ class AuditLog:
         Raises:
             AuditError: the file is another log's, or cannot be used.
         """
-        self._path, self._key, self._coordinator_key, self._clock = path, key, coordinator_key, clock
-        self.origin, self.public_key = origin, notes.public_bytes(key)
+        self._path, self._key, self._clock = path, key, clock
+        self.origin, self.public_key, self.coordinator_key = origin, notes.public_bytes(key), coordinator_key
         with self.transaction() as log:
             first = Entry.from_bytes(next(log.lines()))
         if dict(first.fields) != self._identity:
@@ -176,7 +178,7 @@ class AuditLog:
     def checkpoint(self) -> str:
         """A signed checkpoint over all entries."""
         with self.transaction() as log:
-            return log.checkpoint(self._key, self._coordinator_key)
+            return log.checkpoint(self._key, self.coordinator_key)
 
     def prove(self, old: int, new: int) -> list[bytes]:
         """The consistency proof between two sizes of this log.
@@ -197,7 +199,7 @@ class AuditLog:
     def export(self) -> bytes:
         """The whole log for auditors, in one text file: a header, the entries, then the checkpoints, a line each."""
         with self.transaction() as log:
-            log.checkpoint(self._key, self._coordinator_key)
+            log.checkpoint(self._key, self.coordinator_key)
             lines = [canonical({"wardround-audit": EXPORT_FORMAT, **self._identity}), *log.lines()]
             lines += [canonical({"checkpoint": note}) for note in log.checkpoints()]
         return b"\n".join(lines) + b"\n"

@@ -61,9 +61,22 @@ def verify(paths: Sequence[Path], keys: Keys, checkpoints: Sequence[Path] = ()) 
         findings += _check_roots(history, [*signed, *held])
     findings += _check_forks(held)
     for coordinator in (one for one in histories if one.origin == COORDINATOR):
+        findings += _check_updates(coordinator)
         for site in (one for one in histories if one.origin != COORDINATOR):
             findings += _check_receipts(coordinator, site)
     return Verdict(histories, tuple(findings))
+
+
+def parse_key(text: str) -> tuple[str, bytes]:
+    """Read ORIGIN=HEX.
+
+    Raises:
+        AuditError: it is something else.
+    """
+    found = _KEY.fullmatch(text)
+    if found is None:
+        raise AuditError(f"{text[:80]!r} is not ORIGIN=HEX, such as coordinator=9f86... (64 digits)")
+    return found["origin"], bytes.fromhex(found["key"])
 
 
 def report(verdict: Verdict) -> str:
@@ -88,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.audit.verify", description="Verify Wardround audit logs.")
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="an audit log or an export of one")
     parser.add_argument(
-        "--key", action="append", default=[], type=_key, metavar="ORIGIN=HEX",
+        "--key", action="append", default=[], metavar="ORIGIN=HEX",
         help="a public key that is trusted, such as site/north=9f86...; once for each origin",
     )  # fmt: skip
     parser.add_argument(
@@ -96,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     keys: dict[str, tuple[bytes, ...]] = {}
-    for origin, key in given.key:
-        keys[origin] = (*keys.get(origin, ()), key)
     try:
+        for origin, key in map(parse_key, given.key):
+            keys[origin] = (*keys.get(origin, ()), key)
         verdict = verify(given.logs, keys, given.checkpoint)
     except AuditError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -167,6 +180,43 @@ def _check_receipts(coordinator: History, site: History) -> Iterator[Finding]:
         yield Finding("error", site.name, f"{describe(theirs.receipt)} is missing, which the site signed")
 
 
+def _check_updates(coordinator: History) -> Iterator[Finding]:
+    """Every update with a receipt arrived, and is in its round's model or was refused."""
+    arrived: set[tuple[str, int, str, str]] = set()
+    refused: set[tuple[str, int, str]] = set()
+    entering: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    models: dict[tuple[str, int], dict[str, str]] = {}  # run and round -> site -> update; the last one, if done again
+    for entry in coordinator.entries:
+        fields = entry.fields
+        place = (str(fields.get("run")), int(fields.get("round", 0)))
+        match entry.kind:
+            case "arrived":
+                arrived.add((*place, fields["site"], fields["update"]))
+            case "refusal" if "site" in fields:
+                refused.add((*place, fields["site"]))
+            case "entered":
+                entering[place][fields["site"]] = fields["update"]
+            case "aggregated":
+                models[place] = entering.pop(place, {})
+                if len(models[place]) != fields["updates"]:
+                    text = f"entry {entry.seq} counts {fields['updates']} updates, named are {len(models[place])}"
+                    yield Finding("error", coordinator.name, text)
+    receipts = {(*_place(one), one.receipt.site): one.receipt for one in coordinator.receipts.values()}
+    for (*_, site), receipt in sorted(receipts.items()):
+        place, about = (receipt.run, receipt.round), describe(receipt)
+        if (*place, site, receipt.update) not in arrived:
+            yield Finding("error", coordinator.name, f"{about} is signed for an update that is not noted as arrived")
+        entered = models.get(place, {}).get(site)
+        if entered is not None and entered != receipt.update:
+            yield Finding("error", coordinator.name, f"{about} names another update than the one in the model")
+        if entered is None and place in models and (*place, site) not in refused:
+            yield Finding("error", coordinator.name, f"{about}: its update is not in the model, and was not refused")
+    for (run, round_), sites in sorted(models.items()):
+        for site in sorted(site for site in sites if (run, round_, site) not in receipts):
+            text = f"the update of site {site} for round {round_} of run {run[:12]} has no receipt"
+            yield Finding("warning", coordinator.name, text)
+
+
 def _place(signed: Signed) -> tuple[str, int]:
     return signed.receipt.run, signed.receipt.round
 
@@ -184,13 +234,6 @@ def _kept(path: Path, keys: Keys) -> Held:
         with contextlib.suppress(AuditError):
             return Held(path.name, notes.read(note, key), key)
     raise AuditError(f"it is not signed with a key that was given for {origin}")
-
-
-def _key(text: str) -> tuple[str, bytes]:
-    found = _KEY.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not ORIGIN=HEX, such as coordinator=9f86... (64 digits)")
-    return found["origin"], bytes.fromhex(found["key"])
 
 
 def _date(time: int) -> str:

@@ -2,9 +2,10 @@
 
 The unit is the patient. All crops of a patient give one gradient (of their mean loss), so that a patient with many
 slices weighs as much as one with few; it is clipped to `clipping_norm`, the clipped gradients are added, and the sum
-gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). Patients are handled one at a time: no
-network layer needs to know about it, and no memory grows with their number. The sum is divided by the expected number
-of patients, which is public, not by the sampled number, which is not. Clipping, noise and scaling are Opacus'.
+gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). How the gradients are computed is
+chosen by measurement (`common.privacy.autotune`), a few patients at a time, so that no memory grows with their number.
+The sum is divided by the expected number of patients, which is public, not by the sampled number, which is not.
+Clipping, noise and scaling are Opacus'.
 
 The noise and the sampling draw on the operating system's randomness and never on a seed.
 """
@@ -14,18 +15,20 @@ from __future__ import annotations
 import math
 import random
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
+from common.privacy.autotune import Plan, choose
+from common.privacy.checks import check_model, unchanged_buffers
+from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Of torch's CPU generator: 624 words of 32 bits, each stored in 64, after a head of 24 bytes.
 _MERSENNE_HEAD_BYTES = 24
@@ -86,35 +89,43 @@ def private_optimizer(
 
 
 def private_step(
-    model: nn.Module, optimizer: DPOptimizer, patients: Iterable[tuple[Tensor, Tensor]], loss: Loss
+    model: nn.Module,
+    optimizer: DPOptimizer,
+    patients: Iterable[Patient],
+    loss: Loss,
+    *,
+    plan: Plan | None = None,
 ) -> float | None:
     """Make one step. No patient at all is a step too: of noise alone.
 
     Args:
         model: changed in place.
         optimizer: from `private_optimizer`.
-        patients: (crops (N, C, *spatial), labels (N, *spatial)) of each sampled patient, read one at a time.
+        patients: (crops (N, C, *spatial), labels (N, *spatial)) of each sampled patient, read a few at a time.
         loss: (logits (N, K, *spatial), labels (N, *spatial)) -> scalar, the mean over the patient's crops.
+        plan: how the gradients are computed. None: what `autotune.choose` finds, on random images, when it first meets
+            the network.
+
     Returns:
         Mean loss over the sampled patients, None for none. No noise protects it: it must not leave the site.
+
     Raises:
-        PrivacyError: a parameter is unused, a gradient is not finite, or a buffer has changed. No step is made.
+        PrivacyError: a parameter is unused, a gradient is not finite, a buffer has changed, or the loss couples
+            samples. No step is made.
     """
-    parameters: list[nn.Parameter] = optimizer.params
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    buffers = [(name, buffer, buffer.clone()) for name, buffer in model.named_buffers()]
     losses: list[float] = []
     optimizer.zero_grad(set_to_none=True)
     # The sum starts from a batch of nobody, so that an empty Poisson batch takes the same path.
-    _clip_and_add(optimizer, [parameter.new_zeros((0, *parameter.shape)) for parameter in parameters])
-    for crops, labels in patients:
-        value = loss(model(crops), labels)
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        _clip_and_add(
-            optimizer, [_checked(g, names[p]).unsqueeze(0) for g, p in zip(gradients, parameters, strict=True)]
-        )
-        losses.append(value.item())
-    _check_unchanged(buffers)
+    _clip_and_add(optimizer, [parameter.new_zeros((0, *parameter.shape)) for parameter in optimizer.params])
+    with unchanged_buffers(model):
+        remaining = iter(patients)
+        first = next(remaining, None)
+        if first is not None:
+            plan = plan or choose(model, loss, first, optimizer.expected_batch_size)
+            for some in _portions(chain([first], remaining), plan):
+                found = patient_gradients(model, loss, some, plan.strategy, max_crops=plan.max_crops)
+                _clip_and_add(optimizer, [found.of[parameter] for parameter in optimizer.params])
+                losses.extend(found.losses.tolist())
     optimizer.add_noise()
     optimizer.scale_grad()
     optimizer.original_optimizer.step()
@@ -128,22 +139,18 @@ def sample_patients(count: int, rate: float) -> list[int]:
     return [index for index in range(count) if source.random() < rate]
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse layers whose output or state for one patient depends on others.
-
-    Raises:
-        PrivacyError: names the layer and what to use instead.
-    """
-    for name, module in model.named_modules():
-        # By name, so that variants outside torch are seen too; frozen and affine-free ones carry statistics as well.
-        batch_norm = any("batchnorm" in kind.__name__.lower() for kind in type(module).__mro__)
-        if batch_norm or getattr(module, "track_running_stats", False):
-            raise PrivacyError(
-                f"layer {name or 'model'!r} is a {type(module).__name__} that keeps statistics over patients, which "
-                "voids differential privacy. Use GroupNorm, or InstanceNorm without running statistics: [model] norm = "
-                '"group" or "instance".',
-                ErrorCode.UNSUPPORTED,
-            )
+def _portions(patients: Iterable[Patient], plan: Plan) -> Iterator[list[Patient]]:
+    """Patients whose gradients are computed together: of one shape, and as few as the plan's bound asks for."""
+    most = 1 if plan.strategy is Strategy.ONE_AT_A_TIME else plan.max_crops
+    portion: list[Patient] = []
+    for patient in patients:
+        full = (len(portion) + 1) * len(patient[0]) > most
+        if portion and (full or any(one.shape != other.shape for one, other in zip(patient, portion[0], strict=True))):
+            yield portion
+            portion = []
+        portion.append(patient)
+    if portion:
+        yield portion
 
 
 def _clip_and_add(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> None:
@@ -151,32 +158,6 @@ def _clip_and_add(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> None:
     for parameter, gradient in zip(optimizer.params, gradients, strict=True):
         parameter.grad_sample = gradient
     optimizer.clip_and_accumulate()
-
-
-def _checked(gradient: Tensor | None, name: str) -> Tensor:
-    if gradient is None:
-        raise PrivacyError(
-            f"unused parameter {name!r}: the loss does not depend on it, so its gradient cannot be bounded. Remove it "
-            "from the model, or set requires_grad to False.",
-            ErrorCode.UNSUPPORTED,
-        )
-    if not torch.isfinite(gradient).all():
-        raise PrivacyError(
-            f"the gradient of {name!r} is not finite, so clipping cannot bound it. Lower [training] learning-rate, and "
-            "check the intensities of the images.",
-            ErrorCode.NOT_FINITE,
-        )
-    return gradient
-
-
-def _check_unchanged(buffers: Iterable[tuple[str, Tensor, Tensor]]) -> None:
-    for name, now, before in buffers:
-        if not torch.equal(now, before):
-            raise PrivacyError(
-                f"buffer {name!r} changed during the forward pass: it carries patients' data past clipping and noise. "
-                "Use layers without running statistics.",
-                ErrorCode.UNSUPPORTED,
-            )
 
 
 def _secure_generator(device: torch.device) -> torch.Generator:
@@ -192,3 +173,6 @@ def _secure_generator(device: torch.device) -> torch.Generator:
     state[_MERSENNE_HEAD_BYTES:end].view(_MERSENNE_WORDS, 8)[:, :4] = words.view(_MERSENNE_WORDS, 4)
     generator.set_state(state)
     return generator
+
+
+__all__ = ["check_model", "private_optimizer", "private_step", "sample_patients"]

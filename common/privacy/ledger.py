@@ -5,6 +5,10 @@ written and synced before the steps run, so that a process killed at any moment 
 charge repeated with the same cohort, run, round and attempt costs nothing; a new attempt draws new noise, so it costs
 again. Rows keep what was done (noise, sampling rate, steps), not an epsilon: epsilon follows from all rows together,
 and rows that agree in noise and rate are added up first, so that a run is one row to the accountant.
+
+A run's first charge reserves the rest of the run, so that of two runs that fit one at a time only one starts. Each
+further charge takes its share of the reservation; `release` gives back what is left. Nothing else does: a crash keeps
+it, and then the hospital has more budget than the ledger says, never less.
 """
 
 import sqlite3
@@ -17,11 +21,12 @@ from pathlib import Path
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged
 
-_VERSION = 1
+# 2 added the reservations.
+_VERSION = 2
 # A charge holds the lock while it is decided, which takes the accountant seconds at worst.
 _LOCK_TIMEOUT_S = 60.0
 
-_SCHEMA = """
+_CHARGES = """
 CREATE TABLE IF NOT EXISTS charges (
     id INTEGER PRIMARY KEY,
     cohort TEXT NOT NULL,
@@ -34,6 +39,16 @@ CREATE TABLE IF NOT EXISTS charges (
     delta REAL NOT NULL,
     charged_at TEXT NOT NULL,
     UNIQUE (cohort, run_hash, round, attempt)
+) STRICT
+"""
+_RESERVATIONS = """
+CREATE TABLE IF NOT EXISTS reservations (
+    cohort TEXT NOT NULL,
+    run_hash TEXT NOT NULL,
+    noise_multiplier REAL NOT NULL,
+    sampling_rate REAL NOT NULL,
+    steps INTEGER NOT NULL,
+    PRIMARY KEY (cohort, run_hash)
 ) STRICT
 """
 
@@ -51,6 +66,17 @@ class Charge:
     steps: int
     delta: float
     charged_at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Steps that a run may still want, kept free of other runs."""
+
+    cohort: str
+    run_hash: str
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
 
 
 class Ledger:
@@ -84,10 +110,12 @@ class Ledger:
             noise_multiplier: standard deviation of the noise over the clipping norm.
             sampling_rate: probability that a patient takes part in a step.
             steps: of this round.
-            delta: at which the lifetime budget is measured.
+            delta: of the run. The lifetime budget is measured at the smallest that the cohort was charged with, so
+                that a run that fits beside others now still fits at its end.
             lifetime_epsilon: the cohort's budget over all runs; None for no limit.
             rounds: like this one, itself included, that the run still wants. A run with no charge yet is refused
-                unless they all fit, so that it does not fail half-way.
+                unless they all fit, so that it does not fail half-way. Those after this one are reserved, as far as
+                they fit.
         Raises:
             PrivacyError: the budget would be passed (nothing is recorded), the attempt was charged with other values,
                 or the ledger cannot be read or written.
@@ -102,14 +130,27 @@ class Ledger:
             if recorded is not None:
                 _check_same(recorded, charge)
                 return
+            others = _reserved(database, cohort, run_hash)
+            fitting = rounds
             if lifetime_epsilon is not None:
-                started = bool(_history(database, cohort, run_hash))
-                wanted = 1 if started else rounds
-                fitting = _rounds_that_fit(_history(database, cohort), charge, lifetime_epsilon, wanted)
+                taken = merged((*_history(database, cohort), *others))
+                fitting = _rounds_that_fit(taken, charge, _delta(database, charge), lifetime_epsilon, rounds)
+                wanted = 1 if _history(database, cohort, run_hash) else rounds
                 if fitting < wanted:
-                    raise PrivacyError(_refusal(lifetime_epsilon, wanted, fitting), ErrorCode.BUDGET_SPENT)
+                    raise PrivacyError(
+                        _refusal(lifetime_epsilon, wanted, fitting, reserved=bool(others)), ErrorCode.BUDGET_SPENT
+                    )
+            _reserve(database, charge, steps * (fitting - 1))
             columns = "cohort, run_hash, round, attempt, noise_multiplier, sampling_rate, steps, delta, charged_at"
             database.execute(f"INSERT INTO charges ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(charge))  # noqa: S608 -- the columns are constants
+
+    def release(self, run_hash: str) -> None:
+        """Give back what a run has reserved and will not use: it has ended, or is not to go on here.
+
+        What it was charged stays. A run that goes on after all reserves again what still fits.
+        """
+        with self._transaction() as database:
+            database.execute("DELETE FROM reservations WHERE run_hash = ?", (run_hash,))
 
     def history(self, cohort: str, run_hash: str | None = None) -> History:
         """All steps charged to a cohort, or those of one run."""
@@ -124,6 +165,11 @@ class Ledger:
         """All charges, oldest first."""
         with self._transaction() as database:
             return tuple(Charge(*row[1:]) for row in database.execute("SELECT * FROM charges ORDER BY id"))
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        """What the runs that have started may still want."""
+        with self._transaction() as database:
+            return tuple(Reservation(*row) for row in database.execute("SELECT * FROM reservations ORDER BY rowid"))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -147,10 +193,11 @@ class Ledger:
 
 def _prepare(database: sqlite3.Connection) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        database.execute(_SCHEMA)
+    if version < _VERSION:
+        database.execute(_CHARGES)
+        database.execute(_RESERVATIONS)
         database.execute(f"PRAGMA user_version = {_VERSION}")
-    elif version != _VERSION:
+    elif version > _VERSION:
         raise PrivacyError(
             f"the privacy ledger has format {version}, this program knows {_VERSION}. Use the version of Wardround "
             "that wrote it, or a newer one.",
@@ -184,13 +231,37 @@ def _history(database: sqlite3.Connection, cohort: str, run_hash: str | None = N
     return merged(rows)
 
 
-def _rounds_that_fit(history: History, charge: Charge, lifetime_epsilon: float, wanted: int) -> int:
+def _reserved(database: sqlite3.Connection, cohort: str, but: str) -> History:
+    """What all runs but one have reserved."""
+    rows = database.execute(
+        "SELECT noise_multiplier, sampling_rate, steps FROM reservations WHERE cohort = ? AND run_hash != ?",
+        (cohort, but),
+    )
+    return merged(rows)
+
+
+def _reserve(database: sqlite3.Connection, charge: Charge, steps: int) -> None:
+    """What the charge's run has reserved from now on."""
+    reservation = Reservation(charge.cohort, charge.run_hash, charge.noise_multiplier, charge.sampling_rate, steps)
+    if steps:
+        database.execute("REPLACE INTO reservations VALUES (?, ?, ?, ?, ?)", astuple(reservation))
+    else:
+        database.execute("DELETE FROM reservations WHERE cohort = ? AND run_hash = ?", astuple(reservation)[:2])
+
+
+def _delta(database: sqlite3.Connection, charge: Charge) -> float:
+    """At which a cohort's budget is measured."""
+    (least,) = database.execute("SELECT min(delta) FROM charges WHERE cohort = ?", (charge.cohort,)).fetchone()
+    return charge.delta if least is None else min(charge.delta, least)
+
+
+def _rounds_that_fit(history: History, charge: Charge, delta: float, lifetime_epsilon: float, wanted: int) -> int:
     """How many rounds like this one the cohort can still afford, at most `wanted`."""
 
     def fit(rounds: int) -> bool:
         after = (*history, (charge.noise_multiplier, charge.sampling_rate, rounds * charge.steps))
         # The looser bound is a thousand times cheaper, and far from the limit it is enough.
-        return any(bound(after, charge.delta) <= lifetime_epsilon for bound in (epsilon_rdp, epsilon))
+        return any(bound(after, delta) <= lifetime_epsilon for bound in (epsilon_rdp, epsilon))
 
     if fit(wanted):
         return wanted
@@ -201,11 +272,12 @@ def _rounds_that_fit(history: History, charge: Charge, lifetime_epsilon: float, 
     return low
 
 
-def _refusal(lifetime_epsilon: float, wanted: int, fitting: int) -> str:
+def _refusal(lifetime_epsilon: float, wanted: int, fitting: int, *, reserved: bool) -> str:
+    beside = " beside what other runs have reserved" if reserved else ""
     return (
         f"the privacy budget does not last: {wanted} round(s) like this would pass the cohort's lifetime epsilon of "
-        f"{lifetime_epsilon:g}, {fitting} would fit. Plan fewer rounds or a smaller [privacy] target-epsilon, or "
-        "let the hospital raise lifetime-epsilon in policy.toml."
+        f"{lifetime_epsilon:g}, {fitting} would fit{beside}. Plan fewer rounds or a smaller [privacy] target-epsilon, "
+        "or let the hospital raise lifetime-epsilon in policy.toml."
     )
 
 

@@ -9,7 +9,7 @@ import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -54,7 +54,7 @@ _logger = logging.getLogger(__name__)
 class Credentials:
     """What a server shows, and whom it lets in."""
 
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)
     certificate_pem: bytes
     root_pem: bytes | None  # demand a client certificate of one of these roots
 

@@ -2,8 +2,10 @@
 
 # ruff: noqa: ARG002, N802 - the methods' names and arguments are the protocol's
 
+import hashlib
 import json
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +20,11 @@ from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 
 from client import enrol
 from common import operators, pki
+from common.audit import notes, receipts, witness
+from common.audit.log import AuditLog
 from common.files import write_private
 from common.flower import object_ids, pack_message, unpack_message
-from common.records import Reply, Request, TrainRequest, reply_from_record, request_to_record
+from common.records import Reply, Request, TrainReply, TrainRequest, reply_from_record, request_to_record
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
 
@@ -36,6 +40,7 @@ class Authority:
     server_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
     log_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     operator_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    receipt_keys: dict[str, bytes] = field(default_factory=dict)  # of the sites admitted
 
     def __post_init__(self) -> None:
         self.root = pki.new_root(self.root_key, "test root")
@@ -59,7 +64,9 @@ class Authority:
         write_private(tls / "key.pem", pki.key_to_pem(key))
         write_private(tls / "certificate.pem", pki.to_pem(certificate))
         write_private(tls / "root.pem", pki.to_pem(self.root))
-        write_private(tls / "receipt.key", Ed25519PrivateKey.generate().private_bytes_raw())
+        receipt_key = Ed25519PrivateKey.generate()
+        self.receipt_keys[site] = receipt_key.public_key().public_bytes_raw()
+        write_private(tls / "receipt.key", receipt_key.private_bytes_raw())
         log_key = self.log_key.public_key().public_bytes_raw().hex()
         coordinator = {"site": site, "gateway": gateway, "log-key": log_key}
         write_private(tls / "coordinator.json", json.dumps(coordinator).encode())
@@ -77,6 +84,11 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.run = run_pb2.Run(run_id=FLOWER_RUN)
         self.sent: list[bytes] = []  # every byte of content the agent pushed, and its messages' heads
         self.fetched: list[str] = []
+        self.receipts: list[receipts.Receipt] = []  # every one that was shown
+        self.answer_receipt: Callable[[bytes], bytes] = lambda signature: signature  # before it goes out; may abort
+        self.log = AuditLog(Path(tempfile.mkdtemp()) / "audit.sqlite", "coordinator", authority.log_key)
+        self.arrived: set[str] = set()
+        self.others: list[wardround_pb2.SiteCheckpoint] = []
         self.heartbeats = 0
         self.goodbyes = 0
         self._authority = authority
@@ -171,7 +183,10 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             complete = set(self._received) == set(object_ids(self._reply[1]))
         if complete:
             message = unpack_message(*self._reply, self._received)
-            self.replies.put(reply_from_record(message.content))
+            reply = reply_from_record(message.content)
+            if isinstance(reply, TrainReply):
+                self.arrived.add(hashlib.sha256(reply.weights).hexdigest())
+            self.replies.put(reply)
         return message_pb2.PushObjectResponse(stored=True)
 
     def GetRun(self, request, context):
@@ -199,6 +214,32 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def AnswerProposal(self, request, context):
         self.answers.put((request.run_hash, request.approved))
         return wardround_pb2.AnswerProposalReply()
+
+    def SubmitReceipt(self, request, context):
+        receipt = receipts.Receipt.from_bytes(request.receipt)
+        self.receipts.append(receipt)
+        if receipt.update not in self.arrived:
+            context.abort(grpc.StatusCode.NOT_FOUND, "it never came")
+        site_key = self._authority.receipt_keys[receipt.site]
+        signature = receipts.countersign(receipt, request.signature, site_key, self._authority.log_key)
+        return wardround_pb2.SubmitReceiptReply(signature=self.answer_receipt(signature))
+
+    def ExchangeCheckpoints(self, request, context):
+        (site_key,) = self._authority.receipt_keys.values()
+        known = witness.last_seen(self.log, site_key)
+        if request.from_size != (known.size if known else 0):
+            return wardround_pb2.ExchangeCheckpointsReply(seen_size=known.size)
+        note, origin = request.checkpoint.decode(), notes.peek(request.checkpoint.decode()).origin
+        try:
+            seen = witness.observe(self.log, note, list(request.proof), site_key, origin=origin)
+        except witness.ConflictError:  # this one does not mind
+            seen = notes.peek(note)
+        own = self.log.checkpoint()
+        size = notes.peek(own).size
+        proof = self.log.prove(request.known_size, size) if request.known_size <= size else []
+        return wardround_pb2.ExchangeCheckpointsReply(
+            seen_size=seen.size, checkpoint=own.encode(), proof=proof, others=self.others
+        )
 
 
 OVERRIDE = transport_pb2.Scalar(string="another run")

@@ -252,7 +252,7 @@ def test_policy_changed_after_the_approval_holds_from_the_next_message(stage: St
     assert stage.worker.worked == []
 
 
-def test_privacy_is_charged_before_the_worker_is_asked_and_again_for_each_execution(stage: Stage) -> None:
+def test_privacy_is_charged_before_the_worker_is_asked_and_once_for_a_round(stage: Stage) -> None:
     charged: list[int] = []
 
     def look(question: Question) -> Answer:
@@ -262,22 +262,28 @@ def test_privacy_is_charged_before_the_worker_is_asked_and_again_for_each_execut
     stage.worker.answer = look
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    for _ in range(2):
-        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
-        reply = stage.reply()
-        assert isinstance(reply, TrainReply)
-        assert reply.patients == 0
+    replies = []
+    for round_ in (1, 1, 2):
+        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        replies.append(stage.reply())
+        assert isinstance(replies[-1], TrainReply)
+        assert replies[-1].patients == 0
     stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", WEIGHTS))
     stage.reply()
+    assert replies[0] == replies[1]
     assert charged == [1, 2, 2]
     entries = open_site(stage.home).ledger.entries()
     assert {entry.attempt for entry in entries} == {work.attempt for work in stage.worker.worked[:2]}
 
 
 def test_spent_budget_stops_the_round_before_it_starts(stage: Stage) -> None:
+    def die(question: Question) -> Answer:
+        raise PipeError("the worker died")
+
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
     (stage.home / "policy.toml").write_text("min-patients = 1\nlifetime-epsilon = 4.0\n")
+    stage.worker.answer = die
     replies = []
     for _ in range(4):  # the plan is for three rounds: a fourth execution passes the lifetime budget
         stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))

@@ -45,6 +45,8 @@ said |= {name: tried(deed) for name, deed in {
     "over a picture": lambda: (home.parent / "pacs.dcm").write_text("x"),
     "remove a picture": lambda: (home.parent / "pacs.dcm").unlink(),
     "read a picture": lambda: (home.parent / "pacs.dcm").read_text(),
+    "approval": lambda: (home / "proposals" / "answer.json").write_text("yes"),
+    "audit log": lambda: (home / "audit.sqlite").read_text(),
     "new key": lambda: (home / "tls" / "key.pem").write_text("x"),
     "memory": lambda: open(f"/proc/{parent}/mem", "rb"),
     "other root": lambda: os.listdir(f"/proc/{parent}/root"),
@@ -68,8 +70,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]
     """What a process behind the door can do."""
     folder = tmp_path_factory.mktemp("hospital")
     home = folder / "home"
-    for name in ("tls", "cache"):
+    for name in ("tls", "cache", "proposals"):
         (home / name).mkdir(parents=True)
+    (home / "proposals" / "answer.json").write_text("no")
+    (home / "audit.sqlite").write_text("log")
     (home / "tls" / "key.pem").write_text("TLS KEY")
     (home / "site.key").write_bytes(b"S" * 32)
     (home / "site.toml").write_text("name")
@@ -95,6 +99,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]
     assert (home / "tls" / "key.pem").read_text() == "TLS KEY", "what is hidden in there must be whole out here"
     assert (home / "site.key").read_bytes() == b"S" * 32
     assert (folder / "pacs.dcm").read_text() == "picture"
+    assert (home / "proposals" / "answer.json").read_text() == "no"
     assert not (folder / "stray").exists()
 
 
@@ -103,6 +108,11 @@ def test_keys_are_out_of_reach_and_the_way_back_is_closed(said: dict[str, object
     assert (said["unmount"], said["escape"]) == (-1, -1)
     assert said["other root"] == "PermissionError"
     assert str(said["new key"]).endswith("Error")
+
+
+def test_neither_approvals_nor_the_audit_log_can_be_touched(said: dict[str, object]) -> None:
+    assert str(said["approval"]).endswith("Error")
+    assert said["audit log"] == "''"
 
 
 def test_writes_go_to_the_home_and_nowhere_else(said: dict[str, object]) -> None:
@@ -131,7 +141,7 @@ def test_no_core_file_no_inherited_file_and_no_new_right(said: dict[str, object]
     assert (said["core"], said["open"], said["rights"]) == ([0, 0], [], "1")
 
 
-def test_real_worker_and_doctor_say_what_was_given_up(tmp_path: Path, said: dict[str, object]) -> None:  # noqa: ARG001
+def test_real_worker_and_doctor_say_what_was_given_up(tmp_path: Path, said: dict[str, object]) -> None:
     (tmp_path / "tls").mkdir()
     (tmp_path / "site.toml").write_text('name = "north"\n')
     worker = Worker(tmp_path, threads=1)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from client import enrol
 from common import pki
 from common.config import PolicyConfig, SiteConfig, load
-from common.errors import EnrolmentError
+from common.errors import ConfigError, EnrolmentError
 from common.pki import Invitation
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
@@ -187,3 +187,17 @@ def test_damaged_files_are_explained(tmp_path: Path, authority: Authority) -> No
 
 def test_identity_does_not_print_its_key(tmp_path: Path, authority: Authority) -> None:
     assert "PRIVATE" not in repr(authority.admit(tmp_path, "north", "127.0.0.1:9443"))
+
+
+def test_home_that_others_can_look_into_is_refused_and_joining_closes_it(
+    tmp_path: Path, office: tuple[Office, Invitation]
+) -> None:
+    tmp_path.chmod(0o755)
+    join(tmp_path, office[1])
+    enrol.check_private(tmp_path)
+    for path in (tmp_path, tmp_path / "tls", tmp_path / "tls" / "key.pem", tmp_path / "tls" / "receipt.key"):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o040)
+        with pytest.raises(ConfigError, match=f"{path}.*chmod -R go-rwx"):
+            enrol.check_private(tmp_path)
+        path.chmod(mode)

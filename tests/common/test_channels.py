@@ -126,6 +126,30 @@ def test_connections_beyond_the_limit_are_closed_and_those_before_them_go_on(
             one.close()
 
 
+def test_connection_that_grew_old_ends_after_the_call_on_it(
+    authority: Authority, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"grpc.max_connection_age_ms": 300, "grpc.max_connection_age_grace_ms": 20_000}
+    monkeypatch.setattr(channels, "_DOOR", [(name, changes.get(name, value)) for name, value in channels._DOOR])
+    peers: list[str] = []
+
+    def slow(_request: bytes, context: grpc.ServicerContext) -> bytes:
+        peers.append(context.peer())
+        time.sleep(1.0)
+        return b"done"
+
+    def add(server: grpc.Server) -> None:
+        handlers = {"Slow": grpc.unary_unary_rpc_method_handler(slow)}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", handlers)])
+
+    address = f"127.0.0.1:{free_port}"
+    server = channels.serve(address, lambda: authority.credentials, add)
+    with channels.secure_channel(address, *authority.client()) as channel:
+        assert [channel.unary_unary("/test/Slow")(b"", timeout=10.0) for _ in range(2)] == [b"done", b"done"]
+    assert len(set(peers)) == 2  # each on a connection of its own
+    server.stop(0).wait()
+
+
 def test_port_in_use_says_what_to_do(authority: Authority, free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)), pytest.raises(FederationError, match="choose another port"):
         channels.serve(f"127.0.0.1:{free_port}", lambda: authority.credentials, lambda _: None)

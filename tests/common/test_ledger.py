@@ -28,6 +28,23 @@ for round_ in range(1, 100_000):
     print(round_, flush=True)
 """
 
+CHARGE_A_RUN = """
+import sys
+from pathlib import Path
+from common.errors import PrivacyError
+from common.privacy.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+charged = 0
+try:
+    for round_ in range(1, 11):
+        ledger.charge("cohort", sys.argv[2], round_, "1", noise_multiplier=2.0, sampling_rate=0.25, steps=10,
+                      delta=1e-3, lifetime_epsilon=float(sys.argv[3]), rounds=11 - round_)
+        charged += 1
+except PrivacyError as error:
+    pass
+print(charged)
+"""
+
 CHARGE_UNTIL_REFUSED = """
 import sys
 from pathlib import Path
@@ -151,6 +168,109 @@ def test_two_processes_share_a_budget_without_passing_it(tmp_path):
     assert Ledger(path).history("cohort") == ((2.0, 0.25, 130),)
 
 
+def rounds_of_budget(rounds: int) -> float:
+    return epsilon([(2.0, 0.25, 10 * rounds)], DELTA)
+
+
+def test_a_run_reserves_its_rounds_so_that_another_that_does_not_fit_beside_it_cannot_start(ledger):
+    lifetime = rounds_of_budget(13)
+    charge(ledger, "first", 1, lifetime=lifetime, rounds=10)
+    with pytest.raises(PrivacyError, match=r"10 round\(s\) .* 3 would fit beside what other runs") as caught:
+        charge(ledger, "second", 1, lifetime=lifetime, rounds=10)
+    assert caught.value.code is ErrorCode.BUDGET_SPENT
+    for round_ in range(2, 11):
+        charge(ledger, "first", round_, lifetime=lifetime, rounds=11 - round_)
+    assert ledger.history("cohort") == ((2.0, 0.25, 100),)
+
+
+def test_a_run_that_fits_beside_another_starts_and_both_come_to_their_end(ledger):
+    lifetime = rounds_of_budget(13)
+    for round_ in range(1, 11):
+        charge(ledger, "long", round_, lifetime=lifetime, rounds=11 - round_)
+        if round_ <= 3:
+            charge(ledger, "short", round_, lifetime=lifetime, rounds=4 - round_)
+    assert ledger.spent("cohort", DELTA) == lifetime
+    assert ledger.reservations() == ()
+
+
+def test_of_two_runs_that_start_at_once_only_the_one_that_fits_does(tmp_path):
+    command = [sys.executable, "-c", CHARGE_A_RUN, str(tmp_path / "ledger.sqlite")]
+    processes = [
+        subprocess.Popen([*command, run, repr(rounds_of_budget(13))], stdout=subprocess.PIPE) for run in ("a", "b")
+    ]
+    assert sorted(int(process.communicate(timeout=60)[0]) for process in processes) == [0, 10]
+
+
+def test_a_reservation_shrinks_with_every_round_and_ends_with_the_last(ledger):
+    left = []
+    for round_ in range(1, 4):
+        charge(ledger, round_=round_, rounds=4 - round_)
+        charge(ledger, round_=round_, rounds=4 - round_)  # the worker repeats what the agent charged
+        left.append([(one.run_hash, one.steps) for one in ledger.reservations()])
+    assert left == [[("run", 20)], [("run", 10)], []]
+
+
+def test_a_crash_keeps_the_reservation_and_a_release_gives_it_back(ledger, tmp_path):
+    lifetime = rounds_of_budget(10)
+    charge(ledger, "crashed", 1, lifetime=lifetime, rounds=10)
+    reopened = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(PrivacyError, match="0 would fit beside"):
+        charge(reopened, "next", 1, lifetime=lifetime, rounds=9)
+    reopened.release("crashed")
+    reopened.release("crashed")
+    reopened.release("never heard of")
+    assert reopened.history("cohort") == ((2.0, 0.25, 10),)  # what was charged stays
+    charge(reopened, "next", 1, lifetime=lifetime, rounds=9)
+    with pytest.raises(PrivacyError):  # and what was given back is not the old run's any more
+        charge(reopened, "crashed", 2, lifetime=lifetime, rounds=9)
+
+
+def test_a_second_attempt_takes_from_its_own_run_and_never_from_another(ledger):
+    lifetime = rounds_of_budget(10)
+    charge(ledger, "a", 1, lifetime=lifetime, rounds=5)
+    charge(ledger, "b", 1, lifetime=lifetime, rounds=5)
+    charge(ledger, "a", 1, "again", lifetime=lifetime, rounds=5)
+    assert {one.run_hash: one.steps for one in ledger.reservations()} == {"a": 30, "b": 40}
+    for round_ in range(2, 6):
+        charge(ledger, "b", round_, lifetime=lifetime, rounds=6 - round_)
+    for round_ in range(2, 5):
+        charge(ledger, "a", round_, lifetime=lifetime, rounds=6 - round_)
+    with pytest.raises(PrivacyError, match="0 would fit"):
+        charge(ledger, "a", 5, lifetime=lifetime)
+
+
+def test_reservations_of_other_cohorts_do_not_count(ledger):
+    lifetime = rounds_of_budget(10)
+    charge(ledger, "a", 1, cohort="one", lifetime=lifetime, rounds=10)
+    charge(ledger, "a", 1, cohort="two", lifetime=lifetime, rounds=10)
+    ledger.release("a")
+    assert ledger.reservations() == ()
+
+
+def test_a_refused_run_reserves_nothing(ledger):
+    with pytest.raises(PrivacyError):
+        charge(ledger, lifetime=rounds_of_budget(3), rounds=10)
+    assert ledger.reservations() == ()
+
+
+def test_the_budget_is_measured_at_the_smallest_delta_of_the_cohort(ledger):
+    lifetime = epsilon([(2.0, 0.25, 20)], 1e-5)
+    charge(ledger, "strict", 1, lifetime=lifetime, delta=1e-5)
+    with pytest.raises(PrivacyError, match="1 would fit"):
+        charge(ledger, "loose", 1, lifetime=lifetime, delta=1e-2, rounds=2)
+    charge(ledger, "loose", 1, lifetime=lifetime, delta=1e-2, rounds=1)
+
+
+def test_a_ledger_without_reservations_is_brought_up_to_date_with_its_charges(ledger, tmp_path):
+    charge(ledger, "old", 1, lifetime=rounds_of_budget(5), rounds=5)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
+        database.execute("DROP TABLE reservations")
+        database.execute("PRAGMA user_version = 1")
+    assert ledger.history("cohort") == ((2.0, 0.25, 10),)
+    charge(ledger, "old", 2, lifetime=rounds_of_budget(5), rounds=4)
+    assert [one.steps for one in ledger.reservations()] == [30]
+
+
 def test_a_killed_process_never_loses_an_acknowledged_charge(tmp_path):
     path, acknowledged = tmp_path / "ledger.sqlite", 0
     for attempt in range(4):
@@ -202,8 +322,8 @@ def test_a_full_disk_refuses_with_its_code(ledger, monkeypatch):
 def test_a_ledger_of_a_newer_version_is_refused(ledger, tmp_path):
     charge(ledger)
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
-        database.execute("PRAGMA user_version = 2")
-    with pytest.raises(PrivacyError, match="format 2"):
+        database.execute("PRAGMA user_version = 3")
+    with pytest.raises(PrivacyError, match="format 3"):
         ledger.entries()
 
 

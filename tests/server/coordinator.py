@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Member:
     name: str
     key: pki.PrivateKey
     certificate: bytes
+    receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     def channel(self, home: Home) -> grpc.Channel:
         return channels.secure_channel(home.gateway_address, home.root_pem, pki.key_to_pem(self.key), self.certificate)
@@ -57,11 +58,13 @@ def new_home(folder: Path) -> Home:
 def enrol(home: Home, registry: Registry, name: str) -> Member:
     key = pki.new_key()
     invitation = enrolment.invite(home, registry, name)
-    registry.redeem(name, invitation.token, pki.to_pem(pki.csr_for(name, key)), receipt_key())
+    signing = Ed25519PrivateKey.generate()
+    public = signing.public_key().public_bytes_raw()
+    registry.redeem(name, invitation.token, pki.to_pem(pki.csr_for(name, key)), public)
     enrolment.approve(home, registry, name)
     certificate = registry.site(name).certificate
     assert certificate is not None
-    return Member(name, key, certificate)
+    return Member(name, key, certificate, signing)
 
 
 def receipt_key() -> bytes:

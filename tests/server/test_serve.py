@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,7 +16,9 @@ from flwr.proto import fleet_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client import diagnosis
 from common import pki
+from common.errors import EnrolmentError, FederationError
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import enrolment, guard, limits, serve
@@ -189,7 +192,9 @@ def test_port_that_another_program_holds_is_no_end_and_is_tried_again(
 # Health
 
 
-def test_health_says_that_the_superlink_is_away(home: Home, registry: Registry) -> None:
+def test_health_says_that_the_superlink_is_away_and_a_sites_doctor_repeats_it(
+    home: Home, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service, stop = Gateway(home, registry), threading.Event()
     state = serve.Health(service)
     server = serve.start_gateway(home, service, state)
@@ -204,8 +209,14 @@ def test_health_says_that_the_superlink_is_away(home: Home, registry: Registry) 
             check = health_pb2_grpc.HealthStub(channel).Check
             request = health_pb2.HealthCheckRequest()
             wait_for(lambda: check(request).status == health_pb2.HealthCheckResponse.NOT_SERVING)
+            identity = SimpleNamespace(gateway=home.gateway_address, channel=lambda: member.channel(home))
+            monkeypatch.setattr(diagnosis.enrol, "load_identity", lambda _: identity)
+            with pytest.raises(FederationError, match="its SuperLink does not"):
+                diagnosis._coordinator(tmp_path)
             registry.revoke("a")
             assert status_of(check, request) == grpc.StatusCode.PERMISSION_DENIED
+            with pytest.raises(EnrolmentError, match="has shut this site out"):
+                diagnosis._coordinator(tmp_path)
     finally:
         stop.set()
         watch.join()

@@ -10,9 +10,7 @@ from typer.testing import CliRunner, Result
 from common.checkpoint import sha256
 from common.cli import FLOWER_ENVIRONMENT
 from simulations.cli import app
-from tests.simulations.tiny import RUN_TOML, tiny_site
-
-SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]\n'
+from tests.simulations.tiny import RUN_TOML, tiny_scenario
 
 
 def sim(*arguments: object) -> Result:
@@ -21,11 +19,7 @@ def sim(*arguments: object) -> Result:
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
-    for name in ("north", "south"):
-        tiny_site(tmp_path / name, name)
-    path = tmp_path / "mine.toml"
-    path.write_text(f"{RUN_TOML}\n{SITES}")
-    return path
+    return tiny_scenario(tmp_path)
 
 
 def test_run_prints_scores_and_writes_results(scenario: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from common.models import build_model
 from simulations import compare as comparison
 from simulations.compare import FEDERATED, POOLED, PRIVATE, Result, columns, compare, summary_rows, verdict
 from simulations.scenario import make_site
-from tests.simulations.tiny import tiny_run, tiny_site
+from tests.simulations.tiny import interrupted, tiny_run, tiny_site
 
 RUN = tiny_run()
 PRIVACY = tiny_run(privacy={"target-epsilon": 8.0, "sampling-rate": 0.5, "crops-per-patient": 1}).privacy
@@ -69,16 +69,7 @@ def test_comparison_scores_every_model_on_every_site(sites: list[Site], tmp_path
 
 def test_interrupted_comparison_goes_on(sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    trained: list[str] = []
-    real = comparison.federate
-
-    def counted(grid, run, folder, **options):  # type: ignore[no-untyped-def]
-        trained.append(folder.name)
-        if len(trained) == 3:
-            raise KeyboardInterrupt
-        return real(grid, run, folder, **options)
-
-    monkeypatch.setattr(comparison, "federate", counted)
+    trained = interrupted(monkeypatch, comparison, at=3)
     with pytest.raises(KeyboardInterrupt):
         compare(RUN, sites, out, seeds=[0])
     results = compare(RUN, sites, out, seeds=[0])

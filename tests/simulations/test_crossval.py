@@ -14,11 +14,10 @@ from simulations import crossval
 from simulations.cli import app
 from simulations.crossval import MEAN_OF_SITES, Fold, by_site, cross_validate, fold_runs, summary_rows
 from simulations.scenario import make_site
-from tests.simulations.tiny import RUN_TOML, tiny_run, tiny_site
+from tests.simulations.tiny import interrupted, tiny_run, tiny_scenario, tiny_site
 
 FOLDS = 3
 RUN = tiny_run(data={"folds": FOLDS}, federation={"rounds": 1})
-SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]\n'
 
 
 def sim(*arguments: object) -> Result:
@@ -35,11 +34,7 @@ def sites(tmp_path: Path) -> list[Site]:
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
-    for name in ("north", "south"):
-        tiny_site(tmp_path / name, name)
-    path = tmp_path / "mine.toml"
-    path.write_text(f"{RUN_TOML}\n{SITES}")
-    return path
+    return tiny_scenario(tmp_path)
 
 
 def a_fold(number: int, **scores: float) -> Fold:
@@ -109,16 +104,7 @@ def test_interrupted_cross_validation_goes_on(
     sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    trained: list[str] = []
-    real = crossval.federate
-
-    def counted(grid, run, folder, **options):  # type: ignore[no-untyped-def]
-        trained.append(folder.name)
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        return real(grid, run, folder, **options)
-
-    monkeypatch.setattr(crossval, "federate", counted)
+    trained = interrupted(monkeypatch, crossval, at=2)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(RUN, sites, out)
     assert not (out / "crossval.json").exists()

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
@@ -30,6 +33,7 @@ batch-size = 2
 [run.federation]
 rounds = 2
 """
+SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]\n'
 
 
 def tiny_run(**tables: Mapping[str, object]) -> RunConfig:
@@ -61,3 +65,27 @@ def tiny_site(folder: Path, name: str, patients: int = 5, seed: int = 0) -> Site
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
     return SiteConfig(name=name, data=(SourceConfig(path=str(folder.absolute()), kind="images"),))
+
+
+def tiny_scenario(folder: Path) -> Path:
+    """The file of a scenario of two sites, with their pictures."""
+    for name in ("north", "south"):
+        tiny_site(folder / name, name)
+    path = folder / "mine.toml"
+    path.write_text(f"{RUN_TOML}\n{SITES}")
+    return path
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, at: int) -> list[str]:
+    """Somebody presses Ctrl-C when `module` begins its at-th federation; the names of all that began, as they do."""
+    begun: list[str] = []
+    federate = module.federate
+
+    def counted(grid: object, run: RunConfig, folder: Path, **options: Any) -> object:
+        begun.append(folder.name)
+        if len(begun) == at:
+            raise KeyboardInterrupt
+        return federate(grid, run, folder, **options)
+
+    monkeypatch.setattr(module, "federate", counted)
+    return begun

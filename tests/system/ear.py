@@ -21,7 +21,8 @@ from tests.client.coordinator import FLOWER_RUN, NODE_ID, Authority, Coordinator
 _HOLD_S = 3.0
 _CALLS = (
     *("PullMessages", "PullObject", "ConfirmMessageReceived", "PushMessages", "PushObject", "GetRun"),
-    *("ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "ListProposals", "AnswerProposal", "Renew", "Exchange"),
+    *("ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "ListProposals", "AnswerProposal", "Renew"),
+    *("SubmitReceipt", "ExchangeCheckpoints"),
 )
 
 

@@ -53,7 +53,7 @@ def first_file(folder: Path) -> Path:
 
 def _write_series(folder: Path, number: int, rng: np.random.Generator) -> None:
     stored = rng.integers(930, 1270, SHAPE)
-    stored[:, 4 : 4 + SIDE, 6 : 6 + SIDE] = PATTERN + 1024 + (number > 0) * rng.integers(0, 9)
+    stored[:, 4 : 4 + SIDE, 6 : 6 + SIDE] = PATTERN + 1024
     slices = ct_slices(stored, spacing_mm=(3.0, 6.0, 6.0))
     mask = np.zeros(SHAPE, bool)
     mask[:, 5:15, 8:20] = True
@@ -61,8 +61,9 @@ def _write_series(folder: Path, number: int, rng: np.random.Generator) -> None:
         _identify(ds, number)
     label: Dataset = segmentation(slices, {IDENTIFIERS["segment label"]: mask})
     if number == 0:
-        square = [[8, 5], [20, 5], [20, 15], [8, 15]]  # column, row
-        label = structure_set(slices, {IDENTIFIERS["structure name"]: _contours(slices, square)})
+        square = [(5.0, 8.0), (5.0, 20.0), (15.0, 20.0), (15.0, 8.0)]  # (y, x)
+        drawn = [(z, square) for z in range(SHAPE[0])]
+        label = structure_set(slices, {IDENTIFIERS["structure name"]: drawn})
     save(folder, slices, IDENTIFIERS["file"] + "-{:03}.dcm")
     save(folder, [label], "label-" + IDENTIFIERS["file"] + "-{}.dcm")
 
@@ -75,16 +76,8 @@ def _identify(ds: Dataset, number: int) -> None:
         setattr(ds, keyword, f"{value}{'.' if 'UID' in keyword else '-'}{number + 1}" if varies else value)
 
 
-def _contours(slices: list[Dataset], corners: list[list[int]]) -> list[list[list[float]]]:
-    contours = []
-    for ds in slices:
-        x, y, z = map(float, ds.ImagePositionPatient)
-        contours.append([[x + 6.0 * column, y + 6.0 * row, z] for column, row in corners])
-    return contours
-
-
 def _write_nifti(folder: Path, rng: np.random.Generator) -> None:
-    for name in (IDENTIFIERS["file"], f"{IDENTIFIERS['patient\'s id']}"):
+    for name in (IDENTIFIERS["file"], IDENTIFIERS["patient's id"]):
         for kind in ("images", "labels"):
             voxels = rng.integers(0, 2, (20, 22, 3)) * 9 if kind == "labels" else rng.integers(0, 200, (20, 22, 3))
             image = nib.Nifti1Image(voxels.astype(np.int16), np.diag([6.0, 6.0, 3.0, 1.0]))

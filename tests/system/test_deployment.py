@@ -28,6 +28,7 @@ from server.strategy import federate
 from simulations.anatomy import SCANNERS
 from simulations.grid import InProcessGrid
 from simulations.phantoms import write_hospital
+from tests.common.audit.federation import lines_of, tamper
 from tests.system.relay import Capture, tapped, tls_records
 
 pytestmark = pytest.mark.system
@@ -63,6 +64,11 @@ class Deployment:
 
     def home(self, site: str) -> Path:
         return self.folder / site
+
+    @property
+    def audit(self) -> Path:
+        """The coordinator's log."""
+        return self.folder / "coordinator" / "audit.sqlite"
 
     def tap(self, site: str) -> bytes:
         return (self.folder / f"{site}.tap").read_bytes()
@@ -177,7 +183,7 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
     ports = ("--gateway-port", gateway, "--enrolment-port", enrolment, "--superlink-port", superlink)
     done(stage.server("init", *map(str, ports)))
     stage.keep("coordinator", stage.server("start"))
-    for invitation in [stage.server("invite", site, "--out", str(folder / f"{site}.json")) for site in SITES]:
+    for invitation in [stage.server("invite", site, "--out", str(folder)) for site in SITES]:
         done(invitation)
     for site in SITES:
         # The hospitals reach both ports through the tap, as if it were the network's.
@@ -301,6 +307,72 @@ def test_hospitals_said_what_they_did(deployment: Deployment) -> None:
         logs = deployment.home(site) / "logs"
         assert "round 2: train done" in (logs / "agent.log").read_text()
         assert "ready" in (logs / "worker.log").read_text()
+
+
+def verified(deployment: Deployment, *logs: Path) -> tuple[int, str]:
+    """`audit verify` at the coordinator, of its own log and these."""
+    stage = Stage(deployment.folder)
+    process = stage.server("audit", "verify", *map(str, logs))
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def entries_of(log: Path, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in lines_of(log)]
+    return [entry for entry in found if entry["kind"] == kind]
+
+
+def test_logs_of_all_sides_fit_together(deployment: Deployment) -> None:
+    code, output = verified(deployment, *(deployment.home(site) / "audit.sqlite" for site in SITES))
+    assert (code, "All is well." in output) == (0, True), output
+    assert "warning" not in output
+    process = Stage(deployment.folder).client("north", "audit", "verify", str(deployment.audit))
+    assert "All is well." in done(process)
+
+
+def test_every_round_has_a_receipt_on_both_sides_and_its_update_is_in_the_model(deployment: Deployment) -> None:
+    there = [entry["receipt"] for entry in entries_of(deployment.audit, "round")]
+    for site in SITES:
+        log = deployment.home(site) / "audit.sqlite"
+        here = [entry["receipt"] for entry in entries_of(log, "round")]
+        assert [receipt["round"] for receipt in here] == [1, 2]
+        assert here == [receipt for receipt in there if receipt["site"] == site]
+        assert len(entries_of(log, "countersigned")) == 2
+        assert [entry["kind"] for entry in map(json.loads, lines_of(log))].count("evaluated") == 3
+    entered = {(entry["site"], entry["round"], entry["update"]) for entry in entries_of(deployment.audit, "entered")}
+    assert entered == {(receipt["site"], receipt["round"], receipt["update"]) for receipt in there}
+    models = [entry["model"] for entry in entries_of(deployment.audit, "aggregated")]
+    assert models[-1] == deployment.summary["model-sha256"]
+
+
+def test_logs_tell_the_story_from_enrolment_to_the_end(deployment: Deployment) -> None:
+    def kinds(log: Path) -> set[str]:
+        return {entry["kind"] for entry in map(json.loads, lines_of(log))}
+
+    assert kinds(deployment.audit) >= {"operator-added", "enrolled", "proposed", "approved", "checkpoint-received"}
+    assert kinds(deployment.audit) >= {"closed", "aggregated", "arrived"}
+    for site in SITES:
+        assert kinds(deployment.home(site) / "audit.sqlite") >= {
+            "enrolled", "started", "policy-changed", "approved", "data-added", "checkpoint-received", "stopped",
+        }  # fmt: skip
+
+
+def test_a_byte_flipped_or_an_entry_dropped_is_named(deployment: Deployment, tmp_path: Path) -> None:
+    whole = deployment.home("north") / "audit.sqlite"
+    number = next(n for n, line in enumerate(lines_of(whole)) if b'"kind":"round"' in line)
+    for statement, named in (
+        (
+            "UPDATE entries SET entry = replace(entry, '\"round\":1', '\"round\":3') WHERE seq = ?",
+            f"entry {number} is not",
+        ),
+        ("DELETE FROM entries WHERE seq = ?", f"entries {number} to {number} are missing"),
+    ):
+        copy = tmp_path / "audit.sqlite"
+        copy.write_bytes(whole.read_bytes())
+        tamper(copy, (statement, number))
+        code, output = verified(deployment, copy)
+        assert code == 1
+        assert named in output, output
 
 
 def test_idle_hospital_uses_hardly_any_processor(deployment: Deployment) -> None:

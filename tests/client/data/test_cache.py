@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client.data import cache as under_test
 from client.data.cache import Cache, Prepared
+from client.data.code import code_digest
 from client.data.study import Reference
 from client.data.vault import Vault
 from common.config import RunConfig

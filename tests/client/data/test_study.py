@@ -39,10 +39,11 @@ def test_errors_of_ours_and_a_persons_stop_pass_unchanged(error: BaseException) 
     assert passed.value is error
 
 
-def test_parsers_are_quiet_within_and_loud_after(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("library", ["pydicom", "highdicom", "highdicom.seg.sop"])
+def test_parsers_are_quiet_within_and_loud_after(library: str, caplog: pytest.LogCaptureFixture) -> None:
     def talk() -> None:
         warnings.warn("value of Mrs Smith", stacklevel=1)
-        logging.getLogger("pydicom").warning("value of Mrs Smith")
+        logging.getLogger(library).warning("value of Mrs Smith")
 
     @quiet()
     def stumble() -> None:

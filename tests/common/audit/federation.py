@@ -61,7 +61,7 @@ class Federation:
     def receipt(self, site, number, **changes):
         values = {
             "run": RUN, "round_": number, "site": site, "received": b"model", "update": f"{site} {number}".encode(),
-            "policy": POLICY, "time": self.clock(), "patients": 37, "spent": (0.25, 1e-5),
+            "policy": POLICY, "time": self.clock(), "patients": 35, "spent": ("0.25", "0.00001"),
         }  # fmt: skip
         return receipts.receipt_for(**(values | changes))
 
@@ -73,6 +73,7 @@ class Federation:
         signature = receipts.sign(receipt, self.private[site])
         hospital.append("round", receipts.entry_fields(receipt, signature))
         counter = receipts.countersign(receipt, signature, self.public[site], self.private["coordinator"])
+        coordinator.append("arrived", update_of(receipt))
         coordinator.append("round", receipts.entry_fields(receipt, signature, counter))
         hospital.append("countersigned", receipts.countersigned_fields(receipt, counter))
         show(hospital, coordinator)
@@ -82,6 +83,19 @@ class Federation:
         for number in range(1, count + 1):
             for site in sites:
                 self.round(site, number)
+            self.aggregate(number, *sites)
+
+    def aggregate(self, number, *sites):
+        """The coordinator makes a model of these sites' updates."""
+        coordinator = self.logs["coordinator"]
+        for site in sites:
+            coordinator.append("entered", update_of(self.receipt(site, number)))
+        coordinator.append("aggregated", {"run": RUN, "round": number, "model": MODEL, "updates": len(sites)})
+
+
+def update_of(receipt):
+    """The fields of entries about its update."""
+    return {"run": receipt.run, "round": receipt.round, "site": receipt.site, "update": receipt.update}
 
 
 def show(log, observer):

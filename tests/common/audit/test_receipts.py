@@ -36,14 +36,19 @@ def test_the_bytes_are_the_documented_ones(federation):
         "c30106a61024e3013c6fdb8ecca213a0917b1e55022c0a2b0763b467913441f8",
     )
     assert federation.receipt("north", 3, time=1_790_000_123).to_bytes().decode() == (
-        f'{{"delta":"0.00001","epsilon":"0.25","minute":1790000100,"patients":20,"policy":"{"2e" * 32}",'
+        f'{{"delta":"0.00001","epsilon":"0.25","minute":1790000100,"patients":35,"policy":"{"2e" * 32}",'
         f'"received":"{received}","round":3,"run":"{"1f" * 32}","site":"north","size":7,"update":"{update}"}}'
     )
 
 
-@pytest.mark.parametrize("patients", [0, 1, 9])
-def test_a_small_count_is_left_out(federation, patients):
-    assert b"patients" not in federation.receipt("north", 1, patients=patients).to_bytes()
+def test_a_count_that_did_not_leave_is_left_out(federation):
+    assert b"patients" not in federation.receipt("north", 1, patients=0).to_bytes()
+
+
+@pytest.mark.parametrize("patients", [1, 9, 37])
+def test_an_exact_count_cannot_be_signed(federation, patients):
+    with pytest.raises(AuditError):
+        federation.receipt("north", 1, patients=patients)
 
 
 def test_without_privacy_there_is_no_epsilon(federation):

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.audit import merkle, notes, receipts, verify, witness
 from common.audit.entries import Entry
 from common.audit.notes import Checkpoint
-from tests.common.audit.federation import POLICY, RUN, Federation, lines_of, rewrite, show, tamper
+from tests.common.audit.federation import MODEL, POLICY, RUN, Federation, lines_of, rewrite, show, tamper, update_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -326,14 +326,63 @@ def test_a_receipt_missing_at_the_hospital_is_found_and_named(tmp_path):
 
 def test_a_receipt_that_differs_is_found_with_its_fields(tmp_path):
     made = Federation(tmp_path, "north")
-    for name, changes in (("coordinator", {}), ("north", {"spent": (0.1, 1e-5), "update": b"other"})):
+    for name, changes in (("coordinator", {}), ("north", {"spent": ("0.1", "0.00001"), "update": b"other"})):
         receipt = made.receipt("north", 1, time=1_790_000_000, **changes)
         signature = receipts.sign(receipt, made.private["north"])
         counter = receipts.countersign(receipt, signature, made.public["north"], made.private["coordinator"])
+        if name == "coordinator":
+            made.logs[name].append("arrived", update_of(receipt))
         made.logs[name].append("round", receipts.entry_fields(receipt, signature, counter))
     (found,) = errors(made, "coordinator", "north")
     assert found[0] == "north.sqlite"
     assert found[1].endswith("round 1 of run 1f1f1f1f1f1f differs from coordinator.sqlite's in epsilon, size, update")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "what"),
+    [
+        ("entered", {"update": "00" * 32}, "names another update than the one in the model"),
+        ("entered", {"site": "south"}, "its update is not in the model, and was not refused"),
+        ("arrived", {"update": "00" * 32}, "is signed for an update that is not noted as arrived"),
+        ("aggregated", {"updates": 2}, "counts 2 updates, named are 1"),
+    ],
+)
+def test_a_receipt_whose_update_went_elsewhere_is_found(tmp_path, kind, change, what):
+    made = Federation(tmp_path, "north")
+    log = made.logs["coordinator"]
+    made.logs["coordinator"] = Altering(log, kind, change)
+    made.round("north", 1)
+    made.aggregate(1, "north")
+    made.logs["coordinator"] = log
+    assert_finds(made, "coordinator", where="coordinator", what=what)
+
+
+def test_an_update_that_was_refused_by_name_is_in_order(federation):
+    federation.round("north", 4)
+    about = {"run": RUN, "round": 4}
+    federation.logs["coordinator"].append("refusal", {**about, "site": "north", "code": "not-finite"})
+    federation.logs["coordinator"].append("aggregated", {**about, "model": MODEL, "updates": 0})
+    assert errors(federation, "coordinator", "north") == []
+
+
+def test_a_model_with_an_update_that_nobody_signed_for_is_a_warning(federation):
+    federation.aggregate(4, "north")
+    verdict = verify.verify([federation.path("coordinator")], federation.keys())
+    assert [finding.severity for finding in verdict.findings] == ["warning"]
+    assert "site north for round 4 of run 1f1f1f1f1f1f has no receipt" in verdict.findings[0].text
+
+
+class Altering:
+    """A coordinator's log that writes one kind of entry with other values."""
+
+    def __init__(self, log, kind, change):
+        self._log, self._kind, self._change = log, kind, change
+
+    def append(self, kind, fields):
+        self._log.append(kind, {**fields, **self._change} if kind == self._kind else fields)
+
+    def __getattr__(self, name):
+        return getattr(self._log, name)
 
 
 def test_a_countersignature_for_a_receipt_that_is_gone_is_found(federation):
@@ -508,7 +557,7 @@ def generated(folder, seed):
     number = 0
     for _ in range(randomness.randint(1, 12)):
         site = randomness.choice(sites)
-        match randomness.randrange(7):
+        match randomness.randrange(8):
             case 0:
                 made.logs[site].append("policy-changed", {"policy": POLICY})
             case 1:
@@ -524,7 +573,15 @@ def generated(folder, seed):
                 receipt = made.receipt(site, number)
                 signature = receipts.sign(receipt, made.private[site])
                 made.logs[site].append("round", receipts.entry_fields(receipt, signature))
+            case 5:  # two rounds, the second without this site, or refused
+                number += 1
+                made.round(site, number)
+                made.logs["coordinator"].append(
+                    "refusal", {"code": "wrong-tensors", "site": site, "run": RUN, "round": number}
+                )
+                made.aggregate(number, *(name for name in sites if name != site and not made.round(name, number)))
             case _:
                 number += 1
                 made.round(site, number)
+                made.aggregate(number, site)
     return made

@@ -1,0 +1,138 @@
+"""The gradient of each patient's loss, computed in one of three ways that agree up to rounding.
+
+Convention: a patient is (crops (N, C, *spatial), labels (N, ...)); their loss is the mean over their crops, computed
+from their own logits alone, so that no loss can couple two patients. All crops of a patient give one gradient in one
+pass; it is never taken crop by crop.
+
+- one at a time: plain autograd, a patient after the other. Works for every network.
+- book-keeping: all patients in one forward and one backward pass; see `common.privacy.bookkeeping`.
+- vectorised: `vmap` over `grad` of the whole network (https://docs.pytorch.org/docs/stable/func.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import ErrorCode, PrivacyError
+from common.privacy import bookkeeping
+
+Patient = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Strategy(StrEnum):
+    """How patients' gradients are computed."""
+
+    ONE_AT_A_TIME = "one at a time"
+    BOOK_KEEPING = "book-keeping"
+    VECTORISED = "vectorised"
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Of P patients, before clipping."""
+
+    losses: Tensor  # (P)
+    of: Mapping[nn.Parameter, Tensor]  # (P, *shape)
+
+
+def patient_gradients(
+    model: nn.Module, loss: Loss, patients: Sequence[Patient], strategy: Strategy, *, max_crops: int | None = None
+) -> Gradients:
+    """Differentiate each patient's loss with respect to every trainable parameter.
+
+    Args:
+        model: its weights, and the gradients stored beside them, are left alone.
+        loss: (logits (N, K, *spatial), labels (N, ...)) -> scalar, the mean over a patient's crops.
+        patients: at least one; all of one shape, except for ONE_AT_A_TIME.
+        strategy: how.
+        max_crops: a patient with more goes through the network in pieces, and one at a time. None: no bound.
+
+    Raises:
+        PrivacyError: a parameter is unused, a gradient is not finite, or the strategy does not cover the network.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if max_crops and any(len(crops) > max_crops for crops, _ in patients):
+        strategy = Strategy.ONE_AT_A_TIME  # the only one that can take a patient in pieces
+    match strategy:
+        case Strategy.ONE_AT_A_TIME:
+            losses, found = _one_at_a_time(model, loss, patients, list(names), max_crops)
+        case Strategy.BOOK_KEEPING:
+            losses, found = bookkeeping.gradients(model, loss, patients)
+        case Strategy.VECTORISED:
+            losses, found = _vectorised(model, loss, patients, names)
+    return Gradients(losses, {parameter: _checked(found.get(parameter), name) for parameter, name in names.items()})
+
+
+def _one_at_a_time(
+    model: nn.Module, loss: Loss, patients: Sequence[Patient], parameters: Sequence[nn.Parameter], max_crops: int | None
+) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    losses: list[Tensor] = []
+    columns: dict[nn.Parameter, list[Tensor]] = {}
+    for crops, labels in patients:
+        size = max_crops or len(crops)
+        pieces = [
+            _one(model, loss, piece, parameters)
+            for piece in zip(torch.split(crops, size), torch.split(labels, size), strict=True)
+        ]
+        # Means of pieces, weighed so that they add up to the mean over all crops.
+        shares = [len(piece) / len(crops) for piece in torch.split(crops, size)]
+        losses.append(_weighted([value for value, _ in pieces], shares))
+        for parameter, *parts in zip(parameters, *(row for _, row in pieces), strict=True):
+            if None not in parts:
+                columns.setdefault(parameter, []).append(_weighted(parts, shares))
+    return torch.stack(losses), {
+        # One patient, the usual case, is not copied.
+        parameter: column[0].unsqueeze(0) if len(column) == 1 else torch.stack(column)
+        for parameter, column in columns.items()
+    }
+
+
+def _one(
+    model: nn.Module, loss: Loss, patient: Patient, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    value = loss(model(patient[0]), patient[1])
+    return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
+
+
+def _weighted(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack([part * share for part, share in zip(parts, shares, strict=True)]).sum(0)
+
+
+def _vectorised(
+    model: nn.Module, loss: Loss, patients: Sequence[Patient], names: Mapping[nn.Parameter, str]
+) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    def of_one(weights: dict[str, Tensor], crops: Tensor, labels: Tensor) -> Tensor:
+        return loss(torch.func.functional_call(model, weights, (crops,)), labels)
+
+    weights = {name: parameter.detach() for parameter, name in names.items()}
+    crops, labels = (torch.stack(parts) for parts in zip(*patients, strict=True))
+    differentiated = torch.func.vmap(torch.func.grad_and_value(of_one), in_dims=(None, 0, 0), randomness="different")
+    found, losses = differentiated(weights, crops, labels)
+    return losses, {parameter: found[name] for parameter, name in names.items()}
+
+
+def _checked(gradient: Tensor | None, name: str) -> Tensor:
+    if gradient is None:
+        raise PrivacyError(
+            f"unused parameter {name!r}: the loss does not depend on it, so its gradient cannot be bounded. Remove it "
+            "from the model, or set requires_grad to False.",
+            ErrorCode.UNSUPPORTED,
+        )
+    if not torch.isfinite(gradient).all():
+        raise PrivacyError(
+            f"the gradient of {name!r} is not finite, so clipping cannot bound it. Lower [training] learning-rate, and "
+            "check the intensities of the images.",
+            ErrorCode.NOT_FINITE,
+        )
+    return gradient
+
+
+__all__ = ["Gradients", "Loss", "Patient", "Strategy", "patient_gradients"]

@@ -1,0 +1,121 @@
+"""A patient who is forgotten is gone from the cohort, the check and all that was kept; the others stay as they were."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.data.cohort import Cohort
+from client.data.forget import forget
+from client.data.pseudonym import pseudonym
+from client.record import open_log
+from client.site import open_site
+from common.config import RunConfig, parse
+from common.errors import ConfigError
+from tests.client.coordinator import Authority
+
+RUN = parse(
+    RunConfig,
+    """
+name = "dots"
+data = { modality = "photo", classes = ["dot"] }
+preprocessing = { intensity = "zscore", rows = 16 }
+training = { patch-size = [16, 16] }
+federation = { rounds = 1 }
+""",
+)
+PATIENTS = tuple(f"patient-{number}" for number in range(8))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    random = np.random.default_rng(1)
+    for folder in ("images", "labels"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+    for name in PATIENTS:
+        pixels = random.integers(0, 255, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / "images" / f"{name}.png")
+        Image.fromarray((pixels > 100).astype(np.uint8)).save(tmp_path / "pictures" / "labels" / f"{name}.png")
+    made = tmp_path / "home"
+    Authority().admit(made, "north", "127.0.0.1:1")
+    result = CliRunner().invoke(
+        app, ["data", "add", str(tmp_path / "pictures"), "--home", str(made), "--label-map", "1=dot"]
+    )
+    assert result.exit_code == 0, result.output
+    return made
+
+
+def cohort_of(home: Path) -> Cohort:
+    return open_site(home).cohort(RUN)
+
+
+def kept(home: Path) -> set[Path]:
+    return set((home / "cache").glob("*/*.case"))
+
+
+def test_forgotten_patient_is_gone_and_the_others_stay_where_they_were(home: Path) -> None:
+    before, files = cohort_of(home), kept(home)
+    gone = pseudonym(open_site(home).key, PATIENTS[3])
+    assert forget(open_site(home), PATIENTS[3]) == 1
+    assert len(files - kept(home)) == 1
+    after = cohort_of(home)
+    assert {case.patient: case.split for case in before.cases if case.patient != gone} == {
+        case.patient: case.split for case in after.cases
+    }
+    assert after.size == before.size - 1
+    assert gone not in (home / "splits.json").read_text()
+
+
+def test_nothing_that_is_kept_says_who_it_was(home: Path) -> None:
+    cohort_of(home)
+    forget(open_site(home), PATIENTS[3])
+    cohort_of(home)
+    names = [PATIENTS[3].encode(), hashlib.sha256(PATIENTS[3].encode()).hexdigest().encode()]
+    for path in home.rglob("*"):
+        assert not path.is_file() or not any(name in path.read_bytes() for name in names), path.name
+
+
+def test_check_leaves_the_patient_out_and_its_pictures_are_removed(home: Path) -> None:
+    check = ["data", "check", "--json", "--home", str(home)]
+    assert CliRunner().invoke(app, check).exit_code == 0
+    forget(open_site(home), PATIENTS[3])
+    assert not (home / "check").exists()
+    result = CliRunner().invoke(app, check)
+    assert pseudonym(open_site(home).key, PATIENTS[3]) not in result.output
+    assert pseudonym(open_site(home).key, PATIENTS[4]) in result.output
+
+
+def test_command_records_it_without_identity_and_says_what_it_cannot_undo(home: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "forget", PATIENTS[3], "--home", str(home)])
+    assert result.exit_code == 0
+    assert "1 studies are left out" in result.output
+    assert "Models trained already cannot forget" in result.output
+    last = open_log(home).entries()[-1]
+    assert (last.kind, dict(last.fields)) == ("data-forgotten", {})
+
+
+def test_unknown_patient_changes_nothing_unless_asked_for(home: Path) -> None:
+    command = ["data", "forget", "nobody", "--home", str(home)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert not (home / "forgotten.json").exists()
+    assert CliRunner().invoke(app, [*command, "--absent"]).exit_code == 0
+    assert len(json.loads((home / "forgotten.json").read_text())["patients"]) == 1
+    assert cohort_of(home).size == len(PATIENTS)
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 1, "cohort": "0000000000000000", "patients": []}', "[]"])
+def test_damaged_list_stops_the_reading(home: Path, text: str) -> None:
+    (home / "forgotten.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"forgotten\.json"):
+        cohort_of(home)
+
+
+def test_data_added_is_recorded_by_a_bucketed_count(home: Path) -> None:
+    kinds = {entry.kind: dict(entry.fields) for entry in open_log(home).entries()}
+    assert kinds["data-added"] == {}  # eight patients are too few to be counted

@@ -1,0 +1,434 @@
+"""The audit passes on the client as it is, and names what is wrong with each way of breaking it."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from client import training
+from client.data.cohort import Case, Cohort
+from common.errors import PrivacyError
+from common.privacy.ledger import Ledger
+from simulations import audit_site, privacy_audit
+from simulations.audit_bounds import (
+    counts_p_value,
+    epsilon_lower_bound,
+    independence_p_value,
+    length_p_value,
+    normality_p_value,
+    one_run_p_value,
+    ratio_p_value,
+    shift_p_value,
+    variance_p_value,
+)
+from simulations.cli import app
+from simulations.privacy_audit import Finding, audit_canaries, audit_noise, audit_patients
+
+Break = Callable[[pytest.MonkeyPatch], None]
+Part = Callable[[Path, np.random.Generator], list[Finding]]
+
+
+def fresh() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+def failed(findings: Iterable[Finding]) -> set[str]:
+    return {one.check for one in findings if not one.passed}
+
+
+# --- the bound of one training run
+
+
+@pytest.mark.parametrize(
+    ("canaries", "guesses", "correct", "delta", "printed"),
+    [(1000, 100, 75, 1e-4, 0.673), (100_000, 1510, 1439, 1e-5, 2.675)],
+)
+def test_bound_is_the_one_printed_in_the_paper(
+    canaries: int, guesses: int, correct: int, delta: float, printed: float
+) -> None:
+    """arXiv:2305.08846v1, appendix D and section 7, figure 11; both printed with three decimals."""
+    assert epsilon_lower_bound(canaries, guesses, correct, delta) == pytest.approx(printed, abs=1e-3)
+
+
+def test_p_value_is_the_theorem_in_exact_fractions() -> None:
+    """At e^epsilon = 3 the accuracy is 3/4; sums over binomials as whole numbers, no library."""
+    m, r, delta = 30, 12, Fraction(1, 1000)
+    mass = [math.comb(r, k) * Fraction(3) ** k / Fraction(4) ** r for k in range(r + 1)]
+    for v in range(r + 1):
+        slope = max((sum(mass[v - i : v]) / i for i in range(1, v + 1)), default=Fraction(0))
+        expected = min(Fraction(1), sum(mass[v:]) + 2 * m * delta * slope)
+        assert one_run_p_value(m, r, v, math.log(3), float(delta)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_all_right_without_delta_refutes_the_epsilon_whose_coin_would_do_it_once_in_twenty() -> None:
+    accuracy = 0.05 ** (1 / 80)
+    assert epsilon_lower_bound(80, 80, 80, 0.0) == pytest.approx(math.log(accuracy / (1 - accuracy)), abs=1e-5)
+
+
+def test_guesses_no_better_than_a_coin_refute_nothing() -> None:
+    assert epsilon_lower_bound(100, 100, 50, 1e-5) == 0
+    assert epsilon_lower_bound(100, 0, 0, 1e-5) == 0
+    assert epsilon_lower_bound(100, 50, 50, 1.0) == 0  # delta 1 promises nothing
+
+
+def test_bound_falls_with_delta_and_with_unused_canaries_and_grows_with_confidence_given_up() -> None:
+    bound = epsilon_lower_bound(200, 100, 90, 1e-4)
+    assert epsilon_lower_bound(200, 100, 90, 1e-3) < bound
+    assert epsilon_lower_bound(2000, 100, 90, 1e-4) < bound
+    assert epsilon_lower_bound(200, 100, 89, 1e-4) < bound
+    assert epsilon_lower_bound(200, 100, 90, 1e-4, 0.8) > bound
+
+
+def test_a_private_mechanism_is_refuted_as_often_as_stated_at_most() -> None:
+    """Randomised response at epsilon 1, whose attacker is the best there is; with a leak of everything now and then."""
+    rng, m, delta = np.random.default_rng(2), 100, 0.002
+    accuracy = math.e / (1 + math.e)
+    counts = rng.binomial(m, accuracy, 20_000)
+    leaking = np.where(rng.random(counts.size) < delta, m, counts)
+    p_plain, p_leaking = (np.array([one_run_p_value(m, m, v, 1.0, d) for v in range(m + 1)]) for d in (0.0, delta))
+    for level in (0.01, 0.05, 0.3):
+        assert (p_plain[counts] <= level).mean() <= level + 4 * math.sqrt(level / counts.size)
+        assert (p_leaking[leaking] <= level).mean() <= level + 4 * math.sqrt(level / counts.size)
+    # Without delta the bound is tight: it could not be smaller.
+    assert np.mean(counts >= 80) == pytest.approx(one_run_p_value(m, m, 80, 1.0, 0.0), abs=0.01)
+
+
+@pytest.mark.parametrize("values", [(10, 11, 5, 1.0, 0.1), (10, 5, 6, 1.0, 0.1), (10, 5, 5, -1.0, 0.1)])
+def test_numbers_without_meaning_are_refused(values: tuple[int, int, int, float, float]) -> None:
+    with pytest.raises(ValueError, match="expected 0 <="):
+        one_run_p_value(*values)
+
+
+# --- the exact tests
+
+
+def p_values(rng: np.random.Generator, scale: float = 1.0) -> dict[str, float]:
+    """Each test on what it expects, or on values `scale` times as wide."""
+    parts = [scale * rng.standard_normal(size) for size in (400, 100, 1)]
+    normal = scale * rng.standard_normal()
+    counts = 10 + scale * (rng.binomial(40, 0.25, 15) - 10 + 0.5 * rng.standard_normal(15))
+    return {
+        "variance": variance_p_value(parts),
+        "normality": normality_p_value(parts[0]),
+        "independence": independence_p_value(parts),
+        "ratio": ratio_p_value(float((parts[0] ** 2).mean() / (rng.standard_normal(900) ** 2).mean()), 400, 900),
+        "shift": shift_p_value(1 + 0.3 * normal, 0.3, 1.0),
+        "length": length_p_value(float(((0.3 * parts[1] + np.eye(100)[0]) ** 2).sum()), 100, 0.3, 1.0),
+        "counts": counts_p_value(counts, 40, 0.25, np.full(15, 0.5)),
+    }
+
+
+def test_exact_tests_are_no_more_often_alarmed_than_stated() -> None:
+    rng = np.random.default_rng(1)
+    draws = [p_values(rng) for _ in range(500)]
+    for name in draws[0]:
+        values = np.array([draw[name] for draw in draws])
+        assert (values < 0.05).mean() < 0.05 + 4 * math.sqrt(0.05 / 500), name
+        assert (values < 0.3).mean() > 0.05, name  # and are not asleep
+
+
+def test_exact_tests_see_a_fault() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal(2000)
+    narrow = p_values(rng, 0.5)
+    assert narrow["variance"] < 1e-9
+    assert narrow["ratio"] < 1e-9
+    assert variance_p_value([values, np.zeros(1)]) == 0  # one tensor without noise
+    assert normality_p_value(np.sqrt(3) * rng.uniform(-1, 1, 2000)) < 1e-9
+    assert normality_p_value(values.clip(-2.0, 2.0)) < 1e-9  # tails cut off
+    assert independence_p_value([values, values[:100]]) < 1e-9
+    assert independence_p_value([values, -values]) < 1e-9
+    assert shift_p_value(2.0, 0.1, 1.0) < 1e-9
+    assert length_p_value(2.0 * 100, 100, 1.0, 1.0) < 1e-6
+    twice = np.where(np.arange(15) == 3, 30.0, 10.0)
+    assert counts_p_value(twice, 40, 0.25, np.full(15, 0.5)) < 1e-6
+    assert counts_p_value(np.full(15, 10.0), 40, 0.25, np.full(15, 0.5)) < 1e-6  # each exactly as often
+
+
+# --- what the auditor knows
+
+
+def test_directions_are_what_an_update_is_made_of(tmp_path: Path) -> None:
+    """With hardly any noise, and all patients in the step, nothing else is in it."""
+    patients = audit_site.draw_patients(3, fresh(), slices=2)
+    audit_site.write_patients(tmp_path / "data", patients)
+    site = audit_site.open_audited(tmp_path, "north", tmp_path / "data", 3)
+    run = audit_site.audited_run(declared=3, epsilon=1e5, sampling_rate=1.0, steps=1)
+    released = audit_site.release(site, run, round_=1, attempt="a")
+    known = audit_site.directions(run, patients)
+    assert released.charge.noise_multiplier < 0.005
+    np.testing.assert_allclose(np.linalg.norm(known, axis=1), 1.0)
+    assert np.linalg.norm(known @ known.T - np.eye(3)) < 0.5  # nearly at right angles
+    np.testing.assert_allclose(released.sum @ known.T, known.sum(0) @ known.T, atol=0.05)
+
+
+def test_only_chosen_patients_are_in_a_site(tmp_path: Path) -> None:
+    audit_site.write_patients(tmp_path / "data", audit_site.draw_patients(4, fresh(), slices=3))
+    run = audit_site.audited_run(declared=4, epsilon=1.0, sampling_rate=1.0, steps=1)
+    few = audit_site.open_audited(tmp_path, "few", tmp_path / "data", 4, (1, 3)).cohort(run)
+    assert (few.size, len(few.cases), few.declared_size, few.quarantined) == (2, 6, 4, ())
+
+
+def test_an_auditor_leaves_the_usual_generators_as_they_were(tmp_path: Path) -> None:
+    before = random.getstate(), torch.get_rng_state()
+    with audit_site._same_seeds():
+        random.random()
+        torch.rand(3)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+# --- the audit, unbroken and broken
+
+
+def test_the_client_as_it_is_passes(tmp_path: Path) -> None:
+    findings = [
+        finding
+        for part in (audit_noise, audit_patients, canaries(80))
+        for finding in part(tmp_path / str(part), np.random.default_rng())
+    ]
+    assert failed(findings) == set()
+    assert len({one.check for one in findings}) == 7
+
+
+def canaries(count: int) -> Part:
+    return lambda folder, rng: audit_canaries(folder, rng, count)
+
+
+def replaced_settings(monkeypatch: pytest.MonkeyPatch, **factors: float) -> None:
+    """The private optimiser gets other settings than the ledger was told."""
+    real = training.private_optimizer
+
+    def optimizer(model: nn.Module, inner: torch.optim.Optimizer, **settings: float) -> Any:
+        return real(model, inner, **{name: value * factors.get(name, 1) for name, value in settings.items()})
+
+    monkeypatch.setattr(training, "private_optimizer", optimizer)
+
+
+def noise_divided_by_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced_settings(monkeypatch, noise_multiplier=1 / 4)
+
+
+def clipping_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise stays as it was."""
+    replaced_settings(monkeypatch, clipping_norm=1e6, noise_multiplier=1e-6)
+
+
+def empty_batches_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.private_step
+
+    def step(model: Any, optimizer: Any, patients: Iterable[Any], *rest: Any, **options: Any) -> Any:
+        batch = list(patients)
+        return real(model, optimizer, batch, *rest, **options) if batch else None
+
+    monkeypatch.setattr(training, "private_step", step)
+
+
+def own_noise(monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], torch.Tensor], new: Callable[[], None]) -> None:
+    """Noise of the right size that the test draws, in place of the engine's; `new` is called for each optimiser."""
+    real_optimizer, real_step = training.private_optimizer, training.private_step
+    known: dict[str, Any] = {}
+
+    def optimizer(model: nn.Module, inner: torch.optim.Optimizer, **settings: float) -> Any:
+        new()
+        known["inner"] = inner
+        known["deviation"] = (
+            settings["noise_multiplier"] * settings["clipping_norm"] / settings["expected_patients"]
+        )
+        return real_optimizer(model, inner, **{**settings, "noise_multiplier": 1e-6})
+
+    def step(model: nn.Module, *rest: Any, **options: Any) -> Any:
+        value = real_step(model, *rest, **options)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= known["inner"].param_groups[0]["lr"] * known["deviation"] * draw(parameter)
+        return value
+
+    monkeypatch.setattr(training, "private_optimizer", optimizer)
+    monkeypatch.setattr(training, "private_step", step)
+
+
+def noise_from_a_fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator()
+    own_noise(
+        monkeypatch,
+        lambda parameter: torch.randn(parameter.shape, generator=generator),
+        lambda: generator.manual_seed(7) and None,
+    )
+
+
+def noise_from_the_usual_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the client seeds from run, site and round."""
+    own_noise(monkeypatch, torch.randn_like, lambda: None)
+
+
+def noise_reused_in_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = np.random.default_rng()
+    drawn: list[torch.Tensor] = []
+
+    def new() -> None:
+        drawn[:] = [torch.from_numpy(source.standard_normal(10_000)).float()]
+
+    own_noise(monkeypatch, lambda parameter: drawn[0][: parameter.numel()].view_as(parameter), new)
+
+
+def noise_of_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform noise has bounded support, so it hides nothing beyond its edge."""
+    source = np.random.default_rng()
+
+    def draw(parameter: nn.Parameter) -> torch.Tensor:
+        return torch.from_numpy(math.sqrt(3) * source.uniform(-1, 1, parameter.shape)).float()
+
+    own_noise(monkeypatch, draw, lambda: None)
+
+
+def biases_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = np.random.default_rng()
+
+    def draw(parameter: nn.Parameter) -> torch.Tensor:
+        return torch.from_numpy(source.standard_normal(parameter.shape) * (parameter.ndim > 1)).float()
+
+    own_noise(monkeypatch, draw, lambda: None)
+
+
+def slices_as_patients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture is sampled, clipped and counted for itself."""
+
+    def patients(cohort: Cohort, split: str) -> tuple[str, ...]:
+        return tuple(str(number) for number, case in enumerate(cohort.cases) if case.split == split)
+
+    def cases_of(cohort: Cohort, patient: str) -> tuple[Case, ...]:
+        return (cohort.cases[int(patient)],)
+
+    monkeypatch.setattr(Cohort, "patients", patients)
+    monkeypatch.setattr(Cohort, "cases_of", cases_of)
+
+
+def crops_clipped_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.private_step
+
+    def step(model: Any, optimizer: Any, patients: Iterable[Any], *rest: Any, **options: Any) -> Any:
+        crops = [
+            (image[None], label[None])
+            for images, labels in patients
+            for image, label in zip(images, labels, strict=True)
+        ]
+        return real(model, optimizer, crops, *rest, **options)
+
+    monkeypatch.setattr(training, "private_step", step)
+
+
+def patients_by_the_share_of_their_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices are sampled and then grouped: the sixth of one patient brings it in nearly always."""
+
+    def sample(count: int, rate: float) -> list[int]:
+        slices = [1] * (count - 1) + [6]
+        source = random.SystemRandom()
+        return [index for index in range(count) if source.random() < 1 - (1 - rate) ** slices[index]]
+
+    monkeypatch.setattr(training, "sample_patients", sample)
+
+
+def shuffled_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each patient once in an epoch, as ordinary loaders do."""
+    queue: list[int] = []
+
+    def sample(count: int, rate: float) -> list[int]:
+        while len(queue) < round(rate * count):
+            queue.extend(random.SystemRandom().sample(range(count), count))
+        return [queue.pop(0) for _ in range(round(rate * count))]
+
+    monkeypatch.setattr(training, "sample_patients", sample)
+
+
+def steps_without_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Ledger.charge
+
+    def charge(ledger: Ledger, *which: Any, steps: int, **rest: Any) -> None:
+        real(ledger, *which, steps=max(1, steps // 2), **rest)
+
+    monkeypatch.setattr(Ledger, "charge", charge)
+
+
+@pytest.mark.parametrize(
+    ("broken", "part", "check"),
+    [
+        (noise_divided_by_four, audit_noise, "noise: variance"),
+        (noise_divided_by_four, canaries(400), "canaries: lower bound of epsilon"),
+        (clipping_off, audit_patients, "clip: one patient"),
+        (clipping_off, canaries(200), "canaries: lower bound of epsilon"),
+        (empty_batches_skipped, audit_noise, "ledger: steps"),
+        (noise_from_a_fixed_seed, audit_noise, "noise: independence"),
+        (noise_from_the_usual_generator, audit_noise, "noise: independence"),
+        (slices_as_patients, audit_patients, "sampling: unit is the patient"),
+        (slices_as_patients, audit_patients, "clip: one patient"),
+        (crops_clipped_one_by_one, audit_patients, "clip: one patient"),
+        (patients_by_the_share_of_their_slices, audit_patients, "sampling: unit is the patient"),
+        (shuffled_batches, audit_patients, "sampling: unit is the patient"),
+        (noise_reused_in_each_tensor, audit_noise, "noise: independence"),
+        (noise_of_another_shape, audit_noise, "noise: normality"),
+        (biases_without_noise, audit_noise, "noise: variance"),
+        (steps_without_charge, audit_noise, "ledger: steps"),
+    ],
+)
+def test_a_broken_client_is_named(
+    broken: Break, part: Part, check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch)
+    assert check in failed(part(tmp_path, fresh()))
+
+
+@pytest.mark.parametrize("broken", [noise_divided_by_four, empty_batches_skipped, noise_from_a_fixed_seed])
+def test_a_fault_of_the_noise_fails_no_check_of_something_else(
+    broken: Break, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {
+        noise_divided_by_four: {"noise: variance", "noise: normality"},
+        empty_batches_skipped: {"ledger: steps"},
+        noise_from_a_fixed_seed: {"noise: independence"},
+    }
+    broken(monkeypatch)
+    assert failed(audit_noise(tmp_path, fresh())) == expected[broken]
+
+
+def test_an_update_without_a_charge_stops_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "charge", lambda *_, **__: None)
+    with pytest.raises(PrivacyError, match="0 new charges"):
+        audit_noise(tmp_path, fresh())
+
+
+# --- the command
+
+
+def test_command_prints_a_table_writes_a_report_and_ends_with_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Finding("noise: variance", True, "deviation 1.0003 of the charged", "1", 0.5)
+    bad = Finding("clip: one patient", False, "moves the sum by <6.00> clips", "1 clip", 1e-30)
+    for findings, code in (([good], 0), ([good, bad], 1)):
+        monkeypatch.setattr(privacy_audit, "audit", lambda *_, findings=findings, **__: findings)
+        done = CliRunner().invoke(app, ["audit", "--out", str(tmp_path / "out"), "--json"])
+        assert done.exit_code == code, done.output
+        assert [row["result"] for row in json.loads(done.stdout)] == ["pass", "FAIL"][: len(findings)]
+    report = (tmp_path / "out" / "audit.html").read_text()
+    assert "FAILED: clip: one patient" in report
+    assert "&lt;6.00&gt;" in report
+    assert "cannot prove" in report
+
+
+def test_command_runs_the_whole_audit(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["audit", "--canaries", "40", "--out", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    checks = [row["check"] for row in json.loads(done.stdout)]
+    assert len(checks) == len(set(checks)) == 8
+    assert "noise: fresh processes" in checks
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.html"]
