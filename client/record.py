@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -81,14 +81,11 @@ class Record:
         self._charged: dict[tuple[str, int], tuple[str, str]] = {}  # run hash and round -> epsilon and delta
 
     def begin(self, identity: Identity) -> None:
-        """The agent starts; if it had not been stopped before, it crashed."""
+        """The agent starts."""
+        self.log.begin("agent", version("wardround"))
         with self.log.transaction() as log:
-            last = log.latest("started", "stopped", "crashed")
             policies = log.latest("policy-changed")
             answers = log.latest("approved", "denied", count=_MOST_ANSWERS)
-        if last and last[0].kind == "started":
-            self.crashed("agent")
-        self.log.append("started", {"program": "agent", "version": _version()})
         self._policy = policies[0].fields["policy"] if policies else ""
         for entry in reversed(answers):
             self._answers[entry.fields["run"]] = (entry.kind == "approved", entry.fields["by"])
@@ -154,16 +151,13 @@ class Record:
         Raises:
             PolicyError: the round was done, with another model or so long ago that the update is gone.
         """
-        parcel = self._outbox.find(request.run_hash)
         with self.log.transaction() as log:
-            done = log.about("round", request.run_hash, request.round)
-            if parcel is not None and parcel.receipt.round == request.round:
-                if parcel.receipt.received == sha256(request.weights).hexdigest():
-                    if not done:  # killed between the two
-                        log.append("round", receipts.entry_fields(parcel.receipt, parcel.signature))
-                    return parcel
-            elif not done:
+            if not log.about("round", request.run_hash, request.round):
                 return None
+        parcel = self._outbox.find(request.run_hash)
+        asked = (request.round, sha256(request.weights).hexdigest())
+        if parcel is not None and (parcel.receipt.round, parcel.receipt.received) == asked:
+            return parcel
         raise PolicyError(
             f"round {request.round} was done here before, with another model or long ago. A round has one receipt: a "
             "coordinator that has lost its checkpoint must propose the run anew, under another name or seed.",
@@ -205,10 +199,3 @@ class Record:
     def closed(self, run_hash: str) -> None:
         """A run is over: its last update is not needed any more."""
         self._outbox.drop(run_hash)
-
-
-def _version() -> str:
-    try:
-        return version("wardround")
-    except PackageNotFoundError:
-        return "0.0"

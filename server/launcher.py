@@ -76,6 +76,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
     os.umask(0o077)
     with _only_one(home), _stop_on_signal() as stop:
         _check_ports(home)
+        _wipe_flower(home)
         children = _children(home)
         try:
             for child in children:
@@ -149,6 +150,13 @@ def family(pid: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     return found
+
+
+def _wipe_flower(home: Home) -> None:
+    """What Flower unpacked for earlier runs is of no use any more; the gateway's mailbox beside it is."""
+    for name in ("apps", "source"):
+        path = home.flower / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _children(home: Home) -> list[_Child]:

@@ -13,6 +13,7 @@ import resource
 import signal
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from server.launcher import superlink_answers
 from server.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
 from server.registry import Registry
 from server.runs import Runs
+from server.witness import open_log
 
 # Twenty sites that use up all their places leave some for the others.
 GATEWAY_WORKERS = 256
@@ -57,6 +59,8 @@ def serve(home: Home, stop: threading.Event) -> None:
         FederationError: the gateway's port is in use.
     """
     registry = Registry(home.registry)
+    audit = open_log(home)
+    audit.begin("gateway", version("wardround"))
     gateway = Gateway(home, registry)
     runs = Runs(home, registry)
     door, state, guard = EnrolmentDoor(home, registry), Health(gateway), Guard(site_of)
@@ -81,6 +85,7 @@ def serve(home: Home, stop: threading.Event) -> None:
         stopped.wait()
         sleeper.close()
         gateway.close()
+        audit.append("stopped", {"program": "gateway"})
 
 
 def start_gateway(

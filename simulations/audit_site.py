@@ -163,16 +163,16 @@ def tensor_parts(run: RunConfig, values: Values) -> list[Values]:
 @contextmanager
 def _same_seeds() -> Iterator[None]:
     """Every release begins with the same state of the usual generators, so that noise drawn from one shows; then restore."""
-    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the old one is the one to watch
+    before, numpy_before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         try:
             yield
         finally:
             random.setstate(before)
-            np.random.set_state(numpy_before)  # noqa: NPY002
+            np.random.set_state(numpy_before)
 
 
 def _direction(model: nn.Module, picture: NDArray[np.uint8]) -> Values:

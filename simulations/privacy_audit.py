@@ -4,7 +4,8 @@ Small hospitals of patients with known gradients (simulations/audit_site.py) tra
 and all. The auditor sees what the coordinator sees, and the ledger:
 
     noise      what is left of an update without its known gradients is the noise the ledger was charged for: its
-               variance in every tensor, its normality, and no two of its parts alike, of tensors, rounds, attempts, sites
+               variance in every tensor, its normality, and no two of its parts alike, be it of tensors, rounds, attempts,
+               sites or processes
     ledger     the steps that added noise, counted from the variance of a round of nearly all empty batches, are the
                steps charged, and every update has its charge
     clip       a patient with a gradient 10,000 times the clip and with many slices moves the sum by one clip at most
@@ -18,13 +19,17 @@ audit can refute a guarantee. It cannot prove one.
 
 import html
 import math
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from client.site import Site
+from common.config import RunConfig
 from common.files import write_atomically
 from common.privacy.accountant import epsilon
 from server.report import page, table
@@ -40,8 +45,9 @@ from simulations.audit_bounds import (
     shift_p_value,
     variance_p_value,
 )
-from simulations.audit_process import releases_from_fresh_processes
+from simulations.audit_process import release_from_fresh_process
 from simulations.audit_site import (
+    Pictures,
     Release,
     audited_run,
     directions,
@@ -52,20 +58,20 @@ from simulations.audit_site import (
     write_patients,
 )
 
-PARTS = 4
+PARTS = 3
 CANARIES = 800
 CLAIMED_EPSILON = 1.0
 CONFIDENCE = 0.95
 FALSE_ALARM = 1e-6
 REPORT_NAME = "audit.html"
 
-_PATIENTS = 20
+_PATIENTS = 30
 _PLANNED_ROUNDS = 3
 # A batch is empty with probability 0.98.
 _EMPTY_RATE, _EMPTY_STEPS = 1e-3, 8
 
 # Noise far below a clip, so that single patients stand out: what is tested with it is not the noise.
-_CLIP_EPSILON, _SAMPLING_EPSILON = 100.0, 3000.0
+_CLIP_EPSILON, _SAMPLING_EPSILON = 100.0, 20_000.0
 _SAMPLING_RATE, _SAMPLING_STEPS = 0.25, 64
 _SLICES, _CROPS = 6, 2
 
@@ -80,6 +86,12 @@ _LIMITS = (
 )
 
 
+class Releaser(Protocol):
+    """As `simulations.audit_site.release`."""
+
+    def __call__(self, site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release: ...
+
+
 @dataclass(frozen=True)
 class Finding:
     """One check. figure and limit are for people; p_value is None where the check is a bound and no test."""
@@ -91,8 +103,20 @@ class Finding:
     p_value: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Audited:
+    """Sites, and the patients whose pictures lie in their folder."""
+
+    patients: Sequence[Pictures]
+    sites: Sequence[Site]
+
+
 def audit(
-    folder: Path, rng: np.random.Generator, *, canaries: int = CANARIES, progress: Callable[[int, str], None] | None = None
+    folder: Path,
+    rng: np.random.Generator,
+    *,
+    canaries: int = CANARIES,
+    progress: Callable[[int, str], None] | None = None,
 ) -> list[Finding]:
     """Audit the client of this installation.
 
@@ -104,39 +128,56 @@ def audit(
     """
     tell = progress or (lambda _done, _text: None)
     tell(0, "noise and ledger")
-    findings = audit_noise(folder / "noise", rng)
-    tell(1, "fresh processes")
-    findings += audit_processes(folder / "processes", rng)
-    tell(2, "clip and sampling")
-    findings += audit_patients(folder / "patients", rng)
-    tell(3, f"{canaries} canaries")
+    findings = audit_noise(noise_sites(folder / "noise", rng))
+    tell(1, "clip and sampling")
+    findings += audit_patients(patient_sites(folder / "patients", rng))
+    tell(2, f"{canaries} canaries")
     findings += audit_canaries(folder / "canaries", rng, canaries)
     tell(PARTS, "done")
     return findings
 
 
-def audit_noise(folder: Path, rng: np.random.Generator) -> list[Finding]:
-    """Noise on known gradients, and the steps that made it."""
+def noise_sites(folder: Path, rng: np.random.Generator) -> Audited:
+    """Three hospitals of the same patients; two of them have the same name."""
     patients = draw_patients(_PATIENTS, rng)
     write_patients(folder / "data", patients)
-    north, twin, south = (
-        open_audited(folder / home, name, folder / "data", _PATIENTS)
-        for home, name in (("one", "north"), ("two", "north"), ("one", "south"))
-    )
+    homes = (("one", "north"), ("two", "north"), ("one", "south"))
+    sites = [open_audited(folder / home, name, folder / "data", _PATIENTS) for home, name in homes]
+    return Audited(patients, sites)
 
-    run = audited_run(
-        declared=_PATIENTS, epsilon=CLAIMED_EPSILON, sampling_rate=1.0, steps=1, rounds=_PLANNED_ROUNDS
-    )
-    known = directions(run, patients).sum(0)
-    # Whatever a seed could follow from is the same in two of these: all, all but the attempt, the round, the site.
-    where = ((north, 1, "first"), (twin, 1, "first"), (north, 1, "second"), (north, 2, "third"), (south, 1, "first"))
-    releases = [release(site, run, round_=round_, attempt=attempt) for site, round_, attempt in where]
+
+def patient_sites(folder: Path, rng: np.random.Generator) -> Audited:
+    """A hospital with a patient of many slices, who is the last, and the same hospital without that patient."""
+    patients = [*draw_patients(_PATIENTS, rng), *draw_patients(1, rng, slices=_SLICES)]
+    write_patients(folder / "data", patients)
+    chosen: dict[str, Iterable[int]] = {"with": (), "without": range(_PATIENTS)}
+    sites = [open_audited(folder, name, folder / "data", len(patients), only) for name, only in chosen.items()]
+    return Audited(patients, sites)
+
+
+def audit_noise(audited: Audited, elsewhere: Releaser = release_from_fresh_process) -> list[Finding]:
+    """Noise on known gradients, and the steps that made it.
+
+    Args:
+        audited: from `noise_sites`.
+        elsewhere: how the second site trains: from a newly started program, which shows what is drawn at its start.
+    """
+    north, twin, south = audited.sites
+    run = audited_run(declared=_PATIENTS, epsilon=CLAIMED_EPSILON, sampling_rate=1.0, steps=1, rounds=_PLANNED_ROUNDS)
+    known = directions(run, audited.patients).sum(0)
+    attempt = secrets.token_hex(8)
+    # Whatever a seed could follow from is the same in two of these: all of it, all but attempt, round or site.
+    releases = [
+        release(north, run, round_=1, attempt=attempt),
+        elsewhere(twin, run, round_=1, attempt=attempt),
+        release(north, run, round_=1, attempt=f"{attempt} again"),
+        release(north, run, round_=2, attempt=attempt),
+        release(south, run, round_=1, attempt=attempt),
+    ]
     noises = [(one.sum - known) / one.charge.noise_multiplier for one in releases]
 
-    sparse = audited_run(
-        declared=_PATIENTS, epsilon=CLAIMED_EPSILON, sampling_rate=_EMPTY_RATE, steps=_EMPTY_STEPS
-    )
-    empty = release(north, sparse, round_=1, attempt="empty")
+    sparse = audited_run(declared=_PATIENTS, epsilon=CLAIMED_EPSILON, sampling_rate=_EMPTY_RATE, steps=_EMPTY_STEPS)
+    empty = release(north, sparse, round_=1, attempt=attempt)
 
     parts = [tensor_parts(run, noise) for noise in noises]
     pooled = np.concatenate(noises)
@@ -163,35 +204,14 @@ def audit_noise(folder: Path, rng: np.random.Generator) -> list[Finding]:
     ]
 
 
-def audit_processes(folder: Path, rng: np.random.Generator) -> list[Finding]:
-    """The same release twice, each time from a newly started program."""
-    write_patients(folder / "data", draw_patients(_PATIENTS, rng))
-    twins = [open_audited(folder / home, "north", folder / "data", _PATIENTS) for home in ("one", "two")]
-    run = audited_run(declared=_PATIENTS, epsilon=CLAIMED_EPSILON, sampling_rate=_EMPTY_RATE, steps=1)
-    noises = releases_from_fresh_processes(twins, run, round_=1, attempt="first")
-    return [
-        _test(
-            "noise: fresh processes",
-            independence_p_value(noises),
-            f"correlation of two updates {_largest_correlation(noises):.4f}",
-            "0",
-        )
-    ]
-
-
-def audit_patients(folder: Path, rng: np.random.Generator) -> list[Finding]:
-    """What one patient of many slices can do, and how often each one is taken."""
-    patients = [*draw_patients(_PATIENTS, rng), *draw_patients(1, rng, slices=_SLICES)]
-    declared = len(patients)
-    write_patients(folder / "data", patients)
-    with_, without = (
-        open_audited(folder, name, folder / "data", declared, only)
-        for name, only in (("with", ()), ("without", range(_PATIENTS)))
-    )
+def audit_patients(audited: Audited) -> list[Finding]:
+    """What one patient of many slices can do, and how often each one is taken; `audited` is from `patient_sites`."""
+    with_ = audited.sites[0]
+    declared, attempt = len(audited.patients), secrets.token_hex(8)
 
     run = audited_run(declared=declared, epsilon=_CLIP_EPSILON, sampling_rate=1.0, steps=1, crops=_CROPS)
-    vectors = directions(run, patients)
-    present, absent = (release(site, run, round_=1, attempt="clip") for site in (with_, without))
+    vectors = directions(run, audited.patients)
+    present, absent = (release(site, run, round_=1, attempt=attempt) for site in audited.sites)
     shift = present.sum - absent.sum
     deviation = math.hypot(present.charge.noise_multiplier, absent.charge.noise_multiplier)
     moved = float(shift @ vectors[-1])
@@ -206,16 +226,14 @@ def audit_patients(folder: Path, rng: np.random.Generator) -> list[Finding]:
         steps=_SAMPLING_STEPS,
         crops=_CROPS,
     )
-    taken = release(with_, run, round_=1, attempt="sampling")
-    seen, spread = _least_squares(taken, vectors)
-    expected = _SAMPLING_RATE * _SAMPLING_STEPS
+    seen, spread = _least_squares(release(with_, run, round_=1, attempt=attempt), vectors)
     return [
         _test("clip: one patient", clip_p, f"moves the sum by {moved:.2f} clips", "1 clip"),
         _test(
             "sampling: unit is the patient",
             counts_p_value(seen, _SAMPLING_STEPS, _SAMPLING_RATE, spread),
             f"{_SLICES} slices: {seen[-1]:.0f} of {_SAMPLING_STEPS} steps; one slice: {seen[:-1].mean():.1f}",
-            f"{expected:.0f} of {_SAMPLING_STEPS} steps",
+            f"{_SAMPLING_RATE * _SAMPLING_STEPS:.0f} of {_SAMPLING_STEPS} steps",
         ),
     ]
 
@@ -234,9 +252,7 @@ def audit_canaries(folder: Path, rng: np.random.Generator, canaries: int) -> lis
         steps=_CANARY_STEPS,
         rounds=_CANARY_ROUNDS,
     )
-    releases = [
-        release(site, run, round_=round_, attempt=f"round {round_}") for round_ in range(1, _CANARY_ROUNDS + 1)
-    ]
+    releases = [release(site, run, round_=round_, attempt=f"round {round_}") for round_ in range(1, _CANARY_ROUNDS + 1)]
     scores = canary_scores(releases, directions(run, patients))
 
     guesses = 2 * round(canaries * _GUESSED / 2)

@@ -25,6 +25,7 @@ EXPORT_FORMAT = 1
 
 _VERSION = 1
 _LOCK_TIMEOUT_S = 60.0
+_RECENT_STARTS = 20
 _TABLES = ("entries", "nodes", "checkpoints")
 # Entries about a round name it directly, or in their receipt.
 _RUN, _ROUND = (
@@ -174,6 +175,15 @@ class AuditLog:
         """Add an entry; it is on disk when this returns. See `Transaction.append`."""
         with self.transaction() as log:
             return log.append(kind, fields)
+
+    def begin(self, program: str, version: str) -> None:
+        """Note that a program starts; if it had not been stopped before, it crashed."""
+        with self.transaction() as log:
+            past = log.latest("started", "stopped", count=_RECENT_STARTS)
+            last = next((entry for entry in past if entry.fields["program"] == program), None)
+            if last is not None and last.kind == "started":
+                log.append("crashed", {"program": program})
+            log.append("started", {"program": program, "version": version})
 
     def checkpoint(self) -> str:
         """A signed checkpoint over all entries."""

@@ -154,7 +154,8 @@ def _objection(
 
 def _norms(gradients: Tensor) -> Tensor:
     """(P, *shape) to (P)."""
-    return torch.linalg.vector_norm(gradients.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
+    return norms
 
 
 def _max_crops(model: nn.Module, loss: Loss, patient: Patient) -> int:

@@ -88,14 +88,17 @@ class _Books:
                 self.ends.append(min(own, key=Tensor.numel))
             held, version = [inputs[0].detach()], inputs[0]._version
 
+            shape = output.shape
+
             def after_backward(gradient: Tensor) -> None:
                 value = held.pop()  # freed as soon as it has served, as autograd does
+                gradient = gradient.reshape(shape)
                 if value._version != version:
                     raise _refusal(name, layer, "has its input changed in place afterwards")
                 for key, rows in contract(layer, value.to(gradient.dtype), gradient, self.rows).items():
                     self._add(getattr(layer, key), rows)
 
-            output.register_hook(after_backward)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            _source(output).register_hook(after_backward)
 
         return after_forward
 
@@ -105,6 +108,14 @@ class _Books:
             return
         rows = rows.to(parameter.dtype)
         self.found[parameter] = self.found[parameter] + rows if parameter in self.found else rows
+
+
+def _source(output: Tensor) -> Any:
+    """What the output is another shape of, if it is: a hook on a view is lost when the view is changed in place."""
+    base = output._base
+    if base is None or base.numel() != output.numel() or not (base.is_contiguous() and output.is_contiguous()):
+        return output
+    return base
 
 
 def _contraction(name: str, layer: nn.Module) -> _Contraction:

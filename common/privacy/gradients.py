@@ -109,8 +109,18 @@ def _weighted(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 def _vectorised(
     model: nn.Module, loss: Loss, patients: Sequence[Patient], names: Mapping[nn.Parameter, str]
 ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    owned = [parameter for module in model.modules() for parameter in module.parameters(recurse=False)]
+    for parameter, name in names.items():
+        if sum(parameter is one for one in owned) > 1:
+            raise PrivacyError(
+                f"vectorised gradients cannot be used: two layers share {name!r}. Use the strategy 'one at a time'.",
+                ErrorCode.UNSUPPORTED,
+            )
+
     def of_one(weights: dict[str, Tensor], crops: Tensor, labels: Tensor) -> Tensor:
-        return loss(torch.func.functional_call(model, weights, (crops,)), labels)
+        # With its default of tying weights, torch 2.13 leaves its own tensors behind in a model that holds one layer
+        # under two names (DynUNet).
+        return loss(torch.func.functional_call(model, weights, (crops,), tie_weights=False), labels)
 
     weights = {name: parameter.detach() for parameter, name in names.items()}
     crops, labels = (torch.stack(parts) for parts in zip(*patients, strict=True))

@@ -8,13 +8,14 @@ https://arxiv.org/abs/2107.10138). Here
   counter to repeat, no state for a forked process to share, and no seed that reaches it;
 - sum and noise are integer multiples of one power of two, the step, before they meet. Let R round to the step. For a
   multiple s of it, s + R(z) = R(s + z): what leaves is a function of s plus ideal noise, so it reveals no more than the
-  ideal Gaussian mechanism, whatever its low bits are. This holds for every order of the Renyi divergence and so for
-  every accountant. Rounding moves the sum by at most step / 2 per value; the noise is that much larger, see `deviation`;
+  ideal Gaussian mechanism, whatever its low bits are, under every accountant. Rounding moves the sum by at most
+  step / 2 per value; the noise is larger by as much, see `deviation`;
 - R(z) is the true rounding. z = sqrt(-2 ln u) cos(2 pi v) (Box and Muller 1958) is taken in float64 from u and v of 63
   and 64 bits, and where those or float64 cannot decide between two multiples (a few in a million), it is computed again
   with 40 digits from 64 bits more. What remains of the difference to the ideal is a probability below 2^-90 a value.
 
-Sums are exact in float64 while they stay below 2^52 steps, and the time a draw takes depends on the noise alone.
+Sum and noise meet without error while they stay below 2^52 steps; what a tensor's type then drops is dropped from noisy
+values. The time a draw takes depends on the noise alone.
 """
 
 import math
@@ -36,6 +37,8 @@ SOURCE = "AES-256-CTR keyed by the operating system for each step; exact roundin
 _STEPS_IN_NORM = 2**24
 # Steps in a standard deviation, at most: more could not be decided in float64 often enough.
 _STEPS_IN_DEVIATION = 2**28
+# What clipping in float32 may do to a norm; its rounding errors stay below a tenth of this.
+_CLIPPING_ERROR = 2.0**-12
 # Values drawn together; their intermediate results stay in the cache.
 _CHUNK = 2**15
 
@@ -83,7 +86,8 @@ def deviation(clipping_norm: float, noise_multiplier: float, count: int) -> floa
 
     Two sums a clipping norm apart are, once rounded, at most step * sqrt(count) further apart.
     """
-    return noise_multiplier * (clipping_norm + grid_step(clipping_norm, noise_multiplier) * math.sqrt(count))
+    rounding = grid_step(clipping_norm, noise_multiplier) * math.sqrt(count)
+    return noise_multiplier * (clipping_norm * (1 + _CLIPPING_ERROR) + rounding)
 
 
 def on_grid(values: Tensor, step: float) -> Tensor:
@@ -105,7 +109,7 @@ def gaussian_steps(count: int, scale: float, entropy: Entropy = os.urandom) -> T
     """
     stream = keystream(entropy(32))
     steps = torch.empty(count, dtype=torch.float64)
-    for chunk in steps.split(_CHUNK):
+    for chunk in torch.split(steps, _CHUNK):
         pairs = (len(chunk) + 1) // 2
         words = np.frombuffer(stream(16 * pairs), dtype="<i8").reshape(2, pairs)
         chunk.copy_(_chunk(words, scale, entropy)[: len(chunk)])

@@ -157,7 +157,7 @@ def test_no_seed_reaches_the_noise():
     draws = []
     for _ in range(2):
         torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002 -- the old global generator is what a user would seed
+        np.random.seed(0)
         random.seed(0)
         draws.append(noised([torch.zeros(50)], clipping_norm=1.0, noise_multiplier=1.0)[0])
     assert not bool((draws[0] == draws[1]).any())

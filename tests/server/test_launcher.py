@@ -69,7 +69,11 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
 
 
 def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home):
+    left_over = home.flower / "apps" / "earlier-run" / "run.toml"
+    left_over.parent.mkdir(parents=True)
+    left_over.touch()
     with started(home) as process:
+        assert not left_over.exists()
         assert launcher.is_running(home)
         assert {door.name: door.state for door in launcher.doors(home)} == {
             "gateway": "up",

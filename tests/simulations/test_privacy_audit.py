@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import secrets
+import sys
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -16,9 +18,9 @@ from typer.testing import CliRunner
 
 from client import training
 from client.data.cohort import Case, Cohort
-from common.errors import PrivacyError
+from common.errors import FederationError, PrivacyError
 from common.privacy.ledger import Ledger
-from simulations import audit_site, privacy_audit
+from simulations import audit_process, audit_site, privacy_audit
 from simulations.audit_bounds import (
     counts_p_value,
     epsilon_lower_bound,
@@ -30,11 +32,19 @@ from simulations.audit_bounds import (
     shift_p_value,
     variance_p_value,
 )
+from simulations.audit_process import release_from_fresh_process
 from simulations.cli import app
-from simulations.privacy_audit import Finding, audit_canaries, audit_noise, audit_patients
+from simulations.privacy_audit import (
+    Finding,
+    audit_canaries,
+    audit_noise,
+    audit_patients,
+    noise_sites,
+    patient_sites,
+)
 
 Break = Callable[[pytest.MonkeyPatch], None]
-Part = Callable[[Path, np.random.Generator], list[Finding]]
+Part = Callable[[], list[Finding]]
 
 
 def fresh() -> np.random.Generator:
@@ -190,18 +200,17 @@ def test_an_auditor_leaves_the_usual_generators_as_they_were(tmp_path: Path) -> 
 # --- the audit, unbroken and broken
 
 
-def test_the_client_as_it_is_passes(tmp_path: Path) -> None:
-    findings = [
-        finding
-        for part in (audit_noise, audit_patients, canaries(80))
-        for finding in part(tmp_path / str(part), np.random.default_rng())
-    ]
-    assert failed(findings) == set()
-    assert len({one.check for one in findings}) == 7
-
-
-def canaries(count: int) -> Part:
-    return lambda folder, rng: audit_canaries(folder, rng, count)
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
+    """The parts of the audit, each of which can be run again and again. Here no process is started for them."""
+    folder = tmp_path_factory.mktemp("audit")
+    noise = noise_sites(folder / "noise", fresh())
+    patients = patient_sites(folder / "patients", fresh())
+    return {
+        "noise": lambda: audit_noise(noise, audit_site.release),
+        "patients": lambda: audit_patients(patients),
+        "canaries": lambda: audit_canaries(folder / secrets.token_hex(4), np.random.default_rng(), 400),
+    }
 
 
 def replaced_settings(monkeypatch: pytest.MonkeyPatch, **factors: float) -> None:
@@ -233,7 +242,9 @@ def empty_batches_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "private_step", step)
 
 
-def own_noise(monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], torch.Tensor], new: Callable[[], None]) -> None:
+def own_noise(
+    monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], torch.Tensor], new: Callable[[], None]
+) -> None:
     """Noise of the right size that the test draws, in place of the engine's; `new` is called for each optimiser."""
     real_optimizer, real_step = training.private_optimizer, training.private_step
     known: dict[str, Any] = {}
@@ -241,9 +252,7 @@ def own_noise(monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], to
     def optimizer(model: nn.Module, inner: torch.optim.Optimizer, **settings: float) -> Any:
         new()
         known["inner"] = inner
-        known["deviation"] = (
-            settings["noise_multiplier"] * settings["clipping_norm"] / settings["expected_patients"]
-        )
+        known["deviation"] = settings["noise_multiplier"] * settings["clipping_norm"] / settings["expected_patients"]
         return real_optimizer(model, inner, **{**settings, "noise_multiplier": 1e-6})
 
     def step(model: nn.Module, *rest: Any, **options: Any) -> Any:
@@ -362,48 +371,42 @@ def steps_without_charge(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("broken", "part", "check"),
     [
-        (noise_divided_by_four, audit_noise, "noise: variance"),
-        (noise_divided_by_four, canaries(400), "canaries: lower bound of epsilon"),
-        (clipping_off, audit_patients, "clip: one patient"),
-        (clipping_off, canaries(200), "canaries: lower bound of epsilon"),
-        (empty_batches_skipped, audit_noise, "ledger: steps"),
-        (noise_from_a_fixed_seed, audit_noise, "noise: independence"),
-        (noise_from_the_usual_generator, audit_noise, "noise: independence"),
-        (slices_as_patients, audit_patients, "sampling: unit is the patient"),
-        (slices_as_patients, audit_patients, "clip: one patient"),
-        (crops_clipped_one_by_one, audit_patients, "clip: one patient"),
-        (patients_by_the_share_of_their_slices, audit_patients, "sampling: unit is the patient"),
-        (shuffled_batches, audit_patients, "sampling: unit is the patient"),
-        (noise_reused_in_each_tensor, audit_noise, "noise: independence"),
-        (noise_of_another_shape, audit_noise, "noise: normality"),
-        (biases_without_noise, audit_noise, "noise: variance"),
-        (steps_without_charge, audit_noise, "ledger: steps"),
+        (noise_divided_by_four, "noise", "noise: variance"),
+        (noise_divided_by_four, "canaries", "canaries: lower bound of epsilon"),
+        (clipping_off, "patients", "clip: one patient"),
+        (empty_batches_skipped, "noise", "ledger: steps"),
+        (noise_from_a_fixed_seed, "noise", "noise: independence"),
+        (noise_from_the_usual_generator, "noise", "noise: independence"),
+        (slices_as_patients, "patients", "sampling: unit is the patient"),
+        (slices_as_patients, "patients", "clip: one patient"),
+        (crops_clipped_one_by_one, "patients", "clip: one patient"),
+        (patients_by_the_share_of_their_slices, "patients", "sampling: unit is the patient"),
+        (shuffled_batches, "patients", "sampling: unit is the patient"),
+        (noise_reused_in_each_tensor, "noise", "noise: independence"),
+        (noise_of_another_shape, "noise", "noise: normality"),
+        (biases_without_noise, "noise", "noise: variance"),
+        (steps_without_charge, "noise", "ledger: steps"),
     ],
 )
 def test_a_broken_client_is_named(
-    broken: Break, part: Part, check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Break, part: str, check: str, parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
-    assert check in failed(part(tmp_path, fresh()))
+    assert check in failed(parts[part]())
 
 
-@pytest.mark.parametrize("broken", [noise_divided_by_four, empty_batches_skipped, noise_from_a_fixed_seed])
-def test_a_fault_of_the_noise_fails_no_check_of_something_else(
-    broken: Break, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = {
-        noise_divided_by_four: {"noise: variance", "noise: normality"},
-        empty_batches_skipped: {"ledger: steps"},
-        noise_from_a_fixed_seed: {"noise: independence"},
-    }
-    broken(monkeypatch)
-    assert failed(audit_noise(tmp_path, fresh())) == expected[broken]
+def test_skipped_steps_are_told_from_weak_noise(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        empty_batches_skipped(patch)
+        assert failed(parts["noise"]()) == {"ledger: steps"}
+    noise_divided_by_four(monkeypatch)
+    assert failed(parts["noise"]()) == {"noise: variance", "noise: normality"}
 
 
-def test_an_update_without_a_charge_stops_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ledger, "charge", lambda *_, **__: None)
     with pytest.raises(PrivacyError, match="0 new charges"):
-        audit_noise(tmp_path, fresh())
+        parts["noise"]()
 
 
 # --- the command
@@ -425,10 +428,25 @@ def test_command_prints_a_table_writes_a_report_and_ends_with_its_verdict(
     assert "cannot prove" in report
 
 
-def test_command_runs_the_whole_audit(tmp_path: Path) -> None:
+def test_the_client_as_it_is_passes(tmp_path: Path) -> None:
+    """The whole audit, with fewer canaries."""
     done = CliRunner().invoke(app, ["audit", "--canaries", "40", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     checks = [row["check"] for row in json.loads(done.stdout)]
-    assert len(checks) == len(set(checks)) == 8
-    assert "noise: fresh processes" in checks
+    assert len(checks) == len(set(checks)) == 7
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.html"]
+
+
+def test_a_program_started_anew_releases_as_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is bytes: they must be the update, and the charge must be its own."""
+    audited = noise_sites(tmp_path, fresh())
+    run = audit_site.audited_run(declared=len(audited.patients), epsilon=1e5, sampling_rate=1.0, steps=1)
+    here = audit_site.release(audited.sites[0], run, round_=1, attempt="a")
+    there = release_from_fresh_process(audited.sites[1], run, round_=1, attempt="b")
+    assert there.charge.attempt == "b"
+    known = audit_site.directions(run, audited.patients).sum(0)
+    for one in (here, there):
+        assert float(one.sum @ known) == pytest.approx(float(known @ known), rel=0.01)
+    monkeypatch.setattr(audit_process, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    with pytest.raises(FederationError, match="process of the privacy audit failed"):
+        release_from_fresh_process(audited.sites[1], run, round_=1, attempt="c")

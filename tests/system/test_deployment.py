@@ -350,7 +350,7 @@ def test_logs_tell_the_story_from_enrolment_to_the_end(deployment: Deployment) -
         return {entry["kind"] for entry in map(json.loads, lines_of(log))}
 
     assert kinds(deployment.audit) >= {"operator-added", "enrolled", "proposed", "approved", "checkpoint-received"}
-    assert kinds(deployment.audit) >= {"closed", "aggregated", "arrived"}
+    assert kinds(deployment.audit) >= {"started", "closed", "aggregated", "arrived", "stopped"}
     for site in SITES:
         assert kinds(deployment.home(site) / "audit.sqlite") >= {
             "enrolled", "started", "policy-changed", "approved", "data-added", "checkpoint-received", "stopped",
