@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench fuzz setup lock clean
+.PHONY: demo test check bench fuzz privacy setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -18,6 +18,9 @@ bench:  ## what a deployed round and an idle deployment cost
 
 fuzz:  ## 100,000 mutated images against the readers; COUNT=1000 for fewer
 	@$(BOOTSTRAP) fuzz $(if $(COUNT),--count $(COUNT))
+
+privacy:  ## the long proofs: epsilon on 117 histories against PLD, 200 kills of a private round
+	@$(BOOTSTRAP) privacy
 
 setup:  ## the environment in .venv, from requirements.lock
 	@$(BOOTSTRAP) setup

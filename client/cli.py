@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
 from client.status import is_running, only_one, read_status
 from common.cli import JsonFlag, new_app, note, show_table
 from common.config import PolicyConfig, load
-from common.errors import ConfigError, EnrolmentError
+from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
 from common.pki import Invitation
 
@@ -236,13 +237,23 @@ def policy_check(
 
 
 @app.command()
-def ledger(home: Home = HOME, as_json: JsonFlag = False) -> None:
-    """Privacy spent, by cohort and run, over the site's life.
+def ledger(
+    release: Annotated[
+        str | None, typer.Option("--release", metavar="RUN", help="Give back what this ended run has reserved.")
+    ] = None,
+    home: Home = HOME,
+    as_json: JsonFlag = False,
+) -> None:
+    """Privacy spent and reserved, by cohort and run, over the site's life.
 
     Example: `wardround-client ledger`
     """
     site = open_site(home)
-    entries = site.ledger.entries() if (home / LEDGER_NAME).exists() else ()
+    exists = (home / LEDGER_NAME).exists()
+    entries = site.ledger.entries() if exists else ()
+    if release is not None:
+        site.ledger.release(_one_run(release, {entry.run_hash for entry in entries}))
+    reserved = {(one.cohort, one.run_hash): one.steps for one in site.ledger.reservations()} if exists else {}
     rounds = Counter((entry.cohort, entry.run_hash) for entry in entries)
     delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
     rows = [
@@ -252,15 +263,28 @@ def ledger(home: Home = HOME, as_json: JsonFlag = False) -> None:
             count,
             site.ledger.spent(cohort, delta[cohort, run_hash], run_hash),
             delta[cohort, run_hash],
+            reserved.get((cohort, run_hash), 0),
         )
         for (cohort, run_hash), count in rounds.items()
     ]
     for cohort in dict.fromkeys(entry.cohort for entry in entries):
-        largest = max(entry.delta for entry in entries if entry.cohort == cohort)
+        least = min(entry.delta for entry in entries if entry.cohort == cohort)  # as the budget is measured
         total = sum(count for (name, _), count in rounds.items() if name == cohort)
-        rows.append((cohort[:12], "all", total, site.ledger.spent(cohort, largest), largest))
-    show_table("Privacy ledger", ("cohort", "run", "charges", "epsilon", "delta"), rows, as_json=as_json)
+        kept = sum(steps for (name, _), steps in reserved.items() if name == cohort)
+        rows.append((cohort[:12], "all", total, site.ledger.spent(cohort, least), least, kept))
+    columns = ("cohort", "run", "charges", "epsilon", "delta", "reserved-steps")
+    show_table("Privacy ledger", columns, rows, as_json=as_json)
     note(f"Lifetime budget of a cohort: epsilon {site.policy.lifetime_epsilon:g} (lifetime-epsilon in policy.toml).")
+
+
+def _one_run(name: str, known: Iterable[str]) -> str:
+    found = [run_hash for run_hash in known if run_hash.startswith(name)]
+    if len(found) != 1:
+        raise PrivacyError(
+            f"{len(found)} runs in the ledger begin with {name!r}, expected one. See `wardround-client ledger`.",
+            ErrorCode.BAD_REQUEST,
+        )
+    return found[0]
 
 
 def _read(path: Path) -> str:

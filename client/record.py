@@ -7,6 +7,7 @@ the command line write to the same log; each entry is a transaction.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -30,7 +31,7 @@ from common.records import EvaluateReply, Refusal, Reply, TrainReply, TrainReque
 AUDIT_NAME = "audit.sqlite"
 
 _DAY_S = 24 * 3600
-_HASH_LENGTH = 64
+_HASH = re.compile(r"[0-9a-f]{64}")
 # Answers of earlier starts that are remembered; an older one is written again.
 _MOST_ANSWERS = 10_000
 
@@ -190,7 +191,7 @@ class Record:
                 about = {"run": reply.run_hash, "round": reply.round, "phase": reply.phase, "model": model}
                 self.log.append("evaluated", about)
             case Refusal():
-                known = {"run": reply.run_hash, "round": reply.round} if len(reply.run_hash) == _HASH_LENGTH else {}
+                known = {"run": reply.run_hash, "round": reply.round} if _HASH.fullmatch(reply.run_hash) else {}
                 try:
                     self.log.append("refusal", {"code": str(reply.code), **known})
                 except AuditError as error:

@@ -128,4 +128,4 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-__all__ = ["Manifest", "load_model", "pack", "save_model", "sha256", "unpack", "write_atomically"]
+__all__ = ["Manifest", "load_model", "pack", "save_model", "sha256", "unpack"]

@@ -23,7 +23,6 @@ from cryptography.x509 import Certificate, CertificateSigningRequest
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import EnrolmentError
-from common.files import write_private as write_private  # noqa: PLC0414 - for those who know it by this place
 
 ROOT_LIFETIME = datetime.timedelta(days=3650)
 SERVER_LIFETIME = datetime.timedelta(days=365)

@@ -116,6 +116,14 @@ def fuzz(options: argparse.Namespace) -> int:
     return _run_all([("fuzz", ["-m", "deploy.fuzz", "--count", str(options.count)])])
 
 
+def privacy(_: argparse.Namespace) -> int:
+    """The long proofs of privacy: every history of the grid, 200 kills of a private round."""
+    setup()
+    files = ["tests/common/test_accountant.py", "tests/client/test_killed_rounds.py"]
+    os.environ.update(WARDROUND_HISTORIES="all", WARDROUND_KILLS="200")
+    return _run_all([("privacy", ["-m", "pytest", "--numprocesses", str(min(_cores(), 8)), *files])])
+
+
 def lock(_: argparse.Namespace) -> int:
     """Resolve pyproject.toml into requirements.lock; versions that still fit stay."""
     setup()
@@ -143,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python deploy/bootstrap.py demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, check, bench, fuzz, lock, clean):
+    for command in (setup, demo, test, check, bench, fuzz, privacy, lock, clean):
         subparser = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
         subparser.set_defaults(command=command)
         if command is demo:

@@ -14,8 +14,8 @@ import typer
 from common.cli import JsonFlag, configure_logging, new_app, note, show_table
 from common.config import RunConfig, load, sha256_of
 from common.errors import ConfigError, FederationError
+from common.files import write_private
 from common.flower import build_bundle
-from common.pki import write_private
 from server import enrolment, launcher, operators
 from server import home as homes
 from server.audit_cli import audit_app

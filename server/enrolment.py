@@ -15,6 +15,7 @@ import grpc
 
 from common import pki
 from common.errors import ConfigError, EnrolmentError
+from common.files import write_private
 from common.operators import public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server.home import Home, root_credentials
@@ -48,7 +49,7 @@ def invite(home: Home, registry: Registry, site: str) -> pki.Invitation:
         expires=expires.isoformat(timespec="seconds"),
     )
     registry.invite(site, invitation.token, expires)
-    pki.write_private(home.invitation(site), invitation.to_text().encode())
+    write_private(home.invitation(site), invitation.to_text().encode())
     return invitation
 
 

@@ -27,6 +27,7 @@ from pydantic import Field
 from common import pki
 from common.config import RunConfig, Table, load, sha256_of
 from common.errors import ConfigError
+from common.files import write_private
 from common.operators import key_to_bytes
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 
@@ -148,9 +149,9 @@ def create(path: Path, config: ServerConfig, passphrase: str | None = None) -> H
         (path / name).mkdir(exist_ok=True, mode=0o700)
     home = Home(path, config)
     root_key, root = new_root(home, "root", passphrase)
-    pki.write_private(path / "pki" / "log.key", key_to_bytes(Ed25519PrivateKey.generate()))
+    write_private(path / "pki" / "log.key", key_to_bytes(Ed25519PrivateKey.generate()))
     _renew_server_certificate(home, root_key, root)
-    pki.write_private(path / "server.toml", _toml(config).encode())
+    write_private(path / "server.toml", _toml(config).encode())
     return home
 
 
@@ -217,8 +218,8 @@ def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.Private
     certificate = pki.new_root(key, f"Wardround root {pki.now():%Y-%m-%d %H:%M:%S}")
     pem = pki.key_to_pem(key)
     folder = home.path / "pki"
-    pki.write_private(folder / f"{name}.key", pem if passphrase is None else seal(pem, passphrase, ROOT_PURPOSE))
-    pki.write_private(folder / f"{name}.pem", pki.to_pem(certificate))
+    write_private(folder / f"{name}.key", pem if passphrase is None else seal(pem, passphrase, ROOT_PURPOSE))
+    write_private(folder / f"{name}.pem", pki.to_pem(certificate))
     return key, certificate
 
 
@@ -233,7 +234,7 @@ def rotate_root(home: Home, passphrase: str | None = None) -> None:
     root_key, root = root_credentials(home, passphrase)
     _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None)
     cross = pki.cross_sign(successor, root, root_key)
-    pki.write_private(home.path / "pki" / "next-root.pem", pki.to_pem(successor) + pki.to_pem(cross))
+    write_private(home.path / "pki" / "next-root.pem", pki.to_pem(successor) + pki.to_pem(cross))
 
 
 def finish_rotation(home: Home, passphrase: str | None = None) -> None:
@@ -246,10 +247,10 @@ def finish_rotation(home: Home, passphrase: str | None = None) -> None:
     if not home.successor_pem:
         raise ConfigError("there is no next root. Begin with `wardround-server root rotate`.")
     old = folder / "old-roots.pem"
-    pki.write_private(old, home.root_pem + (old.read_bytes() if old.exists() else b""))
+    write_private(old, home.root_pem + (old.read_bytes() if old.exists() else b""))
     successor = pki.load_certificate(home.successor_pem)
-    pki.write_private(folder / "root.key", (folder / "next-root.key").read_bytes())
-    pki.write_private(folder / "root.pem", pki.to_pem(successor))
+    write_private(folder / "root.key", (folder / "next-root.key").read_bytes())
+    write_private(folder / "root.pem", pki.to_pem(successor))
     for name in ("next-root.key", "next-root.pem"):
         (folder / name).unlink()
     _renew_server_certificate(home, *root_credentials(home, passphrase))
@@ -258,7 +259,7 @@ def finish_rotation(home: Home, passphrase: str | None = None) -> None:
 def write_nodes(home: Home, nodes: Mapping[int, str]) -> None:
     """Publish which Flower node is which site; the ServerApp reads it."""
     names = {str(node): site for node, site in nodes.items()}
-    pki.write_private(home.path / "nodes.json", json.dumps(names, indent=2).encode())
+    write_private(home.path / "nodes.json", json.dumps(names, indent=2).encode())
 
 
 def read_nodes(home: Home) -> Mapping[int, str]:
@@ -295,8 +296,8 @@ class _Nodes(Mapping[int, str]):
 def _renew_server_certificate(home: Home, root_key: pki.PrivateKey, root: Certificate) -> None:
     key = pki.new_key()
     certificate = pki.server_certificate(key, home.config.hosts, root, root_key)
-    pki.write_private(home.path / "pki" / "server.key", pki.key_to_pem(key))
-    pki.write_private(home.path / "pki" / "server.pem", pki.to_pem(certificate))
+    write_private(home.path / "pki" / "server.key", pki.key_to_pem(key))
+    write_private(home.path / "pki" / "server.pem", pki.to_pem(certificate))
 
 
 def _toml(config: ServerConfig) -> str:

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from common.checkpoint import write_atomically
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError
+from common.files import write_atomically
 from common.privacy.guarantee import UNIT, guarantee
 
 JOURNAL_NAME = "metrics.jsonl"

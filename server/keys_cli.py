@@ -8,8 +8,9 @@ import typer
 
 from common.cli import JsonFlag, new_app, note, show_table
 from common.errors import ConfigError
+from common.files import write_private
 from common.operators import Role
-from common.pki import fingerprint, load_certificate, write_private
+from common.pki import fingerprint, load_certificate
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server import home as homes
 from server import operators

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import operators, pki
 from common.errors import ConfigError, EnrolmentError
+from common.files import write_private
 from common.operators import Endorsement, Role, key_to_bytes
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server.home import Home, root_credentials
@@ -55,7 +56,7 @@ def add(
     certificate = operators.certificate(key.public_key(), name, role, root, root_key)
     secret = key_to_bytes(key)
     path = home.path / "operators" / f"{name}.key"
-    pki.write_private(path, secret if passphrase is None else seal(secret, passphrase, _PURPOSE))
+    write_private(path, secret if passphrase is None else seal(secret, passphrase, _PURPOSE))
     registry.put_operator(name, role, pki.to_pem(certificate))
     open_log(home).append("operator-added", {"certificate": pki.fingerprint(certificate), "role": role})
     return path

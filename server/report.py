@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import write_atomically
 from common.errors import ConfigError
+from common.files import write_atomically
 from server.chart import Points, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, read_events
 

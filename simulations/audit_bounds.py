@@ -73,7 +73,7 @@ def variance_p_value(parts: Sequence[Values]) -> float:
 
 
 def normality_p_value(values: Values) -> float:
-    """Values should be independent standard normal: Kolmogorov-Smirnov for their bulk, the largest one for the tails."""
+    """Values should be independent standard normal: Kolmogorov-Smirnov for the bulk, the largest one for the tails."""
     bulk = float(stats.kstest(values, "norm").pvalue)
     # log P[all n values lie within the largest] = n log(1 - tail).
     tail = 2 * stats.norm.sf(np.abs(values).max())
@@ -108,8 +108,8 @@ def length_p_value(squared: float, size: int, deviation: float, bound: float) ->
 def counts_p_value(seen: Values, trials: int, rate: float, deviations: Values) -> float:
     """Counts seen through normal noise should be Binomial(trials, rate), independently of each other.
 
-    Each count by the exact distribution of a binomial plus a normal value; and the scatter of all by a chi-square, which
-    finds counts that agree too well, as those of a shuffled list do.
+    Each count by the distribution of a binomial plus a normal value; and the scatter of all by a chi-square, which
+    finds counts that agree too well, as those of a shuffled list do. Only the chi-square is approximate.
 
     Args:
         seen: (n).

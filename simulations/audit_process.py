@@ -1,7 +1,7 @@
-"""An audited release from a program of its own: noise that is drawn once when a program starts shows from start to start.
+"""An audited release from a newly started program: noise that follows from how a program starts shows only there.
 
 python -m simulations.audit_process     standard input: {"home", "run", "round", "attempt"} as JSON
-                                        standard output: the release, float64, little endian
+                                    standard output: the release, float64, little endian
 """
 
 import json

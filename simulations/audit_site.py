@@ -135,8 +135,8 @@ def release(site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release
     charges = site.ledger.entries()[known:]
     if len(charges) != 1:
         raise PrivacyError(
-            f"an update left the audited site with {len(charges)} new charges in its ledger, expected 1. The accounting "
-            "of this installation is broken: train nothing with it.",
+            f"an update left the audited site with {len(charges)} new charges in its ledger, expected 1. The "
+            "accounting of this installation is broken: train nothing with it.",
             ErrorCode.INTERNAL,
         )
     return Release(moved / _CLIP_IN_WEIGHTS, charges[0])
@@ -162,7 +162,7 @@ def tensor_parts(run: RunConfig, values: Values) -> list[Values]:
 
 @contextmanager
 def _same_seeds() -> Iterator[None]:
-    """Every release begins with the same state of the usual generators, so that noise drawn from one shows; then restore."""
+    """Begin with the same state of the usual generators each time, so that noise drawn from one shows; then restore."""
     before, numpy_before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -4,8 +4,8 @@ Small hospitals of patients with known gradients (simulations/audit_site.py) tra
 and all. The auditor sees what the coordinator sees, and the ledger:
 
     noise      what is left of an update without its known gradients is the noise the ledger was charged for: its
-               variance in every tensor, its normality, and no two of its parts alike, be it of tensors, rounds, attempts,
-               sites or processes
+               variance in every tensor, its normality, and no two parts of it alike, be it of tensors, rounds,
+               attempts, sites or processes
     ledger     the steps that added noise, counted from the variance of a round of nearly all empty batches, are the
                steps charged, and every update has its charge
     clip       a patient with a gradient 10,000 times the clip and with many slices moves the sum by one clip at most
@@ -89,7 +89,8 @@ _LIMITS = (
 class Releaser(Protocol):
     """As `simulations.audit_site.release`."""
 
-    def __call__(self, site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release: ...
+    def __call__(self, site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release:
+        """The update of one round, with its charge."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def audit(
     """
     tell = progress or (lambda _done, _text: None)
     tell(0, "noise and ledger")
-    findings = audit_noise(noise_sites(folder / "noise", rng))
+    findings = audit_noise(noise_sites(folder / "noise", rng), release_from_fresh_process)
     tell(1, "clip and sampling")
     findings += audit_patients(patient_sites(folder / "patients", rng))
     tell(2, f"{canaries} canaries")
@@ -155,12 +156,12 @@ def patient_sites(folder: Path, rng: np.random.Generator) -> Audited:
     return Audited(patients, sites)
 
 
-def audit_noise(audited: Audited, elsewhere: Releaser = release_from_fresh_process) -> list[Finding]:
+def audit_noise(audited: Audited, elsewhere: Releaser) -> list[Finding]:
     """Noise on known gradients, and the steps that made it.
 
     Args:
         audited: from `noise_sites`.
-        elsewhere: how the second site trains: from a newly started program, which shows what is drawn at its start.
+        elsewhere: lets the second site train: in a newly started program, to show what follows from how one starts.
     """
     north, twin, south = audited.sites
     run = audited_run(declared=_PATIENTS, epsilon=CLAIMED_EPSILON, sampling_rate=1.0, steps=1, rounds=_PLANNED_ROUNDS)

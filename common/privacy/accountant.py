@@ -7,11 +7,11 @@ neighbouring data sets differ by one patient added or removed.
 
 `epsilon` is the number that is planned with, budgeted with and released: numerical composition of privacy loss random
 variables (Gopi, Lee, Wutschitz 2021, https://arxiv.org/abs/2106.02848), an upper bound at most 0.02 above the tightest
-known (checked on 117 histories against Google's PLD; below a delta of 1e-11, where the FFT's own rounding shows, it may
-be more above, never below). It is the accountant of Opacus and agrees with it to 1e-4; it is written out here because importing Opacus loads
-torch (4 s, 330 MB), and the agent, which charges the ledger, must not hold torch. `epsilon_rdp` is a cheaper, looser
-bound (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530). GDP accounting is not offered: it reports less
-than is spent.
+known: checked against Google's PLD on 117 histories. Below a delta of 1e-11, where the rounding of the FFT shows, it
+can be further above, not below. It is the accountant of Opacus and agrees with it to 1e-4; it is written out here
+because importing Opacus loads torch (4 s, 330 MB), and the agent, which charges the ledger, must not hold torch.
+`epsilon_rdp` is a cheaper, looser bound (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530). GDP accounting
+is not offered: it reports less than is spent.
 """
 
 import math

@@ -5,7 +5,7 @@ slices weighs as much as one with few; it is clipped to `clipping_norm`, the cli
 gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). How the gradients are computed is
 chosen by measurement (`common.privacy.autotune`), a few patients at a time, so that no memory grows with their number.
 The sum is divided by the expected number of patients, which is public, not by the sampled number, which is not.
-Clipping, noise and scaling are Opacus'.
+Clipping and scaling are Opacus', the noise is ours (`common.privacy.noise`).
 
 The noise and the sampling draw on the operating system's randomness and never on a seed.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import random
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -26,13 +25,10 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy.autotune import Plan, choose
 from common.privacy.checks import check_model, unchanged_buffers
 from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
+from common.privacy.noise import noised
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
-
-# Of torch's CPU generator: 624 words of 32 bits, each stored in 64, after a head of 24 bytes.
-_MERSENNE_HEAD_BYTES = 24
-_MERSENNE_WORDS = 624
 
 
 def private_optimizer(
@@ -82,9 +78,6 @@ def private_optimizer(
         noise_multiplier=noise_multiplier,
         max_grad_norm=clipping_norm,
         expected_batch_size=expected_patients,
-        generator=_secure_generator(next(iter(trainable)).device),
-        # Sums four draws, against reading the gradient off the last bits of a float (Holohan, Braghin 2021).
-        secure_mode=True,
     )
 
 
@@ -117,6 +110,8 @@ def private_step(
     optimizer.zero_grad(set_to_none=True)
     # The sum starts from a batch of nobody, so that an empty Poisson batch takes the same path.
     _clip_and_add(optimizer, [parameter.new_zeros((0, *parameter.shape)) for parameter in optimizer.params])
+    for parameter in optimizer.params:
+        parameter.summed_grad = parameter.summed_grad.double()  # so that the sum's rounding adds nothing to a norm
     with unchanged_buffers(model):
         remaining = iter(patients)
         first = next(remaining, None)
@@ -126,7 +121,7 @@ def private_step(
                 found = patient_gradients(model, loss, some, plan.strategy, max_crops=plan.max_crops)
                 _clip_and_add(optimizer, [found.of[parameter] for parameter in optimizer.params])
                 losses.extend(found.losses.tolist())
-    optimizer.add_noise()
+    _add_noise(optimizer)
     optimizer.scale_grad()
     optimizer.original_optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -160,19 +155,12 @@ def _clip_and_add(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> None:
     optimizer.clip_and_accumulate()
 
 
-def _secure_generator(device: torch.device) -> torch.Generator:
-    """A generator whose whole state is the operating system's randomness."""
-    generator = torch.Generator(device=device)
-    if device.type != "cpu":
-        generator.manual_seed(secrets.randbits(64))
-        return generator
-    # manual_seed keeps only 32 bits on the CPU: few enough to try them all and subtract the noise.
-    state = generator.get_state()
-    end = _MERSENNE_HEAD_BYTES + 8 * _MERSENNE_WORDS
-    words = torch.frombuffer(bytearray(secrets.token_bytes(4 * _MERSENNE_WORDS)), dtype=torch.uint8)
-    state[_MERSENNE_HEAD_BYTES:end].view(_MERSENNE_WORDS, 8)[:, :4] = words.view(_MERSENNE_WORDS, 4)
-    generator.set_state(state)
-    return generator
+def _add_noise(optimizer: DPOptimizer) -> None:
+    """From the optimiser's clipped sums to its noisy gradients, once a step."""
+    sums = [parameter.summed_grad for parameter in optimizer.params]
+    noisy = noised(sums, clipping_norm=optimizer.max_grad_norm, noise_multiplier=optimizer.noise_multiplier)
+    for parameter, gradient in zip(optimizer.params, noisy, strict=True):
+        parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
 
 
 __all__ = ["check_model", "private_optimizer", "private_step", "sample_patients"]

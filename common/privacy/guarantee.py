@@ -8,23 +8,31 @@ Everything here follows from the run, the declared size and the steps made, so s
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from common.config import PrivacyConfig, RunConfig, sha256_of
+from common.config import METRICS, PrivacyConfig, RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
 from common.privacy.ledger import Ledger
 
 UNIT = "patient"
+# See common/privacy/noise.py, which this module does not import: it loads torch.
+NOISE = (
+    "Gaussian, from an AES-256 keystream keyed by the operating system for each step, rounded to a grid; never seeded"
+)
+# All that depends on patients and leaves without noise stands in one of these two; a test holds the exit gate's
+# scalars against them.
 PUBLIC = (
     "the run's configuration and initial weights",
     "the site's declared number of patients",
     "which sites took part in each round",
     "which of a site's patients are held out for validation and testing",
+    "steps, epsilon and delta of each round",
 )
 NOT_COVERED = (
-    "evaluation scores of held-out patients",
+    f"scores of held-out patients ({', '.join(name for name in METRICS if name != 'train-loss')}; dice-CLASS)",
     "how long a round took",
     "error codes of a site that could not train",
     "a patient with data at several sites",
+    "a patient whose images are filed under another patient too",
 )
 
 # Lower ends of the classes; the last is open.
@@ -54,7 +62,8 @@ class Guarantee:
     sampling_rate: float
     steps: int
     noise_multiplier: float
-    clipping_norm: float
+    clipping_norm: float  # L2, of one patient's gradient
+    noise: str
     accountant: str
     public: tuple[str, ...]
     not_covered: tuple[str, ...]
@@ -173,6 +182,7 @@ def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Gu
         steps=steps,
         noise_multiplier=_noise_multiplier(run, delta),
         clipping_norm=privacy.clipping_norm,
+        noise=NOISE,
         accountant=ACCOUNTANT,
         public=PUBLIC,
         not_covered=NOT_COVERED,

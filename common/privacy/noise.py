@@ -31,13 +31,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
-SOURCE = "AES-256-CTR keyed by the operating system for each step; exact rounding to a grid"
-
 # Steps in the clipping norm, at least: what rounding adds to a model of 2 million values is 9e-5 of the noise.
 _STEPS_IN_NORM = 2**24
 # Steps in a standard deviation, at most: more could not be decided in float64 often enough.
 _STEPS_IN_DEVIATION = 2**28
-# What clipping in float32 may do to a norm; its rounding errors stay below a tenth of this.
+# What clipping and adding some patients at a time in float32 may do to a norm: their rounding is below a tenth of this.
 _CLIPPING_ERROR = 2.0**-12
 # Values drawn together; their intermediate results stay in the cache.
 _CHUNK = 2**15

@@ -215,6 +215,18 @@ def test_ledger_shows_what_was_charged(home: Path) -> None:
     run, total = json.loads(succeed(home, "ledger", "--json"))
     assert (run["run"], run["charges"]) == (run_hash[:12], 2)
     assert run["epsilon"] == total["epsilon"] > 0
+    assert run["reserved-steps"] == total["reserved-steps"] == 0
+
+
+def test_ledger_shows_what_a_run_has_reserved_and_gives_it_back_when_told(home: Path) -> None:
+    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
+    for run_hash in ("ab" * 32, "ac" * 32):
+        open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost, rounds=3)
+    assert [row["reserved-steps"] for row in json.loads(succeed(home, "ledger", "--json"))] == [40, 40, 80]
+    assert "2 runs" in fail(home, "ledger", "--release", "a")
+    assert "0 runs" in fail(home, "ledger", "--release", "x")
+    rows = json.loads(succeed(home, "ledger", "--release", "ab", "--json"))
+    assert [(row["reserved-steps"], row["charges"]) for row in rows] == [(0, 1), (40, 1), (40, 2)]
 
 
 def test_doctor_names_what_is_wrong_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

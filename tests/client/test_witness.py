@@ -147,6 +147,11 @@ def test_refusals_scores_and_answers_are_recorded(stage: Stage) -> None:
     eventually(lambda: entries(stage, "denied"))
 
 
+def test_refusal_of_a_run_with_an_odd_name_is_recorded_too(stage: Stage) -> None:
+    train(stage, "ü" * 64, 1)
+    assert [dict(entry.fields) for entry in entries(stage, "refusal")] == [{"code": "not-approved"}]
+
+
 def test_worker_that_died_is_recorded(stage: Stage) -> None:
     stage.agent._worker.crashes += 1
     eventually(lambda: [entry.fields["program"] for entry in entries(stage, "crashed")] == ["worker"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
+from common.privacy.noise import deviation, grid_step
 
 CLIP = 0.7
 
@@ -139,15 +140,13 @@ def test_no_seed_reaches_noise_or_sampling():
     assert samples[0] != samples[1]
 
 
-def test_noise_cannot_be_reproduced_from_the_seed_a_generator_remembers():
-    # torch's manual_seed keeps 32 bits of a seed, which can all be tried.
-    model = nn.Linear(2, 2)
-    first, second = wrapped(model).generator, wrapped(model).generator
-    draws = torch.randn(50, generator=first)
-    assert not torch.equal(draws, torch.randn(50, generator=torch.Generator().manual_seed(first.initial_seed())))
-    words = [wrapped(model).generator.get_state()[24 : 24 + 8 * 624].view(624, 8) for _ in range(2)]
-    assert int((words[0] != words[1]).any(dim=1).sum()) > 620
-    assert not torch.equal(draws, torch.randn(50, generator=second))
+def test_noise_is_drawn_from_the_keystream_and_lies_on_its_grid():
+    model = nn.Linear(60, 50).double()
+    before = flat(model)
+    private_step(model, wrapped(model, noise=3.0, expected=2.0), [], nn.CrossEntropyLoss())
+    steps = (before - flat(model)) * 2.0 / grid_step(CLIP, 3.0)
+    assert float((steps - steps.round()).abs().max()) < 1e-3  # of the parameters' own rounding
+    assert float(steps.std()) == pytest.approx(deviation(CLIP, 3.0, len(steps)) / grid_step(CLIP, 3.0), rel=0.08)
 
 
 def test_a_refused_step_leaves_nothing_for_the_next():

@@ -1,15 +1,23 @@
 """The plan of a private run and the guarantee printed with its model."""
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from client.data.cohort import load_cohort
+from client.gate import score_names, train_metrics
+from client.site import open_site
 from common.config import RunConfig, validate
 from common.errors import ErrorCode, PrivacyError
+from common.privacy import noise
 from common.privacy.accountant import epsilon
-from common.privacy.guarantee import charge_round, guarantee, plan
+from common.privacy.guarantee import NOISE, NOT_COVERED, PUBLIC, charge_round, guarantee, plan
 from common.privacy.ledger import Ledger
+from simulations.scenario import make_site
+from tests.simulations.tiny import tiny_run, tiny_site
 
 
 def run(**privacy) -> RunConfig:
@@ -82,11 +90,47 @@ def test_the_guarantee_says_all_it_rests_on():
         "steps": 40,
         "noise-multiplier": private.noise_multiplier,
         "clipping-norm": 0.5,
+        "noise": NOISE,
         "accountant": "PRV",
         "public": stated["public"] and list(stated["public"]),
         "not-covered": stated["not-covered"] and list(stated["not-covered"]),
     }
-    assert "evaluation scores of held-out patients" in stated["not-covered"]
+    assert "a patient with data at several sites" in stated["not-covered"]
+
+
+def test_every_number_that_the_exit_gate_lets_out_is_in_the_guarantee():
+    leaves = train_metrics(run()) | score_names(run())
+    stated = set(re.findall(r"[\w-]+", " ".join((*PUBLIC, *NOT_COVERED))))
+    assert {name.replace("dice-lesion", "dice-CLASS") for name in leaves} <= stated
+    # Under privacy no count leaves: sites weigh the same.
+    assert run().weighting == "equal"
+
+
+def test_the_noise_is_what_the_guarantee_says():
+    said = {"Gaussian": "gaussian_steps", "AES-256": "AES256", "operating system": "os.urandom", "grid": "on_grid"}
+    source = Path(noise.__file__).read_text(encoding="utf-8")
+    assert all(word in NOISE and name in source for word, name in said.items())
+    assert "seed" not in inspect.signature(noise.noised).parameters
+
+
+def test_all_sources_of_a_site_share_one_budget(tmp_path: Path):
+    """Other images, labels or classes are another data set, but may be of the same patients."""
+    ledger, key = Ledger(tmp_path / "ledger.sqlite"), b"k" * 32
+    home = make_site(tmp_path, tiny_site(tmp_path / "a", "north", patients=3)).home
+    other = make_site(tmp_path, tiny_site(tmp_path / "b", "south", patients=4)).home
+    cohorts = []
+    for folder, config in ((home, open_site(home).config), (other, open_site(other).config)):
+        for label in ("disc", "ring"):
+            wanted = tiny_run(data={"classes": [label]})
+            cohorts.append(load_cohort(config, wanted, root=folder, site_key=key).cohort_id)
+    assert len(set(cohorts)) == 1
+    for number, cohort in enumerate(cohorts):
+        asked = run(**{"target-epsilon": 4.0 - number / 10})
+        if number == 0:
+            charge_round(ledger, asked, cohort=cohort, cohort_size=80, round_=1, attempt="a", lifetime_epsilon=4.5)
+        else:
+            with pytest.raises(PrivacyError, match="beside what other runs have reserved"):
+                charge_round(ledger, asked, cohort=cohort, cohort_size=80, round_=1, attempt="a", lifetime_epsilon=4.5)
 
 
 @pytest.mark.parametrize(

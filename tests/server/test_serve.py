@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client import diagnosis
 from common import pki
 from common.errors import EnrolmentError, FederationError
+from common.files import write_private
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import enrolment, guard, limits, serve
@@ -100,12 +101,12 @@ def test_files_that_do_not_fit_together_change_nothing(
 ) -> None:
     before = shown(home)
     key = (home.path / "pki" / "server.key").read_bytes()
-    pki.write_private(home.path / "pki" / "server.key", pki.key_to_pem(pki.new_key()))
+    write_private(home.path / "pki" / "server.key", pki.key_to_pem(pki.new_key()))
     assert shown(home) == before
     assert "those before them stay" in caplog.text
     (home.path / "pki" / "server.key").unlink()
     assert shown(home) == before
-    pki.write_private(home.path / "pki" / "server.key", key)
+    write_private(home.path / "pki" / "server.key", key)
     assert shown(home) == before
 
 

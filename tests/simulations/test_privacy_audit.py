@@ -191,7 +191,7 @@ def test_only_chosen_patients_are_in_a_site(tmp_path: Path) -> None:
 def test_an_auditor_leaves_the_usual_generators_as_they_were(tmp_path: Path) -> None:
     before = random.getstate(), torch.get_rng_state()
     with audit_site._same_seeds():
-        random.random()
+        random.shuffle([1, 2, 3])
         torch.rand(3)
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -243,7 +243,7 @@ def empty_batches_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own_noise(
-    monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], torch.Tensor], new: Callable[[], None]
+    monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], torch.Tensor], new: Callable[[], object] = object
 ) -> None:
     """Noise of the right size that the test draws, in place of the engine's; `new` is called for each optimiser."""
     real_optimizer, real_step = training.private_optimizer, training.private_step
@@ -259,7 +259,7 @@ def own_noise(
         value = real_step(model, *rest, **options)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter -= known["inner"].param_groups[0]["lr"] * known["deviation"] * draw(parameter)
+                parameter.sub_(known["inner"].param_groups[0]["lr"] * known["deviation"] * draw(parameter))
         return value
 
     monkeypatch.setattr(training, "private_optimizer", optimizer)
@@ -271,13 +271,13 @@ def noise_from_a_fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     own_noise(
         monkeypatch,
         lambda parameter: torch.randn(parameter.shape, generator=generator),
-        lambda: generator.manual_seed(7) and None,
+        lambda: generator.manual_seed(7),
     )
 
 
 def noise_from_the_usual_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which the client seeds from run, site and round."""
-    own_noise(monkeypatch, torch.randn_like, lambda: None)
+    own_noise(monkeypatch, torch.randn_like)
 
 
 def noise_reused_in_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def noise_of_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(parameter: nn.Parameter) -> torch.Tensor:
         return torch.from_numpy(math.sqrt(3) * source.uniform(-1, 1, parameter.shape)).float()
 
-    own_noise(monkeypatch, draw, lambda: None)
+    own_noise(monkeypatch, draw)
 
 
 def biases_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def biases_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(parameter: nn.Parameter) -> torch.Tensor:
         return torch.from_numpy(source.standard_normal(parameter.shape) * (parameter.ndim > 1)).float()
 
-    own_noise(monkeypatch, draw, lambda: None)
+    own_noise(monkeypatch, draw)
 
 
 def slices_as_patients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,39 +368,45 @@ def steps_without_charge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ledger, "charge", charge)
 
 
+BOUND, CLIP, LEDGER, SAMPLING = (
+    "canaries: lower bound of epsilon",
+    "clip: one patient",
+    "ledger: steps",
+    "sampling: unit is the patient",
+)
+VARIANCE, NORMALITY, INDEPENDENCE = "noise: variance", "noise: normality", "noise: independence"
+
+
 @pytest.mark.parametrize(
-    ("broken", "part", "check"),
+    ("broken", "part", "findings"),
     [
-        (noise_divided_by_four, "noise", "noise: variance"),
-        (noise_divided_by_four, "canaries", "canaries: lower bound of epsilon"),
-        (clipping_off, "patients", "clip: one patient"),
-        (empty_batches_skipped, "noise", "ledger: steps"),
-        (noise_from_a_fixed_seed, "noise", "noise: independence"),
-        (noise_from_the_usual_generator, "noise", "noise: independence"),
-        (slices_as_patients, "patients", "sampling: unit is the patient"),
-        (slices_as_patients, "patients", "clip: one patient"),
-        (crops_clipped_one_by_one, "patients", "clip: one patient"),
-        (patients_by_the_share_of_their_slices, "patients", "sampling: unit is the patient"),
-        (shuffled_batches, "patients", "sampling: unit is the patient"),
-        (noise_reused_in_each_tensor, "noise", "noise: independence"),
-        (noise_of_another_shape, "noise", "noise: normality"),
-        (biases_without_noise, "noise", "noise: variance"),
-        (steps_without_charge, "noise", "ledger: steps"),
+        (noise_divided_by_four, "noise", ({VARIANCE, NORMALITY}, set())),
+        (noise_divided_by_four, "canaries", ({BOUND}, set())),
+        (clipping_off, "patients", ({CLIP}, {SAMPLING})),
+        (empty_batches_skipped, "noise", ({LEDGER}, set())),
+        (noise_from_a_fixed_seed, "noise", ({INDEPENDENCE}, {VARIANCE, NORMALITY})),
+        (noise_from_the_usual_generator, "noise", ({INDEPENDENCE}, set())),
+        (slices_as_patients, "patients", ({CLIP, SAMPLING}, set())),
+        (crops_clipped_one_by_one, "patients", ({CLIP, SAMPLING}, set())),
+        (patients_by_the_share_of_their_slices, "patients", ({SAMPLING}, set())),
+        (shuffled_batches, "patients", ({SAMPLING}, set())),
+        (noise_reused_in_each_tensor, "noise", ({INDEPENDENCE}, {VARIANCE, NORMALITY})),
+        (noise_of_another_shape, "noise", ({NORMALITY}, set())),
+        (biases_without_noise, "noise", ({VARIANCE}, {NORMALITY})),
+        (steps_without_charge, "noise", ({LEDGER}, set())),
     ],
 )
-def test_a_broken_client_is_named(
-    broken: Break, part: str, check: str, parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch
+def test_a_broken_client_is_named_for_what_is_broken(
+    broken: Break,
+    part: str,
+    findings: tuple[set[str], set[str]],
+    parts: dict[str, Part],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Findings: those that must be there, and those that may."""
     broken(monkeypatch)
-    assert check in failed(parts[part]())
-
-
-def test_skipped_steps_are_told_from_weak_noise(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        empty_batches_skipped(patch)
-        assert failed(parts["noise"]()) == {"ledger: steps"}
-    noise_divided_by_four(monkeypatch)
-    assert failed(parts["noise"]()) == {"noise: variance", "noise: normality"}
+    must, may = findings
+    assert must <= failed(parts[part]()) <= must | may
 
 
 def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,8 +434,9 @@ def test_command_prints_a_table_writes_a_report_and_ends_with_its_verdict(
     assert "cannot prove" in report
 
 
-def test_the_client_as_it_is_passes(tmp_path: Path) -> None:
-    """The whole audit, with fewer canaries."""
+def test_the_client_as_it_is_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole audit but for the second process, with fewer canaries."""
+    monkeypatch.setattr(privacy_audit, "release_from_fresh_process", audit_site.release)
     done = CliRunner().invoke(app, ["audit", "--canaries", "40", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     checks = [row["check"] for row in json.loads(done.stdout)]

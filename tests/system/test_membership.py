@@ -12,6 +12,7 @@ from cryptography import x509
 from client import enrol as client_enrol
 from common import pki
 from common.errors import ConfigError, EnrolmentError
+from common.files import write_private
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import enrolment, serve
@@ -128,7 +129,7 @@ def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tm
     first = office.join(folder)
     assert not first.renewal_is_due
     for days, due in ((59, False), (61, True)):
-        pki.write_private(folder / "tls" / "certificate.pem", pki.to_pem(age(office, first, days)))
+        write_private(folder / "tls" / "certificate.pem", pki.to_pem(age(office, first, days)))
         assert client_enrol.load_identity(folder).renewal_is_due is due
     old = client_enrol.load_identity(folder)
     renewed = client_enrol.renew(folder, old)
@@ -145,7 +146,7 @@ def test_lost_answer_to_a_renewal_is_asked_for_again(office: Office, tmp_path: P
     folder = tmp_path / "site"
     identity = office.join(folder)
     key = pki.new_key()
-    pki.write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
+    write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
     signed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
     renewed = client_enrol.renew(folder, identity)
     assert signed is not None
@@ -157,8 +158,8 @@ def test_site_killed_between_certificate_and_key_starts_with_the_new_pair(office
     office.join(folder)
     key = pki.new_key()
     signed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
-    pki.write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
-    pki.write_private(folder / "tls" / "certificate.pem", signed or b"")
+    write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
+    write_private(folder / "tls" / "certificate.pem", signed or b"")
     assert knocks(client_enrol.load_identity(folder)) == grpc.StatusCode.OK
 
 
@@ -167,7 +168,7 @@ def test_site_cannot_renew_another(office: Office, tmp_path: Path) -> None:
     office.join(tmp_path / "john", "st-john")
     before = office.registry.site("st-john").fingerprint
     key = pki.new_key()
-    pki.write_private(tmp_path / "mary" / "tls" / "next-key.pem", pki.key_to_pem(key))
+    write_private(tmp_path / "mary" / "tls" / "next-key.pem", pki.key_to_pem(key))
     stolen = client_enrol.Identity(**(vars(identity) | {"site": "st-john"}))
     with pytest.raises(EnrolmentError, match="must name site 'st-mary'"):
         client_enrol.renew(tmp_path / "mary", stolen)

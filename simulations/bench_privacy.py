@@ -1,0 +1,286 @@
+"""What a private step costs: plain SGD, Opacus' three modes and ours on the same network and crops.
+
+Times are CPU seconds of all threads, taken by turns in one process, and medians: on a shared machine the clock on the
+wall tells about its neighbours. Memory is taken in a process of its own for each way, as what its steps add at most to
+what the program, the network and the crops occupy. Each step has one crop of each patient, clips, adds its noise and
+changes the weights. Opacus draws its noise once for each weight and from a seed, ours as it is drawn at a hospital.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from opacus import GradSampleModule
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+from torch import Tensor, nn
+
+from common.config import RunConfig, validate
+from common.losses import dice_ce
+from common.models import build_model
+from common.privacy import engine
+from common.privacy.autotune import Plan, choose
+from common.privacy.engine import private_optimizer, private_step
+from common.privacy.gradients import Patient, Strategy
+
+PLAIN = "plain SGD"
+HOOKS, FUNCTORCH, GHOST = "Opacus, hooks", "Opacus, functorch", "Opacus, ghost clipping"
+AUTOTUNED = "ours, autotuned"
+
+_NORM, _NOISE, _RATE = 1.0, 1.0, 1e-3
+_WARM_STEPS = 2  # before memory is read: the first step allocates what the following use again
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its batch. edges: of a crop; one crop of each patient."""
+
+    name: str
+    edges: tuple[int, ...]
+    patients: int
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+
+
+CASES = (
+    Case("2D U-Net, 8 crops of 256 x 256", (256, 256), 8),
+    Case("3D U-Net, 2 crops of 64 x 64 x 64", (64, 64, 64), 2),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One way of making a step. cpu_s: median; nan where it does not run. memory: bytes its steps add."""
+
+    way: str
+    cpu_s: float
+    memory: float
+    noise_s: float = float("nan")  # part of cpu_s; of ours alone
+
+
+def ways() -> tuple[str, ...]:
+    """Names of all that is measured, plain SGD first."""
+    return (PLAIN, HOOKS, FUNCTORCH, GHOST, *(_ours(strategy) for strategy in Strategy), AUTOTUNED)
+
+
+def measure(
+    case: Case, *, repeats: int, progress: Callable[[int, str], None] = lambda _done, _note: None
+) -> tuple[Figure, ...]:
+    """Make steps in every way, by turns, and measure each way's memory in a process of its own.
+
+    Args:
+        case: what is trained.
+        repeats: turns; a figure is the median. A turn before them is not counted.
+        progress: called with (ways whose memory is known + turns done, what was done).
+    """
+    memory = {}
+    for number, way in enumerate(ways(), start=1):
+        memory[way] = _memory_of_child(case, way)
+        progress(number, f"memory: {way}")
+    noise: dict[str, list[float]] = {way: [] for way in ways()}
+    times: dict[str, list[float]] = {way: [] for way in ways()}
+    with _NoiseClock() as clock:
+        steps = {way: step for way in ways() if (step := _working(case, way)) is not None}
+        for turn in range(1, repeats + 1):
+            for way, step in steps.items():
+                clock.seconds, started = 0.0, time.process_time()
+                step()
+                times[way].append(time.process_time() - started)
+                noise[way].append(clock.seconds)
+            progress(len(memory) + turn, "turns done")
+    return tuple(
+        Figure(way, _median(times[way]), memory[way], _median(noise[way]) if "ours" in way else float("nan"))
+        for way in ways()
+    )
+
+
+def steps_in(case: Case) -> int:
+    """How often `measure` reports progress, beside the turns."""
+    return len(ways()) if case else 0
+
+
+class _NoiseClock:
+    """Adds up the CPU seconds that our steps spend on noise, while it is open."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> "_NoiseClock":
+        self._add_noise = engine._add_noise
+
+        def timed(optimizer: DPOptimizer) -> None:
+            started = time.process_time()
+            self._add_noise(optimizer)
+            self.seconds += time.process_time() - started
+
+        engine._add_noise = timed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        engine._add_noise = self._add_noise
+
+
+def _working(case: Case, way: str) -> Step | None:
+    """The step of a way, tried once; None where it cannot run."""
+    try:
+        step = _step(way, _model(case), *_batch(case))
+        step()
+    except RuntimeError:
+        return None
+    return step
+
+
+def _step(way: str, model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    if way == PLAIN:
+        return _plain(model, images, labels)
+    if way == GHOST:
+        return _ghost(model, images, labels)
+    if way in (HOOKS, FUNCTORCH):
+        return _opacus(model, images, labels, functorch=way == FUNCTORCH)
+    return _private(model, images, labels, way)
+
+
+def _plain(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    optimizer = torch.optim.SGD(model.parameters(), _RATE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        dice_ce(model(images), labels).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+
+    return step
+
+
+def _opacus(model: nn.Module, images: Tensor, labels: Tensor, *, functorch: bool) -> Step:
+    wrapped = GradSampleModule(model, force_functorch=functorch)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), _RATE),
+        noise_multiplier=_NOISE,
+        max_grad_norm=_NORM,
+        expected_batch_size=len(images),
+    )
+
+    def step() -> None:
+        optimizer.zero_grad()
+        dice_ce(wrapped(images), labels).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+
+    return step
+
+
+class _PerSample:
+    """The loss as ghost clipping asks for it."""
+
+    reduction = "mean"
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        each = torch.stack([dice_ce(*one) for one in zip(logits.split(1), labels.split(1), strict=True)])
+        return each if self.reduction == "none" else each.mean()
+
+
+def _ghost(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    wrapped = GradSampleModuleFastGradientClipping(model, max_grad_norm=_NORM, use_ghost_clipping=True)
+    optimizer = DPOptimizerFastGradientClipping(
+        torch.optim.SGD(model.parameters(), _RATE),
+        noise_multiplier=_NOISE,
+        max_grad_norm=_NORM,
+        expected_batch_size=len(images),
+    )
+    loss = DPLossFastGradientClipping(wrapped, optimizer, _PerSample())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(wrapped(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _private(model: nn.Module, images: Tensor, labels: Tensor, way: str) -> Step:
+    optimizer = private_optimizer(
+        model,
+        torch.optim.SGD(model.parameters(), _RATE),
+        noise_multiplier=_NOISE,
+        clipping_norm=_NORM,
+        expected_patients=len(images),
+    )
+    patients: list[Patient] = list(zip(images.split(1), labels.split(1), strict=True))
+    plan = choose(model, dice_ce, patients[0], len(patients))
+    if way != AUTOTUNED:
+        plan = Plan(next(strategy for strategy in Strategy if _ours(strategy) == way), plan.max_crops)
+    return lambda: private_step(model, optimizer, patients, dice_ce, plan=plan)
+
+
+def _ours(strategy: Strategy) -> str:
+    return f"ours, {strategy}"
+
+
+def _model(case: Case) -> nn.Module:
+    return build_model(
+        validate(
+            RunConfig,
+            {
+                "name": "bench",
+                "model": {"dims": len(case.edges), "channels": case.channels},
+                "data": {"modality": "CT", "classes": ["lesion"]},
+                "training": {"patch-size": case.edges},
+                "federation": {"rounds": 1},
+            },
+        )
+    )
+
+
+def _batch(case: Case) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((case.patients, 1, *case.edges), generator=generator)
+    return images, torch.randint(2, (case.patients, *case.edges), generator=generator)
+
+
+def _memory_of_child(case: Case, way: str) -> float:
+    command = [sys.executable, "-m", "simulations.bench_privacy", way, json.dumps(asdict(case))]
+    command.append(str(torch.get_num_threads()))
+    done = subprocess.run(  # noqa: S603 - our own interpreter and module
+        command, check=True, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _memory(case: Case, way: str) -> float:
+    """Bytes that steps add, at their peak, to what is there before the first."""
+    model, batch = _model(case), _batch(case)
+    before = psutil.Process().memory_info().rss
+    try:
+        step = _step(way, model, *batch)
+        for _ in range(_WARM_STEPS):
+            step()
+    except RuntimeError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak - before
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else float("nan")
+
+
+def _main(way: str, case: dict[str, Any], threads: str) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(int(threads))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in case.items()}
+    sys.stdout.write(f"{_memory(Case(**values), way)}\n")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])
