@@ -24,7 +24,9 @@ HIDDEN = "hidden"
 LOCKED = "locked"
 # Of a site's home, what the worker has no use for: it gets the site key and the run by its pipe.
 SECRETS = ("tls", "site.key", "audit.sqlite", "proposals", "outbox")
-# Of these, folders that are made later than the first worker: what is not there cannot be covered.
+# Of a site's home, all that the worker may write to. Not its settings: who takes it over changes no policy.
+WRITABLE = ("cache", "state", "scratch")
+# Of the hidden, folders that are made later than the first worker: what is not there cannot be covered.
 MADE_LATER = ("proposals", "outbox")
 
 _PR_SET_PDEATHSIG = 1

@@ -178,8 +178,9 @@ def _environment(home: Path, threads: int | None) -> dict[str, str]:
         # Threads that spin while they wait slow a shared machine down several times.
         "OMP_WAIT_POLICY": "PASSIVE",
         # Libraries that want to keep something keep it here.
-        "HOME": str(home),
-        "FLWR_HOME": str(home / "flower"),
+        "HOME": str(home / "scratch"),
+        "TMPDIR": str(home / "scratch"),
+        "FLWR_HOME": str(home / "scratch" / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_LOG_LEVEL": "WARNING",

@@ -3,8 +3,11 @@
     home/site.toml      what it offers (SiteConfig); relative paths start from home
     home/policy.toml    what it allows (PolicyConfig); the strict default where the file is absent
     home/site.key       keys the pseudonyms, never leaves; see client/sitekey.py
-    home/ledger.sqlite  privacy spent, over all runs
+    home/forgotten.json the patients who take no part any more, as pseudonyms
+    home/state/         ledger.sqlite: privacy spent, over all runs; splits.json: who trains and who tests
     home/cache/         the preprocessed images, encrypted under a key from site.key; may be deleted at any time
+
+The worker may write to the last two folders and to scratch/, and to nothing else (client/confine.py).
 
 No torch and no images are imported here before a cohort is asked for: the agent opens a site too.
 """
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
 
 SITE_NAME = "site.toml"
 POLICY_NAME = "policy.toml"
-LEDGER_NAME = "ledger.sqlite"
+STATE_NAME = "state"  # what the worker writes beside its cache
+LEDGER_NAME = f"{STATE_NAME}/ledger.sqlite"
 CACHE_NAME = "cache"
 INDEX_NAME = "index"  # within the cache: what the headers of the files told
-SPLITS_NAME = "splits.json"
+SPLITS_NAME = f"{STATE_NAME}/splits.json"
 FORGOTTEN_NAME = "forgotten.json"
 
 # A simulation opens this many sites at once without reading any of them twice.
@@ -103,6 +107,7 @@ def _read(home: Path, key: bytes) -> Site:
     policy_path = home / POLICY_NAME
     policy = load(PolicyConfig, policy_path) if policy_path.exists() else PolicyConfig()
     config = load(SiteConfig, home / SITE_NAME)
+    (home / STATE_NAME).mkdir(mode=0o700, exist_ok=True)
     check_outside(home, (home / Path(source.path).expanduser() for source in config.data))
     return Site(home, config, policy, key)
 

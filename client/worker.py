@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     confine.die_with_parent()
     confine.shed()
     network = confine.remove_network()
-    for name in confine.MADE_LATER:
+    for name in (*confine.MADE_LATER, *confine.WRITABLE):
         (home / name).mkdir(mode=0o700, exist_ok=True)
     keys = confine.hide([home / name for name in confine.SECRETS])
-    disk = confine.lock([home])
+    disk = confine.lock([home / name for name in confine.WRITABLE])
     questions, answers = confine.take_pipe()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _log.info("network %s, keys %s, disk %s", network, keys, disk)

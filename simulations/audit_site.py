@@ -88,12 +88,19 @@ def open_audited(home: Path, name: str, images: Path, declared: int, only: Itera
 
 
 def audited_run(
-    *, declared: int, epsilon: float, sampling_rate: float, steps: int, rounds: int = 1, crops: int = 1
+    *,
+    declared: int,
+    epsilon: float,
+    sampling_rate: float,
+    steps: int,
+    rounds: int = 1,
+    crops: int = 1,
+    channels: Sequence[int] = (16, 32),
 ) -> RunConfig:
     """A private run that is plain to see through: SGD without momentum, decay or schedule, crops left as they are."""
     values: dict[str, Any] = {
         "name": "audit",
-        "model": {"channels": [16, 32], "residual-units": 0},
+        "model": {"channels": channels, "residual-units": 0},
         "data": {"modality": "photo", "classes": ["mark"], "validation-fraction": 0.0, "test-fraction": 0.0},
         "preprocessing": {"intensity": "window", "window": [0.0, 255.0]},
         "training": {

@@ -1,19 +1,22 @@
 """What a private step costs: plain SGD, Opacus' three modes and ours on the same network and crops.
 
-Times are CPU seconds of all threads, taken by turns in one process, and medians: on a shared machine the clock on the
-wall tells about its neighbours. Memory is taken in a process of its own for each way, as what its steps add at most to
-what the program, the network and the crops occupy. Each step has one crop of each patient, clips, adds its noise and
-changes the weights. Opacus draws its noise once for each weight and from a seed, ours as it is drawn at a hospital.
+Each way has a process of its own, as at a hospital: what one leaves behind in the allocator moved another's time by
+30 %. They take turns, step by step. Times are CPU seconds of all threads, and medians: on a shared machine the clock on
+the wall tells about its neighbours. Memory is what the steps add at most to what program, network and crops occupy.
+Each step has one crop of each patient, clips, adds its noise and changes the weights. Opacus draws its noise from a
+seed, ours as it is drawn at a hospital.
 """
 
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,6 @@ HOOKS, FUNCTORCH, GHOST = "Opacus, hooks", "Opacus, functorch", "Opacus, ghost c
 AUTOTUNED = "ours, autotuned"
 
 _NORM, _NOISE, _RATE = 1.0, 1.0, 1e-3
-_WARM_STEPS = 2  # before memory is read: the first step allocates what the following use again
 
 Step = Callable[[], object]
 
@@ -63,12 +65,12 @@ CASES = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One way of making a step. cpu_s: median; nan where it does not run. memory: bytes its steps add."""
+    """One way of making a step. cpu_s: median, nan where it does not run. memory: bytes that its steps add."""
 
     way: str
     cpu_s: float
     memory: float
-    noise_s: float = float("nan")  # part of cpu_s; of ours alone
+    noise_s: float = math.nan  # part of cpu_s; of ours alone
 
 
 def ways() -> tuple[str, ...]:
@@ -79,37 +81,32 @@ def ways() -> tuple[str, ...]:
 def measure(
     case: Case, *, repeats: int, progress: Callable[[int, str], None] = lambda _done, _note: None
 ) -> tuple[Figure, ...]:
-    """Make steps in every way, by turns, and measure each way's memory in a process of its own.
+    """Make steps in every way, by turns, each way in a process of its own.
 
     Args:
         case: what is trained.
-        repeats: turns; a figure is the median. A turn before them is not counted.
-        progress: called with (ways whose memory is known + turns done, what was done).
+        repeats: turns; a time is their median. One turn before them is not counted.
+        progress: called with (turns done, "turns done").
+
+    Returns:
+        A figure for each of `ways()`, in this order.
     """
-    memory = {}
-    for number, way in enumerate(ways(), start=1):
-        memory[way] = _memory_of_child(case, way)
-        progress(number, f"memory: {way}")
-    noise: dict[str, list[float]] = {way: [] for way in ways()}
-    times: dict[str, list[float]] = {way: [] for way in ways()}
-    with _NoiseClock() as clock:
-        steps = {way: step for way in ways() if (step := _working(case, way)) is not None}
-        for turn in range(1, repeats + 1):
-            for way, step in steps.items():
-                clock.seconds, started = 0.0, time.process_time()
-                step()
-                times[way].append(time.process_time() - started)
-                noise[way].append(clock.seconds)
-            progress(len(memory) + turn, "turns done")
+    with ExitStack() as stack:
+        children = {way: stack.enter_context(_child(case, way)) for way in ways()}
+        turns: dict[str, list[list[float]]] = {way: [] for way in ways()}
+        for turn in range(repeats + 1):
+            for way, child in children.items():
+                turns[way].append(_ask(child))
+            progress(turn, "turns done")
     return tuple(
-        Figure(way, _median(times[way]), memory[way], _median(noise[way]) if "ours" in way else float("nan"))
-        for way in ways()
+        Figure(
+            way,
+            cpu_s=statistics.median(cpu_s for cpu_s, _, _ in answers[1:]),
+            memory=answers[-1][2],
+            noise_s=statistics.median(noise_s for _, noise_s, _ in answers[1:]) if "ours" in way else math.nan,
+        )
+        for way, answers in turns.items()
     )
-
-
-def steps_in(case: Case) -> int:
-    """How often `measure` reports progress, beside the turns."""
-    return len(ways()) if case else 0
 
 
 class _NoiseClock:
@@ -130,16 +127,6 @@ class _NoiseClock:
 
     def __exit__(self, *_: object) -> None:
         engine._add_noise = self._add_noise
-
-
-def _working(case: Case, way: str) -> Step | None:
-    """The step of a way, tried once; None where it cannot run."""
-    try:
-        step = _step(way, _model(case), *_batch(case))
-        step()
-    except RuntimeError:
-        return None
-    return step
 
 
 def _step(way: str, model: nn.Module, images: Tensor, labels: Tensor) -> Step:
@@ -248,38 +235,59 @@ def _batch(case: Case) -> tuple[Tensor, Tensor]:
     return images, torch.randint(2, (case.patients, *case.edges), generator=generator)
 
 
-def _memory_of_child(case: Case, way: str) -> float:
-    command = [sys.executable, "-m", "simulations.bench_privacy", way, json.dumps(asdict(case))]
-    command.append(str(torch.get_num_threads()))
-    done = subprocess.run(  # noqa: S603 - our own interpreter and module
-        command, check=True, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
-    )
-    return float(done.stdout.split()[-1])
+@contextmanager
+def _child(case: Case, way: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that makes a step for each line it is sent, once it is ready to."""
+    arguments = [way, json.dumps(asdict(case)), str(torch.get_num_threads())]
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-m", "simulations.bench_privacy", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parent.parent,
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
-def _memory(case: Case, way: str) -> float:
-    """Bytes that steps add, at their peak, to what is there before the first."""
+def _ask(child: subprocess.Popen[str]) -> list[float]:
+    """CPU seconds of a step, of its noise, and the memory in use at most so far; nan where the way does not run."""
+    assert child.stdin is not None  # noqa: S101 - both are pipes
+    assert child.stdout is not None  # noqa: S101
+    child.stdin.write("\n")
+    child.stdin.flush()
+    answer: list[float] = json.loads(child.stdout.readline())
+    return answer
+
+
+def _answer(way: str, case: Case) -> None:
     model, batch = _model(case), _batch(case)
     before = psutil.Process().memory_info().rss
-    try:
-        step = _step(way, model, *batch)
-        for _ in range(_WARM_STEPS):
-            step()
-    except RuntimeError:
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak - before
+    step: Step | None = None
+    for _ in sys.stdin:
+        with _NoiseClock() as clock:
+            started = time.process_time()
+            try:
+                step = step or _step(way, model, *batch)
+                step()
+                answer = [time.process_time() - started, clock.seconds, float(_peak() - before)]
+            except RuntimeError:
+                answer = [math.nan] * 3
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
-def _median(values: list[float]) -> float:
-    return statistics.median(values) if values else float("nan")
+def _peak() -> int:
+    """Bytes that this process has had in memory at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _main(way: str, case: dict[str, Any], threads: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(threads))
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in case.items()}
-    sys.stdout.write(f"{_memory(Case(**values), way)}\n")
+    _answer(way, Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in case.items()}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ patient because others joined. Whoever was placed before keeps the place, and ne
 A place is the patient's split under each fold number: one split without cross-validation; with k folds k of them, of
 which exactly one is "test". So one record of places serves all the folds of a cross-validation.
 
-    home/splits.json   {"format": 1, "cohort": ..., "splits": {request: {pseudonym: "train test validation"}}}
+    home/state/splits.json   {"format": 1, "cohort": ..., "splits": {request: {pseudonym: "train test validation"}}}
 
 A request is seed and fractions: another one is another split, and the two know nothing of each other.
 """

@@ -10,8 +10,8 @@ variables (Gopi, Lee, Wutschitz 2021, https://arxiv.org/abs/2106.02848), an uppe
 known: checked against Google's PLD on 117 histories. Below a delta of 1e-11, where the rounding of the FFT shows, it
 can be further above, not below. It is the accountant of Opacus and agrees with it to 1e-4; it is written out here
 because importing Opacus loads torch (4 s, 330 MB), and the agent, which charges the ledger, must not hold torch.
-`epsilon_rdp` is a cheaper, looser bound (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530). GDP accounting
-is not offered: it reports less than is spent.
+`epsilon_rdp` is a cheaper, looser bound (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530). The Gaussian
+approximation is not offered: it reports less than is spent.
 """
 
 import math

@@ -132,8 +132,8 @@ def test_the_day_was_a_real_one(scene: Scene) -> None:
     assert scene.trained is not None
     assert b"client.data" in scene.out["log"]
     kinds = {name.split("/")[1] for name in scene.out if name.startswith("home/")}
-    assert {"cache", "logs", "proposals", "ledger.sqlite", "site.toml"} <= kinds
-    with sqlite3.connect(scene.home / "ledger.sqlite") as ledger:
+    assert {"cache", "logs", "proposals", "state", "site.toml"} <= kinds
+    with sqlite3.connect(scene.home / "state" / "ledger.sqlite") as ledger:
         assert any(ledger.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for (name,) in _tables(ledger))  # noqa: S608
 
 

@@ -26,7 +26,7 @@ home, port, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 confine.shed()
 network = confine.remove_network()
 keys = confine.hide([home / name for name in confine.SECRETS])
-disk = confine.lock([home])
+disk = confine.lock([home / name for name in confine.WRITABLE])
 libc = ctypes.CDLL(None)
 def tried(deed):
     try:
@@ -39,8 +39,14 @@ said |= {name: tried(deed) for name, deed in {
     "key": lambda: (home / "tls" / "key.pem").read_bytes(),
     "site key": lambda: (home / "site.key").read_bytes(),
     "site.toml": lambda: (home / "site.toml").read_text(),
-    "in home": lambda: (home / "ledger").write_text("x") and (home / "ledger").rename(home / "moved").read_text(),
-    "in home, deeper": lambda: (home / "cache" / "entry").write_bytes(b"x"),
+    "its own": lambda: (home / "state" / "ledger").write_text("x")
+    and (home / "state" / "ledger").rename(home / "state" / "moved").read_text(),
+    "cache": lambda: (home / "cache" / "entry").write_bytes(b"x"),
+    "policy": lambda: (home / "policy.toml").write_text("require-privacy = false"),
+    "policy by rename": lambda: (home / "state" / "moved").rename(home / "policy.toml"),
+    "settings": lambda: (home / "site.toml").write_text("x"),
+    "forgotten": lambda: (home / "forgotten.json").unlink(),
+    "in home": lambda: (home / "stray").write_text("x"),
     "beside home": lambda: (home.parent / "stray").write_text("x"),
     "over a picture": lambda: (home.parent / "pacs.dcm").write_text("x"),
     "remove a picture": lambda: (home.parent / "pacs.dcm").unlink(),
@@ -70,8 +76,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]
     """What a process behind the door can do."""
     folder = tmp_path_factory.mktemp("hospital")
     home = folder / "home"
-    for name in ("tls", "cache", "proposals"):
+    for name in ("tls", "proposals", *confine.WRITABLE):
         (home / name).mkdir(parents=True)
+    for name in ("policy.toml", "forgotten.json"):
+        (home / name).write_text("as the hospital wrote it")
     (home / "proposals" / "answer.json").write_text("no")
     (home / "audit.sqlite").write_text("log")
     (home / "tls" / "key.pem").write_text("TLS KEY")
@@ -101,6 +109,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]
     assert (folder / "pacs.dcm").read_text() == "picture"
     assert (home / "proposals" / "answer.json").read_text() == "no"
     assert not (folder / "stray").exists()
+    for name in ("policy.toml", "forgotten.json"):
+        assert (home / name).read_text() == "as the hospital wrote it"
 
 
 def test_keys_are_out_of_reach_and_the_way_back_is_closed(said: dict[str, object]) -> None:
@@ -115,10 +125,16 @@ def test_neither_approvals_nor_the_audit_log_can_be_touched(said: dict[str, obje
     assert said["audit log"] == "''"
 
 
-def test_writes_go_to_the_home_and_nowhere_else(said: dict[str, object]) -> None:
-    assert (said["in home"], said["in home, deeper"]) == ("'x'", "1")
-    for deed in ("beside home", "over a picture", "remove a picture"):
+def test_writes_go_to_its_own_folders_and_nowhere_else(said: dict[str, object]) -> None:
+    assert (said["its own"], said["cache"]) == ("'x'", "1")
+    for deed in ("in home", "beside home", "over a picture", "remove a picture"):
         assert said[deed] == "PermissionError", deed
+
+
+def test_policy_and_settings_cannot_be_changed_by_the_process_that_parses_images(said: dict[str, object]) -> None:
+    for deed in ("policy", "settings", "forgotten"):
+        assert said[deed] == "PermissionError", deed
+    assert said["policy by rename"] in ("PermissionError", "OSError")
 
 
 def test_what_the_worker_needs_can_be_read(said: dict[str, object]) -> None:

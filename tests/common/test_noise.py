@@ -104,21 +104,37 @@ def test_low_bits_are_uniform():
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**24 * 1.1, 2.0**29])
 def test_every_value_is_the_true_rounding_of_the_gaussian_that_its_bits_name(scale):
-    checked = 0
-    for number in range(80):
+    for number in range(10):
         key = hashlib.sha256(f"{scale} {number}".encode()).digest()
+        words = np.frombuffer(keystream(key)(8 * CHUNK), dtype="<i8").reshape(2, -1)
         steps = gaussian_steps(CHUNK, scale, lambda length, key=key: key if length == 32 else bytes(length))
-        radius, angle = np.frombuffer(keystream(key)(8 * CHUNK), dtype="<i8").reshape(2, -1)
-        radius = radius & (2**63 - 1)
-        ordinary = np.arange(50)
-        rare = np.flatnonzero(
-            (radius < 2**47) | (radius > 2**63 - 2**47) | (near_half(radius, angle, scale) < 2.0**-42 * scale)
-        )
-        for pair in {*ordinary.tolist(), *rare.tolist()[:40]}:
-            values = true_pair(int(radius[pair]), int(angle[pair]), scale)
-            assert (steps[pair], steps[pair + CHUNK // 2]) == tuple(int(mpmath.nint(value)) for value in values)
-            checked += 1
-    assert checked > 4000
+        assert_rounded_truly(words, steps, scale, range(100))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**29])
+def test_values_that_64_bits_or_a_float_cannot_decide_are_rounded_truly(scale, monkeypatch):
+    source = np.random.default_rng(1)
+    ends = np.concatenate(
+        [np.arange(50), 2 ** np.arange(6, 48), 2**63 - 1 - np.arange(50), 2**63 - 2 ** np.arange(6, 48)]
+    )
+    found = [np.stack([ends.astype(np.int64), source.integers(-(2**63), 2**63, len(ends), dtype=np.int64)])]
+    for _ in range(32):  # eight million pairs, of which those are taken that are nearest to where rounding changes
+        words = source.integers(-(2**63), 2**63, (2, 2**18), dtype=np.int64)
+        found.append(words[:, near_half(words[0] & (2**63 - 1), words[1], scale) < 2.0**-46 * scale])
+    words = np.concatenate(found, axis=1)
+    pairs = words.shape[1]
+    monkeypatch.setattr("common.privacy.noise.keystream", lambda key: lambda length: words.tobytes())
+    steps = gaussian_steps(2 * pairs, scale, bytes)
+    assert_rounded_truly(words, steps, scale, range(pairs))
+    assert pairs > len(ends) + (100 if scale > 1 else -1)
+
+
+def assert_rounded_truly(words, steps, scale, pairs):
+    """Against mpmath, where the bits go on with zeros."""
+    for pair in pairs:
+        radius, angle = int(words[0, pair]) & (2**63 - 1), int(words[1, pair])
+        true = tuple(int(mpmath.nint(value)) for value in true_pair(radius, angle, scale))
+        assert (steps[pair], steps[pair + words.shape[1]]) == true
 
 
 def near_half(radius, angle, scale):
@@ -129,7 +145,6 @@ def near_half(radius, angle, scale):
 
 
 def true_pair(radius: int, angle: int, scale: float):
-    """By mpmath; the bits that these begin go on with zeros."""
     with mpmath.workdps(60):
         u = (mpmath.mpf(radius << 64) + 0.5) / mpmath.mpf(2) ** 127
         turn = (mpmath.mpf(angle << 64) + 0.5) / mpmath.mpf(2) ** 128
@@ -211,6 +226,17 @@ def test_two_sums_a_clipping_norm_apart_stay_within_what_the_noise_covers(values
     second = first + change * (clip / change.norm())
     apart = float((on_grid(first, step) - on_grid(second, step)).norm())
     assert apart * multiplier <= deviation(clip, multiplier, len(values)) * (1 + 1e-9)
+
+
+def test_two_sums_that_rounding_moves_apart_in_every_value_stay_within_what_the_noise_covers():
+    size, step = 2**20, 2.0**-24
+    clip = math.sqrt(size) * (2**14 + 0.02) * step
+    first = torch.full((size,), 0.49 * step, dtype=torch.float64)
+    second = first + (2**14 + 0.02) * step
+    assert grid_step(clip, 1.0) == step
+    apart = float((on_grid(first, step) - on_grid(second, step)).norm())
+    assert apart > clip * 1.00005
+    assert apart <= deviation(clip, 1.0, size) - clip * 2.0**-12  # which is there for the clipping's own rounding
 
 
 def test_rounding_forgets_what_lies_below_the_step():

@@ -68,7 +68,7 @@ def test_forgotten_patient_is_gone_and_the_others_stay_where_they_were(home: Pat
         case.patient: case.split for case in after.cases
     }
     assert after.size == before.size - 1
-    assert gone not in (home / "splits.json").read_text()
+    assert gone not in (home / "state" / "splits.json").read_text()
 
 
 def test_nothing_that_is_kept_says_who_it_was(home: Path) -> None:
