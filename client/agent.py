@@ -16,7 +16,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import grpc
@@ -25,14 +24,15 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 
 from client import approvals, gate, policy
-from client.approvals import Appraisal, Proposal
+from client.approvals import Proposal
 from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet
 from client.keeper import Worker
 from client.outbox import Parcel
 from client.pipe import Describe, Offer, PipeError, Work
+from client.proposals import Proposals
 from client.record import Record
-from client.site import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME, Site, open_site
+from client.site import FORGOTTEN_NAME, SITE_NAME, changed, current_site, open_site
 from client.status import Status
 from client.witness import Witness
 from common.config import PolicyConfig, RunConfig, sha256_of
@@ -45,8 +45,6 @@ from common.errors import (
     UpdateError,
     WardroundError,
 )
-from common.flower import read_bundle
-from common.operators import Endorsement, check_endorsements
 from common.privacy.guarantee import charge_round, plan
 from common.records import (
     EvaluateReply,
@@ -59,7 +57,6 @@ from common.records import (
     request_from_record,
 )
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
-from common.wire.wardround_pb2 import Proposal as ProposalProto
 from common.wire.wardround_pb2_grpc import CoordinationStub
 
 PROPOSALS_WAIT_S = 20.0
@@ -88,11 +85,11 @@ class Agent:
         self._connect(identity)
         self._worker = worker
         self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and forgotten.json
-        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
         self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
         self._status = Status(home, identity)
         self._record = Record(home, identity, open_site(home).key)
         self._witness = Witness(home, self._record.log, identity.log_key)
+        self._proposals = Proposals(home, self._record, self._offer)
         self._crashes = 0  # of the worker, as far as they are recorded
 
     def run(self) -> None:
@@ -219,7 +216,7 @@ class Agent:
         try:
             request = request_from_record(message.content)
             run_hash, round_ = request.run_hash, request.round
-            rules = self._site().policy
+            rules = current_site(self._home).policy
             policy_hash = self._record.policy(rules)
             self._witness.check_conflict()
             proposal = self._approved(request, message)
@@ -296,7 +293,7 @@ class Agent:
 
     def _offer(self, run: RunConfig) -> Offer:
         """What this site has for the run, as the worker counted it."""
-        key = (sha256_of(run), *(_changed(self._home / name) for name in (SITE_NAME, FORGOTTEN_NAME)))
+        key = (sha256_of(run), *changed(self._home, SITE_NAME, FORGOTTEN_NAME))
         if key not in self._offers:
             answer = self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)
             if isinstance(answer, Refusal):
@@ -310,7 +307,7 @@ class Agent:
         """Write the privacy cost of the round down before it is spent: by how much the run's epsilon rises."""
         if run.privacy is None:
             return
-        site, delta = self._site(), plan(run, offer.declared_size).delta
+        site, delta = current_site(self._home), plan(run, offer.declared_size).delta
         before = site.ledger.spent(offer.cohort_id, delta, request.run_hash)
         charge_round(
             site.ledger,
@@ -324,13 +321,6 @@ class Agent:
         after = site.ledger.spent(offer.cohort_id, delta, request.run_hash)
         self._record.spent(request.run_hash, request.round, (after - before, delta))
 
-    def _site(self) -> Site:
-        """Read anew when its files change: what the hospital writes holds from the next message on."""
-        try:
-            return open_site(self._home)
-        except ConfigError as error:
-            raise PolicyError(str(error)) from error
-
     # Proposals
 
     def _watch_proposals(self) -> None:
@@ -341,9 +331,8 @@ class Agent:
                 request = ListProposalsRequest(revision=revision, wait_s=PROPOSALS_WAIT_S)
                 reply = self._coordination.ListProposals(request, timeout=PROPOSALS_WAIT_S + CALL_TIMEOUT_S)
                 for proposal in reply.proposals:
-                    self._keep(proposal)
-                for stored in approvals.load_all(self._home):
-                    self._appraise(stored)
+                    self._proposals.keep(proposal, self._identity.root_pem)
+                self._proposals.appraise()
             except (grpc.RpcError, WardroundError, OSError) as error:
                 _log.log(logging.DEBUG if isinstance(error, grpc.RpcError) else logging.ERROR, "proposals: %s", error)
                 revision = 0
@@ -354,65 +343,6 @@ class Agent:
             if reply.revision == revision and time.monotonic() - started < UPKEEP_S:
                 self._stop.wait(UPKEEP_S)  # the gateway did not hold the call
             revision = reply.revision
-
-    def _keep(self, proposal: ProposalProto) -> None:
-        """Store what was proposed if it is what it says; data in a file, nothing more."""
-        known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
-        if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
-            if known.open != proposal.open:
-                approvals.set_open(self._home, known.run_hash, is_open=proposal.open)
-                if not proposal.open:
-                    self._record.closed(known.run_hash)
-            return
-        try:
-            run = read_bundle(proposal.bundle)
-            if sha256_of(run) != proposal.run_hash:
-                raise ConfigError("the bundle is not the run it claims to be")
-            signers = self._signers(proposal)
-        except WardroundError as error:
-            _log.error("a proposal was ignored: %s", error)
-            return
-        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, signers=signers)
-        _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
-
-    def _signers(self, proposal: ProposalProto) -> tuple[str, ...]:
-        """The operators who want the run; fewer than the policy asks for is no proposal."""
-        endorsements = [Endorsement(one.certificate_pem, one.signature, one.signed_at) for one in proposal.endorsements]
-        bundle_sha256 = sha256(proposal.bundle).hexdigest()
-        names = check_endorsements(endorsements, self._identity.root_pem, proposal.run_hash, bundle_sha256)
-        wanted = self._site().policy.operators
-        if len(names) < wanted:
-            raise PolicyError(
-                f"run {proposal.run_hash[:12]} is signed by {len(names)} operator(s) of this federation, and the "
-                f"policy wants {wanted}. Ask the coordinator to propose it again with `run --as NAME`."
-            )
-        return names
-
-    def _appraise(self, proposal: Proposal) -> None:
-        """Find out what the run would use here, for whoever decides; decide where the policy says so.
-
-        Done again when the hospital changes its data or its policy.
-        """
-        stamp = tuple(_changed(self._home / name) for name in (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME))
-        if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
-            return
-        offer, refusal, decides = None, None, False
-        try:
-            rules = self._site().policy
-            decides = rules.auto_approve
-            policy.check(proposal.run, rules)
-            offer = self._offer(proposal.run)
-            policy.check(proposal.run, rules, offer)
-        except PipeError as error:
-            _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
-            return
-        except WardroundError as error:
-            refusal = str(error)
-            _log.warning("run %r: %s", proposal.run.name, refusal)
-        self._appraised[proposal.run_hash] = stamp
-        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal))
-        if decides:
-            approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
 
     # Upkeep
 
@@ -480,7 +410,3 @@ def _check_model(request: Request, offer: Offer, max_weight: float) -> None:
     found = sum(math.prod(shape) for shape in shapes.values())
     if found != offer.parameters:
         raise UpdateError(f"the message's model has {found} values, the run's has {offer.parameters}")
-
-
-def _changed(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0

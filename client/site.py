@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from client.sitekey import check_outside, site_key
 from common.config import PolicyConfig, RunConfig, SiteConfig, canonical, load
-from common.errors import ConfigError
+from common.errors import ConfigError, PolicyError
 
 if TYPE_CHECKING:
     from client.data.cohort import Cohort
@@ -96,11 +96,28 @@ def open_site(home: Path) -> Site:
         )
     key = site_key(home)
     opened = _opened(home)
-    state = (key, *(_stamp(home / name) for name in (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME)))
+    state = (key, *changed(home, SITE_NAME, POLICY_NAME, FORGOTTEN_NAME))
     if state not in opened:
         opened.clear()  # lets go of the images read under the old files
         opened[state] = _read(home, key)
     return opened[state]
+
+
+def current_site(home: Path) -> Site:
+    """The site as its files are now: what the hospital writes holds from the next message on.
+
+    Raises:
+        PolicyError: a file is wrong, so nothing may be done.
+    """
+    try:
+        return open_site(home)
+    except ConfigError as error:
+        raise PolicyError(str(error)) from error
+
+
+def changed(home: Path, *names: str) -> tuple[int, ...]:
+    """When files of a home were changed last, nanoseconds; 0 for one that is not there."""
+    return tuple(_stamp(home / name) for name in names)
 
 
 def _read(home: Path, key: bytes) -> Site:
@@ -122,4 +139,4 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-__all__ = ["Site", "open_site"]
+__all__ = ["Site", "changed", "current_site", "open_site"]

@@ -193,7 +193,9 @@ def crossval(
 def audit(
     *,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
-    canaries: Annotated[int, typer.Option("--canaries", min=8, help="Patients of the one-run audit.")] = 800,
+    canaries: Annotated[
+        int, typer.Option("--canaries", min=40, help="Patients of the one-run audit; half are in.")
+    ] = 800,
     threads: ThreadsOption = 1,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
@@ -214,6 +216,7 @@ def audit(
         findings = privacy_audit.audit(Path(folder), np.random.default_rng(), canaries=canaries, progress=advance)
     columns, rows = privacy_audit.summary_rows(findings)
     show_table("Privacy audit", columns, rows, as_json=as_json)
+    note(privacy_audit.LIMITS)
     if out is not None:
         note(f"report {privacy_audit.write_report(out, findings)}")
     if not all(one.passed for one in findings):
@@ -258,6 +261,41 @@ def bench_data(
     rows = [[one.name, one.cpu_s_per_1000, one.images_per_cpu_s, one.cpu_s / ours.cpu_s] for one in figures]
     columns = ["way", "CPU s per 1000 images", "images per CPU s", f"times {ours.name}"]
     show_table(f"{ours.images} CT slices, 512 x 512 to 256 x 256", columns, rows, as_json=as_json)
+
+
+@bench_app.command("privacy")
+def bench_privacy(
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns; the times are medians.")] = 5,
+    threads: ThreadsOption = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make plain steps, Opacus' and our private ones, in 2D and 3D, by turns.
+
+    Example: wardround-sim bench privacy --repeats 9
+    """
+    configure_logging()
+    from simulations import bench_privacy as bench  # noqa: PLC0415
+
+    _use_threads(threads)
+    rows = []
+    for case in bench.CASES:
+        with progress(case.name, repeats) as advance:
+            figures = bench.measure(case, repeats=repeats, progress=advance)
+        plain = figures[0]
+        rows += [
+            [
+                case.name,
+                one.way,
+                one.cpu_s,
+                one.cpu_s / plain.cpu_s,
+                one.memory / 2**20,
+                one.memory / plain.memory,
+                one.noise_s / one.cpu_s,
+            ]
+            for one in figures
+        ]
+    columns = ["step", "way", "CPU s", f"times {plain.way}", "memory MiB", "times its memory", "noise share"]
+    show_table("One step, its memory, and the share of noise", columns, rows, as_json=as_json)
 
 
 def _use_threads(threads: int | None) -> None:

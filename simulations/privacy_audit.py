@@ -59,7 +59,6 @@ from simulations.audit_site import (
 )
 
 PARTS = 3
-CANARIES = 800
 CLAIMED_EPSILON = 1.0
 CONFIDENCE = 0.95
 FALSE_ALARM = 1e-6
@@ -81,11 +80,11 @@ _CANARY_CHANNELS = (32, 64)
 _CANARY_RATE, _CANARY_STEPS, _CANARY_ROUNDS = 1.0, 2, 2
 _GUESSED = 0.2  # of the canaries: half of them called in, half of them out
 
-_LIMITS = (
-    "An audit can refute a guarantee, it cannot prove one. The canaries give a lower bound on what leaks, found by one "
-    "attack; a stronger attack may find more. The exact tests look at one network, at small pictures, on the CPU, and "
-    "see only what their p-values say; a fault that shows with other data or settings passes. Passing means: none of "
-    "the faults that this audit knows how to see was there."
+LIMITS = (
+    f"A p-value under {FALSE_ALARM:g} fails, and so does a lower bound above what was charged. An audit can refute a "
+    "guarantee, it cannot prove one. The canaries give a lower bound on what leaks, found by one attack; a stronger one "
+    "may find more. The exact tests look at one small network, at small pictures, on the CPU; a fault that shows only "
+    "with others passes. Passing means: none of the faults that this audit knows how to see was there."
 )
 
 
@@ -119,7 +118,7 @@ def audit(
     folder: Path,
     rng: np.random.Generator,
     *,
-    canaries: int = CANARIES,
+    canaries: int,
     progress: Callable[[int, str], None] | None = None,
 ) -> list[Finding]:
     """Audit the client of this installation.
@@ -302,7 +301,7 @@ def write_report(folder: Path, findings: Sequence[Finding]) -> Path:
     failed = [one.check for one in findings if not one.passed]
     verdict = f"FAILED: {', '.join(failed)}" if failed else "passed"
     columns, rows = summary_rows(findings)
-    body = f"<h1>Privacy audit: {html.escape(verdict)}</h1>{table(columns, rows)}<p>{html.escape(_LIMITS)}</p>"
+    body = f"<h1>Privacy audit: {html.escape(verdict)}</h1>{table(columns, rows)}<p>{html.escape(LIMITS)}</p>"
     path = folder / REPORT_NAME
     write_atomically(path, page("Privacy audit", body).encode())
     return path

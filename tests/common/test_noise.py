@@ -114,16 +114,15 @@ def test_every_value_is_the_true_rounding_of_the_gaussian_that_its_bits_name(sca
 @pytest.mark.parametrize("scale", [1.0, 2.0**29])
 def test_values_that_64_bits_or_a_float_cannot_decide_are_rounded_truly(scale, monkeypatch):
     source = np.random.default_rng(1)
-    ends = np.concatenate(
-        [np.arange(50), 2 ** np.arange(6, 48), 2**63 - 1 - np.arange(50), 2**63 - 2 ** np.arange(6, 48)]
-    )
-    found = [np.stack([ends.astype(np.int64), source.integers(-(2**63), 2**63, len(ends), dtype=np.int64)])]
+    low = np.concatenate([np.arange(50), 2 ** np.arange(6, 48)])
+    ends = np.concatenate([low, 2**63 - 1 - low])
+    found = [np.stack([ends, source.integers(-(2**63), 2**63, len(ends), dtype=np.int64)])]
     for _ in range(32):  # eight million pairs, of which those are taken that are nearest to where rounding changes
         words = source.integers(-(2**63), 2**63, (2, 2**18), dtype=np.int64)
         found.append(words[:, near_half(words[0] & (2**63 - 1), words[1], scale) < 2.0**-46 * scale])
     words = np.concatenate(found, axis=1)
     pairs = words.shape[1]
-    monkeypatch.setattr("common.privacy.noise.keystream", lambda key: lambda length: words.tobytes())
+    monkeypatch.setattr("common.privacy.noise.keystream", lambda _key: lambda _length: words.tobytes())
     steps = gaussian_steps(2 * pairs, scale, bytes)
     assert_rounded_truly(words, steps, scale, range(pairs))
     assert pairs > len(ends) + (100 if scale > 1 else -1)

@@ -1,0 +1,102 @@
+"""What the agent does with proposals: believe only what is signed and is what it says, find out what it would mean.
+
+A proposal is data in a file, nothing more (client/approvals.py). The person who decides, or the policy, decides on what
+stands there.
+"""
+
+import logging
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from client import approvals, policy
+from client.approvals import Appraisal, Proposal
+from client.pipe import Offer, PipeError
+from client.record import Record
+from client.site import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME, changed, current_site
+from common.config import RunConfig, sha256_of
+from common.errors import ConfigError, PolicyError, WardroundError
+from common.flower import read_bundle
+from common.operators import Endorsement, check_endorsements
+from common.wire.wardround_pb2 import Proposal as ProposalProto
+
+_log = logging.getLogger(__name__)
+
+
+class Proposals:
+    """The runs proposed to a site. Its state: what has been appraised, and under which of the hospital's files."""
+
+    def __init__(self, home: Path, record: Record, offer: Callable[[RunConfig], Offer]) -> None:
+        """Know where to look.
+
+        Args:
+            home: the site's.
+            record: told when a run is closed.
+            offer: asks the worker what the site has for a run.
+        """
+        self._home, self._record, self._offer = home, record, offer
+        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
+
+    def keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
+        """Store what was proposed if it is what it says; data in a file, nothing more."""
+        known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
+        if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
+            if known.open != proposal.open:
+                approvals.set_open(self._home, known.run_hash, is_open=proposal.open)
+                if not proposal.open:
+                    self._record.closed(known.run_hash)
+            return
+        try:
+            run = read_bundle(proposal.bundle)
+            if sha256_of(run) != proposal.run_hash:
+                raise ConfigError("the bundle is not the run it claims to be")
+            signers = self._signers(proposal, roots_pem)
+        except WardroundError as error:
+            _log.error("a proposal was ignored: %s", error)
+            return
+        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, signers=signers)
+        _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
+
+    def appraise(self) -> None:
+        """Look at all open proposals that nobody has answered."""
+        for stored in approvals.load_all(self._home):
+            self._appraise(stored)
+
+    def _signers(self, proposal: ProposalProto, roots_pem: bytes) -> tuple[str, ...]:
+        """The operators who want the run; fewer than the policy asks for is no proposal."""
+        endorsements = [Endorsement(one.certificate_pem, one.signature, one.signed_at) for one in proposal.endorsements]
+        bundle_sha256 = sha256(proposal.bundle).hexdigest()
+        names = check_endorsements(endorsements, roots_pem, proposal.run_hash, bundle_sha256)
+        wanted = current_site(self._home).policy.operators
+        if len(names) < wanted:
+            raise PolicyError(
+                f"run {proposal.run_hash[:12]} is signed by {len(names)} operator(s) of this federation, and the "
+                f"policy wants {wanted}. Ask the coordinator to propose it again with `run --as NAME`."
+            )
+        return names
+
+    def _appraise(self, proposal: Proposal) -> None:
+        """Find out what the run would use here, for whoever decides; decide where the policy says so.
+
+        Done again when the hospital changes its data or its policy.
+        """
+        stamp = changed(self._home, SITE_NAME, POLICY_NAME, FORGOTTEN_NAME)
+        if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
+            return
+        offer, refusal, decides = None, None, False
+        try:
+            rules = current_site(self._home).policy
+            decides = rules.auto_approve
+            policy.check(proposal.run, rules)
+            offer = self._offer(proposal.run)
+            policy.check(proposal.run, rules, offer)
+        except PipeError as error:
+            _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
+            return
+        except WardroundError as error:
+            refusal = str(error)
+            _log.warning("run %r: %s", proposal.run.name, refusal)
+        self._appraised[proposal.run_hash] = stamp
+        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal))
+        if decides:
+            approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
