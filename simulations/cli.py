@@ -193,9 +193,7 @@ def crossval(
 def audit(
     *,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
-    canaries: Annotated[
-        int, typer.Option("--canaries", min=40, help="Patients of the one-run audit; half are in.")
-    ] = 800,
+    canaries: Annotated[int, typer.Option("--canaries", min=40, help="Patients of the one-run audit.")] = 800,
     threads: ThreadsOption = 1,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,

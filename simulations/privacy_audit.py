@@ -82,9 +82,9 @@ _GUESSED = 0.2  # of the canaries: half of them called in, half of them out
 
 LIMITS = (
     f"A p-value under {FALSE_ALARM:g} fails, and so does a lower bound above what was charged. An audit can refute a "
-    "guarantee, it cannot prove one. The canaries give a lower bound on what leaks, found by one attack; a stronger one "
-    "may find more. The exact tests look at one small network, at small pictures, on the CPU; a fault that shows only "
-    "with others passes. Passing means: none of the faults that this audit knows how to see was there."
+    "guarantee, it cannot prove one. The canaries give a lower bound on what leaks, found by one attack; a stronger "
+    "one may find more. The exact tests look at one small network, at small pictures, on the CPU; a fault that shows "
+    "only with others passes. Passing means: none of the faults that this audit knows how to see was there."
 )
 
 

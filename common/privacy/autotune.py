@@ -31,9 +31,9 @@ _GPU_SHARE = 4  # of what is free, a quarter
 _LEAST_CROPS = 2
 _MOST_PATIENTS, _TURNS, _LONG_S = 8, 3, 1.0
 
-# What half precision and other orders of summation may change, of a parameter's gradient and of the whole. A
-# contribution that is missing, or another patient's, changes far more; what is clipped is what was computed.
-_ROUNDING, _FLOOR = 2e-2, 1e-3
+# What other orders of summation may change, of a parameter's gradient and of the whole; in half precision more.
+_ROUNDING, _FLOOR = 1e-3, 1e-4
+_HALF = 30
 
 _log = logging.getLogger(__name__)
 
@@ -95,12 +95,14 @@ def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
     count = max(2, min(round(expected_patients), _MOST_PATIENTS, max_crops // crops))
     patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(count)]
     definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
-    check_loss(loss, *(torch.cat(parts) for parts in zip(*(_logits(model, one) for one in patients[:2]), strict=True)))
+    logits, labels = (torch.cat(parts) for parts in zip(*(_logits(model, one) for one in patients[:2]), strict=True))
+    check_loss(loss, logits, labels)
+    rounding = _HALF if logits.dtype in (torch.float16, torch.bfloat16) else 1
     plans = [Plan(Strategy.ONE_AT_A_TIME, max_crops)]
     if torch.are_deterministic_algorithms_enabled() or crops > max_crops:
         return plans[0]
     for strategy in (Strategy.BOOK_KEEPING, Strategy.VECTORISED):
-        reason = _objection(model, loss, patients, strategy, definition)
+        reason = _objection(model, loss, patients, strategy, definition, rounding)
         if reason:
             _log.info("private steps will not go by %s: %s", strategy, reason)
         else:
@@ -135,7 +137,12 @@ def _seconds(model: nn.Module, loss: Loss, patients: Sequence[Patient], strategy
 
 
 def _objection(
-    model: nn.Module, loss: Loss, patients: Sequence[Patient], strategy: Strategy, definition: Gradients
+    model: nn.Module,
+    loss: Loss,
+    patients: Sequence[Patient],
+    strategy: Strategy,
+    definition: Gradients,
+    rounding: float,
 ) -> str | None:
     """Why the strategy cannot stand in for the definition."""
     try:
@@ -147,7 +154,8 @@ def _objection(
         return str(error).partition("\n")[0]
     whole = sum(_norms(gradient) ** 2 for gradient in definition.of.values()) ** 0.5
     for parameter, truth in definition.of.items():
-        if bool((_norms(found.of[parameter] - truth) > _ROUNDING * _norms(truth) + _FLOOR * whole).any()):
+        allowed = rounding * (_ROUNDING * _norms(truth) + _FLOOR * whole)
+        if bool((_norms(found.of[parameter] - truth) > allowed).any()):
             return "its gradients are not those of one patient at a time"
     return None
 

@@ -42,7 +42,7 @@ _CHUNK = 2**15
 
 # Bound of the error of a standard normal value in float64, for u at least 2^-17 away from 0 and 1. Its parts, each at
 # its worst u: 2^-45 from rounding u, 2^-49 from the bits of u that were not drawn, 2^-48 from the angle.
-_ERROR = 2.0**-43
+_ERROR = 2.0**-44
 _RADIUS_BITS, _MORE_BITS = 63, 64
 _EDGE = 2**46
 _DIGITS = 40

@@ -148,9 +148,13 @@ def test_no_uid_of_an_image_survives(scene: Scene) -> None:
     assert [name for name, content in scene.out.items() if theirs.search(content)] == []
 
 
-def test_one_name_in_a_message_of_a_reader_would_be_found(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_name_in_a_message_of_a_reader_would_be_found(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("client.data.dicom")
+    monkeypatch.setattr(logger, "disabled", False)  # libraries of other tests may have configured logging anew
     with caplog.at_level(logging.DEBUG):
-        logging.getLogger("client.data.dicom").debug("read %s", "CANARY90201^Jane")
+        logger.debug("read %s", "CANARY90201^Jane")
     assert Scene(scene.home, scene.planted, 0, 0, {"log": caplog.text.encode()}).survivors() == {
         "log": [b"CANARY90201"]
     }

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
+from common.losses import dice_ce
+from common.privacy import autotune
+from common.privacy.autotune import Plan, choose
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
+from common.privacy.gradients import Strategy
+from tests.common.networks import ours
 from common.privacy.noise import deviation, grid_step
 
 CLIP = 0.7
@@ -55,15 +60,16 @@ def clipped_gradient(model: nn.Module, crops: Tensor, labels: Tensor, loss) -> T
     return mean * min(1.0, CLIP / float(mean.norm()))
 
 
+@pytest.mark.parametrize("plan", [None, *(Plan(strategy, 4) for strategy in Strategy)], ids=str)
 @pytest.mark.parametrize("dims", [2, 3])
-def test_step_is_the_sum_of_clipped_patient_gradients_over_the_expected_number(dims):
+def test_step_is_the_sum_of_clipped_patient_gradients_over_the_expected_number(dims, plan):
     model, loss = network(dims), nn.CrossEntropyLoss()
     patients = [patient(crops, seed, dims, scale) for crops, seed, scale in [(1, 1, 1), (5, 2, 30), (3, 3, 0.1)]]
     clipped = [clipped_gradient(model, *one, loss) for one in patients]
     assert min(gradient.norm() for gradient in clipped) < CLIP - 0.01  # one is left as it is
     assert max(gradient.norm() for gradient in clipped) == pytest.approx(CLIP)  # one is clipped
     before = flat(model)
-    private_step(model, noiseless(model, expected=2.5), patients, loss)
+    private_step(model, noiseless(model, expected=2.5), patients, loss, plan=plan)
     torch.testing.assert_close(before - flat(model), sum(clipped) / 2.5, rtol=1e-4, atol=1e-7)
 
 
@@ -244,3 +250,129 @@ def test_poisson_sampling_takes_each_patient_at_the_rate_on_their_own():
     assert float(draws.sum(1).var()) == pytest.approx(20 * 0.3 * 0.7, rel=0.2)
     assert sample_patients(5, 1.0) == [0, 1, 2, 3, 4]
     assert sample_patients(0, 0.5) == []
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_a_large_batch_is_taken_a_few_crops_at_a_time(strategy):
+    model, loss = network(), nn.CrossEntropyLoss()
+    patients = [patient(2, seed) for seed in range(9)]
+    expected = sum(clipped_gradient(model, *one, loss) for one in patients) / 2.5
+    before, taken, most = flat(model), [], []
+
+    def stream():
+        for one in patients:
+            taken.append(one)
+            yield one
+
+    model.register_forward_pre_hook(lambda _, inputs: most.append((len(inputs[0]), len(taken))))
+    private_step(model, noiseless(model), stream(), loss, plan=Plan(strategy, 5))
+    torch.testing.assert_close(before - flat(model), expected, rtol=1e-4, atol=1e-6)
+    assert max(crops for crops, _ in most) <= 5
+    assert most[0][1] <= 3  # the others are not even read
+
+
+def test_patients_of_different_shapes_share_a_step():
+    model, loss = network(), nn.CrossEntropyLoss()
+    wide = (torch.randn(2, 1, 9, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 9, 4).long())
+    patients = [patient(1, 1), patient(1, 2), wide, patient(2, 3)]
+    expected = sum(clipped_gradient(model, *one, loss) for one in patients) / 2.5
+    before = flat(model)
+    private_step(model, noiseless(model), patients, loss, plan=Plan(Strategy.BOOK_KEEPING, 8))
+    torch.testing.assert_close(before - flat(model), expected, rtol=1e-4, atol=1e-6)
+
+
+def coupled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Dice over the batch: the loss of one sample hangs on the others."""
+    inside = logits.softmax(1)[:, 1]
+    return 1 - 2 * (inside * labels).sum() / (inside.sum() + labels.sum() + 1e-5)
+
+
+@pytest.mark.parametrize("loss", [coupled, nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="none")])
+def test_a_loss_that_is_not_a_mean_over_samples_is_refused_before_any_patient(loss):
+    model = network()
+    before, seen = flat(model), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    crops, labels = patient(2, 1)
+    with pytest.raises((PrivacyError, RuntimeError), match="mean|scalar"):
+        private_step(model, wrapped(model), [(crops, labels)], loss)
+    assert torch.equal(flat(model), before)
+    assert not any(torch.equal(crop, image) for images in seen for image in images for crop in crops)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(1), None], ids=["a buffer that changes", "an unused parameter"])
+def test_what_only_a_trial_shows_is_refused_before_any_patient(layer):
+    model = nn.Sequential(layer or nn.Identity(), nn.Conv2d(1, 2, 1))
+    if layer is None:
+        model[1].forgotten = nn.Parameter(torch.zeros(3))
+    seen, (crops, labels) = [], patient(1, 1)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(PrivacyError, match="unused|buffer"):
+        choose(model, nn.CrossEntropyLoss(), (crops, labels), 2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(torch.equal(crops, image) for image in seen)
+
+
+def test_the_choice_is_measured_once_and_leaves_no_trace(monkeypatch, caplog):
+    model, one = ours(2, "instance"), (torch.zeros(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.int64))
+    before, random_state = flat(model), torch.random.get_rng_state()
+    with caplog.at_level("INFO"):
+        plan = choose(model, dice_ce, one, 3.0)
+    assert f"go by {plan.strategy}" in caplog.text
+    assert torch.equal(flat(model), before)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    monkeypatch.setattr(autotune, "_probe", None)
+    assert choose(ours(2, "instance"), dice_ce, one, 3.0) == plan  # the next round's model is another object
+    with pytest.raises(TypeError):
+        choose(ours(2, "group"), dice_ce, one, 3.0)
+
+
+def test_the_fastest_strategy_is_chosen(monkeypatch):
+    one = torch.zeros(1, 1, 7, 5), torch.zeros(1, 7, 5, dtype=torch.int64)
+    for fastest in Strategy:
+        monkeypatch.setattr(autotune, "_remembered", {})
+        monkeypatch.setattr(autotune, "_seconds", lambda *work, best=fastest: 1.0 if work[-1] is best else 2.0)
+        assert choose(network(), nn.CrossEntropyLoss(), one, 4).strategy is fastest
+
+
+def test_deterministic_runs_do_not_choose_by_time(monkeypatch):
+    monkeypatch.setattr(autotune, "_remembered", {})
+    monkeypatch.setattr(autotune, "_seconds", None)
+    one = torch.zeros(1, 1, 7, 5), torch.zeros(1, 7, 5, dtype=torch.int64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose(network(), nn.CrossEntropyLoss(), one, 4).strategy is Strategy.ONE_AT_A_TIME
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class _Mixing(nn.Module):
+    """Couples the samples of a batch, without a state and without a telling name."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images - images.mean(0)
+
+
+def test_layers_that_mix_the_batch_leave_one_patient_at_a_time(monkeypatch, caplog):
+    monkeypatch.setattr(autotune, "_remembered", {})
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), _Mixing(), nn.Conv2d(2, 2, 1))
+    one = torch.zeros(2, 1, 7, 5), torch.zeros(2, 7, 5, dtype=torch.int64)
+    with caplog.at_level("INFO"):
+        plan = choose(model, nn.CrossEntropyLoss(), one, 4)
+    assert plan.strategy is not Strategy.BOOK_KEEPING
+    assert "not those of one patient at a time" in caplog.text
+
+
+def test_dropout_is_allowed_and_left_on():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
+    private_step(model, wrapped(model), [patient(2, 1)], nn.CrossEntropyLoss())
+    assert model[1].training
+
+
+def test_more_memory_for_a_crop_means_fewer_crops_together(monkeypatch):
+    monkeypatch.setattr(autotune, "_remembered", {})
+    edges = [torch.zeros(1, 1, edge, edge) for edge in (64, 128)]
+    small, large = (choose(network(), nn.CrossEntropyLoss(), (one, one[:, 0].long()), 2).max_crops for one in edges)
+    assert small == pytest.approx(4 * large, rel=0.1)
+    # Input and output of the layers, in float32, are what is kept for a crop of 128 x 128.
+    assert 1 / 3 < large * (1 + 4 + 4 + 2) * 128**2 * 4 / autotune._CPU_BYTES < 1.2

@@ -164,6 +164,15 @@ def noise_from_the_usual_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     own_noise(monkeypatch, torch.randn_like)
 
 
+def noise_from_numpys_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the client leaves alone, but a caller may have seeded."""
+
+    def draw(parameter: nn.Parameter) -> torch.Tensor:
+        return torch.from_numpy(np.random.standard_normal(parameter.shape)).float()  # noqa: NPY002 - the fault
+
+    own_noise(monkeypatch, draw)
+
+
 def noise_reused_in_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     source = np.random.default_rng()
     drawn: list[torch.Tensor] = []
@@ -270,6 +279,7 @@ VARIANCE, NORMALITY, INDEPENDENCE = "noise: variance", "noise: normality", "nois
         (empty_batches_skipped, "noise", ({LEDGER}, set())),
         (noise_from_a_fixed_seed, "noise", ({INDEPENDENCE}, {VARIANCE, NORMALITY})),
         (noise_from_the_usual_generator, "noise", ({INDEPENDENCE}, set())),
+        (noise_from_numpys_generator, "noise", ({INDEPENDENCE}, {VARIANCE, NORMALITY})),
         (slices_as_patients, "patients", ({CLIP, SAMPLING}, set())),
         (crops_clipped_one_by_one, "patients", ({CLIP, SAMPLING}, set())),
         (patients_by_the_share_of_their_slices, "patients", ({SAMPLING}, set())),
