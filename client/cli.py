@@ -214,6 +214,7 @@ def deny(run: Annotated[str, typer.Argument(help="Name, hash, or start of the ha
     """
     proposal = approvals.find(home, run)
     approvals.answer(home, proposal.run_hash, approved=False, by="person")
+    open_site(home).ledger.release(proposal.run_hash)
     typer.echo(f"Denied {proposal.run.name} ({proposal.run_hash}).")
 
 

@@ -45,6 +45,7 @@ class Proposals:
                 approvals.set_open(self._home, known.run_hash, is_open=proposal.open)
                 if not proposal.open:
                     self._record.closed(known.run_hash)
+                    current_site(self._home).ledger.release(known.run_hash)
             return
         try:
             run = read_bundle(proposal.bundle)

@@ -34,7 +34,7 @@ from common.config import RunConfig, validate
 from common.losses import dice_ce
 from common.models import build_model
 from common.privacy import engine
-from common.privacy.autotune import Plan, choose
+from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import private_optimizer, private_step
 from common.privacy.gradients import Strategy
 
@@ -205,9 +205,11 @@ def _private(model: nn.Module, images: Tensor, labels: Tensor, way: str) -> Step
         expected_patients=len(images),
     )
     patients = list(zip(torch.split(images, 1), torch.split(labels, 1), strict=True))
-    plan = choose(model, dice_ce, patients[0], len(patients))
-    if way != AUTOTUNED:
-        plan = Plan(next(strategy for strategy in Strategy if _ours(strategy) == way), plan.max_crops)
+    if way == AUTOTUNED:
+        plan = choose(model, dice_ce, patients[0], len(patients))
+    else:
+        strategy = next(strategy for strategy in Strategy if _ours(strategy) == way)
+        plan = Plan(strategy, crops_together(model, dice_ce, patients[0]))
     return lambda: private_step(model, optimizer, patients, dice_ce, plan=plan)
 
 

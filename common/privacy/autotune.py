@@ -76,6 +76,25 @@ def choose(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
     return _remembered[task]
 
 
+def crops_together(model: nn.Module, loss: Loss, patient: Patient) -> int:
+    """How many crops fit into the bound, each with what autograd keeps for it and a gradient of its own."""
+    images, labels = _random(model, patient, 1, 0)
+    kept: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(model(images), labels)
+    gradient = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    on_cpu = images.device.type == "cpu"
+    bound = _CPU_BYTES if on_cpu else torch.cuda.mem_get_info(images.device)[0] // _GPU_SHARE
+    del value  # until here it holds what was kept, so that no address is met twice
+    return max(_LEAST_CROPS, bound // (sum(kept.values()) + gradient))
+
+
 def _signature(model: nn.Module, loss: Loss, patient: Patient, expected_patients: float) -> Hashable:
     return (
         repr(model),
@@ -90,7 +109,7 @@ def _signature(model: nn.Module, loss: Loss, patient: Patient, expected_patients
 
 
 def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: float) -> Plan:
-    max_crops = _max_crops(model, loss, patient)
+    max_crops = crops_together(model, loss, patient)
     crops = len(patient[0])
     count = max(2, min(round(expected_patients), _MOST_PATIENTS, max_crops // crops))
     patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(count)]
@@ -102,7 +121,7 @@ def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
     if torch.are_deterministic_algorithms_enabled() or crops > max_crops:
         return plans[0]
     for strategy in (Strategy.BOOK_KEEPING, Strategy.VECTORISED):
-        reason = _objection(model, loss, patients, strategy, definition, rounding)
+        reason = _objection(model, loss, patients, strategy, definition=definition, rounding=rounding)
         if reason:
             _log.info("private steps will not go by %s: %s", strategy, reason)
         else:
@@ -141,6 +160,7 @@ def _objection(
     loss: Loss,
     patients: Sequence[Patient],
     strategy: Strategy,
+    *,
     definition: Gradients,
     rounding: float,
 ) -> str | None:
@@ -164,25 +184,6 @@ def _norms(gradients: Tensor) -> Tensor:
     """(P, *shape) to (P)."""
     norms: Tensor = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
     return norms
-
-
-def _max_crops(model: nn.Module, loss: Loss, patient: Patient) -> int:
-    """How many crops fit into the bound, each with what autograd keeps for it and a gradient of its own."""
-    images, labels = _random(model, patient, 1, 0)
-    kept: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss(model(images), labels)
-    gradient = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
-    on_cpu = images.device.type == "cpu"
-    bound = _CPU_BYTES if on_cpu else torch.cuda.mem_get_info(images.device)[0] // _GPU_SHARE
-    del value  # until here it holds what was kept, so that no address is met twice
-    return max(_LEAST_CROPS, bound // (sum(kept.values()) + gradient))
 
 
 def _random(model: nn.Module, patient: Patient, count: int, seed: int) -> Patient:
@@ -216,4 +217,4 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
             layer.train()
 
 
-__all__ = ["Plan", "choose"]
+__all__ = ["Plan", "choose", "crops_together"]

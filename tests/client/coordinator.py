@@ -133,6 +133,12 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         )
         self._revision += 1
 
+    def close(self, run_hash: str) -> None:
+        """The run has ended."""
+        for proposal in self.proposals:
+            proposal.open = proposal.open and proposal.run_hash != run_hash
+        self._revision += 1
+
     def ask(self, request: Request, message_type: str | None = None) -> None:
         """Put a request where the agent will find it."""
         kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE

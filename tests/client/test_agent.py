@@ -276,6 +276,18 @@ def test_privacy_is_charged_before_the_worker_is_asked_and_once_for_a_round(stag
     assert {entry.attempt for entry in entries} == {work.attempt for work in stage.worker.worked[:2]}
 
 
+def test_budget_of_a_run_that_ended_early_is_free_again(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    ledger = open_site(stage.home).ledger
+    assert [one.run_hash for one in ledger.reservations()] == [run_hash]
+    stage.coordinator.close(run_hash)
+    eventually(lambda: ledger.reservations() == ())
+    assert len(ledger.entries()) == 1
+
+
 def test_spent_budget_stops_the_round_before_it_starts(stage: Stage) -> None:
     def die(question: Question) -> Answer:
         raise PipeError("the worker died")

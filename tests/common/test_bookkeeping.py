@@ -68,8 +68,8 @@ def opacus_hooks(network: Network) -> str:
     try:
         network.loss(wrapped(crops), labels).backward()
     except RuntimeError as error:
-        assert "is a view and is being modified inplace" in str(error)
-        return "no: changes a hooked output in place"
+        in_place = "is a view and is being modified inplace" in str(error)
+        return "no: changes a hooked output in place" if in_place else str(error)
     rows = torch.cat([parameter.grad_sample.flatten(1) for parameter in model.parameters()], 1)
     assert float(((rows - truth).norm(dim=1) / truth.norm(dim=1)).max()) < _SINGLE
     return "yes"

@@ -245,10 +245,9 @@ def test_rounding_forgets_what_lies_below_the_step():
     assert torch.equal(on_grid(below, step), whole)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_noise_is_the_same_mechanism_on_a_gpu():
-    sums = torch.zeros(1_000_000, device="cuda")
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_noise_is_the_same_mechanism_on_every_device(device):
+    sums = torch.zeros(1_000_000, device=device)
     noisy = noised([sums], clipping_norm=1.0, noise_multiplier=2.0)[0]
     assert noisy.device == sums.device
     assert float(noisy.double().std()) == pytest.approx(deviation(1.0, 2.0, 1_000_000), rel=0.0045)

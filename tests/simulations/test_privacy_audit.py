@@ -168,7 +168,7 @@ def noise_from_numpys_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which the client leaves alone, but a caller may have seeded."""
 
     def draw(parameter: nn.Parameter) -> torch.Tensor:
-        return torch.from_numpy(np.random.standard_normal(parameter.shape)).float()  # noqa: NPY002 - the fault
+        return torch.from_numpy(np.random.standard_normal(parameter.shape)).float()
 
     own_noise(monkeypatch, draw)
 
