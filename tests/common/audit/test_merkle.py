@@ -3,6 +3,7 @@
 from hashlib import sha256
 
 import pytest
+from pymerkle import InmemoryTree
 
 from common.audit import merkle
 
@@ -182,3 +183,13 @@ def flipped(data):
 
 def changed(proof, place):
     return [flipped(node) if index == place else node for index, node in enumerate(proof)]
+
+
+def test_roots_equal_those_of_an_independent_library():
+    theirs, leaves = InmemoryTree(algorithm="sha256"), []
+    for size in range(1, 301):
+        entry = f"entry {size}".encode() * (size % 5)
+        theirs.append_entry(entry)
+        leaves.append(merkle.leaf_hash(entry))
+        nodes = merkle.perfect_subtrees(leaves)
+        assert merkle.root(size, lambda level, index, nodes=nodes: nodes[level, index]) == theirs.get_root()
