@@ -5,7 +5,7 @@
     home/site.key       keys the pseudonyms, never leaves; see client/sitekey.py
     home/forgotten.json the patients who take no part any more, as pseudonyms
     home/state/         ledger.sqlite: privacy spent, over all runs; splits.json: who trains and who tests
-    home/cache/         the preprocessed images, encrypted under a key from site.key; may be deleted at any time
+    home/cache/         the preprocessed images, encrypted under a key from site.key; may go while the agent is stopped
 
 The worker may write to the last two folders and to scratch/, and to nothing else (client/confine.py).
 

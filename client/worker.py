@@ -7,6 +7,7 @@ imports what is large (`client.workbench`).
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     confine.shed()
     network = confine.remove_network()
     for name in (*confine.MADE_LATER, *confine.WRITABLE):
-        (home / name).mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # a file in its place: whoever needs the folder says so
+            (home / name).mkdir(mode=0o700, exist_ok=True)
     keys = confine.hide([home / name for name in confine.SECRETS])
-    disk = confine.lock([home / name for name in confine.WRITABLE])
+    disk = confine.lock([home / name for name in confine.WRITABLE if (home / name).is_dir()])
     questions, answers = confine.take_pipe()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _log.info("network %s, keys %s, disk %s", network, keys, disk)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
 # The command contract, as far as it is built.
 CONTRACT = """
-wardround-sim run | compare | crossval | scenarios | bench data | audit
+wardround-sim run | compare | crossval | scenarios | bench data | bench privacy | audit
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server run | runs | stop | resume | report | export | audit verify | audit export

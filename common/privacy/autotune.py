@@ -67,11 +67,7 @@ def choose(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
     task = _signature(model, loss, patient, expected_patients)
     if task not in _remembered:
         device = patient[0].device
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            _without_dropout(model),
-            unchanged_buffers(model),
-        ):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _without_dropout(model):
             _remembered[task] = _probe(model, loss, patient, expected_patients)
     return _remembered[task]
 
@@ -109,18 +105,22 @@ def _signature(model: nn.Module, loss: Loss, patient: Patient, expected_patients
 
 
 def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: float) -> Plan:
-    max_crops = crops_together(model, loss, patient)
     crops = len(patient[0])
-    count = max(2, min(round(expected_patients), _MOST_PATIENTS, max_crops // crops))
-    patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(count)]
-    definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
-    logits, labels = (torch.cat(parts) for parts in zip(*(_logits(model, one) for one in patients[:2]), strict=True))
+    with unchanged_buffers(model):
+        max_crops = crops_together(model, loss, patient)
+        count = max(2, min(round(expected_patients), _MOST_PATIENTS, max_crops // crops))
+        patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(count)]
+        definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
+        outputs = [_logits(model, one) for one in patients[:2]]
+    logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     check_loss(loss, logits, labels)
     rounding = _HALF if logits.dtype in (torch.float16, torch.bfloat16) else 1
     plans = [Plan(Strategy.ONE_AT_A_TIME, max_crops)]
     if torch.are_deterministic_algorithms_enabled() or crops > max_crops:
         return plans[0]
     for strategy in (Strategy.BOOK_KEEPING, Strategy.VECTORISED):
+        if strategy is Strategy.VECTORISED and len(plans) > 1 and patient[0].device.type == "cpu":
+            continue  # on a CPU it takes twice the memory of book-keeping, even to try, for at most a tenth of the time
         reason = _objection(model, loss, patients, strategy, definition=definition, rounding=rounding)
         if reason:
             _log.info("private steps will not go by %s: %s", strategy, reason)

@@ -327,12 +327,25 @@ def test_the_choice_is_measured_once_and_leaves_no_trace(monkeypatch, caplog):
         choose(ours(2, "group"), dice_ce, one, 3.0)
 
 
+class _Gain(nn.Module):
+    """Holds a weight as no layer does that book-keeping knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.gain
+
+
 def test_the_fastest_strategy_is_chosen(monkeypatch):
     one = torch.zeros(1, 1, 7, 5), torch.zeros(1, 7, 5, dtype=torch.int64)
-    for fastest in Strategy:
+    covered, uncovered = network(), nn.Sequential(network(), _Gain())
+    cases = [(covered, Strategy.ONE_AT_A_TIME), (covered, Strategy.BOOK_KEEPING), (uncovered, Strategy.VECTORISED)]
+    for model, fastest in cases:
         monkeypatch.setattr(autotune, "_remembered", {})
         monkeypatch.setattr(autotune, "_seconds", lambda *work, best=fastest: 1.0 if work[-1] is best else 2.0)
-        assert choose(network(), nn.CrossEntropyLoss(), one, 4).strategy is fastest
+        assert choose(model, nn.CrossEntropyLoss(), one, 4).strategy is fastest
 
 
 def test_deterministic_runs_do_not_choose_by_time(monkeypatch):
