@@ -331,7 +331,9 @@ def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
     try:
         values = tomllib.loads(text)
     except RecursionError as error:
-        raise ConfigError(f"{source} is nested too deeply. Write tables and lists as the documentation does.") from error
+        raise ConfigError(
+            f"{source} is nested too deeply. Write tables and lists as the documentation does."
+        ) from error
     except ValueError as error:  # also a number of too many digits
         raise ConfigError(f"{source} is not valid TOML: {error}. Correct that line.") from error
     return validate(model, values, source)

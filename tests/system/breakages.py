@@ -216,7 +216,12 @@ def _agents() -> Iterator[Mishap]:
 
         return happen
 
-    for where in ("client.gate.release", "client.policy.check", "client.agent.current_site", "client.gate.check_received"):
+    for where in (
+        "client.gate.release",
+        "client.policy.check",
+        "client.agent.current_site",
+        "client.gate.check_received",
+    ):
         for error in (ValueError(TEXT), _TellingError(TEXT), DataError(TEXT)):
             yield Mishap(f"{type(error).__name__} in {where}", "agent", raising(where, error))
     for name in ("run.json", "answer.json", "signers.json"):
