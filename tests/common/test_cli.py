@@ -116,9 +116,9 @@ def test_users_own_setting_wins(app: typer.Typer, monkeypatch: pytest.MonkeyPatc
 
 def test_verbose_tells_the_story(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(verbose=False)
-    logging.getLogger("client.x").info("hidden")
+    logging.getLogger("common.x").info("hidden")
     configure_logging(verbose=True)
-    logging.getLogger("client.x").info("shown")
+    logging.getLogger("common.x").info("shown")
     told = capsys.readouterr()
     assert "shown" in told.err
     assert "hidden" not in told.err
