@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from client import record
+from client import enrol, record
 from client.shell import HOME, Home, counted_progress, run_of, site_file
-from client.site import open_site
+from client.site import SITE_NAME, open_site
 from client.sitefile import add_source
 from client.sitekey import check_outside
 from common.cli import JsonFlag, new_app, note, show_table
@@ -78,7 +78,10 @@ def data_add(  # noqa: PLR0917 - one parameter an option
             f"no study was found in {path} ({found.ignored} other files). Expected DICOM series with DICOM SEG, "
             "NIfTI in images/ and labels/, or pictures with --csv or in images/ and labels/. Nothing was added."
         )
-    site = add_source(site_file(home), source)
+    if not (home / SITE_NAME).exists():
+        enrol.prepare_home(home)
+        note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
+    site = add_source(home / SITE_NAME, source)
     readable = [reference for reference in found.references if reference.problem is None]
     patients = len({reference.patient for reference in readable})
     record.note(home, "data-added", record.count_fields(patients))

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.errors import ConfigError, EnrolmentError
-from common.files import write_private
+from common.files import write_atomically, write_private
 from common.operators import key_to_bytes, public_bytes
 from common.pki import Invitation
 from common.wire.channels import secure_channel
@@ -35,6 +35,10 @@ COLLECT_WAIT_S = 10.0
 RETRY_PAUSE_S = 2.0
 
 _PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
+
+# A hospital may look at its data before it joins; the invitation brings the name.
+UNNAMED = "unnamed"
+_NAME = '\nname = "{site}"\n'
 
 SITE_TEMPLATE = """\
 # What this hospital offers. Stays here. Add data with: wardround-client data add PATH
@@ -195,14 +199,19 @@ def renew(home: Path, identity: Identity) -> Identity:
     return load_identity(home)
 
 
-def prepare_home(home: Path, site: str) -> None:
-    """Make a home folder with its two files; files that are there stay."""
+def prepare_home(home: Path, site: str = UNNAMED) -> None:
+    """Make a home folder with its two files; files that are there stay, but that a site without a name gets one."""
     for folder in (home, home / "tls"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
         if not (home / name).exists():
             (home / name).write_text(text, encoding="utf-8")
+    settings = home / "site.toml"
+    text = settings.read_text(encoding="utf-8")
+    if _NAME.format(site=UNNAMED) in text:
+        text = text.replace(_NAME.format(site=UNNAMED), _NAME.format(site=site), 1)
+        write_atomically(settings, text.encode())
 
 
 def check_private(home: Path) -> None:

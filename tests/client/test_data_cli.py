@@ -66,11 +66,17 @@ def succeed(home: Path, *arguments: str) -> Result:
 
 
 @pytest.mark.system
-def test_two_commands_lead_from_a_folder_to_an_answer(home: Path, folder: Path) -> None:
+def test_two_commands_lead_a_newcomer_from_a_folder_to_an_answer(
+    tmp_path_factory: pytest.TempPathFactory, folder: Path
+) -> None:
+    desk = tmp_path_factory.mktemp("desk")
+    home = desk / "wardround-site"
     command = shlex.quote(str(COMMAND))
     both = f"{command} data add {shlex.quote(str(folder))} && {command} data check --json"
-    environment = os.environ | {"WARDROUND_HOME": str(home)}
-    done = subprocess.run(["sh", "-c", both], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "WARDROUND_HOME"}
+    done = subprocess.run(
+        ["sh", "-c", both], cwd=desk, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout[done.stdout.index("\n{") :])
     assert (told["counts"]["usable"], told["counts"]["quarantined"], told["counts"]["ignored"]) == (2, 2, 2)

@@ -201,3 +201,15 @@ def test_home_that_others_can_look_into_is_refused_and_joining_closes_it(
         with pytest.raises(ConfigError, match=f"{path}.*chmod -R go-rwx"):
             enrol.check_private(tmp_path)
         path.chmod(mode)
+
+
+def test_site_that_looked_at_its_data_before_joining_gets_its_name(
+    tmp_path: Path, office: tuple[Office, Invitation]
+) -> None:
+    enrol.prepare_home(tmp_path)
+    assert load(SiteConfig, tmp_path / "site.toml").name == enrol.UNNAMED
+    with (tmp_path / "site.toml").open("a") as settings:
+        settings.write('\n[[data]]\npath = "/images"\nlabel-map = { "x" = "unnamed" }\n')
+    join(tmp_path, office[1])
+    site = load(SiteConfig, tmp_path / "site.toml")
+    assert (site.name, site.data[0].path, site.data[0].label_map) == ("north", "/images", {"x": "unnamed"})
