@@ -92,8 +92,8 @@ def nifti_bomb(path: Path) -> Path:
     struct.pack_into("<8f", header, 76, 1, 1, 1, 1, 1, 1, 1, 1)
     struct.pack_into("<f", header, 108, 352)
     header[344:348] = b"n+1\0"
-    zeros = gzip.compress(bytes(1 << 26), 9)
-    path.write_bytes(gzip.compress(bytes(header), 9) + zeros * 128)  # gzip files may follow each other
+    zeros = gzip.compress(bytes(1 << 26), 9, mtime=0)
+    path.write_bytes(gzip.compress(bytes(header), 9, mtime=0) + zeros * 128)  # gzip files may follow each other
     return path
 
 
