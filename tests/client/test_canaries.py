@@ -153,7 +153,7 @@ def test_one_name_in_a_message_of_a_reader_would_be_found(
 ) -> None:
     logger = logging.getLogger("client.data.dicom")
     monkeypatch.setattr(logger, "disabled", False)  # libraries of other tests may have configured logging anew
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger=logger.name):
         logger.debug("read %s", "CANARY90201^Jane")
     assert Scene(scene.home, scene.planted, 0, 0, {"log": caplog.text.encode()}).survivors() == {
         "log": [b"CANARY90201"]
