@@ -55,7 +55,7 @@ said |= {name: tried(deed) for name, deed in {
     "audit log": lambda: (home / "audit.sqlite").read_text(),
     "new key": lambda: (home / "tls" / "key.pem").write_text("x"),
     "memory": lambda: open(f"/proc/{parent}/mem", "rb"),
-    "other root": lambda: os.listdir(f"/proc/{parent}/root"),
+    "other root": lambda: os.listdir(Path("/proc", str(parent), "root")),
     "signal": lambda: os.kill(parent, 0),
     "port": lambda: socket.create_connection(("127.0.0.1", port), 1),
     "listen": lambda: socket.create_server(("127.0.0.1", 0)),
