@@ -223,6 +223,27 @@ def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.Private
     return key, certificate
 
 
+def protect_root(home: Home, passphrase: str, old_passphrase: str | None = None) -> None:
+    """Seal the root key, and the next root's during a rotation, which else would undo it.
+
+    Args:
+        home: the coordinator's.
+        passphrase: from now on.
+        old_passphrase: of a key that is sealed already.
+
+    Raises:
+        ConfigError: a key does not open, or the new passphrase is too short.
+    """
+    sealed = {}
+    for path in (home.path / "pki" / "root.key", home.path / "pki" / "next-root.key"):
+        if path.exists():
+            data = path.read_bytes()
+            pem = unseal(data, old_passphrase or "", ROOT_PURPOSE) if is_sealed(data) else data
+            sealed[path] = seal(pem, passphrase, ROOT_PURPOSE)
+    for path, data in sealed.items():
+        write_private(path, data)
+
+
 def rotate_root(home: Home, passphrase: str | None = None) -> None:
     """Make the next root and let the present one vouch for it; sites learn of it when they renew.
 
@@ -231,6 +252,7 @@ def rotate_root(home: Home, passphrase: str | None = None) -> None:
     """
     if home.successor_pem:
         raise ConfigError("a next root is there already. Finish the rotation: `wardround-server root finish`.")
+    passphrase = passphrase or passphrase_from(ROOT_PASSPHRASE)
     root_key, root = root_credentials(home, passphrase)
     _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None)
     cross = pki.cross_sign(successor, root, root_key)

@@ -8,13 +8,12 @@ import typer
 
 from common.cli import JsonFlag, new_app, note, show_table
 from common.errors import ConfigError
-from common.files import write_private
 from common.operators import Role
 from common.pki import fingerprint, load_certificate
-from common.sealed import is_sealed, passphrase_from, seal, unseal
+from common.sealed import passphrase_from
 from server import home as homes
 from server import operators
-from server.home import ROOT_PASSPHRASE, ROOT_PURPOSE, Home
+from server.home import ROOT_PASSPHRASE, Home
 from server.registry import Registry
 from server.witness import open_log
 
@@ -85,12 +84,9 @@ def root_protect(home: HomeOption = None) -> None:
     Example: `wardround-server root protect`
     """
     opened = homes.open_home(home)
-    path = opened.path / "pki" / "root.key"
-    data = path.read_bytes()
-    if is_sealed(data):
-        data = unseal(data, root_passphrase(opened) or "", ROOT_PURPOSE)
-    write_private(path, seal(data, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), ROOT_PURPOSE))
-    typer.echo(f"{path} is under a passphrase now.")
+    old = root_passphrase(opened)
+    homes.protect_root(opened, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), old)
+    typer.echo("The root key is under a passphrase now.")
 
 
 @root_app.command("rotate")

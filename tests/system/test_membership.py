@@ -249,6 +249,28 @@ def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypa
         office.close()
 
 
+@pytest.mark.parametrize("protected", ["before", "during"])
+def test_rotation_leaves_no_root_key_in_the_clear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protected: str
+) -> None:
+    home = new_home(tmp_path / "coordinator")
+    keys = [home.path / "pki" / name for name in ("root.key", "next-root.key")]
+    if protected == "before":
+        homes.protect_root(home, PASSPHRASE)
+        monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
+    homes.rotate_root(home)
+    if protected == "during":
+        assert b"PRIVATE KEY" in keys[1].read_bytes()
+        homes.protect_root(home, PASSPHRASE)
+        monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
+    assert all(b"PRIVATE KEY" not in key.read_bytes() for key in keys)
+    homes.finish_rotation(home)
+    assert b"PRIVATE KEY" not in keys[0].read_bytes()
+    homes.root_credentials(home)
+    with pytest.raises(ConfigError, match="does not open"):
+        homes.root_credentials(home, "another passphrase")
+
+
 def test_enrolment_is_expected_from_the_invitation_until_the_certificate_is_collected(
     office: Office, tmp_path: Path
 ) -> None:
