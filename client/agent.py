@@ -56,6 +56,7 @@ from common.records import (
     reply_to_record,
     request_from_record,
 )
+from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 
@@ -84,7 +85,7 @@ class Agent:
         self._renew_at = 0.0
         self._connect(identity)
         self._worker = worker
-        self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and forgotten.json
+        self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and the forgotten
         self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
         self._status = Status(home, identity)
         self._record = Record(home, identity, open_site(home).key)
@@ -199,9 +200,11 @@ class Agent:
             self._fleet.confirm(head)
             self._stop.wait(SHORTEST_PAUSE_S)
         except grpc.RpcError as error:
-            if error.code() not in _RUN_IS_OVER:
+            too_large = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after(error) is None
+            if error.code() not in _RUN_IS_OVER and not too_large:
                 raise
-            _log.warning("a message is dropped: its run has ended at the coordinator")
+            why = "the coordinator takes no reply of this size" if too_large else "its run has ended at the coordinator"
+            _log.warning("a message is dropped: %s", why)
             self._fleet.confirm(head)
             self._stop.wait(SHORTEST_PAUSE_S)
         else:
@@ -364,7 +367,7 @@ class Agent:
                     self._send_answers()
                     stamp = now
                 if self._witness.is_due:
-                    self._witness.exchange(self._coordination)
+                    self._witness.exchange(self._coordination, self._identity.root_pem)
             except grpc.RpcError as error:
                 _log.debug("upkeep: %s", error)
             except (WardroundError, OSError) as error:

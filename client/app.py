@@ -20,7 +20,7 @@ from client import policy, training
 from client.data.cohort import Cohort
 from client.pipe import Offer
 from client.site import Site, open_site
-from common.checkpoint import pack, unpack
+from common.checkpoint import pack, sha256, unpack
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import DataError, ErrorCode, UpdateError, WardroundError
 from common.models import build_model, tensor_shapes
@@ -63,13 +63,14 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
         request: what the coordinator wants.
         run: what both sides agreed on.
         site: the hospital.
-        attempt: names this execution in the privacy ledger; the same attempt is charged once.
+        attempt: names this execution in the privacy ledger; the same attempt is charged once and trained once.
 
     Raises:
         WardroundError: the site does not do it; the error's code is what the coordinator may know.
     """
     if request.run_hash != sha256_of(run):
         raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
+    _check_start(request, run)
     cohort = site.cohort(run)
     policy.check(run, site.policy, _offer(cohort, run))
     model = _model(request.weights, run)
@@ -90,11 +91,20 @@ def _train(
     spent: dict[str, float] = {}
     if run.privacy is not None:
         spent = _charge(request, run, site, cohort, attempt)
+        # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
+        site.ledger.begin(cohort.cohort_id, request.run_hash, request.round, attempt)
     device = next(model.parameters()).device
     metrics = training.train_round(model, cohort, run, round_=request.round, site=site.config.name, device=device)
     weights = pack(model.state_dict())
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, weights, counted, {**metrics, **spent})
+
+
+def _check_start(request: Request, run: RunConfig) -> None:
+    """What was approved names the weights of the first round."""
+    begins = run.initial is not None and isinstance(request, TrainRequest) and request.round == 1
+    if begins and run.initial is not None and sha256(request.weights) != run.initial.sha256:
+        raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
 
 
 def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from client.approvals import Proposal
 from client.pipe import Offer
 from client.site import Site
 from common.config import RunConfig, canonical
-from common.privacy.guarantee import forecast
+from common.privacy.guarantee import forecast, why_void
 
 _BYTES_PER_VALUE = 4
 _NOT_COUNTED = "not counted yet: the agent has not run"
@@ -33,6 +33,7 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
         ("run", f"{run.name} ({proposal.run_hash})"),
         ("asked by", f"{', '.join(proposal.signers) or 'nobody'} (signature checked)"),
         ("trains", f"{run.model.dims}D {run.model.architecture}, {run.data.modality}: {', '.join(run.data.classes)}"),
+        ("starts from", _start(run)),
         ("on", _NOT_COUNTED if offer is None else f"{offer.patients} of our patients, {offer.usable} studies"),
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
@@ -65,6 +66,13 @@ def _set_aside(offer: Offer | None) -> str:
     return f"{codes} (see data check)" if codes else "no study"
 
 
+def _start(run: RunConfig) -> str:
+    if run.initial is None:
+        return "random weights"
+    said = f"public, by the coordinator's word: {run.initial.public}" if run.initial.public else "not declared public"
+    return f"weights {run.initial.sha256[:8]}, {said}"
+
+
 def _how_often(run: RunConfig) -> str:
     return (
         f"{run.federation.rounds} rounds of {run.training.local_steps} steps; scores every "
@@ -87,12 +95,15 @@ def _scalars(run: RunConfig, site: Site) -> list[str]:
 def _privacy(run: RunConfig, offer: Offer | None, site: Site) -> str:
     if run.privacy is None:
         return "NONE: the weights are not noised, and may reveal single patients"
+    if reason := why_void(run):
+        return f"NONE: {reason}"
     if offer is None:
         return f"epsilon {run.privacy.target_epsilon:g} per patient for this run"
-    before, after, delta = forecast(site.ledger, run, cohort=offer.cohort_id, cohort_size=offer.declared_size)
+    cost = forecast(site.ledger, run, cohort=offer.cohort_id, cohort_size=offer.declared_size)
+    beside = "" if cost.reserved is None else f", and to {cost.reserved:.2f} with what other runs still want"
     return (
-        f"epsilon of our cohort goes from {before:.2f} to {after:.2f} (delta {delta:.1e}, per patient, over all runs); "
-        f"the budget is {site.policy.lifetime_epsilon:g}"
+        f"epsilon of our cohort goes from {cost.before:.2f} to {cost.after:.2f}{beside} (delta "
+        f"{cost.delta:.1e}, per patient, over all runs); the budget is {site.policy.lifetime_epsilon:g}"
     )
 
 

@@ -27,6 +27,7 @@ from common.files import write_atomically, write_private
 from common.operators import key_to_bytes, public_bytes
 from common.pki import Invitation
 from common.wire.channels import secure_channel
+from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 
@@ -90,7 +91,7 @@ class Identity:
     certificate_pem: bytes
     root_pem: bytes  # the pinned root, and its successor after it
     certificate: x509.Certificate
-    receipt_key: Ed25519PrivateKey  # signs this site's receipts and audit log
+    receipt_key: Ed25519PrivateKey  # signs this site's receipts and audit log; the certificate names it
     log_key: bytes  # Ed25519 public key, 32 bytes: checks the coordinator's
 
     @property
@@ -195,6 +196,7 @@ def renew(home: Path, identity: Identity) -> Identity:
             roots += successor
             write_private(tls / "root.pem", roots)
     pki.check_site_certificate(reply.certificate_pem, roots, identity.site, key)
+    _check_receipt_key(reply.certificate_pem, roots, identity.site, identity.receipt_key)
     write_private(tls / "certificate.pem", reply.certificate_pem)
     return load_identity(home)
 
@@ -251,6 +253,7 @@ def load_identity(home: Path) -> Identity:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     certificate = pki.check_site_certificate(certificate_pem, root_pem, site, pki.load_key(key_pem))
+    _check_receipt_key(certificate_pem, root_pem, site, signing)
     return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
 
 
@@ -281,12 +284,27 @@ def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSignin
 def _become_member(home: Path, certificate_pem: bytes) -> Identity:
     tls = home / "tls"
     site = str(json.loads((tls / "coordinator.json").read_bytes())["site"])
-    key = pki.load_key((tls / "key.pem").read_bytes())
-    pki.check_site_certificate(certificate_pem, (tls / "root.pem").read_bytes(), site, key)
+    key, root_pem = pki.load_key((tls / "key.pem").read_bytes()), (tls / "root.pem").read_bytes()
+    pki.check_site_certificate(certificate_pem, root_pem, site, key)
+    receipt_key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
+    _check_receipt_key(certificate_pem, root_pem, site, receipt_key)
     write_private(tls / "certificate.pem", certificate_pem)
     for name in ("request.pem", "token.sha256"):
         (tls / name).unlink(missing_ok=True)
     return load_identity(home)
+
+
+def _check_receipt_key(certificate_pem: bytes, roots_pem: bytes, site: str, receipt_key: Ed25519PrivateKey) -> None:
+    """Refuse a certificate by which other sites would take another's signatures for this site's.
+
+    Raises:
+        EnrolmentError: it names another receipt key, or none.
+    """
+    if pki.receipt_key_of(certificate_pem, roots_pem, site) != public_bytes(receipt_key):
+        raise EnrolmentError(
+            f"the certificate names another key for the receipts of site {site!r} than the one in tls/receipt.key. "
+            "Tell the coordinator, and join again."
+        )
 
 
 def _promoted_key(tls: Path, certificate_pem: bytes) -> bytes:
@@ -339,9 +357,10 @@ def _collect(stub: EnrolmentStub, site: str, request_sha256: str, deadline: floa
         try:
             reply = stub.Collect(request, timeout=COLLECT_WAIT_S + CALL_TIMEOUT_S)
         except grpc.RpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if not away and retry_after(error) is None:
                 raise _explain(error, "the coordinator") from error
-            time.sleep(RETRY_PAUSE_S)
+            time.sleep(max(RETRY_PAUSE_S, min(retry_after(error) or 0.0, left_s)))
             continue
         if reply.state == CollectReply.APPROVED:
             return bytes(reply.certificate_pem)

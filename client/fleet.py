@@ -2,8 +2,8 @@
 
 A message comes as a head and a tree of object ids; an object's id is the SHA-256 of its bytes, so what was fetched
 for the last message is used again: an evaluation carries the model that the next training starts from.
-Calls that carry work (fetch, confirm, push) outlive an outage of the coordinator; the others fail at once and the
-agent starts over.
+Calls that carry work (fetch, confirm, push) outlive an outage of the coordinator, and its "not now": a limit of calls
+or bytes for which it says when to come again. The others fail at once and the agent starts over.
 """
 
 import threading
@@ -29,6 +29,7 @@ from flwr.proto.run_pb2 import GetRunRequest, Run
 
 from common.errors import ErrorCode, UpdateError
 from common.flower import object_ids, pack_message, unpack_message
+from common.wire.pushback import retry_after
 
 HEARTBEAT_S = 30.0
 CALL_TIMEOUT_S = 30.0
@@ -152,6 +153,10 @@ class Fleet:
             try:
                 return call(request, timeout=timeout_s)
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline or self._stop.wait(pause):
+                later = retry_after(error)
+                if later is None and error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+                # The coordinator's word counts up to our own longest pause.
+                if time.monotonic() > deadline or self._stop.wait(max(pause, min(later or 0.0, LARGEST_PAUSE_S))):
                     raise
                 pause = min(2 * pause, LARGEST_PAUSE_S)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from client.pipe import Offer
 from common.config import PolicyConfig, RunConfig
 from common.errors import ErrorCode, PolicyError
-from common.privacy.guarantee import plan
+from common.privacy.clipping import norm_bounds
+from common.privacy.guarantee import plan, why_void
 
 
 def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> None:
@@ -92,15 +93,19 @@ def _privacy_refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None)
         if policy.require_privacy:
             yield "it has no differential privacy, and require-privacy is true"
         return
+    if policy.require_privacy and (reason := why_void(run)):
+        yield f"it gives no differential privacy, and require-privacy is true: {reason}"
     epsilon, clipping = run.privacy.target_epsilon, run.privacy.clipping_norm
     if epsilon > policy.lifetime_epsilon:
         yield f"its epsilon {epsilon:g} exceeds lifetime-epsilon {policy.lifetime_epsilon:g}"
     if policy.max_run_epsilon is not None and epsilon > policy.max_run_epsilon:
         yield f"its epsilon {epsilon:g} exceeds max-run-epsilon {policy.max_run_epsilon:g}"
-    if clipping < policy.min_clipping:
-        yield f"its clipping-norm {clipping:g} is below min-clipping {policy.min_clipping:g}"
-    if clipping > policy.max_clipping:
-        yield f"its clipping-norm {clipping:g} exceeds max-clipping {policy.max_clipping:g}"
+    adaptive = run.privacy.adaptive_clipping is not None
+    least, largest = norm_bounds(clipping) if adaptive else (clipping, clipping)
+    if least < policy.min_clipping:
+        yield f"its {'adaptive ' * adaptive}clipping-norm {least:g} is below min-clipping {policy.min_clipping:g}"
+    if largest > policy.max_clipping:
+        yield f"its {'adaptive ' * adaptive}clipping-norm {largest:g} exceeds max-clipping {policy.max_clipping:g}"
     if run.privacy.delta is not None and run.privacy.delta > policy.max_delta:
         yield f"its delta {run.privacy.delta:g} exceeds max-delta {policy.max_delta:g}"
     if offer is not None:

@@ -1,11 +1,14 @@
 """A hospital's site: the folder that holds its rules, its key and its ledger, and the cohort its images make.
 
-    home/site.toml      what it offers (SiteConfig); relative paths start from home
-    home/policy.toml    what it allows (PolicyConfig); the strict default where the file is absent
-    home/site.key       keys the pseudonyms, never leaves; see client/sitekey.py
-    home/forgotten.json the patients who take no part any more, as pseudonyms
-    home/state/         ledger.sqlite: privacy spent, over all runs; splits.json: who trains and who tests
-    home/cache/         the preprocessed images, encrypted under a key from site.key; may go while the agent is stopped
+    home/site.toml         what it offers (SiteConfig); relative paths start from home
+    home/policy.toml       what it allows (PolicyConfig); the strict default where the file is absent
+    home/site.key          keys the pseudonyms and all that is sealed, never leaves; see client/sitekey.py
+    home/forgotten.sealed  the patients who take no part any more
+    home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests
+    home/cache/            the preprocessed images; may go while the agent is stopped
+
+Forgotten, state and cache are sealed under keys that are derived from site.key (common/safe.py): a copy of the folder
+without that key shows how much there is and when it was written, and nothing else.
 
 The worker may write to the last two folders and to scratch/, and to nothing else (client/confine.py).
 
@@ -32,8 +35,8 @@ STATE_NAME = "state"  # what the worker writes beside its cache
 LEDGER_NAME = f"{STATE_NAME}/ledger.sqlite"
 CACHE_NAME = "cache"
 INDEX_NAME = "index"  # within the cache: what the headers of the files told
-SPLITS_NAME = f"{STATE_NAME}/splits.json"
-FORGOTTEN_NAME = "forgotten.json"
+SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
+FORGOTTEN_NAME = "forgotten.sealed"
 
 # A simulation opens this many sites at once without reading any of them twice.
 _OPEN_SITES = 256
@@ -79,7 +82,7 @@ class Site:
         """The privacy ledger."""
         from common.privacy.ledger import Ledger  # noqa: PLC0415 - its accountant is heavy
 
-        return Ledger(self.home / LEDGER_NAME)
+        return Ledger(self.home / LEDGER_NAME, self.key)
 
 
 def open_site(home: Path) -> Site:

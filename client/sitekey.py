@@ -1,4 +1,5 @@
-"""The site key: 32 random bytes that key a hospital's pseudonyms, its cache and its cohort's name. Who keeps them:
+"""The site key: 32 random bytes that key a hospital's pseudonyms, its cohort's name and all that it seals (its cache,
+ledger, splits, list of the forgotten, unsent updates). Who keeps them:
 
     the file        home/site.key holds the bytes, mode 0600; made on first use
     a passphrase    home/site.key holds them sealed (common/sealed.py); the passphrase is in WARDROUND_SITE_PASSPHRASE,
@@ -159,7 +160,7 @@ def _from_file(path: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise ConfigError(
             f"{path} holds {len(key)} bytes, expected {KEY_BYTES}. Restore it from a backup: with a new key "
-            "the site's pseudonyms change and its privacy ledger starts a new cohort."
+            "the site's pseudonyms change, and its privacy ledger and all else that is sealed do not open."
         )
     return key
 

@@ -23,7 +23,8 @@ from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
 from common.losses import dice_ce
 from common.metrics import mean_scores, scores
-from common.privacy.engine import private_optimizer, private_step, sample_patients
+from common.models import freeze
+from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.guarantee import plan
 from common.records import Phase
 from common.transforms import Stack, sample_crops
@@ -63,6 +64,7 @@ def train_round(
     patients = [cohort.cases_of(name) for name in names]
     crops = _Crops(patients, run, torch.Generator().manual_seed(seed), device)
     model.to(device).train()
+    freeze(model, run)
     network = _Network(model, run, device)
     with _reproducible(run, seed):
         if run.privacy is None:
@@ -176,6 +178,8 @@ def _train_privately(model: nn.Module, crops: _Crops, privacy: PrivacyConfig, ro
         clipping_norm=privacy.clipping_norm,
         expected_patients=budget.expected_patients,
     )
+    if privacy.adaptive_clipping is not None:
+        adapt_clipping(optimizer, privacy.adaptive_clipping, expected_patients=budget.expected_in_training)
     for step in range(budget.steps_per_round):
         _set_rate(inner, run, round_, step)
         chosen = sample_patients(len(crops.patients), budget.sampling_rate)
@@ -190,11 +194,10 @@ def _score(model: nn.Module, case: Case, run: RunConfig, device: torch.device | 
 
 def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
     training = run.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), training.learning_rate, training.momentum, weight_decay=training.weight_decay
-        )
-    return torch.optim.AdamW(model.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+        return torch.optim.SGD(trained, training.learning_rate, training.momentum, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(trained, training.learning_rate, weight_decay=training.weight_decay)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, run: RunConfig, round_: int, step: int) -> None:

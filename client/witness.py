@@ -2,12 +2,15 @@
 
 After an update has left, the coordinator signs its receipt; until it has, the next round of training is refused. After
 each round, and every few minutes besides, each side shows that its log only grew, and the coordinator passes on what
-the other hospitals have seen of it. What does not fit is a conflict: it is written down, the agent does no more work,
-and no command sets it aside. The way back is a new enrolment, after people have looked at both logs (docs/audit.md).
+the other hospitals have seen of it, with the certificates in which the root names their keys; what is not signed with
+such a key counts for nothing, and is said. What does not fit is a conflict: it is written down, the agent does no more
+work, and no command sets it aside. The way back is a new enrolment, after people have looked at both logs
+(docs/audit.md).
 """
 
 import base64
 import logging
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -17,13 +20,16 @@ from typing import Any
 import grpc
 
 from client.outbox import Parcel
+from common import pki
 from common.audit import notes, witness
 from common.audit.entries import COORDINATOR
 from common.audit.log import AuditLog
 from common.audit.receipts import Receipt, countersigned_fields, is_countersigned
 from common.audit.witness import ConflictError
-from common.errors import AuditError, ErrorCode, PolicyError
-from common.wire.wardround_pb2 import ExchangeCheckpointsRequest, SiteCheckpoint, SubmitReceiptRequest
+from common.config import NAME_PATTERN
+from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
+from common.wire.pushback import retry_after
+from common.wire.wardround_pb2 import ExchangeCheckpointsRequest, SubmitReceiptRequest
 
 CONFLICT_NAME = "audit-conflict.txt"
 # Between two exchanges while nothing is trained.
@@ -42,6 +48,8 @@ _AWAY = (
     grpc.StatusCode.ABORTED,
 )
 
+_NO_NAME = "(not a name)"
+_MOST_RECORDED = 100
 _ALL = 2**31  # as many as there are
 _RECENT = 1000
 
@@ -58,7 +66,7 @@ class _Pending:
 
 @dataclass
 class _Other:
-    """Another hospital, as the coordinator shows it."""
+    """Another hospital, as its own signature and the root show it."""
 
     key: bytes
     size: int
@@ -75,8 +83,10 @@ class Witness:
         self._delivered: set[str] = set()  # the coordinator took these updates; it cannot say that they never came
         self._acknowledged = 0  # entries of this log that the coordinator knows
         self._others: dict[str, _Other] = {}
+        self._doubts: dict[str, str] = {}  # other hospitals whose checkpoint is not believed, and why
+        self._recorded: set[str] = set()  # those of them for which this log has an entry
         self._next = 0.0
-        self.problem = ""  # why checkpoints are not exchanged, though the coordinator is there
+        self.problem = ""  # what is wrong with the exchange, though the coordinator is there
 
     @property
     def conflict(self) -> str:
@@ -133,8 +143,12 @@ class Witness:
                     del self._pending[name]
                     self._delivered.discard(name)
 
-    def exchange(self, stub: Any) -> None:
+    def exchange(self, stub: Any, roots_pem: bytes) -> None:
         """Show this log, look at the coordinator's, and compare with what others have seen of it.
+
+        Args:
+            stub: of the coordinator's Coordination service.
+            roots_pem: that vouch for the other hospitals' keys.
 
         Raises:
             grpc.RpcError: the coordinator is away.
@@ -144,12 +158,12 @@ class Witness:
         self.submit(stub)
         with self._lock:
             try:
-                self._exchange(stub)
-                self.problem = ""
+                self._exchange(stub, roots_pem)
+                self.problem = next(iter(self._doubts.values()), "")
             except ConflictError as error:
                 self._alarm(str(error))
             except grpc.RpcError as error:
-                if error.code() in _AWAY:
+                if _is_away(error):
                     raise
                 self.problem = f"the coordinator does not exchange checkpoints ({error.code().name})"
                 _log.warning("%s", self.problem)
@@ -163,7 +177,7 @@ class Witness:
         try:
             signature = stub.SubmitReceipt(request, timeout=CALL_TIMEOUT_S).signature
         except grpc.RpcError as error:
-            if error.code() in _AWAY:
+            if _is_away(error):
                 raise
             if error.code() == grpc.StatusCode.NOT_FOUND and name not in self._delivered:
                 _log.warning("the update of round %d never arrived, its receipt stays unsigned", receipt.round)
@@ -176,7 +190,7 @@ class Witness:
         self._log.append("countersigned", countersigned_fields(receipt, signature))
         return True
 
-    def _exchange(self, stub: Any) -> None:
+    def _exchange(self, stub: Any, roots_pem: bytes) -> None:
         known = witness.last_seen(self._log, self._log_key)
         note = self._log.checkpoint()
         size = notes.peek(note).size
@@ -207,39 +221,61 @@ class Witness:
             raise AuditError("the coordinator did not take this site's checkpoint")
         checkpoint = bytes(reply.checkpoint).decode("utf-8", errors="replace")
         witness.observe(self._log, checkpoint, list(reply.proof), self._log_key, origin=COORDINATOR)
+        self._doubts.clear()
         for other in reply.others:
-            self._hear(other)
+            # The name is the coordinator's word too.
+            site = other.site if re.fullmatch(NAME_PATTERN, other.site) else _NO_NAME
+            note = bytes(other.checkpoint).decode("utf-8", errors="replace")
+            try:
+                # The root says which key is that hospital's: not the coordinator.
+                key = pki.receipt_key_of(other.certificate_pem, roots_pem, site)
+                if notes.read(note, key).origin != f"site/{site}":
+                    raise AuditError("it is another site's")
+            except (AuditError, EnrolmentError) as error:
+                self._doubt(site, str(error))
+            else:
+                self._hear(site, key, note, list(other.proof))
 
-    def _hear(self, other: SiteCheckpoint) -> None:
-        """What another hospital has seen. The coordinator says which key is its; from then on that is the one."""
-        known = self._others.get(other.site)
-        if known is not None and known.key != other.receipt_key:
-            _log.warning("site %s has another key than before: it has joined anew?", other.site)
-        note = bytes(other.checkpoint).decode("utf-8", errors="replace")
-        checkpoint = witness.heard(
-            self._log,
-            note,
-            list(other.proof),
-            site=other.site,
-            site_key=other.receipt_key,
-            coordinator_key=self._log_key,
+    def _doubt(self, site: str, why: str) -> None:
+        """What is shown as another hospital's is not, as far as can be told: it counts for nothing, and is recorded."""
+        text = (
+            f"what the coordinator shows as the checkpoint of site {site} is not believed: {why}. If the root was "
+            "rotated lately, that site has yet to renew; otherwise the coordinator has made it up. Ask that hospital"
         )
+        self._doubts[site] = text
+        # Once for each, and not for all that a coordinator can think of.
+        if site not in self._recorded and len(self._recorded) < _MOST_RECORDED:
+            self._recorded.add(site)
+            _log.error("%s", text)
+            self._log.append("refusal", {"code": str(ErrorCode.AUDIT_CONFLICT)})
+
+    def _hear(self, site: str, key: bytes, note: str, proof: list[bytes]) -> None:
+        """What another hospital has seen."""
+        known = self._others.get(site)
+        if known is not None and known.key != key:
+            _log.warning("site %s has another key than before: it has joined anew?", site)
+        checkpoint = witness.heard(self._log, note, proof, site=site, site_key=key, coordinator_key=self._log_key)
         size = checkpoint.seen.size if checkpoint.seen else 0
         if known is None or size > known.size:
-            self._others[other.site] = _Other(other.receipt_key, size)
+            self._others[site] = _Other(key, size)
             return
         known.still += 1
         if known.still == PATIENCE:
             _log.warning(
                 "the coordinator shows nothing new of site %s since its log had %d entries. If that site takes part, "
                 "the coordinator may be showing the two of you different histories: compare the logs.",
-                other.site,
+                site,
                 known.size,
             )
 
     def _alarm(self, text: str) -> None:
         _log.error("audit conflict, no more work is done: %s", text)
         self._path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _is_away(error: grpc.RpcError) -> bool:
+    """Whether it is worth asking again: the coordinator cannot be reached, or says that we ask too much just now."""
+    return error.code() in _AWAY or retry_after(error) is not None
 
 
 def _unacknowledged(log: AuditLog) -> dict[str, _Pending]:

@@ -3,7 +3,7 @@
 Convention: weights travel and rest as safetensors (https://github.com/huggingface/safetensors), never as pickle,
 so that reading a file from elsewhere runs no code. The same weights always give the same bytes, hence the same
 SHA-256, which names a model in results, receipts and logs. The manifest says which run made it, and vouches for
-the weights by that hash.
+the weights by that hash. A coordinator keeps both sealed (common/sealer.py), as NAME.sealed.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from common.config import RunConfig, from_canonical
 from common.errors import ConfigError, UpdateError
-from common.files import write_atomically
+from common.files import write_atomically, write_private
+from common.sealer import SUFFIX, Sealer
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -68,31 +69,44 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def save_model(folder: Path, weights: bytes, manifest: Manifest) -> None:
+def save_model(folder: Path, weights: bytes, manifest: Manifest, sealer: Sealer | None = None) -> None:
     """Write weights and manifest into `folder`.
 
     Each file is atomic, the pair is not: a crash between them leaves a pair that `load_model` refuses. Where the old
     model must survive that, write every round to a folder of its own.
+
+    Args:
+        folder: made where it is not there.
+        weights: as packed.
+        manifest: of these weights.
+        sealer: seals both; None: plain files.
 
     Raises:
         ConfigError: the manifest vouches for other weights.
     """
     if sha256(weights) != manifest.sha256:
         raise ConfigError("the manifest's sha256 is not that of the weights. Make the manifest from these weights.")
-    write_atomically(folder / WEIGHTS_NAME, weights)
     text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=2, allow_nan=False)
-    write_atomically(folder / MANIFEST_NAME, f"{text}\n".encode())
+    for name, data in ((WEIGHTS_NAME, weights), (MANIFEST_NAME, f"{text}\n".encode())):
+        if sealer is None:
+            write_atomically(folder / name, data)
+        else:
+            write_private(folder / f"{name}{SUFFIX}", sealer.seal(data, name))
 
 
-def load_model(path: Path) -> tuple[RunConfig, dict[str, Tensor], Manifest]:
+def load_model(path: Path, sealer: Sealer | None = None) -> tuple[RunConfig, dict[str, Tensor], Manifest]:
     """Read a model from its folder, or from the path of its .safetensors file.
 
+    Args:
+        path: the folder, or the file.
+        sealer: opens what it has sealed, and takes nothing else; None: plain files.
+
     Raises:
-        ConfigError: a file is missing or damaged, or the two do not belong together.
+        ConfigError: a file is missing or damaged, does not open, or the two do not belong together.
     """
     weights_path = path / WEIGHTS_NAME if path.is_dir() else path
-    manifest = _read_manifest(weights_path.with_suffix(".json"))
-    data = _read(weights_path)
+    manifest = _read_manifest(weights_path.with_suffix(".json"), sealer)
+    data = _read(weights_path, sealer)
     if sha256(data) != manifest.sha256:
         raise ConfigError(
             f"{weights_path} has another SHA-256 than its manifest states: it is damaged or belongs to another model. "
@@ -105,9 +119,9 @@ def load_model(path: Path) -> tuple[RunConfig, dict[str, Tensor], Manifest]:
         raise ConfigError(f"{weights_path}: {error}") from error
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path, sealer: Sealer | None) -> Manifest:
     try:
-        values = json.loads(_read(path))
+        values = json.loads(_read(path, sealer))
         manifest = Manifest(**{**values, "sites": tuple(values["sites"])})
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path} is not a model manifest. Copy it again from the run that made the model.") from error
@@ -118,10 +132,17 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, sealer: Sealer | None) -> bytes:
+    sealed = path.with_name(f"{path.name}{SUFFIX}")
     try:
+        if sealer is not None:
+            return sealer.open(sealed.read_bytes(), path.name)
         return path.read_bytes()
     except OSError as error:
+        if sealer is None and sealed.exists():
+            raise ConfigError(
+                f"{sealed} is sealed and opens at its coordinator alone. Run `wardround-server export` there."
+            ) from error
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}). Give the folder of a run, or its {WEIGHTS_NAME} "
             f"with {MANIFEST_NAME} beside it."

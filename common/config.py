@@ -142,6 +142,9 @@ class TrainingConfig(Table):
     weight_decay: NonNegative = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     augmentation: AugmentationConfig = AugmentationConfig()
+    # Which weights a site trains: all; or the affine part of the normalisations and the last convolution, for
+    # fine-tuning a pretrained network with privacy, where every further weight costs noise.
+    trainable: Literal["all", "norm-and-head"] = "all"
 
 
 class FederationConfig(Table):
@@ -160,6 +163,21 @@ class FederationConfig(Table):
     evaluate_every: Count = 1
     # An update whose distance from the global model (L2) exceeds this is refused.
     max_update_norm: Positive = 1000.0
+    # What is evaluated and kept is an exponential moving average of the rounds' models; the rounds themselves go on
+    # from the last one. 0: no average. It costs no privacy, and smooths what the noise does to single rounds.
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class AdaptiveClippingConfig(Table):
+    """Let the clipping norm follow a quantile of the patients' gradient norms (Andrew et al., NeurIPS 2021)."""
+
+    # Share of the sampled patients whose gradient should stay below the norm.
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    # The norm is multiplied by exp(-learning-rate * (measured share - quantile)) after each step.
+    learning_rate: Positive = 0.2
+    # Standard deviation of the noise on the number of patients below the norm. It is paid for by more noise on the
+    # gradients, so that a step costs what it cost before.
+    count_noise: Positive = 5.0
 
 
 class PrivacyConfig(Table):
@@ -169,12 +187,23 @@ class PrivacyConfig(Table):
     target_epsilon: Positive
     # None: 1 / (10 N), N the site's declared cohort size. A larger value is refused.
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    # L2 bound on one patient's gradient.
+    # L2 bound on one patient's gradient; with adaptive-clipping each round's first.
     clipping_norm: Positive = 1.0
+    adaptive_clipping: AdaptiveClippingConfig | None = None
     # Probability that a patient takes part in a step (Poisson sampling).
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     # Crops averaged into one patient's gradient.
     crops_per_patient: Count = 4
+
+
+class InitialConfig(Table):
+    """Weights that a run starts from, such as of a model pretrained on public images."""
+
+    # Of the weights' file, hex: what every site may check in round 1.
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    # What makes them public: which images they were trained on, and why no patient of a site is among them. Without
+    # this statement a private run has no guarantee to print.
+    public: Annotated[str, Field(min_length=10, max_length=500)] | None = None
 
 
 class RunConfig(Table):
@@ -187,6 +216,8 @@ class RunConfig(Table):
     training: TrainingConfig
     federation: FederationConfig
     privacy: PrivacyConfig | None = None
+    # None: random weights from the seed.
+    initial: InitialConfig | None = None
     # Initial weights, crops and split follow from it. The privacy noise never does.
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Bit-equal results on the same machine and thread count, at some cost in speed.

@@ -1,19 +1,20 @@
-"""Who at the coordinator wants a run: operators, their Ed25519 keys, and what they sign.
+"""Who at the coordinator may do what: operators, their roles, their Ed25519 keys, and what they sign.
 
 An operator's certificate is signed by the federation's root, which hospitals have pinned: name in the common name, role
 in the organisational unit. A proposal carries one endorsement per operator; hospitals check it, so that a coordinator
-host alone, without an operator's key, cannot propose anything.
+host alone, without an operator's key, cannot propose anything. Whatever else is done at the coordinator is an act: its
+processes and its audit log check it. Each line of a statement ends with LF:
 
-    statement = "wardround proposal 1" LF run hash LF bundle SHA-256 LF operator LF seconds since the epoch LF
+    "wardround proposal 1", run hash, bundle SHA-256, operator, seconds since the epoch
+    "wardround act 1", action, subject, operator, seconds since the epoch, nonce (32 hex digits)
 
-    admin      enrols and revokes sites and operators, and may start runs
-    operator   starts and stops runs
-    auditor    reads the audit log and results; signs nothing
+An act's subject is the SHA-256 of what it is about, see `subject_of`. `RIGHTS` is the one table of who may do what.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal, get_args
 
 from cryptography import x509
@@ -29,7 +30,34 @@ from common.errors import EnrolmentError
 Role = Literal["admin", "operator", "auditor"]
 
 LIFETIME = datetime.timedelta(days=365)
-MAY_PROPOSE: tuple[Role, ...] = ("admin", "operator")
+# The commands of wardround-server, and the roles that may use them. What is not here is open to whoever has the home:
+# init, start, status, doctor, operator list. An admin may do everything.
+RIGHTS: Mapping[str, tuple[Role, ...]] = {
+    # who belongs to the federation
+    "invite": ("admin",),
+    "enrol": ("admin",),
+    "approve": ("admin",),
+    "revoke": ("admin",),
+    "operator-add": ("admin",),
+    "operator-remove": ("admin",),
+    "root-protect": ("admin",),
+    "root-rotate": ("admin",),
+    "root-finish": ("admin",),
+    "key-protect": ("admin",),
+    "key-unprotect": ("admin",),
+    # what is trained
+    "run": ("admin", "operator"),
+    "stop": ("admin", "operator"),
+    "resume": ("admin", "operator"),
+    "export": ("admin", "operator"),
+    # what is read
+    "requests": ("admin", "operator"),
+    "sites": ("admin", "operator", "auditor"),
+    "runs": ("admin", "operator", "auditor"),
+    "report": ("admin", "operator", "auditor"),
+    "audit-verify": ("admin", "auditor"),
+    "audit-export": ("admin", "auditor"),
+}
 
 # Our own extended key usage (a UUID under 2.25): these certificates open no TLS connection.
 _USAGE = x509.ObjectIdentifier("2.25.212367940374936402437262373612376218465")
@@ -53,6 +81,18 @@ class Endorsement:
     signed_at: int  # seconds since the epoch, UTC
 
 
+@dataclass(frozen=True)
+class Act:
+    """An operator's signature under what they do."""
+
+    action: str  # a key of RIGHTS
+    subject: str  # see `subject_of`
+    certificate_pem: bytes
+    signed_at: int  # seconds since the epoch, UTC
+    nonce: str  # 32 hex digits, never used again
+    signature: bytes
+
+
 def certificate(
     key: Ed25519PublicKey, name: str, role: Role, root: Certificate, root_key: pki.PrivateKey
 ) -> Certificate:
@@ -74,8 +114,13 @@ def certificate(
     )
 
 
-def check_certificate(pem: bytes, roots_pem: bytes) -> Operator:
-    """Who a certificate names, if one of the roots signed it for this purpose and it is valid now.
+def check_certificate(pem: bytes, roots_pem: bytes, at: datetime.datetime | None = None) -> Operator:
+    """Who a certificate names, if one of the roots signed it for this purpose and it is valid.
+
+    Args:
+        pem: the certificate.
+        roots_pem: those that are trusted.
+        at: when it has to be valid; None: now.
 
     Raises:
         EnrolmentError: anything else.
@@ -92,7 +137,7 @@ def check_certificate(pem: bytes, roots_pem: bytes) -> Operator:
     role = next((role for role in get_args(Role) if roles == [role]), None)
     if role is None:
         raise EnrolmentError("the operator's certificate names no role. Ask the coordinator for another.")
-    if not found.not_valid_before_utc <= pki.now() <= found.not_valid_after_utc:
+    if not found.not_valid_before_utc <= (at or pki.now()) <= found.not_valid_after_utc:
         raise EnrolmentError("the operator's certificate is out of date. The coordinator has to renew it.")
     return Operator(pki.common_name(found), role, key)
 
@@ -123,9 +168,72 @@ def check_endorsements(
             operator.key.verify(one.signature, _statement(run_hash, bundle_sha256, operator.name, one.signed_at))
         except (EnrolmentError, InvalidSignature):
             continue
-        if operator.role in MAY_PROPOSE:
+        if operator.role in RIGHTS["run"]:
             names.add(operator.name)
     return tuple(sorted(names))
+
+
+def subject_of(*parts: str) -> str:
+    """What an act is about, as a hash: the SHA-256 of the parts, each ended by LF.
+
+    invite                          site, SHA-256 of the token, when it expires
+    enrol, revoke                   site
+    approve                         site, its certificate's fingerprint, its receipt key (hex)
+    run, stop, resume, export, report   run hash
+    operator-add, operator-remove   operator, the certificate's fingerprint
+    root-*, key-*                   fingerprint of the root's certificate
+    audit-export                    the log's public key (hex)
+    """
+    return sha256("".join(f"{part}\n" for part in parts).encode()).hexdigest()
+
+
+def sign_act(
+    key: Ed25519PrivateKey, certificate_pem: bytes, action: str, subject: str, *, signed_at: int, nonce: str
+) -> Act:
+    """Sign what is done."""
+    name = pki.common_name(pki.load_certificate(certificate_pem))
+    signature = key.sign(act_statement(action, subject, name, signed_at, nonce))
+    return Act(action, subject, certificate_pem, signed_at, nonce, signature)
+
+
+def check_act(act: Act, roots_pem: bytes, at: datetime.datetime | None = None) -> Operator:
+    """Who signed an act, if they might.
+
+    Args:
+        act: as received.
+        roots_pem: the roots that are trusted.
+        at: when it was entered in the audit log; None: now.
+
+    Raises:
+        EnrolmentError: the certificate or the signature does not hold, or the role may not do this.
+    """
+    operator = check_certificate(act.certificate_pem, roots_pem, at)
+    statement = act_statement(act.action, act.subject, operator.name, act.signed_at, act.nonce)
+    try:
+        operator.key.verify(act.signature, statement)
+    except InvalidSignature as error:
+        raise EnrolmentError("the operator's signature is wrong. Give the command again.") from error
+    check_right(operator, act.action)
+    return operator
+
+
+def check_right(operator: Operator, action: str) -> None:
+    """Refuse what an operator's role may not do.
+
+    Raises:
+        EnrolmentError: it may not; the message says who may.
+    """
+    may = RIGHTS.get(action, ())
+    if operator.role not in may:
+        raise EnrolmentError(
+            f"{operator.name} is {operator.role} and may not {action.replace('-', ' ')}. Who may: "
+            f"{', '.join(may) or 'nobody'}. Give such an operator with --as, or ask one."
+        )
+
+
+def act_statement(action: str, subject: str, operator: str, signed_at: int, nonce: str) -> bytes:
+    """What an act's signature is over."""
+    return f"wardround act 1\n{action}\n{subject}\n{operator}\n{signed_at}\n{nonce}\n".encode()
 
 
 def key_to_bytes(key: Ed25519PrivateKey) -> bytes:

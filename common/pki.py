@@ -2,8 +2,10 @@
 
 One root (ECDSA P-256) per coordinator signs two kinds of leaf: the coordinator's own certificate (serverAuth) and
 one certificate per site (clientAuth, common name = site name). A leaf of one kind is never accepted as the other
-(RFC 5280, section 4.2.1.12). Fingerprints are SHA-256 over DER, in hex. People compare fingerprints as phrases:
-pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for Proquints", arXiv:0901.4016).
+(RFC 5280, section 4.2.1.12). A site's leaf also names the key that signs its receipts and audit log, in an extension of
+ours that is not critical: so other sites learn that key from the root. Fingerprints are SHA-256 over DER, in hex.
+People compare fingerprints as phrases: pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for
+Proquints", arXiv:0901.4016).
 """
 
 import datetime
@@ -14,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -32,6 +34,8 @@ CLOCK_SKEW = datetime.timedelta(minutes=5)
 # 64 bits: enough that nobody finds a second key with the same phrase while two people compare it.
 PHRASE_WORDS = 4
 ED25519_BYTES = 32
+# Of the extension with a site's receipt key, as SubjectPublicKeyInfo (RFC 8410). Under 2.25 stands a UUID (X.667).
+RECEIPT_KEY_OID = x509.ObjectIdentifier("2.25.161819248113119175532435940204733443825")
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
 
@@ -209,17 +213,67 @@ def check_csr(pem: bytes, site: str) -> CertificateSigningRequest:
     return csr
 
 
-def site_certificate(csr: CertificateSigningRequest, site: str, root: Certificate, root_key: PrivateKey) -> Certificate:
-    """A site's leaf. Only the public key is taken from the request, all else is ours."""
-    return (
+def site_certificate(
+    csr: CertificateSigningRequest,
+    site: str,
+    root: Certificate,
+    root_key: PrivateKey,
+    receipt_key: bytes | None = None,
+) -> Certificate:
+    """A site's leaf. Only the public key is taken from the request, all else is ours.
+
+    Args:
+        csr: the site's request.
+        site: its name.
+        root: the root's certificate.
+        root_key: its key.
+        receipt_key: signs the site's receipts and audit log, 32 bytes; without one, no other site believes its log.
+    """
+    builder = (
         _builder(site, common_name(root), csr.public_key(), SITE_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(site)]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
-        .sign(root_key, hashes.SHA256())
     )
+    if receipt_key is not None:
+        public = Ed25519PublicKey.from_public_bytes(receipt_key)
+        der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        builder = builder.add_extension(x509.UnrecognizedExtension(RECEIPT_KEY_OID, der), critical=False)
+    return builder.sign(root_key, hashes.SHA256())
+
+
+def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes:
+    """The key that signs a site's receipts and audit log, as a trusted root says.
+
+    An expired certificate still tells: what was signed with the key stays signed.
+
+    Args:
+        certificate_pem: the site's, from whoever passes it on.
+        roots_pem: the pinned root, and its successor if there is one.
+        site: whose it should be.
+
+    Returns:
+        The Ed25519 public key, 32 bytes.
+
+    Raises:
+        EnrolmentError: not signed by one of the roots, not this site's, or it names no such key.
+    """
+    try:
+        certificate = load_certificate(certificate_pem)
+        if not is_signed_by_any(certificate, roots_pem):
+            raise EnrolmentError("no root that is known here has signed it")
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        if certificate.subject != _name(site) or list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+            raise EnrolmentError(f"it is not the certificate of site {site}")
+        extension = certificate.extensions.get_extension_for_oid(RECEIPT_KEY_OID).value
+        key = serialization.load_der_public_key(extension.public_bytes())
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise EnrolmentError("it is no certificate with a receipt key") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise EnrolmentError("its receipt key is not an Ed25519 key")
+    return key.public_bytes_raw()
 
 
 def cross_sign(successor: Certificate, root: Certificate, root_key: PrivateKey) -> Certificate:

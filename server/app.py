@@ -1,7 +1,7 @@
 """The ServerApp: from a run's configuration to its model.
 
-An ordinary Flower app. The coordinator starts it for an approved run, with its home in the environment; under stock
-Flower (`flwr run`) there is none, and the results go to ./wardround-runs.
+An ordinary Flower app. The coordinator starts it for an approved run, with its home in the environment, and its model
+is sealed there; under stock Flower (`flwr run`) there is none, and the results go to ./wardround-runs as plain files.
 """
 
 import logging
@@ -39,8 +39,9 @@ def main(grid: Grid, context: Context) -> None:
     names = read_nodes(home) if home else None
     notes = RoundNotes(home, sha256_of(run)) if home else None
     wake = strategy_wake(home.path if home else None)
+    sealer = home.sealer_of(sha256_of(run)) if home else None
     try:
-        summary = federate(grid, run, out, site_names=names, wake=wake, note_round=notes)
+        summary = federate(grid, run, out, site_names=names, wake=wake, note_round=notes, sealer=sealer)
     except FederationError as error:
         _log.error("run %s failed: %s", run.name, error)
         raise

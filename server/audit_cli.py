@@ -1,14 +1,26 @@
 """wardround-server audit: the coordinator's log of what was done, and whether it fits the hospitals'."""
 
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
 from common.audit.entries import COORDINATOR
 from common.audit.history import Keys
 from common.audit.log import AuditLog
 from common.audit_cli import CheckpointOption, KeyOption, LogsArgument, OutOption, export_log, verify_logs
 from common.cli import JsonFlag, new_app
 from server import home as homes
-from server.keys_cli import HomeOption
+from server import operators
+from server.keys_cli import AsOption, HomeOption, acting
 from server.registry import Registry
 from server.witness import AUDIT_NAME, open_log
+
+# Not --key, which gives the public keys to verify with.
+OperatorKeyOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--operator-key", envvar="WARDROUND_OPERATOR_KEY", help="The operator's key, when it lies elsewhere."),
+]
 
 audit_app = new_app("The coordinator's audit log: what was done, in whose name, and proof that nothing was changed.")
 
@@ -16,27 +28,41 @@ audit_app = new_app("The coordinator's audit log: what was done, in whose name, 
 @audit_app.command("verify")
 def audit_verify(
     logs: LogsArgument = None,
+    *,
     home: HomeOption = None,
     key: KeyOption = None,
     checkpoint: CheckpointOption = None,
     json: JsonFlag = False,
+    by: AsOption = operators.FIRST,
+    operator_key: OperatorKeyOption = None,
 ) -> None:
     """Check the coordinator's log, alone or with hospitals'. The exit code is 0 only if all fits.
 
     Example: `wardround-server audit verify north.jsonl south.jsonl`
     """
     opened = homes.open_home(home)
-    keys = _keys(open_log(opened), Registry(opened.registry))
+    registry = Registry(opened.registry)
+    acting(opened, registry, "audit-verify", by, operator_key)
+    keys = _keys(open_log(opened), registry)
     verify_logs(opened.path / AUDIT_NAME, keys, logs or (), key or (), checkpoint or (), as_json=json)
 
 
 @audit_app.command("export")
-def audit_export(out: OutOption, home: HomeOption = None) -> None:
+def audit_export(
+    out: OutOption,
+    home: HomeOption = None,
+    by: AsOption = operators.FIRST,
+    operator_key: OperatorKeyOption = None,
+) -> None:
     """Write the whole log to one text file, for an auditor.
 
     Example: `wardround-server audit export --out coordinator.jsonl`
     """
-    export_log(open_log(homes.open_home(home)), out)
+    opened = homes.open_home(home)
+    log = open_log(opened)
+    hand = acting(opened, Registry(opened.registry), "audit-export", by, operator_key)
+    operators.enter(opened, hand.sign("audit-export", log.public_key.hex()))
+    export_log(log, out)
 
 
 def _keys(log: AuditLog, registry: Registry) -> Keys:

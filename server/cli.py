@@ -1,10 +1,10 @@
 """wardround-server: what a person at the coordinator types.
 
 The home folder (server.toml, keys, registry, runs, logs) is --home, or WARDROUND_SERVER_HOME, or ./wardround-server.
-Commands write their wish into the registry; the processes behind `start` carry it out.
+Commands write their wish into the registry, signed by the operator who gives it (--as); the processes behind `start`
+carry it out. Who may do what stands in common/operators.py.
 """
 
-import shutil
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -14,14 +14,26 @@ import typer
 from common.cli import JsonFlag, configure_logging, new_app, note, show_table
 from common.config import RunConfig, load, sha256_of
 from common.errors import ConfigError, FederationError
-from common.files import write_private
+from common.files import write_atomically, write_private
 from common.flower import build_bundle
+from common.sealer import SUFFIX
 from server import enrolment, launcher, operators
 from server import home as homes
 from server.audit_cli import audit_app
 from server.doctor import examine
 from server.home import Home, ServerConfig
-from server.keys_cli import HomeOption, new_passphrase, operator_app, operator_passphrase, root_app, root_passphrase
+from server.journal import INITIAL_NAME
+from server.keys_cli import (
+    AsOption,
+    HomeOption,
+    KeyOption,
+    acting,
+    key_app,
+    new_passphrase,
+    operator_app,
+    root_app,
+    root_passphrase,
+)
 from server.registry import Proposal, Registry
 from server.runs import read_summary
 from server.witness import open_log
@@ -36,6 +48,7 @@ WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and s
 app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
 app.add_typer(operator_app, name="operator")
 app.add_typer(root_app, name="root")
+app.add_typer(key_app, name="key")
 app.add_typer(audit_app, name="audit")
 
 
@@ -49,9 +62,10 @@ def init(
     enrolment_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites enrol (TLS).")] = 9444,
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Flower's, on loopback.")] = 9445,
     sealed: Annotated[bool, typer.Option("--passphrase", help="Keep the root key under a passphrase.")] = False,
+    protected: Annotated[bool, typer.Option("--protect", help="Keep the coordinator's key under another one.")] = False,
     start_now: Annotated[bool, typer.Option("--start", help="Then run the coordinator.")] = False,
 ) -> None:
-    """Make the coordinator's folder, its root key and its certificate.
+    """Make the coordinator's folder, its keys and its certificate.
 
     Example: `wardround-server init --host fl.example.org`
     """
@@ -65,12 +79,13 @@ def init(
     if len({gateway_port, enrolment_port, superlink_port}) < 3:
         raise ConfigError("the three ports must differ. Set --gateway-port, --enrolment-port and --superlink-port.")
     chosen = new_passphrase(homes.ROOT_PASSPHRASE, "Passphrase for the root key") if sealed else None
-    created = homes.create(homes.resolve(home), config, chosen)
+    kept = new_passphrase(homes.KEY_PASSPHRASE, "Passphrase for the coordinator's key") if protected else None
+    created = homes.create(homes.resolve(home), config, chosen, kept)
     operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
     typer.echo(f"Initialised {created.path}")
-    note(f"Back up {created.path / 'pki' / 'root.key'}: it is the federation's identity.")
+    note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
     if start_now:
-        start(created.path)
+        _start(created)
     else:
         note("Next: wardround-server start")
 
@@ -80,14 +95,17 @@ def invite(
     sites: SitesArgument,
     home: HomeOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the invitations to this folder.")] = None,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
     """Invite sites. Each file is good for one site, once, for 24 hours: send it on a trusted channel.
 
     Example: `wardround-server invite st-mary st-john`
     """
     opened, registry = _open(home)
+    hand = acting(opened, registry, "invite", by, key)
     for site in sites:
-        invitation = enrolment.invite(opened, registry, site)
+        invitation = enrolment.invite(opened, registry, site, hand)
         path = opened.invitation(site)
         if out is not None:
             path = out / path.name
@@ -98,27 +116,35 @@ def invite(
 
 @app.command()
 def enrol(
-    request: Annotated[Path, typer.Argument(help="The file a site made with join --request.")], home: HomeOption = None
+    request: Annotated[Path, typer.Argument(help="The file a site made with join --request.")],
+    home: HomeOption = None,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
     """Take a site's request that came by mail; it then waits under `requests` like any other.
 
     Example: `wardround-server enrol st-mary.request`
     """
-    _, registry = _open(home)
+    opened, registry = _open(home)
+    hand = acting(opened, registry, "enrol", by, key)
     try:
         site = enrolment.redeem_file(registry, request.read_bytes())
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
+    operators.enter(opened, hand.sign("enrol", site))
     typer.echo(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
 
 
 @app.command()
-def requests(home: HomeOption = None, json: JsonFlag = False) -> None:
+def requests(
+    home: HomeOption = None, json: JsonFlag = False, by: AsOption = operators.FIRST, key: KeyOption = None
+) -> None:
     """Sites that wait for approval. Compare the phrase with the one the site shows, on the telephone say.
 
     Example: `wardround-server requests`
     """
-    _, registry = _open(home)
+    opened, registry = _open(home)
+    acting(opened, registry, "requests", by, key)
     rows = [(site.name, "joins", enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"]
     rows += [(site.name, "renews", "") for site in registry.sites() if site.renewal is not None]
     show_table("Requests", ("site", "wish", "phrase"), rows, as_json=json)
@@ -129,15 +155,18 @@ def approve(
     sites: SitesArgument,
     home: HomeOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the certificates to this folder too, to be mailed.")] = None,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
     """Let sites in: sign their certificate requests. Compare the phrases first.
 
     Example: `wardround-server approve st-mary st-john`
     """
     opened, registry = _open(home)
+    hand = acting(opened, registry, "approve", by, key)
     passphrase = root_passphrase(opened)
     for name in sites:
-        enrolment.approve(opened, registry, name, passphrase)
+        enrolment.approve(opened, registry, name, passphrase, hand)
         site = registry.site(name)
         typer.echo(f"{name} is active until {_day(site.expires)}.")
         if out is not None:
@@ -147,25 +176,26 @@ def approve(
 
 
 @app.command()
-def revoke(site: SiteArgument, home: HomeOption = None) -> None:
+def revoke(site: SiteArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
     """Shut a site out, at once.
 
     Example: `wardround-server revoke st-mary`
     """
     opened, registry = _open(home)
-    registry.revoke(site)
-    fingerprint = registry.site(site).fingerprint
-    open_log(opened).append("revoked", {"site": site} | ({"certificate": fingerprint} if fingerprint else {}))
+    enrolment.revoke(opened, registry, site, acting(opened, registry, "revoke", by, key))
     typer.echo(f"{site} is revoked. To let it back in, invite it again.")
 
 
 @app.command()
-def sites(home: HomeOption = None, json: JsonFlag = False) -> None:
+def sites(
+    home: HomeOption = None, json: JsonFlag = False, by: AsOption = operators.FIRST, key: KeyOption = None
+) -> None:
     """All sites and how they are.
 
     Example: `wardround-server sites`
     """
-    _, registry = _open(home)
+    opened, registry = _open(home)
+    acting(opened, registry, "sites", by, key)
     rows = [(site.name, site.state, _yes(site.connected), _day(site.expires)) for site in registry.sites()]
     show_table("Sites", ("site", "state", "connected", "certificate until"), rows, as_json=json)
 
@@ -174,10 +204,12 @@ def sites(home: HomeOption = None, json: JsonFlag = False) -> None:
 def start(home: HomeOption = None) -> None:
     """Run the coordinator until Ctrl-C or SIGTERM.
 
+    Where its key is under a passphrase, that is asked for, or comes from WARDROUND_COORDINATOR_PASSPHRASE or the file
+    that WARDROUND_COORDINATOR_PASSPHRASE_FILE names.
+
     Example: `wardround-server start --home /srv/wardround`
     """
-    configure_logging()
-    launcher.start(homes.open_home(home), typer.echo)
+    _start(homes.open_home(home))
 
 
 @app.command()
@@ -220,12 +252,17 @@ def doctor(home: HomeOption = None, json: JsonFlag = False) -> None:
 @app.command()
 def run(
     document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="What to train, and how.")],
+    *,
     home: HomeOption = None,
     watch: WatchFlag = False,
     signers: Annotated[
-        list[str] | None, typer.Option("--as", help="Operator who signs; repeatable [default: admin].")
+        list[str] | None,
+        typer.Option("--as", envvar="WARDROUND_OPERATOR", help="Operator who signs; repeatable [default: admin]."),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="The operator's key, when it lies elsewhere.")] = None,
+    key: KeyOption = None,
+    initial: Annotated[
+        Path | None, typer.Option("--initial", help="Folder of the model that [initial] in RUN.toml names.")
+    ] = None,
 ) -> None:
     """Propose a run to the sites, signed by an operator; it starts when its quorum has approved.
 
@@ -233,34 +270,30 @@ def run(
     """
     opened, registry = _open(home)
     config = load(RunConfig, document)
+    _place_initial(config, initial, opened.run_folder(config))
     _require_running(opened)
     bundle = build_bundle(config, document.read_text(encoding="utf-8"))
-    endorsements = [
-        operators.endorse(
-            opened,
-            registry,
-            name,
-            sha256_of(config),
-            bundle,
-            key=key,
-            passphrase=operator_passphrase(key or opened.path / "operators" / f"{name}.key"),
-        )
-        for name in signers or [operators.FIRST]
-    ]
-    proposal = registry.propose(config, bundle, endorsements)
-    open_log(opened).append("proposed", {"run": proposal.run_hash})
+    hands = [acting(opened, registry, "run", name, key) for name in signers or [operators.FIRST]]
+    run_hash = sha256_of(config)
+    proposal = registry.propose(config, bundle, [operators.endorse(hand, run_hash, bundle) for hand in hands])
+    for hand in hands:
+        operators.enter(opened, hand.sign("run", run_hash))
+    open_log(opened).append("proposed", {"run": run_hash})
     typer.echo(f"Proposed {config.name} {sha256_of(config)}")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)
 
 
 @app.command()
-def runs(home: HomeOption = None, json: JsonFlag = False) -> None:
+def runs(
+    home: HomeOption = None, json: JsonFlag = False, by: AsOption = operators.FIRST, key: KeyOption = None
+) -> None:
     """All runs, the latest first.
 
     Example: `wardround-server runs --json`
     """
-    _, registry = _open(home)
+    opened, registry = _open(home)
+    acting(opened, registry, "runs", by, key)
     rows = [
         (
             one.name,
@@ -276,21 +309,29 @@ def runs(home: HomeOption = None, json: JsonFlag = False) -> None:
 
 
 @app.command()
-def stop(run: RunArgument, home: HomeOption = None) -> None:
+def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
     """Withdraw a run. What it has learned stays in its folder; `resume` goes on from there.
 
     Example: `wardround-server stop lesions`
     """
     opened, registry = _open(home)
     proposal = registry.proposal(run)
-    if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator"):
+    act = acting(opened, registry, "stop", by, key).sign("stop", proposal.run_hash)
+    if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
         raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
+    operators.enter(opened, act)
     open_log(opened).append("closed", {"run": proposal.run_hash})
     typer.echo(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
 
 @app.command()
-def resume(run: RunArgument, home: HomeOption = None, watch: WatchFlag = False) -> None:
+def resume(
+    run: RunArgument,
+    home: HomeOption = None,
+    watch: WatchFlag = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
     """Go on with a failed or stopped run, from its last checkpoint.
 
     Example: `wardround-server resume lesions --watch`
@@ -298,14 +339,22 @@ def resume(run: RunArgument, home: HomeOption = None, watch: WatchFlag = False) 
     opened, registry = _open(home)
     proposal = registry.proposal(run)
     _require_running(opened)
-    registry.reopen(proposal.run_hash)
+    act = acting(opened, registry, "resume", by, key).sign("resume", proposal.run_hash)
+    operators.enter(opened, act)
+    registry.reopen(proposal.run_hash, act)
     open_log(opened).append("proposed", {"run": proposal.run_hash})
     typer.echo(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 
 
 @app.command()
-def report(run: RunArgument, home: HomeOption = None, json: JsonFlag = False) -> None:
+def report(
+    run: RunArgument,
+    home: HomeOption = None,
+    json: JsonFlag = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
     """Print a run's scores and the path of its report.html.
 
     Example: `wardround-server report lesions`
@@ -314,7 +363,9 @@ def report(run: RunArgument, home: HomeOption = None, json: JsonFlag = False) ->
 
     opened, registry = _open(home)
     proposal = registry.proposal(run)
+    hand = acting(opened, registry, "report", by, key)
     path = write_report(opened.run_folder(proposal.run))
+    operators.enter(opened, hand.sign("report", proposal.run_hash))
     _show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
     (note if json else typer.echo)(f"Report: {path}")
@@ -325,22 +376,33 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     home: HomeOption = None,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
-    """Copy a completed run's model: model.safetensors and model.json.
+    """Copy a completed run's model, unsealed: model.safetensors and model.json.
 
     Example: `wardround-server export lesions --out model/`
     """
     opened, registry = _open(home)
     proposal = registry.proposal(run)
+    hand = acting(opened, registry, "export", by, key)
     folder = opened.run_folder(proposal.run)
     if proposal.state != "completed":
         raise ConfigError(f"{proposal.name} is {proposal.state}, only a completed run has a model to export.")
+    sealer = opened.sealer_of(proposal.run_hash)
+    files = {name: sealer.open((folder / f"{name}{SUFFIX}").read_bytes(), name) for name in MODEL_FILES}
+    operators.enter(opened, hand.sign("export", proposal.run_hash))
     out.mkdir(parents=True, exist_ok=True)
-    for name in MODEL_FILES:
-        shutil.copyfile(folder / name, out / name)
+    for name, data in files.items():
+        write_atomically(out / name, data)
     model = out / MODEL_FILES[0]
-    open_log(opened).append("export", {"what": "model", "hash": sha256(model.read_bytes()).hexdigest()})
+    open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
     typer.echo(str(model))
+
+
+def _start(home: Home) -> None:
+    configure_logging()
+    launcher.start(home, typer.echo)
 
 
 def _open(path: Path | None) -> tuple[Home, Registry]:
@@ -351,6 +413,23 @@ def _open(path: Path | None) -> tuple[Home, Registry]:
 def _require_running(home: Home) -> None:
     if not launcher.is_running(home):
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`, then try again.")
+
+
+def _place_initial(config: RunConfig, model: Path | None, folder: Path) -> None:
+    """Put the weights that a run starts from where its ServerApp looks for them."""
+    if config.initial is None:
+        if model is not None:
+            raise ConfigError("RUN.toml names no initial weights. Add an [initial] table, or leave --initial out.")
+        return
+    source = folder / INITIAL_NAME if model is None else model / MODEL_FILES[0]
+    data = source.read_bytes() if source.exists() else b""
+    if sha256(data).hexdigest() != config.initial.sha256:
+        fault = "has another SHA-256 than" if data else "is not there; it must hold the weights that"
+        raise ConfigError(
+            f"{source} {fault} RUN.toml's [initial] names ({config.initial.sha256[:8]}). Give the model's folder with "
+            "--initial."
+        )
+    write_private(folder / INITIAL_NAME, data)
 
 
 def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:

@@ -16,7 +16,7 @@ from server.home import Home
 MIN_FREE_BYTES = 1_000_000_000
 MIN_DAYS_LEFT = 30
 
-_SECRETS = ("pki/root.key", "pki/server.key", "registry.sqlite")
+_SECRETS = ("coordinator.key", "pki/root.key", "pki/server.key", "registry.sqlite")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def examine(home: Home) -> list[Finding]:
     return [
         _flower(),
         *_secrets(home),
+        _custody(home),
         *_certificates(home),
         _disk(home),
         _processes(home),
@@ -61,6 +62,12 @@ def _secrets(home: Home) -> Iterator[Finding]:
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
             yield Finding(name, not mode & 0o077, f"mode {mode:o}, wanted 600" if mode & 0o077 else "private")
+
+
+def _custody(home: Home) -> Finding:
+    protected = "under a passphrase: a copy of the folder does not open"
+    plain = "plain: a copy of the whole folder opens; `wardround-server key protect` puts the key under a passphrase"
+    return Finding("coordinator key", home.key_file.path.exists(), protected if home.key_file.is_protected else plain)
 
 
 def _certificates(home: Home) -> Iterator[Finding]:

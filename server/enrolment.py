@@ -1,7 +1,8 @@
 """How a site gets in: an invitation, a certificate request, a person's approval, a certificate.
 
 The private key is made at the site and never travels. The administrator approves after comparing the phrase of the
-request's fingerprint with the one the site shows, on the telephone say: that ties the request to the people.
+request's fingerprint with the one the site shows, on the telephone say: that ties the request to the people. An
+invitation, an approval and a revocation are signed by an admin. Without that nobody gets in, and who is out stays out.
 Enrolment has its own port with server TLS alone, because a site has no certificate yet.
 """
 
@@ -12,14 +13,19 @@ import secrets
 import time
 
 import grpc
+from cryptography.x509 import CertificateSigningRequest
 
 from common import pki
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
 from common.operators import public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
+from server import operators
+from server.guard import address_of
 from server.home import Home, root_credentials
-from server.registry import Registry, Site, check_name
+from server.operators import Hand
+from server.refusals import Refusals
+from server.registry import Registry, Site, about_invitation, check_name
 from server.witness import open_log
 
 INVITATION_LIFETIME = datetime.timedelta(hours=24)
@@ -31,8 +37,14 @@ _LOOK_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-def invite(home: Home, registry: Registry, site: str) -> pki.Invitation:
+def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) -> pki.Invitation:
     """Make an invitation for one site. It is also written to the home's invitations folder.
+
+    Args:
+        home: the coordinator's.
+        registry: its registry.
+        site: the site's name.
+        by: an admin; None: the one whom `init` made, with the key in the home.
 
     Raises:
         ConfigError: the name is not allowed.
@@ -48,12 +60,15 @@ def invite(home: Home, registry: Registry, site: str) -> pki.Invitation:
         log_key=public_bytes(home.log_key).hex(),
         expires=expires.isoformat(timespec="seconds"),
     )
-    registry.invite(site, invitation.token, expires)
+    by = by or operators.acting(home, registry, "invite")
+    act = by.sign("invite", *about_invitation(site, invitation.token, expires))
+    operators.enter(home, act)
+    registry.invite(site, invitation.token, expires, act)
     write_private(home.invitation(site), invitation.to_text().encode())
     return invitation
 
 
-def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None) -> None:
+def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None, by: Hand | None = None) -> None:
     """Sign a pending site's request, or an active site's renewal; from then on the certificate opens the door.
 
     Args:
@@ -61,25 +76,26 @@ def approve(home: Home, registry: Registry, site: str, passphrase: str | None = 
         registry: its registry.
         site: the site's name.
         passphrase: of a sealed root key; see `root_credentials`.
+        by: an admin; None: the one whom `init` made, with the key in the home.
 
     Raises:
         EnrolmentError: the site has asked for nothing.
         ConfigError: the root key does not open.
     """
-    request = registry.site(site)
-    csr_pem = request.csr if request.state == "pending" else request.renewal
-    if csr_pem is None:
-        raise EnrolmentError(
-            f"site {site} is {request.state}, only a pending one can be approved. See `wardround-server requests`."
-        )
-    root_key, root = root_credentials(home, passphrase)
-    certificate = pki.to_pem(pki.site_certificate(pki.check_csr(csr_pem, site), site, root, root_key))
-    if request.state == "pending":
-        registry.activate(site, certificate, pki.key_to_pem(pki.new_key()))
-        home.invitation(site).unlink(missing_ok=True)
-    else:
-        registry.renew(site, certificate, knows_successor=bool(home.successor_pem))
-    _record(home, registry.site(site), "enrolled" if request.state == "pending" else "renewed")
+    _sign(home, registry, site, passphrase, by or operators.acting(home, registry, "approve"))
+
+
+def revoke(home: Home, registry: Registry, site: str, by: Hand) -> None:
+    """Shut a site out, now. That comes first, should the log be unwritable.
+
+    Raises:
+        EnrolmentError: unknown.
+    """
+    fingerprint = registry.site(site).fingerprint
+    act = by.sign("revoke", site)
+    registry.revoke(site, act)
+    operators.enter(home, act)
+    open_log(home).append("revoked", {"site": site} | ({"certificate": fingerprint} if fingerprint else {}))
 
 
 def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | None:
@@ -99,7 +115,7 @@ def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | 
             return known.certificate + home.root_pem  # signed meanwhile, or the answer was lost
     registry.ask_renewal(site, csr_pem)
     try:
-        approve(home, registry, site)
+        _sign(home, registry, site, None, None)
     except ConfigError:
         _log.warning("site %s asks to renew; the root key is sealed: wardround-server approve %s", site, site)
         return None
@@ -132,11 +148,51 @@ def phrase_of(site: Site) -> str:
     return pki.phrase(site.request_sha256) if site.request_sha256 else ""
 
 
-def _record(home: Home, site: Site, kind: str) -> None:
-    about = {"site": site.name, "certificate": site.fingerprint}
-    if kind == "enrolled":
-        about |= {"key": (site.receipt_key or b"").hex(), "coordinator-key": public_bytes(home.log_key).hex()}
-    open_log(home).append(kind, about)
+def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by: Hand | None) -> None:
+    """Sign what a site asks for. An active site's renewal needs no operator: its present certificate vouches for it."""
+    request = registry.site(site)
+    csr_pem = request.csr if request.state == "pending" else request.renewal
+    if csr_pem is None or (request.state != "active" and by is None):
+        raise EnrolmentError(
+            f"site {site} is {request.state}, only a pending one can be approved. See `wardround-server requests`."
+        )
+    csr = pki.check_csr(csr_pem, site)
+    receipt_key = _receipt_key(home, request, csr)
+    root_key, root = root_credentials(home, passphrase)
+    signed = pki.site_certificate(csr, site, root, root_key, receipt_key)
+    certificate, key = pki.to_pem(signed), receipt_key.hex()
+    about = {"site": site, "certificate": pki.fingerprint(signed)}
+    # The log has it before the registry says so; else the gateway would not believe the registry.
+    act = None if by is None else by.sign("approve", site, about["certificate"], key)
+    if act is not None:
+        operators.enter(home, act)
+    if request.state == "pending":
+        open_log(home).append("enrolled", about | {"key": key, "coordinator-key": public_bytes(home.log_key).hex()})
+        registry.activate(site, certificate, home.node_keys.seal(pki.key_to_pem(pki.new_key()), site), act)
+        home.invitation(site).unlink(missing_ok=True)
+    else:
+        open_log(home).append("renewed", about)
+        registry.renew(site, certificate, knows_successor=bool(home.successor_pem))
+
+
+def _receipt_key(home: Home, site: Site, csr: CertificateSigningRequest) -> bytes:
+    """The key that the root is to vouch for: the one whose phrase was compared, from then on the present certificate's.
+
+    Raises:
+        EnrolmentError: the registry names another one.
+    """
+    if site.state != "pending":
+        key = pki.receipt_key_of(site.certificate or b"", home.trusted_roots_pem, site.name)
+        fits = key == site.receipt_key
+    else:
+        key = site.receipt_key or b""
+        fits = pki.request_digest(csr, key) == site.request_sha256
+    if not fits:
+        raise EnrolmentError(
+            f"the registry names another receipt key for site {site.name} than the one that was compared with the "
+            "site. Somebody has altered it. Find out who, then revoke the site and invite it anew."
+        )
+    return key
 
 
 class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
@@ -145,6 +201,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
     def __init__(self, home: Home, registry: Registry) -> None:
         self._home = home
         self._registry = registry
+        self._refused = Refusals(open_log(home), registry)
 
     def Enrol(  # noqa: N802 - the name in the protocol
         self, request: wardround_pb2.EnrolRequest, context: grpc.ServicerContext
@@ -154,6 +211,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
             self._registry.redeem(request.site, request.token, request.csr_pem, request.receipt_key)
         except EnrolmentError as error:
             _log.warning("enrolment of %r from %s refused: %s", request.site[:64], context.peer(), error)
+            self._refused(address_of(context), "unauthenticated")
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         _log.info("site %s asks to join", request.site)
         return wardround_pb2.EnrolReply()
@@ -168,6 +226,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
             remaining = deadline - time.monotonic()
             if reply.state == wardround_pb2.CollectReply.REFUSED:
                 _log.warning("nothing to collect for %r from %s", request.site[:64], context.peer())
+                self._refused(address_of(context), "permission-denied")
             if reply.state != wardround_pb2.CollectReply.PENDING or remaining <= 0 or not context.is_active():
                 return reply
             time.sleep(min(_LOOK_EVERY_S, remaining))

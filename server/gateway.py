@@ -10,14 +10,15 @@ So a revoked site is refused at its next call, on open connections too. Answers 
     UNAVAILABLE          the SuperLink is starting: try again
 
 PullMessages is held up to 20 s. While no run is live nobody looks at the SuperLink; then the strategy's hints (see
-common/wire/wake.py) say when to look, with a slow poll as the safety net.
+common/wire/wake.py) say when to look, with a slow poll as the safety net. A held call is authorised anew when the
+registry changes (server/bell.py).
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache
 from hashlib import sha256
 from typing import NoReturn, TypeVar, cast
 
@@ -31,10 +32,12 @@ from common.errors import AuditError, EnrolmentError, FederationError, UpdateErr
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server import enrolment
+from server.bell import Bell
 from server.guard import site_of
 from server.home import Home, read_nodes, write_nodes
 from server.limits import DENIALS, DENIALS_PER_S, Notes
 from server.mailbox import Mailbox
+from server.refusals import Refusals
 from server.registry import Proposal, Registry, Site
 from server.seat import Objects, Seat
 from server.witness import ConflictError, UnknownUpdateError, Witness
@@ -46,10 +49,6 @@ LIST_WAIT_S = 30.0
 SILENCE_S = 60.0
 # Without a hint, a waiting site looks this often while a run is live.
 LOOK_EVERY_S = 1.0
-# A caller's denials are entered in the audit log up to so many, then one in this time.
-_RECORDED, _RECORD_EVERY_S = 10, 600.0
-# How soon a held call notices a change in the registry, a revocation for one.
-_NOTICE_S = 0.25
 # Closed runs that are still listed, so that agents learn of their end.
 _CLOSED_LISTED = 20
 _VOID = "the node id is void since a restart. Call ActivateNode again."
@@ -69,11 +68,11 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._mailbox = Mailbox(home.flower / "mailbox.sqlite")
         self._seats: dict[str, Seat] = {}
         self._lock = threading.Lock()
-        self._hint = threading.Condition()
+        self._bell = Bell(registry)
         self._hints = 0
         self._notes = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._witness = Witness(home, registry)
-        self._recorded = Notes(1 / _RECORD_EVERY_S, _RECORDED, time.monotonic)
+        self.refused = Refusals(self._witness.log, registry)
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
         self._nodes = dict(read_nodes(home))
@@ -116,20 +115,23 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         seat = self._seated(context, request.node.node_id)
         deadline = time.monotonic() + PULL_WAIT_S
         turn, known, looked = seat.next_turn(), -1, 0.0
-        # A newer call of the same site ends this one: a message must not go to a caller who has gone.
-        while context.is_active() and seat.turn == turn:
-            hints = self._hints
-            response = seat.undelivered()
-            if response is None and self._live_runs and (hints != known or time.monotonic() - looked >= LOOK_EVERY_S):
-                known, looked = hints, time.monotonic()
-                response = self._relay(context, seat.pull)
-            remaining = deadline - time.monotonic()
-            if response is not None or remaining <= 0:
-                return response or fleet_pb2.PullMessagesResponse()
-            with self._hint:
-                self._hint.wait_for(partial(self._hinted_since, hints), min(_NOTICE_S, remaining))
-            if seat.turn == turn:
+        self._bell.ring(seat.site)
+        with self._bell.held(context, seat.site) as news:
+            while True:
+                news.clear()
+                # A newer call of the same site ends this one: a message must not go to a caller who has gone.
+                if not context.is_active() or seat.turn != turn:
+                    break
                 self._seated(context, request.node.node_id)
+                hints, live = self._hints, bool(self._live_runs)
+                response = seat.undelivered()
+                if response is None and live and (hints != known or time.monotonic() - looked >= LOOK_EVERY_S):
+                    known, looked = hints, time.monotonic()
+                    response = self._relay(context, seat.pull)
+                remaining = deadline - time.monotonic()
+                if response is not None or remaining <= 0:
+                    return response or fleet_pb2.PullMessagesResponse()
+                news.wait(min(LOOK_EVERY_S, remaining) if live else remaining)
         self._authorise(context)
         return fleet_pb2.PullMessagesResponse()
 
@@ -199,15 +201,17 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     ) -> wardround_pb2.ListProposalsReply:
         """The open runs and those closed lately, held until something is newer than the caller knows."""
         deadline = time.monotonic() + min(request.wait_s, LIST_WAIT_S)
-        while True:
-            site = self._authorise(context)
-            if site.name in self._seats:
-                self._seats[site.name].last_seen = time.monotonic()
-            revision = self._registry.revision()
-            remaining = deadline - time.monotonic()
-            if revision != request.revision or remaining <= 0 or not context.is_active():
-                break
-            time.sleep(min(_NOTICE_S, remaining))
+        with self._bell.held(context, self._authorise(context).name) as news:
+            while True:
+                news.clear()
+                site = self._authorise(context)
+                if site.name in self._seats:
+                    self._seats[site.name].last_seen = time.monotonic()
+                revision = self._registry.revision()
+                remaining = deadline - time.monotonic()
+                if revision != request.revision or remaining <= 0 or not context.is_active():
+                    break
+                news.wait(remaining)
         proposals = self._registry.proposals()
         listed = [one for one in proposals if one.open] + [one for one in proposals if not one.open][:_CLOSED_LISTED]
         return wardround_pb2.ListProposalsReply(revision=revision, proposals=[_to_proto(one) for one in listed])
@@ -277,15 +281,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def close(self) -> None:
         """Let go of files and connections; the sites keep their seats for the next start."""
+        self._bell.close()
         for seat in self._seats.values():
             seat.close()
         self._mailbox.close()
 
     def hint(self) -> None:
         """There may be messages: let every held PullMessages look."""
-        with self._hint:
-            self._hints += 1
-            self._hint.notify_all()
+        self._hints += 1
+        self._bell.ring()
 
     def keep_house(self, live_runs: set[int]) -> None:
         """Every second or so: beat for the sites that are here, let go of those that are not.
@@ -295,7 +299,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """
         if live_runs != self._live_runs:
             self._mailbox.keep_only(live_runs)
-        self._live_runs = live_runs
+            self._live_runs = live_runs
+            self._bell.ring()
         if not live_runs:
             self._objects.clear()
         active = {site.name: site for site in self._registry.sites() if site.state == "active"}
@@ -318,12 +323,13 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         _log.warning("site %s %s", seat.site, why)
         self._registry.set_connected(seat.site, False)
         seat.deactivate()
+        self._bell.ring(seat.site)
 
     def _authorise(self, context: grpc.ServicerContext) -> Site:
         certificates = context.auth_context().get("x509_pem_cert")
         if not certificates:
             self._deny(context, "no certificate")
-        fingerprint = pki.fingerprint(pki.load_certificate(cast(list[bytes], certificates)[0]))
+        fingerprint = _fingerprint(cast(list[bytes], certificates)[0])
         site = self._registry.active_site(fingerprint)
         if site is None:
             self._deny(context, f"certificate {fingerprint[:16]} is not of an active site")
@@ -346,14 +352,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return seat
 
     def _seat(self, site: Site) -> Seat:
-        key = site.node_key or b""
+        sealed = site.node_key or b""
         with self._lock:
             seat = self._seats.get(site.name)
-            if seat is None or not seat.is_for(key):
+            if seat is None or not seat.is_for(sealed):
+                key = self._home.node_keys.open(sealed, site.name)
                 last_id = next((node for node, name in reversed(self._nodes.items()) if name == site.name), 0)
                 port = self._home.config.superlink_port
-                arrived = self._witness.arrived
-                seat = Seat(site.name, key, port, self._objects, self._mailbox, last_id=last_id, arrived=arrived)
+                arrived, shared = self._witness.arrived, (self._objects, self._mailbox)
+                seat = Seat(site.name, key, port, *shared, last_id=last_id, arrived=arrived, identity=sealed)
                 self._seats[site.name] = seat
             return seat
 
@@ -362,9 +369,6 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if self._nodes.get(node_id) != site:
                 self._nodes[node_id] = site
                 write_nodes(self._home, self._nodes)
-
-    def _hinted_since(self, hints: int) -> bool:
-        return self._hints != hints
 
     def _relay(self, context: grpc.ServicerContext, call: Callable[[], ReplyType]) -> ReplyType:
         """Do it, and put failures into the codes the module's docstring lists."""
@@ -392,20 +396,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def _deny(self, context: grpc.ServicerContext, why: str) -> NoReturn:
         self._note(context, why)
-        self._record_denial(context)
+        self.refused(site_of(context), "permission-denied")
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "this site may not do that. See the coordinator's log.")
         raise AssertionError("abort raises")
-
-    def _record_denial(self, context: grpc.ServicerContext) -> None:
-        caller = site_of(context)
-        if self._recorded.write(caller) is None:
-            return
-        name = caller.removeprefix("site ")
-        known = {"site": name} if any(site.name == name for site in self._registry.sites()) else {}
-        try:
-            self._witness.log.append("call-refused", {"status": "permission-denied", **known})
-        except AuditError as error:
-            _log.error("a denial is not recorded: %s", error)
 
     def _note(self, context: grpc.ServicerContext, why: object) -> None:
         site = site_of(context)
@@ -414,6 +407,11 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             # Words of the caller's may be in it; it stays one line.
             line = " ".join(str(why).split())
             _log.warning("denied: %s: %s (%s; %d times before, in silence)", site, line, context.peer(), silent)
+
+
+@lru_cache(1024)
+def _fingerprint(certificate_pem: bytes) -> str:
+    return pki.fingerprint(pki.load_certificate(certificate_pem))
 
 
 def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:

@@ -3,7 +3,8 @@
 A request is taken in only after its caller was let in, so a caller whose requests never arrive holds its own few
 places and no more. On the wire a call with one request and a stream of one request look the same; here every method
 is served as the latter, because gRPC's Python server otherwise waits for the request in a worker thread before
-anyone is asked. Answers: RESOURCE_EXHAUSTED beyond a limit, INVALID_ARGUMENT for what cannot be read, UNIMPLEMENTED
+anyone is asked. Answers: RESOURCE_EXHAUSTED beyond a limit, with the time after which it is worth trying again unless
+the request is too large for ever (common/wire/pushback.py); INVALID_ARGUMENT for what cannot be read, UNIMPLEMENTED
 for what is not served; CANCELLED when the call's time is over.
 """
 
@@ -20,7 +21,19 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common import pki
-from server.limits import CALLS_AT_ONCE, DENIALS, DENIALS_PER_S, NOTE_EVERY_S, Limits, Notes, Rule, rule_of
+from common.wire import pushback
+from server.limits import (
+    BYTES_PER_HOUR,
+    CALLS_AT_ONCE,
+    DENIALS,
+    DENIALS_PER_S,
+    NOTE_EVERY_S,
+    Limits,
+    Notes,
+    Rule,
+    rule_of,
+)
+from server.refusals import Refused
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +52,24 @@ class _Call:
 class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types alone
     """See the module."""
 
-    def __init__(self, identify: Callable[[grpc.ServicerContext], str], at_once: int = CALLS_AT_ONCE) -> None:
-        self._identify = identify
-        self._limits = Limits(time.monotonic, at_once)
+    def __init__(
+        self,
+        identify: Callable[[grpc.ServicerContext], str],
+        at_once: int = CALLS_AT_ONCE,
+        *,
+        bytes_per_hour: int = BYTES_PER_HOUR,
+        record: Callable[[str, Refused], None] | None = None,
+    ) -> None:
+        """Make a door's guard.
+
+        Args:
+            identify: who calls.
+            at_once: calls a caller may make at once.
+            bytes_per_hour: that may pass between a caller and this door, in each direction.
+            record: told of each refusal, for the audit log.
+        """
+        self._identify, self._record = identify, record
+        self._limits = Limits(time.monotonic, at_once, bytes_per_hour)
         self._reached = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
         self._denied = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._lock = threading.Lock()
@@ -50,10 +78,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
         """Put ourselves between the server and a method; called for each call, before a thread is used."""
-        handler = continuation(details)
-        serializer = None if handler is None else handler.response_serializer
-        answer = partial(self._answer, details.method, handler)
-        return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serializer)
+        answer = partial(self._answer, details.method, continuation(details))
+        return grpc.stream_unary_rpc_method_handler(answer)
 
     def end_overdue(self) -> None:
         """Cancel the calls whose time is over; to be called every second or so."""
@@ -63,23 +89,28 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
             for number, _ in overdue:
                 del self._running[number]
         for _, call in overdue:
-            self._note(call, f"more than {call.rule.seconds:g} s for a call", limit=True)
+            self._note(call, f"more than {call.rule.seconds:g} s for a call", "deadline", limit=True)
             call.context.cancel()  # type: ignore[no-untyped-call]  # so in grpc
 
-    def _answer(self, method: str, handler: Any, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+    def _answer(self, method: str, handler: Any, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         rule = rule_of(method)
         call = _Call(method[:100], self._identify(context), rule, context, time.monotonic() + rule.seconds)
         reached = self._limits.enter(call.caller, rule)
         if reached is not None:
-            self._refuse(call, reached)
+            pushback.tell(context, reached.wait_s)
+            self._refuse(call, reached.why)
         number = next(self._numbers)
         with self._lock:
             self._running[number] = call
         try:
             if handler is None or handler.unary_unary is None:
-                self._note(call, "a method that is not served")
+                self._note(call, "a method that is not served", "permission-denied")
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")
-            return handler.unary_unary(self._request(call, requests, handler.request_deserializer), context)
+            request = self._request(call, requests, handler.request_deserializer)
+            # Serialised here and not by gRPC, so that its bytes can be counted.
+            reply: bytes = handler.response_serializer(handler.unary_unary(request, context))
+            self._limits.moved(call.caller, sent=len(reply))
+            return reply
         finally:
             with self._lock:
                 self._running.pop(number, None)
@@ -93,20 +124,23 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
         if data is None:
             # The caller has gone, or gRPC has refused what is larger than the server takes at all.
             self._refuse(call, "a request that is too large, or never came")
+        self._limits.moved(call.caller, received=len(data))
         if len(data) > call.rule.max_bytes:
             self._refuse(call, f"a request of more than {call.rule.max_bytes} bytes")
         try:
             return parse(data)
         except DecodeError:
-            self._note(call, "a malformed request")
+            self._note(call, "a malformed request", "invalid-argument")
             call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be read")
 
     def _refuse(self, call: _Call, why: str) -> NoReturn:
-        self._note(call, why, limit=True)
+        self._note(call, why, "resource-exhausted", limit=True)
         call.context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a limit is reached: {why}")
         raise AssertionError("abort raises")
 
-    def _note(self, call: _Call, why: str, *, limit: bool = False) -> None:
+    def _note(self, call: _Call, why: str, status: Refused, *, limit: bool = False) -> None:
+        if self._record is not None:
+            self._record(call.caller, status)
         silent = self._reached.write(f"{call.caller}: {why}") if limit else self._denied.write(call.caller)
         if silent is not None:
             _log.warning("refused: %s at %s: %s (%d times before, in silence)", call.caller, call.method, why, silent)

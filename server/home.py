@@ -1,14 +1,22 @@
 """The coordinator's folder: configuration, keys, registry, runs, logs. Everything in it is the owner's alone (0700).
 
 server.toml          ports, host names, listening address
+coordinator.key      seals the others: 32 bytes, plain or under a passphrase; key.sock hands it on (server/keyholder.py)
 pki/                 root.key root.pem (the federation's identity: back it up), server.key server.pem, log.key (Ed25519:
                      audit log and receipts), during a rotation next-root.key next-root.pem, afterwards old-roots.pem
 operators/           NAME.key NAME.pem: who may propose runs; a key may lie elsewhere
 registry.sqlite      sites, invitations, proposals and the hospitals' answers
 invitations/         one file per invited site; secret until used
-runs/NAME-HASH8/     metrics.jsonl, summary.json, report.html, model.safetensors, checkpoint/
+runs/NAME-HASH8/     metrics.jsonl, summary.json, report.html, model.*.sealed, checkpoint/
 nodes.json           Flower node id -> site name
 logs/ flower/ wake/  process logs; Flower's own disposable state; sockets for hints
+
+Sealed with the coordinator's key (common/sealer.py) are all private keys, the sites' Flower keys in the registry among
+them, checkpoints and models. Root and operator keys that have a passphrase of their own are under that instead.
+Not sealed, because it is no secret: certificates, site names, run documents, hashes of tokens, metrics, summaries,
+reports, the audit log. Not sealed either is an invitation, which is made to be sent and is void after 24 hours. While
+coordinator.key is plain, a copy of the whole folder opens; under a passphrase, or with that file kept elsewhere, it
+does not. A checkpoint put back whole as it was after an earlier round does open: the run then goes on from there.
 """
 
 import json
@@ -16,7 +24,8 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -28,14 +37,19 @@ from common import pki
 from common.config import RunConfig, Table, load, sha256_of
 from common.errors import ConfigError
 from common.files import write_private
+from common.keyfile import KeyFile
 from common.operators import key_to_bytes
 from common.sealed import is_sealed, passphrase_from, seal, unseal
+from common.sealer import Sealer
+from server import keyholder
 
 ENVIRONMENT = "WARDROUND_SERVER_HOME"
 DEFAULT = Path("wardround-server")
 
 ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name
 ROOT_PURPOSE = "root key"
+KEY_NAME = "coordinator.key"
+KEY_PASSPHRASE = "WARDROUND_COORDINATOR_PASSPHRASE"  # noqa: S105 - a variable's name
 
 _RENEW_BEFORE = pki.SERVER_LIFETIME / 3
 
@@ -61,6 +75,44 @@ class Home:
 
     path: Path
     config: ServerConfig
+    # The coordinator's key, where it has just been made or opened.
+    held: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def key_file(self) -> KeyFile:
+        """Where the coordinator's key lies."""
+        return KeyFile(self.path / KEY_NAME, "coordinator key", KEY_PASSPHRASE)
+
+    @cached_property
+    def key(self) -> bytes:
+        """The coordinator's key: from its file, or under a passphrase from the coordinator that runs, or asked for.
+
+        Raises:
+            ConfigError: see `KeyFile.open`.
+        """
+        if self.held is not None:
+            return self.held
+        handed = keyholder.ask(self.path) if self.key_file.is_protected else None
+        return handed or self.key_file.open()
+
+    @property
+    def sealer(self) -> Sealer:
+        """Seals the private keys under pki/."""
+        return Sealer(self.key)
+
+    @property
+    def node_keys(self) -> Sealer:
+        """Seals the sites' Flower keys, by the site's name."""
+        return self.sealer.at("node key")
+
+    @property
+    def operator_keys(self) -> Sealer:
+        """Seals operators' keys, by the operator's name."""
+        return self.sealer.at("operator key")
+
+    def sealer_of(self, run_hash: str) -> Sealer:
+        """Seals the checkpoints and the model of a run."""
+        return self.sealer.at(f"run {run_hash}")
 
     @property
     def registry(self) -> Path:
@@ -99,7 +151,7 @@ class Home:
     @property
     def log_key(self) -> Ed25519PrivateKey:
         """Signs the coordinator's audit log and receipts."""
-        return Ed25519PrivateKey.from_private_bytes((self.path / "pki" / "log.key").read_bytes())
+        return Ed25519PrivateKey.from_private_bytes(self.open_key("log"))
 
     @property
     def enrolment_address(self) -> str:
@@ -110,6 +162,18 @@ class Home:
     def gateway_address(self) -> str:
         """Where sites work: host:port."""
         return f"{self.config.hosts[0]}:{self.config.gateway_port}"
+
+    def open_key(self, name: str) -> bytes:
+        """The private key pki/NAME.key.
+
+        Raises:
+            ConfigError: the coordinator's key cannot be had, or the file is damaged.
+        """
+        return self.sealer.open((self.path / "pki" / f"{name}.key").read_bytes(), f"{name} key")
+
+    def write_key(self, name: str, key: bytes) -> None:
+        """Inverse of `open_key`."""
+        write_private(self.path / "pki" / f"{name}.key", self.sealer.seal(key, f"{name} key"))
 
     def invitation(self, site: str) -> Path:
         """The invitation file of a site; secret until used."""
@@ -130,16 +194,17 @@ def default_hosts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(["127.0.0.1", "localhost", socket.gethostname()]))
 
 
-def create(path: Path, config: ServerConfig, passphrase: str | None = None) -> Home:
-    """Make the folder, the federation's root and the server's certificate.
+def create(path: Path, config: ServerConfig, passphrase: str | None = None, key_passphrase: str | None = None) -> Home:
+    """Make the folder, the coordinator's key, the federation's root and the server's certificate.
 
     Args:
         path: the folder.
         config: ports and names.
-        passphrase: seals the root key, and is then needed to approve and renew sites; None: the file's mode guards it.
+        passphrase: seals the root key, and is then needed to approve and renew sites; None: the coordinator's key does.
+        key_passphrase: seals the coordinator's key, and is then needed to start; None: the file's mode guards it.
 
     Raises:
-        ConfigError: the folder is already a coordinator's home, or the passphrase is too short.
+        ConfigError: the folder is already a coordinator's home, or a passphrase is too short.
     """
     if (path / "server.toml").exists():
         raise ConfigError(f"{path} is already initialised. Use it, or give another folder with --home.")
@@ -148,8 +213,9 @@ def create(path: Path, config: ServerConfig, passphrase: str | None = None) -> H
     for name in ("pki", "operators", "invitations", "runs", "logs", "flower"):
         (path / name).mkdir(exist_ok=True, mode=0o700)
     home = Home(path, config)
+    home = Home(path, config, home.key_file.make(key_passphrase))
     root_key, root = new_root(home, "root", passphrase)
-    write_private(path / "pki" / "log.key", key_to_bytes(Ed25519PrivateKey.generate()))
+    home.write_key("log", key_to_bytes(Ed25519PrivateKey.generate()))
     _renew_server_certificate(home, root_key, root)
     write_private(path / "server.toml", _toml(config).encode())
     return home
@@ -182,7 +248,7 @@ def server_credentials(home: Home) -> tuple[bytes, bytes]:
     old = certificate.not_valid_after_utc - pki.now() < _RENEW_BEFORE
     if old or set(pki.hosts_of(certificate)) != set(home.config.hosts):
         _renew_server_certificate(home, *root_credentials(home))
-    return (home.path / "pki" / "server.key").read_bytes(), (home.path / "pki" / "server.pem").read_bytes()
+    return home.open_key("server"), (home.path / "pki" / "server.pem").read_bytes()
 
 
 def is_root_sealed(home: Home) -> bool:
@@ -208,8 +274,7 @@ def root_credentials(home: Home, passphrase: str | None = None) -> tuple[pki.Pri
                 f"the root key is under a passphrase. Set {ROOT_PASSPHRASE} or {ROOT_PASSPHRASE}_FILE, or run the "
                 "command on a terminal, which asks for it."
             )
-        data = unseal(data, passphrase, ROOT_PURPOSE)
-    return pki.load_key(data), pki.load_certificate(home.root_pem)
+    return pki.load_key(_open_root_key(home, data, passphrase)), pki.load_certificate(home.root_pem)
 
 
 def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.PrivateKey, Certificate]:
@@ -218,7 +283,9 @@ def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.Private
     certificate = pki.new_root(key, f"Wardround root {pki.now():%Y-%m-%d %H:%M:%S}")
     pem = pki.key_to_pem(key)
     folder = home.path / "pki"
-    write_private(folder / f"{name}.key", pem if passphrase is None else seal(pem, passphrase, ROOT_PURPOSE))
+    # The next root's key is sealed as the root's: it becomes that.
+    sealed = home.sealer.seal(pem, ROOT_PURPOSE) if passphrase is None else seal(pem, passphrase, ROOT_PURPOSE)
+    write_private(folder / f"{name}.key", sealed)
     write_private(folder / f"{name}.pem", pki.to_pem(certificate))
     return key, certificate
 
@@ -237,8 +304,7 @@ def protect_root(home: Home, passphrase: str, old_passphrase: str | None = None)
     sealed = {}
     for path in (home.path / "pki" / "root.key", home.path / "pki" / "next-root.key"):
         if path.exists():
-            data = path.read_bytes()
-            pem = unseal(data, old_passphrase or "", ROOT_PURPOSE) if is_sealed(data) else data
+            pem = _open_root_key(home, path.read_bytes(), old_passphrase)
             sealed[path] = seal(pem, passphrase, ROOT_PURPOSE)
     for path, data in sealed.items():
         write_private(path, data)
@@ -315,10 +381,15 @@ class _Nodes(Mapping[int, str]):
         return self._names
 
 
+def _open_root_key(home: Home, data: bytes, passphrase: str | None) -> bytes:
+    """Under its own passphrase, or sealed with the coordinator's key."""
+    return unseal(data, passphrase or "", ROOT_PURPOSE) if is_sealed(data) else home.sealer.open(data, ROOT_PURPOSE)
+
+
 def _renew_server_certificate(home: Home, root_key: pki.PrivateKey, root: Certificate) -> None:
     key = pki.new_key()
     certificate = pki.server_certificate(key, home.config.hosts, root, root_key)
-    write_private(home.path / "pki" / "server.key", pki.key_to_pem(key))
+    home.write_key("server", pki.key_to_pem(key))
     write_private(home.path / "pki" / "server.pem", pki.to_pem(certificate))
 
 

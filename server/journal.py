@@ -26,9 +26,11 @@ from typing import Any, Literal, TypeAlias
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError
 from common.files import write_atomically
-from common.privacy.guarantee import UNIT, guarantee
+from common.privacy.guarantee import UNIT, guarantee, why_void
 
 JOURNAL_NAME = "metrics.jsonl"
+# Before the run's start: the weights that [initial] names.
+INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
 
@@ -176,9 +178,14 @@ def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
 
 
 def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | None:
-    """What the model guarantees to the patients of each site, as the sites' own ledgers state it; None without DP."""
+    """What the model guarantees to the patients of each site, as the sites' own ledgers state it; None without DP.
+
+    Where it is void there are no sites in it, and `void` says why.
+    """
     if run.privacy is None:
         return None
+    if reason := why_void(run):
+        return {"unit": UNIT, "void": reason, "sites": {}}
     trained = [event for event in events if event["event"] == "train"]
     steps: dict[str, int] = {}
     sites: dict[str, dict[str, object]] = {}

@@ -1,4 +1,4 @@
-"""wardround-server operator and root: who may propose runs, and the federation's identity."""
+"""wardround-server operator, root and key: who may propose runs, the federation's identity, what seals the rest."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from common.pki import fingerprint, load_certificate
 from common.sealed import passphrase_from
 from server import home as homes
 from server import operators
-from server.home import ROOT_PASSPHRASE, Home
+from server.home import KEY_PASSPHRASE, ROOT_PASSPHRASE, Home
 from server.registry import Registry
 from server.witness import open_log
 
@@ -21,30 +21,46 @@ HomeOption: TypeAlias = Annotated[
     Path | None,
     typer.Option("--home", envvar=homes.ENVIRONMENT, help="The coordinator's folder [default: ./wardround-server]."),
 ]
+AsOption: TypeAlias = Annotated[
+    str, typer.Option("--as", envvar="WARDROUND_OPERATOR", help="The operator who does it, and whose key signs it.")
+]
+KeyOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", envvar="WARDROUND_OPERATOR_KEY", help="That operator's key, when it lies elsewhere than in the home."
+    ),
+]
 NameArgument: TypeAlias = Annotated[str, typer.Argument(help="The operator's name, such as maria.")]
 
-operator_app = new_app("Who may propose runs. Hospitals check an operator's signature on every proposal.")
+operator_app = new_app("Who may do what. Hospitals check an operator's signature on every proposal.")
 root_app = new_app("The federation's root key: protect it, and replace it.")
+key_app = new_app("The coordinator's key, which seals its other keys, checkpoints and models.")
 
 
 @operator_app.command("add")
 def operator_add(
     name: NameArgument,
+    *,
     home: HomeOption = None,
     role: Annotated[Role, typer.Option(help="admin, operator or auditor.")] = "operator",
     sealed: Annotated[bool, typer.Option("--passphrase", help="Keep the key under a passphrase.")] = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
-    """Make an operator's key and certificate.
+    """Make an operator's key and certificate. Once no admin is left, whoever opens the root key may make one.
 
     Example: `wardround-server operator add maria --passphrase`
     """
     opened = homes.open_home(home)
+    registry = Registry(opened.registry)
+    alone = role == "admin" and not operators.has_admin(opened, registry)
+    hand = None if alone else acting(opened, registry, "operator-add", by, key)
     chosen = new_passphrase(operators.PASSPHRASE_VARIABLE, "Passphrase for the operator's key") if sealed else None
     path = operators.add(
-        opened, Registry(opened.registry), name, role, passphrase=chosen, root_passphrase=root_passphrase(opened)
+        opened, registry, name, role, passphrase=chosen, root_passphrase=root_passphrase(opened), by=hand
     )
     typer.echo(str(path))
-    note(f"{name} is {role}. Move the key to where only {name} can read it; `run --key` takes it from there.")
+    note(f"{name} is {role}. Move the key to where only {name} can read it; --key takes it from there.")
 
 
 @operator_app.command("list")
@@ -67,35 +83,40 @@ def operator_list(home: HomeOption = None, json: JsonFlag = False) -> None:
 
 
 @operator_app.command("remove")
-def operator_remove(name: NameArgument, home: HomeOption = None) -> None:
+def operator_remove(
+    name: NameArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None
+) -> None:
     """Take an operator's rights away at this coordinator. Hospitals know the certificate until it runs out.
 
     Example: `wardround-server operator remove maria`
     """
     opened = homes.open_home(home)
-    operators.remove(opened, Registry(opened.registry), name)
+    registry = Registry(opened.registry)
+    operators.remove(opened, registry, name, acting(opened, registry, "operator-remove", by, key))
     typer.echo(f"{name} is removed.")
 
 
 @root_app.command("protect")
-def root_protect(home: HomeOption = None) -> None:
+def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
     """Put the root key under a passphrase. Approving and renewing sites then needs it.
 
     Example: `wardround-server root protect`
     """
     opened = homes.open_home(home)
+    _act_on_root(opened, "root-protect", by, key)
     old = root_passphrase(opened)
     homes.protect_root(opened, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), old)
     typer.echo("The root key is under a passphrase now.")
 
 
 @root_app.command("rotate")
-def root_rotate(home: HomeOption = None) -> None:
+def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
     """Make the next root, vouched for by the present one. Sites learn of it when they renew.
 
     Example: `wardround-server root rotate`
     """
     opened = homes.open_home(home)
+    _act_on_root(opened, "root-rotate", by, key)
     homes.rotate_root(opened, root_passphrase(opened))
     typer.echo("The next root is made. When every site knows it: wardround-server root finish")
 
@@ -104,6 +125,8 @@ def root_rotate(home: HomeOption = None) -> None:
 def root_finish(
     home: HomeOption = None,
     force: Annotated[bool, typer.Option("--force", help="Also when a site does not know the next root.")] = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
     """Let the next root sign from now on. Restart the coordinator afterwards.
 
@@ -117,10 +140,56 @@ def root_finish(
             f"{len(unaware)} site(s) do not know the next root: {', '.join(unaware)}. They learn of it when they "
             "renew (wardround-client renew); with --force they have to join again."
         )
+    _act_on_root(opened, "root-finish", by, key)
     homes.finish_rotation(opened, root_passphrase(opened))
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
     typer.echo("The next root is the root now. Back up pki/root.key, and restart the coordinator.")
+
+
+@key_app.command("protect")
+def key_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
+    """Put the coordinator's key under a passphrase; also while it runs. From then on `start` needs it.
+
+    Example: `wardround-server key protect`
+    """
+    opened = homes.open_home(home)
+    if opened.key_file.is_protected:
+        raise ConfigError(
+            "the coordinator's key is under a passphrase already. For a new one, take this one off with "
+            "`wardround-server key unprotect`."
+        )
+    _act_on_root(opened, "key-protect", by, key)
+    opened.key_file.write(opened.key, new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key"))
+    typer.echo("The coordinator's key is under a passphrase.")
+    note("A lost passphrase is a lost key, and with it all that is sealed. Old backups may hold the key in the clear.")
+
+
+@key_app.command("unprotect")
+def key_unprotect(
+    home: HomeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
+    """Take the passphrase off the coordinator's key; its file is then protected by its mode alone.
+
+    Example: `wardround-server key unprotect --yes`
+    """
+    opened = homes.open_home(home)
+    if not opened.key_file.is_protected:
+        raise ConfigError("the coordinator's key is not under a passphrase.")
+    hand = acting(opened, Registry(opened.registry), "key-unprotect", by, key)
+    if not yes:
+        typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
+    _enter_on_root(opened, "key-unprotect", hand)
+    opened.key_file.write(opened.key, None)
+    typer.echo("The coordinator's key is in the clear, mode 0600.")
+
+
+def acting(home: Home, registry: Registry, action: str, name: str, key: Path | None) -> operators.Hand:
+    """Whose hand does what is typed; the passphrase of a sealed key is asked for."""
+    return operators.acting(home, registry, action, name, key=key, ask=operator_passphrase)
 
 
 def root_passphrase(home: Home) -> str | None:
@@ -148,6 +217,15 @@ def new_passphrase(variable: str, prompt: str) -> str:
     if not sys.stdin.isatty():
         raise ConfigError(f"no passphrase was given. Set {variable} or {variable}_FILE, or use a terminal.")
     return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=True))
+
+
+def _act_on_root(home: Home, action: str, name: str, key: Path | None) -> None:
+    """Enter what is done to the keys that make this federation what it is."""
+    _enter_on_root(home, action, acting(home, Registry(home.registry), action, name, key))
+
+
+def _enter_on_root(home: Home, action: str, hand: operators.Hand) -> None:
+    operators.enter(home, hand.sign(action, fingerprint(load_certificate(home.root_pem))))
 
 
 def _asked(variable: str, prompt: str) -> str | None:

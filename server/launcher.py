@@ -3,11 +3,13 @@
 Two children: the SuperLink on loopback (which starts a SuperExec, which starts a ServerApp per run) and our own
 process with the doors. A child that ends is started again, later each time it fails quickly. SIGTERM and SIGINT stop
 everything; should the launcher itself be killed, the kernel sends SIGTERM to its children (prctl(2),
-PR_SET_PDEATHSIG) and Flower's own children watch their parent.
+PR_SET_PDEATHSIG) and Flower's own children watch their parent. This process also holds the coordinator's key for them,
+see server/keyholder.py.
 """
 
 import ctypes
 import fcntl
+import http.client
 import logging
 import os
 import shutil
@@ -23,12 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import httpx
 import psutil
 
 from common.errors import ConfigError, FederationError
 from common.flower import check_version, superlink_command, superlink_environment
-from server.home import ENVIRONMENT, Home
+from server.home import ENVIRONMENT, KEY_PASSPHRASE, Home
+from server.keyholder import KeyHolder
 from server.registry import Registry
 
 READY_TIMEOUT_S = 60.0
@@ -69,27 +71,29 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
         announce: told one line once sites can connect.
 
     Raises:
-        ConfigError: another flwr is installed, or this home's coordinator runs already.
+        ConfigError: another flwr is installed, this home's coordinator runs already, or its key does not open.
         FederationError: a port is in use, or the processes did not come up.
     """
     check_version()
     os.umask(0o077)
+    key = home.key  # perhaps asked for, which Ctrl-C should end
     with _only_one(home), _stop_on_signal() as stop:
         _check_ports(home)
         _wipe_flower(home)
         children = _children(home)
         try:
-            for child in children:
-                _spawn(child)
-            _await_ready(home, children, stop)
-            announce(
-                f"ready: gateway {home.gateway_address} (mutual TLS), enrolment {home.enrolment_address} "
-                f"(open while an invitation is), logs in {home.logs}"
-            )
-            while not stop:
+            with KeyHolder(home.path, key) as holder:
                 for child in children:
-                    _tend(child)
-                time.sleep(_LOOK_EVERY_S)
+                    _spawn(child)
+                _await_ready(home, children, stop, holder)
+                announce(
+                    f"ready: gateway {home.gateway_address} (mutual TLS), enrolment {home.enrolment_address} "
+                    f"(open while an invitation is), logs in {home.logs}"
+                )
+                while not stop:
+                    for child in children:
+                        _tend(child)
+                    holder.rest(_LOOK_EVERY_S)
         finally:
             _stop_all(children)
 
@@ -136,11 +140,13 @@ def is_listening(port: int, host: str = "127.0.0.1") -> bool:
 
 def superlink_answers(port: int) -> bool:
     """Whether Flower's SuperLink says that it is well."""
-    try:
-        reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=_PROBE_S, trust_env=False)
-    except httpx.HTTPError:
-        return False
-    return reply.is_success
+    # Not httpx, whose client makes a TLS context of its own first: 14 ms of CPU, and the gateway asks each second.
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)) as probe:
+        try:
+            probe.request("GET", "/health")
+            return probe.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -160,7 +166,10 @@ def _wipe_flower(home: Home) -> None:
 
 
 def _children(home: Home) -> list[_Child]:
-    environment = superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
+    # They get the key from the holder, and so need no passphrase.
+    known = {KEY_PASSPHRASE, f"{KEY_PASSPHRASE}_FILE"}
+    inherited = {name: value for name, value in superlink_environment(home.flower).items() if name not in known}
+    environment = inherited | {ENVIRONMENT: str(home.path)}
     serve = [sys.executable, "-m", "server.serve", "--home", str(home.path)]
     return [
         _Child("superlink", superlink_command(home.config.superlink_port), environment, home.logs / "superlink.log"),
@@ -209,7 +218,7 @@ def _trim(log: Path) -> None:
         os.truncate(log, 0)  # the process goes on at the new end: it appends
 
 
-def _await_ready(home: Home, children: list[_Child], stop: list[int]) -> None:
+def _await_ready(home: Home, children: list[_Child], stop: list[int], holder: KeyHolder) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not stop and not all(door.ok for door in doors(home) if door.name != "enrolment"):
         for child in children:
@@ -219,7 +228,7 @@ def _await_ready(home: Home, children: list[_Child], stop: list[int]) -> None:
             raise FederationError(
                 f"the coordinator was not ready within {READY_TIMEOUT_S:g} s. See the files in {home.logs}."
             )
-        time.sleep(0.1)
+        holder.rest(0.1)
 
 
 def _stop_all(children: list[_Child]) -> None:

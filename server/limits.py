@@ -1,8 +1,9 @@
-"""How much one caller may ask of a door: bytes per call, calls per second, calls at once, seconds per call.
+"""How much one caller may ask of a door: calls a second and at once, bytes a call and an hour, seconds a call.
 
 A caller is a site (by its certificate) or, where nobody has one yet, an address. What it does beyond its limits is
 refused for itself alone. The clock is passed in. The rates are many times what an honest agent needs: measured over
 rounds of nothing but talk, as fast as they go (5 a second), it made 5 calls a second of each kind and 65 for objects.
+Bytes are counted when they have passed, so a call is never cut; the next one waits until the debt is paid off.
 """
 
 import threading
@@ -15,8 +16,13 @@ from common.flower import CHUNK_BYTES
 CALLS_AT_ONCE = 12
 # Behind one address there may be many sites that wait for their approval.
 ENROLMENTS_AT_ONCE = 32
+# In each direction. The weights of 50 million parameters, the most a hospital's policy allows as it is shipped, once
+# every 11 seconds: 19 MB a second are more than most hospitals' lines carry.
+BYTES_PER_HOUR = 64 * 1024**3
 # A caller's refusals are written down once in this time, with their number.
 NOTE_EVERY_S = 60.0
+# Calls at once: when a place may be free again.
+_PLACE_S = 1.0
 # What it may not do at all is written down one by one up to so many lines, then one in ten seconds.
 DENIALS = 200
 DENIALS_PER_S = 0.1
@@ -56,6 +62,14 @@ RULES = {
 }
 
 
+@dataclass(frozen=True)
+class Reached:
+    """A limit that a caller has reached."""
+
+    why: str
+    wait_s: float  # until it is worth trying again
+
+
 def rule_of(method: str) -> Rule:
     """The rule for a method by its full name, such as /flwr.proto.Fleet/PullMessages."""
     return RULES.get(method.rpartition("/")[2], CONTROL)
@@ -70,12 +84,24 @@ class Bucket:
 
     def take(self, now: float) -> bool:
         """Use a token, if there is one."""
-        self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._per_second)
-        self._filled = now
-        if self._tokens < 1.0:
+        if self.wait(now) > 0.0:
             return False
         self._tokens -= 1.0
         return True
+
+    def spend(self, tokens: float, now: float) -> None:
+        """Use many, whether they are there or not: what is missing is a debt."""
+        self._fill(now)
+        self._tokens -= tokens
+
+    def wait(self, now: float) -> float:
+        """Seconds until there is a token; 0 if there is one."""
+        self._fill(now)
+        return max(0.0, (1.0 - self._tokens) / self._per_second)
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._per_second)
+        self._filled = now
 
 
 class Notes:
@@ -105,6 +131,8 @@ class Notes:
 class _Caller:
     """What one caller is doing."""
 
+    received: Bucket  # bytes from it
+    sent: Bucket
     at_once: int = 0
     last: float = 0.0
     buckets: dict[str, Bucket] = field(default_factory=dict)
@@ -113,12 +141,14 @@ class _Caller:
 class Limits:
     """What every caller does at one door."""
 
-    def __init__(self, clock: Callable[[], float], at_once: int = CALLS_AT_ONCE) -> None:
-        self._clock, self._at_once = clock, at_once
+    def __init__(
+        self, clock: Callable[[], float], at_once: int = CALLS_AT_ONCE, bytes_per_hour: int = BYTES_PER_HOUR
+    ) -> None:
+        self._clock, self._at_once, self._bytes_per_hour = clock, at_once, bytes_per_hour
         self._lock = threading.Lock()
         self._callers: dict[str, _Caller] = {}
 
-    def enter(self, caller: str, rule: Rule) -> str | None:
+    def enter(self, caller: str, rule: Rule) -> Reached | None:
         """Begin a call.
 
         Returns:
@@ -128,20 +158,33 @@ class Limits:
         with self._lock:
             if caller not in self._callers:
                 self._forget(now)
-            found = self._callers.setdefault(caller, _Caller())
+            found = self._callers.setdefault(caller, _Caller(self._hour(now), self._hour(now)))
             found.last = now
             bucket = found.buckets.setdefault(rule.kind, Bucket(rule.per_second, rule.burst, now))
             if not bucket.take(now):
-                return f"more than {rule.per_second:g} {rule.kind} calls a second"
+                return Reached(f"more than {rule.per_second:g} {rule.kind} calls a second", bucket.wait(now))
+            for bytes_, way in ((found.received, "from"), (found.sent, "to")):
+                if wait_s := bytes_.wait(now):
+                    return Reached(f"more than {self._bytes_per_hour} bytes an hour {way} it", wait_s)
             if found.at_once >= self._at_once:
-                return f"more than {self._at_once} calls at once"
+                return Reached(f"more than {self._at_once} calls at once", _PLACE_S)
             found.at_once += 1
             return None
+
+    def moved(self, caller: str, *, received: int = 0, sent: int = 0) -> None:
+        """Count the bytes of a call that has begun and not ended."""
+        now = self._clock()
+        with self._lock:
+            self._callers[caller].received.spend(received, now)
+            self._callers[caller].sent.spend(sent, now)
 
     def leave(self, caller: str) -> None:
         """End a call."""
         with self._lock:
             self._callers[caller].at_once -= 1
+
+    def _hour(self, now: float) -> Bucket:
+        return Bucket(self._bytes_per_hour / 3600, self._bytes_per_hour, now)
 
     def _forget(self, now: float) -> None:
         for name, one in list(self._callers.items()):

@@ -1,10 +1,19 @@
-"""The coordinator's operators: their keys as files, their certificates in the registry, their signatures on proposals.
+"""The coordinator's operators: their keys as files, their certificates in the registry, what they sign.
 
-A key lies in home/operators/NAME.key, plain (0600) or under a passphrase, or where its owner keeps it. The root signs
-the certificate; hospitals check it (common/operators.py).
+A key lies in home/operators/NAME.key, or where its owner keeps it: under a passphrase, or sealed with the coordinator's
+key. The root signs the certificate; hospitals check it (common/operators.py).
+
+A command first finds whose `Hand` does it (`acting`): an operator whom nobody removed, whose certificate is valid,
+whose role may do it and whose key is there. Then the hand signs an act, and the act is entered in the audit log
+(`enter`): before what it lets in, after what it ends. What was refused is entered too. Only the processes that carry an
+act out make this more than a custom among those who have the home: see server/acts.py for what they refuse.
 """
 
+import contextlib
+import secrets
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common import operators, pki
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
-from common.operators import Endorsement, Role, key_to_bytes
+from common.operators import Act, Endorsement, Operator, Role, key_to_bytes, subject_of
 from common.sealed import is_sealed, passphrase_from, seal, unseal
+from server.acts import entered_fields
 from server.home import Home, root_credentials
 from server.registry import Member, Registry, check_name
 from server.witness import open_log
@@ -22,6 +32,22 @@ from server.witness import open_log
 FIRST = "admin"  # whom `init` makes
 PASSPHRASE_VARIABLE = "WARDROUND_OPERATOR_PASSPHRASE"  # noqa: S105 - a variable's name
 _PURPOSE = "operator key"
+
+
+@dataclass(frozen=True)
+class Hand:
+    """An operator with the key."""
+
+    name: str
+    certificate: bytes  # PEM
+    key: Ed25519PrivateKey = field(repr=False)
+
+    def sign(self, action: str, *about: str) -> Act:
+        """Sign what is done; see `subject_of` for what it is about."""
+        nonce = secrets.token_hex(16)
+        signed_at = int(time.time())
+        subject = subject_of(*about)
+        return operators.sign_act(self.key, self.certificate, action, subject, signed_at=signed_at, nonce=nonce)
 
 
 def add(
@@ -32,6 +58,7 @@ def add(
     *,
     passphrase: str | None = None,
     root_passphrase: str | None = None,
+    by: Hand | None = None,
 ) -> Path:
     """Make an operator's key and certificate.
 
@@ -40,8 +67,9 @@ def add(
         registry: its registry.
         name: of the operator.
         role: what they may do.
-        passphrase: seals the key; None: the file's mode guards it.
+        passphrase: seals the key; None: the coordinator's key does.
         root_passphrase: of a sealed root key.
+        by: an admin; None: the root key alone does it, which the log then tells.
 
     Returns:
         The key's file; it may be moved to where only its owner can read it.
@@ -56,62 +84,98 @@ def add(
     certificate = operators.certificate(key.public_key(), name, role, root, root_key)
     secret = key_to_bytes(key)
     path = home.path / "operators" / f"{name}.key"
-    write_private(path, secret if passphrase is None else seal(secret, passphrase, _PURPOSE))
+    sealed = home.operator_keys.seal(secret, name) if passphrase is None else seal(secret, passphrase, _PURPOSE)
+    write_private(path, sealed)
+    about = {"operator": name, "certificate": pki.fingerprint(certificate), "role": role}
+    if by is not None:
+        enter(home, by.sign("operator-add", name, about["certificate"]))
+    open_log(home).append("operator-added", about | {"key": operators.public_bytes(key).hex()})
     registry.put_operator(name, role, pki.to_pem(certificate))
-    open_log(home).append("operator-added", {"certificate": pki.fingerprint(certificate), "role": role})
     return path
 
 
-def remove(home: Home, registry: Registry, name: str) -> None:
+def remove(home: Home, registry: Registry, name: str, by: Hand | None = None) -> None:
     """An operator may do nothing any more.
 
     Raises:
         EnrolmentError: unknown.
     """
-    certificates = [one.certificate for one in registry.operators() if one.name == name]
+    fingerprint = pki.fingerprint(pki.load_certificate(_find(registry, name).certificate))
+    if by is not None:
+        enter(home, by.sign("operator-remove", name, fingerprint))
     registry.remove_operator(name)
-    fingerprint = pki.fingerprint(pki.load_certificate(certificates[0]))
     open_log(home).append("operator-removed", {"certificate": fingerprint})
 
 
-def endorse(
-    home: Home, registry: Registry, name: str, run_hash: str, bundle: bytes, *, key: Path | None, passphrase: str | None
-) -> Endorsement:
-    """Sign a proposal as an operator.
+def acting(
+    home: Home,
+    registry: Registry,
+    action: str,
+    name: str = FIRST,
+    *,
+    key: Path | None = None,
+    ask: Callable[[Path], str | None] = lambda _: None,
+) -> Hand:
+    """Whose hand does something; nothing is signed yet.
 
     Args:
         home: the coordinator's.
         registry: its registry.
+        action: a key of `operators.RIGHTS`.
         name: of the operator.
-        run_hash: of the run document, hex.
-        bundle: as it will be proposed.
         key: the key's file; None: home/operators/NAME.key.
-        passphrase: of a sealed key; None: from WARDROUND_OPERATOR_PASSPHRASE, or its _FILE.
+        ask: for the passphrase of the key in a file; None: from WARDROUND_OPERATOR_PASSPHRASE, or its _FILE.
 
     Raises:
-        EnrolmentError: no such operator, or the role may not propose.
+        EnrolmentError: no such operator, the certificate is out of date, or the role may not; the log has it.
         ConfigError: the key does not open, or is another's.
     """
-    member = find(registry, name)
-    if member.role not in operators.MAY_PROPOSE:
-        raise EnrolmentError(f"{name} is {member.role} and may not propose runs. Ask an operator or admin.")
-    secret = load_key(key or home.path / "operators" / f"{name}.key", passphrase)
-    operator = operators.check_certificate(member.certificate, home.trusted_roots_pem)
-    if operators.public_bytes(secret) != operators.public_bytes(operator.key):
-        raise ConfigError(f"the key is not operator {name}'s. Give the right file with --key.")
-    return operators.endorse(secret, member.certificate, run_hash, sha256(bundle).hexdigest(), int(time.time()))
+    about = {"action": action}
+    try:
+        member = _find(registry, name)
+        about |= {"operator": name, "certificate": pki.fingerprint(pki.load_certificate(member.certificate))}
+        operator = _allowed(home, member, action)
+        path = key or home.path / "operators" / f"{name}.key"
+        secret = load_key(home, name, path, ask(path))
+        if operators.public_bytes(secret) != operators.public_bytes(operator.key):
+            raise ConfigError(f"the key is not operator {name}'s. Give the right file with --key.")
+    except (EnrolmentError, ConfigError):
+        open_log(home).append("act-refused", about)
+        raise
+    return Hand(name, member.certificate, secret)
 
 
-def find(registry: Registry, name: str) -> Member:
-    """An active operator.
+def has_admin(home: Home, registry: Registry) -> bool:
+    """Whether anybody is left who may add operators."""
+    for member in registry.operators():
+        with contextlib.suppress(EnrolmentError):
+            if member.active and _allowed(home, member, "operator-add"):
+                return True
+    return False
+
+
+def enter(home: Home, act: Act) -> None:
+    """Enter an act in the audit log, before what it causes.
 
     Raises:
-        EnrolmentError: there is none of that name.
+        EnrolmentError: its nonce was used before.
     """
-    for one in registry.operators():
-        if one.name == name and one.active:
-            return one
-    raise EnrolmentError(f"no operator is called {name!r}. See `wardround-server operator list`.")
+    with open_log(home).transaction() as log:
+        if any(entry.fields["nonce"] == act.nonce for entry in log.latest("act", count=log.size)):
+            raise EnrolmentError("this act was carried out before. Give the command again, which signs a new one.")
+        log.append("act", entered_fields(act))
+
+
+def endorse(hand: Hand, run_hash: str, bundle: bytes) -> Endorsement:
+    """Sign a proposal, for the hospitals.
+
+    Args:
+        hand: an operator's.
+        run_hash: of the run document, hex.
+        bundle: as it will be proposed.
+    """
+    digest = sha256(bundle).hexdigest()
+    return operators.endorse(hand.key, hand.certificate, run_hash, digest, int(time.time()))
 
 
 def is_key_sealed(path: Path) -> bool:
@@ -119,7 +183,7 @@ def is_key_sealed(path: Path) -> bool:
     return path.exists() and is_sealed(path.read_bytes())
 
 
-def load_key(path: Path, passphrase: str | None) -> Ed25519PrivateKey:
+def load_key(home: Home, name: str, path: Path, passphrase: str | None) -> Ed25519PrivateKey:
     """Read an operator's key.
 
     Raises:
@@ -137,7 +201,23 @@ def load_key(path: Path, passphrase: str | None) -> Ed25519PrivateKey:
                 "or run the command on a terminal, which asks for it."
             )
         data = unseal(data, passphrase, _PURPOSE)
+    else:
+        data = home.operator_keys.open(data, name)
     try:
         return Ed25519PrivateKey.from_private_bytes(data)
     except ValueError as error:
         raise ConfigError(f"{path} is no operator's key. Give the right file with --key.") from error
+
+
+def _find(registry: Registry, name: str) -> Member:
+    for one in registry.operators():
+        if one.name == name and one.active:
+            return one
+    raise EnrolmentError(f"no operator is called {name!r}. See `wardround-server operator list`.")
+
+
+def _allowed(home: Home, member: Member, action: str) -> Operator:
+    """Who the certificate says it is: the registry's word for the role does not count."""
+    operator = operators.check_certificate(member.certificate, home.trusted_roots_pem)
+    operators.check_right(operator, action)
+    return operator

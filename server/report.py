@@ -54,7 +54,7 @@ def write_report(folder: Path) -> Path:
     body = [
         _head(summary),
         _scores(summary),
-        _charts(events),
+        _charts(events, summary["guarantee"]),
         _guarantee(summary["guarantee"]),
         _pictures(folder / OVERLAYS),
         _rounds(events),
@@ -140,13 +140,14 @@ def _scores(summary: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _charts(events: Sequence[Event]) -> str:
+def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None) -> str:
     validation = [event for event in events if event["event"] == "evaluate" and event["phase"] == "validation"]
     trained = [event for event in events if event["event"] == "train"]
+    void = "void" in (guarantee or {})
     charts = [
         line_chart("Dice on validation patients, by round", _series(validation, "dice"), emphasis=OVERALL),
         line_chart("Training loss, by round", _series(trained, "train-loss")),
-        line_chart("Epsilon spent, by round", _series(trained, "epsilon")),
+        line_chart("Epsilon spent, by round", {} if void else _series(trained, "epsilon")),
     ]
     return f'<h2>Course</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
@@ -164,18 +165,45 @@ def _guarantee(guarantee: dict[str, Any] | None) -> str:
         return (
             "<h2>Privacy</h2><p>This run gives no differential privacy guarantee: run.toml has no [privacy] table.</p>"
         )
-    columns = ("epsilon", "delta", "steps", "noise-multiplier", "clipping-norm", "sampling-rate", "cohort-size-class")
+    if "void" in guarantee:
+        return (
+            "<h2>Privacy</h2><p>This run gives no differential privacy guarantee, and no epsilon is stated: "
+            f"{html.escape(guarantee['void'])}.</p>"
+        )
+    columns = (
+        "epsilon",
+        "delta",
+        "steps",
+        "noise-multiplier",
+        "gradient-noise-multiplier",
+        "clipping-norm",
+        "sampling-rate",
+        "cohort-size-class",
+    )
     rows = [[site, *(stated[column] for column in columns)] for site, stated in guarantee["sites"].items()]
-    some: dict[str, Any] = next(iter(guarantee["sites"].values()), {"public": [], "not-covered": []})
+    some: dict[str, Any] = next(iter(guarantee["sites"].values()), {})
     return (
         "<h2>Privacy</h2>"
         f"<p>Differential privacy for one <strong>{html.escape(guarantee['unit'])}</strong>, with all of their images: "
         "what a site's updates reveal about a patient it trained on is bounded by its epsilon and delta, as its own "
         f"ledger states them. The run's target is epsilon {guarantee['target-epsilon']:g}.</p>"
         f"{table(['site', *columns], rows)}"
-        f'<p class="muted">Public: {html.escape("; ".join(some["public"]))}.<br>'
-        f"Not covered: {html.escape('; '.join(some['not-covered']))}.</p>"
+        f'<p class="muted">{"<br>".join(html.escape(fact) for fact in _facts(some))}</p>'
     )
+
+
+def _facts(stated: dict[str, Any]) -> list[str]:
+    """What a site's guarantee rests on, in sentences; nothing where no site has trained."""
+    if not stated:
+        return []
+    return [
+        f"Sampling: {stated['sampling']}.",
+        f"Clipping: {stated['clipping']}.",
+        f"Noise: {stated['noise']}.",
+        f"Accountant: {stated['accountant']}.",
+        f"Public: {'; '.join(stated['public'])}.",
+        f"Not covered: {'; '.join(stated['not-covered'])}.",
+    ]
 
 
 def _pictures(folder: Path) -> str:

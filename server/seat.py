@@ -131,6 +131,7 @@ class Seat:
         *,
         last_id: int,
         arrived: Callable[[str, PushMessagesRequest, Mapping[str, bytes]], None],
+        identity: bytes,
     ) -> None:
         """Prepare a seat.
 
@@ -142,6 +143,7 @@ class Seat:
             mailbox: shared by all seats.
             last_id: the node id it had before this process started; 0 if none.
             arrived: called with the site, a reply and its objects, when it is whole and before it goes on.
+            identity: the Flower key as the registry has it.
         """
         key = pki.load_key(node_key_pem)
         self.site = site
@@ -150,7 +152,7 @@ class Seat:
         self.present = False
         self.last_seen = time.monotonic()
         self.turn = 0  # of the latest PullMessages call
-        self._key = node_key_pem
+        self._identity = identity
         self._public_key = public_key_pem(key)
         self._client = fleet_client(port, key)
         self._objects = objects
@@ -161,9 +163,9 @@ class Seat:
         self._upload: _Upload | None = None
         self._last_beat = 0.0
 
-    def is_for(self, node_key_pem: bytes) -> bool:
+    def is_for(self, identity: bytes) -> bool:
         """Whether this seat still belongs to the site's present identity."""
-        return self._key == node_key_pem
+        return self._identity == identity
 
     def activate(self) -> int:
         """Take the seat: register at a SuperLink that does not know us, mark the node online, start over.

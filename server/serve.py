@@ -33,6 +33,7 @@ from server.guard import Guard, address_of, site_of
 from server.home import Home, open_home, server_credentials
 from server.launcher import superlink_answers
 from server.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
+from server.refusals import Refusals
 from server.registry import Registry
 from server.runs import Runs
 from server.witness import open_log
@@ -63,7 +64,7 @@ def serve(home: Home, stop: threading.Event) -> None:
     audit.begin("gateway", version("wardround"))
     gateway = Gateway(home, registry)
     runs = Runs(home, registry)
-    door, state, guard = EnrolmentDoor(home, registry), Health(gateway), Guard(site_of)
+    door, state, guard = EnrolmentDoor(home, registry), Health(gateway), Guard(site_of, record=gateway.refused)
     server = start_gateway(home, gateway, state, guard)
     sleeper = gateway_sleeper(home.path)
     threads = [
@@ -103,7 +104,7 @@ def start_gateway(
         f"{home.config.listen}:{home.config.gateway_port}",
         lambda: _credentials(home, home.trusted_roots_pem),
         add,
-        interceptors=[guard or Guard(site_of)],
+        interceptors=[guard or Guard(site_of, record=gateway.refused)],
         workers=GATEWAY_WORKERS,
         max_receive_bytes=MAX_REQUEST_BYTES,
     )
@@ -151,7 +152,7 @@ class EnrolmentDoor:
 
     def __init__(self, home: Home, registry: Registry) -> None:
         self._home, self._registry = home, registry
-        self._guard = Guard(address_of, ENROLMENTS_AT_ONCE)
+        self._guard = Guard(address_of, ENROLMENTS_AT_ONCE, record=Refusals(open_log(home), registry))
         self._server: grpc.Server | None = None
         self._expected = 0.0
         self._not_before = 0.0
@@ -212,7 +213,7 @@ def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> 
 
 def _credentials(home: Home, root_pem: bytes | None) -> Credentials:
     """What lies in the files now; nothing is renewed here, because two doors ask."""
-    key, certificate = ((home.path / "pki" / name).read_bytes() for name in ("server.key", "server.pem"))
+    key, certificate = home.open_key("server"), (home.path / "pki" / "server.pem").read_bytes()
     if pki.load_key(key).public_key() != pki.load_certificate(certificate).public_key():
         raise ConfigError("the server's key and certificate do not belong together. They are just being renewed?")
     return Credentials(key, certificate, root_pem)

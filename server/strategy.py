@@ -6,6 +6,7 @@ site that was refused or missing is named in the journal. After each round the m
 Sites start each round with a fresh optimiser, so the resumed run makes the same model.
 """
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -17,15 +18,17 @@ from typing import Any, TypeAlias, TypeVar
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.checkpoint import Manifest, load_model, pack, save_model, sha256
+from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
 from common.models import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
+from common.sealer import Sealer
 from server.aggregation import WeightedMean
 from server.checks import check_scores, check_update
 from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
 from server.journal import (
+    INITIAL_NAME,
     OVERALL,
     SUMMARY_NAME,
     Journal,
@@ -41,6 +44,7 @@ from server.journal import (
 )
 
 CHECKPOINTS = "checkpoint"
+_AVERAGE = "average"  # within a checkpoint's folder
 
 # Told what became of each update of a round: see server/witness.py.
 NoteRound: TypeAlias = Callable[[int, Mapping[str, str], Mapping[str, ErrorCode], str | None], None]
@@ -62,6 +66,7 @@ class _Session:
     site_names: Mapping[int, str] | None
     wait: Wait
     note_round: NoteRound | None
+    sealer: Sealer | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,12 @@ class _Model:
     round: int  # 0: initial weights
     state: Mapping[str, Tensor]
     weights: bytes
+    average: "_Model | None" = None  # of the rounds so far, where the run asks for one
+
+    @property
+    def best(self) -> "_Model":
+        """What is evaluated, and kept at the end."""
+        return self.average or self
 
 
 @dataclass
@@ -94,6 +105,7 @@ def federate(
     observe: Observe | None = None,
     wake: Wait = time.sleep,
     note_round: NoteRound | None = None,
+    sealer: Sealer | None = None,
 ) -> Summary:
     """Train one model with all sites; go on from the last checkpoint where `out` holds one.
 
@@ -105,14 +117,16 @@ def federate(
         observe: called with each event of the journal as it happens.
         wake: sleeps about the given seconds; returns early when a reply is known to be there.
         note_round: told what became of each update, before a model is made of a round.
+        sealer: seals the checkpoints and the model; None: they are plain files.
 
     Raises:
         FederationError: too few sites joined, or too few updates could enter a round.
-        ConfigError: `out` holds another run.
+        ConfigError: `out` holds another run, a checkpoint that does not open, or not the initial weights that the run
+            names.
     """
-    model = _last_checkpoint(run, out) or _model(0, build_model(run).state_dict())
+    model = _last_checkpoint(run, out, sealer) or _model(0, _initial_weights(run, out))
     journal = open_journal(out, last_round=model.round, observe=observe)
-    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wake, note_round)
+    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wake, note_round, sealer)
     try:
         _start(session, model.round)
         if _evaluation_is_due(run, model.round):
@@ -181,6 +195,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
         _note(session, number, entered, absent, None)
         raise FederationError(_no_quorum(number, run.federation.quorum, len(entered), absent))
     new = _model(number, mean.result())
+    new = dataclasses.replace(new, average=_average(run.federation.averaging, model, new))
     _note(session, number, entered, absent, sha256(new.weights))
     session.journal.record(
         "round",
@@ -192,14 +207,16 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
             "bytes-up": bytes_up,
             "model-sha256": sha256(new.weights),
+            **({} if new.average is None else {"average-sha256": sha256(new.average.weights)}),
         },
     )
     return new
 
 
 def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
-    """Ask all sites for the global model's scores on their held-out patients."""
+    """Ask all sites for the scores of the global model, or of its average, on their held-out patients."""
     start = time.monotonic()
+    model = model.best
     sites = _sites(session)
     replies: dict[str, EvaluateReply] = {}
     absent = _Absent({}, [])
@@ -292,34 +309,80 @@ def _model(round_: int, state: Mapping[str, Tensor]) -> _Model:
     return _Model(round_, copied, pack(copied))
 
 
+def _initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
+    """Those that the run names, or random ones from its seed."""
+    random = build_model(run).state_dict()
+    if run.initial is None:
+        return random
+    path = out / INITIAL_NAME
+    data = path.read_bytes() if path.exists() else b""
+    if sha256(data) != run.initial.sha256:
+        raise ConfigError(
+            f"{path} {'holds other weights than' if data else 'is not there; it must hold the weights that'} [initial] "
+            f"sha256 names ({run.initial.sha256[:8]}). Give the model with --initial."
+        )
+    state = unpack(data)
+    if pack(state) != data:
+        raise ConfigError(f"{path} was not written by this program. Give a model as `export` or a simulation wrote it.")
+    if {name: tensor.shape for name, tensor in state.items()} != {n: tensor.shape for n, tensor in random.items()}:
+        raise ConfigError(
+            "the initial weights are of another network than [model] and [data] describe. Pretrain with the same ones."
+        )
+    return state
+
+
+def _average(decay: float, before: _Model, new: _Model) -> _Model | None:
+    """The exponential moving average after one more round; at first the plain mean, so that no round weighs double."""
+    if decay == 0:
+        return None
+    kept = min(decay, 1 - 1 / new.round)
+    old = before.best.state
+    return _model(new.round, {name: kept * old[name] + (1 - kept) * tensor for name, tensor in new.state.items()})
+
+
 def _keep(session: _Session, model: _Model) -> None:
     """Write this round's checkpoint whole, then remove older ones."""
     folder = session.out / CHECKPOINTS / f"round-{model.round:05d}"
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_model(partial, model.weights, _manifest(session, model))
+    sealer = _at(session.sealer, folder.name)
+    save_model(partial, model.weights, _manifest(session, model), sealer)
+    if model.average is not None:
+        manifest = _manifest(session, model.average)
+        save_model(partial / _AVERAGE, model.average.weights, manifest, _at(sealer, _AVERAGE))
     partial.rename(folder)
     for other in folder.parent.iterdir():
         if other != folder:
             shutil.rmtree(other)
 
 
-def _last_checkpoint(run: RunConfig, out: Path) -> _Model | None:
+def _last_checkpoint(run: RunConfig, out: Path, sealer: Sealer | None) -> _Model | None:
     folders = sorted((out / CHECKPOINTS).glob("round-*[0-9]"))
     if not folders:
         return None
-    _, state, manifest = load_model(folders[-1])
+    sealer = _at(sealer, folders[-1].name)
+    _, state, manifest = load_model(folders[-1], sealer)
     if manifest.run_hash != sha256_of(run):
         raise ConfigError(
             f"{out} holds another run ({manifest.run_hash[:8]}, this one is {sha256_of(run)[:8]}). "
             "Give another output folder, or remove this one."
         )
-    return _model(manifest.round, state)
+    model = _model(manifest.round, state)
+    if run.federation.averaging == 0:
+        return model
+    _, average, _ = load_model(folders[-1] / _AVERAGE, _at(sealer, _AVERAGE))
+    return dataclasses.replace(model, average=_model(manifest.round, average))
+
+
+def _at(sealer: Sealer | None, place: str) -> Sealer | None:
+    """What seals there: a checkpoint renamed to another round's does not open."""
+    return sealer and sealer.at(place)
 
 
 def _finish(session: _Session, model: _Model) -> Summary:
+    model = model.best
     manifest = _manifest(session, model)
-    save_model(session.out, model.weights, manifest)
+    save_model(session.out, model.weights, manifest, session.sealer)
     summary = summarise(session.run, session.journal.events, status="completed", model_sha256=manifest.sha256)
     write_summary(session.out, summary)
     session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})

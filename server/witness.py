@@ -132,7 +132,7 @@ class Witness:
         """The newest checkpoint of every other active site, with the proof from what it has seen to our size."""
         found = []
         for other in self._registry.sites():
-            if other.name == name or other.state != "active" or other.receipt_key is None:
+            if other.name == name or other.state != "active" or other.receipt_key is None or other.certificate is None:
                 continue
             with self.log.transaction() as log:
                 note = log.received(other.receipt_key)
@@ -141,7 +141,7 @@ class Witness:
                 proof = self.log.prove(seen.size, size)
                 found.append(
                     SiteCheckpoint(
-                        site=other.name, checkpoint=note.encode(), receipt_key=other.receipt_key, proof=proof
+                        site=other.name, checkpoint=note.encode(), proof=proof, certificate_pem=other.certificate
                     )
                 )
         return found

@@ -12,9 +12,12 @@ import typer
 from common.cli import Advance, JsonFlag, configure_logging, new_app, note, progress, show_table
 from common.config import RunConfig, validate
 from common.errors import ConfigError
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from client.site import Site
+    from common.config import SourceConfig
+    from simulations.pretraining import PretrainingConfig
     from simulations.scenario import Scenario
 
 app = new_app("Simulate a federation of hospitals on one machine.")
@@ -63,7 +66,7 @@ def run(
     from server.strategy import federate  # noqa: PLC0415
     from simulations.grid import InProcessGrid  # noqa: PLC0415
     from simulations.overlays import draw_overlays  # noqa: PLC0415
-    from simulations.scenario import load_scenario  # noqa: PLC0415
+    from simulations.scenario import load_scenario, published  # noqa: PLC0415
 
     _use_threads(threads)
     chosen = load_scenario(scenario)
@@ -78,6 +81,8 @@ def run(
         changes["privacy"] = None
     config = _changed(chosen.config.run, changes)
     sites = _prepare(chosen, config, out, data)
+    if chosen.config.pretraining is not None:
+        config = _pretrained(config, chosen.config.pretraining, out, published(chosen, data=data))
     with progress("round", config.federation.rounds) as advance:
         summary = federate(InProcessGrid(sites, config), config, out, observe=_teller(advance))
     draw_overlays(out, sites)
@@ -114,16 +119,20 @@ def compare(
     """
     configure_logging(verbose=verbose)
     from simulations import compare as comparison  # noqa: PLC0415
-    from simulations.scenario import load_scenario  # noqa: PLC0415
+    from simulations.scenario import load_scenario, published  # noqa: PLC0415
 
     _use_threads(threads)
     numbers = _seeds(seeds)
     chosen = load_scenario(scenario)
     base = chosen.config.run
     config = _changed(base, {"federation": {"rounds": rounds}} if rounds else {})
-    privacy = chosen.config.compare.privacy or base.privacy
+    wanted = chosen.config.compare
+    if wanted.privacy is None and base.privacy is not None:
+        wanted = wanted.model_copy(update={"privacy": base.privacy})
     sites = _prepare(chosen, config, out, data)
-    total = len(numbers) * (len(sites) + 2 + (privacy is not None))
+    pretraining = chosen.config.pretraining
+    private = len(wanted.private_runs(config)) * (1 + wanted.private_pooled)
+    total = len(numbers) * (len(sites) * wanted.alone + 2 + private + (pretraining is not None))
     with progress("models", total) as advance:
         done = 0
 
@@ -137,7 +146,9 @@ def compare(
             sites,
             out,
             seeds=numbers,
-            privacy=privacy,
+            config=wanted,
+            pretraining=pretraining,
+            published=published(chosen, data=data),
             tell=lambda text: advance(done, text),
             finished=finished,
         )
@@ -314,7 +325,7 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """The run with some values replaced, checked again as a whole."""
     values = config.model_dump(by_alias=True)
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        values[key] = {**(values[key] or {}), **value} if isinstance(value, dict) else value
     return validate(RunConfig, values, "the command's options")
 
 
@@ -332,6 +343,21 @@ def _prepare(scenario: "Scenario", config: RunConfig, out: Path, data: Path | No
             left_out = f", {len(cohort.quarantined)} studies left out" if cohort.quarantined else ""
             advance(number, f"{site.config.name}: {cohort.size} patients{left_out}")
     return sites
+
+
+def _pretrained(
+    config: RunConfig, pretraining: "PretrainingConfig", out: Path, published: "SourceConfig | None"
+) -> RunConfig:
+    """The run that starts from weights trained on generated images; they lie where `federate` looks for them."""
+    from server.journal import INITIAL_NAME  # noqa: PLC0415
+    from simulations.pretraining import pretrain  # noqa: PLC0415
+
+    with progress("pretraining round", pretraining.rounds) as advance:
+        weights, initial = pretrain(
+            config, pretraining, out / "pretraining", published=published, observe=_teller(advance)
+        )
+    write_atomically(out / INITIAL_NAME, weights)
+    return _changed(config, {"initial": initial.model_dump(by_alias=True)})
 
 
 def _teller(advance: Advance) -> Callable[[dict[str, Any]], None]:

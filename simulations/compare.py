@@ -2,7 +2,9 @@
 
 Every column is the same run with other sites behind it, through the same `federate`: the same network and initial
 weights, the same number of sequential optimiser steps, the same learning rate schedule. A federated model sees as
-many images per step as it has sites, the others one batch; the table says so. Every final model is scored on the same
+many images per step as it has sites, the others one batch; the table says so. Private columns may have steps of their
+own. Where the scenario pretrains on generated images, every model starts from those weights, and a column "zero-shot"
+shows what they can do untrained. Every final model is scored on the same
 held-out patients of every site: the split depends on the seed and the patient alone, and the pooled site splits each
 source as its hospital does.
 
@@ -19,20 +21,25 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from client.site import Site
-from common.config import PrivacyConfig, RunConfig, SiteConfig, sha256_of, validate
+from common.checkpoint import WEIGHTS_NAME, sha256
+from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.records import EvaluateReply, EvaluateRequest
 from server.exchange import ask
+from server.journal import INITIAL_NAME
 from server.report import page, pictures, table
 from server.strategy import federate
 from simulations.grid import InProcessGrid
-from simulations.scenario import make_site
+from simulations.pretraining import PretrainingConfig, pretrain
+from simulations.scenario import CompareConfig, make_site
 
 ALONE = "alone: {}"
 POOLED = "pooled"
 FEDERATED = "federated"
-PRIVATE = "federated, private"
+ZERO_SHOT = "zero-shot"
+PRIVATE = "federated, epsilon {:g}"
+PRIVATE_POOLED = "pooled, epsilon {:g}"
 MEAN = "mean of sites"
 METRIC = "dice"
 # Dice of all classes taken as one, told beside METRIC where a run has several.
@@ -43,7 +50,7 @@ Tell: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Column:
-    """One model to train: a name, the run, and the sites that train it."""
+    """One model: a name, the run, and the sites that train it; none for the initial weights as they are."""
 
     name: str
     run: RunConfig
@@ -80,18 +87,22 @@ def compare(
     out: Path,
     *,
     seeds: Sequence[int],
-    privacy: PrivacyConfig | None = None,
+    config: CompareConfig | None = None,
+    pretraining: PretrainingConfig | None = None,
+    published: SourceConfig | None = None,
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Result]:
     """Train and score every column for every seed; write compare.json, .md, .png, .svg and report.html into `out`.
 
     Args:
-        run: the scenario's run; its privacy table is left out except in the private column.
+        run: the scenario's run; its privacy table is left out except in the private columns.
         sites: the hospitals.
         out: results; finished columns found here are not trained again.
         seeds: one model of each column for each.
-        privacy: of the private column; None leaves that column out.
+        config: which columns; None: no private one.
+        pretraining: what all models start from; None: random weights.
+        published: images of patients at no site, for pretraining.
         tell: told what is going on.
         finished: told how many models are done, and which was last.
     """
@@ -99,26 +110,43 @@ def compare(
         raise ConfigError(f"a comparison needs at least two sites, got {len(sites)}. Add sites to the scenario.")
     results: list[Result] = []
     for seed in seeds:
-        for column in columns(run, sites, out, seed=seed, privacy=privacy):
+        weights, initial = b"", None
+        if pretraining is not None:
+            tell(f"seed {seed}, pretraining")
+            weights, initial = pretrain(_plain(run, seed, None), pretraining, out / "pretraining", published=published)
+        for column in columns(run, sites, out, seed=seed, config=config, initial=initial):
             tell(f"seed {seed}, {column.name}")
-            results.append(_result(column, sites, _folder(out, column), seed, tell))
+            results.append(_result(column, sites, _folder(out, column), tell, weights))
             finished(len(results), f"{column.name}: {MEAN} {results[-1].mean:.3f}")
     _write(out, run, results)
     return results
 
 
 def columns(
-    run: RunConfig, sites: Sequence[Site], out: Path, *, seed: int, privacy: PrivacyConfig | None
+    run: RunConfig,
+    sites: Sequence[Site],
+    out: Path,
+    *,
+    seed: int,
+    config: CompareConfig | None = None,
+    initial: InitialConfig | None = None,
 ) -> list[Column]:
     """The models to compare, in the order of the table."""
+    config = config or CompareConfig()
     sources = tuple(source for site in sites for source in site.config.data)
     pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources))
-    plain = _variant(run, seed, quorum=len(sites), privacy=None)
-    single = _variant(run, seed, quorum=1, privacy=None)
-    found = [Column(ALONE.format(site.config.name), single, (site,)) for site in sites]
-    found += [Column(POOLED, single, (pooled,)), Column(FEDERATED, plain, tuple(sites))]
-    if privacy is not None:
-        found.append(Column(PRIVATE, _variant(run, seed, quorum=len(sites), privacy=privacy), tuple(sites)))
+    together, one = tuple(sites), (pooled,)
+    base = _plain(run, seed, initial)
+    found = [] if initial is None else [Column(ZERO_SHOT, base, ())]
+    if config.alone:
+        found += [Column(ALONE.format(site.config.name), _with_quorum(base, 1), (site,)) for site in sites]
+    found += [Column(POOLED, _with_quorum(base, 1), one), Column(FEDERATED, _with_quorum(base, len(sites)), together)]
+    for private in config.private_runs(base):
+        assert private.privacy is not None  # noqa: S101 - for the type checker
+        epsilon = private.privacy.target_epsilon
+        found.append(Column(PRIVATE.format(epsilon), _with_quorum(private, len(sites)), together))
+        if config.private_pooled:
+            found.append(Column(PRIVATE_POOLED.format(epsilon), _with_quorum(private, 1), one))
     return found
 
 
@@ -150,30 +178,33 @@ def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object
 
 
 def verdict(results: Sequence[Result]) -> dict[str, float]:
-    """The two ratios that matter: federated to pooled, and federated to the best single site; means over the seeds."""
+    """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds."""
 
     def mean(name: str) -> float:
         return statistics.fmean(result.mean for result in results if result.column == name)
 
-    alone = {result.column for result in results if result.column not in (POOLED, FEDERATED, PRIVATE)}
-    ratios = {
-        "federated / pooled": mean(FEDERATED) / mean(POOLED),
-        "federated / best alone": mean(FEDERATED) / max(map(mean, alone)),
-    }
-    if any(result.column == PRIVATE for result in results):
-        ratios["private / federated"] = mean(PRIVATE) / mean(FEDERATED)
+    names = list(dict.fromkeys(result.column for result in results))
+    alone = [name for name in names if name.startswith(ALONE.format(""))]
+    ratios = {"federated / pooled": mean(FEDERATED) / mean(POOLED)}
+    if alone:
+        ratios["federated / best alone"] = mean(FEDERATED) / max(map(mean, alone))
+    for name in names:
+        plain = name.partition(", ")[0]
+        if name != plain:
+            ratios[f"{name} / {plain}"] = mean(name) / mean(plain)
     return ratios
 
 
-def _variant(run: RunConfig, seed: int, *, quorum: int, privacy: PrivacyConfig | None) -> RunConfig:
-    values = run.model_dump(by_alias=True)
-    values["seed"] = seed
-    values["privacy"] = privacy.model_dump(by_alias=True) if privacy else None
+def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:
+    """The scenario's run without privacy, for a seed."""
     # Only the end counts here; scoring every round would cost more than it tells.
-    values["federation"] |= {"quorum": quorum, "evaluate-every": run.federation.rounds}
-    if privacy is not None:
-        values["federation"]["weighting"] = None
-    return validate(RunConfig, values, "the scenario")
+    federation = run.federation.model_copy(update={"evaluate_every": run.federation.rounds})
+    changes = {"seed": seed, "privacy": None, "initial": initial, "federation": federation}
+    return validate(RunConfig, run.model_copy(update=changes).model_dump(by_alias=True), "the scenario")
+
+
+def _with_quorum(run: RunConfig, quorum: int) -> RunConfig:
+    return run.model_copy(update={"federation": run.federation.model_copy(update={"quorum": quorum})})
 
 
 def _folder(out: Path, column: Column) -> Path:
@@ -181,7 +212,7 @@ def _folder(out: Path, column: Column) -> Path:
     return out / "models" / f"{label}-{column.run.seed}"
 
 
-def _result(column: Column, sites: Sequence[Site], folder: Path, seed: int, tell: Tell) -> Result:
+def _result(column: Column, sites: Sequence[Site], folder: Path, tell: Tell, initial_weights: bytes) -> Result:
     kept = folder / "result.json"
     run_hash = sha256_of(column.run)
     if kept.exists():
@@ -189,30 +220,39 @@ def _result(column: Column, sites: Sequence[Site], folder: Path, seed: int, tell
         if result.run_hash != run_hash:
             raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
         return result
+    if column.run.initial is not None:
+        write_atomically(folder / INITIAL_NAME, initial_weights)
     for site in column.sites:
         site.cohort(column.run)  # reading images is not training
     start = time.monotonic()
+    epsilon, weights = _train(column, folder, tell) if column.sites else (None, initial_weights)
+    result = Result(
+        column=column.name,
+        seed=column.run.seed,
+        run_hash=run_hash,
+        scores=_test_scores(column.run, sites, weights),
+        steps=column.run.federation.rounds * column.run.training.local_steps if column.sites else 0,
+        images=_images_seen(column),
+        seconds=time.monotonic() - start,
+        epsilon=epsilon,
+        model_sha256=sha256(weights),
+    )
+    write_atomically(kept, json.dumps(dataclasses.asdict(result), indent=2).encode())
+    return result
+
+
+def _train(column: Column, folder: Path, tell: Tell) -> tuple[float | None, bytes]:
+    """Epsilon, largest over the sites, and the weights."""
     rounds = column.run.federation.rounds
 
     def observe(event: dict[str, Any]) -> None:
         if event["event"] == "round":
-            tell(f"seed {seed}, {column.name}: round {event['round']}/{rounds}")
+            tell(f"seed {column.run.seed}, {column.name}: round {event['round']}/{rounds}")
 
     summary = federate(InProcessGrid(column.sites, column.run), column.run, folder, observe=observe)
-    guarantee = summary.guarantee
-    result = Result(
-        column=column.name,
-        seed=seed,
-        run_hash=run_hash,
-        scores=_test_scores(column.run, sites, (folder / "model.safetensors").read_bytes()),
-        steps=rounds * column.run.training.local_steps,
-        images=_images_seen(column),
-        seconds=time.monotonic() - start,
-        epsilon=None if guarantee is None else max(float(one["epsilon"]) for one in guarantee["sites"].values()),
-        model_sha256=str(summary.model_sha256),
-    )
-    write_atomically(kept, json.dumps(dataclasses.asdict(result), indent=2).encode())
-    return result
+    stated = (summary.guarantee or {}).get("sites", {}).values()
+    epsilon = max((float(one["epsilon"]) for one in stated), default=None)
+    return epsilon, (folder / WEIGHTS_NAME).read_bytes()
 
 
 def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[str, dict[str, float]]:

@@ -1,11 +1,13 @@
 """A scenario: a run, and the sites that take part in it, in one TOML file.
 
     title = "..."                      one line for `wardround-sim scenarios`
+    images = "..."                     folder of its images in WARDROUND_DATA, where that is not the scenario's name
     [run] ...                          as in run.toml
     [[sites]] ...                      as in site.toml; relative paths start from the data folder
     [phantoms] ...                     or: one site per scanner, with generated CT series
     [partition] ...                    or: one archive, its patients shared out among sites
-    [compare.privacy] ...              the [privacy] table of the private column of `compare`
+    [pretraining] ...                  generated images that every model starts from; see simulations/pretraining.py
+    [compare] ...                      the columns of `compare`
 
 `prepare` turns it into site homes under the output folder, the same kind of folder that a hospital has.
 """
@@ -16,16 +18,30 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from client.data.sources import list_patients
 from client.site import POLICY_NAME, SITE_NAME, Site, open_site
-from common.config import Count, Name, PolicyConfig, PrivacyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
+from common.config import (
+    Count,
+    Name,
+    PolicyConfig,
+    Positive,
+    PrivacyConfig,
+    RunConfig,
+    SiteConfig,
+    SourceConfig,
+    Table,
+    TrainingConfig,
+    load,
+    validate,
+)
 from common.errors import ConfigError
 from common.files import write_atomically
 from simulations.phantoms import SCANNERS, write_hospital
+from simulations.pretraining import PretrainingConfig
 
 SHIPPED = Path(__file__).parent / "scenarios"
 DATA_VARIABLE = "WARDROUND_DATA"
@@ -69,6 +85,8 @@ class PartitionConfig(Table):
     sites: tuple[Name, ...]
     source: SourceConfig
     seed: int = 0
+    # So many patients go to no site: their images play a published archive, which pretraining may use.
+    published: Annotated[int, Field(ge=0)] = 0
 
 
 class CompareConfig(Table):
@@ -76,16 +94,57 @@ class CompareConfig(Table):
 
     # None: no private column.
     privacy: PrivacyConfig | None = None
+    # A private column for each of these, instead of for the target-epsilon of [compare.privacy] alone.
+    epsilons: tuple[Positive, ...] = ()
+    # The learning rate of each of them: more noise wants smaller steps. Empty: that of the training.
+    learning_rates: tuple[Positive, ...] = ()
+    # Of the private columns, which want fewer and larger steps and plain SGD. None: as in the run.
+    training: TrainingConfig | None = None
+    rounds: Count | None = None
+    # A column for each site by itself.
+    alone: bool = True
+    # Private columns also for one hospital that holds the patients of all.
+    private_pooled: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.learning_rates and len(self.learning_rates) != len(self.epsilons):
+            raise ValueError("learning-rates needs one entry for each of epsilons")
+        return self
+
+    def private_runs(self, run: RunConfig) -> tuple[RunConfig, ...]:
+        """The run with privacy, for each private column."""
+        if self.privacy is None:
+            return ()
+        training, rounds = self.training or run.training, self.rounds or run.federation.rounds
+        federation = run.federation.model_copy(update={"rounds": rounds, "evaluate_every": rounds, "weighting": None})
+        epsilons = self.epsilons or (self.privacy.target_epsilon,)
+        rates = self.learning_rates or (training.learning_rate,) * len(epsilons)
+        changes = [
+            {
+                "training": training.model_copy(update={"learning_rate": rate}),
+                "federation": federation,
+                "privacy": self.privacy.model_copy(update={"target_epsilon": epsilon}),
+            }
+            for epsilon, rate in zip(epsilons, rates, strict=True)
+        ]
+        # Built anew, so that it is checked as a whole.
+        return tuple(
+            validate(RunConfig, run.model_copy(update=one).model_dump(by_alias=True), "[compare]") for one in changes
+        )
 
 
 class ScenarioConfig(Table):
     """A scenario file."""
 
     title: str = ""
+    # Its images are in this folder of WARDROUND_DATA; None: in the one that is called like the scenario.
+    images: Name | None = None
     run: RunConfig
     sites: tuple[SiteConfig, ...] = ()
     phantoms: PhantomsConfig | None = None
     partition: PartitionConfig | None = None
+    pretraining: PretrainingConfig | None = None
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -160,10 +219,16 @@ def prepare(
         if not root.is_dir():
             raise ConfigError(
                 f"scenario {scenario.name} needs images, and {root} is not a folder. Name their folder with --data, or "
-                f"set {DATA_VARIABLE} to the folder that holds {scenario.name}/."
+                f"set {DATA_VARIABLE} to the folder that holds {config.images or scenario.name}/."
             )
         sites = _partition(config.partition, root) if config.partition is not None else _absolute(config.sites, root)
     return [make_site(out / "sites", site) for site in sites]
+
+
+def published(scenario: Scenario, *, data: Path | None = None) -> SourceConfig | None:
+    """The part of a partitioned archive that plays a published one; None where there is none."""
+    config = scenario.config.partition
+    return _shares(config, data or _default_data(scenario))[1] if config is not None and config.published else None
 
 
 def make_site(folder: Path, config: SiteConfig) -> Site:
@@ -186,10 +251,11 @@ def _read(path: Path) -> Scenario:
 
 def _default_data(scenario: Scenario) -> Path:
     folder = os.environ.get(DATA_VARIABLE)
-    if folder and (Path(folder) / scenario.name).is_dir():
-        return (Path(folder) / scenario.name).absolute()
+    images = scenario.config.images or scenario.name
+    if folder and (Path(folder) / images).is_dir():
+        return (Path(folder) / images).absolute()
     # A shipped scenario has no images beside it; that is said by the name of a folder that is not there.
-    return scenario.path.absolute().parent if scenario.path.parent != SHIPPED else Path(folder or ".") / scenario.name
+    return scenario.path.absolute().parent if scenario.path.parent != SHIPPED else Path(folder or ".") / images
 
 
 def _phantom_sites(
@@ -224,8 +290,8 @@ def _offset(progress: Callable[[int, int], None], before: int, total: int) -> Ca
 
 
 def _partition(config: PartitionConfig, root: Path) -> list[SiteConfig]:
+    shares, _ = _shares(config, root)
     (source,) = _absolute_sources((config.source,), root)
-    shares = share_out(list_patients(source, root), config.sites, config.seed)
     empty = [name for name, patients in shares.items() if not patients]
     if empty:
         raise ConfigError(
@@ -236,6 +302,18 @@ def _partition(config: PartitionConfig, root: Path) -> list[SiteConfig]:
         SiteConfig(name=name, data=(source.model_copy(update={"patients": patients}),))
         for name, patients in shares.items()
     ]
+
+
+def _shares(config: PartitionConfig, root: Path) -> tuple[dict[str, tuple[str, ...]], SourceConfig]:
+    """Patients of each site, and the source of the published ones."""
+    (source,) = _absolute_sources((config.source,), root)
+    patients = list_patients(source, root)
+    ranked = sorted(
+        patients, key=lambda patient: hashlib.sha256(f"published|{config.seed}|{patient}".encode()).digest()
+    )
+    kept = tuple(sorted(ranked[: config.published]))
+    shares = share_out(set(patients) - set(kept), config.sites, config.seed)
+    return shares, source.model_copy(update={"patients": kept})
 
 
 def _absolute(sites: Sequence[SiteConfig], root: Path) -> list[SiteConfig]:

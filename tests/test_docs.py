@@ -25,6 +25,7 @@ CONTRACT = """
 wardround-sim run | compare | crossval | scenarios | bench data | bench privacy | audit
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
+wardround-server key protect | key unprotect
 wardround-server run | runs | stop | resume | report | export | audit verify | audit export
 wardround-client join | renew | start | status | doctor | data add | data check | data list | data forget | data export
 wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export | predict
@@ -125,6 +126,8 @@ def _plain(default: object) -> str:
         ("run.md", "[training.augmentation]", config.AugmentationConfig),
         ("run.md", "[federation]", config.FederationConfig),
         ("run.md", "[privacy]", config.PrivacyConfig),
+    ("run.md", "[privacy.adaptive-clipping]", config.AdaptiveClippingConfig),
+    ("run.md", "[initial]", config.InitialConfig),
     ],
 )
 def test_every_setting_is_documented_with_its_true_default(document: str, heading: str, model: type[Table]) -> None:

@@ -1,26 +1,25 @@
 """Patients who take no part any more: they are left out of every look at the site's images.
 
-    home/forgotten.json   {"format": 1, "cohort": ..., "patients": [pseudonym, ...]}
+    home/forgotten.sealed   {"format": 1, "patients": [pseudonym, ...]}
 
-Only keyed pseudonyms are kept, so the list does not say who is on it.
+The file is sealed as a whole (client/data/sealed_table.py), and also who opens it finds keyed pseudonyms only.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from client.data.pseudonym import cohort_id, pseudonym
+from client.data.pseudonym import pseudonym
+from client.data.sealed_table import read_table, write_table
 from client.data.study import Found
-from common.config import Table, validate
+from common.config import Table
 from common.errors import ConfigError
-from common.files import write_atomically
+
+_PURPOSE = "forgotten"
 
 
 class _File(Table):
-    format: Literal[1]
-    # Names the site key: under another one every pseudonym would be a stranger, and everybody would be back.
-    cohort: str
+    format: Literal[1] = 1
     patients: tuple[str, ...]
 
 
@@ -35,7 +34,8 @@ class Forgotten:
         """What was found, without the studies of these patients; they are not counted either.
 
         Raises:
-            ConfigError: the list is damaged, or made under another site key.
+            ConfigError: the list is damaged, or made under another site key: every pseudonym would be a stranger, and
+                everybody be back.
         """
         names = self._names()
         if not names:
@@ -46,29 +46,23 @@ class Forgotten:
     def add(self, path: Path, patient: str) -> None:
         """Put a patient on the list in this file."""
         names = self._names() | {pseudonym(self.site_key, patient)}
-        file = _File(format=1, cohort=cohort_id(self.site_key), patients=tuple(sorted(names)))
-        write_atomically(path, file.model_dump_json(indent=1).encode())
+        write_table(path, _File(patients=tuple(sorted(names))), self.site_key, _PURPOSE)
 
     def _names(self) -> frozenset[str]:
-        try:
-            text = b"" if self.path is None else self.path.read_bytes()
-        except FileNotFoundError:
-            text = b""
-        if not text:
+        if self.path is None:
             return frozenset()
         try:
-            file = validate(_File, json.loads(text))
-        except (ValueError, TypeError, RecursionError, ConfigError) as error:
-            raise _damaged("it is not a list that this version reads") from error
-        if file.cohort != cohort_id(self.site_key):
-            raise _damaged("it was made under another site key")
-        return frozenset(file.patients)
+            file = read_table(self.path, _File, self.site_key, _PURPOSE)
+        except ValueError as error:
+            raise _damaged(str(error)) from error
+        return frozenset(file.patients if file is not None else ())
 
 
 def _damaged(what: str) -> ConfigError:
     return ConfigError(
-        f"forgotten.json in the site's home cannot be used: {what}. It says which patients take no part, and nothing "
-        "is read without it. Restore it, and site.key, from a backup."
+        f"forgotten.sealed in the site's home cannot be used: {what}. It says which patients take no part, and nothing "
+        "is read without it. Restore it, and site.key, from a backup. If there is none, remove the file, and forget "
+        "the patients again with `wardround-client data forget`."
     )
 
 

@@ -7,14 +7,15 @@ patient because others joined. Whoever was placed before keeps the place, and ne
 A place is the patient's split under each fold number: one split without cross-validation; with k folds k of them, of
 which exactly one is "test". So one record of places serves all the folds of a cross-validation.
 
-    home/state/splits.json   {"format": 1, "cohort": ..., "splits": {request: {pseudonym: "train test validation"}}}
+    home/state/splits.sealed   {"format": 1, "splits": {request: {pseudonym: "train test validation"}}}
 
-A request is seed and fractions: another one is another split, and the two know nothing of each other.
+The file is sealed as a whole (client/data/sealed_table.py). A request is seed and fractions: another one is another
+split, and the two know nothing of each other.
 """
 
 import fcntl
 import hashlib
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,21 +24,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from client.data.pseudonym import cohort_id, pseudonym
-from common.config import DataConfig, RunConfig, Table, validate
+from client.data.pseudonym import pseudonym
+from client.data.sealed_table import read_table, write_table
+from common.config import DataConfig, RunConfig, Table
 from common.errors import ConfigError
-from common.files import write_atomically
 
 Split = Literal["train", "validation", "test"]
 Place: TypeAlias = tuple[Split, ...]  # by fold number; one entry without cross-validation
 
+_PURPOSE = "splits"
 _SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class _File(Table):
-    format: Literal[1]
-    # Names the site key. Under another key every pseudonym would be a stranger, and all patients dealt anew.
-    cohort: str
+    format: Literal[1] = 1
     splits: dict[str, dict[str, str]]
 
 
@@ -58,7 +58,8 @@ class KeptSplits:
             keep: False only looks: nothing is written, and the new patients get these places when they are still new.
 
         Raises:
-            ConfigError: splits.json is damaged, or made under another site key.
+            ConfigError: the file is damaged, or made under another site key: every pseudonym would be a stranger, and
+                all patients dealt anew.
         """
         if self.path is None:
             return _splits(_assign_all(groups, run, {}), run)
@@ -73,34 +74,29 @@ class KeptSplits:
             places = _assign_all(names, run, kept)
             if keep and len(kept) < len(places):
                 grown = record | {pseudonyms[name]: " ".join(place) for name, place in places.items()}
-                changed = file.model_copy(update={"splits": file.splits | {request: grown}})
-                write_atomically(self.path, changed.model_dump_json(indent=1).encode())
+                self._write(self.path, file.splits | {request: grown})
         return _splits(places, run)
 
     def forget(self, patient: str) -> None:
         """Take a patient's places away, in all splits."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
         with _locked(self.path.with_suffix(".lock")):
             file, name = self._read(self.path), pseudonym(self.site_key, patient)
             splits = {
                 request: {key: at for key, at in kept.items() if key != name} for request, kept in file.splits.items()
             }
-            write_atomically(self.path, file.model_copy(update={"splits": splits}).model_dump_json(indent=1).encode())
+            if splits != file.splits:
+                self._write(self.path, splits)
 
     def _read(self, path: Path) -> _File:
-        cohort = cohort_id(self.site_key)
         try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return _File(format=1, cohort=cohort, splits={})
-        try:
-            file = validate(_File, json.loads(text))
-        except (ValueError, TypeError, RecursionError, ConfigError) as error:
-            raise _damaged("it is not a record of splits that this version reads") from error
-        if file.cohort != cohort:
-            raise _damaged("it was made under another site key")
-        return file
+            return read_table(path, _File, self.site_key, _PURPOSE) or _File(splits={})
+        except ValueError as error:
+            raise _damaged(str(error)) from error
+
+    def _write(self, path: Path, splits: dict[str, dict[str, str]]) -> None:
+        write_table(path, _File(splits=splits), self.site_key, _PURPOSE)
 
 
 def assign(ids: Iterable[str], run: RunConfig, kept: Mapping[str, Place]) -> dict[str, Place]:
@@ -203,8 +199,8 @@ def _place(text: str, data: DataConfig) -> Place:
 
 def _damaged(what: str) -> ConfigError:
     return ConfigError(
-        f"splits.json in the site's home cannot be used: {what}. It says which patients train and which test, and must "
-        "not be made anew by itself. Restore it, and site.key, from a backup. If there is none, remove the file: "
+        f"splits.sealed in the site's home cannot be used: {what}. It says which patients train and which test, and "
+        "must not be made anew by itself. Restore it, and site.key, from a backup. If there is none, remove the file: "
         "patients are then split again, and test scores of models trained before no longer hold."
     )
 
@@ -212,9 +208,13 @@ def _damaged(what: str) -> ConfigError:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
+    with open(path, "a", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 __all__ = ["KeptSplits", "Place", "Split", "assign"]

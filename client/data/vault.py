@@ -17,7 +17,6 @@ import hashlib
 import hmac
 import json
 import logging
-import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from common.safe import derived
+from common.sealer import open_chunks, seal_chunks
 
 STAMP_BYTES = 32
 NO_STAMP = bytes(STAMP_BYTES)
@@ -36,9 +35,6 @@ NO_STAMP = bytes(STAMP_BYTES)
 _MAGIC = b"WRVAULT1"
 _SALT_BYTES = 16
 _HEADER_BYTES = len(_MAGIC) + _SALT_BYTES + STAMP_BYTES
-_TAG_BYTES = 16
-_CHUNK_BYTES = 2**20
-_COUNTER_BYTES = 11
 _NAME_HEX = 32
 
 _log = logging.getLogger(__name__)
@@ -111,34 +107,22 @@ class Vault:
     def _seal(self, path: Path, payload: bytes | bytearray | memoryview, stamp: bytes) -> Iterator[bytes]:
         header = _MAGIC + secrets.token_bytes(_SALT_BYTES) + stamp
         yield header
-        cipher, associated = self._cipher(header), _associated(header, path)
-        view = memoryview(payload)
-        for nonce, start in _chunks(len(view)):
-            yield cipher.encrypt(nonce, view[start : start + _CHUNK_BYTES], associated)
+        yield from seal_chunks(self._file_key(header), payload, _associated(header, path))
 
     def _open(self, header: bytes, file: BinaryIO, path: Path) -> bytearray:
-        """The payload of a file that stands after its header; into one buffer, which the caller may share."""
-        cipher, associated = self._cipher(header), _associated(header, path)
-        chunk = memoryview(bytearray(_CHUNK_BYTES + _TAG_BYTES))
+        """The payload of a file that stands after its header."""
         length = os.fstat(file.fileno()).st_size - _HEADER_BYTES
-        payload = bytearray(length - math.ceil(length / len(chunk)) * _TAG_BYTES)
-        view = memoryview(payload)
-        for nonce, start in _chunks(len(payload)):
-            sealed = chunk[: file.readinto(chunk)]  # type: ignore[attr-defined]  # typeshed leaves it out of BinaryIO
-            cipher.decrypt_into(nonce, sealed, associated, view[start : start + _CHUNK_BYTES])
-        return payload
+        return open_chunks(self._file_key(header), file, length, _associated(header, path))
 
-    def _cipher(self, header: bytes) -> AESGCM:
-        return AESGCM(self._key("encryption", header[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES]))
+    def _file_key(self, header: bytes) -> bytes:
+        return self._key("encryption", header[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES])
 
     @cached_property
     def _naming_key(self) -> bytes:
         return self._key("names and stamps", b"")
 
     def _key(self, use: str, salt: bytes) -> bytes:
-        """32 bytes for one use; the site key itself keys the pseudonyms (RFC 5869)."""
-        info = f"wardround {self._purpose} v1: {use}".encode()
-        return HKDF(SHA256(), length=32, salt=salt, info=info).derive(self._site_key)
+        return derived(self._site_key, self._purpose, use, salt)
 
 
 def _associated(header: bytes, path: Path) -> bytes:
@@ -147,13 +131,6 @@ def _associated(header: bytes, path: Path) -> bytes:
 
 def _is_header(header: bytes) -> bool:
     return len(header) == _HEADER_BYTES and header.startswith(_MAGIC)
-
-
-def _chunks(length: int) -> Iterator[tuple[bytes, int]]:
-    """Nonce and start of each chunk of a payload; an empty one has one empty chunk, so that its file is sealed too."""
-    last = max(0, (length - 1) // _CHUNK_BYTES)
-    for index in range(last + 1):
-        yield index.to_bytes(_COUNTER_BYTES) + bytes([index == last]), index * _CHUNK_BYTES
 
 
 __all__ = ["NO_STAMP", "STAMP_BYTES", "Vault"]

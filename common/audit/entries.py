@@ -15,6 +15,7 @@ from decimal import ROUND_CEILING, Context
 from typing import Any, TypeAlias
 
 from common.errors import AuditError, ErrorCode
+from common.operators import RIGHTS
 
 COORDINATOR = "coordinator"
 # Of counts of patients that are told to others, here and in messages.
@@ -30,8 +31,10 @@ KINDS = {
     "enrolled": "site certificate key coordinator-key",
     "renewed": "site certificate",
     "revoked": "site ?certificate",
-    "operator-added": "certificate role",
+    "operator-added": "operator certificate key role",
     "operator-removed": "certificate",
+    "act": "operator action subject certificate signed-at nonce signature",
+    "act-refused": "action ?operator ?certificate",
     "root-rotated": "certificate",
     "proposed": "run",
     "closed": "run",
@@ -220,6 +223,11 @@ _FORMS: Mapping[str, Callable[[Value], bool]] = {
     "policy": _is_hash,
     "by": _is_one_of("person", "policy"),
     "role": _is_one_of("admin", "operator", "auditor"),
+    "operator": _matches(_NAME),
+    "action": _is_one_of(*RIGHTS),
+    "subject": _is_hash,  # see common/operators.py
+    "signed-at": _is_number,  # seconds since the epoch, UTC, by the signer's clock
+    "nonce": _matches(r"[0-9a-f]{32}"),
     "code": _is_one_of(*ErrorCode),
     "status": _is_one_of("unauthenticated", "permission-denied", "invalid-argument", "resource-exhausted", "deadline"),
     "what": _is_one_of("images", "model", "prediction", "report", "audit"),

@@ -1,7 +1,8 @@
 """One log, taken apart: all that a single file can tell by itself.
 
 Entries must be canonical, of allowed kinds and numbered without a gap; the tree is computed anew from them;
-checkpoints, the owner's and those it received, must be signed with their keys; receipts must bear their signatures.
+checkpoints, the owner's and those it received, must be signed with their keys; receipts must bear their signatures, and
+what operators at the coordinator did, theirs.
 Whether the roots are the ones that were signed is decided in `verify`, where all checkpoints are at hand.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from common.audit import merkle, notes
+from common.audit import acts, merkle, notes
 from common.audit.entries import COORDINATOR, Entry, check_site
 from common.audit.notes import Checkpoint
 from common.audit.reading import Stored
@@ -96,6 +97,8 @@ class _Examination:
         origin, key = self._identity(entries)
         self._known = _enrolled(entries, origin) | self._known
         self._check_clock(entries)
+        if origin == COORDINATOR:
+            self._check_acts(entries)
         nodes = merkle.perfect_subtrees(merkle.leaf_hash(line) for line in stored.lines)
         self._check_stored_tree(nodes)
         return History(
@@ -157,6 +160,12 @@ class _Examination:
             self._complain(
                 f"the clock went backwards {len(backwards)} time(s), first at entry {backwards[0]}", "warning"
             )
+
+    def _check_acts(self, entries: list[Entry]) -> None:
+        story = acts.Story()
+        for entry in entries:
+            for is_error, text in story.take(entry):
+                self._complain(f"entry {entry.seq}: {text}", "error" if is_error else "warning")
 
     def _check_stored_tree(self, nodes: Mapping[tuple[int, int], bytes]) -> None:
         stored = self._stored.nodes

@@ -2,16 +2,14 @@
 
 Entry number n is leaf n of the tree. The perfect subtrees are stored beside the entries, so that an append, the root
 and a proof cost O(log n). Nothing is ever changed or removed; triggers refuse it as a seat belt, but what shows it is
-the root that was signed and given away (see docs/audit.md). Any number of threads and processes may write: each
-transaction locks the file, and is on disk when it returns. The file is complete by itself after each one (a rollback
-journal, no WAL beside it), so a copy of it can be given to an auditor.
+the root that was signed and given away (see docs/audit.md). Any number of threads and processes may write
+(common/database.py). The file is complete by itself after each transaction, so a copy of it can be given to an auditor.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.audit import merkle, notes
 from common.audit.entries import Entry, Value, canonical, check, check_site
 from common.audit.notes import Checkpoint, Head
+from common.database import transaction
 from common.errors import AuditError, ErrorCode
 
 EXPORT_FORMAT = 1
 
 _VERSION = 1
-_LOCK_TIMEOUT_S = 60.0
 _RECENT_STARTS = 20
 _TABLES = ("entries", "nodes", "checkpoints")
 # Entries about a round name it directly, or in their receipt.
@@ -221,32 +219,11 @@ class AuditLog:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Lock the log; what the body appends is on disk on return, all of it, or none if the body raises."""
-        _make_private(self._path)
-        try:
-            with closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as database:
-                # EXTRA also syncs the folder after the journal is deleted; with FULL a power cut could bring the
-                # journal back, and with it undo an entry that was acknowledged.
-                database.execute("PRAGMA synchronous = EXTRA")
-                database.execute("BEGIN IMMEDIATE")
-                try:
-                    log = _prepare(database, self.origin, self._clock)
-                    if log.size == 0:
-                        log.append("created", self._identity)
-                    yield log
-                    database.execute("COMMIT")
-                finally:
-                    if database.in_transaction:
-                        database.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise _unusable(self._path.name, error) from error
-
-
-def _make_private(path: Path) -> None:
-    """Make the file, if there is none, so that only its owner can read it."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise _unusable(path.name, error) from error
+        with transaction(self._path, _unusable) as database:
+            log = _prepare(database, self.origin, self._clock)
+            if log.size == 0:
+                log.append("created", self._identity)
+            yield log
 
 
 def _prepare(database: sqlite3.Connection, origin: str, clock: Callable[[], float]) -> Transaction:
@@ -263,11 +240,10 @@ def _prepare(database: sqlite3.Connection, origin: str, clock: Callable[[], floa
     return Transaction(database, origin, clock)
 
 
-def _unusable(name: str, error: Exception) -> AuditError:
-    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+def _unusable(name: str, error: Exception, code: ErrorCode) -> AuditError:
     return AuditError(
         f"the audit log {name} cannot be used ({type(error).__name__}); without it nothing is done that must be "
         "recorded. Free disk space, or give this user the right to write the file and its folder. Do not delete it: "
         "the other side remembers what it said.",
-        ErrorCode.DISK_FULL if full else ErrorCode.INTERNAL,
+        code,
     )

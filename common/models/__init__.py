@@ -51,6 +51,18 @@ def build_model(run: RunConfig) -> nn.Module:
     return network
 
 
+def freeze(network: nn.Module, run: RunConfig) -> None:
+    """Leave only the weights that the run trains trainable: see [training] trainable."""
+    if run.training.trainable == "all":
+        return
+    network.requires_grad_(False)
+    head = list(network.model.children())[-1]  # type: ignore[union-attr]  # MONAI has a Sequential there
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d | nn.GroupNorm | nn.PReLU):
+            module.requires_grad_(True)
+    head.requires_grad_(True)
+
+
 def tensor_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the run's weights, without allocating them."""
     with torch.device("meta"):
@@ -74,4 +86,4 @@ def _check_bottleneck(run: RunConfig) -> None:
         )
 
 
-__all__ = ["build_model", "tensor_shapes"]
+__all__ = ["build_model", "freeze", "tensor_shapes"]

@@ -5,7 +5,8 @@ slices weighs as much as one with few; it is clipped to `clipping_norm`, the cli
 gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). How the gradients are computed is
 chosen by measurement (`common.privacy.autotune`), a few patients at a time, so that no memory grows with their number.
 The sum is divided by the expected number of patients, which is public, not by the sampled number, which is not.
-Clipping and scaling are Opacus', the noise is ours (`common.privacy.noise`).
+Clipping and scaling are Opacus', the noise is ours (`common.privacy.noise`). The norm is fixed, or follows a quantile
+of the patients' (`common.privacy.clipping`); a step's norm is set before its batch is looked at.
 
 The noise and the sampling draw on the operating system's randomness and never on a seed.
 """
@@ -24,11 +25,14 @@ from torch import Tensor, nn
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.autotune import Plan, choose
 from common.privacy.checks import check_model, unchanged_buffers
+from common.privacy.clipping import ClippingRule, gradient_noise_multiplier, next_norm
 from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
 from common.privacy.noise import noised
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
+
+    from common.config import AdaptiveClippingConfig
 
 
 def private_optimizer(
@@ -73,12 +77,34 @@ def private_optimizer(
             "the optimiser from model.parameters().",
             ErrorCode.UNSUPPORTED,
         )
-    return DPOptimizer(
+    private = DPOptimizer(
         optimizer,
         noise_multiplier=noise_multiplier,
         max_grad_norm=clipping_norm,
         expected_batch_size=expected_patients,
     )
+    private.clipping_rule = None
+    return private
+
+
+def adapt_clipping(optimizer: DPOptimizer, settings: AdaptiveClippingConfig, *, expected_patients: float) -> None:
+    """From now on the clipping norm moves after each step, and the gradients' noise is raised to pay for it.
+
+    Args:
+        optimizer: from `private_optimizer`, with the noise multiplier that a step is charged for, and the first norm.
+        settings: of the run.
+        expected_patients: public number that a step samples on average, among the patients in training.
+    Raises:
+        PrivacyError: the noise cannot pay for it, the number has no meaning, or the norm moves already.
+    """
+    if optimizer.clipping_rule is not None or not 0 < expected_patients < math.inf:
+        raise PrivacyError(
+            f"clipping cannot be made adaptive with {expected_patients} expected patients and rule "
+            f"{optimizer.clipping_rule}; expected a number > 0 and no rule. Call this once for each optimiser.",
+            ErrorCode.BAD_REQUEST,
+        )
+    optimizer.noise_multiplier = gradient_noise_multiplier(optimizer.noise_multiplier, settings.count_noise)
+    optimizer.clipping_rule = ClippingRule(settings, optimizer.max_grad_norm, expected_patients)
 
 
 def private_step(
@@ -93,7 +119,7 @@ def private_step(
 
     Args:
         model: changed in place.
-        optimizer: from `private_optimizer`.
+        optimizer: from `private_optimizer`; `adapt_clipping` may have been called for it.
         patients: (crops (N, C, *spatial), labels (N, *spatial)) of each sampled patient, read a few at a time.
         loss: (logits (N, K, *spatial), labels (N, *spatial)) -> scalar, the mean over the patient's crops.
         plan: how the gradients are computed. None: what `autotune.choose` finds, on random images, when it first meets
@@ -107,6 +133,7 @@ def private_step(
             samples. No step is made.
     """
     losses: list[float] = []
+    rule, count = optimizer.clipping_rule, 0.0
     optimizer.zero_grad(set_to_none=True)
     # The sum starts from a batch of nobody, so that an empty Poisson batch takes the same path.
     _clip_and_add(optimizer, [parameter.new_zeros((0, *parameter.shape)) for parameter in optimizer.params])
@@ -119,12 +146,18 @@ def private_step(
             plan = plan or choose(model, loss, first, optimizer.expected_batch_size)
             for some in _portions(chain([first], remaining), plan):
                 found = patient_gradients(model, loss, some, plan.strategy, max_crops=plan.max_crops)
-                _clip_and_add(optimizer, [found.of[parameter] for parameter in optimizer.params])
+                gradients = [found.of[parameter] for parameter in optimizer.params]
+                if rule is not None:
+                    count += _centred_count(gradients, optimizer.max_grad_norm)
+                _clip_and_add(optimizer, gradients)
                 losses.extend(found.losses.tolist())
     _add_noise(optimizer)
     optimizer.scale_grad()
     optimizer.original_optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if rule is not None:
+        noisy_count = _with_noise(count, rule.settings.count_noise)
+        optimizer.max_grad_norm = next_norm(optimizer.max_grad_norm, noisy_count, rule)
     return sum(losses) / len(losses) if losses else None
 
 
@@ -155,6 +188,20 @@ def _clip_and_add(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> None:
     optimizer.clip_and_accumulate()
 
 
+def _centred_count(gradients: Sequence[Tensor], norm: float) -> float:
+    """Of (patients, *shape) gradients: 1/2 for each patient within the norm over all parameters, -1/2 for others."""
+    norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    return float(torch.where(norms <= norm, 0.5, -0.5).sum())
+
+
+def _with_noise(centred_count: float, deviation: float) -> float:
+    """A patient more or less changes the count by 1/2."""
+    (noisy,) = noised(
+        [torch.tensor([centred_count], dtype=torch.float64)], clipping_norm=1 / 2, noise_multiplier=2 * deviation
+    )
+    return noisy.item()
+
+
 def _add_noise(optimizer: DPOptimizer) -> None:
     """From the optimiser's clipped sums to its noisy gradients, once a step."""
     sums = [parameter.summed_grad for parameter in optimizer.params]
@@ -163,4 +210,4 @@ def _add_noise(optimizer: DPOptimizer) -> None:
         parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
 
 
-__all__ = ["check_model", "private_optimizer", "private_step", "sample_patients"]
+__all__ = ["adapt_clipping", "check_model", "private_optimizer", "private_step", "sample_patients"]

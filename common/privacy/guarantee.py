@@ -8,9 +8,10 @@ Everything here follows from the run, the declared size and the steps made, so s
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from common.config import METRICS, PrivacyConfig, RunConfig, sha256_of
+from common.config import METRICS, DataConfig, PrivacyConfig, RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
+from common.privacy.clipping import gradient_noise_multiplier, norm_bounds
 from common.privacy.ledger import Ledger
 
 UNIT = "patient"
@@ -43,11 +44,23 @@ _COHORT_CLASSES = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 class Plan:
     """How a site trains privately in a run."""
 
-    noise_multiplier: float  # standard deviation of the noise over the clipping norm
+    noise_multiplier: float  # what a step is charged for: standard deviation of the noise over the clipping norm
+    gradient_noise_multiplier: float  # of the gradients alone: more, where a count is released beside them
     delta: float
     sampling_rate: float  # probability that a patient takes part in a step
     steps_per_round: int
     expected_patients: float  # in a step: the public denominator of the mean gradient
+    expected_in_training: float  # in a step, the shares held out by the run taken off: that of adaptive clipping
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Epsilon of a cohort over all runs, as its lifetime budget is measured."""
+
+    before: float
+    after: float  # all rounds of the run
+    reserved: float | None  # and all that the other runs that have started may still want; None where there is none
+    delta: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,9 @@ class Guarantee:
     sampling_rate: float
     steps: int
     noise_multiplier: float
-    clipping_norm: float  # L2, of one patient's gradient
+    gradient_noise_multiplier: float
+    clipping_norm: float  # L2, of one patient's gradient; each round's first, where it is adaptive
+    clipping: str
     noise: str
     accountant: str
     public: tuple[str, ...]
@@ -80,7 +95,8 @@ def plan(run: RunConfig, cohort_size: int) -> Plan:
         run: with a [privacy] table.
         cohort_size: the site's publicly declared number of patients.
     Raises:
-        PrivacyError: no [privacy] table, an empty cohort, delta above 1 / (10 N), or an epsilon out of reach.
+        PrivacyError: no [privacy] table, an empty cohort, delta above 1 / (10 N), an epsilon out of reach, or too
+            little noise on the count of adaptive clipping.
     """
     privacy = _privacy(run)
     if cohort_size < 1:
@@ -96,12 +112,16 @@ def plan(run: RunConfig, cohort_size: int) -> Plan:
             "cohort. Lower [privacy] delta, or leave it out.",
             ErrorCode.BAD_REQUEST,
         )
+    noise_multiplier = _noise_multiplier(run, delta)
+    expected = privacy.sampling_rate * cohort_size
     return Plan(
-        noise_multiplier=_noise_multiplier(run, delta),
+        noise_multiplier=noise_multiplier,
+        gradient_noise_multiplier=_gradient_noise_multiplier(privacy, noise_multiplier),
         delta=delta,
         sampling_rate=privacy.sampling_rate,
         steps_per_round=run.training.local_steps,
-        expected_patients=privacy.sampling_rate * cohort_size,
+        expected_patients=expected,
+        expected_in_training=expected * _training_fraction(run.data),
     )
 
 
@@ -137,7 +157,7 @@ def charge_round(
     return cost
 
 
-def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -> tuple[float, float, float]:
+def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -> Forecast:
     """What a run would cost a cohort, were all of its rounds done; nothing is charged.
 
     Args:
@@ -146,18 +166,34 @@ def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -
         cohort: whose budget it is.
         cohort_size: the site's publicly declared number of patients.
 
-    Returns:
-        Epsilon of the cohort over all runs before it and after it, and the delta of both.
-
     Raises:
-        PrivacyError: as `plan`.
+        PrivacyError: as `plan`, or the ledger cannot be read.
     """
-    cost = plan(run, cohort_size)
-    history = ledger.history(cohort)
-    done = sum(steps for _, _, steps in ledger.history(cohort, sha256_of(run)))
+    cost, run_hash = plan(run, cohort_size), sha256_of(run)
+    history, others = ledger.history(cohort), ledger.reserved(cohort, but=run_hash)
+    done = sum(steps for _, _, steps in ledger.history(cohort, run_hash))
     left = max(0, run.federation.rounds * cost.steps_per_round - done)
     after = (*history, (cost.noise_multiplier, cost.sampling_rate, left)) if left else history
-    return epsilon(history, cost.delta), epsilon(after, cost.delta), cost.delta
+    delta = ledger.delta(cohort, cost.delta)
+    return Forecast(
+        before=epsilon(history, delta),
+        after=epsilon(after, delta),
+        reserved=epsilon((*after, *others), delta) if others else None,
+        delta=delta,
+    )
+
+
+def why_void(run: RunConfig) -> str | None:
+    """Why a run with a [privacy] table guarantees nothing, so that no epsilon may be printed; None if it does.
+
+    Seeded noise, BatchNorm and units other than the patient cannot be asked for in a run; what starts from weights can.
+    """
+    if run.privacy is None or run.initial is None or run.initial.public is not None:
+        return None
+    return (
+        "the run starts from weights that nobody declares to be public: they may have been trained on the same "
+        "patients. State [initial] public in run.toml, or leave [initial] out"
+    )
 
 
 def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Guarantee:
@@ -169,9 +205,13 @@ def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Gu
         delta: of the site's plan.
         steps: charged at the site in this run.
     Raises:
-        PrivacyError: no [privacy] table.
+        PrivacyError: no [privacy] table, or it is void.
     """
     privacy = _privacy(run)
+    if reason := why_void(run):
+        raise PrivacyError(f"run {run.name!r} gives no guarantee: {reason}.", ErrorCode.BAD_REQUEST)
+    start = () if run.initial is None else (f"by the coordinator's word, the initial weights: {run.initial.public}",)
+    noise_multiplier = _noise_multiplier(run, delta)
     return Guarantee(
         epsilon=epsilon,
         delta=delta,
@@ -180,11 +220,13 @@ def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Gu
         sampling=f"Poisson: each patient in each step with probability {privacy.sampling_rate:g}",
         sampling_rate=privacy.sampling_rate,
         steps=steps,
-        noise_multiplier=_noise_multiplier(run, delta),
+        noise_multiplier=noise_multiplier,
+        gradient_noise_multiplier=_gradient_noise_multiplier(privacy, noise_multiplier),
         clipping_norm=privacy.clipping_norm,
+        clipping=_clipping(privacy),
         noise=NOISE,
         accountant=ACCOUNTANT,
-        public=PUBLIC,
+        public=(*PUBLIC, *start),
         not_covered=NOT_COVERED,
     )
 
@@ -202,6 +244,28 @@ def _noise_multiplier(run: RunConfig, delta: float) -> float:
     privacy = _privacy(run)
     steps = run.federation.rounds * run.training.local_steps
     return noise_multiplier_for(privacy.target_epsilon, delta, privacy.sampling_rate, steps)
+
+
+def _gradient_noise_multiplier(privacy: PrivacyConfig, noise_multiplier: float) -> float:
+    if privacy.adaptive_clipping is None:
+        return noise_multiplier
+    return gradient_noise_multiplier(noise_multiplier, privacy.adaptive_clipping.count_noise)
+
+
+def _training_fraction(data: DataConfig) -> float:
+    return 1 - data.validation_fraction - (data.test_fraction if data.folds is None else 1 / data.folds)
+
+
+def _clipping(privacy: PrivacyConfig) -> str:
+    adaptive, first = privacy.adaptive_clipping, privacy.clipping_norm
+    if adaptive is None:
+        return f"fixed norm {first:g}"
+    low, high = norm_bounds(first)
+    return (
+        f"adaptive from {first:g} in each round, towards quantile {adaptive.quantile:g} of the patients' gradient "
+        f"norms, within {low:g} and {high:g}; the count it follows has noise of deviation {adaptive.count_noise:g} "
+        "patients, charged with the step"
+    )
 
 
 def _cohort_size_class(patients: int) -> str:

@@ -1,61 +1,42 @@
-"""What a hospital's patients have spent of their privacy: one SQLite file, kept across runs and restarts.
+"""What a hospital's patients have spent of their privacy: one sealed file, kept across runs and restarts.
 
 A row is one charge: the noisy steps of one attempt at one round of one run, on one cohort (a set of patients). It is
 written and synced before the steps run, so that a process killed at any moment has spent at most what is recorded. A
 charge repeated with the same cohort, run, round and attempt costs nothing; a new attempt draws new noise, so it costs
-again. Rows keep what was done (noise, sampling rate, steps), not an epsilon: epsilon follows from all rows together,
-and rows that agree in noise and rate are added up first, so that a run is one row to the accountant.
+again. Whoever trains takes the attempt with `begin` just before the first step, and nobody takes it twice: one charge
+pays for one training. Rows keep what was done (noise, sampling rate, steps), not an epsilon: epsilon follows from all
+rows together, and rows that agree in noise and rate are added up first, so that a run is one row to the accountant.
 
 A run's first charge reserves the rest of the run, so that of two runs that fit one at a time only one starts. Each
 further charge takes its share of the reservation; `release` gives back what is left. Nothing else does: a crash keeps
 it, and then the hospital has more budget than the ledger says, never less.
+
+Charges, takings and releases are rows of a journal (common/privacy/journal.py), which only grows and which only the
+site can read; what is reserved follows from them.
 """
 
-import sqlite3
+import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged
+from common.privacy.journal import Journal, Rows
+from common.safe import Safe
 
-# 2 added the reservations.
-_VERSION = 2
-# A charge holds the lock while it is decided, which takes the accountant seconds at worst.
-_LOCK_TIMEOUT_S = 60.0
+# Rows are filled up to a multiple of this, so that their lengths do not tell what they are.
+_ROW_BYTES = 512
 
-_CHARGES = """
-CREATE TABLE IF NOT EXISTS charges (
-    id INTEGER PRIMARY KEY,
-    cohort TEXT NOT NULL,
-    run_hash TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    attempt TEXT NOT NULL,
-    noise_multiplier REAL NOT NULL,
-    sampling_rate REAL NOT NULL,
-    steps INTEGER NOT NULL,
-    delta REAL NOT NULL,
-    charged_at TEXT NOT NULL,
-    UNIQUE (cohort, run_hash, round, attempt)
-) STRICT
-"""
-_RESERVATIONS = """
-CREATE TABLE IF NOT EXISTS reservations (
-    cohort TEXT NOT NULL,
-    run_hash TEXT NOT NULL,
-    noise_multiplier REAL NOT NULL,
-    sampling_rate REAL NOT NULL,
-    steps INTEGER NOT NULL,
-    PRIMARY KEY (cohort, run_hash)
-) STRICT
-"""
+_Key: TypeAlias = tuple[str, str, int, str]  # cohort, run hash, round, attempt
 
 
 @dataclass(frozen=True)
 class Charge:
-    """One row of the ledger."""
+    """The steps of one attempt at one round."""
 
     cohort: str
     run_hash: str
@@ -80,11 +61,20 @@ class Reservation:
 
 
 class Ledger:
-    """The ledger in a file, made on first use. Any number of processes may use it at once."""
+    """The ledger in a file, made on first use. Any number of processes may use it at once.
 
-    def __init__(self, path: Path) -> None:
-        """Remember where the ledger is; nothing is opened yet."""
-        self._path = path
+    Every method raises a PrivacyError where the file cannot be read or written, or is not as this site left it.
+    """
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        """Remember where the ledger is; nothing is opened yet.
+
+        Args:
+            path: of the file; its folder is there.
+            key: the site key.
+        """
+        self._safe = Safe(key, "ledger")
+        self._journal = Journal(path, self._safe)
 
     def charge(
         self,
@@ -117,45 +107,74 @@ class Ledger:
                 unless they all fit, so that it does not fail half-way. Those after this one are reserved, as far as
                 they fit.
         Raises:
-            PrivacyError: the budget would be passed (nothing is recorded), the attempt was charged with other values,
-                or the ledger cannot be read or written.
+            PrivacyError: the budget would be passed (nothing is recorded), or the attempt was charged with other
+                values.
         """
-        charge = Charge(
-            cohort, run_hash, round_, attempt, noise_multiplier, sampling_rate, steps, delta,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-        )  # fmt: skip
+        charge = Charge(cohort, run_hash, round_, attempt, noise_multiplier, sampling_rate, steps, delta, _now())
         merged([(noise_multiplier, sampling_rate, steps)])
-        with self._transaction() as database:
-            recorded = _find(database, charge)
+        with self._book() as book:
+            recorded = book.charges.get(_key(charge))
             if recorded is not None:
                 _check_same(recorded, charge)
                 return
-            others = _reserved(database, cohort, run_hash)
+            others = book.reserved(cohort, but=run_hash)
             fitting = rounds
             if lifetime_epsilon is not None:
-                taken = merged((*_history(database, cohort), *others))
-                fitting = _rounds_that_fit(taken, charge, _delta(database, charge), lifetime_epsilon, rounds)
-                wanted = 1 if _history(database, cohort, run_hash) else rounds
+                taken = merged((*book.history(cohort), *others))
+                fitting = _rounds_that_fit(taken, charge, book.delta(cohort, delta), lifetime_epsilon, rounds)
+                wanted = 1 if book.history(cohort, run_hash) else rounds
                 if fitting < wanted:
                     raise PrivacyError(
                         _refusal(lifetime_epsilon, wanted, fitting, reserved=bool(others)), ErrorCode.BUDGET_SPENT
                     )
-            _reserve(database, charge, steps * (fitting - 1))
-            columns = "cohort, run_hash, round, attempt, noise_multiplier, sampling_rate, steps, delta, charged_at"
-            database.execute(f"INSERT INTO charges ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(charge))  # noqa: S608 -- the columns are constants
+            book.add("charge", _key(charge), steps * (fitting - 1), *astuple(charge))
+
+    def begin(self, cohort: str, run_hash: str, round_: int, attempt: str) -> None:
+        """Take a charged attempt for training, just before its first noisy step. On return the taking is on disk.
+
+        Of all who ask for the same attempt, one is let through, once; whoever is killed after this needs a new attempt.
+
+        Raises:
+            PrivacyError: BAD_REQUEST, the attempt was not charged, or was taken before.
+        """
+        key = (cohort, run_hash, round_, attempt)
+        with self._book() as book:
+            if key not in book.charges:
+                raise PrivacyError(
+                    f"round {round_} has no charge under this attempt, so it must not be trained. Charge it first.",
+                    ErrorCode.BAD_REQUEST,
+                )
+            if key in book.begun:
+                raise PrivacyError(
+                    f"the charge of round {round_} was used up under this attempt: it pays for one training only. "
+                    "Start the round again under a new attempt.",
+                    ErrorCode.BAD_REQUEST,
+                )
+            book.add("begin", key, *key, _now())
 
     def release(self, run_hash: str) -> None:
         """Give back what a run has reserved and will not use: it has ended, or is not to go on here.
 
         What it was charged stays. A run that goes on after all reserves again what still fits.
         """
-        with self._transaction() as database:
-            database.execute("DELETE FROM reservations WHERE run_hash = ?", (run_hash,))
+        with self._book() as book:
+            if any(one.run_hash == run_hash for one in book.reservations.values()):
+                book.add("release", (run_hash, len(book.rows.contents)), run_hash, _now())
 
     def history(self, cohort: str, run_hash: str | None = None) -> History:
         """All steps charged to a cohort, or those of one run."""
-        with self._transaction() as database:
-            return _history(database, cohort, run_hash)
+        with self._book() as book:
+            return book.history(cohort, run_hash)
+
+    def reserved(self, cohort: str, but: str) -> History:
+        """The steps that all runs but one may still want from a cohort."""
+        with self._book() as book:
+            return book.reserved(cohort, but)
+
+    def delta(self, cohort: str, of_run: float) -> float:
+        """At which a cohort's budget is measured when a run of this delta is charged: the smallest of all."""
+        with self._book() as book:
+            return book.delta(cohort, of_run)
 
     def spent(self, cohort: str, delta: float, run_hash: str | None = None) -> float:
         """Epsilon spent by a cohort at this delta, over all runs or in one."""
@@ -163,96 +182,96 @@ class Ledger:
 
     def entries(self) -> tuple[Charge, ...]:
         """All charges, oldest first."""
-        with self._transaction() as database:
-            return tuple(Charge(*row[1:]) for row in database.execute("SELECT * FROM charges ORDER BY id"))
+        with self._book() as book:
+            return tuple(book.charges.values())
 
     def reservations(self) -> tuple[Reservation, ...]:
         """What the runs that have started may still want."""
-        with self._transaction() as database:
-            return tuple(Reservation(*row) for row in database.execute("SELECT * FROM reservations ORDER BY rowid"))
+        with self._book() as book:
+            return tuple(book.reservations.values())
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One connection, one transaction; rolled back if the body raises."""
-        try:
-            with closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as database:
-                # EXTRA also syncs the folder after the rollback journal is deleted; with FULL a power cut could
-                # bring the journal back, and with it undo a charge.
-                database.execute("PRAGMA synchronous = EXTRA")
-                database.execute("BEGIN IMMEDIATE")
-                try:
-                    _prepare(database)
-                    yield database
-                    database.execute("COMMIT")
-                finally:
-                    if database.in_transaction:
-                        database.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise _unusable(self._path.name, error) from error
+    def _book(self) -> Iterator["_Book"]:
+        """What the rows say, while the file is locked."""
+        with self._journal.transaction() as rows:
+            book = _Book(rows, self._safe)
+            for content in rows.contents:
+                book.enter(*json.loads(content))
+            yield book
 
 
-def _prepare(database: sqlite3.Connection) -> None:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version < _VERSION:
-        database.execute(_CHARGES)
-        database.execute(_RESERVATIONS)
-        database.execute(f"PRAGMA user_version = {_VERSION}")
-    elif version > _VERSION:
-        raise PrivacyError(
-            f"the privacy ledger has format {version}, this program knows {_VERSION}. Use the version of Wardround "
-            "that wrote it, or a newer one.",
-            ErrorCode.INTERNAL,
+@dataclass
+class _Book:
+    """What the rows of a ledger add up to."""
+
+    rows: Rows
+    safe: Safe
+    charges: dict[_Key, Charge] = field(default_factory=dict)  # oldest first
+    begun: set[_Key] = field(default_factory=set)
+    reservations: dict[tuple[str, str], Reservation] = field(default_factory=dict)  # by cohort and run hash
+
+    def add(self, kind: str, key: tuple[str | int, ...], *values: str | float) -> None:
+        """Write a row; there is only one of a kind and key."""
+        text = json.dumps([kind, *values]).encode()
+        self.rows.append(self.safe.name(kind, *key), text.ljust(-(-len(text) // _ROW_BYTES) * _ROW_BYTES))
+
+    def enter(self, kind: str, *values: Any) -> None:
+        """Take in a row that stands in the file, as `add` wrote it."""
+        if kind == "charge":
+            reserved, charge = values[0], Charge(*values[1:])
+            self.charges[_key(charge)] = charge
+            self._reserve(charge, reserved)
+        elif kind == "begin":
+            cohort, run_hash, round_, attempt, _ = values
+            self.begun.add((cohort, run_hash, round_, attempt))
+        else:
+            for place in [place for place in self.reservations if place[1] == values[0]]:
+                del self.reservations[place]
+
+    def history(self, cohort: str, run_hash: str | None = None) -> History:
+        """Steps charged to a cohort, or those of one run."""
+        return merged(
+            (one.noise_multiplier, one.sampling_rate, one.steps)
+            for one in self.charges.values()
+            if one.cohort == cohort and run_hash in (None, one.run_hash)
         )
 
+    def reserved(self, cohort: str, but: str) -> History:
+        """What all runs but one have reserved."""
+        return merged(
+            (one.noise_multiplier, one.sampling_rate, one.steps)
+            for one in self.reservations.values()
+            if one.cohort == cohort and one.run_hash != but
+        )
 
-def _find(database: sqlite3.Connection, charge: Charge) -> Charge | None:
-    key = (charge.cohort, charge.run_hash, charge.round, charge.attempt)
-    where = "cohort = ? AND run_hash = ? AND round = ? AND attempt = ?"
-    row = database.execute(f"SELECT * FROM charges WHERE {where}", key).fetchone()  # noqa: S608 -- a constant
-    return None if row is None else Charge(*row[1:])
+    def delta(self, cohort: str, of_run: float) -> float:
+        """At which a cohort's budget is measured."""
+        return min((of_run, *(one.delta for one in self.charges.values() if one.cohort == cohort)))
+
+    def _reserve(self, charge: Charge, steps: int) -> None:
+        """What the charge's run has reserved from now on."""
+        place = (charge.cohort, charge.run_hash)
+        self.reservations.pop(place, None)
+        if steps:
+            self.reservations[place] = Reservation(*place, charge.noise_multiplier, charge.sampling_rate, steps)
+
+
+def _key(charge: Charge) -> _Key:
+    return (charge.cohort, charge.run_hash, charge.round, charge.attempt)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _check_same(recorded: Charge, charge: Charge) -> None:
     """A repeated charge must be the same charge: otherwise less could be recorded than is done."""
-    if astuple(recorded)[:-1] != astuple(charge)[:-1]:
+    if replace(recorded, charged_at=charge.charged_at) != charge:
         raise PrivacyError(
             f"round {charge.round} was charged before with other noise, rate, steps or delta under the same attempt. "
             "Start the round again under a new attempt.",
             ErrorCode.BAD_REQUEST,
         )
-
-
-def _history(database: sqlite3.Connection, cohort: str, run_hash: str | None = None) -> History:
-    rows = database.execute(
-        "SELECT noise_multiplier, sampling_rate, steps FROM charges "
-        "WHERE cohort = ?1 AND (?2 IS NULL OR run_hash = ?2)",
-        (cohort, run_hash),
-    )
-    return merged(rows)
-
-
-def _reserved(database: sqlite3.Connection, cohort: str, but: str) -> History:
-    """What all runs but one have reserved."""
-    rows = database.execute(
-        "SELECT noise_multiplier, sampling_rate, steps FROM reservations WHERE cohort = ? AND run_hash != ?",
-        (cohort, but),
-    )
-    return merged(rows)
-
-
-def _reserve(database: sqlite3.Connection, charge: Charge, steps: int) -> None:
-    """What the charge's run has reserved from now on."""
-    reservation = Reservation(charge.cohort, charge.run_hash, charge.noise_multiplier, charge.sampling_rate, steps)
-    if steps:
-        database.execute("REPLACE INTO reservations VALUES (?, ?, ?, ?, ?)", astuple(reservation))
-    else:
-        database.execute("DELETE FROM reservations WHERE cohort = ? AND run_hash = ?", astuple(reservation)[:2])
-
-
-def _delta(database: sqlite3.Connection, charge: Charge) -> float:
-    """At which a cohort's budget is measured."""
-    (least,) = database.execute("SELECT min(delta) FROM charges WHERE cohort = ?", (charge.cohort,)).fetchone()
-    return charge.delta if least is None else min(charge.delta, least)
 
 
 def _rounds_that_fit(history: History, charge: Charge, delta: float, lifetime_epsilon: float, wanted: int) -> int:
@@ -278,14 +297,4 @@ def _refusal(lifetime_epsilon: float, wanted: int, fitting: int, *, reserved: bo
         f"the privacy budget does not last: {wanted} round(s) like this would pass the cohort's lifetime epsilon of "
         f"{lifetime_epsilon:g}, {fitting} would fit{beside}. Plan fewer rounds or a smaller [privacy] target-epsilon, "
         "or let the hospital raise lifetime-epsilon in policy.toml."
-    )
-
-
-def _unusable(name: str, error: sqlite3.Error) -> PrivacyError:
-    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return PrivacyError(
-        f"the privacy ledger {name} cannot be used ({error}); without it nothing is trained with privacy. Free disk "
-        "space, give this user the right to write the file and its folder, or restore the file from a backup. Do not "
-        "delete it: what was spent would be forgotten.",
-        ErrorCode.DISK_FULL if full else ErrorCode.INTERNAL,
     )

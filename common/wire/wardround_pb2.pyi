@@ -154,13 +154,13 @@ class ExchangeCheckpointsReply(_message.Message):
     def __init__(self, seen_size: _Optional[int] = ..., checkpoint: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., others: _Optional[_Iterable[_Union[SiteCheckpoint, _Mapping]]] = ...) -> None: ...
 
 class SiteCheckpoint(_message.Message):
-    __slots__ = ("site", "checkpoint", "receipt_key", "proof")
+    __slots__ = ("site", "checkpoint", "proof", "certificate_pem")
     SITE_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
-    RECEIPT_KEY_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
     site: str
     checkpoint: bytes
-    receipt_key: bytes
     proof: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, site: _Optional[str] = ..., checkpoint: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    certificate_pem: bytes
+    def __init__(self, site: _Optional[str] = ..., checkpoint: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., certificate_pem: _Optional[bytes] = ...) -> None: ...

@@ -59,13 +59,15 @@ class Authority:
         """Give a home folder what `join` would."""
         enrol.prepare_home(home, site)
         key = pki.new_key()
-        certificate = pki.site_certificate(pki.csr_for(site, key), site, self.root, self.root_key)
+        receipt_key = Ed25519PrivateKey.generate()
+        self.receipt_keys[site] = receipt_key.public_key().public_bytes_raw()
+        certificate = pki.site_certificate(
+            pki.csr_for(site, key), site, self.root, self.root_key, self.receipt_keys[site]
+        )
         tls = home / "tls"
         write_private(tls / "key.pem", pki.key_to_pem(key))
         write_private(tls / "certificate.pem", pki.to_pem(certificate))
         write_private(tls / "root.pem", pki.to_pem(self.root))
-        receipt_key = Ed25519PrivateKey.generate()
-        self.receipt_keys[site] = receipt_key.public_key().public_bytes_raw()
         write_private(tls / "receipt.key", receipt_key.private_bytes_raw())
         log_key = self.log_key.public_key().public_bytes_raw().hex()
         coordinator = {"site": site, "gateway": gateway, "log-key": log_key}
@@ -87,10 +89,12 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.receipts: list[receipts.Receipt] = []  # every one that was shown
         self.answer_receipt: Callable[[bytes], bytes] = lambda signature: signature  # before it goes out; may abort
         self.log = AuditLog(Path(tempfile.mkdtemp()) / "audit.sqlite", "coordinator", authority.log_key)
+        self.limit: Callable[[str, grpc.ServicerContext], None] = lambda *_: None  # may abort
         self.arrived: set[str] = set()
         self.others: list[wardround_pb2.SiteCheckpoint] = []
         self.heartbeats = 0
         self.goodbyes = 0
+        self.activations = 0
         self._authority = authority
         self._revision = 1
         self._messages: queue.Queue[message_pb2.Message] = queue.Queue()
@@ -182,6 +186,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return fleet_pb2.PushMessagesResponse(objects_to_push=object_ids(tree), session_id="session")
 
     def PushObject(self, request, context):
+        self.limit("PushObject", context)
         self.sent.append(request.object_content)
         with self._lock:
             self._received[request.object_id] = request.object_content
@@ -200,6 +205,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def ActivateNode(self, request, context):
         assert request.public_key == b""
+        self.activations += 1
         return fleet_pb2.ActivateNodeResponse(node_id=NODE_ID)
 
     def DeactivateNode(self, request, context):
@@ -222,6 +228,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return wardround_pb2.AnswerProposalReply()
 
     def SubmitReceipt(self, request, context):
+        self.limit("SubmitReceipt", context)
         receipt = receipts.Receipt.from_bytes(request.receipt)
         self.receipts.append(receipt)
         if receipt.update not in self.arrived:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
@@ -24,12 +25,14 @@ from safetensors.numpy import save
 from client import approvals
 from client.agent import Agent
 from client.pipe import Answer, Describe, Offer, PipeError, Question, Work
+from client.record import open_log
 from client.site import open_site
 from client.status import read_status
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
 from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
+from common.wire import pushback
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
 
 RUN_TOML = """
@@ -339,6 +342,87 @@ def test_nothing_a_worker_says_leaves_but_numbers_and_codes(stage: Stage) -> Non
     for text in (PLANTED, "series-1.dcm", "/data", str(stage.home)):
         for encoded in (text.encode(), text.encode("utf-16-le"), base64.b64encode(text.encode()), text.encode().hex()):
             assert (encoded if isinstance(encoded, bytes) else encoded.encode()) not in tap
+
+
+# Limits of the coordinator
+
+
+class Limit:
+    """Refuses a method so many times, and says when to come again, unless it is for ever."""
+
+    def __init__(self, method: str, times: int, wait_s: float | None) -> None:
+        self.method, self.left, self.wait_s = method, times, wait_s
+
+    def __call__(self, method: str, context: grpc.ServicerContext) -> None:
+        if method == self.method and self.left:
+            self.left -= 1
+            if self.wait_s is not None:
+                pushback.tell(context, self.wait_s)
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "a limit is reached")
+
+
+def receipts_of(stage: Stage) -> list[str]:
+    """The updates for which this site has signed."""
+    return [entry.fields["receipt"]["update"] for entry in open_log(stage.home).entries() if entry.kind == "round"]
+
+
+def test_update_waits_while_the_coordinator_says_not_now(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.fleet.SHORTEST_PAUSE_S", 0.01)
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.limit = limit = Limit("PushObject", 5, 0.01)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
+    assert limit.left == 0
+    assert len(stage.worker.worked) == 1
+    assert read_status(stage.home)["state"] == "connected"
+
+
+def test_limit_that_outlasts_all_patience_costs_no_update(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.fleet.SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("client.fleet.PATIENCE_S", 0.1)
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.limit = limit = Limit("PushObject", 1_000_000, 0.01)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    eventually(lambda: stage.coordinator.activations > 1)  # it gave up, and starts over
+    limit.left = 0
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))  # the gateway delivers what was not answered again
+    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
+    assert len(stage.worker.worked) == 1
+    assert receipts_of(stage) == [hashlib.sha256(UPDATED).hexdigest()]
+
+
+def test_limit_on_receipts_refuses_no_round(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.agent.SHORTEST_PAUSE_S", 0.01)
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.limit = limit = Limit("SubmitReceipt", 1_000_000, 0.01)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    eventually(lambda: stage.coordinator.activations > 1)  # it gave up, and starts over
+    limit.left = 0
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)  # and no refusal before it
+
+
+def test_reply_that_is_too_large_is_dropped_and_the_next_message_answered(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.limit = limit = Limit("PushObject", 1_000_000, None)
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", WEIGHTS))
+    eventually(lambda: limit.left < 1_000_000)
+    stage.coordinator.ask(EvaluateRequest(run_hash, 2, "test", WEIGHTS))
+    eventually(lambda: len(stage.worker.worked) == 2)
+    limit.left = 0
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    reply = stage.reply()
+    while isinstance(reply, EvaluateReply) and reply.round != 3:
+        reply = stage.reply()
+    assert [work.request.round for work in stage.worker.worked] == [1, 2, 3]
+    # A new start would bring the same message again, for ever.
+    assert stage.coordinator.activations == 1
 
 
 def test_policy_approves_by_itself_where_the_hospital_wants_it(stage: Stage) -> None:

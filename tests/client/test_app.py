@@ -1,8 +1,11 @@
 """A site does what it is asked only within the run, its policy and its budget, and lets out codes, never texts."""
 
 import errno
+import sqlite3
 import stat
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -170,22 +173,86 @@ def test_private_reply_states_the_spend_of_the_ledger_and_no_count_or_loss(site:
     assert reply.metrics["delta"] == pytest.approx(1 / 100)
 
 
-def test_same_attempt_is_charged_once_and_a_new_one_again(site: Site) -> None:
+def test_same_attempt_is_charged_and_trained_once_and_a_new_one_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = answer(train_request(PRIVATE), PRIVATE, site, "x")
-    again = answer(train_request(PRIVATE), PRIVATE, site, "x")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train_round", lambda *_, **__: pytest.fail("trained again for one charge"))
+        with pytest.raises(PrivacyError, match="new attempt") as caught:
+            answer(train_request(PRIVATE), PRIVATE, site, "x")
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+    assert len(site.ledger.entries()) == 1
     new = answer(train_request(PRIVATE), PRIVATE, site, "y")
-    assert first.metrics["epsilon"] == again.metrics["epsilon"] < new.metrics["epsilon"]
+    assert isinstance(first, TrainReply)
+    assert isinstance(new, TrainReply)
+    assert first.metrics["epsilon"] < new.metrics["epsilon"]
     assert len(site.ledger.entries()) == 2
 
 
-def test_ledger_is_charged_before_the_first_step(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_that_is_delivered_twice_is_trained_once(site: Site) -> None:
+    """A stock SuperNode gives the message's id as the attempt."""
+    assert isinstance(ask_app(train_request(PRIVATE), PRIVATE, site.home), TrainReply)
+    again = ask_app(train_request(PRIVATE), PRIVATE, site.home)
+    assert again == Refusal(sha256_of(PRIVATE), 1, ErrorCode.BAD_REQUEST)
+    assert len(site.ledger.entries()) == 1
+
+
+def test_of_requests_for_one_attempt_that_come_at_once_one_is_trained(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    together = threading.Barrier(4)
+    charge = client_app.charge_round
+
+    def charged(*values: object, **named: object) -> object:
+        cost = charge(*values, **named)  # type: ignore[arg-type]
+        together.wait(timeout=60)  # all have paid, and none has begun
+        return cost
+
+    def train(*_: object, **__: object) -> dict[str, float]:
+        trained.append("once")
+        return {"steps": 2.0}
+
+    def ask(_: int) -> str:
+        try:
+            answer(train_request(PRIVATE), PRIVATE, site, "x")
+        except PrivacyError as error:
+            return error.code
+        return "done"
+
+    site.cohort(PRIVATE)
+    monkeypatch.setattr(client_app, "charge_round", charged)
+    monkeypatch.setattr(training, "train_round", train)
+    with ThreadPoolExecutor(4) as pool:
+        said = sorted(pool.map(ask, range(4)))
+    assert said == ["bad-request", "bad-request", "bad-request", "done"]
+    assert trained == ["once"]
+    assert len(site.ledger.entries()) == 1
+
+
+def test_ledger_is_charged_and_the_attempt_taken_before_the_first_step(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crashes(*_: object, **__: object) -> None:
         assert len(site.ledger.entries()) == 1
+        with pytest.raises(PrivacyError, match="used up"):
+            site.ledger.begin(site.cohort(PRIVATE).cohort_id, sha256_of(PRIVATE), 1, "x")
         raise RuntimeError
 
     monkeypatch.setattr(training, "train_round", crashes)
     with pytest.raises(RuntimeError):
         answer(train_request(PRIVATE), PRIVATE, site, "x")
+
+
+def test_altered_ledger_stops_training(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(train_request(PRIVATE, 1), PRIVATE, site, "a")
+    path = site.home / "state" / "ledger.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM rows WHERE number = 1")
+    database.close()
+    monkeypatch.setattr(training, "train_round", lambda *_, **__: pytest.fail("trained on an altered ledger"))
+    assert ask_app(train_request(PRIVATE, 2), PRIVATE, site.home) == Refusal(sha256_of(PRIVATE), 2, ErrorCode.INTERNAL)
 
 
 def test_spent_budget_stops_training(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

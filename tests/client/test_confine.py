@@ -45,7 +45,7 @@ said |= {name: tried(deed) for name, deed in {
     "policy": lambda: (home / "policy.toml").write_text("require-privacy = false"),
     "policy by rename": lambda: (home / "state" / "moved").rename(home / "policy.toml"),
     "settings": lambda: (home / "site.toml").write_text("x"),
-    "forgotten": lambda: (home / "forgotten.json").unlink(),
+    "forgotten": lambda: (home / "forgotten.sealed").unlink(),
     "in home": lambda: (home / "stray").write_text("x"),
     "beside home": lambda: (home.parent / "stray").write_text("x"),
     "over a picture": lambda: (home.parent / "pacs.dcm").write_text("x"),
@@ -78,7 +78,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]
     home = folder / "home"
     for name in ("tls", "proposals", *confine.WRITABLE):
         (home / name).mkdir(parents=True)
-    for name in ("policy.toml", "forgotten.json"):
+    for name in ("policy.toml", "forgotten.sealed"):
         (home / name).write_text("as the hospital wrote it")
     (home / "proposals" / "answer.json").write_text("no")
     (home / "audit.sqlite").write_text("log")
@@ -109,7 +109,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]
     assert (folder / "pacs.dcm").read_text() == "picture"
     assert (home / "proposals" / "answer.json").read_text() == "no"
     assert not (folder / "stray").exists()
-    for name in ("policy.toml", "forgotten.json"):
+    for name in ("policy.toml", "forgotten.sealed"):
         assert (home / name).read_text() == "as the hospital wrote it"
 
 

@@ -90,6 +90,34 @@ def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:
     assert site.ledger.history("cohort", sha256_of(second)) == ()
 
 
+def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
+    started, new = a_run(name="started"), a_run(name="new")
+    charge_round(site.ledger, started, cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9)
+    text = shown(site, proposed(site, new))["privacy"]
+    cost = plan(new, 45)
+    before, after, beside = (
+        float(word.strip(",")) for word in text.split() if word.strip(",").replace(".", "").isdigit() and "." in word
+    )
+    expected = [pld_epsilon([(cost.noise_multiplier, 0.1, steps)], cost.delta) for steps in (10, 70, 120)]
+    assert (before, after, beside) == pytest.approx(expected, abs=0.02)
+    assert f"to {after:.2f}, and to {beside:.2f} with what other runs still want (delta" in text
+    own = shown(site, proposed(site, started))["privacy"]
+    assert "other runs" not in own  # what it has reserved itself is in its own end
+    site.ledger.release(sha256_of(started))
+    assert "other runs" not in shown(site, proposed(site, new))["privacy"]
+
+
+def test_epsilon_is_told_at_the_delta_at_which_the_budget_is_measured(site: Site) -> None:
+    strict = a_run(name="strict", privacy={"target-epsilon": 3.0, "sampling-rate": 0.1, "delta": 1e-6})
+    charge_round(site.ledger, strict, cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9)
+    site.ledger.release(sha256_of(strict))
+    text = shown(site, proposed(site, a_run()))["privacy"]
+    assert "(delta 1.0e-06" in text
+    words = text.split()
+    before = float(words[words.index("from") + 1])
+    assert before == pytest.approx(pld_epsilon([(plan(strict, 45).noise_multiplier, 0.1, 10)], 1e-6), abs=0.02)
+
+
 def test_rounds_already_charged_are_not_counted_twice(site: Site) -> None:
     run = a_run()
     fresh = shown(site, proposed(site, run))["privacy"].split(" to ")[1]

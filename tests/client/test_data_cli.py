@@ -134,7 +134,7 @@ def test_check_with_a_run_counts_what_that_run_can_use(home: Path, pictures: Pat
     assert [study["code"] for study in told["studies"] if not study["usable"]] == ["no-label"]
     table = succeed(home, "check", "--run", str(tmp_path / "run.toml")).stdout
     assert "Splits for vessels" in table
-    assert not (home / "state" / "splits.json").exists()
+    assert not (home / "state" / "splits.sealed").exists()
 
 
 def test_nothing_usable_is_a_failure_that_still_tells_why(home: Path, pictures: Path) -> None:

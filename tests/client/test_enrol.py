@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from client import enrol
@@ -34,6 +35,7 @@ class Office(wardround_pb2_grpc.EnrolmentServicer):
         self.authority = authority
         self.decision = wardround_pb2.CollectReply.APPROVED
         self.sign_as = "north"
+        self.vouch_for = b""  # another receipt key than the site's
         self.csr = b""
         self.receipt_key = b""
         self.enrolled = 0
@@ -58,7 +60,8 @@ class Office(wardround_pb2_grpc.EnrolmentServicer):
         assert request.request_sha256 == self.digest
         if self.decision != wardround_pb2.CollectReply.APPROVED:
             return wardround_pb2.CollectReply(state=self.decision)
-        certificate = pki.site_certificate(csr, self.sign_as, self.authority.root, self.authority.root_key)
+        key = self.vouch_for or self.receipt_key
+        certificate = pki.site_certificate(csr, self.sign_as, self.authority.root, self.authority.root_key, key)
         chain = pki.to_pem(certificate) + pki.to_pem(self.authority.root)
         return wardround_pb2.CollectReply(state=self.decision, certificate_pem=chain)
 
@@ -163,6 +166,26 @@ def test_certificate_of_another_site_is_not_stored(tmp_path: Path, office: tuple
     with pytest.raises(EnrolmentError, match="not for site 'north'"):
         join(tmp_path, invitation)
     assert not (tmp_path / "tls" / "certificate.pem").exists()
+
+
+def test_certificate_that_names_another_receipt_key_is_not_stored(
+    tmp_path: Path, office: tuple[Office, Invitation]
+) -> None:
+    """Whoever has that other key could sign receipts and checkpoints as this site."""
+    double, invitation = office
+    double.vouch_for = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    with pytest.raises(EnrolmentError, match="names another key for the receipts of site 'north'"):
+        join(tmp_path, invitation)
+    assert not (tmp_path / "tls" / "certificate.pem").exists()
+
+
+def test_receipt_key_that_the_certificate_does_not_name_is_refused_at_each_start(
+    tmp_path: Path, authority: Authority
+) -> None:
+    authority.admit(tmp_path, "north", "127.0.0.1:9443")
+    (tmp_path / "tls" / "receipt.key").write_bytes(Ed25519PrivateKey.generate().private_bytes_raw())
+    with pytest.raises(EnrolmentError, match="names another key for the receipts"):
+        enrol.load_identity(tmp_path)
 
 
 def test_second_join_into_a_home_is_refused(tmp_path: Path, office: tuple[Office, Invitation]) -> None:

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from client.app import answer
 from common.checkpoint import pack
 from common.config import sha256_of
+from common.errors import PrivacyError
 from common.models import build_model
 from common.privacy.guarantee import plan
 from common.records import TrainRequest
@@ -49,6 +50,8 @@ def start(round_, attempt):
         try:
             serve(round_, attempt)
             os._exit(0)
+        except PrivacyError as error:
+            os._exit(3 if error.code == "bad-request" else 1)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -70,10 +73,13 @@ for number in range(kills):
     time.sleep(random.uniform(0, 1.2 * min(lengths)))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    round_ += status == 0
-    after = state()
-    points.append({"killed": status == signal.SIGKILL, "charged": after[0] - before[0], "made": after[1] - before[1],
-                   "recorded": after[0], "spent": after[1]})
+    after, again = state(), None
+    point = {"killed": status == signal.SIGKILL, "charged": after[0] - before[0], "made": after[1] - before[1]}
+    if number % 2:  # the same attempt once more, as a message that is delivered twice would ask for it
+        again = os.waitstatus_to_exitcode(os.waitpid(start(round_, f"killed-{number}"), 0)[1])
+    final = state()
+    round_ += 0 in (status, again)
+    points.append(point | {"again": again, "made-again": final[1] - after[1], "recorded": final[0], "spent": final[1]})
 before = state()
 status = os.waitpid(start(round_, "after"), 0)[1]
 after = state()
@@ -93,5 +99,9 @@ def test_the_ledger_never_holds_less_than_was_spent_whenever_a_round_is_killed(t
     assert all(point["made"] <= point["charged"] for point in points)
     assert sum(point["killed"] for point in points) > KILLS / 2
     assert any(0 < point["made"] < 8 for point in points), "no kill fell into the steps"
+    # The same attempt is trained a second time only where the first had not begun.
+    repeated = [point for point in points if point["again"] is not None]
+    assert {(point["again"], point["made-again"]) for point in repeated} <= {(0, 8), (3, 0)}
+    assert all(point["again"] == 3 for point in repeated if point["made"])
     # The round that the last kill left behind is done again, and charged for it.
     assert (found["status"], found["charged"], found["made"]) == (0, 8, 8)

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client import approvals
 from client.agent import Agent
@@ -25,6 +27,7 @@ from client.record import Record, open_log
 from client.site import open_site
 from client.status import read_status
 from client.witness import CONFLICT_NAME
+from common import pki
 from common.audit import notes, verify, witness
 from common.audit.entries import Entry
 from common.audit.log import AuditLog
@@ -315,22 +318,133 @@ def test_coordinator_that_shows_two_hospitals_two_histories_is_found_by_gossip(s
     other.append("crashed", {"program": "gateway"})
     stage.coordinator.log.append("stopped", {"program": "gateway"})
     elsewhere = notes.peek(other.checkpoint())
-    south = stage.coordinator._authority.operator_key  # any key: the coordinator says whose it is
-    note = notes.sign(Checkpoint("site/south", 5, b"\7" * 32, 1, Head(elsewhere.size, elsewhere.root)), south)
-    stage.coordinator.others = [
-        SiteCheckpoint(
-            site="south",
-            checkpoint=note.encode(),
-            receipt_key=south.public_key().public_bytes_raw(),
-            proof=other.prove(elsewhere.size, elsewhere.size),
-        )
-    ]
+    south = Ed25519PrivateKey.generate()
+    note = view(south, Head(elsewhere.size, elsewhere.root))
+    proof = other.prove(elsewhere.size, elsewhere.size)
+    stage.coordinator.others = [shown("south", note, vouched(stage.coordinator._authority, "south", south), proof)]
     assert isinstance(train(stage, run_hash, 1), TrainReply)
     eventually((stage.home / CONFLICT_NAME).exists)
     assert "site south has seen another history" in (stage.home / CONFLICT_NAME).read_text()
     (conflict,) = entries(stage, "conflict")
     assert conflict.fields["second"] == note
     assert_no_more_work(stage, run_hash, 2)
+
+
+# Other hospitals' keys
+
+
+def vouched(authority: Authority, site: str, key: Ed25519PrivateKey) -> bytes:
+    """A site's certificate, which names the key of its log."""
+    public = key.public_key().public_bytes_raw()
+    csr = pki.csr_for(site, pki.new_key())
+    return pki.to_pem(pki.site_certificate(csr, site, authority.root, authority.root_key, public))
+
+
+def view(key: Ed25519PrivateKey, seen: Head | None = None, site: str = "south") -> str:
+    """A checkpoint that says what its site has seen of the coordinator's log; None: nothing yet."""
+    return notes.sign(Checkpoint(f"site/{site}", 5, b"\7" * 32, 1, seen), key)
+
+
+def shown(site: str, note: str, certificate: bytes, proof: Sequence[bytes] = ()) -> SiteCheckpoint:
+    return SiteCheckpoint(site=site, checkpoint=note.encode(), certificate_pem=certificate, proof=proof)
+
+
+def audit_status(stage: Stage) -> str:
+    return str(read_status(stage.home).get("audit", ""))
+
+
+def swapped(authority: Authority, south: Ed25519PrivateKey, mine: Ed25519PrivateKey, how: str) -> bytes:
+    """The certificate that a coordinator shows beside a checkpoint which it signed itself, as if it were south's."""
+    match how:
+        case "under the certificate of the site":
+            return vouched(authority, "south", south)
+        case "under a certificate of another root":
+            return vouched(Authority(), "south", mine)
+        case "under the certificate of another site":
+            return vouched(authority, "east", mine)
+        case "signed by another site":
+            return vouched(authority, "south", mine)
+        case "under a certificate without a key":
+            csr = pki.csr_for("south", pki.new_key())
+            return pki.to_pem(pki.site_certificate(csr, "south", authority.root, authority.root_key))
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("under the certificate of the site", "not signed"),
+        ("under a certificate of another root", "no root that is known here has signed it"),
+        ("under the certificate of another site", "not the certificate of site south"),
+        ("signed by another site", "it is another site's"),
+        ("under a certificate without a key", "no certificate with a receipt key"),
+        ("under nothing", "no certificate with a receipt key"),
+    ],
+)
+def test_coordinator_that_swaps_another_hospitals_key_for_its_own_is_found(
+    stage: Stage, caplog: pytest.LogCaptureFixture, how: str, why: str
+) -> None:
+    caplog.set_level("ERROR", "client.witness")
+    authority, south, mine = stage.coordinator._authority, Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    run_hash = begin(stage)
+    origin = "east" if how == "signed by another site" else "south"
+    stage.coordinator.others = [shown("south", view(mine, site=origin), swapped(authority, south, mine, how))]
+    assert isinstance(train(stage, run_hash, 1), TrainReply)
+    eventually(lambda: "site south is not believed" in audit_status(stage))
+    assert why in audit_status(stage)
+    assert [dict(entry.fields) for entry in entries(stage, "refusal")] == [{"code": "audit-conflict"}]
+    assert sum("site south is not believed" in record.getMessage() for record in caplog.records) == 1
+    assert stage.agent._witness._others == {}
+    # It is no proof against the coordinator's log: work goes on, and the doubt ends with what caused it.
+    assert not (stage.home / CONFLICT_NAME).exists()
+    stage.coordinator.others = [shown("south", view(south), vouched(authority, "south", south))]
+    assert isinstance(train(stage, run_hash, 2), TrainReply)
+    eventually(lambda: audit_status(stage) == "in order")
+    assert set(stage.agent._witness._others) == {"south"}
+
+
+def test_false_checkpoint_hides_no_true_one(stage: Stage, tmp_path: Path) -> None:
+    run_hash = begin(stage)
+    exchanged(stage)
+    other = forked(stage.coordinator, tmp_path)
+    other.append("crashed", {"program": "gateway"})
+    stage.coordinator.log.append("stopped", {"program": "gateway"})
+    elsewhere = notes.peek(other.checkpoint())
+    mine, west = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    seen, proof = Head(elsewhere.size, elsewhere.root), other.prove(elsewhere.size, elsewhere.size)
+    stage.coordinator.others = [
+        shown("south", view(mine, seen), vouched(Authority(), "south", mine), proof),
+        shown("../\n", view(mine, seen), vouched(Authority(), "east", mine), proof),
+        shown("west", view(west, seen, "west"), vouched(stage.coordinator._authority, "west", west), proof),
+    ]
+    assert isinstance(train(stage, run_hash, 1), TrainReply)
+    eventually((stage.home / CONFLICT_NAME).exists)
+    assert "site west has seen another history" in (stage.home / CONFLICT_NAME).read_text()
+
+
+def test_many_false_hospitals_do_not_fill_the_log(stage: Stage) -> None:
+    run_hash = begin(stage)
+    mine = Ed25519PrivateKey.generate()
+    stage.coordinator.others = [shown(f"s{number}", view(mine), b"") for number in range(300)]
+    for round_ in (1, 2):
+        assert isinstance(train(stage, run_hash, round_), TrainReply)
+        countersigned(stage, round_)
+    eventually(lambda: "is not believed" in audit_status(stage))
+    assert len(audit_status(stage)) < 1000
+    assert len(entries(stage, "refusal")) == 100
+
+
+def test_hospital_certified_by_the_next_root_is_believed_where_that_root_is_known(stage: Stage) -> None:
+    run_hash = begin(stage)
+    following, south = Authority(), Ed25519PrivateKey.generate()
+    stage.coordinator.others = [shown("south", view(south), vouched(following, "south", south))]
+    assert isinstance(train(stage, run_hash, 1), TrainReply)
+    eventually(lambda: "site south is not believed" in audit_status(stage))
+    identity = stage.agent._identity
+    stage.agent._identity = replace(identity, root_pem=identity.root_pem + pki.to_pem(following.root))
+    assert isinstance(train(stage, run_hash, 2), TrainReply)
+    eventually(lambda: audit_status(stage) == "in order")
+    assert set(stage.agent._witness._others) == {"south"}
 
 
 def test_home_without_a_log_gets_one(tmp_path: Path, authority: Authority) -> None:

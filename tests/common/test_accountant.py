@@ -185,7 +185,7 @@ def test_planning_and_charging_need_no_torch(tmp_path):
         "import sys; from pathlib import Path; from common.privacy import guarantee; "
         "from common.privacy.accountant import noise_multiplier_for as solve; "
         "from common.privacy.ledger import Ledger; "
-        f"Ledger(Path({str(tmp_path / 'ledger.sqlite')!r})).charge('c', 'r', 1, 'a', "
+        f"Ledger(Path({str(tmp_path / 'ledger.sqlite')!r}), bytes(32)).charge('c', 'r', 1, 'a', "
         "noise_multiplier=solve(8, 0.001, 0.25, 20), sampling_rate=0.25, steps=20, delta=0.001, lifetime_epsilon=8.0); "
         "sys.exit(bool({'torch', 'opacus'} & sys.modules.keys()))"
     )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, UpdateError
+from common.sealer import Sealer
 
 RUN = RunConfig.model_validate(
     {
@@ -108,6 +109,31 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ConfigError, match="damaged"):
         load_model(tmp_path)
+
+
+def test_a_sealed_model_opens_for_its_sealer_alone(tmp_path: Path) -> None:
+    sealer, weights = Sealer(bytes(32)).at("run 7"), pack(STATE)
+    save_model(tmp_path, weights, make_manifest(weights), sealer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json.sealed", "model.safetensors.sealed"]
+    assert not any(
+        weights[-24:] in path.read_bytes() or b"run_hash" in path.read_bytes() for path in tmp_path.iterdir()
+    )
+    _, state, manifest = load_model(tmp_path, sealer)
+    assert torch.equal(state["b"], STATE["b"])
+    assert manifest == make_manifest(weights)
+    with pytest.raises(ConfigError, match="does not open"):
+        load_model(tmp_path, Sealer(bytes(32)).at("run 8"))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ConfigError, match=r"is sealed.*`wardround-server export`"):
+            load_model(path)
+
+
+def test_weights_do_not_open_as_the_manifest(tmp_path: Path) -> None:
+    sealer, weights = Sealer(bytes(32)), pack(STATE)
+    save_model(tmp_path, weights, make_manifest(weights), sealer)
+    (tmp_path / "model.safetensors.sealed").replace(tmp_path / "model.json.sealed")
+    with pytest.raises(ConfigError, match=r"model\.json does not open"):
+        load_model(tmp_path, sealer)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sites": 3}', '{"sites": [], "extra": 1}'])

@@ -89,13 +89,57 @@ def test_the_guarantee_says_all_it_rests_on():
         "sampling-rate": 0.25,
         "steps": 40,
         "noise-multiplier": private.noise_multiplier,
+        "gradient-noise-multiplier": private.noise_multiplier,
         "clipping-norm": 0.5,
+        "clipping": "fixed norm 0.5",
         "noise": NOISE,
         "accountant": "PRV",
         "public": stated["public"] and list(stated["public"]),
         "not-covered": stated["not-covered"] and list(stated["not-covered"]),
     }
     assert "a patient with data at several sites" in stated["not-covered"]
+
+
+def adaptive(**changes: float) -> RunConfig:
+    return run(**{"adaptive-clipping": {"quantile": 0.6, "learning-rate": 0.3, "count-noise": 4.5} | changes})
+
+
+def test_the_guarantee_says_how_clipping_adapts_and_what_noise_the_gradients_got():
+    fixed, private = plan(run(), 80), plan(adaptive(), 80)
+    stated = guarantee(adaptive(), epsilon=1.25, delta=private.delta, steps=40).as_dict()
+    assert stated["noise-multiplier"] == fixed.noise_multiplier
+    assert stated["gradient-noise-multiplier"] == private.gradient_noise_multiplier
+    # One over the square of each: what gradients and count may cost adds up to the charge.
+    parts = private.gradient_noise_multiplier**-2 + (2 * 4.5) ** -2
+    assert parts == pytest.approx(fixed.noise_multiplier**-2)
+    assert stated["clipping-norm"] == 0.5
+    for said in ("adaptive from 0.5 in each round", "quantile 0.6", "within 0.005 and 50", "deviation 4.5 patients"):
+        assert said in stated["clipping"]
+
+
+def test_adaptive_clipping_changes_nothing_that_is_charged():
+    fixed, private = plan(run(), 80), plan(adaptive(), 80)
+    for name in ("noise_multiplier", "delta", "sampling_rate", "steps_per_round", "expected_patients"):
+        assert getattr(private, name) == getattr(fixed, name)
+
+
+def test_a_count_that_would_take_the_charge_is_refused_by_plan_and_guarantee():
+    for stated in (lambda run: plan(run, 80), lambda run: guarantee(run, epsilon=1.0, delta=1 / 800, steps=20)):
+        with pytest.raises(PrivacyError, match="count-noise"):
+            stated(adaptive(**{"count-noise": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("data", "fraction"),
+    [
+        ({"validation-fraction": 0.1, "test-fraction": 0.2}, 0.7),
+        ({"validation-fraction": 0.1, "test-fraction": 0.9, "folds": 5}, 0.7),
+        ({"validation-fraction": 0.0, "test-fraction": 0.0}, 1.0),
+    ],
+)
+def test_patients_that_the_run_holds_out_are_not_expected_in_a_step(data, fraction):
+    asked = validate(RunConfig, run().model_dump(by_alias=True) | {"data": {"modality": "CT", "classes": ["a"]} | data})
+    assert plan(asked, 80).expected_in_training == pytest.approx(20 * fraction)
 
 
 def test_every_number_that_the_exit_gate_lets_out_is_in_the_guarantee():
@@ -115,7 +159,8 @@ def test_the_noise_is_what_the_guarantee_says():
 
 def test_all_sources_of_a_site_share_one_budget(tmp_path: Path):
     """Other images, labels or classes are another data set, but may be of the same patients."""
-    ledger, key = Ledger(tmp_path / "ledger.sqlite"), b"k" * 32
+    key = b"k" * 32
+    ledger = Ledger(tmp_path / "ledger.sqlite", key)
     home = make_site(tmp_path, tiny_site(tmp_path / "a", "north", patients=3)).home
     other = make_site(tmp_path, tiny_site(tmp_path / "b", "south", patients=4)).home
     cohorts = []
@@ -159,7 +204,7 @@ def charged(ledger: Ledger, round_: int, attempt: str, lifetime_epsilon: float) 
 
 
 def test_a_run_that_would_pass_the_lifetime_budget_is_refused_before_its_first_round(tmp_path: Path):
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = Ledger(tmp_path / "ledger.sqlite", bytes(32))
     with pytest.raises(PrivacyError, match="would fit") as caught:
         charged(ledger, 1, "a", lifetime_epsilon=3.0)
     assert caught.value.code is ErrorCode.BUDGET_SPENT
@@ -167,7 +212,7 @@ def test_a_run_that_would_pass_the_lifetime_budget_is_refused_before_its_first_r
 
 
 def test_all_rounds_of_a_run_that_fits_are_charged_once_whoever_charges_first(tmp_path: Path):
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = Ledger(tmp_path / "ledger.sqlite", bytes(32))
     for round_ in range(1, 6):
         for _ in ("agent", "worker"):
             charged(ledger, round_, f"message-{round_}", lifetime_epsilon=4.0)

@@ -1,4 +1,4 @@
-"""The ledger, with real processes that are killed or charge at once."""
+"""The ledger, with real processes that are killed or charge at once. What its file shows: test_journal.py."""
 
 import os
 import random
@@ -14,6 +14,7 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon, noise_multiplier_for
 from common.privacy.ledger import Ledger
 
+KEY = bytes(range(32))
 DELTA = 1e-3
 ROUND = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 10, "delta": DELTA}
 
@@ -21,7 +22,7 @@ CHARGE_FOREVER = """
 import sys
 from pathlib import Path
 from common.privacy.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]))
+ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 for round_ in range(1, 100_000):
     ledger.charge("cohort", sys.argv[2], round_, "1", noise_multiplier=2.0, sampling_rate=0.25, steps=10, delta=1e-3,
                   lifetime_epsilon=None)
@@ -33,7 +34,7 @@ import sys
 from pathlib import Path
 from common.errors import PrivacyError
 from common.privacy.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]))
+ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 charged = 0
 try:
     for round_ in range(1, 11):
@@ -50,7 +51,7 @@ import sys
 from pathlib import Path
 from common.errors import PrivacyError
 from common.privacy.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]))
+ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 charged = 0
 try:
     for round_ in range(1, 100):
@@ -62,9 +63,49 @@ except PrivacyError as error:
 """
 
 
+# Four threads that ask for the same attempt at once.
+TAKE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from common.errors import PrivacyError
+from common.privacy.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
+def take(_):
+    try:
+        ledger.begin("cohort", "run", int(sys.argv[2]), "1")
+        return "taken"
+    except PrivacyError as error:
+        return error.code
+print("ready", flush=True)
+sys.stdin.readline()
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(take, range(4)), sep="\\n")
+"""
+
+# Charges, and is killed by itself when the taking comes to the given statement.
+TAKE_AND_DIE = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from common.privacy.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
+ledger.charge("cohort", "run", 1, "1", noise_multiplier=2.0, sampling_rate=0.25, steps=10, delta=1e-3,
+              lifetime_epsilon=None)
+connect = sqlite3.connect
+class Watched(sqlite3.Connection):
+    def execute(self, sql, *values):
+        if sql.startswith(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().execute(sql, *values)
+sqlite3.connect = lambda *values, **named: connect(*values, factory=Watched, **named)
+ledger.begin("cohort", "run", 1, "1")
+print("taken")
+"""
+
+
 @pytest.fixture
 def ledger(tmp_path):
-    return Ledger(tmp_path / "ledger.sqlite")
+    return Ledger(tmp_path / "ledger.sqlite", KEY)
 
 
 def charge(ledger, run="run", round_=1, attempt="1", *, cohort="cohort", lifetime=None, **changes):
@@ -120,7 +161,7 @@ def test_runs_add_up_in_their_cohort_and_cohorts_stand_alone(ledger):
 
 def test_a_ledger_outlives_its_object(ledger, tmp_path):
     charge(ledger)
-    assert Ledger(tmp_path / "ledger.sqlite").entries() == ledger.entries()
+    assert Ledger(tmp_path / "ledger.sqlite", KEY).entries() == ledger.entries()
 
 
 def test_a_run_is_refused_before_it_starts_with_the_number_of_rounds_that_fit(ledger):
@@ -165,7 +206,7 @@ def test_two_processes_share_a_budget_without_passing_it(tmp_path):
     answers = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [code for _, code in answers] == ["budget-spent", "budget-spent"]
     assert sum(int(charged) for charged, _ in answers) == 13
-    assert Ledger(path).history("cohort") == ((2.0, 0.25, 130),)
+    assert Ledger(path, KEY).history("cohort") == ((2.0, 0.25, 130),)
 
 
 def rounds_of_budget(rounds: int) -> float:
@@ -213,7 +254,7 @@ def test_a_reservation_shrinks_with_every_round_and_ends_with_the_last(ledger):
 def test_a_crash_keeps_the_reservation_and_a_release_gives_it_back(ledger, tmp_path):
     lifetime = rounds_of_budget(10)
     charge(ledger, "crashed", 1, lifetime=lifetime, rounds=10)
-    reopened = Ledger(tmp_path / "ledger.sqlite")
+    reopened = Ledger(tmp_path / "ledger.sqlite", KEY)
     with pytest.raises(PrivacyError, match="0 would fit beside"):
         charge(reopened, "next", 1, lifetime=lifetime, rounds=9)
     reopened.release("crashed")
@@ -261,16 +302,6 @@ def test_the_budget_is_measured_at_the_smallest_delta_of_the_cohort(ledger):
     charge(ledger, "loose", 1, lifetime=lifetime, delta=1e-2, rounds=1)
 
 
-def test_a_ledger_without_reservations_is_brought_up_to_date_with_its_charges(ledger, tmp_path):
-    charge(ledger, "old", 1, lifetime=rounds_of_budget(5), rounds=5)
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
-        database.execute("DROP TABLE reservations")
-        database.execute("PRAGMA user_version = 1")
-    assert ledger.history("cohort") == ((2.0, 0.25, 10),)
-    charge(ledger, "old", 2, lifetime=rounds_of_budget(5), rounds=4)
-    assert [one.steps for one in ledger.reservations()] == [30]
-
-
 def test_a_killed_process_never_loses_an_acknowledged_charge(tmp_path):
     path, acknowledged = tmp_path / "ledger.sqlite", 0
     for attempt in range(4):
@@ -280,10 +311,10 @@ def test_a_killed_process_never_loses_an_acknowledged_charge(tmp_path):
             time.sleep(random.uniform(0, 0.15))  # noqa: S311 -- any moment
             os.kill(process.pid, signal.SIGKILL)
             acknowledged += 1 + sum(line.endswith("\n") for line in process.stdout)
-        recorded = len(Ledger(path).entries())
+        recorded = len(Ledger(path, KEY).entries())
         # At most the one charge in flight at each kill was recorded and not acknowledged.
         assert acknowledged <= recorded <= acknowledged + attempt + 1
-    charge(Ledger(path), "after")
+    charge(Ledger(path, KEY), "after")
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -291,14 +322,14 @@ def test_a_damaged_ledger_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(content)
     with pytest.raises(PrivacyError, match="restore the file from a backup") as caught:
-        charge(Ledger(path))
+        charge(Ledger(path, KEY))
     assert caught.value.code is ErrorCode.INTERNAL
     assert path.read_bytes() == content
 
 
 def test_a_ledger_that_cannot_be_written_refuses(tmp_path):
     with pytest.raises(PrivacyError, match="right to write"):
-        charge(Ledger(tmp_path / "no-such-folder" / "ledger.sqlite"))
+        charge(Ledger(tmp_path / "no-such-folder" / "ledger.sqlite", KEY))
 
 
 def test_a_full_disk_refuses_with_its_code(ledger, monkeypatch):
@@ -319,16 +350,95 @@ def test_a_full_disk_refuses_with_its_code(ledger, monkeypatch):
     assert len(ledger.entries()) == 1
 
 
-def test_a_ledger_of_a_newer_version_is_refused(ledger, tmp_path):
-    charge(ledger)
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
-        database.execute("PRAGMA user_version = 3")
-    with pytest.raises(PrivacyError, match="format 3"):
-        ledger.entries()
-
-
 @pytest.mark.parametrize("change", [{"steps": -1}, {"sampling_rate": 0.0}, {"noise_multiplier": float("nan")}])
 def test_a_charge_without_meaning_is_refused(ledger, change):
     with pytest.raises(PrivacyError, match="privacy history"):
         charge(ledger, **change)
     assert ledger.entries() == ()
+
+
+# --- one charge, one training
+
+
+def test_a_charged_attempt_is_taken_once(ledger, tmp_path):
+    charge(ledger)
+    ledger.begin("cohort", "run", 1, "1")
+    charge(ledger)  # the same charge again costs nothing, and gives no second taking
+    for again in (ledger, Ledger(tmp_path / "ledger.sqlite", KEY)):
+        with pytest.raises(PrivacyError, match="new attempt") as caught:
+            again.begin("cohort", "run", 1, "1")
+        assert caught.value.code is ErrorCode.BAD_REQUEST
+    charge(ledger, attempt="2")
+    ledger.begin("cohort", "run", 1, "2")
+    assert ledger.history("cohort") == ((2.0, 0.25, 20),)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("other", "run", 1, "1"), ("cohort", "other", 1, "1"), ("cohort", "run", 2, "1"), ("cohort", "run", 1, "2")],
+)
+def test_an_attempt_without_a_charge_is_not_let_through(ledger, other):
+    charge(ledger)
+    with pytest.raises(PrivacyError, match="has no charge") as caught:
+        ledger.begin(*other)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+    ledger.begin("cohort", "run", 1, "1")
+
+
+def test_of_many_processes_and_threads_exactly_one_takes_an_attempt(ledger, tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    for number in range(5):
+        charge(ledger, round_=number)
+        command = [sys.executable, "-c", TAKE, str(path), str(number)]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) for _ in range(3)]
+        for process in processes:
+            assert process.stdout.readline() == b"ready\n"
+        for process in processes:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        let_through = b"".join(process.communicate(timeout=60)[0] for process in processes)
+        assert let_through.count(b"taken") == 1
+        assert let_through.count(b"bad-request") == 3 * 4 - 1
+
+
+@pytest.mark.parametrize("place", ["INSERT INTO rows", "REPLACE INTO head", "COMMIT"])
+def test_a_kill_while_an_attempt_is_taken_leaves_it_free_or_taken_and_never_uncharged(tmp_path, place):
+    path = tmp_path / "ledger.sqlite"
+    command = [sys.executable, "-c", TAKE_AND_DIE, str(path), place]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.stdout == b""  # it was not let through: nothing was trained
+    ledger = Ledger(path, KEY)
+    assert ledger.history("cohort") == ((2.0, 0.25, 10),)
+    ledger.begin("cohort", "run", 1, "1")
+    with pytest.raises(PrivacyError):
+        ledger.begin("cohort", "run", 1, "1")
+
+
+def test_a_budget_is_measured_at_the_smallest_delta_and_beside_what_others_reserve(ledger):
+    assert ledger.delta("cohort", 1e-2) == 1e-2
+    charge(ledger, "strict", delta=1e-5, rounds=4)
+    charge(ledger, "loose", delta=1e-2, rounds=3)
+    charge(ledger, "elsewhere", cohort="other", delta=1e-9, rounds=9)
+    assert (ledger.delta("cohort", 1e-2), ledger.delta("cohort", 1e-6)) == (1e-5, 1e-6)
+    assert ledger.reserved("cohort", but="strict") == ((2.0, 0.25, 20),)
+    assert ledger.reserved("cohort", but="loose") == ((2.0, 0.25, 30),)
+    assert ledger.reserved("cohort", but="new") == ((2.0, 0.25, 50),)
+
+
+def test_releases_outlive_the_process_and_cost_no_row_where_nothing_is_reserved(ledger, tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    charge(ledger, rounds=3)
+    ledger.release("run")
+    size = path.stat().st_size
+    for _ in range(40):
+        ledger.release("run")
+    assert path.stat().st_size == size
+    assert Ledger(path, KEY).reservations() == ()
+
+
+def test_a_release_is_of_one_run_in_all_its_cohorts(ledger):
+    for run, cohort in (("over", "one"), ("over", "two"), ("going on", "one")):
+        charge(ledger, run, cohort=cohort, rounds=3)
+    ledger.release("over")
+    assert [(one.run_hash, one.steps) for one in ledger.reservations()] == [("going on", 20)]

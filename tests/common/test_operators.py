@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import operators, pki
 from common.errors import EnrolmentError
-from common.operators import Endorsement, Role
+from common.operators import Act, Endorsement, Role
 
 RUN, BUNDLE, AT = "ab" * 32, "cd" * 32, 1_790_000_000
 
@@ -91,3 +91,71 @@ def test_successor_root_counts_beside_the_pinned_one(root, root_key):
     assert check(root, one) == ()
     both = pki.to_pem(root) + pki.to_pem(successor)
     assert operators.check_endorsements([one], both, RUN, BUNDLE) == ("maria",)
+
+
+# Acts
+
+
+def acted(root: pki.Certificate, root_key: pki.PrivateKey, action: str = "approve", role: Role = "admin") -> Act:
+    key = Ed25519PrivateKey.generate()
+    pem = pki.to_pem(operators.certificate(key.public_key(), "maria", role, root, root_key))
+    return operators.sign_act(key, pem, action, RUN, signed_at=AT, nonce="0f" * 16)
+
+
+def test_act_is_signed_as_the_documentation_says(root, root_key):
+    one = acted(root, root_key)
+    key = pki.load_certificate(one.certificate_pem).public_key()
+    key.verify(one.signature, f"wardround act 1\napprove\n{RUN}\nmaria\n{AT}\n{'0f' * 16}\n".encode())
+    assert operators.check_act(one, pki.to_pem(root)).name == "maria"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"action": "revoke"}, {"subject": BUNDLE}, {"signed_at": AT + 1}, {"nonce": "00" * 16},
+        {"signature": b""}, {"signature": b"\0" * 64},
+    ],
+)  # fmt: skip
+def test_changed_act_is_refused(root, root_key, changes):
+    with pytest.raises(EnrolmentError, match="signature is wrong"):
+        operators.check_act(dataclasses.replace(acted(root, root_key), **changes), pki.to_pem(root))
+
+
+def test_act_is_no_endorsement_and_an_endorsement_no_act(root, root_key):
+    act, one = acted(root, root_key, "run"), endorsed(root, root_key)
+    assert check(root, Endorsement(act.certificate_pem, act.signature, AT)) == ()
+    forged = Act("run", RUN, one.certificate_pem, AT, "0f" * 16, one.signature)
+    with pytest.raises(EnrolmentError, match="signature is wrong"):
+        operators.check_act(forged, pki.to_pem(root))
+
+
+def test_act_beyond_the_role_says_who_may(root, root_key):
+    with pytest.raises(EnrolmentError, match=r"maria is auditor and may not stop. Who may: admin, operator\."):
+        operators.check_act(acted(root, root_key, "stop", "auditor"), pki.to_pem(root))
+    with pytest.raises(EnrolmentError, match="Who may: nobody"):
+        operators.check_act(acted(root, root_key, "format-disk"), pki.to_pem(root))
+
+
+def test_act_counts_by_the_certificate_of_its_time(root, root_key):
+    one, pem = acted(root, root_key), pki.to_pem(root)
+    later = pki.now() + operators.LIFETIME + datetime.timedelta(days=1)
+    operators.check_act(one, pem, pki.now())
+    with pytest.raises(EnrolmentError, match="out of date"):
+        operators.check_act(one, pem, later)
+
+
+def test_act_of_another_root_is_refused(root, root_key):
+    other_key = pki.new_key()
+    with pytest.raises(EnrolmentError, match="not of this federation's root"):
+        operators.check_act(acted(pki.new_root(other_key, "root"), other_key), pki.to_pem(root))
+
+
+def test_admin_may_do_everything_and_an_auditor_changes_nothing():
+    assert all("admin" in roles for roles in operators.RIGHTS.values())
+    reads = {action for action, roles in operators.RIGHTS.items() if "auditor" in roles}
+    assert reads == {"sites", "runs", "report", "audit-verify", "audit-export"}
+
+
+def test_subject_is_the_hash_of_its_lines():
+    # printf 'st-mary\nab\n' | sha256sum
+    assert operators.subject_of("st-mary", "ab") == "19187ee3a6228e4ff41d2997906361ac0e161f47c14da237deb6c5199a1def22"

@@ -3,6 +3,7 @@ import datetime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from common import pki
@@ -45,6 +46,100 @@ def test_site_certificate_names_the_site_and_cannot_act_as_a_server(root):
     assert pki.common_name(certificate) == "st-mary"
     assert (certificate.not_valid_after_utc - pki.now()).days == 89
     assert pki.check_site_certificate(pki.to_pem(certificate), pki.to_pem(root[1]), "st-mary", key) == certificate
+
+
+def vouched(root, site="st-mary", receipt_key=None, key=None) -> bytes:
+    """A site's certificate, PEM."""
+    signing = Ed25519PrivateKey.generate().public_key().public_bytes_raw() if receipt_key is None else receipt_key
+    return pki.to_pem(pki.site_certificate(pki.csr_for(site, key or pki.new_key()), site, root[1], root[0], signing))
+
+
+def resigned(root, pem: bytes, change) -> bytes:
+    """The certificate with changed extensions, signed by the root anew."""
+    old = pki.load_certificate(pem)
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(old.not_valid_before_utc).not_valid_after(old.not_valid_after_utc)
+    for extension in old.extensions:
+        builder = builder.add_extension(change(extension), extension.critical)
+    return pki.to_pem(builder.sign(root[0], hashes.SHA256()))
+
+
+def test_receipt_key_stands_in_the_certificate_as_rfc_8410_says_and_is_not_critical(root):
+    receipt_key = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
+    certificate = pki.load_certificate(vouched(root, receipt_key=receipt_key))
+    (extension,) = [one for one in certificate.extensions if one.oid.dotted_string.startswith("2.25.")]
+    assert not extension.critical
+    assert extension.value.public_bytes() == bytes.fromhex("302a300506032b6570032100") + receipt_key
+
+
+def test_root_says_whose_receipt_key_it_is(root):
+    receipt_key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    pem = vouched(root, receipt_key=receipt_key)
+    assert pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-mary") == receipt_key
+    assert pki.receipt_key_of(pem + pki.to_pem(root[1]), pki.to_pem(root[1]), "st-mary") == receipt_key
+
+
+def test_receipt_key_of_another_root_or_site_is_not_believed(root):
+    pem, other = vouched(root), pki.new_key()
+    same_name = (other, pki.new_root(other, "Test root"))
+    with pytest.raises(EnrolmentError, match="no root that is known here"):
+        pki.receipt_key_of(vouched(same_name), pki.to_pem(root[1]), "st-mary")
+    with pytest.raises(EnrolmentError, match="not the certificate of site st-john"):
+        pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-john")
+    for nonsense in (b"", b"hello", pki.to_pem(pki.csr_for("st-mary", other))):
+        with pytest.raises(EnrolmentError, match="no certificate"):
+            pki.receipt_key_of(nonsense, pki.to_pem(root[1]), "st-mary")
+
+
+def test_receipt_key_that_was_altered_breaks_the_roots_signature(root):
+    receipt_key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    der = pki.load_certificate(vouched(root, receipt_key=receipt_key)).public_bytes(pki.serialization.Encoding.DER)
+    mine = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    altered = x509.load_der_x509_certificate(der.replace(receipt_key, mine))
+    with pytest.raises(EnrolmentError, match="no root that is known here"):
+        pki.receipt_key_of(pki.to_pem(altered), pki.to_pem(root[1]), "st-mary")
+
+
+def test_certificate_without_a_receipt_key_or_with_another_kind_of_key_names_none(root):
+    without = pki.to_pem(pki.site_certificate(pki.csr_for("st-mary", pki.new_key()), "st-mary", root[1], root[0]))
+    ec_key = (
+        pki.new_key()
+        .public_key()
+        .public_bytes(pki.serialization.Encoding.DER, pki.serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+
+    def swapped(der: bytes) -> bytes:
+        other = x509.UnrecognizedExtension(pki.RECEIPT_KEY_OID, der)
+        return resigned(root, vouched(root), lambda one: other if one.oid == pki.RECEIPT_KEY_OID else one.value)
+
+    for pem in (without, swapped(b""), swapped(b"\x04\x20" + bytes(32)), swapped(ec_key)):
+        with pytest.raises(EnrolmentError, match="receipt key"):
+            pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-mary")
+
+
+def test_server_certificate_with_a_sites_name_vouches_for_nothing(root):
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    is_usage = x509.ExtendedKeyUsage
+    pem = resigned(root, vouched(root), lambda one: usage if isinstance(one.value, is_usage) else one.value)
+    with pytest.raises(EnrolmentError, match="not the certificate of site"):
+        pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-mary")
+
+
+def test_expired_certificate_still_says_whose_key_it_was(root, monkeypatch):
+    real = pki.now()
+    monkeypatch.setattr(pki, "now", lambda: real - datetime.timedelta(days=400))
+    pem = vouched(root)
+    monkeypatch.undo()
+    assert len(pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-mary")) == 32
+
+
+def test_successor_root_vouches_where_it_is_known(root):
+    key = pki.new_key()
+    following = (key, pki.new_root(key, "Next root"))
+    pem = vouched(following)
+    with pytest.raises(EnrolmentError, match="no root that is known here"):
+        pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-mary")
+    assert pki.receipt_key_of(pem, pki.to_pem(root[1]) + pki.to_pem(following[1]), "st-mary")
 
 
 def test_fingerprint_is_the_sha256_of_the_der(root):

@@ -1,5 +1,6 @@
 """A coordinator for tests: its home, enrolled sites with real keys, and channels with real TLS."""
 
+import datetime
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.config import RunConfig, parse
+from common.operators import Act
 from common.wire import channels
 from server import enrolment, operators
 from server import home as homes
 from server.home import Home, ServerConfig
-from server.registry import Registry
+from server.registry import Registry, about_invitation
 
 RUN_TOML = """
 name = "lesions"
@@ -65,6 +67,18 @@ def enrol(home: Home, registry: Registry, name: str) -> Member:
     certificate = registry.site(name).certificate
     assert certificate is not None
     return Member(name, key, certificate, signing)
+
+
+def signed(home: Home, registry: Registry, action: str, *about: str, name: str = operators.FIRST) -> Act:
+    """An operator's act, entered in the audit log as the commands do."""
+    act = operators.acting(home, registry, action, name).sign(action, *about)
+    operators.enter(home, act)
+    return act
+
+
+def invite(home: Home, registry: Registry, site: str, token: str, expires: datetime.datetime) -> None:
+    """Open the door with a token of the test's choice."""
+    registry.invite(site, token, expires, signed(home, registry, "invite", *about_invitation(site, token, expires)))
 
 
 def receipt_key() -> bytes:

@@ -15,7 +15,7 @@ from server.registry import Registry
 from server.witness import AUDIT_NAME, open_log
 from tests.client.coordinator import Authority
 from tests.common.audit.federation import tamper
-from tests.server.coordinator import enrol, new_home
+from tests.server.coordinator import enrol, new_home, signed
 
 
 @pytest.fixture
@@ -81,6 +81,7 @@ def test_keys_of_enrolled_sites_are_known(home: Home, site: Path, tmp_path: Path
     log = open_log(home)
     key = json.loads((tmp_path / "s.jsonl").read_text().splitlines()[0])["key"]
     fields = {"site": "south", "certificate": "ab" * 32, "key": key, "coordinator-key": log.public_key.hex()}
+    signed(home, Registry(home.registry), "approve", "south", fields["certificate"], key)
     log.append("enrolled", fields)
     assert server(home, "verify", str(tmp_path / "s.jsonl"))[0] == 0
 

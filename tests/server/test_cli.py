@@ -8,9 +8,10 @@ from typer.testing import CliRunner, Result
 from common import pki
 from common.config import sha256_of
 from common.flower import build_bundle
+from common.sealed import is_sealed
 from server import launcher
 from server.cli import app
-from server.home import ENVIRONMENT, open_home, server_credentials
+from server.home import ENVIRONMENT, KEY_PASSPHRASE, open_home, server_credentials
 from server.registry import Registry
 from server.watch import event_line, state_line
 from tests.server.coordinator import RUN, RUN_TOML, enrol, free_ports, new_home, receipt_key
@@ -74,7 +75,7 @@ def add_result(home, status: str = "completed") -> Path:
     guarantee = {"sites": {"a": {"epsilon": 1.5, "delta": 0.001}}}
     (folder / "summary.json").write_text(json.dumps({"status": status, "scores": scores, "guarantee": guarantee}))
     for name in ("model.safetensors", "model.json"):
-        (folder / name).write_bytes(name.encode())
+        (folder / f"{name}.sealed").write_bytes(home.sealer_of(HASH).seal(name.encode(), name))
     return folder
 
 
@@ -213,7 +214,8 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
     add_result(home)
     registry.close(HASH, "completed")
     succeeds("export", "lesions", "--out", "model")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    exported = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert exported == {name: name.encode() for name in ("model.json", "model.safetensors")}
 
 
 def test_report_without_a_result_is_explained(home, registry):
@@ -233,6 +235,48 @@ def test_doctor_finds_an_open_key(home):
     assert result.exit_code == 1
     wrong = {row["check"] for row in json.loads(result.stdout) if row["result"] == "WRONG"}
     assert wrong == {"pki/root.key", "coordinator"}
+
+
+def test_coordinators_key_goes_under_a_passphrase_and_out_again(home, monkeypatch):
+    key = home.key_file.path.read_bytes()
+    assert "no passphrase was given" in fails("key", "protect")
+    monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
+    succeeds("key", "protect")
+    assert key not in home.key_file.path.read_bytes()
+    assert "already" in fails("key", "protect")
+    succeeds("invite", "st-mary")
+    monkeypatch.delenv(KEY_PASSPHRASE)
+    assert f"Set {KEY_PASSPHRASE}" in fails("invite", "st-john")
+    assert f"Set {KEY_PASSPHRASE}" in fails("key", "unprotect", "--yes")
+    monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
+    succeeds("key", "unprotect", "--yes")
+    assert home.key_file.path.read_bytes() == key
+    assert "not under a passphrase" in fails("key", "unprotect", "--yes")
+
+
+def test_init_writes_no_key_in_the_clear_where_it_is_told_to_protect_it(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("common.keyfile.write_private", lambda _, data: written.append(data))
+    monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
+    monkeypatch.setattr("server.home.keyholder.ask", lambda _: None)
+    invoke("init", "--protect")
+    assert len(written) == 1
+    assert is_sealed(written[0])
+
+
+def test_doctor_says_who_keeps_the_key(home, monkeypatch):
+    def found():
+        rows = json.loads(invoke("doctor", "--json").stdout)
+        return {row["check"]: row["detail"] for row in rows}["coordinator key"]
+
+    assert "wardround-server key protect" in found()
+    monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
+    succeeds("key", "protect")
+    monkeypatch.delenv(KEY_PASSPHRASE)
+    assert "under a passphrase" in found()
+    home.key_file.path.chmod(0o640)
+    rows = json.loads(invoke("doctor", "--json").stdout)
+    assert "coordinator.key" in {row["check"] for row in rows if row["result"] == "WRONG"}
 
 
 def test_every_command_shows_an_example():

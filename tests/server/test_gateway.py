@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -29,8 +31,9 @@ from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsReques
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import serve
 from server.gateway import Gateway
-from server.home import ENVIRONMENT, Home, read_nodes
+from server.home import ENVIRONMENT, Home, read_nodes, root_credentials
 from server.launcher import is_listening
+from server.limits import CALLS_AT_ONCE
 from server.registry import Registry
 from server.seat import Objects
 from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, status_of
@@ -252,15 +255,14 @@ def test_certificate_of_another_root_is_refused(coordinator):
 
 def test_server_certificate_is_no_entry_ticket(coordinator):
     pki_folder = coordinator.home.path / "pki"
-    key = pki.load_key((pki_folder / "server.key").read_bytes())
+    key = pki.load_key(coordinator.home.open_key("server"))
     with Member("a", key, (pki_folder / "server.pem").read_bytes()).channel(coordinator.home) as channel:
         assert activate(channel) == grpc.StatusCode.UNAVAILABLE
 
 
 def test_certificate_of_our_root_that_was_never_recorded_is_denied(coordinator):
     key = pki.new_key()
-    root_key = pki.load_key((coordinator.home.path / "pki" / "root.key").read_bytes())
-    root = pki.load_certificate(coordinator.home.root_pem)
+    root_key, root = root_credentials(coordinator.home)
     unknown = Member("a", key, pki.to_pem(pki.site_certificate(pki.csr_for("a", key), "a", root, root_key)))
     with unknown.channel(coordinator.home) as channel:
         assert activate(channel) == DENIED
@@ -278,6 +280,52 @@ def test_revocation_acts_on_an_open_connection_and_a_held_call(coordinator):
     call.join(8.0)
     assert held == [DENIED]
     agent.channel.close()
+
+
+def test_revocation_by_another_process_ends_every_held_call(coordinator, agents, monkeypatch):
+    """Each would be held 20 s and more by itself; and the house is not kept, because a SuperLink is slow, say."""
+    monkeypatch.setattr(Gateway, "keep_house", lambda *_: None)
+    coordinator.members["shut-out"] = enrol(coordinator.home, coordinator.registry, "shut-out")
+    agent = Agent(coordinator, "shut-out")
+    known = agent.coordination.ListProposals(ListProposalsRequest()).revision
+    requests = [
+        (agent.fleet.PullMessages, fleet_pb2.PullMessagesRequest(node=agent.node)),
+        (agent.coordination.ListProposals, ListProposalsRequest(revision=known, wait_s=30.0)),
+    ]
+    calls = [call.future(request, timeout=30.0) for call, request in requests]
+    time.sleep(0.5)
+    assert not any(call.done() for call in calls)
+    command = [sys.executable, "-m", "server.cli", "revoke", "shut-out"]
+    environment = {**os.environ, ENVIRONMENT: str(coordinator.home.path)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    wait_for(lambda: all(call.done() for call in calls), timeout_s=8.0)
+    assert [call.code() for call in calls] == [DENIED, DENIED]
+    agent.channel.close()
+
+
+def test_place_of_a_caller_who_has_gone_is_free_at_once(coordinator, agents):
+    """More calls than a site may make at a time, each given up by the caller."""
+    agent = agents[0]
+    known = agent.coordination.ListProposals(ListProposalsRequest()).revision
+    request = ListProposalsRequest(revision=known, wait_s=30.0)
+    for _ in range(CALLS_AT_ONCE + 1):
+        call = agent.coordination.ListProposals.future(request, timeout=30.0)
+        time.sleep(0.05)
+        assert not call.done()
+        call.cancel()
+    wait_for(lambda: status_of(agent.coordination.ListProposals, ListProposalsRequest()) == OK, timeout_s=8.0)
+
+
+def test_a_newer_pull_ends_the_one_before_it(agents):
+    agent = agents[0]
+    request = fleet_pb2.PullMessagesRequest(node=agent.node)
+    first = agent.fleet.PullMessages.future(request, timeout=40.0)
+    time.sleep(0.3)
+    second = agent.fleet.PullMessages.future(request, timeout=40.0)
+    wait_for(first.done, timeout_s=8.0)
+    assert not second.done()
+    assert not first.result().messages_list
+    second.cancel()
 
 
 # What they may do

@@ -3,7 +3,7 @@
 import pytest
 
 from common.flower import CHUNK_BYTES
-from server.limits import CALLS_AT_ONCE, CONTROL, OBJECT, Limits, Notes, Rule, rule_of
+from server.limits import BYTES_PER_HOUR, CALLS_AT_ONCE, CONTROL, OBJECT, Limits, Notes, Reached, Rule, rule_of
 from server.seat import MAX_REPLY_OBJECTS
 
 SLOW = Rule("slow", 100, 2.0, 3, 1.0)
@@ -27,7 +27,17 @@ def clock() -> Clock:
 def called(limits: Limits, caller: str = "a", rule: Rule = SLOW) -> str | None:
     """One call from its beginning to its end."""
     reached = limits.enter(caller, rule)
+    if reached is not None:
+        return reached.why
+    limits.leave(caller)
+    return None
+
+
+def moves(limits: Limits, *, received: int = 0, sent: int = 0, caller: str = "a") -> Reached | None:
+    """One call with its bytes."""
+    reached = limits.enter(caller, CONTROL)
     if reached is None:
+        limits.moved(caller, received=received, sent=sent)
         limits.leave(caller)
     return reached
 
@@ -61,7 +71,7 @@ def test_calls_at_once_are_counted_over_all_kinds_and_places_are_given_back(cloc
     limits = Limits(clock)
     for number in range(CALLS_AT_ONCE):
         assert limits.enter("a", (CONTROL, OBJECT)[number % 2]) is None
-    assert limits.enter("a", CONTROL) == f"more than {CALLS_AT_ONCE} calls at once"
+    assert called(limits, "a", CONTROL) == f"more than {CALLS_AT_ONCE} calls at once"
     assert limits.enter("b", CONTROL) is None
     limits.leave("a")
     assert limits.enter("a", OBJECT) is None
@@ -76,6 +86,44 @@ def test_caller_is_forgotten_after_a_while_but_not_in_the_middle_of_a_call(clock
     called(limits, "new")
     assert set(limits._callers) == {"busy", "new"}
     limits.leave("busy")
+
+
+@pytest.mark.parametrize("way", ["received", "sent"])
+def test_bytes_of_an_hour_are_counted_in_each_direction_and_the_call_after_them_waits(clock: Clock, way: str) -> None:
+    limits = Limits(clock, bytes_per_hour=3_600_000)  # 1000 a second
+    assert [moves(limits, **{way: 1_200_000}) for _ in range(3)] == [None] * 3
+    reached = moves(limits)
+    assert reached is not None
+    assert "more than 3600000 bytes an hour" in reached.why
+    assert moves(limits, caller="b") is None
+
+
+def test_debt_is_paid_off_at_the_stated_rate_and_the_time_told_is_right(clock: Clock) -> None:
+    limits = Limits(clock, bytes_per_hour=3_600_000)
+    assert moves(limits, received=3_610_000) is None  # one call may go beyond: it has come already
+    reached = moves(limits)
+    assert reached is not None
+    assert reached.wait_s == pytest.approx(10.0, abs=0.01)
+    clock.now += reached.wait_s - 0.01
+    assert moves(limits) is not None
+    clock.now += 0.02
+    assert moves(limits, received=100_000) is None
+    clock.now += 7200.0
+    assert [moves(limits, received=1_800_000) for _ in range(3)][:2] == [None, None]
+    assert moves(limits) is not None
+
+
+def test_hour_of_the_largest_rounds_fits_the_limit() -> None:
+    """50 million parameters, the most that a hospital's policy allows as shipped, 300 times an hour."""
+    assert BYTES_PER_HOUR > 300 * 4 * 50_000_000
+
+
+def test_refusal_for_too_many_calls_says_when_to_come_again(clock: Clock) -> None:
+    limits = Limits(clock)
+    while (reached := limits.enter("a", SLOW)) is None:
+        limits.leave("a")
+    clock.now += reached.wait_s
+    assert called(limits) is None
 
 
 def test_clock_that_stands_still_gives_nothing(clock: Clock) -> None:

@@ -9,7 +9,7 @@ from common.config import RunConfig, parse, sha256_of
 from common.errors import ConfigError, EnrolmentError, FederationError
 from common.flower import build_bundle
 from server.registry import Registry, check_name
-from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home, receipt_key
+from tests.server.coordinator import RUN, RUN_TOML, enrol, invite, new_home, receipt_key
 
 RECEIPT_KEY = receipt_key()
 
@@ -44,8 +44,8 @@ def test_token_is_not_in_the_file(home, registry):
     assert b"00112233445566778899aabbccddeeff" not in home.registry.read_bytes()
 
 
-def test_invitation_works_once(registry):
-    registry.invite("st-mary", "token", tomorrow())
+def test_invitation_works_once(home, registry):
+    invite(home, registry, "st-mary", "token", tomorrow())
     first = request("st-mary")
     registry.redeem("st-mary", "token", first, RECEIPT_KEY)
     registry.redeem("st-mary", "token", first, RECEIPT_KEY)  # the same request again: its answer may have been lost
@@ -56,26 +56,26 @@ def test_invitation_works_once(registry):
 @pytest.mark.parametrize(
     ("site", "token"), [("st-mary", "other"), ("st-mary", ""), ("unknown", "token"), ("unknown", "")]
 )
-def test_wrong_token_or_site_is_refused_in_the_same_words(registry, site, token):
-    registry.invite("st-mary", "token", tomorrow())
+def test_wrong_token_or_site_is_refused_in_the_same_words(home, registry, site, token):
+    invite(home, registry, "st-mary", "token", tomorrow())
     with pytest.raises(EnrolmentError, match="unknown, used or expired"):
         registry.redeem(site, token, request(site), RECEIPT_KEY)
 
 
-def test_expired_invitation_is_refused(registry):
-    registry.invite("st-mary", "token", pki.now() - datetime.timedelta(seconds=1))
+def test_expired_invitation_is_refused(home, registry):
+    invite(home, registry, "st-mary", "token", pki.now() - datetime.timedelta(seconds=1))
     with pytest.raises(EnrolmentError, match="expired"):
         registry.redeem("st-mary", "token", request("st-mary"), RECEIPT_KEY)
 
 
-def test_invitation_for_one_site_does_not_admit_another(registry):
-    registry.invite("st-mary", "token", tomorrow())
+def test_invitation_for_one_site_does_not_admit_another(home, registry):
+    invite(home, registry, "st-mary", "token", tomorrow())
     with pytest.raises(EnrolmentError, match="must name site"):
         registry.redeem("st-mary", "token", request("st-john"), RECEIPT_KEY)
 
 
-def test_two_at_once_cannot_both_use_one_invitation(registry):
-    registry.invite("st-mary", "token", tomorrow())
+def test_two_at_once_cannot_both_use_one_invitation(home, registry):
+    invite(home, registry, "st-mary", "token", tomorrow())
 
     def redeem(csr: bytes) -> bool:
         try:

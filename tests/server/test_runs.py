@@ -9,7 +9,7 @@ from common.config import sha256_of
 from common.errors import FederationError
 from server.registry import Registry
 from server.runs import MAX_STARTS, Runs
-from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home
+from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home, signed
 
 HASH = sha256_of(RUN)
 
@@ -166,7 +166,7 @@ def test_an_interruption_noted_as_failure_is_forgiven_after_a_restart(home, regi
 def test_a_resumed_run_starts_over_without_its_old_verdict(home, registry, running, superlink):
     summary(home, "failed", "no quorum")
     running.step()
-    registry.reopen(HASH)
+    registry.reopen(HASH, signed(home, registry, "resume", HASH))
     running.step()
     assert registry.proposal(HASH).state == "running"
     assert len(superlink.started) == 2

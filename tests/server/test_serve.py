@@ -101,7 +101,7 @@ def test_files_that_do_not_fit_together_change_nothing(
 ) -> None:
     before = shown(home)
     key = (home.path / "pki" / "server.key").read_bytes()
-    write_private(home.path / "pki" / "server.key", pki.key_to_pem(pki.new_key()))
+    home.write_key("server", pki.key_to_pem(pki.new_key()))
     assert shown(home) == before
     assert "those before them stay" in caplog.text
     (home.path / "pki" / "server.key").unlink()

@@ -208,7 +208,8 @@ def test_sites_and_coordinator_follow_each_other(stage: Stage) -> None:
             for other in reply.others:
                 witness.heard(
                     one.log, other.checkpoint.decode(), list(other.proof), site=other.site,
-                    site_key=other.receipt_key, coordinator_key=one.log.coordinator_key or b"",
+                    site_key=pki.receipt_key_of(other.certificate_pem, stage.home.root_pem, other.site),
+                    coordinator_key=one.log.coordinator_key or b"",
                 )  # fmt: skip
     assert [other.site for other in reply.others] == ["north"]
     paths = [stage.home.path / AUDIT_NAME, *(stage.home.path.parent / name for name in sizes)]
@@ -289,5 +290,7 @@ def test_membership_is_recorded(stage: Stage) -> None:
     assert entries["enrolled"]["key"] == stage.south.log.public_key.hex()
     (member,) = [one for one in stage.registry.operators() if one.name == "maria"]
     fingerprint = pki.fingerprint(pki.load_certificate(member.certificate))
-    assert entries["operator-added"] == {"certificate": fingerprint, "role": "operator"}
+    key = pki.load_certificate(member.certificate).public_key().public_bytes_raw().hex()
+    about = {"operator": "maria", "certificate": fingerprint, "key": key, "role": "operator"}
+    assert entries["operator-added"] == about
     assert entries["operator-removed"] == {"certificate": fingerprint}

@@ -73,6 +73,47 @@ def test_compare_prints_the_table(scenario: Path, tmp_path: Path) -> None:
     assert "federated / pooled" in done.stderr
 
 
+PRETRAINING = '[pretraining]\nimages = "retinas"\npatients = 2\nrounds = 1\n'
+COMPARE = """
+[compare]
+alone = false
+epsilons = [4.0, 8.0]
+rounds = 1
+[compare.privacy]
+target-epsilon = 1.0
+sampling-rate = 0.5
+crops-per-patient = 1
+"""
+
+
+def test_run_starts_from_weights_pretrained_on_generated_images(scenario: Path, tmp_path: Path) -> None:
+    scenario.write_text(f"{scenario.read_text()}\n{PRETRAINING}")
+    out = tmp_path / "out"
+    done = sim("run", scenario, "--out", out, "--rounds", 1, "--json", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    start = sha256((out / "initial.safetensors").read_bytes())
+    initial = json.loads(json.loads((out / "model.json").read_text())["run"])["initial"]
+    assert initial["sha256"] == start
+    assert "2 generated images (retinas, seed 0)" in initial["public"]
+    written = {path: path.stat().st_mtime_ns for path in (out / "pretraining").rglob("*.safetensors")}
+    assert written
+    assert sim("run", scenario, "--out", out, "--rounds", 1).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_compare_shows_a_column_for_the_start_and_for_each_epsilon(scenario: Path, tmp_path: Path) -> None:
+    scenario.write_text(f"{scenario.read_text()}\n{PRETRAINING}{COMPARE}")
+    done = sim("compare", scenario, "--out", tmp_path / "out", "--rounds", 1, "--json", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    rows = {row[""]: row for row in json.loads(done.stdout)}
+    names = ["zero-shot", "pooled", "federated", "federated, epsilon 4", "federated, epsilon 8"]
+    assert list(rows["epsilon"]) == ["", *names]
+    assert [rows["optimiser steps in sequence"][name] for name in names] == [0, 2, 2, 2, 2]
+    stated = [rows["epsilon"][name] for name in names]
+    assert stated[:3] == [None] * 3
+    assert 0 < float(stated[3]) <= 4 < float(stated[4]) <= 8
+
+
 def test_scenarios_lists_the_shipped_ones() -> None:
     done = sim("scenarios", "--json")
     assert done.exit_code == 0

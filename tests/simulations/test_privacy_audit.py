@@ -305,6 +305,9 @@ def test_a_broken_client_is_named_for_what_is_broken(
 
 def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ledger, "charge", lambda *_, **__: None)
+    with pytest.raises(PrivacyError, match="has no charge under this attempt"):  # the client's own ledger
+        parts["noise"]()
+    monkeypatch.setattr(Ledger, "begin", lambda *_: None)
     with pytest.raises(PrivacyError, match="0 new charges"):
         parts["noise"]()
 

@@ -7,7 +7,7 @@ import pytest
 
 from common.config import SiteConfig, SourceConfig, load
 from common.errors import ConfigError
-from simulations.scenario import ScenarioConfig, load_scenario, make_site, prepare, share_out, shipped
+from simulations.scenario import ScenarioConfig, load_scenario, make_site, prepare, published, share_out, shipped
 from tests.simulations.tiny import RUN_TOML, tiny_site
 
 
@@ -45,6 +45,48 @@ def test_partition_gives_every_patient_to_one_site(tmp_path: Path) -> None:
     assert sorted(map(len, shares)) == [3, 4, 4]
     assert len(set.union(*shares)) == 11
     assert sum(site.cohort(scenario.config.run).size for site in sites) == 11
+
+
+PARTITION = '[partition]\nsites = ["x", "y"]\nseed = {}\npublished = {}\n[partition.source]\npath = "images"\n'
+
+
+def test_published_patients_go_to_no_site(tmp_path: Path) -> None:
+    tiny_site(tmp_path / "images", "all", patients=11)
+    scenario = load_scenario(a_scenario(tmp_path, PARTITION.format(0, 4)))
+    sites = prepare(scenario, tmp_path / "out")
+    kept = published(scenario)
+    assert kept is not None
+    assert len(set(kept.patients)) == 4
+    shares = [set(site.config.data[0].patients) for site in sites]
+    assert sorted(map(len, shares)) == [3, 4]
+    assert len(set.union(set(kept.patients), *shares)) == 11
+    assert published(scenario) == kept
+    home = make_site(tmp_path / "public", SiteConfig(name="public", data=(kept,)))
+    assert home.cohort(scenario.config.run).size == 4
+
+
+def test_which_patients_are_published_follows_from_the_partitions_seed(tmp_path: Path) -> None:
+    tiny_site(tmp_path / "images", "all", patients=11)
+    drawn = []
+    for seed, count in ((0, 4), (1, 4), (0, 5)):
+        kept = published(load_scenario(a_scenario(tmp_path, PARTITION.format(seed, count))))
+        assert kept is not None
+        drawn.append(set(kept.patients))
+    assert drawn[0] != drawn[1]
+    assert drawn[0] < drawn[2], "more of them are the same and some"
+
+
+def test_archive_without_published_part_is_shared_out_whole(tmp_path: Path) -> None:
+    tiny_site(tmp_path / "images", "all", patients=6)
+    scenario = load_scenario(a_scenario(tmp_path, PARTITION.format(0, 0)))
+    assert published(scenario) is None
+    assert sum(len(site.config.data[0].patients) for site in prepare(scenario, tmp_path / "out")) == 6
+
+
+def test_archive_that_is_published_whole_leaves_no_site_and_is_an_error(tmp_path: Path) -> None:
+    tiny_site(tmp_path / "images", "all", patients=3)
+    with pytest.raises(ConfigError, match="too few for 2 sites"):
+        prepare(load_scenario(a_scenario(tmp_path, PARTITION.format(0, 3))), tmp_path / "out")
 
 
 def test_share_does_not_depend_on_the_order_and_changes_with_the_seed() -> None:
@@ -102,6 +144,10 @@ def test_scenario_needs_exactly_one_kind_of_sites(tmp_path: Path) -> None:
         ("[phantoms]\npatiens = 3", "Did you mean 'patients'?"),
         ('[phantoms]\nscanners = ["a"]', "1 sites cannot reach federation.quorum 2"),
         ('[[sites]]\nname = "a"\n[[sites]]\nname = "a"', "site names must be distinct"),
+        ('[phantoms]\n[pretraining]\nimages = "teapots"', "'hippocampi' or 'retinas'"),
+        ('[phantoms]\n[pretraining]\nimages = "retinas"\npatients = 0', "pretraining.patients"),
+        ("[phantoms]\n[compare]\nepsilons = [0.0]", "compare.epsilons"),
+        ("[phantoms]\n[compare]\nepsilons = [1.0, 2.0]\nlearning-rates = [0.1]", "one entry for each of epsilons"),
     ],
 )
 def test_wrong_scenario_is_explained(tmp_path: Path, tables: str, message: str) -> None:

@@ -93,7 +93,7 @@ def kept(site: Hospital) -> Iterator[None]:
             shutil.rmtree(site.folder / name, ignore_errors=True)
         for name in names:
             shutil.copytree(spare / name, site.folder / name)
-        for path in (site.home / "state" / "splits.json", site.home / "state" / "ledger.sqlite", site.home / "cache"):
+        for path in (site.home / "state" / "splits.sealed", site.home / "state" / "ledger.sqlite", site.home / "cache"):
             if path.is_file():
                 path.unlink()
         for name in ("site.toml", "policy.toml"):
@@ -245,7 +245,7 @@ def _settings() -> Iterator[Mishap]:
         return happen
 
     def locked(site: Hospital) -> None:
-        site.patch.setattr("common.privacy.ledger._LOCK_TIMEOUT_S", 0.1)
+        site.patch.setattr("common.privacy.journal._LOCK_TIMEOUT_S", 0.1)
         with sqlite3.connect(site.home / "state" / "ledger.sqlite") as database:
             database.execute("BEGIN EXCLUSIVE")
             site.train(run_hash=sha256_of(site.private))
@@ -274,10 +274,8 @@ def _settings() -> Iterator[Mishap]:
         "other networks": f"{policy}min-patients = 1\narchitectures = [{quoted}]\n",
     }.items():
         yield Mishap(f"policy.toml with {name}", "real", written("policy.toml", text))
-    yield Mishap("splits that are text", "real", written("state/splits.json", TEXT))
-    yield Mishap(
-        "splits of another format", "real", written("state/splits.json", json.dumps({"format": 1, "cohort": TEXT}))
-    )
+    yield Mishap("splits that are text", "real", written("state/splits.sealed", TEXT))
+    yield Mishap("splits that were altered", "real", written("state/splits.sealed", f"WRTABLE1{TEXT}"))
     yield Mishap("a cache that was altered", "real", cache, done=True)
     yield Mishap("a file where the cache should be", "real", folder_for_cache, done=True)
     yield Mishap("files from the future", "real", future, done=True)

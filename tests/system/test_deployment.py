@@ -24,11 +24,13 @@ import pytest
 from client.site import open_site
 from common.checkpoint import sha256
 from common.config import RunConfig, parse
+from server.home import open_home
 from server.strategy import federate
 from simulations.anatomy import SCANNERS
 from simulations.grid import InProcessGrid
 from simulations.phantoms import write_hospital
 from tests.common.audit.federation import lines_of, tamper
+from tests.server.search import found, pieces, private_keys
 from tests.system.relay import Capture, tapped, tls_records
 
 pytestmark = pytest.mark.system
@@ -252,8 +254,24 @@ def test_both_sides_showed_the_same_phrase(deployment: Deployment) -> None:
 def test_model_has_the_hash_of_the_simulated_run(deployment: Deployment, tmp_path: Path) -> None:
     run = parse(RunConfig, RUN_TOML)
     federate(InProcessGrid([open_site(deployment.home(site)) for site in SITES], run), run, tmp_path)
-    (deployed,) = (deployment.folder / "coordinator" / "runs").glob("tiny-*/model.safetensors")
+    deployed = exported(deployment, tmp_path / "exported")
     assert sha256(deployed.read_bytes()) == sha256((tmp_path / "model.safetensors").read_bytes())
+
+
+def test_coordinator_keeps_no_model_and_no_key_in_the_clear(deployment: Deployment, tmp_path: Path) -> None:
+    home = open_home(deployment.folder / "coordinator")
+    weights = exported(deployment, tmp_path).read_bytes()
+    assert found(home.path, pieces(weights) | private_keys(home)) == []
+    (folder,) = (home.path / "runs").glob("tiny-*")
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = {"model.safetensors.sealed", "model.json.sealed"}
+    assert kept >= names | {f"checkpoint/round-00002/{name}" for name in names}
+
+
+def exported(deployment: Deployment, out: Path) -> Path:
+    """The model, written by the coordinator to where it is asked for."""
+    done(Stage(deployment.folder).server("export", "tiny", "--out", str(out)))
+    return out / "model.safetensors"
 
 
 def test_no_message_of_a_hospital_holds_anything_of_its_images(deployment: Deployment) -> None:
@@ -286,7 +304,7 @@ def test_wire_carries_tls_and_nothing_else(deployment: Deployment) -> None:
             assert plain not in capture
     gateway, _ = deployment.wire
     uploads = sum(len(stream) for stream in gateway.streams[::2])
-    weights = next((deployment.folder / "coordinator" / "runs").glob("tiny-*/model.safetensors")).stat().st_size
+    weights = next((deployment.folder / "coordinator" / "runs").glob("tiny-*/model.safetensors.sealed")).stat().st_size
     assert uploads > weights * len(SITES) * 2, "the tap must have seen every update"
 
 

@@ -149,6 +149,12 @@ def test_the_readme_goes_from_nothing_to_the_first_round_in_eight_commands(termi
     terminal.wait_for("the first round", lambda: '"event": "round"' in _metrics(folder), 180.0)
     first = next(line for line in _metrics(folder).splitlines() if '"event": "round"' in line)
     assert json.loads(first)["sites"] == ["north", "south"]
+    # Each was signed with the key that `init` made, and the signatures are right.
+    terminal.type("wardround-server audit verify")
+    terminal.type("wardround-server audit export --out log.jsonl")
+    entries = [json.loads(line) for line in (terminal.folder / "log.jsonl").read_text().splitlines()]
+    acts = [(one["operator"], one["action"]) for one in entries if one.get("kind") == "act"]
+    assert acts[:5] == [("admin", action) for action in ("invite", "invite", "approve", "approve", "run")]
 
 
 def _metrics(folder: Path) -> str:

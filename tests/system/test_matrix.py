@@ -118,7 +118,7 @@ def operator_certificate(stage: Stage) -> Member:
 
 def server_certificate(stage: Stage) -> Member:
     folder = stage.home.path / "pki"
-    return Member("server", pki.load_key((folder / "server.key").read_bytes()), (folder / "server.pem").read_bytes())
+    return Member("server", pki.load_key(stage.home.open_key("server")), (folder / "server.pem").read_bytes())
 
 
 def signed_by_a_site(stage: Stage) -> Member:

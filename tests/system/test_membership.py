@@ -13,13 +13,15 @@ from client import enrol as client_enrol
 from common import pki
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
+from common.sealed import is_sealed
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
-from server import enrolment, serve
+from server import enrolment, operators, serve
 from server import home as homes
 from server.gateway import Gateway
 from server.home import Home
 from server.registry import Registry
+from server.witness import open_log
 from tests.server.coordinator import new_home, status_of
 
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
@@ -80,6 +82,8 @@ def age(office: Office, identity: client_enrol.Identity, days: float) -> client_
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
     certificate = builder.sign(root_key, old.signature_hash_algorithm)  # type: ignore[arg-type]
+    fields = {"site": identity.site, "certificate": pki.fingerprint(certificate)}
+    open_log(office.home).append("renewed", fields)
     office.registry.renew(identity.site, pki.to_pem(certificate), knows_successor=False)
     return certificate
 
@@ -233,6 +237,7 @@ def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
 def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = new_home(tmp_path / "plain")
     home = homes.create(tmp_path / "sealed", plain.config, PASSPHRASE)
+    operators.add(home, Registry(home.registry), operators.FIRST, "admin", root_passphrase=PASSPHRASE)
     assert b"PRIVATE KEY" not in (home.path / "pki" / "root.key").read_bytes()
     office = Office(home)
     try:
@@ -260,7 +265,7 @@ def test_rotation_leaves_no_root_key_in_the_clear(
         monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
     homes.rotate_root(home)
     if protected == "during":
-        assert b"PRIVATE KEY" in keys[1].read_bytes()
+        assert not is_sealed(keys[1].read_bytes())  # with the coordinator's key alone
         homes.protect_root(home, PASSPHRASE)
         monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
     assert all(b"PRIVATE KEY" not in key.read_bytes() for key in keys)

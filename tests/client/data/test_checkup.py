@@ -173,7 +173,7 @@ def test_check_sets_aside_what_training_sets_aside(tmp_path: Path, pictures: Pat
 def test_splits_are_those_of_training_and_looking_does_not_place_anybody(tmp_path: Path) -> None:
     for number in range(1, 11):
         write_pair(tmp_path / "pictures", "x" * number)
-    run, places = photo_run(), tmp_path / "splits.json"
+    run, places = photo_run(), tmp_path / "splits.sealed"
     checkup = check(tmp_path, source(path="pictures"), run=run)
     cohort = load_cohort(site(source(path="pictures")), run, root=tmp_path, site_key=KEY)
     assert {study.patient: study.split for study in checkup.usable} == {c.patient: c.split for c in cohort.cases}

@@ -365,7 +365,7 @@ def test_splits_are_kept_when_studies_join(pictures: Path, tmp_path: Path) -> No
     where = site(source(path=".", patient_pattern=r"(p\d+)"))
 
     def splits() -> dict[str, str]:
-        cohort = load_cohort(where, RUN, root=pictures, site_key=KEY, splits=tmp_path / "splits.json")
+        cohort = load_cohort(where, RUN, root=pictures, site_key=KEY, splits=tmp_path / "splits.sealed")
         return {case.patient: case.split for case in cohort.cases}
 
     before = splits()

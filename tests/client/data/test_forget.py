@@ -1,7 +1,8 @@
 """A patient who is forgotten is gone from the cohort, the check and all that was kept; the others stay as they were."""
 
 import hashlib
-import json
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from client.site import open_site
 from common.config import RunConfig, parse
 from common.errors import ConfigError
 from tests.client.coordinator import Authority
+from tests.client.data.tables import make_table, opened_table
 
 RUN = parse(
     RunConfig,
@@ -68,7 +70,9 @@ def test_forgotten_patient_is_gone_and_the_others_stay_where_they_were(home: Pat
         case.patient: case.split for case in after.cases
     }
     assert after.size == before.size - 1
-    assert gone not in (home / "state" / "splits.json").read_text()
+    records = opened_table(home / "state" / "splits.sealed", open_site(home).key, "splits")["splits"].values()
+    assert [len(record) for record in records] == [len(PATIENTS) - 1]
+    assert not any(gone in record for record in records)
 
 
 def test_nothing_that_is_kept_says_who_it_was(home: Path) -> None:
@@ -103,16 +107,43 @@ def test_unknown_patient_changes_nothing_unless_asked_for(home: Path) -> None:
     command = ["data", "forget", "nobody", "--home", str(home)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
-    assert not (home / "forgotten.json").exists()
+    assert not (home / "forgotten.sealed").exists()
     assert CliRunner().invoke(app, [*command, "--absent"]).exit_code == 0
-    assert len(json.loads((home / "forgotten.json").read_text())["patients"]) == 1
+    key = open_site(home).key
+    assert opened_table(home / "forgotten.sealed", key, "forgotten")["patients"] == [pseudonym(key, "nobody")]
+    assert stat.S_IMODE((home / "forgotten.sealed").stat().st_mode) == 0o600
     assert cohort_of(home).size == len(PATIENTS)
 
 
-@pytest.mark.parametrize("text", ["{", '{"format": 1, "cohort": "0000000000000000", "patients": []}', "[]"])
-def test_damaged_list_stops_the_reading(home: Path, text: str) -> None:
-    (home / "forgotten.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"forgotten\.json"):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda data: data[:-1],
+        lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+        lambda _: b'{"format": 1, "patients": []}',
+    ],
+)
+def test_altered_list_stops_the_reading_and_stays(home: Path, damage: Callable[[bytes], bytes]) -> None:
+    forget(open_site(home), PATIENTS[3])
+    path = home / "forgotten.sealed"
+    broken = damage(path.read_bytes())
+    path.write_bytes(broken)
+    for deed in (lambda: cohort_of(home), lambda: forget(open_site(home), PATIENTS[4])):
+        with pytest.raises(ConfigError, match=r"forgotten\.sealed .* Restore it"):
+            deed()
+    assert path.read_bytes() == broken
+
+
+def test_list_of_another_site_is_refused(home: Path) -> None:
+    make_table(home / "forgotten.sealed", bytes(32), "forgotten", b'{"format": 1, "patients": []}')
+    with pytest.raises(ConfigError, match="another site key"):
+        cohort_of(home)
+
+
+def test_plain_list_of_an_earlier_version_is_refused_not_passed_over(home: Path) -> None:
+    (home / "forgotten.json").write_text('{"format": 1, "cohort": "", "patients": []}')
+    with pytest.raises(ConfigError, match=r"forgotten\.json, which an earlier version wrote in the clear"):
         cohort_of(home)
 
 

@@ -1,8 +1,10 @@
 """A patient has one split, the same everywhere and for good, and every patient is tested once over the folds."""
 
 import hashlib
+import hmac
 import json
 import multiprocessing
+import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +14,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from client.data.forgotten import Forgotten
+from client.data.pseudonym import pseudonym
 from client.data.split import KeptSplits, Place, assign
 from common.config import RunConfig, validate
 from common.errors import ConfigError
+from tests.client.data.tables import make_table, opened_table
 
 IDS = [f"patient-{number}" for number in range(100)]
 KEY = bytes(range(32))
@@ -174,39 +179,79 @@ def test_folds_of_a_tiny_site_may_be_empty_but_hold_each_patient_once() -> None:
 
 
 def test_kept_splits_outlive_the_process_and_hold_pseudonyms_only(tmp_path: Path) -> None:
-    path = tmp_path / "home" / "splits.json"
+    path = tmp_path / "home" / "splits.sealed"
     first = KeptSplits(path, KEY).split(a_run(), [IDS[:10]])
     both = KeptSplits(path, KEY).split(a_run(), [IDS])
     assert {name: both[name] for name in first} == first
     assert both != split(IDS)  # a first split of all would have moved somebody
-    assert "patient" not in path.read_text()
-    assert KEY.hex() not in path.read_text()
-    (record,) = json.loads(path.read_text())["splits"].values()
+    (record,) = opened_table(path, KEY, "splits")["splits"].values()
     assert Counter(record.values()) == Counter(both.values())
+    assert set(record) == {hmac.new(KEY, name.encode(), "sha256").hexdigest()[:16] for name in IDS}
+    text = json.dumps(record)
+    assert "patient" not in text
+    assert KEY.hex() not in text
+
+
+def test_file_shows_nothing_and_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "splits.sealed"
+    KeptSplits(path, KEY).split(a_run(), [IDS])
+    content = path.read_bytes()
+    assert not any(word in content for word in (b"train", b"seed", b"splits", KEY, pseudonym(KEY, IDS[0]).encode()))
+    assert len(content) % 4096 == 8 + 12 + 16  # magic, nonce, tag: of the patients' number it tells the hundreds
+    assert [stat.S_IMODE(one.stat().st_mode) for one in sorted(path.parent.iterdir())] == [0o600, 0o600]
+    KeptSplits(path, KEY).forget(IDS[0])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_places_do_not_open_as_a_list_of_another_purpose(tmp_path: Path) -> None:
+    KeptSplits(tmp_path / "splits.sealed", KEY).split(a_run(), [IDS])
+    (tmp_path / "splits.sealed").rename(tmp_path / "forgotten.sealed")
+    with pytest.raises(ConfigError, match=r"forgotten\.sealed .* altered"):
+        Forgotten(tmp_path / "forgotten.sealed", KEY).add(tmp_path / "forgotten.sealed", "anybody")
+
+
+def test_plain_file_of_an_earlier_version_is_refused_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text('{"format": 1, "cohort": "", "splits": {}}')
+    kept = KeptSplits(tmp_path / "splits.sealed", KEY)
+    with pytest.raises(ConfigError, match=r"splits\.json, which an earlier version wrote in the clear"):
+        kept.split(a_run(), [IDS])
+    with pytest.raises(ConfigError, match=r"splits\.json, which an earlier version wrote in the clear"):
+        kept.forget(IDS[0])
+    assert not (tmp_path / "splits.sealed").exists()
+
+
+def test_forgotten_patient_is_taken_out_of_every_split(tmp_path: Path) -> None:
+    path = tmp_path / "splits.sealed"
+    kept = KeptSplits(path, KEY)
+    for seed in (0, 1):
+        kept.split(a_run(seed), [IDS])
+    kept.forget(IDS[7])
+    assert [len(record) for record in opened_table(path, KEY, "splits")["splits"].values()] == [99, 99]
+    assert not any(pseudonym(KEY, IDS[7]) in record for record in opened_table(path, KEY, "splits")["splits"].values())
 
 
 def test_patients_who_left_are_still_kept(tmp_path: Path) -> None:
-    kept = KeptSplits(tmp_path / "splits.json", KEY)
+    kept = KeptSplits(tmp_path / "splits.sealed", KEY)
     first = kept.split(a_run(), [IDS[:30]])
     kept.split(a_run(), [IDS[30:60]])
     assert kept.split(a_run(), [IDS[:30]]) == first
 
 
 def test_one_record_serves_every_fold_and_each_patient_is_tested_once(tmp_path: Path) -> None:
-    kept = KeptSplits(tmp_path / "splits.json", KEY)
+    kept = KeptSplits(tmp_path / "splits.sealed", KEY)
     tested: list[str] = []
     for fold in range(4):  # patients arrive between the folds
         splits = kept.split(a_run(folds=4, fold=fold), [IDS[: 20 + 10 * fold]])
         tested += [name for name in IDS[:20] if splits[name] == "test"]
     assert sorted(tested) == sorted(IDS[:20])
-    assert len(json.loads((tmp_path / "splits.json").read_text())["splits"]) == 1
+    assert len(opened_table(tmp_path / "splits.sealed", KEY, "splits")["splits"]) == 1
 
 
 @pytest.mark.parametrize(
     "other", [a_run(seed=1), a_run(test=0.3), a_run(validation=0.3), a_run(folds=2), a_run(folds=3)]
 )
 def test_another_request_is_another_split(other: RunConfig, tmp_path: Path) -> None:
-    kept = KeptSplits(tmp_path / "splits.json", KEY)
+    kept = KeptSplits(tmp_path / "splits.sealed", KEY)
     first = kept.split(a_run(), [IDS])
     assert kept.split(other, [IDS]) == KeptSplits(None, KEY).split(other, [IDS])
     assert kept.split(a_run(), [IDS]) == first
@@ -215,14 +260,14 @@ def test_another_request_is_another_split(other: RunConfig, tmp_path: Path) -> N
 def test_each_source_is_split_on_its_own_and_the_first_counts(tmp_path: Path) -> None:
     sources = [IDS[:20], IDS[10:40]]
     expected = split(sources[1]) | split(sources[0])
-    kept = KeptSplits(tmp_path / "splits.json", KEY)
+    kept = KeptSplits(tmp_path / "splits.sealed", KEY)
     assert kept.split(a_run(), sources) == expected
     assert kept.split(a_run(), sources) == expected
     assert kept.split(a_run(), sources[::-1]) == expected  # whoever has a place keeps it
 
 
 def test_nothing_is_written_when_nobody_is_new(tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
+    path = tmp_path / "splits.sealed"
     kept = KeptSplits(path, KEY)
     kept.split(a_run(), [IDS])
     stamp = path.stat().st_ino
@@ -231,7 +276,7 @@ def test_nothing_is_written_when_nobody_is_new(tmp_path: Path) -> None:
 
 
 def test_looking_writes_nothing_and_tells_what_keeping_will_give(tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
+    path = tmp_path / "splits.sealed"
     kept = KeptSplits(path, KEY)
     first = kept.split(a_run(), [IDS], keep=False)
     assert list(tmp_path.iterdir()) == []
@@ -239,6 +284,8 @@ def test_looking_writes_nothing_and_tells_what_keeping_will_give(tmp_path: Path)
 
 
 def _damage(change: Callable[[dict[str, object]], object]) -> Callable[[str], str]:
+    """A record as only this site could have written it, but not in this version."""
+
     def damage(text: str) -> str:
         values = json.loads(text)
         change(values)
@@ -260,10 +307,38 @@ def _all_places(text: str) -> Callable[[dict[str, object]], object]:
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda _: b"",
+        lambda data: data[:7],
+        lambda data: b"X" + data[1:],
+        lambda data: data[:20],
+        lambda data: data[:-1],
+        lambda data: data + b" ",
+        lambda data: data[:8] + data[4104:],
+        lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:],
+        lambda data: data[:10] + bytes([data[10] ^ 1]) + data[11:],
+        lambda _: b'{"format": 1, "splits": {}}',
+    ],
+)
+def test_altered_file_stops_the_run_and_is_left_as_it_is(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "splits.sealed"
+    kept = KeptSplits(path, KEY)
+    kept.split(a_run(), [IDS])
+    broken = damage(path.read_bytes())
+    path.write_bytes(broken)
+    for keep in (True, False):
+        with pytest.raises(ConfigError, match=r"Restore it, and site\.key, from a backup"):
+            kept.split(a_run(), [IDS], keep=keep)
+    with pytest.raises(ConfigError, match=r"Restore it, and site\.key, from a backup"):
+        kept.forget(IDS[0])
+    assert path.read_bytes() == broken
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
         lambda text: text[:0],
         lambda text: text[:-20],
         lambda text: f"[{text}]",
-        lambda text: "[" * 100_000 + text,
         lambda text: text.replace('"', "\xff"),
         _damage(lambda values: values.pop("splits")),
         _damage(lambda values: values.update(format=2)),
@@ -275,13 +350,13 @@ def _all_places(text: str) -> Callable[[dict[str, object]], object]:
         _damage(_all_places("test train test")),
     ],
 )
-def test_damaged_file_stops_the_run_and_is_left_as_it_is(damage: Callable[[str], str], tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
+def test_record_that_is_not_understood_stops_the_run(damage: Callable[[str], str], tmp_path: Path) -> None:
+    path = tmp_path / "splits.sealed"
     kept = KeptSplits(path, KEY)
     run = a_run(folds=3)
     kept.split(run, [IDS])
-    broken = damage(path.read_text()).encode("latin-1")
-    path.write_bytes(broken)
+    make_table(path, KEY, "splits", damage(json.dumps(opened_table(path, KEY, "splits"))).encode("latin-1"))
+    broken = path.read_bytes()
     with pytest.raises(ConfigError, match=r"Restore it, and site\.key, from a backup") as refused:
         kept.split(run, [IDS])
     assert path.read_bytes() == broken
@@ -289,7 +364,7 @@ def test_damaged_file_stops_the_run_and_is_left_as_it_is(damage: Callable[[str],
 
 
 def test_another_site_key_is_refused_because_it_would_deal_everybody_anew(tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
+    path = tmp_path / "splits.sealed"
     KeptSplits(path, KEY).split(a_run(), [IDS])
     with pytest.raises(ConfigError, match="another site key"):
         KeptSplits(path, bytes(32)).split(a_run(), [IDS])
@@ -302,7 +377,7 @@ def _arrive(path: Path, numbers: range) -> None:
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
+    path = tmp_path / "splits.sealed"
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_arrive, args=(path, range(start, 60, 3))) for start in range(3)]
     for process in processes:
@@ -310,6 +385,6 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    records = json.loads(path.read_text())["splits"]
+    records = opened_table(path, KEY, "splits")["splits"]
     assert sorted(len(record) for record in records.values()) == [60, 60]
-    assert [one.name for one in tmp_path.iterdir() if one.name not in ("splits.json", "splits.lock")] == []
+    assert [one.name for one in tmp_path.iterdir() if one.name not in ("splits.sealed", "splits.lock")] == []

@@ -1,12 +1,14 @@
 """The log in its file: many writers, a killed writer, a full or foreign file."""
 
 import random
+import select
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -219,6 +221,31 @@ def test_processes_that_write_at_once_lose_nothing(path):
     verdict = verify([path], KEYS)
     assert verdict.findings == ()
     assert verdict.histories[0].size == 76
+
+
+def test_threads_and_a_process_that_come_during_a_transaction_wait_and_lose_nothing(log, path):
+    """A thread that opened and closed the file beside SQLite would drop the lock of the one that has it (POSIX)."""
+    process = writer(path, 5)
+    with ThreadPoolExecutor(3) as pool:
+        with log.transaction() as transaction:
+            numbers = [transaction.append("data-forgotten")]
+            threads = [pool.submit(append_five, log) for _ in range(3)]
+            wait(threads, timeout=0.3)  # by now they stand at the lock
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], 1.0)[0] == []  # what it appended, it would say
+            numbers.append(transaction.append("data-forgotten"))
+        numbers += [number for thread in threads for number in thread.result()]
+    numbers += [int(line) for line in process.communicate()[0].split()]
+    assert process.returncode == 0
+    assert numbers[:2] == [1, 2]
+    assert sorted(numbers) == list(range(1, 23))
+    assert notes.read(log.checkpoint(), log.public_key).root == mth(lines_of(path))
+    assert verify([path], KEYS).is_well  # the clocks of this log and of the process differ, which is a warning
+
+
+def append_five(log):
+    return [log.append("data-forgotten") for _ in range(5)]
 
 
 def test_killed_at_any_moment_nothing_acknowledged_is_lost(path):

@@ -1,0 +1,61 @@
+"""A copy of a site's folder without its key tells nothing about who took part in what, and what it cost."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from client.app import answer
+from client.data.forget import forget
+from client.data.pseudonym import cohort_id, pseudonym
+from client.site import Site
+from common.checkpoint import pack
+from common.config import sha256_of
+from common.models import build_model
+from common.privacy.guarantee import plan
+from common.records import TrainRequest
+from simulations.scenario import make_site
+from tests.dresses import found_in
+from tests.simulations.tiny import tiny_run, tiny_site
+
+PRIVATE = tiny_run(privacy={"target-epsilon": 8.0, "sampling-rate": 0.5, "crops-per-patient": 1})
+PATIENTS = 10
+ATTEMPT = "message-4711.abcd"
+# In the clear on purpose: the hospital writes them itself, and site.key is what the rest is sealed with.
+OWN_WORDS = ("site.toml", "policy.toml", "site.key")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A site that has trained with privacy and forgotten a patient."""
+    folder = tmp_path_factory.mktemp("hospital")
+    made = make_site(folder, tiny_site(folder / "data", "north", patients=PATIENTS))
+    weights = pack(build_model(PRIVATE).state_dict())
+    answer(TrainRequest(sha256_of(PRIVATE), 1, weights), PRIVATE, made, ATTEMPT)
+    assert forget(made, "north-3") == 1
+    return made
+
+
+def test_no_file_names_a_patient_a_cohort_a_run_or_a_cost(site: Site) -> None:
+    files = [path for path in site.home.rglob("*") if path.is_file() and path.name not in OWN_WORDS]
+    names = {path.relative_to(site.home).as_posix() for path in files}
+    assert {"state/ledger.sqlite", "state/splits.sealed", "state/splits.lock", "forgotten.sealed"} <= names
+    assert any(name.startswith("cache/") for name in names)
+    patients = [f"north-{number}" for number in range(PATIENTS)]
+    charged = site.ledger.entries()[0]
+    words = [*patients, *(pseudonym(site.key, name) for name in patients), cohort_id(site.key), sha256_of(PRIVATE)]
+    words += [ATTEMPT, str(plan(PRIVATE, PATIENTS).noise_multiplier), charged.charged_at, "train", "seed", "epsilon"]
+    words += [str(site.home.parent / "data"), site.key.hex()]
+    assert found_in([*words, site.key], files) == []
+
+
+def test_what_is_kept_is_its_owners_alone(site: Site) -> None:
+    kept = [site.home / "forgotten.sealed", *(site.home / "state").iterdir()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in kept} == dict.fromkeys(
+        ("forgotten.sealed", "ledger.sqlite", "splits.sealed", "splits.lock"), 0o600
+    )
+
+
+def test_search_would_find_what_the_ledger_held_in_the_clear(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text(repr(site.ledger.entries()))
+    assert found_in([sha256_of(PRIVATE)], [tmp_path / "ledger.sqlite"]) == [("ledger.sqlite", sha256_of(PRIVATE))]

@@ -1,0 +1,78 @@
+"""A key in a file: the same key with and without a passphrase, and no key where something is wrong."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from common.keyfile import KeyFile
+
+PASSPHRASE = "five random words would do"  # noqa: S105 - of these tests alone
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "any.key", "any key", "ANY_PASSPHRASE")
+
+
+def test_plain_key_is_made_once_and_for_its_owner_alone(file: KeyFile) -> None:
+    key = file.make()
+    assert len(set(key)) > 16
+    assert file.open() == key == file.path.read_bytes()
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert not file.is_protected
+    with pytest.raises(ConfigError, match="is there already"):
+        file.make()
+    assert file.open() == key
+
+
+def test_passphrase_comes_and_goes_and_the_key_stays(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = file.make()
+    file.write(key, PASSPHRASE)
+    assert file.is_protected
+    assert key not in file.path.read_bytes()
+    assert key.hex().encode() not in file.path.read_bytes()
+    monkeypatch.setenv("ANY_PASSPHRASE", PASSPHRASE)
+    assert file.open() == key
+    file.write(key, None)
+    assert file.path.read_bytes() == key
+
+
+def test_passphrase_may_lie_in_a_file(file: KeyFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = file.make(PASSPHRASE)
+    (tmp_path / "passphrase").write_text(f"{PASSPHRASE}\n")
+    monkeypatch.setenv("ANY_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
+    assert file.open() == key
+
+
+def test_passphrase_is_asked_for_on_a_terminal(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = file.make(PASSPHRASE)
+    asked: list[str] = []
+    monkeypatch.setattr("common.keyfile.getpass.getpass", lambda prompt: asked.append(prompt) or PASSPHRASE)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())
+    assert file.open() == key
+    assert asked == ["Passphrase of the any key: "]
+
+
+def test_wrong_passphrase_or_none_says_what_to_do(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.make(PASSPHRASE)
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ConfigError, match=r"any key is under a passphrase\. Set ANY_PASSPHRASE"):
+        file.open()
+    monkeypatch.setenv("ANY_PASSPHRASE", PASSPHRASE + "!")
+    with pytest.raises(ConfigError, match="any key does not open: the passphrase is another"):
+        file.open()
+
+
+def test_missing_short_or_open_file_gives_no_key(file: KeyFile) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read.*backup"):
+        file.open()
+    file.make()
+    file.path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        file.open()
+    file.path.chmod(0o600)
+    file.path.write_bytes(b"short")
+    with pytest.raises(ConfigError, match="holds 5 bytes, expected 32"):
+        file.open()
