@@ -34,6 +34,7 @@ def examine(home: Home) -> list[Finding]:
         _flower(),
         *_secrets(home),
         _custody(home),
+        _operators(home),
         *_certificates(home),
         _disk(home),
         _processes(home),
@@ -68,6 +69,12 @@ def _custody(home: Home) -> Finding:
     protected = "under a passphrase: a copy of the folder does not open"
     plain = "plain: a copy of the whole folder opens; `wardround-server key protect` puts the key under a passphrase"
     return Finding("coordinator key", home.key_file.path.exists(), protected if home.key_file.is_protected else plain)
+
+
+def _operators(home: Home) -> Finding:
+    names = ", ".join(sorted(path.stem for path in (home.path / "operators").glob("*.key")))
+    here = f"keys of {names} lie here: who uses this account can sign as them. Better each with its owner"
+    return Finding("operator keys", True, here if names else "none here: each lies with its owner")
 
 
 def _certificates(home: Home) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from common.checkpoint import WEIGHTS_NAME, sha256
+from common.checkpoint import MANIFEST_NAME, load_model, pack, sha256
 from common.config import (
     Count,
     InitialConfig,
@@ -125,12 +125,14 @@ def _trained(
 
     # Which images there are is not in the run's hash.
     folder = out / f"model-{name}-{sha256_of(public)[:8]}"
-    if not (folder / WEIGHTS_NAME).exists():
+    if not (folder / MANIFEST_NAME).exists():
         if start is not None:
             write_atomically(folder / INITIAL_NAME, start)
         site = make_site(out / "sites", SiteConfig(name=name, data=(source,)))
         federate(InProcessGrid([site], public), public, folder, observe=observe)
-    return (folder / WEIGHTS_NAME).read_bytes()
+    # Checked against its manifest: a run will say of these weights what they were trained on.
+    _, state, _ = load_model(folder)
+    return pack(state)
 
 
 __all__ = ["PretrainingConfig", "pretrain", "public_run"]

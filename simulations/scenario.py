@@ -179,7 +179,7 @@ class Scenario:
 
 def shipped() -> tuple[Scenario, ...]:
     """The scenarios that come with Wardround, by name."""
-    return tuple(_read(path) for path in sorted(SHIPPED.glob("*.toml")))
+    return tuple(_read(path) for path in _shipped_paths())
 
 
 def load_scenario(name: str) -> Scenario:
@@ -192,7 +192,7 @@ def load_scenario(name: str) -> Scenario:
         return _read(SHIPPED / f"{name}.toml")
     path = Path(name)
     if path.suffix != ".toml":
-        known = ", ".join(path.stem for path in sorted(SHIPPED.glob("*.toml")))
+        known = ", ".join(path.stem for path in _shipped_paths())
         raise ConfigError(f"there is no scenario {name!r}. Give one of {known}, or the path of a .toml file.")
     return _read(path)
 
@@ -243,6 +243,10 @@ def share_out(patients: Iterable[str], sites: Sequence[str], seed: int) -> dict[
     """Assign each patient to one site, in equal parts, ranked by SHA-256 of seed and id: the same everywhere."""
     ranked = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}|{patient}".encode()).digest())
     return {site: tuple(sorted(ranked[index :: len(sites)])) for index, site in enumerate(sites)}
+
+
+def _shipped_paths() -> list[Path]:
+    return sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem)
 
 
 def _read(path: Path) -> Scenario:

@@ -126,8 +126,8 @@ def _plain(default: object) -> str:
         ("run.md", "[training.augmentation]", config.AugmentationConfig),
         ("run.md", "[federation]", config.FederationConfig),
         ("run.md", "[privacy]", config.PrivacyConfig),
-    ("run.md", "[privacy.adaptive-clipping]", config.AdaptiveClippingConfig),
-    ("run.md", "[initial]", config.InitialConfig),
+        ("run.md", "[privacy.adaptive-clipping]", config.AdaptiveClippingConfig),
+        ("run.md", "[initial]", config.InitialConfig),
     ],
 )
 def test_every_setting_is_documented_with_its_true_default(document: str, heading: str, model: type[Table]) -> None:

@@ -102,13 +102,13 @@ class Transaction:
         """The last entries of these kinds, the newest first."""
         marks = ", ".join("?" * len(kinds))
         query = f"SELECT entry FROM entries WHERE json_extract(entry, '$.kind') IN ({marks}) ORDER BY seq DESC LIMIT ?"  # noqa: S608 - only marks
-        return [Entry.from_bytes(text.encode()) for (text,) in self._database.execute(query, (*kinds, count))]
+        return _entries(self._database.execute(query, (*kinds, count)))
 
     def about(self, kind: str, run: str, round_: int) -> list[Entry]:
         """All entries of a kind about one round of a run, oldest first."""
         where = f"{_RUN} = ? AND {_ROUND} = ? AND json_extract(entry, '$.kind') = ?"
-        rows = self._database.execute(f"SELECT entry FROM entries WHERE {where} ORDER BY seq", (run, round_, kind))  # noqa: S608 - constants
-        return [Entry.from_bytes(text.encode()) for (text,) in rows]
+        query = f"SELECT entry FROM entries WHERE {where} ORDER BY seq"  # noqa: S608 - constants
+        return _entries(self._database.execute(query, (run, round_, kind)))
 
     def checkpoint(self, key: Ed25519PrivateKey, coordinator_key: bytes | None) -> str:
         """Sign the present state, once: the same state is the same checkpoint."""
@@ -122,6 +122,10 @@ class Transaction:
         note = notes.sign(Checkpoint(self._origin, self.size, root, int(self._clock()), seen), key)
         self._database.execute("INSERT INTO checkpoints VALUES (?, ?)", (self.size, note))
         return note
+
+    def entries(self) -> list[Entry]:
+        """All entries, oldest first."""
+        return _entries(self._database.execute("SELECT entry FROM entries ORDER BY seq"))
 
     def lines(self) -> Iterator[bytes]:
         """The canonical bytes of all entries."""
@@ -202,7 +206,7 @@ class AuditLog:
     def entries(self) -> tuple[Entry, ...]:
         """All entries, oldest first."""
         with self.transaction() as log:
-            return tuple(Entry.from_bytes(line) for line in log.lines())
+            return tuple(log.entries())
 
     def export(self) -> bytes:
         """The whole log for auditors, in one text file: a header, the entries, then the checkpoints, a line each."""
@@ -224,6 +228,11 @@ class AuditLog:
             if log.size == 0:
                 log.append("created", self._identity)
             yield log
+
+
+def _entries(rows: sqlite3.Cursor) -> list[Entry]:
+    # To its end first: a cursor that is left in the middle by an error keeps the file locked while the error lives.
+    return [Entry.from_bytes(text.encode()) for (text,) in rows.fetchall()]
 
 
 def _prepare(database: sqlite3.Connection, origin: str, clock: Callable[[], float]) -> Transaction:

@@ -1,6 +1,7 @@
 """A site does what it is asked only within the run, its policy and its budget, and lets out codes, never texts."""
 
 import errno
+import hashlib
 import sqlite3
 import stat
 import threading
@@ -101,6 +102,16 @@ def test_weights_that_do_not_fit_are_refused(site: Site) -> None:
         with pytest.raises(UpdateError) as caught:
             answer(TrainRequest(sha256_of(RUN), 1, weights), RUN, site, "a")
         assert caught.value.code is ErrorCode.WRONG_TENSORS
+
+
+def test_first_round_starts_from_the_weights_that_the_approved_run_names_and_no_others(site: Site) -> None:
+    named = pack(build_model(tiny_run(training={"local-steps": 1})).state_dict())
+    others = pack(build_model(RUN.model_copy(update={"seed": 99})).state_dict())
+    run = tiny_run(initial={"sha256": hashlib.sha256(named).hexdigest()})
+    refusal = Refusal(sha256_of(run), 1, ErrorCode.WRONG_RUN)
+    assert ask_app(TrainRequest(sha256_of(run), 1, others), run, site.home) == refusal
+    assert isinstance(ask_app(TrainRequest(sha256_of(run), 1, named), run, site.home), TrainReply)
+    assert isinstance(ask_app(TrainRequest(sha256_of(run), 2, others), run, site.home), TrainReply)
 
 
 def test_record_that_is_no_request_is_refused(site: Site) -> None:

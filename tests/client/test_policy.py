@@ -7,7 +7,7 @@ import pytest
 
 from client import policy
 from client.pipe import Offer
-from common.config import PolicyConfig, RunConfig, validate
+from common.config import InitialConfig, PolicyConfig, RunConfig, validate
 from common.errors import ConfigError, ErrorCode, PolicyError
 
 
@@ -26,6 +26,7 @@ def an_offer(*, patients: int = 10, parameters: int = 1000) -> Offer:
 
 
 PRIVATE = a_run(privacy={"target-epsilon": 10.0})
+FROM_WEIGHTS = PRIVATE.model_copy(update={"initial": InitialConfig(sha256="0" * 64)})
 STRICT = PolicyConfig()
 
 
@@ -38,6 +39,7 @@ def test_private_run_at_every_limit_is_allowed() -> None:
     ("run", "rules", "offer", "named"),
     [
         (a_run(), STRICT, None, "require-privacy"),
+        (FROM_WEIGHTS, STRICT, None, "nobody declares to be public"),
         (a_run(privacy={"target-epsilon": 10.1}), STRICT, None, "lifetime-epsilon 10"),
         (
             a_run(privacy={"target-epsilon": 1.0, "clipping-norm": 0.5}),
@@ -135,3 +137,9 @@ def test_rounds_of_a_day_are_limited() -> None:
 def test_hours_of_another_form_are_refused(hours: str) -> None:
     with pytest.raises(ConfigError, match="hours"):
         validate(PolicyConfig, {"hours": hours})
+
+
+def test_weights_that_are_declared_public_need_no_exception() -> None:
+    declared = InitialConfig(sha256="0" * 64, public="trained on generated images alone")
+    policy.check(PRIVATE.model_copy(update={"initial": declared}), STRICT, an_offer())
+    policy.check(FROM_WEIGHTS, PolicyConfig(require_privacy=False), an_offer())

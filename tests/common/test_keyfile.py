@@ -1,7 +1,10 @@
 """A key in a file: the same key with and without a passphrase, and no key where something is wrong."""
 
+import dataclasses
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -25,6 +28,29 @@ def test_plain_key_is_made_once_and_for_its_owner_alone(file: KeyFile) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         file.make()
     assert file.open() == key
+
+
+def test_those_who_come_at_the_same_time_get_the_same_key(file: KeyFile) -> None:
+    start = Barrier(8)
+
+    def first_use(_: int) -> bytes:
+        start.wait()
+        file.ensure()
+        return file.open()
+
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(first_use, range(8)))
+    assert keys == {file.path.read_bytes()}
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert list(file.path.parent.iterdir()) == [file.path]
+
+
+def test_first_use_leaves_a_key_that_is_there(file: KeyFile) -> None:
+    file.make(PASSPHRASE)
+    before = file.path.read_bytes()
+    file.ensure()
+    assert file.path.read_bytes() == before
+    assert list(file.path.parent.iterdir()) == [file.path]
 
 
 def test_passphrase_comes_and_goes_and_the_key_stays(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +96,10 @@ def test_missing_short_or_open_file_gives_no_key(file: KeyFile) -> None:
         file.open()
     file.make()
     file.path.chmod(0o640)
-    with pytest.raises(ConfigError, match="chmod 600"):
+    with pytest.raises(ConfigError, match=r"chmod 600 \S+any\.key$"):
         file.open()
+    with pytest.raises(ConfigError, match=r"chmod 600 \S+any\.key\. Or move it$"):
+        dataclasses.replace(file, advice="Or move it").open()
     file.path.chmod(0o600)
     file.path.write_bytes(b"short")
     with pytest.raises(ConfigError, match="holds 5 bytes, expected 32"):

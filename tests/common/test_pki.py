@@ -1,8 +1,9 @@
 import datetime
+import hashlib
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -77,6 +78,28 @@ def test_root_says_whose_receipt_key_it_is(root):
     pem = vouched(root, receipt_key=receipt_key)
     assert pki.receipt_key_of(pem, pki.to_pem(root[1]), "st-mary") == receipt_key
     assert pki.receipt_key_of(pem + pki.to_pem(root[1]), pki.to_pem(root[1]), "st-mary") == receipt_key
+
+
+def test_proof_of_the_receipt_key_is_its_signature_under_site_and_request():
+    csr, signing = pki.csr_for("st-mary", pki.new_key()), Ed25519PrivateKey.generate()
+    key, proof = signing.public_key().public_bytes_raw(), pki.prove_receipt_key(csr, "st-mary", signing)
+    digest = hashlib.sha256(csr.public_bytes(serialization.Encoding.DER) + key).hexdigest()
+    signing.public_key().verify(proof, f"wardround receipt key v1\nst-mary\n{digest}\n".encode())
+    assert pki.check_receipt_key(key, proof, csr, "st-mary") == key
+    other = Ed25519PrivateKey.generate()
+    for wrong in (
+        (key, b"", csr, "st-mary"),
+        (key, proof[:-1], csr, "st-mary"),
+        (key, pki.prove_receipt_key(csr, "st-mary", other), csr, "st-mary"),
+        (other.public_key().public_bytes_raw(), proof, csr, "st-mary"),
+        (key, proof, csr, "st-john"),
+        (key, proof, pki.csr_for("st-mary", pki.new_key()), "st-mary"),
+    ):
+        with pytest.raises(EnrolmentError, match="has not signed this request"):
+            pki.check_receipt_key(*wrong)
+    for wrong_key in (b"", bytes(31), key + b"x"):
+        with pytest.raises(EnrolmentError, match="not an Ed25519 public key"):
+            pki.check_receipt_key(wrong_key, proof, csr, "st-mary")
 
 
 def test_receipt_key_of_another_root_or_site_is_not_believed(root):

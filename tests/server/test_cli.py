@@ -1,3 +1,4 @@
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -11,12 +12,11 @@ from common.flower import build_bundle
 from common.sealed import is_sealed
 from server import launcher
 from server.cli import app
-from server.home import ENVIRONMENT, KEY_PASSPHRASE, open_home, server_credentials
+from server.home import ENVIRONMENT, KEY_PASSPHRASE, open_home
 from server.registry import Registry
+from server.root import server_credentials
 from server.watch import event_line, state_line
-from tests.server.coordinator import RUN, RUN_TOML, enrol, free_ports, new_home, receipt_key
-
-RECEIPT_KEY = receipt_key()
+from tests.server.coordinator import RUN, RUN_TOML, asked, enrol, free_ports, new_home
 
 HASH = sha256_of(RUN)
 
@@ -134,9 +134,10 @@ def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
     path = Path(succeeds("invite", "st-mary").strip())
     invitation = pki.Invitation.from_text(path.read_text())
     csr = pki.csr_for("st-mary", pki.new_key())
-    registry.redeem("st-mary", invitation.token, pki.to_pem(csr), RECEIPT_KEY)
+    csr_pem, receipt_key, proof = asked("st-mary", csr)
+    registry.redeem("st-mary", invitation.token, csr_pem, receipt_key, proof)
     rows = json.loads(succeeds("requests", "--json"))
-    phrase = pki.phrase(pki.request_digest(csr, RECEIPT_KEY))
+    phrase = pki.phrase(pki.request_digest(csr, receipt_key))
     assert rows == [{"site": "st-mary", "wish": "joins", "phrase": phrase}]
     assert "st-mary is active until 20" in succeeds("approve", "st-mary")
     assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["active"]
@@ -183,6 +184,23 @@ def test_run_proposes_and_says_what_the_sites_type(home, registry, running, docu
     assert f"wardround-client approve {HASH[:8]}" in result.stderr
     assert registry.proposal(HASH).state == "proposed"
     assert "change its name or seed" in fails("run", str(document))
+
+
+def test_run_that_names_initial_weights_needs_exactly_these(home, registry, running, document, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    assert "names no initial weights" in fails("run", str(document), "--initial", str(model))
+    digest = hashlib.sha256(b"weights").hexdigest()
+    document.write_text(f'{RUN_TOML}\n[initial]\nsha256 = "{digest}"\n')
+    assert "is not there" in fails("run", str(document))
+    (model / "model.safetensors").write_bytes(b"other weights")
+    assert "another SHA-256" in fails("run", str(document), "--initial", str(model))
+    assert registry.proposals() == []
+    (model / "model.safetensors").write_bytes(b"weights")
+    succeeds("run", str(document), "--initial", str(model))
+    (proposal,) = registry.proposals()
+    assert (home.run_folder(proposal.run) / "initial.safetensors").read_bytes() == b"weights"
 
 
 def test_watching_ends_with_the_table_when_the_run_is_completed(home, registry, running, document, monkeypatch):

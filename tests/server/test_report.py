@@ -1,12 +1,15 @@
 """The report is one file, shows what the records say, and cannot be made to run anything."""
 
+import hashlib
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
+from common.models import build_model
 from server.chart import line_chart
 from server.report import write_report
 from server.strategy import federate
@@ -63,6 +66,40 @@ def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<strong>patient</strong>" in text
     assert "3.250" in text
+    for fact in ("Sampling: Poisson", "Clipping: fixed norm 1", "Noise: Gaussian", "Accountant: PRV"):
+        assert fact in text
+
+
+def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_why(tmp_path: Path) -> None:
+    weights = pack(build_model(a_run()).state_dict())
+    digest = hashlib.sha256(weights).hexdigest()
+
+    def site(request):  # type: ignore[no-untyped-def]
+        reply = trains(lambda request: request.weights, patients=0)(request)
+        reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+        return reply
+
+    stated = {}
+    for name, public in (("void", None), ("stated", "trained on generated images, see the paper")):
+        initial = {"sha256": digest} | ({"public": public} if public else {})
+        run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0}, initial=initial)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "initial.safetensors").write_bytes(weights)
+        summary = federate(FakeGrid({"a": site}), run, folder, wake=lambda _: None)
+        stated[name] = (summary.guarantee, write_report(folder).read_text(encoding="utf-8"))
+    guarantee, text = stated["void"]
+    assert guarantee is not None
+    assert guarantee["sites"] == {}
+    assert "gives no differential privacy guarantee" in text
+    assert "nobody declares to be public" in text
+    assert "3.250" not in text
+    assert "Epsilon spent" not in text
+    guarantee, text = stated["stated"]
+    assert guarantee is not None
+    assert guarantee["sites"]["a"]["epsilon"] == 3.25
+    assert "by the coordinator&#x27;s word, the initial weights: trained on generated images, see the paper" in text
+    assert "Epsilon spent" in text
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:

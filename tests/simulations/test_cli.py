@@ -10,7 +10,10 @@ from typer.testing import CliRunner, Result
 from common.checkpoint import sha256
 from common.cli import FLOWER_ENVIRONMENT
 from simulations.cli import app
+from simulations.scenario import SHIPPED
 from tests.simulations.tiny import RUN_TOML, tiny_scenario
+
+NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def sim(*arguments: object) -> Result:
@@ -117,7 +120,7 @@ def test_compare_shows_a_column_for_the_start_and_for_each_epsilon(scenario: Pat
 def test_scenarios_lists_the_shipped_ones() -> None:
     done = sim("scenarios", "--json")
     assert done.exit_code == 0
-    assert [row["name"] for row in json.loads(done.stdout)] == ["hippocampus", "phantoms", "vessels"]
+    assert [row["name"] for row in json.loads(done.stdout)] == NAMES
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "scenarios"])

@@ -112,6 +112,15 @@ def _below(label: np.ndarray) -> np.ndarray:
     return np.asarray(ndimage.binary_dilation(marked, downwards) & ~ndimage.binary_dilation(marked))
 
 
+def test_marked_voxels_are_more_alike_than_those_around_them() -> None:
+    ratios = []
+    for number in range(1, COUNT + 1):
+        image, label = _draw(number)
+        around = ndimage.binary_dilation(label > 0, iterations=6) & (label == 0)
+        ratios.append(image[_core(label)].std() / image[around].std())
+    assert np.mean(ratios) < 0.6
+
+
 def test_no_threshold_finds_the_hippocampus() -> None:
     best = []
     for number in range(1, 9):

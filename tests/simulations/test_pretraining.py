@@ -83,6 +83,23 @@ def test_what_is_finished_is_not_trained_again(tmp_path: Path, calls: Calls) -> 
     assert (len(calls.runs), calls.images) == (1, [(4, 1)])
 
 
+def test_result_that_was_altered_is_refused(tmp_path: Path, calls: Calls) -> None:
+    weights, _ = pretrain(RUN, CONFIG, tmp_path)
+    (path,) = tmp_path.glob("model-*/model.safetensors")
+    assert path.read_bytes() == weights
+    path.write_bytes(pack({name: tensor + 1 for name, tensor in unpack(weights).items()}))
+    with pytest.raises(ConfigError, match="another SHA-256 than its manifest"):
+        pretrain(RUN, CONFIG, tmp_path)
+
+
+def test_result_without_its_manifest_is_finished_from_the_last_checkpoint(tmp_path: Path, calls: Calls) -> None:
+    first = pretrain(RUN, CONFIG, tmp_path)
+    (path,) = tmp_path.glob("model-*/model.json")
+    path.unlink()
+    assert pretrain(RUN, CONFIG, tmp_path) == first
+    assert path.exists()
+
+
 def test_interrupted_pretraining_goes_on(tmp_path: Path, calls: Calls) -> None:
     whole = pretrain(RUN, CONFIG, tmp_path / "whole")
 

@@ -129,6 +129,13 @@ def test_cameras_differ_in_colour_and_brightness() -> None:
     assert np.ptp(means[:, 1] / means[:, 0]) > 0.2
 
 
+def test_pixels_and_degrees_are_each_others_inverse() -> None:
+    camera = _camera(np.random.default_rng(SEED), 97)
+    row, column = camera.pixels(*camera.degrees())
+    assert np.allclose(row.ravel(), np.arange(97), atol=1e-3)
+    assert np.allclose(column.ravel(), np.arange(camera.columns), atol=1e-3)
+
+
 def test_an_even_fork_opens_by_murrays_75_degrees() -> None:
     child = 0.5 ** (1 / 3)
     assert 2 * math.degrees(_angle(1.0, child, child)) == pytest.approx(74.9, abs=0.1)

@@ -7,8 +7,19 @@ import pytest
 
 from common.config import SiteConfig, SourceConfig, load
 from common.errors import ConfigError
-from simulations.scenario import ScenarioConfig, load_scenario, make_site, prepare, published, share_out, shipped
+from simulations.scenario import (
+    SHIPPED,
+    ScenarioConfig,
+    load_scenario,
+    make_site,
+    prepare,
+    published,
+    share_out,
+    shipped,
+)
 from tests.simulations.tiny import RUN_TOML, tiny_site
+
+NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def a_scenario(folder: Path, sites: str) -> str:
@@ -19,7 +30,8 @@ def a_scenario(folder: Path, sites: str) -> str:
 
 def test_shipped_scenarios_are_valid_and_titled() -> None:
     scenarios = shipped()
-    assert [one.name for one in scenarios] == ["hippocampus", "phantoms", "vessels"]
+    assert [one.name for one in scenarios] == NAMES
+    assert {"hippocampus", "phantoms", "vessels"} <= set(NAMES)
     assert all(one.config.title and len(one.config.site_names) == 3 for one in scenarios)
     assert all(one.config.run.name == one.name for one in scenarios)
 
@@ -156,7 +168,7 @@ def test_wrong_scenario_is_explained(tmp_path: Path, tables: str, message: str) 
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="hippocampus, phantoms, vessels"):
+    with pytest.raises(ConfigError, match=", ".join(NAMES)):
         load_scenario("vesels")
 
 
@@ -172,6 +184,16 @@ def test_data_variable_names_the_folder_of_all_scenarios(tmp_path: Path, monkeyp
     tables = '[[sites]]\nname = "x"\ndata = [{path = "x"}]\n[[sites]]\nname = "y"\ndata = [{path = "x"}]'
     sites = prepare(load_scenario(a_scenario(tmp_path, tables)), tmp_path / "out")
     assert sites[0].config.data[0].path == str(tmp_path / "data" / "mine" / "x")
+
+
+def test_scenario_may_use_the_images_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_site(tmp_path / "data" / "discs" / "x", "x")
+    monkeypatch.setenv("WARDROUND_DATA", str(tmp_path / "data"))
+    tables = '[[sites]]\nname = "x"\ndata = [{path = "x"}]\n[[sites]]\nname = "y"\ndata = [{path = "x"}]'
+    path = Path(a_scenario(tmp_path, tables))
+    path.write_text(f'images = "discs"\n{path.read_text()}')
+    sites = prepare(load_scenario(str(path)), tmp_path / "out")
+    assert sites[0].config.data[0].path == str(tmp_path / "data" / "discs" / "x")
 
 
 def test_real_vessels_are_three_sites_and_two_eyes_one_patient(data: Path, tmp_path: Path) -> None:

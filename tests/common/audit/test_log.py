@@ -171,6 +171,31 @@ def test_a_hole_in_the_stored_tree_is_not_built_upon(log, path):
     assert len(lines_of(path)) == 1
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda log: log.entries(),
+        lambda log: within(log, lambda transaction: transaction.latest("refusal", count=2)),
+        lambda log: within(log, lambda transaction: transaction.about("refusal", RUN, 3)),
+    ],
+)
+def test_an_entry_that_cannot_be_read_does_not_keep_the_log_locked(log, path, monkeypatch, read):
+    """As long as the error is handled, its traceback holds the cursor that was not read to its end."""
+    monkeypatch.setattr("common.database._LOCK_TIMEOUT_S", 0.5)
+    for _ in range(2):
+        log.append("refusal", {"run": RUN, "round": 3, "code": "no-data"})
+    tamper(path, ("UPDATE entries SET entry = json_remove(entry, '$.time') WHERE seq > 0",))
+    with pytest.raises(AuditError, match="expected form") as caught:
+        read(log)
+    assert log.append("data-forgotten") == 3
+    assert caught.tb is not None
+
+
+def within(log, work):
+    with log.transaction() as transaction:
+        return work(transaction)
+
+
 def test_a_transaction_that_fails_leaves_nothing(log, path):
     def work():
         with log.transaction() as transaction:
