@@ -142,7 +142,7 @@ class TrainingConfig(Table):
     weight_decay: NonNegative = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     augmentation: AugmentationConfig = AugmentationConfig()
-    # Which weights a site trains: all; or the affine part of the normalisations and the last convolution, for
+    # Which weights a site trains: all; or the affine part of the normalisations, the PReLUs and the last block, for
     # fine-tuning a pretrained network with privacy, where every further weight costs noise.
     trainable: Literal["all", "norm-and-head"] = "all"
 

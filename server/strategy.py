@@ -321,14 +321,23 @@ def _initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
             f"{path} {'holds other weights than' if data else 'is not there; it must hold the weights that'} [initial] "
             f"sha256 names ({run.initial.sha256[:8]}). Give the model with --initial."
         )
-    state = unpack(data)
+    try:
+        state = unpack(data)
+    except UpdateError as error:
+        raise ConfigError(f"{path} holds no weights. Give a model as `export` or a simulation wrote it.") from error
     if pack(state) != data:
         raise ConfigError(f"{path} was not written by this program. Give a model as `export` or a simulation wrote it.")
-    if {name: tensor.shape for name, tensor in state.items()} != {n: tensor.shape for n, tensor in random.items()}:
+    if _kinds(state) != _kinds(random):
         raise ConfigError(
             "the initial weights are of another network than [model] and [data] describe. Pretrain with the same ones."
         )
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ConfigError("the initial weights are not all finite numbers. Pretrain with a lower learning rate.")
     return state
+
+
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], object]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 
 def _average(decay: float, before: _Model, new: _Model) -> _Model | None:

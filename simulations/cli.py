@@ -129,6 +129,8 @@ def compare(
     wanted = chosen.config.compare
     if wanted.privacy is None and base.privacy is not None:
         wanted = wanted.model_copy(update={"privacy": base.privacy})
+    if rounds:
+        wanted = wanted.model_copy(update={"rounds": rounds})
     sites = _prepare(chosen, config, out, data)
     pretraining = chosen.config.pretraining
     private = len(wanted.private_runs(config)) * (1 + wanted.private_pooled)
@@ -181,6 +183,8 @@ def crossval(
 
     _use_threads(threads)
     chosen = load_scenario(scenario)
+    if chosen.config.pretraining is not None:
+        raise ConfigError("crossval starts each fold from random weights. Take [pretraining] out of the scenario.")
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
     if rounds is not None:
         changes["federation"] = {"rounds": rounds}

@@ -316,7 +316,7 @@ def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     axes = figure.add_subplot()
     means = [statistics.fmean(result.mean for result in results if result.column == name) for name in names]
     bars = axes.bar(range(len(names)), means, color="#d8dee6", width=0.7, label=MEAN)
-    axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
+    axes.bar_label(bars, fmt="%.3f", label_type="center", fontsize=9)  # clear of the marks
     for number, site in enumerate(results[0].scores):
         places = [names.index(result.column) + 0.12 * (number - 1) for result in results]
         axes.plot(places, [result.scores[site][METRIC] for result in results], "o", markersize=5, label=site)

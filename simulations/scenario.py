@@ -151,6 +151,11 @@ class ScenarioConfig(Table):
     def _has_one_kind_of_sites(self) -> Self:
         if sum(map(bool, (self.sites, self.phantoms, self.partition))) != 1:
             raise ValueError("give exactly one of [[sites]], [phantoms] and [partition]")
+        published = self.partition.published if self.partition is not None else 0
+        if self.pretraining is not None and bool(self.pretraining.published_rounds) != bool(published):
+            raise ValueError("pretraining.published-rounds and partition.published go together: set both or neither")
+        if self.compare.epsilons and not (self.compare.privacy or self.run.privacy):
+            raise ValueError("compare.epsilons needs a table [compare.privacy] or [run.privacy]")
         names = self.site_names
         if len(set(names)) != len(names):
             raise ValueError(f"site names must be distinct, got {list(names)}")

@@ -17,9 +17,16 @@ from common.models import build_model
 from common.records import EvaluateRequest, Request, TrainRequest
 from server.journal import INITIAL_NAME, Summary
 from server.strategy import federate
-from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
+from tests.server import fakes
+from tests.server.fakes import FakeGrid, FakeSite, Said, trains
 
 PUBLIC = "trained on pictures of teapots, behind which no patient stands"
+
+
+def a_run(rounds: int = 2, **tables: Mapping[str, object]) -> RunConfig:
+    """With patience: here nobody is silent, and a busy machine is no reason to miss an answer."""
+    federation = {"round-timeout-s": 60.0, **tables.pop("federation", {})}
+    return fakes.a_run(rounds, federation=federation, **tables)
 
 
 def moves(seed: int) -> FakeSite:
@@ -114,6 +121,18 @@ def test_initial_weights_of_another_network_are_refused(tmp_path: Path, tables: 
     weights = initial_weights(**tables)
     out = laid(tmp_path, weights)
     assert_refused(a_grid(), starts_from(weights), out, "another network.*Pretrain with the same")
+
+
+def test_initial_weights_of_another_precision_or_without_sense_are_refused(tmp_path: Path) -> None:
+    state = unpack(initial_weights())
+    name = next(iter(state))
+    cases = {
+        "another network": pack({key: tensor.double() for key, tensor in state.items()}),
+        "not all finite": pack(state | {name: torch.full_like(state[name], float("nan"))}),
+        "holds no weights": b"no safetensors",
+    }
+    for number, (message, weights) in enumerate(cases.items()):
+        assert_refused(a_grid(), starts_from(weights), laid(tmp_path / str(number), weights), message)
 
 
 def test_the_same_weights_in_other_bytes_are_refused(tmp_path: Path) -> None:

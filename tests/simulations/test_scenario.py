@@ -212,3 +212,17 @@ def test_real_hippocampus_is_shared_out_evenly(data: Path, tmp_path: Path) -> No
 
 def test_scenario_schema_refuses_unknown_tables() -> None:
     assert ScenarioConfig.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (f'{PARTITION.format(0, 4)}[pretraining]\nimages = "retinas"\n', "published-rounds and partition.published"),
+        (f'{PARTITION.format(0, 0)}[pretraining]\nimages = "retinas"\npublished-rounds = 1\n', "go together"),
+        (f"{PARTITION.format(0, 0)}[compare]\nepsilons = [1.0]\n", "needs a table"),
+        (f"{PARTITION.format(0, 0)}[compare]\nlearning-rates = [1.0]\n", "one entry for each of epsilons"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, tables: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_scenario(a_scenario(tmp_path, tables))
