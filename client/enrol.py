@@ -127,7 +127,7 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
     """
     tls = home / "tls"
     csr, receipt_key = _prepare(home, invitation)
-    digest = pki.request_digest(csr, receipt_key)
+    digest = pki.request_digest(csr, public_bytes(receipt_key))
     show_phrase(pki.phrase(digest))
     with secure_channel(invitation.enrolment, invitation.root_pem.encode()) as channel:
         stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
@@ -153,9 +153,10 @@ def request_by_file(home: Path, invitation: Invitation) -> tuple[str, str]:
         "site": invitation.site,
         "token": invitation.token,
         "csr_pem": pki.to_pem(csr).decode(),
-        "receipt_key": receipt_key.hex(),
+        "receipt_key": public_bytes(receipt_key).hex(),
+        "proof": pki.prove_receipt_key(csr, invitation.site, receipt_key).hex(),
     }
-    return pki.phrase(pki.request_digest(csr, receipt_key)), json.dumps(values, indent=2) + "\n"
+    return pki.phrase(pki.request_digest(csr, public_bytes(receipt_key))), json.dumps(values, indent=2) + "\n"
 
 
 def accept_certificate(home: Path, certificate_pem: bytes) -> Identity:
@@ -257,8 +258,8 @@ def load_identity(home: Path) -> Identity:
     return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
 
 
-def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSigningRequest, bytes]:
-    """The home with its keys and what the invitation pins; the request, and the public receipt key."""
+def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSigningRequest, Ed25519PrivateKey]:
+    """The home with its keys and what the invitation pins; the request, and the receipt key."""
     tls = home / "tls"
     if (tls / "certificate.pem").exists():
         raise EnrolmentError(
@@ -278,7 +279,7 @@ def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSignin
     }
     write_private(tls / "coordinator.json", json.dumps(coordinator, indent=2).encode())
     write_private(tls / "root.pem", invitation.root_pem.encode())
-    return csr, public_bytes(receipt_key)
+    return csr, receipt_key
 
 
 def _become_member(home: Path, certificate_pem: bytes) -> Identity:
@@ -338,10 +339,14 @@ def _digest(token: str) -> str:
 
 
 def _enrol(
-    stub: EnrolmentStub, invitation: Invitation, csr: x509.CertificateSigningRequest, receipt_key: bytes
+    stub: EnrolmentStub, invitation: Invitation, csr: x509.CertificateSigningRequest, receipt_key: Ed25519PrivateKey
 ) -> None:
     request = EnrolRequest(
-        site=invitation.site, token=invitation.token, csr_pem=pki.to_pem(csr), receipt_key=receipt_key
+        site=invitation.site,
+        token=invitation.token,
+        csr_pem=pki.to_pem(csr),
+        receipt_key=public_bytes(receipt_key),
+        proof=pki.prove_receipt_key(csr, invitation.site, receipt_key),
     )
     try:
         stub.Enrol(request, timeout=CALL_TIMEOUT_S)

@@ -5,6 +5,7 @@ passphrase on or off leaves the key, and so all that is sealed with it, as it is
 """
 
 import getpass
+import os
 import secrets
 import stat
 import sys
@@ -24,6 +25,7 @@ class KeyFile:
     path: Path
     what: str  # in messages, and authenticated under a passphrase: such as "coordinator key"
     variable: str  # of the passphrase
+    advice: str = ""  # beside chmod, where others may read the file
 
     @property
     def is_protected(self) -> bool:
@@ -36,11 +38,15 @@ class KeyFile:
         Raises:
             ConfigError: there is a file already, or the passphrase is too short.
         """
-        if self.path.exists():
-            raise ConfigError(f"{self.path} is there already. A new key would open nothing that it has sealed.")
         key = secrets.token_bytes(KEY_BYTES)
-        self.write(key, passphrase)
+        if not self._place(key, passphrase):
+            raise ConfigError(f"{self.path} is there already. A new key would open nothing that it has sealed.")
         return key
+
+    def ensure(self) -> None:
+        """Make a key, plain, where there is none. Two processes that come at the same time get the same one."""
+        if not self.path.exists():
+            self._place(secrets.token_bytes(KEY_BYTES), None)
 
     def write(self, key: bytes, passphrase: str | None) -> None:
         """Write a key, under a passphrase or, without one, plain.
@@ -48,7 +54,7 @@ class KeyFile:
         Raises:
             ConfigError: the passphrase is too short.
         """
-        write_private(self.path, key if passphrase is None else seal(key, passphrase, self.what))
+        write_private(self.path, self._content(key, passphrase))
 
     def open(self) -> bytes:
         """The key.
@@ -64,11 +70,30 @@ class KeyFile:
                 "Restore it from a backup."
             ) from error
         if mode & 0o077:
-            raise ConfigError(f"other users may read {self.path}. Run: chmod 600 {self.path}")
+            advice = f". {self.advice}" if self.advice else ""
+            raise ConfigError(f"other users may read {self.path}. Run: chmod 600 {self.path}{advice}")
         key = unseal(content, self._passphrase(), self.what) if is_sealed(content) else content
         if len(key) != KEY_BYTES:
-            raise ConfigError(f"{self.path} holds {len(key)} bytes, expected {KEY_BYTES}. Restore it from a backup.")
+            raise ConfigError(
+                f"{self.path} holds {len(key)} bytes, expected {KEY_BYTES}. Restore it from a backup: with a new key "
+                "nothing opens that the old one has sealed."
+            )
         return key
+
+    def _place(self, key: bytes, passphrase: str | None) -> bool:
+        """Write a key where there is no file; False: there is one."""
+        fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        write_private(fresh, self._content(key, passphrase))
+        try:
+            os.link(fresh, self.path)  # whole from its first moment, and never in another's place
+        except FileExistsError:
+            return False
+        finally:
+            fresh.unlink()
+        return True
+
+    def _content(self, key: bytes, passphrase: str | None) -> bytes:
+        return key if passphrase is None else seal(key, passphrase, self.what)
 
     def _passphrase(self) -> str:
         given = passphrase_from(self.variable)

@@ -3,9 +3,10 @@
 One root (ECDSA P-256) per coordinator signs two kinds of leaf: the coordinator's own certificate (serverAuth) and
 one certificate per site (clientAuth, common name = site name). A leaf of one kind is never accepted as the other
 (RFC 5280, section 4.2.1.12). A site's leaf also names the key that signs its receipts and audit log, in an extension of
-ours that is not critical: so other sites learn that key from the root. Fingerprints are SHA-256 over DER, in hex.
-People compare fingerprints as phrases: pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for
-Proquints", arXiv:0901.4016).
+ours that is not critical: so other sites learn that key from the root. The key has signed the site's request, or no
+root would name it. Who joins after a rotation pins the new root alone, which vouches for what the one before says about
+such keys. Fingerprints are SHA-256 over DER, in hex. People compare them as phrases: pronounceable five-letter words of
+16 bits each (Wilkerson, "A Proposal for Proquints", arXiv:0901.4016).
 """
 
 import datetime
@@ -19,7 +20,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509 import Certificate, CertificateSigningRequest
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -38,6 +39,12 @@ ED25519_BYTES = 32
 RECEIPT_KEY_OID = x509.ObjectIdentifier("2.25.161819248113119175532435940204733443825")
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
+
+# Of the only use of a voucher, see `vouch_for`.
+_VOUCHER_USAGE = x509.ObjectIdentifier("2.25.236334221086911700291526143972707976965")
+
+# So that the signature is good for nothing else, and no other one for this.
+_PROOF_PREFIX = "wardround receipt key v1\n"
 
 _CONSONANTS = "bdfghjklmnprstvz"
 _VOWELS = "aiou"
@@ -180,16 +187,31 @@ def request_digest(csr: CertificateSigningRequest, receipt_key: bytes) -> str:
     return digest.finalize().hex()
 
 
-def check_receipt_key(raw: bytes) -> bytes:
-    """The public key that signs a site's receipts, if it is one.
+def prove_receipt_key(csr: CertificateSigningRequest, site: str, receipt_key: Ed25519PrivateKey) -> bytes:
+    """The receipt key's signature under a site's request: whoever asks has the key, and has not only seen it."""
+    return receipt_key.sign(_proof_statement(csr, site, receipt_key.public_key().public_bytes_raw()))
+
+
+def check_receipt_key(raw: bytes, proof: bytes, csr: CertificateSigningRequest, site: str) -> bytes:
+    """The public key that signs a site's receipts, if the site has it.
+
+    Args:
+        raw: the key.
+        proof: its signature, see `prove_receipt_key`.
+        csr: the request that it comes with.
+        site: whose that is.
 
     Raises:
-        EnrolmentError: not an Ed25519 public key.
+        EnrolmentError: not an Ed25519 public key, or the signature is not that key's for this request and site.
     """
     try:
-        Ed25519PublicKey.from_public_bytes(raw)
+        Ed25519PublicKey.from_public_bytes(raw).verify(proof, _proof_statement(csr, site, raw))
     except ValueError as error:
         raise EnrolmentError("the receipt key is not an Ed25519 public key. Join again.") from error
+    except InvalidSignature as error:
+        raise EnrolmentError(
+            "the receipt key has not signed this request, so it need not be the site's own. Join again."
+        ) from error
     return raw
 
 
@@ -250,7 +272,7 @@ def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes
     An expired certificate still tells: what was signed with the key stays signed.
 
     Args:
-        certificate_pem: the site's, from whoever passes it on.
+        certificate_pem: the site's, from whoever passes it on; after it vouchers, if a root before has signed it.
         roots_pem: the pinned root, and its successor if there is one.
         site: whose it should be.
 
@@ -261,8 +283,9 @@ def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes
         EnrolmentError: not signed by one of the roots, not this site's, or it names no such key.
     """
     try:
-        certificate = load_certificate(certificate_pem)
-        if not is_signed_by_any(certificate, roots_pem):
+        certificate, *chain = x509.load_pem_x509_certificates(certificate_pem)
+        vouchers = b"".join(to_pem(one) for one in chain if _is_voucher(one, roots_pem))
+        if not is_signed_by_any(certificate, roots_pem + vouchers):
             raise EnrolmentError("no root that is known here has signed it")
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         if certificate.subject != _name(site) or list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
@@ -282,6 +305,27 @@ def cross_sign(successor: Certificate, root: Certificate, root_key: PrivateKey) 
         _builder(common_name(successor), common_name(root), successor.public_key(), ROOT_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .sign(root_key, hashes.SHA256())
+    )
+
+
+def vouch_for(old: Certificate, root: Certificate, root_key: PrivateKey, until: datetime.datetime) -> Certificate:
+    """A voucher: by it those who know this root alone believe what a root before it says about receipt keys.
+
+    In a chain it opens no TLS connection: its one usage is our own, and a root's path length admits nothing between it
+    and a leaf. It must not be pinned, and nobody stores it: it travels with the certificates that need it.
+
+    Args:
+        old: the root before.
+        root: this root's certificate.
+        root_key: its key.
+        until: when all that the old one has signed has run out.
+    """
+    return (
+        _builder(common_name(old), common_name(root), old.public_key(), until - now())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([_VOUCHER_USAGE]), critical=True)
         .sign(root_key, hashes.SHA256())
     )
 
@@ -374,6 +418,20 @@ def _builder(
         .not_valid_before(now() - CLOCK_SKEW)
         .not_valid_after(now() + lifetime)
     )
+
+
+def _is_voucher(certificate: Certificate, roots_pem: bytes) -> bool:
+    """Whether a root that is trusted here vouches, now, for the key in it."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        return False
+    valid = certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc
+    return valid and list(usage) == [_VOUCHER_USAGE] and is_signed_by_any(certificate, roots_pem)
+
+
+def _proof_statement(csr: CertificateSigningRequest, site: str, receipt_key: bytes) -> bytes:
+    return f"{_PROOF_PREFIX}{site}\n{request_digest(csr, receipt_key)}\n".encode()
 
 
 def _name(common: str) -> x509.Name:

@@ -12,6 +12,7 @@ no gain: whoever can write the registry can write that a run has failed, too.
 
 import base64
 import datetime
+import json
 import logging
 import sqlite3
 import threading
@@ -146,3 +147,20 @@ def entered_fields(act: Act) -> dict[str, str | int]:
         "nonce": act.nonce,
         "signature": base64.b64encode(act.signature).decode(),
     }
+
+
+def act_to_text(act: Act | None) -> str | None:
+    """An act as it stands in the registry."""
+    if act is None:
+        return None
+    pem, signature = act.certificate_pem.decode(), act.signature.hex()
+    return json.dumps([act.action, act.subject, pem, act.signed_at, act.nonce, signature])
+
+
+def act_from_text(text: str | None) -> Act | None:
+    """Inverse of `act_to_text`; None also for what is no act: it counts as little."""
+    try:
+        action, subject, pem, at, nonce, signature = json.loads(text or "[]")
+        return Act(str(action), str(subject), str(pem).encode(), int(at), str(nonce), bytes.fromhex(signature))
+    except (ValueError, TypeError):
+        return None

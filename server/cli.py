@@ -34,7 +34,9 @@ from server.keys_cli import (
     root_app,
     root_passphrase,
 )
-from server.registry import Proposal, Registry
+from server.proposals import Proposal
+from server.registry import Registry
+from server.root import ROOT_PASSPHRASE, create
 from server.runs import read_summary
 from server.witness import open_log
 
@@ -78,9 +80,9 @@ def init(
     )
     if len({gateway_port, enrolment_port, superlink_port}) < 3:
         raise ConfigError("the three ports must differ. Set --gateway-port, --enrolment-port and --superlink-port.")
-    chosen = new_passphrase(homes.ROOT_PASSPHRASE, "Passphrase for the root key") if sealed else None
+    chosen = new_passphrase(ROOT_PASSPHRASE, "Passphrase for the root key") if sealed else None
     kept = new_passphrase(homes.KEY_PASSPHRASE, "Passphrase for the coordinator's key") if protected else None
-    created = homes.create(homes.resolve(home), config, chosen, kept)
+    created = create(homes.resolve(home), config, chosen, kept)
     operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
     typer.echo(f"Initialised {created.path}")
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")

@@ -22,10 +22,12 @@ from common.operators import public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server import operators
 from server.guard import address_of
-from server.home import Home, root_credentials
+from server.home import Home
 from server.operators import Hand
 from server.refusals import Refusals
-from server.registry import Registry, Site, about_invitation, check_name
+from server.registry import Registry
+from server.root import root_credentials
+from server.sites import Site, about_invitation, check_name
 from server.witness import open_log
 
 INVITATION_LIFETIME = datetime.timedelta(hours=24)
@@ -134,12 +136,12 @@ def redeem_file(registry: Registry, text: bytes) -> str:
     try:
         values = json.loads(text)
         site, token, csr_pem = (str(values[name]) for name in ("site", "token", "csr_pem"))
-        receipt_key = bytes.fromhex(values["receipt_key"])
+        receipt_key, proof = (bytes.fromhex(values[name]) for name in ("receipt_key", "proof"))
     except (ValueError, KeyError, TypeError) as error:
         raise EnrolmentError(
             "the file is no request to join. Use the one that `wardround-client join --request` wrote."
         ) from error
-    registry.redeem(site, token, csr_pem.encode(), receipt_key)
+    registry.redeem(site, token, csr_pem.encode(), receipt_key, proof)
     return site
 
 
@@ -208,7 +210,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
     ) -> wardround_pb2.EnrolReply:
         """Redeem the token with a certificate request."""
         try:
-            self._registry.redeem(request.site, request.token, request.csr_pem, request.receipt_key)
+            self._registry.redeem(request.site, request.token, request.csr_pem, request.receipt_key, request.proof)
         except EnrolmentError as error:
             _log.warning("enrolment of %r from %s refused: %s", request.site[:64], context.peer(), error)
             self._refused(address_of(context), "unauthenticated")

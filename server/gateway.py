@@ -37,9 +37,11 @@ from server.guard import site_of
 from server.home import Home, read_nodes, write_nodes
 from server.limits import DENIALS, DENIALS_PER_S, Notes
 from server.mailbox import Mailbox
+from server.proposals import Proposal
 from server.refusals import Refusals
-from server.registry import Proposal, Registry, Site
+from server.registry import Registry
 from server.seat import Objects, Seat
+from server.sites import Site
 from server.witness import ConflictError, UnknownUpdateError, Witness
 
 PULL_WAIT_S = 20.0

@@ -4,6 +4,7 @@ server.toml          ports, host names, listening address
 coordinator.key      seals the others: 32 bytes, plain or under a passphrase; key.sock hands it on (server/keyholder.py)
 pki/                 root.key root.pem (the federation's identity: back it up), server.key server.pem, log.key (Ed25519:
                      audit log and receipts), during a rotation next-root.key next-root.pem, afterwards old-roots.pem
+                     and vouchers.pem (by the root, for the old ones: common/pki.py)
 operators/           NAME.key NAME.pem: who may propose runs; a key may lie elsewhere
 registry.sqlite      sites, invitations, proposals and the hospitals' answers
 invitations/         one file per invited site; secret until used
@@ -30,28 +31,20 @@ from pathlib import Path
 from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509 import Certificate
 from pydantic import Field
 
-from common import pki
 from common.config import RunConfig, Table, load, sha256_of
 from common.errors import ConfigError
 from common.files import write_private
 from common.keyfile import KeyFile
-from common.operators import key_to_bytes
-from common.sealed import is_sealed, passphrase_from, seal, unseal
 from common.sealer import Sealer
 from server import keyholder
 
 ENVIRONMENT = "WARDROUND_SERVER_HOME"
 DEFAULT = Path("wardround-server")
 
-ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name
-ROOT_PURPOSE = "root key"
 KEY_NAME = "coordinator.key"
 KEY_PASSPHRASE = "WARDROUND_COORDINATOR_PASSPHRASE"  # noqa: S105 - a variable's name
-
-_RENEW_BEFORE = pki.SERVER_LIFETIME / 3
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -194,33 +187,6 @@ def default_hosts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(["127.0.0.1", "localhost", socket.gethostname()]))
 
 
-def create(path: Path, config: ServerConfig, passphrase: str | None = None, key_passphrase: str | None = None) -> Home:
-    """Make the folder, the coordinator's key, the federation's root and the server's certificate.
-
-    Args:
-        path: the folder.
-        config: ports and names.
-        passphrase: seals the root key, and is then needed to approve and renew sites; None: the coordinator's key does.
-        key_passphrase: seals the coordinator's key, and is then needed to start; None: the file's mode guards it.
-
-    Raises:
-        ConfigError: the folder is already a coordinator's home, or a passphrase is too short.
-    """
-    if (path / "server.toml").exists():
-        raise ConfigError(f"{path} is already initialised. Use it, or give another folder with --home.")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
-    for name in ("pki", "operators", "invitations", "runs", "logs", "flower"):
-        (path / name).mkdir(exist_ok=True, mode=0o700)
-    home = Home(path, config)
-    home = Home(path, config, home.key_file.make(key_passphrase))
-    root_key, root = new_root(home, "root", passphrase)
-    home.write_key("log", key_to_bytes(Ed25519PrivateKey.generate()))
-    _renew_server_certificate(home, root_key, root)
-    write_private(path / "server.toml", _toml(config).encode())
-    return home
-
-
 def open_home(path: Path | None = None) -> Home:
     """Open an initialised folder.
 
@@ -236,112 +202,6 @@ def open_home(path: Path | None = None) -> Home:
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         raise ConfigError(f"{folder} holds keys and is open to other users. Run `chmod 700 {folder}`.")
     return Home(folder, load(ServerConfig, folder / "server.toml"))
-
-
-def server_credentials(home: Home) -> tuple[bytes, bytes]:
-    """Key and certificate (PEM) of the server, renewed when a third of its life is left or the hosts changed.
-
-    Raises:
-        ConfigError: it has to be renewed, and the root key is sealed.
-    """
-    certificate = pki.load_certificate((home.path / "pki" / "server.pem").read_bytes())
-    old = certificate.not_valid_after_utc - pki.now() < _RENEW_BEFORE
-    if old or set(pki.hosts_of(certificate)) != set(home.config.hosts):
-        _renew_server_certificate(home, *root_credentials(home))
-    return home.open_key("server"), (home.path / "pki" / "server.pem").read_bytes()
-
-
-def is_root_sealed(home: Home) -> bool:
-    """Whether the root key is under a passphrase."""
-    return is_sealed((home.path / "pki" / "root.key").read_bytes())
-
-
-def root_credentials(home: Home, passphrase: str | None = None) -> tuple[pki.PrivateKey, Certificate]:
-    """The root's key and certificate, to sign with.
-
-    Args:
-        home: the coordinator's.
-        passphrase: of a sealed key; None: from WARDROUND_ROOT_PASSPHRASE, or the file WARDROUND_ROOT_PASSPHRASE_FILE.
-
-    Raises:
-        ConfigError: the key is sealed and no passphrase, or another one, was given.
-    """
-    data = (home.path / "pki" / "root.key").read_bytes()
-    if is_sealed(data):
-        passphrase = passphrase or passphrase_from(ROOT_PASSPHRASE)
-        if passphrase is None:
-            raise ConfigError(
-                f"the root key is under a passphrase. Set {ROOT_PASSPHRASE} or {ROOT_PASSPHRASE}_FILE, or run the "
-                "command on a terminal, which asks for it."
-            )
-    return pki.load_key(_open_root_key(home, data, passphrase)), pki.load_certificate(home.root_pem)
-
-
-def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.PrivateKey, Certificate]:
-    """Make a root and store it as NAME.key and NAME.pem."""
-    key = pki.new_key()
-    certificate = pki.new_root(key, f"Wardround root {pki.now():%Y-%m-%d %H:%M:%S}")
-    pem = pki.key_to_pem(key)
-    folder = home.path / "pki"
-    # The next root's key is sealed as the root's: it becomes that.
-    sealed = home.sealer.seal(pem, ROOT_PURPOSE) if passphrase is None else seal(pem, passphrase, ROOT_PURPOSE)
-    write_private(folder / f"{name}.key", sealed)
-    write_private(folder / f"{name}.pem", pki.to_pem(certificate))
-    return key, certificate
-
-
-def protect_root(home: Home, passphrase: str, old_passphrase: str | None = None) -> None:
-    """Seal the root key, and the next root's during a rotation, which else would undo it.
-
-    Args:
-        home: the coordinator's.
-        passphrase: from now on.
-        old_passphrase: of a key that is sealed already.
-
-    Raises:
-        ConfigError: a key does not open, or the new passphrase is too short.
-    """
-    sealed = {}
-    for path in (home.path / "pki" / "root.key", home.path / "pki" / "next-root.key"):
-        if path.exists():
-            pem = _open_root_key(home, path.read_bytes(), old_passphrase)
-            sealed[path] = seal(pem, passphrase, ROOT_PURPOSE)
-    for path, data in sealed.items():
-        write_private(path, data)
-
-
-def rotate_root(home: Home, passphrase: str | None = None) -> None:
-    """Make the next root and let the present one vouch for it; sites learn of it when they renew.
-
-    Raises:
-        ConfigError: a rotation is under way, or the root key does not open.
-    """
-    if home.successor_pem:
-        raise ConfigError("a next root is there already. Finish the rotation: `wardround-server root finish`.")
-    passphrase = passphrase or passphrase_from(ROOT_PASSPHRASE)
-    root_key, root = root_credentials(home, passphrase)
-    _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None)
-    cross = pki.cross_sign(successor, root, root_key)
-    write_private(home.path / "pki" / "next-root.pem", pki.to_pem(successor) + pki.to_pem(cross))
-
-
-def finish_rotation(home: Home, passphrase: str | None = None) -> None:
-    """The next root becomes the root. The old one is trusted on, for the certificates it has signed, and signs no more.
-
-    Raises:
-        ConfigError: there is no next root, or its key does not open.
-    """
-    folder = home.path / "pki"
-    if not home.successor_pem:
-        raise ConfigError("there is no next root. Begin with `wardround-server root rotate`.")
-    old = folder / "old-roots.pem"
-    write_private(old, home.root_pem + (old.read_bytes() if old.exists() else b""))
-    successor = pki.load_certificate(home.successor_pem)
-    write_private(folder / "root.key", (folder / "next-root.key").read_bytes())
-    write_private(folder / "root.pem", pki.to_pem(successor))
-    for name in ("next-root.key", "next-root.pem"):
-        (folder / name).unlink()
-    _renew_server_certificate(home, *root_credentials(home, passphrase))
 
 
 def write_nodes(home: Home, nodes: Mapping[int, str]) -> None:
@@ -379,21 +239,3 @@ class _Nodes(Mapping[int, str]):
             names = json.loads(self._path.read_text(encoding="utf-8"))
             self._names, self._version = {int(node): site for node, site in names.items()}, version
         return self._names
-
-
-def _open_root_key(home: Home, data: bytes, passphrase: str | None) -> bytes:
-    """Under its own passphrase, or sealed with the coordinator's key."""
-    return unseal(data, passphrase or "", ROOT_PURPOSE) if is_sealed(data) else home.sealer.open(data, ROOT_PURPOSE)
-
-
-def _renew_server_certificate(home: Home, root_key: pki.PrivateKey, root: Certificate) -> None:
-    key = pki.new_key()
-    certificate = pki.server_certificate(key, home.config.hosts, root, root_key)
-    home.write_key("server", pki.key_to_pem(key))
-    write_private(home.path / "pki" / "server.pem", pki.to_pem(certificate))
-
-
-def _toml(config: ServerConfig) -> str:
-    # A JSON string, list of strings or number is also TOML.
-    values = config.model_dump(mode="json", by_alias=True)
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -13,8 +13,9 @@ from common.pki import fingerprint, load_certificate
 from common.sealed import passphrase_from
 from server import home as homes
 from server import operators
-from server.home import KEY_PASSPHRASE, ROOT_PASSPHRASE, Home
+from server.home import KEY_PASSPHRASE, Home
 from server.registry import Registry
+from server.root import ROOT_PASSPHRASE, finish_rotation, is_root_sealed, protect_root, rotate_root
 from server.witness import open_log
 
 HomeOption: TypeAlias = Annotated[
@@ -105,7 +106,7 @@ def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: K
     opened = homes.open_home(home)
     _act_on_root(opened, "root-protect", by, key)
     old = root_passphrase(opened)
-    homes.protect_root(opened, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), old)
+    protect_root(opened, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), old)
     typer.echo("The root key is under a passphrase now.")
 
 
@@ -117,7 +118,7 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
     """
     opened = homes.open_home(home)
     _act_on_root(opened, "root-rotate", by, key)
-    homes.rotate_root(opened, root_passphrase(opened))
+    rotate_root(opened, root_passphrase(opened))
     typer.echo("The next root is made. When every site knows it: wardround-server root finish")
 
 
@@ -141,7 +142,7 @@ def root_finish(
             "renew (wardround-client renew); with --force they have to join again."
         )
     _act_on_root(opened, "root-finish", by, key)
-    homes.finish_rotation(opened, root_passphrase(opened))
+    finish_rotation(opened, root_passphrase(opened))
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
     typer.echo("The next root is the root now. Back up pki/root.key, and restart the coordinator.")
@@ -194,7 +195,7 @@ def acting(home: Home, registry: Registry, action: str, name: str, key: Path | N
 
 def root_passphrase(home: Home) -> str | None:
     """The passphrase of a sealed root key: from the environment, else asked for on a terminal."""
-    if not homes.is_root_sealed(home):
+    if not is_root_sealed(home):
         return None
     return _asked(ROOT_PASSPHRASE, "Passphrase of the root key")
 

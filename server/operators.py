@@ -25,8 +25,10 @@ from common.files import write_private
 from common.operators import Act, Endorsement, Operator, Role, key_to_bytes, subject_of
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server.acts import entered_fields
-from server.home import Home, root_credentials
-from server.registry import Member, Registry, check_name
+from server.home import Home
+from server.registry import Member, Registry
+from server.root import root_credentials
+from server.sites import check_name
 from server.witness import open_log
 
 FIRST = "admin"  # whom `init` makes

@@ -14,7 +14,8 @@ from typing import Any
 from common import flower, pki
 from common.errors import FederationError
 from server.home import Home
-from server.registry import Proposal, Registry
+from server.proposals import Proposal
+from server.registry import Registry
 from server.witness import open_log
 
 # More deaths than this without a result are no accident.

@@ -30,11 +30,12 @@ from common.wire.wake import Sleeper, gateway_sleeper
 from server.enrolment import EnrolmentService
 from server.gateway import Gateway
 from server.guard import Guard, address_of, site_of
-from server.home import Home, open_home, server_credentials
+from server.home import Home, open_home
 from server.launcher import superlink_answers
 from server.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
 from server.refusals import Refusals
 from server.registry import Registry
+from server.root import server_credentials
 from server.runs import Runs
 from server.witness import open_log
 

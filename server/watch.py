@@ -16,7 +16,8 @@ from rich.table import Table
 from common.cli import note
 from server.home import Home
 from server.journal import JOURNAL_NAME, OVERALL, Event, read_events
-from server.registry import Proposal, Registry
+from server.proposals import Proposal
+from server.registry import Registry
 
 _LOOK_EVERY_S = 0.5
 

@@ -22,7 +22,9 @@ from common.flower import unpack_message
 from common.records import TrainReply, reply_from_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SiteCheckpoint
 from server.home import Home
-from server.registry import Registry, Site
+from server.registry import Registry
+from server.root import with_vouchers
+from server.sites import Site
 
 AUDIT_NAME = "audit.sqlite"
 
@@ -47,7 +49,7 @@ class Witness:
 
     def __init__(self, home: Home, registry: Registry) -> None:
         self.log = open_log(home)
-        self._key, self._registry = home.log_key, registry
+        self._home, self._key, self._registry = home, home.log_key, registry
 
     def arrived(self, site: str, request: PushMessagesRequest, contents: Mapping[str, bytes]) -> None:
         """Note an update that is here as a whole, before it goes on. Other replies need no note.
@@ -138,11 +140,9 @@ class Witness:
                 note = log.received(other.receipt_key)
             seen = None if note is None else notes.peek(note).seen
             if note is not None and seen is not None:
-                proof = self.log.prove(seen.size, size)
+                proof, certificate = self.log.prove(seen.size, size), with_vouchers(self._home, other.certificate)
                 found.append(
-                    SiteCheckpoint(
-                        site=other.name, checkpoint=note.encode(), proof=proof, certificate_pem=other.certificate
-                    )
+                    SiteCheckpoint(site=other.name, checkpoint=note.encode(), proof=proof, certificate_pem=certificate)
                 )
         return found
 

@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("site", "token", "csr_pem", "receipt_key")
+    __slots__ = ("site", "token", "csr_pem", "receipt_key", "proof")
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     CSR_PEM_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_KEY_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     site: str
     token: str
     csr_pem: bytes
     receipt_key: bytes
-    def __init__(self, site: _Optional[str] = ..., token: _Optional[str] = ..., csr_pem: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, site: _Optional[str] = ..., token: _Optional[str] = ..., csr_pem: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
     __slots__ = ()

@@ -51,7 +51,8 @@ class Office(wardround_pb2_grpc.EnrolmentServicer):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid any more")
         self.enrolled += 1
         self.csr = request.csr_pem
-        self.receipt_key = request.receipt_key
+        csr = pki.check_csr(self.csr, request.site)
+        self.receipt_key = pki.check_receipt_key(request.receipt_key, request.proof, csr, request.site)
         return wardround_pb2.EnrolReply()
 
     def Collect(self, request, context):

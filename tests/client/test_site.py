@@ -19,7 +19,8 @@ from client.pipe import Describe, Offer, PipeError
 from client.site import open_site
 from client.sitekey import KEY_VARIABLE, PASSPHRASE_VARIABLE
 from common.errors import ConfigError
-from common.sealed import is_sealed
+from common.files import write_private
+from common.sealed import is_sealed, seal
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
@@ -77,7 +78,7 @@ def test_key_that_others_may_read_is_refused_with_the_way_out(home: Path, mode: 
     open_site(home)
     forget(home)
     (home / "site.key").chmod(mode)
-    with pytest.raises(ConfigError, match="chmod 600"):
+    with pytest.raises(ConfigError, match=rf"chmod 600 .*give the key in {KEY_VARIABLE} instead"):
         open_site(home)
 
 
@@ -89,6 +90,18 @@ def test_protected_key_is_nowhere_in_the_home_and_stays_the_same(home: Path, mon
         assert not any(form in content for form in (key, key.hex().encode(), PASSPHRASE.encode()))
     assert is_sealed((home / "site.key").read_bytes())
     assert stat.S_IMODE((home / "site.key").stat().st_mode) == 0o600
+
+
+def test_file_that_was_sealed_as_the_site_key_opens_and_another_purposes_does_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
+    write_private(home / "site.key", seal(KEY, PASSPHRASE, "site key"))
+    assert open_site(home).key == KEY
+    forget(home)
+    write_private(home / "site.key", seal(KEY, PASSPHRASE, "coordinator key"))
+    with pytest.raises(ConfigError, match="the site key does not open"):
+        open_site(home)
 
 
 def test_unprotected_key_is_the_first_one_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

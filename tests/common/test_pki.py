@@ -165,6 +165,65 @@ def test_successor_root_vouches_where_it_is_known(root):
     assert pki.receipt_key_of(pem, pki.to_pem(root[1]) + pki.to_pem(following[1]), "st-mary")
 
 
+def in_days(days: float) -> datetime.datetime:
+    return pki.now() + datetime.timedelta(days=days)
+
+
+@pytest.fixture
+def new_root() -> tuple[pki.PrivateKey, x509.Certificate]:
+    key = pki.new_key()
+    return key, pki.new_root(key, "New root")
+
+
+def test_voucher_of_the_new_root_makes_an_old_roots_word_believed(root, new_root):
+    receipt_key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    pem, pinned = vouched(root, receipt_key=receipt_key), pki.to_pem(new_root[1])
+    with pytest.raises(EnrolmentError, match="no root that is known here"):
+        pki.receipt_key_of(pem, pinned, "st-mary")
+    voucher = pki.vouch_for(root[1], new_root[1], new_root[0], in_days(90))
+    voucher.verify_directly_issued_by(new_root[1])
+    assert pki.receipt_key_of(pem + pki.to_pem(voucher), pinned, "st-mary") == receipt_key
+    with pytest.raises(EnrolmentError, match="not the certificate of site st-john"):
+        pki.receipt_key_of(pem + pki.to_pem(voucher), pinned, "st-john")
+
+
+def test_voucher_that_no_pinned_root_signed_for_this_purpose_and_this_time_is_none(root, new_root):
+    pem, pinned = vouched(root), pki.to_pem(new_root[1])
+    stranger_key, between_key = pki.new_key(), pki.new_key()
+    same_name = pki.new_root(stranger_key, "New root")
+    between = pki.new_root(between_key, "Between")
+    good = pki.to_pem(pki.vouch_for(root[1], new_root[1], new_root[0], in_days(90)))
+    another_usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+
+    def with_usage(value: x509.ExtensionType) -> bytes:
+        return resigned(
+            new_root, good, lambda one: value if isinstance(one.value, x509.ExtendedKeyUsage) else one.value
+        )
+
+    for wrong in (
+        pki.to_pem(pki.vouch_for(root[1], same_name, stranger_key, in_days(90))),
+        pki.to_pem(pki.vouch_for(pki.new_root(stranger_key, "Test root"), new_root[1], new_root[0], in_days(90))),
+        pki.to_pem(pki.vouch_for(root[1], new_root[1], new_root[0], in_days(-0.001))),
+        pki.to_pem(pki.cross_sign(root[1], new_root[1], new_root[0])),
+        pki.to_pem(root[1]),
+        with_usage(another_usage),
+        # By way of another one: as many steps as somebody likes.
+        pki.to_pem(pki.vouch_for(root[1], between, between_key, in_days(90)))
+        + pki.to_pem(pki.vouch_for(between, new_root[1], new_root[0], in_days(90))),
+        # A site's own certificate, as if it were a root's.
+        pki.to_pem(pki.site_certificate(pki.csr_for("Test root", root[0]), "Test root", new_root[1], new_root[0])),
+    ):
+        with pytest.raises(EnrolmentError, match="no root that is known here"):
+            pki.receipt_key_of(pem + wrong, pinned, "st-mary")
+
+
+def test_voucher_says_nothing_about_a_sites_own_certificate(root, new_root):
+    key = pki.new_key()
+    pem = vouched(root, key=key) + pki.to_pem(pki.vouch_for(root[1], new_root[1], new_root[0], in_days(90)))
+    with pytest.raises(EnrolmentError, match="not signed by this federation's root"):
+        pki.check_site_certificate(pem, pki.to_pem(new_root[1]), "st-mary", key)
+
+
 def test_fingerprint_is_the_sha256_of_the_der(root):
     assert pki.fingerprint(root[1]) == root[1].fingerprint(hashes.SHA256()).hex()
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509 import CertificateSigningRequest
 
 from common import pki
 from common.config import RunConfig, parse
 from common.operators import Act
 from common.wire import channels
+from common.wire.wardround_pb2 import EnrolRequest
 from server import enrolment, operators
-from server import home as homes
 from server.home import Home, ServerConfig
-from server.registry import Registry, about_invitation
+from server.registry import Registry
+from server.root import create
+from server.sites import about_invitation
 
 RUN_TOML = """
 name = "lesions"
@@ -52,7 +55,7 @@ def new_home(folder: Path) -> Home:
     config = ServerConfig(
         hosts=("127.0.0.1", "localhost"), gateway_port=gateway, enrolment_port=enrol, superlink_port=superlink
     )
-    home = homes.create(folder, config)
+    home = create(folder, config)
     operators.add(home, Registry(home.registry), operators.FIRST, "admin")
     return home
 
@@ -61,12 +64,28 @@ def enrol(home: Home, registry: Registry, name: str) -> Member:
     key = pki.new_key()
     invitation = enrolment.invite(home, registry, name)
     signing = Ed25519PrivateKey.generate()
-    public = signing.public_key().public_bytes_raw()
-    registry.redeem(name, invitation.token, pki.to_pem(pki.csr_for(name, key)), public)
+    registry.redeem(name, invitation.token, *asked(name, pki.csr_for(name, key), signing))
     enrolment.approve(home, registry, name)
     certificate = registry.site(name).certificate
     assert certificate is not None
     return Member(name, key, certificate, signing)
+
+
+def asked(
+    site: str, csr: CertificateSigningRequest | None = None, signing: Ed25519PrivateKey | None = None
+) -> tuple[bytes, bytes, bytes]:
+    """What a site asks to join with: its request, its receipt key and that key's signature."""
+    csr = csr or pki.csr_for(site, pki.new_key())
+    signing = signing or Ed25519PrivateKey.generate()
+    return pki.to_pem(csr), signing.public_key().public_bytes_raw(), pki.prove_receipt_key(csr, site, signing)
+
+
+def enrol_request(
+    site: str, token: str, csr: CertificateSigningRequest | None = None, signing: Ed25519PrivateKey | None = None
+) -> EnrolRequest:
+    """The same for the enrolment port."""
+    csr_pem, key, proof = asked(site, csr, signing)
+    return EnrolRequest(site=site, token=token, csr_pem=csr_pem, receipt_key=key, proof=proof)
 
 
 def signed(home: Home, registry: Registry, action: str, *about: str, name: str = operators.FIRST) -> Act:

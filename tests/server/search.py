@@ -4,8 +4,9 @@ from pathlib import Path
 
 from common import pki
 from common.operators import key_to_bytes
-from server.home import Home, root_credentials
+from server.home import Home
 from server.registry import Registry
+from server.root import root_credentials
 
 PIECE_BYTES = 32
 

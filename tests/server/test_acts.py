@@ -25,17 +25,28 @@ from common.config import sha256_of
 from common.errors import AuditError, EnrolmentError
 from common.operators import Act
 from common.wire import channels
-from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, ListProposalsRequest
+from common.wire.wardround_pb2 import CollectReply, CollectRequest, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 from server import enrolment, operators, serve
 from server.acts import entered_fields
 from server.gateway import Gateway
-from server.home import root_credentials
 from server.operators import Hand
 from server.registry import Registry
+from server.root import root_credentials
 from server.runs import Runs
 from server.witness import AUDIT_NAME, open_log
-from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, receipt_key, signed, status_of
+from tests.server.coordinator import (
+    RUN,
+    RUN_TOML,
+    Member,
+    asked,
+    enrol,
+    enrol_request,
+    new_home,
+    receipt_key,
+    signed,
+    status_of,
+)
 from tests.server.test_runs import SuperLink
 
 HASH = sha256_of(RUN)
@@ -66,7 +77,7 @@ class Office:
 
     def asks(self, site: str, token: str) -> grpc.StatusCode:
         """How a request at the enrolment port ends."""
-        request = EnrolRequest(site=site, token=token, csr_pem=csr_for(site), receipt_key=receipt_key())
+        request = enrol_request(site, token)
         with channels.secure_channel(self.home.enrolment_address, self.home.root_pem) as channel:
             return status_of(EnrolmentStub(channel).Enrol, request)
 
@@ -95,12 +106,13 @@ class Office:
 
     def admits(self, site: str, by: Hand | None, inviter: Hand | None = None, *, enters: bool = True) -> Member:
         """Let a pending site in by hand, with a certificate of the root's, and whatever act there is."""
-        key, receipts = pki.new_key(), receipt_key()
+        key, receipts = pki.new_key(), Ed25519PrivateKey.generate()
         root_key, root = root_credentials(self.home)
         signed_now = pki.site_certificate(pki.csr_for(site, key), site, root, root_key)
         invitation = enrolment.invite(self.home, self.registry, site, inviter)
-        self.registry.redeem(site, invitation.token, pki.to_pem(pki.csr_for(site, key)), receipts)
-        about = {"site": site, "certificate": pki.fingerprint(signed_now), "key": receipts.hex()}
+        csr_pem, public, proof = asked(site, pki.csr_for(site, key), receipts)
+        self.registry.redeem(site, invitation.token, csr_pem, public, proof)
+        about = {"site": site, "certificate": pki.fingerprint(signed_now), "key": public.hex()}
         act = None if by is None else by.sign("approve", *about.values())
         if act is not None and enters:
             open_log(self.home).append("act", entered_fields(act))

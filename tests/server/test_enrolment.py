@@ -5,6 +5,8 @@ import time
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from common import pki
@@ -14,9 +16,8 @@ from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
 from common.wire.wardround_pb2_grpc import EnrolmentStub
 from server import enrolment, serve
 from server.registry import Registry
-from tests.server.coordinator import free_ports, new_home, receipt_key, status_of
-
-RECEIPT_KEY = receipt_key()
+from server.witness import open_log
+from tests.server.coordinator import enrol_request, free_ports, new_home, status_of
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +38,17 @@ def stub(home, registry):
     server.stop(None)
 
 
-def csr_for(site: str) -> tuple[pki.PrivateKey, bytes, str]:
-    key = pki.new_key()
-    csr = pki.csr_for(site, key)
-    digest = hashlib.sha256(csr.public_bytes(Encoding.DER) + RECEIPT_KEY).hexdigest()
-    return key, pki.to_pem(csr), digest
+def digest_of(request: EnrolRequest) -> str:
+    der = x509.load_pem_x509_csr(request.csr_pem).public_bytes(Encoding.DER)
+    return hashlib.sha256(der + request.receipt_key).hexdigest()
 
 
 def test_site_joins_with_invitation_request_and_approval(home, registry, stub):
     invitation = enrolment.invite(home, registry, "st-mary")
-    key, csr, digest = csr_for("st-mary")
-    stub.Enrol(EnrolRequest(site="st-mary", token=invitation.token, csr_pem=csr, receipt_key=RECEIPT_KEY))
+    key = pki.new_key()
+    request = enrol_request("st-mary", invitation.token, pki.csr_for("st-mary", key))
+    digest = digest_of(request)
+    stub.Enrol(request)
     assert enrolment.phrase_of(registry.site("st-mary")) == pki.phrase(digest)
     question = CollectRequest(site="st-mary", request_sha256=digest)
     assert stub.Collect(question).state == CollectReply.PENDING
@@ -64,9 +65,7 @@ def test_invitation_file_is_private_holds_128_bits_and_goes_with_the_approval(ho
     path = home.invitation("st-john")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert pki.Invitation.from_text(path.read_text()) == invitation
-    stub.Enrol(
-        EnrolRequest(site="st-john", token=invitation.token, csr_pem=csr_for("st-john")[1], receipt_key=RECEIPT_KEY)
-    )
+    stub.Enrol(enrol_request("st-john", invitation.token))
     enrolment.approve(home, registry, "st-john")
     assert not path.exists()
 
@@ -77,31 +76,97 @@ def test_invitation_file_is_private_holds_128_bits_and_goes_with_the_approval(ho
 def test_wrong_token_or_site_is_unauthenticated(home, registry, stub, site, token):
     right = enrolment.invite(home, registry, "st-luke").token
     used = token.replace("right", right)
-    request = EnrolRequest(site=site, token=used, csr_pem=csr_for(site or "x")[1], receipt_key=RECEIPT_KEY)
-    assert status_of(stub.Enrol, request) == grpc.StatusCode.UNAUTHENTICATED
+    assert (
+        status_of(stub.Enrol, enrol_request(site, used, pki.csr_for(site or "x", pki.new_key())))
+        == grpc.StatusCode.UNAUTHENTICATED
+    )
     assert registry.site("st-luke").state == "invited"
 
 
 def test_second_use_of_an_invitation_is_refused(home, registry, stub):
     token = enrolment.invite(home, registry, "st-anne").token
-    stub.Enrol(EnrolRequest(site="st-anne", token=token, csr_pem=csr_for("st-anne")[1], receipt_key=RECEIPT_KEY))
-    again = EnrolRequest(site="st-anne", token=token, csr_pem=csr_for("st-anne")[1], receipt_key=RECEIPT_KEY)
-    assert status_of(stub.Enrol, again) == grpc.StatusCode.UNAUTHENTICATED
+    stub.Enrol(enrol_request("st-anne", token))
+    assert status_of(stub.Enrol, enrol_request("st-anne", token)) == grpc.StatusCode.UNAUTHENTICATED
+
+
+def with_another_key(request: EnrolRequest) -> None:
+    """Another site's public key and that site's own proof, as anybody may have seen them."""
+    other = enrol_request("st-mary", "")
+    request.receipt_key, request.proof = other.receipt_key, other.proof
+
+
+def with_another_keys_signature(request: EnrolRequest) -> None:
+    csr = x509.load_pem_x509_csr(request.csr_pem)
+    request.proof = pki.prove_receipt_key(csr, request.site, Ed25519PrivateKey.generate())
+
+
+def with_a_signature_for_another_request(request: EnrolRequest) -> None:
+    signing = Ed25519PrivateKey.generate()
+    request.receipt_key = signing.public_key().public_bytes_raw()
+    request.proof = pki.prove_receipt_key(pki.csr_for(request.site, pki.new_key()), request.site, signing)
+
+
+def with_a_signature_for_another_site(request: EnrolRequest) -> None:
+    signing = Ed25519PrivateKey.generate()
+    request.receipt_key = signing.public_key().public_bytes_raw()
+    request.proof = pki.prove_receipt_key(x509.load_pem_x509_csr(request.csr_pem), "st-mary", signing)
+
+
+def with_a_signature_under_the_bare_digest(request: EnrolRequest) -> None:
+    signing = Ed25519PrivateKey.generate()
+    request.receipt_key = signing.public_key().public_bytes_raw()
+    request.proof = signing.sign(f"{request.site}\n{digest_of(request)}\n".encode())
+
+
+def without_a_signature(request: EnrolRequest) -> None:
+    request.proof = b""
+
+
+def test_receipt_key_that_the_site_does_not_prove_to_have_is_refused_and_recorded(tmp_path):
+    home = new_home(tmp_path / "home")
+    registry = Registry(home.registry)
+    server = serve.start_enrolment(home, registry)
+    token = enrolment.invite(home, registry, "st-lucy").token
+    try:
+        with channels.secure_channel(home.enrolment_address, home.root_pem) as channel:
+            stub = EnrolmentStub(channel)
+            for spoil in (
+                with_another_key,
+                with_another_keys_signature,
+                with_a_signature_for_another_request,
+                with_a_signature_for_another_site,
+                with_a_signature_under_the_bare_digest,
+                without_a_signature,
+            ):
+                request = enrol_request("st-lucy", token)
+                spoil(request)
+                before = len(open_log(home).entries())
+                assert status_of(stub.Enrol, request) == grpc.StatusCode.UNAUTHENTICATED, spoil.__name__
+                (entry,) = open_log(home).entries()[before:]
+                assert (entry.kind, entry.fields) == ("call-refused", {"status": "unauthenticated"})
+                site = registry.site("st-lucy")
+                assert (site.state, site.csr, site.receipt_key) == ("invited", None, None)
+            honest = enrol_request("st-lucy", token)  # the invitation is not used up
+            assert status_of(stub.Enrol, honest) == grpc.StatusCode.OK
+            assert registry.site("st-lucy").receipt_key == honest.receipt_key
+    finally:
+        server.stop(None)
 
 
 def test_certificate_goes_only_to_who_knows_the_request(home, registry, stub):
     token = enrolment.invite(home, registry, "st-paul").token
-    stub.Enrol(EnrolRequest(site="st-paul", token=token, csr_pem=csr_for("st-paul")[1], receipt_key=RECEIPT_KEY))
+    stub.Enrol(enrol_request("st-paul", token))
     enrolment.approve(home, registry, "st-paul")
-    for guess in ("", "00" * 32, csr_for("st-paul")[2]):
+    for guess in ("", "00" * 32, digest_of(enrol_request("st-paul", token))):
         assert stub.Collect(CollectRequest(site="st-paul", request_sha256=guess)).state == CollectReply.REFUSED
     assert stub.Collect(CollectRequest(site="nobody", request_sha256="00" * 32)).state == CollectReply.REFUSED
 
 
 def test_collect_is_held_until_the_decision(home, registry, stub):
     token = enrolment.invite(home, registry, "st-jude").token
-    _, csr, digest = csr_for("st-jude")
-    stub.Enrol(EnrolRequest(site="st-jude", token=token, csr_pem=csr, receipt_key=RECEIPT_KEY))
+    request = enrol_request("st-jude", token)
+    digest = digest_of(request)
+    stub.Enrol(request)
     threading.Timer(0.3, registry.revoke, ["st-jude"]).start()
     start = time.monotonic()
     reply = stub.Collect(CollectRequest(site="st-jude", request_sha256=digest, wait_s=20.0))

@@ -31,10 +31,11 @@ from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsReques
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import serve
 from server.gateway import Gateway
-from server.home import ENVIRONMENT, Home, read_nodes, root_credentials
+from server.home import ENVIRONMENT, Home, read_nodes
 from server.launcher import is_listening
 from server.limits import CALLS_AT_ONCE
 from server.registry import Registry
+from server.root import root_credentials
 from server.seat import Objects
 from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, status_of
 

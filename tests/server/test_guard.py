@@ -11,14 +11,12 @@ import pytest
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 
-from common import pki
 from common.audit.entries import Entry
 from common.wire import channels
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import (
     CollectReply,
     CollectRequest,
-    EnrolRequest,
     ListProposalsRequest,
     SubmitReceiptRequest,
 )
@@ -31,12 +29,11 @@ from server.limits import Rule
 from server.refusals import FIRST, FIRST_OF_STRANGERS, Refusals
 from server.registry import Registry
 from server.witness import open_log
-from tests.server.coordinator import RUN, enrol, new_home, receipt_key, status_of
+from tests.server.coordinator import RUN, enrol, enrol_request, new_home, status_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 # A receipt that is none: counted, and then refused as malformed.
 GARBAGE = SubmitReceiptRequest(receipt=bytes(60_000))
-RECEIPT_KEY = receipt_key()
 
 
 class Clock:
@@ -199,11 +196,7 @@ def test_wrong_token_second_use_and_guesses_at_the_enrolment_door_are_recorded_w
 ) -> None:
     home, registry, stub = office
     token = enrolment.invite(home, registry, "st-anne").token
-    requests = [
-        EnrolRequest(site="st-anne", token=used, csr_pem=csr_of("st-anne"), receipt_key=RECEIPT_KEY)
-        for used in ("00" * 16, token, token)
-    ]
-    codes = [status_of(stub.Enrol, request) for request in requests]
+    codes = [status_of(stub.Enrol, enrol_request("st-anne", used)) for used in ("00" * 16, token, token)]
     assert codes == [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED]
     guess = CollectRequest(site="st-anne", request_sha256="ab" * 32)
     assert stub.Collect(guess).state == CollectReply.REFUSED
@@ -225,10 +218,6 @@ def test_methods_and_limits_at_the_enrolment_door_are_recorded(
     assert [status_of(stub.Collect, CollectRequest(site="x")) for _ in range(2)] == [grpc.StatusCode.OK, EXHAUSTED]
     statuses = [entry["status"] for entry in refusals(home)]
     assert statuses == ["permission-denied", "permission-denied", "resource-exhausted"]
-
-
-def csr_of(site: str) -> bytes:
-    return pki.to_pem(pki.csr_for(site, pki.new_key()))
 
 
 def test_strangers_at_many_addresses_do_not_fill_the_log(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from server import home as homes
 from server.home import KEY_PASSPHRASE, Home, open_home
 from server.keyholder import SOCKET_NAME, KeyHolder, ask
 from server.registry import Registry
+from server.root import create, rotate_root
 from tests.server.coordinator import enrol, new_home
 from tests.server.search import found, private_keys
 
@@ -104,7 +104,7 @@ def test_lost_key_is_not_made_anew(home: Home) -> None:
 
 def test_no_private_key_lies_in_the_clear(home: Home) -> None:
     enrol(home, Registry(home.registry), "a")
-    homes.rotate_root(home)
+    rotate_root(home)
     secrets = private_keys(home)
     assert len(secrets) > 12
     assert found(home.path, secrets) == []
@@ -125,7 +125,7 @@ def test_keys_cannot_be_exchanged(home: Home) -> None:
 
 
 def test_key_is_in_no_repr(home: Home) -> None:
-    made = homes.create(home.path.parent / "made", home.config)
+    made = create(home.path.parent / "made", home.config)
     assert made.held == made.key
     assert made.key.hex() not in repr(made)
     assert str(made.key) not in repr(made)

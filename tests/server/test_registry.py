@@ -8,10 +8,9 @@ from common import pki
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ConfigError, EnrolmentError, FederationError
 from common.flower import build_bundle
-from server.registry import Registry, check_name
-from tests.server.coordinator import RUN, RUN_TOML, enrol, invite, new_home, receipt_key
-
-RECEIPT_KEY = receipt_key()
+from server.registry import Registry
+from server.sites import check_name
+from tests.server.coordinator import RUN, RUN_TOML, asked, enrol, invite, new_home
 
 HASH = sha256_of(RUN)
 
@@ -35,10 +34,6 @@ def tomorrow() -> datetime.datetime:
     return pki.now() + datetime.timedelta(days=1)
 
 
-def request(site: str) -> bytes:
-    return pki.to_pem(pki.csr_for(site, pki.new_key()))
-
-
 def test_token_is_not_in_the_file(home, registry):
     registry.invite("st-mary", "00112233445566778899aabbccddeeff", tomorrow())
     assert b"00112233445566778899aabbccddeeff" not in home.registry.read_bytes()
@@ -46,11 +41,11 @@ def test_token_is_not_in_the_file(home, registry):
 
 def test_invitation_works_once(home, registry):
     invite(home, registry, "st-mary", "token", tomorrow())
-    first = request("st-mary")
-    registry.redeem("st-mary", "token", first, RECEIPT_KEY)
-    registry.redeem("st-mary", "token", first, RECEIPT_KEY)  # the same request again: its answer may have been lost
+    first = asked("st-mary")
+    registry.redeem("st-mary", "token", *first)
+    registry.redeem("st-mary", "token", *first)  # the same request again: its answer may have been lost
     with pytest.raises(EnrolmentError, match="by another request"):
-        registry.redeem("st-mary", "token", request("st-mary"), RECEIPT_KEY)
+        registry.redeem("st-mary", "token", *asked("st-mary"))
 
 
 @pytest.mark.parametrize(
@@ -59,39 +54,39 @@ def test_invitation_works_once(home, registry):
 def test_wrong_token_or_site_is_refused_in_the_same_words(home, registry, site, token):
     invite(home, registry, "st-mary", "token", tomorrow())
     with pytest.raises(EnrolmentError, match="unknown, used or expired"):
-        registry.redeem(site, token, request(site), RECEIPT_KEY)
+        registry.redeem(site, token, *asked(site))
 
 
 def test_expired_invitation_is_refused(home, registry):
     invite(home, registry, "st-mary", "token", pki.now() - datetime.timedelta(seconds=1))
     with pytest.raises(EnrolmentError, match="expired"):
-        registry.redeem("st-mary", "token", request("st-mary"), RECEIPT_KEY)
+        registry.redeem("st-mary", "token", *asked("st-mary"))
 
 
 def test_invitation_for_one_site_does_not_admit_another(home, registry):
     invite(home, registry, "st-mary", "token", tomorrow())
     with pytest.raises(EnrolmentError, match="must name site"):
-        registry.redeem("st-mary", "token", request("st-john"), RECEIPT_KEY)
+        registry.redeem("st-mary", "token", *asked("st-john"))
 
 
 def test_two_at_once_cannot_both_use_one_invitation(home, registry):
     invite(home, registry, "st-mary", "token", tomorrow())
 
-    def redeem(csr: bytes) -> bool:
+    def redeem(request: tuple[bytes, bytes, bytes]) -> bool:
         try:
-            registry.redeem("st-mary", "token", csr, RECEIPT_KEY)
+            registry.redeem("st-mary", "token", *request)
         except EnrolmentError:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(redeem, [request("st-mary") for _ in range(8)])) == 1
+        assert sum(pool.map(redeem, [asked("st-mary") for _ in range(8)])) == 1
 
 
 def test_spent_invitation_is_void_after_approval(home, registry):
     enrol(home, registry, "st-mary")
     with pytest.raises(EnrolmentError, match="unknown, used or expired"):
-        registry.redeem("st-mary", "", request("st-mary"), RECEIPT_KEY)
+        registry.redeem("st-mary", "", *asked("st-mary"))
 
 
 def test_active_site_is_found_by_its_certificate_until_it_is_revoked(home, registry):

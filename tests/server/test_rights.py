@@ -22,8 +22,9 @@ from common.operators import RIGHTS
 from server import enrolment, launcher, operators
 from server import home as homes
 from server.cli import app
-from server.home import ENVIRONMENT, KEY_PASSPHRASE, ROOT_PASSPHRASE, Home
+from server.home import ENVIRONMENT, KEY_PASSPHRASE, Home
 from server.registry import Registry
+from server.root import ROOT_PASSPHRASE, rotate_root
 from server.witness import AUDIT_NAME, open_log
 from tests.server.coordinator import RUN_TOML, enrol, new_home, signed
 
@@ -168,7 +169,7 @@ def refused(home: Home, words: str, **environment: str) -> str:
 def prepare(home: Home, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command needs beside the template."""
     if command == "root finish":
-        homes.rotate_root(home)
+        rotate_root(home)
     if command == "root protect":
         monkeypatch.setenv(ROOT_PASSPHRASE, PASSPHRASE)
     if command.startswith("key "):

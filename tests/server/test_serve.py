@@ -23,7 +23,7 @@ from common.files import write_private
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import enrolment, guard, limits, serve
-from server import home as homes
+from server import root as roots
 from server.gateway import Gateway
 from server.guard import Guard, site_of
 from server.home import Home
@@ -79,7 +79,7 @@ def test_renewed_server_certificate_is_shown_without_a_restart(home: Home, regis
         stub = CoordinationStub(channel)
         assert status_of(stub.ListProposals, ListProposalsRequest()) == OK
         before = shown(home)
-        homes._renew_server_certificate(home, *homes.root_credentials(home))
+        roots._renew_server_certificate(home, *roots.root_credentials(home))
         assert shown(home) == on_disk(home) != before
         assert status_of(stub.ListProposals, ListProposalsRequest()) == OK  # the open connection goes on
     assert knocks(home, member) == OK
@@ -88,8 +88,8 @@ def test_renewed_server_certificate_is_shown_without_a_restart(home: Home, regis
 def test_certificate_of_the_next_root_is_let_in_without_a_restart(home: Home, registry: Registry, gateway: Any) -> None:
     old = enrol(home, registry, "old")
     assert knocks(home, old) == OK
-    homes.rotate_root(home)
-    homes.finish_rotation(home)
+    roots.rotate_root(home)
+    roots.finish_rotation(home)
     new = enrol(home, registry, "new")
     assert knocks(home, new) == OK
     # The old one trusts the old root alone; what the gateway says of its certificate is seen with the new root.

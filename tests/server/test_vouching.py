@@ -16,11 +16,11 @@ from common.audit.entries import Entry
 from common.errors import EnrolmentError
 from common.wire.wardround_pb2 import SiteCheckpoint
 from server import enrolment
-from server import home as homes
 from server.home import Home
 from server.registry import Registry
+from server.root import finish_rotation, rotate_root, with_vouchers
 from server.witness import open_log
-from tests.server.coordinator import enrol, new_home, receipt_key
+from tests.server.coordinator import asked, enrol, new_home, receipt_key
 from tests.server.test_witness import Stage, stage
 from tests.system.test_membership import Office
 
@@ -71,7 +71,7 @@ def test_approved_certificate_names_the_key_that_the_site_asked_for(home: Home, 
 
 def test_key_that_was_altered_before_the_approval_is_not_vouched_for(home: Home, registry: Registry) -> None:
     token = enrolment.invite(home, registry, "north").token
-    registry.redeem("north", token, pki.to_pem(pki.csr_for("north", pki.new_key())), receipt_key())
+    registry.redeem("north", token, *asked("north"))
     alter_receipt_key(home, "north")
     with pytest.raises(EnrolmentError, match="another receipt key for site north than the one that was compared"):
         enrolment.approve(home, registry, "north")
@@ -121,7 +121,7 @@ def test_checkpoints_are_passed_on_with_the_certificate_that_names_their_key(sta
 
 def test_sites_believe_each_other_through_a_rotation(office: Office, tmp_path: Path) -> None:
     mary, john = (office.join(tmp_path / name, f"st-{name}") for name in ("mary", "john"))
-    homes.rotate_root(office.home)
+    rotate_root(office.home)
     office.reopen()
     mary, john = (client_enrol.renew(tmp_path / one.site.removeprefix("st-"), one) for one in (mary, john))
 
@@ -131,15 +131,17 @@ def test_sites_believe_each_other_through_a_rotation(office: Office, tmp_path: P
 
     assert believes(mary, john)
     assert believes(john, mary)
-    homes.finish_rotation(office.home)
+    finish_rotation(office.home)
     office.reopen()
     renewed = client_enrol.renew(tmp_path / "mary", mary)
     assert renewed.certificate.issuer == pki.load_certificate(office.home.root_pem).subject
     assert believes(john, renewed)  # certified by the next root, which john knows of since it was announced
     assert believes(renewed, john)  # still certified by the one before
-    # Who joins now is told of the new root alone: john's key is good there as soon as he has renewed.
+    # Who joins now is told of the new root alone: that vouches for the one before until john has renewed.
     luke = office.join(tmp_path / "luke", "st-luke")
     assert believes(luke, renewed)
     with pytest.raises(EnrolmentError, match="no root that is known here"):
         believes(luke, john)
+    shown = with_vouchers(office.home, certificate_of(office.registry, "st-john"))
+    assert pki.receipt_key_of(shown, luke.root_pem, "st-john") == public(john)
     assert believes(luke, client_enrol.renew(tmp_path / "john", john))

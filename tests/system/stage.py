@@ -33,6 +33,7 @@ from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import home as homes
 from server.home import Home
 from server.registry import Registry
+from server.root import root_credentials
 from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home
 from tests.server.test_gateway import PROJECT, bundle_of
 
@@ -109,7 +110,7 @@ class Stage:
         for name in self.members:
             self.registry.collected(name)
         self.registry.revoke("gone")
-        self.root_key, self.root = homes.root_credentials(self.home)
+        self.root_key, self.root = root_credentials(self.home)
         self.hospitals = [Hospital(self.members[name], self.home) for name in HONEST]
 
     @contextlib.contextmanager

@@ -51,7 +51,7 @@ from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 from server import doctor, enrolment
 from server.limits import ANNOUNCEMENT, CALLS_AT_ONCE, CONTROL, ENROLMENT, OBJECT
 from tests import loopback
-from tests.server.coordinator import Member, receipt_key, status_of
+from tests.server.coordinator import Member, asked, enrol_request, status_of
 from tests.system.stage import HOSTILE, ROOT, Stage, eventually, frame, headers, matching
 
 pytestmark = pytest.mark.system
@@ -642,8 +642,14 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def request_of(site: str, token: str, csr: bytes | None = None, key: bytes | None = None) -> EnrolRequest:
-    csr = csr if csr is not None else pki.to_pem(pki.csr_for(site, pki.new_key()))
-    return EnrolRequest(site=site, token=token, csr_pem=csr, receipt_key=receipt_key() if key is None else key)
+    request = enrol_request(site, token)
+    return EnrolRequest(
+        site=site,
+        token=token,
+        csr_pem=request.csr_pem if csr is None else csr,
+        receipt_key=request.receipt_key if key is None else key,
+        proof=request.proof,
+    )
 
 
 def invited(stage: Stage, site: str) -> str:
@@ -674,7 +680,7 @@ def falsely_signed_csr() -> bytes:
 def used(stage: Stage) -> EnrolRequest:
     token = invited(stage, "st-rose")
     request = request_of("st-rose", token)
-    stage.registry.redeem("st-rose", token, request.csr_pem, request.receipt_key)
+    stage.registry.redeem("st-rose", token, request.csr_pem, request.receipt_key, request.proof)
     return request_of("st-rose", token)
 
 
@@ -696,7 +702,7 @@ def swapped(stage: Stage) -> EnrolRequest:
     """Somebody on the way takes the token and sends a request of their own; the people compare phrases."""
     token = invited(stage, "st-olaf")
     honest, theirs = request_of("st-olaf", token), request_of("st-olaf", token)
-    stage.registry.redeem("st-olaf", token, theirs.csr_pem, theirs.receipt_key)
+    stage.registry.redeem("st-olaf", token, theirs.csr_pem, theirs.receipt_key, theirs.proof)
     here = pki.phrase(pki.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
     assert enrolment.phrase_of(stage.registry.site("st-olaf")) != here
     return honest
@@ -706,7 +712,7 @@ def another_receipt_key(stage: Stage) -> EnrolRequest:
     """The same certificate request, but the key that signs receipts was exchanged on the way."""
     token = invited(stage, "st-ives")
     honest = request_of("st-ives", token)
-    stage.registry.redeem("st-ives", token, honest.csr_pem, receipt_key())
+    stage.registry.redeem("st-ives", token, *asked("st-ives", x509.load_pem_x509_csr(honest.csr_pem)))
     here = pki.phrase(pki.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
     assert enrolment.phrase_of(stage.registry.site("st-ives")) != here
     return honest
@@ -728,6 +734,11 @@ NO_ENTRY = [
     ("a request with a P-384 key", with_csr(p384_csr), "must be ECDSA P-256"),
     ("a request with a false signature", with_csr(falsely_signed_csr), "signature is wrong"),
     ("a request that is none", with_csr(lambda: b"none"), "cannot be read"),
+    (
+        "a receipt key of another site",
+        lambda s: request_of("st-anne", invited(s, "st-anne"), key=enrol_request("st-olaf", "").receipt_key),
+        "receipt key has not signed",
+    ),
     ("a receipt key of 31 bytes", lambda s: request_of("st-anne", invited(s, "st-anne"), key=b"x" * 31), "receipt key"),
     ("a name with a path", lambda _: request_of("../../pki", "0" * 32), "refused"),
 ]

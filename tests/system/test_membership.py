@@ -1,6 +1,8 @@
 """Joining, renewing, rotating and leaving: the client's and the coordinator's own code, over real TLS ports."""
 
+import dataclasses
 import datetime
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +12,18 @@ import pytest
 from cryptography import x509
 
 from client import enrol as client_enrol
+from client.record import Record
+from client.witness import Witness
 from common import pki
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
 from common.sealed import is_sealed
+from common.wire import channels
+from common.wire.channels import Credentials
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import enrolment, operators, serve
-from server import home as homes
+from server import root as roots
 from server.gateway import Gateway
 from server.home import Home
 from server.registry import Registry
@@ -74,7 +80,7 @@ def knocks(identity: client_enrol.Identity) -> grpc.StatusCode:
 
 def age(office: Office, identity: client_enrol.Identity, days: float) -> client_enrol.Identity:
     """The same site with a certificate that was signed `days` ago; the registry knows it."""
-    root_key, _ = homes.root_credentials(office.home)
+    root_key, _ = roots.root_credentials(office.home)
     then = pki.now() - datetime.timedelta(days=days)
     old = identity.certificate
     builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
@@ -116,6 +122,20 @@ def test_mailed_request_is_good_once(office: Office, tmp_path: Path) -> None:
         enrolment.redeem_file(office.registry, other)
     with pytest.raises(EnrolmentError, match="no request to join"):
         enrolment.redeem_file(office.registry, b'{"site": "st-mary"}')
+
+
+def test_mailed_request_with_a_receipt_key_of_another_is_refused(office: Office, tmp_path: Path) -> None:
+    invitation = enrolment.invite(office.home, office.registry, "st-mary")
+    request = json.loads(client_enrol.request_by_file(tmp_path / "mary", invitation)[1])
+    stranger = enrolment.invite(office.home, office.registry, "st-john")
+    other = json.loads(client_enrol.request_by_file(tmp_path / "john", stranger)[1])
+    for wrong in ({"receipt_key": other["receipt_key"]}, {"proof": other["proof"]}, {"proof": ""}):
+        with pytest.raises(EnrolmentError, match="receipt key has not signed this request"):
+            enrolment.redeem_file(office.registry, json.dumps(request | wrong).encode())
+    del request["proof"]
+    with pytest.raises(EnrolmentError, match="no request to join"):
+        enrolment.redeem_file(office.registry, json.dumps(request).encode())
+    assert office.registry.site("st-mary").state == "invited"
 
 
 def test_certificate_of_another_key_is_not_accepted(office: Office, tmp_path: Path) -> None:
@@ -194,13 +214,13 @@ def test_after_a_rotation_old_and_new_certificates_open_the_door(office: Office,
     folder = tmp_path / "site"
     first = office.join(folder)
     old_root = office.home.root_pem
-    homes.rotate_root(office.home)
+    roots.rotate_root(office.home)
     office.reopen()
     informed = client_enrol.renew(folder, first)
     assert office.registry.site("st-mary").knows_successor
     assert informed.root_pem.startswith(old_root)
     assert informed.root_pem.count(b"BEGIN CERTIFICATE") == 2
-    homes.finish_rotation(office.home)
+    roots.finish_rotation(office.home)
     office.reopen()
     assert office.home.root_pem != old_root
     assert office.home.root_pem in informed.root_pem
@@ -211,10 +231,101 @@ def test_after_a_rotation_old_and_new_certificates_open_the_door(office: Office,
 
 def test_site_that_missed_the_rotation_does_not_trust_the_new_root(office: Office, tmp_path: Path) -> None:
     identity = office.join(tmp_path / "site")
-    homes.rotate_root(office.home)
-    homes.finish_rotation(office.home)
+    roots.rotate_root(office.home)
+    roots.finish_rotation(office.home)
     office.reopen()
     assert knocks(identity) == grpc.StatusCode.UNAVAILABLE
+
+
+def exchanges(identity: client_enrol.Identity, folder: Path, times: int = 1) -> Witness:
+    """What a site knows after it has shown its log and looked at what the coordinator passes on."""
+    record = Record(folder, identity, b"k" * 32)
+    record.begin(identity)
+    witness = Witness(folder, record.log, identity.log_key)
+    with identity.channel() as channel:
+        for _ in range(times):
+            witness.exchange(CoordinationStub(channel), identity.root_pem)
+    return witness
+
+
+@pytest.mark.parametrize("rotations", [1, 2])
+def test_site_that_joins_after_a_rotation_believes_those_that_have_yet_to_renew(
+    office: Office, tmp_path: Path, rotations: int
+) -> None:
+    mary = office.join(tmp_path / "mary")
+    exchanges(mary, tmp_path / "mary", times=2)  # the second time it has seen the coordinator's log
+    for _ in range(rotations):
+        roots.rotate_root(office.home)
+        roots.finish_rotation(office.home)
+    office.reopen()
+    john = office.join(tmp_path / "john", "st-john")
+    assert john.root_pem == office.home.root_pem
+    assert not pki.is_signed_by_any(mary.certificate, john.root_pem)
+    witness = exchanges(john, tmp_path / "john")
+    assert (witness.problem, witness.conflict) == ("", "")
+    assert {site: other.key for site, other in witness._others.items()} == {
+        "st-mary": mary.receipt_key.public_key().public_bytes_raw()
+    }
+
+
+def test_root_vouches_for_each_before_it_until_the_last_certificate_of_that_runs_out(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = pki.now()
+    retired, seen = [office.home.root_pem], []
+    for days in (0, 80, 180):
+        then = began + datetime.timedelta(days=days)
+        monkeypatch.setattr(pki, "now", lambda then=then: then)
+        roots.rotate_root(office.home)
+        roots.finish_rotation(office.home)
+        vouchers = x509.load_pem_x509_certificates((office.home.path / "pki" / "vouchers.pem").read_bytes())
+        root = pki.load_certificate(office.home.root_pem)
+        for voucher in vouchers:
+            voucher.verify_directly_issued_by(root)
+        keys = [pki.load_certificate(pem).public_key() for pem in retired]
+        ends = [round((one.not_valid_after_utc - began) / datetime.timedelta(days=1)) for one in vouchers]
+        seen.append({keys.index(one.public_key()): end for one, end in zip(vouchers, ends, strict=True)})
+        retired.append(office.home.root_pem)
+    assert seen == [{0: 90}, {0: 90, 1: 170}, {2: 270}]
+
+
+def test_old_root_with_a_voucher_opens_no_connection(office: Office, tmp_path: Path, free_port: int) -> None:
+    """Whoever has the old root's key, from a backup say, cannot be the coordinator for who joined since."""
+    old_key, old_root = roots.root_credentials(office.home)
+    roots.rotate_root(office.home)
+    roots.finish_rotation(office.home)
+    office.reopen()
+    john = office.join(tmp_path / "john", "st-john")
+    address, key = f"127.0.0.1:{free_port}", pki.new_key()
+    voucher = (office.home.path / "pki" / "vouchers.pem").read_bytes()
+
+    def as_server(root: x509.Certificate, root_key: pki.PrivateKey) -> Credentials:
+        certificate = pki.server_certificate(key, ["127.0.0.1"], root, root_key)
+        return Credentials(pki.key_to_pem(key), pki.to_pem(certificate) + voucher, None)
+
+    shown = [as_server(old_root, old_key)]
+    impostor = channels.serve(address, lambda: shown[0], lambda _: None, workers=1)
+    try:
+        identity = dataclasses.replace(john, gateway=address)
+        assert knocks(identity) == grpc.StatusCode.UNAVAILABLE
+        key_now, root_now = roots.root_credentials(office.home)
+        shown[0] = as_server(root_now, key_now)
+        assert knocks(identity) == grpc.StatusCode.UNIMPLEMENTED  # connected: it was not the address
+    finally:
+        impostor.stop(0).wait()
+
+
+def test_rotation_is_not_finished_without_the_next_roots_key(tmp_path: Path) -> None:
+    home = new_home(tmp_path / "coordinator")
+    roots.protect_root(home, PASSPHRASE)
+    roots.rotate_root(home, PASSPHRASE)
+    before = {path.name: path.read_bytes() for path in (home.path / "pki").iterdir()}
+    for wrong in (None, "another passphrase"):
+        with pytest.raises(ConfigError, match=r"root key (is under a passphrase|does not open)"):
+            roots.finish_rotation(home, wrong)
+    assert {path.name: path.read_bytes() for path in (home.path / "pki").iterdir()} == before
+    roots.finish_rotation(home, PASSPHRASE)
+    assert not home.successor_pem
 
 
 def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
@@ -236,7 +347,7 @@ def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
 
 def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = new_home(tmp_path / "plain")
-    home = homes.create(tmp_path / "sealed", plain.config, PASSPHRASE)
+    home = roots.create(tmp_path / "sealed", plain.config, PASSPHRASE)
     operators.add(home, Registry(home.registry), operators.FIRST, "admin", root_passphrase=PASSPHRASE)
     assert b"PRIVATE KEY" not in (home.path / "pki" / "root.key").read_bytes()
     office = Office(home)
@@ -247,7 +358,7 @@ def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypa
         assert knocks(client_enrol.load_identity(tmp_path / "site")) == grpc.StatusCode.OK
         with pytest.raises(ConfigError, match="does not open"):
             enrolment.approve(home, office.registry, "st-mary", "another passphrase")
-        monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
+        monkeypatch.setenv(roots.ROOT_PASSPHRASE, PASSPHRASE)
         enrolment.approve(home, office.registry, "st-mary")
         assert knocks(client_enrol.renew(tmp_path / "site", identity)) == grpc.StatusCode.OK
     finally:
@@ -261,19 +372,19 @@ def test_rotation_leaves_no_root_key_in_the_clear(
     home = new_home(tmp_path / "coordinator")
     keys = [home.path / "pki" / name for name in ("root.key", "next-root.key")]
     if protected == "before":
-        homes.protect_root(home, PASSPHRASE)
-        monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
-    homes.rotate_root(home)
+        roots.protect_root(home, PASSPHRASE)
+        monkeypatch.setenv(roots.ROOT_PASSPHRASE, PASSPHRASE)
+    roots.rotate_root(home)
     if protected == "during":
         assert not is_sealed(keys[1].read_bytes())  # with the coordinator's key alone
-        homes.protect_root(home, PASSPHRASE)
-        monkeypatch.setenv(homes.ROOT_PASSPHRASE, PASSPHRASE)
+        roots.protect_root(home, PASSPHRASE)
+        monkeypatch.setenv(roots.ROOT_PASSPHRASE, PASSPHRASE)
     assert all(b"PRIVATE KEY" not in key.read_bytes() for key in keys)
-    homes.finish_rotation(home)
+    roots.finish_rotation(home)
     assert b"PRIVATE KEY" not in keys[0].read_bytes()
-    homes.root_credentials(home)
+    roots.root_credentials(home)
     with pytest.raises(ConfigError, match="does not open"):
-        homes.root_credentials(home, "another passphrase")
+        roots.root_credentials(home, "another passphrase")
 
 
 def test_enrolment_is_expected_from_the_invitation_until_the_certificate_is_collected(

@@ -1,0 +1,246 @@
+"""Proposed runs and what the hospitals answered.
+
+A run goes proposed (waiting for the hospitals) -> running -> completed, failed or stopped; `resume` opens a failed or
+stopped one again. `revision` grows with each change. One that is open again, without an act that counts
+(server/acts.py), is told as stopped.
+"""
+
+import datetime
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common import pki
+from common.config import RunConfig, sha256_of
+from common.errors import ConfigError, FederationError
+from common.flower import read_bundle
+from common.operators import Act, Endorsement, subject_of
+from server.acts import Acts, act_from_text, act_to_text
+from server.store import Store
+
+OPEN_STATES = ("proposed", "running")
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS proposals (
+    run_hash TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    bundle BLOB NOT NULL,
+    endorsements TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    run_id TEXT,
+    starts INTEGER NOT NULL DEFAULT 0,
+    opened TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    act TEXT
+);
+CREATE TABLE IF NOT EXISTS answers (
+    run_hash TEXT NOT NULL,
+    site TEXT NOT NULL,
+    approved INTEGER NOT NULL,
+    PRIMARY KEY (run_hash, site)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One run as the coordinator knows it."""
+
+    run_hash: str
+    name: str
+    bundle: bytes
+    endorsements: tuple[Endorsement, ...]
+    state: str
+    reason: str
+    run_id: int | None  # Flower's, while running
+    starts: int
+    opened: datetime.datetime
+    approved: frozenset[str]
+    denied: frozenset[str]
+
+    @property
+    def open(self) -> bool:
+        """Whether sites may still take part."""
+        return self.state in OPEN_STATES
+
+    @property
+    def run(self) -> RunConfig:
+        """The run document."""
+        return read_bundle(self.bundle)
+
+
+class Proposals(Store):
+    """The tables of proposals and answers."""
+
+    def revision(self) -> int:
+        """Grows with every change of a proposal."""
+        return self._remembered("revision", _read_revision)
+
+    def proposals(self) -> list[Proposal]:
+        """All runs, the latest first."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM proposals ORDER BY opened DESC").fetchall()
+            return [_proposal(database, row, self._acts) for row in rows]
+
+    def unfinished(self) -> list[Proposal]:
+        """Runs that are open, or closed while their ServerApp may still be there."""
+        return list(self._remembered("unfinished", _read_unfinished))
+
+    def proposal(self, run: str) -> Proposal:
+        """A run by its hash, the beginning of its hash, or its name (the latest of that name).
+
+        Raises:
+            ConfigError: none or several match.
+        """
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT * FROM proposals WHERE substr(run_hash, 1, ?) = ? OR name = ? ORDER BY opened DESC",
+                (len(run), run, run),
+            ).fetchall()
+            if not rows or not run:
+                raise ConfigError(f"no run is called {run!r}. See `wardround-server runs` for names and hashes.")
+            if len(rows) > 1 and rows[0]["name"] != run:
+                raise ConfigError(f"several runs begin with {run!r}. Give more digits of the hash.")
+            return _proposal(database, rows[0], self._acts)
+
+    def propose(self, run: RunConfig, bundle: bytes, endorsements: Sequence[Endorsement]) -> Proposal:
+        """Publish a run to the sites.
+
+        Raises:
+            ConfigError: the same document was proposed before.
+        """
+        run_hash = sha256_of(run)
+        with self._writing() as database:
+            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+            if row is not None:
+                raise ConfigError(
+                    f"this very run is {row['state']} already ({run_hash[:8]}). To do it again change its name or "
+                    f"seed; to go on with a failed or stopped one use `wardround-server resume {run_hash[:8]}`."
+                )
+            database.execute(
+                "INSERT INTO proposals (run_hash, name, bundle, endorsements, state, opened, revision) "
+                "VALUES (?, ?, ?, ?, 'proposed', ?, ?)",
+                (
+                    run_hash,
+                    run.name,
+                    bundle,
+                    _endorsements_to_text(endorsements),
+                    pki.now().isoformat(),
+                    _next_revision(database),
+                ),
+            )
+        return self.proposal(run_hash)
+
+    def answer(self, run_hash: str, site: str, *, approved: bool) -> bool:
+        """Note a hospital's decision; whether it is a new one.
+
+        Raises:
+            FederationError: the run is not open.
+        """
+        with self._writing() as database:
+            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+            if row is None or row["state"] not in OPEN_STATES:
+                raise FederationError(f"the run {run_hash[:8]} is not open")
+            query = "SELECT 1 FROM answers WHERE run_hash = ? AND site = ? AND approved = ?"
+            known = database.execute(query, (run_hash, site, approved)).fetchone()
+            database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (run_hash, site, approved))
+        return known is None
+
+    def reopen(self, run_hash: str, act: Act | None = None) -> None:
+        """Propose a failed or stopped run again; the hospitals' answers still count.
+
+        Args:
+            run_hash: the run's.
+            act: by which an operator did so, and which is in the audit log. Without one the run stays stopped.
+
+        Raises:
+            ConfigError: the run is open or completed.
+        """
+        with self._writing() as database:
+            row = database.execute("SELECT * FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+            may = row is not None and _proposal(database, row, self._acts).state in ("failed", "stopped")
+            if may:
+                database.execute(
+                    "UPDATE proposals SET state = 'proposed', reason = '', starts = 0, opened = ?, "
+                    "revision = ?, act = ? WHERE run_hash = ?",
+                    (pki.now().isoformat(), _next_revision(database), act_to_text(act), run_hash),
+                )
+        if not may:
+            raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
+
+    def started(self, run_hash: str, run_id: int) -> None:
+        """Note that a ServerApp was started; nothing changes if the run was closed meanwhile."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE proposals SET state = 'running', run_id = ?, starts = starts + 1, "
+                "revision = ? WHERE run_hash = ? AND state IN ('proposed', 'running')",
+                (str(run_id), _next_revision(database), run_hash),
+            )
+
+    def ended(self, run_hash: str) -> None:
+        """Note that the run's ServerApp is gone."""
+        with self._writing() as database:
+            database.execute("UPDATE proposals SET run_id = NULL WHERE run_hash = ?", (run_hash,))
+
+    def close(self, run_hash: str, state: str, reason: str = "", act: Act | None = None) -> bool:
+        """End an open run as completed, failed or stopped, signed or not; False if it had ended before."""
+        with self._writing() as database:
+            return bool(
+                database.execute(
+                    "UPDATE proposals SET state = ?, reason = ?, revision = ?, act = ? "
+                    "WHERE run_hash = ? AND state IN ('proposed', 'running')",
+                    (state, reason, _next_revision(database), act_to_text(act), run_hash),
+                ).rowcount
+            )
+
+
+def _read_unfinished(database: sqlite3.Connection, acts: Acts) -> tuple[Proposal, ...]:
+    rows = database.execute("SELECT * FROM proposals WHERE state IN ('proposed', 'running') OR run_id IS NOT NULL")
+    found = [_proposal(database, row, acts) for row in rows.fetchall()]
+    return tuple(one for one in found if one.open or one.run_id is not None)
+
+
+def _read_revision(database: sqlite3.Connection, _acts: Acts) -> int:
+    return int(database.execute("SELECT COALESCE(MAX(revision), 0) FROM proposals").fetchone()[0])
+
+
+def _next_revision(database: sqlite3.Connection) -> int:
+    return int(database.execute("SELECT COALESCE(MAX(revision), 0) + 1 FROM proposals").fetchone()[0])
+
+
+def _proposal(database: sqlite3.Connection, row: sqlite3.Row, acts: Acts) -> Proposal:
+    run_hash, state, reason = row["run_hash"], row["state"], row["reason"]
+    act, closed = act_from_text(row["act"]), acts.story().closed.get(run_hash)
+    if state in OPEN_STATES and closed is not None and not acts.counts(act, "resume", subject_of(run_hash), closed):
+        acts.tell(f"run {run_hash[:8]} is {state} again")
+        state, reason = "stopped", "opened again without an operator's signature; `resume` gives it one"
+    elif state == "stopped" and not acts.is_signed(act, "stop", subject_of(run_hash)):
+        acts.tell(f"run {run_hash[:8]} is stopped")
+    query = "SELECT site, approved FROM answers WHERE run_hash = ?"
+    answers = database.execute(query, (run_hash,)).fetchall()
+    return Proposal(
+        run_hash=run_hash,
+        name=row["name"],
+        bundle=row["bundle"],
+        endorsements=_endorsements_from_text(row["endorsements"]),
+        state=state,
+        reason=reason,
+        run_id=None if row["run_id"] is None else int(row["run_id"]),
+        starts=row["starts"],
+        opened=datetime.datetime.fromisoformat(row["opened"]),
+        approved=frozenset(answer["site"] for answer in answers if answer["approved"]),
+        denied=frozenset(answer["site"] for answer in answers if not answer["approved"]),
+    )
+
+
+def _endorsements_to_text(endorsements: Sequence[Endorsement]) -> str:
+    return json.dumps([[one.certificate_pem.decode(), one.signature.hex(), one.signed_at] for one in endorsements])
+
+
+def _endorsements_from_text(text: str) -> tuple[Endorsement, ...]:
+    return tuple(Endorsement(pem.encode(), bytes.fromhex(signature), at) for pem, signature, at in json.loads(text))
+
+
+__all__ = ["OPEN_STATES", "SCHEMA", "Proposal", "Proposals"]
