@@ -141,8 +141,11 @@ def root_finish(
             f"{len(unaware)} site(s) do not know the next root: {', '.join(unaware)}. They learn of it when they "
             "renew (wardround-client renew); with --force they have to join again."
         )
-    _act_on_root(opened, "root-finish", by, key)
-    finish_rotation(opened, root_passphrase(opened))
+    hand = acting(opened, registry, "root-finish", by, key)
+    _enter_on_root(opened, "root-finish", hand)
+    passphrase = root_passphrase(opened)
+    finish_rotation(opened, passphrase)
+    operators.certify_again(opened, registry, hand, passphrase)
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
     typer.echo("The next root is the root now. Back up pki/root.key, and restart the coordinator.")

@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509 import Certificate
 
 from common import operators, pki
 from common.errors import ConfigError, EnrolmentError
@@ -88,10 +90,7 @@ def add(
     path = home.path / "operators" / f"{name}.key"
     sealed = home.operator_keys.seal(secret, name) if passphrase is None else seal(secret, passphrase, _PURPOSE)
     write_private(path, sealed)
-    about = {"operator": name, "certificate": pki.fingerprint(certificate), "role": role}
-    if by is not None:
-        enter(home, by.sign("operator-add", name, about["certificate"]))
-    open_log(home).append("operator-added", about | {"key": operators.public_bytes(key).hex()})
+    _note_added(home, name, role, certificate, by)
     registry.put_operator(name, role, pki.to_pem(certificate))
     return path
 
@@ -103,10 +102,36 @@ def remove(home: Home, registry: Registry, name: str, by: Hand | None = None) ->
         EnrolmentError: unknown.
     """
     fingerprint = pki.fingerprint(pki.load_certificate(_find(registry, name).certificate))
-    if by is not None:
-        enter(home, by.sign("operator-remove", name, fingerprint))
     registry.remove_operator(name)
-    open_log(home).append("operator-removed", {"certificate": fingerprint})
+    _note_removed(home, name, fingerprint, by)
+
+
+def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphrase: str | None = None) -> None:
+    """Give every operator a certificate of the present root, for the same key and role; the earlier one is removed.
+
+    Hospitals that join after a rotation know the new root alone, and would look at no proposal signed under the old.
+
+    Args:
+        home: the coordinator's.
+        registry: its registry.
+        by: an admin; None: the root key alone does it.
+        root_passphrase: of a sealed root key.
+
+    Raises:
+        ConfigError: the root key does not open.
+    """
+    root_key, root = root_credentials(home, root_passphrase)
+    # Whoever does it comes last: what they sign after the removal of their earlier certificate would not count.
+    for member in sorted(registry.operators(), key=lambda one: by is not None and one.name == by.name):
+        earlier = pki.load_certificate(member.certificate)
+        public = earlier.public_key()
+        role = next((role for role in get_args(Role) if role == member.role), None)
+        if not member.active or role is None or not isinstance(public, Ed25519PublicKey):
+            continue
+        certificate = operators.certificate(public, member.name, role, root, root_key)
+        _note_added(home, member.name, role, certificate, by)
+        _note_removed(home, member.name, pki.fingerprint(earlier), by)
+        registry.put_operator(member.name, role, pki.to_pem(certificate))
 
 
 def acting(
@@ -223,3 +248,17 @@ def _allowed(home: Home, member: Member, action: str) -> Operator:
     operator = operators.check_certificate(member.certificate, home.trusted_roots_pem)
     operators.check_right(operator, action)
     return operator
+
+
+def _note_added(home: Home, name: str, role: Role, certificate: Certificate, by: Hand | None) -> None:
+    about = {"operator": name, "certificate": pki.fingerprint(certificate), "role": role}
+    if by is not None:
+        enter(home, by.sign("operator-add", name, about["certificate"]))
+    key = operators.check_certificate(pki.to_pem(certificate), home.trusted_roots_pem).key
+    open_log(home).append("operator-added", about | {"key": operators.public_bytes(key).hex()})
+
+
+def _note_removed(home: Home, name: str, fingerprint: str, by: Hand | None) -> None:
+    if by is not None:
+        enter(home, by.sign("operator-remove", name, fingerprint))
+    open_log(home).append("operator-removed", {"certificate": fingerprint})

@@ -18,7 +18,7 @@ from common import pki
 from common.audit.log import Entry
 from common.config import RunConfig, parse, sha256_of
 from common.flower import build_bundle
-from common.operators import RIGHTS
+from common.operators import RIGHTS, check_endorsements
 from server import enrolment, launcher, operators
 from server import home as homes
 from server.cli import app
@@ -196,8 +196,44 @@ def test_role_may_do_what_its_description_says_and_nothing_else(
     result = invoke(words)
     assert result.exit_code == 0, result.output
     acts = [entry.fields for entry in entries(home)[known:] if entry.kind == "act"]
-    assert [(act["operator"], act["action"]) for act in acts] == ([] if command in LOOKS else [(name, action)])
+    # Another root certifies the operators again: that has a test of its own.
+    done = [(act["operator"], act["action"]) for act in (acts[:1] if command == "root finish" else acts)]
+    assert done == ([] if command in LOOKS else [(name, action)])
     assert invoke("audit verify").exit_code == 0
+
+
+def test_operators_are_certified_again_under_another_root_and_their_earlier_certificates_removed(home: Home) -> None:
+    registry = Registry(home.registry)
+    earlier = {one.name: one for one in registry.operators()}
+    alone = invoke("audit verify").output.count("root key alone")
+    rotate_root(home)
+    result = invoke("root finish --force")
+    assert result.exit_code == 0, result.output
+    after = homes.open_home(home.path)
+    for one in registry.operators():
+        was = pki.load_certificate(earlier[one.name].certificate)
+        now = pki.load_certificate(one.certificate)
+        assert now.public_key() == was.public_key()
+        assert one.role == earlier[one.name].role
+        # A hospital that has just joined knows this root and no other.
+        now.verify_directly_issued_by(pki.load_certificate(after.root_pem))
+        run, text = run_of(f"by-{one.name}")
+        if one.role != "auditor":
+            hand = operators.acting(after, registry, "run", one.name)
+            bundle = build_bundle(run, text)
+            signed_by = check_endorsements(
+                [operators.endorse(hand, sha256_of(run), bundle)],
+                after.root_pem,
+                sha256_of(run),
+                hashlib.sha256(bundle).hexdigest(),
+            )
+            assert signed_by == (one.name,)
+    removed = {entry.fields["certificate"] for entry in entries(home) if entry.kind == "operator-removed"}
+    assert removed == {pki.fingerprint(pki.load_certificate(one.certificate)) for one in earlier.values()}
+    assert invoke("invite late --as admin").exit_code == 0
+    verified = invoke("audit verify")
+    assert verified.exit_code == 0, verified.output
+    assert verified.output.count("root key alone") == alone  # those of the template, and no more
 
 
 def test_every_command_is_in_the_table_or_open_to_all() -> None:
