@@ -102,8 +102,9 @@ def _train(
 
 def _check_start(request: Request, run: RunConfig) -> None:
     """What was approved names the weights of the first round."""
-    begins = run.initial is not None and isinstance(request, TrainRequest) and request.round == 1
-    if begins and run.initial is not None and sha256(request.weights) != run.initial.sha256:
+    if run.initial is None or not isinstance(request, TrainRequest) or request.round != 1:
+        return
+    if sha256(request.weights) != run.initial.sha256:
         raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all.
+"""Files that are there whole or not at all, and sockets whose path may be long.
 
 The bytes go into a hidden file beside the place, which then takes the place's name: POSIX `rename` replaces a file in
 one step. File and folder are flushed to the disk, so that this holds for a power failure too.
@@ -6,7 +6,13 @@ one step. File and folder are flushed to the disk, so that this holds for a powe
 
 import os
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# Bytes that the name of a unix socket may have: 104 on macOS, 108 on Linux, the zero at its end included.
+_LONGEST_ADDRESS = 100
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -19,6 +25,18 @@ def write_private(path: Path, data: bytes) -> None:
     """`write_atomically`, for a file that only its owner can read (0600), in a folder likewise where that is made."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write(path, data, mode=0o600)
+
+
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """By which name to bind or reach a unix socket at this path: a link to its folder, where the path is too long."""
+    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="wr-") as folder:
+        link = Path(folder) / "home"
+        link.symlink_to(path.parent.resolve(), target_is_directory=True)
+        yield str(link / path.name)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
@@ -44,4 +62,4 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["write_atomically", "write_private"]
+__all__ = ["socket_address", "write_atomically", "write_private"]

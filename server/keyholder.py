@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common.files import socket_address
 from common.safe import KEY_BYTES
 
 SOCKET_NAME = "key.sock"
@@ -32,7 +33,8 @@ class KeyHolder:
         self._path, self._key = home / SOCKET_NAME, key
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(self._path))
+        with socket_address(self._path) as address:
+            self._socket.bind(address)
         self._path.chmod(0o600)
         self._socket.listen()
         self._socket.setblocking(False)
@@ -63,7 +65,8 @@ def ask(home: Path) -> bytes | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(_PATIENCE_S)
         try:
-            asking.connect(str(home / SOCKET_NAME))
+            with socket_address(home / SOCKET_NAME) as address:
+                asking.connect(address)
             key = asking.recv(KEY_BYTES, socket.MSG_WAITALL)
         except OSError:
             return None

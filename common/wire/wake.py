@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from common.files import socket_address
 from common.flower import poll_objects_quickly
 
 # With hints, looking without one is only the safety net; each look costs the SuperLink about 15 ms of CPU.
@@ -33,7 +34,8 @@ class Sleeper:
         path.unlink(missing_ok=True)
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(str(path))
+        with socket_address(path) as address:
+            self._socket.bind(address)
 
     def sleep(self, seconds: float) -> bool:
         """Return True as soon as poked, False after `seconds`."""
@@ -73,11 +75,7 @@ def strategy_wake(home: Path | None) -> Callable[[float], None]:
     """
     if home is None or not (home / _FOLDER / _GATEWAY).exists():
         return time.sleep
-    try:
-        sleeper = Sleeper(home / _FOLDER / f"strategy-{os.getpid()}.sock")
-    except OSError:  # a path longer than a socket's name may be
-        return time.sleep
-
+    sleeper = Sleeper(home / _FOLDER / f"strategy-{os.getpid()}.sock")
     poll_objects_quickly()
 
     def wake(seconds: float) -> None:
@@ -90,7 +88,8 @@ def strategy_wake(home: Path | None) -> Callable[[float], None]:
 def _poke(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
         try:
-            sender.sendto(b"\0", str(path))
+            with socket_address(path) as address:
+                sender.sendto(b"\0", address)
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)  # left behind by a process that was killed
         except OSError:

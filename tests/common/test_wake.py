@@ -53,6 +53,18 @@ def test_without_a_gateway_the_strategy_just_sleeps(home):
     assert wake.strategy_wake(home) is time.sleep
 
 
+def test_hints_arrive_in_a_home_whose_path_is_longer_than_a_sockets_name_may_be(tmp_path):
+    home = tmp_path / ("a" * 100) / ("b" * 100)
+    home.mkdir(parents=True)
+    gateway = wake.gateway_sleeper(home)
+    sleep = wake.strategy_wake(home)
+    wake.poke_strategies(home)
+    assert elapsed(lambda: sleep(30.0)) < 15.0
+    assert gateway.sleep(30.0)
+    gateway.close()
+    assert not list((home / "wake").glob("gateway*"))
+
+
 def test_the_strategy_pokes_the_gateway_and_wakes_when_a_reply_is_there(tmp_path, gateway):
     sleep = wake.strategy_wake(tmp_path)
     threading.Timer(0.05, wake.poke_strategies, [tmp_path]).start()

@@ -52,6 +52,15 @@ def protected(home: Home) -> Home:
     return open_home(home.path)
 
 
+def test_key_is_given_in_a_folder_whose_path_is_longer_than_a_sockets_name_may_be(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 100) / ("b" * 100)
+    folder.mkdir(parents=True)
+    with holding(folder, KEY):
+        assert ask(folder) == KEY
+        assert stat.S_IMODE((folder / SOCKET_NAME).stat().st_mode) == 0o600
+    assert list(folder.iterdir()) == []
+
+
 def test_key_is_given_as_often_as_it_is_asked_for_while_it_is_held(tmp_path: Path) -> None:
     assert ask(tmp_path) is None
     with holding(tmp_path, KEY):

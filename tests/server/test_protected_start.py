@@ -135,7 +135,7 @@ def test_run_that_is_killed_and_resumed_leaves_no_weights_and_no_key_in_the_clea
         children = alive(family(process))
         told = [f"{child.cmdline()} {sorted(child.environ().items())}" for child in children]
         process.kill()
-        wait_for(lambda: not alive(children))
+        wait_for(lambda: not alive(children), 120)
     with playing(home, members):
         wait_for(lambda: registry.proposal("tiny").state == "completed", 60)
         exported = command(home, "export", "tiny", "--out", str(tmp_path / "model"))  # without the passphrase

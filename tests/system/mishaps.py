@@ -245,7 +245,7 @@ def _settings() -> Iterator[Mishap]:
         return happen
 
     def locked(site: Hospital) -> None:
-        site.patch.setattr("common.privacy.journal._LOCK_TIMEOUT_S", 0.1)
+        site.patch.setattr("common.database._LOCK_TIMEOUT_S", 0.1)
         with sqlite3.connect(site.home / "state" / "ledger.sqlite") as database:
             database.execute("BEGIN EXCLUSIVE")
             site.train(run_hash=sha256_of(site.private))
