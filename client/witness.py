@@ -28,6 +28,7 @@ from common.audit.receipts import Receipt, countersigned_fields, is_countersigne
 from common.audit.witness import ConflictError
 from common.config import NAME_PATTERN
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
+from common.files import write_private
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import ExchangeCheckpointsRequest, SubmitReceiptRequest
 
@@ -270,7 +271,7 @@ class Witness:
 
     def _alarm(self, text: str) -> None:
         _log.error("audit conflict, no more work is done: %s", text)
-        self._path.write_text(f"{text}\n", encoding="utf-8")
+        write_private(self._path, f"{text}\n".encode())
 
 
 def _is_away(error: grpc.RpcError) -> bool:
