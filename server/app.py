@@ -60,8 +60,9 @@ def main(grid: Grid, context: Context) -> None:
 def _end_with_parent() -> None:
     """See that this process ends when the SuperExec has ended, a coordinator that was killed included.
 
-    Flower's own watch raises SIGINT, whose handler may wait for ever for a lock that the interrupted code holds (flwr
-    1.41.0, one killing in five). The checkpoint is whole at any moment, so nothing is lost by an abrupt end.
+    Flower's own watch raises SIGINT and leaves the end to its handler. With flwr 1.41.0 some processes were seen to
+    stay after that, all threads waiting for a lock; why is not known. The checkpoint is whole at any moment, so nothing
+    is lost by an abrupt end.
     """
     parent = os.getppid()
 
