@@ -22,7 +22,7 @@ from common.config import PrivacyConfig, RunConfig
 from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
 from common.losses import dice_ce
-from common.metrics import mean_scores, scores
+from common.metrics import confusion, site_scores
 from common.models import freeze
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.guarantee import plan
@@ -82,16 +82,18 @@ def evaluate(
 ) -> tuple[int, dict[str, float]]:
     """Score the model on the site's held-out patients.
 
-    A case is scored as a whole, over all its slices; scores are means over a patient's cases, then over the patients.
+    A patient is scored over all voxels of all of their images, never by image or slice; scores are means over patients.
+    With [privacy] every class is scored at every site: which names leave must not depend on who is a patient there.
 
     Returns:
         The number of patients, and their mean scores; (0, {}) where the split has no patient.
     """
     patients = cohort.patients(phase)
-    rows = [
-        mean_scores([_score(model, case, run, device) for case in cohort.cases_of(patient)]) for patient in patients
+    counts = [
+        torch.stack([_counts(model, case, run, device) for case in cohort.cases_of(patient)]).sum(dim=0)
+        for patient in patients
     ]
-    return len(rows), mean_scores(rows)
+    return len(patients), site_scores(counts, run.data.classes, every_class=run.privacy is not None)
 
 
 def learning_rate(run: RunConfig, step: int) -> float:
@@ -187,9 +189,10 @@ def _train_privately(model: nn.Module, crops: _Crops, privacy: PrivacyConfig, ro
         private_step(model, optimizer, batch, dice_ce)
 
 
-def _score(model: nn.Module, case: Case, run: RunConfig, device: torch.device | str) -> dict[str, float]:
+def _counts(model: nn.Module, case: Case, run: RunConfig, device: torch.device | str) -> Tensor:
+    """(K+1, K+1) confusion matrix of one case, over all its slices."""
     labels = predict_stack(model, case.images, run, device)
-    return scores(labels, case.labels, run.data.classes)
+    return confusion(labels, case.labels, len(run.data.classes))
 
 
 def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:

@@ -1,13 +1,19 @@
 """How good a segmentation is, from the counts of its confusion matrix.
 
-Conventions. Every score is a ratio of voxel counts in [0, 1], higher is better, and 0/0 is 1: where nothing was to be
-found or claimed, nothing was wrong. So an empty mask predicted empty scores 1 everywhere; with any false voxel its Dice
-is 0. Unqualified scores are means over the foreground classes; `foreground-dice` merges the classes into one.
-"Sensitivity" and "recall" are the same number under the names of two readerships. Definitions: Taha and Hanbury,
-BMC Medical Imaging 2015.
+Every score is a ratio of voxel counts in [0, 1], higher is better. The unit is the patient: the matrices of all of a
+patient's images are added before any ratio is taken, so that an archive of single slices scores as the volumes it was
+cut from, and no slice that happens to be empty counts as a 1 or a 0. A site's scores are means over its patients.
+
+Within a patient 0/0 is 1: where nothing was to be found or claimed, nothing was wrong. So a patient without a class
+scores 1 for it when none is predicted; with any false voxel the Dice is 0. A class that NO patient of a site has is not
+scored there: it would be 1 for a model that never predicts it, and says nothing of one that finds it.
+
+Unqualified scores are means over the classes scored; specificity, which asks for no voxel of a class, is over all
+classes; `foreground-dice` merges the classes into one. "Sensitivity" and "recall" are the same number under the names
+of two readerships. Definitions: Taha and Hanbury, BMC Medical Imaging 2015.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,28 +21,35 @@ from torch import Tensor
 from common.errors import ConfigError
 
 
-def scores(prediction: Tensor, target: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """Compare one study's labels with the truth.
+def site_scores(patients: Sequence[Tensor], classes: Sequence[str], *, every_class: bool = False) -> dict[str, float]:
+    """Mean scores over a site's patients.
+
+    Args:
+        patients: A (K+1, K+1) confusion matrix of each, over all of the patient's images.
+        classes: Names of the classes 1..K.
+        every_class: Also score a class that none of them has. Which names are there then tells nothing of the patients.
+
+    Returns:
+        dice, iou, sensitivity, precision, recall, specificity, foreground-dice, and dice-<class> for each class scored;
+        where no patient has any class, specificity alone; of no patients, nothing.
+    """
+    present = {index for index in range(1, len(classes) + 1) if every_class or any(m[index].any() for m in patients)}
+    return mean_scores([scores_of(matrix, classes, present) for matrix in patients])
+
+
+def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Count voxels by truth and prediction; the matrices of a patient's images add up to the patient's.
 
     Args:
         prediction: (*spatial) integer labels 0..K, 0 the background.
         target: The same shape.
-        classes: Names of the classes 1..K.
-
-    Returns:
-        dice, iou, sensitivity, specificity, precision, recall, foreground-dice, and dice-<class> for each class.
-
-    Raises:
-        ConfigError: the shapes differ, or a label lies outside 0..K.
-    """
-    return scores_of(confusion(prediction, target, len(classes)), classes)
-
-
-def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Count voxels by truth and prediction; the matrices of a study's parts add up to the study's.
+        classes: K.
 
     Returns:
         (K+1, K+1) int64 on the CPU, row the truth, column the prediction.
+
+    Raises:
+        ConfigError: the shapes differ, or a label lies outside 0..K.
     """
     if prediction.shape != target.shape:
         raise ConfigError(
@@ -51,16 +64,19 @@ def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=width**2).reshape(width, width).cpu()
 
 
-def scores_of(matrix: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """The scores of a confusion matrix; see `scores`."""
-    each = [_binary(*_counts(matrix, index)) for index in range(1, len(classes) + 1)]
-    mean = mean_scores(each)
+def scores_of(matrix: Tensor, classes: Sequence[str], present: Collection[int] | None = None) -> dict[str, float]:
+    """The scores of a confusion matrix, see `site_scores`; present: the classes that are scored, None: all."""
+    each = {index: _binary(*_counts(matrix, index)) for index in range(1, len(classes) + 1)}
+    scored = {index: values for index, values in each.items() if present is None or index in present}
+    found = mean_scores(list(scored.values()))
+    found["specificity"] = mean_scores(list(each.values()))["specificity"]
+    if not scored:
+        return found
     hit, extra, missed, clear = (
         int(part.sum()) for part in (matrix[1:, 1:], matrix[:1, 1:], matrix[1:, :1], matrix[:1, :1])
     )
-    merged = _binary(hit, extra, missed, clear)["dice"]
-    by_class = {f"dice-{name}": values["dice"] for name, values in zip(classes, each, strict=True)}
-    return mean | {"foreground-dice": merged} | by_class
+    found["foreground-dice"] = _binary(hit, extra, missed, clear)["dice"]
+    return found | {f"dice-{classes[index - 1]}": values["dice"] for index, values in scored.items()}
 
 
 def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -90,4 +106,4 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
-__all__ = ["confusion", "mean_scores", "scores", "scores_of"]
+__all__ = ["confusion", "mean_scores", "scores_of", "site_scores"]

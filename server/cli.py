@@ -456,7 +456,7 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     rows = [
         (
             name,
-            (test["sites"].get(name) or test["mean-of-sites"]).get("dice"),
+            test["sites"].get(name, test["mean-of-sites"]).get("dice"),
             privacy.get(name, {}).get("epsilon"),
             privacy.get(name, {}).get("delta"),
         )

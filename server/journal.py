@@ -33,6 +33,7 @@ JOURNAL_NAME = "metrics.jsonl"
 INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
+_BY_CLASS = "dice-"
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
@@ -150,12 +151,12 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def mean_of_sites(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Unweighted mean over sites of the metrics every site reports: each hospital counts the same."""
+    """Unweighted mean of each metric over the sites that report it: each hospital counts the same."""
     return _weighted(scores, dict.fromkeys(scores, 1))
 
 
 def mean_of_patients(scores: Mapping[str, Mapping[str, float]], patients: Mapping[str, int]) -> dict[str, float] | None:
-    """Mean over sites weighted by their patients: each patient counts the same. None where a count is not given."""
+    """Mean of each metric over the sites that report it, weighted by their patients. None where a count is missing."""
     return _weighted(scores, patients) if scores and all(patients[site] for site in scores) else None
 
 
@@ -203,13 +204,27 @@ def scores_of(event: Event) -> dict[str, float]:
     return {name: value for name, value in event.items() if name not in about}
 
 
+def not_scored(scores: Mapping[str, Mapping[str, float]]) -> str | None:
+    """A sentence on the classes that some sites have scores of and others have not; None where all have the same."""
+    names = sorted({name for values in scores.values() for name in values if name.startswith(_BY_CLASS)})
+    lacking = {site: [name for name in names if name not in values] for site, values in sorted(scores.items())}
+    told = "; ".join(f"{site} {', '.join(absent)}" for site, absent in lacking.items() if absent)
+    if not told:
+        return None
+    return (
+        f"Not scored: {told}. None of the site's patients here has the class, or its policy keeps the score. Its own "
+        "means are over the other classes, and a mean of sites is over the sites that have the score."
+    )
+
+
 def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
-    if not scores:
-        return {}
-    total = sum(weights[site] for site in scores)
-    first, *others = scores.values()
-    shared = [name for name in first if all(name in other for other in others)]
-    return {name: math.fsum(values[name] * weights[site] for site, values in scores.items()) / total for name in shared}
+    """A site that lacks a metric, such as that of a class none of its patients has, takes no part in its mean."""
+    found = {}
+    for name in dict.fromkeys(name for values in scores.values() for name in values):
+        sites = [site for site, values in scores.items() if name in values]
+        total = sum(weights[site] for site in sites)
+        found[name] = math.fsum(scores[site][name] * weights[site] for site in sites) / total
+    return found
 
 
 def _is_exchange(event: Event) -> bool:

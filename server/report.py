@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.files import write_atomically
 from server.chart import Points, line_chart
-from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, read_events
+from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, not_scored, read_events
 
 REPORT_NAME = "report.html"
 OVERLAYS = "overlays"
@@ -134,8 +134,10 @@ def _scores(summary: dict[str, Any]) -> str:
         rows.append(["mean of sites", *(scores["mean-of-sites"].get(name) for name in names)])
         if scores["mean-of-patients"]:
             rows.append(["mean of patients", *(scores["mean-of-patients"].get(name) for name in names)])
+        lacking = not_scored(scores["sites"])
         parts.append(
             f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}"
+            + (f'<p class="muted">{html.escape(lacking)}</p>' if lacking else "")
         )
     return "".join(parts)
 

@@ -62,6 +62,7 @@ def run(
     Example: wardround-sim run phantoms --out results/phantoms
     """
     configure_logging(verbose=verbose)
+    from server.journal import not_scored  # noqa: PLC0415
     from server.report import write_report  # noqa: PLC0415
     from server.strategy import federate  # noqa: PLC0415
     from simulations.grid import InProcessGrid  # noqa: PLC0415
@@ -98,6 +99,8 @@ def run(
             stated = summary.guarantee["sites"].get(row[0], {})
             row += [stated.get("epsilon"), stated.get("delta")]
     show_table(f"{config.name}: test patients after {summary.rounds} rounds", columns, rows, as_json=as_json)
+    if lacking := not_scored(scores["sites"]):
+        note(lacking)
     note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})\nreport {report}")
 
 

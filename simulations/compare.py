@@ -12,6 +12,7 @@ A column that is finished is kept in its folder, so that an interrupted comparis
 """
 
 import dataclasses
+import html
 import json
 import statistics
 import time
@@ -27,7 +28,7 @@ from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.records import EvaluateReply, EvaluateRequest
 from server.exchange import ask
-from server.journal import INITIAL_NAME
+from server.journal import INITIAL_NAME, mean_of_sites, not_scored
 from server.report import page, pictures, table
 from server.strategy import federate
 from simulations.grid import InProcessGrid
@@ -77,8 +78,8 @@ class Result:
         return self.mean_of(METRIC)
 
     def mean_of(self, metric: str) -> float:
-        """Any score, mean of the sites."""
-        return statistics.fmean(scores[metric] for scores in self.scores.values())
+        """Any score, mean of the sites that have it."""
+        return mean_of_sites(self.scores)[metric]
 
 
 def compare(
@@ -159,11 +160,10 @@ def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object
     names = list(dict.fromkeys(result.column for result in results))
     by_name = {name: [result for result in results if result.column == name] for name in names}
     rows: list[list[object]] = [
-        [f"Dice on {site}", *(_spread(r.scores[site][METRIC] for r in by_name[name]) for name in names)]
-        for site in results[0].scores
+        [f"Dice on {site}", *(_spread(_dice_on(site, by_name[name])) for name in names)] for site in results[0].scores
     ]
     rows.append([f"Dice, {MEAN}", *(_spread(result.mean for result in by_name[name]) for name in names)])
-    if any(one[WHOLE] != one[METRIC] for result in results for one in result.scores.values()):
+    if any(one.get(WHOLE) != one.get(METRIC) for result in results for one in result.scores.values()):
         rows.append(
             [
                 f"Dice of all classes as one, {MEAN}",
@@ -256,7 +256,11 @@ def _train(column: Column, folder: Path, tell: Tell) -> tuple[float | None, byte
 
 
 def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[str, dict[str, float]]:
-    """Scores of a model on the test patients of every site, asked for as in a deployed run."""
+    """Scores of a model on the test patients of every site, asked for as in a deployed run.
+
+    A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
+    """
+    run = run.model_copy(update={"privacy": None})
     names = {node: site.config.name for node, site in enumerate(sites, start=1)}
     request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", weights)
     scores: dict[str, dict[str, float]] = {}
@@ -266,6 +270,8 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
                 f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient."
             )
         scores[answer.site] = answer.reply.metrics
+    if not any(METRIC in one for one in scores.values()):
+        raise FederationError("no test patient of any site has a class of this run. Add patients who have one.")
     return {name: scores[name] for name in names.values()}
 
 
@@ -277,8 +283,15 @@ def _images_seen(column: Column) -> int:
     return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
 
 
-def _spread(values: Iterable[float]) -> str:
+def _dice_on(site: str, results: Iterable[Result]) -> list[float]:
+    """Empty for a site none of whose test patients has any class."""
+    return [result.scores[site][METRIC] for result in results if METRIC in result.scores[site]]
+
+
+def _spread(values: Iterable[float]) -> str | None:
     several = list(values)
+    if not several:
+        return None
     mean = f"{statistics.fmean(several):.3f}"
     return mean if len(several) == 1 else f"{mean} ({min(several):.3f}-{max(several):.3f})"
 
@@ -295,13 +308,14 @@ def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     values = {"name": run.name, "seeds": seeds, "ratios": ratios, "results": [dataclasses.asdict(r) for r in results]}
     write_atomically(out / "compare.json", f"{json.dumps(values, indent=2)}\n".encode())
     told = [f"{name}: {value:.3f}" for name, value in ratios.items()]
-    facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}."
+    lacking = not_scored(results[0].scores)
+    facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}.{f' {lacking}' if lacking else ''}"
     lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
     markdown = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
     write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
     _plot(out, run, results)
     plot = pictures([out / "compare.png"])
-    body = f"<h1>{run.name}: what federating gains</h1><p>{facts}</p>{table(head, rows)}{plot}"
+    body = f"<h1>{run.name}: what federating gains</h1><p>{html.escape(facts)}</p>{table(head, rows)}{plot}"
     write_atomically(out / "report.html", page(f"Comparison {run.name}", body).encode())
 
 
@@ -318,8 +332,9 @@ def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     bars = axes.bar(range(len(names)), means, color="#d8dee6", width=0.7, label=MEAN)
     axes.bar_label(bars, fmt="%.3f", label_type="center", fontsize=9)  # clear of the marks
     for number, site in enumerate(results[0].scores):
-        places = [names.index(result.column) + 0.12 * (number - 1) for result in results]
-        axes.plot(places, [result.scores[site][METRIC] for result in results], "o", markersize=5, label=site)
+        scored = [result for result in results if METRIC in result.scores[site]]
+        places = [names.index(result.column) + 0.12 * (number - 1) for result in scored]
+        axes.plot(places, _dice_on(site, scored), "o", markersize=5, label=site)
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace(": ", ":\n") for name in names])
     axes.set_ylabel("Dice on test patients")
     axes.set_title(f"{run.name}: each model on every site's test patients", loc="left")

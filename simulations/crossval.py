@@ -10,6 +10,7 @@ A fold that is finished is kept in its folder, so that an interrupted cross-vali
 """
 
 import dataclasses
+import html
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from client.site import Site
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
-from server.journal import SUMMARY_NAME, Observe, mean_of_sites
+from server.journal import SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.report import page, table, write_report
 from server.strategy import federate
 from simulations.grid import InProcessGrid
@@ -86,7 +87,8 @@ def cross_validate(
     results: list[Fold] = []
     for number, one in enumerate(runs):
         results.append(_fold(number, one, sites, out / f"fold-{number}", observe(number)))
-        finished(len(results), f"fold {number}: test Dice {mean_of_sites(results[-1].scores)['dice']:.3f}")
+        dice = mean_of_sites(results[-1].scores).get("dice")
+        finished(len(results), f"fold {number}: test Dice {'not scored' if dice is None else f'{dice:.3f}'}")
     _write(out, run, results)
     return results
 
@@ -98,13 +100,13 @@ def by_site(results: Sequence[Fold]) -> dict[str, list[Scores]]:
 
 
 def mean(scores: Sequence[Scores]) -> Scores:
-    """Mean of each score over the folds."""
-    return {name: statistics.fmean(one[name] for one in scores) for name in scores[0]}
+    """Mean of each score over the folds that have it: no fold scores a class that none of its patients has."""
+    return {name: statistics.fmean(values) for name, values in _by_name(scores).items()}
 
 
 def standard_deviation(scores: Sequence[Scores]) -> Scores:
-    """Sample standard deviation of each score over the folds (n - 1 in the denominator)."""
-    return {name: statistics.stdev(one[name] for one in scores) for name in scores[0]}
+    """Sample standard deviation of each score over the folds that have it, two or more (n - 1 in the denominator)."""
+    return {name: statistics.stdev(values) for name, values in _by_name(scores).items() if len(values) > 1}
 
 
 def summary_rows(results: Sequence[Fold]) -> tuple[list[str], list[list[object]]]:
@@ -113,13 +115,19 @@ def summary_rows(results: Sequence[Fold]) -> tuple[list[str], list[list[object]]
     Returns:
         Column names and rows.
     """
-    names = [name for name in METRICS if name in mean_of_sites(results[0].scores)]
+    found = {name for fold in results for scores in fold.scores.values() for name in scores}
+    names = [name for name in METRICS if name in found]
     rows: list[list[object]] = []
     for site, scores in by_site(results).items():
         lines: list[tuple[object, Scores]] = [(fold.number, one) for fold, one in zip(results, scores, strict=True)]
         lines += [("mean", mean(scores)), ("standard deviation", standard_deviation(scores))]
-        rows += [[site, label, *(values[name] for name in names)] for label, values in lines]
+        rows += [[site, label, *(values.get(name) for name in names)] for label, values in lines]
     return ["site", "fold", *names], rows
+
+
+def _by_name(scores: Sequence[Scores]) -> dict[str, list[float]]:
+    names = dict.fromkeys(name for one in scores for name in one)
+    return {name: [one[name] for one in scores if name in one] for name in names}
 
 
 def _fold(number: int, run: RunConfig, sites: Sequence[Site], folder: Path, observe: Observe) -> Fold:
@@ -164,7 +172,9 @@ def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
     }
     write_atomically(out / "crossval.json", f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
     facts = f"{len(results)} folds, seed {run.seed}. Every patient is tested once, by a model that never saw them."
-    body = f"<h1>{run.name}: cross-validation</h1><p>{facts}</p>{table(*summary_rows(results))}"
+    lacking = [f"Fold {fold.number}. {sentence}" for fold in results if (sentence := not_scored(fold.scores))]
+    told = "".join(f'<p class="muted">{html.escape(sentence)}</p>' for sentence in lacking)
+    body = f"<h1>{run.name}: cross-validation</h1><p>{facts}</p>{table(*summary_rows(results))}{told}"
     write_atomically(out / "report.html", page(f"Cross-validation {run.name}", body).encode())
 
 

@@ -16,6 +16,17 @@ from common.config import RunConfig
 from common.errors import DataError, ErrorCode, WardroundError
 from common.models import build_model
 
+# 128 of a patient's 256 voxels found, nothing false, and another patient's all; means of the two.
+SCORES = {
+    "dice": (2 / 3 + 1) / 2,
+    "iou": 0.75,
+    "sensitivity": 0.75,
+    "recall": 0.75,
+    "precision": 1.0,
+    "specificity": 1.0,
+    "foreground-dice": (2 / 3 + 1) / 2,
+    "dice-disc": (2 / 3 + 1) / 2,
+}
 PRIVACY = {"target_epsilon": 8.0, "sampling_rate": 0.5, "crops_per_patient": 2}
 
 
@@ -164,7 +175,7 @@ def test_held_out_cases_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) ->
     assert train(make_run(), make_cohort(*clean.cases, poison)) == train(make_run(), clean)
 
 
-def test_scores_are_means_over_a_patients_cases_then_over_patients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patient_is_scored_over_all_voxels_of_all_their_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.training.predict_stack", lambda _model, images, *_: images[:, 0].long())
     full, empty = torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
     truth = torch.ones(2, 8, 8, dtype=torch.uint8)
@@ -175,8 +186,44 @@ def test_scores_are_means_over_a_patients_cases_then_over_patients(monkeypatch: 
         Case("c", "3", "validation", empty, truth),
     )
     run = make_run()
-    assert evaluate(build_model(run), cohort, run, "test", "cpu")[1]["dice"] == pytest.approx(0.75)
+    # Patient a: 128 of 256 voxels found, nothing false: 2 * 128 / (256 + 128); patient b: 1.
+    assert evaluate(build_model(run), cohort, run, "test", "cpu") == (2, pytest.approx(SCORES))
     assert evaluate(build_model(run), cohort, run, "validation", "cpu")[1]["dice"] == 0
+
+
+def test_an_archive_of_single_slices_scores_as_its_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same three patients as volumes, and as a file per slice; half of the slices hold nothing."""
+    monkeypatch.setattr("client.training.predict_stack", lambda _model, images, *_: images[:, 0].long())
+    generator = torch.Generator().manual_seed(3)
+    volumes, slices = [], []
+    for patient in "abc":
+        truth = torch.randint(2, (6, 8, 8), generator=generator, dtype=torch.uint8)
+        truth[:3] = 0
+        found = torch.randint(2, (6, 1, 8, 8), generator=generator).float()
+        found[0] = 0
+        volumes.append(Case(patient, patient, "test", found, truth))
+        slices += [Case(patient, f"{patient}{z}", "test", found[z, None], truth[z, None]) for z in range(6)]
+    run = make_run()
+    whole, cut = (evaluate(build_model(run), make_cohort(*cases), run, "test", "cpu") for cases in (volumes, slices))
+    assert whole == cut
+    expected = [
+        2 * float((case.images[:, 0] * case.labels).sum()) / float(case.images.sum() + case.labels.sum())
+        for case in volumes
+    ]
+    assert whole[1]["dice"] == pytest.approx(sum(expected) / 3, abs=1e-9)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_private_run_tells_the_same_names_of_scores_whoever_the_patients_are(
+    monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    monkeypatch.setattr("client.training.predict_stack", lambda _model, images, *_: images[:, 0].long())
+    run = make_run(data={"modality": "CT", "classes": ("liver", "tumour")}, privacy=PRIVACY if private else None)
+    truth = torch.ones(1, 8, 8, dtype=torch.uint8)
+    healthy, ill = (make_cohort(Case("a", "0", "test", truth[None].float(), truth * value)) for value in (1, 2))
+    names = [set(evaluate(build_model(run), one, run, "test", "cpu")[1]) for one in (healthy, ill)]
+    assert (names[0] == names[1]) == private
+    assert ("dice-tumour" in names[0]) == private
 
 
 def test_a_split_without_patients_has_no_scores() -> None:

@@ -7,9 +7,13 @@ from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_iou
 
 from common.errors import ConfigError
-from common.metrics import confusion, mean_scores, scores, scores_of
+from common.metrics import confusion, mean_scores, scores_of, site_scores
 
 ORGAN = ("liver", "lesion")
+
+
+def scores(prediction: torch.Tensor, target: torch.Tensor, classes: tuple[str, ...]) -> dict[str, float]:
+    return scores_of(confusion(prediction, target, len(classes)), classes)
 
 
 def labels(*values: int) -> torch.Tensor:
@@ -97,3 +101,39 @@ def test_other_shapes_and_unknown_labels_are_refused() -> None:
 def test_mean_scores_is_the_mean_of_each() -> None:
     assert mean_scores([{"dice": 1.0, "iou": 0.5}, {"dice": 0.5, "iou": 0.0}]) == {"dice": 0.75, "iou": 0.25}
     assert mean_scores([]) == {}
+
+
+def test_the_images_of_a_patient_are_scored_as_one_volume() -> None:
+    """Two slices, one of them empty: the mean over slices is (0 + 1) / 2 or (1/2 + 1) / 2, the volume's Dice is 1/2."""
+    hit = confusion(labels(1, 1, 0, 0), labels(1, 0, 1, 0), 1)
+    empty = confusion(labels(0, 0, 0, 0), labels(0, 0, 0, 0), 1)
+    false = confusion(labels(1, 0, 0, 0), labels(0, 0, 0, 0), 1)
+    assert site_scores([hit + empty], ("lesion",))["dice"] == pytest.approx(1 / 2)
+    assert site_scores([hit + false], ("lesion",))["dice"] == pytest.approx(2 / 5)
+
+
+def test_a_class_that_no_patient_has_is_not_scored_and_lifts_no_mean() -> None:
+    half = confusion(labels(1, 0, 0), labels(1, 1, 1), 2)
+    without = site_scores([half, half], ORGAN)
+    assert without["dice"] == without["dice-liver"] == without["foreground-dice"] == pytest.approx(1 / 2)
+    assert "dice-lesion" not in without
+    # One patient with the class is enough; who has none and is told so is right.
+    with_one = site_scores([half, confusion(labels(2), labels(2), 2)], ORGAN)
+    assert with_one["dice-lesion"] == 1
+
+
+def test_a_class_that_is_predicted_where_no_patient_has_it_is_seen_in_the_specificity() -> None:
+    false = confusion(labels(1, 2, 0, 0), labels(1, 0, 0, 0), 2)
+    found = site_scores([false], ORGAN)
+    assert found["dice"] == 1
+    assert found["specificity"] == pytest.approx((1 + 3 / 4) / 2)
+    assert site_scores([confusion(labels(1, 0), labels(0, 0), 1)], ("lesion",)) == {"specificity": 1 / 2}
+
+
+def test_which_scores_there_are_tells_nothing_where_every_class_is_asked_for() -> None:
+    healthy, ill = confusion(labels(0), labels(0), 2), confusion(labels(2), labels(2), 2)
+    assert site_scores([healthy], ORGAN, every_class=True).keys() == site_scores([ill], ORGAN, every_class=True).keys()
+
+
+def test_no_patients_have_no_scores() -> None:
+    assert site_scores([], ORGAN) == {}

@@ -13,10 +13,11 @@ from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.models import build_model
-from common.records import Request, TrainReply, TrainRequest
+from common.records import EvaluateReply, Request, TrainReply, TrainRequest
 from server.aggregation import WeightedMean
 from server.exchange import LONGEST_WAIT_S, SHORTEST_WAIT_S
 from server.journal import read_events
+from server.report import write_report
 from server.strategy import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, refuses, reply_message, trains
 
@@ -254,6 +255,34 @@ def test_scores_are_averaged_by_site_and_by_patient(tmp_path: Path) -> None:
     assert summary.scores["test"]["mean-of-sites"] == {"dice": pytest.approx(0.7)}
     assert summary.scores["test"]["mean-of-patients"] == {"dice": pytest.approx(0.6)}
     assert summary.scores["test"]["sites"] == {"a": {"dice": 0.9}, "b": {"dice": 0.5}}
+
+
+def test_a_class_that_a_site_lacks_is_neither_a_score_of_it_nor_lifts_the_mean(tmp_path: Path) -> None:
+    def site(step: float, patients: int, **scores: float) -> FakeSite:
+        def answer(request: Request) -> Said:
+            if isinstance(request, TrainRequest):
+                return moves(step, patients=patients)(request)
+            metrics = {name.replace("_", "-"): value for name, value in scores.items()}
+            return EvaluateReply(request.run_hash, request.round, request.phase, patients, metrics)
+
+        return answer
+
+    grid = FakeGrid(
+        {
+            "a": site(1, 1, dice=0.5, dice_liver=0.8, dice_tumour=0.2),
+            "b": site(2, 3, dice=0.9, dice_liver=0.9),
+            "c": site(3, 2, specificity=0.5),
+        }
+    )
+    summary = run_it(grid, a_run(rounds=1), tmp_path)
+    scores = summary.scores["test"]
+    assert scores["mean-of-sites"] == pytest.approx(
+        {"dice": 0.7, "dice-liver": 0.85, "dice-tumour": 0.2, "specificity": 0.5}
+    )
+    assert scores["mean-of-patients"]["dice"] == pytest.approx((0.5 + 3 * 0.9) / 4)
+    assert scores["mean-of-patients"]["dice-tumour"] == pytest.approx(0.2)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Not scored: b dice-tumour; c dice-liver, dice-tumour." in text
 
 
 def test_site_without_held_out_patients_is_no_failure(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from simulations import compare as comparison
 from simulations import pretraining
 from simulations.compare import (
     FEDERATED,
+    MEAN,
     POOLED,
     PRIVATE,
     PRIVATE_POOLED,
@@ -245,6 +246,13 @@ def test_dice_of_all_classes_as_one_is_told_where_a_run_has_several() -> None:
     )
     assert not [row for row in summary_rows([one])[1] if "as one" in str(row[0])]
     assert [row[1] for row in summary_rows([several])[1] if "as one" in str(row[0])] == ["0.950"]
+
+
+def test_a_site_none_of_whose_test_patients_has_a_class_is_left_out_of_the_mean() -> None:
+    one = a_result(POOLED, 0, 0.5, 0.9)
+    healthy = dataclasses.replace(one, scores={**one.scores, "z": {"specificity": 1.0}})
+    rows = {str(name): value for name, value, *_ in summary_rows([healthy])[1]}
+    assert (rows["Dice on x"], rows["Dice on z"], rows[f"Dice, {MEAN}"]) == ("0.500", None, "0.700")
 
 
 def test_one_site_cannot_be_compared(sites: list[Site], tmp_path: Path) -> None:

@@ -100,6 +100,16 @@ def test_table_lists_the_folds_of_each_site_and_then_of_all(tmp_path: Path) -> N
     assert list(by_site(results)) == ["north", "south", MEAN_OF_SITES]
 
 
+def test_a_fold_without_a_class_has_no_score_of_it(tmp_path: Path) -> None:
+    scored = Fold(0, "h", "m", {"north": {"dice": 0.5, "specificity": 1.0}, "south": {"dice": 0.7, "specificity": 1.0}})
+    healthy = Fold(1, "h", "m", {"north": {"specificity": 0.8}, "south": {"dice": 0.9, "specificity": 1.0}})
+    head, rows = summary_rows([healthy, scored])
+    assert head == ["site", "fold", "dice", "specificity"]
+    assert rows[:4] == [["north", 1, None, 0.8], ["north", 0, 0.5, 1.0], ["north", "mean", 0.5, 0.9], rows[3]]
+    assert rows[3][2] is None  # no spread of one
+    assert [row[2] for row in rows[8:10]] == pytest.approx([0.9, 0.6])
+
+
 def test_interrupted_cross_validation_goes_on(
     sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
