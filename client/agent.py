@@ -67,6 +67,8 @@ DESCRIBE_TIMEOUT_S = 3600.0
 UPKEEP_S = 1.0
 # After a renewal that did not succeed.
 RENEWAL_PAUSE_S = 600.0
+# Between two looks whether a rotation to the next root, which is pinned already, is over.
+ROTATION_PAUSE_S = 3600.0
 
 # The gateway's words for "drop this message" (server/gateway.py).
 _RUN_IS_OVER = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
@@ -382,12 +384,19 @@ class Agent:
         self._status.update(audit=f"CONFLICT: {conflict}" if conflict else problem or "in order")
 
     def _renew_if_due(self) -> None:
-        if self._renewed is not None or not self._identity.renewal_is_due or time.monotonic() < self._renew_at:
+        due = self._identity.renewal_is_due
+        if self._renewed is not None or time.monotonic() < self._renew_at:
             return
-        self._renew_at = time.monotonic() + RENEWAL_PAUSE_S
+        if not due and not self._identity.knows_successor:
+            return
+        self._renew_at = time.monotonic() + (RENEWAL_PAUSE_S if due else ROTATION_PAUSE_S)
         try:
-            self._renewed = renew(self._home, self._identity)
+            # With the first certificate of the next root, the one before is let go of.
+            self._renewed = renew(self._home, self._identity, to_successor=not due)
         except EnrolmentError as error:
+            if not due:
+                _log.info("the rotation to the next root is not over: %s", error)
+                return
             _log.error("the certificate is not renewed yet (%d days left): %s", self._identity.days_left, error)
             return
         self._status.renewed(self._renewed)

@@ -89,7 +89,7 @@ class Identity:
     gateway: str  # host:port, mutual TLS
     key_pem: bytes
     certificate_pem: bytes
-    root_pem: bytes  # the pinned root, and its successor after it
+    root_pem: bytes  # the pinned root, and its successor after it until that signs this site's certificate
     certificate: x509.Certificate
     receipt_key: Ed25519PrivateKey  # signs this site's receipts and audit log; the certificate names it
     log_key: bytes  # Ed25519 public key, 32 bytes: checks the coordinator's
@@ -101,13 +101,19 @@ class Identity:
         return pki.now() > self.certificate.not_valid_after_utc - life / 3
 
     @property
+    def knows_successor(self) -> bool:
+        """Whether a next root is pinned that has not signed this site's certificate yet."""
+        return not pki.is_signed_by_any(self.certificate, pki.newest(self.root_pem))
+
+    @property
     def days_left(self) -> int:
         """Whole days until the certificate expires."""
         return (self.certificate.not_valid_after_utc - pki.now()).days
 
-    def channel(self) -> grpc.Channel:
-        """A channel to the gateway."""
-        return secure_channel(self.gateway, self.root_pem, self.key_pem, self.certificate_pem)
+    def channel(self, *, to_successor: bool = False) -> grpc.Channel:
+        """A channel to the gateway; on wish only to one that shows a certificate of the newest root that is pinned."""
+        roots = pki.newest(self.root_pem) if to_successor else self.root_pem
+        return secure_channel(self.gateway, roots, self.key_pem, self.certificate_pem)
 
     def __repr__(self) -> str:
         return f"Identity(site={self.site!r}, gateway={self.gateway!r})"
@@ -172,10 +178,15 @@ def accept_certificate(home: Path, certificate_pem: bytes) -> Identity:
     return _become_member(home, certificate_pem)
 
 
-def renew(home: Path, identity: Identity) -> Identity:
+def renew(home: Path, identity: Identity, *, to_successor: bool = False) -> Identity:
     """Get the next certificate over the present one, and the next root if the coordinator has one.
 
     The new key is kept until it is certified, so an interrupted renewal goes on with the same request.
+
+    Args:
+        home: the site's.
+        identity: its present one.
+        to_successor: ask only a coordinator to which the newest pinned root has passed.
 
     Raises:
         EnrolmentError: the coordinator refuses, is away, or sends what does not fit; the present one stays.
@@ -185,7 +196,7 @@ def renew(home: Path, identity: Identity) -> Identity:
         write_private(tls / "next-key.pem", pki.key_to_pem(pki.new_key()))
     key = pki.load_key((tls / "next-key.pem").read_bytes())
     request = RenewRequest(csr_pem=pki.to_pem(pki.csr_for(identity.site, key)))
-    with identity.channel() as channel:
+    with identity.channel(to_successor=to_successor) as channel:
         try:
             reply = CoordinationStub(channel).Renew(request, timeout=CALL_TIMEOUT_S)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
@@ -255,6 +266,9 @@ def load_identity(home: Path) -> Identity:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     certificate = pki.check_site_certificate(certificate_pem, root_pem, site, pki.load_key(key_pem))
     _check_receipt_key(certificate_pem, root_pem, site, signing)
+    if (kept := pki.without_retired(root_pem, certificate)) != root_pem:
+        write_private(tls / "root.pem", kept)
+        root_pem = kept
     return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
 
 

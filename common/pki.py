@@ -5,8 +5,9 @@ one certificate per site (clientAuth, common name = site name). A leaf of one ki
 (RFC 5280, section 4.2.1.12). A site's leaf also names the key that signs its receipts and audit log, in an extension of
 ours that is not critical: so other sites learn that key from the root. The key has signed the site's request, or no
 root would name it. Who joins after a rotation pins the new root alone, which vouches for what the one before says about
-such keys. Fingerprints are SHA-256 over DER, in hex. People compare them as phrases: pronounceable five-letter words of
-16 bits each (Wilkerson, "A Proposal for Proquints", arXiv:0901.4016).
+such keys. A next root is believed if the present one has signed it as such; then the one before is let go of.
+Fingerprints are SHA-256 over DER, in hex. People compare them as phrases: pronounceable five-letter words of 16 bits
+each (Wilkerson, "A Proposal for Proquints", arXiv:0901.4016).
 """
 
 import datetime
@@ -32,6 +33,8 @@ SERVER_LIFETIME = datetime.timedelta(days=365)
 SITE_LIFETIME = datetime.timedelta(days=90)
 # Clocks of two hosts may differ by this much.
 CLOCK_SKEW = datetime.timedelta(minutes=5)
+# What to do where a certificate does not hold at this time.
+COMPARE_CLOCKS = "Compare the clock with the coordinator's."
 # 64 bits: enough that nobody finds a second key with the same phrase while two people compare it.
 PHRASE_WORDS = 4
 ED25519_BYTES = 32
@@ -40,7 +43,8 @@ RECEIPT_KEY_OID = x509.ObjectIdentifier("2.25.1618192481131191755324359402047334
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
 
-# Of the only use of a voucher, see `vouch_for`.
+# Each the only use of what a root signs about another root: it follows (`cross_sign`), or came before (`vouch_for`).
+_SUCCESSOR_USAGE = x509.ObjectIdentifier("2.25.117209318964803366950217480735264138911")
 _VOUCHER_USAGE = x509.ObjectIdentifier("2.25.236334221086911700291526143972707976965")
 
 # So that the signature is good for nothing else, and no other one for this.
@@ -149,10 +153,19 @@ def phrase(fingerprint_hex: str) -> str:
     return "-".join(_proquint(word) for word in words)
 
 
-def new_root(key: PrivateKey, name: str) -> Certificate:
-    """A self-signed root that may sign leaves and nothing else."""
+def new_root(key: PrivateKey, name: str, after: Certificate | None = None) -> Certificate:
+    """A self-signed root that may sign leaves and nothing else.
+
+    Args:
+        key: its own.
+        name: its name.
+        after: the root that it is to follow; whatever the clock says, it is the newer one of the two.
+    """
+    begins = now() - CLOCK_SKEW
+    if after is not None:
+        begins = max(begins, after.not_valid_before_utc + datetime.timedelta(seconds=1))
     return (
-        _builder(name, name, key.public_key(), ROOT_LIFETIME)
+        _builder(name, name, key.public_key(), now() + ROOT_LIFETIME, begins)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(sign_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -164,7 +177,7 @@ def server_certificate(key: PrivateKey, hosts: Iterable[str], root: Certificate,
     """The coordinator's leaf for these host names and IP addresses."""
     hosts = tuple(hosts)
     return (
-        _builder(hosts[0][:64], common_name(root), key.public_key(), SERVER_LIFETIME)
+        _builder(hosts[0][:64], common_name(root), key.public_key(), now() + SERVER_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=True)
@@ -252,7 +265,7 @@ def site_certificate(
         receipt_key: signs the site's receipts and audit log, 32 bytes; without one, no other site believes its log.
     """
     builder = (
-        _builder(site, common_name(root), csr.public_key(), SITE_LIFETIME)
+        _builder(site, common_name(root), csr.public_key(), now() + SITE_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
@@ -300,11 +313,18 @@ def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes
 
 
 def cross_sign(successor: Certificate, root: Certificate, root_key: PrivateKey) -> Certificate:
-    """The next root's name and key, signed by the present one: why a site that trusts this root may trust the next."""
+    """The next root's name, key and dates, signed by the present one: why who trusts this root may trust the next."""
     return (
-        _builder(common_name(successor), common_name(root), successor.public_key(), ROOT_LIFETIME)
+        _builder(
+            common_name(successor),
+            common_name(root),
+            successor.public_key(),
+            successor.not_valid_after_utc,
+            successor.not_valid_before_utc,
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([_SUCCESSOR_USAGE]), critical=True)
         .sign(root_key, hashes.SHA256())
     )
 
@@ -322,7 +342,7 @@ def vouch_for(old: Certificate, root: Certificate, root_key: PrivateKey, until: 
         until: when all that the old one has signed has run out.
     """
     return (
-        _builder(common_name(old), common_name(root), old.public_key(), until - now())
+        _builder(common_name(old), common_name(root), old.public_key(), until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(sign_certificates=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([_VOUCHER_USAGE]), critical=True)
@@ -333,21 +353,56 @@ def vouch_for(old: Certificate, root: Certificate, root_key: PrivateKey, until: 
 def check_successor(pem: bytes, roots_pem: bytes) -> Certificate:
     """The next root, from its self-signed certificate and the cross-signed one after it.
 
+    The present root has signed, for this purpose and no other, the next one's name, key and dates; and it follows all
+    that are pinned. So no root that was rotated away comes back, by the voucher that the present one has given it or
+    with new dates of its own making.
+
+    Args:
+        pem: both certificates.
+        roots_pem: those that are pinned; the next root may be one of them already.
+
     Raises:
-        EnrolmentError: no root that is trusted here vouches for it.
+        EnrolmentError: no root that is trusted here vouches for it, it is out of date, or older than one of those.
     """
     try:
         successor, cross = x509.load_pem_x509_certificates(pem)
         successor.verify_directly_issued_by(successor)
+        usage = cross.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         is_root = all(
             one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for one in (successor, cross)
         )
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
-        raise EnrolmentError("the next root cannot be read. Ask the coordinator to rotate it again.") from error
-    same = (successor.subject, successor.public_key()) == (cross.subject, cross.public_key())
-    if not (is_root and same and is_signed_by_any(cross, roots_pem)):
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise EnrolmentError(
+            "the next root cannot be read, or is not cross-signed as a next root. It is not trusted; ask the "
+            "coordinator to rotate it again."
+        ) from error
+    if not (is_root and list(usage) == [_SUCCESSOR_USAGE] and _identity(successor) == _identity(cross)):
+        raise EnrolmentError(
+            "the next root is not cross-signed as a next root. It is not trusted; ask the coordinator."
+        )
+    if not is_signed_by_any(cross, roots_pem):
         raise EnrolmentError("the next root is not signed by the present one. It is not trusted; ask the coordinator.")
+    if not is_valid_now(successor):
+        raise EnrolmentError(f"the next root {validity(successor)}. It is not trusted. {COMPARE_CLOCKS}")
+    pinned = [one for one in x509.load_pem_x509_certificates(roots_pem) if one != successor]
+    if any(successor.not_valid_before_utc <= one.not_valid_before_utc for one in pinned):
+        raise EnrolmentError("the next root is not newer than one pinned here. It is not trusted; ask the coordinator.")
     return successor
+
+
+def without_retired(roots_pem: bytes, certificate: Certificate) -> bytes:
+    """The pinned roots but for those that are older than the one that has signed a site's certificate.
+
+    That root signs since the rotation to it is over; what is still to be believed of the ones before, it vouches for.
+    """
+    roots = x509.load_pem_x509_certificates(roots_pem)
+    began = max((one.not_valid_before_utc for one in roots if is_signed_by_any(certificate, to_pem(one))), default=None)
+    return b"".join(to_pem(one) for one in roots if began is None or one.not_valid_before_utc >= began)
+
+
+def newest(roots_pem: bytes) -> bytes:
+    """The one of the pinned roots that began last (PEM)."""
+    return to_pem(max(x509.load_pem_x509_certificates(roots_pem), key=lambda one: one.not_valid_before_utc))
 
 
 def is_signed_by_any(certificate: Certificate, roots_pem: bytes) -> bool:
@@ -384,13 +439,26 @@ def check_site_certificate(certificate_pem: bytes, roots_pem: bytes, site: str, 
         raise EnrolmentError(f"the certificate is not for site {site!r} and its key. Join again.")
     if list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
         raise EnrolmentError("the certificate is not a client certificate. Join again.")
-    if not certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc:
+    if not is_valid_now(certificate):
         raise EnrolmentError(
-            f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d}, and today is {now():%Y-%m-%d}. "
-            "Check the clock, or ask the coordinator for a new invitation and join again."
+            f"the certificate of site {site!r} {validity(certificate)}. {COMPARE_CLOCKS} If it has run out, ask the "
+            "coordinator for a new invitation and join again."
         )
     return certificate
+
+
+def is_valid_now(certificate: Certificate) -> bool:
+    """Whether this computer's clock lies within a certificate's time."""
+    return certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc
+
+
+def validity(certificate: Certificate) -> str:
+    """From when to when, and what time it is here, to the minute: a wrong clock is seen by the hour."""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return (
+        f"is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, and by this computer's clock it is "
+        f"{now():%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def common_name(item: Certificate | CertificateSigningRequest) -> str:
@@ -407,7 +475,11 @@ def hosts_of(certificate: Certificate) -> list[str]:
 
 
 def _builder(
-    subject: str, issuer: str, public_key: CertificatePublicKeyTypes, lifetime: datetime.timedelta
+    subject: str,
+    issuer: str,
+    public_key: CertificatePublicKeyTypes,
+    ends: datetime.datetime,
+    begins: datetime.datetime | None = None,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -415,9 +487,14 @@ def _builder(
         .issuer_name(_name(issuer))
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now() - CLOCK_SKEW)
-        .not_valid_after(now() + lifetime)
+        .not_valid_before(begins or now() - CLOCK_SKEW)
+        .not_valid_after(ends)
     )
+
+
+def _identity(root: Certificate) -> tuple[object, ...]:
+    """What two certificates of one root have in common: name, key and dates."""
+    return root.subject, root.public_key(), root.not_valid_before_utc, root.not_valid_after_utc
 
 
 def _is_voucher(certificate: Certificate, roots_pem: bytes) -> bool:
@@ -426,8 +503,7 @@ def _is_voucher(certificate: Certificate, roots_pem: bytes) -> bool:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return False
-    valid = certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc
-    return valid and list(usage) == [_VOUCHER_USAGE] and is_signed_by_any(certificate, roots_pem)
+    return is_valid_now(certificate) and list(usage) == [_VOUCHER_USAGE] and is_signed_by_any(certificate, roots_pem)
 
 
 def _proof_statement(csr: CertificateSigningRequest, site: str, receipt_key: bytes) -> bytes:

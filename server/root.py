@@ -83,10 +83,12 @@ def root_credentials(home: Home, passphrase: str | None = None) -> tuple[pki.Pri
     return _credentials(home, "root", passphrase)
 
 
-def new_root(home: Home, name: str, passphrase: str | None) -> tuple[pki.PrivateKey, Certificate]:
-    """Make a root and store it as NAME.key and NAME.pem."""
+def new_root(
+    home: Home, name: str, passphrase: str | None, after: Certificate | None = None
+) -> tuple[pki.PrivateKey, Certificate]:
+    """Make a root, newer than the one that it is to follow, and store it as NAME.key and NAME.pem."""
     key = pki.new_key()
-    certificate = pki.new_root(key, f"Wardround root {pki.now():%Y-%m-%d %H:%M:%S}")
+    certificate = pki.new_root(key, f"Wardround root {pki.now():%Y-%m-%d %H:%M:%S}", after)
     pem = pki.key_to_pem(key)
     folder = home.path / "pki"
     # The next root's key is sealed as the root's: it becomes that.
@@ -126,7 +128,7 @@ def rotate_root(home: Home, passphrase: str | None = None) -> None:
         raise ConfigError("a next root is there already. Finish the rotation: `wardround-server root finish`.")
     passphrase = passphrase or passphrase_from(ROOT_PASSPHRASE)
     root_key, root = root_credentials(home, passphrase)
-    _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None)
+    _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None, root)
     cross = pki.cross_sign(successor, root, root_key)
     write_private(home.path / "pki" / "next-root.pem", pki.to_pem(successor) + pki.to_pem(cross))
 

@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 
 from client import enrol as client_enrol
+from client.agent import Agent
 from client.record import Record
 from client.witness import Witness
 from common import pki
@@ -28,6 +29,7 @@ from server.gateway import Gateway
 from server.home import Home
 from server.registry import Registry
 from server.witness import open_log
+from tests.client.test_agent import FakeWorker, good
 from tests.server.coordinator import new_home, status_of
 
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
@@ -328,10 +330,86 @@ def test_rotation_is_not_finished_without_the_next_roots_key(tmp_path: Path) -> 
     assert not home.successor_pem
 
 
+def dated_as(other: x509.Certificate, root: x509.Certificate, key: pki.PrivateKey) -> x509.Certificate:
+    """A root's self-signed certificate with the dates of another one."""
+    builder = x509.CertificateBuilder(root.subject, root.subject, root.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(other.not_valid_before_utc).not_valid_after(other.not_valid_after_utc)
+    for extension in root.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(key, root.signature_hash_algorithm)  # type: ignore[arg-type]
+
+
+def test_voucher_does_not_bring_a_root_back_that_was_rotated_away(office: Office, tmp_path: Path) -> None:
+    """A hostile coordinator answers a renewal with the old root, whose key it may have, and with the voucher for it."""
+    old_key, old_root = roots.root_credentials(office.home)
+    roots.rotate_root(office.home)
+    roots.finish_rotation(office.home)
+    office.reopen()
+    folder = tmp_path / "john"
+    john = office.join(folder, "st-john")
+    pinned = (folder / "tls" / "root.pem").read_bytes()
+    voucher = (office.home.path / "pki" / "vouchers.pem").read_bytes()
+    for old in (old_root, dated_as(pki.load_certificate(voucher), old_root, old_key)):
+        write_private(office.home.path / "pki" / "next-root.pem", pki.to_pem(old) + voucher)
+        with pytest.raises(EnrolmentError, match="not cross-signed as a next root"):
+            client_enrol.renew(folder, john)
+        assert (folder / "tls" / "root.pem").read_bytes() == pinned
+
+
+def test_next_root_that_is_out_of_date_or_older_than_the_pinned_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key, following_key = pki.new_key(), pki.new_key()
+    older = pki.new_root(following_key, "next")
+    root = pki.new_root(key, "root", older)
+    with pytest.raises(EnrolmentError, match="not newer than one pinned here"):
+        pki.check_successor(pki.to_pem(older) + pki.to_pem(pki.cross_sign(older, root, key)), pki.to_pem(root))
+    following = pki.new_root(following_key, "next", root)
+    good = pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, root, key))
+    assert pki.check_successor(good, pki.to_pem(root)) == following
+    assert pki.check_successor(good, pki.to_pem(root) + pki.to_pem(following)) == following  # told of it once more
+    # The same name and key with other dates than the present root has signed.
+    other = pki.new_root(following_key, "next", following)
+    with pytest.raises(EnrolmentError, match="not cross-signed"):
+        pki.check_successor(pki.to_pem(other) + pki.to_pem(pki.cross_sign(following, root, key)), pki.to_pem(root))
+    for then in (older.not_valid_before_utc, following.not_valid_after_utc):
+        outside = then + datetime.timedelta(seconds=-1 if then == older.not_valid_before_utc else 1)
+        monkeypatch.setattr(pki, "now", lambda outside=outside: outside)
+        with pytest.raises(EnrolmentError, match=f"by this computer's clock it is {outside:%Y-%m-%d %H:%M} UTC"):
+            pki.check_successor(good, pki.to_pem(root))
+
+
+def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office: Office, tmp_path: Path) -> None:
+    folder = tmp_path / "mary"
+    first = office.join(folder)
+    john = office.join(tmp_path / "john", "st-john")
+    roots.rotate_root(office.home)
+    office.reopen()
+    informed = client_enrol.renew(folder, first)
+    assert informed.knows_successor
+    with pytest.raises(EnrolmentError, match="no coordinator with the invitation's certificate"):
+        client_enrol.renew(folder, informed, to_successor=True)  # the rotation is not over
+    roots.finish_rotation(office.home)
+    office.reopen()
+    assert not informed.renewal_is_due
+    agent = Agent(folder, informed, FakeWorker(good))
+    agent._renew_if_due()  # by itself, long before the certificate's time
+    renewed = agent._renewed
+    assert renewed is not None
+    assert not renewed.knows_successor
+    assert renewed.root_pem == (folder / "tls" / "root.pem").read_bytes() == office.home.root_pem
+    assert client_enrol.load_identity(folder).root_pem == office.home.root_pem
+    assert knocks(renewed) == grpc.StatusCode.OK
+    # Who has not renewed yet is believed all the same: the new root vouches for the one before.
+    shown = roots.with_vouchers(office.home, office.registry.site("st-john").certificate or b"")
+    receipt_key = john.receipt_key.public_key().public_bytes_raw()
+    assert pki.receipt_key_of(shown, renewed.root_pem, "st-john") == receipt_key
+
+
 def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
     key, other = pki.new_key(), pki.new_key()
     root, stranger = pki.new_root(key, "root"), pki.new_root(other, "stranger")
-    following = pki.new_root(pki.new_key(), "next")
+    following = pki.new_root(pki.new_key(), "next", root)
     good = pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, root, key))
     assert pki.check_successor(good, pki.to_pem(root)) == following
     another = pki.new_root(pki.new_key(), "next")
