@@ -158,8 +158,9 @@ def find(home: Path, wanted: str) -> Proposal:
 
 
 def answers_stamp(home: Path) -> tuple[tuple[str, int], ...]:
-    """Changes whenever an answer does; cheap enough to look at every second."""
-    return tuple(sorted((path.parent.name, path.stat().st_mtime_ns) for path in _root(home).glob(f"*/{_ANSWER}")))
+    """Changes whenever an answer does, or a run with an answer is closed or resumed; looked at every second."""
+    answered = sorted(path.parent for path in _root(home).glob(f"*/{_ANSWER}"))
+    return tuple((folder.name, (folder / name).stat().st_mtime_ns) for folder in answered for name in (_STATE, _ANSWER))
 
 
 def _root(home: Path) -> Path:

@@ -1,14 +1,17 @@
-"""home/outbox: the last update of each open run, with its receipt, sealed, until the run is closed.
+"""home/outbox: the last update of each run, with its receipt, sealed, as long as the run can go on.
 
 An update is written here before it leaves. Asked for the same round again, because one of the two sides was killed in
-between or the coordinator went back to its checkpoint, the hospital sends the same bytes under the same receipt: no
-patient is drawn a second time, no privacy is spent, and no round has two receipts. AES-256-GCM under a key that is
-derived from the site key.
+between, the coordinator went back to its checkpoint, or a run that failed for another site is resumed, the hospital
+sends the same bytes under the same receipt: no patient is drawn a second time, no privacy is spent, and no round has
+two receipts. A run that is closed without its last model having been asked about can be resumed: its update stays for
+30 days. AES-256-GCM under a key that is derived from the site key.
 """
 
 import base64
 import json
 import os
+import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from common.errors import AuditError, ErrorCode
 from common.records import TrainReply
 
 FOLDER = "outbox"
+# How long the update of a closed run waits for the run to be resumed.
+KEPT_S = 30 * 24 * 3600.0
 
 _NONCE_BYTES, _LENGTH_BYTES = 12, 4
 
@@ -86,8 +91,14 @@ class Outbox:
         return Parcel(reply, receipt, base64.b64decode(head["signature"]))
 
     def drop(self, run_hash: str) -> None:
-        """The run is closed."""
+        """The run is done."""
         (self.folder / run_hash).unlink(missing_ok=True)
+
+    def drop_old(self, open_runs: Collection[str]) -> None:
+        """Remove what was made long ago for runs that are closed."""
+        for path in self.folder.glob("[0-9a-f]*"):
+            if path.name not in open_runs and time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink(missing_ok=True)
 
     def _cipher(self) -> AESGCM:
         return AESGCM(HKDF(SHA256(), 32, None, b"wardround outbox v1").derive(self.site_key))

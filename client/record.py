@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client import approvals
 from client.approvals import Proposal
 from client.enrol import Identity
 from client.outbox import FOLDER, Outbox, Parcel
@@ -75,6 +76,7 @@ class Record:
 
     def __init__(self, home: Path, identity: Identity, site_key: bytes) -> None:
         self.log = open_log(home)
+        self._home = home
         self._site, self._key = identity.site, identity.receipt_key
         self._outbox = Outbox(home / FOLDER, site_key)
         self._policy = ""
@@ -198,5 +200,14 @@ class Record:
                     _log.error("a refusal is not recorded: %s", error)
 
     def closed(self, run_hash: str) -> None:
-        """A run is over: its last update is not needed any more."""
-        self._outbox.drop(run_hash)
+        """A run is closed. A failed or stopped one may be resumed with the round that its last update belongs to, so
+        that stays for a while; once the last model was asked about, the run is done and so is the update."""
+        parcel = self._outbox.find(run_hash)
+        if parcel is not None and self._is_done(parcel):
+            self._outbox.drop(run_hash)
+        self._outbox.drop_old([one.run_hash for one in approvals.load_all(self._home) if one.open])
+
+    def _is_done(self, parcel: Parcel) -> bool:
+        with self.log.transaction() as log:
+            scored = log.about("evaluated", parcel.receipt.run, parcel.receipt.round)
+        return any(entry.fields["phase"] == "test" for entry in scored)

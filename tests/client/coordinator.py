@@ -143,6 +143,12 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             proposal.open = proposal.open and proposal.run_hash != run_hash
         self._revision += 1
 
+    def resume(self, run_hash: str) -> None:
+        """The run that had ended is open again."""
+        for proposal in self.proposals:
+            proposal.open = proposal.open or proposal.run_hash == run_hash
+        self._revision += 1
+
     def ask(self, request: Request, message_type: str | None = None) -> None:
         """Put a request where the agent will find it."""
         kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE

@@ -98,12 +98,14 @@ class Stage:
         digest = hashlib.sha256(bundle).hexdigest()
         self.coordinator.run.fab_hash = digest
         self.coordinator.propose(sha256_of(run), bundle, digest)
-        eventually(lambda: approvals.load_all(self.home))
+        eventually(lambda: sha256_of(run) in {one.run_hash for one in approvals.load_all(self.home)})
         return sha256_of(run)
 
     def approve(self, run_hash: str) -> None:
         approvals.answer(self.home, run_hash, approved=True, by="person")
-        assert self.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+        # Answers to other open runs are told again with it.
+        while self.coordinator.answers.get(timeout=SOON_S) != (run_hash, True):
+            pass
 
     def reply(self) -> Reply:
         return self.coordinator.replies.get(timeout=SOON_S)
@@ -171,6 +173,17 @@ def test_run_without_an_answer_is_refused_and_the_worker_not_asked(stage: Stage)
 def test_run_that_was_never_proposed_is_refused(stage: Stage) -> None:
     stage.coordinator.ask(TrainRequest("ab" * 32, 1, WEIGHTS))
     assert stage.reply() == Refusal("ab" * 32, 1, ErrorCode.NOT_APPROVED)
+
+
+def test_answer_given_while_a_run_was_closed_is_told_when_it_is_resumed(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.coordinator.close(run_hash)
+    eventually(lambda: not approvals.load(stage.home, run_hash).open)
+    approvals.answer(stage.home, run_hash, approved=True, by="person")
+    time.sleep(1.0)  # twenty looks at the answers, and none to be told
+    assert stage.coordinator.answers.empty()
+    stage.coordinator.resume(run_hash)
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
 
 
 def test_approval_taken_back_holds_from_the_next_message(stage: Stage) -> None:

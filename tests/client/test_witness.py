@@ -33,7 +33,7 @@ from common.audit.entries import Entry
 from common.audit.log import AuditLog
 from common.audit.notes import Checkpoint, Head
 from common.errors import ErrorCode
-from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import SiteCheckpoint
 from tests.client.coordinator import Authority, Coordinator
 from tests.client.test_agent import (
@@ -184,6 +184,50 @@ def test_round_asked_for_again_is_answered_with_the_same_update_under_the_same_r
     other = TrainRequest(run_hash, 1, UPDATED)
     stage.coordinator.ask(other)
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.ROUND_REPEATED)
+
+
+def close(stage: Stage, run_hash: str, *, resume: bool = False) -> None:
+    """Close a run at the coordinator, and open it again if so asked; the agent has heard of both."""
+    stage.coordinator.close(run_hash)
+    eventually(lambda: not approvals.load(stage.home, run_hash).open)
+    if resume:
+        stage.coordinator.resume(run_hash)
+        eventually(lambda: approvals.load(stage.home, run_hash).open)
+
+
+def test_resumed_run_gets_the_update_of_the_round_that_failed_elsewhere_at_no_new_cost(stage: Stage) -> None:
+    run_hash = begin(stage, PRIVATE_TOML)
+    first = train(stage, run_hash, 1)
+    assert isinstance(first, TrainReply)
+    countersigned(stage, 1)
+    charged = open_site(stage.home).ledger.entries()
+    close(stage, run_hash, resume=True)
+    assert train(stage, run_hash, 1) == first
+    assert open_site(stage.home).ledger.entries() == charged
+    assert len(entries(stage, "round")) == 1
+    assert len(entries(stage, "spend")) == 1
+    assert isinstance(train(stage, run_hash, 2), TrainReply)
+    assert len(open_site(stage.home).ledger.entries()) == len(charged) + 1
+
+
+def test_outbox_holds_no_update_of_a_run_that_is_done_nor_for_ever_one_of_a_run_that_is_not(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, failed, later = begin(stage), begin(stage, RUN_TOML + "seed = 1\n"), begin(stage, RUN_TOML + "seed = 2\n")
+    for run_hash in (done, failed, later):
+        stage.coordinator.run.fab_hash = approvals.load(stage.home, run_hash).bundle_sha256
+        train(stage, run_hash, 1)
+    stage.coordinator.run.fab_hash = approvals.load(stage.home, done).bundle_sha256
+    stage.coordinator.ask(EvaluateRequest(done, 1, "test", UPDATED))
+    assert isinstance(stage.reply(), EvaluateReply)
+    kept = stage.home / "outbox"
+    for run_hash in (done, failed):
+        close(stage, run_hash)
+    eventually(lambda: {path.name for path in kept.iterdir()} == {failed, later})
+    monkeypatch.setattr("client.outbox.KEPT_S", 0.0)
+    close(stage, done, resume=True)
+    close(stage, done)
+    eventually(lambda: {path.name for path in kept.iterdir()} == {later})  # the open one stays, however old
 
 
 def test_no_next_round_while_the_coordinator_does_not_sign(stage: Stage) -> None:

@@ -1,0 +1,200 @@
+"""A coordinator and two hospitals as real processes, for tests that break something while they work.
+
+The commands are those that people type; each process can be killed, and its children with it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from client.site import open_site
+from common.config import RunConfig, parse, sha256_of
+from server.strategy import federate
+from simulations.anatomy import SCANNERS
+from simulations.grid import InProcessGrid
+from simulations.phantoms import write_hospital
+from tests.server.coordinator import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+SITES = ("north", "south")
+RUN_TOML = """
+name = "NAME"
+seed = 3
+deterministic = true
+model = { channels = [8, 16] }
+data = { modality = "CT", classes = ["lesion"] }
+preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
+training = { local-steps = STEPS, batch-size = 2, patch-size = [16, 16] }
+federation = { rounds = ROUNDS, quorum = 2, join-timeout-s = 300, round-timeout-s = TIMEOUT }
+"""
+POLICY = "require-privacy = false\nmin-patients = 4\n"
+PATIENTS = 5
+# Generous: many tests may share two cores.
+LONG_S = 240.0
+
+
+class Play:
+    """The processes, and what can be asked about a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.coordinator = folder / "coordinator"
+
+    def spawn(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command; what it prints goes to a file."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment |= {"WARDROUND_SERVER_HOME": str(self.coordinator)}
+        with (self.folder / "printed.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], cwd=self.folder, env=environment, stdout=log, stderr=log
+            )
+
+    def typed(self, module: str, *arguments: str) -> str:
+        """Run a command to its end; what it printed to stdout."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARDROUND_SERVER_HOME": str(self.coordinator)}
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LONG_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def server(self, *arguments: str) -> str:
+        return self.typed("server.cli", *arguments)
+
+    def client(self, site: str, *arguments: str) -> str:
+        return self.typed("client.cli", *arguments, "--home", str(self.folder / site))
+
+    def start(self, name: str) -> None:
+        """The coordinator or a site."""
+        if name == "coordinator":
+            self.processes[name] = self.spawn("server.cli", "start")
+        else:
+            self.processes[name] = self.spawn("client.cli", "start", "--home", str(self.folder / name))
+
+    def stop(self, name: str) -> None:
+        """Politely."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=LONG_S)
+
+    def kill(self, name: str) -> None:
+        """With all its children, at once."""
+        process = self.processes.pop(name)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in family:
+            one.kill()
+        process.wait(timeout=LONG_S)
+
+    def child(self, name: str, word: str) -> psutil.Process:
+        """The child of a process whose command line has a word in it."""
+        children = psutil.Process(self.processes[name].pid).children(recursive=True)
+        return next(one for one in children if word in " ".join(one.cmdline()))
+
+    def policy(self, site: str, more: str = "") -> None:
+        (self.folder / site / "policy.toml").write_text(POLICY + more)
+
+    def propose(self, name: str, *, rounds: int = 2, steps: int = 3, timeout_s: float = LONG_S) -> "Run":
+        """Propose a run and approve it at both sites."""
+        text = RUN_TOML.replace("NAME", name).replace("ROUNDS", str(rounds)).replace("STEPS", str(steps))
+        text = text.replace("TIMEOUT", f"{timeout_s:g}")
+        (self.folder / f"{name}.toml").write_text(text)
+        run = Run(self, name, parse(RunConfig, text))
+        self.server("run", f"{name}.toml")
+        for site in SITES:
+            offer = self.folder / site / "proposals" / run.hash / "offer.json"
+            eventually(offer.exists, f"{site} has looked at the run")
+            self.client(site, "approve", name, "--yes")
+        return run
+
+    def end(self) -> None:
+        for process in reversed(self.processes.values()):
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.processes.clear()
+
+
+class Run:
+    """One run of the play."""
+
+    def __init__(self, play: Play, name: str, config: RunConfig) -> None:
+        self.play, self.name, self.config, self.hash = play, name, config, sha256_of(config)
+        self.folder = play.coordinator / "runs" / f"{name}-{self.hash[:8]}"
+
+    def row(self) -> dict[str, Any]:
+        """As `runs` shows it."""
+        rows: list[dict[str, Any]] = json.loads(self.play.server("runs", "--json"))
+        return next(row for row in rows if row["run"] == self.name)
+
+    def ended(self) -> dict[str, Any]:
+        """Wait until it is closed."""
+        return dict(eventually(lambda: (row := self.row())["state"] not in ("proposed", "running") and row, "its end"))
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def model(self) -> str:
+        """SHA-256 of the model it ended with."""
+        return str(json.loads((self.folder / "summary.json").read_text())["model-sha256"])
+
+    def unbroken(self, out: Path) -> str:
+        """SHA-256 of the model of the same run, simulated in this process where nothing breaks."""
+        sites = [open_site(self.play.folder / site) for site in SITES]
+        return str(federate(InProcessGrid(sites, self.config), self.config, out).model_sha256)
+
+
+@contextmanager
+def playing(folder: Path) -> Iterator[Play]:
+    """From nothing to two hospitals that wait for a run."""
+    play = Play(folder)
+    for site, scanner in zip(SITES, "ab", strict=True):
+        write_hospital(folder / f"{site}-pacs", scanner=SCANNERS[scanner], patients=PATIENTS, seed=5, slices=4, rows=64)
+    ports = [str(port) for port in free_ports(3)]
+    options = zip(("--gateway-port", "--enrolment-port", "--superlink-port"), ports, strict=True)
+    play.server("init", *(word for pair in options for word in pair))
+    try:
+        play.start("coordinator")
+        play.server("invite", *SITES, "--out", str(folder))
+        joins = [play.spawn("client.cli", "join", f"{site}.json", "--home", str(folder / site)) for site in SITES]
+        eventually(lambda: len(json.loads(play.server("requests", "--json"))) == len(SITES), "both ask to join")
+        play.server("approve", *SITES)
+        for join in joins:
+            assert join.wait(timeout=LONG_S) == 0
+        for site in SITES:
+            play.client(site, "data", "add", f"{site}-pacs")
+            play.policy(site)
+            path = folder / site / "site.toml"
+            path.write_text("threads = 1\n" + path.read_text())
+            play.start(site)
+        yield play
+    finally:
+        play.end()
+
+
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = LONG_S) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"{what}: not in time"
+        time.sleep(0.2)
+    return value
