@@ -27,9 +27,8 @@ from common.models import freeze
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.guarantee import plan
 from common.records import Phase
+from common.schedule import learning_rate
 from common.transforms import Stack, sample_crops
-
-_LAST_RATE = 0.01  # of the learning rate, where the cosine schedule ends
 
 
 def train_round(
@@ -94,15 +93,6 @@ def evaluate(
         for patient in patients
     ]
     return len(patients), site_scores(counts, run.data.classes, every_class=run.privacy is not None)
-
-
-def learning_rate(run: RunConfig, step: int) -> float:
-    """Learning rate of the whole run's step, counted from 0."""
-    training = run.training
-    if training.schedule == "constant":
-        return training.learning_rate
-    share = (1 + math.cos(math.pi * step / (run.federation.rounds * training.local_steps))) / 2
-    return training.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * share)
 
 
 class _Network(nn.Module):
@@ -236,4 +226,4 @@ def _not_finite(what: str) -> WardroundError:
     )
 
 
-__all__ = ["evaluate", "learning_rate", "train_round"]
+__all__ = ["evaluate", "train_round"]

@@ -1,74 +1,51 @@
-"""The weighted mean of the sites' models (FedAvg), folded in one at a time.
+"""The weighted mean of the sites' models (FedAvg), with no site outvoting all the others.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017. Floating
 point addition is not associative, so the order is fixed (site names, sorted) and the sum is kept in float64: the
-mean is the same to the bit whatever order the replies arrive in. Memory is one float64 model plus the replies that
-arrived ahead of their turn.
+mean is the same to the bit whatever order the replies arrived in.
+
+A site says itself how many patients it has, and nobody can check that. So of three or more sites none weighs more than
+all the others together, and of two none more than four times the other: a count of a million then moves the average no
+further than a count that is merely large.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from common.errors import FederationError
+# The most that a site weighs, over the sum of the others.
+_MOST, _MOST_OF_TWO = 1.0, 4.0
 
 
-class WeightedMean:
-    """A running weighted mean over a fixed list of sites.
+def weighted_mean(states: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """The mean in the tensors' own dtypes.
 
-    Each site is settled exactly once, by `add` or by `skip`, in any order.
+    Args:
+        states: site -> tensors by name; the same names, shapes and dtypes for each, and at least one site.
+        weights: site -> weight > 0, as it shall count: see `capped`.
     """
-
-    def __init__(self, sites: Iterable[str]) -> None:
-        self._order = sorted(sites)
-        self._settled: dict[str, tuple[dict[str, Tensor], float] | None] = {}
-        self._next = 0
-        self._sum: dict[str, Tensor] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-        self._weight = 0.0
-
-    def add(self, site: str, state: Mapping[str, Tensor], weight: float) -> None:
-        """Let this site's tensors enter with this weight."""
-        self._settle(site, (dict(state), weight))
-
-    def skip(self, site: str) -> None:
-        """This site contributes nothing."""
-        self._settle(site, None)
-
-    def result(self) -> dict[str, Tensor]:
-        """The mean in the tensors' own dtypes. Sites not settled yet are left out.
-
-        Raises:
-            FederationError: nothing entered.
-        """
-        for site in self._order:
-            if site not in self._settled:
-                self.skip(site)
-        if not self._weight:
-            raise FederationError("no site's update entered the average, so there is no new model")
-        return {name: (total / self._weight).to(self._dtypes[name]) for name, total in self._sum.items()}
-
-    def _settle(self, site: str, update: tuple[dict[str, Tensor], float] | None) -> None:
-        if site not in self._order or site in self._settled:
-            raise ValueError(f"{site} is not awaited: it is unknown or already settled")
-        self._settled[site] = update
-        while self._next < len(self._order) and self._order[self._next] in self._settled:
-            turn = self._order[self._next]
-            ready = self._settled[turn]
-            self._settled[turn] = None  # folded in: its tensors may be freed
-            self._next += 1
-            if ready is not None:
-                self._fold(*ready)
-
-    def _fold(self, state: Mapping[str, Tensor], weight: float) -> None:
-        self._weight += weight
-        for name, tensor in state.items():
-            if name in self._sum:
-                self._sum[name].add_(tensor.double(), alpha=weight)
+    total = float(sum(weights[site] for site in sorted(states)))
+    sums: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for site in sorted(states):
+        for name, tensor in states[site].items():
+            if name in sums:
+                sums[name].add_(tensor.double(), alpha=weights[site])
             else:
-                self._sum[name] = tensor.double() * weight
-                self._dtypes[name] = tensor.dtype
+                sums[name] = tensor.double() * weights[site]
+                dtypes[name] = tensor.dtype
+    return {name: (one / total).to(dtypes[name]) for name, one in sums.items()}
 
 
-__all__ = ["WeightedMean"]
+def capped(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights, the largest lowered to where its site does not outvote the others; see the module."""
+    if len(weights) < 2:
+        return dict(weights)
+    largest = max(sorted(weights), key=lambda site: weights[site])
+    others = sum(weight for site, weight in weights.items() if site != largest)
+    most = others * (_MOST_OF_TWO if len(weights) == 2 else _MOST)
+    return {**weights, largest: min(weights[largest], most)}
+
+
+__all__ = ["capped", "weighted_mean"]

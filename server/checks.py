@@ -1,31 +1,54 @@
 """May this update enter the average? Pure functions; each refusal carries the code that names it.
 
-An average believes whatever it is given: a NaN spreads to every weight, a (4, 1) array broadcasts into (4, 4), a
-count of 10^9 outvotes every other hospital. So nothing enters that is not the run's own tensors, name by name, shape by
-shape, finite, near the model that was sent, and with a count a hospital can have.
+An average believes whatever it is given: a NaN spreads to every weight, a (4, 1) array broadcasts into (4, 4), one
+model of a hundred times the norm is the average. So nothing enters that is not the run's own tensors, name by name,
+shape by shape, finite, with the frozen ones as they were, with a count a hospital can have, no farther from the model
+that was sent than the run's training can lead (`server.bounds`), and, once all are here, not far beyond the median of
+the round. How much a count may weigh is `server.aggregation`'s.
 """
 
 import math
 import re
+import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from common.checkpoint import unpack
 from common.config import RunConfig
-from common.errors import ErrorCode, UpdateError
+from common.errors import ErrorCode, PrivacyError, UpdateError
 from common.records import EvaluateReply, Phase, TrainReply
+from server.bounds import farthest, trained
 
 # More patients than the largest hospital sees with one disease; a larger count would drown the others.
 MAX_PATIENTS = 1_000_000
 MAX_METRICS = 256
+# An update so many times as far as the median one of its round, of three or more, is refused: see docs/run.md.
+MEDIAN_FACTOR = 5.0
+_FEWEST_FOR_A_MEDIAN = 3
 _METRIC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update that may enter the average, as far as it can be judged by itself."""
+
+    state: Mapping[str, Tensor] = field(repr=False)
+    distance: float  # L2, from the model that was sent
+    limit: float  # of the distance, for this site in this round
+
+    @property
+    def reach(self) -> float:
+        """How much of what is possible it moved: comparable between sites, whose noise may differ."""
+        return self.distance / self.limit
 
 
 def check_update(
     reply: TrainReply, run: RunConfig, run_hash: str, round_: int, global_state: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The update's tensors, if it may enter the average.
+) -> Update:
+    """The update, if it may enter the average; `outliers` has the last word, when all are here.
 
     Args:
         reply: a site's answer.
@@ -53,13 +76,41 @@ def check_update(
     distance = _distance(state, global_state)
     if not math.isfinite(distance):
         raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
-    if distance > run.federation.max_update_norm:
+    _, frozen = trained(run)
+    if any(not torch.equal(state[name], global_state[name]) for name in frozen & global_state.keys()):
         raise UpdateError(
-            f"the update lies {distance:.3g} (L2) from the global model, over max-update-norm = "
-            f"{run.federation.max_update_norm:g}. Lower the learning rate, or raise the limit in run.toml.",
+            f"the update changes weights that the run does not train (trainable = {run.training.trainable})",
+            ErrorCode.WRONG_TENSORS,
+        )
+    setting, reachable = run.federation.max_update_norm, _farthest(reply, run, round_, global_state)
+    if distance > setting:
+        raise UpdateError(
+            f"the update lies {distance:.3g} (L2) from the global model, over max-update-norm = {setting:g}. "
+            "Lower the learning rate, or raise the limit in run.toml.",
             ErrorCode.UPDATE_TOO_LARGE,
         )
-    return state
+    if distance > reachable:
+        raise UpdateError(
+            f"the update lies {distance:.3g} (L2) from the global model; {run.training.local_steps} steps of this "
+            f"run's training lead {reachable:.3g} away at most. The site did something else than the run asks for.",
+            ErrorCode.UPDATE_TOO_LARGE,
+        )
+    return Update(state, distance, min(setting, reachable))
+
+
+def outliers(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:
+    """Sites whose update moved more than MEDIAN_FACTOR times as much as the median of the round.
+
+    Fewer than three have no median to speak of. Nor do sites that adapt their clipping norm, each to its own patients,
+    or a round in which most did not move at all.
+    """
+    adaptive = run.privacy is not None and run.privacy.adaptive_clipping is not None
+    if len(updates) < _FEWEST_FOR_A_MEDIAN or adaptive:
+        return frozenset()
+    median = statistics.median(update.reach for update in updates.values())
+    if median == 0:
+        return frozenset()
+    return frozenset(site for site, update in updates.items() if update.reach > MEDIAN_FACTOR * median)
 
 
 def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase) -> None:
@@ -108,9 +159,19 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
             )
 
 
+def _farthest(reply: TrainReply, run: RunConfig, round_: int, global_state: Mapping[str, Tensor]) -> float:
+    start_norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in global_state.values()))
+    try:
+        return farthest(run, round_, start_norm, delta=reply.metrics.get("delta"))
+    except PrivacyError as error:
+        raise UpdateError(
+            f"the reply states a delta with which no site can train in this run: {error}", ErrorCode.BAD_REQUEST
+        ) from error
+
+
 def _distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     # In float64: squares of float32 values overflow at 1e19. NaN and infinity pass through, so one sum tests both.
     return math.sqrt(sum(float((state[name].double() - reference[name].double()).square().sum()) for name in reference))
 
 
-__all__ = ["MAX_METRICS", "MAX_PATIENTS", "check_scores", "check_update"]
+__all__ = ["MAX_METRICS", "MAX_PATIENTS", "MEDIAN_FACTOR", "Update", "check_scores", "check_update", "outliers"]

@@ -5,7 +5,8 @@ that was killed and resumed tells the same story as one that was not. Events, ea
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported)
-    round         round, sites, refused {site: code}, missing, seconds, bytes-down, bytes-up, model-sha256
+    round         round, sites, refused {site: code}, missing, seconds, bytes-down, bytes-up, model-sha256,
+                  capped: sites that weighed less than their count of patients says (server/aggregation.py)
     evaluate      round, phase, site, patients, dice ...
                   site "overall": the mean of the sites' scores; under "mean-of-patients" the mean weighted by
                   patients, where the sites gave counts; refused, missing, seconds, bytes-down

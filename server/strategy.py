@@ -24,8 +24,8 @@ from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, 
 from common.models import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from common.sealer import Sealer
-from server.aggregation import WeightedMean
-from server.checks import check_scores, check_update
+from server.aggregation import capped, weighted_mean
+from server.checks import Update, check_scores, check_update, outliers
 from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
 from server.journal import (
     INITIAL_NAME,
@@ -170,31 +170,35 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     start = time.monotonic()
     run = session.run
     sites = _sites(session)
-    mean = WeightedMean(sites.values())
+    updates: dict[str, Update] = {}
+    weights: dict[str, float] = {}
     entered: dict[str, str] = {}  # site -> SHA-256 of its update
     absent = _Absent({}, [])
     bytes_up = 0
     for answer in _ask(session, sites, TrainRequest(session.run_hash, number, model.weights)):
-        update = _expect(answer, TrainReply, absent)
-        if update is not None:
-            bytes_up += len(update.weights)
-            try:
-                tensors = check_update(update, run, session.run_hash, number, model.state)
-            except UpdateError as error:
-                _log.warning("round %d: the update of %s is refused: %s", number, answer.site, error)
-                absent.refused[answer.site] = error.code
-                update = None
-        if update is None:
-            mean.skip(answer.site)
+        reply = _expect(answer, TrainReply, absent)
+        if reply is None:
             continue
-        mean.add(answer.site, tensors, update.patients if run.weighting == "patients" else 1)
-        entered[answer.site] = sha256(update.weights)
-        about = {"round": number, "site": answer.site, "patients": update.patients}
-        session.journal.record("train", {**update.metrics, **about})
+        bytes_up += len(reply.weights)
+        try:
+            updates[answer.site] = check_update(reply, run, session.run_hash, number, model.state)
+        except UpdateError as error:
+            _log.warning("round %d: the update of %s is refused: %s", number, answer.site, error)
+            absent.refused[answer.site] = error.code
+            continue
+        weights[answer.site] = reply.patients if run.weighting == "patients" else 1
+        entered[answer.site] = sha256(reply.weights)
+        about = {"round": number, "site": answer.site, "patients": reply.patients}
+        session.journal.record("train", {**reply.metrics, **about})
+    for site in outliers(updates, run):
+        _log.warning("round %d: the update of %s is refused: it lies far beyond the others'", number, site)
+        absent.refused[site] = ErrorCode.UPDATE_TOO_LARGE
+        del updates[site], weights[site], entered[site]
     if len(entered) < run.federation.quorum:
         _note(session, number, entered, absent, None)
         raise FederationError(_no_quorum(number, run.federation.quorum, len(entered), absent))
-    new = _model(number, mean.result())
+    shares = capped(weights)
+    new = _model(number, weighted_mean({site: update.state for site, update in updates.items()}, shares))
     new = dataclasses.replace(new, average=_average(run.federation.averaging, model, new))
     _note(session, number, entered, absent, sha256(new.weights))
     session.journal.record(
@@ -207,6 +211,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
             "bytes-up": bytes_up,
             "model-sha256": sha256(new.weights),
+            "capped": sorted(site for site in shares if shares[site] != weights[site]),
             **({} if new.average is None else {"average-sha256": sha256(new.average.weights)}),
         },
     )

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from client.data.cohort import Case, Cohort
-from client.training import evaluate, learning_rate, train_round
+from client.training import evaluate, train_round
 from common.checkpoint import pack, sha256
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode, WardroundError
 from common.models import build_model
+from common.schedule import learning_rate
 
 # 128 of a patient's 256 voxels found, nothing false, and another patient's all; means of the two.
 SCORES = {

@@ -28,12 +28,12 @@ FakeSite = Callable[[Request], Said]
 
 
 def a_run(rounds: int = 2, quorum: int = 2, **tables: Mapping[str, object]) -> RunConfig:
-    """The smallest valid run."""
+    """The smallest valid run. Of plain SGD, so that a fake site may move the model as far as its test wants."""
     values = {
         "name": "tiny",
         "model": {"channels": [4, 8], "residual-units": 0},
         "data": {"modality": "photo", "classes": ["lesion"]},
-        "training": {"patch-size": [8, 8], "local-steps": 1},
+        "training": {"patch-size": [8, 8], "local-steps": 1, "optimizer": "sgd"},
         "federation": {"rounds": rounds, "quorum": quorum, "round-timeout-s": 0.5, "join-timeout-s": 0.05},
     }
     for table, changes in tables.items():

@@ -1,0 +1,28 @@
+"""The learning rate of a run, step by step: constant, or half a cosine from `learning-rate` down to 1 % of it.
+
+Sites train by it, and the coordinator derives from it how far an update can lie from the model that was sent.
+"""
+
+import math
+
+from common.config import RunConfig
+
+_LAST_RATE = 0.01  # of the learning rate, where the cosine ends
+
+
+def learning_rate(run: RunConfig, step: int) -> float:
+    """Learning rate of the whole run's step, counted from 0."""
+    training = run.training
+    if training.schedule == "constant":
+        return training.learning_rate
+    share = (1 + math.cos(math.pi * step / (run.federation.rounds * training.local_steps))) / 2
+    return training.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * share)
+
+
+def rates_of_round(run: RunConfig, round_: int) -> list[float]:
+    """Learning rates of a round's steps; rounds count from 1."""
+    steps = run.training.local_steps
+    return [learning_rate(run, (round_ - 1) * steps + step) for step in range(steps)]
+
+
+__all__ = ["learning_rate", "rates_of_round"]
