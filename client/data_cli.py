@@ -43,6 +43,9 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     empty_labels_are_negative: Annotated[
         bool, typer.Option("--empty-labels-are-negative", help="A label that marks nothing says: nothing there.")
     ] = False,
+    labels_checked: Annotated[
+        bool, typer.Option("--labels-checked", help="A person has looked: take labels that are called doubtful.")
+    ] = False,
     pixel_text_checked: Annotated[
         bool, typer.Option("--pixel-text-checked", help="A person has looked: no patient is named in the pixels.")
     ] = False,
@@ -67,6 +70,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "label_map": _pairs(label_map, "--label-map"),
         "fractional_threshold": fractional_threshold,
         "empty_labels_are_negative": empty_labels_are_negative,
+        "labels_checked": labels_checked,
         "pixel_text_checked": pixel_text_checked,
     }
     source = validate(SourceConfig, values, "data add")

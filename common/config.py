@@ -273,6 +273,9 @@ class SourceConfig(Table):
     # A label that marks nothing is a finding of its own ("no lesion here"). Without this it is taken for unfinished
     # work, and its study set aside as label-empty.
     empty_labels_are_negative: bool = False
+    # A person has looked at the labels that changed on their way or contradict themselves (holes between slices, parts
+    # that fall outside of the image, two versions) and wants them as they are. Without this they are label-doubtful.
+    labels_checked: bool = False
     # dicom: a person has looked at the images that say they carry text, and at screenshots, and found no patient
     # named. Without this they are set aside.
     pixel_text_checked: bool = False

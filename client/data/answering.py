@@ -49,7 +49,8 @@ def read_study(job: Job) -> Reading:
     with parsing("study"):
         # mini-MIAS says of each film what it shows: a normal one is a finding.
         negative = job.empty_is_negative or job.reference.kind == "mias"
-        return Reading(study, quality.examine(study, empty_is_negative=negative).digest)
+        checked = job.reference.labels_checked
+        return Reading(study, quality.examine(study, empty_is_negative=negative, labels_checked=checked).digest)
 
 
 def serve(questions: int, answers: int, network: str, *, most_bytes: int) -> None:

@@ -43,6 +43,7 @@ def tables(checkup: Checkup, *, names: bool = False, paths: bool = False) -> lis
         _splits(checkup),
         _images(checkup),
         _classes(checkup, shown),
+        _labels(checkup),
     ]
     if paths:
         made.append(
@@ -67,6 +68,7 @@ def document(checkup: Checkup) -> dict[str, Any]:
         "studies": [_study(study, shown) for study in checkup.studies],
         "classes": _records(_classes(checkup, shown)),
         "images": _records(_images(checkup)),
+        "labels": _records(_labels(checkup)),
     }
 
 
@@ -169,6 +171,21 @@ def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
     return Table("Classes", ("class", "studies with it", "share of their voxels"), tuple(rows))
 
 
+def _labels(checkup: Checkup) -> Table:
+    """What a label went through, where it was not drawn on its image as it is."""
+    found = _facts(checkup)
+    told: list[tuple[str, list[float], str]] = [
+        ("drawn from several label files", [facts.labels for facts in found if facts.labels > 1], "{:.0f} files"),
+        ("name no image, placed by the frame of reference", [facts.by_place for facts in found], "{:.0f} files"),
+        ("resampled to the image's grid", [facts.resampled for facts in found], "{:.0f} files"),
+        ("lost a part outside of the image, or too small", [facts.lost for facts in found], "{:.1%} of a class"),
+        ("holes: empty slices between drawn ones", [facts.holes for facts in found], "{:.0%} of a class's slices"),
+    ]
+    counted = [(what, [value for value in values if value > 0], form) for what, values, form in told]
+    rows = tuple((what, len(values), form.format(max(values))) for what, values, form in counted if values)
+    return Table("Labels", ("what happened to them", "studies", "at most"), rows)
+
+
 def _ranges(sizes: Sequence[Sequence[float]]) -> str:
     """Per axis the smallest and the largest: "12-40 x 512 x 512"."""
     ends = [(f"{min(axis):.4g}", f"{max(axis):.4g}") for axis in zip(*sizes, strict=True)]
@@ -200,6 +217,13 @@ def _study(study: Outcome, shown: Mapping[str, str]) -> dict[str, Any]:
             "spacing-mm": None if facts.spacing_mm is None else list(facts.spacing_mm),
             "intensities": dict(zip(map("{:g}".format, PERCENTILES), facts.intensities, strict=True)),
             "voxels": {shown[name]: count for name, count in facts.voxels.items()},
+            "labels": {
+                "files": facts.labels,
+                "by-place": facts.by_place,
+                "resampled": facts.resampled,
+                "lost": facts.lost,
+                "holes": facts.holes,
+            },
         }
     return values
 

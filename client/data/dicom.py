@@ -71,7 +71,9 @@ def read(reference: Reference, naming: Naming | None) -> Study:
                 str(images[0].get("FrameOfReferenceUID", "")),
                 tuple(frames[index].number for index in order),
             )
-            label = read_labels(reference.labels, grid, naming, reference.fractional_threshold)
+            label = read_labels(
+                reference.labels, grid, naming, reference.fractional_threshold, checked=reference.labels_checked
+            )
         return Study(
             image,
             label,

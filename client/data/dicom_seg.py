@@ -136,7 +136,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
     own_slices, affine = _own_grid(groups, shared, grid.stack, most_slices=MOST_VALUES // max(1, size[0] * size[1]))
     planes = _planes(ds, groups, shared, classes, fractional_threshold)
     volume = _stacked(own_slices, planes, (max(own_slices) + 1, *size))
-    return resample(volume, affine, grid.stack.affine, grid.shape)
+    return resample(volume, affine, grid.stack.affine, grid.shape, naming)
 
 
 def _names(segment: Dataset) -> list[str]:

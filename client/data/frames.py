@@ -124,6 +124,7 @@ def reference_to_json(reference: Reference) -> dict[str, Any]:
         "label-map": dict(reference.label_map),
         "problem": problem_to_json(reference.problem),
         "fractional-threshold": reference.fractional_threshold,
+        "labels-checked": reference.labels_checked,
     }
 
 
@@ -141,6 +142,7 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
         {text_of(local): text_of(own) for local, own in values["label-map"].items()},
         problem_from_json(values["problem"]),
         float(values["fractional-threshold"]),
+        bool(values["labels-checked"]),
     )
 
 

@@ -371,6 +371,7 @@ def _checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quali
     values = header["facts"]
     facts = quality.facts_from_json(values)
     numbers = [*facts.shape, *(facts.spacing_mm or ()), *facts.intensities, *facts.voxels.values(), facts.channels]
+    numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes]
     texts = [facts.modality, facts.digest, *facts.voxels]
     sound = (
         all(type(number) in (int, float) for number in numbers)

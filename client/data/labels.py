@@ -10,12 +10,13 @@ to the class with the higher number, so list a lesion after its organ.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.study import Labelling
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -23,6 +24,10 @@ BACKGROUND = "background"
 
 _HIGHEST_VALUE = 65535
 _MOST_CLASSES = 254
+# Of a voxel: centres on the very edge of the image are inside, whatever the last bits of an affine say.
+_ROUNDING = 1e-6
+# Grids have the same voxels where no corner is further off than this share of one.
+_SAME_VOXEL = 0.1
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Naming:
         self._classes = list(wanted.classes or ())
         self._numbers = {_plain(name): number for number, name in enumerate(self._classes, start=1)}
         self._renamed = {_plain(local): name for local, name in self._map.items()}
+        self.labelling = Labelling(files=1)  # what readers found out on the way; they replace it
+        self.heard: set[tuple[str, int]] = set()  # local names and their classes; readers of several files clear it
         if not self.as_found:
             for name in self._renamed.values():
                 self._target(name)
@@ -99,12 +106,18 @@ class Naming:
 
         As found, the first name is a class when the label map has none of them.
         """
-        mapped = next((self._renamed[_plain(name)] for name in names if _plain(name) in self._renamed), None)
-        if mapped is not None:
-            return self._target(mapped)
-        if self.as_found:
-            return self._target(names[0])
-        return next((self._numbers[_plain(name)] for name in names if _plain(name) in self._numbers), None)
+        known = next((name for name in names if _plain(name) in self._renamed), None)
+        if known is not None:
+            found = self._target(self._renamed[_plain(known)])
+        elif self.as_found:
+            known, found = names[0], self._target(names[0])
+        else:
+            known = next((name for name in names if _plain(name) in self._numbers), None)
+            if known is None:
+                return None
+            found = self._numbers[_plain(known)]
+        self.heard.add((_plain(known), found))
+        return found
 
     def number(self, names: Sequence[str], ordinal: int, what: str = "segment") -> int:
         """The class of a named segment or ROI; see `find`.
@@ -203,7 +216,11 @@ class Naming:
 
 
 def resample(
-    labels: NDArray[np.uint8], affine: NDArray[np.float64], onto: NDArray[np.float64], shape: tuple[int, ...]
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    onto: NDArray[np.float64],
+    shape: tuple[int, ...],
+    naming: Naming | None = None,
 ) -> NDArray[np.uint8]:
     """Bring labels from their own grid to another in the same patient space, by nearest neighbour.
 
@@ -214,6 +231,7 @@ def resample(
         affine: (4, 4) of the labels, index (z, y, x, 1) -> mm.
         onto: (4, 4) of the image, likewise.
         shape: (Z, Y, X) of the image.
+        naming: is told that the label was resampled, and which share of it was lost.
 
     Returns:
         (Z, Y, X).
@@ -239,7 +257,55 @@ def resample(
         meets = meets or bool(inside.any())
     if not meets or (labels.any() and not moved.any()):
         raise _apart("nothing that it labels falls on the image")
+    if naming is not None:
+        told, between = naming.labelling, not _same_voxels(to_labels, shape)
+        lost = _lost(labels, np.linalg.inv(onto) @ affine, moved, shape)
+        naming.labelling = replace(told, resampled=told.resampled + between, lost=max(told.lost, lost))
     return moved.reshape(shape)
+
+
+def _same_voxels(to_labels: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
+    """Whether two grids have the same voxels, in whatever order of axes, and only begin or end elsewhere.
+
+    Args:
+        to_labels: (4, 4), index on the image's grid -> index on the labels'.
+        shape: (Z, Y, X) of the image.
+    """
+    whole = np.rint(to_labels)
+    corners = np.stack([*np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1), np.ones(8)])
+    return abs(abs(np.linalg.det(whole[:3, :3])) - 1) < _ROUNDING and bool(
+        np.abs((to_labels - whole) @ corners).max() <= _SAME_VOXEL
+    )
+
+
+def _lost(
+    labels: NDArray[np.uint8], to_image: NDArray[np.float64], moved: NDArray[np.uint8], shape: tuple[int, ...]
+) -> float:
+    """The largest share of a class that did not arrive: its voxels whose centres lie outside of the image; all of them
+    where the image's grid is too coarse for any.
+
+    Args:
+        labels: (z, y, x) on their own grid.
+        to_image: (4, 4), index on their grid -> index on the image's.
+        moved: the same labels on the image's grid, any shape.
+        shape: (Z, Y, X) of the image.
+    """
+    outside = np.zeros(256, np.int64)
+    edges = np.array(shape)[:, None]
+    for z, plane in enumerate(labels):
+        y, x = np.nonzero(plane)
+        index = to_image[:3] @ np.stack([np.full(len(y), float(z)), y, x, np.ones(len(y))])
+        beyond = ((index < -0.5 - _ROUNDING) | (index > edges - 0.5 + _ROUNDING)).any(axis=0)
+        outside += np.bincount(plane[y[beyond], x[beyond]], minlength=256)
+    before, after = (_count(volume) for volume in (labels, moved))
+    gone = np.where(after > 0, outside, before)
+    return float((gone[before > 0] / before[before > 0]).max(initial=0.0))
+
+
+def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,) voxels of each class; of the background none."""
+    counts: NDArray[np.int64] = np.bincount(labels[labels > 0], minlength=256)
+    return counts
 
 
 def _apart(why: str) -> DataError:

@@ -137,7 +137,7 @@ def _label(
             "another place, and their headers name no common space. Resample it to the image.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
-    return resample(label, label_affine, affine, shape)
+    return resample(label, label_affine, affine, shape, naming)
 
 
 def _corner_distance(first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]) -> float:

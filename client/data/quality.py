@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data import sources
+from client.data.label_checks import check_label, holes
 from client.data.labels import BACKGROUND, Vocabulary
 from client.data.picture import thumbnail
-from client.data.study import Reference, Study, parsing
+from client.data.study import Labelling, Reference, Study, parsing
 from common.errors import DataError, ErrorCode
 
 # Along each axis. The finest clinical images (mammograms, fundus, intravascular) are above 0.005 mm, PET and scouts
@@ -42,7 +43,8 @@ class Facts:
 
     modality: as DICOM names it, "" when the source does not say. shape: (z, y, x) or (y, x). spacing_mm: one per axis.
     intensities: at PERCENTILES, in the source's units. voxels: by class, the background first. digest: SHA-256 (hex) of
-    the image, the same for the same pixels.
+    the image, the same for the same pixels. labels: label files drawn; resampled, by_place: how many of them, and lost:
+    see `Labelling`. holes: the largest share of a class's slices that are empty, see `client.data.label_checks`.
     """
 
     modality: str
@@ -52,6 +54,11 @@ class Facts:
     intensities: tuple[float, ...]
     voxels: Mapping[str, int]
     digest: str
+    labels: int = 0
+    resampled: int = 0
+    by_place: int = 0
+    lost: float = 0.0
+    holes: float = 0.0
 
     @property
     def has_foreground(self) -> bool:
@@ -77,19 +84,21 @@ def inspect(reference: Reference, wanted: Vocabulary, *, empty_is_negative: bool
     study = sources.read(reference, wanted)
     with parsing("study"):
         # mini-MIAS says of each film what it shows: a normal one is a finding.
-        facts = examine(study, empty_is_negative=empty_is_negative or reference.kind == "mias")
+        negative = empty_is_negative or reference.kind == "mias"
+        facts = examine(study, empty_is_negative=negative, labels_checked=reference.labels_checked)
         return Checked(facts, thumbnail(study))
 
 
-def examine(study: Study, *, empty_is_negative: bool) -> Facts:
+def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = False) -> Facts:
     """The facts about a study.
 
     Args:
         study: as read.
         empty_is_negative: whether a label that marks nothing says that nothing is there.
+        labels_checked: whether a person has looked at a label that would be called doubtful.
 
     Raises:
-        DataError: IMPLAUSIBLE or LABEL_EMPTY.
+        DataError: IMPLAUSIBLE, LABEL_EMPTY or LABEL_DOUBTFUL.
     """
     _check_size(study.image.shape)
     if study.spacing_mm is not None:
@@ -97,6 +106,7 @@ def examine(study: Study, *, empty_is_negative: bool) -> Facts:
     intensities = _intensities(study.image)
     if study.modality == "CT":
         _check_hounsfield(dict(zip(PERCENTILES, intensities, strict=True)))
+    told = study.labelling or Labelling()
     facts = Facts(
         study.modality,
         study.image.shape[1:],
@@ -105,6 +115,11 @@ def examine(study: Study, *, empty_is_negative: bool) -> Facts:
         intensities,
         _voxels(study),
         _digest(study.image),
+        told.files,
+        told.resampled,
+        told.by_place,
+        told.lost,
+        0.0 if study.label is None else holes(study.label),
     )
     if study.label is not None and not (facts.has_foreground or empty_is_negative):
         raise DataError(
@@ -112,6 +127,8 @@ def examine(study: Study, *, empty_is_negative: bool) -> Facts:
             "found, set empty-labels-are-negative = true for its source in site.toml.",
             ErrorCode.LABEL_EMPTY,
         )
+    if not labels_checked:
+        check_label(told, facts.holes)
     return facts
 
 

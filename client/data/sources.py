@@ -38,7 +38,9 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_s
     if source.patients:
         _check_patients(source, found)
     wanted = [
-        reference for reference in found.references if not source.patients or reference.patient in source.patients
+        replace(reference, labels_checked=source.labels_checked)
+        for reference in found.references
+        if not source.patients or reference.patient in source.patients
     ]
     return Found(tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key))), found.left_out)
 
@@ -107,7 +109,7 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
             f"Name a folder of {wanted.modality} studies.",
             ErrorCode.UNSUPPORTED,
         )
-    return replace(study, classes=naming.classes)
+    return replace(study, classes=naming.classes, labelling=naming.labelling)
 
 
 def find_images(

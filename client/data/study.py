@@ -27,6 +27,21 @@ SECOND_COPY = "second copy of a file"
 LONELY_LABEL = "label without its image"
 
 
+@dataclass(frozen=True)
+class Labelling:
+    """What happened to a study's label on its way from its files.
+
+    files: label files that were drawn. resampled: how many of them lay on another grid than the image. lost: the
+    largest share of a class that did not arrive, because it lies outside of the image or between its voxels.
+    by_place: files that name none of the study's images, and were taken because they lie in its frame of reference.
+    """
+
+    files: int = 0
+    resampled: int = 0
+    lost: float = 0.0
+    by_place: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
     """One image, or one series, with its label.
@@ -38,6 +53,7 @@ class Study:
     modality: as DICOM names it; "" when the source does not say.
     files: what it was read from; DICOM: one per slice, in the order of the z axis.
     classes: names of 1..K; none when read for prediction.
+    labelling: of the label; None when read for prediction.
     """
 
     image: NDArray[np.float32] = field(repr=False)
@@ -49,14 +65,15 @@ class Study:
     key: str = field(repr=False)
     files: tuple[Path, ...] = field(repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
+    labelling: Labelling | None = None
 
 
 @dataclass(frozen=True)
 class Reference:
     """Where a study lies. Cheap to make: headers only, no pixels.
 
-    patient and key are raw; key is unique within a site. label_map and fractional_threshold are the source's. problem:
-    why it cannot be read, when that was already clear on finding it.
+    patient and key are raw; key is unique within a site. label_map, fractional_threshold and labels_checked are the
+    source's. problem: why it cannot be read, when that was already clear on finding it.
     """
 
     kind: Kind
@@ -67,6 +84,7 @@ class Reference:
     label_map: Mapping[str, str] = field(default_factory=dict)
     problem: DataError | None = None
     fractional_threshold: float = 0.5
+    labels_checked: bool = False
 
 
 @dataclass(frozen=True)
