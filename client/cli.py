@@ -35,7 +35,7 @@ from common.cli import JsonFlag, new_app, note, show_table
 from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
-from common.pki import Invitation
+from common.invitation import Invitation
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2

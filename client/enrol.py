@@ -11,6 +11,7 @@ member sends the same by file. Files under home/tls, folder 0700, secrets 0600:
 
 import hashlib
 import json
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -21,11 +22,12 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common import pki
+from common import pki, rotation
+from common.config import NAME_PATTERN
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_atomically, write_private
+from common.invitation import Invitation
 from common.operators import key_to_bytes, public_bytes
-from common.pki import Invitation
 from common.wire.channels import secure_channel
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
@@ -103,7 +105,7 @@ class Identity:
     @property
     def knows_successor(self) -> bool:
         """Whether a next root is pinned that has not signed this site's certificate yet."""
-        return not pki.is_signed_by_any(self.certificate, pki.newest(self.root_pem))
+        return not pki.is_signed_by_any(self.certificate, rotation.newest(self.root_pem))
 
     @property
     def days_left(self) -> int:
@@ -112,7 +114,7 @@ class Identity:
 
     def channel(self, *, to_successor: bool = False) -> grpc.Channel:
         """A channel to the gateway; on wish only to one that shows a certificate of the newest root that is pinned."""
-        roots = pki.newest(self.root_pem) if to_successor else self.root_pem
+        roots = rotation.newest(self.root_pem) if to_successor else self.root_pem
         return secure_channel(self.gateway, roots, self.key_pem, self.certificate_pem)
 
     def __repr__(self) -> str:
@@ -203,7 +205,7 @@ def renew(home: Path, identity: Identity, *, to_successor: bool = False) -> Iden
             raise _explain(error, identity.gateway) from error
     roots = identity.root_pem
     if reply.successor_pem:
-        successor = pki.to_pem(pki.check_successor(reply.successor_pem, roots))
+        successor = pki.to_pem(rotation.check_successor(reply.successor_pem, roots))
         if successor not in roots:
             roots += successor
             write_private(tls / "root.pem", roots)
@@ -214,7 +216,15 @@ def renew(home: Path, identity: Identity, *, to_successor: bool = False) -> Iden
 
 
 def prepare_home(home: Path, site: str = UNNAMED) -> None:
-    """Make a home folder with its two files; files that are there stay, but that a site without a name gets one."""
+    """Make a home folder with its two files; files that are there stay, but that a site without a name gets one.
+
+    Raises:
+        EnrolmentError: the name is none; nothing is made.
+    """
+    if not re.fullmatch(NAME_PATTERN, site):
+        raise EnrolmentError(
+            "that is no site name: lower-case letters, digits and dashes are. Ask for a new invitation."
+        )
     for folder in (home, home / "tls"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -266,7 +276,7 @@ def load_identity(home: Path) -> Identity:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     certificate = pki.check_site_certificate(certificate_pem, root_pem, site, pki.load_key(key_pem))
     _check_receipt_key(certificate_pem, root_pem, site, signing)
-    if (kept := pki.without_retired(root_pem, certificate)) != root_pem:
+    if (kept := rotation.without_retired(root_pem, certificate)) != root_pem:
         write_private(tls / "root.pem", kept)
         root_pem = kept
     return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))

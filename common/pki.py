@@ -1,20 +1,17 @@
-"""Keys, certificates and invitations: who may speak to whom.
+"""Keys and certificates: who may speak to whom.
 
 One root (ECDSA P-256) per coordinator signs two kinds of leaf: the coordinator's own certificate (serverAuth) and
 one certificate per site (clientAuth, common name = site name). A leaf of one kind is never accepted as the other
 (RFC 5280, section 4.2.1.12). A site's leaf also names the key that signs its receipts and audit log, in an extension of
 ours that is not critical: so other sites learn that key from the root. The key has signed the site's request, or no
-root would name it. Who joins after a rotation pins the new root alone, which vouches for what the one before says about
-such keys. A next root is believed if the present one has signed it as such; then the one before is let go of.
-Fingerprints are SHA-256 over DER, in hex. People compare them as phrases: pronounceable five-letter words of 16 bits
-each (Wilkerson, "A Proposal for Proquints", arXiv:0901.4016).
+root would name it. What a root signs about another one is in common/rotation.py. Fingerprints are SHA-256 over DER, in
+hex. People compare them as phrases: pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for
+Proquints", arXiv:0901.4016).
 """
 
 import datetime
 import ipaddress
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 from cryptography import x509
@@ -37,64 +34,19 @@ CLOCK_SKEW = datetime.timedelta(minutes=5)
 COMPARE_CLOCKS = "Compare the clock with the coordinator's."
 # 64 bits: enough that nobody finds a second key with the same phrase while two people compare it.
 PHRASE_WORDS = 4
-ED25519_BYTES = 32
 # Of the extension with a site's receipt key, as SubjectPublicKeyInfo (RFC 8410). Under 2.25 stands a UUID (X.667).
 RECEIPT_KEY_OID = x509.ObjectIdentifier("2.25.161819248113119175532435940204733443825")
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
 
-# Each the only use of what a root signs about another root: it follows (`cross_sign`), or came before (`vouch_for`).
-_SUCCESSOR_USAGE = x509.ObjectIdentifier("2.25.117209318964803366950217480735264138911")
-_VOUCHER_USAGE = x509.ObjectIdentifier("2.25.236334221086911700291526143972707976965")
+# The only use of what a root signs for one before it, see `common.rotation.vouch_for`.
+VOUCHER_USAGE = x509.ObjectIdentifier("2.25.236334221086911700291526143972707976965")
 
 # So that the signature is good for nothing else, and no other one for this.
 _PROOF_PREFIX = "wardround receipt key v1\n"
 
 _CONSONANTS = "bdfghjklmnprstvz"
 _VOWELS = "aiou"
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """What a site needs to join, once. Hand it over on a trusted channel: the token is a secret for 24 hours."""
-
-    site: str
-    token: str
-    root_pem: str
-    enrolment: str  # host:port, server TLS
-    gateway: str  # host:port, mutual TLS
-    log_key: str  # Ed25519, hex: signs the coordinator's audit log and receipts
-    expires: str  # ISO 8601, UTC
-
-    def to_text(self) -> str:
-        """The invitation file: JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_text(cls, text: str) -> "Invitation":
-        """Read an invitation file.
-
-        Raises:
-            EnrolmentError: not an invitation, or expired.
-        """
-        try:
-            invitation = cls(**json.loads(text))
-            if not all(isinstance(value, str) for value in asdict(invitation).values()):
-                raise TypeError("all fields are text")
-            expires = datetime.datetime.fromisoformat(invitation.expires)
-            load_certificate(invitation.root_pem.encode())
-            if len(bytes.fromhex(invitation.log_key)) != ED25519_BYTES:
-                raise ValueError("the log key has another length")
-        except (ValueError, TypeError) as error:
-            raise EnrolmentError(
-                "the file is not an invitation. Use the file that `wardround-server invite` wrote, unchanged."
-            ) from error
-        if expires < now():
-            raise EnrolmentError(
-                f"the invitation expired at {invitation.expires}. Ask the coordinator for a new one "
-                f"(`wardround-server invite {invitation.site}`)."
-            )
-        return invitation
 
 
 def now() -> datetime.datetime:
@@ -165,9 +117,9 @@ def new_root(key: PrivateKey, name: str, after: Certificate | None = None) -> Ce
     if after is not None:
         begins = max(begins, after.not_valid_before_utc + datetime.timedelta(seconds=1))
     return (
-        _builder(name, name, key.public_key(), now() + ROOT_LIFETIME, begins)
+        builder(name, name, key.public_key(), now() + ROOT_LIFETIME, begins)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .add_extension(key_usage(sign_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -177,9 +129,9 @@ def server_certificate(key: PrivateKey, hosts: Iterable[str], root: Certificate,
     """The coordinator's leaf for these host names and IP addresses."""
     hosts = tuple(hosts)
     return (
-        _builder(hosts[0][:64], common_name(root), key.public_key(), now() + SERVER_LIFETIME)
+        builder(hosts[0][:64], common_name(root), key.public_key(), now() + SERVER_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(sign_certificates=False), critical=True)
+        .add_extension(key_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=True)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
@@ -264,10 +216,10 @@ def site_certificate(
         root_key: its key.
         receipt_key: signs the site's receipts and audit log, 32 bytes; without one, no other site believes its log.
     """
-    builder = (
-        _builder(site, common_name(root), csr.public_key(), now() + SITE_LIFETIME)
+    unsigned = (
+        builder(site, common_name(root), csr.public_key(), now() + SITE_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(sign_certificates=False), critical=True)
+        .add_extension(key_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(site)]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
@@ -275,8 +227,8 @@ def site_certificate(
     if receipt_key is not None:
         public = Ed25519PublicKey.from_public_bytes(receipt_key)
         der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        builder = builder.add_extension(x509.UnrecognizedExtension(RECEIPT_KEY_OID, der), critical=False)
-    return builder.sign(root_key, hashes.SHA256())
+        unsigned = unsigned.add_extension(x509.UnrecognizedExtension(RECEIPT_KEY_OID, der), critical=False)
+    return unsigned.sign(root_key, hashes.SHA256())
 
 
 def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes:
@@ -310,99 +262,6 @@ def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes
     if not isinstance(key, Ed25519PublicKey):
         raise EnrolmentError("its receipt key is not an Ed25519 key")
     return key.public_bytes_raw()
-
-
-def cross_sign(successor: Certificate, root: Certificate, root_key: PrivateKey) -> Certificate:
-    """The next root's name, key and dates, signed by the present one: why who trusts this root may trust the next."""
-    return (
-        _builder(
-            common_name(successor),
-            common_name(root),
-            successor.public_key(),
-            successor.not_valid_after_utc,
-            successor.not_valid_before_utc,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(sign_certificates=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([_SUCCESSOR_USAGE]), critical=True)
-        .sign(root_key, hashes.SHA256())
-    )
-
-
-def vouch_for(old: Certificate, root: Certificate, root_key: PrivateKey, until: datetime.datetime) -> Certificate:
-    """A voucher: by it those who know this root alone believe what a root before it says about receipt keys.
-
-    In a chain it opens no TLS connection: its one usage is our own, and a root's path length admits nothing between it
-    and a leaf. It must not be pinned, and nobody stores it: it travels with the certificates that need it.
-
-    Args:
-        old: the root before.
-        root: this root's certificate.
-        root_key: its key.
-        until: when all that the old one has signed has run out.
-    """
-    return (
-        _builder(common_name(old), common_name(root), old.public_key(), until)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(sign_certificates=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([_VOUCHER_USAGE]), critical=True)
-        .sign(root_key, hashes.SHA256())
-    )
-
-
-def check_successor(pem: bytes, roots_pem: bytes) -> Certificate:
-    """The next root, from its self-signed certificate and the cross-signed one after it.
-
-    The present root has signed, for this purpose and no other, the next one's name, key and dates; and it follows all
-    that are pinned. So no root that was rotated away comes back, by the voucher that the present one has given it or
-    with new dates of its own making.
-
-    Args:
-        pem: both certificates.
-        roots_pem: those that are pinned; the next root may be one of them already.
-
-    Raises:
-        EnrolmentError: no root that is trusted here vouches for it, it is out of date, or older than one of those.
-    """
-    try:
-        successor, cross = x509.load_pem_x509_certificates(pem)
-        successor.verify_directly_issued_by(successor)
-        usage = cross.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        is_root = all(
-            one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for one in (successor, cross)
-        )
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise EnrolmentError(
-            "the next root cannot be read, or is not cross-signed as a next root. It is not trusted; ask the "
-            "coordinator to rotate it again."
-        ) from error
-    if not (is_root and list(usage) == [_SUCCESSOR_USAGE] and _identity(successor) == _identity(cross)):
-        raise EnrolmentError(
-            "the next root is not cross-signed as a next root. It is not trusted; ask the coordinator."
-        )
-    if not is_signed_by_any(cross, roots_pem):
-        raise EnrolmentError("the next root is not signed by the present one. It is not trusted; ask the coordinator.")
-    if not is_valid_now(successor):
-        raise EnrolmentError(f"the next root {validity(successor)}. It is not trusted. {COMPARE_CLOCKS}")
-    pinned = [one for one in x509.load_pem_x509_certificates(roots_pem) if one != successor]
-    if any(successor.not_valid_before_utc <= one.not_valid_before_utc for one in pinned):
-        raise EnrolmentError("the next root is not newer than one pinned here. It is not trusted; ask the coordinator.")
-    return successor
-
-
-def without_retired(roots_pem: bytes, certificate: Certificate) -> bytes:
-    """The pinned roots but for those that are older than the one that has signed a site's certificate.
-
-    That root signs since the rotation to it is over; what is still to be believed of the ones before, it vouches for.
-    """
-    roots = x509.load_pem_x509_certificates(roots_pem)
-    began = max((one.not_valid_before_utc for one in roots if is_signed_by_any(certificate, to_pem(one))), default=None)
-    return b"".join(to_pem(one) for one in roots if began is None or one.not_valid_before_utc >= began)
-
-
-def newest(roots_pem: bytes) -> bytes:
-    """The one of the pinned roots that began last (PEM)."""
-    return to_pem(max(x509.load_pem_x509_certificates(roots_pem), key=lambda one: one.not_valid_before_utc))
 
 
 def is_signed_by_any(certificate: Certificate, roots_pem: bytes) -> bool:
@@ -474,13 +333,14 @@ def hosts_of(certificate: Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName), *addresses]
 
 
-def _builder(
+def builder(
     subject: str,
     issuer: str,
     public_key: CertificatePublicKeyTypes,
     ends: datetime.datetime,
     begins: datetime.datetime | None = None,
 ) -> x509.CertificateBuilder:
+    """A certificate that lacks its extensions and its signature; it begins a little before now, unless told."""
     return (
         x509.CertificateBuilder()
         .subject_name(_name(subject))
@@ -492,18 +352,13 @@ def _builder(
     )
 
 
-def _identity(root: Certificate) -> tuple[object, ...]:
-    """What two certificates of one root have in common: name, key and dates."""
-    return root.subject, root.public_key(), root.not_valid_before_utc, root.not_valid_after_utc
-
-
 def _is_voucher(certificate: Certificate, roots_pem: bytes) -> bool:
     """Whether a root that is trusted here vouches, now, for the key in it."""
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return False
-    return is_valid_now(certificate) and list(usage) == [_VOUCHER_USAGE] and is_signed_by_any(certificate, roots_pem)
+    return is_valid_now(certificate) and list(usage) == [VOUCHER_USAGE] and is_signed_by_any(certificate, roots_pem)
 
 
 def _proof_statement(csr: CertificateSigningRequest, site: str, receipt_key: bytes) -> bytes:
@@ -514,7 +369,8 @@ def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+def key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    """What a root may do, or a leaf."""
     return x509.KeyUsage(
         digital_signature=not sign_certificates,
         key_cert_sign=sign_certificates,

@@ -18,6 +18,7 @@ from cryptography.x509 import CertificateSigningRequest
 from common import pki
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
+from common.invitation import Invitation
 from common.operators import public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server import operators
@@ -39,7 +40,7 @@ _LOOK_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) -> pki.Invitation:
+def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) -> Invitation:
     """Make an invitation for one site. It is also written to the home's invitations folder.
 
     Args:
@@ -53,7 +54,7 @@ def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) ->
         EnrolmentError: the site is active already.
     """
     expires = pki.now() + INVITATION_LIFETIME
-    invitation = pki.Invitation(
+    invitation = Invitation(
         site=check_name(site),
         token=secrets.token_hex(16),
         root_pem=home.root_pem.decode(),

@@ -149,12 +149,17 @@ class Home:
     @property
     def enrolment_address(self) -> str:
         """Where sites enrol: host:port."""
-        return f"{self.config.hosts[0]}:{self.config.enrolment_port}"
+        return f"{self._host}:{self.config.enrolment_port}"
 
     @property
     def gateway_address(self) -> str:
         """Where sites work: host:port."""
-        return f"{self.config.hosts[0]}:{self.config.gateway_port}"
+        return f"{self._host}:{self.config.gateway_port}"
+
+    @property
+    def _host(self) -> str:
+        host = self.config.hosts[0]
+        return f"[{host}]" if ":" in host else host  # an IPv6 address beside a port
 
     def open_key(self, name: str) -> bytes:
         """The private key pki/NAME.key.

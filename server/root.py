@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509 import Certificate
 
-from common import pki
+from common import pki, rotation
 from common.errors import ConfigError
 from common.files import write_private
 from common.operators import key_to_bytes
@@ -129,7 +129,7 @@ def rotate_root(home: Home, passphrase: str | None = None) -> None:
     passphrase = passphrase or passphrase_from(ROOT_PASSPHRASE)
     root_key, root = root_credentials(home, passphrase)
     _, successor = new_root(home, "next-root", passphrase if is_root_sealed(home) else None, root)
-    cross = pki.cross_sign(successor, root, root_key)
+    cross = rotation.cross_sign(successor, root, root_key)
     write_private(home.path / "pki" / "next-root.pem", pki.to_pem(successor) + pki.to_pem(cross))
 
 
@@ -150,7 +150,7 @@ def finish_rotation(home: Home, passphrase: str | None = None) -> None:
     old = folder / "old-roots.pem"
     ends = {pki.load_certificate(home.root_pem): pki.now() + pki.SITE_LIFETIME}
     ends |= {one: one.not_valid_after_utc for one in _vouchers(home) if one.not_valid_after_utc > pki.now()}
-    vouchers = [pki.vouch_for(one, successor, successor_key, until) for one, until in ends.items()]
+    vouchers = [rotation.vouch_for(one, successor, successor_key, until) for one, until in ends.items()]
     write_private(folder / VOUCHERS, b"".join(pki.to_pem(one) for one in vouchers))
     write_private(old, home.root_pem + (old.read_bytes() if old.exists() else b""))
     write_private(folder / "root.key", (folder / "next-root.key").read_bytes())

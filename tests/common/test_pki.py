@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from common import pki
+from common import pki, rotation
 from common.errors import EnrolmentError
 
 
@@ -180,7 +180,7 @@ def test_voucher_of_the_new_root_makes_an_old_roots_word_believed(root, new_root
     pem, pinned = vouched(root, receipt_key=receipt_key), pki.to_pem(new_root[1])
     with pytest.raises(EnrolmentError, match="no root that is known here"):
         pki.receipt_key_of(pem, pinned, "st-mary")
-    voucher = pki.vouch_for(root[1], new_root[1], new_root[0], in_days(90))
+    voucher = rotation.vouch_for(root[1], new_root[1], new_root[0], in_days(90))
     voucher.verify_directly_issued_by(new_root[1])
     assert pki.receipt_key_of(pem + pki.to_pem(voucher), pinned, "st-mary") == receipt_key
     with pytest.raises(EnrolmentError, match="not the certificate of site st-john"):
@@ -192,7 +192,7 @@ def test_voucher_that_no_pinned_root_signed_for_this_purpose_and_this_time_is_no
     stranger_key, between_key = pki.new_key(), pki.new_key()
     same_name = pki.new_root(stranger_key, "New root")
     between = pki.new_root(between_key, "Between")
-    good = pki.to_pem(pki.vouch_for(root[1], new_root[1], new_root[0], in_days(90)))
+    good = pki.to_pem(rotation.vouch_for(root[1], new_root[1], new_root[0], in_days(90)))
     another_usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
 
     def with_usage(value: x509.ExtensionType) -> bytes:
@@ -201,15 +201,15 @@ def test_voucher_that_no_pinned_root_signed_for_this_purpose_and_this_time_is_no
         )
 
     for wrong in (
-        pki.to_pem(pki.vouch_for(root[1], same_name, stranger_key, in_days(90))),
-        pki.to_pem(pki.vouch_for(pki.new_root(stranger_key, "Test root"), new_root[1], new_root[0], in_days(90))),
-        pki.to_pem(pki.vouch_for(root[1], new_root[1], new_root[0], in_days(-0.001))),
-        pki.to_pem(pki.cross_sign(root[1], new_root[1], new_root[0])),
+        pki.to_pem(rotation.vouch_for(root[1], same_name, stranger_key, in_days(90))),
+        pki.to_pem(rotation.vouch_for(pki.new_root(stranger_key, "Test root"), new_root[1], new_root[0], in_days(90))),
+        pki.to_pem(rotation.vouch_for(root[1], new_root[1], new_root[0], in_days(-0.001))),
+        pki.to_pem(rotation.cross_sign(root[1], new_root[1], new_root[0])),
         pki.to_pem(root[1]),
         with_usage(another_usage),
         # By way of another one: as many steps as somebody likes.
-        pki.to_pem(pki.vouch_for(root[1], between, between_key, in_days(90)))
-        + pki.to_pem(pki.vouch_for(between, new_root[1], new_root[0], in_days(90))),
+        pki.to_pem(rotation.vouch_for(root[1], between, between_key, in_days(90)))
+        + pki.to_pem(rotation.vouch_for(between, new_root[1], new_root[0], in_days(90))),
         # A site's own certificate, as if it were a root's.
         pki.to_pem(pki.site_certificate(pki.csr_for("Test root", root[0]), "Test root", new_root[1], new_root[0])),
     ):
@@ -219,7 +219,7 @@ def test_voucher_that_no_pinned_root_signed_for_this_purpose_and_this_time_is_no
 
 def test_voucher_says_nothing_about_a_sites_own_certificate(root, new_root):
     key = pki.new_key()
-    pem = vouched(root, key=key) + pki.to_pem(pki.vouch_for(root[1], new_root[1], new_root[0], in_days(90)))
+    pem = vouched(root, key=key) + pki.to_pem(rotation.vouch_for(root[1], new_root[1], new_root[0], in_days(90)))
     with pytest.raises(EnrolmentError, match="not signed by this federation's root"):
         pki.check_site_certificate(pem, pki.to_pem(new_root[1]), "st-mary", key)
 
@@ -292,33 +292,6 @@ def test_certificate_out_of_date_is_refused_and_the_message_says_since_when(root
     monkeypatch.undo()
     with pytest.raises(EnrolmentError, match=f"{certificate.not_valid_after_utc:%Y-%m-%d}"):
         pki.check_site_certificate(pki.to_pem(certificate), pki.to_pem(root[1]), "st-mary", key)
-
-
-def invitation(root: x509.Certificate, hours: float) -> pki.Invitation:
-    expires = (pki.now() + datetime.timedelta(hours=hours)).isoformat()
-    return pki.Invitation("st-mary", "00ff", pki.to_pem(root).decode(), "h:9444", "h:9443", "ab" * 32, expires)
-
-
-def test_invitation_survives_its_file(root):
-    written = invitation(root[1], 24)
-    assert pki.Invitation.from_text(written.to_text()) == written
-
-
-def test_expired_invitation_is_refused(root):
-    with pytest.raises(EnrolmentError, match="expired at"):
-        pki.Invitation.from_text(invitation(root[1], -1).to_text())
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"site": 1}', "not json"])
-def test_other_files_are_no_invitations(text):
-    with pytest.raises(EnrolmentError, match="not an invitation"):
-        pki.Invitation.from_text(text)
-
-
-def test_invitation_with_a_field_of_the_wrong_type_is_refused(root):
-    text = invitation(root[1], 24).to_text().replace('"00ff"', "255")
-    with pytest.raises(EnrolmentError, match="not an invitation"):
-        pki.Invitation.from_text(text)
 
 
 def test_key_survives_its_file_and_other_bytes_are_no_key():

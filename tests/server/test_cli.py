@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from common import pki
 from common.config import sha256_of
 from common.flower import build_bundle
+from common.invitation import Invitation
 from common.sealed import is_sealed
 from server import launcher
 from server.cli import app
@@ -132,7 +133,7 @@ def test_a_home_open_to_others_is_refused(home):
 
 def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
     path = Path(succeeds("invite", "st-mary").strip())
-    invitation = pki.Invitation.from_text(path.read_text())
+    invitation = Invitation.from_text(path.read_text())
     csr = pki.csr_for("st-mary", pki.new_key())
     csr_pem, receipt_key, proof = asked("st-mary", csr)
     registry.redeem("st-mary", invitation.token, csr_pem, receipt_key, proof)
@@ -149,7 +150,7 @@ def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
     out = tmp_path / "usb" / "st-mary.json"
     assert succeeds("invite", "st-mary", "--out", str(out.parent)).strip() == str(out)
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert pki.Invitation.from_text(out.read_text()).site == "st-mary"
+    assert Invitation.from_text(out.read_text()).site == "st-mary"
 
 
 def test_mistakes_are_explained(home):

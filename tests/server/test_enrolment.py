@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common import pki
 from common.errors import EnrolmentError
+from common.invitation import Invitation
 from common.wire import channels
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
 from common.wire.wardround_pb2_grpc import EnrolmentStub
@@ -64,7 +65,7 @@ def test_invitation_file_is_private_holds_128_bits_and_goes_with_the_approval(ho
     assert len(bytes.fromhex(invitation.token)) == 16
     path = home.invitation("st-john")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert pki.Invitation.from_text(path.read_text()) == invitation
+    assert Invitation.from_text(path.read_text()) == invitation
     stub.Enrol(enrol_request("st-john", invitation.token))
     enrolment.approve(home, registry, "st-john")
     assert not path.exists()

@@ -15,7 +15,7 @@ from client import enrol as client_enrol
 from client.agent import Agent
 from client.record import Record
 from client.witness import Witness
-from common import pki
+from common import pki, rotation
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
 from common.sealed import is_sealed
@@ -363,20 +363,24 @@ def test_next_root_that_is_out_of_date_or_older_than_the_pinned_one_is_refused(
     older = pki.new_root(following_key, "next")
     root = pki.new_root(key, "root", older)
     with pytest.raises(EnrolmentError, match="not newer than one pinned here"):
-        pki.check_successor(pki.to_pem(older) + pki.to_pem(pki.cross_sign(older, root, key)), pki.to_pem(root))
+        rotation.check_successor(
+            pki.to_pem(older) + pki.to_pem(rotation.cross_sign(older, root, key)), pki.to_pem(root)
+        )
     following = pki.new_root(following_key, "next", root)
-    good = pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, root, key))
-    assert pki.check_successor(good, pki.to_pem(root)) == following
-    assert pki.check_successor(good, pki.to_pem(root) + pki.to_pem(following)) == following  # told of it once more
+    good = pki.to_pem(following) + pki.to_pem(rotation.cross_sign(following, root, key))
+    assert rotation.check_successor(good, pki.to_pem(root)) == following
+    assert rotation.check_successor(good, pki.to_pem(root) + pki.to_pem(following)) == following  # told of it once more
     # The same name and key with other dates than the present root has signed.
     other = pki.new_root(following_key, "next", following)
     with pytest.raises(EnrolmentError, match="not cross-signed"):
-        pki.check_successor(pki.to_pem(other) + pki.to_pem(pki.cross_sign(following, root, key)), pki.to_pem(root))
+        rotation.check_successor(
+            pki.to_pem(other) + pki.to_pem(rotation.cross_sign(following, root, key)), pki.to_pem(root)
+        )
     for then in (older.not_valid_before_utc, following.not_valid_after_utc):
         outside = then + datetime.timedelta(seconds=-1 if then == older.not_valid_before_utc else 1)
         monkeypatch.setattr(pki, "now", lambda outside=outside: outside)
         with pytest.raises(EnrolmentError, match=f"by this computer's clock it is {outside:%Y-%m-%d %H:%M} UTC"):
-            pki.check_successor(good, pki.to_pem(root))
+            rotation.check_successor(good, pki.to_pem(root))
 
 
 def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office: Office, tmp_path: Path) -> None:
@@ -410,17 +414,17 @@ def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
     key, other = pki.new_key(), pki.new_key()
     root, stranger = pki.new_root(key, "root"), pki.new_root(other, "stranger")
     following = pki.new_root(pki.new_key(), "next", root)
-    good = pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, root, key))
-    assert pki.check_successor(good, pki.to_pem(root)) == following
+    good = pki.to_pem(following) + pki.to_pem(rotation.cross_sign(following, root, key))
+    assert rotation.check_successor(good, pki.to_pem(root)) == following
     another = pki.new_root(pki.new_key(), "next")
     for wrong in (
-        pki.to_pem(following) + pki.to_pem(pki.cross_sign(following, stranger, other)),
-        pki.to_pem(following) + pki.to_pem(pki.cross_sign(another, root, key)),
+        pki.to_pem(following) + pki.to_pem(rotation.cross_sign(following, stranger, other)),
+        pki.to_pem(following) + pki.to_pem(rotation.cross_sign(another, root, key)),
         pki.to_pem(following),
         b"",
     ):
         with pytest.raises(EnrolmentError, match="next root"):
-            pki.check_successor(wrong, pki.to_pem(root))
+            rotation.check_successor(wrong, pki.to_pem(root))
 
 
 def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
