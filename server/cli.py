@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from common.cli import JsonFlag, configure_logging, new_app, note, show_table
+from common.cli import JsonFlag, configure_logging, new_app, note, say, show_table
 from common.config import RunConfig, load, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
@@ -84,7 +84,7 @@ def init(
     kept = new_passphrase(homes.KEY_PASSPHRASE, "Passphrase for the coordinator's key") if protected else None
     created = create(homes.resolve(home), config, chosen, kept)
     operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
-    typer.echo(f"Initialised {created.path}")
+    say(f"Initialised {created.path}")
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
     if start_now:
         _start(created)
@@ -112,7 +112,7 @@ def invite(
         if out is not None:
             path = out / path.name
             write_private(path, invitation.to_text().encode())
-        typer.echo(str(path))
+        say(path)
     note("There: wardround-client join FILE. Then here: wardround-server requests")
 
 
@@ -134,7 +134,7 @@ def enrol(
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
     operators.enter(opened, hand.sign("enrol", site))
-    typer.echo(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
+    say(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
 
 
 @app.command()
@@ -170,7 +170,7 @@ def approve(
     for name in sites:
         enrolment.approve(opened, registry, name, passphrase, hand)
         site = registry.site(name)
-        typer.echo(f"{name} is active until {_day(site.expires)}.")
+        say(f"{name} is active until {_day(site.expires)}.")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{name}.pem").write_bytes((site.certificate or b"") + opened.root_pem)
@@ -185,7 +185,7 @@ def revoke(site: SiteArgument, home: HomeOption = None, by: AsOption = operators
     """
     opened, registry = _open(home)
     enrolment.revoke(opened, registry, site, acting(opened, registry, "revoke", by, key))
-    typer.echo(f"{site} is revoked. To let it back in, invite it again.")
+    say(f"{site} is revoked. To let it back in, invite it again.")
 
 
 @app.command()
@@ -281,7 +281,7 @@ def run(
     for hand in hands:
         operators.enter(opened, hand.sign("run", run_hash))
     open_log(opened).append("proposed", {"run": run_hash})
-    typer.echo(f"Proposed {config.name} {sha256_of(config)}")
+    say(f"Proposed {config.name} {sha256_of(config)}")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)
 
@@ -323,7 +323,7 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
         raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
     operators.enter(opened, act)
     open_log(opened).append("closed", {"run": proposal.run_hash})
-    typer.echo(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
+    say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
 
 @app.command()
@@ -345,7 +345,7 @@ def resume(
     operators.enter(opened, act)
     registry.reopen(proposal.run_hash, act)
     open_log(opened).append("proposed", {"run": proposal.run_hash})
-    typer.echo(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
+    say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 
 
@@ -370,7 +370,7 @@ def report(
     operators.enter(opened, hand.sign("report", proposal.run_hash))
     _show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
-    (note if json else typer.echo)(f"Report: {path}")
+    (note if json else say)(f"Report: {path}")
 
 
 @app.command()
@@ -399,12 +399,12 @@ def export(
         write_atomically(out / name, data)
     model = out / MODEL_FILES[0]
     open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
-    typer.echo(str(model))
+    say(model)
 
 
 def _start(home: Home) -> None:
     configure_logging()
-    launcher.start(home, typer.echo)
+    launcher.start(home, say)
 
 
 def _open(path: Path | None) -> tuple[Home, Registry]:
@@ -444,7 +444,7 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) 
     if ended.state != "completed":
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}: {ended.reason}")
     _show_scores(home, ended, as_json=False)
-    typer.echo(f"Results: {home.run_folder(ended.run)}")
+    say(f"Results: {home.run_folder(ended.run)}")
 
 
 def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:

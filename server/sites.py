@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from common import pki
-from common.config import NAME_PATTERN
 from common.errors import ConfigError, EnrolmentError
 from common.operators import Act, subject_of
+from common.text import NAME_PATTERN
 from server.acts import Acts, act_from_text, act_to_text
 from server.store import Store
 
