@@ -137,7 +137,7 @@ def _scores(summary: dict[str, Any]) -> str:
         lacking = not_scored(scores["sites"])
         parts.append(
             f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}"
-            + (f'<p class="muted">{html.escape(lacking)}</p>' if lacking else "")
+            + (f'<p class="muted">{in_html(lacking)}</p>' if lacking else "")
         )
     return "".join(parts)
 

@@ -25,7 +25,7 @@ from common import operators, pki
 from common.checkpoint import Manifest, pack, save_model, sha256
 from common.config import RunConfig, canonical, sha256_of, validate
 from common.errors import EnrolmentError, ErrorCode, UpdateError
-from common.pki import Invitation
+from common.invitation import Invitation
 from tests.client.coordinator import Authority
 from tests.client.data.studies import ct_slices, save, segmentation
 from tests.foreign import ALL, FOREIGN, MARK, QUOTED, Page, assert_plain, hidden
