@@ -184,7 +184,7 @@ def _check_receipts(coordinator: History, site: History) -> Iterator[Finding]:
 
 def _check_updates(coordinator: History) -> Iterator[Finding]:
     """Every update with a receipt arrived, and is in its round's model or was refused."""
-    arrived: set[tuple[str, int, str, str]] = set()
+    arrived: dict[tuple[str, int, str, str], str | None] = {}  # run, round, site, update -> the model that was sent
     refused: set[tuple[str, int, str]] = set()
     entering: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     models: dict[tuple[str, int], dict[str, str]] = {}  # run and round -> site -> update; the last one, if done again
@@ -193,7 +193,7 @@ def _check_updates(coordinator: History) -> Iterator[Finding]:
         place = (str(fields.get("run")), int(fields.get("round", 0)))
         match entry.kind:
             case "arrived":
-                arrived.add((*place, fields["site"], fields["update"]))
+                arrived[*place, fields["site"], fields["update"]] = fields.get("received")
             case "refusal" if "site" in fields:
                 refused.add((*place, fields["site"]))
             case "entered":
@@ -206,8 +206,11 @@ def _check_updates(coordinator: History) -> Iterator[Finding]:
     receipts = {(*_place(one), one.receipt.site): one.receipt for one in coordinator.receipts.values()}
     for (*_, site), receipt in sorted(receipts.items()):
         place, about = (receipt.run, receipt.round), describe(receipt)
-        if (*place, site, receipt.update) not in arrived:
-            yield Finding("error", coordinator.name, f"{about} is signed for an update that is not noted as arrived")
+        # Entries of earlier versions do not say which model was sent.
+        sent = arrived.get((*place, site, receipt.update), "nothing") or receipt.received
+        if sent != receipt.received:
+            why = "an update that is not noted as arrived" if sent == "nothing" else "another model than was sent"
+            yield Finding("error", coordinator.name, f"{about} is signed for {why}")
         entered = models.get(place, {}).get(site)
         if entered is not None and entered != receipt.update:
             yield Finding("error", coordinator.name, f"{about} names another update than the one in the model")
