@@ -90,7 +90,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     record.note(home, "data-added", record.count_fields(patients))
     say(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
     problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
-    for what, counts in (("Set aside", problems), ("Ignored", found.left_out)):
+    for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
         if counts:
             say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
     note("Next: wardround-client data check")
