@@ -35,7 +35,7 @@ from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
 from common.invitation import Invitation
-from common.logs import log_to
+from common.logs import log_to, on_screen
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
@@ -186,12 +186,15 @@ def approve(
     home: Home = HOME,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor that leaves.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the proposal, and for the agent's count of patients.")
+    ] = 300.0,
 ) -> None:
     """Let a run train here, after showing what that means. Refused where the policy refuses.
 
     Example: `wardround-client approve lesions-2026`
     """
-    proposal = approvals.find(home, run)
+    proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=lambda: is_running(home), tell=note)
     offer = proposal.appraisal.offer if proposal.appraisal else None
     site = open_site(home)
     policy.check(proposal.run, site.policy, offer)
@@ -324,7 +327,7 @@ def _text(name: str, value: Any) -> Any:
 def _log_to(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
-    log_to(logging.INFO, [handler, logging.StreamHandler()])
+    log_to(logging.INFO, [handler, on_screen()])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ indented, so that nothing in it begins like a record.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 
 from common.text import shown
@@ -37,4 +38,19 @@ def log_to(level: int, handlers: Sequence[logging.Handler] | None = None) -> Non
     logging.basicConfig(level=level, handlers=handlers, force=True)
 
 
-__all__ = ["LineFormatter", "log_to"]
+def on_screen() -> logging.Handler:
+    """To stderr; but a process in the background of a terminal writes nothing over what a person types there."""
+    handler = logging.StreamHandler()
+
+    def is_ours(_record: logging.LogRecord) -> bool:
+        try:
+            screen = handler.stream.fileno()
+            return not os.isatty(screen) or os.tcgetpgrp(screen) == os.getpgrp()
+        except (OSError, ValueError):
+            return True  # no terminal of this session
+
+    handler.addFilter(is_ours)
+    return handler
+
+
+__all__ = ["LineFormatter", "log_to", "on_screen"]

@@ -33,7 +33,7 @@ Role = Literal["admin", "operator", "auditor"]
 
 LIFETIME = datetime.timedelta(days=365)
 # The commands of wardround-server, and the roles that may use them. What is not here is open to whoever has the home:
-# init, start, status, doctor, operator list. An admin may do everything.
+# init, new, start, status, doctor, operator list. An admin may do everything.
 RIGHTS: Mapping[str, tuple[Role, ...]] = {
     # who belongs to the federation
     "invite": ("admin",),

@@ -5,6 +5,7 @@ Commands write their wish into the registry, signed by the operator who gives it
 carry it out. Who may do what stands in common/operators.py.
 """
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -38,6 +39,7 @@ from server.proposals import Proposal
 from server.registry import Registry
 from server.root import ROOT_PASSPHRASE, create
 from server.runs import read_summary
+from server.template import TEMPLATE
 from server.witness import open_log
 
 MODEL_FILES = ("model.safetensors", "model.json")
@@ -65,6 +67,9 @@ def init(
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Flower's, on loopback.")] = 9445,
     sealed: Annotated[bool, typer.Option("--passphrase", help="Keep the root key under a passphrase.")] = False,
     protected: Annotated[bool, typer.Option("--protect", help="Keep the coordinator's key under another one.")] = False,
+    invited: Annotated[
+        list[str] | None, typer.Option("--invite", metavar="SITE", help="Then invite this site; repeatable.")
+    ] = None,
     start_now: Annotated[bool, typer.Option("--start", help="Then run the coordinator.")] = False,
 ) -> None:
     """Make the coordinator's folder, its keys and its certificate.
@@ -86,6 +91,9 @@ def init(
     operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
     say(f"Initialised {created.path}")
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
+    if invited:
+        registry = Registry(created.registry)
+        _invite(created, registry, invited, acting(created, registry, "invite", operators.FIRST, None))
     if start_now:
         _start(created)
     else:
@@ -105,15 +113,7 @@ def invite(
     Example: `wardround-server invite st-mary st-john`
     """
     opened, registry = _open(home)
-    hand = acting(opened, registry, "invite", by, key)
-    for site in sites:
-        invitation = enrolment.invite(opened, registry, site, hand)
-        path = opened.invitation(site)
-        if out is not None:
-            path = out / path.name
-            write_private(path, invitation.to_text().encode())
-        say(path)
-    note("There: wardround-client join FILE. Then here: wardround-server requests")
+    _invite(opened, registry, sites, acting(opened, registry, "invite", by, key), out)
 
 
 @app.command()
@@ -155,8 +155,12 @@ def requests(
 @app.command()
 def approve(
     sites: SitesArgument,
+    *,
     home: HomeOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the certificates to this folder too, to be mailed.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for invited sites that have not asked, and compare phrases afterwards.")
+    ] = False,
     by: AsOption = operators.FIRST,
     key: KeyOption = None,
 ) -> None:
@@ -168,9 +172,12 @@ def approve(
     hand = acting(opened, registry, "approve", by, key)
     passphrase = root_passphrase(opened)
     for name in sites:
+        if wait:
+            enrolment.await_request(registry, name, note)
+        phrase = enrolment.phrase_of(registry.site(name))
         enrolment.approve(opened, registry, name, passphrase, hand)
         site = registry.site(name)
-        say(f"{name} is active until {_day(site.expires)}.")
+        say(f"{name} is active until {_day(site.expires)}. Phrase: {phrase}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{name}.pem").write_bytes((site.certificate or b"") + opened.root_pem)
@@ -249,6 +256,19 @@ def doctor(home: HomeOption = None, json: JsonFlag = False) -> None:
     show_table("Doctor", ("check", "result", "detail"), rows, as_json=json)
     if wrong := [one.what for one in findings if not one.ok]:
         raise ConfigError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}. See the details above.")
+
+
+@app.command()
+def new(document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The file to write.")]) -> None:
+    """Write a run.toml to begin with: every setting, its default and its choices.
+
+    Example: `wardround-server new run.toml`
+    """
+    if document.exists():
+        raise ConfigError(f"{document} is there already. Give the name of a new file.")
+    write_atomically(document, TEMPLATE.encode())
+    say(document)
+    note(f"Look through it: data, spacing, classes, privacy. Then: wardround-server run {document}")
 
 
 @app.command()
@@ -400,6 +420,19 @@ def export(
     model = out / MODEL_FILES[0]
     open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
     say(model)
+
+
+def _invite(
+    home: Home, registry: Registry, sites: Sequence[str], hand: operators.Hand, out: Path | None = None
+) -> None:
+    for site in sites:
+        invitation = enrolment.invite(home, registry, site, hand)
+        path = home.invitation(site)
+        if out is not None:
+            path = out / path.name
+            write_private(path, invitation.to_text().encode())
+        say(path)
+    note("There: wardround-client join FILE. Then here: wardround-server requests")
 
 
 def _start(home: Home) -> None:
