@@ -6,27 +6,32 @@ make and read the code-free Flower App Bundle; the rest starts a SuperLink and s
 These are flwr 1.41.0's ways and no other version's: `check_version` says so before anything else does.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import sys
+import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode as FlowerError
 from flwr.common.constant import Status
 from flwr.common.serde import message_to_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -34,7 +39,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -42,13 +53,26 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from common.config import RunConfig, canonical, parse
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
 
+if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no use for
+    from flwr.serverapp import Grid
+
 VERSION = "1.41.0"
 MAX_BUNDLE_BYTES = 64 * 1024
 # Flower cuts arrays into objects of this size (5 MiB unless told). A request costs the same for 5 and for 32 MiB.
 CHUNK_BYTES = 32 * 1024 * 1024
 
+# A reply of which nothing more has come for so long is given up. It is on this machine before it is announced.
+STALLED_S = 15.0
+
 RequestType = TypeVar("RequestType")
 ReplyType = TypeVar("ReplyType")
+
+# What Flower answers in place of a site: the message, its reply or the node is not there.
+_NOT_ANSWERED = (
+    FlowerError.MESSAGE_UNAVAILABLE,
+    FlowerError.REPLY_MESSAGE_UNAVAILABLE,
+    FlowerError.NODE_UNAVAILABLE,
+)
 
 _PROJECT = "pyproject.toml"
 _RUN = "run.toml"
@@ -244,10 +268,100 @@ def stop_run(port: int, run_id: int) -> None:
             _call(control.StopRun, StopRunRequest(run_id=run_id))
 
 
-def poll_objects_quickly() -> None:
-    """Make this process look for a message's objects every 20-250 ms; Flower's own wait is 1-10 s."""
-    quick = {"initial_backoff": 0.02, "backoff_cap": 0.25, "max_tries_per_object": 1000}
-    pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **quick}
+@dataclass
+class _Arriving:
+    """A reply that is announced, as far as its objects are here."""
+
+    head: MessageProto
+    tree: ObjectTree
+    since: float
+    contents: dict[str, bytes] = field(default_factory=dict)
+    gone: bool = False
+
+
+class Inbox:
+    """The replies to a ServerApp's messages. A look never waits, neither for a reply nor for the rest of one.
+
+    Flower's own `pull_messages` waits for the objects of a reply that was announced, for minutes and one reply after
+    the other; when whoever announced it was killed meanwhile, they never come.
+    """
+
+    def __init__(self, grid: "Grid") -> None:
+        self._grid: Any = grid
+        # Flower's HttpGrid has no public way to look and not to wait. Other grids wait for nothing.
+        self._client: Any = getattr(grid, "_runtime_client", None)
+        self._arriving: dict[str, _Arriving] = {}
+
+    def look(self, asked: Collection[str]) -> tuple[dict[str, Message | None], set[str]]:
+        """Look for replies.
+
+        Args:
+            asked: ids of messages.
+
+        Returns:
+            The replies that are here as a whole, by the id of the message they answer, None for one that cannot be
+            decoded; and those of the messages that nothing will answer any more, because the SuperLink lost them, or a
+            reply that began to arrive stopped.
+        """
+        if self._client is None:
+            return _sorted({one.metadata.reply_to_message_id: one for one in self._grid.pull_messages(list(asked))})
+        request = PullAppMessagesRequest(message_ids=[one for one in asked if one not in self._arriving])
+        fresh = self._client.PullMessages(request)
+        for head, tree in zip(fresh.messages_list, fresh.message_object_trees, strict=True):
+            self._arriving[head.metadata.reply_to_message_id] = _Arriving(head, tree, time.monotonic())
+        whole: dict[str, Message | None] = {}
+        stopped = set()
+        for question, reply in list(self._arriving.items()):
+            if question not in asked:
+                del self._arriving[question]
+            elif self._has_stopped(reply):
+                del self._arriving[question]
+                stopped.add(question)
+            elif len(reply.contents) == len(object_ids(reply.tree)):
+                del self._arriving[question]
+                whole[question] = self._take(reply)
+        found, lost = _sorted(whole)
+        return found, stopped | lost
+
+    def _take(self, reply: _Arriving) -> Message | None:
+        metadata = reply.head.metadata
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=metadata.run_id, message_object_id=metadata.message_id
+            )
+        )
+        try:
+            return unpack_message(reply.head, reply.tree, reply.contents)
+        except UpdateError:
+            return None
+
+    def _has_stopped(self, reply: _Arriving) -> bool:
+        """Take what is there of a reply; whether the rest will not come."""
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._grid.node, reply.head.metadata.run_id)
+
+        def fetch(object_id: str) -> bytes:
+            if object_id not in reply.contents:
+                try:
+                    reply.contents[object_id] = pull(object_id)
+                except ObjectPullError:
+                    reply.gone = True
+                    raise
+                reply.since = time.monotonic()
+            return reply.contents[object_id]
+
+        with contextlib.suppress(ObjectPullError, ObjectUnavailableError):
+            pull_objects(object_ids(reply.tree), fetch, max_tries_per_object=1)
+        return reply.gone or time.monotonic() - reply.since > STALLED_S
+
+
+def _sorted(replies: dict[str, Message | None]) -> tuple[dict[str, Message | None], set[str]]:
+    """Without those that Flower made itself because a site's is not there, and the messages that these are about."""
+    lost = {
+        question
+        for question, one in replies.items()
+        if one is not None and one.has_error() and one.error.code in _NOT_ANSWERED
+    }
+    return {question: one for question, one in replies.items() if question not in lost}, lost
 
 
 def _control(port: int) -> ControlHttpClient:

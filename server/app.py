@@ -15,10 +15,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import ConfigError, FederationError
-from common.logs import log_to
 from common.wire.wake import strategy_wake
-from server.home import ENVIRONMENT, open_home, read_nodes
+from server.home import ENVIRONMENT, open_home
 from server.journal import SUMMARY_NAME
+from server.members import HomeMembers
 from server.report import write_report
 from server.strategy import federate
 from server.witness import RoundNotes
@@ -41,15 +41,14 @@ def main(grid: Grid, context: Context) -> None:
     run = from_canonical(RunConfig, text)
     home = open_home() if os.environ.get(ENVIRONMENT) else None
     if home is not None:
-        log_to(logging.INFO)
         _end_with_parent()
     out = home.run_folder(run) if home else WITHOUT_HOME / f"{run.name}-{sha256_of(run)[:8]}"
-    names = read_nodes(home) if home else None
+    members = HomeMembers(home, sha256_of(run)) if home else None
     notes = RoundNotes(home, sha256_of(run)) if home else None
     wake = strategy_wake(home.path if home else None)
     sealer = home.sealer_of(sha256_of(run)) if home else None
     try:
-        summary = federate(grid, run, out, site_names=names, wake=wake, note_round=notes, sealer=sealer)
+        summary = federate(grid, run, out, members=members, wake=wake, note_round=notes, sealer=sealer)
     except FederationError as error:
         _log.error("run %s failed: %s", run.name, error)
         raise

@@ -28,10 +28,10 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
-from common.errors import AuditError, EnrolmentError, FederationError, UpdateError
+from common.errors import AuditError, ConfigError, EnrolmentError, FederationError, UpdateError
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
-from server import enrolment
+from server import enrolment, mailbox
 from server.bell import Bell
 from server.guard import site_of
 from server.home import Home, read_nodes, write_nodes
@@ -41,7 +41,7 @@ from server.proposals import Proposal
 from server.refusals import Refusals
 from server.registry import Registry
 from server.seat import Objects, Seat
-from server.sites import Site
+from server.sites import Presence, Site
 from server.witness import ConflictError, UnknownUpdateError, Witness
 
 PULL_WAIT_S = 20.0
@@ -67,7 +67,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._home = home
         self._registry = registry
         self._objects = Objects()
-        self._mailbox = Mailbox(home.flower / "mailbox.sqlite")
+        self._mailbox = Mailbox(home.flower / mailbox.NAME)
         self._seats: dict[str, Seat] = {}
         self._lock = threading.Lock()
         self._bell = Bell(registry)
@@ -78,7 +78,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
         self._nodes = dict(read_nodes(home))
-        registry.set_connected(None, False)
+        registry.nobody_is_here()
+        self._take_over()
 
     # Flower's Fleet service
 
@@ -90,7 +91,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         seat = self._seat(site)
         node_id = self._relay(context, seat.activate)
         self._publish(site.name, node_id)
-        self._registry.set_connected(site.name, True)
+        self._registry.set_presence(site.name, Presence.HERE)
         poke_strategies(self._home.path)
         _log.info("site %s is here as node %d", site.name, node_id)
         return fleet_pb2.ActivateNodeResponse(node_id=node_id)
@@ -99,8 +100,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self, request: fleet_pb2.DeactivateNodeRequest, context: grpc.ServicerContext
     ) -> fleet_pb2.DeactivateNodeResponse:
         """The site's agent says goodbye."""
-        seat = self._seated(context, request.node_id)
-        self._relay(context, lambda: self._let_go(seat, "says goodbye"))
+        self._let_go(self._seated(context, request.node_id), "says goodbye", Presence.LEFT)
         return fleet_pb2.DeactivateNodeResponse()
 
     def SendNodeHeartbeat(  # noqa: N802
@@ -134,8 +134,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                 if response is not None or remaining <= 0:
                     return response or fleet_pb2.PullMessagesResponse()
                 news.wait(min(LOOK_EVERY_S, remaining) if live else remaining)
-        if context.is_active():  # who has gone, to come back with a renewed certificate say, is not refused
-            self._authorise(context)
+        self._authorise(context)
         return fleet_pb2.PullMessagesResponse()
 
     def PullObject(  # noqa: N802
@@ -205,15 +204,14 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """The open runs and those closed lately, held until something is newer than the caller knows."""
         deadline = time.monotonic() + min(request.wait_s, LIST_WAIT_S)
         with self._bell.held(context, self._authorise(context).name) as news:
-            revision = self._registry.revision()
-            while context.is_active():
+            while True:
                 news.clear()
                 site = self._authorise(context)
                 if site.name in self._seats:
                     self._seats[site.name].last_seen = time.monotonic()
                 revision = self._registry.revision()
                 remaining = deadline - time.monotonic()
-                if revision != request.revision or remaining <= 0:
+                if revision != request.revision or remaining <= 0 or not context.is_active():
                     break
                 news.wait(remaining)
         proposals = self._registry.proposals()
@@ -308,26 +306,38 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         if not live_runs:
             self._objects.clear()
         active = {site.name: site for site in self._registry.sites() if site.state == "active"}
+        self._mailbox.save()
         for name, seat in list(self._seats.items()):
             try:
                 if name not in active:
                     del self._seats[name]
-                    self._let_go(seat, "was revoked")
-                elif not seat.present:
+                    self._let_go(seat, "was revoked", Presence.AWAY)
+                    seat.shut_out()
                     continue
-                elif time.monotonic() - seat.last_seen > SILENCE_S:
-                    self._let_go(seat, "is silent")
-                elif not seat.beat():
+                if seat.present and time.monotonic() - seat.last_seen > SILENCE_S:
+                    self._let_go(seat, "is silent", Presence.AWAY)
+                # Who is away stays online at the SuperLink: what it was asked waits for it.
+                if not seat.beat() and seat.present:
                     # A new SuperLink does not know the node; the agent's next call is told to activate again.
-                    self._let_go(seat, "must activate again")
+                    self._let_go(seat, "must activate again", Presence.AWAY)
             except httpx.HTTPError as error:
                 _log.warning("the SuperLink does not answer for site %s: %s", name, error)
 
-    def _let_go(self, seat: Seat, why: str) -> None:
+    def _take_over(self) -> None:
+        """Keep the nodes of all sites online from the start: what they were asked waits for them."""
+        for site in self._registry.sites():
+            if site.state == "active" and site.name in self._nodes.values():
+                try:
+                    self._seat(site)
+                except ConfigError as error:
+                    _log.error("site %s: %s", site.name, error)
+
+    def _let_go(self, seat: Seat, why: str, presence: Presence) -> None:
         _log.warning("site %s %s", seat.site, why)
-        self._registry.set_connected(seat.site, False)
-        seat.deactivate()
+        seat.leave()
+        self._registry.set_presence(seat.site, presence)
         self._bell.ring(seat.site)
+        poke_strategies(self._home.path)
 
     def _authorise(self, context: grpc.ServicerContext) -> Site:
         certificates = context.auth_context().get("x509_pem_cert")
@@ -350,7 +360,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         if not seat.present:
             if not self._relay(context, seat.return_):
                 context.abort(grpc.StatusCode.ABORTED, _VOID)
-            self._registry.set_connected(site.name, True)
+            self._registry.set_presence(site.name, Presence.HERE)
+            poke_strategies(self._home.path)
             _log.info("site %s is here again", site.name)
         seat.last_seen = time.monotonic()
         return seat

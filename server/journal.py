@@ -5,7 +5,8 @@ that was killed and resumed tells the same story as one that was not. Events, ea
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported)
-    round         round, sites, refused {site: code}, missing, seconds, bytes-down, bytes-up, model-sha256,
+    round         round, sites, refused {site: code}, missing, why-missing {site: away ...}, seconds, bytes-down,
+                  bytes-up, model-sha256,
                   capped: sites that weighed less than their count of patients says (server/aggregation.py)
     evaluate      round, phase, site, patients, dice ...
                   site "overall": the mean of the sites' scores; under "mean-of-patients" the mean weighted by
@@ -39,8 +40,11 @@ _BY_CLASS = "dice-"
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
 
+# By how a member is (server/members.py).
+_WHY_MISSING = {"here": "did not answer", "away": "is away", "left": "left", "revoked": "was revoked"}
+
 _ABOUT = frozenset({"event", "time", "round", "phase", "site", "patients"})
-_ABOUT_OVERALL = _ABOUT | {"mean-of-patients", "refused", "missing", "seconds", "bytes-down"}
+_ABOUT_OVERALL = _ABOUT | {"mean-of-patients", "refused", "missing", "why-missing", "seconds", "bytes-down"}
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,17 @@ def not_scored(scores: Mapping[str, Mapping[str, float]]) -> str | None:
         f"Not scored: {told}. None of the site's patients here has the class, or its policy keeps the score. Its own "
         "means are over the other classes, and a mean of sites is over the sites that have the score."
     )
+
+
+def in_words(why: str) -> str:
+    """Why a site is missing, to be read after its name."""
+    return _WHY_MISSING.get(why, "did not answer")
+
+
+def missing_of(event: Event) -> list[str]:
+    """The sites that did not answer, each with the reason."""
+    why = event.get("why-missing", {})
+    return [f"{site} {in_words(why.get(site, ''))}" for site in event["missing"]]
 
 
 def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:

@@ -10,17 +10,27 @@ import hmac
 import re
 import sqlite3
 from dataclasses import dataclass
+from enum import IntEnum
 from hashlib import sha256
 
 from common import pki
+from common.config import NAME_PATTERN
 from common.errors import ConfigError, EnrolmentError
 from common.operators import Act, subject_of
-from common.text import NAME_PATTERN
 from server.acts import Acts, act_from_text, act_to_text
 from server.store import Store
 
 # A site whose invitation or approval no operator signed, whatever the file says.
 UNPROVEN = "unproven"
+
+
+class Presence(IntEnum):
+    """Whether a site's agent is there, as the column `connected` has it."""
+
+    AWAY = 0  # it does not call
+    HERE = 1
+    LEFT = 2  # it said goodbye
+
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sites (
@@ -47,6 +57,9 @@ CREATE TABLE IF NOT EXISTS sites (
 );
 """
 
+# A renewed site may still use its earlier certificate for so long: calls under way end in their own time.
+_OVERLAP = datetime.timedelta(hours=1)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -63,7 +76,12 @@ class Site:
     renewal: bytes | None  # PEM of a request that waits for the root key
     knows_successor: bool  # it has been given the next root
     node_key: bytes | None  # PEM, sealed: signs as this site's Flower node towards the SuperLink
-    connected: bool
+    presence: Presence
+
+    @property
+    def connected(self) -> bool:
+        """Whether its agent is here."""
+        return self.presence is Presence.HERE
 
 
 class Sites(Store):
@@ -83,16 +101,9 @@ class Sites(Store):
             return _get_site(database, self._acts, name)
 
     def active_site(self, fingerprint: str) -> Site | None:
-        """The site whose certificate this is, if it may work now; the first use of a renewed one ends the one before.
-
-        Until then that stays good for its own time: a site that has not got the answer to its renewal is not shut out.
-        """
-        site, until, is_first = self._remembered("passes", _read_passes).get(fingerprint, (None, "", False))
-        if site is None or until <= pki.now().isoformat():
-            return None
-        if is_first:
-            self._end_earlier(site.name, fingerprint)
-        return site
+        """The site whose current certificate this is, if it may work now."""
+        site, until = self._remembered("passes", _read_passes).get(fingerprint, (None, ""))
+        return site if until > pki.now().isoformat() else None
 
     def is_expecting(self) -> bool:
         """Whether somebody may still come to the enrolment port: invited, waiting, or approved and not yet told."""
@@ -198,7 +209,7 @@ class Sites(Store):
             database.execute("UPDATE sites SET renewal = ? WHERE name = ? AND state = 'active'", (csr_pem, name))
 
     def renew(self, name: str, certificate_pem: bytes, *, knows_successor: bool) -> None:
-        """Give an active site its next certificate. The one in use opens the door until this one is used.
+        """Give an active site its next certificate. The one before opens the door for a while yet.
 
         Raises:
             EnrolmentError: the site is not active.
@@ -208,30 +219,19 @@ class Sites(Store):
             site = _get_site(database, self._acts, name)
             if site.state != "active":
                 raise EnrolmentError(f"site {name} is {site.state}; only an active one can be renewed.")
-            # One that was never used is replaced: the one before it is what the site has.
+            until = min(site.expires or "", (pki.now() + _OVERLAP).isoformat())
             database.execute(
-                "UPDATE sites SET certificate = ?, fingerprint = ?, expires = ?, "
-                "earlier_expires = CASE WHEN earlier_fingerprint IS NULL THEN ? ELSE earlier_expires END, "
-                "earlier_fingerprint = COALESCE(earlier_fingerprint, ?), renewal = NULL, knows_successor = ? "
-                "WHERE name = ?",
+                "UPDATE sites SET certificate = ?, fingerprint = ?, expires = ?, earlier_fingerprint = ?, "
+                "earlier_expires = ?, renewal = NULL, knows_successor = ? WHERE name = ?",
                 (
                     certificate_pem,
                     pki.fingerprint(certificate),
                     certificate.not_valid_after_utc.isoformat(),
-                    site.expires,
                     site.fingerprint,
+                    until,
                     knows_successor,
                     name,
                 ),
-            )
-
-    def _end_earlier(self, name: str, fingerprint: str) -> None:
-        """A site uses its present certificate: the one before is none any more."""
-        with self._writing() as database:
-            database.execute(
-                "UPDATE sites SET earlier_fingerprint = NULL, earlier_expires = NULL "
-                "WHERE name = ? AND fingerprint = ?",
-                (name, fingerprint),
             )
 
     def forget_successor(self) -> None:
@@ -253,13 +253,17 @@ class Sites(Store):
                 (act_to_text(act), name),
             )
 
-    def set_connected(self, name: str | None, connected: bool) -> None:
-        """Note whether a site's agent is there; None means every site."""
+    def set_presence(self, name: str, presence: Presence) -> None:
+        """Note whether a site's agent is there."""
         with self._writing() as database:
             database.execute(
-                "UPDATE sites SET connected = ? WHERE connected != ? AND (name = ? OR ? IS NULL)",
-                (connected, connected, name, name),
+                "UPDATE sites SET connected = ? WHERE connected != ? AND name = ?", (presence, presence, name)
             )
+
+    def nobody_is_here(self) -> None:
+        """The gateway starts anew: no site is connected to it yet. Who has left has left."""
+        with self._writing() as database:
+            database.execute("UPDATE sites SET connected = ? WHERE connected = ?", (Presence.AWAY, Presence.HERE))
 
 
 def about_invitation(name: str, token: str, expires: datetime.datetime) -> tuple[str, str, str]:
@@ -282,8 +286,8 @@ def _read_sites(database: sqlite3.Connection, acts: Acts) -> tuple[Site, ...]:
     return tuple(_site(row, acts) for row in database.execute("SELECT * FROM sites ORDER BY name").fetchall())
 
 
-def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Site, str, bool]]:
-    """By certificate: the active site it opens the door for, until when, and whether its use ends an earlier one."""
+def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Site, str]]:
+    """By certificate: the active site it opens the door for, and until when."""
     passes = {}
     for row in database.execute("SELECT * FROM sites WHERE state = 'active'").fetchall():
         site = _site(row, acts)
@@ -292,8 +296,8 @@ def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Si
         # The file alone gives no site a certificate; the log has to know it, too.
         known = acts.story().certificates.get(site.name, ())
         if row["earlier_fingerprint"] in known:
-            passes[row["earlier_fingerprint"]] = (site, row["earlier_expires"], False)
-        passes[row["fingerprint"]] = (site, row["expires"], row["earlier_fingerprint"] is not None)
+            passes[row["earlier_fingerprint"]] = (site, row["earlier_expires"])
+        passes[row["fingerprint"]] = (site, row["expires"])
     return passes
 
 
@@ -330,7 +334,7 @@ def _site(row: sqlite3.Row, acts: Acts) -> Site:
         renewal=row["renewal"],
         knows_successor=bool(row["knows_successor"]),
         node_key=row["node_key"],
-        connected=bool(row["connected"]),
+        presence=Presence(row["connected"]),
     )
 
 
@@ -362,4 +366,4 @@ def _hash(token: str) -> str:
     return sha256(token.encode()).hexdigest()
 
 
-__all__ = ["SCHEMA", "UNPROVEN", "Site", "Sites", "about_invitation", "check_name"]
+__all__ = ["SCHEMA", "UNPROVEN", "Presence", "Site", "Sites", "about_invitation", "check_name"]

@@ -42,9 +42,11 @@ from server.journal import (
     summarise,
     write_summary,
 )
+from server.members import GridMembers, Members, present, who_is_missing
 
 CHECKPOINTS = "checkpoint"
 _AVERAGE = "average"  # within a checkpoint's folder
+_GO_ON = "then run `wardround-server resume` with the run's name: it goes on from there"
 
 # Told what became of each update of a round: see server/witness.py.
 NoteRound: TypeAlias = Callable[[int, Mapping[str, str], Mapping[str, ErrorCode], str | None], None]
@@ -63,7 +65,7 @@ class _Session:
     run_hash: str
     out: Path
     journal: Journal
-    site_names: Mapping[int, str] | None
+    members: Members
     wait: Wait
     note_round: NoteRound | None
     sealer: Sealer | None
@@ -89,11 +91,12 @@ class _Absent:
     """Who did not contribute to an exchange, and why."""
 
     refused: dict[str, ErrorCode]
-    missing: list[str]
+    missing: dict[str, str]  # site -> why it did not answer, see server/exchange.py
 
     def as_event(self) -> dict[str, Any]:
         refused = {site: str(code) for site, code in sorted(self.refused.items())}
-        return {"refused": refused, "missing": sorted(self.missing)}
+        missing = dict(sorted(self.missing.items()))
+        return {"refused": refused, "missing": list(missing), "why-missing": missing}
 
 
 def federate(
@@ -101,7 +104,7 @@ def federate(
     run: RunConfig,
     out: Path,
     *,
-    site_names: Mapping[int, str] | None = None,
+    members: Members | None = None,
     observe: Observe | None = None,
     wake: Wait = time.sleep,
     note_round: NoteRound | None = None,
@@ -113,7 +116,7 @@ def federate(
         grid: Flower's way to the sites.
         run: what both sides agreed on.
         out: receives model.safetensors, model.json, summary.json, metrics.jsonl and checkpoint/.
-        site_names: node id -> site name; None: the names the grid's nodes carry.
+        members: who takes part; None: the nodes of the grid, under the names they carry.
         observe: called with each event of the journal as it happens.
         wake: sleeps about the given seconds; returns early when a reply is known to be there.
         note_round: told what became of each update, before a model is made of a round.
@@ -126,7 +129,8 @@ def federate(
     """
     model = _last_checkpoint(run, out, sealer) or _model(0, _initial_weights(run, out))
     journal = open_journal(out, last_round=model.round, observe=observe)
-    session = _Session(grid, run, sha256_of(run), out, journal, site_names, wake, note_round, sealer)
+    members = members or GridMembers(grid)
+    session = _Session(grid, run, sha256_of(run), out, journal, members, wake, note_round, sealer)
     try:
         _start(session, model.round)
         if _evaluation_is_due(run, model.round):
@@ -156,11 +160,12 @@ def _start(session: _Session, resumed_from: int) -> None:
     session.journal.record("run-started", {**first, "seed": run.seed, "resumed-from": resumed_from})
     (session.out / SUMMARY_NAME).unlink(missing_ok=True)  # of an earlier start; a summary means that it ended
     deadline = time.monotonic() + federation.join_timeout_s
-    while (present := len(_sites(session))) < federation.quorum:
+    while len(here := present(session.members)) < federation.quorum:
         if time.monotonic() > deadline:
+            others = who_is_missing(session.members, here, {})
             raise FederationError(
-                f"{present} sites connected within {federation.join_timeout_s:g} s, the quorum is {federation.quorum}. "
-                "Start the missing sites, or lower federation.quorum in run.toml."
+                f"{len(here)} sites connected within {federation.join_timeout_s:g} s, the quorum is "
+                f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}."
             )
         session.wait(LONGEST_WAIT_S)
 
@@ -169,13 +174,17 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     """One round: the new global model."""
     start = time.monotonic()
     run = session.run
-    sites = _sites(session)
     updates: dict[str, Update] = {}
     weights: dict[str, float] = {}
     entered: dict[str, str] = {}  # site -> SHA-256 of its update
-    absent = _Absent({}, [])
-    bytes_up = 0
-    for answer in _ask(session, sites, TrainRequest(session.run_hash, number, model.weights)):
+    absent = _Absent({}, {})
+    bytes_up = answered = 0
+
+    def wanted() -> int:
+        return run.federation.quorum - len(entered)
+
+    for answer in _ask(session, TrainRequest(session.run_hash, number, model.weights), wanted):
+        answered += answer.reply is not None
         reply = _expect(answer, TrainReply, absent)
         if reply is None:
             continue
@@ -196,7 +205,11 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
         del updates[site], weights[site], entered[site]
     if len(entered) < run.federation.quorum:
         _note(session, number, entered, absent, None)
-        raise FederationError(_no_quorum(number, run.federation.quorum, len(entered), absent))
+        others = who_is_missing(session.members, entered, absent.refused | absent.missing)
+        raise FederationError(
+            f"{len(entered)} updates could enter round {number}, the quorum is {run.federation.quorum}{others}. "
+            f"The model of the round before is kept. Mend the cause, {_GO_ON}."
+        )
     shares = capped(weights)
     new = _model(number, weighted_mean({site: update.state for site, update in updates.items()}, shares))
     new = dataclasses.replace(new, average=_average(run.federation.averaging, model, new))
@@ -208,7 +221,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             "sites": sorted(entered),
             **absent.as_event(),
             "seconds": time.monotonic() - start,
-            "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
+            "bytes-down": len(model.weights) * answered,
             "bytes-up": bytes_up,
             "model-sha256": sha256(new.weights),
             "capped": sorted(site for site in shares if shares[site] != weights[site]),
@@ -222,10 +235,11 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
     """Ask all sites for the scores of the global model, or of its average, on their held-out patients."""
     start = time.monotonic()
     model = model.best
-    sites = _sites(session)
     replies: dict[str, EvaluateReply] = {}
-    absent = _Absent({}, [])
-    for answer in _ask(session, sites, EvaluateRequest(session.run_hash, model.round, phase, model.weights)):
+    absent = _Absent({}, {})
+    answered = 0
+    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, model.weights)):
+        answered += answer.reply is not None
         reply = _expect(answer, EvaluateReply, absent)
         if reply is None:
             continue
@@ -250,7 +264,7 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
             "mean-of-patients": mean_of_patients(scores, {site: reply.patients for site, reply in replies.items()}),
             **absent.as_event(),
             "seconds": time.monotonic() - start,
-            "bytes-down": len(model.weights) * (len(sites) - len(absent.missing)),
+            "bytes-down": len(model.weights) * answered,
         },
     )
 
@@ -263,16 +277,16 @@ def _note(
         session.note_round(number, entered, {**absent.refused, **late}, model_sha256)
 
 
-def _ask(session: _Session, sites: Mapping[int, str], request: Request) -> Iterator[Answer]:
+def _ask(session: _Session, request: Request, wanted: Callable[[], int] = lambda: 0) -> Iterator[Answer]:
     timeout_s = session.run.federation.round_timeout_s
-    return ask(session.grid, sites, request, timeout_s=timeout_s, wait=session.wait)
+    return ask(session.grid, session.members, request, timeout_s=timeout_s, wait=session.wait, wanted=wanted)
 
 
 def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType | None:
     """The reply if it is of this kind; otherwise None, with the reason noted."""
     match answer.reply:
         case None:
-            absent.missing.append(answer.site)
+            absent.missing[answer.site] = answer.why
         case Refusal(code=code):
             absent.refused[answer.site] = code
         case reply if isinstance(reply, kind):
@@ -282,31 +296,9 @@ def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType
     return None
 
 
-def _sites(session: _Session) -> dict[int, str]:
-    """The sites connected now: node id -> name, sorted by name."""
-    if (names := session.site_names) is not None:
-        present = {node: names[node] for node in session.grid.get_node_ids() if node in names}
-    else:
-        nodes = session.grid.get_nodes()
-        present = {node.node_id: node.name or node.owner_name or f"node-{node.node_id}" for node in nodes}
-    if len(set(present.values())) != len(present):
-        raise FederationError("two connected nodes carry the same site name. Give each site a name of its own.")
-    return dict(sorted(present.items(), key=lambda item: item[1]))
-
-
 def _evaluation_is_due(run: RunConfig, round_: int) -> bool:
     """After the given round; a resumed run asks again for the round it goes on from."""
     return round_ > 0 and (round_ % run.federation.evaluate_every == 0 or round_ == run.federation.rounds)
-
-
-def _no_quorum(number: int, quorum: int, entered: int, absent: _Absent) -> str:
-    reasons = [f"{site} refused ({code})" for site, code in sorted(absent.refused.items())]
-    reasons += [f"{site} did not answer" for site in sorted(absent.missing)]
-    return (
-        f"{entered} updates could enter round {number}, the quorum is {quorum}"
-        + (f": {', '.join(reasons)}" if reasons else "")
-        + ". The model of the round before is kept; mend the cause and start the run again, it goes on from there."
-    )
 
 
 def _model(round_: int, state: Mapping[str, Tensor]) -> _Model:

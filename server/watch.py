@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from common.cli import live_table, note
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from common.cli import note
 from server.home import Home
-from server.journal import JOURNAL_NAME, OVERALL, Event, read_events
+from server.journal import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
 from server.proposals import Proposal
 from server.registry import Registry
 
 _LOOK_EVERY_S = 0.5
-_COLUMNS = ("site", "train loss", "dice", "seconds", "epsilon")
 
 
 def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
@@ -62,7 +65,7 @@ def event_line(event: Event) -> str:
     match event["event"]:
         case "round":
             left_out = [f"{site} refused ({code})" for site, code in event["refused"].items()]
-            left_out += [f"{site} missing" for site in event["missing"]]
+            left_out += missing_of(event)
             remark = f"; {', '.join(left_out)}" if left_out else ""
             return (
                 f"round {event['round']}: {len(event['sites'])} sites, {event['seconds']:.1f} s, "
@@ -77,23 +80,27 @@ def event_line(event: Event) -> str:
 
 
 def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
-    with live_table() as show:
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
         for proposal, events in _observe(home, registry, run_hash):
-            finished = _latest(events, "round", "round") or 0
-            title = f"{proposal.name}: {finished} of {_rounds(proposal)} rounds done"
-            show(state_line(registry, proposal), title, _COLUMNS, _by_site(events))
+            live.update(Group(state_line(registry, proposal), _by_site(proposal, events)))
     return proposal
 
 
-def _by_site(events: Sequence[Event]) -> list[tuple[object, ...]]:
-    """A row for each site that was heard of, and one for all; see `_COLUMNS`."""
+def _by_site(proposal: Proposal, events: Sequence[Event]) -> Table:
+    table = Table(title=f"{proposal.name}, round {_latest(events, 'round', 'round')} of {_rounds(proposal)}")
+    for column in ("site", "train loss", "dice", "seconds", "epsilon"):
+        table.add_column(column, justify="left" if column == "site" else "right")
     sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
-    rows = []
     for site in [*sites, OVERALL]:
         own = [event for event in events if event.get("site") == site]
-        values = (("train", "train-loss"), ("evaluate", "dice"), ("train", "seconds"), ("train", "epsilon"))
-        rows.append((site, *(_latest(own, kind, key) for kind, key in values)))
-    return rows
+        table.add_row(
+            site,
+            _number(_latest(own, "train", "train-loss")),
+            _number(_latest(own, "evaluate", "dice")),
+            _number(_latest(own, "train", "seconds")),
+            _number(_latest(own, "train", "epsilon")),
+        )
+    return table
 
 
 def _observe(home: Home, registry: Registry, run_hash: str) -> Iterator[tuple[Proposal, list[Event]]]:

@@ -12,6 +12,7 @@ A column that is finished is kept in its folder, so that an interrupted comparis
 """
 
 import dataclasses
+import html
 import json
 import statistics
 import time
@@ -26,9 +27,9 @@ from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sh
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.records import EvaluateReply, EvaluateRequest
-from common.text import in_html
 from server.exchange import ask
 from server.journal import INITIAL_NAME, mean_of_sites, not_scored
+from server.members import GridMembers
 from server.report import page, pictures, table
 from server.strategy import federate
 from simulations.grid import InProcessGrid
@@ -261,10 +262,10 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
     A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
     """
     run = run.model_copy(update={"privacy": None})
-    names = {node: site.config.name for node, site in enumerate(sites, start=1)}
     request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", weights)
     scores: dict[str, dict[str, float]] = {}
-    for answer in ask(InProcessGrid(sites, run), names, request, timeout_s=run.federation.round_timeout_s):
+    grid = InProcessGrid(sites, run)
+    for answer in ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s):
         if not isinstance(answer.reply, EvaluateReply):
             raise FederationError(
                 f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient."
@@ -272,7 +273,7 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
         scores[answer.site] = answer.reply.metrics
     if not any(METRIC in one for one in scores.values()):
         raise FederationError("no test patient of any site has a class of this run. Add patients who have one.")
-    return {name: scores[name] for name in names.values()}
+    return {site.config.name: scores[site.config.name] for site in sites}
 
 
 def _images_seen(column: Column) -> int:
@@ -315,7 +316,7 @@ def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
     _plot(out, run, results)
     plot = pictures([out / "compare.png"])
-    body = f"<h1>{run.name}: what federating gains</h1><p>{in_html(facts)}</p>{table(head, rows)}{plot}"
+    body = f"<h1>{run.name}: what federating gains</h1><p>{html.escape(facts)}</p>{table(head, rows)}{plot}"
     write_atomically(out / "report.html", page(f"Comparison {run.name}", body).encode())
 
 

@@ -53,14 +53,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Looked:
-    """One source as a whole. left_out: files and folders that are part of no study, counted by reason; assumed: see
-    `Found`.
-    """
+    """One source as a whole. left_out: files and folders that are part of no study, counted by reason."""
 
     number: int
     kinds: tuple[str, ...]
     left_out: Mapping[str, int]
-    assumed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,7 @@ def _path(reference: Reference, folder: Path) -> str:
 def _looked(number: int, found: Found, folder: Path) -> Looked:
     empty = _empty_folders(folder)
     left_out = dict(found.left_out) | ({EMPTY_FOLDER: empty} if empty else {})
-    return Looked(number, tuple(sorted({reference.kind for reference in found.references})), left_out, found.assumed)
+    return Looked(number, tuple(sorted({reference.kind for reference in found.references})), left_out)
 
 
 def _empty_folders(folder: Path) -> int:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from client.data.study import Labelling
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
-from common.text import shown
 
 BACKGROUND = "background"
 
@@ -193,7 +192,7 @@ class Naming:
             return 0
         if not self.as_found:
             return self._number_in_run(name)
-        name = shown(name)
+        name = "".join(letter if letter.isprintable() else " " for letter in name)
         plain = _plain(name)
         if plain not in self._numbers:
             if len(self._classes) == _MOST_CLASSES:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.files import socket_address
-from common.flower import poll_objects_quickly
 
 # With hints, looking without one is only the safety net; each look costs the SuperLink about 15 ms of CPU.
 PATIENCE_S = 1.0
@@ -51,6 +50,14 @@ class Sleeper:
         self._path.unlink(missing_ok=True)
 
 
+def gateway_started_at(home: Path) -> float:
+    """When the gateway that listens now began to, in seconds since the epoch; 0 while none ever did."""
+    try:
+        return (home / _FOLDER / _GATEWAY).stat().st_ctime
+    except FileNotFoundError:
+        return 0.0
+
+
 def gateway_sleeper(home: Path) -> Sleeper:
     """What the gateway sleeps on."""
     return Sleeper(home / _FOLDER / _GATEWAY)
@@ -70,13 +77,11 @@ def poke_strategies(home: Path) -> None:
 def strategy_wake(home: Path | None) -> Callable[[float], None]:
     """What the strategy calls instead of `time.sleep` between two looks.
 
-    Each call first tells the gateway to look for messages, as the strategy may just have pushed some. Also makes
-    Flower look quickly for the objects of a reply that is just arriving.
+    Each call first tells the gateway to look for messages, as the strategy may just have pushed some.
     """
     if home is None or not (home / _FOLDER / _GATEWAY).exists():
         return time.sleep
     sleeper = Sleeper(home / _FOLDER / f"strategy-{os.getpid()}.sock")
-    poll_objects_quickly()
 
     def wake(seconds: float) -> None:
         poke_gateway(home)

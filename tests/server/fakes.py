@@ -68,9 +68,10 @@ class FakeGrid(Grid):
         self.unreachable = set(unreachable)
         self.stale: list[Message] = []  # delivered with the next look
         self.requests: list[tuple[str, Request]] = []
-        self._nodes = {100 + index: name for index, name in enumerate(sites)}
+        self.nodes = {100 + index: name for index, name in enumerate(sites)}
         self._numbers = itertools.count()
         self._replies: dict[str, tuple[str, Message]] = {}
+        self._unanswered: dict[str, tuple[str, Message]] = {}
 
     def set_run(self, run: object) -> None:
         pass
@@ -86,15 +87,15 @@ class FakeGrid(Grid):
         return a_message(content, dst_node_id, message_type, group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self._nodes)
+        return list(self.nodes)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, name=name) for node, name in self._nodes.items()]
+        return [NodeInfo(node_id=node, name=name) for node, name in self.nodes.items()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            site = self._nodes[message.metadata.dst_node_id]
+            site = self.nodes[message.metadata.dst_node_id]
             if site in self.unreachable:
                 ids.append("")
                 continue
@@ -104,8 +105,17 @@ class FakeGrid(Grid):
             self.requests.append((site, request))
             if (reply := reply_message(self.sites[site](request), message)) is not None:
                 self._replies[message_id] = (site, reply)
+            else:
+                self._unanswered[site] = (message_id, message)
             ids.append(message_id)
         return ids
+
+    def answer_late(self, site: str) -> None:
+        """The site answers the last message that it left unanswered."""
+        message_id, message = self._unanswered.pop(site)
+        reply = reply_message(self.sites[site](request_from_record(message.content)), message)
+        assert reply is not None
+        self._replies[message_id] = (site, reply)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         if self.stale:

@@ -20,6 +20,7 @@ from common import pki
 from server.bell import Bell
 from server.home import Home
 from server.registry import Registry
+from server.sites import Presence
 from tests.server.coordinator import RUN, RUN_TOML, enrol, invite, new_home
 
 OTHER_PROCESS = """
@@ -161,9 +162,9 @@ def test_version_changes_with_writes_alone(home, registry):
     enrol(home, registry, "a")
     version = registry.version()
     registry.sites()
-    registry.set_connected("a", False)  # as it was
+    registry.set_presence("a", Presence.AWAY)  # as it was
     assert registry.version() == version
-    registry.set_connected("a", True)
+    registry.set_presence("a", Presence.HERE)
     assert registry.version() != version
 
 

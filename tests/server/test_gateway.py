@@ -23,12 +23,11 @@ from flwr.proto.node_pb2 import Node
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import flower, pki
-from common.audit import receipts
 from common.config import sha256_of
 from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import channels
 from common.wire.wake import gateway_sleeper
-from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest, SubmitReceiptRequest
+from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import serve
 from server.gateway import Gateway
@@ -38,7 +37,6 @@ from server.limits import CALLS_AT_ONCE
 from server.registry import Registry
 from server.root import root_credentials
 from server.seat import Objects
-from server.witness import open_log
 from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, status_of
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -52,17 +50,17 @@ from flwr.serverapp import ServerApp
 from common.records import TrainRequest
 from common.wire.wake import strategy_wake
 from server.exchange import ask
-from server.home import open_home, read_nodes
+from server.home import open_home
+from server.members import HomeMembers, present
 app = ServerApp()
 @app.main()
 def main(grid, context):
     home = open_home()
-    wake, names, out = strategy_wake(home.path), read_nodes(home), []
+    wake, members, out = strategy_wake(home.path), HomeMembers(home, "0" * 64), []
     for number in (1, 2):
-        while len(list(grid.get_node_ids())) < 2: wake(0.1)
-        sites = {node: names[node] for node in grid.get_node_ids()}
+        while len(present(members)) < 2: wake(0.1)
         weights = bytes([number]) * 12_000_000
-        for answer in ask(grid, sites, TrainRequest("0" * 64, number, weights), timeout_s=60, wait=wake):
+        for answer in ask(grid, members, TrainRequest("0" * 64, number, weights), timeout_s=60, wait=wake):
             out.append([number, answer.site, answer.reply and answer.reply.weights.hex()])
     (home.path / "answers.json.part").write_text(json.dumps(out))
     (home.path / "answers.json.part").rename(home.path / "answers.json")
@@ -476,35 +474,6 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     ]
     assert sorted(map(tuple, _json(result))) == sorted(map(tuple, expected))
     coordinator.live_runs.clear()
-
-
-def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_belong_to(coordinator, agents):
-    """It would hold a receipt by which the coordinator had left out an update, of a round that it was never in."""
-    first, second = agents
-    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
-    coordinator.live_runs.add(run_id)
-    asked, other = first.fetch(*first.pull()), second.fetch(*second.pull())
-    honest = request_from_record(asked.content)
-    claims = [("1f" * 32, honest.round), (honest.run_hash, 7), ("1f" * 32, 7)]
-
-    def sign(agent: Agent, run_hash: str, round_: int, model: bytes = honest.weights) -> grpc.StatusCode:
-        receipt = receipts.receipt_for(
-            run=run_hash, round_=round_, site=agent.name, received=model, update=b"update", policy="2e" * 32,
-            time=1_790_000_000.0, patients=35, spent=None,
-        )  # fmt: skip
-        signature = receipts.sign(receipt, coordinator.members[agent.name].receipt_key)
-        request = SubmitReceiptRequest(receipt=receipt.to_bytes(), signature=signature)
-        return status_of(agent.coordination.SubmitReceipt, request)
-
-    first.push(Message(reply_to_record(TrainReply(*claims[0], b"update", 35, {})), reply_to=asked))
-    assert [sign(first, *claim) for claim in claims] == [grpc.StatusCode.NOT_FOUND] * 3
-    second.push(answer_to(other, b"update"))
-    assert sign(second, honest.run_hash, honest.round, b"another model") == grpc.StatusCode.INVALID_ARGUMENT
-    assert sign(second, honest.run_hash, honest.round) == OK
-    flower.stop_run(coordinator.home.config.superlink_port, run_id)
-    coordinator.live_runs.clear()
-    signed = [entry for entry in open_log(coordinator.home).entries() if entry.kind == "round"]
-    assert [entry.fields["receipt"]["site"] for entry in signed] == ["b"]
 
 
 def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordinator, agents, superlink):

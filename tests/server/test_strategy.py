@@ -186,7 +186,7 @@ def test_below_the_quorum_the_run_fails_and_keeps_the_last_model(tmp_path: Path)
         return moves(2)(request)
 
     run = a_run(rounds=3, federation={"round-timeout-s": 0.02})
-    with pytest.raises(FederationError, match=r"1 updates could enter round 2, the quorum is 2: b did not answer"):
+    with pytest.raises(FederationError, match=r"1 updates could enter round 2, the quorum is 2: b did not answer\."):
         run_it(FakeGrid({"a": moves(1), "b": b_breaks}), run, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "failed"
@@ -316,8 +316,9 @@ def test_looks_come_often_at_first_and_never_rarer_than_four_a_second(tmp_path: 
 
 def test_two_nodes_of_one_name_stop_the_run(tmp_path: Path) -> None:
     grid = FakeGrid({"a": moves(1), "b": moves(2)})
+    grid.nodes = {100: "a", 101: "a"}
     with pytest.raises(FederationError, match="same site name"):
-        federate(grid, a_run(), tmp_path, site_names={100: "a", 101: "a"}, wake=lambda _: None)
+        federate(grid, a_run(), tmp_path, wake=lambda _: None)
 
 
 def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:

@@ -50,7 +50,13 @@ from common.records import TrainRequest, request_to_record
 from common.wire.wake import strategy_wake
 from server.exchange import ask
 from server.home import open_home, read_nodes
+from server.members import Member, State
 app = ServerApp()
+class Honest:
+    def __init__(self, nodes): self.nodes = nodes
+    def look(self): return {name: Member(name, State.HERE, node) for name, node in self.nodes.items()}
+    def unheld(self, asked): return set()
+
 @app.main()
 def main(grid, context):
     home = open_home()
@@ -60,7 +66,7 @@ def main(grid, context):
     nodes = here()
     bait = request_to_record(TrainRequest("0" * 64, 1, b"bait"))
     grid.push_messages([grid.create_message(bait, MessageType.TRAIN, nodes["mallory"], "1", ttl=3600)])
-    sites = {nodes[name]: name for name in ("north", "south")}
+    sites = Honest({name: nodes[name] for name in ("north", "south")})
     with (home.path / "rounds").open("a") as done:
         for number in itertools.count(1):
             request = TrainRequest("0" * 64, number, bytes([number % 256]) * 100_000)
