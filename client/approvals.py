@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ _BUNDLE, _RUN, _SIGNERS = "bundle.fab", "run.json", "signers.json"
 _STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHORTEST_PREFIX = 6
+_LOOK_EVERY_S = 0.3
 
 _log = logging.getLogger(__name__)
 
@@ -144,10 +145,7 @@ def find(home: Path, wanted: str) -> Proposal:
     Raises:
         ConfigError: none, or more than one.
     """
-    proposals = load_all(home)
-    by_name = [p for p in proposals if p.run.name == wanted and p.open]
-    by_hash = [p for p in proposals if len(wanted) >= _SHORTEST_PREFIX and p.run_hash.startswith(wanted.lower())]
-    match by_name or by_hash:
+    match _fitting(home, wanted):
         case [proposal]:
             return proposal
         case []:
@@ -157,10 +155,51 @@ def find(home: Path, wanted: str) -> Proposal:
             raise ConfigError(f"{wanted!r} could be any of {hashes}. Give the start of the hash.")
 
 
+def await_appraisal(
+    home: Path, wanted: str, *, timeout_s: float, is_counting: Callable[[], bool], tell: Callable[[str], None]
+) -> Proposal:
+    """The one proposal with this name or hash, when it is here and the agent has found out what it would mean.
+
+    Args:
+        home: the site's.
+        wanted: as for `find`.
+        timeout_s: how long to wait for either.
+        is_counting: whether an agent runs, which alone can count; without one only the proposal is waited for.
+        tell: told in a line what is waited for.
+
+    Raises:
+        ConfigError: not proposed, or not counted, within that time; or more than one fits.
+    """
+    deadline = time.monotonic() + timeout_s
+    told = ""
+    while True:
+        fitting = _fitting(home, wanted)
+        if len(fitting) > 1 or (not fitting and time.monotonic() >= deadline):
+            return find(home, wanted)
+        if fitting and (fitting[0].appraisal is not None or fitting[0].answer is not None or not is_counting()):
+            return fitting[0]
+        if fitting and time.monotonic() >= deadline:
+            raise ConfigError(
+                f"the patients for {wanted!r} are not counted yet. See logs/worker.log, or wait longer with --timeout."
+            )
+        what = f"the count of patients for {wanted!r}" if fitting else f"a run {wanted!r} to be proposed here"
+        if what != told:
+            tell(f"Waiting for {what}, {max(0.0, deadline - time.monotonic()):.0f} s at most. Ctrl-C ends.")
+            told = what
+        time.sleep(_LOOK_EVERY_S)
+
+
 def answers_stamp(home: Path) -> tuple[tuple[str, int], ...]:
     """Changes whenever an answer does, or a run with an answer is closed or resumed; looked at every second."""
     answered = sorted(path.parent for path in _root(home).glob(f"*/{_ANSWER}"))
     return tuple((folder.name, (folder / name).stat().st_mtime_ns) for folder in answered for name in (_STATE, _ANSWER))
+
+
+def _fitting(home: Path, wanted: str) -> list[Proposal]:
+    proposals = load_all(home)
+    by_name = [p for p in proposals if p.run.name == wanted and p.open]
+    by_hash = [p for p in proposals if len(wanted) >= _SHORTEST_PREFIX and p.run_hash.startswith(wanted.lower())]
+    return by_name or by_hash
 
 
 def _root(home: Path) -> Path:

@@ -4,7 +4,6 @@ The home folder (site.toml, policy.toml, keys, ledger, logs) is --home, or WARDR
 Only commands that read images import torch, inside; `start` never does: its worker does.
 """
 
-import json
 import logging
 import logging.handlers
 import os
@@ -31,11 +30,12 @@ from client.predict_cli import predict
 from client.shell import HOME, Home, run_of
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
 from client.status import is_running, only_one, read_status
-from common.cli import JsonFlag, new_app, note, show_table
+from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
 from common.invitation import Invitation
+from common.logs import log_to, on_screen
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
@@ -69,19 +69,19 @@ def join(  # noqa: PLR0917 - one parameter an option
     if request is not None:
         phrase, text = enrol.request_by_file(home, opened)
         write_private(request, text.encode())
-        typer.echo(f"Phrase: {phrase}")
+        say(f"Phrase: {phrase}")
         note(f"Send {request} to the coordinator (it is a secret), and tell them the phrase. Then join --certificate.")
         return
 
     def show_phrase(phrase: str) -> None:
-        typer.echo(f"Phrase: {phrase}")
+        say(f"Phrase: {phrase}")
         note("Tell it to the coordinator, who must see the same under 'wardround-server requests'. Waiting ...")
 
     if certificate is not None:
         identity = enrol.accept_certificate(home, _read(certificate).encode())
     else:
         identity = enrol.join(home, opened, timeout_s=timeout, show_phrase=show_phrase)
-    typer.echo(f"Joined as {identity.site}. The certificate is valid for {identity.days_left} days.")
+    say(f"Joined as {identity.site}. The certificate is valid for {identity.days_left} days.")
     for folder in data or ():
         data_add(folder, home)
     if start_now:
@@ -99,7 +99,7 @@ def renew(home: Home = HOME) -> None:
     if is_running(home):
         raise ConfigError("the agent is running, and renews by itself. Stop it first to renew by hand.")
     identity = enrol.renew(home, enrol.load_identity(home))
-    typer.echo(f"The certificate of {identity.site} is valid for {identity.days_left} days.")
+    say(f"The certificate of {identity.site} is valid for {identity.days_left} days.")
 
 
 @app.command()
@@ -149,7 +149,7 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
     except EnrolmentError as error:
         values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
     if as_json:
-        typer.echo(json.dumps(values, indent=2))
+        show_json(values)
     else:
         show_table("Site", ("what", "value"), [(name, _text(name, value)) for name, value in values.items()])
     if values["state"] != "connected" or str(values.get("audit", "")).startswith("CONFLICT"):
@@ -186,12 +186,15 @@ def approve(
     home: Home = HOME,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor that leaves.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the proposal, and for the agent's count of patients.")
+    ] = 300.0,
 ) -> None:
     """Let a run train here, after showing what that means. Refused where the policy refuses.
 
     Example: `wardround-client approve lesions-2026`
     """
-    proposal = approvals.find(home, run)
+    proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=lambda: is_running(home), tell=note)
     offer = proposal.appraisal.offer if proposal.appraisal else None
     site = open_site(home)
     policy.check(proposal.run, site.policy, offer)
@@ -201,7 +204,7 @@ def approve(
     if not yes and sys.stdin.isatty():
         typer.confirm("Approve?", abort=True)
     approvals.answer(home, proposal.run_hash, approved=True, by="person")
-    typer.echo(f"Approved {proposal.run.name} ({proposal.run_hash}).")
+    say(f"Approved {proposal.run.name} ({proposal.run_hash}).")
     if not is_running(home):
         note("The agent is not running; it tells the coordinator when it starts.")
 
@@ -215,7 +218,7 @@ def deny(run: Annotated[str, typer.Argument(help="Name, hash, or start of the ha
     proposal = approvals.find(home, run)
     approvals.answer(home, proposal.run_hash, approved=False, by="person")
     open_site(home).ledger.release(proposal.run_hash)
-    typer.echo(f"Denied {proposal.run.name} ({proposal.run_hash}).")
+    say(f"Denied {proposal.run.name} ({proposal.run_hash}).")
 
 
 @policy_app.command("check")
@@ -324,13 +327,7 @@ def _text(name: str, value: Any) -> Any:
 def _log_to(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
-    screen = logging.StreamHandler()
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[handler, screen],
-        force=True,
-    )
+    log_to(logging.INFO, [handler, on_screen()])
 
 
 if __name__ == "__main__":

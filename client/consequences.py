@@ -69,7 +69,9 @@ def _set_aside(offer: Offer | None) -> str:
 def _start(run: RunConfig) -> str:
     if run.initial is None:
         return "random weights"
-    said = f"public, by the coordinator's word: {run.initial.public}" if run.initial.public else "not declared public"
+    said = (
+        f'public, in the coordinator\'s words: "{run.initial.public}"' if run.initial.public else "not declared public"
+    )
     return f"weights {run.initial.sha256[:8]}, {said}"
 
 
@@ -130,7 +132,7 @@ def _changes(proposal: Proposal, earlier: Sequence[Proposal]) -> Iterator[str]:
 
 
 def _said(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key]) if key in values else "not there"
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
 
 
 def _flat(run: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """wardround-client data: the images a hospital offers; what is usable, and copies without names."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from client.shell import HOME, Home, counted_progress, run_of, site_file
 from client.site import SITE_NAME, open_site
 from client.sitefile import add_source
 from client.sitekey import check_outside
-from common.cli import JsonFlag, new_app, note, show_table
+from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import SiteConfig, SourceConfig, load, validate
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -89,11 +88,11 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     readable = [reference for reference in found.references if reference.problem is None]
     patients = len({reference.patient for reference in readable})
     record.note(home, "data-added", record.count_fields(patients))
-    typer.echo(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
+    say(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
     problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
-    for what, counts in (("Set aside", problems), ("Ignored", found.left_out)):
+    for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
         if counts:
-            typer.echo(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
+            say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
     note("Next: wardround-client data check")
 
 
@@ -146,7 +145,7 @@ def data_check(
         )
     report = write_reports(site.home / CHECK_NAME, checkup)
     if as_json:
-        typer.echo(json.dumps(document(checkup), indent=2))
+        show_json(document(checkup))
     else:
         for table in tables(checkup, names=names, paths=paths):
             show_table(table.title, table.columns, table.rows)
@@ -226,7 +225,7 @@ def data_forget(
             ErrorCode.NO_DATA,
         )
     record.note(home, "data-forgotten")
-    typer.echo(f"Forgotten: {studies} studies are left out from now on; what was kept of them is removed.")
+    say(f"Forgotten: {studies} studies are left out from now on; what was kept of them is removed.")
     note("The images themselves are untouched. So are copies that were exported, and predictions.")
     note("Models trained already cannot forget; what they may tell of a patient is what 'ledger' bounds.")
 

@@ -12,6 +12,7 @@ member sends the same by file. Files under home/tls, folder 0700, secrets 0600:
 import hashlib
 import json
 import re
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -23,11 +24,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki, rotation
-from common.config import NAME_PATTERN
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_atomically, write_private
 from common.invitation import Invitation
 from common.operators import key_to_bytes, public_bytes
+from common.text import NAME_PATTERN
 from common.wire.channels import secure_channel
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
@@ -36,6 +37,7 @@ from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 CALL_TIMEOUT_S = 30.0
 COLLECT_WAIT_S = 10.0
 RETRY_PAUSE_S = 2.0
+PORT_PATIENCE_S = 60.0
 
 _PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
 
@@ -137,6 +139,7 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
     csr, receipt_key = _prepare(home, invitation)
     digest = pki.request_digest(csr, public_bytes(receipt_key))
     show_phrase(pki.phrase(digest))
+    _await_port(invitation.enrolment, min(timeout_s, PORT_PATIENCE_S))
     with secure_channel(invitation.enrolment, invitation.root_pem.encode()) as channel:
         stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
         if not _is_sent(tls, invitation):
@@ -360,6 +363,21 @@ def _is_sent(tls: Path, invitation: Invitation) -> bool:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _await_port(address: str, patience_s: float) -> None:
+    """Wait until something listens: a coordinator that is being started. What it is, is found out afterwards."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=patience_s).close()
+        except ConnectionRefusedError:
+            time.sleep(RETRY_PAUSE_S)
+        except OSError:
+            return  # no such host or no way there, which waiting does not mend
+        else:
+            return
 
 
 def _enrol(

@@ -7,7 +7,7 @@ import typer
 from client import sitekey
 from client.shell import HOME, Home, site_file
 from client.status import only_one
-from common.cli import new_app, note
+from common.cli import new_app, note, say
 from common.sealed import passphrase_from
 
 key_app = new_app("The key of this hospital's pseudonyms, cache and ledger.")
@@ -25,7 +25,7 @@ def key_protect(home: Home = HOME) -> None:
         passphrase = typer.prompt("New passphrase of the site key", hide_input=True, confirmation_prompt=True, err=True)
     with only_one(home):  # a running agent would find the key closed
         sitekey.protect(home, passphrase)
-    typer.echo("The site key is under a passphrase.")
+    say("The site key is under a passphrase.")
     note("A lost passphrase is a lost key: keep it in the hospital's vault. Old backups may hold the key in the clear.")
 
 
@@ -43,7 +43,7 @@ def key_unprotect(
         typer.confirm("Write the site key in the clear (mode 0600)?", abort=True)
     with only_one(home):
         sitekey.unprotect(home)
-    typer.echo("The site key is in the clear, mode 0600.")
+    say("The site key is in the clear, mode 0600.")
 
 
 __all__ = ["key_app"]

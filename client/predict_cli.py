@@ -1,6 +1,5 @@
 """wardround-client predict: studies in, segmentations out; once, or whenever a study arrives in a folder."""
 
-import json
 import logging
 import signal
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.shell import counted_progress
-from common.cli import JsonFlag, configure_logging, note, show_table
+from common.cli import JsonFlag, configure_logging, note, show_json, show_table
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def predict(  # noqa: PLR0917 - one parameter an option
     with counted_progress("studies") as advance:
         result = predict_study(model, study, out, device=device, overwrite=overwrite, progress=advance)
     if as_json:
-        typer.echo(json.dumps(_values(result, out), indent=2))
+        show_json(_values(result, out))
     else:
         _show(result, out)
     for failure in result.failures:

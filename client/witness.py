@@ -26,9 +26,9 @@ from common.audit.entries import COORDINATOR
 from common.audit.log import AuditLog
 from common.audit.receipts import Receipt, countersigned_fields, is_countersigned
 from common.audit.witness import ConflictError
-from common.config import NAME_PATTERN
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
 from common.files import write_private
+from common.text import NAME_PATTERN
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import ExchangeCheckpointsRequest, SubmitReceiptRequest
 

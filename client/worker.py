@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client import confine
+from common.logs import log_to
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = confine.hide([home / name for name in confine.SECRETS])
     disk = confine.lock([home / name for name in confine.WRITABLE if (home / name).is_dir()])
     questions, answers = confine.take_pipe()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to(logging.INFO)
     _log.info("network %s, keys %s, disk %s", network, keys, disk)
 
     from client import workbench  # noqa: PLC0415 - after confine: numpy and torch start threads

@@ -9,7 +9,7 @@ import typer
 
 from common.audit import verify
 from common.audit.log import AuditLog
-from common.cli import note, show_table
+from common.cli import note, say, show_table
 from common.errors import ConfigError
 
 LogsArgument: TypeAlias = Annotated[
@@ -52,7 +52,8 @@ def verify_logs(
         rows = [(one.severity, one.log, one.text) for one in verdict.findings]
         show_table("Findings", ("severity", "log", "finding"), rows, as_json=True)
     else:
-        typer.echo(verify.report(verdict), nl=False)
+        for line in verify.report(verdict).splitlines():
+            say(line)
     if not verdict.is_well:
         raise typer.Exit(1)
 
@@ -64,5 +65,5 @@ def export_log(log: AuditLog, out: Path) -> None:
     text = log.export()
     out.write_bytes(text)
     log.append("export", {"what": "audit", "hash": sha256(text).hexdigest()})
-    typer.echo(str(out))
+    say(out)
     note(f"Its keys: {log.origin}={log.public_key.hex()}. An auditor takes them from you, not from the file.")

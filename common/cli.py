@@ -1,8 +1,9 @@
 """What the three command lines share: errors as one message, tables, progress, logging.
 
-Results go to stdout, everything else to stderr. Exit code 0 means success, 1 a failure that was explained in
-one message, 2 a usage error. Commands import heavy modules (torch, flwr) inside their bodies, so that
-`--help` answers at once and Flower reads the environment set here.
+All that a command shows passes here, and through `common.text.shown`: text of another side, of a file or of a header
+is neither markup nor a command to a terminal. Results go to stdout, everything else to stderr. Exit code 0 means
+success, 1 a failure that was explained in one message, 2 a usage error. Commands import heavy modules (torch, flwr)
+inside their bodies, so that `--help` answers at once and Flower reads the environment set here.
 
     app = new_app("Simulate a federation on one machine.")
 
@@ -10,7 +11,6 @@ one message, 2 a usage error. Commands import heavy modules (torch, flwr) inside
     def run(scenario: str, json: JsonFlag = False) -> None: ...
 """
 
-import json
 import logging
 import os
 import sys
@@ -21,12 +21,17 @@ from typing import Annotated, Any, NoReturn, TypeAlias
 
 import click
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from common.errors import WardroundError
+from common.logs import log_to
+from common.text import as_json as json_text
+from common.text import shown
 
 # Flower reads these when it is imported. No telemetry, no update check, no installation at run time.
 FLOWER_ENVIRONMENT = {
@@ -60,19 +65,35 @@ def new_app(help_text: str) -> typer.Typer:
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool = False) -> None:
     """Print rows to stdout: a table for people, or with `as_json` a list of objects keyed by column."""
     if as_json:
-        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2, default=str))
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(title, columns, rows))
 
 
-def note(message: str) -> None:
-    """Tell the user something on stderr, which leaves stdout to the result."""
-    typer.echo(message, err=True)
+def show_json(value: Any) -> None:
+    """Print a value to stdout as JSON."""
+    typer.echo(json_text(value))
+
+
+def say(message: object) -> None:
+    """Print one line of the result to stdout."""
+    typer.echo(shown(message))
+
+
+def note(message: object) -> None:
+    """Tell the user something on stderr, in one line, which leaves stdout to the result."""
+    typer.echo(shown(message), err=True)
+
+
+@contextmanager
+def live_table() -> Iterator[Callable[[str, str, Sequence[str], Sequence[Sequence[object]]], None]]:
+    """A line and a table on a terminal's stderr that change in place.
+
+    Yields:
+        A function to call with the line, the table's title, its columns and its rows.
+    """
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        yield lambda line, title, columns, rows: live.update(Group(Text(shown(line)), _table(title, columns, rows)))
 
 
 @contextmanager
@@ -85,26 +106,22 @@ def progress(label: str, total: int) -> Iterator[Advance]:
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(label, total=total, note="")
-            yield lambda done, text: bar.update(task, completed=done, note=text)
+            task = bar.add_task(shown(label), total=total, note="")
+            yield lambda done, text: bar.update(task, completed=done, note=shown(text))
     else:
         yield _plain_lines(label, total)
 
 
 def configure_logging(*, verbose: bool = False) -> None:
     """Log to stderr: warnings, and with `verbose` the story of what happens."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    log_to(logging.INFO if verbose else logging.WARNING)
 
 
 class _Commands(TyperGroup):
@@ -142,6 +159,15 @@ def _plain_lines(label: str, total: int) -> Advance:
         note(f"{label} {done}/{total} {text}".rstrip())
 
     return advance
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(title=Text(shown(title)), title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(Text(shown(column)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(_cell(value))) for value in row))
+    return table
 
 
 def _cell(value: object) -> str:

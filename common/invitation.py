@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from common import pki
-from common.config import NAME_PATTERN
 from common.errors import EnrolmentError
+from common.text import NAME_PATTERN
 
 MAX_BYTES = 64 * 1024
 

@@ -12,6 +12,7 @@ An act's subject is the SHA-256 of what it is about, see `subject_of`. `RIGHTS` 
 """
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,12 +27,13 @@ from cryptography.x509.oid import NameOID
 
 from common import pki
 from common.errors import EnrolmentError
+from common.text import NAME_PATTERN
 
 Role = Literal["admin", "operator", "auditor"]
 
 LIFETIME = datetime.timedelta(days=365)
 # The commands of wardround-server, and the roles that may use them. What is not here is open to whoever has the home:
-# init, start, status, doctor, operator list. An admin may do everything.
+# init, new, start, status, doctor, operator list. An admin may do everything.
 RIGHTS: Mapping[str, tuple[Role, ...]] = {
     # who belongs to the federation
     "invite": ("admin",),
@@ -139,7 +141,10 @@ def check_certificate(pem: bytes, roots_pem: bytes, at: datetime.datetime | None
         raise EnrolmentError("the operator's certificate names no role. Ask the coordinator for another.")
     if not found.not_valid_before_utc <= (at or pki.now()) <= found.not_valid_after_utc:
         raise EnrolmentError("the operator's certificate is out of date. The coordinator has to renew it.")
-    return Operator(pki.common_name(found), role, key)
+    name = pki.common_name(found)
+    if not re.fullmatch(NAME_PATTERN, name):  # shown to whoever decides
+        raise EnrolmentError("the operator's certificate holds no name such as maria-2. Ask the coordinator.")
+    return Operator(name, role, key)
 
 
 def endorse(

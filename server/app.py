@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import ConfigError, FederationError
+from common.logs import log_to
 from common.wire.wake import strategy_wake
 from server.home import ENVIRONMENT, open_home
 from server.journal import SUMMARY_NAME
@@ -41,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     run = from_canonical(RunConfig, text)
     home = open_home() if os.environ.get(ENVIRONMENT) else None
     if home is not None:
+        log_to(logging.INFO)
         _end_with_parent()
     out = home.run_folder(run) if home else WITHOUT_HOME / f"{run.name}-{sha256_of(run)[:8]}"
     members = HomeMembers(home, sha256_of(run)) if home else None

@@ -4,10 +4,11 @@ Convention: data units in, pixels out; y grows upwards. Colours are Okabe and It
 can tell apart (https://jfly.uni-koeln.de/color/).
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
+
+from common.text import in_html
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 
@@ -39,7 +40,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, y_from_zero: bool = 
         up = (y - ticks[0]) / (ticks[-1] - ticks[0])
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<text x="{_LEFT}" y="16" class="title">{html.escape(title)}</text>']
+    parts = [f'<text x="{_LEFT}" y="16" class="title">{in_html(title)}</text>']
     for tick in ticks:
         _, y = place(x_low, tick)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
@@ -55,7 +56,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, y_from_zero: bool = 
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>' for x, y in (place(*p) for p in line)]
         y = _TOP + 8 + 18 * index
         parts.append(f'<rect x="{_WIDTH - _RIGHT + 14}" y="{y - 8}" width="12" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{_WIDTH - _RIGHT + 32}" y="{y - 2}" class="tick">{html.escape(name)}</text>')
+        parts.append(f'<text x="{_WIDTH - _RIGHT + 32}" y="{y - 2}" class="tick">{in_html(name)}</text>')
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
 
 

@@ -5,13 +5,14 @@ Commands write their wish into the registry, signed by the operator who gives it
 carry it out. Who may do what stands in common/operators.py.
 """
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
-from common.cli import JsonFlag, configure_logging, new_app, note, show_table
+from common.cli import JsonFlag, configure_logging, new_app, note, say, show_table
 from common.config import RunConfig, load, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
@@ -38,6 +39,7 @@ from server.proposals import Proposal
 from server.registry import Registry
 from server.root import ROOT_PASSPHRASE, create
 from server.runs import read_summary
+from server.template import TEMPLATE
 from server.witness import open_log
 
 MODEL_FILES = ("model.safetensors", "model.json")
@@ -65,6 +67,9 @@ def init(
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Flower's, on loopback.")] = 9445,
     sealed: Annotated[bool, typer.Option("--passphrase", help="Keep the root key under a passphrase.")] = False,
     protected: Annotated[bool, typer.Option("--protect", help="Keep the coordinator's key under another one.")] = False,
+    invited: Annotated[
+        list[str] | None, typer.Option("--invite", metavar="SITE", help="Then invite this site; repeatable.")
+    ] = None,
     start_now: Annotated[bool, typer.Option("--start", help="Then run the coordinator.")] = False,
 ) -> None:
     """Make the coordinator's folder, its keys and its certificate.
@@ -84,8 +89,11 @@ def init(
     kept = new_passphrase(homes.KEY_PASSPHRASE, "Passphrase for the coordinator's key") if protected else None
     created = create(homes.resolve(home), config, chosen, kept)
     operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
-    typer.echo(f"Initialised {created.path}")
+    say(f"Initialised {created.path}")
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
+    if invited:
+        registry = Registry(created.registry)
+        _invite(created, registry, invited, acting(created, registry, "invite", operators.FIRST, None))
     if start_now:
         _start(created)
     else:
@@ -105,15 +113,7 @@ def invite(
     Example: `wardround-server invite st-mary st-john`
     """
     opened, registry = _open(home)
-    hand = acting(opened, registry, "invite", by, key)
-    for site in sites:
-        invitation = enrolment.invite(opened, registry, site, hand)
-        path = opened.invitation(site)
-        if out is not None:
-            path = out / path.name
-            write_private(path, invitation.to_text().encode())
-        typer.echo(str(path))
-    note("There: wardround-client join FILE. Then here: wardround-server requests")
+    _invite(opened, registry, sites, acting(opened, registry, "invite", by, key), out)
 
 
 @app.command()
@@ -134,7 +134,7 @@ def enrol(
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
     operators.enter(opened, hand.sign("enrol", site))
-    typer.echo(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
+    say(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
 
 
 @app.command()
@@ -155,8 +155,12 @@ def requests(
 @app.command()
 def approve(
     sites: SitesArgument,
+    *,
     home: HomeOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the certificates to this folder too, to be mailed.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for invited sites that have not asked, and compare phrases afterwards.")
+    ] = False,
     by: AsOption = operators.FIRST,
     key: KeyOption = None,
 ) -> None:
@@ -168,9 +172,12 @@ def approve(
     hand = acting(opened, registry, "approve", by, key)
     passphrase = root_passphrase(opened)
     for name in sites:
+        if wait:
+            enrolment.await_request(registry, name, note)
+        phrase = enrolment.phrase_of(registry.site(name))
         enrolment.approve(opened, registry, name, passphrase, hand)
         site = registry.site(name)
-        typer.echo(f"{name} is active until {_day(site.expires)}.")
+        say(f"{name} is active until {_day(site.expires)}. Phrase: {phrase}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{name}.pem").write_bytes((site.certificate or b"") + opened.root_pem)
@@ -185,7 +192,7 @@ def revoke(site: SiteArgument, home: HomeOption = None, by: AsOption = operators
     """
     opened, registry = _open(home)
     enrolment.revoke(opened, registry, site, acting(opened, registry, "revoke", by, key))
-    typer.echo(f"{site} is revoked. To let it back in, invite it again.")
+    say(f"{site} is revoked. To let it back in, invite it again.")
 
 
 @app.command()
@@ -252,6 +259,19 @@ def doctor(home: HomeOption = None, json: JsonFlag = False) -> None:
 
 
 @app.command()
+def new(document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The file to write.")]) -> None:
+    """Write a run.toml to begin with: every setting, its default and its choices.
+
+    Example: `wardround-server new run.toml`
+    """
+    if document.exists():
+        raise ConfigError(f"{document} is there already. Give the name of a new file.")
+    write_atomically(document, TEMPLATE.encode())
+    say(document)
+    note(f"Look through it: data, spacing, classes, privacy. Then: wardround-server run {document}")
+
+
+@app.command()
 def run(
     document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="What to train, and how.")],
     *,
@@ -281,7 +301,7 @@ def run(
     for hand in hands:
         operators.enter(opened, hand.sign("run", run_hash))
     open_log(opened).append("proposed", {"run": run_hash})
-    typer.echo(f"Proposed {config.name} {sha256_of(config)}")
+    say(f"Proposed {config.name} {sha256_of(config)}")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)
 
@@ -323,7 +343,7 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
         raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
     operators.enter(opened, act)
     open_log(opened).append("closed", {"run": proposal.run_hash})
-    typer.echo(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
+    say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
 
 @app.command()
@@ -345,7 +365,7 @@ def resume(
     operators.enter(opened, act)
     registry.reopen(proposal.run_hash, act)
     open_log(opened).append("proposed", {"run": proposal.run_hash})
-    typer.echo(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
+    say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 
 
@@ -370,7 +390,7 @@ def report(
     operators.enter(opened, hand.sign("report", proposal.run_hash))
     _show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
-    (note if json else typer.echo)(f"Report: {path}")
+    (note if json else say)(f"Report: {path}")
 
 
 @app.command()
@@ -399,12 +419,25 @@ def export(
         write_atomically(out / name, data)
     model = out / MODEL_FILES[0]
     open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
-    typer.echo(str(model))
+    say(model)
+
+
+def _invite(
+    home: Home, registry: Registry, sites: Sequence[str], hand: operators.Hand, out: Path | None = None
+) -> None:
+    for site in sites:
+        invitation = enrolment.invite(home, registry, site, hand)
+        path = home.invitation(site)
+        if out is not None:
+            path = out / path.name
+            write_private(path, invitation.to_text().encode())
+        say(path)
+    note("There: wardround-client join FILE. Then here: wardround-server requests")
 
 
 def _start(home: Home) -> None:
     configure_logging()
-    launcher.start(home, typer.echo)
+    launcher.start(home, say)
 
 
 def _open(path: Path | None) -> tuple[Home, Registry]:
@@ -444,7 +477,7 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) 
     if ended.state != "completed":
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}: {ended.reason}")
     _show_scores(home, ended, as_json=False)
-    typer.echo(f"Results: {home.run_folder(ended.run)}")
+    say(f"Results: {home.run_folder(ended.run)}")
 
 
 def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:

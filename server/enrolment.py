@@ -11,6 +11,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 
 import grpc
 from cryptography.x509 import CertificateSigningRequest
@@ -86,6 +87,24 @@ def approve(home: Home, registry: Registry, site: str, passphrase: str | None = 
         ConfigError: the root key does not open.
     """
     _sign(home, registry, site, passphrase, by or operators.acting(home, registry, "approve"))
+
+
+def await_request(registry: Registry, site: str, tell: Callable[[str], None]) -> None:
+    """Wait for an invited site to ask, as long as its invitation is open.
+
+    Raises:
+        EnrolmentError: the site is unknown, or its invitation has expired.
+    """
+    told = False
+    while registry.site(site).state == "invited":
+        if not registry.is_expecting():
+            raise EnrolmentError(
+                f"the invitation of {site} has expired. Invite it again: wardround-server invite {site}"
+            )
+        if not told:
+            tell(f"Waiting for {site} to ask (there: wardround-client join FILE). Ctrl-C ends.")
+            told = True
+        time.sleep(_LOOK_EVERY_S)
 
 
 def revoke(home: Home, registry: Registry, site: str, by: Hand) -> None:

@@ -134,7 +134,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                 if response is not None or remaining <= 0:
                     return response or fleet_pb2.PullMessagesResponse()
                 news.wait(min(LOOK_EVERY_S, remaining) if live else remaining)
-        self._authorise(context)
+        if context.is_active():  # who has gone, to come back with a renewed certificate say, is not refused
+            self._authorise(context)
         return fleet_pb2.PullMessagesResponse()
 
     def PullObject(  # noqa: N802
@@ -204,14 +205,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """The open runs and those closed lately, held until something is newer than the caller knows."""
         deadline = time.monotonic() + min(request.wait_s, LIST_WAIT_S)
         with self._bell.held(context, self._authorise(context).name) as news:
-            while True:
+            revision = self._registry.revision()
+            while context.is_active():
                 news.clear()
                 site = self._authorise(context)
                 if site.name in self._seats:
                     self._seats[site.name].last_seen = time.monotonic()
                 revision = self._registry.revision()
                 remaining = deadline - time.monotonic()
-                if revision != request.revision or remaining <= 0 or not context.is_active():
+                if revision != request.revision or remaining <= 0:
                     break
                 news.wait(remaining)
         proposals = self._registry.proposals()

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from common.cli import JsonFlag, new_app, note, show_table
+from common.cli import JsonFlag, new_app, note, say, show_table
 from common.errors import ConfigError
 from common.operators import Role
 from common.pki import fingerprint, load_certificate
@@ -60,7 +60,7 @@ def operator_add(
     path = operators.add(
         opened, registry, name, role, passphrase=chosen, root_passphrase=root_passphrase(opened), by=hand
     )
-    typer.echo(str(path))
+    say(path)
     note(f"{name} is {role}. Move the key to where only {name} can read it; --key takes it from there.")
 
 
@@ -94,7 +94,7 @@ def operator_remove(
     opened = homes.open_home(home)
     registry = Registry(opened.registry)
     operators.remove(opened, registry, name, acting(opened, registry, "operator-remove", by, key))
-    typer.echo(f"{name} is removed.")
+    say(f"{name} is removed.")
 
 
 @root_app.command("protect")
@@ -107,7 +107,7 @@ def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: K
     _act_on_root(opened, "root-protect", by, key)
     old = root_passphrase(opened)
     protect_root(opened, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), old)
-    typer.echo("The root key is under a passphrase now.")
+    say("The root key is under a passphrase now.")
 
 
 @root_app.command("rotate")
@@ -119,7 +119,7 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
     opened = homes.open_home(home)
     _act_on_root(opened, "root-rotate", by, key)
     rotate_root(opened, root_passphrase(opened))
-    typer.echo("The next root is made. When every site knows it: wardround-server root finish")
+    say("The next root is made. When every site knows it: wardround-server root finish")
 
 
 @root_app.command("finish")
@@ -148,7 +148,7 @@ def root_finish(
     operators.certify_again(opened, registry, hand, passphrase)
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
-    typer.echo("The next root is the root now. Back up pki/root.key, and restart the coordinator.")
+    say("The next root is the root now. Back up pki/root.key, and restart the coordinator.")
 
 
 @key_app.command("protect")
@@ -165,7 +165,7 @@ def key_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
         )
     _act_on_root(opened, "key-protect", by, key)
     opened.key_file.write(opened.key, new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key"))
-    typer.echo("The coordinator's key is under a passphrase.")
+    say("The coordinator's key is under a passphrase.")
     note("A lost passphrase is a lost key, and with it all that is sealed. Old backups may hold the key in the clear.")
 
 
@@ -188,7 +188,7 @@ def key_unprotect(
         typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
     _enter_on_root(opened, "key-unprotect", hand)
     opened.key_file.write(opened.key, None)
-    typer.echo("The coordinator's key is in the clear, mode 0600.")
+    say("The coordinator's key is in the clear, mode 0600.")
 
 
 def acting(home: Home, registry: Registry, action: str, name: str, key: Path | None) -> operators.Hand:

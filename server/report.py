@@ -5,7 +5,6 @@ archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overla
 """
 
 import base64
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.text import in_html
 from server.chart import Points, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
 
@@ -67,7 +67,7 @@ def write_report(folder: Path) -> Path:
 def page(title: str, body: str) -> str:
     """A whole HTML document around a body."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{in_html(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
     )
@@ -75,8 +75,8 @@ def page(title: str, body: str) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """An HTML table; numbers with three decimals, None as a dash."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = ["".join(f"<td>{html.escape(cell(value))}</td>" for value in row) for row in rows]
+    head = "".join(f"<th>{in_html(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{in_html(cell(value))}</td>" for value in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -84,8 +84,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def pictures(paths: Sequence[Path]) -> str:
     """PNG files with their names as captions, inside the page."""
     figures = [
-        f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(path.stem)}</figcaption></figure>'
+        f'<figure><img alt="{in_html(path.stem)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{in_html(path.stem)}</figcaption></figure>'
         for path in paths
     ]
     return f'<div class="pictures">{"".join(figures)}</div>'
@@ -105,19 +105,19 @@ def cell(value: object) -> str:
 
 
 def _head(summary: dict[str, Any]) -> str:
-    status = html.escape(summary["status"])
-    reason = f'<p class="failed">{html.escape(summary["reason"])}</p>' if summary["reason"] else ""
+    status = in_html(summary["status"])
+    reason = f'<p class="failed">{in_html(summary["reason"])}</p>' if summary["reason"] else ""
     facts = [
         f"{summary['rounds']} rounds in {summary['seconds']:.0f} s",
         f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them",
         f"seed {summary['seed']}",
-        f"run <code>{html.escape(summary['run-hash'])}</code>",
+        f"run <code>{in_html(summary['run-hash'])}</code>",
     ]
     if summary["model-sha256"]:
-        facts.append(f"model <code>{html.escape(summary['model-sha256'])}</code>")
+        facts.append(f"model <code>{in_html(summary['model-sha256'])}</code>")
     style = ' class="failed"' if summary["status"] == "failed" else ""
     return (
-        f"<h1>{html.escape(summary['name'])} <span{style}>{status}</span></h1>{reason}"
+        f"<h1>{in_html(summary['name'])} <span{style}>{status}</span></h1>{reason}"
         f'<p class="muted">{" · ".join(facts)}</p>'
     )
 
@@ -137,7 +137,7 @@ def _scores(summary: dict[str, Any]) -> str:
         lacking = not_scored(scores["sites"])
         parts.append(
             f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}"
-            + (f'<p class="muted">{html.escape(lacking)}</p>' if lacking else "")
+            + (f'<p class="muted">{in_html(lacking)}</p>' if lacking else "")
         )
     return "".join(parts)
 
@@ -170,7 +170,7 @@ def _guarantee(guarantee: dict[str, Any] | None) -> str:
     if "void" in guarantee:
         return (
             "<h2>Privacy</h2><p>This run gives no differential privacy guarantee, and no epsilon is stated: "
-            f"{html.escape(guarantee['void'])}.</p>"
+            f"{in_html(guarantee['void'])}.</p>"
         )
     columns = (
         "epsilon",
@@ -186,11 +186,11 @@ def _guarantee(guarantee: dict[str, Any] | None) -> str:
     some: dict[str, Any] = next(iter(guarantee["sites"].values()), {})
     return (
         "<h2>Privacy</h2>"
-        f"<p>Differential privacy for one <strong>{html.escape(guarantee['unit'])}</strong>, with all of their images: "
+        f"<p>Differential privacy for one <strong>{in_html(guarantee['unit'])}</strong>, with all of their images: "
         "what a site's updates reveal about a patient it trained on is bounded by its epsilon and delta, as its own "
         f"ledger states them. The run's target is epsilon {guarantee['target-epsilon']:g}.</p>"
         f"{table(['site', *columns], rows)}"
-        f'<p class="muted">{"<br>".join(html.escape(fact) for fact in _facts(some))}</p>'
+        f'<p class="muted">{"<br>".join(in_html(fact) for fact in _facts(some))}</p>'
     )
 
 

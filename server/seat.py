@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 from flwr.proto.fleet_pb2 import (
@@ -42,7 +43,8 @@ from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 
 from common import pki
 from common.errors import FederationError, UpdateError
-from common.flower import fleet_client, object_ids, public_key_pem
+from common.flower import fleet_client, object_ids, public_key_pem, unpack_message
+from common.records import Request, request_from_record
 from server.mailbox import Mailbox
 
 CACHE_BYTES = 1024**3
@@ -130,7 +132,7 @@ class Seat:
         mailbox: Mailbox,
         *,
         last_id: int,
-        arrived: Callable[[str, PushMessagesRequest, Mapping[str, bytes]], None],
+        arrived: Callable[[str, Callable[[], Request | None], PushMessagesRequest, Mapping[str, bytes]], None],
         identity: bytes,
     ) -> None:
         """Prepare a seat.
@@ -142,7 +144,8 @@ class Seat:
             objects: shared by all seats.
             mailbox: shared by all seats.
             last_id: the node id it had before this process started; 0 if none.
-            arrived: called with the site, a reply and its objects, when it is whole and before it goes on.
+            arrived: called with the site, a way to what it was asked, its reply and that one's objects, when the reply
+                is whole and before it goes on.
             identity: the Flower key as the registry has it.
         """
         key = pki.load_key(node_key_pem)
@@ -309,7 +312,7 @@ class Seat:
             if complete:
                 self._upload = None
         if complete:
-            self._arrived(self.site, upload.request, upload.contents)
+            self._arrived(self.site, partial(self._asked, upload.request), upload.request, upload.contents)
             self._forward(upload)
         return PushObjectResponse(stored=True), complete
 
@@ -328,6 +331,26 @@ class Seat:
     @property
     def _node(self) -> Node:
         return Node(node_id=self.node_id)
+
+    def _asked(self, reply: PushMessagesRequest) -> Request | None:
+        """What the message said that a reply answers; None if it is none of ours. The reply's own word does not count.
+
+        Raises:
+            httpx.HTTPError: it has to be fetched again, and the SuperLink is away.
+        """
+        asked = reply.messages_list[0].metadata.reply_to_message_id
+        for delivery in self._mailbox.of(self.node_id):
+            head, tree = delivery.head, delivery.tree
+            if head.metadata.message_id != asked:
+                continue
+            with contextlib.suppress(UpdateError, LookupError):
+                wanted = {
+                    one: PullObjectRequest(node=self._node, run_id=head.metadata.run_id, object_id=one)
+                    for one in object_ids(tree)
+                }
+                objects = {one: self._objects.get(one, partial(self._download, wanted[one])) for one in wanted}
+                return request_from_record(unpack_message(head, tree, objects).content)
+        return None
 
     def _download(self, request: PullObjectRequest) -> bytes:
         # The ServerApp announces a message before it has pushed its objects.

@@ -24,6 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from common import pki
 from common.errors import ConfigError, FederationError
 from common.flower import check_version
+from common.logs import log_to
 from common.wire import channels, wardround_pb2_grpc  # protoc writes the latter without types
 from common.wire.channels import Credentials
 from common.wire.wake import Sleeper, gateway_sleeper
@@ -238,7 +239,7 @@ def _main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     os.umask(0o077)
     _allow_connections()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to(logging.INFO)
     # One line per HTTP request to the SuperLink would bury everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_version()

@@ -14,9 +14,9 @@ from enum import IntEnum
 from hashlib import sha256
 
 from common import pki
-from common.config import NAME_PATTERN
 from common.errors import ConfigError, EnrolmentError
 from common.operators import Act, subject_of
+from common.text import NAME_PATTERN
 from server.acts import Acts, act_from_text, act_to_text
 from server.store import Store
 
@@ -56,9 +56,6 @@ CREATE TABLE IF NOT EXISTS sites (
     revocation_act TEXT
 );
 """
-
-# A renewed site may still use its earlier certificate for so long: calls under way end in their own time.
-_OVERLAP = datetime.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,16 @@ class Sites(Store):
             return _get_site(database, self._acts, name)
 
     def active_site(self, fingerprint: str) -> Site | None:
-        """The site whose current certificate this is, if it may work now."""
-        site, until = self._remembered("passes", _read_passes).get(fingerprint, (None, ""))
-        return site if until > pki.now().isoformat() else None
+        """The site whose certificate this is, if it may work now; the first use of a renewed one ends the one before.
+
+        Until then that stays good for its own time: a site that has not got the answer to its renewal is not shut out.
+        """
+        site, until, is_first = self._remembered("passes", _read_passes).get(fingerprint, (None, "", False))
+        if site is None or until <= pki.now().isoformat():
+            return None
+        if is_first:
+            self._end_earlier(site.name, fingerprint)
+        return site
 
     def is_expecting(self) -> bool:
         """Whether somebody may still come to the enrolment port: invited, waiting, or approved and not yet told."""
@@ -209,7 +213,7 @@ class Sites(Store):
             database.execute("UPDATE sites SET renewal = ? WHERE name = ? AND state = 'active'", (csr_pem, name))
 
     def renew(self, name: str, certificate_pem: bytes, *, knows_successor: bool) -> None:
-        """Give an active site its next certificate. The one before opens the door for a while yet.
+        """Give an active site its next certificate. The one in use opens the door until this one is used.
 
         Raises:
             EnrolmentError: the site is not active.
@@ -219,19 +223,30 @@ class Sites(Store):
             site = _get_site(database, self._acts, name)
             if site.state != "active":
                 raise EnrolmentError(f"site {name} is {site.state}; only an active one can be renewed.")
-            until = min(site.expires or "", (pki.now() + _OVERLAP).isoformat())
+            # One that was never used is replaced: the one before it is what the site has.
             database.execute(
-                "UPDATE sites SET certificate = ?, fingerprint = ?, expires = ?, earlier_fingerprint = ?, "
-                "earlier_expires = ?, renewal = NULL, knows_successor = ? WHERE name = ?",
+                "UPDATE sites SET certificate = ?, fingerprint = ?, expires = ?, "
+                "earlier_expires = CASE WHEN earlier_fingerprint IS NULL THEN ? ELSE earlier_expires END, "
+                "earlier_fingerprint = COALESCE(earlier_fingerprint, ?), renewal = NULL, knows_successor = ? "
+                "WHERE name = ?",
                 (
                     certificate_pem,
                     pki.fingerprint(certificate),
                     certificate.not_valid_after_utc.isoformat(),
+                    site.expires,
                     site.fingerprint,
-                    until,
                     knows_successor,
                     name,
                 ),
+            )
+
+    def _end_earlier(self, name: str, fingerprint: str) -> None:
+        """A site uses its present certificate: the one before is none any more."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE sites SET earlier_fingerprint = NULL, earlier_expires = NULL "
+                "WHERE name = ? AND fingerprint = ?",
+                (name, fingerprint),
             )
 
     def forget_successor(self) -> None:
@@ -286,8 +301,8 @@ def _read_sites(database: sqlite3.Connection, acts: Acts) -> tuple[Site, ...]:
     return tuple(_site(row, acts) for row in database.execute("SELECT * FROM sites ORDER BY name").fetchall())
 
 
-def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Site, str]]:
-    """By certificate: the active site it opens the door for, and until when."""
+def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Site, str, bool]]:
+    """By certificate: the active site it opens the door for, until when, and whether its use ends an earlier one."""
     passes = {}
     for row in database.execute("SELECT * FROM sites WHERE state = 'active'").fetchall():
         site = _site(row, acts)
@@ -296,8 +311,8 @@ def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Si
         # The file alone gives no site a certificate; the log has to know it, too.
         known = acts.story().certificates.get(site.name, ())
         if row["earlier_fingerprint"] in known:
-            passes[row["earlier_fingerprint"]] = (site, row["earlier_expires"])
-        passes[row["fingerprint"]] = (site, row["expires"])
+            passes[row["earlier_fingerprint"]] = (site, row["earlier_expires"], False)
+        passes[row["fingerprint"]] = (site, row["expires"], row["earlier_fingerprint"] is not None)
     return passes
 
 

@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-
-from common.cli import note
+from common.cli import live_table, note
 from server.home import Home
 from server.journal import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
 from server.proposals import Proposal
 from server.registry import Registry
 
 _LOOK_EVERY_S = 0.5
+_COLUMNS = ("site", "train loss", "dice", "seconds", "epsilon")
 
 
 def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
@@ -80,27 +77,23 @@ def event_line(event: Event) -> str:
 
 
 def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
-    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+    with live_table() as show:
         for proposal, events in _observe(home, registry, run_hash):
-            live.update(Group(state_line(registry, proposal), _by_site(proposal, events)))
+            finished = _latest(events, "round", "round") or 0
+            title = f"{proposal.name}: {finished} of {_rounds(proposal)} rounds done"
+            show(state_line(registry, proposal), title, _COLUMNS, _by_site(events))
     return proposal
 
 
-def _by_site(proposal: Proposal, events: Sequence[Event]) -> Table:
-    table = Table(title=f"{proposal.name}, round {_latest(events, 'round', 'round')} of {_rounds(proposal)}")
-    for column in ("site", "train loss", "dice", "seconds", "epsilon"):
-        table.add_column(column, justify="left" if column == "site" else "right")
+def _by_site(events: Sequence[Event]) -> list[tuple[object, ...]]:
+    """A row for each site that was heard of, and one for all; see `_COLUMNS`."""
     sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
+    rows = []
     for site in [*sites, OVERALL]:
         own = [event for event in events if event.get("site") == site]
-        table.add_row(
-            site,
-            _number(_latest(own, "train", "train-loss")),
-            _number(_latest(own, "evaluate", "dice")),
-            _number(_latest(own, "train", "seconds")),
-            _number(_latest(own, "train", "epsilon")),
-        )
-    return table
+        values = (("train", "train-loss"), ("evaluate", "dice"), ("train", "seconds"), ("train", "epsilon"))
+        rows.append((site, *(_latest(own, kind, key) for kind, key in values)))
+    return rows
 
 
 def _observe(home: Home, registry: Registry, run_hash: str) -> Iterator[tuple[Proposal, list[Event]]]:

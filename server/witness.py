@@ -1,25 +1,29 @@
 """What the coordinator writes into its audit log, home/audit.sqlite, and what it answers to the hospitals' logs.
 
-The gateway notes every update that arrives before it goes on to the ServerApp, and countersigns a receipt only for an
-update that arrived: one receipt for a site and round, the same one as often as it is asked. The ServerApp notes which
-updates entered a model and why others did not. So an auditor can follow each receipt into a model, or to a refusal.
+The gateway notes every update that arrives before it goes on to the ServerApp, if it is one to what the site was asked:
+of that run, that round and that model, as the message says, whatever the reply does. It countersigns a receipt only for
+such an update, the last one that arrived: one receipt for a site and round, the same one as often as it is asked; after
+that no other update is taken. So no hospital gets a signature for what the coordinator never asked, or did not use.
+
+The ServerApp notes which updates entered a model and why others did not. So an auditor can follow each receipt into a
+model, or to a refusal.
 """
 
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 
 from common.audit import notes, receipts, witness
-from common.audit.entries import COORDINATOR
+from common.audit.entries import COORDINATOR, Value
 from common.audit.log import AuditLog, Transaction
 from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
 from common.errors import AuditError, ErrorCode, UpdateError
 from common.flower import unpack_message
-from common.records import TrainReply, reply_from_record
+from common.records import Request, TrainReply, TrainRequest, reply_from_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SiteCheckpoint
 from server.home import Home
 from server.registry import Registry
@@ -51,15 +55,23 @@ class Witness:
         self.log = open_log(home)
         self._home, self._key, self._registry = home, home.log_key, registry
 
-    def arrived(self, site: str, request: PushMessagesRequest, contents: Mapping[str, bytes]) -> None:
+    def arrived(
+        self,
+        site: str,
+        ask: Callable[[], Request | None],
+        request: PushMessagesRequest,
+        contents: Mapping[str, bytes],
+    ) -> None:
         """Note an update that is here as a whole, before it goes on. Other replies need no note.
 
         Args:
             site: whose certificate it came with.
+            ask: tells what the message said that it answers.
             request: the reply's head and tree.
             contents: its objects by id.
 
         Raises:
+            UpdateError: the site has a receipt for another update of this round.
             AuditError: the log cannot be written.
         """
         try:
@@ -69,9 +81,17 @@ class Witness:
             return  # the ServerApp refuses it, by name
         if not isinstance(reply, TrainReply):
             return
+        asked = ask()
+        if not isinstance(asked, TrainRequest) or (asked.run_hash, asked.round) != (reply.run_hash, reply.round):
+            _log.warning("site %s answers with an update that it was not asked for; it is not noted", site)
+            return  # the ServerApp refuses this one, too
         fields = {"run": reply.run_hash, "round": reply.round, "site": site, "update": _sha256(reply.weights)}
+        fields["received"] = _sha256(asked.weights)
         with self.log.transaction() as log:
-            if all(dict(entry.fields) != fields for entry in log.about("arrived", reply.run_hash, reply.round)):
+            signed = _receipt_of(log, site, reply.run_hash, reply.round)
+            if signed is not None and signed["update"] != fields["update"]:
+                raise UpdateError(f"site {site} has a receipt for another update of round {reply.round}")
+            if _last_arrived(log, site, reply.run_hash, reply.round) != fields:
                 log.append("arrived", fields)
 
     def countersign(self, site: Site, data: bytes, signature: bytes) -> bytes:
@@ -91,14 +111,16 @@ class Witness:
             raise
         with self.log.transaction() as log:
             known = [one for one in log.about("round", receipt.run, receipt.round) if _site(one.fields) == site.name]
-            if not known:
-                _check_arrived(log, receipt)
-                log.append("round", receipts.entry_fields(receipt, signature, countersignature))
-            elif known[0].fields["receipt"] == receipt.to_fields():
+            if known and known[0].fields["receipt"] == receipt.to_fields():
                 return base64.b64decode(known[0].fields["countersignature"])
-        if known:
+            wrong = (
+                f"a second one for round {receipt.round}, unlike the first" if known else _check_arrived(log, receipt)
+            )
+            if not wrong:
+                log.append("round", receipts.entry_fields(receipt, signature, countersignature))
+        if wrong:
             self.refused(site.name, receipt)
-            raise AuditError(f"site {site.name} shows a second receipt for round {receipt.round}, unlike the first")
+            raise AuditError(f"site {site.name} shows a receipt that is not signed here: {wrong}")
         return countersignature
 
     def refused(self, site: str, receipt: Receipt | None = None) -> None:
@@ -174,11 +196,29 @@ class RoundNotes:
                 log.append("aggregated", {**about, "model": model, "updates": len(entered)})
 
 
-def _check_arrived(log: Transaction, receipt: Receipt) -> None:
-    for entry in log.about("arrived", receipt.run, receipt.round):
-        if (entry.fields["site"], entry.fields["update"]) == (receipt.site, receipt.update):
-            return
-    raise UnknownUpdateError(f"no such update of site {receipt.site} arrived for round {receipt.round}")
+def _last_arrived(log: Transaction, site: str, run_hash: str, round_: int) -> Mapping[str, Value] | None:
+    """The site's update of a round that came last, as it was noted."""
+    noted = [dict(entry.fields) for entry in log.about("arrived", run_hash, round_) if entry.fields["site"] == site]
+    return noted[-1] if noted else None
+
+
+def _receipt_of(log: Transaction, site: str, run_hash: str, round_: int) -> Mapping[str, Value] | None:
+    """The receipt of a site for a round that was countersigned."""
+    signed = [entry.fields["receipt"] for entry in log.about("round", run_hash, round_) if _site(entry.fields) == site]
+    return signed[0] if signed else None
+
+
+def _check_arrived(log: Transaction, receipt: Receipt) -> str:
+    """What a receipt says that is not so; empty if it is for the update that arrived last.
+
+    Raises:
+        UnknownUpdateError: no such update arrived.
+    """
+    noted = _last_arrived(log, receipt.site, receipt.run, receipt.round)
+    if noted is None or noted["update"] != receipt.update:
+        raise UnknownUpdateError(f"no such update of site {receipt.site} arrived for round {receipt.round}")
+    # Entries of earlier versions do not say which model was sent.
+    return "" if noted.get("received", receipt.received) == receipt.received else "it received another model"
 
 
 def _site(fields: Mapping[str, object]) -> object:

@@ -101,7 +101,8 @@ def run(
     show_table(f"{config.name}: test patients after {summary.rounds} rounds", columns, rows, as_json=as_json)
     if lacking := not_scored(scores["sites"]):
         note(lacking)
-    note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})\nreport {report}")
+    note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})")
+    note(f"report {report}")
 
 
 @app.command()

@@ -12,7 +12,6 @@ A column that is finished is kept in its folder, so that an interrupted comparis
 """
 
 import dataclasses
-import html
 import json
 import statistics
 import time
@@ -27,6 +26,7 @@ from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sh
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.records import EvaluateReply, EvaluateRequest
+from common.text import in_html
 from server.exchange import ask
 from server.journal import INITIAL_NAME, mean_of_sites, not_scored
 from server.members import GridMembers
@@ -316,7 +316,7 @@ def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
     _plot(out, run, results)
     plot = pictures([out / "compare.png"])
-    body = f"<h1>{run.name}: what federating gains</h1><p>{html.escape(facts)}</p>{table(head, rows)}{plot}"
+    body = f"<h1>{run.name}: what federating gains</h1><p>{in_html(facts)}</p>{table(head, rows)}{plot}"
     write_atomically(out / "report.html", page(f"Comparison {run.name}", body).encode())
 
 

@@ -10,7 +10,6 @@ A fold that is finished is kept in its folder, so that an interrupted cross-vali
 """
 
 import dataclasses
-import html
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from client.site import Site
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
+from common.text import in_html
 from server.journal import SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.report import page, table, write_report
 from server.strategy import federate
@@ -173,7 +173,7 @@ def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
     write_atomically(out / "crossval.json", f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
     facts = f"{len(results)} folds, seed {run.seed}. Every patient is tested once, by a model that never saw them."
     lacking = [f"Fold {fold.number}. {sentence}" for fold in results if (sentence := not_scored(fold.scores))]
-    told = "".join(f'<p class="muted">{html.escape(sentence)}</p>' for sentence in lacking)
+    told = "".join(f'<p class="muted">{in_html(sentence)}</p>' for sentence in lacking)
     body = f"<h1>{run.name}: cross-validation</h1><p>{facts}</p>{table(*summary_rows(results))}{told}"
     write_atomically(out / "report.html", page(f"Cross-validation {run.name}", body).encode())
 

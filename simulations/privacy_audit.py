@@ -17,7 +17,6 @@ The last is a lower bound at 95 % confidence; the others are tests with a false 
 audit can refute a guarantee. It cannot prove one.
 """
 
-import html
 import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +31,7 @@ from client.site import Site
 from common.config import RunConfig
 from common.files import write_atomically
 from common.privacy.accountant import epsilon
+from common.text import in_html
 from server.report import page, table
 from simulations.audit_bounds import (
     Values,
@@ -301,7 +301,7 @@ def write_report(folder: Path, findings: Sequence[Finding]) -> Path:
     failed = [one.check for one in findings if not one.passed]
     verdict = f"FAILED: {', '.join(failed)}" if failed else "passed"
     columns, rows = summary_rows(findings)
-    body = f"<h1>Privacy audit: {html.escape(verdict)}</h1>{table(columns, rows)}<p>{html.escape(LIMITS)}</p>"
+    body = f"<h1>Privacy audit: {in_html(verdict)}</h1>{table(columns, rows)}<p>{in_html(LIMITS)}</p>"
     path = folder / REPORT_NAME
     write_atomically(path, page("Privacy audit", body).encode())
     return path

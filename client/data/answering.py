@@ -4,14 +4,14 @@ What a parser raises ends here: an error crosses the pipe as a code and a senten
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data import dicom_series, frames, quality, sources
+from client.data import dicom_header, frames, quality, sources
 from client.data.labels import Vocabulary
 from client.data.pulse import beating
 from client.data.study import Reference, Study, parsing
@@ -89,14 +89,14 @@ def answer_to(question: Mapping[str, Any], most_bytes: int) -> Answer:
 
 
 def _look(question: Mapping[str, Any]) -> Answer:
-    entry = dicom_series.look(Path(question["path"]))
-    return {"entry": None if entry is None else dicom_series.entry_to_json(entry)}, ()
+    entry = dicom_header.look(Path(question["path"]))
+    return {"entry": None if entry is None else dicom_header.entry_to_json(entry)}, ()
 
 
 def _find(question: Mapping[str, Any]) -> Answer:
     found = sources.find(from_canonical(SourceConfig, question["source"]), Path(question["root"]))
     references = [frames.reference_to_json(reference) for reference in found.references]
-    return {"references": references, "left-out": dict(found.left_out)}, ()
+    return {"references": references, "left-out": dict(found.left_out), "assumed": dict(found.assumed)}, ()
 
 
 def _read(question: Mapping[str, Any]) -> Answer:
@@ -110,6 +110,7 @@ def _read(question: Mapping[str, Any]) -> Answer:
         "modality": study.modality,
         "order": [places[path] for path in study.files],
         "classes": study.classes,
+        "labelling": None if study.labelling is None else asdict(study.labelling),
         "digest": reading.digest,
     }
     return header, (study.image,) if study.label is None else (study.image, study.label)

@@ -27,7 +27,7 @@ _LIBRARIES = (
     *("wardround", "numpy", "pydicom", "highdicom", "nibabel", "pillow"),
     *("python-gdcm", "pylibjpeg-openjpeg", "pyjpegls"),
 )
-_NOT_KEPT = (ErrorCode.UNREADABLE, ErrorCode.OUT_OF_MEMORY)
+_NOT_KEPT = (ErrorCode.UNREADABLE, ErrorCode.NOT_OPENED, ErrorCode.OUT_OF_MEMORY)
 
 _log = logging.getLogger(__name__)
 

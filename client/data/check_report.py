@@ -5,7 +5,6 @@ files are for their owner only. Names, paths and free text from the studies are 
 """
 
 import base64
-import html
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from client.data.checkup import Checkup, Outcome
 from client.data.drawing import COLOURS
 from client.data.labels import BACKGROUND
 from common.files import write_private
+from common.text import in_html
 
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
@@ -63,7 +63,7 @@ i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
 def page(checkup: Checkup) -> str:
     """The whole HTML document: no script, nothing from elsewhere."""
     shown = shown_names(checkup)
-    about = "labels as found" if checkup.run is None else f"as the run {html.escape(checkup.run.name)} reads them"
+    about = "labels as found" if checkup.run is None else f"as the run {in_html(checkup.run.name)} reads them"
     found = counts(checkup)
     tiles = [
         ("usable studies", found["usable"], "good"),
@@ -72,9 +72,9 @@ def page(checkup: Checkup) -> str:
         ("patients", found["patients"], ""),
     ]
     body = [
-        f"<header><h1>Data of {html.escape(checkup.site)}</h1>",
+        f"<header><h1>Data of {in_html(checkup.site)}</h1>",
         f'<p class="muted">Checked {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {about}. '
-        f"Wardround {html.escape(version('wardround'))}.</p></header>",
+        f"Wardround {in_html(version('wardround'))}.</p></header>",
         f'<p class="warning" role="note">{_WARNING}</p>',
         '<div class="tiles">',
         *(f'<div class="tile {kind}"><strong>{count}</strong>{what}</div>' for what, count, kind in tiles),
@@ -86,7 +86,7 @@ def page(checkup: Checkup) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f'<meta name="viewport" content="width=device-width"><title>Data of {html.escape(checkup.site)}</title>'
+        f'<meta name="viewport" content="width=device-width"><title>Data of {in_html(checkup.site)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 
@@ -104,10 +104,10 @@ def write_reports(folder: Path, checkup: Checkup) -> Path:
 
 def _html_table(table: Table) -> str:
     kinds = [_kind(column) for column in zip(*table.rows, strict=True)]
-    head = "".join(f'<th scope="col"{k}>{html.escape(name)}</th>' for k, name in zip(kinds, table.columns, strict=True))
+    head = "".join(f'<th scope="col"{k}>{in_html(name)}</th>' for k, name in zip(kinds, table.columns, strict=True))
     lines = ("".join(f"<td{k}>{_cell(value)}</td>" for k, value in zip(kinds, row, strict=True)) for row in table.rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    title = html.escape(table.title)
+    title = in_html(table.title)
     return (
         f'<section><h2>{title}</h2><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
@@ -123,7 +123,7 @@ def _kind(column: Iterable[object]) -> str:
 
 
 def _cell(value: object) -> str:
-    return "&ndash;" if value is None else html.escape(str(value))
+    return "&ndash;" if value is None else in_html(str(value))
 
 
 def _gallery(checkup: Checkup, shown: Mapping[str, str]) -> str:
@@ -144,7 +144,7 @@ def _legend(studies: Iterable[Outcome], shown: Mapping[str, str]) -> str:
     if len(orders) != 1:
         return ""
     (order,) = orders
-    items = "".join(f"<li>{_swatch(place)}{html.escape(shown[name])}</li>" for place, name in enumerate(order))
+    items = "".join(f"<li>{_swatch(place)}{in_html(shown[name])}</li>" for place, name in enumerate(order))
     return f'<ul class="legend">{items}</ul>'
 
 
@@ -162,7 +162,7 @@ def _figure(study: Outcome, shown: Mapping[str, str]) -> str:
         "" if facts.spacing_mm is None else f"<br>{' &times; '.join(f'{edge:.3g}' for edge in facts.spacing_mm)} mm"
     )
     marked = [
-        f"{_swatch(place)}{html.escape(shown[name])}"
+        f"{_swatch(place)}{in_html(shown[name])}"
         for place, (name, count) in enumerate((n, c) for n, c in facts.voxels.items() if n != BACKGROUND)
         if count
     ]
@@ -172,7 +172,7 @@ def _figure(study: Outcome, shown: Mapping[str, str]) -> str:
         f'<figure><div class="picture"><img alt="Study {study.number}: one slice with the contour of its label" '
         f'src="data:image/png;base64,{data}"></div>'
         f"<figcaption><strong>{study.number}</strong> <code>{study.name}</code>{split}<br>"
-        f"{html.escape(facts.modality)} {size}{spacing}<br>{', '.join(marked) or 'no foreground'}</figcaption></figure>"
+        f"{in_html(facts.modality)} {size}{spacing}<br>{', '.join(marked) or 'no foreground'}</figcaption></figure>"
     )
 
 

@@ -40,6 +40,7 @@ def tables(checkup: Checkup, *, names: bool = False, paths: bool = False) -> lis
         _sources(checkup),
         _quarantined(checkup, paths=paths),
         _left_out(checkup),
+        _assumed(checkup),
         _splits(checkup),
         _images(checkup),
         _classes(checkup, shown),
@@ -62,7 +63,12 @@ def document(checkup: Checkup) -> dict[str, Any]:
         "run": None if checkup.run is None else {"name": checkup.run.name, "sha256": sha256_of(checkup.run)},
         "counts": counts(checkup),
         "sources": [
-            {"source": source.number, "kinds": list(source.kinds), "ignored": dict(source.left_out)}
+            {
+                "source": source.number,
+                "kinds": list(source.kinds),
+                "ignored": dict(source.left_out),
+                "assumed": dict(source.assumed),
+            }
             for source in checkup.sources
         ],
         "studies": [_study(study, shown) for study in checkup.studies],
@@ -120,6 +126,13 @@ def _left_out(checkup: Checkup) -> Table:
         for reason, count in sorted(source.left_out.items())
     ]
     return Table("Ignored", ("source", "count", "why"), tuple(rows))
+
+
+def _assumed(checkup: Checkup) -> Table:
+    rows = [
+        (source.number, count, what) for source in checkup.sources for what, count in sorted(source.assumed.items())
+    ]
+    return Table("Assumed", ("source", "count", "what"), tuple(rows))
 
 
 def _splits(checkup: Checkup) -> Table:

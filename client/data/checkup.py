@@ -53,11 +53,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Looked:
-    """One source as a whole. left_out: files and folders that are part of no study, counted by reason."""
+    """One source as a whole. left_out: files and folders that are part of no study, counted by reason; assumed: see
+    `Found`.
+    """
 
     number: int
     kinds: tuple[str, ...]
     left_out: Mapping[str, int]
+    assumed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def _path(reference: Reference, folder: Path) -> str:
 def _looked(number: int, found: Found, folder: Path) -> Looked:
     empty = _empty_folders(folder)
     left_out = dict(found.left_out) | ({EMPTY_FOLDER: empty} if empty else {})
-    return Looked(number, tuple(sorted({reference.kind for reference in found.references})), left_out)
+    return Looked(number, tuple(sorted({reference.kind for reference in found.references})), left_out, found.assumed)
 
 
 def _empty_folders(folder: Path) -> int:

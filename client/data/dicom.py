@@ -16,10 +16,12 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
 from client.data.dicom_frames import FRAME_TAGS, Frame, frames_of, stack_frames
+from client.data.dicom_header import with_identity
 from client.data.dicom_labels import read_labels
 from client.data.dicom_pixels import MOST_VALUES, PIXEL_TAGS, decoded, palette_colours, too_large
 from client.data.dicom_seg import Grid
 from client.data.dicom_series import find
+from client.data.geometry import Stack
 from client.data.labels import Naming
 from client.data.pulse import watched
 from client.data.study import Reference, Study, parsing, quiet
@@ -29,6 +31,7 @@ _READING_TAGS = [
     *PIXEL_TAGS,
     *FRAME_TAGS,
     "Modality",
+    "SeriesInstanceUID",
     "FrameOfReferenceUID",
     "ImagerPixelSpacing",
     "ModalityLUTSequence",
@@ -55,11 +58,14 @@ def read(reference: Reference, naming: Naming | None) -> Study:
             ErrorCode.NO_LABEL,
         )
     with parsing("DICOM series"), quiet():
-        images = [pydicom.dcmread(path, specific_tags=list(_READING_TAGS)) for path in watched(reference.images)]
+        images = [
+            with_identity(pydicom.dcmread(path, specific_tags=list(_READING_TAGS)))
+            for path in watched(reference.images)
+        ]
         frames_by_image = [frames_of(ds) for ds in images]
         paths = [path for path, frames in zip(reference.images, frames_by_image, strict=True) for _ in frames]
         frames = [frame for frames in frames_by_image for frame in frames]
-        stack = stack_frames(frames)
+        stack = _stack(images, frames)
         order = np.arange(len(frames)) if stack is None else stack.order
         image = _volume(images, frames, np.argsort(order))
         label = None
@@ -70,6 +76,7 @@ def read(reference: Reference, naming: Naming | None) -> Study:
                 tuple(frames[index].instance for index in order),
                 str(images[0].get("FrameOfReferenceUID", "")),
                 tuple(frames[index].number for index in order),
+                frozenset({str(images[0].get("SeriesInstanceUID") or ""), *(one.instance for one in frames)} - {""}),
             )
             label = read_labels(
                 reference.labels, grid, naming, reference.fractional_threshold, checked=reference.labels_checked
@@ -84,6 +91,20 @@ def read(reference: Reference, naming: Naming | None) -> Study:
             reference.key,
             tuple(paths[index] for index in order),
         )
+
+
+def _stack(images: Sequence[Dataset], frames: Sequence[Frame]) -> Stack | None:
+    """See `stack_frames`; a refusal says when only their folder joins the slices."""
+    try:
+        return stack_frames(frames)
+    except DataError as error:
+        if len(images) == 1 or any(ds.get("SeriesInstanceUID") for ds in images):
+            raise
+        raise DataError(
+            f"Series Instance UID (0020,000E) is empty in these {len(images)} files, so those of one folder were taken "
+            f"as one series, and they make none: {error} Or put each series into a folder of its own.",
+            error.code,
+        ) from None
 
 
 def _modality(ds: Dataset) -> str:

@@ -20,14 +20,15 @@ import pydicom
 from numpy.typing import NDArray
 
 from client.data import dicom_seg, rtstruct
+from client.data.dicom_header import STRUCTURE_SET, references_of, with_identity
 from client.data.dicom_seg import Grid
-from client.data.dicom_series import STRUCTURE_SET
 from client.data.label_checks import doubtful
 from client.data.labels import Naming
 from client.data.pulse import watched
 from client.data.study import parsing
 from common.errors import DataError, ErrorCode
 
+_TAGS = ["SOPClassUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"]
 # Two drawings of one name are about the same thing from this share of the smaller one on that they have in common,
 _IN_COMMON = 0.1
 # and are the same from this Dice on.
@@ -118,7 +119,9 @@ def _check_versions(first: _Drawing, second: _Drawing, files: int) -> None:
 
 
 def _read(path: Path, grid: Grid, naming: Naming, fractional_threshold: float) -> NDArray[np.uint8]:
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    header = with_identity(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS)))
+    if grid.names and not references_of(header)[0] & grid.names:
+        naming.labelling = replace(naming.labelling, by_place=naming.labelling.by_place + 1)
     if header.get("SOPClassUID") == STRUCTURE_SET:
         return rtstruct.read_labels(path, grid, naming)
     return dicom_seg.read_labels(path, grid, naming, fractional_threshold)

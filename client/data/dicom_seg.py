@@ -59,6 +59,7 @@ class Grid:
 
     shape: (Z, Y, X); stack: its geometry, None for a projection; instances: SOP instance UID of each slice;
     frames: the number of each slice's frame within its instance, from 1; none where every instance is one frame.
+    names: the UIDs of the series and its instances, by which a label refers to it; none: not known.
     """
 
     shape: tuple[int, ...]
@@ -66,6 +67,7 @@ class Grid:
     instances: tuple[str, ...]
     frame_of_reference: str
     frames: tuple[int, ...] = ()
+    names: frozenset[str] = frozenset()
 
     def slices_named(self, images: Iterable[Dataset]) -> list[int]:
         """The slices that references to images, and to frames of them, name."""

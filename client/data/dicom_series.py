@@ -1,154 +1,71 @@
 """DICOM series: from a tree of files to references, by their headers alone.
 
-Of a header only the attributes listed here are decoded; of the patient that is the Patient ID, which groups studies
-and stays in this package. Files that are no image and no label (reports, plans, PDFs) are ignored and counted.
-Source: DICOM PS3.3 C.7.3 (series), C.7.6.16 (multi-frame), A.51 and A.86 (segmentation), A.19 (structure set).
+Files that are no image and no label (reports, plans, PDFs, the DICOMDIR of a disc) are ignored and counted. What joins
+files is stated, never empty: slices whose Series Instance UID is empty are one series only where folder, patient, study
+and frame of reference are the same, and that this was assumed is told. A second file with the SOP Instance UID of
+another is a copy only where its content is the same; else nobody knows which is meant, and its series is refused.
+
+A label is drawn on the series that it names. One that names nothing that is here (writers leave it out, anonymisers
+change it) is drawn on the only series in its frame of reference. Its patient binds it in any case.
+
+A file that cannot be opened may be a slice, or a label, of any series in its folder: they are refused, for a volume
+without its last slice looks whole. One whose header is broken refuses the series where its folder holds no other.
+Source: DICOM PS3.3 C.7.3 (series), C.12.1 (SOP common), C.7.6.16 (multi-frame).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import pydicom
-from pydicom.dataset import Dataset
-
-from client.data.deidentify import check_pixels
-from client.data.frames import problem_from_json, problem_to_json, text_of
+from client.data.dicom_header import LABELS, SINGLES, SLICES, Entry, look_at_all, same_content
 from client.data.pairs import files_under, patient_of
 from client.data.study import (
+    AMBIGUOUS_LABEL,
+    DISC_CONTENTS,
     LONELY_LABEL,
     NO_IMAGE,
     NO_IMAGE_INSIDE,
+    OTHER_PATIENTS_LABEL,
     SECOND_COPY,
     Found,
     Reference,
     parsing,
-    quiet,
 )
 from common.config import SourceConfig
 from common.errors import DataError, ErrorCode
 
-# SOP classes whose instances are slices of a series, and those whose every instance is a study of its own: a
-# projection, or a whole stack of frames.
-_SLICES = {
-    "1.2.840.10008.5.1.4.1.1.2",  # CT
-    "1.2.840.10008.5.1.4.1.1.4",  # MR
-}
-_SINGLES = {
-    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
-    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
-    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
-    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
-    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture; the pixel gate refuses it until a person has looked
-    "1.2.840.10008.5.1.4.1.1.7.1",  # and its multi-frame kinds: one bit,
-    "1.2.840.10008.5.1.4.1.1.7.2",  # grey of a byte,
-    "1.2.840.10008.5.1.4.1.1.7.3",  # grey of a word,
-    "1.2.840.10008.5.1.4.1.1.7.4",  # colour
-    "1.2.840.10008.5.1.4.1.1.1",  # CR
-    "1.2.840.10008.5.1.4.1.1.1.1",  # DX, for presentation
-    "1.2.840.10008.5.1.4.1.1.1.1.1",  # DX, for processing
-    "1.2.840.10008.5.1.4.1.1.1.2",  # MG, for presentation
-    "1.2.840.10008.5.1.4.1.1.1.2.1",  # MG, for processing
-    "1.2.840.10008.5.1.4.1.1.3",  # US, multi-frame, as it was until 1995
-    "1.2.840.10008.5.1.4.1.1.3.1",  # US, multi-frame
-    "1.2.840.10008.5.1.4.1.1.6",  # US, as it was until 1995
-    "1.2.840.10008.5.1.4.1.1.6.1",  # US
-}
-_SEGMENTATIONS = {
-    "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
-    "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
-}
+_DISC_CONTENTS = "1.2.840.10008.1.3.10"  # Media Storage Directory, the class of a DICOMDIR
 
-STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-_LABELS = _SEGMENTATIONS | {STRUCTURE_SET}
-
-_FINDING_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "FrameOfReferenceUID",
-    "ReferencedSeriesSequence",
-    "ReferencedFrameOfReferenceSequence",
-    "BurnedInAnnotation",
-    "ConversionType",
-    "ImageType",
-]
-_PREAMBLE = 128
-_MAGIC = b"DICM"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one file says about its place. references: the series and images that a label was drawn on."""
-
-    path: Path = field(repr=False)
-    sop_class: str
-    instance: str = field(repr=False)
-    series: str = field(repr=False)
-    patient: str = field(repr=False)
-    frame_of_reference: str = field(repr=False)
-    references: frozenset[str] = field(default=frozenset(), repr=False)
-    pixel_text: DataError | None = None  # the image may show text, and that can name the patient
-
+# What was assumed where a de-identifier emptied a name.
+FROM_META = "DICOM files whose SOP Class or Instance UID is empty: taken from their file meta information"
+BY_FOLDER = "slices whose Series Instance UID (0020,000E) is empty: those of a folder, patient and study are one series"
 
 # Headers of files, in order: what `look` says of each.
-Looker: TypeAlias = Callable[[Sequence[Path]], Iterable["Entry | DataError | None"]]
+Looker: TypeAlias = Callable[[Sequence[Path]], Iterable[Entry | DataError | None]]
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file starts as PS3.10 says: 128 bytes, then DICM."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
-    except OSError:
-        return False
+@dataclass(eq=False)
+class _Group:
+    """The files of one series, or of one image that is a study of its own. key: what they have in common."""
 
+    key: str
+    entries: list[Entry] = field(default_factory=list)
+    labels: list[Entry] = field(default_factory=list)
+    patients: set[str] = field(default_factory=set)  # as patient-pattern finds them
+    problem: DataError | None = None
 
-def look(path: Path) -> Entry | None:
-    """What the header of a file says; None where it is no DICOM.
-
-    Raises:
-        DataError: UNREADABLE.
-    """
-    if not is_dicom(path):
-        return None
-    with parsing("DICOM file"), quiet():
-        return _entry(path)
-
-
-def look_at_all(paths: Iterable[Path]) -> Iterable[Entry | DataError | None]:
-    """`look` at each, in this process."""
-    for path in paths:
-        try:
-            yield look(path)
-        except DataError as error:
-            yield error
-
-
-def entry_to_json(entry: Entry) -> dict[str, Any]:
-    """Plain values, all but the path."""
-    return {
-        "texts": [entry.sop_class, entry.instance, entry.series, entry.patient, entry.frame_of_reference],
-        "references": sorted(entry.references),
-        "pixel-text": problem_to_json(entry.pixel_text),
-    }
-
-
-def entry_from_json(path: Path, values: Mapping[str, Any]) -> Entry:
-    """Inverse of `entry_to_json`; TypeError, ValueError or KeyError where it is none."""
-    sop_class, instance, series, patient, frame_of_reference = map(text_of, values["texts"])
-    references = frozenset(map(text_of, values["references"]))
-    pixel_text = problem_from_json(values["pixel-text"])
-    return Entry(path, sop_class, instance, series, patient, frame_of_reference, references, pixel_text)
+    @property
+    def patient(self) -> str:
+        """As the headers say, all alike."""
+        return self.entries[0].patient
 
 
 def find(source: SourceConfig, folder: Path, looker: Looker = look_at_all) -> Found:
     """The series of a source and the segmentations and structure sets that refer to them; reads headers only.
 
-    The patient is the Patient ID, or what patient-pattern finds in the path of the series' first file.
+    The patient is the Patient ID, or what patient-pattern finds in the paths of the series' files.
     """
     return find_among(files_under(folder), folder, source, looker)
 
@@ -156,24 +73,28 @@ def find(source: SourceConfig, folder: Path, looker: Looker = look_at_all) -> Fo
 def find_among(files: Sequence[Path], folder: Path, source: SourceConfig | None, looker: Looker = look_at_all) -> Found:
     """See `find`; without a source (for prediction) labels and patients are left out."""
     entries, broken, left_out = _scan(files, folder, looker)
-    groups: dict[tuple[str, str], list[Entry]] = {}
+    entries, repeated = _without_copies(entries, left_out)
+    pattern = None if source is None else source.patient_pattern
+    groups: dict[tuple[str, ...], _Group] = {}
     labels: list[Entry] = []
-    seen: set[tuple[str, str]] = set()
     for entry in entries:
-        if (entry.patient, entry.instance) in seen:
-            left_out[SECOND_COPY] += 1
-        elif entry.sop_class not in _SLICES | _SINGLES | _LABELS:
-            left_out[NO_IMAGE_INSIDE] += 1
-        elif entry.sop_class in _LABELS:
-            labels.append(entry)
+        if entry.sop_class in LABELS:
+            labels += [] if source is None else [entry]
+        elif entry.sop_class in SLICES | SINGLES:
+            names = _names(entry, folder)
+            group = groups.setdefault((entry.patient, *names), _Group(" ".join(names)))
+            group.entries.append(entry)
+            if pattern is not None:
+                group.patients.add(_patient_by_path(entry, folder, pattern))
         else:
-            key = entry.series if entry.sop_class in _SLICES else entry.instance
-            groups.setdefault((entry.patient, key), []).append(entry)
-        seen.add((entry.patient, entry.instance))
-    drawn = {key: [label for label in labels if _refers(label, group)] for key, group in groups.items()}
-    left_out[LONELY_LABEL] = len(labels) - len({label.path for matching in drawn.values() for label in matching})
-    references = [_reference(key[1], group, drawn[key], folder, source) for key, group in groups.items()]
-    return Found((*references, *broken), +left_out)
+            left_out[DISC_CONTENTS if entry.sop_class == _DISC_CONTENTS else NO_IMAGE_INSIDE] += 1
+    studies = list(groups.values())
+    left_out += _draw(labels, studies, folder, pattern)
+    _mark_repeated(studies, repeated)
+    _mark_incomplete(studies, broken)
+    _make_keys_unique(studies)
+    references = [_reference(group, folder, source) for group in studies]
+    return Found((*references, *broken), +left_out, _assumed(studies))
 
 
 def _scan(files: Sequence[Path], folder: Path, looker: Looker) -> tuple[list[Entry], list[Reference], Counter[str]]:
@@ -188,81 +109,156 @@ def _scan(files: Sequence[Path], folder: Path, looker: Looker) -> tuple[list[Ent
     return entries, broken, left_out
 
 
-def _entry(path: Path) -> Entry:
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_FINDING_TAGS))
-    sop_class = str(header.get("SOPClassUID", ""))
-    if not sop_class:
-        raise DataError("this DICOM file does not say what it is. Export it again, or take it out.")
-    references, frame = _drawn_on(header) if sop_class in _LABELS else (frozenset(), "")
-    return Entry(
-        path,
-        sop_class,
-        str(header.get("SOPInstanceUID", "")) or path.as_posix(),
-        str(header.get("SeriesInstanceUID", "")),
-        str(header.get("PatientID") or "").strip(),
-        str(header.get("FrameOfReferenceUID", "")) or frame,
-        references,
-        None if sop_class in _LABELS else _pixel_text(header),
+def _without_copies(entries: Sequence[Entry], left_out: Counter[str]) -> tuple[list[Entry], set[Path]]:
+    """The entries without copies of others, and the files that say they are the same instance and are not."""
+    instances: dict[tuple[str, str], list[Entry]] = {}
+    kept, repeated = [], set[Path]()
+    for entry in entries:
+        before = instances.setdefault((entry.patient, entry.instance), []) if entry.instance else []
+        if any(_is_copy(entry, other) for other in before):
+            left_out[SECOND_COPY] += 1
+            continue
+        if before:
+            repeated |= {entry.path, *(other.path for other in before)}
+        before.append(entry)
+        kept.append(entry)
+    return kept, repeated
+
+
+def _is_copy(first: Entry, second: Entry) -> bool:
+    try:
+        with parsing("DICOM file"):
+            return same_content(first.path, second.path)
+    except DataError:
+        return False  # then it is refused, and reading it says why
+
+
+def _names(entry: Entry, folder: Path) -> tuple[str, ...]:
+    """What an image shares with the others of its study. Where it does not say, that is at most a folder's files."""
+    where = entry.path.relative_to(folder).parent.as_posix()
+    if entry.sop_class in SINGLES:
+        return (entry.instance or entry.path.relative_to(folder).as_posix(),)
+    return (entry.series,) if entry.series else (where, entry.study, entry.frame_of_reference)
+
+
+def _patient_by_path(entry: Entry, folder: Path, pattern: str) -> str:
+    """What patient-pattern finds in the file's path; "" for nothing."""
+    return patient_of(entry.path.relative_to(folder).as_posix(), pattern)[0]
+
+
+def _draw(labels: Sequence[Entry], groups: Sequence[_Group], folder: Path, pattern: str | None) -> Counter[str]:
+    """Give each label to the series that it was drawn on; those that have none are counted by reason."""
+    left_out = Counter[str]()
+    by_name: dict[str, list[_Group]] = {}
+    by_place: dict[str, list[_Group]] = {}
+    for group in groups:
+        for name in {name for entry in group.entries for name in (entry.instance, entry.series) if name}:
+            by_name.setdefault(name, []).append(group)
+        for frame in {entry.frame_of_reference for entry in group.entries if entry.frame_of_reference}:
+            by_place.setdefault(frame, []).append(group)
+    for label in labels:
+        named = {id(group): group for name in label.references for group in by_name.get(name, [])}
+        there = list(named.values()) or by_place.get(label.frame_of_reference, [])
+        path_says = "" if pattern is None else _patient_by_path(label, folder, pattern)
+        own = [group for group in there if _is_of(label, path_says, group)]
+        # Without a name that is here, only one place may be meant, and only one patient's.
+        if own and (named or (len(own) == 1 and (label.patient or path_says or len(there) == 1))):
+            for group in own:
+                group.labels.append(label)
+        elif own:
+            left_out[AMBIGUOUS_LABEL] += 1
+        else:
+            left_out[OTHER_PATIENTS_LABEL if there else LONELY_LABEL] += 1
+    return left_out
+
+
+def _is_of(label: Entry, path_says: str, group: _Group) -> bool:
+    """Whether nothing says that label and series are of two patients: neither their headers nor their paths."""
+    same_id = not label.patient or not group.patient or label.patient == group.patient
+    return same_id and (not path_says or group.patients <= {path_says, ""})
+
+
+def _mark_repeated(groups: Sequence[_Group], repeated: set[Path]) -> None:
+    for group in groups:
+        count = len({entry.path for entry in (*group.entries, *group.labels)} & repeated)
+        if count:
+            group.problem = DataError(
+                f"{count} files of this study, or of its labels, say by their SOP Instance UID (0008,0018) that they "
+                "are the same as another file, and their content differs: which is meant, nobody knows. Give each "
+                "its own UID (export the study again), or take the wrong ones out.",
+                ErrorCode.UID_REPEATED,
+            )
+
+
+def _mark_incomplete(groups: Sequence[_Group], broken: Sequence[Reference]) -> None:
+    """Refuse the series that a file which cannot be seen may belong to."""
+    folders: dict[Path, list[_Group]] = {}
+    for group in groups:
+        for parent in {entry.path.parent for entry in (*group.entries, *group.labels)}:
+            folders.setdefault(parent, []).append(group)
+    for one in broken:
+        beside = folders.get(one.images[0].parent, [])
+        if one.problem is None or (one.problem.code is not ErrorCode.NOT_OPENED and len(beside) > 1):
+            continue
+        for group in beside:
+            if group.problem is None and (group.labels or any(one.sop_class in SLICES for one in group.entries)):
+                group.problem = DataError(
+                    f"a file beside those of this series may belong to it, so it may not be whole: {one.problem}",
+                    one.problem.code,
+                )
+
+
+def _make_keys_unique(groups: Sequence[_Group]) -> None:
+    """Where patients share a key, because an anonymiser gave all series one UID, it is said whose it is."""
+    counts = Counter(group.key for group in groups)
+    for group in groups:
+        if counts[group.key] > 1:
+            group.key = f"{group.key} {group.patient}"
+
+
+def _assumed(groups: Sequence[_Group]) -> Mapping[str, int]:
+    used = {entry.path: entry for group in groups for entry in (*group.entries, *group.labels)}.values()
+    return +Counter(
+        {
+            FROM_META: sum(entry.from_meta for entry in used),
+            BY_FOLDER: sum(not entry.series and entry.sop_class in SLICES for entry in used),
+        }
     )
 
 
-def _pixel_text(header: Dataset) -> DataError | None:
-    try:
-        check_pixels(header)
-    except DataError as error:
-        return error
-    return None
-
-
-def _drawn_on(header: Dataset) -> tuple[frozenset[str], str]:
-    """The series and images a label names, and the frame of reference that a structure set names."""
-    frames = header.get("ReferencedFrameOfReferenceSequence") or []
-    named = [
-        (series, "ContourImageSequence")
-        for frame in frames
-        for study in frame.get("RTReferencedStudySequence") or []
-        for series in study.get("RTReferencedSeriesSequence") or []
-    ]
-    named += [(series, "ReferencedInstanceSequence") for series in header.get("ReferencedSeriesSequence") or []]
-    uids = {str(series.get("SeriesInstanceUID", "")) for series, _ in named}
-    uids |= {
-        str(image.get("ReferencedSOPInstanceUID", "")) for series, images in named for image in series.get(images) or []
-    }
-    return frozenset(uids - {""}), str(frames[0].get("FrameOfReferenceUID", "")) if frames else ""
-
-
-def _refers(label: Entry, group: list[Entry]) -> bool:
-    """Whether a label was drawn on a series: it names it or its images, else shares its frame of reference."""
-    if label.references:
-        return any(entry.instance in label.references or entry.series in label.references for entry in group)
-    return bool(label.frame_of_reference) and label.frame_of_reference == group[0].frame_of_reference
-
-
-def _reference(
-    key: str, group: list[Entry], labels: list[Entry], folder: Path, source: SourceConfig | None
-) -> Reference:
-    images = tuple(entry.path for entry in group)
+def _reference(group: _Group, folder: Path, source: SourceConfig | None) -> Reference:
+    images = tuple(entry.path for entry in group.entries)
+    problem = group.problem or next((entry.problem for entry in group.entries if entry.problem is not None), None)
     if source is None:
-        return Reference("dicom", "", key, images)
-    patient, problem = group[0].patient, None
+        return Reference("dicom", "", group.key, images, problem=problem)
+    patient = group.patient
     if source.patient_pattern is not None:
-        patient, problem = patient_of(images[0].relative_to(folder).as_posix(), source.patient_pattern)
+        patient, unknown = patient_of(images[0].relative_to(folder).as_posix(), source.patient_pattern)
+        problem = unknown or problem
+        if len(group.patients) > 1:
+            problem = DataError(
+                f"the files of this series lie under {len(group.patients)} patients, as patient-pattern in site.toml "
+                "reads their paths. Correct the pattern, or give each patient's series a UID of its own.",
+                ErrorCode.UNSUPPORTED,
+            )
     elif not patient:
         problem = DataError(
-            "the series has no Patient ID, so its patient is not known. Fill it in, or set patient-pattern in "
-            "site.toml to find the patient in the path.",
+            "Patient ID (0010,0020) is empty, so the patient of the series is not known. Fill it in, or set "
+            "patient-pattern in site.toml to find the patient in the path.",
             ErrorCode.UNSUPPORTED,
         )
     if problem is None and not source.pixel_text_checked:
-        problem = next((entry.pixel_text for entry in group if entry.pixel_text is not None), None)
-    drawn = tuple(label.path for label in labels)
+        problem = next((entry.pixel_text for entry in group.entries if entry.pixel_text is not None), None)
     return Reference(
         "dicom",
         patient,
-        key,
+        group.key,
         images,
-        drawn,
+        tuple(label.path for label in group.labels),
         source.label_map,
         problem,
         fractional_threshold=source.fractional_threshold,
     )
+
+
+__all__ = ["BY_FOLDER", "FROM_META", "Looker", "find", "find_among"]

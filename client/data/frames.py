@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from client.data.study import Reference
 from common.errors import DataError, ErrorCode
+from common.text import shown
 
 HEADER_LIMIT = 64 << 20  # bytes: the rows of a large CSV
 TEXT_LIMIT = 2000  # characters of a message
@@ -106,11 +107,10 @@ def problem_to_json(problem: DataError | None) -> dict[str, str] | None:
 
 
 def problem_from_json(values: Mapping[str, Any] | None) -> DataError | None:
-    """Inverse of `problem_to_json`; what a terminal would obey is taken out."""
+    """Inverse of `problem_to_json`."""
     if values is None:
         return None
-    text = text_of(values["text"])[:TEXT_LIMIT]
-    return DataError("".join(sign if sign.isprintable() else " " for sign in text), ErrorCode(values["code"]))
+    return DataError(shown(text_of(values["text"]))[:TEXT_LIMIT], ErrorCode(values["code"]))
 
 
 def reference_to_json(reference: Reference) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data import answering, dicom_series, frames, quality, sources
+from client.data import answering, dicom_header, frames, quality, sources
 from client.data.answering import Job, Reading
 from client.data.child import Child, LateError, ReaderError
 from client.data.frames import FrameError
 from client.data.labels import Vocabulary
-from client.data.study import Found, Reference, Study
+from client.data.study import Found, Labelling, Reference, Study
 from common.config import SourceConfig, canonical
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -121,7 +121,8 @@ class Readers:
             raise ConfigError(f"the table of the source {source.path!r} cannot be read: {found}")
         if memory is not None:
             references = [frames.reference_to_json(reference) for reference in found.references]
-            memory.learn(key, stamp, {"references": references, "left-out": dict(found.left_out)})
+            told = {"left-out": dict(found.left_out), "assumed": dict(found.assumed)}
+            memory.learn(key, stamp, {"references": references} | told)
         return found
 
     def find_images(self, path: Path, among: Sequence[Path] | None = None) -> tuple[Reference, ...]:
@@ -164,7 +165,7 @@ class Readers:
         ]
         return self._run(tasks, batch=1, ahead=4 * self._count + 1)
 
-    def _look(self, paths: Sequence[Path], *, memory: Memory | None) -> Iterator[dicom_series.Entry | DataError | None]:
+    def _look(self, paths: Sequence[Path], *, memory: Memory | None) -> Iterator[dicom_header.Entry | DataError | None]:
         """Headers of files, in order; None for those that are no DICOM."""
         stamps = [_stamp(path) for path in paths]
         known: dict[int, Any] = {}
@@ -173,7 +174,7 @@ class Readers:
                 if (value := memory.recall(str(path), stamp)) is not None:
                     known[index] = value
         tasks = [
-            _Task({"do": "look", "path": str(path)}, partial(dicom_series.look, path), partial(_entry, path))
+            _Task({"do": "look", "path": str(path)}, partial(dicom_header.look, path), partial(_entry, path))
             for index, path in enumerate(paths)
             if index not in known
         ]
@@ -337,6 +338,7 @@ def _reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
     spacing = None if header["spacing-mm"] is None else tuple(map(float, header["spacing-mm"]))
     affine = None if header["affine"] is None else np.array(header["affine"], np.float64)
     order = header["order"]
+    labelling = None if header["labelling"] is None else Labelling(**header["labelling"])
     sound = (
         image.dtype == np.float32
         and axes in (2, 3)
@@ -345,6 +347,7 @@ def _reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
         and (label is None or (label.dtype == np.uint8 and label.shape == image.shape[1:]))
         and (label is None or int(label.max()) <= len(classes))
         and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
+        and (labelling is None or all(type(number) in (int, float) for number in vars(labelling).values()))
         and (spacing is None or (len(spacing) == axes and np.isfinite(spacing).all()))
         and (affine is None or (affine.shape == (4, 4) and axes == 3 and np.isfinite(affine).all()))
         and all(type(index) is int and 0 <= index < len(job.reference.images) for index in order)
@@ -362,6 +365,7 @@ def _reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
         job.reference.key,
         tuple(job.reference.images[index] for index in order),
         classes,
+        labelling,
     )
     return Reading(study, frames.text_of(header["digest"]))
 
@@ -385,20 +389,22 @@ def _checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quali
 
 
 def _found(header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> Found:
-    left_out = {frames.text_of(why): int(count) for why, count in header["left-out"].items()}
-    return Found(tuple(map(frames.reference_from_json, header["references"])), left_out)
+    left_out, assumed = (
+        {frames.text_of(why): int(count) for why, count in header[kind].items()} for kind in ("left-out", "assumed")
+    )
+    return Found(tuple(map(frames.reference_from_json, header["references"])), left_out, assumed)
 
 
-def _entry(path: Path, header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> dicom_series.Entry | None:
+def _entry(path: Path, header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> dicom_header.Entry | None:
     values = header["entry"]
-    return None if values is None else dicom_series.entry_from_json(path, values)
+    return None if values is None else dicom_header.entry_from_json(path, values)
 
 
-def _look_to_json(outcome: dicom_series.Entry | DataError | None) -> dict[str, Any]:
+def _look_to_json(outcome: dicom_header.Entry | DataError | None) -> dict[str, Any]:
     """As a child would tell it; see `_entry`."""
     if isinstance(outcome, DataError):
         return {"problem": frames.problem_to_json(outcome)}
-    return {"entry": None if outcome is None else dicom_series.entry_to_json(outcome)}
+    return {"entry": None if outcome is None else dicom_header.entry_to_json(outcome)}
 
 
 def _stamp(path: Path) -> list[int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from client.data.study import Labelling
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.text import shown
 
 BACKGROUND = "background"
 
@@ -192,7 +193,7 @@ class Naming:
             return 0
         if not self.as_found:
             return self._number_in_run(name)
-        name = "".join(letter if letter.isprintable() else " " for letter in name)
+        name = shown(name)
         plain = _plain(name)
         if plain not in self._numbers:
             if len(self._classes) == _MOST_CLASSES:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from client.data import dicom, dicom_series, images, mias, nifti
+from client.data import dicom, dicom_header, dicom_series, images, mias, nifti
 from client.data.labels import Vocabulary
 from client.data.pairs import files_under, has_suffix
 from client.data.study import NO_IMAGE, Found, Kind, Reference, Study
@@ -19,7 +19,7 @@ from common.errors import ConfigError, DataError, ErrorCode
 _log = logging.getLogger(__name__)
 
 
-def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_series.look_at_all) -> Found:
+def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_header.look_at_all) -> Found:
     """List the studies of a source without reading pixels, in the order of patient and key.
 
     Args:
@@ -42,7 +42,8 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_s
         for reference in found.references
         if not source.patients or reference.patient in source.patients
     ]
-    return Found(tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key))), found.left_out)
+    references = tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key)))
+    return replace(found, references=references)
 
 
 def folder_of(source: SourceConfig, root: Path) -> Path:
@@ -68,7 +69,7 @@ def kind_of(source: SourceConfig, folder: Path) -> Kind | None:
         return "mias"
     within = folder / source.images
     for path in files_under(within if within.is_dir() else folder):
-        if dicom_series.is_dicom(path):
+        if dicom_header.is_dicom(path):
             return "dicom"
         if has_suffix(path, nifti.SUFFIXES):
             return "nifti"
@@ -113,7 +114,7 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
 
 
 def find_images(
-    path: Path, among: Sequence[Path] | None = None, looker: dicom_series.Looker = dicom_series.look_at_all
+    path: Path, among: Sequence[Path] | None = None, looker: dicom_series.Looker = dicom_header.look_at_all
 ) -> tuple[Reference, ...]:
     """The studies at a path, for prediction: a NIfTI file, a picture, a DICOM file, or a folder of any one of these.
 
@@ -125,7 +126,7 @@ def find_images(
     Raises:
         DataError: NO_DATA, nothing there that a reader knows.
     """
-    files = list(among) if among is not None else files_under(path) if path.is_dir() else [path]
+    files = list(among) if among is not None else files_under(path) if path.is_dir() else [path] * path.exists()
     folder = path if path.is_dir() else path.parent
     references = dicom_series.find_among(files, folder, None, looker).references
     if not references and mias.is_archive(folder):

@@ -6,6 +6,7 @@ Raw ids and paths live in `Reference` and `Study` only, are left out of their `r
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ NO_IMAGE = "neither image nor label"
 NO_IMAGE_INSIDE = "DICOM object that is neither image nor label"
 SECOND_COPY = "second copy of a file"
 LONELY_LABEL = "label without its image"
+OTHER_PATIENTS_LABEL = "label whose Patient ID is not that of its image"
+AMBIGUOUS_LABEL = "label that names no image here, and may belong to several"
+DISC_CONTENTS = "DICOMDIR, the table of contents of a disc"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at a source gave. left_out: files that are part of no study, counted by reason."""
+    """What a look at a source gave.
+
+    left_out: files that are part of no study, counted by reason. assumed: what was taken for granted where the files do
+    not say, with the number of files.
+    """
 
     references: tuple[Reference, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    assumed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ignored(self) -> int:
@@ -110,15 +121,28 @@ def parsing(what: str) -> Iterator[None]:
         yield
     except WardroundError:
         raise
+    except OSError as error:
+        if error.errno is None:  # no trouble with the disk: some parsers call a damaged file so
+            raise _not_decoded(what) from None
+        raise DataError(
+            f"this {what} cannot be opened or read ({os.strerror(error.errno)}). Make it readable, or take it out.",
+            ErrorCode.NOT_OPENED,
+        ) from None
     except MemoryError:
         raise DataError(
             f"there is not enough memory for this {what}. Free memory, or take it out.", ErrorCode.OUT_OF_MEMORY
         ) from None
     except Exception as error:  # noqa: BLE001 - a mutated file makes pydicom alone raise nine types
-        raise DataError(
-            f"this {what} could not be decoded ({type(error).__name__}). Export it again, or take it out.",
-            ErrorCode.UNREADABLE,
-        ) from None
+        _log.debug("a parser gave up (%s)", type(error).__name__)
+        raise _not_decoded(what) from None
+
+
+def _not_decoded(what: str) -> DataError:
+    return DataError(
+        f"this {what} could not be decoded: it is damaged, or breaks the rules of its format. Export it again, or take "
+        "it out.",
+        ErrorCode.UNREADABLE,
+    )
 
 
 @contextmanager

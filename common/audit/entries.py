@@ -44,7 +44,7 @@ KINDS = {
     "data-added": "?patients",
     "data-forgotten": "",
     "spend": "run round epsilon delta",
-    "arrived": "run round site update",
+    "arrived": "run round site update ?received",
     "round": "receipt signature ?countersignature",
     "countersigned": "receipt-hash countersignature",
     "evaluated": "run round phase model ?site",

@@ -20,6 +20,7 @@ from common.audit import notes, reading
 from common.audit.entries import COORDINATOR
 from common.audit.history import Finding, Held, History, Keys, Signed, describe, take_apart
 from common.errors import AuditError
+from common.text import shown
 
 _KEY = re.compile(r"(?P<origin>coordinator|site/[a-z0-9-]+)=(?P<key>[0-9a-f]{64})")
 
@@ -85,10 +86,11 @@ def report(verdict: Verdict) -> str:
     for one in verdict.histories:
         times = [_date(entry.time) for entry in (*one.entries[:1], *one.entries[-1:])] or ["-", "-"]
         signed = max((checkpoint.size for checkpoint in one.own), default=0)
-        rows.append((one.name, one.origin, str(one.size), str(signed), str(len(one.receipts)), times[0], times[-1]))
+        counts = (str(one.size), str(signed), str(len(one.receipts)))
+        rows.append((shown(one.name), shown(one.origin), *counts, times[0], times[-1]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", *(f"{finding.severity}: {finding.log}: {finding.text}" for finding in verdict.findings)]
+    lines += ["", *(shown(f"{one.severity}: {one.log}: {one.text}") for one in verdict.findings)]
     errors = sum(finding.severity == "error" for finding in verdict.findings)
     lines.append(
         "All is well." if verdict.is_well else f"{errors} error(s): this history is not to be trusted as it is."
@@ -114,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keys[origin] = (*keys.get(origin, ()), key)
         verdict = verify(given.logs, keys, given.checkpoint)
     except AuditError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         return 1
     sys.stdout.write(report(verdict))
     return 0 if verdict.is_well else 1
@@ -182,7 +184,7 @@ def _check_receipts(coordinator: History, site: History) -> Iterator[Finding]:
 
 def _check_updates(coordinator: History) -> Iterator[Finding]:
     """Every update with a receipt arrived, and is in its round's model or was refused."""
-    arrived: set[tuple[str, int, str, str]] = set()
+    arrived: dict[tuple[str, int, str, str], str | None] = {}  # run, round, site, update -> the model that was sent
     refused: set[tuple[str, int, str]] = set()
     entering: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     models: dict[tuple[str, int], dict[str, str]] = {}  # run and round -> site -> update; the last one, if done again
@@ -191,7 +193,7 @@ def _check_updates(coordinator: History) -> Iterator[Finding]:
         place = (str(fields.get("run")), int(fields.get("round", 0)))
         match entry.kind:
             case "arrived":
-                arrived.add((*place, fields["site"], fields["update"]))
+                arrived[*place, fields["site"], fields["update"]] = fields.get("received")
             case "refusal" if "site" in fields:
                 refused.add((*place, fields["site"]))
             case "entered":
@@ -204,8 +206,11 @@ def _check_updates(coordinator: History) -> Iterator[Finding]:
     receipts = {(*_place(one), one.receipt.site): one.receipt for one in coordinator.receipts.values()}
     for (*_, site), receipt in sorted(receipts.items()):
         place, about = (receipt.run, receipt.round), describe(receipt)
-        if (*place, site, receipt.update) not in arrived:
-            yield Finding("error", coordinator.name, f"{about} is signed for an update that is not noted as arrived")
+        # Entries of earlier versions do not say which model was sent.
+        sent = arrived.get((*place, site, receipt.update), "nothing") or receipt.received
+        if sent != receipt.received:
+            why = "an update that is not noted as arrived" if sent == "nothing" else "another model than was sent"
+            yield Finding("error", coordinator.name, f"{about} is signed for {why}")
         entered = models.get(place, {}).get(site)
         if entered is not None and entered != receipt.update:
             yield Finding("error", coordinator.name, f"{about} names another update than the one in the model")

@@ -1,11 +1,14 @@
 """Commands as a person types them: exit code 0 only on success, one message on failure, JSON where there is a table."""
 
+import contextlib
 import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -185,7 +188,69 @@ def test_denied_run_is_denied(home: Path) -> None:
 
 
 def test_unknown_run_is_explained(home: Path) -> None:
-    assert "wardround-client runs" in fail(home, "approve", "nothing")
+    assert "wardround-client runs" in fail(home, "approve", "nothing", "--timeout", "0")
+
+
+def test_approve_waits_for_the_proposal_and_then_for_the_count_of_patients(home: Path) -> None:
+    """The agent's part is played by hand: it holds the lock, brings the run, and counts later."""
+    run_hash = sha256_of(parse(RunConfig, RUN_TOML))
+    offer = Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)})
+    with only_one(home):
+        later = [
+            threading.Timer(1.0, propose, [home]),
+            threading.Timer(2.5, approvals.note_appraisal, [home, run_hash, Appraisal(offer, None)]),
+        ]
+        for one in later:
+            one.start()
+        result = call(home, "approve", "lesions", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "12 of our patients" in result.stdout
+    assert "not counted" not in result.stdout
+    said = [line.partition(",")[0] for line in result.stderr.splitlines()]
+    assert said == [
+        "Waiting for a run 'lesions' to be proposed here",
+        "Waiting for the count of patients for 'lesions'",
+    ]
+
+
+def test_approve_gives_up_in_time_and_says_what_it_lacks(home: Path) -> None:
+    assert "no proposed run is called 'lesions'" in call(home, "approve", "lesions", "--timeout", "0.5").stderr
+    propose(home)
+    with only_one(home):
+        result = call(home, "approve", "lesions", "--timeout", "0.5", "--yes")
+    assert result.exit_code == 1
+    assert "not counted yet" in result.stderr
+    assert approvals.find(home, "lesions").answer is None
+
+
+def test_approve_without_an_agent_does_not_wait_for_a_count_that_nobody_makes(home: Path) -> None:
+    propose(home)
+    assert "not counted yet" in succeed(home, "approve", "lesions")
+
+
+def test_agent_in_the_background_of_a_terminal_writes_nothing_over_what_is_typed_there(tmp_path: Path) -> None:
+    """In the foreground, or away from a terminal, its log is on the screen as well."""
+    code = (
+        "import logging, os, sys; from pathlib import Path; from client.cli import _log_to\n"
+        "_log_to(Path(sys.argv[1]) / 'agent.log'); logging.getLogger('x').warning('said %s', sys.argv[2])\n"
+    )
+    (tmp_path / "say.py").write_text(code)
+    line = f"{sys.executable} {tmp_path / 'say.py'} {tmp_path}"
+    script = f"set -m; {line} front; {line} behind & wait; {line} piped 2>&1 | cat"
+    terminal, other = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    bash = subprocess.Popen(
+        ["setsid", "--ctty", "bash", "-c", script], stdin=other, stdout=other, stderr=other, env=environment
+    )
+    os.close(other)
+    screen = ""
+    with contextlib.suppress(OSError):  # the terminal's other end is closed when all have ended
+        while chunk := os.read(terminal, 65536):
+            screen += chunk.decode()
+    assert bash.wait() == 0
+    os.close(terminal)
+    assert [word for word in ("front", "behind", "piped") if f"said {word}" in screen] == ["front", "piped"], screen
+    assert (tmp_path / "agent.log").read_text().count("said") == 3
 
 
 def test_policy_check_names_the_wrong_key_and_the_refused_run(home: Path, tmp_path: Path) -> None:

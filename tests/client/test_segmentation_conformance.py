@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.data import dicom_series, sources
+from client.data import dicom_header, dicom_series, sources
 from client.data.study import Reference, Study
 from client.predict_files import encode
 from common.errors import DataError, ErrorCode
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed"),
 ]
 ROOT = Path(os.environ.get("WARDROUND_DATA", "."))
-OPEN = source(path=".", pixel_text_checked=True, patient_pattern="(.+)")
+OPEN = source(path=".", pixel_text_checked=True, patient_pattern="^(dicom)_")
 
 
 def errors(path: Path) -> list[str]:
@@ -36,7 +36,7 @@ def studies(collection: str) -> Iterator[tuple[Reference, Study]]:
     """What is read as an image: each file alone, and the series that they make together."""
     files = sorted(path for path in (ROOT / collection).rglob("*") if path.suffix == ".dcm")
     for group in (*([path] for path in files), files):
-        for reference in dicom_series.find_among(group, ROOT, OPEN, dicom_series.look_at_all).references:
+        for reference in dicom_series.find_among(group, ROOT, OPEN, dicom_header.look_at_all).references:
             if reference.problem is None and len(reference.images) >= min(len(group), 2):
                 with contextlib.suppress(DataError):  # for tests/client/data/test_conformance.py
                     yield reference, sources.read(reference, None)

@@ -329,7 +329,7 @@ def test_renewal_needs_no_operator_and_an_unproven_site_gets_none(office: Office
     renewed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
     assert renewed is not None
     member = Member("st-mary", key, renewed)
-    assert office.knocks(member) == office.knocks(office.member) == IN  # both for a while
+    assert office.knocks(office.member) == office.knocks(member) == IN  # until the new one is used
     office.writes("UPDATE sites SET approval_act = NULL")
     with pytest.raises(EnrolmentError, match="unproven"):
         enrolment.renew(office.home, office.registry, "st-mary", csr_for("st-mary"))

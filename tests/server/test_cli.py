@@ -1,6 +1,7 @@
 import hashlib
 import json
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,7 @@ def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
 def test_mistakes_are_explained(home):
     assert "no site name" in fails("invite", "St Mary")
     assert "no site is called" in fails("approve", "nobody")
+    assert "no site is called" in fails("approve", "nobody", "--wait")
     assert "no site is called" in fails("revoke", "nobody")
     assert "no run is called" in fails("report", "nothing")
 
@@ -202,6 +204,30 @@ def test_run_that_names_initial_weights_needs_exactly_these(home, registry, runn
     succeeds("run", str(document), "--initial", str(model))
     (proposal,) = registry.proposals()
     assert (home.run_folder(proposal.run) / "initial.safetensors").read_bytes() == b"weights"
+
+
+def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registry):
+    succeeds("invite", "st-mary")
+    assert "st-mary" in fails("approve", "st-mary")
+    token = json.loads(home.invitation("st-mary").read_text())["token"]
+    later = threading.Timer(1.5, registry.redeem, ["st-mary", token, *asked("st-mary")])
+    later.start()
+    result = invoke("approve", "st-mary", "--wait")
+    assert result.exit_code == 0, result.output
+    assert "Waiting for st-mary" in result.stderr
+    phrase = pki.phrase(registry.site("st-mary").request_sha256)
+    assert f"Phrase: {phrase}" in result.stdout
+    assert registry.site("st-mary").state == "active"
+
+
+def test_init_invites(tmp_path):
+    ports = [f"--{name}-port={port}" for name, port in zip(("gateway", "superlink"), free_ports(2), strict=True)]
+    shown = succeeds("init", "--home", "new", *ports, "--invite", "north", "--invite", "south")
+    assert shown.splitlines()[1:] == [
+        str(tmp_path / "new" / "invitations" / f"{site}.json") for site in ("north", "south")
+    ]
+    made = Registry(open_home(Path("new")).registry)
+    assert [(site.name, site.state) for site in made.sites()] == [("north", "invited"), ("south", "invited")]
 
 
 def test_watching_ends_with_the_table_when_the_run_is_completed(home, registry, running, document, monkeypatch):

@@ -23,11 +23,12 @@ from flwr.proto.node_pb2 import Node
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import flower, pki
+from common.audit import receipts
 from common.config import sha256_of
 from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import channels
 from common.wire.wake import gateway_sleeper
-from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
+from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest, SubmitReceiptRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import serve
 from server.gateway import Gateway
@@ -37,6 +38,7 @@ from server.limits import CALLS_AT_ONCE
 from server.registry import Registry
 from server.root import root_credentials
 from server.seat import Objects
+from server.witness import open_log
 from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, status_of
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -474,6 +476,35 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     ]
     assert sorted(map(tuple, _json(result))) == sorted(map(tuple, expected))
     coordinator.live_runs.clear()
+
+
+def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_belong_to(coordinator, agents):
+    """It would hold a receipt by which the coordinator had left out an update, of a round that it was never in."""
+    first, second = agents
+    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    coordinator.live_runs.add(run_id)
+    asked, other = first.fetch(*first.pull()), second.fetch(*second.pull())
+    honest = request_from_record(asked.content)
+    claims = [("1f" * 32, honest.round), (honest.run_hash, 7), ("1f" * 32, 7)]
+
+    def sign(agent: Agent, run_hash: str, round_: int, model: bytes = honest.weights) -> grpc.StatusCode:
+        receipt = receipts.receipt_for(
+            run=run_hash, round_=round_, site=agent.name, received=model, update=b"update", policy="2e" * 32,
+            time=1_790_000_000.0, patients=35, spent=None,
+        )  # fmt: skip
+        signature = receipts.sign(receipt, coordinator.members[agent.name].receipt_key)
+        request = SubmitReceiptRequest(receipt=receipt.to_bytes(), signature=signature)
+        return status_of(agent.coordination.SubmitReceipt, request)
+
+    first.push(Message(reply_to_record(TrainReply(*claims[0], b"update", 35, {})), reply_to=asked))
+    assert [sign(first, *claim) for claim in claims] == [grpc.StatusCode.NOT_FOUND] * 3
+    second.push(answer_to(other, b"update"))
+    assert sign(second, honest.run_hash, honest.round, b"another model") == grpc.StatusCode.INVALID_ARGUMENT
+    assert sign(second, honest.run_hash, honest.round) == OK
+    flower.stop_run(coordinator.home.config.superlink_port, run_id)
+    coordinator.live_runs.clear()
+    signed = [entry for entry in open_log(coordinator.home).entries() if entry.kind == "round"]
+    assert [entry.fields["receipt"]["site"] for entry in signed] == ["b"]
 
 
 def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordinator, agents, superlink):

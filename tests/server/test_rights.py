@@ -75,7 +75,7 @@ TYPED = {
 # What is only looked at leaves no act in the log; it would fill with them.
 LOOKS = {"requests", "sites", "runs", "audit verify"}
 # For whoever has the home: to make it, to start it, to see how it is.
-OPEN_TO_ALL = {"init", "start", "status", "doctor", "operator list"}
+OPEN_TO_ALL = {"init", "new", "start", "status", "doctor", "operator list"}
 
 
 def cells() -> list[tuple[str, str, bool]]:

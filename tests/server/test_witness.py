@@ -21,9 +21,9 @@ from common.audit import notes, receipts, verify, witness
 from common.audit.log import AuditLog
 from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
-from common.errors import ErrorCode
+from common.errors import ErrorCode, UpdateError
 from common.flower import pack_message
-from common.records import TrainReply, reply_to_record
+from common.records import EvaluateRequest, Request, TrainReply, TrainRequest, reply_to_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SubmitReceiptRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import operators, serve
@@ -95,8 +95,10 @@ class Stage:
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.witness.log.entries()]
 
-    def arrive(self, hospital: Hospital, round_: int, update: bytes = b"update") -> None:
-        self.witness.arrived(hospital.member.name, *packed(TrainReply(RUN, round_, update, 35, {})))
+    def arrive(self, hospital: Hospital, round_: int, update: bytes = b"update", asked: Request | None = None) -> None:
+        """An update, to the message that asked for it unless told otherwise."""
+        asked = asked or TrainRequest(RUN, round_, b"model")
+        self.witness.arrived(hospital.member.name, lambda: asked, *packed(TrainReply(RUN, round_, update, 35, {})))
 
     def keys(self) -> dict[str, tuple[bytes, ...]]:
         sites = {one.log.origin: (one.log.public_key,) for one in (self.north, self.south)}
@@ -160,13 +162,48 @@ def test_receipt_of_an_update_that_never_came_is_not_signed(stage: Stage, round_
 
 def test_second_receipt_for_a_round_is_refused_and_recorded(stage: Stage) -> None:
     stage.arrive(stage.north, 1)
-    stage.arrive(stage.north, 1, b"another update")
     stage.north.submit(*stage.north.receipt(1))
     for changed in ({"update": b"another update"}, {"policy": RUN}, {"patients": 40}):
         assert refused(stage.north.submit, *stage.north.receipt(1, **changed)) == grpc.StatusCode.INVALID_ARGUMENT
     assert stage.kinds().count("round") == 1
     refusals = [entry.fields for entry in stage.witness.log.entries() if entry.kind == "refusal"]
     assert refusals == [{"code": "receipt-missing", "site": "north", "run": RUN, "round": 1}] * 3
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        TrainRequest("3d" * 32, 1, b"model"),
+        TrainRequest(RUN, 2, b"model"),
+        EvaluateRequest(RUN, 1, "test", b"model"),
+        None,
+    ],
+    ids=["another run", "another round", "scores", "nothing of ours"],
+)
+def test_update_that_the_site_was_not_asked_for_gets_no_signature(stage: Stage, asked: Request | None) -> None:
+    stage.witness.arrived("north", lambda: asked, *packed(TrainReply(RUN, 1, b"update", 35, {})))
+    assert refused(stage.north.submit, *stage.north.receipt(1)) == grpc.StatusCode.NOT_FOUND
+    assert not {"arrived", "round"} & set(stage.kinds())
+
+
+def test_receipt_that_names_another_model_than_the_one_sent_is_refused_and_recorded(stage: Stage) -> None:
+    stage.arrive(stage.north, 1, asked=TrainRequest(RUN, 1, b"the model that was sent"))
+    receipt = stage.north.receipt(1, received=b"a model with a patient in it")
+    assert refused(stage.north.submit, *receipt) == grpc.StatusCode.INVALID_ARGUMENT
+    assert ("round" in stage.kinds(), stage.kinds()[-1]) == (False, "refusal")
+    stage.north.submit(*stage.north.receipt(1, received=b"the model that was sent"))
+
+
+def test_hospital_cannot_make_the_model_and_its_receipt_name_two_updates(stage: Stage) -> None:
+    """A round that is asked for again, after a restart say, answered in another way than the first time."""
+    stage.arrive(stage.north, 1, b"the first")
+    stage.arrive(stage.north, 1, b"the second")
+    assert refused(stage.north.submit, *stage.north.receipt(1, b"the first")) == grpc.StatusCode.NOT_FOUND
+    stage.north.submit(*stage.north.receipt(1, b"the second"))
+    with pytest.raises(UpdateError, match="a receipt for another update of round 1"):
+        stage.arrive(stage.north, 1, b"the third")
+    stage.arrive(stage.north, 1, b"the second")
+    assert stage.kinds().count("arrived") == 2
 
 
 def test_receipt_of_another_site_or_without_its_signature_is_refused_and_recorded(stage: Stage) -> None:
@@ -277,7 +314,7 @@ def test_round_is_told_update_by_update(stage: Stage) -> None:
 def test_reply_that_is_no_update_needs_no_note(stage: Stage) -> None:
     request, objects = packed(TrainReply(RUN, 1, b"update", 35, {}))
     altered = dict.fromkeys(objects, b"x")
-    stage.witness.arrived("north", request, altered)
+    stage.witness.arrived("north", lambda: TrainRequest(RUN, 1, b"model"), request, altered)
     assert "arrived" not in stage.kinds()
 
 

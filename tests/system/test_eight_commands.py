@@ -1,9 +1,12 @@
-"""The README's way from nothing to the first round of two hospitals, typed as it stands there."""
+"""The README's way from nothing to the first round of two hospitals, pasted into a shell as it stands there."""
 
 import json
 import os
+import pty
 import re
+import select
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -14,145 +17,134 @@ import psutil
 import pytest
 
 from simulations.phantoms import SCANNERS, write_hospital
+from tests import loopback
 from tests.server.coordinator import free_ports
 
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENTS = 12
-RUN = """
-name = "lesions"
-[model]
-channels = [8, 16]
-[data]
-modality = "CT"
-classes = ["lesion"]
-[preprocessing]
-spacing-mm = [8.0, 8.0]
-intensity = "window"
-window = [-100, 250]
-[training]
-local-steps = 1
-patch-size = [16, 16]
-[federation]
-rounds = 2
-[privacy]
-target-epsilon = 8.0
-crops-per-patient = 1
-"""
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PATIENTS = 20
+DEFAULT_PORTS = (9443, 9444, 9445)
 
 
-def typed() -> list[str]:
-    """The block of the README that begins with `init --start`."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    (block,) = [one for one in blocks if "init --start" in one]
-    return block.splitlines()
+def block() -> str:
+    """The block of the README that goes from nothing to the first round."""
+    blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (found,) = [one for one in blocks if "wardround-server init" in one and "wardround-client join" in one]
+    return found
 
 
-class Terminal:
-    """One folder, one shell's environment; commands ending in & go on in the background."""
+class Shell:
+    """An interactive bash on a terminal of its own; what is pasted is there at once, and all it shows is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._background: list[subprocess.Popen[bytes]] = []
-        programs = Path(sys.executable).parent
-        self._environment = {
+        self.screen = ""
+        environment = {
             **os.environ,
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "PS1": "$ ",
+            "TERM": "xterm",
         }
+        self._terminal, other = pty.openpty()
+        self._bash = subprocess.Popen(
+            ["setsid", "--ctty", "bash", "--norc", "--noprofile", "-i"],  # the terminal, with its jobs, is this shell's
+            cwd=folder,
+            env=environment,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+        )
+        os.close(other)
 
-    def type(self, line: str) -> str:
-        words = shlex.split(line.removesuffix("&"))
-        if not line.endswith("&"):
-            done = subprocess.run(words, cwd=self.folder, env=self._environment, capture_output=True, check=False)
-            assert done.returncode == 0, (line, done.stdout, done.stderr)
-            return done.stdout.decode()
-        with (self.folder / f"{len(self._background)}.log").open("wb") as log:
-            self._background.append(
-                subprocess.Popen(words, cwd=self.folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
-            )
-        return ""
+    def paste(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
 
-    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 90.0) -> None:
+    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 180.0) -> None:
         deadline = time.monotonic() + seconds
         while not check():
-            logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.log"))
-            assert time.monotonic() < deadline, f"{what}\n{logs}"
-            time.sleep(0.3)
+            self._read(0.3)
+            assert time.monotonic() < deadline, f"{what}\n{self.screen[-6000:]}\n{self._logs()}"
 
     def query(self, line: str) -> list[dict[str, object]]:
-        done = subprocess.run(
-            shlex.split(line), cwd=self.folder, env=self._environment, capture_output=True, check=False
-        )
+        """The rows of a command with --json, typed elsewhere."""
+        words = [str(Path(sys.executable).parent / line.split(maxsplit=1)[0]), *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, check=False)
         rows: list[dict[str, object]] = json.loads(done.stdout or b"[]")
         return rows
 
     def close(self) -> None:
-        family = [child for one in self._background for child in _family(one.pid)]
-        for one in reversed(self._background):
-            one.terminate()
-        for one in self._background:
-            one.wait(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert alive == []
+        started = psutil.Process(self._bash.pid).children(recursive=True)
+        self.paste("\x03\nkill %1 %2 %3; wait; exit\n")
+        deadline = time.monotonic() + 60
+        while self._bash.poll() is None and time.monotonic() < deadline:
+            self._read(0.2)
+        _, alive = psutil.wait_procs(started, timeout=10)
+        for one in alive:
+            one.kill()
+        self._bash.send_signal(signal.SIGKILL)
+        self._bash.wait()
+        os.close(self._terminal)
+        assert alive == [], self.screen[-3000:]
 
+    def _read(self, seconds: float) -> None:
+        try:
+            while select.select([self._terminal], [], [], seconds)[0]:
+                self.screen += os.read(self._terminal, 65536).decode(errors="replace")
+                seconds = 0.0
+        except OSError:  # the shell has gone
+            time.sleep(seconds)
 
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return children
+    def _logs(self) -> str:
+        paths = [*self.folder.glob("*/logs/*.log")]
+        return "\n".join(f"{path}\n{path.read_text(errors='replace')[-1500:]}" for path in paths)
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
+def shell(tmp_path: Path) -> Iterator[Shell]:
     for site, scanner, seed in (("north", "a", 1), ("south", "b", 2)):
         folder = tmp_path / "path" / "to" / site
         write_hospital(folder, scanner=SCANNERS[scanner], patients=PATIENTS, seed=seed, slices=4, rows=64)
-    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
-    opened = Terminal(tmp_path)
+    opened = Shell(tmp_path)
     yield opened
     opened.close()
 
 
-def test_the_readme_goes_from_nothing_to_the_first_round_in_eight_commands(terminal: Terminal) -> None:
-    commands = typed()
-    assert len(commands) <= 8
-    init, invite, *joins, approve, run, one, other = commands
-    ports = free_ports(3)  # the default ports may be in use on the machine that tests
-    options = " ".join(
-        f"--{name}-port {port}" for name, port in zip(("gateway", "enrolment", "superlink"), ports, strict=True)
-    )
-    terminal.type(init.replace("--start", f"--start {options}"))
-    terminal.wait_for("the coordinator is ready", lambda: "ready:" in (terminal.folder / "0.log").read_text())
-    terminal.type(invite)
-    for join in joins:
-        terminal.type(join)
-    requests = "wardround-server requests --json"
-    terminal.wait_for("both ask to join", lambda: len(terminal.query(requests)) == 2)
-    phrases = {str(row["site"]): str(row["phrase"]) for row in terminal.query(requests)}
-    for number, site in ((1, "north"), (2, "south")):
-        assert phrases[site] in (terminal.folder / f"{number}.log").read_text()
-    terminal.type(approve)
-    sites = "wardround-server sites --json"
-    terminal.wait_for("both are connected", lambda: [row["connected"] for row in terminal.query(sites)] == ["yes"] * 2)
-    terminal.type(run)
-    for command, home in ((one, "north"), (other, "south")):
-        runs = f"wardround-client runs --json --home {home}"
-        terminal.wait_for(
-            "the run is appraised", lambda runs=runs: [r["policy"] for r in terminal.query(runs)] == ["allows"]
-        )
-        terminal.type(command)
-    folder = terminal.folder / "wardround-server" / "runs"
-    terminal.wait_for("the first round", lambda: '"event": "round"' in _metrics(folder), 180.0)
+def as_here(text: str) -> str:
+    """The text as it stands; with other ports where the run has no network of its own, and these may be in use."""
+    if loopback.entered():
+        return text
+    names = zip(("gateway", "enrolment", "superlink"), free_ports(3), strict=True)
+    options = " ".join(f"--{name}-port {port}" for name, port in names)
+    return text.replace("wardround-server init", f"wardround-server init {options}", 1)
+
+
+def test_the_readmes_block_goes_from_nothing_to_the_first_round_when_it_is_pasted_into_a_shell(shell: Shell) -> None:
+    pasted = block()
+    assert len(pasted.splitlines()) <= 8
+    before = README.partition(pasted)[0].rpartition("\n**")[2]
+    (new,) = re.findall(r"`(wardround-server new \S+)`", before)
+    shell.paste(f"{new}\n{as_here(pasted)}")
+    folder = shell.folder / "wardround-server" / "runs"
+    shell.wait_for("the first round", lambda: '"event": "round"' in _metrics(folder), 400.0)
     first = next(line for line in _metrics(folder).splitlines() if '"event": "round"' in line)
     assert json.loads(first)["sites"] == ["north", "south"]
-    # Each was signed with the key that `init` made, and the signatures are right.
-    terminal.type("wardround-server audit verify")
-    terminal.type("wardround-server audit export --out log.jsonl")
-    entries = [json.loads(line) for line in (terminal.folder / "log.jsonl").read_text().splitlines()]
+    # Both ends showed the same phrases, and nothing but results and what a person needs was on the screen.
+    shell.wait_for("the last command", lambda: shell.screen.count("Approved lesions") == 2)
+    for site in ("north", "south"):
+        (phrase,) = re.findall(rf"{site} is active until [0-9-]+\. Phrase: ([a-z -]+)", shell.screen)
+        assert f"Phrase: {phrase}" in shell.screen.replace(f"{site} is active", "")
+    assert not re.search(r" (INFO|WARNING|ERROR) ", shell.screen), shell.screen
+    assert "error" not in shell.screen
+    assert "not counted" not in shell.screen
+    rows = [shell.query(f"wardround-client runs --json --home {site}")[0] for site in ("north", "south")]
+    assert [row["policy"] for row in rows] == ["allows", "allows"]
+    # Each act was signed with the key that `init` made, and the signatures are right.
+    shell.paste("wardround-server audit verify\nwardround-server audit export --out log.jsonl\n")
+    shell.wait_for("the export", lambda: (shell.folder / "log.jsonl").exists() and "All is well." in shell.screen)
+    entries = [json.loads(line) for line in (shell.folder / "log.jsonl").read_text().splitlines()]
     acts = [(one["operator"], one["action"]) for one in entries if one.get("kind") == "act"]
     assert acts[:5] == [("admin", action) for action in ("invite", "invite", "approve", "approve", "run")]
 

@@ -163,9 +163,10 @@ def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tm
     assert renewed.key_pem != old.key_pem
     assert not (folder / "tls" / "next-key.pem").exists()
     assert client_enrol.load_identity(folder).certificate == renewed.certificate
+    assert knocks(old) == grpc.StatusCode.OK  # until the new one is used
     assert knocks(renewed) == grpc.StatusCode.OK
-    # Calls on the way end with the certificate they began with.
-    assert knocks(old) == grpc.StatusCode.OK
+    assert knocks(old) == grpc.StatusCode.PERMISSION_DENIED
+    assert knocks(renewed) == grpc.StatusCode.OK
 
 
 def test_lost_answer_to_a_renewal_is_asked_for_again(office: Office, tmp_path: Path) -> None:
@@ -177,6 +178,35 @@ def test_lost_answer_to_a_renewal_is_asked_for_again(office: Office, tmp_path: P
     renewed = client_enrol.renew(folder, identity)
     assert signed is not None
     assert renewed.certificate == pki.load_certificate(signed)
+
+
+def test_site_that_never_got_its_renewal_is_not_shut_out(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost, and the site switched off for a week; twice, the second time with its next key lost, too."""
+    folder = tmp_path / "site"
+    identity = office.join(folder)
+    real = pki.now
+    for days in (7, 14):
+        lost = pki.csr_for("st-mary", pki.new_key())
+        assert enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(lost))
+        monkeypatch.setattr(pki, "now", lambda days=days: real() + datetime.timedelta(days=days))
+        assert knocks(identity) == grpc.StatusCode.OK
+    monkeypatch.undo()
+    renewed = client_enrol.renew(folder, identity)
+    assert knocks(renewed) == grpc.StatusCode.OK
+    assert knocks(identity) == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_earlier_certificate_does_not_outlive_its_own_time(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = office.join(tmp_path / "site")
+    lost = pki.csr_for("st-mary", pki.new_key())
+    enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(lost))
+    ended = identity.certificate.not_valid_after_utc + datetime.timedelta(seconds=1)
+    monkeypatch.setattr(pki, "now", lambda: ended)
+    assert office.registry.active_site(pki.fingerprint(identity.certificate)) is None
 
 
 def test_site_killed_between_certificate_and_key_starts_with_the_new_pair(office: Office, tmp_path: Path) -> None:

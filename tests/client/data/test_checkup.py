@@ -301,7 +301,7 @@ def test_label_whose_name_cannot_be_printed_is_read_by_another_process_too(tmp_p
     save(tmp_path / "data", [*slices, labels])
     (study,) = check(tmp_path, source(path="data"), readers=1).studies
     assert study.facts is not None
-    assert list(study.facts.voxels) == ["background", "Tumeur   1"]
+    assert list(study.facts.voxels) == ["background", r"Tumeur\xa0\x85 1"]
 
 
 def test_site_with_nothing_usable_still_gets_its_report(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pydicom
 import pytest
 
-from client.data import dicom_series, sources
-from client.data.dicom_series import Entry
+from client.data import dicom_header, dicom_series, sources
+from client.data.dicom_header import Entry
 from client.data.labels import Vocabulary
 from client.data.study import LONELY_LABEL, Found
 from common.errors import DataError, ErrorCode
@@ -31,7 +31,7 @@ FOLDERS = {"dicom_labelled": 57, "dicom_conformance": 77}  # files, counting equ
 ELSEWHERE = {"dicom_conformance": "dicom_labelled/dcmqi"}
 
 STRICT = source(path=".")
-OPEN = source(path=".", pixel_text_checked=True, patient_pattern="(.+)")
+OPEN = source(path=".", pixel_text_checked=True, patient_pattern="^(dicom)_")
 SETTINGS = {ErrorCode.BURNED_IN: "pixel-text-checked", ErrorCode.UNSUPPORTED: "patient-pattern"}
 
 needs_data = pytest.mark.skipif("WARDROUND_DATA" not in os.environ, reason="WARDROUND_DATA is not set")
@@ -60,7 +60,7 @@ def files_of(folder: str) -> list[Path]:
 
 @cache
 def look(path: Path) -> Entry | DataError | None:
-    (seen,) = dicom_series.look_at_all([path])
+    (seen,) = dicom_header.look_at_all([path])
     return seen
 
 

@@ -1,0 +1,86 @@
+"""What `wardround-server new` writes: a run.toml to begin with, with every setting, its default and its choices.
+
+It stands for two or more hospitals with CT and one kind of lesion, under differential privacy: a small network, plain
+SGD with a large step and few local steps are what noise of fixed size leaves most of. What has a default is commented
+out. docs/run.md tells more of each key.
+"""
+
+TEMPLATE = """\
+# A run: all that defines it, and nothing else does. Hospitals approve its SHA-256, so change it before you propose it
+# with `wardround-server run`. Lines that are commented out show the default, or an example where there is none.
+# Lengths are in mm or voxels, in the order of the array's axes: (y, x) or (z, y, x).
+
+name = "lesions"             # small letters, digits and hyphens
+# seed = 0                   # initial weights follow from it; the noise of privacy never does
+# deterministic = false      # bit-equal results on the same machine, at some cost in speed
+
+[model]
+# architecture = "unet"      # the one that this version has
+# dims = 2                   # 2: slices and pictures; 3: volumes
+channels = [8, 8, 8]         # width of each level, two levels at least
+residual-units = 0           # of a level, 0 to 4
+# norm = "instance"          # instance or group
+# dropout = 0.0
+
+[data]                       # what every hospital must be able to deliver
+modality = "CT"              # CT, MR, CR, DX, MG, US or photo
+# channels = 1               # 1, or 3 for colour
+classes = ["lesion"]         # in label order; 0 is the background
+# validation-fraction = 0.15 # of the patients
+# test-fraction = 0.15
+# folds = 5                  # cross-validation, 2 to 20 folds; test-fraction is not used then
+# fold = 0                   # which of them is the test split
+
+[preprocessing]
+spacing-mm = [3.0, 3.0]      # resample to this; for images that know their spacing (DICOM, NIfTI)
+# rows = 256                 # for pictures, in place of spacing-mm: resize to so many rows
+intensity = "window"         # window, zscore or percentile
+window = [-100, 250]         # with window: from [low, high] (for CT in HU) to [0, 1]
+
+[training]                   # one hospital's work in one round
+local-steps = 4
+# batch-size = 4             # crops in a step; with [privacy] its sampling-rate takes its place
+patch-size = [64, 64]        # crop in voxels; multiples of 2 to the power of the network's levels less one
+# foreground-fraction = 0.5  # share of crops around a foreground voxel
+optimizer = "sgd"            # sgd or adamw
+learning-rate = 2.0
+# schedule = "cosine"        # cosine or constant
+# weight-decay = 0.00001
+momentum = 0.0               # of sgd
+# trainable = "all"          # all or norm-and-head
+
+[training.augmentation]
+# flips = true
+# rotation-degrees = 15.0
+# scaling = 0.1
+# intensity = 0.1
+
+[federation]
+rounds = 18
+# quorum = 2                 # fewest hospitals whose update must enter a round
+# weighting = "equal"        # equal or patients; with [privacy] always equal
+# round-timeout-s = 3600.0   # who has not answered by then is left out of the round
+# join-timeout-s = 600.0     # how long to wait for the quorum to connect
+# evaluate-every = 1
+# max-update-norm = 1000.0
+# averaging = 0.0            # decay of the average of the rounds' models
+
+[privacy]                    # for a patient; without this table there is none, and most hospitals refuse the run
+target-epsilon = 8.0         # over the whole run, per hospital
+# delta = 0.001              # 1 / (10 N) without it, N the hospital's declared cohort
+# clipping-norm = 1.0        # L2 bound on one patient's gradient
+# sampling-rate = 0.25       # probability that a patient takes part in a step
+crops-per-patient = 2
+
+# [privacy.adaptive-clipping]  # the clipping norm follows a quantile of the patients' norms
+# quantile = 0.5
+# learning-rate = 0.2
+# count-noise = 5.0
+
+# [initial]                  # weights to start from; give them with `run --initial FOLDER`
+# sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+# public = "which images made these weights, and why no patient of a hospital is among them"
+"""
+
+
+__all__ = ["TEMPLATE"]
