@@ -1,9 +1,9 @@
 """The process with the door: it holds the keys and the channel, and decides what is done and what leaves.
 
-For each message: approved? the approved bundle? allowed by the policy? budget left, and charged? Only then the
-worker sees it, and its answer passes the exit gate. Whatever goes wrong becomes a Refusal with a code; the reason
-stays in home/logs/agent.log. No torch and no image is imported here (a test holds this): what talks to the network
-never holds patient data. One message at a time.
+For each message: approved and open? the approved bundle? allowed by the policy? Only then is its content fetched. The
+run's model? budget left, and charged? Only then the worker sees it, and its answer passes the exit gate. Whatever goes
+wrong becomes a Refusal with a code; the reason stays in home/logs/agent.log. No torch and no image is imported here (a
+test holds this): what talks to the network never holds patient data. One message at a time.
 
     thread    message      pull, decide, ask the worker, reply
     thread    proposals    fetch new proposals, appraise them, approve where the policy does
@@ -11,7 +11,6 @@ never holds patient data. One message at a time.
 """
 
 import logging
-import math
 import secrets
 import threading
 import time
@@ -23,10 +22,11 @@ from flwr.app import Message, MessageType
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 
-from client import approvals, gate, policy
+from client import admission, approvals, gate, policy, spending
+from client.admission import Admission
 from client.approvals import Proposal
 from client.enrol import Identity, renew
-from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet
+from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
 from client.keeper import Worker
 from client.outbox import Parcel
 from client.pipe import Describe, Offer, PipeError, Work
@@ -37,7 +37,6 @@ from client.status import Status
 from client.witness import Witness
 from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import (
-    ConfigError,
     EnrolmentError,
     ErrorCode,
     FederationError,
@@ -45,7 +44,7 @@ from common.errors import (
     UpdateError,
     WardroundError,
 )
-from common.privacy.guarantee import charge_round, plan
+from common.flower import question_of, reply_to
 from common.records import (
     EvaluateReply,
     Refusal,
@@ -88,7 +87,7 @@ class Agent:
         self._connect(identity)
         self._worker = worker
         self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and the forgotten
-        self._approved_runs: dict[int, str] = {}  # Flower's run id -> run hash, once compared
+        self._admission = Admission(home, self._fetch_proposals)
         self._status = Status(home, identity)
         self._record = Record(home, identity, open_site(home).key)
         self._witness = Witness(home, self._record.log, identity.log_key)
@@ -124,7 +123,7 @@ class Agent:
     def _connect(self, identity: Identity) -> None:
         self._identity = identity
         self._channel = identity.channel()
-        self._fleet = Fleet(self._channel, self._stop)
+        self._fleet = Fleet(self._channel, self._stop, identity.channel)
         self._coordination = CoordinationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -188,16 +187,15 @@ class Agent:
     def _handle(self, head: MessageProto, tree: ObjectTree) -> None:
         """Answer one message, or drop it if its run is over."""
         started = time.monotonic()
+        question = question_of(head)
         try:
-            message = self._fleet.fetch(head, tree)
-            reply, parcel = self._reply(message)
+            reply, parcel = self._reply(head, tree)
             if self._stop.is_set():
                 return
-            seconds = time.monotonic() - started
-            sent = self._fleet.push(Message(reply_to_record(reply), reply_to=message), seconds)
+            sent = self._fleet.push(reply_to(question, reply_to_record(reply)))
             if parcel is not None:
                 self._witness.delivered(parcel)
-        except UpdateError as error:
+        except LostMessageError as error:
             _log.warning("a message is dropped: %s", error)
             self._fleet.confirm(head)
             self._stop.wait(SHORTEST_PAUSE_S)
@@ -210,36 +208,40 @@ class Agent:
             self._fleet.confirm(head)
             self._stop.wait(SHORTEST_PAUSE_S)
         else:
+            seconds = time.monotonic() - started
             outcome = f"refused ({reply.code})" if isinstance(reply, Refusal) else "done"
-            kind, where = message.metadata.message_type, f"run {reply.run_hash[:12]} round {reply.round}"
+            kind, where = question.metadata.message_type, f"run {reply.run_hash[:12]} round {reply.round}"
             _log.info("%s: %s %s in %.1f s, %d bytes sent", where, kind, outcome, seconds, sent)
             self._status.worked(reply, kind, seconds)
 
-    def _reply(self, message: Message) -> tuple[Reply, Parcel | None]:
+    def _reply(self, head: MessageProto, tree: ObjectTree) -> tuple[Reply, Parcel | None]:
         """Decide, work, pass the gate, and write it down; the story of a round at a hospital."""
         run_hash, round_ = "", 0
         try:
-            request = request_from_record(message.content)
-            run_hash, round_ = request.run_hash, request.round
+            run_hash = self._admission.run_hash(self._fleet, head.metadata.run_id)
             rules = current_site(self._home).policy
             policy_hash = self._record.policy(rules)
+            policy.check_participation(rules)
             self._witness.check_conflict()
-            proposal = self._approved(request, message)
-            self._check_bundle(message.metadata.run_id, proposal)
-            if not isinstance(request, TrainRequest):
-                policy.check_now(rules, rounds_today=0)
-                reply = self._work(request, proposal.run, rules, message.metadata.message_id)
-                self._record.replied(reply, request.weights)
-                return reply, None
-            if (parcel := self._record.kept(request)) is None:
-                policy.check_now(rules, rounds_today=self._record.rounds_today(rules.max_rounds_per_day))
-                self._witness.check_receipts(self._coordination)
-                reply = self._work(request, proposal.run, rules, message.metadata.message_id)
-                if not isinstance(reply, TrainReply):
-                    self._record.replied(reply)
-                    return reply, None
-                parcel = self._record.leaves(request, reply, policy_hash)
-            return parcel.reply, parcel
+            proposal = self._admission.proposal(run_hash)
+            self._record.answered(proposal)
+            policy.check(proposal.run, rules)
+            message = self._fleet.fetch(head, tree, admission.most_bytes(self._known_offer(proposal)))
+            request = request_from_record(message.content)
+            round_ = request.round
+            _check_belongs(request, message, proposal)
+            if isinstance(request, TrainRequest):
+                if (parcel := self._record.kept(request)) is None:
+                    return self._train(request, proposal.run, rules, policy_hash)
+                return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
+            policy.check_now(rules, rounds_today=0)
+            self._check(request, proposal.run, rules)
+            timeout_s = proposal.run.federation.round_timeout_s
+            reply = self._ask(request, proposal.run, rules, secrets.token_hex(8), timeout_s)
+            self._record.replied(reply, request.weights)
+            return reply, None
+        except LostMessageError:
+            raise  # there is nothing to answer
         except WardroundError as error:
             _log.error("run %s round %d: %s", run_hash[:12], round_, error)
             code = error.code
@@ -252,49 +254,66 @@ class Agent:
         self._record.replied(refusal)
         return refusal, None
 
-    def _work(self, request: Request, run: RunConfig, rules: PolicyConfig, message_id: str) -> Reply:
-        """Let the worker do it, if the policy and the budget allow; what passes the gate."""
+    def _train(
+        self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, policy_hash: str
+    ) -> tuple[Reply, Parcel | None]:
+        """One round. Up to the charge a refusal may say why; after it, only what the gate lets through."""
+        policy.check_now(rules, rounds_today=self._record.attempts_today(rules.max_rounds_per_day))
+        self._witness.check_receipts(self._coordination)
+        offer = self._check(request, run, rules)
+        admission.check_room(self._home, len(request.weights))
+        attempt = self._charge(request, run, offer)
+        try:
+            reply = self._attempt(request, run, rules, offer, attempt)
+            if isinstance(reply, TrainReply):
+                parcel = self._record.leaves(request, reply, policy_hash)
+                return parcel.reply, parcel
+        except WardroundError as error:
+            _log.error("run %s round %d: %s", request.run_hash[:12], request.round, error)
+            reply = Refusal(request.run_hash, request.round, gate.after_charge(error.code, run))
+        except Exception:  # noqa: BLE001 - logged; see above
+            _log.exception("run %s round %d: unexpected failure", request.run_hash[:12], request.round)
+            reply = Refusal(request.run_hash, request.round, gate.after_charge(ErrorCode.INTERNAL, run))
+        self._record.replied(reply)
+        return reply, None
+
+    def _attempt(self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, offer: Offer, attempt: str) -> Reply:
+        """Let the worker train; once more, if it dies: it is started again, and nothing of the first time has left."""
+        started = time.monotonic()
+        try:
+            return self._ask(request, run, rules, attempt, run.federation.round_timeout_s)
+        except PipeError as error:
+            left_s = run.federation.round_timeout_s - (time.monotonic() - started)
+            if error.code != ErrorCode.WORKER_FAILED or left_s <= 0 or self._stop.is_set():
+                raise
+            _log.warning("run %s round %d: %s; it is asked once more", request.run_hash[:12], request.round, error)
+        return self._ask(request, run, rules, self._charge(request, run, offer), left_s)
+
+    def _check(self, request: Request, run: RunConfig, rules: PolicyConfig) -> Offer:
+        """Whether the policy allows it, and the request is the run's; what the site has for it."""
         offer = self._offer(run)
         policy.check(run, rules, offer)
-        _check_model(request, offer, rules.max_weight)
-        # Each execution adds noise of its own, so each is charged.
-        attempt = f"{message_id}.{secrets.token_hex(4)}"
-        if isinstance(request, TrainRequest):
-            self._charge(run, offer, request, attempt)
-        answer = self._worker.ask(Work(run, request, attempt), run.federation.round_timeout_s)
+        gate.check_request(request, run, offer.tensors, offer.training, rules.max_weight)
+        return offer
+
+    def _charge(self, request: TrainRequest, run: RunConfig, offer: Offer) -> str:
+        """Note an attempt, and what it costs, before anything is spent; its name in the ledger."""
+        attempt = f"{spending.ATTEMPT}{secrets.token_hex(16)}"
+        self._record.begins(request)
+        spending.charge(current_site(self._home), self._record, run, offer, round_=request.round, attempt=attempt)
+        return attempt
+
+    def _ask(self, request: Request, run: RunConfig, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:
+        """Let the worker do it; what passes the gate."""
+        answer = self._worker.ask(Work(run, request, attempt), timeout_s)
         if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
             raise PipeError("the worker gave no reply")
         return gate.release(answer, request, run, rules.metrics)
 
-    def _approved(self, request: Request, message: Message) -> Proposal:
-        expected = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
-        if message.metadata.message_type != expected:
-            raise UpdateError(f"the message is of type {message.metadata.message_type!r}", ErrorCode.BAD_REQUEST)
-        try:
-            proposal = approvals.load(self._home, request.run_hash)
-        except ConfigError as error:
-            raise PolicyError(str(error), ErrorCode.NOT_APPROVED) from error
-        self._record.answered(proposal)
-        if proposal.answer is None or not proposal.answer.approved:
-            raise PolicyError(
-                f"run {proposal.run.name!r} is not approved. Look at it with 'wardround-client runs', and approve it "
-                f"with 'wardround-client approve {proposal.run_hash[:12]}' if the hospital agrees.",
-                ErrorCode.NOT_APPROVED,
-            )
-        if not 1 <= request.round <= proposal.run.federation.rounds:
-            raise PolicyError(f"round {request.round} is not one of this run's", ErrorCode.WRONG_RUN)
-        return proposal
-
-    def _check_bundle(self, run_id: int, proposal: Proposal) -> None:
-        """What Flower runs must be the bundle that was approved, with no settings added."""
-        if self._approved_runs.get(run_id) == proposal.run_hash:
-            return
-        run = self._fleet.run(run_id)
-        if run.fab_hash != proposal.bundle_sha256 or run.override_config:
-            raise PolicyError(
-                f"Flower's run {run_id} is not the approved bundle of {proposal.run.name!r}", ErrorCode.WRONG_RUN
-            )
-        self._approved_runs[run_id] = proposal.run_hash
+    def _known_offer(self, proposal: Proposal) -> Offer:
+        """What this site counted for a run, without asking the worker again where it is written down."""
+        appraisal = proposal.appraisal
+        return self._offer(proposal.run) if appraisal is None or appraisal.offer is None else appraisal.offer
 
     def _offer(self, run: RunConfig) -> Offer:
         """What this site has for the run, as the worker counted it."""
@@ -308,25 +327,12 @@ class Agent:
             self._offers[key] = answer
         return self._offers[key]
 
-    def _charge(self, run: RunConfig, offer: Offer, request: TrainRequest, attempt: str) -> None:
-        """Write the privacy cost of the round down before it is spent: by how much the run's epsilon rises."""
-        if run.privacy is None:
-            return
-        site, delta = current_site(self._home), plan(run, offer.declared_size).delta
-        before = site.ledger.spent(offer.cohort_id, delta, request.run_hash)
-        charge_round(
-            site.ledger,
-            run,
-            cohort=offer.cohort_id,
-            cohort_size=offer.declared_size,
-            round_=request.round,
-            attempt=attempt,
-            lifetime_epsilon=site.policy.lifetime_epsilon,
-        )
-        after = site.ledger.spent(offer.cohort_id, delta, request.run_hash)
-        self._record.spent(request.run_hash, request.round, (after - before, delta))
-
     # Proposals
+
+    def _fetch_proposals(self) -> None:
+        """The present list, at once."""
+        for proposal in self._coordination.ListProposals(ListProposalsRequest(), timeout=CALL_TIMEOUT_S).proposals:
+            self._proposals.keep(proposal, self._identity.root_pem)
 
     def _watch_proposals(self) -> None:
         revision, pause = 0, SHORTEST_PAUSE_S
@@ -417,8 +423,12 @@ class Agent:
             _log.info("run %r: answered %s", proposal.run.name, "yes" if proposal.answer.approved else "no")
 
 
-def _check_model(request: Request, offer: Offer, max_weight: float) -> None:
-    shapes = gate.check_received(request.weights, max_weight)
-    found = sum(math.prod(shape) for shape in shapes.values())
-    if found != offer.parameters:
-        raise UpdateError(f"the message's model has {found} values, the run's has {offer.parameters}")
+def _check_belongs(request: Request, message: Message, proposal: Proposal) -> None:
+    """A message is of the run that Flower says it is of, and asks for what its type says."""
+    expected = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
+    if message.metadata.message_type != expected:
+        raise UpdateError(f"the message is of type {message.metadata.message_type!r}", ErrorCode.BAD_REQUEST)
+    if request.run_hash != proposal.run_hash:
+        raise PolicyError("the message names another run than the one that Flower runs", ErrorCode.WRONG_RUN)
+    if not 1 <= request.round <= proposal.run.federation.rounds:
+        raise PolicyError(f"round {request.round} is not one of this run's", ErrorCode.WRONG_RUN)

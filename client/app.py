@@ -8,7 +8,7 @@ and a text can name a patient.
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,11 +16,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client import policy, training
+from client import gate, policy, training
 from client.data.cohort import Cohort
 from client.pipe import Offer
 from client.site import Site, open_site
-from common.checkpoint import pack, sha256, unpack
+from common.checkpoint import pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import DataError, ErrorCode, UpdateError, WardroundError
 from common.models import build_model, tensor_shapes
@@ -70,7 +70,7 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
     """
     if request.run_hash != sha256_of(run):
         raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
-    _check_start(request, run)
+    gate.check_start(request, run)
     cohort = site.cohort(run)
     policy.check(run, site.policy, _offer(cohort, run))
     model = _model(request.weights, run)
@@ -98,14 +98,6 @@ def _train(
     weights = pack(model.state_dict())
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, weights, counted, {**metrics, **spent})
-
-
-def _check_start(request: Request, run: RunConfig) -> None:
-    """What was approved names the weights of the first round."""
-    if run.initial is None or not isinstance(request, TrainRequest) or request.round != 1:
-        return
-    if sha256(request.weights) != run.initial.sha256:
-        raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
 
 
 def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
@@ -160,6 +152,7 @@ def _code(error: Exception) -> ErrorCode:
 def _offer(cohort: Cohort, run: RunConfig) -> Offer:
     return Offer(
         patients=cohort.size,
+        training=len(cohort.patients("train")),
         declared_size=cohort.declared_size,
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),
@@ -169,12 +162,16 @@ def _offer(cohort: Cohort, run: RunConfig) -> Offer:
 
 
 def _model(weights: bytes, run: RunConfig) -> nn.Module:
-    model = build_model(run)
-    try:
-        model.load_state_dict(unpack(weights))
-    except RuntimeError as error:
-        raise UpdateError("the weights do not fit the run's model") from error
+    model, state = build_model(run), unpack(weights)
+    if _schema(state) != _schema(model.state_dict()):
+        raise UpdateError("the weights do not fit the run's model by name, shape or type. Send the model of the run.")
+    model.load_state_dict(state)
     return model
+
+
+def _schema(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """What loading would otherwise cast in silence, for an update that is then another's model."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
 def _device(site: Site) -> torch.device:

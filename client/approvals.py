@@ -18,7 +18,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,6 +211,8 @@ def _read_appraisal(path: Path) -> Appraisal | None:
         return None
     values: dict[str, Any] = json.loads(path.read_bytes())
     offer = values["offer"]
+    if offer is not None and offer.keys() != {one.name for one in fields(Offer)}:
+        return None  # an earlier version's: the agent counts again
     if offer is not None:
         offer["tensors"] = {name: tuple(shape) for name, shape in offer["tensors"].items()}
     return Appraisal(None if offer is None else Offer(**offer), values["refusal"])

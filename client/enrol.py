@@ -29,7 +29,7 @@ from common.files import write_atomically, write_private
 from common.invitation import Invitation
 from common.operators import key_to_bytes, public_bytes
 from common.text import NAME_PATTERN
-from common.wire.channels import secure_channel
+from common.wire.channels import MAX_NEWS_BYTES, secure_channel
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
@@ -114,10 +114,17 @@ class Identity:
         """Whole days until the certificate expires."""
         return (self.certificate.not_valid_after_utc - pki.now()).days
 
-    def channel(self, *, to_successor: bool = False) -> grpc.Channel:
-        """A channel to the gateway; on wish only to one that shows a certificate of the newest root that is pinned."""
+    def channel(self, max_receive_bytes: int = MAX_NEWS_BYTES, *, to_successor: bool = False) -> grpc.Channel:
+        """A channel to the gateway, for messages up to this size.
+
+        Args:
+            max_receive_bytes: of one message.
+            to_successor: only to a gateway that shows a certificate of the newest root that is pinned.
+        """
         roots = rotation.newest(self.root_pem) if to_successor else self.root_pem
-        return secure_channel(self.gateway, roots, self.key_pem, self.certificate_pem)
+        return secure_channel(
+            self.gateway, roots, self.key_pem, self.certificate_pem, max_receive_bytes=max_receive_bytes
+        )
 
     def __repr__(self) -> str:
         return f"Identity(site={self.site!r}, gateway={self.gateway!r})"

@@ -1,7 +1,8 @@
 """Flower's Fleet service as the agent uses it, over mutual TLS: pull a message, fetch its objects, push a reply.
 
 A message comes as a head and a tree of object ids; an object's id is the SHA-256 of its bytes, so what was fetched
-for the last message is used again: an evaluation carries the model that the next training starts from.
+for the last message is used again: an evaluation carries the model that the next training starts from. How many objects
+and bytes a message may have is said by whoever fetches it, and nothing larger is taken into memory.
 Calls that carry work (fetch, confirm, push) outlive an outage of the coordinator, and its "not now": a limit of calls
 or bytes for which it says when to come again. The others fail at once and the agent starts over.
 """
@@ -27,8 +28,8 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, Run
 
-from common.errors import ErrorCode, UpdateError
-from common.flower import object_ids, pack_message, unpack_message
+from common.errors import ErrorCode, PolicyError, UpdateError
+from common.flower import CHUNK_BYTES, has_more_objects, object_ids, pack_message, unpack_message
 from common.wire.pushback import retry_after
 
 HEARTBEAT_S = 30.0
@@ -40,14 +41,30 @@ OBJECT_TIMEOUT_S = 300.0
 PATIENCE_S = 600.0
 CONCURRENT_OBJECTS = 3
 SHORTEST_PAUSE_S, LARGEST_PAUSE_S = 0.5, 10.0
+# Of a message with one model: the records around it, and Flower's smallest pieces of an array.
+_OTHER_OBJECTS, _OTHER_BYTES, _SMALLEST_CHUNK = 16, 64 * 1024, 1024 * 1024
+
+
+class LostMessageError(UpdateError):
+    """An object of a message is gone or altered, so there is nothing to answer."""
 
 
 class Fleet:
     """One site's conversation with the gateway."""
 
-    def __init__(self, channel: grpc.Channel, stop: threading.Event) -> None:
+    def __init__(
+        self, channel: grpc.Channel, stop: threading.Event, wide: Callable[[int], grpc.Channel] | None = None
+    ) -> None:
+        """Take over the connection.
+
+        Args:
+            channel: to the gateway.
+            stop: set when nothing more is to be waited for.
+            wide: opens another one for messages up to so many bytes; None: all goes over the first.
+        """
         self._stub: Any = FleetStub(channel)
-        self._stop = stop
+        self._stop, self._wide = stop, wide
+        self._large: tuple[int, grpc.Channel] | None = None  # for objects, and how large they may be
         self._node = Node()
         self._objects: dict[str, bytes] = {}
         self._pool = ThreadPoolExecutor(CONCURRENT_OBJECTS, thread_name_prefix="object")
@@ -73,19 +90,41 @@ class Fleet:
         pairs = list(zip(response.messages_list, response.message_object_trees, strict=True))
         return pairs[0] if pairs else None
 
-    def fetch(self, head: MessageProto, tree: ObjectTree) -> Message:
+    def fetch(self, head: MessageProto, tree: ObjectTree, most_bytes: int) -> Message:
         """The whole message, checked against its ids.
 
+        Args:
+            head: as it was pulled.
+            tree: likewise.
+            most_bytes: that its model may have.
+
         Raises:
-            UpdateError: an object is gone or altered.
+            LostMessageError: an object is gone or altered.
+            PolicyError: BAD_REQUEST, it is larger; no more than that was taken.
         """
-        run_id = head.metadata.run_id
-        wanted = object_ids(tree)
+        run_id, limit = head.metadata.run_id, most_bytes + _OTHER_BYTES
+        wanted = _object_ids(tree, _OTHER_OBJECTS + limit // _SMALLEST_CHUNK)
+        stub = self._stub_for(limit)
         missing = [object_id for object_id in wanted if object_id not in self._objects]
-        fetched = dict(zip(missing, self._pool.map(lambda one: self._object(run_id, one), missing), strict=True))
-        self._objects = {object_id: self._objects.get(object_id) or fetched[object_id] for object_id in wanted}
+        known = {one: self._objects[one] for one in wanted if one in self._objects}
+        self._objects = {}
+        try:
+            for start in range(0, len(missing), CONCURRENT_OBJECTS):
+                ids = missing[start : start + CONCURRENT_OBJECTS]
+                known |= zip(ids, self._pool.map(lambda one: self._object(stub, run_id, one), ids), strict=True)
+                if (taken := sum(map(len, known.values()))) > limit:
+                    raise _too_large(taken, most_bytes)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or retry_after(error) is not None:
+                raise
+            raise _too_large(limit, most_bytes) from error
         self.confirm(head)
-        return unpack_message(head, tree, self._objects)
+        try:
+            message = unpack_message(head, tree, known)
+        except UpdateError as error:
+            raise LostMessageError(str(error), error.code) from error
+        self._objects = known
+        return message
 
     def confirm(self, head: MessageProto) -> None:
         """Say that the message has arrived; until then it is delivered again."""
@@ -100,18 +139,15 @@ class Fleet:
         run: Run = self._persist(self._stub.GetRun, request, CALL_TIMEOUT_S).run
         return run
 
-    def push(self, reply: Message, seconds: float) -> int:
-        """Send a reply.
-
-        Args:
-            seconds: how long the work took.
+    def push(self, reply: Message) -> int:
+        """Send a reply. How long the work took is not said: it tells how many patients were drawn.
 
         Returns:
             Bytes of content sent.
         """
         head, tree, objects = pack_message(reply)
         request = PushMessagesRequest(
-            node=self._node, messages_list=[head], message_object_trees=[tree], clientapp_runtime_list=[seconds]
+            node=self._node, messages_list=[head], message_object_trees=[tree], clientapp_runtime_list=[0.0]
         )
         response = self._persist(self._stub.PushMessages, request, CALL_TIMEOUT_S)
         wanted = [object_id for object_id in response.objects_to_push if object_id in objects]
@@ -133,18 +169,30 @@ class Fleet:
     def close(self) -> None:
         """Stop the helpers."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._large is not None:
+            self._large[1].close()
 
-    def _object(self, run_id: int, object_id: str) -> bytes:
+    def _stub_for(self, most_bytes: int) -> Any:
+        """For objects of a message that may have so many bytes."""
+        if self._wide is None:
+            return self._stub
+        if self._large is None or self._large[0] != most_bytes:
+            if self._large is not None:
+                self._large[1].close()
+            self._large = most_bytes, self._wide(min(most_bytes, CHUNK_BYTES) + _OTHER_BYTES)
+        return FleetStub(self._large[1])
+
+    def _object(self, stub: Any, run_id: int, object_id: str) -> bytes:
         pause = 0.02
         deadline = time.monotonic() + OBJECT_TIMEOUT_S
         request = PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
         while True:
-            response = self._persist(self._stub.PullObject, request, OBJECT_TIMEOUT_S)
+            response = self._persist(stub.PullObject, request, OBJECT_TIMEOUT_S)
             if response.object_found and response.object_available:
                 return bytes(response.object_content)
             # Found, not yet available: the server app is still pushing it.
             if not response.object_found or time.monotonic() > deadline or self._stop.wait(pause):
-                raise UpdateError("an object of the message is gone at the coordinator", ErrorCode.BAD_REQUEST)
+                raise LostMessageError("an object of the message is gone at the coordinator", ErrorCode.BAD_REQUEST)
             pause = min(2 * pause, 0.5)
 
     def _persist(self, call: Callable[..., Any], request: object, timeout_s: float) -> Any:
@@ -160,3 +208,20 @@ class Fleet:
                 if time.monotonic() > deadline or self._stop.wait(max(pause, min(later or 0.0, LARGEST_PAUSE_S))):
                     raise
                 pause = min(2 * pause, LARGEST_PAUSE_S)
+
+
+def _object_ids(tree: ObjectTree, most: int) -> list[str]:
+    """The ids of a message's objects, counted before they are listed."""
+    if has_more_objects(tree, most):
+        raise PolicyError(
+            f"the message has more than the {most} objects that a model of the approved run needs, and is not taken.",
+            ErrorCode.BAD_REQUEST,
+        )
+    return object_ids(tree)
+
+
+def _too_large(size: int, most: int) -> PolicyError:
+    return PolicyError(
+        f"the message has {size} bytes or more, and a model of the approved run {most}. It is not taken.",
+        ErrorCode.BAD_REQUEST,
+    )

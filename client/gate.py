@@ -5,13 +5,18 @@ request's names, shapes and types; scalars on the allow-list, rounded; counts; c
 hash, round and phase are the request's. Free text, identifiers, paths, extra tensors, file metadata and padding
 have no way through, because nothing carries them. Runs in the agent: numpy only, no torch.
 
-What comes in is looked at too: weights made to copy patients' images into the update (rows that are all equal, or
-constant) are refused before they reach the data. Source: Fowl et al., "Robbing the Fed", ICLR 2022.
+What comes in is looked at too, before it costs anything: it has the tensors of the approved run's model and no others,
+and weights made to copy patients' images into the update (rows that are all equal, or constant) are refused before
+they reach the data. Source: Fowl et al., "Robbing the Fed", ICLR 2022.
+
+Once a private round is charged, no code tells what a patient's data made the program do: see `after_charge`.
 """
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 from safetensors import SafetensorError
@@ -32,8 +37,12 @@ from common.records import (
 
 # Not about patients, or public by the run's document.
 _ABOUT_THE_ROUND = frozenset({"steps", "epsilon", "delta"})
+# The codes that may leave when a private round is charged: the machine's. What a patient's data bring about is none.
+AFTER_CHARGE = frozenset({ErrorCode.WORKER_FAILED, ErrorCode.DEADLINE, ErrorCode.DISK_FULL})
 SIGNIFICANT_DIGITS = 6
 MOST_PATIENTS = 10_000_000
+
+_FLOAT32 = np.dtype(np.float32).str
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +61,8 @@ def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[st
     """
     run_hash, round_ = request.run_hash, request.round
     match reply, request:
+        case Refusal(), TrainRequest():
+            return Refusal(run_hash, round_, after_charge(ErrorCode(reply.code), run))
         case Refusal(), _:
             return Refusal(run_hash, round_, ErrorCode(reply.code))
         case TrainReply(), TrainRequest():
@@ -62,6 +73,11 @@ def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[st
             scores = _scalars(reply.metrics, score_names(run, allowed))
             return EvaluateReply(run_hash, round_, request.phase, _count(reply.patients, run), scores)
     raise UpdateError("the worker's reply does not answer the request; nothing is sent", ErrorCode.INTERNAL)
+
+
+def shorten(reply: TrainReply, run: RunConfig, allowed: Sequence[str] = METRICS) -> TrainReply:
+    """An update that passed this gate before, without the scalars that the policy has stopped since."""
+    return replace(reply, metrics=_scalars(reply.metrics, train_metrics(run, allowed)))
 
 
 def train_metrics(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset[str]:
@@ -79,21 +95,67 @@ def score_names(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset[s
     return frozenset(scores | ({f"dice-{label}" for label in run.data.classes} if "dice" in scores else set()))
 
 
-def check_received(weights: bytes, largest: float) -> dict[str, tuple[int, ...]]:
+def after_charge(code: ErrorCode, run: RunConfig) -> ErrorCode:
+    """The code that may leave for a training that failed after its charge.
+
+    Weights can be made so that one patient's image alone brings about an error: a code would tell, without noise, that
+    they are there. So all of them look like a worker that died; the reason stays in the logs.
+    """
+    return code if run.privacy is None or code in AFTER_CHARGE else ErrorCode.WORKER_FAILED
+
+
+def check_request(
+    request: Request, run: RunConfig, tensors: Mapping[str, tuple[int, ...]], training_patients: int, largest: float
+) -> None:
+    """Refuse, before a round is charged, all that would be refused after it.
+
+    Args:
+        request: as received.
+        run: the approved one.
+        tensors: name -> shape of the run's model; all are float32.
+        training_patients: of this site.
+        largest: absolute value that a weight may have.
+
+    Raises:
+        UpdateError: not the model of the run, not the start that it names, not finite, too large, or made to copy what
+            it sees; NO_DATA, there is nobody to train on.
+    """
+    if isinstance(request, TrainRequest) and not training_patients:
+        raise UpdateError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
+    check_start(request, run)
+    check_received(request.weights, largest, tensors)
+
+
+def check_start(request: Request, run: RunConfig) -> None:
+    """What was approved names the weights of the first round.
+
+    Raises:
+        UpdateError: WRONG_RUN, they are others.
+    """
+    if run.initial is None or not isinstance(request, TrainRequest) or request.round != 1:
+        return
+    if sha256(request.weights).hexdigest() != run.initial.sha256:
+        raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
+
+
+def check_received(weights: bytes, largest: float, tensors: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Look at the weights that a coordinator wants trained, before the data see them.
 
     Args:
         weights: safetensors, as received.
         largest: absolute value that a weight may have.
-
-    Returns:
-        Shape of each tensor, by name.
+        tensors: name -> shape of what is expected, all float32; None: anything.
 
     Raises:
-        UpdateError: not safetensors, not finite, too large, or made to copy what they see.
+        UpdateError: not safetensors, other tensors, not finite, too large, or made to copy what they see.
     """
-    tensors = _load(weights)
-    for tensor in tensors.values():
+    found = _load(weights)
+    if tensors is not None and _schema(found) != {name: (tuple(one), _FLOAT32) for name, one in tensors.items()}:
+        raise UpdateError(
+            f"the message's {len(found)} tensors are not the {len(tensors)} of the approved run's model, by name, "
+            "shape or type (float32). Nothing is charged. The coordinator must send the model of the run."
+        )
+    for tensor in found.values():
         if not np.isfinite(tensor).all():
             raise UpdateError("the model received has values that are not finite", ErrorCode.NOT_FINITE)
         if tensor.size and np.abs(tensor).max() > largest:
@@ -106,7 +168,6 @@ def check_received(weights: bytes, largest: float) -> dict[str, tuple[int, ...]]
                 "the model received has rows that are equal or constant: such weights copy images into the update",
                 ErrorCode.SUSPICIOUS_MODEL,
             )
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _same_tensors(weights: bytes, template: bytes) -> bytes:

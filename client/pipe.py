@@ -70,7 +70,8 @@ class Offer:
     cohort_id: str
     usable: int  # studies
     quarantined: dict[str, int]  # studies by error code
-    tensors: dict[str, tuple[int, ...]]  # name -> shape, of the run's model
+    tensors: dict[str, tuple[int, ...]]  # name -> shape, of the run's model; all are float32
+    training: int  # of the patients, those who are held out neither for validation nor for testing
 
     @property
     def parameters(self) -> int:
@@ -140,6 +141,7 @@ def answer_from_frame(frame: Frame) -> Answer:
                 quarantined = {str(ErrorCode(code)): int(count) for code, count in header["quarantined"].items()}
                 return Offer(
                     patients=int(header["patients"]),
+                    training=int(header["training"]),
                     declared_size=int(header["declared_size"]),
                     cohort_id=str(header["cohort_id"]),
                     usable=int(header["usable"]),

@@ -37,19 +37,28 @@ def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> N
         )
 
 
+def check_participation(policy: PolicyConfig) -> None:
+    """Refuse everything, also to send again what was made before, while the hospital has switched itself off.
+
+    Raises:
+        PolicyError: it has.
+    """
+    if not policy.participate:
+        raise PolicyError("policy.toml says participate = false: nothing is done. Set it to true to go on.")
+
+
 def check_now(policy: PolicyConfig, *, rounds_today: int, now: datetime.time | None = None) -> None:
     """Refuse work that the policy does not allow at this moment.
 
     Args:
         policy: what the hospital allows.
-        rounds_today: training rounds of the last 24 hours, this one not among them.
+        rounds_today: attempts at training rounds in the last 24 hours, this one not among them.
         now: local time of day; None: the clock's.
 
     Raises:
         PolicyError: switched off, outside the hours, or enough for today.
     """
-    if not policy.participate:
-        raise PolicyError("policy.toml says participate = false: nothing is done. Set it to true to go on.")
+    check_participation(policy)
     time = now or datetime.datetime.now().time()
     if policy.hours is not None and not _within(time, policy.hours):
         raise PolicyError(
@@ -57,7 +66,7 @@ def check_now(policy: PolicyConfig, *, rounds_today: int, now: datetime.time | N
         )
     if rounds_today >= policy.max_rounds_per_day:
         raise PolicyError(
-            f"{rounds_today} rounds were trained in the last 24 hours, and max-rounds-per-day is "
+            f"{rounds_today} rounds were begun in the last 24 hours, and max-rounds-per-day is "
             f"{policy.max_rounds_per_day}.",
             ErrorCode.RATE_LIMITED,
         )

@@ -5,6 +5,7 @@ stands there.
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -36,9 +37,14 @@ class Proposals:
         """
         self._home, self._record, self._offer = home, record, offer
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
+        self._lock = threading.Lock()  # of two threads that keep the same proposal
 
     def keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
         """Store what was proposed if it is what it says; data in a file, nothing more."""
+        with self._lock:
+            self._keep(proposal, roots_pem)
+
+    def _keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
         known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
         if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
             if known.open != proposal.open:

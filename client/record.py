@@ -81,7 +81,6 @@ class Record:
         self._outbox = Outbox(home / FOLDER, site_key)
         self._policy = ""
         self._answers: dict[str, tuple[bool, str]] = {}  # run hash -> approved, by
-        self._charged: dict[tuple[str, int], tuple[str, str]] = {}  # run hash and round -> epsilon and delta
 
     def begin(self, identity: Identity) -> None:
         """The agent starts."""
@@ -139,12 +138,21 @@ class Record:
         """Note what a round costs, before it is worked on."""
         epsilon, delta = (decimal_text(value) for value in spent)
         self.log.append("spend", {"run": run_hash, "round": round_, "epsilon": epsilon, "delta": delta})
-        self._charged = {(run_hash, round_): (epsilon, delta)}
 
-    def rounds_today(self, most: int) -> int:
-        """Rounds of the last 24 hours, counted up to `most`."""
+    def charged(self, run_hash: str, round_: int) -> tuple[str, str] | None:
+        """Epsilon and delta that were noted for a round; None: nothing was."""
         with self.log.transaction() as log:
-            entries = log.latest("round", count=most)
+            entries = log.about("spend", run_hash, round_)
+        return (entries[-1].fields["epsilon"], entries[-1].fields["delta"]) if entries else None
+
+    def begins(self, request: TrainRequest) -> None:
+        """Note an attempt at a round, before it costs anything."""
+        self.log.append("begun", {"run": request.run_hash, "round": request.round})
+
+    def attempts_today(self, most: int) -> int:
+        """Attempts at rounds of the last 24 hours, also those that came to nothing, counted up to `most`."""
+        with self.log.transaction() as log:
+            entries = log.latest("begun", count=most)
         since = time.time() - _DAY_S
         return sum(entry.time > since for entry in entries)
 
@@ -178,7 +186,7 @@ class Record:
             policy=policy_hash,
             time=time.time(),
             patients=reply.patients,
-            spent=self._charged.pop((request.run_hash, request.round), None),
+            spent=self.charged(request.run_hash, request.round),
         )
         parcel = Parcel(reply, receipt, receipts.sign(receipt, self._key))
         self._outbox.keep(parcel)

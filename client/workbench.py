@@ -63,6 +63,7 @@ def _describe(run: RunConfig, home: Path) -> Offer:
     cohort = open_site(home).cohort(run)
     return Offer(
         patients=cohort.size,
+        training=len(cohort.patients("train")),
         declared_size=cohort.declared_size,
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),

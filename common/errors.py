@@ -25,6 +25,7 @@ class ErrorCode(StrEnum):
     OUTSIDE_HOURS = "outside-hours"
     RATE_LIMITED = "rate-limited"
     BUDGET_SPENT = "budget-spent"
+    LEDGER_OUTDATED = "ledger-outdated"
     ROUND_REPEATED = "round-repeated"
     RECEIPT_MISSING = "receipt-missing"
     AUDIT_CONFLICT = "audit-conflict"

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import sys
@@ -22,11 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode as FlowerError
 from flwr.common.constant import Status
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
@@ -95,6 +96,11 @@ def object_ids(tree: ObjectTree) -> list[str]:
     return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
 
 
+def has_more_objects(tree: ObjectTree, most: int) -> bool:
+    """Whether a message has more than so many objects, each as often as it is named; found out without listing all."""
+    return next(itertools.islice(iterate_object_tree(tree), most, None), None) is not None
+
+
 def unpack_message(message: MessageProto, tree: ObjectTree, objects: Mapping[str, bytes]) -> Message:
     """Rebuild a message from its head and its objects.
 
@@ -132,6 +138,20 @@ def pack_message(message: Message) -> tuple[MessageProto, ObjectTree, dict[str, 
         tree = get_object_tree(message)
         objects = {object_id: item.deflate() for object_id, item in get_all_nested_objects(message).items()}
     return message_to_proto(remove_content_from_message(message)), tree, objects
+
+
+def question_of(head: MessageProto) -> Message:
+    """A message by its head alone, to answer what is not taken in."""
+    message = message_from_proto(head)
+    message.metadata.__dict__["_message_id"] = head.metadata.message_id
+    return message
+
+
+def reply_to(question: Message, content: RecordDict) -> Message:
+    """A reply that tells no time but the question's; Flower would write when the work ended, to the microsecond."""
+    reply = Message(content, reply_to=question)
+    reply.metadata.created_at, reply.metadata.ttl = question.metadata.created_at, question.metadata.ttl
+    return reply
 
 
 def build_bundle(run: RunConfig, run_toml: str) -> bytes:

@@ -43,6 +43,7 @@ KINDS = {
     "policy-changed": "policy",
     "data-added": "?patients",
     "data-forgotten": "",
+    "begun": "run round",
     "spend": "run round epsilon delta",
     "arrived": "run round site update ?received",
     "round": "receipt signature ?countersignature",

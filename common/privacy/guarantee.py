@@ -152,6 +152,7 @@ def charge_round(
         steps=cost.steps_per_round,
         delta=cost.delta,
         lifetime_epsilon=lifetime_epsilon,
+        run_epsilon=_privacy(run).target_epsilon,
         rounds=run.federation.rounds - round_ + 1,
     )
     return cost

@@ -4,15 +4,18 @@ A row is one charge: the noisy steps of one attempt at one round of one run, on 
 written and synced before the steps run, so that a process killed at any moment has spent at most what is recorded. A
 charge repeated with the same cohort, run, round and attempt costs nothing; a new attempt draws new noise, so it costs
 again. Whoever trains takes the attempt with `begin` just before the first step, and nobody takes it twice: one charge
-pays for one training. Rows keep what was done (noise, sampling rate, steps), not an epsilon: epsilon follows from all
-rows together, and rows that agree in noise and rate are added up first, so that a run is one row to the accountant.
+pays for one training whose result leaves. Whoever knows that nothing of an attempt left or ever can, because its
+process is dead and its result was not kept, may `carry` its charge to a new attempt. Rows keep what was done (noise,
+sampling rate, steps), not an epsilon: epsilon follows from all rows together, and rows that agree in noise and rate
+are added up first, so that a run is one row to the accountant.
 
 A run's first charge reserves the rest of the run, so that of two runs that fit one at a time only one starts. Each
 further charge takes its share of the reservation; `release` gives back what is left. Nothing else does: a crash keeps
-it, and then the hospital has more budget than the ledger says, never less.
+it, and then the hospital has more budget than the ledger says, never less. And a run spends no more than its own limit,
+whatever is asked of it: rounds done twice take from those that are left.
 
-Charges, takings and releases are rows of a journal (common/privacy/journal.py), which only grows and which only the
-site can read; what is reserved follows from them.
+All these are rows of a journal (common/privacy/journal.py), which only grows and which only the site can read; what is
+reserved follows from them.
 """
 
 import json
@@ -88,6 +91,7 @@ class Ledger:
         steps: int,
         delta: float,
         lifetime_epsilon: float | None,
+        run_epsilon: float | None = None,
         rounds: int = 1,
     ) -> None:
         """Record the steps of a round before they run. On return the record is on disk.
@@ -103,6 +107,7 @@ class Ledger:
             delta: of the run. The lifetime budget is measured at the smallest that the cohort was charged with, so
                 that a run that fits beside others now still fits at its end.
             lifetime_epsilon: the cohort's budget over all runs; None for no limit.
+            run_epsilon: the most that this run may spend of the cohort, at its delta; None for no limit of its own.
             rounds: like this one, itself included, that the run still wants. A run with no charge yet is refused
                 unless they all fit, so that it does not fail half-way. Those after this one are reserved, as far as
                 they fit.
@@ -117,6 +122,8 @@ class Ledger:
             if recorded is not None:
                 _check_same(recorded, charge)
                 return
+            if run_epsilon is not None:
+                _check_run(book.history(cohort, run_hash), charge, run_epsilon)
             others = book.reserved(cohort, but=run_hash)
             fitting = rounds
             if lifetime_epsilon is not None:
@@ -151,6 +158,30 @@ class Ledger:
                     ErrorCode.BAD_REQUEST,
                 )
             book.add("begin", key, *key, _now())
+
+    def carry(self, cohort: str, run_hash: str, round_: int, attempt: str, *, of: str = "") -> bool:
+        """Let a round's charge pay for a new attempt; nobody can take it under the one before any more.
+
+        Only for whoever knows that nothing of the attempts before has left or can leave: each charge is for one noisy
+        result that others see, and results that nobody ever sees cost nothing.
+
+        Args:
+            cohort: the patients' cohort.
+            run_hash: SHA-256 of the run, hex.
+            round_: from 1.
+            attempt: that may now be taken with `begin`.
+            of: how the names of the attempts begin whose charge may be carried.
+
+        Returns:
+            Whether the round had such a charge. Without one nothing is done.
+        """
+        with self._book() as book:
+            place = (cohort, run_hash, round_)
+            charged = [key for key in book.charges if key[:3] == place and key[3].startswith(of)]
+            if charged and (last := charged[-1]) != (new := (*place, attempt)):
+                book.add("carry", (*last, attempt), *last, attempt, _now())
+                book.carry(last, new)
+            return bool(charged)
 
     def release(self, run_hash: str) -> None:
         """Give back what a run has reserved and will not use: it has ended, or is not to go on here.
@@ -224,9 +255,19 @@ class _Book:
         elif kind == "begin":
             cohort, run_hash, round_, attempt, _ = values
             self.begun.add((cohort, run_hash, round_, attempt))
+        elif kind == "carry":
+            cohort, run_hash, round_, before, attempt, _ = values
+            self.carry((cohort, run_hash, round_, before), (cohort, run_hash, round_, attempt))
         else:
             for place in [place for place in self.reservations if place[1] == values[0]]:
                 del self.reservations[place]
+
+    def carry(self, before: _Key, after: _Key) -> None:
+        """The charge of one attempt is another's from now on."""
+        self.charges = {
+            after if key == before else key: replace(one, attempt=after[-1]) if key == before else one
+            for key, one in self.charges.items()
+        }
 
     def history(self, cohort: str, run_hash: str | None = None) -> History:
         """Steps charged to a cohort, or those of one run."""
@@ -271,6 +312,19 @@ def _check_same(recorded: Charge, charge: Charge) -> None:
             f"round {charge.round} was charged before with other noise, rate, steps or delta under the same attempt. "
             "Start the round again under a new attempt.",
             ErrorCode.BAD_REQUEST,
+        )
+
+
+def _check_run(history: History, charge: Charge, run_epsilon: float) -> None:
+    """The run stays within what it was approved for."""
+    after = (*history, (charge.noise_multiplier, charge.sampling_rate, charge.steps))
+    # The looser bound is a thousand times cheaper, and early in a run it is enough.
+    if not any(bound(after, charge.delta) <= run_epsilon for bound in (epsilon_rdp, epsilon)):
+        raise PrivacyError(
+            f"round {charge.round} would take the run beyond its own epsilon of {run_epsilon:g}: it has been charged "
+            f"{sum(steps for _, _, steps in history)} steps already. Rounds were asked for more often than was "
+            "approved; a coordinator that needs more must propose another run.",
+            ErrorCode.BUDGET_SPENT,
         )
 
 

@@ -18,12 +18,13 @@ from common.errors import FederationError, WardroundError
 
 # One chunk of a model is 5 MiB in Flower; this leaves room for a whole model in one message.
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
+# What an agent takes in one message, unless it asks for a model: a head, a list of proposals, a checkpoint.
+MAX_NEWS_BYTES = 8 * 1024 * 1024
 # An invitation, a certificate request: nothing large comes before a site is known.
 MAX_ENROLMENT_BYTES = 64 * 1024
 # Firewalls forget silent connections after a minute or more; a ping every 30 s keeps a long poll alive.
 KEEPALIVE_S = 30
 
-_SIZES = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
 _PINGS = [("grpc.keepalive_time_ms", KEEPALIVE_S * 1000), ("grpc.keepalive_timeout_ms", 20_000)]
 # What a stranger, who has not shown a certificate yet, and a connection as such may take of a server.
 HANDSHAKE_S = 10
@@ -64,11 +65,20 @@ class Credentials:
 
 
 def secure_channel(
-    address: str, root_pem: bytes, key_pem: bytes | None = None, certificate_pem: bytes | None = None
+    address: str,
+    root_pem: bytes,
+    key_pem: bytes | None = None,
+    certificate_pem: bytes | None = None,
+    *,
+    max_receive_bytes: int = MAX_NEWS_BYTES,
 ) -> grpc.Channel:
-    """A channel that trusts `root_pem` alone and shows the site's certificate, if it has one."""
+    """A channel that trusts `root_pem` alone and shows the site's certificate, if it has one.
+
+    A message above `max_receive_bytes` ends its call with RESOURCE_EXHAUSTED, before memory is taken for it.
+    """
     options: list[tuple[str, int]] = [
-        *_SIZES,
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", max_receive_bytes),
         *_PINGS,
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),

@@ -85,6 +85,8 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.replies: queue.Queue[Reply] = queue.Queue()
         self.run = run_pb2.Run(run_id=FLOWER_RUN)
         self.sent: list[bytes] = []  # every byte of content the agent pushed, and its messages' heads
+        self.pushed: list[fleet_pb2.PushMessagesRequest] = []
+        self.heads: list[message_pb2.Message] = []  # of the requests
         self.fetched: list[str] = []
         self.receipts: list[receipts.Receipt] = []  # every one that was shown
         self.answer_receipt: Callable[[bytes], bytes] = lambda signature: signature  # before it goes out; may abort
@@ -153,7 +155,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """Put a request where the agent will find it."""
         kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
         metadata = Metadata(
-            FLOWER_RUN, "", 1, NODE_ID, "", "", pki.now().timestamp(), DEFAULT_TTL, message_type or kind
+            self.run.run_id, "", 1, NODE_ID, "", "", pki.now().timestamp(), DEFAULT_TTL, message_type or kind
         )
         self.send(Message(metadata=metadata, content=request_to_record(request)))
 
@@ -161,6 +163,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         head, tree, objects = pack_message(message)
         self._trees[head.metadata.message_id] = tree
         self._objects |= {name: alter(content) for name, content in objects.items()}
+        self.heads.append(head)
         self._messages.put(head)
 
     def PullMessages(self, request, context):
@@ -187,6 +190,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def PushMessages(self, request, context):
         head, tree = request.messages_list[0], request.message_object_trees[0]
+        self.pushed.append(request)
         self.sent.append(request.SerializeToString())
         self._reply, self._received = (head, tree), {}
         return fleet_pb2.PushMessagesResponse(objects_to_push=object_ids(tree), session_id="session")

@@ -162,7 +162,9 @@ def test_status_of_an_agent_that_does_not_run_fails_and_is_json(home: Path) -> N
 
 def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
     run_hash = propose(home)
-    approvals.note_appraisal(home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}), None))
+    approvals.note_appraisal(
+        home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}, training=9), None)
+    )
     output = succeed(home, "approve", "lesions")
     assert all(text in output for text in (run_hash, "12 of our patients", "4,000 bytes", "to 4.00"))
     stored = approvals.load(home, run_hash)

@@ -14,7 +14,7 @@ from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
 from common.privacy.guarantee import charge_round, plan
 
-OFFER = Offer(43, 45, "cohort", 50, {"no-label": 2}, {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)})
+OFFER = Offer(43, 45, "cohort", 50, {"no-label": 2}, {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)}, training=31)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_question_arrives_as_it_was_asked(question: Question) -> None:
     "answer",
     [
         Ready("removed"),
-        Offer(12, 10, "cohort", 14, {"no-label": 2}, {"conv.weight": (4, 2, 3), "conv.bias": (4,)}),
+        Offer(12, 10, "cohort", 14, {"no-label": 2}, {"conv.weight": (4, 2, 3), "conv.bias": (4,)}, training=9),
         TrainReply("ab" * 32, 1, b"weights", 7, {"train-loss": 0.5}),
         EvaluateReply("ab" * 32, 1, "validation", 2, {"dice": 0.25}),
         Refusal("ab" * 32, 1, ErrorCode.NO_DATA),

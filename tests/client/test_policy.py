@@ -22,7 +22,15 @@ def a_run(*, privacy: dict[str, float] | None = None, rounds: int = 3, local_ste
 
 
 def an_offer(*, patients: int = 10, parameters: int = 1000) -> Offer:
-    return Offer(patients, 5 * math.ceil(patients / 5), "cohort", patients, {}, {"w": (parameters,)})
+    return Offer(
+        patients,
+        5 * math.ceil(patients / 5),
+        "cohort",
+        patients,
+        {},
+        {"w": (parameters,)},
+        training=max(0, patients - 4),
+    )
 
 
 PRIVATE = a_run(privacy={"target-epsilon": 10.0})

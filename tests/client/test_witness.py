@@ -136,12 +136,12 @@ def test_privacy_charged_is_written_down_before_the_work_and_in_the_receipt(stag
 
 def test_refusals_scores_and_answers_are_recorded(stage: Stage) -> None:
     run_hash = stage.propose()
-    assert train(stage, run_hash, 1) == Refusal(run_hash, 1, ErrorCode.NOT_APPROVED)
+    assert train(stage, run_hash, 1) == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
     stage.approve(run_hash)
     stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", UPDATED))
     stage.reply()
     (refusal,) = entries(stage, "refusal")
-    assert refusal.fields == {"code": "not-approved", "run": run_hash, "round": 1}
+    assert refusal.fields == {"code": "not-approved", "run": run_hash, "round": 0}
     (approved,) = entries(stage, "approved")
     assert (approved.fields["run"], approved.fields["by"]) == (run_hash, "person")
     (evaluated,) = entries(stage, "evaluated")
@@ -161,17 +161,17 @@ def test_worker_that_died_is_recorded(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "code"),
+    ("rules", "round_", "code"),
     [
-        ("participate = false\n", ErrorCode.POLICY_REFUSED),
-        ("max-rounds-per-day = 1\n", ErrorCode.RATE_LIMITED),
+        ("participate = false\n", 0, ErrorCode.POLICY_REFUSED),  # before the message's content is fetched
+        ("max-rounds-per-day = 1\n", 2, ErrorCode.RATE_LIMITED),
     ],
 )
-def test_policy_of_the_moment_holds(stage: Stage, rules: str, code: ErrorCode) -> None:
+def test_policy_of_the_moment_holds(stage: Stage, rules: str, round_: int, code: ErrorCode) -> None:
     run_hash = begin(stage)
     assert isinstance(train(stage, run_hash, 1), TrainReply)
     (stage.home / "policy.toml").write_text(OPEN_POLICY + rules)
-    assert train(stage, run_hash, 2) == Refusal(run_hash, 2, code)
+    assert train(stage, run_hash, 2) == Refusal(run_hash, round_, code)
     assert len(entries(stage, "policy-changed")) == 2
 
 
@@ -215,9 +215,9 @@ def test_outbox_holds_no_update_of_a_run_that_is_done_nor_for_ever_one_of_a_run_
 ) -> None:
     done, failed, later = begin(stage), begin(stage, RUN_TOML + "seed = 1\n"), begin(stage, RUN_TOML + "seed = 2\n")
     for run_hash in (done, failed, later):
-        stage.coordinator.run.fab_hash = approvals.load(stage.home, run_hash).bundle_sha256
+        stage.runs(run_hash)
         train(stage, run_hash, 1)
-    stage.coordinator.run.fab_hash = approvals.load(stage.home, done).bundle_sha256
+    stage.runs(done)
     stage.coordinator.ask(EvaluateRequest(done, 1, "test", UPDATED))
     assert isinstance(stage.reply(), EvaluateReply)
     kept = stage.home / "outbox"
@@ -318,7 +318,7 @@ def exchanged(stage: Stage) -> Checkpoint:
 def assert_no_more_work(stage: Stage, run_hash: str, round_: int) -> None:
     eventually(lambda: str(read_status(stage.home).get("audit", "")).startswith("CONFLICT"))
     worked = len(stage.worker.worked)
-    assert train(stage, run_hash, round_) == Refusal(run_hash, round_, ErrorCode.AUDIT_CONFLICT)
+    assert train(stage, run_hash, round_) == Refusal(run_hash, 0, ErrorCode.AUDIT_CONFLICT)
     assert len(stage.worker.worked) == worked
 
 
@@ -501,13 +501,12 @@ def test_home_without_a_log_gets_one(tmp_path: Path, authority: Authority) -> No
     assert (tmp_path / "audit.sqlite").stat().st_mode & 0o077 == 0
 
 
-def test_rounds_are_counted_for_a_day(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_are_counted_for_a_day(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = authority.admit(tmp_path, "north", "127.0.0.1:1")
     record = Record(tmp_path, identity, b"k" * 32)
     for round_ in (1, 2, 3):
-        request = TrainRequest("ab" * 32, round_, WEIGHTS)
-        record.leaves(request, TrainReply("ab" * 32, round_, UPDATED, 15, {}), "cd" * 32)
-    assert (record.rounds_today(500), record.rounds_today(2)) == (3, 2)
+        record.begins(TrainRequest("ab" * 32, round_, WEIGHTS))
+    assert (record.attempts_today(500), record.attempts_today(2)) == (3, 2)
     now = time.time()
     monkeypatch.setattr("client.record.time.time", lambda: now + 86401)
-    assert record.rounds_today(500) == 0
+    assert record.attempts_today(500) == 0

@@ -47,7 +47,13 @@ class Member:
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     def channel(self, home: Home) -> grpc.Channel:
-        return channels.secure_channel(home.gateway_address, home.root_pem, pki.key_to_pem(self.key), self.certificate)
+        return channels.secure_channel(
+            home.gateway_address,
+            home.root_pem,
+            pki.key_to_pem(self.key),
+            self.certificate,
+            max_receive_bytes=channels.MAX_MESSAGE_BYTES,
+        )
 
 
 def new_home(folder: Path) -> Home:

@@ -89,9 +89,9 @@ def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
     done: list[int] = []
 
     def work() -> None:
-        message = fleet.fetch(*pulled)
+        message = fleet.fetch(*pulled, 12_000_000)
         assert request_from_record(message.content).weights == b"\x01" * 12_000_000
-        done.append(fleet.push(answer_to(message, UPDATE), 1.0))
+        done.append(fleet.push(answer_to(message, UPDATE)))
 
     worker = threading.Thread(target=work)
     worker.start()

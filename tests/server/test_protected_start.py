@@ -18,6 +18,7 @@ from common.config import RunConfig, parse, sha256_of
 from common.flower import build_bundle
 from common.models import build_model
 from common.records import EvaluateReply, TrainReply, TrainRequest, reply_to_record, request_from_record
+from common.wire.channels import MAX_MESSAGE_BYTES
 from server.home import KEY_PASSPHRASE, Home
 from server.journal import read_events
 from server.registry import Registry
@@ -70,7 +71,7 @@ class Hospital(threading.Thread):
                 fleet.activate()
                 while not self.stop.is_set():
                     if (delivery := fleet.pull()) is not None:
-                        self._answer(fleet, fleet.fetch(*delivery))
+                        self._answer(fleet, fleet.fetch(*delivery, MAX_MESSAGE_BYTES))
             except grpc.RpcError:
                 pass  # the coordinator was killed
             finally:
@@ -84,7 +85,7 @@ class Hospital(threading.Thread):
             reply = TrainReply(request.run_hash, request.round, request.weights, 5, {"train-loss": 1.0})
         else:
             reply = EvaluateReply(request.run_hash, request.round, request.phase, 5, {"dice": 0.5})
-        fleet.push(Message(reply_to_record(reply), reply_to=message), 0.1)
+        fleet.push(Message(reply_to_record(reply), reply_to=message))
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from flwr.proto.node_pb2 import Node
 from client.fleet import Fleet
 from common import flower, pki
 from common.records import TrainReply, reply_to_record, request_from_record
+from common.wire.channels import MAX_MESSAGE_BYTES
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import home as homes
 from server.home import Home
@@ -93,10 +94,10 @@ class Hospital:
                 fleet.activate()
                 while not self.stop.is_set():
                     if (delivery := fleet.pull()) is not None:
-                        message = fleet.fetch(*delivery)
+                        message = fleet.fetch(*delivery, MAX_MESSAGE_BYTES)
                         request = request_from_record(message.content)
                         reply = TrainReply(request.run_hash, request.round, request.weights, 3, {"train-loss": 1.0})
-                        fleet.push(Message(reply_to_record(reply), reply_to=message), 0.1)
+                        fleet.push(Message(reply_to_record(reply), reply_to=message))
                         self.replies.append(time.monotonic())
             except grpc.RpcError as error:
                 if not self.stop.is_set():

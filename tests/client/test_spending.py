@@ -1,0 +1,226 @@
+"""A coordinator that asks again and again, or for the wrong thing, spends no more than the run was approved for.
+
+The agent, the ledger, the audit log, TLS and gRPC are real; the worker does what a test says.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from client.pipe import Answer, PipeError, Question
+from client.record import open_log
+from client.site import open_site
+from common.config import RunConfig, parse
+from common.errors import ErrorCode
+from common.privacy.accountant import epsilon
+from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
+from tests.client.test_agent import (
+    OFFER,
+    PRIVATE_TOML,
+    RUN_TOML,
+    UPDATED,
+    WEIGHTS,
+    Stage,
+    authority,
+    good,
+    stage,
+)
+
+__all__ = ["authority", "stage"]  # fixtures
+
+MATRIX = np.arange(20, dtype=np.float32).reshape(4, 5)
+
+
+def charges(home: Path) -> int:
+    return len(open_site(home).ledger.entries())
+
+
+def die(_: Question) -> Answer:
+    raise PipeError("the worker died")
+
+
+@pytest.mark.parametrize(
+    ("weights", "code"),
+    [
+        (save({"w": MATRIX.astype(np.float64)}), ErrorCode.WRONG_TENSORS),
+        (save({"w": MATRIX.astype(np.float16)}), ErrorCode.WRONG_TENSORS),
+        (save({"w": MATRIX.astype(np.int32)}), ErrorCode.WRONG_TENSORS),
+        (save({"w": MATRIX.T.copy()}), ErrorCode.WRONG_TENSORS),
+        (save({"w": MATRIX.reshape(-1)}), ErrorCode.WRONG_TENSORS),
+        (save({"v": MATRIX}), ErrorCode.WRONG_TENSORS),
+        (save({"w": MATRIX, "more": np.zeros(0, np.float32)}), ErrorCode.WRONG_TENSORS),
+        (save({"w": MATRIX[:2], "x": MATRIX[2:]}), ErrorCode.WRONG_TENSORS),
+        (save({}), ErrorCode.WRONG_TENSORS),
+        (save({"w": np.where(MATRIX == 3, np.nan, MATRIX)}), ErrorCode.NOT_FINITE),
+        (save({"w": np.where(MATRIX == 3, np.inf, MATRIX)}), ErrorCode.NOT_FINITE),
+    ],
+    ids=["float64", "float16", "int32", "turned", "flat", "name", "one more", "cut", "none", "nan", "inf"],
+)
+def test_model_that_is_not_the_runs_by_name_shape_or_type_costs_nothing(
+    stage: Stage, weights: bytes, code: ErrorCode
+) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, weights))
+    assert stage.reply() == Refusal(run_hash, 1, code)
+    assert (charges(stage.home), stage.worker.worked) == (0, [])
+
+
+def test_start_that_the_run_does_not_name_costs_nothing(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML + f'initial = {{ sha256 = "{"0" * 64}", public = "trained on phantoms" }}\n')
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WRONG_RUN)
+    assert (charges(stage.home), stage.worker.worked) == (0, [])
+
+
+def test_site_with_nobody_to_train_on_charges_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OFFER.__dict__, "training", 0)
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.NO_DATA)
+    assert (charges(stage.home), stage.worker.worked) == (0, [])
+
+
+def test_however_often_it_is_asked_a_run_spends_no_more_than_it_was_approved_for(stage: Stage) -> None:
+    run = parse(RunConfig, PRIVATE_TOML)
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    asked = [(round_, answer) for round_ in (1, 2, 3) for answer in (die, die, good, good)]
+    replies = []
+    for round_, answer in asked:
+        stage.worker.answer = answer
+        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        replies.append(stage.reply())
+    assert [type(reply) for reply in replies] == 3 * [Refusal, Refusal, TrainReply, TrainReply]
+    ledger = open_site(stage.home).ledger
+    assert [(one.round, one.steps) for one in ledger.entries()] == [
+        (round_, run.training.local_steps) for round_ in (1, 2, 3)
+    ]
+    delta = ledger.entries()[0].delta
+    assert run.privacy is not None
+    assert ledger.spent(OFFER.cohort_id, delta, run_hash) <= run.privacy.target_epsilon
+    spent = [entry for entry in open_log(stage.home).entries() if entry.kind == "spend"]
+    assert [entry.fields["round"] for entry in spent] == [1, 2, 3]
+    # Under the receipt of each round stands what that round cost, whichever attempt made it.
+    receipts = [entry.fields["receipt"] for entry in open_log(stage.home).entries() if entry.kind == "round"]
+    assert [(one["epsilon"], one["delta"]) for one in receipts] == [
+        (entry.fields["epsilon"], entry.fields["delta"]) for entry in spent
+    ]
+
+
+def test_attempts_that_come_to_nothing_count_for_the_day(stage: Stage) -> None:
+    (stage.home / "policy.toml").write_text("require-privacy = false\nmin-patients = 1\nmax-rounds-per-day = 3\n")
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.worker.answer = die
+    codes = []
+    for _ in range(3):
+        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        reply = stage.reply()
+        assert isinstance(reply, Refusal)
+        codes.append(reply.code)
+    assert codes == [ErrorCode.WORKER_FAILED, ErrorCode.WORKER_FAILED, ErrorCode.RATE_LIMITED]
+    assert len(stage.worker.worked) == 4  # each asked twice
+
+
+def test_worker_that_dies_once_costs_one_charge_and_no_round(stage: Stage) -> None:
+    def once(question: Question) -> Answer:
+        if len(stage.worker.worked) == 1:
+            raise PipeError("the worker died")
+        return good(question)
+
+    stage.worker.answer = once
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    first, second = (work.attempt for work in stage.worker.worked)
+    (charge,) = open_site(stage.home).ledger.entries()
+    assert (charge.attempt, first == second) == (second, False)
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_no_code_of_a_private_training_after_its_charge_depends_on_a_patient(stage: Stage, code: ErrorCode) -> None:
+    """Whatever the worker says: the machine's own three codes, or that the worker failed."""
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.worker.answer = lambda _: Refusal(run_hash, 1, code)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    machine = {ErrorCode.DEADLINE, ErrorCode.DISK_FULL, ErrorCode.WORKER_FAILED}
+    assert stage.reply() == Refusal(run_hash, 1, code if code in machine else ErrorCode.WORKER_FAILED)
+    assert charges(stage.home) == 1
+
+
+@pytest.mark.parametrize(
+    "update",
+    [save({"w": np.full((4, 5), np.nan, np.float32)}), save({"w": MATRIX.astype(np.float64)}), b"no model"],
+    ids=["nan", "type", "garbage"],
+)
+def test_update_that_the_gate_stops_after_the_charge_looks_like_a_worker_that_failed(
+    stage: Stage, update: bytes
+) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.worker.answer = lambda _: TrainReply(run_hash, 1, update, 0, {"steps": 20.0})
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WORKER_FAILED)
+
+
+def test_without_privacy_the_code_says_why(stage: Stage) -> None:
+    run_hash = stage.propose(RUN_TOML)
+    stage.approve(run_hash)
+    stage.worker.answer = lambda _: Refusal(run_hash, 1, ErrorCode.NOT_FINITE)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 1, ErrorCode.NOT_FINITE)
+
+
+def test_no_message_tells_how_long_the_work_took(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    for request in (TrainRequest(run_hash, 1, WEIGHTS), EvaluateRequest(run_hash, 1, "test", UPDATED)):
+        stage.coordinator.ask(request)
+        stage.reply()
+        asked, pushed = stage.coordinator.heads[-1], stage.coordinator.pushed[-1]
+        assert list(pushed.clientapp_runtime_list) == [0.0]
+        answered = pushed.messages_list[0].metadata
+        assert (answered.created_at, answered.ttl) == (asked.metadata.created_at, asked.metadata.ttl)
+
+
+# The ledger and the audit log
+
+
+@pytest.mark.parametrize("how", ["restored", "gone", "another"])
+def test_ledger_that_is_older_than_the_audit_log_is_refused_and_said(stage: Stage, how: str) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    path, copies = stage.home / "state" / "ledger.sqlite", []
+    for round_ in (1, 2):
+        copies.append(path.read_bytes() if path.exists() else b"")
+        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        assert isinstance(stage.reply(), TrainReply)
+    path.unlink()
+    if how == "restored":
+        path.write_bytes(copies[1])
+    if how == "another":
+        cost = {"noise_multiplier": 9.0, "sampling_rate": 0.1, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 9.0}
+        open_site(stage.home).ledger.charge("cohort", "ab" * 32, 1, "a", **cost)
+    before = charges(stage.home)
+    stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 3, ErrorCode.LEDGER_OUTDATED)
+    assert (charges(stage.home), len(stage.worker.worked)) == (before, 2)
+
+
+def test_epsilon_of_the_audit_log_adds_up_to_that_of_the_ledger(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    for round_ in (1, 2, 3):
+        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.reply()
+    entries = open_site(stage.home).ledger.entries()
+    rows = [(one.noise_multiplier, one.sampling_rate, one.steps) for one in entries]
+    spent = [float(one.fields["epsilon"]) for one in open_log(stage.home).entries() if one.kind == "spend"]
+    assert sum(spent) == pytest.approx(epsilon(rows, entries[0].delta), rel=1e-4)
