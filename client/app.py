@@ -94,7 +94,9 @@ def _train(
         # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
         site.ledger.begin(cohort.cohort_id, request.run_hash, request.round, attempt)
     device = next(model.parameters()).device
-    metrics = training.train_round(model, cohort, run, round_=request.round, site=site.config.name, device=device)
+    metrics = training.train_round(
+        model, cohort, run, round_=request.round, site=site.config.name, device=device, site_key=site.key
+    )
     weights = pack(model.state_dict())
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, weights, counted, {**metrics, **spent})

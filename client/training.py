@@ -1,16 +1,26 @@
 """One local round at a hospital, in the order of events: draw crops, step, and count.
 
 Without differential privacy a step takes `batch-size` crops, each from a patient drawn uniformly, so that patients with
-many slices do not outweigh the others. With it a step takes each patient with the same small probability and their
-gradient is clipped and noised (Abadi et al., CCS 2016, with the patient as unit); the caller has charged the ledger
-before. Crops follow from the run's seed, the site and the round; the choice of patients and the noise never do.
+many slices do not outweigh the others; crops follow from the run's seed, the site and the round, so that a round can be
+repeated by anyone.
+
+With it a step takes each patient with the same small probability and their gradient is clipped and noised (Abadi et
+al., CCS 2016, with the patient as unit); the caller has charged the ledger before. Then nothing that is drawn is shared
+or public: which patients are taken and the noise come from the operating system, and a patient's crops, augmentation
+and dropout from a stream of the patient's own, keyed by the site (`_patient_seed`). One generator for all would let
+each patient move the crops of those who come after. And nothing that can be seen tells of one patient: who cannot be
+cropped, or whose gradient is not finite, adds nothing; weights that are not finite in the end are the first ones again.
 """
 
 import hashlib
+import hmac
+import json
+import logging
 import math
 import os
+import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,21 +28,33 @@ import torch
 from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
-from common.config import PrivacyConfig, RunConfig
+from common.config import PrivacyConfig, RunConfig, sha256_of
 from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
 from common.losses import dice_ce
 from common.metrics import confusion, site_scores
 from common.models import freeze
+from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
+from common.privacy.gradients import Patient
 from common.privacy.guarantee import plan
 from common.records import Phase
+from common.safe import derived
 from common.schedule import learning_rate
 from common.transforms import Stack, sample_crops
 
+_log = logging.getLogger(__name__)
+
 
 def train_round(
-    model: nn.Module, cohort: Cohort, run: RunConfig, *, round_: int, site: str, device: torch.device | str
+    model: nn.Module,
+    cohort: Cohort,
+    run: RunConfig,
+    *,
+    round_: int,
+    site: str,
+    device: torch.device | str,
+    site_key: bytes | None = None,
 ) -> dict[str, float]:
     """Train the model in place for one round.
 
@@ -41,8 +63,9 @@ def train_round(
         cohort: The site's studies; those of split "train" are used.
         run: The run; with a [privacy] table the steps are private.
         round_: From 1; sets the crops and the place in the learning rate schedule.
-        site: The site's name; sets the crops.
+        site: The site's name; sets the crops of a run without privacy.
         device: Where to compute.
+        site_key: Secret; sets what is drawn for each patient of a private run. None: a fresh one.
 
     Returns:
         steps and seconds; without differential privacy also train-loss, the mean over the steps. With it the loss is
@@ -50,7 +73,7 @@ def train_round(
 
     Raises:
         DataError: NO_DATA, the site has no patient for training.
-        WardroundError: NOT_FINITE, the loss or the weights have left the finite numbers.
+        WardroundError: NOT_FINITE, without differential privacy: the loss or the weights have left the finite numbers.
     """
     started = time.perf_counter()
     names = cohort.patients("train")
@@ -59,20 +82,26 @@ def train_round(
             "this site has no patient in the training split. Add studies, or lower the held-out fractions of the run.",
             ErrorCode.NO_DATA,
         )
-    seed = _seed(run, site, round_)
-    patients = [cohort.cases_of(name) for name in names]
-    crops = _Crops(patients, run, torch.Generator().manual_seed(seed), device)
     model.to(device).train()
     freeze(model, run)
     network = _Network(model, run, device)
-    with _reproducible(run, seed):
-        if run.privacy is None:
-            loss = {"train-loss": _train(network, crops, round_)}
-        else:
-            _train_privately(network, crops, run.privacy, round_, cohort.declared_size)
-            loss = {}
-    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
-        raise _not_finite("a weight")
+    patients = {name: cohort.cases_of(name) for name in names}
+    if run.privacy is None:
+        seed = _seed(run, site, round_)
+        crops = _Crops(patients, run, device)
+        with _reproducible(run, seed):
+            loss = {"train-loss": _train(network, crops, torch.Generator().manual_seed(seed), round_)}
+        if not _is_finite(model):
+            raise _not_finite("a weight")
+    else:
+        loss = {}
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        streams = _Streams(site_key or secrets.token_bytes(32), sha256_of(run), round_)
+        with _reproducible(run, secrets.randbits(63)):
+            _train_privately(network, _Crops(patients, run, device), streams, run.privacy, cohort.declared_size)
+        if not _is_finite(model):
+            _log.warning("the weights are no longer finite numbers: the round returns those it began with")
+            model.load_state_dict(before)
     return {**loss, "steps": float(run.training.local_steps), "seconds": time.perf_counter() - started}
 
 
@@ -114,39 +143,52 @@ class _Network(nn.Module):
 class _Crops:
     """Draws a round's training crops; a case's foreground is indexed once, when first needed."""
 
-    patients: Sequence[Sequence[Case]]
+    patients: Mapping[str, Sequence[Case]]
     run: RunConfig
-    generator: torch.Generator
     device: torch.device | str
     stacks: dict[str, Stack] = field(default_factory=dict)
 
-    def of(self, patients: Iterable[int]) -> tuple[Tensor, Tensor]:
+    def of(self, patients: Iterable[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One crop for each entry, from one of the patient's cases drawn uniformly."""
-        stacks = [self._stack(self.patients[patient]) for patient in patients]
-        return sample_crops(stacks, self.run.training, self.generator, self.device)
+        stacks = [self._stack(self.patients[patient], generator) for patient in patients]
+        return sample_crops(stacks, self.run.training, generator, self.device)
 
-    def batch(self) -> tuple[Tensor, Tensor]:
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One crop from each of `batch-size` patients, drawn uniformly with replacement."""
-        return self.of(self._integer(len(self.patients)) for _ in range(self.run.training.batch_size))
+        names = list(self.patients)
+        drawn = (names[_integer(len(names), generator)] for _ in range(self.run.training.batch_size))
+        return self.of(drawn, generator)
 
-    def _stack(self, cases: Sequence[Case]) -> Stack:
-        case = cases[self._integer(len(cases))]
+    def _stack(self, cases: Sequence[Case], generator: torch.Generator) -> Stack:
+        case = cases[_integer(len(cases), generator)]
         if case.key not in self.stacks:
             self.stacks[case.key] = Stack.of(case.images, case.labels)
         return self.stacks[case.key]
 
-    def _integer(self, limit: int) -> int:
-        return int(torch.randint(limit, (), generator=self.generator))
+
+@dataclass(frozen=True)
+class _Streams:
+    """Seeds of what is drawn for one patient in one step: the same whoever else there is, and nobody else's."""
+
+    site_key: bytes = field(repr=False)
+    run_hash: str
+    round: int
+
+    def seed(self, step: int, patient: str, use: str) -> int:
+        """63 bits of HMAC-SHA256 under a key of the site's that serves nothing else."""
+        key = derived(self.site_key, "training", "a patient's random choices")
+        place = json.dumps([self.run_hash, self.round, step, patient, use]).encode()
+        return int.from_bytes(hmac.digest(key, place, "sha256")[:8], "big") >> 1
 
 
-def _train(model: nn.Module, crops: _Crops, round_: int) -> float:
+def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: int) -> float:
     """Plain steps; returns the mean loss."""
     run = crops.run
     optimizer = _optimizer(model, run)
     total = 0.0
     for step in range(run.training.local_steps):
         _set_rate(optimizer, run, round_, step)
-        images, labels = crops.batch()
+        images, labels = crops.batch(generator)
         loss = dice_ce(model(images), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -158,9 +200,11 @@ def _train(model: nn.Module, crops: _Crops, round_: int) -> float:
     return total / run.training.local_steps
 
 
-def _train_privately(model: nn.Module, crops: _Crops, privacy: PrivacyConfig, round_: int, declared_size: int) -> None:
+def _train_privately(
+    model: nn.Module, crops: _Crops, streams: _Streams, privacy: PrivacyConfig, declared_size: int
+) -> None:
     """Private steps, as many as the ledger was charged for, whatever the sampling brings."""
-    run = crops.run
+    run, names = crops.run, list(crops.patients)
     budget = plan(run, declared_size)
     inner = _optimizer(model, run)
     optimizer = private_optimizer(
@@ -172,11 +216,33 @@ def _train_privately(model: nn.Module, crops: _Crops, privacy: PrivacyConfig, ro
     )
     if privacy.adaptive_clipping is not None:
         adapt_clipping(optimizer, privacy.adaptive_clipping, expected_patients=budget.expected_in_training)
+    # Before anybody is sampled: what is refused, and how gradients are computed, depends on nobody.
+    way = choose(model, dice_ce, _nobody(crops, privacy), budget.expected_patients)
     for step in range(budget.steps_per_round):
-        _set_rate(inner, run, round_, step)
-        chosen = sample_patients(len(crops.patients), budget.sampling_rate)
-        batch = (crops.of([patient] * privacy.crops_per_patient) for patient in chosen)
-        private_step(model, optimizer, batch, dice_ce)
+        _set_rate(inner, run, streams.round, step)
+        chosen = [names[index] for index in sample_patients(len(names), budget.sampling_rate)]
+        private_step(model, optimizer, _read(chosen, crops, streams, step), dice_ce, plan=way)
+
+
+def _read(chosen: Iterable[str], crops: _Crops, streams: _Streams, step: int) -> Iterator[Patient]:
+    """The sampled patients' crops; who cannot be cropped is left out, and only the site's own log says so."""
+    privacy = crops.run.privacy
+    assert privacy is not None  # noqa: S101 - for the type checker
+    for name in chosen:
+        generator = torch.Generator().manual_seed(streams.seed(step, name, "crops"))
+        try:
+            images, labels = crops.of([name] * privacy.crops_per_patient, generator)
+        except Exception:  # noqa: BLE001 - whatever it is, raising would tell that this patient was sampled
+            _log.exception("a patient could not be cropped, and is left out of a private step")
+            continue
+        yield Patient(images, labels, streams.seed(step, name, "dropout"))
+
+
+def _nobody(crops: _Crops, privacy: PrivacyConfig) -> Patient:
+    """Shapes and types of a patient's crops, which follow from the run."""
+    run, count = crops.run, privacy.crops_per_patient
+    images = torch.zeros(count, run.data.channels, *run.training.patch_size, device=crops.device)
+    return Patient(images, torch.zeros(count, *run.training.patch_size, dtype=torch.int64, device=crops.device))
 
 
 def _counts(model: nn.Module, case: Case, run: RunConfig, device: torch.device | str) -> Tensor:
@@ -217,6 +283,14 @@ def _reproducible(run: RunConfig, seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
+
+
+def _integer(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(weights.isfinite().all()) for weights in model.parameters())
 
 
 def _not_finite(what: str) -> WardroundError:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from common.models import build_model
 from common.privacy import engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import private_optimizer, private_step
-from common.privacy.gradients import Strategy
+from common.privacy.gradients import Patient, Strategy
 
 PLAIN = "plain SGD"
 HOOKS, FUNCTORCH, GHOST = "Opacus, hooks", "Opacus, functorch", "Opacus, ghost clipping"
@@ -117,18 +117,19 @@ class _NoiseClock:
     seconds = 0.0
 
     def __enter__(self) -> "_NoiseClock":
-        self._add_noise = engine._add_noise
+        self._noised = engine.noised
 
-        def timed(optimizer: DPOptimizer) -> None:
+        def timed(sums: Sequence[Tensor], **settings: float) -> list[Tensor]:
             started = time.process_time()
-            self._add_noise(optimizer)
+            noisy = self._noised(sums, **settings)
             self.seconds += time.process_time() - started
+            return noisy
 
-        engine._add_noise = timed
+        engine.noised = timed
         return self
 
     def __exit__(self, *_: object) -> None:
-        engine._add_noise = self._add_noise
+        engine.noised = self._noised
 
 
 def _step(way: str, model: nn.Module, images: Tensor, labels: Tensor) -> Step:
@@ -205,12 +206,13 @@ def _private(model: nn.Module, images: Tensor, labels: Tensor, way: str) -> Step
         clipping_norm=_NORM,
         expected_patients=len(images),
     )
-    patients = list(zip(torch.split(images, 1), torch.split(labels, 1), strict=True))
+    pairs = zip(torch.split(images, 1), torch.split(labels, 1), strict=True)
+    patients = [Patient(crops, truth) for crops, truth in pairs]
     if way == AUTOTUNED:
         plan = choose(model, dice_ce, patients[0], len(patients))
     else:
         strategy = next(strategy for strategy in Strategy if _ours(strategy) == way)
-        plan = Plan(strategy, crops_together(model, dice_ce, patients[0]))
+        plan = Plan(strategy, min(crops_together(model, dice_ce, patients[0]), len(patients)))
     return lambda: private_step(model, optimizer, patients, dice_ce, plan=plan)
 
 

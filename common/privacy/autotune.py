@@ -1,16 +1,22 @@
 """Before any patient: try network and loss on random images, refuse what voids the guarantee, choose the fastest way.
 
 The probe steps over random crops of the run's shape, which are public, so neither a refusal nor the choice tells
-anything about patients. A strategy may be chosen only where its gradients are those of one patient at a time: what it
-cannot see (weights used behind a layer's back, layers that mix the batch) shows there.
+anything about patients. Patients may go through the network together only where
+
+- their gradients are those of one patient at a time: what a strategy cannot see (weights used behind a layer's back,
+  layers that mix the batch) shows there;
+- a patient's gradient is the same, bit for bit, in each place of a group and beside any other patient. The size of a
+  group decides which kernels run, so it is fixed, and tried at that size;
+- the network draws nothing: dropout for a group would give a patient another mask beside others.
 
 Memory is bounded, not compared: what autograd keeps for one crop is counted, and how many crops go through the network
-together follows from it.
+together at most follows from it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +36,13 @@ _GPU_SHARE = 4  # of what is free, a quarter
 # One volume alone is convolved by a slow kernel: see bookkeeping.
 _LEAST_CROPS = 2
 _MOST_PATIENTS, _TURNS, _LONG_S = 8, 3, 1.0
+# Images of a neighbour that overflow, and zeros as in an empty place.
+_NEIGHBOURS = (1e30, 0.0)
 
 # What other orders of summation may change, of a parameter's gradient and of the whole; in half precision more.
 _ROUNDING, _FLOOR = 1e-3, 1e-4
 _HALF = 30
+_NEGLIGIBLE = 1e-9  # probability of so many patients in a step
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +53,10 @@ class Plan:
 
     strategy: Strategy
     max_crops: int  # through the network together
+
+    def places(self, crops: int) -> int:
+        """How many patients of so many crops make a group; a patient with more crops than fit goes in pieces."""
+        return 1 if self.strategy is Strategy.ONE_AT_A_TIME else max(1, self.max_crops // crops)
 
 
 # A measurement holds for the process: the next round trains the same network.
@@ -66,15 +79,17 @@ def choose(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
     """
     task = _signature(model, loss, patient, expected_patients)
     if task not in _remembered:
-        device = patient[0].device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), _without_dropout(model):
-            _remembered[task] = _probe(model, loss, patient, expected_patients)
+        device = patient.crops.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            alone = torch.are_deterministic_algorithms_enabled() or _draws(model, patient)
+            with _without_dropout(model):
+                _remembered[task] = _probe(model, loss, patient, expected_patients, alone=alone)
     return _remembered[task]
 
 
 def crops_together(model: nn.Module, loss: Loss, patient: Patient) -> int:
     """How many crops fit into the bound, each with what autograd keeps for it and a gradient of its own."""
-    images, labels = _random(model, patient, 1, 0)
+    images, labels, _ = _random(model, patient, 1, 0)
     kept: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -97,59 +112,75 @@ def _signature(model: nn.Module, loss: Loss, patient: Patient, expected_patients
         tuple((type(module), module.training) for module in model.modules()),
         tuple((name, one.shape, one.dtype, one.requires_grad) for name, one in model.named_parameters()),
         loss,
-        tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in patient),
+        tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in (patient.crops, patient.labels)),
         round(expected_patients),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
     )
 
 
-def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: float) -> Plan:
-    crops = len(patient[0])
+def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: float, *, alone: bool) -> Plan:
+    crops = len(patient.crops)
     with unchanged_buffers(model):
         max_crops = crops_together(model, loss, patient)
-        count = max(2, min(round(expected_patients), _MOST_PATIENTS, max_crops // crops))
-        patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(count)]
+        most = max(1, min(math.ceil(expected_patients), _MOST_PATIENTS, max_crops // crops))
+        patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(max(2, most))]
         definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
         outputs = [_logits(model, one) for one in patients[:2]]
     logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     check_loss(loss, logits, labels)
     rounding = _HALF if logits.dtype in (torch.float16, torch.bfloat16) else 1
     plans = [Plan(Strategy.ONE_AT_A_TIME, max_crops)]
-    if torch.are_deterministic_algorithms_enabled() or crops > max_crops:
+    if alone or crops > max_crops:
         return plans[0]
     for strategy in (Strategy.BOOK_KEEPING, Strategy.VECTORISED):
-        if strategy is Strategy.VECTORISED and len(plans) > 1 and patient[0].device.type == "cpu":
+        if strategy is Strategy.VECTORISED and len(plans) > 1 and patient.crops.device.type == "cpu":
             continue  # on a CPU it takes twice the memory of book-keeping, even to try, for at most a tenth of the time
-        reason = _objection(model, loss, patients, strategy, definition=definition, rounding=rounding)
-        if reason:
-            _log.info("private steps will not go by %s: %s", strategy, reason)
-        else:
-            plans.append(Plan(strategy, max_crops))
-    return _fastest(model, loss, patients, plans)
+        for count in sorted({most, max(1, most // 2)}):
+            reason = _objection(
+                model, loss, patients[:count], strategy, definition=_of_first(definition, count), rounding=rounding
+            )
+            if reason:
+                _log.info("private steps will not go by %s of %d: %s", strategy, count, reason)
+                break
+            plans.append(Plan(strategy, count * crops))
+    return _fastest(model, loss, patients, plans, expected_patients)
 
 
-def _fastest(model: nn.Module, loss: Loss, patients: Sequence[Patient], plans: Sequence[Plan]) -> Plan:
+def _fastest(
+    model: nn.Module, loss: Loss, patients: Sequence[Patient], plans: Sequence[Plan], expected_patients: float
+) -> Plan:
     """By turns, and the best of each: other programs on the machine only ever add time."""
-    seconds = {plan.strategy: float("inf") for plan in plans}
+    crops = len(patients[0].crops)
+    seconds = dict.fromkeys(plans, float("inf"))
     started = time.perf_counter()
     for _ in range(_TURNS):
-        for strategy, best in seconds.items():
-            seconds[strategy] = min(best, _seconds(model, loss, patients, strategy))
+        for plan, best in seconds.items():
+            group = patients[: plan.places(crops)]
+            seconds[plan] = min(best, _seconds(model, loss, group, plan.strategy))
         if time.perf_counter() - started > _LONG_S:
             break
-    chosen = min(plans, key=lambda plan: seconds[plan.strategy])
-    times = ", ".join(f"{strategy} {1000 * taken:.0f} ms" for strategy, taken in seconds.items())
+    costs = {plan: taken * _groups(expected_patients, plan.places(crops)) for plan, taken in seconds.items()}
+    chosen = min(plans, key=lambda plan: costs[plan])
+    times = ", ".join(f"{plan.strategy} of {plan.places(crops)} {1000 * cost:.0f} ms" for plan, cost in costs.items())
     _log.info("private steps go by %s, %d crops together (%s)", chosen.strategy, chosen.max_crops, times)
     return chosen
 
 
+def _groups(expected_patients: float, places: int) -> float:
+    """How many groups a step fills on average; their empty places cost as much as the others (Poisson)."""
+    total, chance, count = 0.0, math.exp(-expected_patients), 0
+    while count <= expected_patients or chance > _NEGLIGIBLE:
+        total += chance * math.ceil(count / places)
+        count += 1
+        chance *= expected_patients / count
+    return total if total > 0 else expected_patients / places  # exp() of hundreds is 0
+
+
 def _seconds(model: nn.Module, loss: Loss, patients: Sequence[Patient], strategy: Strategy) -> float:
-    device = patients[0][0].device
-    together = [[one] for one in patients] if strategy is Strategy.ONE_AT_A_TIME else [patients]
+    device = patients[0].crops.device
     started = time.perf_counter()
-    for some in together:
-        patient_gradients(model, loss, some, strategy)
+    patient_gradients(model, loss, patients, strategy)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
@@ -167,6 +198,7 @@ def _objection(
     """Why the strategy cannot stand in for the definition."""
     try:
         found = patient_gradients(model, loss, patients, strategy)
+        apart = _is_apart(model, loss, patients, strategy, found)
     except (
         PrivacyError,
         RuntimeError,
@@ -177,7 +209,39 @@ def _objection(
         allowed = rounding * (_ROUNDING * _norms(truth) + _FLOOR * whole)
         if bool((_norms(found.of[parameter] - truth) > allowed).any()):
             return "its gradients are not those of one patient at a time"
-    return None
+    return None if apart else "a patient's gradient depends on its place or on the others, if only in its last bits"
+
+
+def _is_apart(model: nn.Module, loss: Loss, patients: Sequence[Patient], strategy: Strategy, found: Gradients) -> bool:
+    """Whether each patient's gradient is the same, bit for bit, in the others' places and beside other neighbours."""
+    count = len(patients)
+    turned = [patients[(place + 1) % count] for place in range(count)]
+    elsewhere = patient_gradients(model, loss, turned, strategy)
+    pairs = [(found, place, elsewhere, (place - 1) % count) for place in range(count)]
+    for scale in _NEIGHBOURS:
+        first, *others = patients
+        beside = [first, *(Patient(other.crops * scale, torch.zeros_like(other.labels)) for other in others)]
+        pairs.append((found, 0, patient_gradients(model, loss, beside, strategy), 0))
+    return all(
+        torch.equal(one.of[parameter][here], other.of[parameter][there])
+        for one, here, other, there in pairs
+        for parameter in found.of
+    )
+
+
+def _of_first(gradients: Gradients, count: int) -> Gradients:
+    return Gradients(gradients.losses[:count], {name: rows[:count] for name, rows in gradients.of.items()})
+
+
+def _draws(model: nn.Module, patient: Patient) -> bool:
+    """Whether the network draws random numbers, as dropout does."""
+    outputs = []
+    with torch.no_grad(), unchanged_buffers(model):
+        images, _, _ = _random(model, patient, 1, 0)
+        for seed in (1, 2, 3):
+            torch.manual_seed(seed)
+            outputs.append(model(images))
+    return not all(torch.equal(outputs[0], output) for output in outputs[1:])
 
 
 def _norms(gradients: Tensor) -> Tensor:
@@ -188,20 +252,21 @@ def _norms(gradients: Tensor) -> Tensor:
 
 def _random(model: nn.Module, patient: Patient, count: int, seed: int) -> Patient:
     """A patient of `count` crops of noise, with random labels."""
-    crops, labels = patient
+    crops, labels, _ = patient
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn((count, *crops.shape[1:]), generator=generator).to(crops)
     shape = (count, *labels.shape[1:])
     if labels.dtype.is_floating_point:
-        return images, torch.rand(shape, generator=generator).to(labels)
+        return Patient(images, torch.rand(shape, generator=generator).to(labels))
     with torch.no_grad():
         classes = 2 if labels.dtype == torch.bool else model(images[:1]).shape[1]
-    return images, torch.randint(classes, shape, generator=generator).to(labels)
+    return Patient(images, torch.randint(classes, shape, generator=generator).to(labels))
 
 
-def _logits(model: nn.Module, patient: Patient) -> Patient:
+def _logits(model: nn.Module, patient: Patient) -> tuple[Tensor, Tensor]:
+    """Of the first crop, with its label."""
     with torch.no_grad():
-        return model(patient[0][:1]), patient[1][:1]
+        return model(patient.crops[:1]), patient.labels[:1]
 
 
 @contextmanager

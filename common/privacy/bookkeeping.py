@@ -40,13 +40,13 @@ def gradients(model: nn.Module, loss: Loss, patients: Sequence[Patient]) -> tupl
     Raises:
         PrivacyError: UNSUPPORTED, a layer is not covered, or used in a way that is not.
     """
-    counts = [len(crops) for crops, _ in patients]
+    counts = [len(patient.crops) for patient in patients]
     with _Books(model, counts).open() as books:
-        logits = model(torch.cat([crops for crops, _ in patients]).detach())
+        logits = model(torch.cat([patient.crops for patient in patients]).detach())
     if not isinstance(logits, Tensor) or len(logits) != sum(counts):
         raise _refusal("the network", model, "does not return one tensor with the batch as its first axis")
     losses = torch.stack(
-        [loss(part, labels) for part, (_, labels) in zip(torch.split(logits, counts), patients, strict=True)]
+        [loss(part, patient.labels) for part, patient in zip(torch.split(logits, counts), patients, strict=True)]
     )
     if books.ends:
         torch.autograd.grad(losses.sum(), books.ends, allow_unused=True)

@@ -2,20 +2,32 @@
 
 The unit is the patient. All crops of a patient give one gradient (of their mean loss), so that a patient with many
 slices weighs as much as one with few; it is clipped to `clipping_norm`, the clipped gradients are added, and the sum
-gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). How the gradients are computed is
-chosen by measurement (`common.privacy.autotune`), a few patients at a time, so that no memory grows with their number.
-The sum is divided by the expected number of patients, which is public, not by the sampled number, which is not.
-Clipping and scaling are Opacus', the noise is ours (`common.privacy.noise`). The norm is fixed, or follows a quantile
-of the patients' (`common.privacy.clipping`); a step's norm is set before its batch is looked at.
+gets Gaussian noise once (Abadi et al. 2016, https://arxiv.org/abs/1607.00133). The sum is divided by the expected
+number of patients, which is public, not by the sampled number, which is not.
 
-The noise and the sampling draw on the operating system's randomness and never on a seed.
+What makes it hold is that patients do not touch each other: without a patient the sum is, to the last bit, the same
+sum without that patient's contribution. So
+
+- a patient's crops, labels and dropout follow from a stream of their own, which the caller hands over with them;
+- a patient's gradient is computed alone, or in a group of fixed size beside whose members it is the same, bit for bit
+  (`common.privacy.autotune` tries that on random images); empty places of a group are filled with zeros, since the
+  size of a batch moves the last bits of every row;
+- each clipped gradient is rounded to the noise's grid before it is added: sums of whole steps have no order;
+- a gradient that is not finite contributes nothing, and nobody outside is told.
+
+docs/privacy-engine.md has the proof, and the test of each premise. Clipping and scaling are Opacus', the noise is ours
+(`common.privacy.noise`). The norm is fixed, or follows a quantile of the patients' (`common.privacy.clipping`); a
+step's norm is set before its batch is looked at. Noise and sampling draw on the operating system's randomness and never
+on a seed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -26,13 +38,15 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy.autotune import Plan, choose
 from common.privacy.checks import check_model, unchanged_buffers
 from common.privacy.clipping import ClippingRule, gradient_noise_multiplier, next_norm
-from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
-from common.privacy.noise import noised
+from common.privacy.gradients import Loss, Patient, patient_gradients
+from common.privacy.noise import grid_step, noised, on_grid
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
 
     from common.config import AdaptiveClippingConfig
+
+_log = logging.getLogger(__name__)
 
 
 def private_optimizer(
@@ -120,41 +134,42 @@ def private_step(
     Args:
         model: changed in place.
         optimizer: from `private_optimizer`; `adapt_clipping` may have been called for it.
-        patients: (crops (N, C, *spatial), labels (N, *spatial)) of each sampled patient, read a few at a time.
+        patients: crops (N, C, *spatial), labels (N, *spatial) and seed of each sampled patient, read a few at a time.
         loss: (logits (N, K, *spatial), labels (N, *spatial)) -> scalar, the mean over the patient's crops.
         plan: how the gradients are computed. None: what `autotune.choose` finds, on random images, when it first meets
             the network.
 
     Returns:
-        Mean loss over the sampled patients, None for none. No noise protects it: it must not leave the site.
+        Mean loss over the sampled patients with a finite gradient, None for none. No noise protects it: it must not
+        leave the site.
 
     Raises:
-        PrivacyError: a parameter is unused, a gradient is not finite, a buffer has changed, or the loss couples
-            samples. No step is made.
+        PrivacyError: a parameter is unused, a buffer has changed, or the loss couples samples. No step is made.
     """
     losses: list[float] = []
     rule, count = optimizer.clipping_rule, 0.0
-    optimizer.zero_grad(set_to_none=True)
-    # The sum starts from a batch of nobody, so that an empty Poisson batch takes the same path.
-    _clip_and_add(optimizer, [parameter.new_zeros((0, *parameter.shape)) for parameter in optimizer.params])
-    for parameter in optimizer.params:
-        parameter.summed_grad = parameter.summed_grad.double()  # so that the sum's rounding adds nothing to a norm
-    with unchanged_buffers(model):
+    step = grid_step(optimizer.max_grad_norm, optimizer.noise_multiplier)
+    sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in optimizer.params]
+    with unchanged_buffers(model), _own_random_state(model):
         remaining = iter(patients)
         first = next(remaining, None)
         if first is not None:
             plan = plan or choose(model, loss, first, optimizer.expected_batch_size)
             for some in _portions(chain([first], remaining), plan):
-                found = patient_gradients(model, loss, some, plan.strategy, max_crops=plan.max_crops)
-                gradients = [found.of[parameter] for parameter in optimizer.params]
-                if rule is not None:
-                    count += _centred_count(gradients, optimizer.max_grad_norm)
-                _clip_and_add(optimizer, gradients)
-                losses.extend(found.losses.tolist())
-    _add_noise(optimizer)
-    optimizer.scale_grad()
-    optimizer.original_optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+                filled = _filled(some, plan)
+                found = patient_gradients(model, loss, filled, plan.strategy, max_crops=plan.max_crops)
+                for place in range(len(some)):
+                    # A copy, since kernels treat the edges of memory that is not aligned in another order.
+                    gradients = [found.of[parameter][place : place + 1].clone() for parameter in optimizer.params]
+                    norm = _norm(gradients)
+                    if not math.isfinite(norm):
+                        _log.warning("a patient's gradient is not finite, and is left out of a private step")
+                        continue
+                    count += 0.5 if norm <= optimizer.max_grad_norm else -0.5
+                    losses.append(float(found.losses[place]))
+                    for total, clipped in zip(sums, _clipped(optimizer, gradients), strict=True):
+                        total.add_(on_grid(clipped, step))
+    _apply(optimizer, sums)
     if rule is not None:
         noisy_count = _with_noise(count, rule.settings.count_noise)
         optimizer.max_grad_norm = next_norm(optimizer.max_grad_norm, noisy_count, rule)
@@ -168,12 +183,10 @@ def sample_patients(count: int, rate: float) -> list[int]:
 
 
 def _portions(patients: Iterable[Patient], plan: Plan) -> Iterator[list[Patient]]:
-    """Patients whose gradients are computed together: of one shape, and as few as the plan's bound asks for."""
-    most = 1 if plan.strategy is Strategy.ONE_AT_A_TIME else plan.max_crops
+    """Patients whose gradients are computed together: of one shape, and no more than the plan has places for."""
     portion: list[Patient] = []
     for patient in patients:
-        full = (len(portion) + 1) * len(patient[0]) > most
-        if portion and (full or any(one.shape != other.shape for one, other in zip(patient, portion[0], strict=True))):
+        if portion and (len(portion) == plan.places(len(patient.crops)) or _shapes(patient) != _shapes(portion[0])):
             yield portion
             portion = []
         portion.append(patient)
@@ -181,17 +194,48 @@ def _portions(patients: Iterable[Patient], plan: Plan) -> Iterator[list[Patient]
         yield portion
 
 
-def _clip_and_add(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> None:
-    """Add (patients, *shape) gradients, clipped over all parameters together, to the optimiser's sum."""
+def _filled(portion: Sequence[Patient], plan: Plan) -> list[Patient]:
+    """All places taken: a batch of another size would have other kernels, and so other last bits in every row."""
+    crops, labels, _ = portion[0]
+    nobody = Patient(torch.zeros_like(crops), torch.zeros_like(labels))
+    return [*portion, *[nobody] * (plan.places(len(crops)) - len(portion))]
+
+
+def _shapes(patient: Patient) -> tuple[torch.Size, torch.Size]:
+    return patient.crops.shape, patient.labels.shape
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """Of one patient, over all parameters; not finite where any value is not."""
+    return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+
+
+def _clipped(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """(1, *shape) of one patient to (*shape), clipped over all parameters together."""
     for parameter, gradient in zip(optimizer.params, gradients, strict=True):
-        parameter.grad_sample = gradient
+        parameter.grad_sample, parameter.summed_grad = gradient, None
     optimizer.clip_and_accumulate()
+    return [parameter.summed_grad for parameter in optimizer.params]
 
 
-def _centred_count(gradients: Sequence[Tensor], norm: float) -> float:
-    """Of (patients, *shape) gradients: 1/2 for each patient within the norm over all parameters, -1/2 for others."""
-    norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-    return float(torch.where(norms <= norm, 0.5, -0.5).sum())
+def _apply(optimizer: DPOptimizer, sums: Sequence[Tensor]) -> None:
+    """Add noise, once a step; scale, and let the optimiser go on from there."""
+    noisy = noised(sums, clipping_norm=optimizer.max_grad_norm, noise_multiplier=optimizer.noise_multiplier)
+    for parameter, gradient in zip(optimizer.params, noisy, strict=True):
+        # Opacus asks this tensor how many batches were added up: one, also where nobody was sampled.
+        parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+        parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
+    optimizer.scale_grad()
+    optimizer.original_optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _own_random_state(model: nn.Module) -> Iterator[None]:
+    """What is drawn for patients leaves no trace in torch's generators."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def _with_noise(centred_count: float, deviation: float) -> float:
@@ -200,14 +244,6 @@ def _with_noise(centred_count: float, deviation: float) -> float:
         [torch.tensor([centred_count], dtype=torch.float64)], clipping_norm=1 / 2, noise_multiplier=2 * deviation
     )
     return noisy.item()
-
-
-def _add_noise(optimizer: DPOptimizer) -> None:
-    """From the optimiser's clipped sums to its noisy gradients, once a step."""
-    sums = [parameter.summed_grad for parameter in optimizer.params]
-    noisy = noised(sums, clipping_norm=optimizer.max_grad_norm, noise_multiplier=optimizer.noise_multiplier)
-    for parameter, gradient in zip(optimizer.params, noisy, strict=True):
-        parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
 
 
 __all__ = ["adapt_clipping", "check_model", "private_optimizer", "private_step", "sample_patients"]

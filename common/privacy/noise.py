@@ -82,7 +82,8 @@ def grid_step(clipping_norm: float, noise_multiplier: float) -> float:
 def deviation(clipping_norm: float, noise_multiplier: float, count: int) -> float:
     """Standard deviation of the noise for a sum of `count` values.
 
-    Two sums a clipping norm apart are, once rounded, at most step * sqrt(count) further apart.
+    A patient's clipped gradient is, once rounded, at most step / 2 * sqrt(count) longer, and two sums that are rounded
+    themselves are at most step * sqrt(count) further apart.
     """
     rounding = grid_step(clipping_norm, noise_multiplier) * math.sqrt(count)
     return noise_multiplier * (clipping_norm * (1 + _CLIPPING_ERROR) + rounding)

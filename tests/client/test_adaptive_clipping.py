@@ -85,9 +85,9 @@ def test_training_raises_the_noise_and_starts_each_round_from_the_first_norm(mon
     run, seen = a_run(), []
     real = training.private_step
 
-    def record(model: Any, optimizer: Any, *rest: Any) -> Any:
+    def record(model: Any, optimizer: Any, *rest: Any, **options: Any) -> Any:
         seen.append((optimizer.max_grad_norm, optimizer.noise_multiplier, optimizer.clipping_rule.expected_patients))
-        return real(model, optimizer, *rest)
+        return real(model, optimizer, *rest, **options)
 
     monkeypatch.setattr(training, "private_step", record)
     model = build_model(run)

@@ -295,8 +295,8 @@ def test_private_noise_never_repeats() -> None:
 def test_a_private_step_samples_patients_not_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[list[tuple[int, ...]]] = []
 
-    def record(_model: Any, _optimizer: Any, patients: Any, _loss: Any) -> None:
-        batches.append([tuple(images.shape) for images, _ in patients])
+    def record(_model: Any, _optimizer: Any, patients: Any, _loss: Any, **_: Any) -> None:
+        batches.append([tuple(one.crops.shape) for one in patients])
 
     monkeypatch.setattr("client.training.private_step", record)
     monkeypatch.setattr("client.training.sample_patients", lambda count, rate: [0, count - 1] if rate == 0.5 else [])

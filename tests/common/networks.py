@@ -43,7 +43,7 @@ class Network:
         generator = torch.Generator().manual_seed(len(self.name))
         shape = self.edges if self.loss is dice_ce else ()
         return [
-            (
+            Patient(
                 torch.randn((count, 1, *self.edges), generator=generator),
                 torch.randint(2, (count, *shape), generator=generator),
             )
@@ -113,7 +113,7 @@ NETWORKS = (
 
 def batch_of_one(model: nn.Module, loss: Loss, patient: Patient) -> Tensor:
     """A patient's gradient as it is defined, flat: the mean over crops that were alone in the network."""
-    crops, labels = patient
+    crops, labels, _ = patient
     total = torch.zeros(sum(parameter.numel() for parameter in model.parameters()), dtype=crops.dtype)
     for crop, label in zip(crops, labels, strict=True):
         model.zero_grad()

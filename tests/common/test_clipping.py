@@ -19,7 +19,7 @@ from common.privacy import engine
 from common.privacy.autotune import Plan
 from common.privacy.clipping import ClippingRule, gradient_noise_multiplier, next_norm, norm_bounds
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step
-from common.privacy.gradients import Strategy
+from common.privacy.gradients import Patient, Strategy
 
 FIRST = 0.5
 # Noise that is as good as none, where a test needs the plain numbers; count noise is then allowed to be as small.
@@ -35,12 +35,13 @@ def mean_output(logits: Tensor, _: Tensor) -> Tensor:
     return logits.mean()
 
 
-def patients_of(norms, *, crops: int = 1) -> list[tuple[Tensor, Tensor]]:
+def patients_of(norms, *, crops: int = 1) -> list[Patient]:
     """Patients whose gradients have these norms, in different directions."""
     directions = torch.randn(len(norms), 6, generator=torch.Generator().manual_seed(0))
     directions /= directions.norm(dim=1, keepdim=True)
     return [
-        (float(norm) * one.repeat(crops, 1), torch.zeros(crops)) for norm, one in zip(norms, directions, strict=True)
+        Patient(float(norm) * one.repeat(crops, 1), torch.zeros(crops))
+        for norm, one in zip(norms, directions, strict=True)
     ]
 
 
@@ -154,7 +155,7 @@ def test_the_next_norm_follows_from_the_share_over_the_expected_number(plan, dev
     norms = [0.1, 0.2, 0.3, 0.49, 0.51, 0.9, 4.0]  # four of seven are within 0.5
     model = linear().to(device)
     optimizer = adaptive(model, expected=10.0, quantile=0.7, learning_rate=0.3)
-    cohort = [(crops.to(device), labels.to(device)) for crops, labels in patients_of(norms, crops=2)]
+    cohort = [Patient(crops.to(device), labels.to(device)) for crops, labels, _ in patients_of(norms, crops=2)]
     private_step(model, optimizer, cohort, mean_output, plan=plan)
     share = (4 - 7 / 2) / 10 + 1 / 2
     assert optimizer.max_grad_norm == pytest.approx(FIRST * math.exp(-0.3 * (share - 0.7)), rel=1e-5)
@@ -253,16 +254,20 @@ def test_every_step_clips_and_noises_by_the_norm_set_before_its_batch(noised_cal
 def test_a_refused_step_leaves_the_norm_where_it_was():
     model = linear()
     optimizer = adaptive(model)
-    broken = (torch.full((1, 6), torch.nan), torch.zeros(1))
-    with pytest.raises(PrivacyError, match="not finite"):
-        private_step(model, optimizer, [*patients_of([0.1] * 9), broken], mean_output)
+
+    def stream():
+        yield from patients_of([0.1] * 9)
+        raise PrivacyError("refused in the middle", ErrorCode.UNSUPPORTED)
+
+    with pytest.raises(PrivacyError, match="in the middle"):
+        private_step(model, optimizer, stream(), mean_output)
     assert optimizer.max_grad_norm == FIRST
     private_step(model, optimizer, patients_of([0.1]), mean_output)  # what was counted before is forgotten
     assert optimizer.max_grad_norm == pytest.approx(FIRST * math.exp(-0.2 * 0.05), rel=1e-5)
 
 
 def test_a_fixed_norm_stays_and_costs_no_more(monkeypatch, noised_calls):
-    for extra in ("_centred_count", "_with_noise", "next_norm"):
+    for extra in ("_with_noise", "next_norm"):
         monkeypatch.setattr(engine, extra, None)  # a call would fail
     model = linear()
     optimizer = private_optimizer(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
 from common.losses import dice_ce
-from common.privacy import autotune
-from common.privacy.autotune import Plan, choose
+from common.privacy import autotune, engine
+from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
-from common.privacy.gradients import Strategy
+from common.privacy.gradients import Patient, Strategy
 from common.privacy.noise import deviation, grid_step
 from tests.common.networks import ours
 
@@ -26,11 +26,11 @@ def network(dims: int = 2) -> nn.Module:
         return nn.Sequential(conv(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.PReLU(), conv(4, 2, 1))
 
 
-def patient(crops: int, seed: int, dims: int = 2, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def patient(crops: int, seed: int, dims: int = 2, scale: float = 1.0) -> Patient:
     generator = torch.Generator().manual_seed(seed)
     edges = (7, 5, 6)[:dims]
     images = scale * torch.randn(crops, 1, *edges, generator=generator)
-    return images, torch.randint(0, 2, (crops, *edges), generator=generator)
+    return Patient(images, torch.randint(0, 2, (crops, *edges), generator=generator))
 
 
 def wrapped(model: nn.Module, *, noise: float = 1.0, expected: float = 2.5, lr: float = 1.0):
@@ -48,15 +48,15 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).clone()
 
 
-def clipped_gradient(model: nn.Module, crops: Tensor, labels: Tensor, loss) -> Tensor:
+def clipped_gradient(model: nn.Module, one: Patient, loss) -> Tensor:
     """A patient's gradient by plain autograd, one crop at a time, on a copy."""
     model = copy.deepcopy(model)
     total = torch.zeros_like(flat(model))
-    for crop, label in zip(crops, labels, strict=True):
+    for crop, label in zip(one.crops, one.labels, strict=True):
         model.zero_grad()
         loss(model(crop[None]), label[None]).backward()
         total += torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
-    mean = total / len(crops)
+    mean = total / len(one.crops)
     return mean * min(1.0, CLIP / float(mean.norm()))
 
 
@@ -65,7 +65,7 @@ def clipped_gradient(model: nn.Module, crops: Tensor, labels: Tensor, loss) -> T
 def test_step_is_the_sum_of_clipped_patient_gradients_over_the_expected_number(dims, plan):
     model, loss = network(dims), nn.CrossEntropyLoss()
     patients = [patient(crops, seed, dims, scale) for crops, seed, scale in [(1, 1, 1), (5, 2, 30), (3, 3, 0.1)]]
-    clipped = [clipped_gradient(model, *one, loss) for one in patients]
+    clipped = [clipped_gradient(model, one, loss) for one in patients]
     assert min(gradient.norm() for gradient in clipped) < CLIP - 0.01  # one is left as it is
     assert max(gradient.norm() for gradient in clipped) == pytest.approx(CLIP)  # one is clipped
     before = flat(model)
@@ -84,16 +84,18 @@ def test_one_patient_moves_the_sum_by_at_most_the_clipping_norm():
 
 
 def test_many_crops_of_a_patient_weigh_as_much_as_one():
-    crops, labels = patient(1, 1)
+    crops, labels, _ = patient(1, 1)
     once, often = network(), network()
-    private_step(once, noiseless(once), [(crops, labels)], nn.CrossEntropyLoss())
-    private_step(often, noiseless(often), [(crops.repeat(6, 1, 1, 1), labels.repeat(6, 1, 1))], nn.CrossEntropyLoss())
+    private_step(once, noiseless(once), [Patient(crops, labels)], nn.CrossEntropyLoss())
+    private_step(
+        often, noiseless(often), [Patient(crops.repeat(6, 1, 1, 1), labels.repeat(6, 1, 1))], nn.CrossEntropyLoss()
+    )
     torch.testing.assert_close(flat(once), flat(often))
 
 
 def test_loss_is_the_mean_over_patients():
     model, loss, patients = network(), nn.CrossEntropyLoss(), [patient(1, 1), patient(4, 2)]
-    expected = sum(loss(model(crops), labels).item() for crops, labels in patients) / 2
+    expected = sum(loss(model(crops), labels).item() for crops, labels, _ in patients) / 2
     assert private_step(model, wrapped(model), patients, loss) == pytest.approx(expected)
 
 
@@ -111,8 +113,8 @@ def test_noise_has_its_deviation_whatever_the_number_of_patients(patients):
     assert float(noise.abs().max()) > 3.5
 
 
-def patient_of_zeros() -> tuple[Tensor, Tensor]:
-    return torch.zeros(1, 1000), torch.zeros(1)
+def patient_of_zeros() -> Patient:
+    return Patient(torch.zeros(1, 1000), torch.zeros(1))
 
 
 def test_empty_batch_is_a_step_with_noise():
@@ -157,14 +159,16 @@ def test_noise_is_drawn_from_the_keystream_and_lies_on_its_grid():
 
 def test_a_refused_step_leaves_nothing_for_the_next():
     model, loss = network(), nn.CrossEntropyLoss()
-    optimizer = noiseless(model)
-    broken = (torch.full((1, 1, 7, 5), torch.nan), torch.zeros(1, 7, 5, dtype=torch.int64))
-    before = flat(model)
-    with pytest.raises(PrivacyError, match="not finite") as caught:
-        private_step(model, optimizer, [patient(2, 1), broken], loss)
-    assert caught.value.code is ErrorCode.NOT_FINITE
+    optimizer, before = noiseless(model), flat(model)
+
+    def stream():
+        yield patient(2, 1)
+        raise PrivacyError("refused in the middle", ErrorCode.UNSUPPORTED)
+
+    with pytest.raises(PrivacyError, match="in the middle"):
+        private_step(model, optimizer, stream(), loss)
     assert torch.equal(flat(model), before)
-    expected = clipped_gradient(model, *patient(3, 2), loss) / 2.5
+    expected = clipped_gradient(model, patient(3, 2), loss) / 2.5
     private_step(model, optimizer, [patient(3, 2)], loss)
     torch.testing.assert_close(before - flat(model), expected, rtol=1e-4, atol=1e-7)
 
@@ -256,7 +260,7 @@ def test_poisson_sampling_takes_each_patient_at_the_rate_on_their_own():
 def test_a_large_batch_is_taken_a_few_crops_at_a_time(strategy):
     model, loss = network(), nn.CrossEntropyLoss()
     patients = [patient(2, seed) for seed in range(9)]
-    expected = sum(clipped_gradient(model, *one, loss) for one in patients) / 2.5
+    expected = sum(clipped_gradient(model, one, loss) for one in patients) / 2.5
     before, taken, most = flat(model), [], []
 
     def stream():
@@ -273,9 +277,9 @@ def test_a_large_batch_is_taken_a_few_crops_at_a_time(strategy):
 
 def test_patients_of_different_shapes_share_a_step():
     model, loss = network(), nn.CrossEntropyLoss()
-    wide = (torch.randn(2, 1, 9, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 9, 4).long())
+    wide = Patient(torch.randn(2, 1, 9, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 9, 4).long())
     patients = [patient(1, 1), patient(1, 2), wide, patient(2, 3)]
-    expected = sum(clipped_gradient(model, *one, loss) for one in patients) / 2.5
+    expected = sum(clipped_gradient(model, one, loss) for one in patients) / 2.5
     before = flat(model)
     private_step(model, noiseless(model), patients, loss, plan=Plan(Strategy.BOOK_KEEPING, 8))
     torch.testing.assert_close(before - flat(model), expected, rtol=1e-4, atol=1e-6)
@@ -292,9 +296,9 @@ def test_a_loss_that_is_not_a_mean_over_samples_is_refused_before_any_patient(lo
     model = network()
     before, seen = flat(model), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    crops, labels = patient(2, 99)
+    crops, labels, _ = patient(2, 99)
     with pytest.raises((PrivacyError, RuntimeError), match=r"mean|scalar"):
-        private_step(model, wrapped(model), [(crops, labels)], loss)
+        private_step(model, wrapped(model), [Patient(crops, labels)], loss)
     assert torch.equal(flat(model), before)
     assert not any(torch.equal(crop, image) for images in seen for image in images for crop in crops)
 
@@ -304,17 +308,17 @@ def test_what_only_a_trial_shows_is_refused_before_any_patient(layer):
     model = nn.Sequential(layer or nn.Identity(), nn.Conv2d(1, 2, 1))
     if layer is None:
         model[1].forgotten = nn.Parameter(torch.zeros(3))
-    seen, (crops, labels) = [], patient(1, 99)
+    seen, one = [], patient(1, 99)
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(PrivacyError, match=r"unused|buffer"):
-        choose(model, nn.CrossEntropyLoss(), (crops, labels), 2)
+        choose(model, nn.CrossEntropyLoss(), one, 2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(torch.equal(crops, image) for image in seen)
+    assert not any(torch.equal(one.crops, image) for image in seen)
 
 
 def test_the_choice_is_measured_once_and_leaves_no_trace(monkeypatch, caplog):
-    model, one = ours(2, "instance"), (torch.zeros(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.int64))
+    model, one = ours(2, "instance"), Patient(torch.zeros(2, 1, 16, 16), torch.zeros(2, 16, 16).long())
     before, random_state = flat(model), torch.random.get_rng_state()
     with caplog.at_level("INFO"):
         plan = choose(model, dice_ce, one, 3.0)
@@ -339,19 +343,19 @@ class _Gain(nn.Module):
 
 
 def test_the_fastest_strategy_is_chosen(monkeypatch):
-    one = torch.zeros(1, 1, 7, 5), torch.zeros(1, 7, 5, dtype=torch.int64)
+    one = Patient(torch.zeros(1, 1, 16, 16), torch.zeros(1, 16, 16).long())
     covered, uncovered = network(), nn.Sequential(network(), _Gain())
     cases = [(covered, Strategy.ONE_AT_A_TIME), (covered, Strategy.BOOK_KEEPING), (uncovered, Strategy.VECTORISED)]
     for model, fastest in cases:
         monkeypatch.setattr(autotune, "_remembered", {})
-        monkeypatch.setattr(autotune, "_seconds", lambda *work, best=fastest: 1.0 if work[-1] is best else 2.0)
+        monkeypatch.setattr(autotune, "_seconds", lambda *work, best=fastest: 1.0 if work[-1] is best else 100.0)
         assert choose(model, nn.CrossEntropyLoss(), one, 4).strategy is fastest
 
 
 def test_deterministic_runs_do_not_choose_by_time(monkeypatch):
     monkeypatch.setattr(autotune, "_remembered", {})
     monkeypatch.setattr(autotune, "_seconds", None)
-    one = torch.zeros(1, 1, 7, 5), torch.zeros(1, 7, 5, dtype=torch.int64)
+    one = Patient(torch.zeros(1, 1, 7, 5), torch.zeros(1, 7, 5).long())
     torch.use_deterministic_algorithms(True)
     try:
         assert choose(network(), nn.CrossEntropyLoss(), one, 4).strategy is Strategy.ONE_AT_A_TIME
@@ -369,7 +373,7 @@ class _Mixing(nn.Module):
 def test_layers_that_mix_the_batch_leave_one_patient_at_a_time(monkeypatch, caplog):
     monkeypatch.setattr(autotune, "_remembered", {})
     model = nn.Sequential(nn.Conv2d(1, 2, 1), _Mixing(), nn.Conv2d(2, 2, 1))
-    one = torch.zeros(2, 1, 7, 5), torch.zeros(2, 7, 5, dtype=torch.int64)
+    one = Patient(torch.zeros(2, 1, 7, 5), torch.zeros(2, 7, 5).long())
     with caplog.at_level("INFO"):
         plan = choose(model, nn.CrossEntropyLoss(), one, 4)
     assert plan.strategy is not Strategy.BOOK_KEEPING
@@ -382,10 +386,29 @@ def test_dropout_is_allowed_and_left_on():
     assert model[1].training
 
 
-def test_more_memory_for_a_crop_means_fewer_crops_together(monkeypatch):
-    monkeypatch.setattr(autotune, "_remembered", {})
+def test_more_memory_for_a_crop_means_fewer_crops_together():
     edges = [torch.zeros(1, 1, edge, edge) for edge in (64, 128)]
-    small, large = (choose(network(), nn.CrossEntropyLoss(), (one, one[:, 0].long()), 2).max_crops for one in edges)
+    small, large = (crops_together(network(), nn.CrossEntropyLoss(), Patient(one, one[:, 0].long())) for one in edges)
     assert small == pytest.approx(4 * large, rel=0.1)
     # Input and output of the layers, in float32, are what is kept for a crop of 128 x 128.
     assert 1 / 3 < large * (1 + 4 + 4 + 2) * 128**2 * 4 / autotune._CPU_BYTES < 1.2
+
+
+def test_sums_of_gradients_of_all_sizes_have_no_order(monkeypatch):
+    """Added up as they come, what is lost of the small ones would depend on who came first."""
+    seen = []
+
+    def record(sums, **_):
+        seen.append(torch.cat([one.flatten() for one in sums]))
+        return [torch.zeros_like(one) for one in sums]
+
+    monkeypatch.setattr(engine, "noised", record)
+    generator = torch.Generator().manual_seed(2)
+    sizes = 10 ** (-12 * torch.rand(60, 1, generator=generator))
+    patients = [Patient(row[None], torch.zeros(1)) for row in sizes * torch.randn(60, 300, generator=generator)]
+    for some in (patients, patients[::-1], patients[1:], patients[:1]):
+        model = nn.Linear(300, 1, bias=False)
+        private_step(model, wrapped(model), some, lambda logits, _: logits.mean())
+    forwards, backwards, fewer, alone = seen
+    assert torch.equal(forwards, backwards)
+    assert torch.equal(forwards - fewer, alone)

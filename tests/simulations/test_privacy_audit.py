@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from client import training
 from client.data.cohort import Case, Cohort
 from common.errors import FederationError, PrivacyError
+from common.privacy.gradients import Patient
 from common.privacy.ledger import Ledger
 from simulations import audit_process, audit_site, privacy_audit
 from simulations.audit_process import release_from_fresh_process
@@ -220,8 +221,8 @@ def crops_clipped_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def step(model: Any, optimizer: Any, patients: Iterable[Any], *rest: Any, **options: Any) -> Any:
         crops = [
-            (image[None], label[None])
-            for images, labels in patients
+            Patient(image[None], label[None])
+            for images, labels, _ in patients
             for image, label in zip(images, labels, strict=True)
         ]
         return real(model, optimizer, crops, *rest, **options)
