@@ -8,7 +8,7 @@ Source: DICOM PS3.3 C.7.6.2 (plane), C.7.6.16 (functional groups), C.11.1 (resca
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from client.data.dicom_values import name_of, number_of, numbers_of
 from client.data.geometry import Stack, stack_slices
 from common.errors import DataError, ErrorCode
 
@@ -30,16 +31,18 @@ FRAME_TAGS = [
     "SliceThickness",
     "RescaleSlope",
     "RescaleIntercept",
+    "RescaleType",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
 
-_ENHANCED = {
+ENHANCED = {
     "1.2.840.10008.5.1.4.1.1.2.1",  # CT
     "1.2.840.10008.5.1.4.1.1.2.2",  # CT, converted
     "1.2.840.10008.5.1.4.1.1.4.1",  # MR
     "1.2.840.10008.5.1.4.1.1.4.4",  # MR, converted
 }
+_RESCALING = ("RescaleSlope", "RescaleIntercept")
 _MACROS = (
     "PlanePositionSequence",
     "PlaneOrientationSequence",
@@ -60,6 +63,8 @@ class Frame:
     thickness_mm: float
     slope: float
     intercept: float
+    rescaled: bool = True  # whether the image says so
+    units: str = ""  # Rescale Type
 
 
 def frames_of(ds: Dataset) -> list[Frame]:
@@ -69,11 +74,11 @@ def frames_of(ds: Dataset) -> list[Frame]:
         DataError: GEOMETRY_MISMATCH, its frames do not say where they lie, or make several stacks; UNSUPPORTED, it is
             a clip; IMPLAUSIBLE, its values cannot be rescaled.
     """
-    count = int(ds.get("NumberOfFrames") or 1)
+    count = int(number_of(ds, "NumberOfFrames") or 1)
     groups = ds.get("PerFrameFunctionalGroupsSequence") or []
     if not groups and count == 1:
         return [_frame(ds, 1, ds)]
-    if not groups and str(ds.get("SOPClassUID", "")) not in _ENHANCED:
+    if not groups and str(ds.get("SOPClassUID", "")) not in ENHANCED:
         raise DataError(
             f"the image is a clip of {count} frames; expected a picture or a volume. "
             "Export the frames that matter as single images.",
@@ -104,10 +109,19 @@ def stack_frames(frames: Sequence[Frame]) -> Stack | None:
     placed = [bool(frame.position and frame.orientation) for frame in frames]
     if len(frames) == 1 and not placed[0]:
         return None
-    if not all(placed) or not all(frame.spacing_mm for frame in frames):
+    lacking = {
+        keyword: sum(not getattr(frame, name) for frame in frames)
+        for keyword, name in (
+            ("ImagePositionPatient", "position"),
+            ("ImageOrientationPatient", "orientation"),
+            ("PixelSpacing", "spacing_mm"),
+        )
+    }
+    if any(lacking.values()):
+        told = ", ".join(f"{name_of(keyword)} in {count}" for keyword, count in lacking.items() if count)
         raise DataError(
-            "slices lack their position, orientation or pixel spacing, so their order is not known. "
-            "Export the series again.",
+            f"of {len(frames)} slices some do not say where they lie; what is empty or missing: {told}. Export the "
+            "series again.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
     return stack_slices(
@@ -129,16 +143,25 @@ def frame_order(ds: Dataset) -> NDArray[np.intp]:
 
 
 def _frame(ds: Dataset, number: int, attributes: Dataset) -> Frame:
-    slope, intercept = attributes.get("RescaleSlope"), attributes.get("RescaleIntercept")
+    slope, intercept = number_of(attributes, "RescaleSlope"), number_of(attributes, "RescaleIntercept")
+    if (slope is None) != (intercept is None):
+        given, empty = map(name_of, _RESCALING if intercept is None else reversed(_RESCALING))
+        raise DataError(
+            f"{empty} is empty or missing, and {given} is there, so what the intensities mean is not known. Export the "
+            "series again.",
+            ErrorCode.IMPLAUSIBLE,
+        )
     frame = Frame(
         str(ds.get("SOPInstanceUID", "")),
         number,
-        _numbers(attributes.get("ImagePositionPatient")),
-        _numbers(attributes.get("ImageOrientationPatient")),
-        _numbers(attributes.get("PixelSpacing")),
-        float(attributes.get("SliceThickness") or 0),
-        1.0 if slope is None else float(slope),
-        0.0 if intercept is None else float(intercept),
+        numbers_of(attributes, "ImagePositionPatient", 3),
+        numbers_of(attributes, "ImageOrientationPatient", 6),
+        numbers_of(attributes, "PixelSpacing", 2),
+        number_of(attributes, "SliceThickness") or 0.0,
+        1.0 if slope is None else slope,
+        0.0 if intercept is None else intercept,
+        slope is not None,
+        str(attributes.get("RescaleType") or "").strip().upper(),
     )
     if not (math.isfinite(frame.slope) and math.isfinite(frame.intercept) and frame.slope):
         raise DataError(
@@ -162,7 +185,3 @@ def _macro(group: Dataset, shared: Dataset, keyword: str) -> Dataset:
     items: Any = group.get(keyword) or shared.get(keyword) or [Dataset()]
     item: Dataset = items[0]
     return item
-
-
-def _numbers(values: Iterable[Any] | None) -> tuple[float, ...]:
-    return tuple(float(value) for value in values or ())

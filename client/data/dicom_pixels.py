@@ -28,6 +28,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
+from client.data.dicom_values import check_present, number_of
 from client.data.stream_header import stream_header
 from common.errors import DataError, ErrorCode
 
@@ -56,6 +57,8 @@ PIXEL_TAGS = [
     "PixelData",
 ]
 
+# What the pixels cannot be understood without; `_announced` asks for them by name.
+NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 _DEFLATED_FRAMES = uid.UID("1.2.840.10008.1.2.8.1")  # newer than pydicom 3.0
 _NATIVE = (
     uid.ImplicitVRLittleEndian,
@@ -103,6 +106,8 @@ def decoded(ds: Dataset) -> NDArray[Any]:
     else:
         if syntax in _PLUGINS and syntax != uid.RLELossless:
             _check_streams(ds, shape)
+        elif syntax in _NATIVE:
+            _check_length(ds, shape)
         values, made = get_decoder(syntax).as_array(ds, raw=False, decoding_plugin=_PLUGINS.get(syntax, ""), **options)
         if made["photometric_interpretation"] not in (_GREY if shape[3] == 1 else ("RGB",)):
             raise _unsupported("its colours have no rule that turns them into red, green and blue")
@@ -144,7 +149,13 @@ def _announced(ds: Dataset) -> tuple[int, int, int, int]:
     """Frames, rows, columns and samples, as the header says."""
     if "PixelData" not in ds:
         raise DataError("this DICOM object holds no pixels. Export it again.")
-    shape = int(ds.get("NumberOfFrames") or 1), int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)
+    check_present(ds, NEEDED)
+    shape = (
+        int(number_of(ds, "NumberOfFrames") or 1),
+        int(ds.Rows),
+        int(ds.Columns),
+        int(ds.get("SamplesPerPixel") or 1),
+    )
     if min(shape) < 1:
         raise DataError("the header says that the image has no pixels. Export it again.")
     values = shape[0] * shape[1] * shape[2] * shape[3]
@@ -155,6 +166,12 @@ def _announced(ds: Dataset) -> tuple[int, int, int, int]:
 
 def _readable_syntax(ds: Dataset) -> uid.UID:
     """The transfer syntax, of an object whose pixels can be decoded."""
+    if not ds.file_meta.get("TransferSyntaxUID"):
+        raise DataError(
+            "Transfer Syntax UID (0002,0010) is missing in the file meta information, so how the pixels are stored is "
+            "not known. Export it again.",
+            ErrorCode.UNREADABLE,
+        )
     syntax = uid.UID(ds.file_meta.TransferSyntaxUID)
     name = syntax.name if syntax.name != syntax else "unknown to this program"
     allocated, stored, samples = int(ds.BitsAllocated), int(ds.BitsStored), int(ds.get("SamplesPerPixel") or 1)
@@ -202,6 +219,19 @@ def _check_streams(ds: Dataset, shape: tuple[int, int, int, int]) -> None:
     for stream in _streams(ds, shape[0]):
         if stream_header(stream) != shape[1:]:
             raise _contradiction()
+
+
+def _check_length(ds: Dataset, shape: tuple[int, int, int, int]) -> None:
+    """Refuse pixels that are fewer than the header says: the file was cut off, and its last rows are not there."""
+    bits = shape[0] * shape[1] * shape[2] * shape[3] * int(ds.BitsAllocated)
+    if ds.PhotometricInterpretation == "YBR_FULL_422":
+        bits = bits * 2 // 3
+    if len(ds.PixelData) < (bits + 7) // 8:
+        raise DataError(
+            f"the file ends before its pixels do: {len(ds.PixelData):,} of {(bits + 7) // 8:,} bytes are there. Copy "
+            "or export it again.",
+            ErrorCode.UNREADABLE,
+        )
 
 
 def _streams(ds: Dataset, frames: int) -> Iterator[bytes]:

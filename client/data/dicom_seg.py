@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.data.dicom_pixels import MOST_VALUES, decoded
+from client.data.dicom_values import name_of, number_of, numbers_of
 from client.data.geometry import Stack
 from client.data.labels import Naming, resample
 from common.errors import DataError, ErrorCode
@@ -29,6 +30,8 @@ _SHARE = 0.1
 _ROUNDING_MM = 0.05
 # Direction cosines and pixel sizes are the same up to this.
 _DIRECTION = 1e-3
+# Numbers that an attribute must have.
+_COUNTS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 
 _TAGS = [
     "SegmentationType",
@@ -189,7 +192,7 @@ def _slice_of(group: Dataset, shared: Dataset, grid: Grid) -> int | None:
         return _source_slice(group, shared, grid)
     if not _lies_like(group, shared, grid.stack):
         return None
-    distances = np.linalg.norm(grid.stack.positions - _numbers(position.ImagePositionPatient), axis=1)
+    distances = np.linalg.norm(grid.stack.positions - _said(position, "ImagePositionPatient"), axis=1)
     nearest = int(distances.argmin())
     return nearest if distances[nearest] <= max(_ROUNDING_MM, _SHARE * min(grid.stack.spacing_mm)) else None
 
@@ -199,8 +202,8 @@ def _lies_like(group: Dataset, shared: Dataset, stack: Stack) -> bool:
     plane = _macro(group, shared, "PlaneOrientationSequence")
     measures = _macro(group, shared, "PixelMeasuresSequence")
     return (
-        plane is None or np.allclose(_numbers(plane.ImageOrientationPatient), stack.orientation, atol=_DIRECTION)
-    ) and (measures is None or np.allclose(_numbers(measures.PixelSpacing), stack.spacing_mm[1:], rtol=_DIRECTION))
+        plane is None or np.allclose(_said(plane, "ImageOrientationPatient"), stack.orientation, atol=_DIRECTION)
+    ) and (measures is None or np.allclose(_said(measures, "PixelSpacing"), stack.spacing_mm[1:], rtol=_DIRECTION))
 
 
 def _own_grid(
@@ -215,9 +218,9 @@ def _own_grid(
     measures = [_macro(group, shared, "PixelMeasuresSequence") for group in groups]
     if None in places or None in planes or None in measures:
         raise _other_grid("a frame does not say where it lies")
-    positions = np.array([_numbers(place.ImagePositionPatient) for place in places])
-    orientations = np.array([_numbers(plane.ImageOrientationPatient) for plane in planes])
-    spacings = np.array([_numbers(measure.PixelSpacing) for measure in measures])
+    positions = np.array([_said(place, "ImagePositionPatient") for place in places])
+    orientations = np.array([_said(plane, "ImageOrientationPatient") for plane in planes])
+    spacings = np.array([_said(measure, "PixelSpacing") for measure in measures])
     if not np.allclose(orientations, orientations[0], atol=_DIRECTION) or not np.allclose(spacings, spacings[0]):
         raise _other_grid("its frames are turned against each other or have pixels of several sizes")
     row, column = orientations[0].reshape(2, 3)
@@ -225,9 +228,9 @@ def _own_grid(
     depths = (positions - positions[0]) @ normal
     gaps = np.diff(np.sort(depths))
     gaps = gaps[gaps > _ROUNDING_MM]
-    said = measures[0].get("SpacingBetweenSlices")
+    said = number_of(measures[0], "SpacingBetweenSlices")
     step_mm = abs(
-        float(said or (gaps.min() if len(gaps) else measures[0].get("SliceThickness") or stack.spacing_mm[0]))
+        float(said or (gaps.min() if len(gaps) else number_of(measures[0], "SliceThickness") or stack.spacing_mm[0]))
     )
     origin = positions[int(depths.argmin())]
     slices = np.rint((depths - depths.min()) / step_mm)
@@ -256,8 +259,11 @@ def _macro(group: Dataset, shared: Dataset, keyword: str) -> Any:
     return items[0] if items else None
 
 
-def _numbers(values: Iterable[Any]) -> NDArray[np.float64]:
-    return np.array([float(value) for value in values])
+def _said(item: Dataset, keyword: str) -> NDArray[np.float64]:
+    found = numbers_of(item, keyword, _COUNTS[keyword])
+    if not found:
+        raise _other_grid(f"{name_of(keyword)} of a frame is empty")
+    return np.array(found)
 
 
 def _undescribed() -> DataError:

@@ -74,23 +74,6 @@ def test_signed_pixels_and_unused_high_bits(tmp_path: Path) -> None:
     assert (sources.read_image(tmp_path / "overlay").image[0] == stored()).all()
 
 
-def test_monochrome1_is_turned_to_rising_brightness(tmp_path: Path) -> None:
-    slices = ct_slices(stored(), intercept=0)
-    for ds in slices:
-        ds.PhotometricInterpretation, ds.BitsStored, ds.HighBit = "MONOCHROME1", 12, 11
-    save(tmp_path, slices)
-    assert (sources.read_image(tmp_path).image[0] == 4095 - stored()).all()
-
-
-def test_signed_monochrome1_is_turned_to_rising_brightness(tmp_path: Path) -> None:
-    values = stored(low=-1000, high=1000)
-    slices = ct_slices(values, signed=True, intercept=7)
-    for ds in slices:
-        ds.PhotometricInterpretation = "MONOCHROME1"
-    save(tmp_path, slices)
-    assert (sources.read_image(tmp_path).image[0] == -1 - values + 7).all()
-
-
 def test_windows_change_nothing(tmp_path: Path) -> None:
     slices = ct_slices(stored(), intercept=0)
     for ds in slices:
