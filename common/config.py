@@ -6,17 +6,17 @@ of its canonical JSON (sorted keys, no spaces, defaults filled in), so two texts
 the same hash and a changed value never has.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ConfigError
+from common.faults import explain
 from common.text import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -369,16 +369,19 @@ def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
         ) from error
     except ValueError as error:  # also a number of too many digits
         raise ConfigError(f"{source} is not valid TOML: {error}. Correct that line.") from error
-    return validate(model, values, source)
+    return validate(model, values, source, from_file=True)
 
 
-def validate(model: type[TableType], values: Mapping[str, Any], source: str = "text") -> TableType:
+def validate(
+    model: type[TableType], values: Mapping[str, Any], source: str = "text", *, from_file: bool = False
+) -> TableType:
     """Check a parsed table; see `load`."""
     try:
-        return model.model_validate(values)
+        # Fields have underscores, and code may use them; a file may not.
+        return model.model_validate(values, by_alias=True, by_name=not from_file)
     except ValidationError as error:
-        problems = "; ".join(_explain(model, problem) for problem in error.errors())
-        raise ConfigError(f"{source}: {problems}") from error
+        problems = "; ".join(explain(model, problem) for problem in error.errors())
+        raise ConfigError(f"{source}: {problems}.") from error
 
 
 def canonical(table: Table) -> str:
@@ -403,22 +406,4 @@ def from_canonical(model: type[TableType], text: str) -> TableType:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the {model.__name__} is not valid JSON ({type(error).__name__})") from error
-    return validate(model, values, source=model.__name__)
-
-
-def _explain(model: type[Table], problem: Any) -> str:
-    location = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{location}: {problem['msg']}" if location else str(problem["msg"])
-    key = str(problem["loc"][-1])
-    near = difflib.get_close_matches(key, list(_keys(model)), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {location!r}.{hint} Remove or correct it."
-
-
-def _keys(model: type[Table]) -> Iterable[str]:
-    for name, field in model.model_fields.items():
-        yield field.alias or name
-        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(part, type) and issubclass(part, Table):
-                yield from _keys(part)
+    return validate(model, values, source=model.__name__, from_file=True)

@@ -168,7 +168,7 @@ def test_run_needs_a_running_coordinator(home, document):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name = ", "not valid TOML"), (RUN_TOML + "\nroundz = 3\n", "unknown key"), ("", "Field required")],
+    [("name = ", "not valid TOML"), (RUN_TOML + "\nroundz = 3\n", "unknown key"), ("", "is not there")],
 )
 def test_a_wrong_document_is_explained(home, running, tmp_path, text, message):
     path = tmp_path / "wrong.toml"
