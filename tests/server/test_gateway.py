@@ -481,6 +481,8 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
 def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_belong_to(coordinator, agents):
     """It would hold a receipt by which the coordinator had left out an update, of a round that it was never in."""
     first, second = agents
+    for agent in agents:  # of a gateway that started anew nobody is here before they call
+        agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
     run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
     coordinator.live_runs.add(run_id)
     asked, other = first.fetch(*first.pull()), second.fetch(*second.pull())
