@@ -16,6 +16,7 @@ from client import confine, enrol, sitekey
 from client.site import POLICY_NAME, SITE_NAME
 from client.status import is_running, read_status
 from common.config import PolicyConfig, SiteConfig, load
+from common.environment import for_child
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
 from common.flower import check_version
 
@@ -160,14 +161,13 @@ def _agent(home: Path) -> str:
 
 def _python(code: str, *arguments: str) -> str:
     """Run a line in a Python of its own, as the worker would."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     result = subprocess.run(  # noqa: S603 - our own interpreter and code
         [sys.executable, "-P", "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=IMPORT_S,
         check=False,
-        env=environment,
+        env=for_child(PYTHONPATH=str(Path(__file__).resolve().parents[1])),
     )
     if result.returncode != 0:
         last = result.stderr.strip().rpartition("\n")[2]

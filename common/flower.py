@@ -52,6 +52,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.config import RunConfig, canonical, parse
+from common.environment import for_child
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
 
 if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no use for
@@ -215,10 +216,9 @@ def superlink_command(port: int) -> list[str]:
 
 
 def superlink_environment(flower_home: Path) -> dict[str, str]:
-    """Environment of the SuperLink, inherited by its SuperExec and ServerApps: nothing leaves this machine."""
+    """Environment of the SuperLink, its SuperExec and ServerApps: no secret in it, and nothing leaves this machine."""
     packages = str(Path(__file__).resolve().parent.parent)
-    return {
-        **os.environ,
+    ours = {
         "FLWR_HOME": str(flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -232,6 +232,7 @@ def superlink_environment(flower_home: Path) -> dict[str, str]:
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }
+    return for_child(**ours)
 
 
 def fleet_client(port: int, node_key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:

@@ -191,7 +191,11 @@ def _create_venv() -> None:
             f"apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv. Then run this again."
         )
     result = subprocess.run(
-        [sys.executable, "-m", "venv", "--clear", str(VENV)], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "venv", "--clear", str(VENV)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=_environment(),
     )
     if result.returncode:
         raise SetupError(f".venv could not be made. {(result.stderr or result.stdout).strip()}")
@@ -215,7 +219,9 @@ def _installed_torch() -> str | None:
     """Version of torch in `.venv` without the build's suffix (+cpu, +cu130), None where it is absent."""
     code = "from importlib.metadata import version; print(version('torch').partition('+')[0])"
     try:
-        result = subprocess.run([str(PYTHON), "-c", code], check=False, capture_output=True, text=True)
+        result = subprocess.run(
+            [str(PYTHON), "-c", code], check=False, capture_output=True, text=True, env=_environment()
+        )
     except OSError as error:
         raise SetupError(f"the Python of .venv does not start ({error}). Remove .venv and run this again.") from error
     return result.stdout.strip() or None
@@ -235,7 +241,8 @@ def _fingerprint() -> str:
 
 def _environment() -> dict[str, str]:
     """This process's environment with `.venv` activated: Flower starts its parts by name."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    not_theirs = re.compile(r"PYTHONHOME|PYTHONPATH|WARDROUND_.*(PASSPHRASE|KEY)(_FILE)?")  # see common/environment.py
+    environment = {name: value for name, value in os.environ.items() if not not_theirs.fullmatch(name)}
     path = os.pathsep.join([str(VENV / "bin"), environment.get("PATH", os.defpath)])
     return environment | {"VIRTUAL_ENV": str(VENV), "PATH": path}
 

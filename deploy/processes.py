@@ -17,6 +17,8 @@ from typing import IO, Self
 
 import psutil
 
+from common.environment import for_child
+
 ROOT = Path(__file__).resolve().parent.parent
 
 LOOK_EVERY_S = 0.1
@@ -118,6 +120,7 @@ class Processes:
         process = subprocess.Popen(
             [str(part) for part in command],
             cwd=ROOT,
+            env=for_child(),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

@@ -29,9 +29,10 @@ import psutil
 
 from common.errors import ConfigError, FederationError
 from common.flower import check_version, superlink_command, superlink_environment
-from server.home import ENVIRONMENT, KEY_PASSPHRASE, Home
+from server.home import ENVIRONMENT, Home
 from server.keyholder import KeyHolder
 from server.registry import Registry
+from server.root import server_credentials
 
 READY_TIMEOUT_S = 60.0
 # After SIGTERM a process has this long to end by itself.
@@ -79,6 +80,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
     key = home.key  # perhaps asked for, which Ctrl-C should end
     with _only_one(home), _stop_on_signal() as stop:
         _check_ports(home)
+        server_credentials(home)  # renewed here, if due: the gateway has no passphrase for the root's key
         _wipe_flower(home)
         children = _children(home)
         try:
@@ -166,10 +168,8 @@ def _wipe_flower(home: Home) -> None:
 
 
 def _children(home: Home) -> list[_Child]:
-    # They get the key from the holder, and so need no passphrase.
-    known = {KEY_PASSPHRASE, f"{KEY_PASSPHRASE}_FILE"}
-    inherited = {name: value for name, value in superlink_environment(home.flower).items() if name not in known}
-    environment = inherited | {ENVIRONMENT: str(home.path)}
+    # Without passphrases: they get the coordinator's key from the holder, and the root's key is for people.
+    environment = superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
     serve = [sys.executable, "-m", "server.serve", "--home", str(home.path)]
     return [
         _Child("superlink", superlink_command(home.config.superlink_port), environment, home.logs / "superlink.log"),

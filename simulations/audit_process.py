@@ -5,7 +5,6 @@ python -m simulations.audit_process     standard input: {"home", "run", "round",
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from client.site import Site, open_site
 from common.config import RunConfig, canonical, from_canonical
+from common.environment import for_child
 from common.errors import FederationError
 from simulations.audit_site import Release, release
 
@@ -28,12 +28,11 @@ def release_from_fresh_process(site: Site, run: RunConfig, *, round_: int, attem
         FederationError: the program failed.
     """
     asked = {"home": str(site.home), "run": canonical(run), "round": round_, "attempt": attempt}
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(  # noqa: S603 - our own interpreter and module
         _COMMAND,
         input=json.dumps(asked).encode(),
         stdout=subprocess.PIPE,
-        env=environment,
+        env=for_child(PYTHONPATH=str(Path(__file__).resolve().parents[1]), OMP_NUM_THREADS="1"),
         timeout=_TIMEOUT_S,
         check=False,
     )

@@ -30,6 +30,8 @@ from tests.server.test_launcher import ROOT, alive, family, started, wait_for
 pytestmark = pytest.mark.system
 
 PASSPHRASE = "five random words would do"  # noqa: S105 - of these tests alone
+OTHERS = ("WARDROUND_ROOT_PASSPHRASE", "WARDROUND_OPERATOR_PASSPHRASE", "WARDROUND_SITE_PASSPHRASE")
+OTHER_PASSPHRASE = "of another key altogether"  # noqa: S105 - of these tests alone
 SITES = ("north", "south")
 RUN_TOML = """
 name = "tiny"
@@ -53,6 +55,8 @@ def _passphrase_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     path = tmp_path / "passphrase"
     path.write_text(f"{PASSPHRASE}\n")
     monkeypatch.setenv(f"{KEY_PASSPHRASE}_FILE", str(path))
+    for name in OTHERS:  # of keys that a child has no business with
+        monkeypatch.setenv(name, OTHER_PASSPHRASE)
     yield
     monkeypatch.delenv(f"{KEY_PASSPHRASE}_FILE")
 
@@ -149,7 +153,7 @@ def test_run_that_is_killed_and_resumed_leaves_no_weights_and_no_key_in_the_clea
     assert len(told) >= 4  # SuperLink, SuperExec, ServerApp, gateway
     starts = [one["resumed-from"] for one in read_events(folder / "metrics.jsonl") if one["event"] == "run-started"]
     assert starts[0] == 0 < starts[1]
-    for secret in (PASSPHRASE, KEY_PASSPHRASE, home.key.hex()):
+    for secret in (PASSPHRASE, KEY_PASSPHRASE, home.key.hex(), OTHER_PASSPHRASE, *OTHERS):
         assert not [one for one in told if secret in one]
 
     secrets = pieces(weights) | pieces(pack(build_model(RUN).state_dict())) | private_keys(home)

@@ -1,0 +1,30 @@
+"""What the processes that we start get of this one's environment: all but secrets.
+
+A passphrase is given to the process that asks for it. A child's environment can be read as long as the child lives, by
+whoever runs programs as the same user, and is handed on to the child's own children; so no passphrase and no key goes
+there, nor the name of a file that holds one. A child that needs a key gets it by a pipe or a socket.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+
+# WARDROUND_ROOT_PASSPHRASE, WARDROUND_SITE_KEY and their like, with or without _FILE, those to come included.
+_SECRET = re.compile(r"WARDROUND_(.+_)?(PASSPHRASE|PASSWORD|SECRET|TOKEN|KEY)(_FILE)?", re.IGNORECASE)
+
+
+def for_child(**changes: str) -> dict[str, str]:
+    """The environment for a process that we start.
+
+    Args:
+        changes: variables to add or to replace.
+    """
+    return without_secrets(os.environ) | changes
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment but for our own secrets."""
+    return {name: value for name, value in environment.items() if not _SECRET.fullmatch(name)}
+
+
+__all__ = ["for_child", "without_secrets"]
