@@ -196,7 +196,7 @@ def test_unknown_run_is_explained(home: Path) -> None:
 def test_approve_waits_for_the_proposal_and_then_for_the_count_of_patients(home: Path) -> None:
     """The agent's part is played by hand: it holds the lock, brings the run, and counts later."""
     run_hash = sha256_of(parse(RunConfig, RUN_TOML))
-    offer = Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)})
+    offer = Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}, training=9)
     with only_one(home):
         later = [
             threading.Timer(1.0, propose, [home]),
