@@ -27,9 +27,10 @@ from client.data_cli import data_add, data_app
 from client.keeper import Worker
 from client.key_cli import key_app
 from client.predict_cli import predict
-from client.shell import HOME, Home, run_of
+from client.shell import HOME, Home
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
 from client.status import is_running, only_one, read_status
+from client.verdict import policy_verdict
 from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
@@ -227,17 +228,22 @@ def policy_check(
     home: Home = HOME,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check policy.toml, and a run against it.
+    """Check policy.toml, and a run against it: first the verdict, then the run's hash, then the rules.
 
     Example: `wardround-client policy check run.toml`
     """
     path = home / POLICY_NAME
     rules = load(PolicyConfig, path) if path.exists() else PolicyConfig()
-    if run is not None:
-        policy.check(run_of(home, run), rules)
-        note("The policy allows this run, as far as it can be said without reading the data.")
-    rows = list(rules.model_dump(mode="json", by_alias=True).items())
-    show_table("Policy", ("rule", "value"), rows, as_json=as_json)
+    verdict = None if run is None else policy_verdict(home, run, rules)
+    values = rules.model_dump(mode="json", by_alias=True)
+    if as_json:
+        show_json({"run": None if verdict is None else verdict.as_data(), "policy": values})
+    else:
+        if verdict is not None:
+            verdict.show()
+        show_table("Policy", ("rule", "value"), list(values.items()))
+    if verdict is not None:
+        verdict.enforce()
 
 
 @app.command()

@@ -15,6 +15,7 @@ from client.shell import HOME, Home, counted_progress, run_of, site_file
 from client.site import SITE_NAME, open_site
 from client.sitefile import add_source
 from client.sitekey import check_outside
+from client.verdict import verdict_after
 from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import SiteConfig, SourceConfig, load, validate
 from common.errors import ConfigError, DataError, ErrorCode
@@ -120,7 +121,7 @@ def data_check(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Read every study and say what is usable; with --run, as that run would.
+    """Read every study and say what is usable; with --run, as that run would, and whether policy.toml allows it.
 
     Writes check/report.html, with pictures, into the site's folder. A later check reads only what is new or changed.
 
@@ -144,11 +145,14 @@ def data_check(
             progress=advance,
         )
     report = write_reports(site.home / CHECK_NAME, checkup)
+    verdict = None if checkup.run is None else verdict_after(checkup, site)
     if as_json:
-        show_json(document(checkup))
+        show_json(document(checkup) | {"policy": None if verdict is None else verdict.as_data()})
     else:
         for table in tables(checkup, names=names, paths=paths):
             show_table(table.title, table.columns, table.rows)
+        if verdict is not None:
+            verdict.show()
     note(f"{len(checkup.studies)} studies, {checkup.remembered} of them unchanged since an earlier check.")
     note(f"With pictures, to look at here and not to send: {report}")
     if not checkup.usable:

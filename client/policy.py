@@ -26,15 +26,20 @@ def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> N
     Raises:
         PolicyError: with every rule that refuses.
     """
-    refusals = list(_refusals(run, policy, offer))
-    if refusals:
-        too_few = offer is not None and offer.patients < policy.min_patients and len(refusals) == 1
+    reasons = refusals(run, policy, offer)
+    if reasons:
+        too_few = offer is not None and offer.patients < policy.min_patients and len(reasons) == 1
         code = ErrorCode.TOO_FEW_PATIENTS if too_few else ErrorCode.POLICY_REFUSED
         raise PolicyError(
-            f"policy.toml refuses run {run.name!r}: {'; '.join(refusals)}. "
+            f"policy.toml refuses run {run.name!r}: {'; '.join(reasons)}. "
             "Ask the coordinator for another run, or change policy.toml if the hospital agrees.",
             code,
         )
+
+
+def refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> list[str]:
+    """Each rule that refuses a run, with what was found and what is allowed; see `check`."""
+    return list(_refusals(run, policy, offer))
 
 
 def check_participation(policy: PolicyConfig) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from common.cli import JsonFlag, configure_logging, new_app, note, say, show_table
-from common.config import RunConfig, load, sha256_of
+from common.config import RunConfig, canonical, load, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
 from common.flower import build_bundle
@@ -42,6 +42,8 @@ from server.runs import read_summary
 from server.template import TEMPLATE
 from server.witness import open_log
 
+# The document that hospitals approve, in a run's folder: its bytes are what the run's hash is of.
+ISSUED_NAME = "run.json"
 MODEL_FILES = ("model.safetensors", "model.json")
 
 SitesArgument: TypeAlias = Annotated[list[str], typer.Argument(metavar="SITE...", help="Names, such as st-mary.")]
@@ -301,7 +303,10 @@ def run(
     for hand in hands:
         operators.enter(opened, hand.sign("run", run_hash))
     open_log(opened).append("proposed", {"run": run_hash})
-    say(f"Proposed {config.name} {sha256_of(config)}")
+    issued = opened.run_folder(config) / ISSUED_NAME
+    write_private(issued, canonical(config).encode())
+    say(f"Proposed {config.name} {run_hash}")
+    note(f"Issued as {issued}, of which that is the SHA-256")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)
 

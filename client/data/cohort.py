@@ -166,7 +166,7 @@ def load_cohort(
         for reference, prepared in studies
     )
     found_size = len({case.patient for case in cases})
-    declared = _declared_size(site, found_size)
+    declared = declared_size(site, found_size)
     return Cohort(cases, tuple(quarantined), cohort_id(site_key), declared, ignored)
 
 
@@ -258,7 +258,7 @@ def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) ->
         progress(done, total)
 
 
-def _declared_size(site: SiteConfig, found: int) -> int:
+def declared_size(site: SiteConfig, found: int) -> int:
     """Never below the patients found: delta is at most 1 / (10 N) of the true N only then."""
     if site.cohort_size is None:
         return math.ceil(found / _DECLARED_STEP) * _DECLARED_STEP

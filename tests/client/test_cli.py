@@ -255,11 +255,62 @@ def test_agent_in_the_background_of_a_terminal_writes_nothing_over_what_is_typed
     assert (tmp_path / "agent.log").read_text().count("said") == 3
 
 
-def test_policy_check_names_the_wrong_key_and_the_refused_run(home: Path, tmp_path: Path) -> None:
-    rows = {row["rule"]: row["value"] for row in json.loads(succeed(home, "policy", "check", "--json"))}
-    assert rows["min-patients"] == 10
-    (tmp_path / "run.toml").write_text(RUN_TOML.replace("4.0", "40.0"))
-    assert "lifetime-epsilon" in fail(home, "policy", "check", str(tmp_path / "run.toml"))
+def test_policy_check_says_the_verdict_first_then_the_hash_then_why_and_the_rules(home: Path, tmp_path: Path) -> None:
+    document = tmp_path / "run.toml"
+    document.write_text(RUN_TOML)
+    run_hash = sha256_of(parse(RunConfig, RUN_TOML))
+    verdict, digest, title, *_ = succeed(home, "policy", "check", str(document)).splitlines()
+    assert verdict == "ALLOWED by policy.toml, without a count of patients: lesions"
+    assert digest == f"SHA-256 of the run: {run_hash}"
+    assert title.strip() == "Policy"
+    document.write_text(RUN_TOML.replace("4.0", "40.0").replace("rounds = 3", "rounds = 3000"))
+    result = call(home, "policy", "check", str(document))
+    assert result.exit_code == 1
+    verdict, digest, *reasons = result.stdout.splitlines()
+    assert verdict.startswith("REFUSED by policy.toml")
+    assert digest != f"SHA-256 of the run: {run_hash}"
+    assert [reason.split()[-2] for reason in reasons if reason.startswith("- ")] == ["lifetime-epsilon", "max-rounds"]
+    assert "lifetime-epsilon" in result.stderr
+    assert json.loads(call(home, "policy", "check", str(document), "--json").stdout)["run"]["allowed"] is False
+
+
+def test_policy_check_of_a_proposed_run_counts_the_patients_that_the_agent_found(home: Path) -> None:
+    run_hash = propose(home)
+    approvals.note_appraisal(
+        home, run_hash, Appraisal(Offer(7, 10, "cohort", 14, {}, {"w": (10, 100)}, training=5), "few")
+    )
+    result = call(home, "policy", "check", "lesions", "--json")
+    assert result.exit_code == 1
+    run = json.loads(result.stdout)["run"]
+    assert (run["sha256"], run["allowed"], run["patients"]) == (run_hash, False, 7)
+    assert "7 patients are usable for it, fewer than min-patients 10" in run["refusals"]
+
+
+def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_the_hospital_was_sent(home: Path) -> None:
+    run_hash = propose(home)
+    kept = home / "proposals" / run_hash / "run.json"
+    shown = subprocess.run(["sha256sum", kept], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[0] == run_hash
+    assert run_hash in succeed(home, "policy", "check", "lesions")
+
+
+def test_data_check_for_a_run_says_whether_the_policy_lets_it_train(home: Path, pictures: Path, tmp_path: Path) -> None:
+    succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    document = tmp_path / "run.toml"
+    document.write_text(RUN_TOML)
+    shown = succeed(home, "data", "check", "--run", str(document))
+    assert "REFUSED by policy.toml, with 4 patients: lesions" in shown
+    assert "- 4 patients are usable for it, fewer than min-patients 10" in shown
+    (home / "policy.toml").write_text("min-patients = 3\nmax-delta = 0.02\nrequire-privacy = false\n")
+    document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", ""))
+    assert "ALLOWED by policy.toml, with 4 patients" in succeed(home, "data", "check", "--run", str(document))
+    verdict = json.loads(succeed(home, "data", "check", "--run", str(document), "--json"))["policy"]
+    assert (verdict["allowed"], verdict["refusals"], verdict["patients"]) == (True, [], 4)
+    assert json.loads(succeed(home, "data", "check", "--json"))["policy"] is None
+
+
+def test_policy_check_names_the_wrong_key(home: Path) -> None:
+    assert json.loads(succeed(home, "policy", "check", "--json"))["policy"]["min-patients"] == 10
     (home / "policy.toml").write_text("min-patient = 3\n")
     assert "min-patients" in fail(home, "policy", "check")
 

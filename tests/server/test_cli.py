@@ -1,6 +1,7 @@
 import hashlib
 import json
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def fails(*words: str) -> str:
 
 def add_result(home, status: str = "completed") -> Path:
     folder = home.run_folder(RUN)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     dice = {"dice": 0.75}
     scores = {"test": {"round": 2, "sites": {"a": dice}, "mean-of-sites": dice, "mean-of-patients": None}}
     guarantee = {"sites": {"a": {"epsilon": 1.5, "delta": 0.001}}}
@@ -241,6 +242,15 @@ def test_watching_ends_with_the_table_when_the_run_is_completed(home, registry, 
 def test_watching_a_failed_run_gives_its_reason_and_exit_code_1(home, registry, running, document, monkeypatch):
     monkeypatch.setattr("server.watch.time.sleep", lambda _: registry.close(HASH, "failed", "no quorum"))
     assert "failed: no quorum" in fails("run", str(document), "--watch")
+
+
+def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_was_issued(home, registry, running, document):
+    result = invoke("run", str(document))
+    issued = home.run_folder(RUN) / "run.json"
+    assert str(issued) in result.stderr.replace("\n", "")
+    shown = subprocess.run(["sha256sum", issued], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[0] == registry.proposals()[0].run_hash == HASH
+    assert HASH in result.stdout
 
 
 def test_runs_stop_and_resume(home, registry, running, document):

@@ -1,0 +1,103 @@
+"""What a hospital's policy says of a run, for the person who asks: verdict first, then the run's hash, then why.
+
+The rules are in client/policy.py. Here a rule that needs the hospital's data is checked where that is known: the agent
+has counted the patients for a proposed run, and `data check --run` counts them itself.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client import approvals, policy
+from client.pipe import Offer
+from client.site import Site
+from common.cli import say
+from common.config import PolicyConfig, RunConfig, load, sha256_of
+from common.errors import PolicyError
+
+if TYPE_CHECKING:
+    from client.data.checkup import Checkup
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the policy lets a run train here."""
+
+    run: RunConfig
+    refusals: tuple[str, ...]
+    patients: int | None  # usable for it; None: not counted, and the rules that need it are left out
+
+    def as_data(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "name": self.run.name,
+            "sha256": sha256_of(self.run),
+            "allowed": not self.refusals,
+            "refusals": list(self.refusals),
+            "patients": self.patients,
+        }
+
+    def show(self) -> None:
+        """Print it."""
+        counted = "without a count of patients" if self.patients is None else f"with {self.patients} patients"
+        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {counted}: {self.run.name}")
+        say(f"SHA-256 of the run: {sha256_of(self.run)}")
+        for reason in self.refusals:
+            say(f"- {reason}")
+
+    def enforce(self) -> None:
+        """Raise where the policy refuses.
+
+        Raises:
+            PolicyError: it does.
+        """
+        if self.refusals:
+            raise PolicyError(
+                f"policy.toml refuses run {self.run.name!r}: {'; '.join(self.refusals)}. "
+                "Ask the coordinator for another run, or change policy.toml if the hospital agrees."
+            )
+
+
+def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
+    """The verdict on a run that is given as a file, or proposed here.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if Path(run).is_file():
+        return verdict_on(load(RunConfig, Path(run)), rules, None)
+    proposal = approvals.find(home, run)
+    return verdict_on(proposal.run, rules, proposal.appraisal.offer if proposal.appraisal else None)
+
+
+def verdict_on(run: RunConfig, rules: PolicyConfig, offer: Offer | None) -> Verdict:
+    """The verdict, with what the site has for the run; None: not known."""
+    return Verdict(run, tuple(policy.refusals(run, rules, offer)), None if offer is None else offer.patients)
+
+
+def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
+    """The verdict on the run for which the site's data were checked.
+
+    Raises:
+        ConfigError: site.toml declares fewer patients than there are.
+    """
+    from client.data.cohort import cohort_id, declared_size  # noqa: PLC0415 - torch
+    from common.models import tensor_shapes  # noqa: PLC0415 - torch
+
+    if checkup.run is None:
+        raise ValueError("the data were checked for no run")
+    patients = {study.patient for study in checkup.usable}
+    offer = Offer(
+        patients=len(patients),
+        declared_size=declared_size(site.config, len(patients)),
+        cohort_id=cohort_id(site.key),
+        usable=len(checkup.usable),
+        quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),
+        tensors=tensor_shapes(checkup.run),
+        training=len({study.patient for study in checkup.usable if study.split == "train"}),
+    )
+    return verdict_on(checkup.run, site.policy, offer)
+
+
+__all__ = ["Verdict", "policy_verdict", "verdict_after", "verdict_on"]
