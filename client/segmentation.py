@@ -19,12 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom import Dataset, config
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import validate_value
 
+from client.data.dicom_header import with_identity
+from client.data.dicom_text import in_utf_8
+from client.data.dicom_values import name_of
 from client.data.study import quiet
 from common.errors import DataError, ErrorCode
 
@@ -68,6 +72,8 @@ _COPIED = (
     "ReferringPhysicianName",
 )
 
+# Whose it is; other text that cannot be read is left out.
+_WHOSE = ("PatientName", "PatientID")
 # By these a segmentation refers to its source.
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _UID = re.compile(r"[012](\.(0|[1-9]\d*))+", re.ASCII)
@@ -123,6 +129,7 @@ def write_segmentation(
             images that is retired or private.
     """
     with quiet():
+        sources = [with_identity(_own(source)) for source in sources]
         _check_names(sources)
     _check_one_series(sources)
     _check_places(sources)
@@ -159,15 +166,25 @@ def write_segmentation(
     return segmentation
 
 
+def _own(source: Dataset) -> Dataset:
+    """A copy whose attributes can be set and removed; the values are shared."""
+    copy = Dataset()
+    copy.update(source)
+    copy.file_meta = source.file_meta
+    return copy
+
+
 def _check_names(sources: Sequence[Dataset]) -> None:
     for keyword in (*_NAMES, "FrameOfReferenceUID"):
         values = {str(source.get(keyword) or "") for source in sources}
         if keyword not in _NAMES:
             values.discard("")  # only an image with a place has to have one, and then `_completed` makes it
         if not all(len(value) <= _LONGEST_UID and _UID.fullmatch(value) for value in values):
+            found = "is empty or missing" if "" in values else "is no UID"
             raise DataError(
-                f"{keyword} is missing or no UID in an image of the study, and a segmentation must refer to it. "
-                "Expected numbers with dots, the first of them 0, 1 or 2. Export the study again from the archive.",
+                f"{name_of(keyword)} {found} in an image of the study, and a segmentation must refer to it. Expected "
+                "numbers with dots, the first of them 0, 1 or 2. Where a de-identifier removed it, segment the study "
+                "as it is in the archive, or have the de-identifier write a new one.",
                 ErrorCode.UNSUPPORTED,
             )
 
@@ -228,9 +245,7 @@ def _completed(sources: Sequence[Dataset]) -> list[Dataset]:
     completed = []
     thickness_mm = _distance_mm(sources)
     for source in sources:
-        copy = Dataset()
-        copy.update(source)
-        copy.file_meta = source.file_meta
+        copy = _own(source)
         if not copy.get("FrameOfReferenceUID") or not _is_placed(copy):
             copy.pop("FrameOfReferenceUID", None)  # it says nothing of an image without a place in it
             if copy.get("ImagePositionPatient"):
@@ -244,6 +259,7 @@ def _completed(sources: Sequence[Dataset]) -> list[Dataset]:
             copy.SliceThickness = thickness_mm
         completed.append(copy)
     first = completed[0]  # the only one that patient and study are copied from
+    _tell_text(first)
     for tag in [tag for tag in list(first.keys()) if tag.group in _PERSON_AND_STUDY and not _is_legal(first, tag)]:
         del first[tag]
     for keyword in _COPIED:
@@ -255,9 +271,20 @@ def _completed(sources: Sequence[Dataset]) -> list[Dataset]:
         first.DeidentificationMethod = "not stated by the source"  # required with YES
     if first.PatientSex not in ("M", "F", "O"):
         first.PatientSex = ""
-    if not first.get("SpecificCharacterSet", True):
-        del first.SpecificCharacterSet
     return completed
+
+
+def _tell_text(first: Dataset) -> None:
+    """Bring all text that is copied to UTF-8: what the source says of its characters is often not true."""
+    for tag in in_utf_8(first, _PERSON_AND_STUDY):
+        if tag in map(tag_for_keyword, _WHOSE):
+            raise DataError(
+                f"the characters of {name_of(keyword_for_tag(tag))} are not those that Specific Character Set "
+                "(0008,0005) of the images states, and the segmentation must not carry another name. Correct the "
+                "character set in the archive.",
+                ErrorCode.UNSUPPORTED,
+            )
+        del first[tag]
 
 
 def _distance_mm(sources: Sequence[Dataset]) -> str:

@@ -16,6 +16,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from client.data.deidentify import check_pixels, values_of
+from client.data.dicom_text import text_of_tag
 from client.data.frames import problem_from_json, problem_to_json, text_of
 from client.data.study import parsing, quiet
 from common.errors import DataError, ErrorCode
@@ -231,7 +232,7 @@ def _entry(path: Path) -> Entry:
         _text(header, "SOPInstanceUID"),
         _text(header, "StudyInstanceUID"),
         _text(header, "SeriesInstanceUID"),
-        _text(header, "PatientID"),
+        (text_of_tag(header, "PatientID") or _text(header, "PatientID")).strip(),
         _text(header, "FrameOfReferenceUID") or frame,
         references,
         from_meta,

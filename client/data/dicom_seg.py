@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.data.dicom_pixels import MOST_VALUES, decoded
+from client.data.dicom_text import encodings_of, text_of_tag
 from client.data.dicom_values import name_of, number_of, numbers_of
 from client.data.geometry import Stack
 from client.data.labels import Naming, resample
@@ -117,8 +118,9 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
         )
     # Labelmaps may describe what is outside of their segments: number 0, and the padding value.
     outside = {0, int(ds.get("PixelPaddingValue") or 0)} if ds.get("SegmentationType") == "LABELMAP" else set[int]()
+    encodings = encodings_of(ds)
     classes = dict.fromkeys(outside, 0) | {
-        int(segment.SegmentNumber): naming.number(_names(segment), ordinal)
+        int(segment.SegmentNumber): naming.number(_names(segment, encodings), ordinal)
         for ordinal, segment in enumerate(ds.SegmentSequence, start=1)
         if int(segment.SegmentNumber) not in outside
     }
@@ -144,13 +146,13 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
     return resample(volume, affine, grid.stack.affine, grid.shape, naming)
 
 
-def _names(segment: Dataset) -> list[str]:
+def _names(segment: Dataset, encodings: Sequence[str]) -> list[str]:
     """What a segment may go by: its label, and the code of its property type."""
     codes = [
         f"{code.get('CodingSchemeDesignator', '')}:{code.get('CodeValue') or code.get('LongCodeValue') or ''}"
         for code in segment.get("SegmentedPropertyTypeCodeSequence") or []
     ]
-    return [str(segment.get("SegmentLabel", "")), *codes]
+    return [text_of_tag(segment, "SegmentLabel", encodings) or "", *codes]
 
 
 def _stacked(slices: Sequence[int], planes: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.data.dicom_seg import Grid
+from client.data.dicom_text import encodings_of, text_of_tag
 from client.data.dicom_values import name_of
 from client.data.labels import Naming
 from common.errors import DataError, ErrorCode
@@ -65,7 +66,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
                 f"ROI {number} has contours but no name. Export the structure set again.", ErrorCode.LABEL_UNKNOWN
             )
         roi = described[number]
-        value = naming.number([str(roi.get("ROIName", ""))], number, what="ROI")
+        value = naming.number([text_of_tag(roi, "ROIName", encodings_of(ds)) or ""], number, what="ROI")
         if value:
             same_frame = str(roi.get("ReferencedFrameOfReferenceUID", "")) == grid.frame_of_reference != ""
             for z, region in _regions(contours.ContourSequence, grid, same_frame):
