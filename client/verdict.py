@@ -88,6 +88,8 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     if checkup.run is None:
         raise ValueError("the data were checked for no run")
     patients = {study.patient for study in checkup.usable}
+    if not patients:  # neither noise nor delta can be said
+        return Verdict(checkup.run, (*policy.refusals(checkup.run, site.policy), "no patient is usable for it"), 0)
     offer = Offer(
         patients=len(patients),
         declared_size=declared_size(site.config, len(patients)),
