@@ -3,8 +3,10 @@
 Slices without a frame are background, so a segmentation that names no voxel is a negative study and welcome; one
 without any frame is no label. A segment goes by its label or by its code, written "SCT:10200004". A fractional segment,
 of probability or of occupancy, counts where it reaches a share of its maximum. Frames are placed by position where the
-series has a frame of reference, else by the image and frame they were derived from. A segmentation on another grid is
-resampled when both lie in one frame of reference, and refused else; one of a tiled slide is refused.
+series has a frame of reference, else by the image and frame they were derived from. Where the segmentation names
+another frame of reference (anonymisers and some writers make one up), every frame must lie on the image it names. A
+segmentation on another grid is resampled when both lie in one frame of reference, and refused else; one of a tiled
+slide is refused.
 Source: DICOM PS3.3 A.51 and A.86, C.8.20 (C.8.20.2: fractional and labelmap), C.7.6.16 (functional groups).
 """
 
@@ -128,11 +130,13 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
     if "PixelData" not in ds or not groups:
         raise DataError("the segmentation holds no frames. Export it again.", ErrorCode.NO_LABEL)
     frame_of_reference = str(ds.get("FrameOfReferenceUID") or "")
-    if grid.stack is not None and frame_of_reference and grid.frame_of_reference not in ("", frame_of_reference):
-        raise _other_grid("it has another frame of reference")
     shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     size = (int(ds.Rows), int(ds.Columns))
     slices = [_slice_of(group, shared, grid) for group in groups]
+    if grid.stack is not None and frame_of_reference and grid.frame_of_reference not in ("", frame_of_reference):
+        named = [grid.slices_named(_sources(group, shared)) for group in groups]
+        if not all(z in images for z, images in zip(slices, named, strict=True)):
+            raise _other_grid("it has another frame of reference, and not every frame lies on the image that it names")
     on_grid = [z for z in slices if z is not None]
     if size == grid.shape[1:] and len(on_grid) == len(groups):
         return _stacked(on_grid, _planes(ds, groups, shared, classes, fractional_threshold), grid.shape)
@@ -246,13 +250,18 @@ def _own_grid(
 
 def _source_slice(group: Dataset, shared: Dataset, grid: Grid) -> int:
     """The slice that the frame says it was derived from."""
-    derivation = _macro(group, shared, "DerivationImageSequence")
-    found = grid.slices_named([] if derivation is None else derivation.get("SourceImageSequence") or [])
+    found = grid.slices_named(_sources(group, shared))
     if len(grid.instances) == 1:
         return 0
     if len(found) != 1:
         raise _other_grid("a frame says neither where it lies nor which one image it was drawn on")
     return found[0]
+
+
+def _sources(group: Dataset, shared: Dataset) -> Sequence[Dataset]:
+    """The images that a frame says it was derived from."""
+    derivation = _macro(group, shared, "DerivationImageSequence")
+    return [] if derivation is None else derivation.get("SourceImageSequence") or []
 
 
 def _macro(group: Dataset, shared: Dataset, keyword: str) -> Any:

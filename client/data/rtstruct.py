@@ -1,8 +1,9 @@
 """DICOM RTSTRUCT to a label volume on its series' own grid: closed contours, filled.
 
 A pixel belongs to a region when its centre lies inside an odd number of the region's contours on that slice (even-odd
-rule): a contour within another is a hole, a keyhole's channel has no width and draws nothing, and two regions of one
-ROI that overlap cut each other out, as PS3.3 says for CLOSEDPLANAR_XOR. A centre on the left or upper edge is inside,
+rule): a contour within another is a hole, and a keyhole's channel has no width and draws nothing. Contours that cross
+each other, or come twice, are parts of one region and united first; only for CLOSEDPLANAR_XOR PS3.3 says that they cut
+each other out. A centre on the left or upper edge is inside,
 on the right or lower edge outside. Slices without a contour are background; nothing is interpolated.
 
 A contour that names the image it was drawn on must lie on that image, and the image be in the series; writers that
@@ -11,6 +12,8 @@ reference and must lie on one of its slices. One broken contour refuses the whol
 Source: DICOM PS3.3 C.8.8.5 (structure set), C.8.8.6 (ROI contour).
 """
 
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +29,10 @@ from client.data.labels import Naming
 from common.errors import DataError, ErrorCode
 
 _TAGS = ["StructureSetROISequence", "ROIContourSequence"]
-_AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_EXCLUSIVE = "CLOSEDPLANAR_XOR"
+_AREAS = ("CLOSED_PLANAR", _EXCLUSIVE)
+# A contour lies within another when this share of its pixels does: writers round, and holes touch their edge.
+_WITHIN = 0.95
 # A contour lies on a slice when all its points are no further away than this share of the slice spacing, or this.
 _SHARE = 0.1
 _ROUNDING_MM = 0.05
@@ -103,6 +109,43 @@ def fill(contours: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDA
     return filled
 
 
+def united(contours: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Fill polygons by the even-odd rule, those that cross each other as one.
+
+    Args:
+        contours: (N, 2) corners (y, x) in pixels each, see `fill`.
+        shape: (Y, X).
+
+    Returns:
+        (Y, X).
+    """
+    if not _touch(contours):
+        return fill(contours, shape)
+    parts: list[NDArray[np.bool_]] = []
+    for contour in contours:
+        part = fill([contour], shape)
+        crossed = [_cross(part, other) for other in parts]
+        for other in itertools.compress(parts, crossed):
+            part |= other
+        parts = [*itertools.compress(parts, map(operator.not_, crossed)), part]
+    filled: NDArray[np.bool_] = np.logical_xor.reduce(parts)
+    return filled
+
+
+def _touch(contours: Sequence[NDArray[np.float64]]) -> bool:
+    """Whether the boxes around any two polygons have a point in common."""
+    lows, highs = (np.array([end(contour, axis=0) for contour in contours]) for end in (np.min, np.max))
+    apart = (lows[:, None] > highs[None]).any(axis=2) | (highs[:, None] < lows[None]).any(axis=2)
+    return int((~apart).sum()) > len(contours)  # each touches itself
+
+
+def _cross(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
+    """Whether two regions overlap and neither is a hole, or an island, of the other."""
+    both = int((first & second).sum())
+    small, large = sorted((int(first.sum()), int(second.sum())))
+    return both > 0 and (both < _WITHIN * small or small >= _WITHIN * large)
+
+
 def _is_area(contour: Dataset) -> bool:
     return contour.get("ContourGeometricType") in _AREAS
 
@@ -110,6 +153,7 @@ def _is_area(contour: Dataset) -> bool:
 def _regions(contours: Sequence[Dataset], grid: Grid, same_frame: bool) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """For each slice that an ROI touches, its pixels there."""
     by_slice: dict[int, list[NDArray[np.float64]]] = {}
+    exclusive = any(contour.ContourGeometricType == _EXCLUSIVE for contour in contours)
     for contour in contours:
         if not _is_area(contour):
             raise DataError(
@@ -120,7 +164,8 @@ def _regions(contours: Sequence[Dataset], grid: Grid, same_frame: bool) -> Itera
         z, corners = _place(contour, grid, same_frame)
         by_slice.setdefault(z, []).append(corners)
     for z, polygons in by_slice.items():
-        yield z, fill(polygons, (grid.shape[1], grid.shape[2]))
+        shape = (grid.shape[1], grid.shape[2])
+        yield z, fill(polygons, shape) if exclusive else united(polygons, shape)
 
 
 def _place(contour: Dataset, grid: Grid, same_frame: bool) -> tuple[int, NDArray[np.float64]]:

@@ -256,6 +256,25 @@ def test_several_segmentations_of_a_series_are_drawn_together(tmp_path: Path) ->
     assert (label_of(tmp_path, TWO) == np.where(box(), 2, masks["organ"])).all()
 
 
+def test_segmentation_on_its_images_is_read_whatever_frame_of_reference_the_writer_invented(tmp_path: Path) -> None:
+    slices = ct_slices(stored())
+    seg = segmentation(slices, {"lesion": box()})
+    seg.FrameOfReferenceUID = highdicom.UID()
+    save(tmp_path / "named", [*slices, seg])
+    assert (label_of(tmp_path / "named") == box()).all()
+    first, second, *_ = seg.PerFrameFunctionalGroupsSequence
+    first.DerivationImageSequence, second.DerivationImageSequence = (
+        second.DerivationImageSequence,
+        first.DerivationImageSequence,
+    )
+    save(tmp_path / "swapped", [*slices, seg])
+    assert_refused(tmp_path / "swapped", ErrorCode.GEOMETRY_MISMATCH, "another frame of reference")
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
+    save(tmp_path / "unnamed", [*slices, seg])
+    assert_refused(tmp_path / "unnamed", ErrorCode.GEOMETRY_MISMATCH, "another frame of reference")
+
+
 def test_one_broken_label_beside_a_good_one_sets_the_study_aside_and_says_which(tmp_path: Path) -> None:
     slices = ct_slices(stored())
     broken = segmentation(slices, {"lesion": box()})

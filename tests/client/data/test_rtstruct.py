@@ -16,7 +16,7 @@ from client.data import sources
 from client.data.dicom_seg import Grid
 from client.data.geometry import stack_slices
 from client.data.labels import Vocabulary
-from client.data.rtstruct import fill, read_labels
+from client.data.rtstruct import fill, read_labels, united
 from client.data.study import Study
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
@@ -189,6 +189,44 @@ def test_contour_within_a_contour_is_a_hole_and_one_within_that_an_island(tmp_pa
     expected = np.zeros(SHAPE[1:], bool)
     expected[4:15, 5:13], expected[6:13, 7:11], expected[8:10, 8:10] = True, False, True
     assert (label_of(tmp_path)[2] == expected).all()
+
+
+def square_at(y: float, x: float, size: float = 8) -> Corners:
+    return [(y, x), (y, x + size), (y + size, x + size), (y + size, x)]
+
+
+def test_contours_of_one_roi_that_cross_each_other_are_united(tmp_path: Path) -> None:
+    slices, first, second = ct(), square_at(3.5, 4.5), square_at(7.5, 8.5)
+    # And a hole in what both make.
+    save(tmp_path, [*slices, structure_set(slices, {"lesion": [(2, first), (2, second), (2, square_at(8.5, 9.5, 2))]})])
+    expected = np.zeros(SHAPE[1:], bool)
+    expected[4:12, 5:13] = expected[8:16, 9:17] = True
+    expected[9:11, 10:12] = False
+    assert (label_of(tmp_path)[2] == expected).all()
+    assert (inside([first], SHAPE[1:]) | inside([second], SHAPE[1:])).sum() - 4 == expected.sum()
+
+
+def test_contour_that_comes_twice_is_one_region(tmp_path: Path) -> None:
+    slices, one = ct(), square_at(3.5, 4.5)
+    save(tmp_path, [*slices, structure_set(slices, {"lesion": [(2, one), (2, one[::-1])]})])
+    assert label_of(tmp_path)[2].sum() == 64
+
+
+def test_contours_of_the_exclusive_kind_cut_each_other_out(tmp_path: Path) -> None:
+    slices, first, second = ct(), square_at(3.5, 4.5), square_at(7.5, 8.5)
+    ds = structure_set(slices, {"lesion": [(2, first), (2, second)]})
+    for item in contours_of(ds):
+        item.ContourGeometricType = "CLOSEDPLANAR_XOR"
+    save(tmp_path, [*slices, ds])
+    assert (label_of(tmp_path)[2].astype(bool) == inside([first], SHAPE[1:]) ^ inside([second], SHAPE[1:])).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_crossing_and_lying_apart_polygons_are_the_union_of_matplotlibs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    polygons = [star(rng, (20 + 6 * step, 20 + 9 * step), 9) for step in range(3)] + [star(rng, (50, 12), 6)]
+    masks = [inside([one], (64, 64)) for one in polygons]
+    assert (united([np.array(one) for one in polygons], (64, 64)) == np.logical_or.reduce(masks)).all()
 
 
 def test_keyhole_is_a_hole_and_its_channel_leaves_no_trace(tmp_path: Path) -> None:
