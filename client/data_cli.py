@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client import enrol, record
 from client.shell import HOME, Home, counted_progress, run_of, site_file
 from client.site import SITE_NAME, open_site
-from client.sitefile import add_source
+from client.sitefile import add_source, remove_source
 from client.sitekey import check_outside
 from client.verdict import verdict_after
 from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import SiteConfig, SourceConfig, load, validate
 from common.errors import ConfigError, DataError, ErrorCode
+
+if TYPE_CHECKING:
+    from client.data.study import Found
 
 data_app = new_app("The images this hospital offers.")
 
@@ -49,6 +52,11 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     pixel_text_checked: Annotated[
         bool, typer.Option("--pixel-text-checked", help="A person has looked: no patient is named in the pixels.")
     ] = False,
+    channel: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of images NAME_0000, NAME_0001 the one to use; default: all, as channels."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and tell; add nothing.")] = False,
 ) -> None:
     """Offer a folder of images to runs. Nothing is copied or changed.
 
@@ -72,29 +80,64 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "empty_labels_are_negative": empty_labels_are_negative,
         "labels_checked": labels_checked,
         "pixel_text_checked": pixel_text_checked,
+        "channel": channel,
     }
     source = validate(SourceConfig, values, "data add")
     check_outside(home, [Path(source.path)])
+    if (home / SITE_NAME).exists():
+        _check_new(load(SiteConfig, home / SITE_NAME), source, home)
     with Readers(1) as readers:
         found = readers.find(source, home)
     if not found.references:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(found.left_out.items()))
         raise DataError(
-            f"no study was found in {path} ({found.ignored} other files). Expected DICOM series with DICOM SEG, "
-            "NIfTI in images/ and labels/, or pictures with --csv or in images/ and labels/. Nothing was added."
+            f"no study was found in {path} ({left_out or 'it is empty'}). Expected DICOM series with DICOM SEG, or "
+            "NIfTI or pictures with their labels beside them (NAME_seg), in images/ and labels/, or named by --csv. "
+            "Nothing was added."
         )
+    readable = [reference for reference in found.references if reference.problem is None]
+    patients = len({reference.patient for reference in readable})
+    if dry_run:
+        say(f"Found: {len(readable)} studies of {patients} patients. Nothing was added.")
+        _tell(found)
+        return
     if not (home / SITE_NAME).exists():
         enrol.prepare_home(home)
         note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
     site = add_source(home / SITE_NAME, source)
-    readable = [reference for reference in found.references if reference.problem is None]
-    patients = len({reference.patient for reference in readable})
     record.note(home, "data-added", record.count_fields(patients))
     say(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
-    problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
-    for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
-        if counts:
-            say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
-    note("Next: wardround-client data check")
+    _tell(found)
+    if any(reference.labels for reference in readable):
+        note("Next: wardround-client data check")
+    else:
+        note("None has a label yet. Whether the images can be read: wardround-client data check --without-labels")
+
+
+@data_app.command("remove")
+def data_remove(
+    source: Annotated[str, typer.Argument(help="Its number in `data list`, or its folder.")], home: Home = HOME
+) -> None:
+    """Offer a folder no more. Its files stay as they are; so do patients' places in train and test.
+
+    Example: `wardround-client data remove 1`
+    """
+    site = load(SiteConfig, site_file(home))
+    if source.isdecimal():
+        number = int(source)
+    else:
+        wanted = Path(source).expanduser().resolve()
+        same = [at for at, one in enumerate(site.data, start=1) if _folder(one, home) == wanted]
+        if len(same) != 1:
+            raise ConfigError(
+                f"{len(same)} of the {len(site.data)} sources are that folder. Give the number: see wardround-client "
+                "data list."
+            )
+        (number,) = same
+    left = remove_source(home / SITE_NAME, number)
+    record.note(home, "data-removed")
+    say(f"Removed: source {number}. Sources: {len(left.data)}.")
+    note("Cached copies of its images go when data are next read.")
 
 
 @data_app.command("list")
@@ -112,12 +155,15 @@ def data_list(home: Home = HOME, as_json: JsonFlag = False) -> None:
 
 
 @data_app.command("check")
-def data_check(
+def data_check(  # noqa: PLR0917 - one parameter an option
     home: Home = HOME,
     run: Annotated[str | None, typer.Option(help="A run.toml, or the name or hash of a proposed run.")] = None,
     paths: Annotated[bool, typer.Option("--paths", help="Also print where studies lie; may name patients.")] = False,
     names: Annotated[
         bool, typer.Option("--names", help="Also print labels' own names, free text that may name patients.")
+    ] = False,
+    without_labels: Annotated[
+        bool, typer.Option("--without-labels", help="Look at the images alone, such as before there are labels.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -131,6 +177,8 @@ def data_check(
     from client.data.check_tables import document, tables  # noqa: PLC0415 - image libraries
     from client.data.checkup import CHECK_NAME, check_site  # noqa: PLC0415 - image libraries
 
+    if without_labels and run is not None:
+        raise ConfigError("a run needs labels: --without-labels does not go with --run.")
     site = open_site(home)
     if not site.config.data:
         raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
@@ -141,6 +189,7 @@ def data_check(
             site.config,
             site.key,
             None if run is None else run_of(home, run),
+            labels=not without_labels,
             readers=site.config.threads or os.cpu_count() or 1,
             progress=advance,
         )
@@ -155,8 +204,12 @@ def data_check(
             verdict.show()
     note(f"{len(checkup.studies)} studies, {checkup.remembered} of them unchanged since an earlier check.")
     note(f"With pictures, to look at here and not to send: {report}")
+    if without_labels:
+        note("The labels were not looked at: what can be read is not yet what can be trained on.")
     if not checkup.usable:
-        raise DataError("no study is usable. See the reasons above.", ErrorCode.NO_DATA)
+        unlabelled = any(study.problem.code is ErrorCode.NO_LABEL for study in checkup.quarantined if study.problem)
+        hint = " Whether the images can be read: wardround-client data check --without-labels." if unlabelled else ""
+        raise DataError(f"no study is usable. See the reasons above.{hint}", ErrorCode.NO_DATA)
 
 
 @data_app.command("export")
@@ -232,6 +285,36 @@ def data_forget(
     say(f"Forgotten: {studies} studies are left out from now on; what was kept of them is removed.")
     note("The images themselves are untouched. So are copies that were exported, and predictions.")
     note("Models trained already cannot forget; what they may tell of a patient is what 'ledger' bounds.")
+
+
+def _tell(found: "Found") -> None:
+    """What was set aside, ignored and assumed on looking at a folder."""
+    problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
+    for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
+        if counts:
+            say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
+
+
+def _check_new(site: SiteConfig, source: SourceConfig, home: Path) -> None:
+    """Refuse a folder that a source offers already: its patients would count twice.
+
+    Raises:
+        ConfigError: with the number of that source.
+    """
+    folder, ways = _folder(source, home), ("csv", "where", "images", "labels", "channel", "patients")
+    for number, other in enumerate(site.data, start=1):
+        known = _folder(other, home)
+        if folder == known and all(getattr(source, way) == getattr(other, way) for way in ways):
+            raise ConfigError(
+                f"this folder is source {number} already. Nothing was added. To have it read in another way: "
+                f"wardround-client data remove {number}, then add it again."
+            )
+        if folder.is_relative_to(known) or known.is_relative_to(folder):
+            note(f"This folder and that of source {number} share files: an image that is in both counts once.")
+
+
+def _folder(source: SourceConfig, home: Path) -> Path:
+    return (home / Path(source.path).expanduser()).resolve()
 
 
 def _digest(folder: Path) -> str:

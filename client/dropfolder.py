@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client.data import images, nifti
-from client.data.pairs import files_under, has_suffix
+from client.data.listing import files_under
+from client.data.pairs import has_suffix
 from client.data.study import Reference, parsing
 from common.errors import DataError
 

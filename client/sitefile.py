@@ -1,14 +1,19 @@
-"""Adding a data source to site.toml without losing what a person wrote there.
+"""Adding a data source to site.toml, and taking one out, without losing what a person wrote there.
 
-TOML lets a table of an array be added at the end of the file, so the text before it stays byte for byte. The new
-text is checked as a whole before it replaces the old one.
+TOML lets a table of an array be added at the end of the file, so the text before it stays byte for byte. One is taken
+out as the lines from its [[data]] to the next table. The new text is checked as a whole before it replaces the old one.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from common.config import SiteConfig, SourceConfig, parse
+from common.errors import ConfigError
+
+_HEADER = re.compile(r"\s*\[\[?\s*(?P<name>[^\]]*?)\s*\]")
+_DATA = re.compile(r"\s*\[\[\s*data\s*\]\]")
 
 
 def add_source(path: Path, source: SourceConfig) -> SiteConfig:
@@ -26,10 +31,52 @@ def add_source(path: Path, source: SourceConfig) -> SiteConfig:
     lines = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
     text = f"{old.rstrip()}\n\n[[data]]\n{lines}"
     site = parse(SiteConfig, text, source=f"{path} with the new data")
+    _replace(path, text)
+    return site
+
+
+def remove_source(path: Path, number: int) -> SiteConfig:
+    """Take [[data]] number `number`, from 1, out of site.toml.
+
+    Returns:
+        The site as it is now described.
+
+    Raises:
+        ConfigError: there is no such source, or the file does not write it as a table of its own.
+    """
+    old = path.read_text(encoding="utf-8")
+    before = parse(SiteConfig, old, source=str(path))
+    if not 1 <= number <= len(before.data):
+        raise ConfigError(
+            f"site.toml has {len(before.data)} data source(s), and none is number {number}. See: wardround-client data "
+            "list."
+        )
+    lines = old.splitlines(keepends=True)
+    starts = [index for index, line in enumerate(lines) if _DATA.match(line)]
+    expected = before.model_copy(update={"data": (*before.data[: number - 1], *before.data[number:])})
+    if len(starts) == len(before.data):
+        start = starts[number - 1]
+        rest = range(start + 1, len(lines))
+        end = next((index for index in rest if _begins_another(lines[index])), len(lines))
+        text = "".join([*lines[:start], *lines[end:]]).rstrip() + "\n"
+        if parse(SiteConfig, text, source=f"{path} without the data") == expected:
+            _replace(path, text)
+            return expected
+    raise ConfigError(
+        f"source {number} is not written as a [[data]] table of its own in {path}. Take it out there by hand."
+    )
+
+
+def _begins_another(line: str) -> bool:
+    """Whether a line begins a table that is no part of the [[data]] before it."""
+    header = _HEADER.match(line)
+    return header is not None and not header["name"].startswith("data.")
+
+
+def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-    return site
 
 
 def _toml(value: Any) -> str:

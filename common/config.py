@@ -262,6 +262,9 @@ class SourceConfig(Table):
     # nifti, and images without a CSV: sub-folders; image and label share the file name.
     images: str = "images"
     labels: str = "labels"
+    # nifti and images: of an image of several files (NAME_0000, NAME_0001, as nnU-Net keeps channels) the one to use.
+    # None: all, each a channel.
+    channel: Annotated[int, Field(ge=0)] | None = None
     # Regular expression whose first group names the patient within a file or CSV name.
     patient_pattern: str | None = None
     # Local label value, segment label, code of a segment's property type (such as "SCT:10200004") or ROI name -> class

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom.data
 from numpy.random import Generator
@@ -37,7 +38,6 @@ from PIL import Image
 
 from client.data.isolation import FILE_LIMIT_S, Job, Readers, Reading
 from client.data.labels import Vocabulary
-from client.data.nifti import write_nifti
 from client.data.study import Reference
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError
@@ -294,7 +294,8 @@ def _others(folder: Path) -> list[Seed]:
     values = np.arange(6 * 9 * 10, dtype=np.int16).reshape(6, 9, 10) % 3
     seeds = []
     for name in ("a.nii", "a.nii.gz"):
-        write_nifti(folder / name, values, np.diag([1.0, 2.0, 3.0, 1.0]))
+        image = nib.Nifti1Image(values, np.diag([1.0, 2.0, 3.0, 1.0]))  # type: ignore[no-untyped-call]  # nibabel
+        nib.save(image, folder / name)
         seeds.append(Seed("nifti", name, (folder / name).read_bytes()))
     for name in ("a.png", "a.pgm", "a.tif", "a.jpg", "a.bmp"):
         seeds.append(Seed("picture", name, _picture(40, Path(name).suffix)))

@@ -100,7 +100,7 @@ class Catalogue:
         names = {
             self._name(Job(job.reference, wanted))
             for job in jobs
-            for wanted in (Vocabulary(), Vocabulary(classes=()))  # the two ways of naming labels
+            for wanted in (Vocabulary(), Vocabulary(classes=()), None)  # the two ways of naming labels, and without
         }
         try:
             for path in self._folder.iterdir() if self._folder.is_dir() else ():
@@ -111,8 +111,9 @@ class Catalogue:
 
     def _name(self, job: Job) -> str:
         # The first file too: two sources of a site may use the same keys.
-        reference, as_found = job.reference, job.wanted is not None and job.wanted.classes is None
-        return self._vault.name(reference.kind, reference.key, reference.images[:1], as_found)
+        reference = job.reference
+        way = "images" if job.wanted is None else job.wanted.classes is None
+        return self._vault.name(reference.kind, reference.key, reference.images[:1], way)
 
 
 @lru_cache(maxsize=1)

@@ -166,13 +166,14 @@ def _figure(study: Outcome, shown: Mapping[str, str]) -> str:
         for place, (name, count) in enumerate((n, c) for n, c in facts.voxels.items() if n != BACKGROUND)
         if count
     ]
+    none = "no foreground" if facts.voxels else "label not looked at"
     split = f" · {study.split}" if study.split else ""
     data = base64.b64encode(study.checked.thumbnail).decode()
     return (
         f'<figure><div class="picture"><img alt="Study {study.number}: one slice with the contour of its label" '
         f'src="data:image/png;base64,{data}"></div>'
         f"<figcaption><strong>{study.number}</strong> <code>{study.name}</code>{split}<br>"
-        f"{in_html(facts.modality)} {size}{spacing}<br>{', '.join(marked) or 'no foreground'}</figcaption></figure>"
+        f"{in_html(facts.modality)} {size}{spacing}<br>{', '.join(marked) or none}</figcaption></figure>"
     )
 
 

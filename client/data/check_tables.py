@@ -85,7 +85,7 @@ def counts(checkup: Checkup) -> dict[str, int]:
         "quarantined": len(checkup.quarantined),
         "ignored": checkup.left_out.total(),
         "patients": len({study.patient for study in checkup.usable}),
-        "without-foreground": sum(not facts.has_foreground for facts in _facts(checkup)),
+        "without-foreground": sum(facts.is_empty for facts in _facts(checkup)),
     }
 
 
@@ -179,7 +179,7 @@ def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
         (shown[name], studies, f"{100 * marked / voxels:.3g} %" if voxels else None)
         for name, (studies, marked, voxels) in shares.items()
     ]
-    nothing = sum(not facts.has_foreground for facts in _facts(checkup))
+    nothing = sum(facts.is_empty for facts in _facts(checkup))
     rows += [("no foreground at all", nothing, None)] if nothing else []
     return Table("Classes", ("class", "studies with it", "share of their voxels"), tuple(rows))
 

@@ -7,7 +7,7 @@ would see it. Raw ids and paths stay in `Outcome.path`, which is left out of its
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client.data.catalogue import Catalogue
@@ -100,6 +100,7 @@ def check_site(
     site_key: bytes,
     run: RunConfig | None,
     *,
+    labels: bool = True,
     readers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkup:
@@ -110,6 +111,7 @@ def check_site(
         site: its sources.
         site_key: secret key of the pseudonyms and of what is kept.
         run: whose classes, modality and splits count; None: labels as found, no splits.
+        labels: False: look at the images alone.
         readers: processes that parse; see `Readers`.
         progress: called with (studies done, studies in all).
 
@@ -124,7 +126,10 @@ def check_site(
         headers.save()
         numbers = [number for number, one in enumerate(found) for _ in one.references]
         references = [reference for one in found for reference in one.references]
-        jobs = [_job(reference, site.data[number], run) for reference, number in zip(references, numbers, strict=True)]
+        jobs = [
+            _job(reference, site.data[number], run, labels=labels)
+            for reference, number in zip(references, numbers, strict=True)
+        ]
         results, remembered = _results(jobs, parsers, catalogue, progress)
     results = _without_duplicates([_fit(result, run) for result in results])
     splits: Mapping[str, Split] = {}
@@ -141,11 +146,19 @@ def check_site(
     return Checkup(site.name, run, looked, outcomes, remembered, frozenset(own_words))
 
 
-def _job(reference: Reference, source: SourceConfig, run: RunConfig | None) -> Job:
-    wanted = (
-        Vocabulary.as_found(reference.label_map) if run is None else Vocabulary.of_run(run.data, reference.label_map)
-    )
+def _job(reference: Reference, source: SourceConfig, run: RunConfig | None, *, labels: bool) -> Job:
+    wanted: Vocabulary | None = None
+    if not labels:
+        reference = replace(reference, labels=(), problem=_of_image(reference.problem))
+    elif run is None:
+        wanted = Vocabulary.as_found(reference.label_map)
+    else:
+        wanted = Vocabulary.of_run(run.data, reference.label_map)
     return Job(reference, wanted, source.empty_labels_are_negative)
+
+
+def _of_image(problem: DataError | None) -> DataError | None:
+    return None if problem is not None and problem.code is ErrorCode.NO_LABEL else problem
 
 
 def _results(

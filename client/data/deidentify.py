@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
-from client.data.pairs import files_under
+from client.data.listing import files_under
 from client.data.ps315 import Options, PrivateAttribute, basic_profile, clear_hidden_overlays
 from client.data.pseudonym import pseudonym
 from client.data.study import parsing, quiet

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client.data.dicom_header import LABELS, SINGLES, SLICES, Entry, look_at_all, same_content
-from client.data.pairs import files_under, patient_of
+from client.data.listing import files_under
+from client.data.pairs import patient_of
 from client.data.study import (
     AMBIGUOUS_LABEL,
     DISC_CONTENTS,

@@ -8,6 +8,8 @@ before they are used, and a child that breaks the rules is treated as one that c
 Children are started when there is work for them, so what comes from the cache alone starts none.
 """
 
+import hashlib
+import json
 import logging
 import select
 import signal
@@ -27,7 +29,7 @@ from client.data import answering, dicom_header, frames, quality, sources
 from client.data.answering import Job, Reading
 from client.data.child import Child, LateError, ReaderError
 from client.data.frames import FrameError
-from client.data.labels import Vocabulary
+from client.data.listing import list_folder
 from client.data.study import Found, Labelling, Reference, Study
 from common.config import SourceConfig, canonical
 from common.errors import ConfigError, DataError, ErrorCode
@@ -113,16 +115,18 @@ class Readers:
         question = {"do": "find", "source": canonical(source), "root": str(root)}
         task = _Task(question, lambda: sources.find(source, root), _found)
         key = f"{question['source']} {table}"
-        stamp = [*_stamp(table), *sorted(path.name for path in folder.iterdir())]
+        stamp = [*_stamp(table), _names_digest(folder)]
         if memory is not None and (known := memory.recall(key, stamp)) is not None:
             return _found(known, ())
         (found,) = self._run([task], batch=1, ahead=1)
         if isinstance(found, DataError):
             raise ConfigError(f"the table of the source {source.path!r} cannot be read: {found}")
-        if memory is not None:
+        # Of files elsewhere the names in the folder tell nothing: they may come and go.
+        paths = [path for reference in found.references for path in (*reference.images, *reference.labels)]
+        if memory is not None and all(path.is_relative_to(folder) for path in paths):
             references = [frames.reference_to_json(reference) for reference in found.references]
-            told = {"left-out": dict(found.left_out), "assumed": dict(found.assumed)}
-            memory.learn(key, stamp, {"references": references} | told)
+            told = {"references": references, "left-out": dict(found.left_out), "assumed": dict(found.assumed)}
+            memory.learn(key, stamp, told)
         return found
 
     def find_images(self, path: Path, among: Sequence[Path] | None = None) -> tuple[Reference, ...]:
@@ -326,7 +330,7 @@ def _do_here(task: _Task[_T]) -> _T | DataError:
 
 
 def _inspect(job: Job) -> quality.Checked:
-    return quality.inspect(job.reference, job.wanted or Vocabulary(), empty_is_negative=job.empty_is_negative)
+    return quality.inspect(job.reference, job.wanted, empty_is_negative=job.empty_is_negative)
 
 
 def _reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Reading:
@@ -414,6 +418,13 @@ def _stamp(path: Path) -> list[int]:
     except OSError:
         return []
     return [file.st_size, file.st_mtime_ns, file.st_ctime_ns]
+
+
+def _names_digest(folder: Path) -> str:
+    """SHA-256 (hex) of the names in a folder and below."""
+    listing = list_folder(folder)
+    names = json.dumps([[str(path) for path in listing.files], dict(listing.unseen)], sort_keys=True)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
 def _no_memory() -> DataError:

@@ -24,6 +24,7 @@ from common.text import shown
 BACKGROUND = "background"
 
 _HIGHEST_VALUE = 65535
+_NEARLY_WHOLE = 1e-4
 _MOST_CLASSES = 254
 # Of a voxel: centres on the very edge of the image are inside, whatever the last bits of an affine say.
 _ROUNDING = 1e-6
@@ -150,6 +151,10 @@ class Naming:
             DataError: LABEL_UNKNOWN, a value has no class.
             ConfigError: a key of the label map is no number.
         """
+        if values.dtype.kind == "f":
+            # Scale factors of a header, and programs that resample, leave 0.99999994 where 1 was meant.
+            rounded = np.rint(values)
+            values = np.where(np.abs(values - rounded) <= _NEARLY_WHOLE, rounded, values)
         if values.size and not (
             values.min() >= 0 and values.max() <= _HIGHEST_VALUE and (values == np.rint(values)).all()
         ):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.data import images
 from client.data.labels import BACKGROUND, Naming
-from client.data.pairs import files_under
+from client.data.listing import files_under
 from client.data.study import NO_IMAGE, Found, Reference, Study, parsing
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data import sources
-from client.data.label_checks import check_label, holes
+from client.data.label_checks import check_label, check_share, holes
 from client.data.labels import BACKGROUND, Vocabulary
 from client.data.picture import thumbnail
 from client.data.study import Labelling, Reference, Study, parsing
@@ -61,6 +61,11 @@ class Facts:
     holes: float = 0.0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is a label, and it marks nothing."""
+        return bool(self.voxels) and not self.has_foreground
+
+    @property
     def has_foreground(self) -> bool:
         """Whether the label marks anything."""
         return any(count for name, count in self.voxels.items() if name != BACKGROUND)
@@ -74,8 +79,13 @@ class Checked:
     thumbnail: bytes  # PNG; it shows the patient
 
 
-def inspect(reference: Reference, wanted: Vocabulary, *, empty_is_negative: bool) -> Checked:
+def inspect(reference: Reference, wanted: Vocabulary | None, *, empty_is_negative: bool) -> Checked:
     """Read a study and look at it, all at once: what `data check` does with each.
+
+    Args:
+        reference: where it lies.
+        wanted: the label in these classes; None: the image alone.
+        empty_is_negative: see `examine`.
 
     Raises:
         DataError: whatever makes the study unusable.
@@ -129,6 +139,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         )
     if not labels_checked:
         check_label(told, facts.holes)
+        check_share(facts.voxels, BACKGROUND)
     return facts
 
 

@@ -4,14 +4,16 @@ The reader is chosen by looking at the files, or by `kind` in site.toml.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from client.data import dicom, dicom_header, dicom_series, images, mias, nifti
+from client.data import dicom, dicom_header, dicom_series, images, layouts, mias, nifti
 from client.data.labels import Vocabulary
-from client.data.pairs import files_under, has_suffix
+from client.data.listing import files_under, list_folder
+from client.data.pairs import has_suffix
 from client.data.study import NO_IMAGE, Found, Kind, Reference, Study
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
@@ -32,8 +34,9 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_h
     """
     folder = folder_of(source, root)
     kind = source.kind or kind_of(source, folder)
+    listing = list_folder(folder)
     if kind is None:
-        return Found((), {NO_IMAGE: len(files_under(folder))})
+        return Found((), +Counter({NO_IMAGE: len(listing.files), **listing.unseen}))
     found = dicom_series.find(source, folder, looker) if kind == "dicom" else _reader(kind).find(source, folder)
     if source.patients:
         _check_patients(source, found)
@@ -42,8 +45,8 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_h
         for reference in found.references
         if not source.patients or reference.patient in source.patients
     ]
-    references = tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key)))
-    return replace(found, references=references)
+    ordered = tuple(sorted(wanted, key=lambda reference: (reference.patient, reference.key)))
+    return replace(found, references=ordered, left_out=Counter(found.left_out) + Counter(listing.unseen))
 
 
 def folder_of(source: SourceConfig, root: Path) -> Path:
@@ -62,20 +65,24 @@ def folder_of(source: SourceConfig, root: Path) -> Path:
 
 
 def kind_of(source: SourceConfig, folder: Path) -> Kind | None:
-    """The reader for a folder: by its CSV, by mini-MIAS' table, else by the first file that one of them knows."""
+    """The reader for a folder: by its CSV, by mini-MIAS' table, else by its files; pictures may be others' previews."""
     if source.csv is not None:
         return "images"
     if mias.is_archive(folder):
         return "mias"
     within = folder / source.images
-    for path in files_under(within if within.is_dir() else folder):
-        if dicom_header.is_dicom(path):
-            return "dicom"
+    files = files_under(within if within.is_dir() else folder) or files_under(folder)
+    pictures = volumes = False
+    for path in files:
         if has_suffix(path, nifti.SUFFIXES):
-            return "nifti"
-        if within.is_dir() and has_suffix(path, images.SUFFIXES):
-            return "images"
-    return None
+            if not layouts.is_label_name(path.relative_to(folder).as_posix().lower().partition(".nii")[0]):
+                return "nifti"
+            volumes = True
+        elif has_suffix(path, images.SUFFIXES):
+            pictures = True
+        elif dicom_header.is_dicom(path):
+            return "dicom"
+    return "nifti" if volumes else "images" if pictures else None
 
 
 def table_of(source: SourceConfig, folder: Path) -> Path | None:
@@ -135,14 +142,16 @@ def find_images(
     kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (("nifti", nifti.SUFFIXES), ("images", images.SUFFIXES))
     for kind, suffixes in kinds:
         # Pictures beside DICOM or NIfTI are previews.
+        named = [file for file in files if has_suffix(file, suffixes) and file.is_file()]
         references = references or tuple(
             Reference(kind, "", file.relative_to(folder).as_posix(), (file,))
-            for file in files
-            if has_suffix(file, suffixes) and file.is_file()
+            for file in layouts.without_labels(named, folder, suffixes)
         )
     if not references:
+        unseen = list_folder(path).unseen if among is None and path.is_dir() else {}
+        beside = "".join(f", and {count} {reason}" for reason, count in sorted(unseen.items()))
         raise DataError(
-            f"there is no image among {len(files)} file(s). Give a DICOM folder, a NIfTI file or a picture.",
+            f"there is no image among {len(files)} file(s){beside}. Give a DICOM folder, a NIfTI file or a picture.",
             ErrorCode.NO_DATA,
         )
     return references

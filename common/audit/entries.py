@@ -42,6 +42,7 @@ KINDS = {
     "denied": "run ?by ?site ?policy",
     "policy-changed": "policy",
     "data-added": "?patients",
+    "data-removed": "",
     "data-forgotten": "",
     "begun": "run round",
     "spend": "run round epsilon delta",

@@ -173,3 +173,109 @@ def test_folder_that_went_away_is_one_clear_message(home: Path, pictures: Path) 
     assert result.exit_code == 1
     assert "does not exist" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_folder_that_is_added_twice_is_refused_with_its_number(home: Path, pictures: Path, tmp_path: Path) -> None:
+    succeed(home, "add", str(pictures))
+    before = (home / "site.toml").read_bytes()
+    (home / "link").symlink_to(pictures)
+    for again in (str(pictures), f"{pictures}/../pictures", str(home / "link")):
+        result = call(home, "add", again)
+        assert result.exit_code == 1
+        assert "source 1 already" in result.stderr
+        assert "data remove 1" in result.stderr
+    assert (home / "site.toml").read_bytes() == before
+    (tmp_path / "above").mkdir()
+    pictures.rename(tmp_path / "above" / "pictures")
+    pictures.symlink_to(tmp_path / "above" / "pictures")
+    pictures = tmp_path / "above" / "pictures"
+    assert "share files" in succeed(home, "add", str(pictures.parent), "--images", "pictures/images",
+                                    "--labels", "pictures/labels").stderr  # fmt: skip
+
+
+def test_source_is_removed_by_number_or_folder_and_the_rest_stays_as_it_was_written(
+    home: Path, pictures: Path, folder: Path
+) -> None:
+    written = '# ours\nname = "north"\n\n[[data]]\npath = "/first"  # [[data]]\n\n[data.label-map]\n1 = "lesion"\n'
+    (home / "site.toml").write_text(written)
+    succeed(home, "add", str(pictures), "--kind", "images")
+    succeed(home, "add", str(folder))
+    assert "Sources: 2." in succeed(home, "remove", str(pictures)).stdout
+    assert "Sources: 1." in succeed(home, "remove", "2").stdout
+    assert (home / "site.toml").read_text() == written
+    assert "Sources: 0." in succeed(home, "remove", "1").stdout
+    assert (home / "site.toml").read_text() == '# ours\nname = "north"\n'
+    assert len(list(pictures.rglob("*.png"))) == 8
+    succeed(home, "add", str(pictures))
+
+
+@pytest.mark.parametrize("which", ["0", "2", "/nowhere"])
+def test_source_that_is_not_there_is_not_removed(home: Path, pictures: Path, which: str) -> None:
+    succeed(home, "add", str(pictures))
+    before = (home / "site.toml").read_bytes()
+    result = call(home, "remove", which)
+    assert result.exit_code == 1
+    assert "wardround-client data" in result.stderr
+    assert (home / "site.toml").read_bytes() == before
+
+
+def test_source_that_is_written_in_another_way_is_taken_out_by_hand(home: Path, pictures: Path) -> None:
+    text = f'name = "north"\ndata = [{{ path = {json.dumps(str(pictures))} }}]\n'
+    (home / "site.toml").write_text(text)
+    result = call(home, "remove", "1")
+    assert result.exit_code == 1
+    assert "by hand" in result.stderr
+    assert (home / "site.toml").read_text() == text
+
+
+def test_dry_run_tells_what_was_assumed_and_adds_nothing(home: Path, tmp_path: Path) -> None:
+    write_pair(tmp_path / "flat", "a")
+    flat = tmp_path / "flat"
+    (flat / "images" / "a.png").rename(flat / "a.png")
+    (flat / "labels" / "a.png").rename(flat / "a_mask.png")
+    (flat / "b.png").symlink_to("nowhere")
+    before = (home / "site.toml").read_bytes()
+    told = succeed(home, "add", str(flat), "--dry-run").stdout
+    assert "Found: 1 studies of 1 patients. Nothing was added." in told
+    assert "Assumed: 1 labels known by words" in told
+    assert "Ignored: 1 link to nothing" in told
+    assert (home / "site.toml").read_bytes() == before
+
+
+def test_images_can_be_checked_before_there_are_labels(home: Path, pictures: Path) -> None:
+    for path in (pictures / "labels").iterdir():
+        path.unlink()
+    (pictures / "images" / "bb.png").write_bytes(b"broken")
+    assert "--without-labels" in succeed(home, "add", str(pictures)).stderr
+    without = call(home, "check")
+    assert without.exit_code == 1
+    assert "--without-labels" in without.stderr
+    told = json.loads(succeed(home, "check", "--without-labels", "--json").stdout)
+    assert [study.get("code") for study in told["studies"]] == [None, "unreadable", None, None]
+    assert told["counts"]["without-foreground"] == 0
+    assert "3 studies" not in without.stdout
+    again = succeed(home, "check", "--without-labels")
+    assert "3 of them unchanged" in again.stderr
+    assert "labels were not looked at" in again.stderr
+    assert "label not looked at" in (home / "check" / "report.html").read_text()
+    assert call(home, "check", "--without-labels", "--run", "x").exit_code == 1
+
+
+def test_mask_in_doubt_is_set_aside_with_the_words_to_confirm_it(home: Path, tmp_path: Path) -> None:
+    doubtful = tmp_path / "doubtful"
+    inverted = np.full((20, 31), 255, np.uint8)
+    inverted[3:6, 3:9] = 0
+    stray = np.zeros((20, 31), np.uint8)
+    stray[5:9], stray[0, 0] = 255, 7
+    write_pair(doubtful, "inverted", mask=inverted)
+    write_pair(doubtful, "stray", mask=stray)
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    succeed(home, "add", str(doubtful))
+    result = call(home, "check", "--run", str(tmp_path / "run.toml"), "--json")
+    told = json.loads(result.stdout)
+    assert [study["code"] for study in told["studies"]] == ["label-doubtful"] * 2
+    assert all("labels-checked = true" in study["reason"] for study in told["studies"])
+    succeed(home, "remove", "1")
+    succeed(home, "add", str(doubtful), "--labels-checked")
+    told = json.loads(succeed(home, "check", "--run", str(tmp_path / "run.toml"), "--json").stdout)
+    assert told["counts"]["usable"] == 2

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ from PIL import Image
 
 from client.data import sources
 from client.data.labels import Vocabulary
-from client.data.study import Study
+from client.data.study import NO_IMAGE, NOT_IN_TABLE, Study
 from common.config import DataConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 from tests.client.data.studies import source, write_pair, write_picture
@@ -270,3 +271,91 @@ def test_as_found_every_value_is_a_class(tmp_path: Path) -> None:
     assert study.classes == ("vein", "255")
     assert study.label is not None
     assert study.label.tolist() == [[0, 1, 2, 1]]
+
+
+def mask_of(*levels: int) -> np.ndarray:
+    """(20, 31); a band of each level, half of the picture 0."""
+    mask = np.zeros((20, 31), np.uint8)
+    for number, level in enumerate(levels):
+        mask[2 + 3 * number : 5 + 3 * number, 4:20] = level
+    return mask
+
+
+@pytest.mark.parametrize("levels", [(255, 1), (1, 2), (255, 128, 64)])
+def test_mask_of_one_class_with_a_stray_value_is_asked_about(tmp_path: Path, levels: tuple[int, ...]) -> None:
+    write_pair(tmp_path, "a", mask=mask_of(*levels))
+    assert_refused(tmp_path, ErrorCode.LABEL_DOUBTFUL)
+    (study,) = read_all(source(path=".", labels_checked=True), tmp_path)
+    assert study.label is not None
+    assert (study.label == (mask_of(*levels) > 0)).all()
+    named = {str(level): "vessel" if level == levels[0] else "background" for level in levels}
+    (study,) = read_all(source(path=".", label_map=named), tmp_path)
+    assert study.label is not None
+    assert (study.label == (mask_of(*levels) == levels[0])).all()
+
+
+def test_copy_of_the_picture_is_no_mask(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    grey = np.arange(20 * 31, dtype=np.uint8).reshape(20, 31)
+    for folder in ("images", "labels"):
+        write_picture(tmp_path / folder / "a.png", grey)
+    assert_refused(tmp_path, ErrorCode.NO_LABEL)
+
+
+def write_table(folder: Path, *rows: tuple[str, ...], separator: str = ",", encoding: str = "utf-8") -> None:
+    lines = [separator.join(row) for row in (("id", "image", "mask"), *rows)]
+    (folder / "t.csv").write_bytes("\r\n".join(lines).encode(encoding))
+
+
+def problem_of(folder: Path) -> DataError:
+    (reference,) = sources.find(source(path=".", csv="t.csv"), folder).references
+    with pytest.raises(DataError) as error:
+        sources.read(reference, Vocabulary.of_run(VESSEL, {}))
+    return error.value
+
+
+def test_row_that_names_what_is_not_there_says_so_and_which(tmp_path: Path) -> None:
+    write_pair(tmp_path, "Name")
+    for row, words, code in (
+        (("1", "images/lost.png", "labels/Name.png"), "column image: .* is not there", ErrorCode.UNREADABLE),
+        (("1", "images/Name.png", "labels/lost.png"), "column mask: .* is not there", ErrorCode.NO_LABEL),
+        (("1", "images/name.png", "labels/Name.png"), "column image: .*differs in capitals", ErrorCode.UNREADABLE),
+        (("1", "", "labels/Name.png"), "column image: it names no picture", ErrorCode.UNREADABLE),
+    ):
+        write_table(tmp_path, row)
+        problem = problem_of(tmp_path)
+        assert re.search(f"line 2 of the table, {words}", str(problem))
+        assert problem.code is code
+        assert "ame.png" not in str(problem)
+        assert "lost" not in str(problem)
+
+
+def test_row_that_names_a_link_to_nothing_says_so(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    (tmp_path / "images" / "b.png").symlink_to("nowhere")
+    write_table(tmp_path, ("1", "images/b.png", "labels/a.png"))
+    assert "link to nothing" in str(problem_of(tmp_path))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_table_of_any_usual_separator_and_of_windows_paths_is_read(tmp_path: Path, separator: str) -> None:
+    write_pair(tmp_path, "a")
+    write_table(tmp_path, ("1", "images\\a.png", "labels\\a.png"), separator=separator, encoding="utf-8-sig")
+    (study,) = read_all(source(path=".", csv="t.csv"), tmp_path)
+    assert (study.patient, study.image.shape) == ("1", (3, 20, 31))
+
+
+def test_table_of_another_encoding_says_what_to_do(tmp_path: Path) -> None:
+    write_table(tmp_path, ("pät", "a", "b"), encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"not UTF-8; in Excel"):
+        sources.find(source(path=".", csv="t.csv"), tmp_path)
+    with pytest.raises(ConfigError, match=r"'no\.csv' cannot be read \(it is not there\)"):
+        sources.find(source(path=".", csv="no.csv"), tmp_path)
+
+
+def test_what_no_row_names_is_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_pair(tmp_path, name)
+    (tmp_path / "notes.txt").write_text("x")
+    write_table(tmp_path, ("1", "images/a.png", "labels/a.png"))
+    assert sources.find(source(path=".", csv="t.csv"), tmp_path).left_out == {NOT_IN_TABLE: 2, NO_IMAGE: 1}

@@ -1,5 +1,6 @@
 """Labels that say less than was drawn: parts outside of the image, empty slices between drawn ones, two versions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from client.data.check_tables import document, tables
 from client.data.checkup import Checkup, check_site
 from client.data.label_checks import holes
 from client.data.labels import Vocabulary
+from client.data.quality import examine
+from client.data.study import Study
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import KEY, ct_slices, save, segmentation, site, source
 from tests.client.data.test_rtstruct import structure_set
@@ -167,3 +170,30 @@ def test_two_names_that_the_label_map_joins_may_lie_over_each_other(tmp_path: Pa
     save(tmp_path, [segmentation(slices, {n: m}) for n, m in (("whole", whole), ("core", core))], "seg{}.dcm")
     facts = facts_of(tmp_path, label_map={"whole": "tumour", "core": "tumour"})
     assert facts.voxels["tumour"] == whole.sum()
+
+
+@pytest.mark.parametrize(("share", "doubted"), [(0.79, False), (0.81, True), (1.0, True)])
+def test_label_of_one_class_that_marks_nearly_everything_is_asked_about(share: float, doubted: bool) -> None:
+    study = _pictured(share)
+    if not doubted:
+        assert examine(study, empty_is_negative=False).voxels["lesion"] == round(share * 10_000)
+        return
+    with pytest.raises(DataError, match="inverted") as error:
+        examine(study, empty_is_negative=False)
+    assert error.value.code is ErrorCode.LABEL_DOUBTFUL
+    assert "labels-checked = true" in str(error.value)
+    examine(study, empty_is_negative=False, labels_checked=True)
+
+
+def test_label_of_two_classes_may_fill_the_image() -> None:
+    study = _pictured(1.0)
+    assert study.label is not None
+    study.label[50:] = 2
+    assert examine(replace(study, classes=("liver", "lesion")), empty_is_negative=False)
+
+
+def _pictured(share: float) -> Study:
+    """A picture of 100 x 100 whose label marks a share of it."""
+    image = np.arange(10_000, dtype=np.float32).reshape(1, 100, 100)
+    label = (np.arange(10_000) < round(share * 10_000)).astype(np.uint8).reshape(100, 100)
+    return Study(image, label, None, None, "", "p", "k", (), ("lesion",))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nibabel.processing import resample_from_to
 
-from client.data import nifti, sources
+from client.data import sources
 from client.data.labels import Vocabulary
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
@@ -67,15 +67,6 @@ def test_scaled_integers_become_real_values(tmp_path: Path) -> None:
     assert sources.read_image(tmp_path / "a.nii").image[0, 1, 0, 1] == pytest.approx(expected)
 
 
-def test_written_result_lies_on_the_image(tmp_path: Path) -> None:
-    write_labelled(tmp_path, np.zeros((5, 6, 7), np.uint8))
-    study = read(tmp_path)
-    nifti.write_nifti(tmp_path / "out.nii.gz", study.image[0], study.affine)
-    written, original = nib.load(tmp_path / "out.nii.gz"), nib.load(tmp_path / "images" / "a.nii.gz")
-    assert written.affine == pytest.approx(original.affine)
-    assert (written.get_fdata() == original.get_fdata()).all()
-
-
 def test_flat_image_is_one_slice(tmp_path: Path) -> None:
     write_volume(tmp_path / "a.nii", np.ones((5, 6), np.float32), np.eye(4))
     assert sources.read_image(tmp_path / "a.nii").image.shape == (1, 1, 6, 5)
@@ -101,14 +92,17 @@ def test_label_one_voxel_away_moves_and_rounding_does_not(tmp_path: Path) -> Non
     assert np.argwhere(read(tmp_path).label).tolist() == [[4, 3, 2]]
     moved[:, 3] = AFFINE[:, 3] + AFFINE[:, 1]
     write_labelled(tmp_path, label, moved)
-    assert np.argwhere(read(tmp_path).label).tolist() == [[4, 4, 2]]
+    assert_refused(tmp_path, ErrorCode.LABEL_DOUBTFUL)  # it may have been drawn on these voxels
+    assert np.argwhere(read(tmp_path, labels_checked=True).label).tolist() == [[4, 4, 2]]
 
 
 def test_label_beside_the_image_does_not_fit(tmp_path: Path) -> None:
     away = AFFINE.copy()
     away[2, 3] += 1000
-    write_labelled(tmp_path, np.ones((5, 6, 7), np.uint8), away)
+    write_labelled(tmp_path, np.ones((5, 6, 8), np.uint8), away)
     assert_refused(tmp_path, ErrorCode.GEOMETRY_MISMATCH)
+    write_labelled(tmp_path, np.ones((5, 6, 7), np.uint8), away)
+    assert_refused(tmp_path, ErrorCode.LABEL_DOUBTFUL)
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0), (1, 4), (3, 4)])
@@ -251,3 +245,86 @@ def test_as_found_every_value_is_a_class(tmp_path: Path) -> None:
     write_labelled(tmp_path, np.random.default_rng(1).choice([0, 4, 900], (5, 6, 7)).astype(np.int16))
     (reference,) = sources.find(source(path="."), tmp_path).references
     assert sources.read(reference, Vocabulary.as_found({})).classes == ("4", "900")
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("mm", 1), ("micron", 0.001), ("meter", 1000), ("unknown", 1)])
+def test_lengths_are_in_the_headers_unit(tmp_path: Path, unit: str, mm: float) -> None:
+    """The same volume in each unit; the right values by nibabel, and by hand."""
+    image = nib.Nifti1Image(np.zeros((5, 6, 7), np.float32), np.diag([2 / mm, 3 / mm, 4 / mm, 1]))
+    image.header.set_xyzt_units(unit)
+    label = nib.Nifti1Image(np.ones((5, 6, 8), np.uint8), np.diag([2.0, 3, 4, 1]))
+    label.header.set_xyzt_units("mm")
+    for folder, file in (("images", image), ("labels", label)):
+        (tmp_path / folder).mkdir()
+        nib.save(file, tmp_path / folder / "a.nii.gz")
+    stored = nib.load(tmp_path / "images" / "a.nii.gz").header
+    assert stored.get_xyzt_units()[0] == unit
+    study = read(tmp_path)
+    assert study.spacing_mm == pytest.approx(tuple(float(edge) * mm for edge in stored.get_zooms()[::-1]))
+    assert study.spacing_mm == pytest.approx((4, 3, 2))
+    assert study.label is not None
+    assert study.label.all()  # the label in mm covers the image, whatever that is in
+
+
+@pytest.mark.parametrize("without", ["label", "image"])
+def test_file_that_was_saved_without_its_place_is_asked_about(tmp_path: Path, without: str) -> None:
+    """np.eye(4) instead of the image's affine: by its header a label lies elsewhere than where it was drawn."""
+    label = np.zeros((24, 20, 16), np.uint8)
+    label[4:9, 4:9, 4:9] = 1
+    affine = np.diag([-1.0, -1, 2, 1])
+    affine[:3, 3] = 12, 10, -6
+    of_image, of_label = (affine, np.eye(4)) if without == "label" else (np.eye(4), affine)
+    for crop in (slice(None), slice(0, 14)):  # of the image's size, and of another
+        write_volume(tmp_path / "images" / "a.nii.gz", np.random.default_rng(1).normal(size=label.shape), of_image)
+        write_volume(tmp_path / "labels" / "a.nii.gz", label[:, :, crop], of_label)
+        assert_refused(tmp_path, ErrorCode.LABEL_DOUBTFUL)
+        moved = read(tmp_path, labels_checked=True)
+        assert moved.labelling is not None
+        assert moved.label is not None
+
+
+def test_label_whose_axes_run_the_other_way_is_in_its_place(tmp_path: Path) -> None:
+    """Another program's order of axes: the same box, the same size where two edges are alike, another affine."""
+    label = np.random.default_rng(2).integers(0, 3, (6, 6, 7)).astype(np.uint8)
+    write_volume(tmp_path / "images" / "a.nii.gz", np.random.default_rng(1).normal(size=(6, 6, 7)), AFFINE)
+    own = nib.Nifti1Image(label, AFFINE)
+    turned = own.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]]))
+    assert turned.shape == own.shape
+    (tmp_path / "labels").mkdir()
+    nib.save(turned, tmp_path / "labels" / "a.nii.gz")
+    assert (read(tmp_path).label == label.transpose()).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "whole"), [(1.0000000236, True), (0.99999994, True), (1.00009, True), (0.9882, False), (1.4, False)]
+)
+def test_label_off_a_whole_number_by_rounding_alone_is_that_number(tmp_path: Path, value: float, whole: bool) -> None:
+    label = np.zeros((5, 6, 7), np.uint8)
+    label[1:3, 2, 3] = 1
+    write_labelled(tmp_path, label)
+    nib.save(nib.Nifti1Image(label.astype(np.float32) * np.float32(value), AFFINE), tmp_path / "labels" / "a.nii.gz")
+    if whole:
+        assert (read(tmp_path).label == label.transpose()).all()
+    else:
+        assert_refused(tmp_path, ErrorCode.LABEL_UNKNOWN)
+
+
+def test_label_of_bytes_with_a_scale_factor_is_read(tmp_path: Path) -> None:
+    """255 with scl_slope 1/255, which is 1.0000000236 in float32."""
+    label = np.zeros((5, 6, 7), np.uint8)
+    label[1:3, 2, 3] = 1
+    write_labelled(tmp_path, label)
+    nib.save(nib.Nifti1Image(label * 255, AFFINE), tmp_path / "raw.nii")
+    content = bytearray((tmp_path / "raw.nii").read_bytes())
+    struct.pack_into("<ff", content, 112, 1 / 255, 0)
+    path = tmp_path / "labels" / "a.nii.gz"
+    path.write_bytes(gzip.compress(bytes(content), mtime=0))
+    assert 1 < np.asarray(nib.load(path).dataobj).max() < 1.000001
+    assert (read(tmp_path).label == label.transpose()).all()
+
+
+def test_copy_of_the_image_is_no_label(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(3).integers(0, 3, (5, 6, 7)).astype(np.uint8)
+    for folder in ("images", "labels"):
+        write_volume(tmp_path / folder / "a.nii.gz", voxels, AFFINE)
+    assert_refused(tmp_path, ErrorCode.NO_LABEL)
