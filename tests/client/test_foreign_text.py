@@ -156,6 +156,7 @@ def test_data_commands_show_paths_and_labels_as_text(home: Path, images: Path) -
 def test_data_check_for_a_proposed_run_and_its_page_show_text(home: Path, images: Path) -> None:
     propose(home)
     result = call(home, "data", "check", "--run", "lesions", "--paths")
+    assert "- no patient is usable for it" in result.stdout
     assert_plain(result.output)
     assert hidden((home / "check" / "report.html").read_text()) == []
 
