@@ -159,7 +159,7 @@ class Agent:
         while not self._stop.is_set():
             try:
                 node_id = self._fleet.activate()
-                self._status.connected(node_id)
+                self._status.connected(node_id, self._fleet.ahead_s)
                 pause = SHORTEST_PAUSE_S
                 while not self._stop.is_set() and self._renewed is None:
                     if (delivery := self._fleet.pull()) is not None:
@@ -203,8 +203,10 @@ class Agent:
             too_large = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after(error) is None
             if error.code() not in _RUN_IS_OVER and not too_large:
                 raise
-            why = "the coordinator takes no reply of this size" if too_large else "its run has ended at the coordinator"
-            _log.warning("a message is dropped: %s", why)
+            # The work was done, perhaps at a cost: that its fruit is not kept must be seen.
+            why = "it takes none of this size" if too_large else error.details() or error.code().name
+            _log.error("the coordinator does not take the reply to a %s: %s", question.metadata.message_type, why)
+            self._status.lost(question.metadata.message_type)
             self._fleet.confirm(head)
             self._stop.wait(SHORTEST_PAUSE_S)
         else:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from common.config import PolicyConfig, SiteConfig, load
 from common.environment import for_child
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
 from common.flower import check_version
+from common.wire import clock
+from common.wire.channels import certificate_trouble
 
 RENEW_DAYS = 30
 FREE_BYTES = 1 << 30
@@ -84,22 +87,35 @@ def _coordinator(home: Path) -> str:
     identity = enrol.load_identity(home)
     with identity.channel() as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_S)
-            reply = HealthStub(channel).Check(HealthCheckRequest(), timeout=REACH_S)
-        except grpc.FutureTimeoutError as error:
-            raise FederationError(
-                f"{identity.gateway} does not answer. Check the network, the firewall (outbound), and whether the "
-                "coordinator is started."
-            ) from error
+            began = time.time()
+            reply, call = HealthStub(channel).Check.with_call(HealthCheckRequest(), timeout=REACH_S)
+            theirs = clock.sent(call.initial_metadata())
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.PERMISSION_DENIED:
-                raise EnrolmentError(
-                    "the coordinator has shut this site out. Ask its operator why; to return, ask for an invitation."
-                ) from error
-            raise FederationError(f"{identity.gateway} answers with {error.code().name}. Try again later.") from error
+            raise _unreachable(identity.gateway, error) from error
     if reply.status != HealthCheckResponse.SERVING:
         raise FederationError(f"{identity.gateway} answers, but its SuperLink does not. Tell the coordinator.")
-    return f"{identity.gateway} answers over mutual TLS and is well"
+    ahead_s = None if theirs is None else (began + time.time()) / 2 - theirs
+    if not clock.is_well(ahead_s):
+        raise FederationError(
+            f"{identity.gateway} answers, but this computer's clock is {clock.in_words(ahead_s)}. Updates count all "
+            "the same; certificates, the policy's hours and the audit log go by it: set one of the two right."
+        )
+    return f"{identity.gateway} answers over mutual TLS and is well; the clock is {clock.in_words(ahead_s)}"
+
+
+def _unreachable(address: str, error: grpc.RpcError) -> WardroundError:
+    if trouble := certificate_trouble(error):
+        return FederationError(f"{address} cannot be trusted now: {trouble}.")
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return FederationError(
+            f"{address} does not answer. Check the network, the firewall (outbound), and whether the coordinator is "
+            "started."
+        )
+    if error.code() == grpc.StatusCode.PERMISSION_DENIED:
+        return EnrolmentError(
+            "the coordinator has shut this site out. Ask its operator why; to return, ask for an invitation."
+        )
+    return FederationError(f"{address} answers with {error.code().name}. Try again later.")
 
 
 def _policy(home: Path) -> str:

@@ -29,7 +29,7 @@ from common.files import write_atomically, write_private
 from common.invitation import Invitation
 from common.operators import key_to_bytes, public_bytes
 from common.text import NAME_PATTERN
-from common.wire.channels import MAX_NEWS_BYTES, secure_channel
+from common.wire.channels import MAX_NEWS_BYTES, certificate_trouble, secure_channel
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
@@ -429,6 +429,8 @@ def _collect(stub: EnrolmentStub, site: str, request_sha256: str, deadline: floa
 
 
 def _explain(error: grpc.RpcError, address: str) -> EnrolmentError:
+    if trouble := certificate_trouble(error):
+        return EnrolmentError(f"the coordinator at {address} cannot be trusted now: {trouble}.")
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         return EnrolmentError(
             f"no coordinator with the invitation's certificate answers at {address}. Check that it is started, the "

@@ -30,6 +30,7 @@ from flwr.proto.run_pb2 import GetRunRequest, Run
 
 from common.errors import ErrorCode, PolicyError, UpdateError
 from common.flower import CHUNK_BYTES, has_more_objects, object_ids, pack_message, unpack_message
+from common.wire import clock
 from common.wire.pushback import retry_after
 
 HEARTBEAT_S = 30.0
@@ -66,13 +67,18 @@ class Fleet:
         self._stop, self._wide = stop, wide
         self._large: tuple[int, grpc.Channel] | None = None  # for objects, and how large they may be
         self._node = Node()
+        self.ahead_s: float | None = None  # of our clock, against the coordinator's; as it was measured last
         self._objects: dict[str, bytes] = {}
         self._pool = ThreadPoolExecutor(CONCURRENT_OBJECTS, thread_name_prefix="object")
 
     def activate(self) -> int:
-        """Tell the coordinator that this site is here; it answers with our node id."""
+        """Tell the coordinator that this site is here; it answers with our node id. The clocks are compared."""
         request = ActivateNodeRequest(public_key=b"", heartbeat_interval=HEARTBEAT_S)
-        self._node = Node(node_id=self._stub.ActivateNode(request, timeout=CALL_TIMEOUT_S).node_id)
+        began = time.time()
+        reply, call = self._stub.ActivateNode.with_call(request, timeout=CALL_TIMEOUT_S, metadata=clock.stamp())
+        theirs = clock.sent(call.initial_metadata())
+        self.ahead_s = None if theirs is None else (began + time.time()) / 2 - theirs
+        self._node = Node(node_id=reply.node_id)
         return self._node.node_id
 
     def deactivate(self) -> None:

@@ -20,6 +20,8 @@ import grpc
 from client.enrol import Identity
 from common.errors import ConfigError
 from common.records import Refusal, Reply
+from common.wire import clock
+from common.wire.channels import certificate_trouble
 
 _STATUS, _LOCK = "status.json", "agent.lock"
 
@@ -44,6 +46,7 @@ class Status:
             "node-id": None,
             "worker": None,
             "network": "unknown",
+            "clock": clock.in_words(None),
             "last-round": None,
             "last-error": None,
             "certificate-days-left": identity.days_left,
@@ -60,10 +63,22 @@ class Status:
         """Changes with every new connection."""
         return self._values["node-id"], self._values["since"]
 
-    def connected(self, node_id: int) -> None:
-        """The coordinator knows us."""
+    def connected(self, node_id: int, ahead_s: float | None) -> None:
+        """The coordinator knows us.
+
+        Args:
+            node_id: our number there.
+            ahead_s: of our clock, against the coordinator's.
+        """
         _log.info("connected to %s as node %d", self._identity.gateway, node_id)
-        self.update(**{"state": "connected", "since": time.time(), "node-id": node_id})
+        if not clock.is_well(ahead_s):
+            _log.warning(
+                "this computer's clock is %s. Updates count all the same; certificates, the policy's hours and the "
+                "audit log go by it: set one of the two right",
+                clock.in_words(ahead_s),
+            )
+        said = clock.in_words(ahead_s)
+        self.update(**{"state": "connected", "since": time.time(), "node-id": node_id, "clock": said})
 
     def away(self, error: Exception) -> None:
         """The coordinator does not answer, or refuses us. Said once in the log, until it changes."""
@@ -71,7 +86,9 @@ class Status:
         refused = code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         state = EXPIRED if self._identity.days_left < 0 else "refused" if refused else "connecting"
         if self._values["state"] != state or self._values["node-id"] is not None:
-            reason = "refuses this site's certificate" if refused else "is away; trying again until it is back"
+            trouble = certificate_trouble(error) if isinstance(error, grpc.RpcError) else ""
+            reason = f"cannot be trusted now: {trouble}" if trouble else "is away; trying again until it is back"
+            reason = "refuses this site's certificate" if refused else reason
             if state == EXPIRED:
                 reason = "cannot be reached: our certificate has expired. Ask for an invitation and join again"
             _log.warning("the coordinator at %s %s", self._identity.gateway, reason)
@@ -90,6 +107,10 @@ class Status:
             self.update(**{"last-error": entry | {"code": str(reply.code)}})
         else:
             self.update(**{"last-round": entry})
+
+    def lost(self, kind: str) -> None:
+        """A reply was not taken; the log says why."""
+        self.update(**{"last-error": {"kind": kind, "code": "reply not taken, see logs/agent.log", "at": time.time()}})
 
     def update(self, **changes: object) -> None:
         """Change values and write the file if any is new."""

@@ -10,8 +10,10 @@ import psutil
 
 from common import pki
 from common.flower import VERSION
+from common.wire import clock
 from server import launcher
 from server.home import Home
+from server.registry import Registry
 
 MIN_FREE_BYTES = 1_000_000_000
 MIN_DAYS_LEFT = 30
@@ -40,6 +42,7 @@ def examine(home: Home) -> list[Finding]:
         _processes(home),
         *_doors(home),
         *_exposure(home),
+        *_clocks(home),
     ]
 
 
@@ -100,6 +103,18 @@ def _doors(home: Home) -> Iterator[Finding]:
         for door in launcher.doors(home):
             remedy = "" if door.ok else f": see the files in {home.logs}, and who else uses the port"
             yield Finding(f"{door.name} port {door.port}", door.ok, door.state + remedy)
+
+
+def _clocks(home: Home) -> Iterator[Finding]:
+    """As they were when the sites last connected."""
+    wrong = {name: ahead_s for name, ahead_s in Registry(home.registry).clocks().items() if not clock.is_well(ahead_s)}
+    for name, ahead_s in wrong.items():
+        remedy = (
+            "its updates count all the same; certificates and its audit log go by it: have one of the two set right"
+        )
+        yield Finding(f"clock of {name}", False, f"{clock.in_words(ahead_s, 'ours')}; {remedy}")
+    if not wrong:
+        yield Finding("clocks", True, "of the sites as ours, as far as they have connected")
 
 
 def _exposure(home: Home) -> Iterator[Finding]:

@@ -31,8 +31,8 @@ LONGEST_WAIT_S = 0.25
 _SHARE_OF_ELAPSED = 0.05
 # Between two messages to a site that did not get the first.
 _AGAIN_AFTER_S = 2.0
-# Flower compares times taken on two machines; a message must not expire because a hospital's clock is off.
-_CLOCK_SKEW_S = 600.0
+# A reply that is under way at the deadline is still taken in. All times are this host's: no hospital's clock counts.
+_GRACE_S = 600.0
 
 # Why a site that was asked did not answer: it is away, it left, it was revoked, or it is here and still at work.
 NO_ANSWER = "no answer"
@@ -95,7 +95,7 @@ class _Exchange:
         self._grid, self._members, self._request = grid, members, request
         self._inbox = Inbox(grid)
         self._content = request_to_record(request)
-        self._ttl = timeout_s + _CLOCK_SKEW_S
+        self._ttl = timeout_s + _GRACE_S
         self._under_way: dict[str, tuple[str, float]] = {}  # message id -> site, and when it was sent (Unix s)
         self._not_before: dict[str, float] = {}  # site -> when it may be asked again
         self.open: set[str] = set()  # sites that were asked and have not answered

@@ -29,7 +29,7 @@ from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
 from common.errors import AuditError, ConfigError, EnrolmentError, FederationError, UpdateError
-from common.wire import wardround_pb2, wardround_pb2_grpc
+from common.wire import clock, wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server import enrolment, mailbox
 from server.bell import Bell
@@ -88,6 +88,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     ) -> fleet_pb2.ActivateNodeResponse:
         """The site's agent is here. The Flower key in the request is not used: the gateway holds the site's."""
         site = self._authorise(context)
+        context.send_initial_metadata(clock.stamp())
+        self._compare_clocks(site, clock.sent(context.invocation_metadata()))
         seat = self._seat(site)
         node_id = self._relay(context, seat.activate)
         self._publish(site.name, node_id)
@@ -340,6 +342,13 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._registry.set_presence(seat.site, presence)
         self._bell.ring(seat.site)
         poke_strategies(self._home.path)
+
+    def _compare_clocks(self, site: Site, theirs: float | None) -> None:
+        """Tell how far a site's clock is from ours; `doctor` does so, too."""
+        ahead_s = None if theirs is None else theirs - time.time()
+        if not clock.is_well(ahead_s):
+            _log.warning("the clock of site %s is %s", site.name, clock.in_words(ahead_s, "this host's"))
+        self._registry.set_clock(site.name, ahead_s)
 
     def _authorise(self, context: grpc.ServicerContext) -> Site:
         certificates = context.auth_context().get("x509_pem_cert")

@@ -14,6 +14,10 @@ CREATE TABLE IF NOT EXISTS operators (
     certificate BLOB NOT NULL,
     active INTEGER NOT NULL DEFAULT 1
 );
+CREATE TABLE IF NOT EXISTS clocks (
+    site TEXT PRIMARY KEY,
+    ahead_s REAL
+);
 """
 
 
@@ -31,6 +35,22 @@ class Registry(Sites, Proposals):
     """The registry file. It is one, so that what a process remembers of it has one version."""
 
     schema = sites.SCHEMA + proposals.SCHEMA + _SCHEMA
+
+    def clocks(self) -> dict[str, float]:
+        """How far the clocks of active sites were ahead of ours when they last connected; seconds."""
+        query = (
+            "SELECT site, ahead_s FROM clocks JOIN sites ON site = name WHERE state = 'active' AND ahead_s IS NOT NULL"
+        )
+        with self._reading() as database:
+            return {row["site"]: row["ahead_s"] for row in database.execute(query).fetchall()}
+
+    def set_clock(self, site: str, ahead_s: float | None) -> None:
+        """Note how far a site's clock is ahead of ours; None: it did not say."""
+        known = self.clocks().get(site)
+        if known is not None and ahead_s is not None and abs(known - ahead_s) < 1.0:
+            return  # each write wakes the calls that are held
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO clocks VALUES (?, ?)", (site, ahead_s))
 
     def operators(self) -> list[Member]:
         """All operators by name."""

@@ -33,6 +33,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
+    Metadata,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
@@ -57,6 +58,7 @@ MAX_REPLY_BYTES = 1024**3
 _OBJECT_WAIT_S = 60.0
 _OBJECT_PAUSE_S = 0.02
 _PUSHES_AT_ONCE = 3
+_TIME_TOLERANCE_S = 1e-3
 
 _log = logging.getLogger(__name__)
 
@@ -276,6 +278,7 @@ class Seat:
         questions = [one.head.metadata for one in self._mailbox.of(self.node_id)]
         if (metadata.reply_to_message_id, metadata.run_id) not in [(one.message_id, one.run_id) for one in questions]:
             raise UpdateError("the reply does not answer a message this site was sent")
+        _check_times(metadata, next(one for one in questions if one.message_id == metadata.reply_to_message_id))
         if metadata.src_node_id != self.node_id or metadata.message_id != tree.object_id:
             raise UpdateError("the reply's sender or id is wrong")
         if len(wanted) > MAX_REPLY_OBJECTS:
@@ -381,9 +384,22 @@ class Seat:
                 raise UpdateError("the SuperLink did not store the reply")
 
         with ThreadPoolExecutor(_PUSHES_AT_ONCE) as pool:
-            list(pool.map(push, response.objects_to_push))
+            # What the SuperLink does not want it says by wanting nothing; of what it has already, it takes each again.
+            list(pool.map(push, response.objects_to_push or [upload.request.message_object_trees[0].object_id]))
         question = metadata.reply_to_message_id
         self._client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=self._node, run_id=metadata.run_id, message_object_id=question)
         )
         self._mailbox.remove(question)
+
+
+def _check_times(reply: Metadata, question: Metadata) -> None:
+    """Refuse what the SuperLink would throw away without a word; it runs by this host's clock.
+
+    Raises:
+        UpdateError: the message's time is over, or the reply is not dated as its message.
+    """
+    if question.created_at + question.ttl <= time.time():
+        raise UpdateError("the time for the reply is over")
+    if reply.ttl <= 0 or reply.created_at + reply.ttl > question.created_at + question.ttl + _TIME_TOLERANCE_S:
+        raise UpdateError("the reply is dated by another clock than its message; is the site's program an older one?")

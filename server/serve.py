@@ -25,7 +25,7 @@ from common import pki
 from common.errors import ConfigError, FederationError
 from common.flower import check_version
 from common.logs import log_to
-from common.wire import channels, wardround_pb2_grpc  # protoc writes the latter without types
+from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the latter without types
 from common.wire.channels import Credentials
 from common.wire.wake import Sleeper, gateway_sleeper
 from server.enrolment import EnrolmentService
@@ -141,6 +141,7 @@ class Health(health.HealthServicer):
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - the name in the protocol
         """A site that is shut out learns so here too."""
         self._gateway.authorise(context)
+        context.send_initial_metadata(clock.stamp())
         return super().Check(request, context)
 
     def tell(self, *, serving: bool) -> None:

@@ -5,6 +5,7 @@ where the caller has no certificate yet). Addresses are `host:port`. A server as
 handshake, so a renewed certificate and another root hold from the next connection on.
 """
 
+import datetime
 import ipaddress
 import logging
 from collections.abc import Callable, Sequence
@@ -89,6 +90,22 @@ def secure_channel(
     ]
     credentials = grpc.ssl_channel_credentials(root_pem, key_pem, certificate_pem)
     return grpc.secure_channel(address, credentials, options)
+
+
+def certificate_trouble(error: grpc.RpcError) -> str:
+    """Why a connection failed, if it is that the other side's certificate does not hold at this time; else empty."""
+    details = str(error.details() or "") if isinstance(error, grpc.Call) else ""
+    for words, said in (
+        ("certificate is not yet valid", "is not valid yet"),
+        ("certificate has expired", "has run out"),
+    ):
+        if words in details:
+            now = datetime.datetime.now(datetime.UTC)
+            return (
+                f"its certificate {said} by this computer's clock, which shows {now:%Y-%m-%d %H:%M} UTC. Compare the "
+                "two clocks"
+            )
+    return ""
 
 
 def serve(

@@ -92,6 +92,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.answer_receipt: Callable[[bytes], bytes] = lambda signature: signature  # before it goes out; may abort
         self.log = AuditLog(Path(tempfile.mkdtemp()) / "audit.sqlite", "coordinator", authority.log_key)
         self.limit: Callable[[str, grpc.ServicerContext], None] = lambda *_: None  # may abort
+        self.clock: Callable[[], float] | None = None  # its time, Unix s; None: it does not say
         self.arrived: set[str] = set()
         self.others: list[wardround_pb2.SiteCheckpoint] = []
         self.heartbeats = 0
@@ -215,6 +216,8 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def ActivateNode(self, request, context):
         assert request.public_key == b""
+        if self.clock is not None:
+            context.send_initial_metadata((("wardround-time", f"{self.clock():.3f}"),))
         self.activations += 1
         return fleet_pb2.ActivateNodeResponse(node_id=NODE_ID)
 

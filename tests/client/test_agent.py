@@ -506,3 +506,53 @@ def test_agent_imports_neither_torch_nor_image_readers() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_clocks_that_differ_are_told_before_anything_is_charged(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message waits at the coordinator when the agent comes."""
+    monkeypatch.setattr("client.agent.UPKEEP_S", 0.05)
+    authority = Authority()
+    coordinator = Coordinator(authority, free_port).start()
+    coordinator.clock = lambda: time.time() - 900.0
+    identity = authority.admit(tmp_path, "north", coordinator.address)
+    (tmp_path / "policy.toml").write_text(OPEN_POLICY)
+    said_first: list[str] = []
+
+    def work(question: Question) -> Answer:
+        said_first.extend(record.message for record in caplog.records if "clock" in record.message)
+        return good(question)
+
+    worker = FakeWorker(work)
+    stage = Stage(tmp_path, coordinator, worker, Agent(tmp_path, identity, worker))
+    thread = threading.Thread(target=stage.agent.run)
+    thread.start()
+    try:
+        run_hash = stage.propose(PRIVATE_TOML)
+        stage.approve(run_hash)
+        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        assert isinstance(stage.reply(), TrainReply)
+        assert read_status(tmp_path)["clock"] == "15 min ahead of the coordinator's"
+    finally:
+        stage.agent.stop()
+        thread.join(timeout=SOON_S)
+        coordinator.stop()
+    assert any("this computer's clock is 15 min ahead of the coordinator's" in line for line in said_first)
+
+
+def test_reply_that_the_coordinator_does_not_store_is_an_error_and_not_silently_dropped(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+
+    def over(method: str, context: grpc.ServicerContext) -> None:
+        if method == "PushObject":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the time for the reply is over")
+
+    stage.coordinator.limit = over
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    eventually(lambda: "not taken" in str(read_status(stage.home)["last-error"]))
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert any("does not take the reply to a train: the time for the reply is over" in line for line in errors)

@@ -1,5 +1,6 @@
 """What a server grants a connection, and what it shows it; real TLS, real sockets."""
 
+import datetime
 import socket
 import ssl
 import time
@@ -176,3 +177,36 @@ def is_closed(connection: socket.socket) -> bool:
         return False
     except ConnectionResetError:
         return True
+
+
+@pytest.mark.parametrize(("days", "said"), [(2, "is not valid yet"), (-500, "has run out")])
+def test_certificate_that_does_not_hold_at_this_time_is_told_with_the_hour(
+    free_port: int, monkeypatch: pytest.MonkeyPatch, days: int, said: str
+) -> None:
+    """As at a site whose clock is wrong, seen from the other side: the server's certificate is of another time."""
+    right = pki.now
+    monkeypatch.setattr(pki, "now", lambda: right() + datetime.timedelta(days=min(days, 0) - 10))
+    authority = Authority()
+    monkeypatch.setattr(pki, "now", lambda: right() + datetime.timedelta(days=days))
+    key = pki.new_key()
+    certificate = pki.server_certificate(key, ["127.0.0.1"], authority.root, authority.key)
+    monkeypatch.undo()
+    shown = Credentials(pki.key_to_pem(key), pki.to_pem(certificate), None)
+    address = f"127.0.0.1:{free_port}"
+    server = channels.serve(address, lambda: shown, lambda _: None, workers=1)
+    try:
+        with channels.secure_channel(address, authority.root_pem) as channel, pytest.raises(grpc.RpcError) as caught:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+    finally:
+        server.stop(0).wait()
+    told = channels.certificate_trouble(caught.value)
+    assert f"its certificate {said} by this computer's clock, which shows {pki.now():%Y-%m-%d %H}:" in told
+
+
+def test_another_failure_is_no_matter_of_clocks(free_port: int) -> None:
+    with (
+        channels.secure_channel(f"127.0.0.1:{free_port}", Authority().root_pem) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+    assert channels.certificate_trouble(caught.value) == ""
