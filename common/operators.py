@@ -56,6 +56,7 @@ RIGHTS: Mapping[str, tuple[Role, ...]] = {
     "requests": ("admin", "operator"),
     "sites": ("admin", "operator", "auditor"),
     "runs": ("admin", "operator", "auditor"),
+    "watch": ("admin", "operator", "auditor"),
     "report": ("admin", "operator", "auditor"),
     "audit-verify": ("admin", "auditor"),
     "audit-export": ("admin", "auditor"),

@@ -18,12 +18,13 @@ from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
 from common.flower import build_bundle
 from common.sealer import SUFFIX
-from server import enrolment, launcher, operators
+from server import checkpoints, enrolment, launcher, operators
 from server import home as homes
 from server.audit_cli import audit_app
+from server.checkpoints import MODEL_FILES
 from server.doctor import examine
 from server.home import Home, ServerConfig
-from server.journal import INITIAL_NAME
+from server.journal import INITIAL_NAME, JOURNAL_NAME
 from server.keys_cli import (
     AsOption,
     HomeOption,
@@ -35,16 +36,15 @@ from server.keys_cli import (
     root_app,
     root_passphrase,
 )
+from server.progress import duration, progress_of, summary_of
 from server.proposals import Proposal
 from server.registry import Registry
 from server.root import ROOT_PASSPHRASE, create
-from server.runs import read_summary
 from server.template import TEMPLATE
 from server.witness import open_log
 
 # The document that hospitals approve, in a run's folder: its bytes are what the run's hash is of.
 ISSUED_NAME = "run.json"
-MODEL_FILES = ("model.safetensors", "model.json")
 
 SitesArgument: TypeAlias = Annotated[list[str], typer.Argument(metavar="SITE...", help="Names, such as st-mary.")]
 SiteArgument: TypeAlias = Annotated[str, typer.Argument(help="The site's name, such as st-mary.")]
@@ -236,7 +236,7 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
     doors = launcher.doors(opened)
     rows += [(door.name, door.state, f"port {door.port}") for door in doors]
     rows += [("site " + one.name, "connected" if one.connected and running else "away", "") for one in members]
-    rows += [(f"run {one.name}", one.state, one.run_hash[:8]) for one in registry.proposals() if one.open]
+    rows += [(f"run {one.name}", one.state, _where(opened, one)) for one in registry.proposals() if one.open]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
     if not running:
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`.")
@@ -321,18 +321,25 @@ def runs(
     """
     opened, registry = _open(home)
     acting(opened, registry, "runs", by, key)
-    rows = [
-        (
-            one.name,
-            one.run_hash[:8],
-            one.state,
-            ", ".join(sorted(one.approved)),
-            ", ".join(sorted(one.denied)),
-            one.reason,
+    rows = []
+    for one in registry.proposals():
+        done = progress_of(opened.run_folder(one.run), one)
+        left = done.seconds_left
+        rows.append(
+            (
+                one.name,
+                one.run_hash[:8],
+                one.state,
+                done.round if json else f"{done.round} of {done.rounds}",
+                done.dice,
+                left if json or left is None else duration(left),
+                ", ".join(sorted(one.approved)),
+                ", ".join(sorted(one.denied)),
+                one.reason,
+            )
         )
-        for one in registry.proposals()
-    ]
-    show_table("Runs", ("run", "hash", "state", "approved", "denied", "reason"), rows, as_json=json)
+    columns = ("run", "hash", "state", "round", "dice", "seconds-left" if json else "time left")
+    show_table("Runs", (*columns, "approved", "denied", "reason"), rows, as_json=json)
 
 
 @app.command()
@@ -375,6 +382,18 @@ def resume(
 
 
 @app.command()
+def watch(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
+    """Show a run until it ends; one that has ended is shown as it was. Exit code 0 only if it is completed.
+
+    Example: `wardround-server watch lesions`
+    """
+    opened, registry = _open(home)
+    proposal = registry.proposal(run)
+    acting(opened, registry, "watch", by, key)
+    _follow(opened, registry, proposal, watch=True)
+
+
+@app.command()
 def report(
     run: RunArgument,
     home: HomeOption = None,
@@ -382,7 +401,7 @@ def report(
     by: AsOption = operators.FIRST,
     key: KeyOption = None,
 ) -> None:
-    """Print a run's scores and the path of its report.html.
+    """Print a run's scores and the path of its report.html; of one that goes on, or ended early, as far as it came.
 
     Example: `wardround-server report lesions`
     """
@@ -391,7 +410,10 @@ def report(
     opened, registry = _open(home)
     proposal = registry.proposal(run)
     hand = acting(opened, registry, "report", by, key)
-    path = write_report(opened.run_folder(proposal.run))
+    folder = opened.run_folder(proposal.run)
+    if not (folder / JOURNAL_NAME).exists():
+        raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
+    path = write_report(folder, summary_of(folder, proposal))
     operators.enter(opened, hand.sign("report", proposal.run_hash))
     _show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
@@ -401,23 +423,23 @@ def report(
 @app.command()
 def export(
     run: RunArgument,
+    *,
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    round_: Annotated[
+        int | None, typer.Option("--round", min=1, help="Of a run that is not completed: its last round.")
+    ] = None,
     home: HomeOption = None,
     by: AsOption = operators.FIRST,
     key: KeyOption = None,
 ) -> None:
-    """Copy a completed run's model, unsealed: model.safetensors and model.json.
+    """Copy a completed run's model, unsealed: model.safetensors and model.json. With --round, that of its checkpoint.
 
     Example: `wardround-server export lesions --out model/`
     """
     opened, registry = _open(home)
     proposal = registry.proposal(run)
     hand = acting(opened, registry, "export", by, key)
-    folder = opened.run_folder(proposal.run)
-    if proposal.state != "completed":
-        raise ConfigError(f"{proposal.name} is {proposal.state}, only a completed run has a model to export.")
-    sealer = opened.sealer_of(proposal.run_hash)
-    files = {name: sealer.open((folder / f"{name}{SUFFIX}").read_bytes(), name) for name in MODEL_FILES}
+    files = _model_files(opened, proposal, round_)
     operators.enter(opened, hand.sign("export", proposal.run_hash))
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -474,7 +496,7 @@ def _place_initial(config: RunConfig, model: Path | None, folder: Path) -> None:
 
 def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:
     if not watch:
-        note(f"Follow it with: wardround-server runs, and {home.run_folder(proposal.run) / 'metrics.jsonl'}")
+        note(f"Follow it with: wardround-server watch {proposal.run_hash[:8]}")
         return
     from server.watch import watch as watch_run  # noqa: PLC0415 - loads torch
 
@@ -485,8 +507,36 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) 
     say(f"Results: {home.run_folder(ended.run)}")
 
 
+def _where(home: Home, proposal: Proposal) -> str:
+    """A run's hash, and how far it is."""
+    begun = proposal.state != "proposed"
+    return proposal.run_hash[:8] + (f", {progress_of(home.run_folder(proposal.run), proposal)}" if begun else "")
+
+
+def _model_files(home: Home, proposal: Proposal, round_: int | None) -> dict[str, bytes]:
+    """The model of a run that is completed, or of its last checkpoint, opened."""
+    folder, sealer = home.run_folder(proposal.run), home.sealer_of(proposal.run_hash)
+    if round_ is None and proposal.state == "completed":
+        return {name: sealer.open((folder / f"{name}{SUFFIX}").read_bytes(), name) for name in MODEL_FILES}
+    last = checkpoints.latest(folder)
+    if last is None:
+        raise ConfigError(
+            f"{proposal.name} is {proposal.state} and has done no round: only a completed run, or one with a "
+            "checkpoint, has a model to export."
+        )
+    done = checkpoints.round_of(last)
+    if round_ is None:
+        raise ConfigError(
+            f"{proposal.name} is {proposal.state}, only a completed run has its final model. The model after round "
+            f"{done} is there: add --round {done}."
+        )
+    if round_ != done:
+        raise ConfigError(f"only the last checkpoint of {proposal.name} is kept, of round {done}: give --round {done}.")
+    return checkpoints.open_files(last, sealer)
+
+
 def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
-    summary = read_summary(home.run_folder(proposal.run)) or {}
+    summary = summary_of(home.run_folder(proposal.run), proposal)
     scores = summary.get("scores", {})
     test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
     privacy = (summary.get("guarantee") or {}).get("sites", {})

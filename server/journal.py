@@ -39,6 +39,8 @@ _BY_CLASS = "dice-"
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
+# A summary on disk is of a run that completed or failed; the others are made when somebody asks.
+Status: TypeAlias = Literal["completed", "failed", "running", "stopped", "proposed"]
 
 # By how a member is (server/members.py).
 _WHY_MISSING = {"here": "did not answer", "away": "is away", "left": "left", "revoked": "was revoked"}
@@ -53,7 +55,7 @@ class Summary:
 
     name: str
     run_hash: str
-    status: Literal["completed", "failed"]
+    status: Status
     reason: str | None
     seed: int
     rounds: int  # completed
@@ -126,7 +128,7 @@ def summarise(
     run: RunConfig,
     events: Sequence[Event],
     *,
-    status: Literal["completed", "failed"],
+    status: Status,
     reason: str | None = None,
     model_sha256: str | None = None,
 ) -> Summary:
@@ -151,8 +153,13 @@ def summarise(
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write `summary.json`."""
-    values = {name.replace("_", "-"): value for name, value in vars(summary).items()}
-    write_atomically(folder / SUMMARY_NAME, f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
+    text = json.dumps(summary_as_dict(summary), indent=2, allow_nan=False)
+    write_atomically(folder / SUMMARY_NAME, f"{text}\n".encode())
+
+
+def summary_as_dict(summary: Summary) -> dict[str, Any]:
+    """As `summary.json` holds it."""
+    return {name.replace("_", "-"): value for name, value in vars(summary).items()}
 
 
 def mean_of_sites(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

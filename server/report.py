@@ -40,16 +40,21 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 _MAIN_SCORES = ("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision")
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, summary: dict[str, Any] | None = None) -> Path:
     """Write `report.html` into a run's folder.
+
+    Args:
+        folder: of a run's results.
+        summary: of a run that has not ended (server/progress.py); None: what `summary.json` says.
 
     Raises:
         ConfigError: the folder holds no run.
     """
-    summary_path = folder / SUMMARY_NAME
-    if not summary_path.exists():
-        raise ConfigError(f"{folder} holds no {SUMMARY_NAME}. Give the output folder of a run.")
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    if summary is None:
+        summary_path = folder / SUMMARY_NAME
+        if not summary_path.exists():
+            raise ConfigError(f"{folder} holds no {SUMMARY_NAME}. Give the output folder of a run.")
+        summary = json.loads(summary_path.read_text(encoding="utf-8"))
     events = read_events(folder / JOURNAL_NAME)
     body = [
         _head(summary),

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import flower, pki
+from common import flower
 from common.errors import FederationError
 from server.home import Home
 from server.proposals import Proposal
@@ -63,19 +63,11 @@ class Runs:
                 self._registry.ended(proposal.run_hash)
 
     def _start_if_approved(self, proposal: Proposal) -> None:
-        federation = proposal.run.federation
+        """People decide about a proposal, and take the time that they need; who proposed it withdraws it by `stop`."""
         active = {site.name for site in self._registry.sites() if site.state == "active"}
         willing = proposal.approved & active
-        if len(willing) >= federation.quorum:
+        if len(willing) >= proposal.run.federation.quorum:
             self._start(proposal)
-        elif (pki.now() - proposal.opened).total_seconds() > federation.join_timeout_s:
-            reason = (
-                f"{len(willing)} of {federation.quorum} sites approved within {federation.join_timeout_s:g} s "
-                f"(approved: {_names(willing)}; denied: {_names(proposal.denied)}; "
-                f"silent: {_names(active - proposal.approved - proposal.denied)}). Ask the sites to approve, "
-                f"then run `wardround-server resume {proposal.run_hash[:8]}`."
-            )
-            self._close(proposal, "failed", reason)
 
     def _follow(self, proposal: Proposal) -> None:
         summary = read_summary(self._home.run_folder(proposal.run))
@@ -130,7 +122,3 @@ def _forget_failure(folder: Path) -> None:
     summary = read_summary(folder)
     if summary is not None and summary["status"] != "completed":
         (folder / "summary.json").unlink()
-
-
-def _names(sites: frozenset[str] | set[str]) -> str:
-    return ", ".join(sorted(sites)) or "none"

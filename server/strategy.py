@@ -25,6 +25,7 @@ from common.models import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from common.sealer import Sealer
 from server.aggregation import capped, weighted_mean
+from server.checkpoints import AVERAGE, at, folder_of, latest
 from server.checks import Update, check_scores, check_update, outliers
 from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
 from server.journal import (
@@ -44,8 +45,6 @@ from server.journal import (
 )
 from server.members import GridMembers, Members, present, who_is_missing
 
-CHECKPOINTS = "checkpoint"
-_AVERAGE = "average"  # within a checkpoint's folder
 _GO_ON = "then run `wardround-server resume` with the run's name: it goes on from there"
 
 # Told what became of each update of a round: see server/witness.py.
@@ -348,14 +347,14 @@ def _average(decay: float, before: _Model, new: _Model) -> _Model | None:
 
 def _keep(session: _Session, model: _Model) -> None:
     """Write this round's checkpoint whole, then remove older ones."""
-    folder = session.out / CHECKPOINTS / f"round-{model.round:05d}"
+    folder = folder_of(session.out, model.round)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    sealer = _at(session.sealer, folder.name)
+    sealer = at(session.sealer, folder.name)
     save_model(partial, model.weights, _manifest(session, model), sealer)
     if model.average is not None:
         manifest = _manifest(session, model.average)
-        save_model(partial / _AVERAGE, model.average.weights, manifest, _at(sealer, _AVERAGE))
+        save_model(partial / AVERAGE, model.average.weights, manifest, at(sealer, AVERAGE))
     partial.rename(folder)
     for other in folder.parent.iterdir():
         if other != folder:
@@ -363,11 +362,11 @@ def _keep(session: _Session, model: _Model) -> None:
 
 
 def _last_checkpoint(run: RunConfig, out: Path, sealer: Sealer | None) -> _Model | None:
-    folders = sorted((out / CHECKPOINTS).glob("round-*[0-9]"))
-    if not folders:
+    folder = latest(out)
+    if folder is None:
         return None
-    sealer = _at(sealer, folders[-1].name)
-    _, state, manifest = load_model(folders[-1], sealer)
+    sealer = at(sealer, folder.name)
+    _, state, manifest = load_model(folder, sealer)
     if manifest.run_hash != sha256_of(run):
         raise ConfigError(
             f"{out} holds another run ({manifest.run_hash[:8]}, this one is {sha256_of(run)[:8]}). "
@@ -376,13 +375,8 @@ def _last_checkpoint(run: RunConfig, out: Path, sealer: Sealer | None) -> _Model
     model = _model(manifest.round, state)
     if run.federation.averaging == 0:
         return model
-    _, average, _ = load_model(folders[-1] / _AVERAGE, _at(sealer, _AVERAGE))
+    _, average, _ = load_model(folder / AVERAGE, at(sealer, AVERAGE))
     return dataclasses.replace(model, average=_model(manifest.round, average))
-
-
-def _at(sealer: Sealer | None, place: str) -> Sealer | None:
-    """What seals there: a checkpoint renamed to another round's does not open."""
-    return sealer and sealer.at(place)
 
 
 def _finish(session: _Session, model: _Model) -> Summary:
@@ -408,4 +402,4 @@ def _manifest(session: _Session, model: _Model) -> Manifest:
     )
 
 
-__all__ = ["CHECKPOINTS", "NoteRound", "federate"]
+__all__ = ["NoteRound", "federate"]

@@ -26,7 +26,7 @@ wardround-sim run | compare | crossval | scenarios | bench data | bench privacy 
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server key protect | key unprotect
-wardround-server run | runs | stop | resume | report | export | audit verify | audit export
+wardround-server new | run | watch | runs | stop | resume | report | export | audit verify | audit export
 wardround-client join | renew | start | status | doctor
 wardround-client data add | data remove | data check | data list | data forget | data export
 wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export | predict

@@ -275,7 +275,7 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
 
 def test_report_without_a_result_is_explained(home, registry):
     registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
-    assert "summary.json" in fails("report", "lesions")
+    assert "has not begun" in fails("report", "lesions")
 
 
 def test_status_of_a_stopped_coordinator_is_a_failure(home):

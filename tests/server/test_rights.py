@@ -51,6 +51,7 @@ export              may     may         -
 requests            may     may         -
 sites               may     may         may
 runs                may     may         may
+watch               may     may         may
 report              may     may         may
 audit verify        may     -           may
 audit export        may     -           may
@@ -69,11 +70,12 @@ TYPED = {
     "stop": "stop open",
     "resume": "resume halted",
     "export": "export done --out model",
+    "watch": "watch done",
     "report": "report done",
     "audit export": "audit export --out log.jsonl",
 }
 # What is only looked at leaves no act in the log; it would fill with them.
-LOOKS = {"requests", "sites", "runs", "audit verify"}
+LOOKS = {"requests", "sites", "runs", "watch", "audit verify"}
 # For whoever has the home: to make it, to start it, to see how it is.
 OPEN_TO_ALL = {"init", "new", "start", "status", "doctor", "operator list"}
 
@@ -117,6 +119,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_log(home).append("closed", {"run": run_hash})
     results = home.run_folder(run_of("done")[0])
     results.mkdir(parents=True)
+    (results / "metrics.jsonl").touch()
     (results / "summary.json").write_text(json.dumps({"status": "completed", "scores": {}, "guarantee": None}))
     for name in ("model.safetensors", "model.json"):
         (results / f"{name}.sealed").write_bytes(home.sealer_of(done).seal(name.encode(), name))
@@ -132,7 +135,7 @@ def home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hom
     for name in (ENVIRONMENT, "WARDROUND_OPERATOR", "WARDROUND_OPERATOR_KEY", operators.PASSPHRASE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(launcher, "is_running", lambda _: True)
-    monkeypatch.setattr("server.report.write_report", lambda results: results / "report.html")
+    monkeypatch.setattr("server.report.write_report", lambda results, _summary: results / "report.html")
     return homes.open_home(folder / "wardround-server")
 
 

@@ -1,6 +1,5 @@
 import datetime
 import json
-import sqlite3
 
 import pytest
 
@@ -9,6 +8,7 @@ from common.config import sha256_of
 from common.errors import FederationError
 from server.registry import Registry
 from server.runs import MAX_STARTS, Runs
+from server.watch import state_line
 from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home, signed
 
 HASH = sha256_of(RUN)
@@ -98,16 +98,18 @@ def test_the_approval_of_a_revoked_site_does_not_count(home, registry, superlink
     assert Runs(home, registry).step() == set()
 
 
-def test_without_a_quorum_in_time_the_run_fails_and_says_who_is_missing(home, registry, superlink):
+def test_approvals_are_waited_for_without_a_clock(home, registry, superlink, monkeypatch):
+    runs = Runs(home, registry)
     registry.answer(HASH, "a", approved=True)
     registry.answer(HASH, "c", approved=False)
-    past = (pki.now() - datetime.timedelta(seconds=61)).isoformat()
-    with sqlite3.connect(home.registry) as database:
-        database.execute("UPDATE proposals SET opened = ?", (past,))
-    Runs(home, registry).step()
-    closed = registry.proposal(HASH)
-    assert closed.state == "failed"
-    assert "1 of 2 sites approved within 60 s (approved: a; denied: c; silent: b)" in closed.reason
+    weeks_later = pki.now() + datetime.timedelta(weeks=6)
+    monkeypatch.setattr(pki, "now", lambda: weeks_later)
+    runs.step()
+    waiting = registry.proposal(HASH)
+    assert waiting.state == "proposed"
+    assert "1 of 2 approvals; denied by c; waiting for b" in state_line(registry, waiting)
+    registry.answer(HASH, "b", approved=True)
+    assert runs.step() == {1}
 
 
 def test_a_run_is_completed_when_its_summary_says_so(home, registry, running):
