@@ -10,6 +10,7 @@ test holds this): what talks to the network never holds patient data. One messag
     thread    upkeep       heartbeats, answers given on the command line, the worker's life, status.json
 """
 
+import errno
 import logging
 import secrets
 import threading
@@ -33,10 +34,11 @@ from client.pipe import Describe, Offer, PipeError, Work
 from client.proposals import Proposals
 from client.record import Record
 from client.site import FORGOTTEN_NAME, SITE_NAME, changed, current_site, open_site
-from client.status import Status
+from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
 from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import (
+    AuditError,
     EnrolmentError,
     ErrorCode,
     FederationError,
@@ -64,6 +66,8 @@ CALL_TIMEOUT_S = 30.0
 # Reading a large cohort for the first time.
 DESCRIBE_TIMEOUT_S = 3600.0
 UPKEEP_S = 1.0
+# Between two tries of what the disk had no room for.
+FULL_PAUSE_S = 5.0
 # After a renewal that did not succeed.
 RENEWAL_PAUSE_S = 600.0
 # Between two looks whether a rotation to the next root, which is pinned already, is over.
@@ -101,7 +105,7 @@ class Agent:
             FederationError: something unexpected happened.
         """
         _log.info("site %s, coordinator %s", self._identity.site, self._identity.gateway)
-        self._record.begin(self._identity)
+        self._begin()
         steps = {"message": self._serve, "proposals": self._watch_proposals, "upkeep": self._upkeep}
         threads = [
             threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True) for name, step in steps.items()
@@ -115,6 +119,25 @@ class Agent:
             raise FederationError(
                 "the agent stopped after an unexpected failure. See logs/agent.log, then start again."
             )
+
+    def _begin(self) -> None:
+        """Note the start; with a full disk, as soon as there is room."""
+        while not self._stop.is_set():
+            try:
+                self._record.begin(self._identity)
+            except AuditError as error:
+                self._wait_for_room(error)
+            else:
+                return
+
+    def _wait_for_room(self, error: AuditError | OSError) -> None:
+        """What could not be written is not done, and the agent lives on; any other trouble with files ends it."""
+        number = error.errno if isinstance(error, OSError) else 0
+        if number not in (errno.ENOSPC, errno.EDQUOT) and getattr(error, "code", None) != ErrorCode.DISK_FULL:
+            raise error
+        _log.error("%s: waiting until there is room on the disk", error)
+        self._status.update(disk=DISK_FULL)
+        self._stop.wait(FULL_PAUSE_S)
 
     def stop(self) -> None:
         """Ask `run` to end; for any other thread."""
@@ -148,7 +171,10 @@ class Agent:
         for thread in threads:
             thread.join(timeout=2.0)
         if not self._failed:
-            self._record.end()
+            try:
+                self._record.end()
+            except AuditError as error:
+                _log.error("the end is not recorded: %s", error)
         self._status.update(state="stopped")
         _log.info("stopped")
 
@@ -172,6 +198,8 @@ class Agent:
                 self._take_over()
                 self._stop.wait(pause)
                 pause = min(2 * pause, LARGEST_PAUSE_S)
+            except (AuditError, OSError) as error:
+                self._wait_for_room(error)
 
     def _take_over(self) -> None:
         """Go on with the renewed certificate, over a new connection."""
@@ -252,7 +280,7 @@ class Agent:
         except Exception:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
             _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
             code = ErrorCode.INTERNAL
-        refusal = Refusal(run_hash, round_, code)
+        refusal = Refusal(run_hash, round_, gate.before_charge(code))
         self._record.replied(refusal)
         return refusal, None
 
@@ -366,7 +394,8 @@ class Agent:
             try:
                 self._worker.tend()
                 self._look_after_record()
-                self._status.update(worker=self._worker.pid, network=self._worker.network)
+                disk = DISK_FULL if admission.is_full(self._home) else IN_ORDER
+                self._status.update(worker=self._worker.pid, network=self._worker.network, disk=disk)
                 if not self._status.is_connected:
                     continue
                 self._renew_if_due()

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from client import approvals, diagnosis, enrol, policy
+from client.admission import is_full
 from client.agent import Agent
 from client.approvals import Proposal
 from client.audit_cli import audit_app
@@ -29,7 +30,7 @@ from client.key_cli import key_app
 from client.predict_cli import predict
 from client.shell import HOME, Home
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
-from client.status import is_running, only_one, read_status
+from client.status import DISK_FULL, IN_ORDER, is_running, only_one, read_status
 from client.verdict import policy_verdict
 from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import PolicyConfig, load
@@ -138,13 +139,15 @@ def start(home: Home = HOME) -> None:
 
 @app.command()
 def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
-    """How the agent is. The exit code is 0 only if it is connected.
+    """How the agent is. The exit code is 0 only if it is connected and can work.
 
     Example: `wardround-client status`
     """
     values = read_status(home)
     if not is_running(home):
         values["state"] = "not running"
+    # Looked at here: a full disk takes no status.json either.
+    values["disk"] = DISK_FULL if home.is_dir() and is_full(home) else IN_ORDER
     try:
         values["certificate-days-left"] = enrol.load_identity(home).days_left
     except EnrolmentError as error:
@@ -153,7 +156,8 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
         show_json(values)
     else:
         show_table("Site", ("what", "value"), [(name, _text(name, value)) for name, value in values.items()])
-    if values["state"] != "connected" or str(values.get("audit", "")).startswith("CONFLICT"):
+    conflict = str(values.get("audit", "")).startswith("CONFLICT")
+    if values["state"] != "connected" or values["disk"] != IN_ORDER or conflict:
         raise typer.Exit(1)
 
 

@@ -37,7 +37,34 @@ from common.records import (
 
 # Not about patients, or public by the run's document.
 _ABOUT_THE_ROUND = frozenset({"steps", "epsilon", "delta"})
-# The codes that may leave when a private round is charged: the machine's. What a patient's data bring about is none.
+# The codes that may leave before a round is charged, and with an evaluation; none of them is of a single study.
+BEFORE_CHARGE = frozenset(
+    {
+        ErrorCode.NOT_APPROVED,
+        ErrorCode.POLICY_REFUSED,
+        ErrorCode.OUTSIDE_HOURS,
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.BUDGET_SPENT,
+        ErrorCode.LEDGER_OUTDATED,
+        ErrorCode.ROUND_REPEATED,
+        ErrorCode.RECEIPT_MISSING,
+        ErrorCode.AUDIT_CONFLICT,
+        ErrorCode.NO_DATA,
+        ErrorCode.TOO_FEW_PATIENTS,
+        ErrorCode.BAD_REQUEST,
+        ErrorCode.NOT_FINITE,
+        ErrorCode.SUSPICIOUS_MODEL,
+        ErrorCode.WRONG_TENSORS,
+        ErrorCode.BAD_COUNT,
+        ErrorCode.WRONG_RUN,
+        ErrorCode.DEADLINE,
+        ErrorCode.OUT_OF_MEMORY,
+        ErrorCode.DISK_FULL,
+        ErrorCode.WORKER_FAILED,
+        ErrorCode.INTERNAL,
+    }
+)
+# And when a private round is charged: the machine's. What a patient's data bring about is none.
 AFTER_CHARGE = frozenset({ErrorCode.WORKER_FAILED, ErrorCode.DEADLINE, ErrorCode.DISK_FULL})
 SIGNIFICANT_DIGITS = 6
 MOST_PATIENTS = 10_000_000
@@ -63,8 +90,8 @@ def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[st
     match reply, request:
         case Refusal(), TrainRequest():
             return Refusal(run_hash, round_, after_charge(ErrorCode(reply.code), run))
-        case Refusal(), _:
-            return Refusal(run_hash, round_, ErrorCode(reply.code))
+        case Refusal(), EvaluateRequest():
+            return Refusal(run_hash, round_, after_scoring(ErrorCode(reply.code), run))
         case TrainReply(), TrainRequest():
             weights = _same_tensors(reply.weights, request.weights)
             metrics = _scalars(reply.metrics, train_metrics(run, allowed))
@@ -102,6 +129,17 @@ def after_charge(code: ErrorCode, run: RunConfig) -> ErrorCode:
     they are there. So all of them look like a worker that died; the reason stays in the logs.
     """
     return code if run.privacy is None or code in AFTER_CHARGE else ErrorCode.WORKER_FAILED
+
+
+def after_scoring(code: ErrorCode, run: RunConfig) -> ErrorCode:
+    """The code that may leave for an evaluation: likewise, beside what the request or the counts bring about."""
+    by_data = code not in BEFORE_CHARGE or code in (ErrorCode.NOT_FINITE, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL)
+    return ErrorCode.WORKER_FAILED if run.privacy is not None and by_data else before_charge(code)
+
+
+def before_charge(code: ErrorCode) -> ErrorCode:
+    """The code that may leave while nothing is charged: how a single study is stays here."""
+    return code if code in BEFORE_CHARGE else ErrorCode.NO_DATA
 
 
 def check_request(

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from client import pipe
 from client.pipe import Answer, Frame, PipeError, Question, Ready
@@ -111,12 +112,7 @@ class Worker:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         key = site_key(self._home)
-        logs = self._home / "logs"
-        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = logs / "worker.log"
-        if path.exists() and path.stat().st_size > LOG_LIMIT:
-            path.replace(logs / "worker.log.1")
-        with path.open("ab") as log:
+        with _log_file(self._home) as log:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 # -P: the current folder is no place to import from.
                 [sys.executable, "-P", "-m", "client.worker", "--home", str(self._home)],
@@ -168,6 +164,20 @@ class Worker:
         if not self._stopped:
             self.crashes += 1
             _log.error("worker %d ended (status %d); restart in %.0f s. See logs/worker.log", process.pid, code, pause)
+
+
+def _log_file(home: Path) -> IO[bytes]:
+    """home/logs/worker.log; where it cannot be opened, a worker's last words are lost, and it works all the same."""
+    logs = home / "logs"
+    path = logs / "worker.log"
+    try:
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_LIMIT:
+            path.replace(logs / "worker.log.1")
+        return path.open("ab")
+    except OSError as error:
+        _log.error("logs/worker.log cannot be written (%s)", error.strerror)
+        return Path(os.devnull).open("ab")
 
 
 def _environment(home: Path, threads: int | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from common.wire.channels import certificate_trouble
 _STATUS, _LOCK = "status.json", "agent.lock"
 
 EXPIRED = "certificate expired"
+IN_ORDER, DISK_FULL = "in order", "disk-full"
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Status:
         self._path = home / _STATUS
         self._identity = identity
         self._lock = threading.Lock()
+        self._is_written = True
         self._values: dict[str, Any] = {
             "site": identity.site,
             "coordinator": identity.gateway,
@@ -49,6 +51,7 @@ class Status:
             "clock": clock.in_words(None),
             "last-round": None,
             "last-error": None,
+            "disk": IN_ORDER,
             "certificate-days-left": identity.days_left,
         }
         self.update(started=time.time())
@@ -113,15 +116,23 @@ class Status:
         self.update(**{"last-error": {"kind": kind, "code": "reply not taken, see logs/agent.log", "at": time.time()}})
 
     def update(self, **changes: object) -> None:
-        """Change values and write the file if any is new."""
+        """Change values and write the file if any is new; where there is no room, later."""
         with self._lock:
             values = self._values | changes | {"certificate-days-left": self._identity.days_left}
-            if values == self._values and self._path.exists():
+            if values == self._values and self._is_written and self._path.exists():
                 return
             self._values = values
             partial = self._path.with_name(".status.json.partial")
-            partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
-            partial.replace(self._path)
+            try:
+                partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
+                partial.replace(self._path)
+                self._is_written = True
+            except OSError as error:
+                if self._is_written:
+                    _log.error("status.json cannot be written (%s); it shows an earlier state", error.strerror)
+                self._is_written = False
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
 
 
 @contextmanager

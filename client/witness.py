@@ -87,12 +87,13 @@ class Witness:
         self._doubts: dict[str, str] = {}  # other hospitals whose checkpoint is not believed, and why
         self._recorded: set[str] = set()  # those of them for which this log has an entry
         self._next = 0.0
+        self._alarmed = ""
         self.problem = ""  # what is wrong with the exchange, though the coordinator is there
 
     @property
     def conflict(self) -> str:
         """Why no work is done; empty while all fits."""
-        return self._path.read_text(encoding="utf-8").strip() if self._path.exists() else ""
+        return self._alarmed or (self._path.read_text(encoding="utf-8").strip() if self._path.exists() else "")
 
     @property
     def is_due(self) -> bool:
@@ -127,7 +128,12 @@ class Witness:
         """An update has arrived at the coordinator."""
         name = parcel.receipt.sha256
         with self._lock:
-            if not _is_acknowledged(self._log, parcel.receipt):
+            try:
+                known = _is_acknowledged(self._log, parcel.receipt)
+            except AuditError as error:  # such as a full disk: the coordinator may sign twice
+                _log.error("%s", error)
+                known = False
+            if not known:
                 self._pending[name] = _Pending(parcel.receipt, parcel.signature)
                 self._delivered.add(name)
             self._next = 0.0
@@ -271,6 +277,7 @@ class Witness:
 
     def _alarm(self, text: str) -> None:
         _log.error("audit conflict, no more work is done: %s", text)
+        self._alarmed = text  # also where the disk is full
         write_private(self._path, f"{text}\n".encode())
 
 

@@ -10,9 +10,10 @@ https://sqlite.org/howtocorrupt.html).
 import errno
 import os
 import secrets
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from common.errors import ErrorCode
@@ -21,6 +22,9 @@ Unusable = Callable[[str, sqlite3.Error | OSError, ErrorCode], Exception]
 
 # A charge to the ledger holds the lock while it is decided, which takes the accountant seconds at worst.
 _LOCK_TIMEOUT_S = 60.0
+# What a disk says that has no room, or whose user has used up theirs.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_JOURNAL_BYTES = 16 * 1024
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def transaction(path: Path, unusable: Unusable) -> Iterator[sqlite3.Connection]:
     try:
         _make_private(path)
     except OSError as error:
-        raise unusable(path.name, error, _code(error)) from error
+        raise unusable(path.name, error, _code(error, path)) from error
     try:
         with closing(sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as database:
             # EXTRA also syncs the folder after the rollback journal is deleted; with FULL a power cut could bring the
@@ -49,7 +53,7 @@ def transaction(path: Path, unusable: Unusable) -> Iterator[sqlite3.Connection]:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
     except sqlite3.Error as error:
-        raise unusable(path.name, error, _code(error)) from error
+        raise unusable(path.name, error, _code(error, path)) from error
 
 
 def _make_private(path: Path) -> None:
@@ -69,8 +73,12 @@ def _make_private(path: Path) -> None:
         fresh.unlink()
 
 
-def _code(error: sqlite3.Error | OSError) -> ErrorCode:
-    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == errno.ENOSPC
+def _code(error: sqlite3.Error | OSError, path: Path) -> ErrorCode:
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in _FULL
+    # Where not even the journal can be made, SQLite says that it cannot open or write.
+    if not full and isinstance(error, sqlite3.OperationalError):
+        with suppress(OSError):
+            full = shutil.disk_usage(path.parent).free < _JOURNAL_BYTES
     return ErrorCode.DISK_FULL if full else ErrorCode.INTERNAL
 
 

@@ -31,7 +31,7 @@ PUBLIC = (
 NOT_COVERED = (
     f"scores of held-out patients ({', '.join(name for name in METRICS if name != 'train-loss')}; dice-CLASS)",
     "how long a round took",
-    "error codes of a site that could not train",
+    "whether a site has patients enough for the run, and whether its machine failed in a round",
     "a patient with data at several sites",
     "a patient whose images are filed under another patient too",
 )

@@ -8,7 +8,7 @@ the last one. So a row that is altered, exchanged, copied, moved or removed, or 
 and then the whole file is refused and left as it is. The file shows how many rows there are and when it was written.
 
 What no file can notice of itself: that it is removed, or put back as a whole as it was before. The audit log has the
-same charges, and has been shown to the coordinator (common/audit).
+same charges, and an agent compares the two (client/spending.py); it has been shown to the coordinator (common/audit).
 """
 
 import sqlite3

@@ -1,0 +1,95 @@
+"""The tables in docs/privacy-engine.md, "What leaves, and what it depends on", against the code."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from client import gate
+from common.audit.entries import RECEIPT
+from common.config import RunConfig, parse
+from common.errors import ErrorCode
+from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
+from common.wire.wardround_pb2 import AnswerProposalRequest
+from tests.client.test_agent import PRIVATE_TOML, RUN_TOML
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "privacy-engine.md"
+WEIGHTS = save({"w": np.arange(6, dtype=np.float32).reshape(2, 3)})
+SCORES = "SCORES"  # stands for the names that the gate lets go with an evaluation
+PLAIN, PRIVATE = parse(RunConfig, RUN_TOML), parse(RunConfig, PRIVATE_TOML)
+
+
+def tables() -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of both tables, cell by cell."""
+    text = PAGE.read_text(encoding="utf-8").split("## What leaves, and what it depends on\n")[1].split("\n## ")[0]
+    found: list[list[list[str]]] = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in block.splitlines()]
+        found.append(rows[2:])
+    values, codes = found
+    return values, codes
+
+
+def named(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def listed() -> list[str]:
+    return [name for row in tables()[0] for name in named(row[0])]
+
+
+def told() -> Iterator[str]:
+    """Every name under which a value leaves in a message, an answer or a receipt."""
+    for run in (PLAIN, PRIVATE):
+        yield from gate.train_metrics(run)
+    replies = (
+        TrainReply("ab" * 32, 1, WEIGHTS, 10),
+        EvaluateReply("ab" * 32, 1, "test", 10),
+        Refusal("ab" * 32, 1, ErrorCode.INTERNAL),
+    )
+    for reply in replies:
+        yield from reply_to_record(reply)["head"]
+    yield "weights"
+    yield from (name.lstrip("?") for name in RECEIPT.split())
+    yield from (field.name.replace("_", "-") for field in AnswerProposalRequest.DESCRIPTOR.fields)
+    yield from ("clientapp_runtime_list", "created_at", "ttl")  # of Flower's envelope, held by test_spending.py
+
+
+def test_every_value_that_leaves_is_in_the_table_and_nothing_else() -> None:
+    names = listed()
+    assert len(names) == len(set(names)), "a value stands in two rows"
+    assert set(names) == set(told())
+    assert any(row[0] == SCORES for row in tables()[0])
+
+
+def test_under_privacy_no_scalar_of_an_update_depends_on_a_patient() -> None:
+    by_row = {name: row[2] for row in tables()[0] for name in named(row[0])}
+    assert all("no patient" in by_row[name] for name in gate.train_metrics(PRIVATE))
+    free = gate.train_metrics(PLAIN) - gate.train_metrics(PRIVATE)
+    assert free == {"train-loss", "seconds"}
+    assert all("neither leaves under privacy" in by_row[name] for name in free)
+
+
+def test_every_code_is_in_the_table_with_the_time_when_it_can_be_given() -> None:
+    rows = [(name, {word.strip() for word in row[1].split(",")}) for row in tables()[1] for name in named(row[0])]
+    assert sorted(name for name, _ in rows) == sorted(ErrorCode)
+    assert {name for name, when in rows if "before" in when} == gate.BEFORE_CHARGE
+    assert {name for name, when in rows if "after" in when} == gate.AFTER_CHARGE
+    assert all(when <= {"before", "after", "never"} for _, when in rows)
+    assert all(row[2] == "the machine" for row in tables()[1] if "after" in row[1])
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_gate_gives_each_code_only_when_the_table_says_so(code: ErrorCode) -> None:
+    train, evaluate = TrainRequest("ab" * 32, 1, WEIGHTS), EvaluateRequest("ab" * 32, 1, "test", WEIGHTS)
+    said = Refusal("x", 7, code)
+    after = gate.release(said, train, PRIVATE)
+    assert isinstance(after, Refusal)
+    assert after.code in gate.AFTER_CHARGE
+    scored = gate.release(said, evaluate, PRIVATE)
+    assert isinstance(scored, Refusal)
+    assert scored.code in gate.BEFORE_CHARGE - {ErrorCode.NOT_FINITE, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL}
+    assert gate.before_charge(code) in gate.BEFORE_CHARGE
