@@ -23,7 +23,7 @@ from flwr.app import Message, MessageType
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 
-from client import admission, approvals, gate, policy, spending
+from client import admission, approvals, evaluations, gate, policy, spending
 from client.admission import Admission
 from client.approvals import Proposal
 from client.enrol import Identity, renew
@@ -266,6 +266,8 @@ class Agent:
                 return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
             policy.check_now(rules, rounds_today=0)
             self._check(request, proposal.run, rules)
+            self._record.check_scored(request, rules)
+            spending.check_ledger(current_site(self._home).ledger, self._record.log)
             timeout_s = proposal.run.federation.round_timeout_s
             reply = self._ask(request, proposal.run, rules, secrets.token_hex(8), timeout_s)
             self._record.replied(reply, request.weights)
@@ -291,6 +293,7 @@ class Agent:
         policy.check_now(rules, rounds_today=self._record.attempts_today(rules.max_rounds_per_day))
         self._witness.check_receipts(self._coordination)
         offer = self._check(request, run, rules)
+        evaluations.begin_training(current_site(self._home), run, request)
         admission.check_room(self._home, len(request.weights))
         attempt = self._charge(request, run, offer)
         try:
@@ -338,7 +341,7 @@ class Agent:
         answer = self._worker.ask(Work(run, request, attempt), timeout_s)
         if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
             raise PipeError("the worker gave no reply")
-        return gate.release(answer, request, run, rules.metrics)
+        return gate.release(answer, request, run, rules.metrics, rules.scores)
 
     def _known_offer(self, proposal: Proposal) -> Offer:
         """What this site counted for a run, without asking the worker again where it is written down."""

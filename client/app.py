@@ -9,6 +9,7 @@ and a text can name a patient.
 import errno
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,15 +17,23 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client import gate, policy, training
+from client import evaluations, gate, policy, training
 from client.data.cohort import Cohort
 from client.pipe import Offer
 from client.site import Site, open_site
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
-from common.errors import DataError, ErrorCode, UpdateError, WardroundError
+from common.errors import DataError, ErrorCode, PolicyError, UpdateError, WardroundError
 from common.models import build_model, tensor_shapes
 from common.privacy.guarantee import charge_round
+from common.privacy.scores import (
+    SCORES_DELTA,
+    SCORES_EPSILON,
+    charge_scores,
+    held_out_cohort,
+    noised_scores,
+    score_plan,
+)
 from common.records import (
     EvaluateReply,
     EvaluateRequest,
@@ -71,15 +80,21 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
     if request.run_hash != sha256_of(run):
         raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
     gate.check_start(request, run)
+    model = _model(request.weights, run)
+    if isinstance(request, TrainRequest):
+        evaluations.begin_training(site, run, request)
+    elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
+        return kept
     cohort = site.cohort(run)
     policy.check(run, site.policy, _offer(cohort, run))
-    model = _model(request.weights, run)
     device = _device(site)
     match request:
         case TrainRequest():
             return _train(request, run, site, cohort, model.to(device), attempt=attempt)
         case EvaluateRequest():
-            return _evaluate(request, run, cohort, model.to(device))
+            reply = _evaluate(request, run, site, cohort, model.to(device))
+            evaluations.keep(site, request, reply)
+            return reply
 
 
 def _train(
@@ -117,12 +132,63 @@ def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, a
     return {"epsilon": epsilon, "delta": budget.delta}
 
 
-def _evaluate(request: EvaluateRequest, run: RunConfig, cohort: Cohort, model: nn.Module) -> EvaluateReply:
-    if not cohort.patients(request.phase):
+def _evaluate(request: EvaluateRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module) -> EvaluateReply:
+    device = next(model.parameters()).device
+
+    def score(some: Cohort) -> tuple[int, dict[str, float]]:
+        return training.evaluate(model, some, run, request.phase, device)
+
+    if run.privacy is not None and site.policy.scores == "noised":
+        scores = _noised(request, run, site, cohort, lambda some: score(some)[1])
+        return EvaluateReply(request.run_hash, request.round, request.phase, 0, scores)
+    held_out = len(cohort.patients(request.phase))
+    if not held_out:
         raise DataError(f"no patient is held out for {request.phase}", ErrorCode.NO_DATA)
-    patients, scores = training.evaluate(model, cohort, run, request.phase, next(model.parameters()).device)
+    _check_held_out(held_out, site)
+    patients, scores = score(cohort)
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return EvaluateReply(request.run_hash, request.round, request.phase, counted, scores)
+
+
+def _noised(
+    request: EvaluateRequest, run: RunConfig, site: Site, cohort: Cohort, score: Callable[[Cohort], dict[str, float]]
+) -> dict[str, float]:
+    """Charge, score each patient on their own, add noise: nothing that leaves depends on more than that sum.
+
+    Whether there is an answer follows from the declared number of patients alone. A patient who cannot be scored counts
+    as 1/2, like one who is not there.
+    """
+    cost = score_plan(run, cohort.declared_size, request.phase, site.policy.run_scores_epsilon)
+    _check_held_out(cost.held_out, site)
+    charge_scores(
+        site.ledger,
+        run,
+        cost,
+        cohort=cohort.cohort_id,
+        round_=request.round,
+        phase=request.phase,
+        lifetime_epsilon=site.policy.lifetime_scores_epsilon,
+    )
+    rows = []
+    for patient in cohort.patients(request.phase):
+        try:
+            rows.append(score(replace(cohort, cases=cohort.cases_of(patient))))
+        except Exception:  # noqa: BLE001 - a code would tell of one patient; the reason stays in the log
+            _log.exception("a held-out patient cannot be scored, and counts as 1/2")
+    held_out = held_out_cohort(cohort.cohort_id)
+    # Of all who have come so far with this round and phase, one draws noise.
+    site.ledger.begin(held_out, request.run_hash, request.round, request.phase)
+    spent = site.ledger.spent(held_out, cost.delta, request.run_hash)
+    return {**noised_scores(rows, run.data.classes, cost), SCORES_EPSILON: spent, SCORES_DELTA: cost.delta}
+
+
+def _check_held_out(patients: int, site: Site) -> None:
+    if patients < site.policy.min_held_out:
+        raise PolicyError(
+            f"{patients} patients are held out, fewer than min-held-out {site.policy.min_held_out} in policy.toml: too "
+            "few for a mean to hide one of them. Hold out more, or do without scores.",
+            ErrorCode.TOO_FEW_PATIENTS,
+        )
 
 
 def _respond(message: Message, context: Context, find_site: Callable[[Context], Site]) -> Message:

@@ -11,10 +11,13 @@ from typing import Any
 
 from client import gate
 from client.approvals import Proposal
+from client.declared import outgrown
 from client.pipe import Offer
 from client.site import Site
 from common.config import RunConfig, canonical
 from common.privacy.guarantee import forecast, why_void
+from common.privacy.scores import held_out_fraction, score_plan
+from common.records import Phase
 
 _BYTES_PER_VALUE = 4
 _NOT_COUNTED = "not counted yet: the agent has not run"
@@ -35,10 +38,12 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
         ("trains", f"{run.model.dims}D {run.model.architecture}, {run.data.modality}: {', '.join(run.data.classes)}"),
         ("starts from", _start(run)),
         ("on", _NOT_COUNTED if offer is None else f"{offer.patients} of our patients, {offer.usable} studies"),
+        ("told to others", _declared(run, offer)),
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
         ("leaves each round", _weights(run, offer)),
         ("scalars that leave", ", ".join(_scalars(run, site))),
+        ("scores", _scores(run, offer, site)),
         (
             "count that leaves",
             "none" if run.weighting == "equal" else "patients in training, in steps of 5, at least 10",
@@ -57,6 +62,16 @@ def tensor_rows(offer: Offer) -> list[tuple[str, str, int]]:
         (name, " x ".join(map(str, shape)) or "scalar", _BYTES_PER_VALUE * math.prod(shape))
         for name, shape in offer.tensors.items()
     ]
+
+
+def _declared(run: RunConfig, offer: Offer | None) -> str:
+    if run.privacy is None:
+        return (
+            "the number of patients in training, see below" if run.weighting == "patients" else "no number of patients"
+        )
+    if offer is None:
+        return "a declared number of patients"
+    return outgrown(offer.declared_size, offer.patients) or f"{offer.declared_size} patients, as declared"
 
 
 def _set_aside(offer: Offer | None) -> str:
@@ -78,7 +93,7 @@ def _start(run: RunConfig) -> str:
 def _how_often(run: RunConfig) -> str:
     return (
         f"{run.federation.rounds} rounds of {run.training.local_steps} steps; scores every "
-        f"{run.federation.evaluate_every} round(s)"
+        f"{run.evaluate_every} round(s)"
     )
 
 
@@ -91,7 +106,25 @@ def _weights(run: RunConfig, offer: Offer | None) -> str:
 
 def _scalars(run: RunConfig, site: Site) -> list[str]:
     allowed = site.policy.metrics
-    return sorted(gate.train_metrics(run, allowed) | gate.score_names(run, allowed))
+    return sorted(gate.train_metrics(run, allowed) | gate.score_names(run, allowed, site.policy.scores))
+
+
+def _scores(run: RunConfig, offer: Offer | None, site: Site) -> str:
+    rules = site.policy
+    if not gate.score_names(run, rules.metrics, rules.scores):
+        return "none leave"
+    asked = f"{run.evaluations - 1} time(s) in validation, once in the test; from {rules.min_held_out} patients on"
+    if run.privacy is None or rules.scores == "exact":
+        return f"EXACT, means over our held-out patients; {asked}"
+    phases: tuple[Phase, ...] = ("test", "validation")
+    held_out = [phase for phase in phases if held_out_fraction(run.data, phase)]
+    if offer is None or not held_out:
+        return f"noised; {asked}"
+    cost = score_plan(run, offer.declared_size, held_out[0], rules.run_scores_epsilon)
+    return (
+        f"noised by {cost.deviation:.2f} for a class in the {held_out[0]}; {asked}. Epsilon "
+        f"{rules.run_scores_epsilon:g} of a held-out patient for this run, of {rules.lifetime_scores_epsilon:g} in all"
+    )
 
 
 def _privacy(run: RunConfig, offer: Offer | None, site: Site) -> str:

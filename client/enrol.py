@@ -75,6 +75,7 @@ max-learning-rate = 10.0
 require-privacy = true        # refuse runs without differential privacy
 lifetime-epsilon = 10.0       # budget of a cohort over all runs, ever
 # max-run-epsilon = 3.0       # of one run; default: the lifetime budget
+late-start = false            # true: a run that names its first weights may reach us after round 1
 min-noise-multiplier = 0.0
 min-clipping = 0.0            # smallest clipping-norm accepted
 max-clipping = 100.0
@@ -82,6 +83,12 @@ max-delta = 0.02
 
 # Scores that may leave, as means over our held-out patients. Losses never do under differential privacy.
 metrics = ["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]
+scores = "noised"             # of a run with privacy: "none", "noised" (Dice alone) or "exact"
+run-scores-epsilon = 1.0      # what noised scores of one run may cost a held-out patient
+lifetime-scores-epsilon = 10.0    # and those of all runs, ever
+min-held-out = 10             # fewer held-out patients leave no score
+max-evaluations-per-day = 100
+evaluations = "bound"         # one model a round, once; "free" is for generated or public images only
 """
 
 

@@ -22,8 +22,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.config import METRICS, RunConfig
+from common.config import METRICS, RunConfig, Scores
 from common.errors import ErrorCode, UpdateError
+from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
 from common.records import (
     EvaluateReply,
     EvaluateRequest,
@@ -74,7 +75,9 @@ _FLOAT32 = np.dtype(np.float32).str
 _log = logging.getLogger(__name__)
 
 
-def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[str] = METRICS) -> Reply:
+def release(
+    reply: Reply, request: Request, run: RunConfig, allowed: Sequence[str] = METRICS, scores: Scores = "noised"
+) -> Reply:
     """Rebuild a reply from the parts that may leave.
 
     Args:
@@ -82,6 +85,7 @@ def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[st
         request: what the coordinator asked.
         run: the approved run.
         allowed: metrics that the hospital's policy lets go.
+        scores: how it lets scores go.
 
     Raises:
         UpdateError: the reply does not answer the request, or carries what must not leave.
@@ -97,8 +101,12 @@ def release(reply: Reply, request: Request, run: RunConfig, allowed: Sequence[st
             metrics = _scalars(reply.metrics, train_metrics(run, allowed))
             return TrainReply(run_hash, round_, weights, _count(reply.patients, run), metrics)
         case EvaluateReply(), EvaluateRequest():
-            scores = _scalars(reply.metrics, score_names(run, allowed))
-            return EvaluateReply(run_hash, round_, request.phase, _count(reply.patients, run), scores)
+            if _scores_are_noised(run, scores) and not reply.metrics.get(SCORE_NOISE, 0.0) > 0:
+                raise UpdateError(
+                    "the scores have no noise, and the policy wants it; nothing is sent", ErrorCode.INTERNAL
+                )
+            metrics = _scalars(reply.metrics, score_names(run, allowed, scores))
+            return EvaluateReply(run_hash, round_, request.phase, _count(reply.patients, run), metrics)
     raise UpdateError("the worker's reply does not answer the request; nothing is sent", ErrorCode.INTERNAL)
 
 
@@ -116,10 +124,13 @@ def train_metrics(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset
     return _ABOUT_THE_ROUND if run.privacy else _ABOUT_THE_ROUND | {"seconds"} | ({"train-loss"} & set(allowed))
 
 
-def score_names(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset[str]:
-    """Names of the scalars that leave with an evaluation."""
-    scores = set(allowed) - {"train-loss"}
-    return frozenset(scores | ({f"dice-{label}" for label in run.data.classes} if "dice" in scores else set()))
+def score_names(run: RunConfig, allowed: Sequence[str] = METRICS, scores: Scores = "noised") -> frozenset[str]:
+    """Names of the scalars that leave with an evaluation; noised ones are Dice alone, with their noise."""
+    names = set() if scores == "none" else set(allowed) - {"train-loss"}
+    dice = {"dice", *(f"dice-{label}" for label in run.data.classes)} if "dice" in names else set()
+    if _scores_are_noised(run, scores):
+        return frozenset({*dice, *NOISE_NAMES} if dice else ())
+    return frozenset(names | dice)
 
 
 def after_charge(code: ErrorCode, run: RunConfig) -> ErrorCode:
@@ -206,6 +217,10 @@ def check_received(weights: bytes, largest: float, tensors: Mapping[str, tuple[i
                 "the model received has rows that are equal or constant: such weights copy images into the update",
                 ErrorCode.SUSPICIOUS_MODEL,
             )
+
+
+def _scores_are_noised(run: RunConfig, scores: Scores) -> bool:
+    return run.privacy is not None and scores == "noised"
 
 
 def _same_tensors(weights: bytes, template: bytes) -> bytes:

@@ -28,7 +28,7 @@ def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> N
     """
     reasons = refusals(run, policy, offer)
     if reasons:
-        too_few = offer is not None and offer.patients < policy.min_patients and len(reasons) == 1
+        too_few = offer is not None and _counted(run, offer) < policy.min_patients and len(reasons) == 1
         code = ErrorCode.TOO_FEW_PATIENTS if too_few else ErrorCode.POLICY_REFUSED
         raise PolicyError(
             f"policy.toml refuses run {run.name!r}: {'; '.join(reasons)}. "
@@ -96,10 +96,16 @@ def _refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None) -> Iter
         )
     if offer is None:
         return
-    if offer.patients < policy.min_patients:
-        yield f"{offer.patients} patients are usable for it, fewer than min-patients {policy.min_patients}"
+    if (patients := _counted(run, offer)) < policy.min_patients:
+        are = "usable" if run.privacy is None else "declared"
+        yield f"{patients} patients are {are} for it, fewer than min-patients {policy.min_patients}"
     if offer.parameters > policy.max_parameters:
         yield f"its model has {offer.parameters} parameters, more than max-parameters {policy.max_parameters}"
+
+
+def _counted(run: RunConfig, offer: Offer) -> int:
+    """The patients that a rule looks at: with privacy those that are declared, since a refusal leaves."""
+    return offer.patients if run.privacy is None else offer.declared_size
 
 
 def _privacy_refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None) -> Iterator[str]:

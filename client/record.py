@@ -25,9 +25,10 @@ from common.audit import receipts
 from common.audit.entries import SMALLEST_COUNT, Value, bucketed, decimal_text
 from common.audit.log import AuditLog
 from common.config import PolicyConfig, sha256_of
-from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
+from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError, UpdateError
 from common.operators import public_bytes
-from common.records import EvaluateReply, Refusal, Reply, TrainReply, TrainRequest
+from common.privacy.scores import SCORES_DELTA, SCORES_EPSILON
+from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 
 AUDIT_NAME = "audit.sqlite"
 
@@ -193,13 +194,32 @@ class Record:
         self.log.append("round", receipts.entry_fields(receipt, parcel.signature))
         return parcel
 
+    def check_scored(self, request: EvaluateRequest, policy: PolicyConfig) -> None:
+        """Refuse to score a second model in a round, by what this log says: the worker's own record may be gone.
+
+        Raises:
+            UpdateError: another model was scored after the round.
+        """
+        if policy.evaluations == "free":
+            return
+        model = sha256(request.weights).hexdigest()
+        with self.log.transaction() as log:
+            scored = log.about("evaluated", request.run_hash, request.round)
+        if any(entry.fields["model"] != model for entry in scored):
+            raise UpdateError(
+                f"another model was scored after round {request.round}; a round has one model.",
+                ErrorCode.ROUND_REPEATED,
+            )
+
     def replied(self, reply: Reply, weights: bytes = b"") -> None:
         """Note scores or a refusal before they leave; `weights` are those that were scored."""
         match reply:
             case EvaluateReply():
                 model = sha256(weights).hexdigest()
                 about = {"run": reply.run_hash, "round": reply.round, "phase": reply.phase, "model": model}
-                self.log.append("evaluated", about)
+                cost = {"epsilon": SCORES_EPSILON, "delta": SCORES_DELTA}
+                spent = {key: decimal_text(reply.metrics[name]) for key, name in cost.items() if name in reply.metrics}
+                self.log.append("evaluated", about | spent)
             case Refusal():
                 known = {"run": reply.run_hash, "round": reply.round} if _HASH.fullmatch(reply.run_hash) else {}
                 try:

@@ -4,7 +4,8 @@
     home/policy.toml       what it allows (PolicyConfig); the strict default where the file is absent
     home/site.key          keys the pseudonyms and all that is sealed, never leaves; see client/sitekey.py
     home/forgotten.sealed  the patients who take no part any more
-    home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests
+    home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
+                           declared.json: the number of patients that private runs are told; evaluations/: scores given
     home/cache/            the preprocessed images; may go while the agent is stopped
 
 Forgotten, state and cache are sealed under keys that are derived from site.key (common/safe.py): a copy of the folder
@@ -36,6 +37,8 @@ LEDGER_NAME = f"{STATE_NAME}/ledger.sqlite"
 CACHE_NAME = "cache"
 INDEX_NAME = "index"  # within the cache: what the headers of the files told
 SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
+DECLARED_NAME = f"{STATE_NAME}/declared.json"
+EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
 FORGOTTEN_NAME = "forgotten.sealed"
 
 # A simulation opens this many sites at once without reading any of them twice.
@@ -61,7 +64,8 @@ class Site:
         """
         from client.data.cohort import load_cohort  # noqa: PLC0415 - torch, see above
 
-        asked = f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed}"
+        private = run.privacy is not None  # then the declared size is one that was set once
+        asked = f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split},{private}"
         if asked not in self._cohorts:
             # One at a time: a second run's cohort takes the place of the first, memory holds one.
             self._cohorts.clear()
@@ -72,6 +76,7 @@ class Site:
                 site_key=self.key,
                 cache=self.home / CACHE_NAME,
                 splits=self.home / SPLITS_NAME,
+                declared=self.home / DECLARED_NAME if private else None,
                 forgotten=self.home / FORGOTTEN_NAME,
                 readers=self.config.threads or os.cpu_count() or 1,
             )

@@ -13,12 +13,14 @@ from collections import Counter
 from client.pipe import Offer
 from client.record import Record
 from client.site import Site
+from common.audit.entries import Entry
 from common.audit.log import AuditLog
 from common.config import RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import charge_round
 from common.privacy.ledger import Ledger
+from common.privacy.scores import is_held_out
 
 # Of the attempts of an agent. Others, of a site without one, have no receipts: each of their charges stands for itself.
 ATTEMPT = "agent."
@@ -66,11 +68,15 @@ def check_ledger(ledger: Ledger, log: AuditLog) -> None:
         PrivacyError: LEDGER_OUTDATED, it lacks charges; or it cannot be read.
     """
     with log.transaction() as transaction:
-        entries = transaction.latest("spend", count=_ALL)
-    if not entries:
+        entries = transaction.latest("spend", "evaluated", count=_ALL)
+    # Of scores those that were noised, and so paid for; each answer once, however often it left.
+    scores = {_scored(entry) for entry in entries if entry.kind == "evaluated" and "epsilon" in entry.fields}
+    spent = Counter((*_where(entry), "") for entry in entries if entry.kind == "spend") + Counter(scores)
+    if not spent:
         return
-    spent = Counter((str(entry.fields["run"]), int(entry.fields["round"])) for entry in entries)
-    missing = spent - Counter((one.run_hash, one.round) for one in ledger.entries())
+    missing = spent - Counter(
+        (one.run_hash, one.round, one.attempt if is_held_out(one.cohort) else "") for one in ledger.entries()
+    )
     if missing:
         raise PrivacyError(
             f"the privacy ledger lacks {missing.total()} of the {spent.total()} charges in the audit log: it was "
@@ -79,6 +85,14 @@ def check_ledger(ledger: Ledger, log: AuditLog) -> None:
             "restored or is missing'.",
             ErrorCode.LEDGER_OUTDATED,
         )
+
+
+def _where(entry: Entry) -> tuple[str, int]:
+    return str(entry.fields["run"]), int(entry.fields["round"])
+
+
+def _scored(entry: Entry) -> tuple[str, int, str]:
+    return (*_where(entry), str(entry.fields["phase"]))
 
 
 def _cost(ledger: Ledger, cohort: str, run_hash: str, round_: int) -> tuple[float, float]:

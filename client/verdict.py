@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import approvals, policy
+from client.declared import declared_size
 from client.pipe import Offer
-from client.site import Site
+from client.site import DECLARED_NAME, Site
 from common.cli import say
 from common.config import PolicyConfig, RunConfig, load, sha256_of
 from common.errors import PolicyError
@@ -80,9 +81,9 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     """The verdict on the run for which the site's data were checked.
 
     Raises:
-        ConfigError: site.toml declares fewer patients than there are.
+        ConfigError: state/declared.json is damaged.
     """
-    from client.data.cohort import cohort_id, declared_size  # noqa: PLC0415 - torch
+    from client.data.cohort import cohort_id  # noqa: PLC0415 - torch
     from common.models import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.run is None:
@@ -92,7 +93,9 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         return Verdict(checkup.run, (*policy.refusals(checkup.run, site.policy), "no patient is usable for it"), 0)
     offer = Offer(
         patients=len(patients),
-        declared_size=declared_size(site.config, len(patients)),
+        declared_size=declared_size(
+            site.config.cohort_size, len(patients), checkup.run.data.modality, site.home / DECLARED_NAME, keep=False
+        ),
         cohort_id=cohort_id(site.key),
         usable=len(checkup.usable),
         quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),

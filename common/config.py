@@ -74,6 +74,9 @@ class DataConfig(Table):
     # test-fraction is not used then.
     folds: Annotated[int, Field(ge=2, le=20)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0
+    # proportional: exact shares, so that a patient's place depends on how many there are. independent: it follows from
+    # the patient alone, and shares are met on average. None: independent with [privacy], which allows nothing else.
+    split: Literal["independent", "proportional"] | None = None
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:
@@ -158,8 +161,9 @@ class FederationConfig(Table):
     round_timeout_s: Positive = 3600.0
     # How long to wait for the quorum to connect before the first round.
     join_timeout_s: Positive = 600.0
-    # Evaluate the global model every so many rounds, and always after the last.
-    evaluate_every: Count = 1
+    # Evaluate the global model every so many rounds, and always after the last. None: after each round, and with DP
+    # only after the last: there the sites add noise to their scores, and the more there are the more noise each has.
+    evaluate_every: Count | None = None
     # An update whose distance from the global model (L2) exceeds this is refused.
     max_update_norm: Positive = 1000.0
     # What is evaluated and kept is an exponential moving average of the rounds' models; the rounds themselves go on
@@ -237,12 +241,37 @@ class RunConfig(Table):
             raise ValueError("preprocessing.rows is for dims = 2; use spacing-mm in 3D")
         if self.privacy is not None and self.federation.weighting == "patients":
             raise ValueError("federation.weighting 'patients' would reveal counts: with [privacy] use 'equal'")
+        if self.privacy is not None and self.data.split == "proportional":
+            raise ValueError(
+                "data.split 'proportional' lets one patient move others between training and testing: with [privacy] "
+                "use 'independent', or leave it out"
+            )
         return self
 
     @property
     def weighting(self) -> Literal["patients", "equal"]:
         """How sites are weighted in the average, with the default resolved."""
         return self.federation.weighting or ("equal" if self.privacy else "patients")
+
+    @property
+    def split(self) -> Literal["independent", "proportional"]:
+        """How patients are placed, with the default resolved."""
+        return self.data.split or ("independent" if self.privacy else "proportional")
+
+    @property
+    def evaluate_every(self) -> int:
+        """Rounds between evaluations, with the default resolved."""
+        return self.federation.evaluate_every or (self.federation.rounds if self.privacy else 1)
+
+    def validates_after(self, round_: int) -> bool:
+        """Whether the model of a round is scored on the validation patients."""
+        last = self.federation.rounds
+        return 1 <= round_ <= last and (round_ % self.evaluate_every == 0 or round_ == last)
+
+    @property
+    def evaluations(self) -> int:
+        """How often a site is asked for scores in the whole run: after the rounds that are due, and the test."""
+        return sum(map(self.validates_after, range(1, self.federation.rounds + 1))) + 1
 
 
 class SourceConfig(Table):
@@ -290,8 +319,9 @@ class SiteConfig(Table):
 
     name: Name
     data: tuple[SourceConfig, ...] = ()
-    # Publicly declared number of patients, at least those found: delta follows from it.
-    # None: the number found, rounded up to a multiple of 5.
+    # Publicly declared number of patients: delta and the expected number of patients in a step follow from it.
+    # None: the number found for the first private run of a modality, rounded up to a multiple of 5, and kept from then
+    # on (state/declared.json): it must not follow the live count.
     cohort_size: Count | None = None
     # None: all cores. 1 for results that must be bit-equal elsewhere.
     threads: Count | None = None
@@ -301,6 +331,8 @@ class SiteConfig(Table):
 # What the exit gate knows of; a policy may shorten the list. dice-<class> goes with dice.
 Metric = Literal["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+
+Scores = Literal["none", "noised", "exact"]
 
 HOURS_PATTERN = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
@@ -333,6 +365,9 @@ class PolicyConfig(Table):
     max_learning_rate: Positive = 10.0
 
     require_privacy: bool = True
+    # The first that this site hears of a run may be a later round than 1. Without this a run that names the weights it
+    # starts from is refused then: round 1 is where they can be checked.
+    late_start: bool = False
     # Lifetime budget of a cohort, over all runs.
     lifetime_epsilon: Positive = 10.0
     # Of one run. None: as the lifetime budget.
@@ -344,6 +379,29 @@ class PolicyConfig(Table):
 
     # What may leave beside weights. Losses never do under differential privacy.
     metrics: tuple[Metric, ...] = METRICS
+
+    # Scores of held-out patients. none: they never leave. noised: with [privacy] as noisy sums, charged to a budget of
+    # the held-out patients. exact: without noise, and then no guarantee covers the held-out patients. Without [privacy]
+    # noised is as exact: the weights have no noise either.
+    scores: Scores = "noised"
+    # What the noised scores of one run, and of all runs together, may cost a held-out patient.
+    run_scores_epsilon: Positive = 1.0
+    lifetime_scores_epsilon: Positive = 10.0
+    # A split of fewer patients leaves no score. Counted for exact scores; for noised ones it is the declared number.
+    min_held_out: Count = 10
+    # Of all runs, in any 24 hours.
+    max_evaluations_per_day: Count = 100
+    # bound: one model a round, in order, once, and the same answer when asked again. free: any model at any time, for
+    # generated or public images only.
+    evaluations: Literal["bound", "free"] = "bound"
+
+    @model_validator(mode="after")
+    def _noise_is_bound(self) -> Self:
+        if self.evaluations == "free" and self.scores == "noised":
+            raise ValueError(
+                "evaluations 'free' would draw new noise at will: with it scores must be 'exact' or 'none'"
+            )
+        return self
 
 
 TableType = TypeVar("TableType", bound=Table)

@@ -28,7 +28,7 @@ ROUNDS = 8
 # The last run's ServerApp takes some seconds to leave.
 SETTLE_S, IDLE_S = 15.0, 30.0
 
-POLICY = "require-privacy = false\nmin-patients = 1\n"
+POLICY = "require-privacy = false\nmin-patients = 1\nmin-held-out = 1\nmax-evaluations-per-day = 10000\n"
 RUN = """
 name = "{name}"
 [model]

@@ -9,8 +9,10 @@ that was killed and resumed tells the same story as one that was not. Events, ea
                   bytes-up, model-sha256,
                   capped: sites that weighed less than their count of patients says (server/aggregation.py)
     evaluate      round, phase, site, patients, dice ...
-                  site "overall": the mean of the sites' scores; under "mean-of-patients" the mean weighted by
-                  patients, where the sites gave counts; refused, missing, seconds, bytes-down
+                  scores that a site has noised: also score-noise, class-score-noise (standard deviations, of dice and
+                  of each dice-CLASS), scores-epsilon, scores-delta
+                  site "overall": the mean of the sites' scores, with its noise; under "mean-of-patients" the mean
+                  weighted by patients, where the sites gave counts; refused, missing, seconds, bytes-down
     run-finished  seconds, model-sha256
     run-failed    reason: why it ended
     run-interrupted  reason: what stopped it before it ended; it can go on
@@ -29,6 +31,7 @@ from common.config import RunConfig, sha256_of
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.privacy.guarantee import UNIT, guarantee, why_void
+from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
 
 JOURNAL_NAME = "metrics.jsonl"
 # Before the run's start: the weights that [initial] names.
@@ -163,8 +166,20 @@ def summary_as_dict(summary: Summary) -> dict[str, Any]:
 
 
 def mean_of_sites(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Unweighted mean of each metric over the sites that report it: each hospital counts the same."""
-    return _weighted(scores, dict.fromkeys(scores, 1))
+    """Unweighted mean of each metric over the sites that report it: each hospital counts the same.
+
+    Where sites have noised theirs, with the standard deviation of the noise on the mean.
+    """
+    exact = {
+        site: {name: value for name, value in one.items() if name not in NOISE_NAMES} for site, one in scores.items()
+    }
+    scored = [one for one in scores.values() if "dice" in one]
+    noise = {
+        name: math.hypot(*(one.get(name, 0.0) for one in scored)) / len(scored)
+        for name in (SCORE_NOISE, CLASS_NOISE)
+        if any(name in one for one in scored)
+    }
+    return _weighted(exact, dict.fromkeys(scores, 1)) | noise
 
 
 def mean_of_patients(scores: Mapping[str, Mapping[str, float]], patients: Mapping[str, int]) -> dict[str, float] | None:
@@ -200,12 +215,14 @@ def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | No
     if reason := why_void(run):
         return {"unit": UNIT, "void": reason, "sites": {}}
     trained = [event for event in events if event["event"] == "train"]
+    scored = {event["site"]: scores_of(event) for event in events if event["event"] == "evaluate"}
     steps: dict[str, int] = {}
     sites: dict[str, dict[str, object]] = {}
     for event in trained:
         site = event["site"]
         steps[site] = steps.get(site, 0) + int(event.get("steps", run.training.local_steps))
-        stated = guarantee(run, epsilon=event["epsilon"], delta=event["delta"], steps=steps[site])
+        spent = {"epsilon": event["epsilon"], "delta": event["delta"]}
+        stated = guarantee(run, **spent, steps=steps[site], scores=scored.get(site))
         sites[site] = stated.as_dict()
     return {"unit": UNIT, "target-epsilon": run.privacy.target_epsilon, "sites": dict(sorted(sites.items()))}
 

@@ -6,12 +6,13 @@ archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overla
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.text import in_html
 from server.chart import Points, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
@@ -36,6 +37,10 @@ svg .title { font-size: 14px; font-weight: 600; } svg .grid { stroke: #8884; }
 svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 """
+_NOISE = (
+    '<p class="muted">The sites have added noise to these scores, to protect the patients they are of; ± is its '
+    "standard deviation. A score may lie outside 0 to 1.</p>"
+)
 # Shown first, and in this order, where they are there.
 _MAIN_SCORES = ("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision")
 
@@ -109,6 +114,13 @@ def cell(value: object) -> str:
             return str(value)
 
 
+def score_with_noise(scores: Mapping[str, float], name: str) -> object:
+    """A score as it is shown: with the standard deviation of its noise, where the site has added some."""
+    deviation = scores.get(SCORE_NOISE if name == "dice" else CLASS_NOISE)
+    noised = deviation and (name == "dice" or name.startswith("dice-"))
+    return f"{scores[name]:.3f} ± {deviation:.3f}" if noised and name in scores else scores.get(name)
+
+
 def _head(summary: dict[str, Any]) -> str:
     status = in_html(summary["status"])
     reason = f'<p class="failed">{in_html(summary["reason"])}</p>' if summary["reason"] else ""
@@ -135,13 +147,16 @@ def _scores(summary: dict[str, Any]) -> str:
             continue
         names = [name for name in _MAIN_SCORES if name in scores["mean-of-sites"]]
         names += sorted(name for name in scores["mean-of-sites"] if name.startswith("dice-"))
-        rows = [[site, *(values.get(name) for name in names)] for site, values in sorted(scores["sites"].items())]
-        rows.append(["mean of sites", *(scores["mean-of-sites"].get(name) for name in names)])
+        rows: list[list[object]] = [
+            [site, *(score_with_noise(values, name) for name in names)]
+            for site, values in [*sorted(scores["sites"].items()), ("mean of sites", scores["mean-of-sites"])]
+        ]
         if scores["mean-of-patients"]:
             rows.append(["mean of patients", *(scores["mean-of-patients"].get(name) for name in names)])
         lacking = not_scored(scores["sites"])
+        noise = _NOISE if SCORE_NOISE in scores["mean-of-sites"] else ""
         parts.append(
-            f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}"
+            f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}{noise}"
             + (f'<p class="muted">{in_html(lacking)}</p>' if lacking else "")
         )
     return "".join(parts)
@@ -208,6 +223,7 @@ def _facts(stated: dict[str, Any]) -> list[str]:
         f"Clipping: {stated['clipping']}.",
         f"Noise: {stated['noise']}.",
         f"Accountant: {stated['accountant']}.",
+        f"Held-out patients: {stated.get('held-out', 'not stated')}.",
         f"Public: {'; '.join(stated['public'])}.",
         f"Not covered: {'; '.join(stated['not-covered'])}.",
     ]

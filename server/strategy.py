@@ -132,12 +132,12 @@ def federate(
     session = _Session(grid, run, sha256_of(run), out, journal, members, wake, note_round, sealer)
     try:
         _start(session, model.round)
-        if _evaluation_is_due(run, model.round):
+        if run.validates_after(model.round):
             _evaluate(session, model, "validation")
         for number in range(model.round + 1, run.federation.rounds + 1):
             model = _train(session, number, model)
             _keep(session, model)
-            if _evaluation_is_due(run, number):
+            if run.validates_after(number):
                 _evaluate(session, model, "validation")
         _evaluate(session, model, "test")
         return _finish(session, model)
@@ -293,11 +293,6 @@ def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType
         case _:
             absent.refused[answer.site] = ErrorCode.BAD_REQUEST
     return None
-
-
-def _evaluation_is_due(run: RunConfig, round_: int) -> bool:
-    """After the given round; a resumed run asks again for the round it goes on from."""
-    return round_ > 0 and (round_ % run.federation.evaluate_every == 0 or round_ == run.federation.rounds)
 
 
 def _model(round_: int, state: Mapping[str, Tensor]) -> _Model:

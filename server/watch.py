@@ -14,6 +14,7 @@ from server.home import Home
 from server.journal import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
 from server.proposals import Proposal
 from server.registry import Registry
+from server.report import score_with_noise
 
 _LOOK_EVERY_S = 0.5
 _COLUMNS = ("site", "train loss", "dice", "seconds", "epsilon")
@@ -71,7 +72,7 @@ def event_line(event: Event) -> str:
                 f"{_megabytes(event)} MB{remark}"
             )
         case "evaluate" if event["site"] == OVERALL:
-            return f"round {event['round']}: {event['phase']} dice {_number(event.get('dice'))} (mean of sites)"
+            return f"round {event['round']}: {event['phase']} dice {_number(_dice([event]))} (mean of sites)"
         case "run-failed":
             return f"failed: {event['reason']}"
         case _:
@@ -90,11 +91,11 @@ def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
 def _by_site(events: Sequence[Event]) -> list[tuple[object, ...]]:
     """A row for each site that was heard of, and one for all; see `_COLUMNS`."""
     sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for site in [*sites, OVERALL]:
         own = [event for event in events if event.get("site") == site]
-        values = (("train", "train-loss"), ("evaluate", "dice"), ("train", "seconds"), ("train", "epsilon"))
-        rows.append((site, *(_latest(own, kind, key) for kind, key in values)))
+        loss, seconds, epsilon = (_latest(own, "train", key) for key in ("train-loss", "seconds", "epsilon"))
+        rows.append((site, loss, _dice(own), seconds, epsilon))
     return rows
 
 
@@ -124,6 +125,12 @@ def _rounds(proposal: Proposal) -> int:
 
 def _megabytes(event: Event) -> str:
     return f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}"
+
+
+def _dice(events: Sequence[Event]) -> object:
+    """The last one, with the standard deviation of its noise where the site has added some."""
+    scored = (event for event in reversed(events) if event["event"] == "evaluate" and "dice" in event)
+    return score_with_noise(next(scored, {}), "dice")
 
 
 def _number(value: Any) -> str:

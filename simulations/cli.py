@@ -67,7 +67,7 @@ def run(
     from server.strategy import federate  # noqa: PLC0415
     from simulations.grid import InProcessGrid  # noqa: PLC0415
     from simulations.overlays import draw_overlays  # noqa: PLC0415
-    from simulations.scenario import load_scenario, published  # noqa: PLC0415
+    from simulations.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
 
     _use_threads(threads)
     chosen = load_scenario(scenario)
@@ -101,6 +101,8 @@ def run(
     show_table(f"{config.name}: test patients after {summary.rounds} rounds", columns, rows, as_json=as_json)
     if lacking := not_scored(scores["sites"]):
         note(lacking)
+    if config.privacy is not None:
+        note(EXACT_SCORES)
     note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})")
     note(f"report {report}")
 
@@ -123,7 +125,7 @@ def compare(
     """
     configure_logging(verbose=verbose)
     from simulations import compare as comparison  # noqa: PLC0415
-    from simulations.scenario import load_scenario, published  # noqa: PLC0415
+    from simulations.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
 
     _use_threads(threads)
     numbers = _seeds(seeds)
@@ -162,6 +164,8 @@ def compare(
     show_table(f"{config.name}: seeds {seeds}", columns, rows, as_json=as_json)
     for name, value in comparison.verdict(results).items():
         note(f"{name}: {value:.3f}")
+    if private:
+        note(EXACT_SCORES)
     note(f"report {out / 'report.html'}")
 
 

@@ -139,6 +139,10 @@ def columns(
     pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources))
     together, one = tuple(sites), (pooled,)
     base = _plain(run, seed, initial)
+    if columns_with_privacy := config.private_runs(base):
+        # All models are scored on the same patients, and private runs split patients in one way only.
+        data = base.data.model_copy(update={"split": columns_with_privacy[0].split})
+        base = base.model_copy(update={"data": data})
     found = [] if initial is None else [Column(ZERO_SHOT, base, ())]
     if config.alone:
         found += [Column(ALONE.format(site.config.name), _with_quorum(base, 1), (site,)) for site in sites]
@@ -268,7 +272,8 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
     for answer in ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s):
         if not isinstance(answer.reply, EvaluateReply):
             raise FederationError(
-                f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient."
+                f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient; "
+                "with private columns each patient is placed by itself, so few may leave none. Give another seed."
             )
         scores[answer.site] = answer.reply.metrics
     if not any(METRIC in one for one in scores.values()):

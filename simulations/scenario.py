@@ -47,6 +47,7 @@ SHIPPED = Path(__file__).parent / "scenarios"
 DATA_VARIABLE = "WARDROUND_DATA"
 
 # On the researcher's own machine there is no hospital to protect: the scenario decides. Budgets are still recorded.
+# Scores are exact and of any model, so that figures mean what they say; a hospital's would have noise.
 _POLICY = PolicyConfig(
     auto_approve=True,
     require_privacy=False,
@@ -60,6 +61,15 @@ _POLICY = PolicyConfig(
     max_delta=0.99,
     max_local_steps=1_000_000,
     max_parameters=10**9,
+    scores="exact",
+    min_held_out=1,
+    evaluations="free",
+)
+
+
+EXACT_SCORES = (
+    'The scores are exact: the policy of a simulated site says scores = "exact". A hospital adds noise to those of a '
+    "run with privacy, unless its own says so too."
 )
 
 
@@ -356,6 +366,7 @@ def _toml_lines(values: Mapping[str, Any], prefix: str) -> Iterable[str]:
 
 __all__ = [
     "DATA_VARIABLE",
+    "EXACT_SCORES",
     "CompareConfig",
     "PartitionConfig",
     "PhantomsConfig",

@@ -4,7 +4,6 @@ A study that cannot be used is quarantined with a code and a reason; it never st
 """
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +24,10 @@ from client.data.pseudonym import cohort_id, pseudonym
 from client.data.quality import duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found
+from client.declared import declared_size
 from client.site import INDEX_NAME
 from common.config import RunConfig, SiteConfig
-from common.errors import ConfigError, DataError, ErrorCode
-
-_DECLARED_STEP = 5
+from common.errors import DataError, ErrorCode
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +97,7 @@ def load_cohort(
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
     splits: Path | None = None,
+    declared: Path | None = None,
     forgotten: Path | None = None,
     readers: int = 0,
 ) -> Cohort:
@@ -113,6 +112,8 @@ def load_cohort(
         cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
             None: everything is read from its files.
         splits: file of the patients' places in earlier runs; None: every split is a first one.
+        declared: file of the numbers of patients that this site has declared, see client/declared.py; None: the
+            number follows the patients found, which is for runs without privacy.
         forgotten: list of the patients who take no part; None: all do.
         readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
 
@@ -165,9 +166,8 @@ def load_cohort(
         )
         for reference, prepared in studies
     )
-    found_size = len({case.patient for case in cases})
-    declared = declared_size(site, found_size)
-    return Cohort(cases, tuple(quarantined), cohort_id(site_key), declared, ignored)
+    size = declared_size(site.cohort_size, len({case.patient for case in cases}), run.data.modality, declared)
+    return Cohort(cases, tuple(quarantined), cohort_id(site_key), size, ignored)
 
 
 def contract_summary(cohort: Cohort) -> dict[str, Any]:
@@ -256,18 +256,6 @@ def _without_duplicates(outcomes: Sequence[Prepared | DataError]) -> list[Prepar
 def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
     if progress is not None:
         progress(done, total)
-
-
-def declared_size(site: SiteConfig, found: int) -> int:
-    """Never below the patients found: delta is at most 1 / (10 N) of the true N only then."""
-    if site.cohort_size is None:
-        return math.ceil(found / _DECLARED_STEP) * _DECLARED_STEP
-    if site.cohort_size < found:
-        raise ConfigError(
-            f"cohort-size is {site.cohort_size}, and {found} patients are usable. Set cohort-size in site.toml to at "
-            "least that number, or remove it: delta must not exceed 1 / (10 N)."
-        )
-    return site.cohort_size
 
 
 def _nothing(site: SiteConfig, total: int, quarantined: list[Quarantined], ignored: int) -> str:

@@ -2,7 +2,7 @@
 
     home/forgotten.sealed   {"format": 1, "patients": [pseudonym, ...]}
 
-The file is sealed as a whole (client/data/sealed_table.py), and also who opens it finds keyed pseudonyms only.
+The file is sealed as a whole (client/sealed_table.py), and also who opens it finds keyed pseudonyms only.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from client.data.pseudonym import pseudonym
-from client.data.sealed_table import read_table, write_table
 from client.data.study import Found
+from client.sealed_table import read_table, write_table
 from common.config import Table
 from common.errors import ConfigError
 

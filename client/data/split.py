@@ -1,15 +1,21 @@
 """Which patients train, validate and test: by patient, from a seed, and for good.
 
-Patients are ranked by SHA-256 of seed and raw id: no order of files, no key and no library version enters, so a first
-split is the same on every machine. Later ones are not made anew: a patient who once trained must not become a test
-patient because others joined. Whoever was placed before keeps the place, and new patients fill what the fractions lack.
+SHA-256 of seed and raw id decides: no order of files, no key and no library version enters, so a first split is the
+same on every machine. There are two ways.
+
+- independent, the one with differential privacy: the digest is a number in [0, 1), and the fractions are thresholds.
+  Nobody's place depends on who else is there, so a patient more or less changes one split by one patient, and the
+  others not at all. Shares are met on average only. Nothing needs to be kept.
+- proportional: patients are ranked by the digest, and counts follow the fractions. Later splits are not made anew: a
+  patient who once trained must not become a test patient because others joined. Whoever was placed before keeps the
+  place, and new patients fill what the fractions lack. What follows is about this way.
 
 A place is the patient's split under each fold number: one split without cross-validation; with k folds k of them, of
 which exactly one is "test". So one record of places serves all the folds of a cross-validation.
 
     home/state/splits.sealed   {"format": 1, "splits": {request: {pseudonym: "train test validation"}}}
 
-The file is sealed as a whole (client/data/sealed_table.py). A request is seed and fractions: another one is another
+The file is sealed as a whole (client/sealed_table.py). A request is seed and fractions: another one is another
 split, and the two know nothing of each other.
 """
 
@@ -25,7 +31,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from client.data.pseudonym import pseudonym
-from client.data.sealed_table import read_table, write_table
+from client.sealed_table import read_table, write_table
 from common.config import DataConfig, RunConfig, Table
 from common.errors import ConfigError
 
@@ -61,7 +67,7 @@ class KeptSplits:
             ConfigError: the file is damaged, or made under another site key: every pseudonym would be a stranger, and
                 all patients dealt anew.
         """
-        if self.path is None:
+        if self.path is None or run.split == "independent":
             return _splits(_assign_all(groups, run, {}), run)
         # One at a time: of two processes that meet the same new patients, the second must see where the first put them.
         with _locked(self.path.with_suffix(".lock")) if keep else nullcontext():
@@ -102,9 +108,10 @@ class KeptSplits:
 def assign(ids: Iterable[str], run: RunConfig, kept: Mapping[str, Place]) -> dict[str, Place]:
     """Place each patient.
 
-    Without folds, counts are rounded to the nearest patient, and a split whose fraction is not 0 gets at least one
-    when there are enough: training first, then test, then validation. With folds, patients are dealt out in turn; the
-    validation patients of a fold come from the folds after it, so that they change from fold to fold.
+    Independent: by the patient's own digest. Proportional: without folds, counts are rounded to the nearest patient; a
+    split whose fraction is not 0 gets at least one when there are enough: training first, then test, then validation.
+    With folds, patients are dealt out in turn; the validation patients of a fold come from the folds after it, so that
+    they change from fold to fold.
 
     Args:
         ids: raw patient ids of one source; repeated ones count once.
@@ -114,13 +121,36 @@ def assign(ids: Iterable[str], run: RunConfig, kept: Mapping[str, Place]) -> dic
     Returns:
         Place of each id, in the order of the ids' rank.
     """
-    ranked = sorted(set(ids), key=lambda name: (hashlib.sha256(f"{run.seed}|{name}".encode()).digest(), name))
+    ranked = sorted(set(ids), key=lambda name: (_digest(run, name), name))
+    if run.split == "independent":
+        return {name: _independent(int.from_bytes(_digest(run, name)[:8], "big") / 2**64, run.data) for name in ranked}
     old = {name: kept[name] for name in ranked if name in kept}
     new = [name for name in ranked if name not in old]
     folds, fraction = run.data.folds, run.data.validation_fraction
     tests = _first_ones(new, old, run.data.test_fraction) if folds is None else _dealt(new, old, folds)
     columns = [_column(number, tests, old, fraction) for number in range(folds or 1)]
     return {name: old[name] if name in old else tuple(column[name] for column in columns) for name in ranked}
+
+
+def _digest(run: RunConfig, name: str) -> bytes:
+    return hashlib.sha256(f"{run.seed}|{name}".encode()).digest()
+
+
+def _independent(position: float, data: DataConfig) -> Place:
+    """The place of a patient whose digest is at this position of [0, 1).
+
+    With k folds the unit circle is cut into k arcs. Fold number f tests the f-th arc, and validates on what lies within
+    the validation fraction after it.
+    """
+    if data.folds is None:
+        held_out = data.test_fraction + data.validation_fraction
+        return ("test" if position < data.test_fraction else "validation" if position < held_out else "train",)
+    own = min(int(position * data.folds), data.folds - 1)
+    ends = [(position - (number + 1) / data.folds) % 1 for number in range(data.folds)]
+    return tuple(
+        "test" if number == own else "validation" if after < data.validation_fraction else "train"
+        for number, after in enumerate(ends)
+    )
 
 
 def _first_ones(new: Sequence[str], old: Mapping[str, Place], fraction: float) -> list[Sequence[str]]:

@@ -49,7 +49,7 @@ KINDS = {
     "arrived": "run round site update ?received",
     "round": "receipt signature ?countersignature",
     "countersigned": "receipt-hash countersignature",
-    "evaluated": "run round phase model ?site",
+    "evaluated": "run round phase model ?site ?epsilon ?delta",
     "refusal": "code ?run ?round ?site",
     "call-refused": "status ?site",
     "entered": "run round site update",

@@ -5,6 +5,7 @@ Neighbouring data sets differ by one patient of the training cohort, with all th
 Everything here follows from the run, the declared size and the steps made, so site and coordinator compute the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -25,11 +26,13 @@ PUBLIC = (
     "the run's configuration and initial weights",
     "the site's declared number of patients",
     "which sites took part in each round",
-    "which of a site's patients are held out for validation and testing",
     "steps, epsilon and delta of each round",
+    "how much noise the scores of held-out patients have and what they cost (score-noise, class-score-noise, "
+    "scores-epsilon, scores-delta)",
 )
 NOT_COVERED = (
-    f"scores of held-out patients ({', '.join(name for name in METRICS if name != 'train-loss')}; dice-CLASS)",
+    "scores of held-out patients, where a site's policy lets exact ones go "
+    f"({', '.join(name for name in METRICS if name != 'train-loss')}; dice-CLASS)",
     "how long a round took",
     "whether a site has patients enough for the run, and whether its machine failed in a round",
     "a patient with data at several sites",
@@ -80,6 +83,7 @@ class Guarantee:
     clipping: str
     noise: str
     accountant: str
+    held_out: str  # what the scores of held-out patients, who are not those trained on, give away
     public: tuple[str, ...]
     not_covered: tuple[str, ...]
 
@@ -197,7 +201,9 @@ def why_void(run: RunConfig) -> str | None:
     )
 
 
-def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Guarantee:
+def guarantee(
+    run: RunConfig, *, epsilon: float, delta: float, steps: int, scores: Mapping[str, float] | None = None
+) -> Guarantee:
     """State the guarantee of a site.
 
     Args:
@@ -205,6 +211,7 @@ def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Gu
         epsilon: spent at the site in this run, from its ledger.
         delta: of the site's plan.
         steps: charged at the site in this run.
+        scores: the site's last ones in this run; None: there are none.
     Raises:
         PrivacyError: no [privacy] table, or it is void.
     """
@@ -227,8 +234,20 @@ def guarantee(run: RunConfig, *, epsilon: float, delta: float, steps: int) -> Gu
         clipping=_clipping(privacy),
         noise=NOISE,
         accountant=ACCOUNTANT,
+        held_out=_held_out(scores),
         public=(*PUBLIC, *start),
         not_covered=NOT_COVERED,
+    )
+
+
+def _held_out(scores: Mapping[str, float] | None) -> str:
+    if scores is None:
+        return "no scores"
+    if "scores-epsilon" not in scores:
+        return "exact scores: no guarantee covers a held-out patient"
+    return (
+        f"noised scores: epsilon {scores['scores-epsilon']:.3g} at delta {scores['scores-delta']:.2g} for a held-out "
+        "patient in this run"
     )
 
 

@@ -173,6 +173,26 @@ def test_strict_policy_is_the_default_and_is_held(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.TOO_FEW_PATIENTS
 
 
+def test_declared_size_is_set_by_the_first_private_run_and_stays(tmp_path: Path) -> None:
+    """40 patients or 41: delta, the noise and the denominators of what leaves are the same."""
+    site = make_site(tmp_path, tiny_site(tmp_path / "data", "north", patients=10))
+    first = answer(train_request(PRIVATE), PRIVATE, site, "a")
+    tiny_site(tmp_path / "data", "north", patients=11)
+    grown = make_site(tmp_path, site.config)
+    grown._cohorts.clear()
+    assert grown.cohort(PRIVATE).size == 11
+    second = answer(train_request(PRIVATE, 2), PRIVATE, grown, "b")
+    assert isinstance(first, TrainReply)
+    assert isinstance(second, TrainReply)
+    assert first.metrics["delta"] == second.metrics["delta"] == pytest.approx(1 / 100)
+    assert len({(one.noise_multiplier, one.delta) for one in grown.ledger.entries()}) == 1
+
+
+def test_run_without_privacy_declares_nothing(site: Site) -> None:
+    answer(train_request(RUN), RUN, site, "a")
+    assert not (site.home / "state" / "declared.json").exists()
+
+
 def test_private_reply_states_the_spend_of_the_ledger_and_no_count_or_loss(site: Site) -> None:
     reply = answer(train_request(PRIVATE), PRIVATE, site, "attempt-1")
     assert isinstance(reply, TrainReply)

@@ -1,6 +1,7 @@
 """What a person reads before an approval is true: counted against the document, the ledger and dp-accounting."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from client.consequences import consequences, tensor_rows
 from client.pipe import Offer
 from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
+from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
 
 OFFER = Offer(43, 45, "cohort", 50, {"no-label": 2}, {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)}, training=31)
@@ -71,7 +73,28 @@ def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
     assert {"dice", "dice-lesion", "dice-organ", "epsilon", "steps"} <= set(private)
     assert not {"train-loss", "seconds"} & set(private)
     (site.home / "policy.toml").write_text('metrics = ["iou"]\n')
-    assert shown(open_site(site.home), proposed(site, a_run()))["scalars that leave"] == "delta, epsilon, iou, steps"
+    few = shown(open_site(site.home), proposed(site, a_run()))
+    assert few["scalars that leave"] == "delta, epsilon, steps"  # noised scores are Dice alone
+    assert few["scores"] == "none leave"
+    (site.home / "policy.toml").write_text('metrics = ["iou"]\nscores = "exact"\n')
+    exact = shown(open_site(site.home), proposed(site, a_run()))
+    assert exact["scalars that leave"] == "delta, epsilon, iou, steps"
+    assert exact["scores"].startswith("EXACT")
+
+
+def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
+    said = shown(site, proposed(site, a_run()))["scores"]
+    # 45 declared, 15 % tested: 7 patients. Two classes: one patient moves the sum by at most sqrt(2) / 2.
+    noise = noise_multiplier_for(1.0, 1 / 450, 1.0, 2) * math.sqrt(2) / 2 / 7
+    assert said.startswith(f"noised by {noise:.2f} for a class in the test; 1 time(s) in validation, once in the test")
+    assert said.endswith("Epsilon 1 of a held-out patient for this run, of 10 in all")
+
+
+def test_outgrown_declaration_is_said_to_who_decides(site: Site) -> None:
+    assert shown(site, proposed(site, a_run()))["told to others"] == "45 patients, as declared"
+    grown = dataclasses.replace(OFFER, patients=61)
+    said = shown(site, proposed(site, a_run(name="later"), grown))["told to others"]
+    assert said.startswith("61 patients are usable, and this site has declared 45.")
 
 
 def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:

@@ -120,7 +120,25 @@ def test_with_privacy_neither_counts_nor_the_training_loss_leave() -> None:
     private = a_run(privacy={"target-epsilon": 4.0})
     assert gate.release(UPDATE, REQUEST, private).metrics == {"steps": 20.0}
     assert gate.release(UPDATE, REQUEST, private).patients == 0
-    assert gate.release(EvaluateReply(RUN_HASH, 2, "test", 10, {"dice": 0.5}), ASKED, private).patients == 0
+    exact = EvaluateReply(RUN_HASH, 2, "test", 10, {"dice": 0.5})
+    assert gate.release(exact, ASKED, private, scores="exact").patients == 0
+
+
+def test_with_privacy_no_score_leaves_without_its_noise() -> None:
+    private = a_run(privacy={"target-epsilon": 4.0})
+    for metrics in ({"dice": 0.5}, {"dice": 0.5, "score-noise": 0.0}, {"dice": 0.5, "score-noise": math.nan}):
+        with pytest.raises(UpdateError, match="no noise"):
+            gate.release(EvaluateReply(RUN_HASH, 2, "test", 0, metrics), ASKED, private)
+    noised = {"dice": 0.5, "dice-lesion": 0.5, "iou": 0.4, "recall": 0.3, "score-noise": 0.1, "class-score-noise": 0.1}
+    released = gate.release(EvaluateReply(RUN_HASH, 2, "test", 0, noised), ASKED, private)
+    assert isinstance(released, EvaluateReply)
+    assert released.metrics == {"dice": 0.5, "dice-lesion": 0.5, "score-noise": 0.1, "class-score-noise": 0.1}
+
+
+def test_policy_without_scores_lets_none_go() -> None:
+    for run in (a_run(), a_run(privacy={"target-epsilon": 4.0})):
+        assert gate.score_names(run, scores="none") == frozenset()
+        assert gate.score_names(run, ("train-loss",), scores="exact") == frozenset()
 
 
 @pytest.mark.parametrize("patients", [-1, 0, 1, 5, 9, 11, 12, 10**9])

@@ -1,5 +1,6 @@
 """Each rule of policy.toml refuses what it forbids, and says so."""
 
+import dataclasses
 import datetime
 import math
 
@@ -36,6 +37,7 @@ def an_offer(*, patients: int = 10, parameters: int = 1000) -> Offer:
 PRIVATE = a_run(privacy={"target-epsilon": 10.0})
 FROM_WEIGHTS = PRIVATE.model_copy(update={"initial": InitialConfig(sha256="0" * 64)})
 STRICT = PolicyConfig()
+OPEN = PolicyConfig(require_privacy=False)
 
 
 def test_private_run_at_every_limit_is_allowed() -> None:
@@ -58,7 +60,8 @@ def test_private_run_at_every_limit_is_allowed() -> None:
         (PRIVATE, PolicyConfig(max_rounds=2), None, "max-rounds 2"),
         (PRIVATE, PolicyConfig(max_local_steps=19), None, "max-local-steps 19"),
         (PRIVATE, PolicyConfig(max_parameters=999), an_offer(), "max-parameters 999"),
-        (PRIVATE, STRICT, an_offer(patients=9), "min-patients 10"),
+        (PRIVATE, STRICT, an_offer(patients=5), "5 patients are declared for it, fewer than min-patients 10"),
+        (a_run(), OPEN, an_offer(patients=9), "9 patients are usable for it, fewer than min-patients 10"),
         (PRIVATE, PolicyConfig(architectures=("segnet",)), None, "architectures segnet"),
         (PRIVATE, PolicyConfig(modalities=("MR", "US")), None, "modalities MR, US"),
         (PRIVATE, PolicyConfig(max_learning_rate=9e-4), None, "max-learning-rate 0.0009"),
@@ -92,8 +95,22 @@ def test_all_reasons_are_named_at_once() -> None:
 
 def test_too_few_patients_alone_has_its_own_code() -> None:
     with pytest.raises(PolicyError) as caught:
-        policy.check(PRIVATE, STRICT, an_offer(patients=9))
+        policy.check(PRIVATE, STRICT, an_offer(patients=5))
     assert caught.value.code == ErrorCode.TOO_FEW_PATIENTS
+
+
+@pytest.mark.parametrize("declared", [5, 10, 40])
+def test_refusal_of_a_private_run_depends_on_the_declared_number_and_on_no_patient(declared: int) -> None:
+    def refusal(patients: int) -> str:
+        offer = dataclasses.replace(an_offer(patients=patients), declared_size=declared)
+        try:
+            policy.check(PRIVATE, STRICT, offer)
+        except PolicyError as error:
+            return f"{error.code}: {error}"
+        return "allowed"
+
+    assert len({refusal(patients) for patients in (1, 9, 10, 11, 40, 41, 1000)}) == 1
+    assert (refusal(10) == "allowed") == (declared >= 10)
 
 
 def test_default_policy_refuses_a_run_without_privacy_and_asks_a_person() -> None:

@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     write_hospital(folder / "pacs", scanner=SCANNERS["a"], patients=PATIENTS, seed=1, slices=3, rows=48)
     (folder / "site.toml").write_text('name = "north"\nthreads = 1\n[[data]]\npath = "pacs"\n')
-    (folder / "policy.toml").write_text("require-privacy = false\nmin-patients = 1\n")
+    (folder / "policy.toml").write_text("require-privacy = false\nmin-patients = 1\nmin-held-out = 1\n")
     return folder
 
 
@@ -91,7 +91,7 @@ def test_worker_trains_and_evaluates_with_the_client_app(worker: Worker) -> None
     assert isinstance(trained, TrainReply)
     assert unpack(trained.weights).keys() == unpack(weights()).keys()
     assert trained.weights != weights()
-    request = EvaluateRequest(sha256_of(RUN), 1, "test", trained.weights)
+    request = EvaluateRequest(sha256_of(RUN), 1, "validation", trained.weights)
     scores = worker.ask(Work(RUN, request, "a.2"), LONG_S)
     assert isinstance(scores, EvaluateReply)
     assert 0 <= scores.metrics["dice"] <= 1

@@ -94,10 +94,23 @@ def test_the_guarantee_says_all_it_rests_on():
         "clipping": "fixed norm 0.5",
         "noise": NOISE,
         "accountant": "PRV",
+        "held-out": "no scores",
         "public": stated["public"] and list(stated["public"]),
         "not-covered": stated["not-covered"] and list(stated["not-covered"]),
     }
     assert "a patient with data at several sites" in stated["not-covered"]
+
+
+def test_the_guarantee_says_whether_held_out_patients_have_one():
+    def said(scores):
+        return guarantee(run(), epsilon=1.25, delta=1 / 800, steps=40, scores=scores).held_out
+
+    noised = {"dice": 0.8, "score-noise": 0.05, "scores-epsilon": 0.987, "scores-delta": 1 / 800}
+    assert said(noised) == "noised scores: epsilon 0.987 at delta 0.0013 for a held-out patient in this run"
+    assert said({"dice": 0.8}) == "exact scores: no guarantee covers a held-out patient"
+    assert any("exact ones" in text for text in NOT_COVERED)
+    # A patient's place follows from the patient alone, so it is no longer something that has to be public.
+    assert not any("held out for" in text for text in PUBLIC)
 
 
 def adaptive(**changes: float) -> RunConfig:
@@ -143,7 +156,7 @@ def test_patients_that_the_run_holds_out_are_not_expected_in_a_step(data, fracti
 
 
 def test_every_number_that_the_exit_gate_lets_out_is_in_the_guarantee():
-    leaves = train_metrics(run()) | score_names(run())
+    leaves = train_metrics(run()) | score_names(run(), scores="noised") | score_names(run(), scores="exact")
     stated = set(re.findall(r"[\w-]+", " ".join((*PUBLIC, *NOT_COVERED))))
     assert {name.replace("dice-lesion", "dice-CLASS") for name in leaves} <= stated
     # Under privacy no count leaves: sites weigh the same.

@@ -96,6 +96,7 @@ def kept(site: Hospital) -> Iterator[None]:
         for path in (site.home / "state" / "splits.sealed", site.home / "state" / "ledger.sqlite", site.home / "cache"):
             if path.is_file():
                 path.unlink()
+        shutil.rmtree(site.home / "state" / "evaluations", ignore_errors=True)
         for name in ("site.toml", "policy.toml"):
             (site.home / name).write_bytes((spare / name).read_bytes())
 
@@ -107,7 +108,7 @@ def at_the_site() -> list[Mishap]:
 
 def _honest() -> Iterator[Mishap]:
     def evaluate(site: Hospital) -> None:
-        site.ask(EvaluateRequest(site.run_hash, 1, "test", site.weights))
+        site.ask(EvaluateRequest(site.run_hash, 1, "validation", site.weights))
 
     yield Mishap("a round of training", "real", lambda site: site.train(), done=True)
     yield Mishap("an evaluation", "real", evaluate, done=True)

@@ -36,7 +36,7 @@ preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100,
 training = { local-steps = STEPS, batch-size = 2, patch-size = [16, 16] }
 federation = { rounds = ROUNDS, quorum = 2, join-timeout-s = 300, round-timeout-s = TIMEOUT }
 """
-POLICY = "require-privacy = false\nmin-patients = 4\n"
+POLICY = "require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n"
 PATIENTS = 5
 # Generous: many tests may share two cores.
 LONG_S = 240.0

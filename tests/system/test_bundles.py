@@ -52,7 +52,7 @@ training = { local-steps = 1, batch-size = 1, patch-size = [16, 16] }
 federation = { rounds = 2 }
 """
 HOSTILE_TOML = TOML.replace("tiny", "hostile")
-POLICY = "auto-approve = true\nrequire-privacy = false\nmin-patients = 1\n"
+POLICY = "auto-approve = true\nrequire-privacy = false\nmin-patients = 1\nmin-held-out = 1\n"
 RUN, HOSTILE = parse(RunConfig, TOML), parse(RunConfig, HOSTILE_TOML)
 HONEST = build_bundle(RUN, TOML)
 GROWTH_LIMIT = 1 << 20  # bytes

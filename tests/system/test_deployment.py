@@ -47,7 +47,7 @@ preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100,
 training = { local-steps = 3, batch-size = 2, patch-size = [16, 16] }
 federation = { rounds = 2, quorum = 2, join-timeout-s = 60, round-timeout-s = 60 }
 """
-POLICY = "require-privacy = false\nmin-patients = 4\n"
+POLICY = "require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n"
 PATIENTS = 5
 
 

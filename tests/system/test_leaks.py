@@ -57,7 +57,10 @@ PRIVATE_TOML = (
     + "privacy = { target-epsilon = 8.0, sampling-rate = 0.5, crops-per-patient = 1 }\n"
 )
 GREEDY_TOML = PRIVATE_TOML.replace('"private"', '"greedy"').replace("rounds = 400", "rounds = 1")
-POLICY = f"# {IDENTIFIERS['policy comment']}\nauto-approve = true\nrequire-privacy = false\nmin-patients = 1\n"
+POLICY = (
+    f"# {IDENTIFIERS['policy comment']}\nauto-approve = true\nrequire-privacy = false\n"
+    "min-patients = 1\nmin-held-out = 1\n"
+)
 SITE = f"""# {IDENTIFIERS["site comment"]}
 name = "north"
 threads = 1

@@ -98,7 +98,7 @@ def test_both_apps_run_under_stock_flower(flower: Flower) -> None:
     write_hospital(folder / "pacs", scanner=SCANNERS["a"], patients=5, seed=5, slices=4, rows=64)
     (folder / "site").mkdir()
     (folder / "site" / "site.toml").write_text(f'name = "north"\nthreads = 1\n[[data]]\npath = "{folder / "pacs"}"\n')
-    (folder / "site" / "policy.toml").write_text("require-privacy = false\nmin-patients = 4\n")
+    (folder / "site" / "policy.toml").write_text("require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n")
     with zipfile.ZipFile(BytesIO(build_bundle(parse(RunConfig, RUN_TOML), RUN_TOML))) as bundle:
         for name in ("pyproject.toml", "run.toml"):
             (folder / "app" / name).parent.mkdir(exist_ok=True)

@@ -27,10 +27,15 @@ KEY = bytes(range(32))
 patients = st.lists(st.text(min_size=1, max_size=4), max_size=40, unique=True)
 
 
-def a_run(
-    seed: int = 0, validation: float = 0.15, test: float = 0.15, folds: int | None = None, fold: int = 0
+def a_run(  # noqa: PLR0917 - all a test may set
+    seed: int = 0,
+    validation: float = 0.15,
+    test: float = 0.15,
+    folds: int | None = None,
+    fold: int = 0,
+    split: str | None = None,
 ) -> RunConfig:
-    data = {"validation-fraction": validation, "test-fraction": test, "folds": folds, "fold": fold}
+    data = {"validation-fraction": validation, "test-fraction": test, "folds": folds, "fold": fold, "split": split}
     return validate(
         RunConfig,
         {
@@ -48,6 +53,10 @@ _seeds = st.integers(0, 2**32 - 1)
 plain_runs = st.builds(a_run, seed=_seeds, validation=_fractions, test=_fractions)
 fold_runs = st.builds(a_run, seed=_seeds, validation=_fractions, folds=st.integers(3, 20))
 runs = plain_runs | fold_runs
+_independent = st.just("independent")
+independent_runs = st.builds(
+    a_run, seed=_seeds, validation=_fractions, test=_fractions, split=_independent
+) | st.builds(a_run, seed=_seeds, validation=_fractions, folds=st.integers(3, 20), split=_independent)
 
 
 def split(ids: Sequence[str], seed: int = 0, validation: float = 0.15, test: float = 0.15) -> dict[str, str]:
@@ -56,6 +65,64 @@ def split(ids: Sequence[str], seed: int = 0, validation: float = 0.15, test: flo
 
 def under(places: dict[str, Place], number: int) -> Counter[str]:
     return Counter(place[number] for place in places.values())
+
+
+@given(patients, st.text(min_size=1, max_size=4), independent_runs)
+def test_one_patient_more_moves_nobody_else_where_splits_are_independent(
+    ids: list[str], joins: str, run: RunConfig
+) -> None:
+    assume(joins not in ids)
+    without, grown = assign(ids, run, {}), assign([*ids, joins], run, {})
+    assert {name: grown[name] for name in without} == without
+    assert assign([joins], run, {})[joins] == grown[joins]
+
+
+@given(patients, independent_runs)
+def test_independent_places_have_one_test_fold_and_ask_no_file(ids: list[str], run: RunConfig) -> None:
+    places = assign(ids, run, dict.fromkeys(ids, ("train",) * (run.data.folds or 1)))
+    assert places == assign(ids, run, {})
+    if run.data.folds is not None:
+        assert all(place.count("test") == 1 for place in places.values())
+
+
+@pytest.mark.parametrize("folds", [None, 5])
+def test_independent_shares_are_met_on_average(folds: int | None) -> None:
+    many = [f"patient-{number}" for number in range(4000)]
+    places = assign(many, a_run(test=0.2, folds=folds, split="independent"), {})
+    for number in range(folds or 1):
+        counts = under(places, number)
+        # Five standard deviations of a binomial share.
+        for split, share in (("test", 0.2), ("validation", 0.15)):
+            assert abs(counts[split] / 4000 - share) < 5 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_independent_split_is_where_the_digest_lies() -> None:
+    def position(name: str) -> float:
+        return int(hashlib.sha256(b"7|" + name.encode()).hexdigest(), 16) / 2**256
+
+    expected = {
+        name: "test" if position(name) < 0.15 else "validation" if position(name) < 0.3 else "train" for name in IDS
+    }
+    assert KeptSplits(None, KEY).split(a_run(7, split="independent"), [IDS]) == expected
+
+
+def test_independent_splits_keep_and_read_no_places(tmp_path: Path) -> None:
+    path = tmp_path / "splits.sealed"
+    proportional = KeptSplits(path, KEY).split(a_run(), [IDS])
+    before = path.read_bytes()
+    independent = KeptSplits(path, KEY).split(a_run(split="independent"), [IDS])
+    assert independent != proportional
+    assert independent == KeptSplits(None, KEY).split(a_run(split="independent"), [IDS])
+    assert path.read_bytes() == before
+
+
+def test_private_runs_split_independently_and_may_not_do_otherwise() -> None:
+    values = a_run().model_dump(by_alias=True) | {"privacy": {"target-epsilon": 1.0}}
+    private = validate(RunConfig, values)
+    assert (private.split, a_run().split) == ("independent", "proportional")
+    assert KeptSplits(None, KEY).split(private, [IDS]) == KeptSplits(None, KEY).split(a_run(split="independent"), [IDS])
+    with pytest.raises(ConfigError, match="proportional"):
+        validate(RunConfig, values | {"data": values["data"] | {"split": "proportional"}})
 
 
 def test_counts_follow_the_fractions() -> None:
