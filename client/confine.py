@@ -1,8 +1,9 @@
 """What the worker gives up before it touches data: its network, the keys, most of the disk, its standard output.
 
 Linux only where the kernel is concerned (prctl(2), unshare(2), user_namespaces(7), mount(2), landlock(7)); elsewhere
-the functions say that they could not. Only the standard library is imported here, because all of this holds for the
-calling thread and those it starts: numpy and torch start threads when they are imported, so this comes first.
+the functions say that they could not. Only the standard library is imported, here and in common/namespaces.py, because
+all of this holds for the calling thread and those it starts: numpy and torch start threads when they are imported, so
+this comes first.
 
 The order matters: `remove_network` may make the user namespace in which `hide` may mount, and after `lock` nothing is
 mounted or unmounted any more. What this process starts inherits all of it.
@@ -10,7 +11,6 @@ mounted or unmounted any more. What this process starts inherits all of it.
 
 import contextlib
 import ctypes
-import errno
 import os
 import resource
 import signal
@@ -18,6 +18,8 @@ import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from common.namespaces import leave_network
 
 REMOVED = "removed"
 HIDDEN = "hidden"
@@ -32,8 +34,6 @@ MADE_LATER = ("proposals", "outbox")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNS = 0x00020000
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 
@@ -57,18 +57,8 @@ def remove_network() -> str:
     Returns:
         "removed", or why the kernel did not allow it.
     """
-    if sys.platform != "linux":
-        return f"not removed: {sys.platform} has no network namespaces"
-    user, group = os.getuid(), os.getgid()
-    problem = _unshare(_CLONE_NEWNET)
-    if problem == errno.EPERM:
-        # Without CAP_SYS_ADMIN: in a user namespace of our own, where we stay who we are.
-        problem = _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
-        if not problem:
-            Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-            Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
-            Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
-    return f"not removed: {os.strerror(problem)}" if problem else REMOVED
+    problem = leave_network()
+    return f"not removed: {problem}" if problem else REMOVED
 
 
 def shed() -> None:

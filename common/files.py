@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # Bytes that the name of a unix socket may have: 104 on macOS, 108 on Linux, the zero at its end included.
-_LONGEST_ADDRESS = 100
+LONGEST_ADDRESS = 100
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -30,7 +30,7 @@ def write_private(path: Path, data: bytes) -> None:
 @contextmanager
 def socket_address(path: Path) -> Iterator[str]:
     """By which name to bind or reach a unix socket at this path: a link to its folder, where the path is too long."""
-    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
+    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
         yield str(path)
         return
     with tempfile.TemporaryDirectory(prefix="wr-") as folder:
@@ -62,4 +62,4 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["socket_address", "write_atomically", "write_private"]
+__all__ = ["LONGEST_ADDRESS", "socket_address", "write_atomically", "write_private"]

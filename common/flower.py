@@ -2,24 +2,29 @@
 
 Flower moves a message as a small head plus a tree of content-addressed objects (SHA-256 over the deflated bytes).
 `pack_message` and `unpack_message` translate between that and `flwr.app.Message`; `build_bundle` and `read_bundle`
-make and read the code-free Flower App Bundle; the rest starts a SuperLink and speaks to it over loopback.
+make and read the code-free Flower App Bundle; the rest starts a SuperLink and speaks to it: by its port on loopback, or
+by a unix socket where it has a network of its own.
 These are flwr 1.41.0's ways and no other version's: `check_version` says so before anything else does.
 """
 
 import contextlib
 import hashlib
+import http.client
 import importlib.metadata
 import io
 import itertools
 import json
 import os
+import socket
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -48,12 +53,14 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.config import RunConfig, canonical, parse
 from common.environment import for_child
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
+from common.files import LONGEST_ADDRESS, socket_address
 
 if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no use for
     from flwr.serverapp import Grid
@@ -65,9 +72,16 @@ CHUNK_BYTES = 32 * 1024 * 1024
 
 # A reply of which nothing more has come for so long is given up. It is on this machine before it is announced.
 STALLED_S = 15.0
+# Where a SuperLink is: its port on loopback, or its unix socket.
+SuperLink: TypeAlias = int | Path
 
 RequestType = TypeVar("RequestType")
 ReplyType = TypeVar("ReplyType")
+ClientType = TypeVar("ClientType", bound=ProtobufClient)
+
+_PROBE_S = 3.0
+# As the client's own: see flwr/supercore/protobuf/client.py.
+_CALL_S = 30.0
 
 # What Flower answers in place of a site: the message, its reply or the node is not there.
 _NOT_ANSWERED = (
@@ -207,12 +221,62 @@ def read_bundle(data: bytes) -> RunConfig:
     return run
 
 
-def superlink_command(port: int) -> list[str]:
-    """A SuperLink on loopback that starts one ServerApp process per run. Its state is in memory and disposable."""
+def superlink_command(port: int, path: Path | None = None) -> list[str]:
+    """A SuperLink on loopback, and on a unix socket; its state is in memory and disposable. See `superexec_command`."""
+    program = [str(Path(sys.executable).with_name("flower-superlink"))]
+    if path is not None:
+        program = [sys.executable, "-m", "server.superlink", str(path)]
+    return [*program, *("--insecure", "--host", "127.0.0.1", "--port", str(port), "--isolation", "process")]
+
+
+def superexec_command(port: int, parent: int) -> list[str]:
+    """The SuperExec of a SuperLink, which starts a ServerApp for each run; it ends with its parent."""
     return [
-        str(Path(sys.executable).with_name("flower-superlink")),
-        *("--insecure", "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess"),
+        str(Path(sys.executable).with_name("flower-superexec")),
+        *("--insecure", "--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(parent)),
     ]
+
+
+def run_superlink(path: Path, arguments: Sequence[str]) -> None:
+    """Be a SuperLink that answers on a unix socket too, which only its owner can use. Returns when it has ended.
+
+    Args:
+        path: of the socket; one that a killed process left is replaced.
+        arguments: of the command `flower-superlink`.
+    """
+    import uvicorn  # noqa: PLC0415 - with the next one 2 s, which no other caller of this module should pay
+    from flwr.superlink.cli.flower_superlink import flower_superlink  # noqa: PLC0415
+
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    with socket_address(path) as address:
+        listening.bind(address)
+    os.umask(before)
+
+    def run(app: Any, **settings: Any) -> None:
+        config = uvicorn.Config(app, **settings)
+        uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
+
+    uvicorn.run = run
+    sys.argv = ["flower-superlink", *arguments]
+    flower_superlink()
+
+
+def superlink_answers(where: SuperLink) -> bool:
+    """Whether Flower's SuperLink says that it is well."""
+    # Not httpx, whose client makes a TLS context of its own first: 14 ms of CPU, and the gateway asks each second.
+    port = where if isinstance(where, int) else 80
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)) as probe:
+        try:
+            if isinstance(where, Path):
+                probe.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                probe.sock.settimeout(_PROBE_S)
+                probe.sock.connect(_short(where))
+            probe.request("GET", "/health")
+            return probe.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def superlink_environment(flower_home: Path) -> dict[str, str]:
@@ -235,14 +299,9 @@ def superlink_environment(flower_home: Path) -> dict[str, str]:
     return for_child(**ours)
 
 
-def fleet_client(port: int, node_key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+def fleet_client(where: SuperLink, node_key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
     """A client of the SuperLink's Fleet API that signs as one node."""
-    return FleetHttpClient.from_server_address(
-        f"127.0.0.1:{port}",
-        insecure=True,
-        root_certificates=None,
-        interceptors=[NodeAuthHttpInterceptor(node_key, node_key.public_key())],
-    )
+    return _client(FleetHttpClient, where, [NodeAuthHttpInterceptor(node_key, node_key.public_key())])
 
 
 def public_key_pem(node_key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -250,7 +309,7 @@ def public_key_pem(node_key: ec.EllipticCurvePrivateKey) -> bytes:
     return public_key_to_bytes(node_key.public_key())
 
 
-def start_run(port: int, bundle: bytes) -> int:
+def start_run(where: SuperLink, bundle: bytes) -> int:
     """Start a ServerApp for the bundle.
 
     Returns:
@@ -260,32 +319,32 @@ def start_run(port: int, bundle: bytes) -> int:
         FederationError: the SuperLink is out of reach or refuses.
     """
     fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
-    with _control(port) as control:
+    with _client(ControlHttpClient, where) as control:
         run_id = _call(control.StartRun, StartRunRequest(fab=fab)).run_id
     if run_id == 0:
         raise FederationError("the SuperLink did not accept the run. See logs/superlink.log in the coordinator's home.")
     return int(run_id)
 
 
-def run_is_live(port: int, run_id: int) -> bool:
+def run_is_live(where: SuperLink, run_id: int) -> bool:
     """Whether the SuperLink knows the run and it has not finished.
 
     Raises:
         FederationError: the SuperLink is out of reach.
     """
-    with _control(port) as control:
+    with _client(ControlHttpClient, where) as control:
         runs = _call(control.ListRuns, ListRunsRequest(limit=1000)).run_dict
     return run_id in runs and runs[run_id].status.status != Status.FINISHED
 
 
-def stop_run(port: int, run_id: int) -> None:
+def stop_run(where: SuperLink, run_id: int) -> None:
     """Stop a run's ServerApp; nothing happens if it has ended.
 
     Raises:
         FederationError: the SuperLink is out of reach.
     """
-    if run_is_live(port, run_id):
-        with _control(port) as control:
+    if run_is_live(where, run_id):
+        with _client(ControlHttpClient, where) as control:
             _call(control.StopRun, StopRunRequest(run_id=run_id))
 
 
@@ -385,8 +444,26 @@ def _sorted(replies: dict[str, Message | None]) -> tuple[dict[str, Message | Non
     return {question: one for question, one in replies.items() if question not in lost}, lost
 
 
-def _control(port: int) -> ControlHttpClient:
-    return ControlHttpClient.from_server_address(f"127.0.0.1:{port}", True, None, interceptors=[])
+def _client(kind: type[ClientType], where: SuperLink, interceptors: Sequence[Any] = ()) -> ClientType:
+    port = where if isinstance(where, int) else 80
+    client = kind.from_server_address(f"127.0.0.1:{port}", True, None, interceptors=list(interceptors))
+    if isinstance(where, Path):
+        client._client.close()
+        transport = httpx.HTTPTransport(uds=_short(where), verify=False)  # a unix socket
+        client._client = httpx.Client(transport=transport, timeout=_CALL_S, follow_redirects=True)
+    return client
+
+
+def _short(path: Path) -> str:
+    """A name for a unix socket that fits into an address, for as long as this process lives."""
+    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
+        return str(path)
+    return f"/proc/self/fd/{_folder(path.parent)}/{path.name}"
+
+
+@lru_cache(maxsize=64)
+def _folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _call(method: Callable[[RequestType], ReplyType], request: RequestType) -> ReplyType:
@@ -394,7 +471,7 @@ def _call(method: Callable[[RequestType], ReplyType], request: RequestType) -> R
         return method(request)
     except httpx.HTTPError as error:
         raise FederationError(
-            f"the SuperLink on loopback did not answer as expected ({error}). "
+            f"the SuperLink did not answer as expected ({error}). "
             "See `wardround-server status` and logs/superlink.log in the coordinator's home."
         ) from error
 

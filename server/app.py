@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from flwr.app import Context
@@ -19,6 +20,7 @@ from common.logs import log_to
 from common.wire.wake import strategy_wake
 from server.home import ENVIRONMENT, open_home
 from server.journal import SUMMARY_NAME
+from server.liveness import alive
 from server.members import HomeMembers
 from server.report import write_report
 from server.strategy import federate
@@ -49,8 +51,10 @@ def main(grid: Grid, context: Context) -> None:
     notes = RoundNotes(home, sha256_of(run)) if home else None
     wake = strategy_wake(home.path if home else None)
     sealer = home.sealer_of(sha256_of(run)) if home else None
+    here = alive(out, context.run_id) if home else nullcontext()
     try:
-        summary = federate(grid, run, out, members=members, wake=wake, note_round=notes, sealer=sealer)
+        with here:
+            summary = federate(grid, run, out, members=members, wake=wake, note_round=notes, sealer=sealer)
     except FederationError as error:
         _log.error("run %s failed: %s", run.name, error)
         raise

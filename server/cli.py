@@ -23,6 +23,7 @@ from server import home as homes
 from server.audit_cli import audit_app
 from server.checkpoints import MODEL_FILES
 from server.doctor import examine
+from server.doors import doors as look_at_doors
 from server.home import Home, ServerConfig
 from server.journal import INITIAL_NAME, JOURNAL_NAME
 from server.keys_cli import (
@@ -67,6 +68,9 @@ def init(
     gateway_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites work (mutual TLS).")] = 9443,
     enrolment_port: Annotated[int, typer.Option(min=1, max=65535, help="Where sites enrol (TLS).")] = 9444,
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Flower's, on loopback.")] = 9445,
+    private_network: Annotated[
+        bool, typer.Option(help="Give Flower a network of its own, which no other account of this host reaches.")
+    ] = True,
     sealed: Annotated[bool, typer.Option("--passphrase", help="Keep the root key under a passphrase.")] = False,
     protected: Annotated[bool, typer.Option("--protect", help="Keep the coordinator's key under another one.")] = False,
     invited: Annotated[
@@ -84,6 +88,7 @@ def init(
         gateway_port=gateway_port,
         enrolment_port=enrolment_port,
         superlink_port=superlink_port,
+        private_network=private_network,
     )
     if len({gateway_port, enrolment_port, superlink_port}) < 3:
         raise ConfigError("the three ports must differ. Set --gateway-port, --enrolment-port and --superlink-port.")
@@ -233,8 +238,8 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
     running = launcher.is_running(opened)
     members = [site for site in registry.sites() if site.state == "active"]
     rows = [("coordinator", "running" if running else "stopped", str(opened.path))]
-    doors = launcher.doors(opened)
-    rows += [(door.name, door.state, f"port {door.port}") for door in doors]
+    doors = look_at_doors(opened)
+    rows += [(door.name, door.state, f"port {door.port}" if door.port else "starts the runs") for door in doors]
     rows += [("site " + one.name, "connected" if one.connected and running else "away", "") for one in members]
     rows += [(f"run {one.name}", one.state, _where(opened, one)) for one in registry.proposals() if one.open]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
@@ -242,7 +247,7 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`.")
     if wrong := [door for door in doors if not door.ok]:
         raise FederationError(
-            "; ".join(f"{door.name} (port {door.port}): {door.state}" for door in wrong)
+            "; ".join(f"{door.name}: {door.state}" for door in wrong)
             + f". See the files in {opened.logs}, and `wardround-server doctor`."
         )
 

@@ -1,6 +1,7 @@
 """Is this coordinator sound? Each check says what it found and, if wrong, what to do."""
 
 import importlib.metadata
+import os
 import shutil
 import stat
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ import psutil
 
 from common import pki
 from common.flower import VERSION
+from common.namespaces import network_of
 from common.wire import clock
 from server import launcher
+from server.doors import doors, read_processes
 from server.home import Home
 from server.registry import Registry
 
@@ -47,7 +50,7 @@ def examine(home: Home) -> list[Finding]:
 
 
 def superlink_addresses(home: Home) -> set[str]:
-    """The addresses on which the SuperLink, or anything it has started, listens."""
+    """The addresses of this network on which the SuperLink, or anything it has started, listens."""
     port = home.config.superlink_port
     listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
     owners = {one.pid for one in listening if one.laddr.port == port and one.pid is not None}
@@ -100,9 +103,10 @@ def _processes(home: Home) -> Finding:
 
 def _doors(home: Home) -> Iterator[Finding]:
     if launcher.is_running(home):
-        for door in launcher.doors(home):
+        for door in doors(home):
             remedy = "" if door.ok else f": see the files in {home.logs}, and who else uses the port"
-            yield Finding(f"{door.name} port {door.port}", door.ok, door.state + remedy)
+            name = door.name if door.port is None else f"{door.name} port {door.port}"
+            yield Finding(name, door.ok, door.state + remedy)
 
 
 def _clocks(home: Home) -> Iterator[Finding]:
@@ -118,13 +122,23 @@ def _clocks(home: Home) -> Iterator[Finding]:
 
 
 def _exposure(home: Home) -> Iterator[Finding]:
-    listening = superlink_addresses(home)
-    foreign = sorted(address for address in listening if address not in ("127.0.0.1", "::1"))
-    yield Finding(
-        "superlink",
-        not foreign,
-        f"reachable at {', '.join(foreign)}: stop it"
-        if foreign
-        else "on loopback only; any user of this host can reach "
-        "it there, so give the coordinator a host or network namespace of its own",
-    )
+    processes = read_processes(home)
+    flowers = {network_of(processes[name]) for name in ("superlink", "superexec") if name in processes}
+    ours = network_of(os.getpid())
+    if not home.config.private_network:
+        yield Finding(
+            "superlink network",
+            True,
+            "shared, as private-network = false in server.toml says: any account of this host can have the SuperLink "
+            "run programs as the coordinator's",
+        )
+    elif flowers:
+        private = ours not in flowers and "" not in flowers
+        yield Finding(
+            "superlink network",
+            private,
+            "its own: no other account reaches it" if private else "shared with this command: restart the coordinator",
+        )
+    foreign = sorted(address for address in superlink_addresses(home) if address not in ("127.0.0.1", "::1"))
+    where = f"reachable at {', '.join(foreign)}: stop it" if foreign else "on loopback only"
+    yield Finding("superlink", not foreign, where)

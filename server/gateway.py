@@ -384,9 +384,10 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if seat is None or not seat.is_for(sealed):
                 key = self._home.node_keys.open(sealed, site.name)
                 last_id = next((node for node, name in reversed(self._nodes.items()) if name == site.name), 0)
-                port = self._home.config.superlink_port
                 arrived, shared = self._witness.arrived, (self._objects, self._mailbox)
-                seat = Seat(site.name, key, port, *shared, last_id=last_id, arrived=arrived, identity=sealed)
+                seat = Seat(
+                    site.name, key, self._home.superlink, *shared, last_id=last_id, arrived=arrived, identity=sealed
+                )
                 self._seats[site.name] = seat
             return seat
 

@@ -11,6 +11,7 @@ invitations/         one file per invited site; secret until used
 runs/NAME-HASH8/     metrics.jsonl, summary.json, report.html, model.*.sealed, checkpoint/
 nodes.json           Flower node id -> site name
 logs/ flower/ wake/  process logs; Flower's own disposable state; sockets for hints
+superlink.sock processes.json   the way to the SuperLink; the processes that `start` keeps alive
 
 Sealed with the coordinator's key (common/sealer.py) are all private keys, the sites' Flower keys in the registry among
 them, checkpoints and models. Root and operator keys that have a passphrase of their own are under that instead.
@@ -36,6 +37,7 @@ from pydantic import Field
 from common.config import RunConfig, Table, load, sha256_of
 from common.errors import ConfigError
 from common.files import write_private
+from common.flower import SuperLink
 from common.keyfile import KeyFile
 from common.sealer import Sealer
 from server import keyholder
@@ -60,6 +62,9 @@ class ServerConfig(Table):
     enrolment_port: Port = 9444
     # Never leaves loopback.
     superlink_port: Port = 9445
+    # Whether that loopback is the coordinator's own, in a network namespace that no other account reaches. Without it
+    # every account of this host can have the SuperLink run programs as the coordinator's.
+    private_network: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,11 @@ class Home:
     def flower(self) -> Path:
         """FLWR_HOME of the SuperLink."""
         return self.path / "flower"
+
+    @property
+    def superlink(self) -> SuperLink:
+        """Where the SuperLink is for the coordinator's other processes: beyond its own network, by a unix socket."""
+        return self.path / "superlink.sock" if self.config.private_network else self.config.superlink_port
 
     @property
     def root_pem(self) -> bytes:

@@ -1,21 +1,23 @@
 """`wardround-server start`: keep the coordinator's processes alive, and leave none behind.
 
-Two children: the SuperLink on loopback (which starts a SuperExec, which starts a ServerApp per run) and our own
-process with the doors. A child that ends is started again, later each time it fails quickly. SIGTERM and SIGINT stop
-everything; should the launcher itself be killed, the kernel sends SIGTERM to its children (prctl(2),
-PR_SET_PDEATHSIG) and Flower's own children watch their parent. This process also holds the coordinator's key for them,
-see server/keyholder.py.
+Three children: Flower's SuperLink, its SuperExec, which starts a ServerApp per run, and our own process with the doors.
+A child that ends is started again, later each time it fails quickly; with the SuperLink its SuperExec, because the runs
+are lost with it. SIGTERM and SIGINT stop everything; should the launcher itself be killed, the kernel sends SIGTERM to
+its children (prctl(2), PR_SET_PDEATHSIG) and Flower's own children watch their parent. This process also holds the
+coordinator's key for them, see server/keyholder.py.
+
+Whoever reaches the SuperLink's port can have it run any program as the coordinator's user, and its ServerApps' tokens
+stand in the list of processes. So it, its SuperExec and the ServerApps live in a network namespace of their own; the
+doors, which the sites must reach, stay outside and speak to it by a unix socket in the home.
 """
 
 import ctypes
 import fcntl
-import http.client
 import logging
 import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -28,10 +30,11 @@ from types import FrameType
 import psutil
 
 from common.errors import ConfigError, FederationError
-from common.flower import check_version, superlink_command, superlink_environment
+from common.flower import check_version, superexec_command, superlink_command, superlink_environment
+from common.namespaces import PrivateNetwork, private_network
+from server.doors import doors, write_processes
 from server.home import ENVIRONMENT, Home
 from server.keyholder import KeyHolder
-from server.registry import Registry
 from server.root import server_credentials
 
 READY_TIMEOUT_S = 60.0
@@ -44,8 +47,6 @@ _LONGEST_BACK_OFF_S = 30.0
 # A child that lived this long did not fail at start.
 _HEALTHY_S = 60.0
 _LOG_BYTES = 10_000_000
-_PROBE_S = 3.0
-_FOREIGN = "held by another program, or does not answer"
 _PR_SET_PDEATHSIG = 1
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class _Child:
     command: list[str]
     environment: dict[str, str]
     log: Path
+    network: PrivateNetwork | None = None  # where it lives; None: where we do
+    ends_with: str = ""  # the child without which it is of no use
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     back_off_s: float = _SHORTEST_BACK_OFF_S
@@ -72,7 +75,8 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
         announce: told one line once sites can connect.
 
     Raises:
-        ConfigError: another flwr is installed, this home's coordinator runs already, or its key does not open.
+        ConfigError: another flwr is installed, this home's coordinator runs already, its key does not open, or the
+            kernel does not allow the SuperLink a network of its own and server.toml does not do without.
         FederationError: a port is in use, or the processes did not come up.
     """
     check_version()
@@ -82,22 +86,28 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
         _check_ports(home)
         server_credentials(home)  # renewed here, if due: the gateway has no passphrase for the root's key
         _wipe_flower(home)
-        children = _children(home)
+        network = _network(home)
+        children = _children(home, network)
         try:
             with KeyHolder(home.path, key) as holder:
                 for child in children:
                     _spawn(child)
+                _note(home, children)
                 _await_ready(home, children, stop, holder)
                 announce(
                     f"ready: gateway {home.gateway_address} (mutual TLS), enrolment {home.enrolment_address} "
                     f"(open while an invitation is), logs in {home.logs}"
                 )
                 while not stop:
-                    for child in children:
-                        _tend(child)
+                    changed = [child.name for child in children if _tend(child, children)]
+                    if changed:
+                        _note(home, children)
                     holder.rest(_LOOK_EVERY_S)
         finally:
             _stop_all(children)
+            _note(home, [])
+            if network is not None:
+                network.close()
 
 
 def is_running(home: Home) -> bool:
@@ -107,48 +117,6 @@ def is_running(home: Home) -> bool:
             return False
     except ConfigError:
         return True
-
-
-@dataclass(frozen=True)
-class Door:
-    """One of the coordinator's ports, as it is now."""
-
-    name: str
-    port: int
-    ok: bool
-    state: str
-
-
-def doors(home: Home) -> list[Door]:
-    """Look at all ports. Up means that our own program answers, not only that the port is taken."""
-    config = home.config
-    gateway, enrolment = (_state_of(home, port) for port in (config.gateway_port, config.enrolment_port))
-    if enrolment == "down" and not Registry(home.registry).is_expecting():
-        enrolment = "closed: no invitation is open"
-    superlink = "up" if superlink_answers(config.superlink_port) else "down"
-    return [
-        Door("gateway", config.gateway_port, gateway == "up", gateway),
-        Door("enrolment", config.enrolment_port, enrolment == "up" or enrolment.startswith("closed"), enrolment),
-        Door("superlink", config.superlink_port, superlink == "up", superlink),
-    ]
-
-
-def is_listening(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something accepts connections there."""
-    with closing(socket.socket()) as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, port)) == 0
-
-
-def superlink_answers(port: int) -> bool:
-    """Whether Flower's SuperLink says that it is well."""
-    # Not httpx, whose client makes a TLS context of its own first: 14 ms of CPU, and the gateway asks each second.
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)) as probe:
-        try:
-            probe.request("GET", "/health")
-            return probe.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -167,15 +135,38 @@ def _wipe_flower(home: Home) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _children(home: Home) -> list[_Child]:
+def _network(home: Home) -> PrivateNetwork | None:
+    """The network namespace for Flower's processes; None where server.toml does without."""
+    if not home.config.private_network:
+        return None
+    made = private_network()
+    if isinstance(made, PrivateNetwork):
+        return made
+    raise ConfigError(
+        f"Flower's SuperLink cannot be given a network of its own: {made}. On the shared loopback any account of this "
+        "host could have it run programs as the coordinator's. Start as a user whom the kernel allows network "
+        "namespaces (unprivileged user namespaces, or root), or, where nobody else has an account on this host, set "
+        f"private-network = false in {home.path / 'server.toml'}."
+    )
+
+
+def _children(home: Home, network: PrivateNetwork | None) -> list[_Child]:
     # Without passphrases: they get the coordinator's key from the holder, and the root's key is for people.
     environment = superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
+    port, socket_path = home.config.superlink_port, home.superlink if isinstance(home.superlink, Path) else None
     serve = [sys.executable, "-m", "server.serve", "--home", str(home.path)]
+    logs = {name: home.logs / f"{name}.log" for name in ("superlink", "superexec", "gateway")}
+    superexec = superexec_command(port, os.getpid())
     return [
-        _Child("superlink", superlink_command(home.config.superlink_port), environment, home.logs / "superlink.log"),
+        _Child("superlink", superlink_command(port, socket_path), environment, logs["superlink"], network),
+        _Child("superexec", superexec, environment, logs["superexec"], network, ends_with="superlink"),
         # At this level, and not before, gRPC writes why a handshake failed.
-        _Child("gateway", serve, environment | {"GRPC_VERBOSITY": "INFO"}, home.logs / "gateway.log"),
+        _Child("gateway", serve, environment | {"GRPC_VERBOSITY": "INFO"}, logs["gateway"]),
     ]
+
+
+def _note(home: Home, children: list[_Child]) -> None:
+    write_processes(home, {one.name: one.process.pid for one in children if one.process is not None})
 
 
 def _spawn(child: _Child) -> None:
@@ -188,27 +179,31 @@ def _spawn(child: _Child) -> None:
             stderr=subprocess.STDOUT,
             # Ctrl-C in a terminal reaches the launcher alone, which then stops its children in order.
             start_new_session=True,
-            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread here
+            preexec_fn=_before_exec(child.network) if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread
         )
     child.started = time.monotonic()
 
 
-def _tend(child: _Child) -> None:
+def _tend(child: _Child, others: list[_Child]) -> bool:
+    """Start it if it has ended and its pause is over; whether it came or went."""
     now = time.monotonic()
     _trim(child.log)
     if child.process is None:
-        if now >= child.not_before:
-            _spawn(child)
-        return
+        if now < child.not_before:
+            return False
+        _spawn(child)
+        return True
     code = child.process.poll()
     if code is None:
         if now - child.started > _HEALTHY_S:
             child.back_off_s = _SHORTEST_BACK_OFF_S
-        return
+        return False
     _log.warning("%s ended with %d; starting it again in %.1f s, see %s", child.name, code, child.back_off_s, child.log)
     child.process = None
     child.not_before = now + child.back_off_s
     child.back_off_s = min(2 * child.back_off_s, _LONGEST_BACK_OFF_S)
+    _stop_all([one for one in others if one.ends_with == child.name])
+    return True
 
 
 def _trim(log: Path) -> None:
@@ -247,15 +242,18 @@ def _stop_all(children: list[_Child]) -> None:
         for process in alive:
             _log.warning("%s left process %d behind; killing it", child.name, process.pid)
             process.kill()
+        child.process = None
 
 
 def _check_ports(home: Home) -> None:
     config = home.config
-    for name, host, port in (
+    ports = [
         ("gateway-port", config.listen, config.gateway_port),
         ("enrolment-port", config.listen, config.enrolment_port),
-        ("superlink-port", "127.0.0.1", config.superlink_port),
-    ):
+    ]
+    if not config.private_network:
+        ports.append(("superlink-port", "127.0.0.1", config.superlink_port))
+    for name, host, port in ports:
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -297,48 +295,22 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _die_with_parent() -> Callable[[], None]:
-    """Ask the kernel to end the child when this process dies. The library is loaded before the fork."""
+def _before_exec(network: PrivateNetwork | None) -> Callable[[], None]:
+    """Move the child to its network, and ask the kernel to end it when this process dies.
+
+    The library is loaded before the fork. To change namespaces may undo the kernel's promise, so that comes first.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     launcher = os.getpid()
 
     def before_exec() -> None:
+        if network is not None:
+            network.enter()
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != launcher:  # it died between fork and prctl
             os._exit(1)
 
     return before_exec
-
-
-def _state_of(home: Home, port: int) -> str:
-    """Whether the server on a port shows a certificate of our root. It need not let us in for that."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.load_verify_locations(cadata=home.trusted_roots_pem.decode())
-    context.set_alpn_protocols(["h2"])
-    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-    handshake = context.wrap_bio(received, to_send)
-    try:
-        with socket.create_connection((_probe_host(home), port), _PROBE_S) as connection:
-            while True:
-                try:
-                    handshake.do_handshake()
-                except ssl.SSLWantReadError:
-                    connection.sendall(to_send.read())
-                    if not (data := connection.recv(65536)):
-                        return _FOREIGN
-                    received.write(data)
-                else:
-                    # Our last words stay unsaid, or the gateway would log a caller without a certificate.
-                    return "up"
-    except ConnectionRefusedError:
-        return "down"
-    except OSError:
-        return _FOREIGN
-
-
-def _probe_host(home: Home) -> str:
-    return "127.0.0.1" if home.config.listen in ("0.0.0.0", "::") else home.config.listen  # noqa: S104 - compared
 
 
 def _last_lines(log: Path, count: int = 5) -> str:

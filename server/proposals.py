@@ -55,7 +55,7 @@ class Proposal:
     state: str
     reason: str
     run_id: int | None  # Flower's, while running
-    starts: int
+    starts: int  # of its ServerApp, without success
     opened: datetime.datetime
     approved: frozenset[str]
     denied: frozenset[str]
@@ -170,13 +170,19 @@ class Proposals(Store):
         if not may:
             raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
 
-    def started(self, run_hash: str, run_id: int) -> None:
-        """Note that a ServerApp was started; nothing changes if the run was closed meanwhile."""
+    def started(self, run_hash: str, run_id: int, starts: int = 1) -> None:
+        """Note that a ServerApp was started; nothing changes if the run was closed meanwhile.
+
+        Args:
+            run_hash: the run's.
+            run_id: Flower's.
+            starts: how many there have been without success, this one included.
+        """
         with self._writing() as database:
             database.execute(
-                "UPDATE proposals SET state = 'running', run_id = ?, starts = starts + 1, "
+                "UPDATE proposals SET state = 'running', run_id = ?, starts = ?, "
                 "revision = ? WHERE run_hash = ? AND state IN ('proposed', 'running')",
-                (str(run_id), _next_revision(database), run_hash),
+                (str(run_id), starts, _next_revision(database), run_hash),
             )
 
     def ended(self, run_hash: str) -> None:

@@ -2,7 +2,8 @@
 
 The registry holds the state, so the commands only write a wish there and the process that runs this carries it out:
 a killed coordinator goes on where it was. The ServerApp's own word is `summary.json`; a ServerApp that ended without
-one was killed, and the strategy resumes from its checkpoint when it is started again.
+one was killed, and the strategy resumes from its checkpoint when it is started again. A run is given up when its
+ServerApp dies again and again without a further round; starts of the coordinator do not count for that.
 """
 
 import json
@@ -14,12 +15,16 @@ from typing import Any
 from common import flower
 from common.errors import FederationError
 from server.home import Home
+from server.liveness import has_died
 from server.proposals import Proposal
 from server.registry import Registry
 from server.witness import open_log
 
-# More deaths than this without a result are no accident.
+# More deaths than this, one after the other and without a round in between, are no accident.
 MAX_STARTS = 6
+
+# As server/strategy.py, which loads torch, writes them.
+ROUND_FOLDERS = "checkpoint/round-*[0-9]"
 
 _LOOK_EVERY_S = 2.0
 _BACK_OFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -33,8 +38,10 @@ class Runs:
     def __init__(self, home: Home, registry: Registry) -> None:
         self._home = home
         self._registry = registry
-        self._port = home.config.superlink_port
+        self._superlink = home.superlink
         self._next_look: dict[str, float] = {}
+        # The last round that was complete when this process started the run.
+        self._round_at_start: dict[str, int] = {}
         self._forgive_interruptions()
 
     def step(self) -> set[int]:
@@ -57,7 +64,7 @@ class Runs:
             case "running":
                 self._follow(proposal)
             case "stopped" if proposal.run_id is not None:
-                flower.stop_run(self._port, proposal.run_id)
+                flower.stop_run(self._superlink, proposal.run_id)
                 self._registry.ended(proposal.run_hash)
             case _:
                 self._registry.ended(proposal.run_hash)
@@ -74,27 +81,40 @@ class Runs:
         if summary is not None and summary["status"] in ("completed", "failed"):
             self._close(proposal, str(summary["status"]), str(summary.get("reason") or ""))
             return
-        now = time.monotonic()
-        if now < self._next_look.get(proposal.run_hash, 0.0):
+        now, folder = time.monotonic(), self._home.run_folder(proposal.run)
+        died = proposal.run_id is not None and has_died(folder, proposal.run_id)
+        if now < self._next_look.get(proposal.run_hash, 0.0) and not died:
             return
         self._next_look[proposal.run_hash] = now + _LOOK_EVERY_S
-        if proposal.run_id is not None and flower.run_is_live(self._port, proposal.run_id):
+        if proposal.run_id is not None and not died and flower.run_is_live(self._superlink, proposal.run_id):
             return
+        starts = self._starts_in_vain(proposal)
         if proposal.run_id is not None:
+            if died:
+                flower.stop_run(self._superlink, proposal.run_id)  # which would else believe in it for a minute
             # Look once more before judging: it may have written its summary and ended just now.
             self._registry.ended(proposal.run_hash)
-            self._next_look[proposal.run_hash] = now + _BACK_OFF_S[min(proposal.starts, len(_BACK_OFF_S) - 1)]
-        elif proposal.starts >= MAX_STARTS:
-            reason = f"the ServerApp ended {proposal.starts} times without a result. See logs/superlink.log."
+            self._next_look[proposal.run_hash] = now + _BACK_OFF_S[min(starts, len(_BACK_OFF_S) - 1)]
+        elif starts >= MAX_STARTS:
+            reason = f"the ServerApp ended {starts} times without completing a round. See logs/superexec.log."
             self._close(proposal, "failed", reason)
         else:
             _log.warning("run %s ended without a result; starting it again", proposal.run_hash[:8])
-            self._start(proposal)
+            self._start(proposal, starts)
 
-    def _start(self, proposal: Proposal) -> None:
-        _forget_failure(self._home.run_folder(proposal.run))
-        run_id = flower.start_run(self._port, proposal.bundle)
-        self._registry.started(proposal.run_hash, run_id)
+    def _starts_in_vain(self, proposal: Proposal) -> int:
+        """How often the run's ServerApp was started since the last round was completed, as far as it is its fault."""
+        before = self._round_at_start.get(proposal.run_hash)
+        if before is None:  # it ended with the coordinator that started it
+            return 0
+        return proposal.starts if _last_round(self._home.run_folder(proposal.run)) == before else 0
+
+    def _start(self, proposal: Proposal, starts_in_vain: int = 0) -> None:
+        folder = self._home.run_folder(proposal.run)
+        _forget_failure(folder)
+        run_id = flower.start_run(self._superlink, proposal.bundle)
+        self._registry.started(proposal.run_hash, run_id, starts_in_vain + 1)
+        self._round_at_start[proposal.run_hash] = _last_round(folder)
         _log.info("run %s started (%s)", proposal.run_hash[:8], proposal.name)
 
     def _forgive_interruptions(self) -> None:
@@ -116,6 +136,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return summary
+
+
+def _last_round(folder: Path) -> int:
+    """The last round whose model is kept; 0 before there is one."""
+    return max((int(path.name.removeprefix("round-")) for path in folder.glob(ROUND_FOLDERS)), default=0)
 
 
 def _forget_failure(folder: Path) -> None:

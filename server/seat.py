@@ -44,7 +44,7 @@ from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 
 from common import pki
 from common.errors import FederationError, UpdateError
-from common.flower import fleet_client, object_ids, public_key_pem, unpack_message
+from common.flower import SuperLink, fleet_client, object_ids, public_key_pem, unpack_message
 from common.records import Request, request_from_record
 from server.mailbox import Mailbox
 
@@ -129,7 +129,7 @@ class Seat:
         self,
         site: str,
         node_key_pem: bytes,
-        port: int,
+        superlink: SuperLink,
         objects: Objects,
         mailbox: Mailbox,
         *,
@@ -142,7 +142,7 @@ class Seat:
         Args:
             site: its name.
             node_key_pem: the Flower key the coordinator keeps for it.
-            port: of the SuperLink.
+            superlink: where it is.
             objects: shared by all seats.
             mailbox: shared by all seats.
             last_id: the node id it had before this process started; 0 if none.
@@ -159,7 +159,7 @@ class Seat:
         self.turn = 0  # of the latest PullMessages call
         self._identity = identity
         self._public_key = public_key_pem(key)
-        self._client = fleet_client(port, key)
+        self._client = fleet_client(superlink, key)
         self._objects = objects
         self._mailbox = mailbox
         self._arrived = arrived

@@ -23,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from common import pki
 from common.errors import ConfigError, FederationError
-from common.flower import check_version
+from common.flower import check_version, superlink_answers
 from common.logs import log_to
 from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the latter without types
 from common.wire.channels import Credentials
@@ -32,7 +32,6 @@ from server.enrolment import EnrolmentService
 from server.gateway import Gateway
 from server.guard import Guard, address_of, site_of
 from server.home import Home, open_home
-from server.launcher import superlink_answers
 from server.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
 from server.refusals import Refusals
 from server.registry import Registry
@@ -199,7 +198,7 @@ def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, sto
             now = time.monotonic()
             if now >= look:
                 look = now + _HEALTH_EVERY_S
-                state.tell(serving=superlink_answers(home.config.superlink_port))
+                state.tell(serving=superlink_answers(home.superlink))
             if now >= renewal:
                 renewal = now + _RENEWAL_EVERY_S
                 _renew(home)

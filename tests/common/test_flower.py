@@ -215,7 +215,7 @@ def test_other_bytes_are_no_bundle(data):
 
 
 def test_superlink_stays_on_loopback_and_silent(tmp_path):
-    command = flower.superlink_command(9445)
+    command = flower.superlink_command(9445, tmp_path / "superlink.sock")
     assert command[command.index("--host") + 1] == "127.0.0.1"
     environment = flower.superlink_environment(tmp_path)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"

@@ -82,7 +82,7 @@ def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
     channel = coordinator.members["a"].channel(coordinator.home)
     fleet, other = Fleet(channel, threading.Event()), Agent(coordinator, "b")
     fleet.activate()
-    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    run_id = flower.start_run(coordinator.home.superlink, toy_bundle())
     coordinator.live_runs.add(run_id)
     while (pulled := fleet.pull()) is None:
         pass

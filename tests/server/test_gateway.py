@@ -33,7 +33,6 @@ from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import serve
 from server.gateway import Gateway
 from server.home import ENVIRONMENT, Home, read_nodes
-from server.launcher import is_listening
 from server.limits import CALLS_AT_ONCE
 from server.registry import Registry
 from server.root import root_credentials
@@ -47,7 +46,6 @@ OK = grpc.StatusCode.OK
 # Two rounds over one array of 12 MB (three of Flower's default chunks); writes down who answered what.
 SERVER_APP = """
 import json, os
-from pathlib import Path
 from flwr.serverapp import ServerApp
 from common.records import TrainRequest
 from common.wire.wake import strategy_wake
@@ -177,12 +175,15 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 40.0) -> None:
 
 
 def start_superlink(home: Home) -> subprocess.Popen[bytes]:
+    """With a SuperExec, which ends with it."""
     environment = flower.superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
+    port, path = home.config.superlink_port, home.superlink
+    assert isinstance(path, Path)
     with (home.logs / "superlink.log").open("ab") as log:
-        process = subprocess.Popen(
-            flower.superlink_command(home.config.superlink_port), env=environment, stdout=log, stderr=log
-        )
-    wait_for(lambda: is_listening(home.config.superlink_port))
+        process = subprocess.Popen(flower.superlink_command(port, path), env=environment, stdout=log, stderr=log)
+        command = flower.superexec_command(port, process.pid)
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    wait_for(lambda: flower.superlink_answers(path))
     return process
 
 
@@ -419,7 +420,7 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
         return load(self, object_id, lambda: (downloads.append(object_id), download())[1])
 
     monkeypatch.setattr(Objects, "get", counted)
-    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    run_id = flower.start_run(coordinator.home.superlink, toy_bundle())
     coordinator.live_runs.add(run_id)
     about = run_pb2.GetRunRequest(node=first.node, run_id=run_id)
     assert status_of(first.fleet.GetRun, about) == DENIED  # it has asked this site for nothing yet

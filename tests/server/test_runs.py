@@ -1,11 +1,16 @@
 import datetime
 import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from common import flower, pki
 from common.config import sha256_of
 from common.errors import FederationError
+from server.liveness import has_died
 from server.registry import Registry
 from server.runs import MAX_STARTS, Runs
 from server.watch import state_line
@@ -133,7 +138,83 @@ def test_a_server_app_that_died_is_started_again_but_not_for_ever(registry, runn
         running.step()
     assert len(superlink.started) == MAX_STARTS
     assert registry.proposal(HASH).state == "failed"
-    assert f"ended {MAX_STARTS} times without a result" in registry.proposal(HASH).reason
+    assert f"ended {MAX_STARTS} times without completing a round" in registry.proposal(HASH).reason
+
+
+def complete_a_round(home, number: int) -> None:
+    (home.run_folder(RUN) / "checkpoint" / f"round-{number:05d}").mkdir(parents=True)
+
+
+def test_ten_starts_of_a_coordinator_leave_a_healthy_run_going(home, registry, running, superlink, clock):
+    for _ in range(10):
+        superlink.live.clear()  # a new SuperLink knows no run
+        again = Runs(home, registry)
+        for _ in range(5):
+            clock[0] += 10.0
+            again.step()
+        assert registry.proposal(HASH).state == "running"
+    assert len(superlink.started) == 11
+
+
+def test_deaths_with_rounds_between_them_do_not_count(home, registry, running, superlink, clock):
+    for number in range(1, 3 * MAX_STARTS):
+        complete_a_round(home, number)
+        superlink.live.clear()
+        for _ in range(5):
+            clock[0] += 10.0
+            running.step()
+    assert registry.proposal(HASH).state == "running"
+    for _ in range(200):  # and from now on none is completed
+        superlink.live.clear()
+        clock[0] += 10.0
+        running.step()
+    assert registry.proposal(HASH).state == "failed"
+    assert len(superlink.started) == 3 * MAX_STARTS + MAX_STARTS - 1
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from server.liveness import alive
+with alive(Path(sys.argv[1]), int(sys.argv[2])):
+    print("here", flush=True)
+    time.sleep(600)
+"""
+
+
+def server_app(home, run_id: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, str(home.run_folder(RUN)), str(run_id)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    return process
+
+
+def test_a_killed_server_app_is_noticed_at_once_though_flower_believes_in_it(home, registry, running, superlink, clock):
+    process = server_app(home, run_id=1)
+    clock[0] += 2.5
+    assert running.step() == {1}
+    process.kill()
+    process.wait()
+    assert superlink.live == {1}
+    clock[0] += 0.5
+    running.step()
+    assert superlink.live == set()
+    clock[0] += 1.5
+    assert running.step() == {2}
+    clock[0] += 10.0
+    assert running.step() == {2}, "the lock that the first has left is not the second's"
+
+
+def test_a_second_server_app_of_a_run_waits_for_the_first_to_end(home, registry, running):
+    first = server_app(home, run_id=1)
+    threading.Timer(0.5, first.kill).start()
+    second = server_app(home, run_id=2)
+    assert first.wait(0) is not None
+    assert has_died(home.run_folder(RUN), 1) is False
+    second.kill()
+    second.wait()
+    assert has_died(home.run_folder(RUN), 2)
 
 
 def test_a_summary_written_at_the_last_moment_counts(home, registry, running, superlink, clock):

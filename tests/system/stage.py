@@ -186,7 +186,7 @@ class Stage:
 
     def _begin_run(self) -> None:
         proposal = self.registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML), ())
-        run_id = flower.start_run(self.home.config.superlink_port, bundle_of(PROJECT, SERVER_APP))
+        run_id = flower.start_run(self.home.superlink, bundle_of(PROJECT, SERVER_APP))
         self.registry.started(proposal.run_hash, run_id)
         self.run_id = run_id
 

@@ -839,15 +839,17 @@ print(json.dumps(answers))
 """
 
 
-def test_no_route_of_the_superlink_is_reached_from_outside_loopback(stage: Stage) -> None:
-    port = stage.home.config.superlink_port
-    assert doctor.superlink_addresses(stage.home) == {"127.0.0.1"}
-    paths = httpx.get(f"http://127.0.0.1:{port}/openapi.json", trust_env=False).json()["paths"]
+def test_no_route_of_the_superlink_is_reached_from_outside_its_network(stage: Stage) -> None:
+    """Not even from this host's loopback."""
+    assert doctor.superlink_addresses(stage.home) == set()
+    assert not isinstance(stage.home.superlink, int)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(stage.home.superlink))) as client:
+        paths = client.get("http://superlink/openapi.json").json()["paths"]
     routes = [("GET", "/docs"), ("GET", "/openapi.json")]
     routes += [(method.upper(), path) for path, methods in paths.items() for method in methods]
     assert len(routes) > 20
-    for address in outside_addresses():
-        question = json.dumps([port, address, routes])
+    for address in ("127.0.0.1", *outside_addresses()):
+        question = json.dumps([stage.home.config.superlink_port, address, routes])
         done = subprocess.run(
             [sys.executable, "-c", OUTSIDE], input=question, capture_output=True, text=True, check=True
         )
