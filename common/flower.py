@@ -20,7 +20,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -256,7 +255,8 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
 
     def run(app: Any, **settings: Any) -> None:
         config = uvicorn.Config(app, **settings)
-        uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
+        with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it has ended in order
+            uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
 
     uvicorn.run = run
     sys.argv = ["flower-superlink", *arguments]
@@ -267,7 +267,7 @@ def superlink_answers(where: SuperLink) -> bool:
     """Whether Flower's SuperLink says that it is well."""
     # Not httpx, whose client makes a TLS context of its own first: 14 ms of CPU, and the gateway asks each second.
     port = where if isinstance(where, int) else 80
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)) as probe:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)) as probe:
         try:
             if isinstance(where, Path):
                 probe.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -484,7 +484,7 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     first, second = agents
     for agent in agents:  # of a gateway that started anew nobody is here before they call
         agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
-    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    run_id = flower.start_run(coordinator.home.superlink, toy_bundle())
     coordinator.live_runs.add(run_id)
     asked, other = first.fetch(*first.pull()), second.fetch(*second.pull())
     honest = request_from_record(asked.content)
@@ -504,7 +504,7 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     second.push(answer_to(other, b"update"))
     assert sign(second, honest.run_hash, honest.round, b"another model") == grpc.StatusCode.INVALID_ARGUMENT
     assert sign(second, honest.run_hash, honest.round) == OK
-    flower.stop_run(coordinator.home.config.superlink_port, run_id)
+    flower.stop_run(coordinator.home.superlink, run_id)
     coordinator.live_runs.clear()
     signed = [entry for entry in open_log(coordinator.home).entries() if entry.kind == "round"]
     assert [entry.fields["receipt"]["site"] for entry in signed] == ["b"]

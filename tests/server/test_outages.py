@@ -100,8 +100,8 @@ class Play:
         self.mailbox = coordinator.home.flower / NAME
 
     def begin(self) -> None:
-        port = self.coordinator.home.config.superlink_port
-        self.coordinator.live_runs.add(flower.start_run(port, bundle_of(PROJECT, SERVER_APP)))
+        superlink = self.coordinator.home.superlink
+        self.coordinator.live_runs.add(flower.start_run(superlink, bundle_of(PROJECT, SERVER_APP)))
 
     def answers(self) -> list[list[object]]:
         path = self.coordinator.home.path / "answers.json"
