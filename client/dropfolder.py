@@ -96,7 +96,7 @@ class DropFolder:
 
     def is_unchanged(self, study: Arrived) -> bool:
         """Whether the files of a study are what they were when it was found whole."""
-        return _signature(self._folder, _versions(study.reference.images)) == study.signature
+        return _signature(self._folder, _versions(_files_of(study.reference))) == study.signature
 
     def _moving(self, files: _Listing) -> set[Path]:
         """The files that have not been at rest for long enough."""
@@ -128,7 +128,7 @@ class DropFolder:
 
     def _describe(self, reference: Reference, listing: _Listing) -> Arrived:
         # A film of a mini-MIAS archive or a slice is always among the files it was found in.
-        return Arrived(reference, _signature(self._folder, {path: listing[path] for path in reference.images}))
+        return Arrived(reference, _signature(self._folder, {path: listing[path] for path in _files_of(reference)}))
 
 
 def _versions(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
@@ -150,6 +150,11 @@ def _whole(references: Iterable[Reference], moving: Collection[Path]) -> list[Re
     if any(path not in placed for path in moving):
         return []
     return [one for one in references if not any(path in moving for path in one.images)]
+
+
+def _files_of(reference: Reference) -> tuple[Path, ...]:
+    """Its files, and those that keep it from being whole: when they come right, it is another study."""
+    return (*reference.images, *reference.beside)
 
 
 def _signature(folder: Path, listing: _Listing) -> str:

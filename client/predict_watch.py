@@ -122,7 +122,9 @@ class _Service:
     def _take(self, study: Arrived) -> None:
         """Segment a study, or set it aside; nothing of it may stop the service."""
         try:
-            stamp = _stamp(study.reference.images)
+            # What cannot be read as it is has no stamp of its content: without its problem it is another study.
+            broken = study.reference.problem is not None
+            stamp = study.signature[:_STAMP_DIGITS] if broken else _stamp(study.reference.images)
         except OSError:
             return  # gone, or not to be opened yet; the next look sees it again
         if stamp not in self._stamps:

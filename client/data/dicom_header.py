@@ -15,10 +15,11 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 
-from client.data.deidentify import check_pixels, values_of
+from client.data.deidentify import check_pixels
 from client.data.dicom_text import text_of_tag
 from client.data.frames import problem_from_json, problem_to_json, text_of
 from client.data.study import parsing, quiet
+from client.data.surrogates import values_of
 from common.errors import DataError, ErrorCode
 
 # SOP classes whose instances are slices of a series, and those whose every instance is a study of its own: a

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client.data.dicom_header import LABELS, SINGLES, SLICES, Entry, look_at_all, same_content
-from client.data.listing import files_under
+from client.data.listing import LINK_TO_NOTHING, list_folder
 from client.data.pairs import patient_of
 from client.data.study import (
     AMBIGUOUS_LABEL,
@@ -56,6 +56,7 @@ class _Group:
     labels: list[Entry] = field(default_factory=list)
     patients: set[str] = field(default_factory=set)  # as patient-pattern finds them
     problem: DataError | None = None
+    beside: list[Path] = field(default_factory=list)  # files that cannot be seen and may belong to it
 
     @property
     def patient(self) -> str:
@@ -68,11 +69,27 @@ def find(source: SourceConfig, folder: Path, looker: Looker = look_at_all) -> Fo
 
     The patient is the Patient ID, or what patient-pattern finds in the paths of the series' files.
     """
-    return find_among(files_under(folder), folder, source, looker)
+    listing = list_folder(folder)
+    return find_among(listing.files, folder, source, looker, lost=listing.lost)
 
 
-def find_among(files: Sequence[Path], folder: Path, source: SourceConfig | None, looker: Looker = look_at_all) -> Found:
-    """See `find`; without a source (for prediction) labels and patients are left out."""
+def find_among(
+    files: Sequence[Path],
+    folder: Path,
+    source: SourceConfig | None,
+    looker: Looker = look_at_all,
+    *,
+    lost: Sequence[tuple[str, Path]] = (),
+) -> Found:
+    """See `find`; without a source (for prediction) labels and patients are left out.
+
+    Args:
+        files: to look at.
+        folder: they lie in it or below.
+        source: whose patients and labels count.
+        looker: reads the headers.
+        lost: reason and path of names beside the files that are no files; see `client.data.listing`.
+    """
     entries, broken, left_out = _scan(files, folder, looker)
     entries, repeated = _without_copies(entries, left_out)
     pattern = None if source is None else source.patient_pattern
@@ -92,7 +109,9 @@ def find_among(files: Sequence[Path], folder: Path, source: SourceConfig | None,
     studies = list(groups.values())
     left_out += _draw(labels, studies, folder, pattern)
     _mark_repeated(studies, repeated)
-    _mark_incomplete(studies, broken)
+    unseen = [(one.images[0], one.problem) for one in broken if one.problem is not None]
+    unseen += [(path, _nothing_there()) for reason, path in lost if reason == LINK_TO_NOTHING]
+    _mark_incomplete(studies, unseen)
     _make_keys_unique(studies)
     references = [_reference(group, folder, source) for group in studies]
     return Found((*references, *broken), +left_out, _assumed(studies))
@@ -191,21 +210,29 @@ def _mark_repeated(groups: Sequence[_Group], repeated: set[Path]) -> None:
             )
 
 
-def _mark_incomplete(groups: Sequence[_Group], broken: Sequence[Reference]) -> None:
+def _nothing_there() -> DataError:
+    return DataError(
+        "this link stands for a file that is not on this machine. Get the file, or take the link out.",
+        ErrorCode.NOT_OPENED,
+    )
+
+
+def _mark_incomplete(groups: Sequence[_Group], unseen: Sequence[tuple[Path, DataError]]) -> None:
     """Refuse the series that a file which cannot be seen may belong to."""
     folders: dict[Path, list[_Group]] = {}
     for group in groups:
         for parent in {entry.path.parent for entry in (*group.entries, *group.labels)}:
             folders.setdefault(parent, []).append(group)
-    for one in broken:
-        beside = folders.get(one.images[0].parent, [])
-        if one.problem is None or (one.problem.code is not ErrorCode.NOT_OPENED and len(beside) > 1):
+    for path, problem in unseen:
+        beside = folders.get(path.parent, [])
+        if problem.code is not ErrorCode.NOT_OPENED and len(beside) > 1:
             continue
         for group in beside:
-            if group.problem is None and (group.labels or any(one.sop_class in SLICES for one in group.entries)):
-                group.problem = DataError(
-                    f"a file beside those of this series may belong to it, so it may not be whole: {one.problem}",
-                    one.problem.code,
+            if group.labels or any(one.sop_class in SLICES for one in group.entries):
+                group.beside.append(path)
+                group.problem = group.problem or DataError(
+                    f"a file beside those of this series may belong to it, so it may not be whole: {problem}",
+                    problem.code,
                 )
 
 
@@ -231,7 +258,7 @@ def _reference(group: _Group, folder: Path, source: SourceConfig | None) -> Refe
     images = tuple(entry.path for entry in group.entries)
     problem = group.problem or next((entry.problem for entry in group.entries if entry.problem is not None), None)
     if source is None:
-        return Reference("dicom", "", group.key, images, problem=problem)
+        return Reference("dicom", "", group.key, images, problem=problem, beside=tuple(group.beside))
     patient = group.patient
     if source.patient_pattern is not None:
         patient, unknown = patient_of(images[0].relative_to(folder).as_posix(), source.patient_pattern)
@@ -259,6 +286,7 @@ def _reference(group: _Group, folder: Path, source: SourceConfig | None) -> Refe
         source.label_map,
         problem,
         fractional_threshold=source.fractional_threshold,
+        beside=tuple(group.beside),
     )
 
 

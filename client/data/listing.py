@@ -21,24 +21,29 @@ _SITE_FILE = "site.toml"
 
 @dataclass(frozen=True)
 class Listing:
-    """files: sorted. unseen: names that are no file one could open, counted by reason."""
+    """files: sorted. lost: reason and path of each name that is no file one could open."""
 
     files: tuple[Path, ...] = field(repr=False)
-    unseen: Mapping[str, int]
+    lost: tuple[tuple[str, Path], ...] = field(repr=False)
+
+    @property
+    def unseen(self) -> Mapping[str, int]:
+        """Names that are no file one could open, counted by reason."""
+        return Counter(reason for reason, _ in self.lost)
 
 
 def list_folder(folder: Path) -> Listing:
     """All that lies in a folder and below."""
     files: list[Path] = []
-    unseen = Counter[str]()
+    lost: list[tuple[str, Path]] = []
     links = [folder]
     seen: set[tuple[int, int]] = set()
     while links:
         # One link at a time: what lies behind it by its own name must not come under a link's.
-        found, more = _walk(links.pop(0), folder, seen, unseen)
+        found, more = _walk(links.pop(0), folder, seen, lost)
         files += found
         links = sorted([*links, *more])
-    return Listing(tuple(sorted(files)), +unseen)
+    return Listing(tuple(sorted(files)), tuple(lost))
 
 
 def files_under(folder: Path) -> list[Path]:
@@ -46,7 +51,9 @@ def files_under(folder: Path) -> list[Path]:
     return list(list_folder(folder).files)
 
 
-def _walk(start: Path, root: Path, seen: set[tuple[int, int]], unseen: Counter[str]) -> tuple[list[Path], list[Path]]:
+def _walk(
+    start: Path, root: Path, seen: set[tuple[int, int]], lost: list[tuple[str, Path]]
+) -> tuple[list[Path], list[Path]]:
     """The files in a folder and its sub-folders, and the links to folders; adds to what was seen, and what was not."""
     files: list[Path] = []
     links: list[Path] = []
@@ -56,13 +63,13 @@ def _walk(start: Path, root: Path, seen: set[tuple[int, int]], unseen: Counter[s
         try:
             status = where.stat()
             if (status.st_dev, status.st_ino) in seen:
-                unseen[LINK_TO_SEEN] += 1
+                lost.append((LINK_TO_SEEN, where))
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(where) as entries:
                 names = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError:
-            unseen[NOT_LISTED] += 1
+            lost.append((NOT_LISTED, where))
             continue
         if where != root and any(entry.name == _SITE_FILE for entry in names):
             continue
@@ -74,9 +81,10 @@ def _walk(start: Path, root: Path, seen: set[tuple[int, int]], unseen: Counter[s
                 elif entry.is_file():
                     files.append(path)
                 else:
-                    unseen[LINK_TO_NOTHING if entry.is_symlink() and not path.exists() else NO_FILE] += 1
+                    is_link = entry.is_symlink() and not path.exists()
+                    lost.append((LINK_TO_NOTHING if is_link else NO_FILE, path))
             except OSError:  # a link in a circle, or a disk that went away
-                unseen[LINK_TO_NOTHING] += 1
+                lost.append((LINK_TO_NOTHING, path))
     return files, links
 
 

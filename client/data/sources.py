@@ -12,7 +12,7 @@ from types import ModuleType
 
 from client.data import dicom, dicom_header, dicom_series, images, layouts, mias, nifti
 from client.data.labels import Vocabulary
-from client.data.listing import files_under, list_folder
+from client.data.listing import NOT_LISTED, Listing, files_under, list_folder
 from client.data.pairs import has_suffix
 from client.data.study import NO_IMAGE, Found, Kind, Reference, Study
 from common.config import SourceConfig
@@ -133,9 +133,10 @@ def find_images(
     Raises:
         DataError: NO_DATA, nothing there that a reader knows.
     """
-    files = list(among) if among is not None else files_under(path) if path.is_dir() else [path] * path.exists()
     folder = path if path.is_dir() else path.parent
-    references = dicom_series.find_among(files, folder, None, looker).references
+    listing = list_folder(path) if among is None and path.is_dir() else Listing((), ())
+    files = list(among) if among is not None else list(listing.files) if path.is_dir() else [path] * path.exists()
+    references = dicom_series.find_among(files, folder, None, looker, lost=listing.lost).references
     if not references and mias.is_archive(folder):
         films = mias.find(SourceConfig(path="."), folder).references
         references = tuple(film for film in films if film.images[0] in files)
@@ -148,13 +149,19 @@ def find_images(
             for file in layouts.without_labels(named, folder, suffixes)
         )
     if not references:
-        unseen = list_folder(path).unseen if among is None and path.is_dir() else {}
-        beside = "".join(f", and {count} {reason}" for reason, count in sorted(unseen.items()))
+        beside = "".join(f", and {count} {reason}" for reason, count in sorted(listing.unseen.items()))
         raise DataError(
             f"there is no image among {len(files)} file(s){beside}. Give a DICOM folder, a NIfTI file or a picture.",
             ErrorCode.NO_DATA,
         )
-    return references
+    return (
+        *references,
+        *(
+            Reference("dicom", "", where.relative_to(folder).as_posix(), (where,), problem=_not_listed())
+            for reason, where in listing.lost
+            if reason == NOT_LISTED
+        ),
+    )
 
 
 def read_image(where: Path | Reference) -> Study:
@@ -172,6 +179,13 @@ def read_image(where: Path | Reference) -> Study:
             )
         where = references[0]
     return read(where, None)
+
+
+def _not_listed() -> DataError:
+    return DataError(
+        "a folder cannot be listed, so the studies in it were not looked at. Make it readable, or take it out.",
+        ErrorCode.NOT_OPENED,
+    )
 
 
 def _check_patients(source: SourceConfig, found: Found) -> None:

@@ -81,7 +81,8 @@ class Reference:
     """Where a study lies. Cheap to make: headers only, no pixels.
 
     patient and key are raw; key is unique within a site. label_map, fractional_threshold and labels_checked are the
-    source's. problem: why it cannot be read, when that was already clear on finding it.
+    source's. problem: why it cannot be read, when that was already clear on finding it. beside: files that cannot be
+    seen and may belong to it, where that is why.
     """
 
     kind: Kind
@@ -93,6 +94,7 @@ class Reference:
     problem: DataError | None = None
     fractional_threshold: float = 0.5
     labels_checked: bool = False
+    beside: tuple[Path, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """Which files belong together: what says so, what does not, and what cannot be seen."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from client.data.check_tables import document, tables
 from client.data.checkup import Checkup, check_site
 from client.data.dicom_series import BY_FOLDER, FROM_META
 from client.data.labels import Vocabulary
+from client.data.listing import LINK_TO_NOTHING
 from client.data.study import (
     AMBIGUOUS_LABEL,
     DISC_CONTENTS,
@@ -370,3 +375,40 @@ def test_series_whose_last_slice_is_cut_off_is_not_a_shorter_volume(tmp_path: Pa
     path.write_bytes(whole[: max(140, int(share * len(whole)))])
     study = next(one for one in find(tmp_path).references if one.patient == "A")
     assert refusal(study).code is ErrorCode.UNREADABLE
+
+
+def test_series_with_a_link_to_nothing_is_not_a_shorter_volume(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "005.dcm").unlink()
+    (tmp_path / "005.dcm").symlink_to("../.git/annex/objects/SHA256-s1--x.dcm")
+    found = find(tmp_path)
+    assert found.left_out == {LINK_TO_NOTHING: 1}
+    for references in (found.references, sources.find_images(tmp_path)):
+        (reference,) = references
+        assert reference.problem is not None
+        assert reference.problem.code is ErrorCode.NOT_OPENED
+        assert "not on this machine" in str(reference.problem)
+
+
+WITHOUT_RIGHTS = "-dac_override,-dac_read_search"  # what lets root open everything
+
+
+def test_what_the_rights_forbid_is_named_and_the_rest_predicted(tmp_path: Path) -> None:
+    """A folder that may not be listed and a last slice that may not be opened, by a process that is not almighty."""
+    write_study(tmp_path / "a", "A")
+    write_study(tmp_path / "b", "B")
+    write_study(tmp_path / "c", "C")
+    (tmp_path / "b").chmod(0)
+    (tmp_path / "c" / "005.dcm").chmod(0)
+    drop = ["setpriv", f"--bounding-set={WITHOUT_RIGHTS}", f"--inh-caps={WITHOUT_RIGHTS}"] if os.geteuid() == 0 else []
+    if drop and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv (util-linux) to give root's rights away")
+    program = (
+        "import sys; from pathlib import Path; from client.data import sources\n"
+        "for one in sources.find_images(Path(sys.argv[1])):\n"
+        "    print(len(one.images), one.problem.code if one.problem else 'whole')"
+    )
+    told = subprocess.run([*drop, sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
+    (tmp_path / "b").chmod(0o700)
+    lines = sorted(told.stdout.decode().splitlines())
+    assert lines == ["1 not-opened", "1 not-opened", "5 not-opened", "6 whole"], told.stderr.decode()
