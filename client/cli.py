@@ -38,6 +38,7 @@ from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
 from common.invitation import Invitation
 from common.logs import log_to, on_screen
+from common.privacy.scores import short_cohort
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
@@ -272,7 +273,7 @@ def ledger(
     delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
     rows = [
         (
-            cohort[:12],
+            short_cohort(cohort),
             run_hash[:12],
             count,
             site.ledger.spent(cohort, delta[cohort, run_hash], run_hash),
@@ -285,10 +286,13 @@ def ledger(
         least = min(entry.delta for entry in entries if entry.cohort == cohort)  # as the budget is measured
         total = sum(count for (name, _), count in rounds.items() if name == cohort)
         kept = sum(steps for (name, _), steps in reserved.items() if name == cohort)
-        rows.append((cohort[:12], "all", total, site.ledger.spent(cohort, least), least, kept))
+        rows.append((short_cohort(cohort), "all", total, site.ledger.spent(cohort, least), least, kept))
     columns = ("cohort", "run", "charges", "epsilon", "delta", "reserved-steps")
     show_table("Privacy ledger", columns, rows, as_json=as_json)
-    note(f"Lifetime budget of a cohort: epsilon {site.policy.lifetime_epsilon:g} (lifetime-epsilon in policy.toml).")
+    note(
+        f"Lifetime budgets: epsilon {site.policy.lifetime_epsilon:g} of those trained on (lifetime-epsilon in "
+        f"policy.toml), {site.policy.lifetime_scores_epsilon:g} of held-out patients (lifetime-scores-epsilon)."
+    )
 
 
 def _one_run(name: str, known: Iterable[str]) -> str:

@@ -53,6 +53,11 @@ def held_out_cohort(cohort: str) -> str:
     return f"{cohort}{_HELD_OUT}"
 
 
+def short_cohort(cohort: str) -> str:
+    """A cohort's name as it is shown."""
+    return f"{cohort.removesuffix(_HELD_OUT)[:12]}{_HELD_OUT if is_held_out(cohort) else ''}"
+
+
 def is_held_out(cohort: str) -> bool:
     """Whether a cohort of the ledger is one of held-out patients."""
     return cohort.endswith(_HELD_OUT)
@@ -165,4 +170,5 @@ __all__ = [
     "is_held_out",
     "noised_scores",
     "score_plan",
+    "short_cohort",
 ]

@@ -26,6 +26,7 @@ from client.sitefile import add_source
 from client.status import is_running, only_one
 from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha256_of
 from common.errors import ConfigError
+from common.privacy.scores import held_out_cohort
 from tests.client.coordinator import Authority
 
 RUN_TOML = """
@@ -277,13 +278,13 @@ def test_policy_check_says_the_verdict_first_then_the_hash_then_why_and_the_rule
 def test_policy_check_of_a_proposed_run_counts_the_patients_that_the_agent_found(home: Path) -> None:
     run_hash = propose(home)
     approvals.note_appraisal(
-        home, run_hash, Appraisal(Offer(7, 10, "cohort", 14, {}, {"w": (10, 100)}, training=5), "few")
+        home, run_hash, Appraisal(Offer(4, 5, "cohort", 8, {}, {"w": (10, 100)}, training=3), "few")
     )
     result = call(home, "policy", "check", "lesions", "--json")
     assert result.exit_code == 1
     run = json.loads(result.stdout)["run"]
-    assert (run["sha256"], run["allowed"], run["patients"]) == (run_hash, False, 7)
-    assert "7 patients are usable for it, fewer than min-patients 10" in run["refusals"]
+    assert (run["sha256"], run["allowed"], run["patients"]) == (run_hash, False, 4)
+    assert "5 patients are declared for it, fewer than min-patients 10" in run["refusals"]
 
 
 def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_the_hospital_was_sent(home: Path) -> None:
@@ -300,7 +301,7 @@ def test_data_check_for_a_run_says_whether_the_policy_lets_it_train(home: Path, 
     document.write_text(RUN_TOML)
     shown = succeed(home, "data", "check", "--run", str(document))
     assert "REFUSED by policy.toml, with 4 patients: lesions" in shown
-    assert "- 4 patients are usable for it, fewer than min-patients 10" in shown
+    assert "- 5 patients are declared for it, fewer than min-patients 10" in shown
     (home / "policy.toml").write_text("min-patients = 3\nmax-delta = 0.02\nrequire-privacy = false\n")
     document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", ""))
     assert "ALLOWED by policy.toml, with 4 patients" in succeed(home, "data", "check", "--run", str(document))
@@ -334,6 +335,19 @@ def test_ledger_shows_what_was_charged(home: Path) -> None:
     assert (run["run"], run["charges"]) == (run_hash[:12], 2)
     assert run["epsilon"] == total["epsilon"] > 0
     assert run["reserved-steps"] == total["reserved-steps"] == 0
+
+
+def test_ledger_tells_the_budgets_of_those_trained_on_and_held_out_apart(home: Path) -> None:
+    cost = {"noise_multiplier": 2.0, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 10.0}
+    cohort = "0123456789abcdef"
+    open_site(home).ledger.charge(cohort, "ab" * 32, 1, "a", sampling_rate=0.25, **cost)
+    open_site(home).ledger.charge(held_out_cohort(cohort), "ab" * 32, 1, "test", sampling_rate=1.0, **cost)
+    rows = json.loads(succeed(home, "ledger", "--json"))
+    assert [row["cohort"] for row in rows] == ["0123456789ab", "0123456789ab/held-out"] * 2
+    assert rows[0]["epsilon"] == rows[2]["epsilon"] < rows[1]["epsilon"] == rows[3]["epsilon"]
+    said = call(home, "ledger").stderr
+    assert "10 of those trained on" in said
+    assert "10 of held-out patients (lifetime-scores-epsilon)" in said
 
 
 def test_ledger_shows_what_a_run_has_reserved_and_gives_it_back_when_told(home: Path) -> None:

@@ -1,6 +1,7 @@
 """The report is one file, shows what the records say, and cannot be made to run anything."""
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,10 +11,13 @@ import pytest
 from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
 from common.models import build_model
+from common.records import EvaluateReply, Request, TrainReply
 from server.chart import line_chart
+from server.journal import read_events
 from server.report import write_report
 from server.strategy import federate
-from tests.server.fakes import FakeGrid, a_run, trains
+from server.watch import event_line
+from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -68,6 +72,56 @@ def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
     assert "3.250" in text
     for fact in ("Sampling: Poisson", "Clipping: fixed norm 1", "Noise: Gaussian", "Accountant: PRV"):
         assert fact in text
+
+
+def noised(deviation: float, dice: float) -> FakeSite:
+    """A site of a private run whose scores have noise."""
+
+    def site(request: Request) -> Said:
+        reply = trains(lambda request: request.weights, patients=0)(request)
+        assert isinstance(reply, TrainReply | EvaluateReply)
+        if isinstance(reply, TrainReply):
+            reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+        else:
+            reply.metrics.update({"dice": dice, "dice-lesion": dice, "score-noise": deviation, "scores-epsilon": 0.98})
+            reply.metrics.update({"class-score-noise": deviation, "scores-delta": 0.005})
+        return reply
+
+    return site
+
+
+def test_noised_scores_are_shown_with_their_noise_and_what_it_covers(tmp_path: Path) -> None:
+    run = a_run(rounds=1, quorum=2, privacy={"target-epsilon": 8.0})
+    sites = {"a": noised(0.03, 0.8), "b": noised(0.04, 0.6)}
+    summary = federate(FakeGrid(sites), run, tmp_path, wake=lambda _: None)
+    mean = summary.scores["test"]["mean-of-sites"]
+    assert mean["dice"] == pytest.approx(0.7)
+    # Of two independent noises: the root of their squares' sum, over two.
+    assert mean["score-noise"] == pytest.approx(math.sqrt(0.03**2 + 0.04**2) / 2)
+    assert "scores-epsilon" not in mean
+    assert summary.scores["test"]["sites"]["a"]["score-noise"] == 0.03
+    assert summary.guarantee is not None
+    for stated in summary.guarantee["sites"].values():
+        assert stated["held-out"] == "noised scores: epsilon 0.98 at delta 0.005 for a held-out patient in this run"
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    for shown in ("0.800 ± 0.030", "0.600 ± 0.040", "0.700 ± 0.025", "have added noise to these scores"):
+        assert shown in text
+    lines = [event_line(event) for event in read_events(tmp_path / "metrics.jsonl")]
+    assert "round 1: test dice 0.700 ± 0.025 (mean of sites)" in lines
+
+
+def test_exact_scores_of_a_private_run_are_shown_as_not_covered(tmp_path: Path) -> None:
+    def site(request: Request) -> Said:
+        reply = trains(lambda request: request.weights, patients=0)(request)
+        if isinstance(reply, TrainReply):
+            reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+        return reply
+
+    run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
+    federate(FakeGrid({"a": site}), run, tmp_path, wake=lambda _: None)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Held-out patients: exact scores: no guarantee covers a held-out patient." in text
+    assert "have added noise" not in text
 
 
 def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_why(tmp_path: Path) -> None:
