@@ -108,7 +108,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     record.note(home, "data-added", record.count_fields(patients))
     say(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
     _tell(found)
-    if any(reference.labels for reference in readable):
+    if not readable or any(reference.labels for reference in readable):
         note("Next: wardround-client data check")
     else:
         note("None has a label yet. Whether the images can be read: wardround-client data check --without-labels")

@@ -1,4 +1,4 @@
-"""All labels of a DICOM series to one volume: any number of segmentations and structure sets.
+"""All labels of a DICOM series to one volume: any number of segmentations and structure sets, or a NIfTI label map.
 
 One that cannot be used sets the whole study aside, with its reason, though another one is good: nobody can tell what it
 would have drawn, and a lesion taken for background teaches the wrong thing. One that holds nothing at all says nothing,
@@ -19,11 +19,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from client.data import dicom_seg, rtstruct
+from client.data import dicom_seg, nifti, rtstruct
 from client.data.dicom_header import STRUCTURE_SET, references_of, with_identity
 from client.data.dicom_seg import Grid
 from client.data.label_checks import doubtful
 from client.data.labels import Naming
+from client.data.pairs import has_suffix
 from client.data.pulse import watched
 from client.data.study import parsing
 from common.errors import DataError, ErrorCode
@@ -119,6 +120,14 @@ def _check_versions(first: _Drawing, second: _Drawing, files: int) -> None:
 
 
 def _read(path: Path, grid: Grid, naming: Naming, fractional_threshold: float) -> NDArray[np.uint8]:
+    if has_suffix(path, nifti.SUFFIXES):
+        if grid.stack is None:
+            raise DataError(
+                "a NIfTI label map lies in the patient's space, and this image has no place there. Draw it as a DICOM "
+                "segmentation.",
+                ErrorCode.GEOMETRY_MISMATCH,
+            )
+        return nifti.label_on(path, grid.shape, grid.stack.affine, naming)
     header = with_identity(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS)))
     if grid.names and not references_of(header)[0] & grid.names:
         naming.labelling = replace(naming.labelling, by_place=naming.labelling.by_place + 1)

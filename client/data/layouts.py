@@ -83,6 +83,19 @@ def is_label_name(stem: str) -> bool:
     return "label" in kinds or ("image" not in kinds and next(_without_words(name), None) is not None)
 
 
+def bases_of_label(stem: str) -> tuple[str, ...]:
+    """What a label may share with its image, the best first; see `Named`."""
+    base = outside(stem)
+    within = any(_kind(name) == "label" for name in stem.split("/")[:-1])
+    return (*((base,) if within else ()), *_stripped(base))
+
+
+def outside(stem: str) -> str:
+    """A path without the folders that only say what lies in them."""
+    *folders, name = stem.split("/")
+    return "/".join([*(folder for folder in folders if not _kind(folder)), name])
+
+
 def without_labels(files: Sequence[Path], folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files with a suffix that a model is to be applied to: where there are images, not what is named a label."""
     roles = _by_names(files, folder, suffixes, suffixes)
@@ -146,11 +159,9 @@ def _by_names(files: Sequence[Path], folder: Path, suffixes: Collection[str], of
     for path in files:
         stem = stem_of(path, folder, of_labels)
         if stem is not None and is_label_name(stem):
-            base = _outside(stem)
-            within = any(_kind(name) == "label" for name in stem.split("/")[:-1])
-            labels.append(Named(path, (*((base,) if within else ()), *_stripped(base))))
+            labels.append(Named(path, bases_of_label(stem)))
         elif stem is not None and stem_of(path, folder, suffixes) is not None:
-            images.append(Named(path, (_outside(stem),)))
+            images.append(Named(path, (outside(stem),)))
         else:
             others += 1
     assumed = (
@@ -162,12 +173,6 @@ def _by_names(files: Sequence[Path], folder: Path, suffixes: Collection[str], of
 def _kind(folder: str) -> str:
     lower = folder.lower()
     return "image" if lower in _IMAGE_FOLDERS else "label" if lower in _LABEL_FOLDERS else ""
-
-
-def _outside(stem: str) -> str:
-    """Without the folders that only say what lies in them."""
-    *folders, name = stem.split("/")
-    return "/".join([*(folder for folder in folders if not _kind(folder)), name])
 
 
 def _stripped(stem: str) -> Iterator[str]:
@@ -187,4 +192,13 @@ def _without_words(name: str) -> Iterator[str]:
         yield name
 
 
-__all__ = ["Named", "Roles", "is_label_name", "roles_of", "stem_of", "without_labels"]
+__all__ = [
+    "Named",
+    "Roles",
+    "bases_of_label",
+    "is_label_name",
+    "outside",
+    "roles_of",
+    "stem_of",
+    "without_labels",
+]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from client.data import dicom, dicom_header, dicom_series, images, layouts, mias, nifti
+from client.data.beside import with_label_maps
 from client.data.labels import Vocabulary
 from client.data.listing import NOT_LISTED, Listing, files_under, list_folder
 from client.data.pairs import has_suffix
@@ -37,7 +38,10 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_h
     listing = list_folder(folder)
     if kind is None:
         return Found((), +Counter({NO_IMAGE: len(listing.files), **listing.unseen}))
-    found = dicom_series.find(source, folder, looker) if kind == "dicom" else _reader(kind).find(source, folder)
+    if kind == "dicom":
+        found = with_label_maps(dicom_series.find(source, folder, looker), listing.files, folder)
+    else:
+        found = _reader(kind).find(source, folder)
     if source.patients:
         _check_patients(source, found)
     wanted = [
