@@ -22,6 +22,7 @@ from common.errors import ConfigError, DataError, EnrolmentError, FederationErro
 from common.flower import check_version
 from common.wire import clock
 from common.wire.channels import certificate_trouble
+from common.wire.proxy import proxy_of, told_of_proxy
 
 RENEW_DAYS = 30
 FREE_BYTES = 1 << 30
@@ -100,7 +101,9 @@ def _coordinator(home: Path) -> str:
             f"{identity.gateway} answers, but this computer's clock is {clock.in_words(ahead_s)}. Updates count all "
             "the same; certificates, the policy's hours and the audit log go by it: set one of the two right."
         )
-    return f"{identity.gateway} answers over mutual TLS and is well; the clock is {clock.in_words(ahead_s)}"
+    proxy = proxy_of(identity.gateway)
+    through = "" if proxy is None else f" through the proxy {proxy.shown} ({proxy.variable})"
+    return f"{identity.gateway} answers over mutual TLS{through} and is well; the clock is {clock.in_words(ahead_s)}"
 
 
 def _unreachable(address: str, error: grpc.RpcError) -> WardroundError:
@@ -109,7 +112,7 @@ def _unreachable(address: str, error: grpc.RpcError) -> WardroundError:
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return FederationError(
             f"{address} does not answer. Check the network, the firewall (outbound), and whether the coordinator is "
-            "started."
+            f"started.{told_of_proxy(address)}"
         )
     if error.code() == grpc.StatusCode.PERMISSION_DENIED:
         return EnrolmentError(

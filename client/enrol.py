@@ -30,6 +30,7 @@ from common.invitation import Invitation
 from common.operators import key_to_bytes, public_bytes
 from common.text import NAME_PATTERN
 from common.wire.channels import MAX_NEWS_BYTES, certificate_trouble, secure_channel
+from common.wire.proxy import proxy_of, told_of_proxy
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
@@ -381,6 +382,8 @@ def _digest(token: str) -> str:
 
 def _await_port(address: str, patience_s: float) -> None:
     """Wait until something listens: a coordinator that is being started. What it is, is found out afterwards."""
+    if proxy_of(address) is not None:
+        return  # it is not reached from here
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
@@ -441,6 +444,6 @@ def _explain(error: grpc.RpcError, address: str) -> EnrolmentError:
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         return EnrolmentError(
             f"no coordinator with the invitation's certificate answers at {address}. Check that it is started, the "
-            "address, the firewall (outbound), and that the invitation is this coordinator's."
+            f"address, the firewall (outbound), and that the invitation is this coordinator's.{told_of_proxy(address)}"
         )
     return EnrolmentError(f"the coordinator refused: {error.details() or error.code().name}.")

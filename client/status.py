@@ -22,6 +22,7 @@ from common.errors import ConfigError
 from common.records import Refusal, Reply
 from common.wire import clock
 from common.wire.channels import certificate_trouble
+from common.wire.proxy import told_of_proxy
 
 _STATUS, _LOCK = "status.json", "agent.lock"
 
@@ -90,7 +91,10 @@ class Status:
         state = EXPIRED if self._identity.days_left < 0 else "refused" if refused else "connecting"
         if self._values["state"] != state or self._values["node-id"] is not None:
             trouble = certificate_trouble(error) if isinstance(error, grpc.RpcError) else ""
-            reason = f"cannot be trusted now: {trouble}" if trouble else "is away; trying again until it is back"
+            proxy = told_of_proxy(self._identity.gateway)
+            reason = (
+                f"cannot be trusted now: {trouble}" if trouble else f"is away; trying again until it is back.{proxy}"
+            )
             reason = "refuses this site's certificate" if refused else reason
             if state == EXPIRED:
                 reason = "cannot be reached: our certificate has expired. Ask for an invitation and join again"

@@ -6,7 +6,6 @@ handshake, so a renewed certificate and another root hold from the next connecti
 """
 
 import datetime
-import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 
 from common.errors import FederationError, WardroundError
+from common.wire.proxy import proxy_of
 
 # One chunk of a model is 5 MiB in Flower; this leaves room for a whole model in one message.
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
@@ -76,8 +76,12 @@ def secure_channel(
     """A channel that trusts `root_pem` alone and shows the site's certificate, if it has one.
 
     A message above `max_receive_bytes` ends its call with RESOURCE_EXHAUSTED, before memory is taken for it.
+
+    Raises:
+        ConfigError: the environment names a proxy that is none.
     """
-    options: list[tuple[str, int]] = [
+    proxy = proxy_of(address)
+    options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", max_receive_bytes),
         *_PINGS,
@@ -85,9 +89,10 @@ def secure_channel(
         ("grpc.http2.max_pings_without_data", 0),
         # After an outage, try again within seconds, not minutes.
         ("grpc.max_reconnect_backoff_ms", 10_000),
-        # A hospital's HTTPS proxy is honoured, except for this very machine.
-        ("grpc.enable_http_proxy", 0 if _is_loopback(address) else 1),
+        ("grpc.enable_http_proxy", int(proxy is not None)),
     ]
+    if proxy is not None:
+        options.append(("grpc.http_proxy", proxy.uri))
     credentials = grpc.ssl_channel_credentials(root_pem, key_pem, certificate_pem)
     return grpc.secure_channel(address, credentials, options)
 
@@ -180,11 +185,3 @@ def _port_error(address: str) -> FederationError:
         f"cannot listen on {address}: the port is in use or the address is not of this machine. "
         "Stop the other program, or choose another port in server.toml."
     )
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
