@@ -26,9 +26,8 @@ from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import validate_value
 
-from client.data.dicom_header import with_identity
 from client.data.dicom_text import in_utf_8
-from client.data.dicom_values import name_of
+from client.data.dicom_values import name_of, with_identity
 from client.data.study import quiet
 from common.errors import DataError, ErrorCode
 

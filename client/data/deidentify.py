@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
+from client.data.dicom_values import check_present, with_identity
 from client.data.listing import files_under
 from client.data.ps315 import Options, PrivateAttribute, basic_profile, clear_hidden_overlays
 from client.data.pseudonym import pseudonym
@@ -92,7 +93,8 @@ _NAMES = ("ROIName", "SegmentLabel")
 _TERMS = """
     AR BI BMD CR CT DG DX ES GM IO IVOCT IVUS LS MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OT PT PX RF RG RTSTRUCT SC
     SEG SM TG US VA XA XC
-    ORIGINAL DERIVED PRIMARY SECONDARY MIXED NONE AXIAL LOCALIZER REFORMATTED MPR PROJECTION MIN_IP MAX_IP MEAN VOLUME
+    ORIGINAL DERIVED PRIMARY SECONDARY MIXED NONE AXIAL LOCALIZER MOSAIC REFORMATTED MPR PROJECTION MIN_IP MAX_IP MEAN
+    VOLUME
     RESAMPLED FILTERED SUBTRACTION ADDITION MULTIPLICATION DIVISION QUANTITY ENERGY_PROP_WT OTHER
     MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_PARTIAL_420 YBR_ICT YBR_RCT
     YES NO 00 01 LINEAR LINEAR_EXACT SIGMOID IDENTITY INVERSE LIN LOG DISP
@@ -244,7 +246,7 @@ def export(
                 ignored += 1
             else:
                 with parsing("DICOM file"), quiet():
-                    dataset = pydicom.dcmread(path)
+                    dataset = with_identity(pydicom.dcmread(path))
                 check_pixels(dataset, allow_burned_in=allow_burned_in, allow_captures=allow_captures)
                 patients.add(_write(dataset, deidentify(dataset), out, key))
                 written += 1
@@ -258,6 +260,13 @@ def export(
 def _write(original: Dataset, copy: Dataset, out: Path, key: bytes) -> str:
     """Returns the patient's pseudonym."""
     with parsing("DICOM file"), quiet():
+        check_present(original, ["SOPInstanceUID"])
+        if not subject_of(original):
+            raise DataError(
+                "Patient ID (0010,0020) and Study Instance UID (0020,000D) are both empty, so whose image this is, "
+                "nobody knows. Fill one in.",
+                ErrorCode.UNSUPPORTED,
+            )
         folder = pseudonym(key, subject_of(original))
         target = out / folder / f"{pseudonym(key, str(original.get('SOPInstanceUID', '')))}.dcm"
         if target.exists():

@@ -19,12 +19,12 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
 from client.data.dicom_frames import ENHANCED, FRAME_TAGS, Frame, frames_of, stack_frames
-from client.data.dicom_header import SLICES, with_identity
+from client.data.dicom_header import SLICES
 from client.data.dicom_labels import read_labels
 from client.data.dicom_pixels import MOST_VALUES, NEEDED, PIXEL_TAGS, decoded, palette_colours, too_large
 from client.data.dicom_seg import Grid
 from client.data.dicom_series import find
-from client.data.dicom_values import check_present, name_of, number_of, numbers_of
+from client.data.dicom_values import check_present, name_of, number_of, numbers_of, with_identity
 from client.data.geometry import Stack
 from client.data.labels import Naming
 from client.data.pulse import watched

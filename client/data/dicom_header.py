@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from client.data.deidentify import check_pixels
 from client.data.dicom_text import text_of_tag
+from client.data.dicom_values import IDENTITY, with_identity
 from client.data.frames import problem_from_json, problem_to_json, text_of
 from client.data.study import parsing, quiet
 from client.data.surrogates import values_of
@@ -54,9 +55,6 @@ SEGMENTATIONS = {
 }
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 LABELS = SEGMENTATIONS | {STRUCTURE_SET}
-
-# Names of an instance that a de-identifier may have emptied, and where the file meta information repeats them.
-_REPEATED = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
 
 _FINDING_TAGS = [
     "SOPClassUID",
@@ -126,14 +124,6 @@ def look_at_all(paths: Iterable[Path]) -> Iterable[Entry | DataError | None]:
             yield look(path)
         except DataError as error:
             yield error
-
-
-def with_identity(ds: Dataset) -> Dataset:
-    """The same object, with class and instance from its file meta information where they are empty."""
-    for keyword, repeated in _REPEATED.items():
-        if not ds.get(keyword) and ds.file_meta.get(repeated):
-            setattr(ds, keyword, ds.file_meta.get(repeated))
-    return ds
 
 
 def references_of(header: Dataset) -> tuple[frozenset[str], str]:
@@ -212,7 +202,7 @@ def _starts_as_dicom(path: Path) -> bool:
 
 def _entry(path: Path) -> Entry:
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_FINDING_TAGS))
-    from_meta = not all(header.get(keyword) for keyword in _REPEATED)
+    from_meta = not all(header.get(keyword) for keyword in IDENTITY)
     with_identity(header)
     sop_class = _text(header, "SOPClassUID")
     if not sop_class:
@@ -289,5 +279,4 @@ __all__ = [
     "look_at_all",
     "references_of",
     "same_content",
-    "with_identity",
 ]

@@ -20,8 +20,9 @@ import pydicom
 from numpy.typing import NDArray
 
 from client.data import dicom_seg, nifti, rtstruct
-from client.data.dicom_header import STRUCTURE_SET, references_of, with_identity
+from client.data.dicom_header import STRUCTURE_SET, references_of
 from client.data.dicom_seg import Grid
+from client.data.dicom_values import with_identity
 from client.data.label_checks import doubtful
 from client.data.labels import Naming
 from client.data.pairs import has_suffix

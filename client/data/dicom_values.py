@@ -1,4 +1,4 @@
-"""Values of a DICOM header that must be there and be numbers; where they are not, the refusal names the attribute.
+"""Values of a DICOM header that must be there, or be numbers; where they are not, the refusal names the attribute.
 
 A parser says "could not convert string to float" of a decimal comma; a person needs to know which of 200 attributes it
 stands in. The value itself stays out of the sentence.
@@ -12,6 +12,17 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from common.errors import DataError, ErrorCode
+
+# Names of an instance that a de-identifier may have emptied, and where the file meta information repeats them.
+IDENTITY = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
+
+
+def with_identity(ds: Dataset) -> Dataset:
+    """The same object, with class and instance from its file meta information where they are empty."""
+    for keyword, repeated in IDENTITY.items():
+        if not ds.get(keyword) and ds.file_meta.get(repeated):
+            setattr(ds, keyword, ds.file_meta.get(repeated))
+    return ds
 
 
 def numbers_of(ds: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...]:
@@ -70,4 +81,4 @@ def name_of(keyword: str) -> str:
     return f"{dictionary_description(tag)} ({tag.group:04X},{tag.element:04X})"
 
 
-__all__ = ["check_present", "name_of", "number_of", "numbers_of"]
+__all__ = ["IDENTITY", "check_present", "name_of", "number_of", "numbers_of", "with_identity"]

@@ -504,6 +504,35 @@ def test_export_writes_by_pseudonym_and_counts_what_it_skips(tmp_path: Path) -> 
         export(tmp_path / "in", tmp_path / "out", by_profile, KEY)
 
 
+def test_export_keeps_every_slice_of_a_series_whose_instance_uids_were_emptied(tmp_path: Path) -> None:
+    slices = ct_slices(np.random.default_rng(1).integers(0, 3000, (4, 12, 14)), patient="Smith")
+    (tmp_path / "in").mkdir()
+    for number, ds in enumerate(slices):
+        ds.SOPInstanceUID = ds.SOPClassUID = ""
+        ds.save_as(tmp_path / "in" / f"{number}.dcm", enforce_file_format=False, implicit_vr=False)
+    done = export(tmp_path / "in", tmp_path / "out", partial(minimal_copy, key=KEY), KEY)
+    assert (done.files, done.skipped) == (4, {})
+    assert sources.read_image(tmp_path / "out").image.shape == (1, 4, 12, 14)
+
+
+def test_export_does_not_put_people_into_one_folder_because_nobody_says_whose_their_images_are(tmp_path: Path) -> None:
+    slices = ct_slices(np.random.default_rng(1).integers(0, 3000, (2, 12, 14)), patient="")
+    for ds in slices:
+        ds.StudyInstanceUID = ""
+    save(tmp_path / "in", slices)
+    done = export(tmp_path / "in", tmp_path / "out", partial(minimal_copy, key=KEY), KEY)
+    assert (done.files, done.skipped) == (0, {ErrorCode.UNSUPPORTED: 2})
+
+
+def test_minimal_copy_of_a_mosaic_is_still_known_as_one(tmp_path: Path) -> None:
+    (ds,) = ct_slices(np.random.default_rng(1).integers(0, 3000, (1, 12, 14)))
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    save(tmp_path / "in", [ds])
+    export(tmp_path / "in", tmp_path / "out", partial(minimal_copy, key=KEY), KEY)
+    with pytest.raises(DataError, match="mosaic"):
+        sources.read_image(tmp_path / "out")
+
+
 @pytest.mark.filterwarnings("ignore:End of file reached")
 def test_every_real_file_is_deidentified_with_its_pixels_or_refused_with_a_code(data: Path) -> None:
     done, refusals = 0, set()
