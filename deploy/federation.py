@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.namespaces import PrivateNetwork, private_network
 from deploy.processes import COMMAND_TIMEOUT_S, Processes, StepError, shown
 
 BIN = Path(sys.executable).parent
@@ -49,7 +50,7 @@ def start_coordinator(processes: Processes, home: Path) -> Coordinator:
     """Initialise a coordinator on free ports and start it."""
     gateway, enrolment, superlink = _free_ports(3)
     ports = ("--gateway-port", gateway, "--enrolment-port", enrolment, "--superlink-port", superlink)
-    processes.run("init", SERVER, "init", "--home", home, *map(str, ports))
+    processes.run("init", SERVER, "init", "--home", home, *map(str, ports), *_network_option())
     process = processes.start("coordinator", SERVER, "start", "--home", home)
     processes.until(lambda: "ready:" in processes.printed("coordinator", process), "coordinator")
     return Coordinator(home, f"127.0.0.1:{gateway}")
@@ -126,6 +127,18 @@ def federate(
     _approve(processes, hospitals, name, watching)
     processes.finish("run", watching, RUN_TIMEOUT_S)
     return coordinator.run_folder(name)
+
+
+def _network_option() -> tuple[str, ...]:
+    """What `init` has to be told where the kernel has no network namespaces for us.
+
+    That is for these minutes only, and only made-up or published patients are here.
+    """
+    made = private_network()
+    if isinstance(made, PrivateNetwork):
+        made.close()
+        return ()
+    return ("--no-private-network",)
 
 
 def _approve(processes: Processes, hospitals: Sequence[Hospital], run: str, watching: subprocess.Popen[bytes]) -> None:

@@ -32,7 +32,7 @@ class Sleeper:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.unlink(missing_ok=True)
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket = _datagrams()
         with socket_address(path) as address:
             self._socket.bind(address)
 
@@ -90,8 +90,14 @@ def strategy_wake(home: Path | None) -> Callable[[float], None]:
     return wake
 
 
+def _datagrams() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.setblocking(False)  # SOCK_NONBLOCK, which would do it at once, is Linux's alone
+    return made
+
+
 def _poke(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+    with _datagrams() as sender:
         try:
             with socket_address(path) as address:
                 sender.sendto(b"\0", address)
