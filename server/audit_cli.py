@@ -61,8 +61,7 @@ def audit_export(
     opened = homes.open_home(home)
     log = open_log(opened)
     hand = acting(opened, Registry(opened.registry), "audit-export", by, operator_key)
-    operators.enter(opened, hand.sign("audit-export", log.public_key.hex()))
-    export_log(log, out)
+    operators.carry_out(opened, hand, "audit-export", (log.public_key.hex(),), lambda _act: export_log(log, out))
 
 
 def _keys(log: AuditLog, registry: Registry) -> Keys:

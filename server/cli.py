@@ -17,6 +17,7 @@ from common.config import RunConfig, canonical, load, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
 from common.flower import build_bundle
+from common.operators import Act
 from common.sealer import SUFFIX
 from server import checkpoints, enrolment, launcher, operators
 from server import home as homes
@@ -137,10 +138,9 @@ def enrol(
     opened, registry = _open(home)
     hand = acting(opened, registry, "enrol", by, key)
     try:
-        site = enrolment.redeem_file(registry, request.read_bytes())
+        site = enrolment.redeem_file(opened, registry, request.read_bytes(), hand)
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
-    operators.enter(opened, hand.sign("enrol", site))
     say(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
 
 
@@ -299,15 +299,22 @@ def run(
     """
     opened, registry = _open(home)
     config = load(RunConfig, document)
-    _place_initial(config, initial, opened.run_folder(config))
-    _require_running(opened)
-    bundle = build_bundle(config, document.read_text(encoding="utf-8"))
-    hands = [acting(opened, registry, "run", name, key) for name in signers or [operators.FIRST]]
     run_hash = sha256_of(config)
-    proposal = registry.propose(config, bundle, [operators.endorse(hand, run_hash, bundle) for hand in hands])
-    for hand in hands:
-        operators.enter(opened, hand.sign("run", run_hash))
-    open_log(opened).append("proposed", {"run": run_hash})
+    hands = [acting(opened, registry, "run", name, key) for name in signers or [operators.FIRST]]
+    _require_running(opened)
+    registry.must_be_new(run_hash)
+    weights = _initial_weights(config, initial, opened.run_folder(config))
+    bundle = build_bundle(config, document.read_text(encoding="utf-8"))
+    endorsements = [operators.endorse(hand, run_hash, bundle) for hand in hands]
+
+    def publish(_act: Act) -> Proposal:
+        if weights is not None:
+            write_private(opened.run_folder(config) / INITIAL_NAME, weights)
+        proposed = registry.propose(config, bundle, endorsements)
+        open_log(opened).append("proposed", {"run": run_hash})
+        return proposed
+
+    proposal = operators.carry_out(opened, hands, "run", (run_hash,), publish)
     issued = opened.run_folder(config) / ISSUED_NAME
     write_private(issued, canonical(config).encode())
     say(f"Proposed {config.name} {run_hash}")
@@ -355,10 +362,13 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
     """
     opened, registry = _open(home)
     proposal = registry.proposal(run)
-    act = acting(opened, registry, "stop", by, key).sign("stop", proposal.run_hash)
-    if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
-        raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
-    operators.enter(opened, act)
+    hand = acting(opened, registry, "stop", by, key)
+
+    def close(act: Act) -> None:
+        if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
+            raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
+
+    operators.carry_out(opened, hand, "stop", (proposal.run_hash,), close)
     open_log(opened).append("closed", {"run": proposal.run_hash})
     say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
@@ -377,11 +387,14 @@ def resume(
     """
     opened, registry = _open(home)
     proposal = registry.proposal(run)
+    hand = acting(opened, registry, "resume", by, key)
     _require_running(opened)
-    act = acting(opened, registry, "resume", by, key).sign("resume", proposal.run_hash)
-    operators.enter(opened, act)
-    registry.reopen(proposal.run_hash, act)
-    open_log(opened).append("proposed", {"run": proposal.run_hash})
+
+    def reopen(act: Act) -> None:
+        registry.reopen(proposal.run_hash, act)
+        open_log(opened).append("proposed", {"run": proposal.run_hash})
+
+    operators.carry_out(opened, hand, "resume", (proposal.run_hash,), reopen)
     say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 
@@ -418,8 +431,9 @@ def report(
     folder = opened.run_folder(proposal.run)
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
-    path = write_report(folder, summary_of(folder, proposal))
-    operators.enter(opened, hand.sign("report", proposal.run_hash))
+    path = operators.carry_out(
+        opened, hand, "report", (proposal.run_hash,), lambda _act: write_report(folder, summary_of(folder, proposal))
+    )
     _show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
     (note if json else say)(f"Report: {path}")
@@ -445,12 +459,15 @@ def export(
     proposal = registry.proposal(run)
     hand = acting(opened, registry, "export", by, key)
     files = _model_files(opened, proposal, round_)
-    operators.enter(opened, hand.sign("export", proposal.run_hash))
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomically(out / name, data)
     model = out / MODEL_FILES[0]
-    open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
+
+    def write(_act: Act) -> None:
+        open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_atomically(out / name, data)
+
+    operators.carry_out(opened, hand, "export", (proposal.run_hash,), write)
     say(model)
 
 
@@ -482,12 +499,12 @@ def _require_running(home: Home) -> None:
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`, then try again.")
 
 
-def _place_initial(config: RunConfig, model: Path | None, folder: Path) -> None:
-    """Put the weights that a run starts from where its ServerApp looks for them."""
+def _initial_weights(config: RunConfig, model: Path | None, folder: Path) -> bytes | None:
+    """The weights that a run starts from, if it names any; its ServerApp looks for them in the run's folder."""
     if config.initial is None:
         if model is not None:
             raise ConfigError("RUN.toml names no initial weights. Add an [initial] table, or leave --initial out.")
-        return
+        return None
     source = folder / INITIAL_NAME if model is None else model / MODEL_FILES[0]
     data = source.read_bytes() if source.exists() else b""
     if sha256(data).hexdigest() != config.initial.sha256:
@@ -496,7 +513,7 @@ def _place_initial(config: RunConfig, model: Path | None, folder: Path) -> None:
             f"{source} {fault} RUN.toml's [initial] names ({config.initial.sha256[:8]}). Give the model's folder with "
             "--initial."
         )
-    write_private(folder / INITIAL_NAME, data)
+    return data
 
 
 def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:

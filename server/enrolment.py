@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 from cryptography.x509 import CertificateSigningRequest
@@ -20,7 +21,7 @@ from common import pki
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
 from common.invitation import Invitation
-from common.operators import public_bytes
+from common.operators import Act, public_bytes
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server import operators
 from server.guard import address_of
@@ -65,11 +66,13 @@ def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) ->
         expires=expires.isoformat(timespec="seconds"),
     )
     by = by or operators.acting(home, registry, "invite")
-    act = by.sign("invite", *about_invitation(site, invitation.token, expires))
-    operators.enter(home, act)
-    registry.invite(site, invitation.token, expires, act)
-    write_private(home.invitation(site), invitation.to_text().encode())
-    return invitation
+
+    def put(act: Act) -> Invitation:
+        registry.invite(site, invitation.token, expires, act)
+        write_private(home.invitation(site), invitation.to_text().encode())
+        return invitation
+
+    return operators.carry_out(home, by, "invite", about_invitation(site, invitation.token, expires), put)
 
 
 def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None, by: Hand | None = None) -> None:
@@ -114,9 +117,7 @@ def revoke(home: Home, registry: Registry, site: str, by: Hand) -> None:
         EnrolmentError: unknown.
     """
     fingerprint = registry.site(site).fingerprint
-    act = by.sign("revoke", site)
-    registry.revoke(site, act)
-    operators.enter(home, act)
+    operators.carry_out(home, by, "revoke", (site,), lambda act: registry.revoke(site, act))
     open_log(home).append("revoked", {"site": site} | ({"certificate": fingerprint} if fingerprint else {}))
 
 
@@ -144,8 +145,14 @@ def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | 
     return (registry.site(site).certificate or b"") + home.root_pem
 
 
-def redeem_file(registry: Registry, text: bytes) -> str:
+def redeem_file(home: Home, registry: Registry, text: bytes, by: Hand | None = None) -> str:
     """Take a site's request that came as a file.
+
+    Args:
+        home: the coordinator's.
+        registry: its registry.
+        text: the file.
+        by: an admin; None: the one whom `init` made, with the key in the home.
 
     Returns:
         The site's name.
@@ -161,7 +168,10 @@ def redeem_file(registry: Registry, text: bytes) -> str:
         raise EnrolmentError(
             "the file is no request to join. Use the one that `wardround-client join --request` wrote."
         ) from error
-    registry.redeem(site, token, csr_pem.encode(), receipt_key, proof)
+    registry.site(site)  # known, or there is nothing to enter
+    by = by or operators.acting(home, registry, "enrol")
+    put = partial(registry.redeem, site, token, csr_pem.encode(), receipt_key, proof)
+    operators.carry_out(home, by, "enrol", (site,), lambda _act: put())
     return site
 
 
@@ -185,16 +195,21 @@ def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by:
     certificate, key = pki.to_pem(signed), receipt_key.hex()
     about = {"site": site, "certificate": pki.fingerprint(signed)}
     # The log has it before the registry says so; else the gateway would not believe the registry.
-    act = None if by is None else by.sign("approve", site, about["certificate"], key)
-    if act is not None:
-        operators.enter(home, act)
-    if request.state == "pending":
-        open_log(home).append("enrolled", about | {"key": key, "coordinator-key": public_bytes(home.log_key).hex()})
-        registry.activate(site, certificate, home.node_keys.seal(pki.key_to_pem(pki.new_key()), site), act)
-        home.invitation(site).unlink(missing_ok=True)
+
+    def put(act: Act | None) -> None:
+        if request.state == "pending":
+            open_log(home).append("enrolled", about | {"key": key, "coordinator-key": public_bytes(home.log_key).hex()})
+            registry.activate(site, certificate, home.node_keys.seal(pki.key_to_pem(pki.new_key()), site), act)
+            home.invitation(site).unlink(missing_ok=True)
+        else:
+            open_log(home).append("renewed", about)
+            registry.renew(site, certificate, knows_successor=bool(home.successor_pem))
+
+    # The log has it before the registry says so; else the gateway would not believe the registry.
+    if by is None:
+        put(None)
     else:
-        open_log(home).append("renewed", about)
-        registry.renew(site, certificate, knows_successor=bool(home.successor_pem))
+        operators.carry_out(home, by, "approve", (site, about["certificate"], key), put)
 
 
 def _receipt_key(home: Home, site: Site, csr: CertificateSigningRequest) -> bytes:

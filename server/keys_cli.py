@@ -1,6 +1,7 @@
 """wardround-server operator, root and key: who may propose runs, the federation's identity, what seals the rest."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -8,7 +9,7 @@ import typer
 
 from common.cli import JsonFlag, new_app, note, say, show_table
 from common.errors import ConfigError
-from common.operators import Role
+from common.operators import Act, Role
 from common.pki import fingerprint, load_certificate
 from common.sealed import passphrase_from
 from server import home as homes
@@ -104,9 +105,10 @@ def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: K
     Example: `wardround-server root protect`
     """
     opened = homes.open_home(home)
-    _act_on_root(opened, "root-protect", by, key)
+    hand = acting(opened, Registry(opened.registry), "root-protect", by, key)
     old = root_passphrase(opened)
-    protect_root(opened, new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key"), old)
+    chosen = new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key")
+    _carry_out(opened, hand, "root-protect", lambda _act: protect_root(opened, chosen, old))
     say("The root key is under a passphrase now.")
 
 
@@ -117,8 +119,9 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
     Example: `wardround-server root rotate`
     """
     opened = homes.open_home(home)
-    _act_on_root(opened, "root-rotate", by, key)
-    rotate_root(opened, root_passphrase(opened))
+    hand = acting(opened, Registry(opened.registry), "root-rotate", by, key)
+    passphrase = root_passphrase(opened)
+    _carry_out(opened, hand, "root-rotate", lambda _act: rotate_root(opened, passphrase))
     say("The next root is made. When every site knows it: wardround-server root finish")
 
 
@@ -142,9 +145,8 @@ def root_finish(
             "renew (wardround-client renew); with --force they have to join again."
         )
     hand = acting(opened, registry, "root-finish", by, key)
-    _enter_on_root(opened, "root-finish", hand)
     passphrase = root_passphrase(opened)
-    finish_rotation(opened, passphrase)
+    _carry_out(opened, hand, "root-finish", lambda _act: finish_rotation(opened, passphrase))
     operators.certify_again(opened, registry, hand, passphrase)
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
@@ -163,8 +165,9 @@ def key_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
             "the coordinator's key is under a passphrase already. For a new one, take this one off with "
             "`wardround-server key unprotect`."
         )
-    _act_on_root(opened, "key-protect", by, key)
-    opened.key_file.write(opened.key, new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key"))
+    hand = acting(opened, Registry(opened.registry), "key-protect", by, key)
+    chosen = new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key")
+    _carry_out(opened, hand, "key-protect", lambda _act: opened.key_file.write(opened.key, chosen))
     say("The coordinator's key is under a passphrase.")
     note("A lost passphrase is a lost key, and with it all that is sealed. Old backups may hold the key in the clear.")
 
@@ -186,8 +189,7 @@ def key_unprotect(
     hand = acting(opened, Registry(opened.registry), "key-unprotect", by, key)
     if not yes:
         typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
-    _enter_on_root(opened, "key-unprotect", hand)
-    opened.key_file.write(opened.key, None)
+    _carry_out(opened, hand, "key-unprotect", lambda _act: opened.key_file.write(opened.key, None))
     say("The coordinator's key is in the clear, mode 0600.")
 
 
@@ -223,13 +225,9 @@ def new_passphrase(variable: str, prompt: str) -> str:
     return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=True))
 
 
-def _act_on_root(home: Home, action: str, name: str, key: Path | None) -> None:
-    """Enter what is done to the keys that make this federation what it is."""
-    _enter_on_root(home, action, acting(home, Registry(home.registry), action, name, key))
-
-
-def _enter_on_root(home: Home, action: str, hand: operators.Hand) -> None:
-    operators.enter(home, hand.sign(action, fingerprint(load_certificate(home.root_pem))))
+def _carry_out(home: Home, hand: operators.Hand, action: str, do: Callable[[Act], None]) -> None:
+    """What is done to the keys that make this federation what it is."""
+    operators.carry_out(home, hand, action, (fingerprint(load_certificate(home.root_pem)),), do)
 
 
 def _asked(variable: str, prompt: str) -> str | None:

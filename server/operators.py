@@ -4,19 +4,21 @@ A key lies in home/operators/NAME.key, or where its owner keeps it: under a pass
 key. The root signs the certificate; hospitals check it (common/operators.py).
 
 A command first finds whose `Hand` does it (`acting`): an operator whom nobody removed, whose certificate is valid,
-whose role may do it and whose key is there. Then the hand signs an act, and the act is entered in the audit log
-(`enter`): before what it lets in, after what it ends. What was refused is entered too. Only the processes that carry an
-act out make this more than a custom among those who have the home: see server/acts.py for what they refuse.
+whose role may do it and whose key is there. Nothing is written before that. Then `carry_out`, the one function by which
+anything is done, has the hand sign an act and enters it in the audit log: before what it lets in, after what it ends.
+What was refused is entered too. Only the processes that carry an act out make this more than a custom among those who
+have the home: see server/acts.py for what they refuse.
 """
 
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509 import Certificate
@@ -36,6 +38,10 @@ from server.witness import open_log
 FIRST = "admin"  # whom `init` makes
 PASSPHRASE_VARIABLE = "WARDROUND_OPERATOR_PASSPHRASE"  # noqa: S105 - a variable's name
 _PURPOSE = "operator key"
+# Not to be held up by a log that cannot be written; see server/acts.py.
+_ENDS = frozenset({"revoke", "stop", "operator-remove"})
+
+ResultType = TypeVar("ResultType")
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,12 @@ def add(
     secret = key_to_bytes(key)
     path = home.path / "operators" / f"{name}.key"
     sealed = home.operator_keys.seal(secret, name) if passphrase is None else seal(secret, passphrase, _PURPOSE)
-    write_private(path, sealed)
-    _note_added(home, name, role, certificate, by)
-    registry.put_operator(name, role, pki.to_pem(certificate))
+
+    def put() -> None:
+        write_private(path, sealed)
+        registry.put_operator(name, role, pki.to_pem(certificate))
+
+    _add(home, name, role, certificate, by, put=put)
     return path
 
 
@@ -102,8 +111,7 @@ def remove(home: Home, registry: Registry, name: str, by: Hand | None = None) ->
         EnrolmentError: unknown.
     """
     fingerprint = pki.fingerprint(pki.load_certificate(_find(registry, name).certificate))
-    registry.remove_operator(name)
-    _note_removed(home, name, fingerprint, by)
+    _remove(home, name, fingerprint, by, lambda: registry.remove_operator(name))
 
 
 def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphrase: str | None = None) -> None:
@@ -129,9 +137,9 @@ def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphra
         if not member.active or role is None or not isinstance(public, Ed25519PublicKey):
             continue
         certificate = operators.certificate(public, member.name, role, root, root_key)
-        _note_added(home, member.name, role, certificate, by)
-        _note_removed(home, member.name, pki.fingerprint(earlier), by)
-        registry.put_operator(member.name, role, pki.to_pem(certificate))
+        _add(home, member.name, role, certificate, by, put=lambda: None)
+        put = partial(registry.put_operator, member.name, role, pki.to_pem(certificate))
+        _remove(home, member.name, pki.fingerprint(earlier), by, put)
 
 
 def acting(
@@ -170,6 +178,29 @@ def acting(
         open_log(home).append("act-refused", about)
         raise
     return Hand(name, member.certificate, secret)
+
+
+def carry_out(
+    home: Home, hands: Hand | Sequence[Hand], action: str, about: Sequence[str], do: Callable[[Act], ResultType]
+) -> ResultType:
+    """Sign what is done, enter it in the audit log, and only then do it; what ends something is done first.
+
+    Args:
+        home: the coordinator's.
+        hands: whoever does it, found by `acting`; each signs.
+        action: a key of `operators.RIGHTS`.
+        about: see `subject_of`.
+        do: is given the first hand's act; writes whatever is to be written.
+
+    Raises:
+        AuditError: the log cannot be written. Nothing was done, unless it ends something: that is done.
+    """
+    acts = [hand.sign(action, *about) for hand in ([hands] if isinstance(hands, Hand) else hands)]
+    if action in _ENDS:
+        done = do(acts[0])
+    for act in acts:
+        enter(home, act)
+    return done if action in _ENDS else do(acts[0])
 
 
 def has_admin(home: Home, registry: Registry) -> bool:
@@ -250,15 +281,25 @@ def _allowed(home: Home, member: Member, action: str) -> Operator:
     return operator
 
 
-def _note_added(home: Home, name: str, role: Role, certificate: Certificate, by: Hand | None) -> None:
+def _add(
+    home: Home, name: str, role: Role, certificate: Certificate, by: Hand | None, *, put: Callable[[], None]
+) -> None:
     about = {"operator": name, "certificate": pki.fingerprint(certificate), "role": role}
-    if by is not None:
-        enter(home, by.sign("operator-add", name, about["certificate"]))
     key = operators.check_certificate(pki.to_pem(certificate), home.trusted_roots_pem).key
-    open_log(home).append("operator-added", about | {"key": operators.public_bytes(key).hex()})
+
+    def add(_act: Act | None) -> None:
+        open_log(home).append("operator-added", about | {"key": operators.public_bytes(key).hex()})
+        put()
+
+    if by is None:
+        add(None)
+    else:
+        carry_out(home, by, "operator-add", (name, about["certificate"]), add)
 
 
-def _note_removed(home: Home, name: str, fingerprint: str, by: Hand | None) -> None:
-    if by is not None:
-        enter(home, by.sign("operator-remove", name, fingerprint))
+def _remove(home: Home, name: str, fingerprint: str, by: Hand | None, put: Callable[[], None]) -> None:
+    if by is None:
+        put()
+    else:
+        carry_out(home, by, "operator-remove", (name, fingerprint), lambda _act: put())
     open_log(home).append("operator-removed", {"certificate": fingerprint})

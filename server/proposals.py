@@ -105,6 +105,15 @@ class Proposals(Store):
                 raise ConfigError(f"several runs begin with {run!r}. Give more digits of the hash.")
             return _proposal(database, rows[0], self._acts)
 
+    def must_be_new(self, run_hash: str) -> None:
+        """Refuse a run that was proposed before.
+
+        Raises:
+            ConfigError: it was.
+        """
+        with self._reading() as database:
+            _refuse_known(database, run_hash)
+
     def propose(self, run: RunConfig, bundle: bytes, endorsements: Sequence[Endorsement]) -> Proposal:
         """Publish a run to the sites.
 
@@ -113,12 +122,7 @@ class Proposals(Store):
         """
         run_hash = sha256_of(run)
         with self._writing() as database:
-            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
-            if row is not None:
-                raise ConfigError(
-                    f"this very run is {row['state']} already ({run_hash[:8]}). To do it again change its name or "
-                    f"seed; to go on with a failed or stopped one use `wardround-server resume {run_hash[:8]}`."
-                )
+            _refuse_known(database, run_hash)
             database.execute(
                 "INSERT INTO proposals (run_hash, name, bundle, endorsements, state, opened, revision) "
                 "VALUES (?, ?, ?, ?, 'proposed', ?, ?)",
@@ -200,6 +204,15 @@ class Proposals(Store):
                     (state, reason, _next_revision(database), act_to_text(act), run_hash),
                 ).rowcount
             )
+
+
+def _refuse_known(database: sqlite3.Connection, run_hash: str) -> None:
+    row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+    if row is not None:
+        raise ConfigError(
+            f"this very run is {row['state']} already ({run_hash[:8]}). To do it again change its name or seed; to go "
+            f"on with a failed or stopped one use `wardround-server resume {run_hash[:8]}`."
+        )
 
 
 def _read_unfinished(database: sqlite3.Connection, acts: Acts) -> tuple[Proposal, ...]:

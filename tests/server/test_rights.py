@@ -1,5 +1,6 @@
 """Who may type what at the coordinator: each role and command through the command line, on a home made for it."""
 
+import ast
 import base64
 import datetime
 import hashlib
@@ -17,6 +18,7 @@ from client import enrol as client_enrol
 from common import pki
 from common.audit.log import Entry
 from common.config import RunConfig, parse, sha256_of
+from common.errors import AuditError
 from common.flower import build_bundle
 from common.operators import RIGHTS, check_endorsements
 from server import enrolment, launcher, operators
@@ -107,7 +109,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         invitation = enrolment.invite(home, registry, name)
         _, request = client_enrol.request_by_file(folder / name, invitation)
         (folder / f"{name}.request").write_text(request, encoding="utf-8")
-    enrolment.redeem_file(registry, (folder / "south.request").read_bytes())
+    enrolment.redeem_file(home, registry, (folder / "south.request").read_bytes())
     for name in ("open", "halted", "done"):
         run, text = run_of(name)
         registry.propose(run, build_bundle(run, text), ())
@@ -237,6 +239,84 @@ def test_operators_are_certified_again_under_another_root_and_their_earlier_cert
     verified = invoke("audit verify")
     assert verified.exit_code == 0, verified.output
     assert verified.output.count("root key alone") == alone  # those of the template, and no more
+
+
+# Carried out whoever asks, and however the log is: nobody is kept in, and no run kept going, by a full disk.
+ENDS = {"revoke", "stop", "operator remove"}
+ACTS = [command for command, role, _ in cells() if role == "admin" and command not in LOOKS]
+
+
+@pytest.mark.parametrize("command", [command for command in ACTS if command not in ENDS])
+def test_what_cannot_be_recorded_is_not_done(home: Home, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    prepare(home, command, monkeypatch)
+    initial = home.path.parent / "public"
+    if command == "run":  # with weights, which were written first
+        initial.mkdir()
+        (initial / "model.safetensors").write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        (home.path.parent / "run.toml").write_text(f'{RUN_TOML}[initial]\nsha256 = "{digest}"\n', encoding="utf-8")
+    before = snapshot(home.path.parent)
+
+    def full(*_: object) -> None:
+        raise AuditError("audit.sqlite cannot be written: database or disk is full")
+
+    monkeypatch.setattr(operators, "enter", full)
+    more = f" --initial {initial}" if command == "run" else ""
+    result = invoke(TYPED.get(command, command) + more)
+    assert result.exit_code == 1, result.output
+    assert "disk is full" in result.stderr
+    assert snapshot(home.path.parent) == before
+
+
+@pytest.mark.parametrize("command", sorted(ENDS))
+def test_what_ends_something_is_done_though_it_cannot_be_recorded(
+    home: Home, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def full(*_: object) -> None:
+        raise AuditError("audit.sqlite cannot be written: database or disk is full")
+
+    monkeypatch.setattr(operators, "enter", full)
+    assert invoke(TYPED[command]).exit_code == 1
+    registry = Registry(home.registry)
+    ended = {
+        "revoke": registry.site("north").state == "revoked",
+        "stop": registry.proposal("open").state == "stopped",
+        "operator remove": not next(one for one in registry.operators() if one.name == "ida").active,
+    }
+    assert [name for name, done in ended.items() if done] == [command]
+
+
+def test_an_act_stands_in_the_log_before_a_run_is_published(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Registry, "propose", killed)
+    known = len(entries(home))
+    invoke("run run.toml --as maria")
+    (act,) = entries(home)[known:]
+    assert (act.kind, act.fields["operator"], act.fields["action"]) == ("act", "maria", "run")
+
+
+def test_whoever_may_not_run_writes_no_weights(home: Home) -> None:
+    initial = home.path.parent / "public"
+    initial.mkdir()
+    (initial / "model.safetensors").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    (home.path.parent / "run.toml").write_text(f'{RUN_TOML}[initial]\nsha256 = "{digest}"\n', encoding="utf-8")
+    assert "omar is auditor and may not run" in refused(home, f"run run.toml --initial {initial} --as omar")
+
+
+def test_one_function_signs_and_enters_whatever_is_done() -> None:
+    """So no command can do it in another order: in no other place of the program is an act signed or entered."""
+    found = set()
+    for path in sorted((Path(__file__).parents[2] / "server").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef):
+                called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+                if called & {"enter", "operators.enter", "hand.sign", "by.sign"}:
+                    found.add(f"{path.name}: {function.name}")
+    assert found == {"operators.py: carry_out"}
 
 
 def test_every_command_is_in_the_table_or_open_to_all() -> None:

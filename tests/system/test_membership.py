@@ -108,7 +108,7 @@ def test_site_joins_by_mail_without_a_connection(office: Office, tmp_path: Path)
     invitation = enrolment.invite(office.home, office.registry, "st-mary")
     office.close()
     phrase, text = client_enrol.request_by_file(tmp_path / "site", invitation)
-    assert enrolment.redeem_file(office.registry, text.encode()) == "st-mary"
+    assert enrolment.redeem_file(office.home, office.registry, text.encode()) == "st-mary"
     assert enrolment.phrase_of(office.registry.site("st-mary")) == phrase
     enrolment.approve(office.home, office.registry, "st-mary")
     identity = client_enrol.accept_certificate(tmp_path / "site", office.registry.site("st-mary").certificate or b"")
@@ -118,12 +118,14 @@ def test_site_joins_by_mail_without_a_connection(office: Office, tmp_path: Path)
 
 def test_mailed_request_is_good_once(office: Office, tmp_path: Path) -> None:
     invitation = enrolment.invite(office.home, office.registry, "st-mary")
-    enrolment.redeem_file(office.registry, client_enrol.request_by_file(tmp_path / "one", invitation)[1].encode())
+    enrolment.redeem_file(
+        office.home, office.registry, client_enrol.request_by_file(tmp_path / "one", invitation)[1].encode()
+    )
     other = client_enrol.request_by_file(tmp_path / "two", invitation)[1].encode()
     with pytest.raises(EnrolmentError, match="used already"):
-        enrolment.redeem_file(office.registry, other)
+        enrolment.redeem_file(office.home, office.registry, other)
     with pytest.raises(EnrolmentError, match="no request to join"):
-        enrolment.redeem_file(office.registry, b'{"site": "st-mary"}')
+        enrolment.redeem_file(office.home, office.registry, b'{"site": "st-mary"}')
 
 
 def test_mailed_request_with_a_receipt_key_of_another_is_refused(office: Office, tmp_path: Path) -> None:
@@ -133,10 +135,10 @@ def test_mailed_request_with_a_receipt_key_of_another_is_refused(office: Office,
     other = json.loads(client_enrol.request_by_file(tmp_path / "john", stranger)[1])
     for wrong in ({"receipt_key": other["receipt_key"]}, {"proof": other["proof"]}, {"proof": ""}):
         with pytest.raises(EnrolmentError, match="receipt key has not signed this request"):
-            enrolment.redeem_file(office.registry, json.dumps(request | wrong).encode())
+            enrolment.redeem_file(office.home, office.registry, json.dumps(request | wrong).encode())
     del request["proof"]
     with pytest.raises(EnrolmentError, match="no request to join"):
-        enrolment.redeem_file(office.registry, json.dumps(request).encode())
+        enrolment.redeem_file(office.home, office.registry, json.dumps(request).encode())
     assert office.registry.site("st-mary").state == "invited"
 
 
