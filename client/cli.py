@@ -4,12 +4,12 @@ The home folder (site.toml, policy.toml, keys, ledger, logs) is --home, or WARDR
 Only commands that read images import torch, inside; `start` never does: its worker does.
 """
 
+import datetime
 import logging
 import logging.handlers
 import os
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -32,7 +32,7 @@ from client.shell import HOME, Home
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
 from client.status import DISK_FULL, IN_ORDER, is_running, only_one, read_status
 from client.verdict import policy_verdict
-from common.cli import JsonFlag, new_app, note, say, show_json, show_table
+from common.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table
 from common.config import PolicyConfig, load
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
@@ -153,10 +153,11 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
         values["certificate-days-left"] = enrol.load_identity(home).days_left
     except EnrolmentError as error:
         values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
+    values = {name: _typed(name, value) for name, value in values.items()}
     if as_json:
         show_json(values)
     else:
-        show_table("Site", ("what", "value"), [(name, _text(name, value)) for name, value in values.items()])
+        show_table("Site", ("what", "value"), list(values.items()))
     conflict = str(values.get("audit", "")).startswith("CONFLICT")
     if values["state"] != "connected" or values["disk"] != IN_ORDER or conflict:
         raise typer.Exit(1)
@@ -274,7 +275,7 @@ def ledger(
     rows = [
         (
             short_cohort(cohort),
-            run_hash[:12],
+            Digest(run_hash),
             count,
             site.ledger.spent(cohort, delta[cohort, run_hash], run_hash),
             delta[cohort, run_hash],
@@ -318,7 +319,7 @@ def _run_row(proposal: Proposal) -> tuple[Any, ...]:
     opinion = None if appraisal is None else appraisal.refusal or "allows"
     return (
         run.name,
-        proposal.run_hash[:12],
+        Digest(proposal.run_hash),
         "open" if proposal.open else "closed",
         said,
         given.by if given else None,
@@ -329,13 +330,13 @@ def _run_row(proposal: Proposal) -> tuple[Any, ...]:
     )
 
 
-def _text(name: str, value: Any) -> Any:
-    if name in ("since", "started") and isinstance(value, int | float):
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    if isinstance(value, dict):
-        shown = {key: entry[:12] if key == "run" else entry for key, entry in value.items() if key != "at"}
-        return ", ".join(f"{key} {entry}" for key, entry in shown.items())
-    return value
+def _typed(name: str, value: Any) -> Any:
+    """A value of status.json as what it is: a moment, a hash, a table of such."""
+    if name in ("since", "started", "at") and isinstance(value, int | float):
+        return datetime.datetime.fromtimestamp(value, datetime.UTC)
+    if name == "run" and isinstance(value, str):
+        return Digest(value)
+    return {key: _typed(key, entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _log_to(path: Path) -> None:

@@ -148,7 +148,7 @@ def data_list(home: Home = HOME, as_json: JsonFlag = False) -> None:
     """
     site = load(SiteConfig, site_file(home))
     rows = [
-        (number, source.path, source.kind or "by looking", source.csv, ", ".join(source.label_map) or None)
+        (number, source.path, source.kind or "by looking", source.csv, dict(source.label_map))
         for number, source in enumerate(site.data, start=1)
     ]
     show_table("Data", ("source", "path", "kind", "csv", "labels mapped"), rows, as_json=as_json)

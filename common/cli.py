@@ -11,12 +11,15 @@ inside their bodies, so that `--help` answers at once and Flower reads the envir
     def run(scenario: str, json: JsonFlag = False) -> None: ...
 """
 
+import datetime
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Annotated, Any, NoReturn, TypeAlias
 
 import click
@@ -44,6 +47,7 @@ FLOWER_ENVIRONMENT = {
 # times slower than on one thread (0.70 s against 0.02 s); sleeping instead, 2.5 times.
 _TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _PLAIN_LINE_EVERY_S = 2.0
+_SHOWN_DIGITS = 12
 
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Advance: TypeAlias = Callable[[int, str], None]  # (done so far, short note)
@@ -62,10 +66,21 @@ def new_app(help_text: str) -> typer.Typer:
     )
 
 
+class Digest(str):
+    """A hash: whole in JSON, its first twelve digits in a table."""
+
+    __slots__ = ()
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool = False) -> None:
-    """Print rows to stdout: a table for people, or with `as_json` a list of objects keyed by column."""
+    """Print rows to stdout: a table for people, or with `as_json` a list of objects keyed by column.
+
+    Rows hold values: numbers, truth values, lists, moments (aware datetimes), None. They stay that in JSON, whose keys
+    are the columns in kebab-case; a table shows them as people write them.
+    """
     if as_json:
-        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+        keys = [re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") for column in columns]
+        show_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     Console(width=None if sys.stdout.isatty() else 160).print(_table(title, columns, rows))
 
@@ -83,6 +98,11 @@ def say(message: object) -> None:
 def note(message: object) -> None:
     """Tell the user something on stderr, in one line, which leaves stdout to the result."""
     typer.echo(shown(message), err=True)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 study, 2 studies."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 @contextmanager
@@ -125,7 +145,15 @@ def configure_logging(*, verbose: bool = False) -> None:
 
 
 class _Commands(TyperGroup):
-    """A command group that explains expected failures in one message."""
+    """A command group that explains expected failures in one message; it and all its commands know --version."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _with_version(self)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        return None if found is None else _with_version(found)
 
     def invoke(self, ctx: click.Context) -> Any:
         for key, value in (FLOWER_ENVIRONMENT | _TORCH_ENVIRONMENT).items():
@@ -140,6 +168,28 @@ class _Commands(TyperGroup):
                 raise
             place = f" ({error.filename})" if error.filename else ""
             _fail(f"the system refused: {error.strerror or error}{place}.", error)
+
+
+def _with_version(command: click.Command) -> click.Command:
+    """The command, with the option --version beside --help."""
+    if not any("--version" in parameter.opts for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_version,
+                help="Print the version and exit.",
+            )
+        )
+    return command
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        say(f"wardround {metadata.version('wardround')}")
+        ctx.exit()
 
 
 def _fail(message: str, cause: Exception) -> NoReturn:
@@ -170,9 +220,20 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
     return table
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+def _cell(value: object) -> str:  # noqa: PLR0911 - one a kind of value
+    match value:
+        case None | "" | [] | ():
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+        case Digest():
+            return value[:_SHOWN_DIGITS]
+        case datetime.datetime():
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+        case list() | tuple():
+            return ", ".join(map(_cell, value))
+        case Mapping():
+            return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items())
     return str(value)

@@ -5,6 +5,7 @@ Commands write their wish into the registry, signed by the operator who gives it
 carry it out. Who may do what stands in common/operators.py.
 """
 
+import datetime
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -154,8 +155,10 @@ def requests(
     """
     opened, registry = _open(home)
     acting(opened, registry, "requests", by, key)
-    rows = [(site.name, "joins", enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"]
-    rows += [(site.name, "renews", "") for site in registry.sites() if site.renewal is not None]
+    rows: list[tuple[str, str, str | None]] = [
+        (site.name, "joins", enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"
+    ]
+    rows += [(site.name, "renews", None) for site in registry.sites() if site.renewal is not None]
     show_table("Requests", ("site", "wish", "phrase"), rows, as_json=json)
 
 
@@ -212,7 +215,7 @@ def sites(
     """
     opened, registry = _open(home)
     acting(opened, registry, "sites", by, key)
-    rows = [(site.name, site.state, _yes(site.connected), _day(site.expires)) for site in registry.sites()]
+    rows = [(site.name, site.state, site.connected, _moment(site.expires)) for site in registry.sites()]
     show_table("Sites", ("site", "state", "connected", "certificate until"), rows, as_json=json)
 
 
@@ -576,8 +579,8 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     show_table(title, ("site", "dice", "epsilon", "delta"), rows, as_json=as_json)
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _moment(text: str | None) -> datetime.datetime | None:
+    return None if text is None else datetime.datetime.fromisoformat(text)
 
 
 def _day(moment: str | None) -> str:

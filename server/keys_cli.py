@@ -77,7 +77,7 @@ def operator_list(home: HomeOption = None, json: JsonFlag = False) -> None:
             one.name,
             one.role,
             "active" if one.active else "removed",
-            f"{load_certificate(one.certificate).not_valid_after_utc:%Y-%m-%d}",
+            load_certificate(one.certificate).not_valid_after_utc,
         )
         for one in members
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.cli import Advance, JsonFlag, configure_logging, new_app, note, progress, show_table
+from common.cli import Advance, JsonFlag, configure_logging, new_app, note, progress, show_json, show_table
 from common.config import RunConfig, validate
 from common.errors import ConfigError
 from common.files import write_atomically
@@ -160,8 +160,10 @@ def compare(
             tell=lambda text: advance(done, text),
             finished=finished,
         )
-    columns, rows = comparison.summary_rows(results)
-    show_table(f"{config.name}: seeds {seeds}", columns, rows, as_json=as_json)
+    if as_json:
+        show_json(comparison.as_data(results))
+    else:
+        show_table(f"{config.name}: seeds {seeds}", *comparison.summary_rows(results))
     for name, value in comparison.verdict(results).items():
         note(f"{name}: {value:.3f}")
     if private:
@@ -253,8 +255,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
     from simulations.scenario import shipped  # noqa: PLC0415
 
     rows = [
-        [one.name, one.config.title, f"{one.config.run.model.dims}D", ", ".join(one.config.site_names)]
-        for one in shipped()
+        [one.name, one.config.title, f"{one.config.run.model.dims}D", list(one.config.site_names)] for one in shipped()
     ]
     show_table("Scenarios", ["name", "what", "model", "sites"], rows, as_json=as_json)
 

@@ -182,6 +182,12 @@ def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object
     return ["", *names], rows
 
 
+def as_data(results: Sequence[Result]) -> dict[str, Any]:
+    """The comparison as numbers: each model with its scores, and the ratios that matter."""
+    models = [{key.replace("_", "-"): value for key, value in dataclasses.asdict(one).items()} for one in results]
+    return {"models": models, "ratios": verdict(results)}
+
+
 def verdict(results: Sequence[Result]) -> dict[str, float]:
     """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds."""
 

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import click
@@ -89,6 +89,39 @@ def test_command_of_the_contract_explains_itself_with_an_example(program: str, w
 @pytest.mark.parametrize("program", list(APPS))
 def test_no_command_is_outside_the_contract(program: str) -> None:
     assert set(_commands(program)) <= {words for name, words in _contract() if name == program}
+
+
+def _everything() -> Iterator[tuple[str, str, click.Command]]:
+    for program in APPS:
+        for words, command in _commands(program).items():
+            yield program, words, command
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "command"), list(_everything()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_example_in_the_help_is_a_call_of_its_command_that_its_options_and_arguments_fit(
+    program: str, words: str, command: click.Command
+) -> None:
+    """It is taken apart by the parser of the command line itself, and only not carried out."""
+    examples = re.findall(r"^ *Example: (?:`(.+?)`|(.+))$", command.help or "", re.MULTILINE)
+    assert examples, f"{program} {words} --help shows no example"
+    for quoted, plain in examples:
+        called, *rest = shlex.split(quoted or plain)
+        assert called == program
+        count = len(words.split())
+        assert " ".join(rest[:count]) == words
+        with command.make_context(words, rest[count:]) as context:
+            assert not context.args
+
+
+@pytest.mark.parametrize("program", APPS)
+def test_every_command_and_every_group_tells_the_version(program: str) -> None:
+    app = import_module(APPS[program]).app
+    groups = {words.rpartition(" ")[0] for words in _commands(program)}
+    for words in [*_commands(program), *groups]:
+        done = CliRunner().invoke(app, [*words.split(), "--version"])
+        assert (done.exit_code, done.output) == (0, f"wardround {metadata.version('wardround')}\n"), words
 
 
 def _documented(document: str, heading: str) -> dict[str, str]:

@@ -72,9 +72,11 @@ def document(checkup: Checkup) -> dict[str, Any]:
             for source in checkup.sources
         ],
         "studies": [_study(study, shown) for study in checkup.studies],
-        "classes": _records(_classes(checkup, shown)),
-        "images": _records(_images(checkup)),
-        "labels": _records(_labels(checkup)),
+        "classes": [
+            {"class": name, "studies": studies, "share": share} for name, studies, share in _shares(checkup, shown)
+        ],
+        "images": [_group(modality, group) for modality, group in _groups(checkup)],
+        "labels": [{"what": what, "studies": count, "most": most} for what, count, most, _ in _handled(checkup)],
     }
 
 
@@ -147,14 +149,10 @@ def _splits(checkup: Checkup) -> Table:
 
 def _images(checkup: Checkup) -> Table:
     """A row per modality and number of axes; of percentiles the median over its studies, of the ends the outermost."""
-    groups: dict[tuple[str, int], list[Facts]] = {}
-    for facts in _facts(checkup):
-        groups.setdefault((facts.modality, len(facts.shape)), []).append(facts)
     rows = []
-    for (modality, _), group in sorted(groups.items()):
+    for modality, group in _groups(checkup):
         spacings = [facts.spacing_mm for facts in group if facts.spacing_mm is not None]
-        low, *middle, high = zip(*(facts.intensities for facts in group), strict=True)
-        values = (min(low), *(median(column) for column in middle), max(high))
+        values = _intensities(group)
         rows.append(
             (
                 modality or None,
@@ -168,16 +166,54 @@ def _images(checkup: Checkup) -> Table:
     return Table("Images", ("modality", "studies", "size", "spacing mm", *ends), tuple(rows))
 
 
-def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
+def _groups(checkup: Checkup) -> list[tuple[str, list[Facts]]]:
+    """The usable studies by modality and number of axes."""
+    groups: dict[tuple[str, int], list[Facts]] = {}
+    for facts in _facts(checkup):
+        groups.setdefault((facts.modality, len(facts.shape)), []).append(facts)
+    return [(modality, group) for (modality, _), group in sorted(groups.items())]
+
+
+def _intensities(group: Sequence[Facts]) -> tuple[float, ...]:
+    """At each of PERCENTILES: the lowest of all studies, medians over them, the highest of all."""
+    low, *middle, high = zip(*(facts.intensities for facts in group), strict=True)
+    return (min(low), *(median(column) for column in middle), max(high))
+
+
+def _group(modality: str, group: Sequence[Facts]) -> dict[str, object]:
+    """A group of studies as numbers: sizes and spacings as [smallest, largest] of each axis."""
+    spacings = [facts.spacing_mm for facts in group if facts.spacing_mm is not None]
+
+    def ends(sizes: Sequence[Sequence[float]]) -> list[list[float]]:
+        return [[min(axis), max(axis)] for axis in zip(*sizes, strict=True)]
+
+    return {
+        "modality": modality or None,
+        "studies": len(group),
+        "size": ends([facts.shape for facts in group]),
+        "spacing-mm": ends(spacings) if spacings else None,
+        "intensities": dict(zip(map("{:g}".format, PERCENTILES), _intensities(group), strict=True)),
+    }
+
+
+def _shares(checkup: Checkup, shown: Mapping[str, str]) -> list[tuple[str, int, float | None]]:
+    """Each class: its name, the studies that have it, and its share of their voxels."""
     shares: dict[str, tuple[int, int, int]] = {}
     for facts in _facts(checkup):
         total = sum(facts.voxels.values())
         for name, count in facts.voxels.items():
             studies, marked, voxels = shares.get(name, (0, 0, 0))
             shares[name] = (studies + 1, marked + count, voxels + total) if count else (studies, marked, voxels)
-    rows: list[tuple[object, ...]] = [
-        (shown[name], studies, f"{100 * marked / voxels:.3g} %" if voxels else None)
+    return [
+        (shown[name], studies, marked / voxels if voxels else None)
         for name, (studies, marked, voxels) in shares.items()
+    ]
+
+
+def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (name, studies, None if share is None else f"{100 * share:.3g} %")
+        for name, studies, share in _shares(checkup, shown)
     ]
     nothing = sum(facts.is_empty for facts in _facts(checkup))
     rows += [("no foreground at all", nothing, None)] if nothing else []
@@ -185,7 +221,12 @@ def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
 
 
 def _labels(checkup: Checkup) -> Table:
-    """What a label went through, where it was not drawn on its image as it is."""
+    rows = tuple((what, count, form.format(most)) for what, count, most, form in _handled(checkup))
+    return Table("Labels", ("what happened to them", "studies", "at most"), rows)
+
+
+def _handled(checkup: Checkup) -> list[tuple[str, int, float, str]]:
+    """What labels went through that were not drawn on their image as they are: studies, the most, and its form."""
     found = _facts(checkup)
     told: list[tuple[str, list[float], str]] = [
         ("drawn from several label files", [facts.labels for facts in found if facts.labels > 1], "{:.0f} files"),
@@ -195,8 +236,7 @@ def _labels(checkup: Checkup) -> Table:
         ("holes: empty slices between drawn ones", [facts.holes for facts in found], "{:.0%} of a class's slices"),
     ]
     counted = [(what, [value for value in values if value > 0], form) for what, values, form in told]
-    rows = tuple((what, len(values), form.format(max(values))) for what, values, form in counted if values)
-    return Table("Labels", ("what happened to them", "studies", "at most"), rows)
+    return [(what, len(values), max(values), form) for what, values, form in counted if values]
 
 
 def _ranges(sizes: Sequence[Sequence[float]]) -> str:
@@ -239,10 +279,6 @@ def _study(study: Outcome, shown: Mapping[str, str]) -> dict[str, Any]:
             },
         }
     return values
-
-
-def _records(table: Table) -> list[dict[str, object]]:
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
 __all__ = ["Table", "counts", "document", "shown_names", "tables"]

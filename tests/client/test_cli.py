@@ -332,7 +332,7 @@ def test_ledger_shows_what_was_charged(home: Path) -> None:
             lifetime_epsilon=10.0,
         )
     run, total = json.loads(succeed(home, "ledger", "--json"))
-    assert (run["run"], run["charges"]) == (run_hash[:12], 2)
+    assert (run["run"], run["charges"]) == (run_hash, 2)
     assert run["epsilon"] == total["epsilon"] > 0
     assert run["reserved-steps"] == total["reserved-steps"] == 0
 

@@ -54,6 +54,6 @@ def test_command_prints_rates_and_ratios(monkeypatch: pytest.MonkeyPatch) -> Non
     assert done.exit_code == 0, done.output
     first, second = json.loads(done.stdout)
     assert first["way"] == OURS
-    assert first["images per CPU s"] == 500
-    assert second["CPU s per 1000 images"] == 9
-    assert second[f"times {OURS}"] == pytest.approx(4.5)
+    assert first["images-per-cpu-s"] == 500
+    assert second["cpu-s-per-1000-images"] == 9
+    assert second[f"times-{OURS.lower()}"] == pytest.approx(4.5)

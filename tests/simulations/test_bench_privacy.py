@@ -59,6 +59,6 @@ def test_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(done.stdout)
     assert len(rows) == 3 * len(bench_privacy.CASES)
     assert rows[2]["way"] == AUTOTUNED
-    assert rows[2][f"times {PLAIN}"] == pytest.approx(1.5)
-    assert rows[2]["times its memory"] == 0.5
-    assert rows[2]["noise share"] == pytest.approx(0.1)
+    assert rows[2][f"times-{PLAIN}"] == pytest.approx(1.5)
+    assert rows[2]["times-its-memory"] == 0.5
+    assert rows[2]["noise-share"] == pytest.approx(0.1)

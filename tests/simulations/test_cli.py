@@ -72,8 +72,11 @@ def test_phantoms_train_from_dicom_with_privacy(tmp_path: Path) -> None:
 def test_compare_prints_the_table(scenario: Path, tmp_path: Path) -> None:
     done = sim("compare", scenario, "--out", tmp_path / "out", "--seeds", "0,1", "--rounds", 1, "--json")
     assert done.exit_code == 0, done.output
-    first = json.loads(done.stdout)[0]
-    assert list(first) == ["", "alone: north", "alone: south", "pooled", "federated"]
+    told = json.loads(done.stdout)
+    assert [(one["column"], one["seed"]) for one in told["models"]] == [
+        (name, seed) for seed in (0, 1) for name in ("alone: north", "alone: south", "pooled", "federated")
+    ]
+    assert told["ratios"]["federated / pooled"] > 0
     assert "federated / pooled" in done.stderr
 
 
@@ -109,13 +112,13 @@ def test_compare_shows_a_column_for_the_start_and_for_each_epsilon(scenario: Pat
     scenario.write_text(f"{scenario.read_text()}\n{PRETRAINING}{COMPARE}")
     done = sim("compare", scenario, "--out", tmp_path / "out", "--rounds", 1, "--json", "--threads", 1, "--seeds", 1)
     assert done.exit_code == 0, done.output
-    rows = {row[""]: row for row in json.loads(done.stdout)}
+    models = {one["column"]: one for one in json.loads(done.stdout)["models"]}
     names = ["zero-shot", "pooled", "federated", "federated, epsilon 4", "federated, epsilon 8"]
-    assert list(rows["epsilon"]) == ["", *names]
-    assert [rows["optimiser steps in sequence"][name] for name in names] == [0, 2, 2, 2, 2]
-    stated = [rows["epsilon"][name] for name in names]
+    assert list(models) == names
+    assert [models[name]["steps"] for name in names] == [0, 2, 2, 2, 2]
+    stated = [models[name]["epsilon"] for name in names]
     assert stated[:3] == [None] * 3
-    assert 0 < float(stated[3]) <= 4 < float(stated[4]) <= 8
+    assert 0 < stated[3] <= 4 < stated[4] <= 8
 
 
 def test_scenarios_lists_the_shipped_ones() -> None:

@@ -1,0 +1,164 @@
+"""What each command with --json prints: the form of its value, field by field, and what no value of it may be.
+
+A form is a type, a tuple of alternatives, [form of the entries], {key: form}, or {str: form} for names that are data.
+`moment` is a time in ISO 8601 with its offset from UTC, `digest` a whole SHA-256.
+"""
+
+import datetime
+import re
+from typing import Any
+
+Form = Any
+
+
+def moment(value: object) -> bool:
+    """ISO 8601 with an offset."""
+    return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
+
+
+def digest(value: object) -> bool:
+    """64 hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+NUMBER = (int, float)
+MAYBE = (int, float, None)
+TEXT = (str, None)
+SCORES = {str: MAYBE}
+FINDINGS = [{"check": str, "result": str, "detail": str}]
+VERDICT = {"name": str, "sha256": digest, "allowed": bool, "refusals": [str], "patients": (int, None)}
+AUDIT = [{"severity": str, "log": str, "finding": str}]
+LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str}, None)
+
+FORMS: dict[str, Form] = {
+    "wardround-client status": {str: (str, *NUMBER, None, moment, LAST[0])},
+    "wardround-client doctor": FINDINGS,
+    "wardround-client runs": [
+        {
+            "run": str, "hash": digest, "state": str, "answer": str, "by": TEXT, "rounds": int, "epsilon": MAYBE,
+            "patients": (int, None), "policy": TEXT,
+        }
+    ],
+    "wardround-client policy check": {"run": (VERDICT, None), "policy": {str: (str, *NUMBER, bool, None, [str])}},
+    "wardround-client ledger": [
+        {
+            "cohort": str, "run": str, "charges": int, "epsilon": NUMBER, "delta": NUMBER, "reserved-steps": int,
+        }
+    ],
+    "wardround-client data list": [{"source": int, "path": str, "kind": str, "csv": TEXT, "labels-mapped": {str: str}}],
+    "wardround-client data check": {
+        "site": str, "program": str, "checked": moment, "run": ({"name": str, "sha256": digest}, None),
+        "counts": {str: int},
+        "sources": [{str: (int, [str], {str: int})}],
+        "studies": [
+            {
+                str: (
+                    str, *NUMBER, bool, None, [NUMBER], {str: NUMBER},
+                )
+            }
+        ],
+        "classes": [{"class": str, "studies": int, "share": MAYBE}],
+        "images": [
+            {
+                "modality": TEXT, "studies": int, "size": [[NUMBER]], "spacing-mm": ([[NUMBER]], None),
+                "intensities": {str: NUMBER},
+            }
+        ],
+        "labels": [{"what": str, "studies": int, "most": NUMBER}],
+        "policy": (VERDICT, None),
+    },
+    "wardround-client data export": [{"what": str, "count": int}],
+    "wardround-client audit verify": AUDIT,
+    "wardround-client predict": {
+        "studies": [
+            {
+                "study": int, "slices": int, "voxels": {str: int}, "seconds": {str: NUMBER}, "files": [str],
+                "notes": [str],
+            }
+        ],
+        "failures": [{"number": int, "code": str, "reason": str}],
+        "latency-ms": [{str: (str, *NUMBER)}],
+        "seconds": NUMBER,
+    },
+    "wardround-server requests": [{"site": str, "wish": str, "phrase": TEXT}],
+    "wardround-server sites": [
+        {"site": str, "state": str, "connected": bool, "certificate-until": (moment, None)},
+    ],
+    "wardround-server status": [{"what": str, "state": str, "detail": TEXT}],
+    "wardround-server doctor": FINDINGS,
+    "wardround-server runs": [
+        {
+            "run": str, "hash": digest, "state": str, "approved": [str], "denied": [str], "reason": TEXT,
+        }
+    ],
+    "wardround-server report": [{"site": str, "dice": MAYBE, "epsilon": MAYBE, "delta": MAYBE}],
+    "wardround-server operator list": [
+        {"operator": str, "role": str, "state": str, "certificate-until": moment},
+    ],
+    "wardround-server audit verify": AUDIT,
+    "wardround-sim run": [{"site": str, str: MAYBE}],
+    "wardround-sim compare": {
+        "models": [
+            {
+                "column": str, "seed": int, "run-hash": digest, "scores": {str: SCORES}, "steps": int, "images": int,
+                "seconds": NUMBER, "epsilon": MAYBE, "model-sha256": digest,
+            }
+        ],
+        "ratios": {str: NUMBER},
+    },
+    "wardround-sim crossval": [{"site": str, "fold": (int, str), str: MAYBE}],
+    "wardround-sim audit": [
+        {"check": str, "result": str, "figure": (str, *NUMBER), "limit": (str, *NUMBER), "p-value": MAYBE}
+    ],
+    "wardround-sim scenarios": [{"name": str, "what": str, "model": str, "sites": [str]}],
+    "wardround-sim bench data": [{"way": str, str: NUMBER}],
+    "wardround-sim bench privacy": [{"step": str, "way": str, str: MAYBE}],
+}  # fmt: skip
+
+# A number, a truth value, a list or nothing, written as text.
+_DISGUISED = re.compile(r"-?\d+(\.\d+)?( ?%)?|yes|no|true|false|none|nan|-||\d+(\.\d+)?( x \d+.*)+", re.IGNORECASE)
+
+
+def conforms(command: str, value: object) -> None:
+    """Assert that what a command printed has its form, and that nothing in it is data in disguise."""
+    _check(FORMS[command], value, command)
+    _bare(value, command)
+
+
+def _check(form: Form, value: object, where: str) -> None:
+    assert _fits(form, value, where), f"{where}: {value!r} is not {form}"
+
+
+def _fits(form: Form, value: object, where: str) -> bool:  # noqa: PLR0911 - one a kind of form
+    if isinstance(form, tuple):
+        return any(_fits(one, value, where) for one in form)
+    if form is None:
+        return value is None
+    if form in (moment, digest):
+        try:
+            return bool(form(value))
+        except ValueError:
+            return False
+    if isinstance(form, type):
+        return type(value) is form
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(form[0], one, where) for one in value)
+    if not isinstance(value, dict):
+        return False
+    named = {key: one for key, one in form.items() if isinstance(key, str)}
+    if str not in form and set(value) - set(named):
+        return False
+    missing = set(named) - set(value) - {"code"}  # of a refusal only
+    return not missing and all(_fits(named.get(key, form.get(str)), one, where) for key, one in value.items())
+
+
+def _bare(value: object, where: str) -> None:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            assert isinstance(key, str)
+            _bare(one, f"{where}.{key}")
+    elif isinstance(value, list):
+        for one in value:
+            _bare(one, where)
+    elif isinstance(value, str):
+        assert not _DISGUISED.fullmatch(value), f"{where}: {value!r} is data written as text"
