@@ -13,7 +13,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from common.cli import JsonFlag, configure_logging, new_app, note, say, show_table
+from common.cli import Digest, JsonFlag, configure_logging, new_app, note, say, show_table
 from common.config import RunConfig, canonical, load, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
@@ -240,10 +240,10 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
     opened, registry = _open(home)
     running = launcher.is_running(opened)
     members = [site for site in registry.sites() if site.state == "active"]
-    rows = [("coordinator", "running" if running else "stopped", str(opened.path))]
+    rows: list[tuple[str, str, str | None]] = [("coordinator", "running" if running else "stopped", str(opened.path))]
     doors = look_at_doors(opened)
     rows += [(door.name, door.state, f"port {door.port}" if door.port else "starts the runs") for door in doors]
-    rows += [("site " + one.name, "connected" if one.connected and running else "away", "") for one in members]
+    rows += [("site " + one.name, "connected" if one.connected and running else "away", None) for one in members]
     rows += [(f"run {one.name}", one.state, _where(opened, one)) for one in registry.proposals() if one.open]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
     if not running:
@@ -340,21 +340,12 @@ def runs(
     for one in registry.proposals():
         done = progress_of(opened.run_folder(one.run), one)
         left = done.seconds_left
-        rows.append(
-            (
-                one.name,
-                one.run_hash[:8],
-                one.state,
-                done.round if json else f"{done.round} of {done.rounds}",
-                done.dice,
-                left if json or left is None else duration(left),
-                ", ".join(sorted(one.approved)),
-                ", ".join(sorted(one.denied)),
-                one.reason,
-            )
-        )
-    columns = ("run", "hash", "state", "round", "dice", "seconds-left" if json else "time left")
-    show_table("Runs", (*columns, "approved", "denied", "reason"), rows, as_json=json)
+        shown = (f"{done.round} of {done.rounds}", done.dice, None if left is None else duration(left))
+        how_far = (done.round, done.rounds, done.dice, left) if json else shown
+        answers = (sorted(one.approved), sorted(one.denied), one.reason or None)
+        rows.append((one.name, Digest(one.run_hash), one.state, *how_far, *answers))
+    how_far_columns = ("round", "rounds", "dice", "seconds-left") if json else ("round", "dice", "time left")
+    show_table("Runs", ("run", "hash", "state", *how_far_columns, "approved", "denied", "reason"), rows, as_json=json)
 
 
 @app.command()

@@ -189,7 +189,7 @@ def audit_noise(audited: Audited, elsewhere: Releaser) -> list[Finding]:
             "noise: variance",
             variance_p_value([np.concatenate(tensor) for tensor in zip(*parts, strict=True)]),
             f"deviation {math.sqrt(float((pooled**2).mean())):.4f} of the charged",
-            "1",
+            "1 of the charged",
         ),
         _test(
             "noise: normality",

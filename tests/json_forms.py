@@ -88,7 +88,8 @@ FORMS: dict[str, Form] = {
     "wardround-server doctor": FINDINGS,
     "wardround-server runs": [
         {
-            "run": str, "hash": digest, "state": str, "approved": [str], "denied": [str], "reason": TEXT,
+            "run": str, "hash": digest, "state": str, "round": int, "rounds": int, "dice": MAYBE, "seconds-left": MAYBE,
+            "approved": [str], "denied": [str], "reason": TEXT,
         }
     ],
     "wardround-server report": [{"site": str, "dice": MAYBE, "epsilon": MAYBE, "delta": MAYBE}],

@@ -88,7 +88,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
     open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost, rounds=3)
     status = Status(home, identity)
-    status.connected(4711)
+    status.connected(4711, 0.0)
     status.worked(Refusal(run_hash, 2, "disk-full"), "train", 0.5)  # type: ignore[arg-type]  # as it was read
     return home
 

@@ -36,6 +36,7 @@ from common.files import write_atomically
 from common.models import build_model
 from simulations.phantoms import AXIAL, SCANNERS, WrittenSeries, dice_between, write_study
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
+from tests.json_forms import conforms
 
 TILT = ((0.8, 0.0, 0.6), (0.0, 1.0, 0.0))
 SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
@@ -642,6 +643,7 @@ def test_command_says_all_and_fails_when_one_study_failed(tmp_path: Path, thresh
     result = _call(model, tmp_path / "eyes", "--out", tmp_path / "out", "--overwrite", "--json")
     assert result.exit_code == 0
     values = json.loads(result.stdout)
+    conforms("wardround-client predict", values)
     assert [study["files"][0] for study in values["studies"]] == ["001/1-labels.png", "002/3-labels.png"]
     assert [study["voxels"] for study in values["studies"]] == [{"lesion": 9 * 17}, {"lesion": 0}]
     assert values["failures"] == []

@@ -11,6 +11,7 @@ from simulations import bench_data
 from simulations.bench_data import CACHE, MONAI_PLAIN, MONAI_SMOOTH, OURS, SECOND, Figure, measure
 from simulations.cli import app
 from simulations.phantoms import SCANNERS, write_study
+from tests.json_forms import conforms
 
 
 def test_every_way_is_measured_on_the_same_images(tmp_path: Path) -> None:
@@ -52,8 +53,9 @@ def test_command_prints_rates_and_ratios(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bench_data, "measure", measured)
     done = CliRunner().invoke(app, ["bench", "data", "--json"])
     assert done.exit_code == 0, done.output
+    conforms("wardround-sim bench data", json.loads(done.stdout))
     first, second = json.loads(done.stdout)
     assert first["way"] == OURS
     assert first["images-per-cpu-s"] == 500
     assert second["cpu-s-per-1000-images"] == 9
-    assert second[f"times-{OURS.lower()}"] == pytest.approx(4.5)
+    assert second["times-ours-from-dicom"] == pytest.approx(4.5)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from simulations import bench_privacy
 from simulations.bench_privacy import AUTOTUNED, GHOST, HOOKS, PLAIN, Case, Figure, measure, ways
 from simulations.cli import app
+from tests.json_forms import conforms
 
 # Of Opacus' hooks, which are not told what the network's input is.
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -57,8 +58,9 @@ def test_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, ["bench", "privacy", "--json"])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
+    conforms("wardround-sim bench privacy", rows)
     assert len(rows) == 3 * len(bench_privacy.CASES)
     assert rows[2]["way"] == AUTOTUNED
-    assert rows[2][f"times-{PLAIN}"] == pytest.approx(1.5)
+    assert rows[2]["times-plain-sgd"] == pytest.approx(1.5)
     assert rows[2]["times-its-memory"] == 0.5
     assert rows[2]["noise-share"] == pytest.approx(0.1)

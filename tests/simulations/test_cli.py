@@ -11,6 +11,7 @@ from common.checkpoint import sha256
 from common.cli import FLOWER_ENVIRONMENT
 from simulations.cli import app
 from simulations.scenario import SHIPPED
+from tests.json_forms import conforms
 from tests.simulations.tiny import RUN_TOML, tiny_scenario
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
@@ -29,6 +30,7 @@ def test_run_prints_scores_and_writes_results(scenario: Path, tmp_path: Path) ->
     done = sim("run", scenario, "--out", tmp_path / "out", "--json", "--threads", 1)
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
+    conforms("wardround-sim run", rows)
     assert [row["site"] for row in rows] == ["north", "south", "mean of sites"]
     assert rows[2]["dice"] == pytest.approx((rows[0]["dice"] + rows[1]["dice"]) / 2)
     for name in ("model.safetensors", "model.json", "summary.json", "metrics.jsonl", "report.html"):
@@ -73,6 +75,7 @@ def test_compare_prints_the_table(scenario: Path, tmp_path: Path) -> None:
     done = sim("compare", scenario, "--out", tmp_path / "out", "--seeds", "0,1", "--rounds", 1, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
+    conforms("wardround-sim compare", told)
     assert [(one["column"], one["seed"]) for one in told["models"]] == [
         (name, seed) for seed in (0, 1) for name in ("alone: north", "alone: south", "pooled", "federated")
     ]

@@ -14,6 +14,7 @@ from simulations import crossval
 from simulations.cli import app
 from simulations.crossval import MEAN_OF_SITES, Fold, by_site, cross_validate, fold_runs, summary_rows
 from simulations.scenario import make_site
+from tests.json_forms import conforms
 from tests.simulations.tiny import interrupted, tiny_run, tiny_scenario, tiny_site
 
 FOLDS = 3
@@ -68,6 +69,7 @@ def test_each_fold_is_an_ordinary_run(scenario: Path, tmp_path: Path) -> None:
     assert summaries[0]["scores"]["test"] == summaries[1]["scores"]["test"]
 
     rows = json.loads(done.stdout)
+    conforms("wardround-sim crossval", rows)
     assert list(rows[0]) == [
         *("site", "fold", "dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall")
     ]

@@ -31,6 +31,7 @@ from simulations.privacy_audit import (
     noise_sites,
     patient_sites,
 )
+from tests.json_forms import conforms
 
 Break = Callable[[pytest.MonkeyPatch], None]
 Part = Callable[[], list[Finding]]
@@ -319,12 +320,13 @@ def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monk
 def test_command_prints_a_table_writes_a_report_and_ends_with_its_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = Finding("noise: variance", True, "deviation 1.0003 of the charged", "1", 0.5)
+    good = Finding("noise: variance", True, "deviation 1.0003 of the charged", "1 of the charged", 0.5)
     bad = Finding("clip: one patient", False, "moves the sum by <6.00> clips", "1 clip", 1e-30)
     for findings, code in (([good], 0), ([good, bad], 1)):
         monkeypatch.setattr(privacy_audit, "audit", lambda *_, findings=findings, **__: findings)
         done = CliRunner().invoke(app, ["audit", "--out", str(tmp_path / "out"), "--json"])
         assert done.exit_code == code, done.output
+        conforms("wardround-sim audit", json.loads(done.stdout))
         assert [row["result"] for row in json.loads(done.stdout)] == ["pass", "FAIL"][: len(findings)]
     report = (tmp_path / "out" / "audit.html").read_text()
     assert "FAILED: clip: one patient" in report

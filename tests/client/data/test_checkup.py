@@ -298,6 +298,7 @@ def test_label_whose_name_cannot_be_printed_is_read_by_another_process_too(tmp_p
     mask = np.zeros((3, 20, 20), bool)
     mask[1, 3:9, 3:9] = True
     labels = segmentation(slices, {"Lesion": mask})
+    labels.SpecificCharacterSet = labels.SegmentSequence[0].SpecificCharacterSet = "ISO_IR 192"
     labels.SegmentSequence[0].SegmentLabel = "Tumeur\xa0\x85 1"
     save(tmp_path / "data", [*slices, labels])
     (study,) = check(tmp_path, source(path="data"), readers=1).studies
