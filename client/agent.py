@@ -443,18 +443,21 @@ class Agent:
         _log.info("the certificate is renewed, for %d days", self._renewed.days_left)
 
     def _send_answers(self) -> None:
-        """Tell the coordinator all answers to open runs; telling one again does no harm."""
+        """Tell the coordinator the answers to open runs, and what the policy refuses; telling it again does no harm."""
         for proposal in approvals.load_all(self._home):
-            if not proposal.open or proposal.answer is None:
+            code = (proposal.appraisal and proposal.appraisal.code) or ""
+            if not proposal.open or (proposal.answer is None and not code):
                 continue
             self._record.answered(proposal)
-            request = AnswerProposalRequest(run_hash=proposal.run_hash, approved=proposal.answer.approved)
+            yes = proposal.answer is not None and proposal.answer.approved
+            request = AnswerProposalRequest(run_hash=proposal.run_hash, approved=yes, code="" if yes else code)
             try:
                 self._coordination.AnswerProposal(request, timeout=CALL_TIMEOUT_S)
             except grpc.RpcError as error:
                 if error.code() not in _RUN_IS_OVER:
                     raise
-            _log.info("run %r: answered %s", proposal.run.name, "yes" if proposal.answer.approved else "no")
+            said = "yes" if yes else "no" if proposal.answer else f"that the policy refuses it ({code})"
+            _log.info("run %r: answered %s", proposal.run.name, said)
 
 
 def _check_belongs(request: Request, message: Message, proposal: Proposal) -> None:

@@ -50,6 +50,8 @@ class Appraisal:
 
     offer: Offer | None  # None: no data for it
     refusal: str | None  # why this site cannot or must not take part; None: nothing speaks against it
+    # What the coordinator is told of it: where policy.toml refuses the run as it is written, whoever our patients are.
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,19 @@ def record(home: Path, run: RunConfig, bundle: bytes, *, is_open: bool, signers:
     return load(home, folder.name)
 
 
-def set_open(home: Path, run_hash: str, *, is_open: bool) -> None:
-    """Note whether the coordinator still holds the run open."""
-    _write(_root(home) / run_hash / _STATE, json.dumps({"open": is_open}).encode())
+def set_open(home: Path, run_hash: str, *, is_open: bool, resumption: str = "") -> None:
+    """Note whether the coordinator still holds the run open, and by which act an operator resumed it."""
+    nonces = [*resumptions(home, run_hash), *filter(None, [resumption])]
+    _write(_root(home) / run_hash / _STATE, json.dumps({"open": is_open, "resumptions": nonces}).encode())
+
+
+def resumptions(home: Path, run_hash: str) -> tuple[str, ...]:
+    """The acts by which the run was resumed so far, by their nonces; each is good for once."""
+    try:
+        state = json.loads((_root(home) / run_hash / _STATE).read_bytes())
+        return tuple(str(nonce) for nonce in state.get("resumptions", ()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return ()
 
 
 def note_appraisal(home: Path, run_hash: str, appraisal: Appraisal) -> None:
@@ -190,9 +202,9 @@ def await_appraisal(
 
 
 def answers_stamp(home: Path) -> tuple[tuple[str, int], ...]:
-    """Changes whenever an answer does, or a run with an answer is closed or resumed; looked at every second."""
-    answered = sorted(path.parent for path in _root(home).glob(f"*/{_ANSWER}"))
-    return tuple((folder.name, (folder / name).stat().st_mtime_ns) for folder in answered for name in (_STATE, _ANSWER))
+    """Changes whenever an answer or an appraisal does, or a run is closed or resumed; looked at every second."""
+    told = (path for name in (_STATE, _OFFER, _ANSWER) for path in _root(home).glob(f"*/{name}"))
+    return tuple(sorted((f"{path.parent.name}/{path.name}", path.stat().st_mtime_ns) for path in told))
 
 
 def _fitting(home: Path, wanted: str) -> list[Proposal]:
@@ -215,7 +227,7 @@ def _read_appraisal(path: Path) -> Appraisal | None:
         return None  # an earlier version's: the agent counts again
     if offer is not None:
         offer["tensors"] = {name: tuple(shape) for name, shape in offer["tensors"].items()}
-    return Appraisal(None if offer is None else Offer(**offer), values["refusal"])
+    return Appraisal(None if offer is None else Offer(**offer), values["refusal"], values.get("code"))
 
 
 def _read_answer(path: Path) -> Answer | None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import approvals, diagnosis, enrol, policy
+from client import approvals, diagnosis, enrol, policy, spending
 from client.admission import is_full
 from client.agent import Agent
 from client.approvals import Proposal
@@ -205,6 +205,8 @@ def approve(
     offer = proposal.appraisal.offer if proposal.appraisal else None
     site = open_site(home)
     policy.check(proposal.run, site.policy, offer)
+    if proposal.run.privacy is not None:
+        spending.check_home(site)
     show_table("What you approve", ("what", "value"), consequences(proposal, site, approvals.load_all(home)))
     if tensors and offer is not None:
         show_table("Tensors", ("tensor", "shape", "bytes"), tensor_rows(offer))
@@ -257,6 +259,9 @@ def ledger(
     release: Annotated[
         str | None, typer.Option("--release", metavar="RUN", help="Give back what this ended run has reserved.")
     ] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Enter what the audit log says was spent and the ledger lacks.")
+    ] = False,
     home: Home = HOME,
     as_json: JsonFlag = False,
 ) -> None:
@@ -265,6 +270,8 @@ def ledger(
     Example: `wardround-client ledger`
     """
     site = open_site(home)
+    if restore:
+        say(f"{spending.restore(site)} charges of the audit log are in the ledger again.")
     exists = (home / LEDGER_NAME).exists()
     entries = site.ledger.entries() if exists else ()
     if release is not None:
@@ -294,6 +301,7 @@ def ledger(
         f"Lifetime budgets: epsilon {site.policy.lifetime_epsilon:g} of those trained on (lifetime-epsilon in "
         f"policy.toml), {site.policy.lifetime_scores_epsilon:g} of held-out patients (lifetime-scores-epsilon)."
     )
+    spending.check_home(site)
 
 
 def _one_run(name: str, known: Iterable[str]) -> str:

@@ -15,10 +15,11 @@ from client.approvals import Appraisal, Proposal
 from client.pipe import Offer, PipeError
 from client.record import Record
 from client.site import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME, changed, current_site
-from common.config import RunConfig, sha256_of
-from common.errors import ConfigError, PolicyError, WardroundError
+from common.config import PolicyConfig, RunConfig, sha256_of
+from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
 from common.flower import read_bundle
-from common.operators import Endorsement, check_endorsements
+from common.operators import Act, Endorsement, check_act, check_endorsements, subject_of
+from common.records import Refusal
 from common.wire.wardround_pb2 import Proposal as ProposalProto
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Proposals:
         """
         self._home, self._record, self._offer = home, record, offer
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
+        self._doubted: set[str] = set()  # ended runs that the coordinator calls open, and no operator
         self._lock = threading.Lock()  # of two threads that keep the same proposal
 
     def keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
@@ -48,7 +50,10 @@ class Proposals:
         known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
         if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
             if known.open != proposal.open:
-                approvals.set_open(self._home, known.run_hash, is_open=proposal.open)
+                if proposal.open and not self._is_resumed(proposal, roots_pem):
+                    return
+                resumption = proposal.resumption.nonce if proposal.open else ""
+                approvals.set_open(self._home, known.run_hash, is_open=proposal.open, resumption=resumption)
                 if not proposal.open:
                     self._record.closed(known.run_hash)
                     current_site(self._home).ledger.release(known.run_hash)
@@ -63,6 +68,22 @@ class Proposals:
             return
         approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, signers=signers)
         _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
+
+    def _is_resumed(self, proposal: ProposalProto, roots_pem: bytes) -> bool:
+        """Whether an operator signed that a run which ended here goes on: the coordinator's word is not enough."""
+        one, subject = proposal.resumption, subject_of(proposal.run_hash)
+        act = Act("resume", subject, one.certificate_pem, one.signed_at, one.nonce, one.signature)
+        why = "it was signed for an earlier resumption"
+        try:
+            check_act(act, roots_pem)
+            if one.nonce not in approvals.resumptions(self._home, proposal.run_hash):
+                return True
+        except EnrolmentError as error:
+            why = str(error)
+        if proposal.run_hash not in self._doubted:
+            self._doubted.add(proposal.run_hash)
+            _log.error("run %s has ended, and is not open again: %s", proposal.run_hash[:12], why)
+        return False
 
     def appraise(self) -> None:
         """Look at all open proposals that nobody has answered."""
@@ -90,10 +111,11 @@ class Proposals:
         stamp = changed(self._home, SITE_NAME, POLICY_NAME, FORGOTTEN_NAME)
         if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
             return
-        offer, refusal, decides = None, None, False
+        offer, refusal, code, decides = None, None, None, False
         try:
             rules = current_site(self._home).policy
             decides = rules.auto_approve
+            code = _code_of(proposal.run, rules)
             policy.check(proposal.run, rules)
             offer = self._offer(proposal.run)
             policy.check(proposal.run, rules, offer)
@@ -104,6 +126,18 @@ class Proposals:
             refusal = str(error)
             _log.warning("run %r: %s", proposal.run.name, refusal)
         self._appraised[proposal.run_hash] = stamp
-        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal))
+        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal, code))
+        if code is not None:
+            self._record.replied(Refusal(proposal.run_hash, 0, ErrorCode(code)))
         if decides:
             approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
+
+
+def _code_of(run: RunConfig, rules: PolicyConfig) -> str | None:
+    """What the coordinator is told where policy.toml refuses a run for what stands in it. What our patients are too few
+    for is for a person to answer: a coordinator could ask about them with one proposal after the other."""
+    try:
+        policy.check(run, rules)
+    except PolicyError as error:
+        return str(error.code)
+    return None

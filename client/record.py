@@ -63,8 +63,13 @@ def open_log(home: Path) -> AuditLog:
 
 def note(home: Path, kind: str, fields: Mapping[str, Value] | None = None) -> None:
     """Write one entry, for a command. A folder that has not joined a federation has no log, and needs none."""
-    if (home / "tls" / "coordinator.json").exists():
+    if has_joined(home):
         open_log(home).append(kind, fields)
+
+
+def has_joined(home: Path) -> bool:
+    """Whether the folder is of a site that has joined a federation, and so has an audit log."""
+    return (home / "tls" / "coordinator.json").exists()
 
 
 def count_fields(patients: int) -> dict[str, Value]:

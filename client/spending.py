@@ -9,23 +9,37 @@ old copy, or is gone, and nothing is trained with it: what was spent would be sp
 """
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import TypeAlias
 
+from client import approvals
 from client.pipe import Offer
-from client.record import Record
+from client.record import Record, has_joined, open_log
 from client.site import Site
-from common.audit.entries import Entry
 from common.audit.log import AuditLog
 from common.config import RunConfig, sha256_of
-from common.errors import ErrorCode, PrivacyError
-from common.privacy.accountant import epsilon
-from common.privacy.guarantee import charge_round
+from common.errors import ConfigError, ErrorCode, PrivacyError
+from common.privacy.accountant import epsilon, noise_multiplier_for
+from common.privacy.guarantee import charge_round, plan
 from common.privacy.ledger import Ledger
-from common.privacy.scores import is_held_out
+from common.privacy.scores import held_out_cohort, is_held_out
 
 # Of the attempts of an agent. Others, of a site without one, have no receipts: each of their charges stands for itself.
 ATTEMPT = "agent."
 
 _ALL = 2**31  # as many as there are
+_ROUNDED_UP = 1.00001  # the gate rounds to six digits
+
+_Place: TypeAlias = tuple[str, int, str]  # run hash, round, and of scores the phase
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What the audit log says of a charge."""
+
+    epsilon: float  # of a round; of scores that of all the run's answers up to this one
+    delta: float
+    answers: int  # so many; 1 for a round
 
 
 def charge(site: Site, record: Record, run: RunConfig, offer: Offer, *, round_: int, attempt: str) -> None:
@@ -61,38 +75,98 @@ def charge(site: Site, record: Record, run: RunConfig, offer: Offer, *, round_: 
         record.spent(run_hash, round_, _cost(ledger, offer.cohort_id, run_hash, round_))
 
 
+def check_home(site: Site) -> None:
+    """`check_ledger`, for a command; a folder that has not joined a federation has no log to compare with."""
+    if has_joined(site.home):
+        check_ledger(site.ledger, open_log(site.home))
+
+
+def restore(site: Site) -> int:
+    """Enter again what the audit log says was spent and the ledger lacks.
+
+    Args:
+        site: one that has joined a federation; whose charges are all its own cohort's.
+
+    Returns:
+        How many charges were entered; never too few, and none twice.
+
+    Raises:
+        PrivacyError: the document of a run that was trained is gone, so its noise is not known.
+    """
+    from client.data.pseudonym import cohort_id  # noqa: PLC0415 - the agent imports nothing of the images' readers
+
+    ledger, cohort = site.ledger, cohort_id(site.key)
+    missing, last = _missing(ledger, open_log(site.home))
+    for (run_hash, round_, phase), count in missing.items():
+        spent = last[run_hash, round_, phase]
+        if phase:
+            # The epsilon noted is that of all the run's answers up to this one, and they have the same noise.
+            noise = noise_multiplier_for(spent.epsilon * _ROUNDED_UP, spent.delta, 1.0, spent.answers)
+            cost = {"noise_multiplier": noise, "sampling_rate": 1.0, "steps": 1, "delta": spent.delta}
+            ledger.charge(held_out_cohort(cohort), run_hash, round_, phase, **cost, lifetime_epsilon=None)
+            ledger.begin(held_out_cohort(cohort), run_hash, round_, phase)  # it has been answered
+            continue
+        planned = plan(_document(site, run_hash), round(1 / (10 * spent.delta)))  # the size that the delta was made of
+        cost = {
+            "noise_multiplier": planned.noise_multiplier,
+            "sampling_rate": planned.sampling_rate,
+            "steps": planned.steps_per_round,
+            "delta": planned.delta,
+        }
+        for number in range(count):
+            ledger.charge(cohort, run_hash, round_, f"restored.{number}", **cost, lifetime_epsilon=None)
+    return missing.total()
+
+
 def check_ledger(ledger: Ledger, log: AuditLog) -> None:
     """Refuse a ledger that holds less than the audit log says was spent.
 
     Raises:
         PrivacyError: LEDGER_OUTDATED, it lacks charges; or it cannot be read.
     """
-    with log.transaction() as transaction:
-        entries = transaction.latest("spend", "evaluated", count=_ALL)
-    # Of scores those that were noised, and so paid for; each answer once, however often it left.
-    scores = {_scored(entry) for entry in entries if entry.kind == "evaluated" and "epsilon" in entry.fields}
-    spent = Counter((*_where(entry), "") for entry in entries if entry.kind == "spend") + Counter(scores)
-    if not spent:
-        return
-    missing = spent - Counter(
-        (one.run_hash, one.round, one.attempt if is_held_out(one.cohort) else "") for one in ledger.entries()
-    )
+    missing, last = _missing(ledger, log)
     if missing:
         raise PrivacyError(
-            f"the privacy ledger lacks {missing.total()} of the {spent.total()} charges in the audit log: it was "
-            "restored from an old copy, or is gone. Nothing is trained with privacy, because what was spent would be "
-            "spent again. Put the newest copy of state/ledger.sqlite back, or see docs/audit.md, 'When the ledger was "
-            "restored or is missing'.",
+            f"the privacy ledger lacks {missing.total()} of the {len(last)} charges in the audit log: it was restored "
+            "from an old copy, or is gone. Nothing is trained with privacy, because what was spent would be "
+            "spent again. Put the newest copy of state/ledger.sqlite back, or enter what is missing with "
+            "'wardround-client ledger --restore'. See docs/audit.md, 'When the ledger was restored or is missing'.",
             ErrorCode.LEDGER_OUTDATED,
         )
 
 
-def _where(entry: Entry) -> tuple[str, int]:
-    return str(entry.fields["run"]), int(entry.fields["round"])
+def _missing(ledger: Ledger, log: AuditLog) -> tuple[Counter[_Place], dict[_Place, _Spent]]:
+    """The charges that the audit log has and the ledger has not, how often; and what it says of each that it has."""
+    with log.transaction() as transaction:
+        entries = transaction.latest("spend", "evaluated", count=_ALL)
+    times: Counter[_Place] = Counter()
+    last: dict[_Place, _Spent] = {}
+    for entry in reversed(entries):
+        if "epsilon" not in entry.fields:
+            continue  # scores that were not noised, and so not paid for
+        run, phase = str(entry.fields["run"]), str(entry.fields.get("phase", ""))
+        place = (run, int(entry.fields["round"]), phase)
+        if phase and place in last:
+            continue  # an answer is one charge, however often it left
+        answers = 1 + sum(one[0] == run and one[2] != "" for one in last)
+        times[place] += 1
+        last[place] = _Spent(float(entry.fields["epsilon"]), float(entry.fields["delta"]), answers)
+    held = Counter(
+        (one.run_hash, one.round, one.attempt if is_held_out(one.cohort) else "") for one in ledger.entries()
+    )
+    return times - held if times else times, last
 
 
-def _scored(entry: Entry) -> tuple[str, int, str]:
-    return (*_where(entry), str(entry.fields["phase"]))
+def _document(site: Site, run_hash: str) -> RunConfig:
+    try:
+        return approvals.load(site.home, run_hash).run
+    except ConfigError as error:
+        raise PrivacyError(
+            f"the document of run {run_hash[:12]}, which was charged, is not among the proposals here: what it spent is "
+            "not known. Start the agent while the coordinator still lists that run, which brings the document back; "
+            "or restore proposals/ from a backup.",
+            ErrorCode.LEDGER_OUTDATED,
+        ) from error
 
 
 def _cost(ledger: Ledger, cohort: str, run_hash: str, round_: int) -> tuple[float, float]:

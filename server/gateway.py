@@ -28,7 +28,7 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
-from common.errors import AuditError, ConfigError, EnrolmentError, FederationError, UpdateError
+from common.errors import AuditError, ConfigError, EnrolmentError, ErrorCode, FederationError, UpdateError
 from common.wire import clock, wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server import enrolment, mailbox
@@ -225,16 +225,21 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def AnswerProposal(  # noqa: N802
         self, request: wardround_pb2.AnswerProposalRequest, context: grpc.ServicerContext
     ) -> wardround_pb2.AnswerProposalReply:
-        """The hospital approves or denies a run."""
+        """The hospital approves or denies a run, or says that its policy does not allow it."""
         site = self._authorise(context)
+        code = request.code if request.code in list(ErrorCode) and not request.approved else ""
         try:
-            if self._registry.answer(request.run_hash, site.name, approved=request.approved):
-                kind = "approved" if request.approved else "denied"
-                self._witness.log.append(kind, {"run": request.run_hash, "site": site.name})
+            if self._registry.answer(request.run_hash, site.name, approved=request.approved, code=code):
+                about = {"run": request.run_hash, "site": site.name}
+                if code:
+                    self._witness.log.append("refusal", about | {"code": code})
+                else:
+                    self._witness.log.append("approved" if request.approved else "denied", about)
         except FederationError as error:
             self._note(context, error)
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        _log.info("site %s %s run %s", site.name, "approves" if request.approved else "denies", request.run_hash[:8])
+        said = "approves" if request.approved else f"refuses ({code})" if code else "denies"
+        _log.info("site %s %s run %s", site.name, said, request.run_hash[:8])
         return wardround_pb2.AnswerProposalReply()
 
     def Renew(  # noqa: N802
@@ -442,6 +447,7 @@ def _fingerprint(certificate_pem: bytes) -> str:
 
 
 def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
+    act = proposal.resumption
     return wardround_pb2.Proposal(
         run_hash=proposal.run_hash,
         bundle=proposal.bundle,
@@ -453,4 +459,8 @@ def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
             )
             for one in proposal.endorsements
         ],
+        resumption=act
+        and wardround_pb2.Resumption(
+            certificate_pem=act.certificate_pem, signed_at=act.signed_at, nonce=act.nonce, signature=act.signature
+        ),
     )

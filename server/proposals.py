@@ -8,7 +8,7 @@ stopped one again. `revision` grows with each change. One that is open again, wi
 import datetime
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common import pki
@@ -41,6 +41,12 @@ CREATE TABLE IF NOT EXISTS answers (
     approved INTEGER NOT NULL,
     PRIMARY KEY (run_hash, site)
 );
+CREATE TABLE IF NOT EXISTS policy_refusals (
+    run_hash TEXT NOT NULL,
+    site TEXT NOT NULL,
+    code TEXT NOT NULL,
+    PRIMARY KEY (run_hash, site)
+);
 """
 
 
@@ -59,11 +65,20 @@ class Proposal:
     opened: datetime.datetime
     approved: frozenset[str]
     denied: frozenset[str]
+    refused: Mapping[str, str]  # site -> code: its policy does not allow the run as it is written
+    resumption: Act | None  # by which it is open again after it had ended
 
     @property
     def open(self) -> bool:
         """Whether sites may still take part."""
         return self.state in OPEN_STATES
+
+    @property
+    def refusals(self) -> list[str]:
+        """Who does not take part, in words: by its policy, or because somebody there said no."""
+        policies = [f"refused by the policy of {site} ({code})" for site, code in sorted(self.refused.items())]
+        people = sorted(self.denied - self.refused.keys())
+        return [*policies, *([f"denied by {', '.join(people)}"] if people else [])]
 
     @property
     def run(self) -> RunConfig:
@@ -137,8 +152,14 @@ class Proposals(Store):
             )
         return self.proposal(run_hash)
 
-    def answer(self, run_hash: str, site: str, *, approved: bool) -> bool:
+    def answer(self, run_hash: str, site: str, *, approved: bool, code: str = "") -> bool:
         """Note a hospital's decision; whether it is a new one.
+
+        Args:
+            run_hash: the run's.
+            site: the hospital.
+            approved: whether it takes part.
+            code: why its policy refuses the run; with it, nobody there needs to have answered.
 
         Raises:
             FederationError: the run is not open.
@@ -147,13 +168,17 @@ class Proposals(Store):
             row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
             if row is None or row["state"] not in OPEN_STATES:
                 raise FederationError(f"the run {run_hash[:8]} is not open")
-            query = "SELECT 1 FROM answers WHERE run_hash = ? AND site = ? AND approved = ?"
-            known = database.execute(query, (run_hash, site, approved)).fetchone()
-            database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (run_hash, site, approved))
-        return known is None
+            place = (run_hash, site)
+            before = database.execute("SELECT approved FROM answers WHERE run_hash = ? AND site = ?", place).fetchone()
+            why = database.execute("SELECT code FROM policy_refusals WHERE run_hash = ? AND site = ?", place).fetchone()
+            database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (*place, approved))
+            database.execute("DELETE FROM policy_refusals WHERE run_hash = ? AND site = ?", place)
+            if code:
+                database.execute("INSERT INTO policy_refusals VALUES (?, ?, ?)", (*place, code))
+        return before is None or (bool(before[0]), "" if why is None else str(why[0])) != (approved, code)
 
     def reopen(self, run_hash: str, act: Act | None = None) -> None:
-        """Propose a failed or stopped run again; the hospitals' answers still count.
+        """Propose a failed or stopped run again; approvals still count, and who said no is asked anew.
 
         Args:
             run_hash: the run's.
@@ -171,6 +196,8 @@ class Proposals(Store):
                     "revision = ?, act = ? WHERE run_hash = ?",
                     (pki.now().isoformat(), _next_revision(database), act_to_text(act), run_hash),
                 )
+                database.execute("DELETE FROM answers WHERE run_hash = ? AND NOT approved", (run_hash,))
+                database.execute("DELETE FROM policy_refusals WHERE run_hash = ?", (run_hash,))
         if not may:
             raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
 
@@ -239,6 +266,7 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row, acts: Acts) -> Pro
         acts.tell(f"run {run_hash[:8]} is stopped")
     query = "SELECT site, approved FROM answers WHERE run_hash = ?"
     answers = database.execute(query, (run_hash,)).fetchall()
+    refusals = database.execute("SELECT site, code FROM policy_refusals WHERE run_hash = ?", (run_hash,)).fetchall()
     return Proposal(
         run_hash=run_hash,
         name=row["name"],
@@ -251,6 +279,8 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row, acts: Acts) -> Pro
         opened=datetime.datetime.fromisoformat(row["opened"]),
         approved=frozenset(answer["site"] for answer in answers if answer["approved"]),
         denied=frozenset(answer["site"] for answer in answers if not answer["approved"]),
+        refused={row["site"]: row["code"] for row in refusals},
+        resumption=act if act is not None and act.action == "resume" else None,
     )
 
 

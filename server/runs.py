@@ -70,11 +70,22 @@ class Runs:
                 self._registry.ended(proposal.run_hash)
 
     def _start_if_approved(self, proposal: Proposal) -> None:
-        """People decide about a proposal, and take the time that they need; who proposed it withdraws it by `stop`."""
+        """People decide about a proposal, and take the time that they need; who proposed it withdraws it by `stop`.
+
+        Where those who have said no leave too few for the quorum, there is nothing to wait for.
+        """
+        quorum = proposal.run.federation.quorum
         active = {site.name for site in self._registry.sites() if site.state == "active"}
         willing = proposal.approved & active
-        if len(willing) >= proposal.run.federation.quorum:
+        if len(willing) >= quorum:
             self._start(proposal)
+        elif len(active) >= quorum > len(active - proposal.denied):
+            reason = (
+                f"too few sites are left for a quorum of {quorum}: {'; '.join(proposal.refusals)}. Propose a run that "
+                "they allow; or, when they have changed their policy or answer, go on with "
+                f"`wardround-server resume {proposal.run_hash[:8]}`."
+            )
+            self._close(proposal, "failed", reason)
 
     def _follow(self, proposal: Proposal) -> None:
         summary = read_summary(self._home.run_folder(proposal.run))

@@ -51,7 +51,7 @@ def state_line(registry: Registry, proposal: Proposal) -> str:
     if len(proposal.approved) >= proposal.run.federation.quorum:
         return f"{proposal.name} {proposal.run_hash[:8]}: starting"
     silent = {site.name for site in registry.sites() if site.state == "active"} - proposal.approved - proposal.denied
-    denied = f"; denied by {', '.join(sorted(proposal.denied))}" if proposal.denied else ""
+    denied = f"; {'; '.join(proposal.refusals)}" if proposal.denied else ""
     return (
         f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "
         f"approvals{denied}; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "

@@ -52,18 +52,32 @@ class CollectReply(_message.Message):
     def __init__(self, state: _Optional[_Union[CollectReply.State, str]] = ..., certificate_pem: _Optional[bytes] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("run_hash", "bundle", "bundle_sha256", "open", "endorsements")
+    __slots__ = ("run_hash", "bundle", "bundle_sha256", "open", "endorsements", "resumption")
     RUN_HASH_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ENDORSEMENTS_FIELD_NUMBER: _ClassVar[int]
+    RESUMPTION_FIELD_NUMBER: _ClassVar[int]
     run_hash: str
     bundle: bytes
     bundle_sha256: str
     open: bool
     endorsements: _containers.RepeatedCompositeFieldContainer[Endorsement]
-    def __init__(self, run_hash: _Optional[str] = ..., bundle: _Optional[bytes] = ..., bundle_sha256: _Optional[str] = ..., open: _Optional[bool] = ..., endorsements: _Optional[_Iterable[_Union[Endorsement, _Mapping]]] = ...) -> None: ...
+    resumption: Resumption
+    def __init__(self, run_hash: _Optional[str] = ..., bundle: _Optional[bytes] = ..., bundle_sha256: _Optional[str] = ..., open: _Optional[bool] = ..., endorsements: _Optional[_Iterable[_Union[Endorsement, _Mapping]]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ...) -> None: ...
+
+class Resumption(_message.Message):
+    __slots__ = ("certificate_pem", "signed_at", "nonce", "signature")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_AT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    signed_at: int
+    nonce: str
+    signature: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., signed_at: _Optional[int] = ..., nonce: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Endorsement(_message.Message):
     __slots__ = ("certificate_pem", "signature", "signed_at")
@@ -92,12 +106,14 @@ class ListProposalsReply(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ...) -> None: ...
 
 class AnswerProposalRequest(_message.Message):
-    __slots__ = ("run_hash", "approved")
+    __slots__ = ("run_hash", "approved", "code")
     RUN_HASH_FIELD_NUMBER: _ClassVar[int]
     APPROVED_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     run_hash: str
     approved: bool
-    def __init__(self, run_hash: _Optional[str] = ..., approved: _Optional[bool] = ...) -> None: ...
+    code: str
+    def __init__(self, run_hash: _Optional[str] = ..., approved: _Optional[bool] = ..., code: _Optional[str] = ...) -> None: ...
 
 class AnswerProposalReply(_message.Message):
     __slots__ = ()

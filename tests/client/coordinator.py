@@ -5,6 +5,7 @@
 import hashlib
 import json
 import queue
+import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -55,6 +56,11 @@ class Authority:
             certificate_pem=one.certificate_pem, signature=one.signature, signed_at=one.signed_at
         )
 
+    def act(self, action: str, subject: str) -> operators.Act:
+        certificate = pki.to_pem(self.operator)
+        nonce = secrets.token_hex(16)
+        return operators.sign_act(self.operator_key, certificate, action, subject, signed_at=1_700_000_000, nonce=nonce)
+
     def admit(self, home: Path, site: str, gateway: str) -> enrol.Identity:
         """Give a home folder what `join` would."""
         enrol.prepare_home(home, site)
@@ -82,6 +88,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.address = f"127.0.0.1:{port}"
         self.proposals: list[wardround_pb2.Proposal] = []
         self.answers: queue.Queue[tuple[str, bool]] = queue.Queue()
+        self.codes: dict[str, str] = {}  # run hash -> what the site said about it last, beside yes or no
         self.replies: queue.Queue[Reply] = queue.Queue()
         self.run = run_pb2.Run(run_id=FLOWER_RUN)
         self.sent: list[bytes] = []  # every byte of content the agent pushed, and its messages' heads
@@ -146,11 +153,24 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             proposal.open = proposal.open and proposal.run_hash != run_hash
         self._revision += 1
 
-    def resume(self, run_hash: str) -> None:
-        """The run that had ended is open again."""
+    def resume(self, run_hash: str, *, act: operators.Act | None = None, signed: bool = True) -> operators.Act:
+        """The run that had ended is open again, by an operator's signature unless a test says otherwise."""
+        act = act or self._authority.act("resume", operators.subject_of(run_hash))
         for proposal in self.proposals:
-            proposal.open = proposal.open or proposal.run_hash == run_hash
+            if proposal.run_hash == run_hash:
+                proposal.open = True
+                proposal.ClearField("resumption")
+                if signed:
+                    proposal.resumption.CopyFrom(
+                        wardround_pb2.Resumption(
+                            certificate_pem=act.certificate_pem,
+                            signed_at=act.signed_at,
+                            nonce=act.nonce,
+                            signature=act.signature,
+                        )
+                    )
         self._revision += 1
+        return act
 
     def ask(self, request: Request, message_type: str | None = None) -> None:
         """Put a request where the agent will find it."""
@@ -237,6 +257,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return wardround_pb2.ListProposalsReply(revision=self._revision, proposals=self.proposals)
 
     def AnswerProposal(self, request, context):
+        self.codes[request.run_hash] = request.code
         self.answers.put((request.run_hash, request.approved))
         return wardround_pb2.AnswerProposalReply()
 

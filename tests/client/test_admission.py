@@ -3,6 +3,7 @@
 The agent, TLS and gRPC are real; the coordinator is hostile, the worker does what a test says.
 """
 
+import queue
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,20 @@ from client import approvals
 from client.fleet import Fleet
 from client.status import read_status
 from common.errors import ErrorCode
+from common.operators import subject_of
 from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
-from tests.client.coordinator import NODE_ID
-from tests.client.test_agent import OPEN_POLICY, PRIVATE_TOML, UPDATED, WEIGHTS, Stage, authority, eventually, stage
+from tests.client.coordinator import NODE_ID, Authority
+from tests.client.test_agent import (
+    OPEN_POLICY,
+    PRIVATE_TOML,
+    SOON_S,
+    UPDATED,
+    WEIGHTS,
+    Stage,
+    authority,
+    eventually,
+    stage,
+)
 
 __all__ = ["authority", "stage"]  # fixtures
 
@@ -158,3 +170,76 @@ def test_kept_update_leaves_without_what_the_policy_has_stopped_since(stage: Sta
     stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
     assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {})
     eventually(lambda: len(stage.coordinator.receipts) >= 1)
+
+
+# A run that had ended
+
+
+def ended(stage: Stage) -> str:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.close(run_hash)
+    eventually(lambda: not approvals.load(stage.home, run_hash).open)
+    return run_hash
+
+
+def test_run_that_an_operator_resumed_is_open_again(stage: Stage) -> None:
+    run_hash = ended(stage)
+    stage.coordinator.resume(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))  # may come before the news
+    assert isinstance(stage.reply(), TrainReply)
+    assert approvals.load(stage.home, run_hash).open
+
+
+@pytest.mark.parametrize("how", ["unsigned", "of a stranger", "used before", "of another run", "another act"])
+def test_run_stays_ended_whatever_the_coordinators_host_says_without_an_operators_new_signature(
+    stage: Stage, how: str
+) -> None:
+    run_hash = ended(stage)
+    authority, subject = stage.coordinator._authority, subject_of(run_hash)
+    acts = {
+        "unsigned": None,
+        "of a stranger": Authority().act("resume", subject),
+        "of another run": authority.act("resume", subject_of("ab" * 32)),
+        "another act": authority.act("stop", subject),
+    }
+    if how == "used before":
+        acts[how] = stage.coordinator.resume(run_hash)
+        eventually(lambda: approvals.load(stage.home, run_hash).open)
+        stage.coordinator.close(run_hash)
+        eventually(lambda: not approvals.load(stage.home, run_hash).open)
+    stage.coordinator.resume(run_hash, act=acts[how], signed=how != "unsigned")
+    for request in (TrainRequest(run_hash, 1, WEIGHTS), EvaluateRequest(run_hash, 1, "test", UPDATED)):
+        stage.coordinator.ask(request)
+        assert stage.reply() == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
+    assert not approvals.load(stage.home, run_hash).open
+    assert stage.worker.worked == []
+
+
+# What the policy refuses
+
+
+def test_policy_that_refuses_a_run_tells_the_coordinator_a_code_before_anybody_has_answered(stage: Stage) -> None:
+    (stage.home / "policy.toml").write_text("min-patients = 1\n")  # and require-privacy, which is the default
+    run_hash = stage.propose()
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.codes == {run_hash: "policy-refused"}
+    assert approvals.load(stage.home, run_hash).answer is None
+    assert stage.worker.asked == []
+    (stage.home / "policy.toml").write_text(OPEN_POLICY)
+    stage.approve(run_hash)
+    assert stage.coordinator.codes == {run_hash: ""}
+
+
+def test_nothing_is_told_of_our_patients_before_a_person_has_answered(stage: Stage) -> None:
+    (stage.home / "policy.toml").write_text("require-privacy = false\nmin-patients = 21\n")  # there are twenty
+    run_hash = stage.propose()
+    eventually(lambda: approvals.load(stage.home, run_hash).appraisal)
+    appraisal = approvals.load(stage.home, run_hash).appraisal
+    assert appraisal is not None
+    assert "fewer than min-patients" in str(appraisal.refusal)
+    with pytest.raises(queue.Empty):
+        stage.coordinator.answers.get(timeout=1.0)
+    approvals.answer(stage.home, run_hash, approved=False, by="person")
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.codes == {run_hash: ""}

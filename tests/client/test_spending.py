@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from client import spending
+from client.data.pseudonym import cohort_id
 from client.pipe import Answer, PipeError, Question
 from client.record import open_log
 from client.site import open_site
+from common.audit.entries import decimal_text
 from common.config import RunConfig, parse
-from common.errors import ErrorCode
+from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
+from common.privacy.scores import held_out_cohort
 from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.test_agent import (
     OFFER,
@@ -224,3 +228,63 @@ def test_epsilon_of_the_audit_log_adds_up_to_that_of_the_ledger(stage: Stage) ->
     rows = [(one.noise_multiplier, one.sampling_rate, one.steps) for one in entries]
     spent = [float(one.fields["epsilon"]) for one in open_log(stage.home).entries() if one.kind == "spend"]
     assert sum(spent) == pytest.approx(epsilon(rows, entries[0].delta), rel=1e-4)
+
+
+def test_restored_ledger_is_complete_again_by_the_audit_log_and_the_run_documents(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    for round_ in (1, 2):
+        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.reply()
+    path = stage.home / "state" / "ledger.sqlite"
+    whole = open_site(stage.home).ledger.entries()
+    path.unlink()
+    site = open_site(stage.home)
+    with pytest.raises(PrivacyError, match="lacks 2 of the 2 charges"):
+        spending.check_home(site)
+    assert spending.restore(site) == 2
+    assert spending.restore(site) == 0
+    cost = ("round", "noise_multiplier", "sampling_rate", "steps", "delta")
+    found = site.ledger.entries()
+    assert sorted(tuple(getattr(one, name) for name in cost) for one in found) == [
+        tuple(getattr(one, name) for name in cost) for one in whole
+    ]
+    assert {one.cohort for one in found} == {cohort_id(site.key)}
+    stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+
+
+def test_nothing_is_guessed_about_a_charge_whose_run_document_is_gone(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.reply()
+    (stage.home / "state" / "ledger.sqlite").unlink()
+    (stage.home / "proposals").rename(stage.home / "elsewhere")
+    with pytest.raises(PrivacyError, match="not among the proposals here"):
+        spending.restore(open_site(stage.home))
+    assert charges(stage.home) == 0
+
+
+def test_restored_ledger_has_the_charges_of_noised_scores_too(stage: Stage) -> None:
+    """As the worker enters them: one for a round and phase, all of a run with the same noise."""
+    run_hash = stage.propose(PRIVATE_TOML)
+    site = open_site(stage.home)
+    held_out, noise, delta = held_out_cohort(cohort_id(site.key)), 7.25, 0.005
+    log = open_log(stage.home)
+    for answers, (round_, phase) in enumerate(((1, "validation"), (2, "validation"), (3, "test")), start=1):
+        spent = epsilon([(noise, 1.0, answers)], delta)
+        about = {"run": run_hash, "round": round_, "phase": phase, "model": "ab" * 32}
+        for _ in range(2):  # an answer that left twice is one charge
+            log.append("evaluated", about | {"epsilon": decimal_text(spent), "delta": decimal_text(delta)})
+    with pytest.raises(PrivacyError, match="lacks 3 of the 3 charges"):
+        spending.check_home(site)
+    assert spending.restore(site) == 3
+    spending.check_home(site)
+    assert [(one.cohort, one.round, one.attempt, one.noise_multiplier, one.steps) for one in site.ledger.entries()] == [
+        (held_out, 1, "validation", noise, 1),
+        (held_out, 2, "validation", noise, 1),
+        (held_out, 3, "test", noise, 1),
+    ]
+    with pytest.raises(PrivacyError, match="used up"):
+        site.ledger.begin(held_out, run_hash, 1, "validation")

@@ -402,6 +402,11 @@ def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(
     assert (proposal.run_hash, proposal.bundle_sha256) == (sha256_of(RUN), hashlib.sha256(bundle).hexdigest())
     stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=True))
     assert registry.proposal(proposal.run_hash).approved == {"a"}
+    refusal = AnswerProposalRequest(run_hash=proposal.run_hash, approved=False, code="policy-refused")
+    stub.AnswerProposal(refusal)
+    assert registry.proposal(proposal.run_hash).refused == {"a": "policy-refused"}
+    stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=False, code="Anna Mueller"))
+    assert registry.proposal(proposal.run_hash).refused == {}
     registry.close(proposal.run_hash, "stopped")
     late = AnswerProposalRequest(run_hash=proposal.run_hash, approved=True)
     assert status_of(stub.AnswerProposal, late) == grpc.StatusCode.FAILED_PRECONDITION

@@ -117,6 +117,28 @@ def test_approvals_are_waited_for_without_a_clock(home, registry, superlink, mon
     assert runs.step() == {1}
 
 
+def test_a_run_that_too_many_policies_refuse_does_not_hang_and_can_be_resumed(home, registry, superlink):
+    runs = Runs(home, registry)
+    registry.answer(HASH, "a", approved=True)
+    assert registry.answer(HASH, "b", approved=False, code="policy-refused")
+    assert not registry.answer(HASH, "b", approved=False, code="policy-refused")
+    runs.step()
+    waiting = registry.proposal(HASH)
+    assert waiting.state == "proposed"
+    assert "refused by the policy of b (policy-refused); waiting for c" in state_line(registry, waiting)
+    registry.answer(HASH, "c", approved=False)
+    runs.step()
+    closed = registry.proposal(HASH)
+    assert closed.state == "failed"
+    assert "refused by the policy of b (policy-refused); denied by c" in closed.reason
+    registry.reopen(HASH, signed(home, registry, "resume", HASH))
+    runs.step()
+    assert registry.proposal(HASH).state == "proposed"
+    registry.answer(HASH, "b", approved=True)
+    assert registry.proposal(HASH).refused == {}
+    assert runs.step() == {1}
+
+
 def test_a_run_is_completed_when_its_summary_says_so(home, registry, running):
     summary(home, "running")
     assert running.step() == {1}
