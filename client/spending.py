@@ -162,8 +162,8 @@ def _document(site: Site, run_hash: str) -> RunConfig:
         return approvals.load(site.home, run_hash).run
     except ConfigError as error:
         raise PrivacyError(
-            f"the document of run {run_hash[:12]}, which was charged, is not among the proposals here: what it spent is "
-            "not known. Start the agent while the coordinator still lists that run, which brings the document back; "
+            f"the document of run {run_hash[:12]}, which was charged, is not among the proposals here: what it spent "
+            "is not known. Start the agent while the coordinator still lists that run, which brings the document back; "
             "or restore proposals/ from a backup.",
             ErrorCode.LEDGER_OUTDATED,
         ) from error

@@ -1,7 +1,7 @@
 """The tables in docs/privacy-engine.md, "What leaves, and what it depends on", against the code."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,16 @@ from safetensors.numpy import save
 
 from client import gate
 from common.audit.entries import RECEIPT
-from common.config import RunConfig, parse
+from common.config import RunConfig, Scores, parse
 from common.errors import ErrorCode
+from common.privacy.scores import NOISE_NAMES
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
 from common.wire.wardround_pb2 import AnswerProposalRequest
 from tests.client.test_agent import PRIVATE_TOML, RUN_TOML
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "privacy-engine.md"
 WEIGHTS = save({"w": np.arange(6, dtype=np.float32).reshape(2, 3)})
-SCORES = "SCORES"  # stands for the names that the gate lets go with an evaluation
+SCORES: tuple[Scores, ...] = ("noised", "exact")
 PLAIN, PRIVATE = parse(RunConfig, RUN_TOML), parse(RunConfig, PRIVATE_TOML)
 
 
@@ -41,10 +42,17 @@ def listed() -> list[str]:
     return [name for row in tables()[0] for name in named(row[0])]
 
 
+def classless(names: Iterable[str]) -> set[str]:
+    """Those of a class under one name."""
+    return {"dice-CLASS" if name.startswith("dice-") else name for name in names}
+
+
 def told() -> Iterator[str]:
     """Every name under which a value leaves in a message, an answer or a receipt."""
     for run in (PLAIN, PRIVATE):
         yield from gate.train_metrics(run)
+        for scores in SCORES:
+            yield from classless(gate.score_names(run, scores=scores))
     replies = (
         TrainReply("ab" * 32, 1, WEIGHTS, 10),
         EvaluateReply("ab" * 32, 1, "test", 10),
@@ -62,7 +70,6 @@ def test_every_value_that_leaves_is_in_the_table_and_nothing_else() -> None:
     names = listed()
     assert len(names) == len(set(names)), "a value stands in two rows"
     assert set(names) == set(told())
-    assert any(row[0] == SCORES for row in tables()[0])
 
 
 def test_under_privacy_no_scalar_of_an_update_depends_on_a_patient() -> None:
@@ -71,6 +78,14 @@ def test_under_privacy_no_scalar_of_an_update_depends_on_a_patient() -> None:
     free = gate.train_metrics(PLAIN) - gate.train_metrics(PRIVATE)
     assert free == {"train-loss", "seconds"}
     assert all("neither leaves under privacy" in by_row[name] for name in free)
+
+
+def test_scores_without_noise_are_named_as_such() -> None:
+    by_row = {name: row[2] for row in tables()[0] for name in named(row[0])}
+    exact = classless(gate.score_names(PRIVATE, scores="exact")) - classless(gate.score_names(PRIVATE))
+    assert exact == {"foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall"}
+    assert all("without noise" in by_row[name] for name in exact)
+    assert all("no patient" in by_row[name] for name in NOISE_NAMES)
 
 
 def test_every_code_is_in_the_table_with_the_time_when_it_can_be_given() -> None:
