@@ -255,6 +255,7 @@ def data_export(  # noqa: PLR0917 - one parameter an option
         )
     rows = [("written", done.files), ("patients", done.patients), ("ignored: not DICOM", done.ignored)]
     rows += [(f"skipped: {code}", count) for code, count in sorted(done.skipped.items())]
+    rows += [(f"not seen: {reason}", count) for reason, count in sorted(done.unseen.items())]
     show_table("Export", ("what", "count"), rows, as_json=as_json)
     if not done.files:
         raise DataError("no file was written. Expected readable DICOM images; see what was skipped above.")

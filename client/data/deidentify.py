@@ -9,7 +9,7 @@ but the picture is still a person's and the key links it: pseudonymised, not ano
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from client.data.dicom_values import check_present, with_identity
-from client.data.listing import files_under
+from client.data.listing import Listing, list_folder
 from client.data.ps315 import Options, PrivateAttribute, basic_profile, clear_hidden_overlays
 from client.data.pseudonym import pseudonym
 from client.data.study import parsing, quiet
@@ -122,12 +122,16 @@ _SCREEN = re.compile(r"SCREEN ?(SAVE|SHOT|CAPTURE|GRAB|DUMP)|SECONDARY CAPTURE|D
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did: files written, patients among them, files that are no DICOM, the rest by code."""
+    """What an export did: files written, patients among them, files that are no DICOM, the rest by code.
+
+    unseen: names that could not be followed, listed or opened, by reason.
+    """
 
     files: int
     patients: int
     ignored: int
     skipped: Mapping[ErrorCode, int]
+    unseen: Mapping[str, int] = field(default_factory=dict)
 
 
 def minimal_copy(dataset: Dataset, key: bytes, *, names: Collection[str] = ()) -> Dataset:
@@ -238,7 +242,8 @@ def export(
         raise ConfigError(
             f"{out} is not an empty folder, and its files would mix with the new. Name another with --out."
         )
-    files = files_under(study) if study.is_dir() else [study]
+    listing = list_folder(study) if study.is_dir() else Listing((study,), ())
+    files = listing.files
     patients, skipped, ignored, written = set(), Counter[ErrorCode](), 0, 0
     for number, path in enumerate(files, start=1):
         try:
@@ -254,7 +259,7 @@ def export(
             skipped[error.code] += 1
         if progress is not None:
             progress(number, len(files))
-    return Exported(written, len(patients), ignored, dict(skipped))
+    return Exported(written, len(patients), ignored, dict(skipped), listing.unseen)
 
 
 def _write(original: Dataset, copy: Dataset, out: Path, key: bytes) -> str:

@@ -9,7 +9,7 @@ map any one value beside 0 is the class (0/1 and 0/255 are both usual); a mask w
 import csv
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,10 @@ def find(source: SourceConfig, folder: Path) -> Found:
     if source.csv is None:
         return find_pairs("images", source, folder, SUFFIXES, MASK_SUFFIXES)
     files = set(files_under(folder))
-    references = []
+    rows: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
     for number, row in _rows(source, folder):
-        patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
-        key = row[source.image_column]
-        image, mask = (_place(folder, row[column]) for column in (source.image_column, source.mask_column))
-        if image is None:
-            problem, image = _absent(source.image_column, number, "it names no picture"), folder / str(source.csv)
-        elif not image.is_file():
-            problem = _absent(source.image_column, number, _how_absent(image, files))
-        elif mask is not None and not mask.is_file():
-            problem = _absent(source.mask_column, number, _how_absent(mask, files), ErrorCode.NO_LABEL)
-        masks = () if mask is None else (mask,)
-        problem = problem or own_label((image,), masks)
-        references.append(Reference("images", patient, key, (image,), masks, source.label_map, problem))
+        rows.setdefault(row[source.image_column], []).append((number, row))
+    references = [_reference(source, folder, same, files) for same in rows.values()]
     named = {path.resolve() for one in references for path in (*one.images, *one.labels, folder / str(source.csv))}
     others = [path for path in files if path.resolve() not in named]
     pictures = sum(has_suffix(path, SUFFIXES + MASK_SUFFIXES) for path in others)
@@ -176,6 +166,30 @@ def _announced(path: Path, formats: tuple[str, ...]) -> Image.Image:
             "the picture has more pixels than are believable. Export it smaller, or take it out.",
             ErrorCode.OUT_OF_MEMORY,
         ) from error
+
+
+def _reference(
+    source: SourceConfig, folder: Path, rows: Sequence[tuple[int, Mapping[str, str]]], files: Collection[Path]
+) -> Reference:
+    """The study of the rows that name one image, which should be one row."""
+    number, row = rows[0]
+    patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
+    image, mask = (_place(folder, row[column]) for column in (source.image_column, source.mask_column))
+    if len({(one[source.mask_column], one[source.patient_column]) for _, one in rows}) > 1:
+        problem = DataError(
+            f"{len(rows)} rows of the table name the image of line {number}, with other masks or for other patients. "
+            "Join the masks in one, or keep the row that is right.",
+            ErrorCode.UNSUPPORTED,
+        )
+    if image is None:
+        problem, image = _absent(source.image_column, number, "it names no picture"), folder / str(source.csv)
+    elif not image.is_file():
+        problem = _absent(source.image_column, number, _how_absent(image, files))
+    elif mask is not None and not mask.is_file():
+        problem = _absent(source.mask_column, number, _how_absent(mask, files), ErrorCode.NO_LABEL)
+    masks = () if mask is None else (mask,)
+    problem = problem or own_label((image,), masks)
+    return Reference("images", patient, row[source.image_column], (image,), masks, source.label_map, problem)
 
 
 def _place(folder: Path, cell: str) -> Path | None:

@@ -9,7 +9,6 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass_environment
 
 from common.errors import ConfigError
 
@@ -84,11 +83,15 @@ def _is_excepted(address: str, host: str) -> bool:
     found = next(filter(None, map(_variable, _WITHOUT)), None)
     if found is None:
         return False
-    entries = [entry.strip() for entry in found[1].split(",")]
-    return bool(proxy_bypass_environment(address, {"no": found[1]})) or any(_is_within(host, one) for one in entries)
+    entries = [entry.strip().lower() for entry in found[1].split(",") if entry.strip()]
+    names = (host.lower(), address.lower())
+    return any(
+        one == "*" or one in names or any(name.endswith(f".{one.lstrip('.')}") for name in names) or _within(host, one)
+        for one in entries
+    )
 
 
-def _is_within(host: str, network: str) -> bool:
+def _within(host: str, network: str) -> bool:
     """Whether an address lies in a network such as 10.0.0.0/8."""
     try:
         return "/" in network and ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)

@@ -27,15 +27,19 @@ def test_folder_is_exported_under_pseudonyms_and_bad_files_are_counted(home: Pat
     write_ct(tmp_path / "ct", patient="Smith")
     (tmp_path / "ct" / "broken.dcm").write_bytes(bytes(128) + b"DICM" + bytes(range(200)))
     (tmp_path / "ct" / "letter.txt").write_text("Dear Mrs Smith")
+    (tmp_path / "ct" / "annexed.dcm").symlink_to("nowhere")
     result = call(home, str(tmp_path / "ct"), "--out", str(tmp_path / "out"), "--profile", "retain-uids", "--json")
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row["count"] for row in json.loads(result.stdout)}
     assert (rows["written"], rows["patients"], rows["ignored: not DICOM"]) == (6, 1, 1)
     assert sum(count for what, count in rows.items() if what.startswith("skipped: ")) == 1
+    assert sum(count for what, count in rows.items() if what.startswith("not seen: link to nothing")) == 1
     files = list((tmp_path / "out").rglob("*.dcm"))
     assert not any("mith" in str(path.relative_to(tmp_path)) or b"mith" in path.read_bytes() for path in files)
     assert {pydicom.dcmread(path).SOPInstanceUID for path in files} == {
-        pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "ct").glob("*.dcm") if path.name != "broken.dcm"
+        pydicom.dcmread(path).SOPInstanceUID
+        for path in (tmp_path / "ct").glob("*.dcm")
+        if path.name not in ("broken.dcm", "annexed.dcm")
     }
 
 

@@ -359,3 +359,16 @@ def test_what_no_row_names_is_counted(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     write_table(tmp_path, ("1", "images/a.png", "labels/a.png"))
     assert sources.find(source(path=".", csv="t.csv"), tmp_path).left_out == {NOT_IN_TABLE: 2, NO_IMAGE: 1}
+
+
+def test_image_with_several_masks_or_patients_in_the_table_is_not_taken_for_the_first(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_pair(tmp_path, name)
+    row = ("1", "images/a.png", "labels/a.png")
+    write_table(tmp_path, row, ("1", "images/a.png", "labels/b.png"))
+    assert problem_of(tmp_path).code is ErrorCode.UNSUPPORTED
+    write_table(tmp_path, row, ("2", *row[1:]))
+    assert problem_of(tmp_path).code is ErrorCode.UNSUPPORTED
+    write_table(tmp_path, row, row)  # the same twice
+    (study,) = read_all(source(path=".", csv="t.csv"), tmp_path)
+    assert study.label is not None
