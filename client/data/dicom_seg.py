@@ -139,14 +139,14 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
             raise _other_grid("it has another frame of reference, and not every frame lies on the image that it names")
     on_grid = [z for z in slices if z is not None]
     if size == grid.shape[1:] and len(on_grid) == len(groups):
-        return _stacked(on_grid, _planes(ds, groups, shared, classes, fractional_threshold), grid.shape)
+        return _stacked(on_grid, _planes(ds, groups, shared, classes, fractional_threshold), grid.shape, naming)
     if grid.stack is None:
         raise _other_grid("its frames have another size or no place")
     if not (frame_of_reference and grid.frame_of_reference):
         raise _other_grid("one of them names no frame of reference")
     own_slices, affine = _own_grid(groups, shared, grid.stack, most_slices=MOST_VALUES // max(1, size[0] * size[1]))
     planes = _planes(ds, groups, shared, classes, fractional_threshold)
-    volume = _stacked(own_slices, planes, (max(own_slices) + 1, *size))
+    volume = _stacked(own_slices, planes, (max(own_slices) + 1, *size), naming)
     return resample(volume, affine, grid.stack.affine, grid.shape, naming)
 
 
@@ -159,9 +159,12 @@ def _names(segment: Dataset, encodings: Sequence[str]) -> list[str]:
     return [text_of_tag(segment, "SegmentLabel", encodings) or "", *codes]
 
 
-def _stacked(slices: Sequence[int], planes: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _stacked(
+    slices: Sequence[int], planes: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], naming: Naming
+) -> NDArray[np.uint8]:
     volume = np.zeros(shape, np.uint8)
     for z, plane in zip(slices, planes, strict=True):
+        naming.drawn.add(int(plane.max()))
         np.maximum(volume[z], plane, out=volume[z])
     return volume
 

@@ -89,6 +89,7 @@ class Naming:
         self._renamed = {_plain(local): name for local, name in self._map.items()}
         self.labelling = Labelling(files=1)  # what readers found out on the way; they replace it
         self.heard: set[tuple[str, int]] = set()  # local names and their classes; readers of several files clear it
+        self.drawn: set[int] = set()  # classes of which a voxel was drawn, before others were drawn over it
         if not self.as_found:
             for name in self._renamed.values():
                 self._target(name)

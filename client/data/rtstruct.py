@@ -43,8 +43,8 @@ _DECIMALS = 3
 def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
     """Fill the contours of a structure set.
 
-    Where ROIs overlap, the class with the higher number wins. As found, only ROIs of closed contours make classes:
-    points and open lines (markers, a catheter) mark no area.
+    Where ROIs overlap, the class with the higher number wins. As found, only ROIs with closed contours make classes:
+    points and open lines alone (markers, a catheter) mark no area.
 
     Args:
         path: the structure set.
@@ -61,7 +61,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
     described = {int(roi.ROINumber): roi for roi in ds.get("StructureSetROISequence") or []}
     drawn = [roi for roi in ds.get("ROIContourSequence") or [] if roi.get("ContourSequence")]
     if naming.as_found:
-        drawn = [roi for roi in drawn if all(map(_is_area, roi.ContourSequence))]
+        drawn = [roi for roi in drawn if any(map(_is_area, roi.ContourSequence))]
     if not drawn:
         raise DataError("the structure set holds no contours. Export it again.", ErrorCode.NO_LABEL)
     labels = np.zeros(grid.shape, np.uint8)
@@ -76,6 +76,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
         if value:
             same_frame = str(roi.get("ReferencedFrameOfReferenceUID", "")) == grid.frame_of_reference != ""
             for z, region in _regions(contours.ContourSequence, grid, same_frame):
+                naming.drawn |= {value} if region.any() else set()
                 np.maximum(labels[z], region * np.uint8(value), out=labels[z])
     return labels
 
@@ -157,7 +158,7 @@ def _regions(contours: Sequence[Dataset], grid: Grid, same_frame: bool) -> Itera
     for contour in contours:
         if not _is_area(contour):
             raise DataError(
-                "an ROI of this run holds points or open lines; expected closed contours. Map it to "
+                "an ROI holds points or open lines; expected closed contours. Map it to "
                 '"background" in label-map in site.toml, or draw it closed.',
                 ErrorCode.UNSUPPORTED,
             )

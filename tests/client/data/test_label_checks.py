@@ -14,6 +14,7 @@ from client.data.label_checks import holes
 from client.data.labels import Vocabulary
 from client.data.quality import examine
 from client.data.study import Study
+from common.config import DataConfig
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import KEY, ct_slices, save, segmentation, site, source
 from tests.client.data.test_rtstruct import structure_set
@@ -133,7 +134,7 @@ def test_label_that_was_resampled_whole_is_told_and_taken(tmp_path: Path) -> Non
     facts = facts_of(folder)
     assert (facts.labels, facts.resampled, facts.lost) == (1, 1, 0.0)
     titles = [row[0] for table in tables(check(tmp_path, "ct")) if table.title == "Labels" for row in table.rows]
-    assert titles == ["resampled to the image's grid"]
+    assert titles == ["name no image, placed by the frame of reference", "resampled to the image's grid"]
 
 
 def test_label_on_the_images_own_voxels_is_not_called_resampled(tmp_path: Path) -> None:
@@ -161,6 +162,25 @@ def test_two_lesions_in_two_files_and_a_copy_are_drawn_together_and_told(tmp_pat
     one, other = box((slice(2, 9), slice(4, 10), slice(4, 9))), box((slice(2, 9), slice(12, 18), slice(12, 18)))
     facts = facts_of(versions(tmp_path, one, other, one))
     assert (facts.labels, facts.voxels["lesion"]) == (3, 7 * 6 * 5 + 7 * 6 * 6)
+
+
+def test_lesion_that_its_organ_covers_does_not_vanish_in_silence(tmp_path: Path) -> None:
+    slices = ct()
+    organ, lesion = (box((slice(2, 9), slice(4, end), slice(4, end))) for end in (14, 8))
+    save(tmp_path, slices)
+    save(tmp_path, [segmentation(slices, {"organ": organ, "lesion": lesion})], "seg{}.dcm")
+    (reference,) = sources.find(source(path="."), tmp_path).references
+    for classes, left in ((("lesion", "organ"), None), (("organ", "lesion"), lesion.sum())):
+        wanted = Vocabulary.of_run(DataConfig(modality="CT", classes=classes), {})
+        if left is None:
+            with pytest.raises(DataError, match="lesion lies wholly under a class") as error:
+                sources.read(reference, wanted)
+            assert error.value.code is ErrorCode.LABEL_DOUBTFUL
+        else:
+            label = sources.read(reference, wanted).label
+            assert label is not None
+            assert (label == 2).sum() == left
+    assert facts_of(tmp_path).has_foreground
 
 
 def test_two_names_that_the_label_map_joins_may_lie_over_each_other(tmp_path: Path) -> None:

@@ -206,6 +206,15 @@ def test_contours_of_one_roi_that_cross_each_other_are_united(tmp_path: Path) ->
     assert (inside([first], SHAPE[1:]) | inside([second], SHAPE[1:])).sum() - 4 == expected.sum()
 
 
+def test_as_found_an_roi_that_mixes_areas_and_points_is_refused_like_in_a_run(tmp_path: Path) -> None:
+    slices = ct()
+    ds = structure_set(slices, {"lesion": [(2, SQUARE), (3, SQUARE)]})
+    ds.ROIContourSequence[0].ContourSequence[1].ContourGeometricType = "POINT"
+    save(tmp_path, [*slices, ds])
+    with pytest.raises(DataError, match="points or open lines"):
+        as_found(tmp_path)
+
+
 def test_contour_that_comes_twice_is_one_region(tmp_path: Path) -> None:
     slices, one = ct(), square_at(3.5, 4.5)
     save(tmp_path, [*slices, structure_set(slices, {"lesion": [(2, one), (2, one[::-1])]})])
@@ -326,11 +335,9 @@ def test_points_and_open_lines_are_no_regions_unless_unwanted(tmp_path: Path) ->
 
 def test_as_found_only_rois_of_closed_contours_make_classes(tmp_path: Path) -> None:
     slices = ct()
-    ds = structure_set(
-        slices, {"Isocentre": [(0, SQUARE)], "GTV 1": [(1, SQUARE)], "Mixed": [(2, SQUARE), (3, SQUARE)]}
-    )
+    ds = structure_set(slices, {"Isocentre": [(0, SQUARE)], "GTV 1": [(1, SQUARE)], "Needle": [(2, SQUARE)]})
     ds.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
-    ds.ROIContourSequence[2].ContourSequence[1].ContourGeometricType = "OPEN_PLANAR"
+    ds.ROIContourSequence[2].ContourSequence[0].ContourGeometricType = "OPEN_PLANAR"
     save(tmp_path, [*slices, ds])
     study = as_found(tmp_path)
     assert study.classes == ("GTV 1",)
