@@ -105,7 +105,9 @@ def release(
                 raise UpdateError(
                     "the scores have no noise, and the policy wants it; nothing is sent", ErrorCode.INTERNAL
                 )
-            metrics = _scalars(reply.metrics, score_names(run, allowed, scores))
+            # An answer that was noised when it was first given keeps its noise, whatever the policy says since.
+            how = "noised" if SCORE_NOISE in reply.metrics and scores == "exact" else scores
+            metrics = _scalars(reply.metrics, score_names(run, allowed, how))
             return EvaluateReply(run_hash, round_, request.phase, _count(reply.patients, run), metrics)
     raise UpdateError("the worker's reply does not answer the request; nothing is sent", ErrorCode.INTERNAL)
 

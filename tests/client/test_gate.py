@@ -133,6 +133,8 @@ def test_with_privacy_no_score_leaves_without_its_noise() -> None:
     released = gate.release(EvaluateReply(RUN_HASH, 2, "test", 0, noised), ASKED, private)
     assert isinstance(released, EvaluateReply)
     assert released.metrics == {"dice": 0.5, "dice-lesion": 0.5, "score-noise": 0.1, "class-score-noise": 0.1}
+    kept = EvaluateReply(RUN_HASH, 2, "test", 0, noised)
+    assert gate.release(kept, ASKED, private, scores="exact") == released  # not shown as exact
 
 
 def test_policy_without_scores_lets_none_go() -> None:
