@@ -30,6 +30,7 @@ classes = ["lesion"]         # in label order; 0 is the background
 # test-fraction = 0.15
 # folds = 5                  # cross-validation, 2 to 20 folds; test-fraction is not used then
 # fold = 0                   # which of them is the test split
+# split = "independent"      # independent or proportional; with [privacy] always independent
 
 [preprocessing]
 spacing-mm = [3.0, 3.0]      # resample to this; for images that know their spacing (DICOM, NIfTI)
@@ -61,7 +62,7 @@ rounds = 18
 # weighting = "equal"        # equal or patients; with [privacy] always equal
 # round-timeout-s = 3600.0   # who has not answered by then is left out of the round
 # join-timeout-s = 600.0     # how long to wait for the quorum to connect
-# evaluate-every = 1
+# evaluate-every = 18        # rounds between scores; with [privacy] each makes all of them noisier
 # max-update-norm = 1000.0
 # averaging = 0.0            # decay of the average of the rounds' models
 

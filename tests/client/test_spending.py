@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from client import spending
 from client.data.pseudonym import cohort_id
-from client.pipe import Answer, PipeError, Question
+from client.pipe import Answer, PipeError, Question, Work
 from client.record import open_log
 from client.site import open_site
 from common.audit.entries import decimal_text
@@ -19,7 +19,7 @@ from common.config import RunConfig, parse
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
 from common.privacy.scores import held_out_cohort
-from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.test_agent import (
     OFFER,
     PRIVATE_TOML,
@@ -288,3 +288,44 @@ def test_restored_ledger_has_the_charges_of_noised_scores_too(stage: Stage) -> N
     ]
     with pytest.raises(PrivacyError, match="used up"):
         site.ledger.begin(held_out, run_hash, 1, "validation")
+
+
+def test_round_out_of_order_or_from_another_model_costs_nothing(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    stage.worker.answer = die
+    stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+    assert isinstance(stage.reply(), Refusal)
+    before = charges(stage.home)
+    worked = len(stage.worker.worked)
+    for round_, weights in ((1, WEIGHTS), (3, UPDATED)):
+        stage.coordinator.ask(TrainRequest(run_hash, round_, weights))
+        assert stage.reply() == Refusal(run_hash, round_, ErrorCode.ROUND_REPEATED)
+    assert (charges(stage.home), len(stage.worker.worked)) == (before, worked)
+
+
+def test_noised_scores_that_the_ledger_does_not_know_are_noticed(stage: Stage) -> None:
+    """They stand in the audit log with what they cost; here nobody charged them, as after a restored ledger."""
+
+    def scores(question: Question) -> Answer:
+        assert isinstance(question, Work)
+        noised = {"dice": 0.5, "score-noise": 0.1, "scores-epsilon": 0.9, "scores-delta": 0.005}
+        return EvaluateReply(question.request.run_hash, 3, "test", 0, noised)
+
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.worker.answer = scores
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    assert isinstance(stage.reply(), EvaluateReply)
+    (entry,) = (entry for entry in open_log(stage.home).entries() if entry.kind == "evaluated")
+    assert (entry.fields["epsilon"], entry.fields["delta"]) == ("0.9", "0.005")
+    stage.worker.answer = good
+    for request in (TrainRequest(run_hash, 2, WEIGHTS), EvaluateRequest(run_hash, 3, "validation", WEIGHTS)):
+        stage.coordinator.ask(request)
+        assert stage.reply() == Refusal(run_hash, request.round, ErrorCode.LEDGER_OUTDATED)
+    cost = {"noise_multiplier": 4.0, "sampling_rate": 1.0, "steps": 1, "delta": 0.005, "lifetime_epsilon": 10.0}
+    open_site(stage.home).ledger.charge(held_out_cohort("cohort"), run_hash, 3, "test", **cost)
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
