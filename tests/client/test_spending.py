@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from client import spending
+from client import approvals, spending
 from client.data.pseudonym import cohort_id
 from client.pipe import Answer, PipeError, Question, Work
 from client.record import open_log
@@ -28,9 +28,11 @@ from tests.client.test_agent import (
     WEIGHTS,
     Stage,
     authority,
+    eventually,
     good,
     stage,
 )
+from tests.client.test_cli import call
 
 __all__ = ["authority", "stage"]  # fixtures
 
@@ -329,3 +331,20 @@ def test_noised_scores_that_the_ledger_does_not_know_are_noticed(stage: Stage) -
     open_site(stage.home).ledger.charge(held_out_cohort("cohort"), run_hash, 3, "test", **cost)
     stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
     assert isinstance(stage.reply(), TrainReply)
+
+
+def test_commands_say_that_the_ledger_is_not_the_newest_and_restore_it(stage: Stage) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.reply()
+    (stage.home / "state" / "ledger.sqlite").unlink()
+    other = stage.propose(PRIVATE_TOML.replace("lesions", "others"))
+    eventually(lambda: approvals.load(stage.home, other).appraisal)
+    for command in (("ledger",), ("approve", other[:12], "--yes")):
+        result = call(stage.home, *command)
+        assert result.exit_code == 1
+        assert "lacks 1 of the 1 charges in the audit log" in " ".join(result.output.split())
+    assert approvals.load(stage.home, other).answer is None
+    assert "1 charges of the audit log are in the ledger again" in call(stage.home, "ledger", "--restore").output
+    assert call(stage.home, "approve", other[:12], "--yes").exit_code == 0
