@@ -135,11 +135,12 @@ def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, a
 def _evaluate(request: EvaluateRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module) -> EvaluateReply:
     device = next(model.parameters()).device
 
-    def score(some: Cohort) -> tuple[int, dict[str, float]]:
-        return training.evaluate(model, some, run, request.phase, device)
+    def score(some: Cohort, *, every_class: bool = False) -> tuple[int, dict[str, float]]:
+        return training.evaluate(model, some, run, request.phase, device, every_class=every_class)
 
     if run.privacy is not None and site.policy.scores == "noised":
-        scores = _noised(request, run, site, cohort, lambda some: score(some)[1])
+        # Which scores there are must not depend on who is a patient here.
+        scores = _noised(request, run, site, cohort, lambda some: score(some, every_class=True)[1])
         return EvaluateReply(request.run_hash, request.round, request.phase, 0, scores)
     held_out = len(cohort.patients(request.phase))
     if not held_out:

@@ -106,12 +106,25 @@ def train_round(
 
 
 def evaluate(
-    model: nn.Module, cohort: Cohort, run: RunConfig, phase: Phase, device: torch.device | str
+    model: nn.Module,
+    cohort: Cohort,
+    run: RunConfig,
+    phase: Phase,
+    device: torch.device | str,
+    *,
+    every_class: bool = False,
 ) -> tuple[int, dict[str, float]]:
     """Score the model on the site's held-out patients.
 
     A patient is scored over all voxels of all of their images, never by image or slice; scores are means over patients.
-    With [privacy] every class is scored at every site: which names leave must not depend on who is a patient there.
+
+    Args:
+        model: on `device`.
+        cohort: the site's.
+        run: names the classes.
+        phase: whose patients.
+        device: where to compute.
+        every_class: also score a class that none of the patients has; see `common.metrics.site_scores`.
 
     Returns:
         The number of patients, and their mean scores; (0, {}) where the split has no patient.
@@ -121,7 +134,7 @@ def evaluate(
         torch.stack([_counts(model, case, run, device) for case in cohort.cases_of(patient)]).sum(dim=0)
         for patient in patients
     ]
-    return len(patients), site_scores(counts, run.data.classes, every_class=run.privacy is not None)
+    return len(patients), site_scores(counts, run.data.classes, every_class=every_class)
 
 
 class _Network(nn.Module):

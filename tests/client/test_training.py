@@ -214,17 +214,17 @@ def test_an_archive_of_single_slices_scores_as_its_volumes(monkeypatch: pytest.M
     assert whole[1]["dice"] == pytest.approx(sum(expected) / 3, abs=1e-9)
 
 
-@pytest.mark.parametrize("private", [False, True])
-def test_a_private_run_tells_the_same_names_of_scores_whoever_the_patients_are(
-    monkeypatch: pytest.MonkeyPatch, private: bool
+@pytest.mark.parametrize("every", [False, True])
+def test_every_class_is_scored_whoever_the_patients_are_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, every: bool
 ) -> None:
     monkeypatch.setattr("client.training.predict_stack", lambda _model, images, *_: images[:, 0].long())
-    run = make_run(data={"modality": "CT", "classes": ("liver", "tumour")}, privacy=PRIVACY if private else None)
+    run = make_run(data={"modality": "CT", "classes": ("liver", "tumour")})
     truth = torch.ones(1, 8, 8, dtype=torch.uint8)
     healthy, ill = (make_cohort(Case("a", "0", "test", truth[None].float(), truth * value)) for value in (1, 2))
-    names = [set(evaluate(build_model(run), one, run, "test", "cpu")[1]) for one in (healthy, ill)]
-    assert (names[0] == names[1]) == private
-    assert ("dice-tumour" in names[0]) == private
+    names = [set(evaluate(build_model(run), one, run, "test", "cpu", every_class=every)[1]) for one in (healthy, ill)]
+    assert (names[0] == names[1]) == every
+    assert ("dice-tumour" in names[0]) == every
 
 
 def test_a_split_without_patients_has_no_scores() -> None:
