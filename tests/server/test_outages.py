@@ -13,7 +13,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from flwr.app import Message
 from flwr.proto.message_pb2 import Message as Proto
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 
@@ -27,9 +26,10 @@ from tests.server.coordinator import new_home
 from tests.server.test_gateway import PROJECT, Coordinator, bundle_of, start_superlink, wait_for
 
 SITES = ("a", "b")
+MOST_BYTES = 1 << 20  # of a message
 # Asks twice; writes down who answered, in order. Nothing here comes near its deadline.
 SERVER_APP = """
-import json
+import json, logging
 from flwr.serverapp import ServerApp
 from common.records import TrainRequest
 from common.wire.wake import strategy_wake
@@ -40,12 +40,14 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     home = open_home()
+    logging.getLogger("server.exchange").addHandler(logging.FileHandler(home.path / "told.log"))
     wake, members, out = strategy_wake(home.path), HomeMembers(home, "0" * 64), []
     while len(present(members)) < 2: wake(0.1)
     for number in (1, 2):
         request = TrainRequest("0" * 64, number, bytes([number]) * 100_000)
         for answer in ask(grid, members, request, timeout_s=500, wait=wake):
             out.append([number, answer.site, "weights" if hasattr(answer.reply, "weights") else str(answer)])
+            (home.path / "so-far.json").write_text(json.dumps(out))
     (home.path / "answers.part").write_text(json.dumps(out))
     (home.path / "answers.part").rename(home.path / "answers.json")
 """
@@ -79,13 +81,18 @@ class Agent:
                 while not self._stop.is_set():
                     if (delivery := self._fleet.pull()) is None:
                         continue
-                    message = self._fleet.fetch(*delivery)
+                    message = self._fleet.fetch(*delivery, MOST_BYTES)
                     while self.hold.is_set():
                         self.holds.set()
                         time.sleep(0.05)
                     request = request_from_record(message.content)
                     reply = TrainReply(request.run_hash, request.round, request.weights, 3, {})
-                    self._fleet.push(Message(reply_to_record(reply), reply_to=message), 0.0)
+                    try:
+                        self._fleet.push(flower.reply_to(message, reply_to_record(reply)))
+                    except grpc.RpcError as error:
+                        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                            raise
+                        self._fleet.confirm(delivery[0])  # nobody waits for it
                     self.answered += 1
             except (grpc.RpcError, ValueError):
                 self._stop.wait(0.2)
@@ -107,6 +114,14 @@ class Play:
         path = self.coordinator.home.path / "answers.json"
         wait_for(path.exists, timeout_s=240.0)
         found: list[list[object]] = json.loads(path.read_text())
+        return found
+
+    def so_far(self) -> list[list[object]]:
+        path = self.coordinator.home.path / "so-far.json"
+        try:
+            found: list[list[object]] = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return []
         return found
 
     def restart_gateway(self) -> None:
@@ -134,9 +149,11 @@ def play(tmp_path: Path) -> Iterator[Play]:
 BOTH = sorted([number, site, "weights"] for number in (1, 2) for site in SITES)
 
 
+@pytest.mark.parametrize("again", ["at once", "when the ServerApp has given it up"])
 def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up_no_other_site(
-    play: Play, monkeypatch: pytest.MonkeyPatch
+    play: Play, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
+    """The site sends the reply again, as it does to a gateway that has forgotten it."""
     whole = Seat._forward
     broken = threading.Event()
 
@@ -144,6 +161,8 @@ def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up
         if self.site != "a" or broken.is_set():
             return whole(self, upload)
         self._client.PushMessages(upload.request)  # announced, and nothing of it delivered
+        if again != "at once":
+            play.agents["a"].hold.set()
         broken.set()
         raise RuntimeError("the gateway ends here")
 
@@ -154,10 +173,12 @@ def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up
     assert broken.wait(120.0)
     play.restart_gateway()
     play.agents["b"].hold.clear()
-    answers = play.answers()
-    assert sorted(answers) == BOTH
-    # The site whose reply broke is asked again after a while; the other did not wait for that.
-    assert [site for number, site, _ in answers if number == 1] == ["b", "a"]
+    wait_for(lambda: [1, "b", "weights"] in play.so_far(), timeout_s=240.0)
+    if again != "at once":
+        log = play.coordinator.home.path / "told.log"
+        wait_for(lambda: "the message to a, or its answer, got lost" in log.read_text(), timeout_s=120.0)
+        play.agents["a"].hold.clear()
+    assert sorted(play.answers()) == BOTH
 
 
 def test_site_that_is_silent_for_longer_than_the_gateway_minds_is_waited_for(
