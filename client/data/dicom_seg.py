@@ -156,7 +156,7 @@ def _names(segment: Dataset, encodings: Sequence[str]) -> list[str]:
         f"{code.get('CodingSchemeDesignator', '')}:{code.get('CodeValue') or code.get('LongCodeValue') or ''}"
         for code in segment.get("SegmentedPropertyTypeCodeSequence") or []
     ]
-    return [text_of_tag(segment, "SegmentLabel", encodings) or "", *codes]
+    return [text_of_tag(segment, "SegmentLabel", encodings) or str(segment.get("SegmentLabel") or ""), *codes]
 
 
 def _stacked(

@@ -58,6 +58,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
         DataError: NO_LABEL, LABEL_UNKNOWN, GEOMETRY_MISMATCH, UNREADABLE or UNSUPPORTED.
     """
     ds = pydicom.dcmread(path, specific_tags=list(_TAGS))
+    encodings = encodings_of(ds)
     described = {int(roi.ROINumber): roi for roi in ds.get("StructureSetROISequence") or []}
     drawn = [roi for roi in ds.get("ROIContourSequence") or [] if roi.get("ContourSequence")]
     if naming.as_found:
@@ -72,7 +73,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
                 f"ROI {number} has contours but no name. Export the structure set again.", ErrorCode.LABEL_UNKNOWN
             )
         roi = described[number]
-        value = naming.number([text_of_tag(roi, "ROIName", encodings_of(ds)) or ""], number, what="ROI")
+        value = naming.number([_name(roi, encodings)], number, what="ROI")
         if value:
             same_frame = str(roi.get("ReferencedFrameOfReferenceUID", "")) == grid.frame_of_reference != ""
             for z, region in _regions(contours.ContourSequence, grid, same_frame):
@@ -145,6 +146,10 @@ def _cross(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
     both = int((first & second).sum())
     small, large = sorted((int(first.sum()), int(second.sum())))
     return both > 0 and (both < _WITHIN * small or small >= _WITHIN * large)
+
+
+def _name(roi: Dataset, encodings: Sequence[str]) -> str:
+    return text_of_tag(roi, "ROIName", encodings) or str(roi.get("ROIName") or "")
 
 
 def _is_area(contour: Dataset) -> bool:
