@@ -240,7 +240,8 @@ class Agent:
         else:
             seconds = time.monotonic() - started
             outcome = f"refused ({reply.code})" if isinstance(reply, Refusal) else "done"
-            kind, where = question.metadata.message_type, f"run {reply.run_hash[:12]} round {reply.round}"
+            kind = question.metadata.message_type
+            where = f"run {reply.run_hash[:12]} round {reply.round}" if reply.round else "a message of no known round"
             _log.info("%s: %s %s in %.1f s, %d bytes sent", where, kind, outcome, seconds, sent)
             self._status.worked(reply, kind, seconds)
 

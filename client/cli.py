@@ -39,6 +39,7 @@ from common.files import write_private
 from common.invitation import Invitation
 from common.logs import log_to, on_screen
 from common.privacy.scores import short_cohort
+from common.text import counted
 
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
@@ -84,7 +85,7 @@ def join(  # noqa: PLR0917 - one parameter an option
         identity = enrol.accept_certificate(home, _read(certificate).encode())
     else:
         identity = enrol.join(home, opened, timeout_s=timeout, show_phrase=show_phrase)
-    say(f"Joined as {identity.site}. The certificate is valid for {identity.days_left} days.")
+    say(f"Joined as {identity.site}. The certificate is valid for {counted(identity.days_left, 'day')}.")
     for folder in data or ():
         data_add(folder, home)
     if start_now:
@@ -102,7 +103,7 @@ def renew(home: Home = HOME) -> None:
     if is_running(home):
         raise ConfigError("the agent is running, and renews by itself. Stop it first to renew by hand.")
     identity = enrol.renew(home, enrol.load_identity(home))
-    say(f"The certificate of {identity.site} is valid for {identity.days_left} days.")
+    say(f"The certificate of {identity.site} is valid for {counted(identity.days_left, 'day')}.")
 
 
 @app.command()
@@ -279,7 +280,7 @@ def ledger(
     reserved = {(one.cohort, one.run_hash): one.steps for one in site.ledger.reservations()} if exists else {}
     rounds = Counter((entry.cohort, entry.run_hash) for entry in entries)
     delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             short_cohort(cohort),
             Digest(run_hash),
@@ -308,7 +309,8 @@ def _one_run(name: str, known: Iterable[str]) -> str:
     found = [run_hash for run_hash in known if run_hash.startswith(name)]
     if len(found) != 1:
         raise PrivacyError(
-            f"{len(found)} runs in the ledger begin with {name!r}, expected one. See `wardround-client ledger`.",
+            f"{counted(len(found), 'run')} of the ledger begin with {name!r}, expected one. "
+            "See `wardround-client ledger`.",
             ErrorCode.BAD_REQUEST,
         )
     return found[0]

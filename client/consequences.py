@@ -18,6 +18,7 @@ from common.config import RunConfig, canonical
 from common.privacy.guarantee import forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
 from common.records import Phase
+from common.text import counted
 
 _BYTES_PER_VALUE = 4
 _NOT_COUNTED = "not counted yet: the agent has not run"
@@ -37,7 +38,12 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
         ("asked by", f"{', '.join(proposal.signers) or 'nobody'} (signature checked)"),
         ("trains", f"{run.model.dims}D {run.model.architecture}, {run.data.modality}: {', '.join(run.data.classes)}"),
         ("starts from", _start(run)),
-        ("on", _NOT_COUNTED if offer is None else f"{offer.patients} of our patients, {offer.usable} studies"),
+        (
+            "on",
+            _NOT_COUNTED
+            if offer is None
+            else f"{offer.patients} of our patients, {counted(offer.usable, 'study', 'studies')}",
+        ),
         ("told to others", _declared(run, offer)),
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
@@ -92,8 +98,8 @@ def _start(run: RunConfig) -> str:
 
 def _how_often(run: RunConfig) -> str:
     return (
-        f"{run.federation.rounds} rounds of {run.training.local_steps} steps; scores every "
-        f"{run.evaluate_every} round(s)"
+        f"{counted(run.federation.rounds, 'round')} of {counted(run.training.local_steps, 'step')}; scores "
+        f"{'each round' if run.evaluate_every == 1 else f'every {run.evaluate_every} rounds'}"
     )
 
 
@@ -101,7 +107,7 @@ def _weights(run: RunConfig, offer: Offer | None) -> str:
     noised = ", clipped and noised" if run.privacy else ", NOT noised"
     if offer is None:
         return f"the model's weights{noised}"
-    return f"{len(offer.tensors)} tensors, {_BYTES_PER_VALUE * offer.parameters:,} bytes of weights{noised}"
+    return f"{counted(len(offer.tensors), 'tensor')}, {_BYTES_PER_VALUE * offer.parameters:,} bytes of weights{noised}"
 
 
 def _scalars(run: RunConfig, site: Site) -> list[str]:
@@ -113,7 +119,9 @@ def _scores(run: RunConfig, offer: Offer | None, site: Site) -> str:
     rules = site.policy
     if not gate.score_names(run, rules.metrics, rules.scores):
         return "none leave"
-    asked = f"{run.evaluations - 1} time(s) in validation, once in the test; from {rules.min_held_out} patients on"
+    asked = (
+        f"{counted(run.evaluations - 1, 'time')} in validation, once in the test; from {rules.min_held_out} patients on"
+    )
     if run.privacy is None or rules.scores == "exact":
         return f"EXACT, means over our held-out patients; {asked}"
     phases: tuple[Phase, ...] = ("test", "validation")

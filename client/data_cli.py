@@ -19,6 +19,7 @@ from client.verdict import verdict_after
 from common.cli import JsonFlag, new_app, note, say, show_json, show_table
 from common.config import SiteConfig, SourceConfig, load, validate
 from common.errors import ConfigError, DataError, ErrorCode
+from common.text import counted
 
 if TYPE_CHECKING:
     from client.data.study import Found
@@ -98,7 +99,9 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     readable = [reference for reference in found.references if reference.problem is None]
     patients = len({reference.patient for reference in readable})
     if dry_run:
-        say(f"Found: {len(readable)} studies of {patients} patients. Nothing was added.")
+        say(
+            f"Found: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. Nothing was added."
+        )
         _tell(found)
         return
     if not (home / SITE_NAME).exists():
@@ -106,7 +109,10 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
     site = add_source(home / SITE_NAME, source)
     record.note(home, "data-added", record.count_fields(patients))
-    say(f"Added: {len(readable)} studies of {patients} patients. Sources: {len(site.data)}.")
+    say(
+        f"Added: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. "
+        f"Sources: {len(site.data)}."
+    )
     _tell(found)
     if not readable or any(reference.labels for reference in readable):
         note("Next: wardround-client data check")
@@ -202,7 +208,10 @@ def data_check(  # noqa: PLR0917 - one parameter an option
             show_table(table.title, table.columns, table.rows)
         if verdict is not None:
             verdict.show()
-    note(f"{len(checkup.studies)} studies, {checkup.remembered} of them unchanged since an earlier check.")
+    note(
+        f"{counted(len(checkup.studies), 'study', 'studies')}, {checkup.remembered} of them "
+        "unchanged since an earlier check."
+    )
     note(f"With pictures, to look at here and not to send: {report}")
     if without_labels:
         note("The labels were not looked at: what can be read is not yet what can be trained on.")
@@ -283,7 +292,10 @@ def data_forget(
             ErrorCode.NO_DATA,
         )
     record.note(home, "data-forgotten")
-    say(f"Forgotten: {studies} studies are left out from now on; what was kept of them is removed.")
+    say(
+        f"Forgotten: {counted(studies, 'study is', 'studies are')} left out from now on; "
+        "what was kept of them is removed."
+    )
     note("The images themselves are untouched. So are copies that were exported, and predictions.")
     note("Models trained already cannot forget; what they may tell of a patient is what 'ledger' bounds.")
 

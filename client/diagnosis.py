@@ -20,6 +20,7 @@ from common.config import PolicyConfig, SiteConfig, load
 from common.environment import for_child
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
 from common.flower import check_version
+from common.text import counted
 from common.wire import clock
 from common.wire.channels import certificate_trouble
 from common.wire.proxy import proxy_of, told_of_proxy
@@ -80,8 +81,10 @@ def _private_files(home: Path) -> str:
 def _certificate(home: Path) -> str:
     days = enrol.load_identity(home).days_left
     if days < RENEW_DAYS:
-        raise EnrolmentError(f"the certificate expires in {days} days. Ask the coordinator for a new invitation.")
-    return f"valid for {days} days"
+        raise EnrolmentError(
+            f"the certificate expires in {counted(days, 'day')}. Ask the coordinator for a new invitation."
+        )
+    return f"valid for {counted(days, 'day')}"
 
 
 def _coordinator(home: Path) -> str:
@@ -136,7 +139,7 @@ def _data(home: Path) -> str:
         raise DataError(f"these data folders are not there: {', '.join(missing)}. Mount them or correct site.toml.")
     if not site.data:
         raise DataError("no data yet. Add a folder with 'wardround-client data add PATH'.")
-    return f"{len(site.data)} source(s); look inside with 'wardround-client data check'"
+    return f"{counted(len(site.data), 'source')}; look inside with 'wardround-client data check'"
 
 
 def _disk(home: Path) -> str:

@@ -123,7 +123,11 @@ class DropFolder:
             with parsing("folder"):
                 return self._find_images(path, list(listing) if path.is_dir() else None)
         except DataError as error:
-            _log.info("%d new file(s) are no study (%s)", len(listing), error.code)
+            _log.info(
+                "%s no study (%s)",
+                "1 new file is" if len(listing) == 1 else f"{len(listing)} new files are",
+                error.code,
+            )
             return ()
 
     def _describe(self, reference: Reference, listing: _Listing) -> Arrived:

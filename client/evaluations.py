@@ -33,6 +33,7 @@ from client.site import EVALUATIONS_NAME, Site
 from common.config import PolicyConfig, RunConfig, Table
 from common.errors import ConfigError, ErrorCode, PolicyError, UpdateError
 from common.records import EvaluateReply, EvaluateRequest, Request, TrainRequest
+from common.text import counted
 
 _PURPOSE = "evaluations"
 _DAY_S = 24 * 3600
@@ -158,7 +159,11 @@ def _check_due(request: EvaluateRequest, run: RunConfig) -> None:
     last = run.federation.rounds
     if request.round == last if request.phase == "test" else run.validates_after(request.round):
         return
-    when = f"round {last}, the last" if request.phase == "test" else f"every {run.evaluate_every} round(s) and the last"
+    when = (
+        f"round {last}, the last"
+        if request.phase == "test"
+        else f"{counted(run.evaluate_every, 'round')} after the one before, and the last"
+    )
     raise UpdateError(
         f"{request.phase} scores are due after {when}, not after round {request.round}.", ErrorCode.WRONG_RUN
     )

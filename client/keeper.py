@@ -163,7 +163,8 @@ class Worker:
         self._restart_at = time.monotonic() + pause
         if not self._stopped:
             self.crashes += 1
-            _log.error("worker %d ended (status %d); restart in %.0f s. See logs/worker.log", process.pid, code, pause)
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            _log.error("worker %d %s; restart in %.0f s. See logs/worker.log", process.pid, how, pause)
 
 
 def _log_file(home: Path) -> IO[bytes]:

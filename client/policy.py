@@ -13,6 +13,7 @@ from common.config import PolicyConfig, RunConfig
 from common.errors import ErrorCode, PolicyError
 from common.privacy.clipping import norm_bounds
 from common.privacy.guarantee import plan, why_void
+from common.text import counted
 
 
 def check(run: RunConfig, policy: PolicyConfig, offer: Offer | None = None) -> None:
@@ -71,8 +72,8 @@ def check_now(policy: PolicyConfig, *, rounds_today: int, now: datetime.time | N
         )
     if rounds_today >= policy.max_rounds_per_day:
         raise PolicyError(
-            f"{rounds_today} rounds were begun in the last 24 hours, and max-rounds-per-day is "
-            f"{policy.max_rounds_per_day}.",
+            f"{counted(rounds_today, 'round was', 'rounds were')} begun in the last 24 hours, and "
+            f"max-rounds-per-day is {policy.max_rounds_per_day}.",
             ErrorCode.RATE_LIMITED,
         )
 
@@ -85,7 +86,7 @@ def _refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None) -> Iter
         yield f"its modality {run.data.modality} is not among modalities {', '.join(policy.modalities)}"
     yield from _privacy_refusals(run, policy, offer)
     if run.federation.rounds > policy.max_rounds:
-        yield f"its {run.federation.rounds} rounds exceed max-rounds {policy.max_rounds}"
+        yield f"its {counted(run.federation.rounds, 'round')} exceed max-rounds {policy.max_rounds}"
     if run.training.local_steps > policy.max_local_steps:
         yield f"its {run.training.local_steps} local-steps exceed max-local-steps {policy.max_local_steps}"
     rate = run.training.learning_rate

@@ -11,6 +11,7 @@ import typer
 from client.shell import counted_progress
 from common.cli import JsonFlag, configure_logging, note, show_json, show_table
 from common.errors import ConfigError
+from common.text import counted
 
 if TYPE_CHECKING:
     from client.predict import Prediction
@@ -51,7 +52,10 @@ def predict(  # noqa: PLR0917 - one parameter an option
         note(f"study {failure.number}: {failure.code}: {failure.reason}")
     if result.failures:
         total = len(result.failures) + len(result.studies)
-        note(f"{len(result.failures)} of {total} studies failed. {out / INDEX_NAME} says which files they are.")
+        note(
+            f"{len(result.failures)} of {counted(total, 'study', 'studies')} failed. "
+            f"{out / INDEX_NAME} says which files they are."
+        )
         raise typer.Exit(1)
 
 

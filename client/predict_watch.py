@@ -26,6 +26,7 @@ from client.dropfolder import Arrived, DropFolder
 from client.predict import Read, Segmenter, StudyResult, check_apart, load_segmenter, predict_one, reading
 from common.errors import ConfigError, DataError, WardroundError
 from common.files import write_atomically
+from common.text import counted
 
 RESULT_NAME, STATUS_NAME, MODEL_NAME = "result.json", "status.json", "watch.json"
 FAILED = "failed"
@@ -94,7 +95,11 @@ class _Service:
 
     def run(self, poll_s: float) -> None:
         """Look, work, rest, until stopped."""
-        _log.info("watching with model %s; %d studies are known", self._segmenter.sha256[:12], len(self._stamps))
+        _log.info(
+            "watching with model %s; %s known",
+            self._segmenter.sha256[:12],
+            counted(len(self._stamps), "study", "studies"),
+        )
         while not self._stopped():
             self._sign("watching")
             try:
@@ -222,7 +227,7 @@ def _told(result: StudyResult) -> str:
     found = ", ".join(f"{name} {count}" for name, count in result.voxels.items())
     seconds = result.seconds
     times = f"read {seconds.reading:.2f} s, network {seconds.network:.2f} s, write {seconds.writing:.2f} s"
-    return "; ".join((f"{result.slices} slices", f"voxels of {found}", times, *result.notes))
+    return "; ".join((counted(result.slices, "slice"), f"voxels of {found}", times, *result.notes))
 
 
 def _read(path: Path) -> dict[str, Any]:

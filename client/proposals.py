@@ -20,6 +20,7 @@ from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, W
 from common.flower import read_bundle
 from common.operators import Act, Endorsement, check_act, check_endorsements, subject_of
 from common.records import Refusal
+from common.text import counted
 from common.wire.wardround_pb2 import Proposal as ProposalProto
 
 _log = logging.getLogger(__name__)
@@ -98,8 +99,8 @@ class Proposals:
         wanted = current_site(self._home).policy.operators
         if len(names) < wanted:
             raise PolicyError(
-                f"run {proposal.run_hash[:12]} is signed by {len(names)} operator(s) of this federation, and the "
-                f"policy wants {wanted}. Ask the coordinator to propose it again with `run --as NAME`."
+                f"run {proposal.run_hash[:12]} is signed by {counted(len(names), 'operator')} of this federation, and "
+                f"the policy wants {wanted}. Ask the coordinator to propose it again with `run --as NAME`."
             )
         return names
 

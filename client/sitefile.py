@@ -11,6 +11,7 @@ from typing import Any
 
 from common.config import SiteConfig, SourceConfig, parse
 from common.errors import ConfigError
+from common.text import counted
 
 _HEADER = re.compile(r"\s*\[\[?\s*(?P<name>[^\]]*?)\s*\]")
 _DATA = re.compile(r"\s*\[\[\s*data\s*\]\]")
@@ -48,8 +49,8 @@ def remove_source(path: Path, number: int) -> SiteConfig:
     before = parse(SiteConfig, old, source=str(path))
     if not 1 <= number <= len(before.data):
         raise ConfigError(
-            f"site.toml has {len(before.data)} data source(s), and none is number {number}. See: wardround-client data "
-            "list."
+            f"site.toml has {counted(len(before.data), 'data source')}, and none is number {number}. "
+            "See: wardround-client data list."
         )
     lines = old.splitlines(keepends=True)
     starts = [index for index, line in enumerate(lines) if _DATA.match(line)]

@@ -108,7 +108,12 @@ class Status:
 
     def worked(self, reply: Reply, kind: str, seconds: float) -> None:
         """A message was answered."""
-        entry = {"run": reply.run_hash, "round": reply.round, "kind": kind, "seconds": round(seconds, 3)}
+        entry = {
+            "run": reply.run_hash or None,
+            "round": reply.round or None,
+            "kind": kind,
+            "seconds": round(seconds, 3),
+        }
         entry["at"] = time.time()
         if isinstance(reply, Refusal):
             self.update(**{"last-error": entry | {"code": str(reply.code)}})

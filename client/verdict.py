@@ -16,6 +16,7 @@ from client.site import DECLARED_NAME, Site
 from common.cli import say
 from common.config import PolicyConfig, RunConfig, load, sha256_of
 from common.errors import PolicyError
+from common.text import counted
 
 if TYPE_CHECKING:
     from client.data.checkup import Checkup
@@ -41,8 +42,8 @@ class Verdict:
 
     def show(self) -> None:
         """Print it."""
-        counted = "without a count of patients" if self.patients is None else f"with {self.patients} patients"
-        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {counted}: {self.run.name}")
+        known = "without a count of patients" if self.patients is None else f"with {counted(self.patients, 'patient')}"
+        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {known}: {self.run.name}")
         say(f"SHA-256 of the run: {sha256_of(self.run)}")
         for reason in self.refusals:
             say(f"- {reason}")
@@ -83,7 +84,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     Raises:
         ConfigError: state/declared.json is damaged.
     """
-    from client.data.cohort import cohort_id  # noqa: PLC0415 - torch
+    from client.data.pseudonym import cohort_id  # noqa: PLC0415 - torch
     from common.models import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.run is None:

@@ -100,11 +100,6 @@ def note(message: object) -> None:
     typer.echo(shown(message), err=True)
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun: 1 study, 2 studies."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 @contextmanager
 def live_table() -> Iterator[Callable[[str, str, Sequence[str], Sequence[Sequence[object]]], None]]:
     """A line and a table on a terminal's stderr that change in place.

@@ -47,6 +47,11 @@ def in_html(value: object) -> str:
     return html.escape(shown(value))
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 study, 2 studies."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def as_json(value: object) -> str:
     """JSON in printable ASCII; the text in it is exact.
 
@@ -75,4 +80,4 @@ def _plain(value: object) -> object:
     return value
 
 
-__all__ = ["NAME_PATTERN", "as_json", "in_html", "shown"]
+__all__ = ["NAME_PATTERN", "as_json", "counted", "in_html", "shown"]

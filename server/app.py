@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import ConfigError, FederationError
 from common.logs import log_to
+from common.text import counted
 from common.wire.wake import strategy_wake
 from server.home import ENVIRONMENT, open_home
 from server.journal import SUMMARY_NAME
@@ -61,7 +62,8 @@ def main(grid: Grid, context: Context) -> None:
     finally:
         if (out / SUMMARY_NAME).exists():
             write_report(out)
-    _log.info("run %s is complete: %s", run.name, summary.scores.get("test", {}).get("mean-of-sites"))
+    scores = summary.scores.get("test", {}).get("mean-of-sites") or "no test scores"
+    _log.info("run %s is complete after %s: %s", run.name, counted(summary.rounds, "round"), scores)
 
 
 def _end_with_parent() -> None:

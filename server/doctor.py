@@ -12,6 +12,7 @@ import psutil
 from common import pki
 from common.flower import VERSION
 from common.namespaces import network_of
+from common.text import counted
 from common.wire import clock
 from server import launcher
 from server.doors import doors, read_processes
@@ -88,7 +89,7 @@ def _certificates(home: Home) -> Iterator[Finding]:
         certificate = pki.load_certificate((home.path / "pki" / f"{name}.pem").read_bytes())
         days = (certificate.not_valid_after_utc - pki.now()).days
         ok = days > MIN_DAYS_LEFT
-        yield Finding(f"{name} certificate", ok, f"{days} days left" + ("" if ok else f": {remedy}"))
+        yield Finding(f"{name} certificate", ok, f"{counted(days, 'day')} left" + ("" if ok else f": {remedy}"))
 
 
 def _disk(home: Home) -> Finding:

@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from common.operators import Act, Role
 from common.pki import fingerprint, load_certificate
 from common.sealed import passphrase_from
+from common.text import counted
 from server import home as homes
 from server import operators
 from server.home import KEY_PASSPHRASE, Home
@@ -141,8 +142,8 @@ def root_finish(
     unaware = [one.name for one in registry.sites() if one.state == "active" and not one.knows_successor]
     if unaware and not force:
         raise ConfigError(
-            f"{len(unaware)} site(s) do not know the next root: {', '.join(unaware)}. They learn of it when they "
-            "renew (wardround-client renew); with --force they have to join again."
+            f"{counted(len(unaware), 'site does', 'sites do')} not know the next root: {', '.join(unaware)}. "
+            "They learn of it when they renew (wardround-client renew); with --force they have to join again."
         )
     hand = acting(opened, registry, "root-finish", by, key)
     passphrase = root_passphrase(opened)

@@ -198,7 +198,8 @@ def _tend(child: _Child, others: list[_Child]) -> bool:
         if now - child.started > _HEALTHY_S:
             child.back_off_s = _SHORTEST_BACK_OFF_S
         return False
-    _log.warning("%s ended with %d; starting it again in %.1f s, see %s", child.name, code, child.back_off_s, child.log)
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    _log.warning("%s %s; starting it again in %.1f s, see %s", child.name, how, child.back_off_s, child.log)
     child.process = None
     child.not_before = now + child.back_off_s
     child.back_off_s = min(2 * child.back_off_s, _LONGEST_BACK_OFF_S)

@@ -35,7 +35,7 @@ class Progress:
     seconds_left: float | None  # about; None while no round is done, and once it does not run
 
     def __str__(self) -> str:
-        parts = [f"round {self.round} of {self.rounds} done"]
+        parts = [f"round {self.round} of {self.rounds} done" if self.round else f"no round of {self.rounds} done yet"]
         parts += [] if self.dice is None else [f"dice {self.dice:.3f}"]
         parts += [] if self.seconds_left is None else [f"about {duration(self.seconds_left)} left"]
         return ", ".join(parts)

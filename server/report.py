@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
-from common.text import in_html
+from common.text import counted, in_html
 from server.chart import Points, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
 
@@ -125,7 +125,7 @@ def _head(summary: dict[str, Any]) -> str:
     status = in_html(summary["status"])
     reason = f'<p class="failed">{in_html(summary["reason"])}</p>' if summary["reason"] else ""
     facts = [
-        f"{summary['rounds']} rounds in {summary['seconds']:.0f} s",
+        f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.0f} s",
         f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them",
         f"seed {summary['seed']}",
         f"run <code>{in_html(summary['run-hash'])}</code>",

@@ -24,6 +24,7 @@ from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, 
 from common.models import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from common.sealer import Sealer
+from common.text import counted
 from server.aggregation import capped, weighted_mean
 from server.checkpoints import AVERAGE, at, folder_of, latest
 from server.checks import Update, check_scores, check_update, outliers
@@ -163,7 +164,7 @@ def _start(session: _Session, resumed_from: int) -> None:
         if time.monotonic() > deadline:
             others = who_is_missing(session.members, here, {})
             raise FederationError(
-                f"{len(here)} sites connected within {federation.join_timeout_s:g} s, the quorum is "
+                f"{counted(len(here), 'site')} connected within {federation.join_timeout_s:g} s, the quorum is "
                 f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}."
             )
         session.wait(LONGEST_WAIT_S)
@@ -205,9 +206,10 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     if len(entered) < run.federation.quorum:
         _note(session, number, entered, absent, None)
         others = who_is_missing(session.members, entered, absent.refused | absent.missing)
+        kept = "The model of the round before is kept" if number > 1 else "No round is done yet"
         raise FederationError(
-            f"{len(entered)} updates could enter round {number}, the quorum is {run.federation.quorum}{others}. "
-            f"The model of the round before is kept. Mend the cause, {_GO_ON}."
+            f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
+            f"{others}. {kept}. Mend the cause, {_GO_ON}."
         )
     shares = capped(weights)
     new = _model(number, weighted_mean({site: update.state for site, update in updates.items()}, shares))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common.cli import live_table, note
+from common.text import counted
 from server.home import Home
 from server.journal import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
 from server.proposals import Proposal
@@ -68,7 +69,7 @@ def event_line(event: Event) -> str:
             left_out += missing_of(event)
             remark = f"; {', '.join(left_out)}" if left_out else ""
             return (
-                f"round {event['round']}: {len(event['sites'])} sites, {event['seconds']:.1f} s, "
+                f"round {event['round']}: {counted(len(event['sites']), 'site')}, {event['seconds']:.1f} s, "
                 f"{_megabytes(event)} MB{remark}"
             )
         case "evaluate" if event["site"] == OVERALL:
@@ -83,7 +84,7 @@ def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
     with live_table() as show:
         for proposal, events in _observe(home, registry, run_hash):
             finished = _latest(events, "round", "round") or 0
-            title = f"{proposal.name}: {finished} of {_rounds(proposal)} rounds done"
+            title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             show(state_line(registry, proposal), title, _COLUMNS, _by_site(events))
     return proposal
 

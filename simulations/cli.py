@@ -13,6 +13,7 @@ from common.cli import Advance, JsonFlag, configure_logging, new_app, note, prog
 from common.config import RunConfig, validate
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.text import counted
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -98,7 +99,7 @@ def run(
         for row in rows:
             stated = summary.guarantee["sites"].get(row[0], {})
             row += [stated.get("epsilon"), stated.get("delta")]
-    show_table(f"{config.name}: test patients after {summary.rounds} rounds", columns, rows, as_json=as_json)
+    show_table(f"{config.name}: test patients after {counted(summary.rounds, 'round')}", columns, rows, as_json=as_json)
     if lacking := not_scored(scores["sites"]):
         note(lacking)
     if config.privacy is not None:
@@ -353,8 +354,10 @@ def _prepare(scenario: "Scenario", config: RunConfig, out: Path, data: Path | No
     with progress("reading sites", len(sites)) as advance:
         for number, site in enumerate(sites, start=1):
             cohort = site.cohort(config)
-            left_out = f", {len(cohort.quarantined)} studies left out" if cohort.quarantined else ""
-            advance(number, f"{site.config.name}: {cohort.size} patients{left_out}")
+            left_out = (
+                f", {counted(len(cohort.quarantined), 'study', 'studies')} left out" if cohort.quarantined else ""
+            )
+            advance(number, f"{site.config.name}: {counted(cohort.size, 'patient')}{left_out}")
     return sites
 
 
@@ -382,7 +385,7 @@ def _teller(advance: Advance) -> Callable[[dict[str, Any]], None]:
         match event:
             case {"event": "round", "round": number, "seconds": seconds, "sites": sites}:
                 done = number
-                advance(done, f"{len(sites)} sites, {seconds:.1f} s")
+                advance(done, f"{counted(len(sites), 'site')}, {seconds:.1f} s")
             case {"event": "train", "site": site}:
                 advance(done, f"{site} has trained")
             case {"event": "evaluate", "site": "overall", "phase": phase, "dice": dice}:

@@ -18,6 +18,7 @@ from common.audit.notes import Checkpoint
 from common.audit.reading import Stored
 from common.audit.receipts import Receipt, is_countersigned, is_signed_by_site
 from common.errors import AuditError
+from common.text import counted
 
 # Public keys by origin; several where a site has enrolled again.
 Keys = Mapping[str, tuple[bytes, ...]]
@@ -158,7 +159,7 @@ class _Examination:
         backwards = [after.seq for before, after in pairwise(entries) if after.time < before.time]
         if backwards:
             self._complain(
-                f"the clock went backwards {len(backwards)} time(s), first at entry {backwards[0]}", "warning"
+                f"the clock went backwards {counted(len(backwards), 'time')}, first at entry {backwards[0]}", "warning"
             )
 
     def _check_acts(self, entries: list[Entry]) -> None:

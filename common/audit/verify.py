@@ -20,7 +20,7 @@ from common.audit import notes, reading
 from common.audit.entries import COORDINATOR
 from common.audit.history import Finding, Held, History, Keys, Signed, describe, take_apart
 from common.errors import AuditError
-from common.text import shown
+from common.text import counted, shown
 
 _KEY = re.compile(r"(?P<origin>coordinator|site/[a-z0-9-]+)=(?P<key>[0-9a-f]{64})")
 
@@ -93,7 +93,9 @@ def report(verdict: Verdict) -> str:
     lines += ["", *(shown(f"{one.severity}: {one.log}: {one.text}") for one in verdict.findings)]
     errors = sum(finding.severity == "error" for finding in verdict.findings)
     lines.append(
-        "All is well." if verdict.is_well else f"{errors} error(s): this history is not to be trusted as it is."
+        "All is well."
+        if verdict.is_well
+        else f"{counted(errors, 'error')}: this history is not to be trusted as it is."
     )
     return "\n".join(lines) + "\n"
 

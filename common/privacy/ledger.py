@@ -30,6 +30,7 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged
 from common.privacy.journal import Journal, Rows
 from common.safe import Safe
+from common.text import counted
 
 # Rows are filled up to a multiple of this, so that their lengths do not tell what they are.
 _ROW_BYTES = 512
@@ -348,7 +349,7 @@ def _rounds_that_fit(history: History, charge: Charge, delta: float, lifetime_ep
 def _refusal(lifetime_epsilon: float, wanted: int, fitting: int, *, reserved: bool) -> str:
     beside = " beside what other runs have reserved" if reserved else ""
     return (
-        f"the privacy budget does not last: {wanted} round(s) like this would pass the cohort's lifetime epsilon of "
-        f"{lifetime_epsilon:g}, {fitting} would fit{beside}. Plan fewer rounds or a smaller [privacy] target-epsilon, "
-        "or let the hospital raise lifetime-epsilon in policy.toml."
+        f"the privacy budget does not last: {counted(wanted, 'round')} like this would pass the cohort's lifetime "
+        f"epsilon of {lifetime_epsilon:g}, {fitting} would fit{beside}. Plan fewer rounds or a smaller "
+        "[privacy] target-epsilon, or let the hospital raise lifetime-epsilon in policy.toml."
     )

@@ -86,7 +86,7 @@ def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
     said = shown(site, proposed(site, a_run()))["scores"]
     # 45 declared, 15 % tested: 7 patients. Two classes: one patient moves the sum by at most sqrt(2) / 2.
     noise = noise_multiplier_for(1.0, 1 / 450, 1.0, 2) * math.sqrt(2) / 2 / 7
-    assert said.startswith(f"noised by {noise:.2f} for a class in the test; 1 time(s) in validation, once in the test")
+    assert said.startswith(f"noised by {noise:.2f} for a class in the test; 1 time in validation, once in the test")
     assert said.endswith("Epsilon 1 of a held-out patient for this run, of 10 in all")
 
 

@@ -161,7 +161,7 @@ def test_added_folder_tells_by_code_what_was_found(home: Path, tmp_path: Path) -
     (tmp_path / "ward" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
     (tmp_path / "ward" / "note.txt").write_text("hello")
     told = succeed(home, "add", str(tmp_path / "ward")).stdout
-    assert "Added: 1 studies of 1 patients" in told
+    assert "Added: 1 study of 1 patient" in told
     assert "Set aside: 1 unreadable." in told
     assert "Ignored: 1 neither image nor label." in told
 
@@ -236,7 +236,7 @@ def test_dry_run_tells_what_was_assumed_and_adds_nothing(home: Path, tmp_path: P
     (flat / "b.png").symlink_to("nowhere")
     before = (home / "site.toml").read_bytes()
     told = succeed(home, "add", str(flat), "--dry-run").stdout
-    assert "Found: 1 studies of 1 patients. Nothing was added." in told
+    assert "Found: 1 study of 1 patient. Nothing was added." in told
     assert "Assumed: 1 labels known by words" in told
     assert "Ignored: 1 link to nothing" in told
     assert (home / "site.toml").read_bytes() == before

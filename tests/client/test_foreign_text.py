@@ -61,7 +61,7 @@ def images(home: Path, tmp_path: Path) -> Path:
     save(folder, slices)
     save(folder, [segmentation(slices, {f"{MARK}\u202e[b]\n": mask})], "seg\x1b[2J\u202e{}.dcm")
     shown = succeed(home, "data", "add", str(folder.parent))
-    assert "1 studies" in shown or "1 study" in shown
+    assert "1 study of 1 patient" in shown
     return folder
 
 

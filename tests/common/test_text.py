@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from common.cli import live_table, new_app, note, progress, say, show_json, show_table
 from common.errors import ConfigError
 from common.logs import log_to
-from common.text import as_json, in_html, shown
+from common.text import as_json, counted, in_html, shown
 from tests.foreign import FOREIGN, MARK, Page, hidden
 
 FOREIGN_TEXTS = pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
@@ -56,6 +56,11 @@ def test_what_people_write_stays_as_it_is(text: str) -> None:
 
 def test_an_escape_says_what_was_there() -> None:
     assert shown("a\x1b[2J\nb\u202ec\x9b") == "a\\x1b[2J\\nb\\u202ec\\x9b"
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    assert [counted(number, "site") for number in (0, 1, 2)] == ["0 sites", "1 site", "2 sites"]
+    assert [counted(number, "study", "studies") for number in (1, 3)] == ["1 study", "3 studies"]
 
 
 @FOREIGN_TEXTS

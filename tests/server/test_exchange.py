@@ -173,7 +173,7 @@ def test_failed_round_names_every_enrolled_site_and_why(tmp_path: Path) -> None:
     script.willing["f"] = False
     run = a_run(rounds=1, quorum=2, federation={"round-timeout-s": SHORT_S})
     expected = (
-        r"1 updates could enter round 1, the quorum is 2: b did not answer, c left, d is away, e was revoked, "
+        r"1 update could enter round 1, the quorum is 2: b did not answer, c left, d is away, e was revoked, "
         r"f has not approved the run\. .*wardround-server resume"
     )
     with pytest.raises(FederationError, match=expected):
@@ -184,7 +184,7 @@ def test_run_that_finds_too_few_sites_names_every_enrolled_one(tmp_path: Path) -
     grid = FakeGrid(dict.fromkeys("abc", same))
     script = Script(grid)
     script.states |= {"b": State.LEFT, "c": State.AWAY}
-    with pytest.raises(FederationError, match=r"1 sites connected within 0.05 s, the quorum is 2: b left, c is away\."):
+    with pytest.raises(FederationError, match=r"1 site connected within 0.05 s, the quorum is 2: b left, c is away\."):
         federate(grid, a_run(rounds=1), tmp_path, members=script, wake=lambda _: None)
 
 

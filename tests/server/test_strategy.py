@@ -186,7 +186,7 @@ def test_below_the_quorum_the_run_fails_and_keeps_the_last_model(tmp_path: Path)
         return moves(2)(request)
 
     run = a_run(rounds=3, federation={"round-timeout-s": 0.02})
-    with pytest.raises(FederationError, match=r"1 updates could enter round 2, the quorum is 2: b did not answer\."):
+    with pytest.raises(FederationError, match=r"1 update could enter round 2, the quorum is 2: b did not answer\."):
         run_it(FakeGrid({"a": moves(1), "b": b_breaks}), run, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "failed"
@@ -199,7 +199,7 @@ def test_below_the_quorum_the_run_fails_and_keeps_the_last_model(tmp_path: Path)
 
 
 def test_run_without_enough_sites_fails_after_the_join_timeout(tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match="1 sites connected within"):
+    with pytest.raises(FederationError, match="1 site connected within"):
         run_it(FakeGrid({"a": moves(1)}), a_run(), tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 

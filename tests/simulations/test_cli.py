@@ -157,7 +157,7 @@ def test_broken_image_is_left_out_and_the_others_go_on(scenario: Path, tmp_path:
     (tmp_path / "north" / "images" / "north-0.png").write_bytes(b"not a picture")
     done = sim("run", scenario, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert "1 studies left out" in done.stderr
+    assert "1 study left out" in done.stderr
 
 
 def test_site_without_images_fails_before_the_first_round(scenario: Path, tmp_path: Path) -> None:

@@ -92,5 +92,5 @@ def test_failed_round_names_a_revoked_site_and_what_became_of_the_others(play: P
     play.server("revoke", "south")
     row = run.ended()
     assert row["state"] == "failed"
-    assert "1 updates could enter round 1, the quorum is 2: south was revoked." in row["reason"]
+    assert "1 update could enter round 1, the quorum is 2: south was revoked." in row["reason"]
     assert "worker-failed" not in row["reason"]

@@ -97,7 +97,7 @@ def test_check_leaves_the_patient_out_and_its_pictures_are_removed(home: Path) -
 def test_command_records_it_without_identity_and_says_what_it_cannot_undo(home: Path) -> None:
     result = CliRunner().invoke(app, ["data", "forget", PATIENTS[3], "--home", str(home)])
     assert result.exit_code == 0
-    assert "1 studies are left out" in result.output
+    assert "1 study is left out" in result.output
     assert "Models trained already cannot forget" in result.output
     last = open_log(home).entries()[-1]
     assert (last.kind, dict(last.fields)) == ("data-forgotten", {})
