@@ -132,8 +132,7 @@ class Agent:
 
     def _wait_for_room(self, error: AuditError | OSError) -> None:
         """What could not be written is not done, and the agent lives on; any other trouble with files ends it."""
-        number = error.errno if isinstance(error, OSError) else 0
-        if number not in (errno.ENOSPC, errno.EDQUOT) and getattr(error, "code", None) != ErrorCode.DISK_FULL:
+        if not _is_full(error):
             raise error
         _log.error("%s: waiting until there is room on the disk", error)
         self._status.update(disk=DISK_FULL)
@@ -267,6 +266,7 @@ class Agent:
                 return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
             policy.check_now(rules, rounds_today=0)
             self._check(request, proposal.run, rules)
+            admission.check_room(self._home, len(request.weights))
             self._record.check_scored(request, rules)
             spending.check_ledger(current_site(self._home).ledger, self._record.log)
             timeout_s = proposal.run.federation.round_timeout_s
@@ -280,9 +280,9 @@ class Agent:
             code = error.code
         except grpc.RpcError:
             raise  # the coordinator is away or the run is over: there is nobody to answer
-        except Exception:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
+        except Exception as error:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
             _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
-            code = ErrorCode.INTERNAL
+            code = ErrorCode.DISK_FULL if _is_full(error) else ErrorCode.INTERNAL
         refusal = Refusal(run_hash, round_, gate.before_charge(code))
         self._record.replied(refusal)
         return refusal, None
@@ -305,9 +305,10 @@ class Agent:
         except WardroundError as error:
             _log.error("run %s round %d: %s", request.run_hash[:12], request.round, error)
             reply = Refusal(request.run_hash, request.round, gate.after_charge(error.code, run))
-        except Exception:  # noqa: BLE001 - logged; see above
+        except Exception as error:  # noqa: BLE001 - logged; see above
             _log.exception("run %s round %d: unexpected failure", request.run_hash[:12], request.round)
-            reply = Refusal(request.run_hash, request.round, gate.after_charge(ErrorCode.INTERNAL, run))
+            code = ErrorCode.DISK_FULL if _is_full(error) else ErrorCode.INTERNAL
+            reply = Refusal(request.run_hash, request.round, gate.after_charge(code, run))
         self._record.replied(reply)
         return reply, None
 
@@ -459,6 +460,13 @@ class Agent:
                     raise
             said = "yes" if yes else "no" if proposal.answer else f"that the policy refuses it ({code})"
             _log.info("run %r: answered %s", proposal.run.name, said)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether something could not be written for want of room on the disk."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, WardroundError) and error.code == ErrorCode.DISK_FULL
 
 
 def _check_belongs(request: Request, message: Message, proposal: Proposal) -> None:

@@ -19,7 +19,7 @@ from client.site import Site
 from common.audit.log import AuditLog
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, PrivacyError
-from common.privacy.accountant import epsilon, noise_multiplier_for
+from common.privacy.accountant import Row, epsilon, noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
 from common.privacy.ledger import Ledger
 from common.privacy.scores import held_out_cohort, is_held_out
@@ -102,19 +102,14 @@ def restore(site: Site) -> int:
         if phase:
             # The epsilon noted is that of all the run's answers up to this one, and they have the same noise.
             noise = noise_multiplier_for(spent.epsilon * _ROUNDED_UP, spent.delta, 1.0, spent.answers)
-            cost = {"noise_multiplier": noise, "sampling_rate": 1.0, "steps": 1, "delta": spent.delta}
-            ledger.charge(held_out_cohort(cohort), run_hash, round_, phase, **cost, lifetime_epsilon=None)
-            ledger.begin(held_out_cohort(cohort), run_hash, round_, phase)  # it has been answered
+            place = (held_out_cohort(cohort), run_hash, round_, phase)
+            _enter(ledger, place, (noise, 1.0, 1), spent.delta)
+            ledger.begin(*place)  # it has been answered
             continue
         planned = plan(_document(site, run_hash), round(1 / (10 * spent.delta)))  # the size that the delta was made of
-        cost = {
-            "noise_multiplier": planned.noise_multiplier,
-            "sampling_rate": planned.sampling_rate,
-            "steps": planned.steps_per_round,
-            "delta": planned.delta,
-        }
+        row = (planned.noise_multiplier, planned.sampling_rate, planned.steps_per_round)
         for number in range(count):
-            ledger.charge(cohort, run_hash, round_, f"restored.{number}", **cost, lifetime_epsilon=None)
+            _enter(ledger, (cohort, run_hash, round_, f"restored.{number}"), row, planned.delta)
     return missing.total()
 
 
@@ -155,6 +150,19 @@ def _missing(ledger: Ledger, log: AuditLog) -> tuple[Counter[_Place], dict[_Plac
         (one.run_hash, one.round, one.attempt if is_held_out(one.cohort) else "") for one in ledger.entries()
     )
     return times - held if times else times, last
+
+
+def _enter(ledger: Ledger, place: tuple[str, str, int, str], row: Row, delta: float) -> None:
+    """What was spent is entered, whatever the budget says."""
+    noise_multiplier, sampling_rate, steps = row
+    ledger.charge(
+        *place,
+        noise_multiplier=noise_multiplier,
+        sampling_rate=sampling_rate,
+        steps=steps,
+        delta=delta,
+        lifetime_epsilon=None,
+    )
 
 
 def _document(site: Site, run_hash: str) -> RunConfig:

@@ -29,6 +29,7 @@ from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
 from common.errors import AuditError, ConfigError, EnrolmentError, ErrorCode, FederationError, UpdateError
+from common.operators import Act
 from common.wire import clock, wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
 from server import enrolment, mailbox
@@ -446,6 +447,12 @@ def _fingerprint(certificate_pem: bytes) -> str:
     return pki.fingerprint(pki.load_certificate(certificate_pem))
 
 
+def _resumption(act: Act) -> wardround_pb2.Resumption:
+    return wardround_pb2.Resumption(
+        certificate_pem=act.certificate_pem, signed_at=act.signed_at, nonce=act.nonce, signature=act.signature
+    )
+
+
 def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
     act = proposal.resumption
     return wardround_pb2.Proposal(
@@ -459,8 +466,5 @@ def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
             )
             for one in proposal.endorsements
         ],
-        resumption=act
-        and wardround_pb2.Resumption(
-            certificate_pem=act.certificate_pem, signed_at=act.signed_at, nonce=act.nonce, signature=act.signature
-        ),
+        resumption=None if act is None else _resumption(act),
     )
