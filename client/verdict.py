@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import approvals, policy
-from client.declared import declared_size
+from client.declared import declared_size, outgrown
 from client.pipe import Offer
 from client.site import DECLARED_NAME, Site
 from common.cli import say
@@ -29,6 +29,7 @@ class Verdict:
     run: RunConfig
     refusals: tuple[str, ...]
     patients: int | None  # usable for it; None: not counted, and the rules that need it are left out
+    declared: int | None = None  # what a run with privacy is told instead
 
     def as_data(self) -> dict[str, object]:
         """For JSON."""
@@ -47,6 +48,8 @@ class Verdict:
         say(f"SHA-256 of the run: {sha256_of(self.run)}")
         for reason in self.refusals:
             say(f"- {reason}")
+        if self.patients is not None and self.declared is not None and (why := outgrown(self.declared, self.patients)):
+            say(why)
 
     def enforce(self) -> None:
         """Raise where the policy refuses.
@@ -75,7 +78,10 @@ def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
 
 def verdict_on(run: RunConfig, rules: PolicyConfig, offer: Offer | None) -> Verdict:
     """The verdict, with what the site has for the run; None: not known."""
-    return Verdict(run, tuple(policy.refusals(run, rules, offer)), None if offer is None else offer.patients)
+    reasons = tuple(policy.refusals(run, rules, offer))
+    if offer is None:
+        return Verdict(run, reasons, None)
+    return Verdict(run, reasons, offer.patients, None if run.privacy is None else offer.declared_size)
 
 
 def verdict_after(checkup: "Checkup", site: Site) -> Verdict:

@@ -295,6 +295,22 @@ def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_the_hospital_was_se
     assert run_hash in succeed(home, "policy", "check", "lesions")
 
 
+def test_data_check_for_a_private_run_says_that_more_patients_are_there_than_declared(
+    home: Path, pictures: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "run.toml"
+    document.write_text(RUN_TOML)
+    succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    assert "has declared" not in succeed(home, "data", "check", "--run", str(document))
+    settings = home / "site.toml"
+    settings.write_text(f"cohort-size = 3\n{settings.read_text()}")
+    shown = succeed(home, "data", "check", "--run", str(document))
+    assert "4 patients are usable, and this site has declared 3." in shown
+    assert "3 patients are declared for it, fewer than min-patients 10" in shown
+    document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", ""))
+    assert "has declared" not in call(home, "data", "check", "--run", str(document)).output
+
+
 def test_data_check_for_a_run_says_whether_the_policy_lets_it_train(home: Path, pictures: Path, tmp_path: Path) -> None:
     succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
     document = tmp_path / "run.toml"
