@@ -314,6 +314,9 @@ class SourceConfig(Table):
     patients: tuple[str, ...] = ()
 
 
+Device = Literal["auto", "cpu", "cuda"]
+
+
 class SiteConfig(Table):
     """site.toml: what a hospital offers. Stays at the hospital."""
 
@@ -325,7 +328,7 @@ class SiteConfig(Table):
     cohort_size: Count | None = None
     # None: all cores. 1 for results that must be bit-equal elsewhere.
     threads: Count | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
 
 # What the exit gate knows of; a policy may shorten the list. dice-<class> goes with dice.

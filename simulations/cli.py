@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.cli import Advance, JsonFlag, configure_logging, new_app, note, progress, show_json, show_table
-from common.config import RunConfig, validate
+from common.config import Device, RunConfig, validate
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.text import counted
@@ -34,6 +34,10 @@ RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Inste
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads for computing; 1 for results that are equal elsewhere.")
 ]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option("--device", help="Where all sites train: auto, cpu or cuda. Without it as the scenario says."),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
 
 
@@ -55,6 +59,7 @@ def run(
     ] = True,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-equal results, slower.")] = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -82,9 +87,9 @@ def run(
     if not private:
         changes["privacy"] = None
     config = _changed(chosen.config.run, changes)
-    sites = _prepare(chosen, config, out, data)
+    sites = _prepare(chosen, config, out, data, device)
     if chosen.config.pretraining is not None:
-        config = _pretrained(config, chosen.config.pretraining, out, published(chosen, data=data))
+        config = _pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
     with progress("round", config.federation.rounds) as advance:
         summary = federate(InProcessGrid(sites, config), config, out, observe=_teller(advance))
     draw_overlays(out, sites)
@@ -117,6 +122,7 @@ def compare(
     seeds: Annotated[str, typer.Option("--seeds", help="One model of each kind for each seed, such as 0,1,2.")] = "0",
     rounds: RoundsOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -138,7 +144,7 @@ def compare(
         wanted = wanted.model_copy(update={"privacy": base.privacy})
     if rounds:
         wanted = wanted.model_copy(update={"rounds": rounds})
-    sites = _prepare(chosen, config, out, data)
+    sites = _prepare(chosen, config, out, data, device)
     pretraining = chosen.config.pretraining
     private = len(wanted.private_runs(config)) * (1 + wanted.private_pooled)
     total = len(numbers) * (len(sites) * wanted.alone + 2 + private + (pretraining is not None))
@@ -181,6 +187,7 @@ def crossval(
     data: DataOption = None,
     rounds: RoundsOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -200,7 +207,7 @@ def crossval(
     if rounds is not None:
         changes["federation"] = {"rounds": rounds}
     config = _changed(chosen.config.run, changes)
-    sites = _prepare(chosen, config, out, data)
+    sites = _prepare(chosen, config, out, data, device)
     per_fold = config.federation.rounds
     with progress("round", folds * per_fold) as advance:
         results = cross_validate(
@@ -343,14 +350,20 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return validate(RunConfig, values, "the command's options")
 
 
-def _prepare(scenario: "Scenario", config: RunConfig, out: Path, data: Path | None) -> "list[Site]":
+def _prepare(
+    scenario: "Scenario", config: RunConfig, out: Path, data: Path | None, device: Device | None
+) -> "list[Site]":
     """Site homes with their images read, so that a fault in the data shows before the first round."""
+    import torch  # noqa: PLC0415
+
     from simulations.scenario import prepare  # noqa: PLC0415
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here. Leave --device out, or say --device cpu.")
     phantoms = scenario.config.phantoms
     patients = phantoms.patients * len(phantoms.scanners) if phantoms else 0
     with progress("phantom patients", patients) as advance:
-        sites = prepare(scenario, out, data=data, progress=lambda done, _: advance(done, ""))
+        sites = prepare(scenario, out, data=data, device=device, progress=lambda done, _: advance(done, ""))
     with progress("reading sites", len(sites)) as advance:
         for number, site in enumerate(sites, start=1):
             cohort = site.cohort(config)
@@ -362,7 +375,7 @@ def _prepare(scenario: "Scenario", config: RunConfig, out: Path, data: Path | No
 
 
 def _pretrained(
-    config: RunConfig, pretraining: "PretrainingConfig", out: Path, published: "SourceConfig | None"
+    config: RunConfig, pretraining: "PretrainingConfig", out: Path, published: "SourceConfig | None", device: Device
 ) -> RunConfig:
     """The run that starts from weights trained on generated images; they lie where `federate` looks for them."""
     from server.journal import INITIAL_NAME  # noqa: PLC0415
@@ -370,7 +383,7 @@ def _pretrained(
 
     with progress("pretraining round", pretraining.rounds) as advance:
         weights, initial = pretrain(
-            config, pretraining, out / "pretraining", published=published, observe=_teller(advance)
+            config, pretraining, out / "pretraining", published=published, device=device, observe=_teller(advance)
         )
     write_atomically(out / INITIAL_NAME, weights)
     return _changed(config, {"initial": initial.model_dump(by_alias=True)})

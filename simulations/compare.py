@@ -115,7 +115,13 @@ def compare(
         weights, initial = b"", None
         if pretraining is not None:
             tell(f"seed {seed}, pretraining")
-            weights, initial = pretrain(_plain(run, seed, None), pretraining, out / "pretraining", published=published)
+            weights, initial = pretrain(
+                _plain(run, seed, None),
+                pretraining,
+                out / "pretraining",
+                published=published,
+                device=sites[0].config.device,
+            )
         for column in columns(run, sites, out, seed=seed, config=config, initial=initial):
             tell(f"seed {seed}, {column.name}")
             results.append(_result(column, sites, _folder(out, column), tell, weights))
@@ -136,7 +142,7 @@ def columns(
     """The models to compare, in the order of the table."""
     config = config or CompareConfig()
     sources = tuple(source for site in sites for source in site.config.data)
-    pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources))
+    pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources, device=sites[0].config.device))
     together, one = tuple(sites), (pooled,)
     base = _plain(run, seed, initial)
     if columns_with_privacy := config.private_runs(base):

@@ -15,6 +15,7 @@ from pydantic import Field
 from common.checkpoint import MANIFEST_NAME, load_model, pack, sha256
 from common.config import (
     Count,
+    Device,
     InitialConfig,
     RunConfig,
     SiteConfig,
@@ -78,6 +79,7 @@ def pretrain(
     out: Path,
     *,
     published: SourceConfig | None = None,
+    device: Device = "auto",
     observe: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[bytes, InitialConfig]:
     """Train on generated images, and on published ones if there are; what is found finished in `out` stays.
@@ -87,6 +89,7 @@ def pretrain(
         config: the [pretraining] table.
         out: receives the images, the sites' homes and the models.
         published: images of patients who are at no site.
+        device: where to train.
         observe: told what goes on, see `federate`.
 
     Returns:
@@ -99,12 +102,20 @@ def pretrain(
         _WRITERS[config.images][0](out / name, count=config.patients, seed=config.seed)
         write_atomically(out / name / ".complete", b"")
     public = f"trained on {config.patients} generated images ({config.images}, seed {config.seed})"
-    weights = _trained(public_run(run, config.training, config.rounds), images, name, out, observe=observe)
+    weights = _trained(
+        public_run(run, config.training, config.rounds), images, name, out, device=device, observe=observe
+    )
     if published is not None and config.published_rounds:
         start = InitialConfig(sha256=sha256(weights), public=public)
         second = public_run(run, None, config.published_rounds, start)
         weights = _trained(
-            second, published, f"published-{sha256_of(published)[:8]}", out, observe=observe, start=weights
+            second,
+            published,
+            f"published-{sha256_of(published)[:8]}",
+            out,
+            device=device,
+            observe=observe,
+            start=weights,
         )
         public += f", then on {len(published.patients)} patients of a published archive, who are at no site"
     else:
@@ -118,6 +129,7 @@ def _trained(
     name: str,
     out: Path,
     *,
+    device: Device,
     observe: Callable[[dict[str, Any]], None] | None,
     start: bytes | None = None,
 ) -> bytes:
@@ -128,7 +140,7 @@ def _trained(
     if not (folder / MANIFEST_NAME).exists():
         if start is not None:
             write_atomically(folder / INITIAL_NAME, start)
-        site = make_site(out / "sites", SiteConfig(name=name, data=(source,)))
+        site = make_site(out / "sites", SiteConfig(name=name, data=(source,), device=device))
         federate(InProcessGrid([site], public), public, folder, observe=observe)
     # Checked against its manifest: a run will say of these weights what they were trained on.
     _, state, _ = load_model(folder)

@@ -26,6 +26,7 @@ from client.data.sources import list_patients
 from client.site import POLICY_NAME, SITE_NAME, Site, open_site
 from common.config import (
     Count,
+    Device,
     Name,
     PolicyConfig,
     Positive,
@@ -213,7 +214,12 @@ def load_scenario(name: str) -> Scenario:
 
 
 def prepare(
-    scenario: Scenario, out: Path, *, data: Path | None = None, progress: Callable[[int, int], None] | None = None
+    scenario: Scenario,
+    out: Path,
+    *,
+    data: Path | None = None,
+    device: Device | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Site]:
     """Make one site home per site under `out/sites`, with generated images under `out/data` where asked for.
 
@@ -221,6 +227,7 @@ def prepare(
         scenario: what to prepare.
         out: the output folder of the simulation.
         data: folder that relative paths start from; None: WARDROUND_DATA/<scenario>, or the scenario's own folder.
+        device: where every site trains; None: as the scenario says for each, and that is `auto` where it says nothing.
         progress: called with (patients generated, patients) while phantoms are written.
 
     Raises:
@@ -237,7 +244,8 @@ def prepare(
                 f"set {DATA_VARIABLE} to the folder that holds {config.images or scenario.name}/."
             )
         sites = _partition(config.partition, root) if config.partition is not None else _absolute(config.sites, root)
-    return [make_site(out / "sites", site) for site in sites]
+    chosen = {} if device is None else {"device": device}
+    return [make_site(out / "sites", site.model_copy(update=chosen)) for site in sites]
 
 
 def published(scenario: Scenario, *, data: Path | None = None) -> SourceConfig | None:

@@ -17,6 +17,8 @@ from client import policy
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from deploy import bootstrap
+from simulations.pretraining import PretrainingConfig
+from simulations.scenario import CompareConfig, PartitionConfig, PhantomsConfig, ScenarioConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
@@ -124,6 +126,15 @@ def test_every_command_and_every_group_tells_the_version(program: str) -> None:
         assert (done.exit_code, done.output) == (0, f"wardround {metadata.version('wardround')}\n"), words
 
 
+def test_scenario_of_its_page_is_one() -> None:
+    text = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    whole, part = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert config.parse(ScenarioConfig, whole).site_names == ("a", "b")
+    run = whole.partition("[phantoms]")[0].replace("quorum = 2", "quorum = 1")
+    alone = config.parse(ScenarioConfig, run.replace("rounds = 5", "rounds = 5\nquorum = 1") + part)
+    assert alone.site_names == ("drive",)
+
+
 def _documented(document: str, heading: str) -> dict[str, str]:
     """Key and default of each row below a heading; "" where the key is needed, "-" for none."""
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")
@@ -153,6 +164,11 @@ def _plain(default: object) -> str:
         ("operations.md", "site.toml", SiteConfig),
         ("operations.md", "[[data]] in site.toml", SourceConfig),
         ("operations.md", "policy.toml", PolicyConfig),
+        ("scenarios.md", "Top of the file", ScenarioConfig),
+        ("scenarios.md", "[phantoms]", PhantomsConfig),
+        ("scenarios.md", "[partition]", PartitionConfig),
+        ("scenarios.md", "[pretraining]", PretrainingConfig),
+        ("scenarios.md", "[compare]", CompareConfig),
         ("run.md", "[model]", config.ModelConfig),
         ("run.md", "[data]", config.DataConfig),
         ("run.md", "[preprocessing]", config.PreprocessingConfig),

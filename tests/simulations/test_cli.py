@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from common.checkpoint import sha256
 from common.cli import FLOWER_ENVIRONMENT
+from common.config import SiteConfig, load
 from simulations.cli import app
 from simulations.scenario import SHIPPED
 from tests.json_forms import conforms
@@ -122,6 +124,28 @@ def test_compare_shows_a_column_for_the_start_and_for_each_epsilon(scenario: Pat
     stated = [models[name]["epsilon"] for name in names]
     assert stated[:3] == [None] * 3
     assert 0 < stated[3] <= 4 < stated[4] <= 8
+
+
+def test_device_is_that_of_every_site_pooled_and_pretraining_included(scenario: Path, tmp_path: Path) -> None:
+    scenario.write_text(f"{scenario.read_text()}\n{PRETRAINING}")
+    out = tmp_path / "out"
+    done = sim("compare", scenario, "--out", out, "--rounds", 1, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    homes = list(out.rglob("site.toml"))
+    assert {path.parent.name for path in homes} >= {"north", "south", "pooled"}
+    assert len(homes) == 4
+    assert {load(SiteConfig, path).device for path in homes} == {"cpu"}
+
+
+def test_device_that_is_not_there_is_said_before_anything_is_made(scenario: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        assert sim("run", scenario, "--out", tmp_path / "out", "--rounds", 1, "--device", "cuda").exit_code == 0
+        return
+    done = sim("run", scenario, "--out", tmp_path / "out", "--device", "cuda")
+    assert done.exit_code == 1
+    assert "no CUDA device" in done.stderr
+    assert not (tmp_path / "out" / "sites").exists()
+    assert sim("run", scenario, "--out", tmp_path / "out", "--device", "abacus").exit_code == 2
 
 
 def test_scenarios_lists_the_shipped_ones() -> None:
