@@ -105,7 +105,7 @@ def test_flat_folder_is_read_with_its_own_labels(tmp_path: Path) -> None:
 
 
 def test_image_that_is_named_as_its_own_label_has_none(tmp_path: Path) -> None:
-    write_picture(tmp_path / "images" / "x.png", GREY)
+    write_picture(tmp_path / "images" / "x.png", GREY % 2)  # two values, as a mask has
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "x.png").symlink_to("../images/x.png")
     (tmp_path / "t.csv").write_text("id,image,mask\n1,images/x.png,images/x.png\n")
