@@ -28,7 +28,7 @@ from client.data_cli import data_add, data_app
 from client.keeper import Worker
 from client.key_cli import key_app
 from client.predict_cli import predict
-from client.shell import HOME, Home
+from client.shell import HOME, Home, NewHome
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
 from client.status import DISK_FULL, IN_ORDER, is_running, only_one, read_status
 from client.verdict import policy_verdict
@@ -58,7 +58,7 @@ app.command()(predict)
 @app.command()
 def join(  # noqa: PLR0917 - one parameter an option
     invitation: Annotated[Path, typer.Argument(help="The file the coordinator sent.")],
-    home: Home = HOME,
+    home: NewHome = HOME,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the coordinator's approval.")] = 3600.0,
     request: Annotated[Path | None, typer.Option(help="Send nothing: write the request here, to be mailed.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="The certificate that came back by mail.")] = None,

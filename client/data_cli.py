@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client import enrol, record
-from client.shell import HOME, Home, counted_progress, run_of, site_file
+from client.shell import HOME, FirstHome, Home, counted_progress, run_of, site_file
 from client.site import SITE_NAME, open_site
 from client.sitefile import add_source, remove_source
 from client.sitekey import check_outside
@@ -30,7 +30,7 @@ data_app = new_app("The images this hospital offers.")
 @data_app.command("add")
 def data_add(  # noqa: PLR0917 - one parameter an option
     path: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI or pictures.")],
-    home: Home = HOME,
+    home: FirstHome = HOME,
     kind: Annotated[str | None, typer.Option(help="dicom, nifti, images or mias; default: by looking.")] = None,
     csv: Annotated[str | None, typer.Option(help="images: CSV with a row per image, relative to the folder.")] = None,
     image_column: str = "image",

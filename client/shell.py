@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -13,9 +13,6 @@ from common.cli import Advance, progress
 from common.config import RunConfig, load
 from common.errors import ConfigError
 
-Home: TypeAlias = Annotated[
-    Path, typer.Option("--home", envvar="WARDROUND_HOME", help="The site's folder: settings, keys, ledger, logs.")
-]
 HOME = Path("wardround-site")
 
 
@@ -24,10 +21,37 @@ def site_file(home: Path) -> Path:
     path = home / SITE_NAME
     if not path.exists():
         raise ConfigError(
-            f"{path} does not exist. Join first with 'wardround-client join INVITATION', or name the site's folder "
-            "with --home or WARDROUND_HOME."
+            f"{home} is no site's folder: it has no {SITE_NAME}. Join first with 'wardround-client join INVITATION', "
+            "or name the site's folder with --home or WARDROUND_HOME."
         )
     return path
+
+
+def _existing(context: typer.Context, home: Path) -> Path:
+    """A folder that was mistyped is an error, and not a site of which nothing is known."""
+    if not context.resilient_parsing:
+        site_file(home)
+    return home
+
+
+def _existing_or_made(context: typer.Context, home: Path) -> Path:
+    """As `_existing`; but the first site of all, and a folder that a person has made for another, may become one."""
+    if not context.resilient_parsing and home != HOME and not home.is_dir():
+        raise ConfigError(
+            f"there is no folder {home}. Correct --home or WARDROUND_HOME; for a new site there, make the folder first."
+        )
+    return home
+
+
+def _home(callback: Callable[[typer.Context, Path], Path] | None) -> Any:
+    about = "The site's folder: settings, keys, ledger, logs."
+    return typer.Option("--home", envvar="WARDROUND_HOME", help=about, callback=callback)
+
+
+# Of a site that is there; of one that may begin with this command; of one that this command makes.
+Home: TypeAlias = Annotated[Path, _home(_existing)]
+FirstHome: TypeAlias = Annotated[Path, _home(_existing_or_made)]
+NewHome: TypeAlias = Annotated[Path, _home(None)]
 
 
 def run_of(home: Path, run: str) -> RunConfig:

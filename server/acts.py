@@ -22,7 +22,7 @@ from common import operators, pki
 from common.audit import acts
 from common.audit.acts import Story
 from common.audit.entries import Entry
-from common.errors import EnrolmentError
+from common.errors import AuditError, EnrolmentError
 from common.operators import Act
 from server.home import open_home
 
@@ -31,7 +31,8 @@ _QUERY = (
     "SELECT seq, entry FROM entries WHERE seq > ? AND json_extract(entry, '$.kind') IN "  # noqa: S608 - only marks
     f"({', '.join('?' * len(acts.KINDS))}) ORDER BY seq"
 )
-_TIMEOUT_S = 10.0
+# So long it is waited for another program that holds a file.
+PATIENCE_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +115,14 @@ class Acts:
         return entry.fields == entered_fields(act)
 
     def _read(self) -> None:
+        try:
+            self._read_on()
+        except sqlite3.Error as error:
+            raise AuditError(
+                f"the log {_NAME} cannot be read: {error}. If another program holds it, end that one, and try again."
+            ) from error
+
+    def _read_on(self) -> None:
         if self._database is None:
             if not (self._folder / _NAME).exists():
                 return
@@ -121,7 +130,7 @@ class Acts:
             self._database = sqlite3.connect(
                 f"{(self._folder / _NAME).as_uri()}?mode=rw",
                 uri=True,
-                timeout=_TIMEOUT_S,
+                timeout=PATIENCE_S,
                 isolation_level=None,
                 check_same_thread=False,
             )

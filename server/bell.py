@@ -6,7 +6,6 @@ which costs 20 us, where each held call's own look at the registry cost many tim
 """
 
 import logging
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import grpc
 
 from common.errors import AuditError
 from server.registry import Registry
+from server.store import StoreError
 
 # How soon a held call notices a change in the registry, a revocation for one.
 NOTICE_S = 0.25
@@ -65,7 +65,7 @@ class Bell:
             version: tuple[int, int] | None = None
             try:
                 version = self._registry.version()
-            except (sqlite3.Error, AuditError) as error:
+            except (StoreError, AuditError) as error:
                 # Whoever is held finds out for itself that nobody can be authorised, and ends.
                 _log.error("the registry cannot be read: %s", error)
             if version != self._version:

@@ -21,6 +21,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common import pki
+from common.errors import AuditError
 from common.wire import pushback
 from server.limits import (
     BYTES_PER_HOUR,
@@ -34,6 +35,7 @@ from server.limits import (
     rule_of,
 )
 from server.refusals import Refused
+from server.store import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
         self._limits = Limits(time.monotonic, at_once, bytes_per_hour)
         self._reached = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
         self._denied = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
+        self._unusable = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._running: dict[int, _Call] = {}
@@ -108,13 +111,22 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")
             request = self._request(call, requests, handler.request_deserializer)
             # Serialised here and not by gRPC, so that its bytes can be counted.
-            reply: bytes = handler.response_serializer(handler.unary_unary(request, context))
+            reply: bytes = handler.response_serializer(self._handled(call, handler, request))
             self._limits.moved(call.caller, sent=len(reply))
             return reply
         finally:
             with self._lock:
                 self._running.pop(number, None)
             self._limits.leave(call.caller)
+
+    def _handled(self, call: _Call, handler: Any, request: Any) -> Any:
+        try:
+            return handler.unary_unary(request, call.context)
+        except (StoreError, AuditError) as error:
+            # Nobody can be authorised, or nothing recorded: for as long as another program holds the file, say.
+            if self._unusable.write("") is not None:
+                _log.error("%s", error)
+            call.context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot use its registry or audit log now")
 
     def _request(self, call: _Call, requests: Iterator[bytes], parse: Callable[[bytes], Any]) -> Any:
         try:

@@ -21,6 +21,7 @@ from server.home import Home, read_nodes
 from server.journal import in_words
 from server.registry import Registry
 from server.sites import Presence
+from server.store import StoreError
 
 # So long a site is missing before a new round goes on without asking it; a message waits for it meanwhile.
 BRIEFLY_S = 60.0
@@ -111,7 +112,7 @@ class HomeMembers:
             sites = self._registry.sites()
             approved = next((one.approved for one in self._registry.unfinished() if one.run_hash == self._run), None)
             nodes = {site: node for node, site in self._nodes.items()}  # the last is the present one
-        except (sqlite3.Error, AuditError) as error:
+        except (StoreError, AuditError) as error:
             _log.warning("the registry cannot be read: %s", error)
             return self._known
         states = {one.name: _STATES[one.presence] for one in sites if one.state == "active"}

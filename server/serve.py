@@ -11,8 +11,11 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from common import pki
-from common.errors import ConfigError, FederationError
+from common.errors import AuditError, ConfigError, FederationError, WardroundError
 from common.flower import check_version, superlink_answers
 from common.logs import log_to
 from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the latter without types
@@ -37,6 +40,7 @@ from server.refusals import Refusals
 from server.registry import Registry
 from server.root import server_credentials
 from server.runs import Runs
+from server.store import StoreError
 from server.witness import open_log
 
 # Twenty sites that use up all their places leave some for the others.
@@ -76,7 +80,8 @@ def serve(home: Home, stop: threading.Event) -> None:
         thread.start()
     try:
         while not stop.is_set():
-            gateway.keep_house(runs.step())
+            with patiently():
+                gateway.keep_house(runs.step())
             stop.wait(_STEP_S)
     finally:
         stop.set()
@@ -194,7 +199,8 @@ def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, sto
     try:
         while not stop.wait(_STEP_S):
             guard.end_overdue()
-            door.step()
+            with patiently():
+                door.step()
             now = time.monotonic()
             if now >= look:
                 look = now + _HEALTH_EVERY_S
@@ -204,6 +210,18 @@ def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, sto
                 _renew(home)
     finally:
         stop.set()  # should it fail: half a process would look healthy, and the launcher starts a whole one
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """Go on when another program holds the registry or the audit log: it lets go, and then all is done as it was due.
+
+    That is waited for before it is said, so that it is said a few times a minute.
+    """
+    try:
+        yield
+    except (StoreError, AuditError) as error:
+        _log.error("%s", error)
 
 
 def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:
@@ -246,7 +264,11 @@ def _main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    serve(open_home(parser.parse_args().home), stop)
+    try:
+        serve(open_home(parser.parse_args().home), stop)
+    except WardroundError as error:
+        _log.error("%s", error)
+        sys.exit(1)  # the launcher tries again
 
 
 if __name__ == "__main__":

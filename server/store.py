@@ -10,9 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from server.acts import Acts
+from common.errors import FederationError
+from server.acts import PATIENCE_S, Acts
 
 ValueType = TypeVar("ValueType")
+
+
+class StoreError(FederationError):
+    """The registry cannot be read or written now: another program holds it, the disk is full, or it is damaged."""
 
 
 class Store:
@@ -28,13 +33,19 @@ class Store:
         with self._reading() as database:
             database.executescript(self.schema)
         # Nothing is ever written through it, so that it sees each write.
-        self._observer = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        with self._usable():
+            self._observer = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
         self._observing = threading.Lock()
         self._memory: dict[str, tuple[tuple[int, int], Any]] = {}
 
     def version(self) -> tuple[int, int]:
-        """Another one than before as soon as anybody has written here, or entered an act; takes 20 us."""
-        with self._observing:
+        """Another one than before as soon as anybody has written here, or entered an act; takes 20 us.
+
+        Raises:
+            StoreError: the file cannot be used now.
+            AuditError: the audit log cannot.
+        """
+        with self._observing, self._usable():
             # Exact, where a file's time has a grain: https://sqlite.org/pragma.html#pragma_data_version
             return int(self._observer.execute("PRAGMA data_version").fetchone()[0]), self._acts.version()
 
@@ -55,12 +66,13 @@ class Store:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         # One connection per thread: opening one costs ten times what a look at a row does.
         database: sqlite3.Connection | None = getattr(self._threads, "database", None)
-        if database is None:
-            # Autocommit: our transactions begin where we say so.
-            database = sqlite3.connect(self._path, timeout=10.0, isolation_level=None)
-            database.row_factory = sqlite3.Row
-            self._threads.database = database
-        yield database
+        with self._usable():
+            if database is None:
+                # Autocommit: our transactions begin where we say so.
+                database = sqlite3.connect(self._path, timeout=PATIENCE_S, isolation_level=None)
+                database.row_factory = sqlite3.Row
+                self._threads.database = database
+            yield database
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -70,5 +82,15 @@ class Store:
             with database:
                 yield database
 
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the registry {self._path.name} cannot be used: {error}. If another program holds it, end that one, "
+                "and try again; if the disk is full, make room."
+            ) from error
 
-__all__ = ["Store"]
+
+__all__ = ["Store", "StoreError"]

@@ -250,9 +250,10 @@ def _prepare(database: sqlite3.Connection, origin: str, clock: Callable[[], floa
 
 
 def _unusable(name: str, error: Exception, code: ErrorCode) -> AuditError:
+    said = error.strerror if isinstance(error, OSError) else error  # a path can name more than the file
     return AuditError(
-        f"the audit log {name} cannot be used ({type(error).__name__}); without it nothing is done that must be "
-        "recorded. Free disk space, or give this user the right to write the file and its folder. Do not delete it: "
-        "the other side remembers what it said.",
+        f"the audit log {name} cannot be used ({said}); without it nothing is done that must be recorded. End the "
+        "program that holds it, free disk space, or give this user the right to write the file and its folder. Do not "
+        "delete it: the other side remembers what it said.",
         code,
     )

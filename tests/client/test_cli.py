@@ -10,10 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -421,3 +424,36 @@ def test_lock_is_the_kernels_so_a_crash_leaves_none(home: Path) -> None:
             pass
     with only_one(home):
         pass
+
+
+def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from leaves(child, (*words, name))
+    else:
+        yield words, command
+
+
+WITH_A_HOME = [
+    words
+    for words, command in leaves(typer.main.get_command(app))
+    if words != ("join",) and any("--home" in parameter.opts for parameter in command.params)
+]
+
+
+@pytest.mark.parametrize("words", WITH_A_HOME, ids=" ".join)
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_mistyped_home_is_an_error_and_makes_no_folder(tmp_path, monkeypatch, words, how):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WARDROUND_HOME", raising=False)
+    command = dict(leaves(typer.main.get_command(app)))[words]
+    (tmp_path / "images").mkdir()
+    needed = ["images" for one in command.params if isinstance(one, click.Argument) and one.required]
+    needed += [text for one in command.params if isinstance(one, click.Option) and one.required
+               for text in (one.opts[0], "out")]  # fmt: skip
+    home = ["--home", "hospitl"] if how == "option" else []
+    result = CliRunner().invoke(app, [*words, *needed, *home], env={} if home else {"WARDROUND_HOME": "hospitl"})
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert "hospitl" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

@@ -21,6 +21,7 @@ from server.bell import Bell
 from server.home import Home
 from server.registry import Registry
 from server.sites import Presence
+from server.store import StoreError
 from tests.server.coordinator import RUN, RUN_TOML, enrol, invite, new_home
 
 OTHER_PROCESS = """
@@ -212,7 +213,7 @@ def test_caller_who_leaves_is_noticed(bell):
 
 def test_registry_that_cannot_be_read_wakes_everybody(registry, bell, monkeypatch):
     def broken() -> int:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise StoreError("the registry cannot be used: disk I/O error")
 
     with bell.held(Context(), "a") as news:
         monkeypatch.setattr(registry, "version", broken)

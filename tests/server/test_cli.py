@@ -3,9 +3,12 @@ import json
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from common import pki
@@ -363,3 +366,33 @@ def test_the_certificate_follows_the_hosts(home):
     (home.path / "server.toml").write_text(text)
     changed = open_home(home.path)
     assert "fl.example.org" in pki.hosts_of(pki.load_certificate(server_credentials(changed)[1]))
+
+
+def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from leaves(child, (*words, name))
+    else:
+        yield words, command
+
+
+WITH_A_HOME = [
+    words
+    for words, command in leaves(typer.main.get_command(app))
+    if words != ("init",) and any("--home" in parameter.opts for parameter in command.params)
+]
+
+
+@pytest.mark.parametrize("words", WITH_A_HOME, ids=" ".join)
+def test_a_mistyped_home_is_an_error_and_makes_no_folder(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    command = dict(leaves(typer.main.get_command(app)))[words]
+    (tmp_path / "there").touch()
+    needed = ["there" for one in command.params if isinstance(one, click.Argument) and one.required]
+    needed += [text for one in command.params if isinstance(one, click.Option) and one.required
+               for text in (one.opts[0], "out")]  # fmt: skip
+    result = CliRunner().invoke(app, [*words, *needed, "--home", "coordinatr"])
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert "coordinatr is not a coordinator's home" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
