@@ -1,62 +1,41 @@
 """The process with the door: it holds the keys and the channel, and decides what is done and what leaves.
 
-For each message: approved and open? the approved bundle? allowed by the policy? Only then is its content fetched. The
-run's model? budget left, and charged? Only then the worker sees it, and its answer passes the exit gate. Whatever goes
-wrong becomes a Refusal with a code; the reason stays in home/logs/agent.log. No torch and no image is imported here (a
-test holds this): what talks to the network never holds patient data. One message at a time.
+For each message (client/rounds.py): approved and open? the approved bundle? allowed by the policy? Only then is its
+content fetched. The run's model? budget left, and charged? Only then the worker sees it, and its answer passes the exit
+gate. Whatever goes wrong becomes a Refusal with a code; the reason stays in home/logs/agent.log. No torch and no image
+is imported here (a test holds this): what talks to the network never holds patient data. One message at a time.
 
     thread    message      pull, decide, ask the worker, reply
     thread    proposals    fetch new proposals, appraise them, approve where the policy does
     thread    upkeep       heartbeats, answers given on the command line, the worker's life, status.json
 """
 
-import errno
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from flwr.app import Message, MessageType
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 
-from client import admission, approvals, evaluations, gate, policy, spending
+from client import admission, approvals
 from client.admission import Admission
-from client.approvals import Proposal
 from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
 from client.keeper import Worker
-from client.outbox import Parcel
-from client.pipe import Describe, Offer, PipeError, Work
+from client.pipe import Describe, Offer, PipeError
 from client.proposals import Proposals
 from client.record import Record
-from client.site import FORGOTTEN_NAME, SITE_NAME, changed, current_site, open_site
+from client.rounds import Rounds, is_full
+from client.site import FORGOTTEN_NAME, SITE_NAME, changed, open_site
 from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
-from common.config import PolicyConfig, RunConfig, sha256_of
-from common.errors import (
-    AuditError,
-    EnrolmentError,
-    ErrorCode,
-    FederationError,
-    PolicyError,
-    UpdateError,
-    WardroundError,
-)
+from common.config import RunConfig, sha256_of
+from common.errors import AuditError, EnrolmentError, FederationError, PolicyError, WardroundError
 from common.flower import question_of, reply_to
-from common.records import (
-    EvaluateReply,
-    Refusal,
-    Reply,
-    Request,
-    TrainReply,
-    TrainRequest,
-    reply_to_record,
-    request_from_record,
-)
+from common.records import Refusal, reply_to_record
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
@@ -91,11 +70,19 @@ class Agent:
         self._connect(identity)
         self._worker = worker
         self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and the forgotten
-        self._admission = Admission(home, self._fetch_proposals)
         self._status = Status(home, identity)
         self._record = Record(home, identity, open_site(home).key)
         self._witness = Witness(home, self._record.log, identity.log_key)
         self._proposals = Proposals(home, self._record, self._offer)
+        self._rounds = Rounds(
+            home,
+            Admission(home, self._fetch_proposals),
+            self._record,
+            self._witness,
+            worker,
+            offer=self._offer,
+            stop=self._stop,
+        )
         self._crashes = 0  # of the worker, as far as they are recorded
 
     def run(self) -> None:
@@ -132,7 +119,7 @@ class Agent:
 
     def _wait_for_room(self, error: AuditError | OSError) -> None:
         """What could not be written is not done, and the agent lives on; any other trouble with files ends it."""
-        if not _is_full(error):
+        if not is_full(error):
             raise error
         _log.error("%s: waiting until there is room on the disk", error)
         self._status.update(disk=DISK_FULL)
@@ -216,7 +203,7 @@ class Agent:
         started = time.monotonic()
         question = question_of(head)
         try:
-            reply, parcel = self._reply(head, tree)
+            reply, parcel = self._rounds.reply(self._fleet, self._coordination, head, tree)
             if self._stop.is_set():
                 return
             sent = self._fleet.push(reply_to(question, reply_to_record(reply)))
@@ -243,112 +230,6 @@ class Agent:
             where = f"run {reply.run_hash[:12]} round {reply.round}" if reply.round else "a message of no known round"
             _log.info("%s: %s %s in %.1f s, %d bytes sent", where, kind, outcome, seconds, sent)
             self._status.worked(reply, kind, seconds)
-
-    def _reply(self, head: MessageProto, tree: ObjectTree) -> tuple[Reply, Parcel | None]:
-        """Decide, work, pass the gate, and write it down; the story of a round at a hospital."""
-        run_hash, round_ = "", 0
-        try:
-            run_hash = self._admission.run_hash(self._fleet, head.metadata.run_id)
-            rules = current_site(self._home).policy
-            policy_hash = self._record.policy(rules)
-            policy.check_participation(rules)
-            self._witness.check_conflict()
-            proposal = self._admission.proposal(run_hash)
-            self._record.answered(proposal)
-            policy.check(proposal.run, rules)
-            message = self._fleet.fetch(head, tree, admission.most_bytes(self._known_offer(proposal)))
-            request = request_from_record(message.content)
-            round_ = request.round
-            _check_belongs(request, message, proposal)
-            if isinstance(request, TrainRequest):
-                if (parcel := self._record.kept(request)) is None:
-                    return self._train(request, proposal.run, rules, policy_hash)
-                return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
-            policy.check_now(rules, rounds_today=0)
-            self._check(request, proposal.run, rules)
-            admission.check_room(self._home, len(request.weights))
-            self._record.check_scored(request, rules)
-            spending.check_ledger(current_site(self._home).ledger, self._record.log)
-            timeout_s = proposal.run.federation.round_timeout_s
-            reply = self._ask(request, proposal.run, rules, secrets.token_hex(8), timeout_s)
-            self._record.replied(reply, request.weights)
-            return reply, None
-        except LostMessageError:
-            raise  # there is nothing to answer
-        except WardroundError as error:
-            _log.error("run %s round %d: %s", run_hash[:12], round_, error)
-            code = error.code
-        except grpc.RpcError:
-            raise  # the coordinator is away or the run is over: there is nobody to answer
-        except Exception as error:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
-            _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
-            code = ErrorCode.DISK_FULL if _is_full(error) else ErrorCode.INTERNAL
-        refusal = Refusal(run_hash, round_, gate.before_charge(code))
-        self._record.replied(refusal)
-        return refusal, None
-
-    def _train(
-        self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, policy_hash: str
-    ) -> tuple[Reply, Parcel | None]:
-        """One round. Up to the charge a refusal may say why; after it, only what the gate lets through."""
-        policy.check_now(rules, rounds_today=self._record.attempts_today(rules.max_rounds_per_day))
-        self._witness.check_receipts(self._coordination)
-        offer = self._check(request, run, rules)
-        evaluations.begin_training(current_site(self._home), run, request)
-        admission.check_room(self._home, len(request.weights))
-        attempt = self._charge(request, run, offer)
-        try:
-            reply = self._attempt(request, run, rules, offer, attempt)
-            if isinstance(reply, TrainReply):
-                parcel = self._record.leaves(request, reply, policy_hash)
-                return parcel.reply, parcel
-        except WardroundError as error:
-            _log.error("run %s round %d: %s", request.run_hash[:12], request.round, error)
-            reply = Refusal(request.run_hash, request.round, gate.after_charge(error.code, run))
-        except Exception as error:  # noqa: BLE001 - logged; see above
-            _log.exception("run %s round %d: unexpected failure", request.run_hash[:12], request.round)
-            code = ErrorCode.DISK_FULL if _is_full(error) else ErrorCode.INTERNAL
-            reply = Refusal(request.run_hash, request.round, gate.after_charge(code, run))
-        self._record.replied(reply)
-        return reply, None
-
-    def _attempt(self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, offer: Offer, attempt: str) -> Reply:
-        """Let the worker train; once more, if it dies: it is started again, and nothing of the first time has left."""
-        started = time.monotonic()
-        try:
-            return self._ask(request, run, rules, attempt, run.federation.round_timeout_s)
-        except PipeError as error:
-            left_s = run.federation.round_timeout_s - (time.monotonic() - started)
-            if error.code != ErrorCode.WORKER_FAILED or left_s <= 0 or self._stop.is_set():
-                raise
-            _log.warning("run %s round %d: %s; it is asked once more", request.run_hash[:12], request.round, error)
-        return self._ask(request, run, rules, self._charge(request, run, offer), left_s)
-
-    def _check(self, request: Request, run: RunConfig, rules: PolicyConfig) -> Offer:
-        """Whether the policy allows it, and the request is the run's; what the site has for it."""
-        offer = self._offer(run)
-        policy.check(run, rules, offer)
-        gate.check_request(request, run, offer.tensors, offer.training, rules.max_weight)
-        return offer
-
-    def _charge(self, request: TrainRequest, run: RunConfig, offer: Offer) -> str:
-        """Note an attempt, and what it costs, before anything is spent; its name in the ledger."""
-        attempt = f"{spending.ATTEMPT}{secrets.token_hex(16)}"
-        self._record.begins(request)
-        spending.charge(current_site(self._home), self._record, run, offer, round_=request.round, attempt=attempt)
-        return attempt
-
-    def _ask(self, request: Request, run: RunConfig, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:
-        """Let the worker do it; what passes the gate."""
-        answer = self._worker.ask(Work(run, request, attempt), timeout_s)
-        if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
-            raise PipeError("the worker gave no reply")
-        return gate.release(answer, request, run, rules.metrics, rules.scores)
-
-    def _known_offer(self, proposal: Proposal) -> Offer:
-        """What this site counted for a run, without asking the worker again where it is written down."""
-        appraisal = proposal.appraisal
-        return self._offer(proposal.run) if appraisal is None or appraisal.offer is None else appraisal.offer
 
     def _offer(self, run: RunConfig) -> Offer:
         """What this site has for the run, as the worker counted it."""
@@ -460,21 +341,3 @@ class Agent:
                     raise
             said = "yes" if yes else "no" if proposal.answer else f"that the policy refuses it ({code})"
             _log.info("run %r: answered %s", proposal.run.name, said)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether something could not be written for want of room on the disk."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, WardroundError) and error.code == ErrorCode.DISK_FULL
-
-
-def _check_belongs(request: Request, message: Message, proposal: Proposal) -> None:
-    """A message is of the run that Flower says it is of, and asks for what its type says."""
-    expected = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
-    if message.metadata.message_type != expected:
-        raise UpdateError(f"the message is of type {message.metadata.message_type!r}", ErrorCode.BAD_REQUEST)
-    if request.run_hash != proposal.run_hash:
-        raise PolicyError("the message names another run than the one that Flower runs", ErrorCode.WRONG_RUN)
-    if not 1 <= request.round <= proposal.run.federation.rounds:
-        raise PolicyError(f"round {request.round} is not one of this run's", ErrorCode.WRONG_RUN)

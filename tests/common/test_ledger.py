@@ -167,7 +167,7 @@ def test_a_ledger_outlives_its_object(ledger, tmp_path):
 def test_a_run_is_refused_before_it_starts_with_the_number_of_rounds_that_fit(ledger):
     lifetime = epsilon([(2.0, 0.25, 70)], DELTA)  # seven rounds
     charge(ledger, "earlier", 1, lifetime=lifetime, rounds=1)
-    with pytest.raises(PrivacyError, match=r"10 round\(s\) .* 6 would fit") as caught:
+    with pytest.raises(PrivacyError, match=r"10 rounds .* 6 would fit") as caught:
         charge(ledger, "late", 1, lifetime=lifetime, rounds=10)
     assert caught.value.code is ErrorCode.BUDGET_SPENT
     assert len(ledger.entries()) == 1
@@ -216,7 +216,7 @@ def rounds_of_budget(rounds: int) -> float:
 def test_a_run_reserves_its_rounds_so_that_another_that_does_not_fit_beside_it_cannot_start(ledger):
     lifetime = rounds_of_budget(13)
     charge(ledger, "first", 1, lifetime=lifetime, rounds=10)
-    with pytest.raises(PrivacyError, match=r"10 round\(s\) .* 3 would fit beside what other runs") as caught:
+    with pytest.raises(PrivacyError, match=r"10 rounds .* 3 would fit beside what other runs") as caught:
         charge(ledger, "second", 1, lifetime=lifetime, rounds=10)
     assert caught.value.code is ErrorCode.BUDGET_SPENT
     for round_ in range(2, 11):

@@ -219,7 +219,7 @@ def _agents() -> Iterator[Mishap]:
     for where in (
         "client.gate.release",
         "client.policy.check",
-        "client.agent.current_site",
+        "client.rounds.current_site",
         "client.gate.check_received",
     ):
         for error in (ValueError(TEXT), _TellingError(TEXT), DataError(TEXT)):

@@ -1,0 +1,204 @@
+"""One message of a coordinator, from its head to the answer: the story of a round at a hospital.
+
+Decide, charge, ask the worker, pass the gate, write it down. A refusal is a code; up to the charge it may say why, and
+after it only what the gate lets through. The reason stays in home/logs/agent.log.
+"""
+
+import errno
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from flwr.app import Message, MessageType
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
+
+from client import admission, evaluations, gate, policy, spending
+from client.admission import Admission
+from client.approvals import Proposal
+from client.fleet import Fleet, LostMessageError
+from client.keeper import Worker
+from client.outbox import Parcel
+from client.pipe import Offer, PipeError, Work
+from client.record import Record
+from client.site import current_site
+from client.witness import Witness
+from common.config import PolicyConfig, RunConfig
+from common.errors import ErrorCode, PolicyError, UpdateError, WardroundError
+from common.records import EvaluateReply, Refusal, Reply, Request, TrainReply, TrainRequest, request_from_record
+
+_log = logging.getLogger(__name__)
+
+
+class Rounds:
+    """Answers messages, one at a time."""
+
+    def __init__(
+        self,
+        home: Path,
+        admission_: Admission,
+        record: Record,
+        witness: Witness,
+        worker: Worker,
+        *,
+        offer: Callable[[RunConfig], Offer],
+        stop: threading.Event,
+    ) -> None:
+        """Take what an agent has.
+
+        Args:
+            home: the site's.
+            admission_: says whose messages are taken.
+            record: the audit log and the outbox.
+            witness: what is under way between the two logs.
+            worker: does the work.
+            offer: what the site has for a run, as the worker counted it.
+            stop: set when nothing more is to be begun.
+        """
+        self._home, self._admission, self._record, self._witness = home, admission_, record, witness
+        self._worker, self._offer, self._stop = worker, offer, stop
+
+    def reply(
+        self, fleet: Fleet, coordination: Any, head: MessageProto, tree: ObjectTree
+    ) -> tuple[Reply, Parcel | None]:
+        """Answer a message.
+
+        Args:
+            fleet: fetches its content.
+            coordination: stub of the coordinator's Coordination service.
+            head: of the message.
+            tree: of its objects.
+
+        Returns:
+            The answer; and the update with its receipt, if it is one.
+
+        Raises:
+            LostMessageError: its content is gone.
+            grpc.RpcError: the coordinator is away, or the run is over: there is nobody to answer.
+        """
+        run_hash, round_ = "", 0
+        try:
+            run_hash = self._admission.run_hash(fleet, head.metadata.run_id)
+            rules = current_site(self._home).policy
+            policy_hash = self._record.policy(rules)
+            policy.check_participation(rules)
+            self._witness.check_conflict()
+            proposal = self._admission.proposal(run_hash)
+            self._record.answered(proposal)
+            policy.check(proposal.run, rules)
+            message = fleet.fetch(head, tree, admission.most_bytes(self._known_offer(proposal)))
+            request = request_from_record(message.content)
+            round_ = request.round
+            _check_belongs(request, message, proposal)
+            if isinstance(request, TrainRequest):
+                if (parcel := self._record.kept(request)) is None:
+                    return self._train(request, proposal.run, rules, policy_hash, coordination)
+                return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
+            policy.check_now(rules, rounds_today=0)
+            self._check(request, proposal.run, rules)
+            admission.check_room(self._home, len(request.weights))
+            self._record.check_scored(request, rules)
+            spending.check_ledger(current_site(self._home).ledger, self._record.log)
+            timeout_s = proposal.run.federation.round_timeout_s
+            reply = self._ask(request, proposal.run, rules, secrets.token_hex(8), timeout_s)
+            self._record.replied(reply, request.weights)
+            return reply, None
+        except LostMessageError:
+            raise  # there is nothing to answer
+        except WardroundError as error:
+            _log.error("run %s round %d: %s", run_hash[:12], round_, error)
+            code = error.code
+        except grpc.RpcError:
+            raise  # the coordinator is away or the run is over: there is nobody to answer
+        except Exception as error:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
+            _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
+            code = ErrorCode.DISK_FULL if is_full(error) else ErrorCode.INTERNAL
+        refusal = Refusal(run_hash, round_, gate.before_charge(code))
+        self._record.replied(refusal)
+        return refusal, None
+
+    def _train(
+        self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, policy_hash: str, coordination: Any
+    ) -> tuple[Reply, Parcel | None]:
+        """One round. Up to the charge a refusal may say why; after it, only what the gate lets through."""
+        policy.check_now(rules, rounds_today=self._record.attempts_today(rules.max_rounds_per_day))
+        self._witness.check_receipts(coordination)
+        offer = self._check(request, run, rules)
+        evaluations.begin_training(current_site(self._home), run, request)
+        admission.check_room(self._home, len(request.weights))
+        attempt = self._charge(request, run, offer)
+        try:
+            reply = self._attempt(request, run, rules, offer, attempt)
+            if isinstance(reply, TrainReply):
+                parcel = self._record.leaves(request, reply, policy_hash)
+                return parcel.reply, parcel
+        except WardroundError as error:
+            _log.error("run %s round %d: %s", request.run_hash[:12], request.round, error)
+            reply = Refusal(request.run_hash, request.round, gate.after_charge(error.code, run))
+        except Exception as error:  # noqa: BLE001 - logged; see above
+            _log.exception("run %s round %d: unexpected failure", request.run_hash[:12], request.round)
+            code = ErrorCode.DISK_FULL if is_full(error) else ErrorCode.INTERNAL
+            reply = Refusal(request.run_hash, request.round, gate.after_charge(code, run))
+        self._record.replied(reply)
+        return reply, None
+
+    def _attempt(self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, offer: Offer, attempt: str) -> Reply:
+        """Let the worker train; once more, if it dies: it is started again, and nothing of the first time has left."""
+        started = time.monotonic()
+        try:
+            return self._ask(request, run, rules, attempt, run.federation.round_timeout_s)
+        except PipeError as error:
+            left_s = run.federation.round_timeout_s - (time.monotonic() - started)
+            if error.code != ErrorCode.WORKER_FAILED or left_s <= 0 or self._stop.is_set():
+                raise
+            _log.warning("run %s round %d: %s; it is asked once more", request.run_hash[:12], request.round, error)
+        return self._ask(request, run, rules, self._charge(request, run, offer), left_s)
+
+    def _check(self, request: Request, run: RunConfig, rules: PolicyConfig) -> Offer:
+        """Whether the policy allows it, and the request is the run's; what the site has for it."""
+        offer = self._offer(run)
+        policy.check(run, rules, offer)
+        gate.check_request(request, run, offer.tensors, offer.training, rules.max_weight)
+        return offer
+
+    def _charge(self, request: TrainRequest, run: RunConfig, offer: Offer) -> str:
+        """Note an attempt, and what it costs, before anything is spent; its name in the ledger."""
+        attempt = f"{spending.ATTEMPT}{secrets.token_hex(16)}"
+        self._record.begins(request)
+        spending.charge(current_site(self._home), self._record, run, offer, round_=request.round, attempt=attempt)
+        return attempt
+
+    def _ask(self, request: Request, run: RunConfig, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:
+        """Let the worker do it; what passes the gate."""
+        answer = self._worker.ask(Work(run, request, attempt), timeout_s)
+        if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
+            raise PipeError("the worker gave no reply")
+        return gate.release(answer, request, run, rules.metrics, rules.scores)
+
+    def _known_offer(self, proposal: Proposal) -> Offer:
+        """What this site counted for a run, without asking the worker again where it is written down."""
+        appraisal = proposal.appraisal
+        return self._offer(proposal.run) if appraisal is None or appraisal.offer is None else appraisal.offer
+
+
+def is_full(error: Exception) -> bool:
+    """Whether something could not be written for want of room on the disk."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, WardroundError) and error.code == ErrorCode.DISK_FULL
+
+
+def _check_belongs(request: Request, message: Message, proposal: Proposal) -> None:
+    """A message is of the run that Flower says it is of, and asks for what its type says."""
+    expected = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
+    if message.metadata.message_type != expected:
+        raise UpdateError(f"the message is of type {message.metadata.message_type!r}", ErrorCode.BAD_REQUEST)
+    if request.run_hash != proposal.run_hash:
+        raise PolicyError("the message names another run than the one that Flower runs", ErrorCode.WRONG_RUN)
+    if not 1 <= request.round <= proposal.run.federation.rounds:
+        raise PolicyError(f"round {request.round} is not one of this run's", ErrorCode.WRONG_RUN)
