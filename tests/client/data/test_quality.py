@@ -276,11 +276,11 @@ def test_real_images_pass(values: dict[str, Any], expected: int) -> None:
 
 
 @needs_data
-def test_real_ct_and_mr_pass_and_ct_of_zeros_and_ones_does_not() -> None:
+def test_real_ct_and_mr_pass_and_ct_of_a_few_values_does_not() -> None:
     # As for prediction: two of the collection's label files have the UID of another, which sets their series aside.
     found = sources.find_images(Path(str(REAL)) / "dicom_labelled")
     images = [sources.read(one, None) for one in found if one.problem is None]
-    wrong = [one for one in images if one.modality == "CT" and np.ptp(one.image) == 1]
+    wrong = [one for one in images if one.modality == "CT" and np.ptp(one.image) <= 20]
     assert wrong
     assert len(images) - len(wrong) >= 6
     for one in images:
