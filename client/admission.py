@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from client import approvals
+from client import approvals, signers
 from client.approvals import Proposal
 from client.fleet import Fleet
 from client.pipe import Offer
+from client.site import current_site
 from common.errors import ConfigError, ErrorCode, PolicyError
 
 # safetensors: 8 bytes, and for each tensor its name, type, shape and place as JSON.
@@ -74,6 +75,9 @@ class Admission:
                 "resume it.",
                 ErrorCode.NOT_APPROVED,
             )
+        # Asked anew each time: an operator may have been removed, or the policy want more of them.
+        wanted = current_site(self._home).policy.operators
+        signers.check_wanted(run_hash, signers.of(self._home, run_hash), wanted)
         return proposal
 
     def _compare(self, fleet: Fleet, run_id: int) -> str:

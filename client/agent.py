@@ -37,7 +37,7 @@ from common.errors import AuditError, EnrolmentError, FederationError, PolicyErr
 from common.flower import question_of, reply_to
 from common.records import Refusal, reply_to_record
 from common.wire.pushback import retry_after
-from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest
+from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 
 PROPOSALS_WAIT_S = 20.0
@@ -172,6 +172,7 @@ class Agent:
             try:
                 node_id = self._fleet.activate()
                 self._status.connected(node_id, self._fleet.ahead_s)
+                self._catch_up()
                 pause = SHORTEST_PAUSE_S
                 while not self._stop.is_set() and self._renewed is None:
                     if (delivery := self._fleet.pull()) is not None:
@@ -186,6 +187,13 @@ class Agent:
                 pause = min(2 * pause, LARGEST_PAUSE_S)
             except (AuditError, OSError) as error:
                 self._wait_for_room(error)
+
+    def _catch_up(self) -> None:
+        """Before the first message: which runs are open still, and whose signatures count."""
+        try:
+            self._fetch_proposals()
+        except (WardroundError, OSError) as error:
+            _log.error("proposals: %s", error)
 
     def _take_over(self) -> None:
         """Go on with the renewed certificate, over a new connection."""
@@ -247,7 +255,11 @@ class Agent:
 
     def _fetch_proposals(self) -> None:
         """The present list, at once."""
-        for proposal in self._coordination.ListProposals(ListProposalsRequest(), timeout=CALL_TIMEOUT_S).proposals:
+        self._keep(self._coordination.ListProposals(ListProposalsRequest(), timeout=CALL_TIMEOUT_S))
+
+    def _keep(self, reply: ListProposalsReply) -> None:
+        self._proposals.learn(reply.removals, self._identity.root_pem)
+        for proposal in reply.proposals:
             self._proposals.keep(proposal, self._identity.root_pem)
 
     def _watch_proposals(self) -> None:
@@ -257,8 +269,7 @@ class Agent:
             try:
                 request = ListProposalsRequest(revision=revision, wait_s=PROPOSALS_WAIT_S)
                 reply = self._coordination.ListProposals(request, timeout=PROPOSALS_WAIT_S + CALL_TIMEOUT_S)
-                for proposal in reply.proposals:
-                    self._proposals.keep(proposal, self._identity.root_pem)
+                self._keep(reply)
                 self._proposals.appraise()
             except (grpc.RpcError, WardroundError, OSError) as error:
                 _log.log(logging.DEBUG if isinstance(error, grpc.RpcError) else logging.ERROR, "proposals: %s", error)

@@ -2,7 +2,8 @@
 
     <run hash>/bundle.fab      the proposal as received: data, never unpacked
     <run hash>/run.json        its canonical run document, whose SHA-256 is the folder's name
-    <run hash>/signers.json    the operators whose signatures were checked
+    <run hash>/signers.json    the operators whose signatures were checked, as they are shown
+    <run hash>/keys.json       their names and keys
     <run hash>/state.json      written by the agent: is the run still open?
     <run hash>/offer.json      what this site could give to it, and what the policy says; written by the agent
     <run hash>/answer.json     written by the command line, or by the agent where the policy approves by itself
@@ -25,8 +26,9 @@ from typing import Any, Literal
 from client.pipe import Offer
 from common.config import RunConfig, canonical, from_canonical, sha256_of
 from common.errors import ConfigError
+from common.operators import Signer, people
 
-_BUNDLE, _RUN, _SIGNERS = "bundle.fab", "run.json", "signers.json"
+_BUNDLE, _RUN, _SIGNERS, _KEYS = "bundle.fab", "run.json", "signers.json", "keys.json"
 _STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHORTEST_PREFIX = 6
@@ -72,19 +74,54 @@ class Proposal:
         return self.open and self.answer is not None and self.answer.approved
 
 
-def record(home: Path, run: RunConfig, bundle: bytes, *, is_open: bool, signers: Sequence[str] = ()) -> Proposal:
-    """Keep a proposal whose bundle and signatures were checked; an answer given before stays."""
+def record(
+    home: Path,
+    run: RunConfig,
+    bundle: bytes,
+    *,
+    is_open: bool,
+    signers: Sequence[str] = (),
+    keys: Sequence[Signer] = (),
+) -> Proposal:
+    """Store a proposal; the hospital's earlier answer to the same document stays.
+
+    Args:
+        home: the site's.
+        run: what is proposed.
+        bundle: as received.
+        is_open: at the coordinator.
+        signers: as they are shown; those of `keys`, where there are any.
+        keys: whose signatures were checked.
+    """
     folder = _root(home) / sha256_of(run)
     # A new folder appears with all its files in it, or not at all.
     made = folder if folder.exists() else folder.with_name(f".{folder.name}.{os.getpid()}")
     made.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write(made / _BUNDLE, bundle)
     _write(made / _RUN, canonical(run).encode())
-    _write(made / _SIGNERS, json.dumps(list(signers)).encode())
+    _write(made / _SIGNERS, json.dumps(list(people(keys) or signers)).encode())
+    _write(made / _KEYS, _keys_text(keys))
     _write(made / _STATE, json.dumps({"open": is_open}).encode())
     if made != folder:
         made.rename(folder)
     return load(home, folder.name)
+
+
+def note_signers(home: Path, run_hash: str, signers: Sequence[Signer]) -> None:
+    """Keep whose signatures were checked; those of before are gone."""
+    folder = _root(home) / run_hash
+    _write(folder / _KEYS, _keys_text(signers))
+    _write(folder / _SIGNERS, json.dumps(people(signers)).encode())
+
+
+def signers_of(home: Path, run_hash: str) -> tuple[Signer, ...]:
+    """Whose signatures were checked; empty where that was not kept, or cannot be read."""
+    try:
+        return tuple(
+            Signer(str(name), str(key)) for name, key in json.loads((_root(home) / run_hash / _KEYS).read_bytes())
+        )
+    except (OSError, ValueError, TypeError):
+        return ()
 
 
 def set_open(home: Path, run_hash: str, *, is_open: bool, resumption: str = "") -> None:
@@ -235,6 +272,10 @@ def _read_answer(path: Path) -> Answer | None:
         return None
     values: dict[str, Any] = json.loads(path.read_bytes())
     return Answer(values["approved"] is True, "policy" if values["by"] == "policy" else "person", float(values["at"]))
+
+
+def _keys_text(signers: Sequence[Signer]) -> bytes:
+    return json.dumps([[one.name, one.key] for one in signers]).encode()
 
 
 def _write(path: Path, data: bytes) -> None:

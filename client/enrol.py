@@ -59,7 +59,7 @@ POLICY_TEMPLATE = """\
 participate = true            # false: nothing is done from the next message on
 # hours = "20:00-06:00"       # local time in which work is done; default: always
 auto-approve = false          # true: a run within these rules needs no person's approval
-operators = 1                 # operators at the coordinator who must have signed a proposal
+operators = 1                 # people, operators at the coordinator, who must have signed a proposal
 
 architectures = []            # such as ["unet"]; empty: all that this program knows
 modalities = []               # such as ["CT", "MR"]; empty: all

@@ -6,11 +6,11 @@ stands there.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from client import approvals, policy
+from client import approvals, policy, signers
 from client.approvals import Appraisal, Proposal
 from client.pipe import Offer, PipeError
 from client.record import Record
@@ -18,10 +18,11 @@ from client.site import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME, changed, current
 from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
 from common.flower import read_bundle
-from common.operators import Act, Endorsement, check_act, check_endorsements, subject_of
+from common.operators import Act, Endorsement, Signer, check_act, check_endorsements, public_bytes, subject_of
 from common.records import Refusal
-from common.text import counted
+from common.text import shown
 from common.wire.wardround_pb2 import Proposal as ProposalProto
+from common.wire.wardround_pb2 import Removal
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Proposals:
     def _keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
         known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
         if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
+            self._note_signers(proposal, roots_pem)
             if known.open != proposal.open:
                 if proposal.open and not self._is_resumed(proposal, roots_pem):
                     return
@@ -63,11 +65,12 @@ class Proposals:
             run = read_bundle(proposal.bundle)
             if sha256_of(run) != proposal.run_hash:
                 raise ConfigError("the bundle is not the run it claims to be")
-            signers = self._signers(proposal, roots_pem)
+            found = self._signers(proposal, roots_pem)
+            signers.check_wanted(proposal.run_hash, found, current_site(self._home).policy.operators)
         except WardroundError as error:
             _log.error("a proposal was ignored: %s", error)
             return
-        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, signers=signers)
+        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, keys=found)
         _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
 
     def _is_resumed(self, proposal: ProposalProto, roots_pem: bytes) -> bool:
@@ -76,7 +79,8 @@ class Proposals:
         act = Act("resume", subject, one.certificate_pem, one.signed_at, one.nonce, one.signature)
         why = "it was signed for an earlier resumption"
         try:
-            check_act(act, roots_pem)
+            if public_bytes(check_act(act, roots_pem).key).hex() in signers.removed(self._home):
+                raise EnrolmentError("the operator who resumed it was removed")
             if one.nonce not in approvals.resumptions(self._home, proposal.run_hash):
                 return True
         except EnrolmentError as error:
@@ -91,25 +95,37 @@ class Proposals:
         for stored in approvals.load_all(self._home):
             self._appraise(stored)
 
-    def _signers(self, proposal: ProposalProto, roots_pem: bytes) -> tuple[str, ...]:
-        """The operators who want the run; fewer than the policy asks for is no proposal."""
+    def learn(self, removals: Iterable[Removal], roots_pem: bytes) -> None:
+        """Believe no operator any more whom an admin has removed; before `keep`, which asks for it."""
+        with self._lock:
+            new = signers.learn(self._home, removals, roots_pem)
+        for signer, certificate in new:
+            _log.warning(
+                "operator %s was removed at the coordinator: no signature of theirs counts", shown(signer.name)
+            )
+            self._record.operator_removed(certificate)
+
+    def _signers(self, proposal: ProposalProto, roots_pem: bytes) -> tuple[Signer, ...]:
+        """Who wants the run: those of the operators who were not removed."""
         endorsements = [Endorsement(one.certificate_pem, one.signature, one.signed_at) for one in proposal.endorsements]
         bundle_sha256 = sha256(proposal.bundle).hexdigest()
-        names = check_endorsements(endorsements, roots_pem, proposal.run_hash, bundle_sha256)
-        wanted = current_site(self._home).policy.operators
-        if len(names) < wanted:
-            raise PolicyError(
-                f"run {proposal.run_hash[:12]} is signed by {counted(len(names), 'operator')} of this federation, and "
-                f"the policy wants {wanted}. Ask the coordinator to propose it again with `run --as NAME`."
-            )
-        return names
+        found = check_endorsements(endorsements, roots_pem, proposal.run_hash, bundle_sha256)
+        gone = signers.removed(self._home)
+        return tuple(one for one in found if one.key not in gone)
+
+    def _note_signers(self, proposal: ProposalProto, roots_pem: bytes) -> None:
+        """Those of a run that is known here: less whom was removed, and more who signed it later."""
+        counting = signers.of(self._home, proposal.run_hash)
+        counting += tuple(one for one in self._signers(proposal, roots_pem) if one not in counting)
+        if counting != approvals.signers_of(self._home, proposal.run_hash):
+            approvals.note_signers(self._home, proposal.run_hash, counting)
 
     def _appraise(self, proposal: Proposal) -> None:
         """Find out what the run would use here, for whoever decides; decide where the policy says so.
 
         Done again when the hospital changes its data or its policy.
         """
-        stamp = changed(self._home, SITE_NAME, POLICY_NAME, FORGOTTEN_NAME)
+        stamp = changed(self._home, SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, f"tls/{signers.NAME}")
         if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
             return
         offer, refusal, code, decides = None, None, None, False
@@ -118,6 +134,7 @@ class Proposals:
             decides = rules.auto_approve
             code = _code_of(proposal.run, rules)
             policy.check(proposal.run, rules)
+            signers.check_wanted(proposal.run_hash, signers.of(self._home, proposal.run_hash), rules.operators)
             offer = self._offer(proposal.run)
             policy.check(proposal.run, rules, offer)
         except PipeError as error:

@@ -117,6 +117,10 @@ class Record:
         """The agent stops."""
         self.log.append("stopped", {"program": "agent"})
 
+    def operator_removed(self, certificate: str) -> None:
+        """An admin at the coordinator has removed an operator; by the certificate's fingerprint."""
+        self.log.append("operator-removed", {"certificate": certificate})
+
     def crashed(self, program: str) -> None:
         """A process of this side ended without being told to."""
         self.log.append("crashed", {"program": program})

@@ -349,7 +349,7 @@ class PolicyConfig(Table):
     hours: Annotated[str, Field(pattern=HOURS_PATTERN)] | None = None
     # Without this, a person at the hospital approves each run by its hash.
     auto_approve: bool = False
-    # Operators at the coordinator who must have signed a proposal before it is looked at.
+    # People, operators at the coordinator, who must have signed a proposal before it is looked at.
     operators: Annotated[int, Field(ge=1, le=5)] = 1
 
     # Networks and kinds of images. Empty: all that this program knows.

@@ -85,6 +85,14 @@ class Endorsement:
 
 
 @dataclass(frozen=True)
+class Signer:
+    """Who signed a proposal, as the certificate says."""
+
+    name: str
+    key: str  # Ed25519 public key, hex
+
+
+@dataclass(frozen=True)
 class Act:
     """An operator's signature under what they do."""
 
@@ -158,7 +166,7 @@ def endorse(
 
 def check_endorsements(
     endorsements: Sequence[Endorsement], roots_pem: bytes, run_hash: str, bundle_sha256: str
-) -> tuple[str, ...]:
+) -> tuple[Signer, ...]:
     """The operators who signed a proposal and may do so, each once, sorted; endorsements that do not hold are left out.
 
     Args:
@@ -167,7 +175,7 @@ def check_endorsements(
         run_hash: of the run document, hex.
         bundle_sha256: hex.
     """
-    names = set()
+    found = set()
     for one in endorsements:
         try:
             operator = check_certificate(one.certificate_pem, roots_pem)
@@ -175,8 +183,47 @@ def check_endorsements(
         except (EnrolmentError, InvalidSignature):
             continue
         if operator.role in RIGHTS["run"]:
-            names.add(operator.name)
-    return tuple(sorted(names))
+            found.add(Signer(operator.name, public_bytes(operator.key).hex()))
+    return tuple(sorted(found, key=lambda one: (one.name, one.key)))
+
+
+def people(signers: Sequence[Signer]) -> tuple[str, ...]:
+    """The people behind signatures, as far as can be known: one name or one key is one person.
+
+    A person with two names and two keys counts as two: the root, which certified both, is believed not to do that.
+
+    Returns:
+        For each person the names, sorted.
+    """
+    groups: list[set[Signer]] = []
+    for one in signers:
+        same = [group for group in groups if any(one.name == other.name or one.key == other.key for other in group)]
+        groups = [group for group in groups if group not in same] + [set().union({one}, *same)]
+    return tuple(sorted(" also called ".join(sorted({one.name for one in group})) for group in groups))
+
+
+def check_removal(certificate_pem: bytes, act: Act, roots_pem: bytes) -> Signer:
+    """The operator whom an admin has removed: what they have signed does not count any more.
+
+    Args:
+        certificate_pem: the removed operator's.
+        act: by which it was done.
+        roots_pem: those that are trusted.
+
+    Raises:
+        EnrolmentError: no admin of this federation has signed that.
+    """
+    try:
+        certificate = pki.load_certificate(certificate_pem)
+        key, at = certificate.public_key(), datetime.datetime.fromtimestamp(act.signed_at, datetime.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise EnrolmentError("the removal of an operator cannot be read") from error
+    name = pki.common_name(certificate)
+    fits = act.action == "operator-remove" and act.subject == subject_of(name, pki.fingerprint(certificate))
+    if not fits or not isinstance(key, Ed25519PublicKey):
+        raise EnrolmentError("the removal of an operator is not what it says")
+    check_act(act, roots_pem, at)
+    return Signer(name, public_bytes(key).hex())
 
 
 def subject_of(*parts: str) -> str:

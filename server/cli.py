@@ -385,7 +385,7 @@ def resume(
     _require_running(opened)
 
     def reopen(act: Act) -> None:
-        registry.reopen(proposal.run_hash, act)
+        registry.reopen(proposal.run_hash, act, operators.endorse(hand, proposal.run_hash, proposal.bundle))
         open_log(opened).append("proposed", {"run": proposal.run_hash})
 
     operators.carry_out(opened, hand, "resume", (proposal.run_hash,), reopen)

@@ -221,7 +221,11 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                 news.wait(remaining)
         proposals = self._registry.proposals()
         listed = [one for one in proposals if one.open] + [one for one in proposals if not one.open][:_CLOSED_LISTED]
-        return wardround_pb2.ListProposalsReply(revision=revision, proposals=[_to_proto(one) for one in listed])
+        return wardround_pb2.ListProposalsReply(
+            revision=revision,
+            proposals=[_to_proto(one) for one in listed],
+            removals=[_removal(*one) for one in self._registry.removals()],
+        )
 
     def AnswerProposal(  # noqa: N802
         self, request: wardround_pb2.AnswerProposalRequest, context: grpc.ServicerContext
@@ -450,6 +454,16 @@ def _fingerprint(certificate_pem: bytes) -> str:
 def _resumption(act: Act) -> wardround_pb2.Resumption:
     return wardround_pb2.Resumption(
         certificate_pem=act.certificate_pem, signed_at=act.signed_at, nonce=act.nonce, signature=act.signature
+    )
+
+
+def _removal(certificate_pem: bytes, act: Act) -> wardround_pb2.Removal:
+    return wardround_pb2.Removal(
+        certificate_pem=certificate_pem,
+        admin_pem=act.certificate_pem,
+        signed_at=act.signed_at,
+        nonce=act.nonce,
+        signature=act.signature,
     )
 
 

@@ -89,7 +89,7 @@ def operator_list(home: HomeOption = None, json: JsonFlag = False) -> None:
 def operator_remove(
     name: NameArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None
 ) -> None:
-    """Take an operator's rights away at this coordinator. Hospitals know the certificate until it runs out.
+    """Take an operator's rights away, here and at the hospitals: what they signed counts no more.
 
     Example: `wardround-server operator remove maria`
     """

@@ -105,13 +105,13 @@ def add(
 
 
 def remove(home: Home, registry: Registry, name: str, by: Hand | None = None) -> None:
-    """An operator may do nothing any more.
+    """An operator may do nothing any more; the hospitals are told with the next call that each of them makes.
 
     Raises:
         EnrolmentError: unknown.
     """
     fingerprint = pki.fingerprint(pki.load_certificate(_find(registry, name).certificate))
-    _remove(home, name, fingerprint, by, lambda: registry.remove_operator(name))
+    _remove(home, name, fingerprint, by, lambda act: registry.remove_operator(name, act))
 
 
 def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphrase: str | None = None) -> None:
@@ -139,7 +139,8 @@ def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphra
         certificate = operators.certificate(public, member.name, role, root, root_key)
         _add(home, member.name, role, certificate, by, put=lambda: None)
         put = partial(registry.put_operator, member.name, role, pki.to_pem(certificate))
-        _remove(home, member.name, pki.fingerprint(earlier), by, put)
+        # The key goes on, so the hospitals need not know.
+        _remove(home, member.name, pki.fingerprint(earlier), by, lambda _act, put=put: put())
 
 
 def acting(
@@ -297,9 +298,9 @@ def _add(
         carry_out(home, by, "operator-add", (name, about["certificate"]), add)
 
 
-def _remove(home: Home, name: str, fingerprint: str, by: Hand | None, put: Callable[[], None]) -> None:
+def _remove(home: Home, name: str, fingerprint: str, by: Hand | None, put: Callable[[Act | None], None]) -> None:
     if by is None:
-        put()
+        put(None)
     else:
-        carry_out(home, by, "operator-remove", (name, fingerprint), lambda _act: put())
+        carry_out(home, by, "operator-remove", (name, fingerprint), put)
     open_log(home).append("operator-removed", {"certificate": fingerprint})

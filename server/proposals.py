@@ -35,6 +35,10 @@ CREATE TABLE IF NOT EXISTS proposals (
     revision INTEGER NOT NULL,
     act TEXT
 );
+CREATE TABLE IF NOT EXISTS removals (
+    certificate BLOB PRIMARY KEY,
+    act TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS answers (
     run_hash TEXT NOT NULL,
     site TEXT NOT NULL,
@@ -90,7 +94,7 @@ class Proposals(Store):
     """The tables of proposals and answers."""
 
     def revision(self) -> int:
-        """Grows with every change of a proposal."""
+        """Grows with every change of a proposal, and with every operator who is removed."""
         return self._remembered("revision", _read_revision)
 
     def proposals(self) -> list[Proposal]:
@@ -177,12 +181,17 @@ class Proposals(Store):
                 database.execute("INSERT INTO policy_refusals VALUES (?, ?, ?)", (*place, code))
         return before is None or (bool(before[0]), "" if why is None else str(why[0])) != (approved, code)
 
-    def reopen(self, run_hash: str, act: Act | None = None) -> None:
+    def removals(self) -> tuple[tuple[bytes, Act], ...]:
+        """Operators who were removed: the certificate, and the act by which."""
+        return self._remembered("removals", _read_removals)
+
+    def reopen(self, run_hash: str, act: Act | None = None, endorsement: Endorsement | None = None) -> None:
         """Propose a failed or stopped run again; approvals still count, and who said no is asked anew.
 
         Args:
             run_hash: the run's.
             act: by which an operator did so, and which is in the audit log. Without one the run stays stopped.
+            endorsement: that operator's, for the hospitals; who proposed the run may have been removed.
 
         Raises:
             ConfigError: the run is open or completed.
@@ -191,10 +200,19 @@ class Proposals(Store):
             row = database.execute("SELECT * FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
             may = row is not None and _proposal(database, row, self._acts).state in ("failed", "stopped")
             if may:
+                known = _endorsements_from_text(row["endorsements"])
+                new = () if endorsement is None else (endorsement,)
+                others = [one for one in known if all(one.certificate_pem != two.certificate_pem for two in new)]
                 database.execute(
                     "UPDATE proposals SET state = 'proposed', reason = '', starts = 0, opened = ?, "
-                    "revision = ?, act = ? WHERE run_hash = ?",
-                    (pki.now().isoformat(), _next_revision(database), act_to_text(act), run_hash),
+                    "endorsements = ?, revision = ?, act = ? WHERE run_hash = ?",
+                    (
+                        pki.now().isoformat(),
+                        _endorsements_to_text([*others, *new]),
+                        _next_revision(database),
+                        act_to_text(act),
+                        run_hash,
+                    ),
                 )
                 database.execute("DELETE FROM answers WHERE run_hash = ? AND NOT approved", (run_hash,))
                 database.execute("DELETE FROM policy_refusals WHERE run_hash = ?", (run_hash,))
@@ -249,7 +267,15 @@ def _read_unfinished(database: sqlite3.Connection, acts: Acts) -> tuple[Proposal
 
 
 def _read_revision(database: sqlite3.Connection, _acts: Acts) -> int:
-    return int(database.execute("SELECT COALESCE(MAX(revision), 0) FROM proposals").fetchone()[0])
+    # Neither becomes less: whoever was removed is news, too.
+    query = "SELECT (SELECT COALESCE(MAX(revision), 0) FROM proposals) + (SELECT COUNT(*) FROM removals)"
+    return int(database.execute(query).fetchone()[0])
+
+
+def _read_removals(database: sqlite3.Connection, _acts: Acts) -> tuple[tuple[bytes, Act], ...]:
+    rows = database.execute("SELECT certificate, act FROM removals ORDER BY rowid").fetchall()
+    found = [(bytes(row["certificate"]), act_from_text(row["act"])) for row in rows]
+    return tuple((pem, act) for pem, act in found if act is not None)
 
 
 def _next_revision(database: sqlite3.Connection) -> int:

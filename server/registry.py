@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from common.errors import EnrolmentError
+from common.operators import Act
 from server import proposals, sites
+from server.acts import act_to_text
 from server.proposals import Proposals
 from server.sites import Sites
 
@@ -63,13 +65,22 @@ class Registry(Sites, Proposals):
         with self._writing() as database:
             database.execute("INSERT OR REPLACE INTO operators VALUES (?, ?, ?, 1)", (name, role, certificate_pem))
 
-    def remove_operator(self, name: str) -> None:
+    def remove_operator(self, name: str, act: Act | None = None) -> None:
         """An operator may do nothing any more.
+
+        Args:
+            name: the operator's.
+            act: by which an admin did so; the hospitals believe that alone.
 
         Raises:
             EnrolmentError: unknown.
         """
         with self._writing() as database:
+            if act is not None:
+                database.execute(
+                    "INSERT OR IGNORE INTO removals SELECT certificate, ? FROM operators WHERE name = ? AND active",
+                    (act_to_text(act), name),
+                )
             if not database.execute("UPDATE operators SET active = 0 WHERE name = ?", (name,)).rowcount:
                 raise EnrolmentError(f"no operator is called {name!r}. See `wardround-server operators`.")
 

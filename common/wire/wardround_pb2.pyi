@@ -98,12 +98,28 @@ class ListProposalsRequest(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class ListProposalsReply(_message.Message):
-    __slots__ = ("revision", "proposals")
+    __slots__ = ("revision", "proposals", "removals")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     PROPOSALS_FIELD_NUMBER: _ClassVar[int]
+    REMOVALS_FIELD_NUMBER: _ClassVar[int]
     revision: int
     proposals: _containers.RepeatedCompositeFieldContainer[Proposal]
-    def __init__(self, revision: _Optional[int] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ...) -> None: ...
+    removals: _containers.RepeatedCompositeFieldContainer[Removal]
+    def __init__(self, revision: _Optional[int] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., removals: _Optional[_Iterable[_Union[Removal, _Mapping]]] = ...) -> None: ...
+
+class Removal(_message.Message):
+    __slots__ = ("certificate_pem", "admin_pem", "signed_at", "nonce", "signature")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    ADMIN_PEM_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_AT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    admin_pem: bytes
+    signed_at: int
+    nonce: str
+    signature: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., admin_pem: _Optional[bytes] = ..., signed_at: _Optional[int] = ..., nonce: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class AnswerProposalRequest(_message.Message):
     __slots__ = ("run_hash", "approved", "code")

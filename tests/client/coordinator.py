@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
@@ -61,6 +62,21 @@ class Authority:
         nonce = secrets.token_hex(16)
         return operators.sign_act(self.operator_key, certificate, action, subject, signed_at=1_700_000_000, nonce=nonce)
 
+    def removal(self, certificate: x509.Certificate, role: operators.Role = "admin") -> wardround_pb2.Removal:
+        """An operator is removed, by a new one of this role."""
+        key = Ed25519PrivateKey.generate()
+        admin = pki.to_pem(operators.certificate(key.public_key(), "ines", role, self.root, self.root_key))
+        subject = operators.subject_of(pki.common_name(certificate), pki.fingerprint(certificate))
+        now = int(pki.now().timestamp())
+        act = operators.sign_act(key, admin, "operator-remove", subject, signed_at=now, nonce="0f" * 16)
+        return wardround_pb2.Removal(
+            certificate_pem=pki.to_pem(certificate),
+            admin_pem=admin,
+            signed_at=act.signed_at,
+            nonce=act.nonce,
+            signature=act.signature,
+        )
+
     def admit(self, home: Path, site: str, gateway: str) -> enrol.Identity:
         """Give a home folder what `join` would."""
         enrol.prepare_home(home, site)
@@ -87,6 +103,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def __init__(self, authority: Authority, port: int) -> None:
         self.address = f"127.0.0.1:{port}"
         self.proposals: list[wardround_pb2.Proposal] = []
+        self.removals: list[wardround_pb2.Removal] = []
         self.answers: queue.Queue[tuple[str, bool]] = queue.Queue()
         self.codes: dict[str, str] = {}  # run hash -> what the site said about it last, beside yes or no
         self.replies: queue.Queue[Reply] = queue.Queue()
@@ -254,7 +271,9 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if request.revision != self._revision:
                 break
             threading.Event().wait(0.03)
-        return wardround_pb2.ListProposalsReply(revision=self._revision, proposals=self.proposals)
+        return wardround_pb2.ListProposalsReply(
+            revision=self._revision, proposals=self.proposals, removals=self.removals
+        )
 
     def AnswerProposal(self, request, context):
         self.codes[request.run_hash] = request.code

@@ -30,7 +30,7 @@ def endorsed(
 
 
 def check(root: pki.Certificate, *endorsements: Endorsement) -> tuple[str, ...]:
-    return operators.check_endorsements(endorsements, pki.to_pem(root), RUN, BUNDLE)
+    return operators.people(operators.check_endorsements(endorsements, pki.to_pem(root), RUN, BUNDLE))
 
 
 def test_statement_is_what_the_documentation_says(root, root_key):
@@ -48,6 +48,19 @@ def test_one_operator_counts_once(root, root_key):
     one = endorsed(root, root_key)
     assert check(root, one, one, dataclasses.replace(one)) == ("maria",)
     assert check(root, one, endorsed(root, root_key, "jonas")) == ("jonas", "maria")
+
+
+def test_names_with_one_key_and_keys_with_one_name_are_one_person(root, root_key):
+    def signed(key: Ed25519PrivateKey, name: str) -> Endorsement:
+        pem = pki.to_pem(operators.certificate(key.public_key(), name, "operator", root, root_key))
+        return operators.endorse(key, pem, RUN, BUNDLE, AT)
+
+    one, two, three = (Ed25519PrivateKey.generate() for _ in range(3))
+    assert check(root, signed(one, "maria"), signed(one, "jonas")) == ("jonas also called maria",)
+    assert check(root, signed(one, "maria"), signed(two, "maria")) == ("maria",)
+    # By way of a third: maria's second key is jonas's.
+    linked = [signed(one, "maria"), signed(three, "ines"), signed(two, "jonas"), signed(two, "maria")]
+    assert check(root, *linked) == ("ines", "jonas also called maria")
 
 
 @pytest.mark.parametrize("changes", [{"signed_at": AT + 1}, {"signature": b"\0" * 64}, {"signature": b""}])
@@ -90,7 +103,7 @@ def test_successor_root_counts_beside_the_pinned_one(root, root_key):
     one = endorsed(successor, next_key)
     assert check(root, one) == ()
     both = pki.to_pem(root) + pki.to_pem(successor)
-    assert operators.check_endorsements([one], both, RUN, BUNDLE) == ("maria",)
+    assert operators.people(operators.check_endorsements([one], both, RUN, BUNDLE)) == ("maria",)
 
 
 # Acts

@@ -232,7 +232,7 @@ def test_operators_are_certified_again_under_another_root_and_their_earlier_cert
                 sha256_of(run),
                 hashlib.sha256(bundle).hexdigest(),
             )
-            assert signed_by == (one.name,)
+            assert [signer.name for signer in signed_by] == [one.name]
     removed = {entry.fields["certificate"] for entry in entries(home) if entry.kind == "operator-removed"}
     assert removed == {pki.fingerprint(pki.load_certificate(one.certificate)) for one in earlier.values()}
     assert invoke("invite late --as admin").exit_code == 0
