@@ -5,7 +5,7 @@ can tell apart (https://jfly.uni-koeln.de/color/).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from common.text import in_html
@@ -19,16 +19,30 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 130, 30, 34
 _TICKS = 5
 
 
-def line_chart(title: str, series: Mapping[str, Points], *, y_from_zero: bool = True, emphasis: str = "") -> str:
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, the same in every chart that is drawn with them."""
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(sorted(set(names)))}
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    colours: Mapping[str, str] | None = None,
+    y_from_zero: bool = True,
+    emphasis: str = "",
+) -> str:
     """An SVG element; "" where there is nothing to draw.
 
     Args:
         title: above the chart.
         series: name -> points, ascending in x.
+        colours: of the names; None: their own, by `colours_of`.
         y_from_zero: start the axis at 0, so that heights can be compared.
         emphasis: the series to draw thick and black.
     """
     points = [point for line in series.values() for point in line]
+    colours = colours_of(series) if colours is None else colours
     if not points:
         return ""
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
@@ -49,7 +63,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, y_from_zero: bool = 
         x, _ = place(tick, ticks[0])
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 14}" class="tick middle">{tick:g}</text>')
     for index, (name, line) in enumerate(sorted(series.items())):
-        colour = "currentColor" if name == emphasis else COLOURS[index % len(COLOURS)]
+        colour = "currentColor" if name == emphasis else colours[name]
         width = 3 if name == emphasis else 1.8
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')

@@ -58,6 +58,7 @@ class Summary:
 
     name: str
     run_hash: str
+    settings: dict[str, Any]  # of the run, with its defaults
     status: Status
     reason: str | None
     seed: int
@@ -140,6 +141,7 @@ def summarise(
     return Summary(
         name=run.name,
         run_hash=sha256_of(run),
+        settings=run.model_dump(mode="json", by_alias=True),
         status=status,
         reason=reason,
         seed=run.seed,

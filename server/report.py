@@ -5,8 +5,9 @@ archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overla
 """
 
 import base64
+import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.errors import ConfigError
 from common.files import write_atomically
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.text import counted, in_html
-from server.chart import Points, line_chart
+from server.chart import Points, colours_of, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
 
 REPORT_NAME = "report.html"
@@ -62,12 +63,13 @@ def write_report(folder: Path, summary: dict[str, Any] | None = None) -> Path:
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
     events = read_events(folder / JOURNAL_NAME)
     body = [
-        _head(summary),
+        _head(summary, events),
         _scores(summary),
         _charts(events, summary["guarantee"]),
         _guarantee(summary["guarantee"]),
         _pictures(folder / OVERLAYS),
         _rounds(events),
+        _settings(summary.get("settings")),
     ]
     path = folder / REPORT_NAME
     write_atomically(path, page(f"Run {summary['name']}", "\n".join(body)).encode())
@@ -121,10 +123,12 @@ def score_with_noise(scores: Mapping[str, float], name: str) -> object:
     return f"{scores[name]:.3f} ± {deviation:.3f}" if noised and name in scores else scores.get(name)
 
 
-def _head(summary: dict[str, Any]) -> str:
+def _head(summary: dict[str, Any], events: Sequence[Event]) -> str:
     status = in_html(summary["status"])
     reason = f'<p class="failed">{in_html(summary["reason"])}</p>' if summary["reason"] else ""
-    facts = [
+    times = [event["time"] for event in events if "time" in event]
+    facts = [f"{_moment(times[0])} to {_moment(times[-1])}"] if times else []
+    facts += [
         f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.0f} s",
         f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them",
         f"seed {summary['seed']}",
@@ -152,9 +156,13 @@ def _scores(summary: dict[str, Any]) -> str:
             for site, values in [*sorted(scores["sites"].items()), ("mean of sites", scores["mean-of-sites"])]
         ]
         if scores["mean-of-patients"]:
-            rows.append(["mean of patients", *(scores["mean-of-patients"].get(name) for name in names)])
+            # What a site says of its number is rounded, and never below ten.
+            patients = scores["mean-of-patients"]
+            rows.append(
+                ["mean of patients, by counts in steps of 5 from 10 on", *(patients.get(name) for name in names)]
+            )
         lacking = not_scored(scores["sites"])
-        noise = _NOISE if SCORE_NOISE in scores["mean-of-sites"] else ""
+        noise = _NOISE if SCORE_NOISE in scores["mean-of-sites"] else "".join(_found_nothing(scores["sites"]))
         parts.append(
             f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}{noise}"
             + (f'<p class="muted">{in_html(lacking)}</p>' if lacking else "")
@@ -162,14 +170,30 @@ def _scores(summary: dict[str, Any]) -> str:
     return "".join(parts)
 
 
+def _found_nothing(sites: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Sites, and classes there, of which the model finds nothing: scores such as specificity look well all the same."""
+    for site, scores in sorted(sites.items()):
+        missed = sorted(name[5:] for name, value in scores.items() if name.startswith("dice-") and value == 0)
+        if scores.get("sensitivity") == 0:
+            what = "The model finds nothing of what is labelled"
+        elif missed and "dice" in scores:
+            what = f"The model finds nothing of {', '.join(missed)}"
+        else:
+            continue
+        yield f'<p class="failed">{in_html(f"{what} at {site}; its other scores there say little.")}</p>'
+
+
 def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None) -> str:
     validation = [event for event in events if event["event"] == "evaluate" and event["phase"] == "validation"]
     trained = [event for event in events if event["event"] == "train"]
     void = "void" in (guarantee or {})
+    colours = colours_of(str(event["site"]) for event in events if "site" in event and event["site"] != OVERALL)
     charts = [
-        line_chart("Dice on validation patients, by round", _series(validation, "dice"), emphasis=OVERALL),
-        line_chart("Training loss, by round", _series(trained, "train-loss")),
-        line_chart("Epsilon spent, by round", {} if void else _series(trained, "epsilon")),
+        line_chart(
+            "Dice on validation patients, by round", _series(validation, "dice"), colours=colours, emphasis=OVERALL
+        ),
+        line_chart("Training loss, by round", _series(trained, "train-loss"), colours=colours),
+        line_chart("Epsilon spent, by round", {} if void else _series(trained, "epsilon"), colours=colours),
     ]
     return f'<h2>Course</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
@@ -250,3 +274,23 @@ def _rounds(events: Sequence[Event]) -> str:
         if event["event"] == "round"
     ]
     return f"<h2>Rounds</h2>{table(['round', 'sites', 'refused', 'missing', 'seconds', 'MB'], rows)}" if rows else ""
+
+
+def _settings(settings: dict[str, Any] | None) -> str:
+    """All that defined the run, under its dotted keys."""
+    if settings is None:
+        return ""
+
+    def walk(values: Mapping[str, Any], above: str) -> Iterator[list[object]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{above}{key}.")
+            else:
+                yield [f"{above}{key}", json.dumps(value, ensure_ascii=False)]
+
+    rows = table(["setting", "value"], list(walk(settings, "")))
+    return f"<h2>Settings</h2><details><summary>run.toml, with its defaults</summary>{rows}</details>"
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"

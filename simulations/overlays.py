@@ -28,9 +28,10 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
     """Draw the first test cases of each site with the run's final model.
 
     Args:
-        out: a finished run's folder; receives overlays/<site>-<n>.png.
+        out: a finished run's folder; receives overlays/<site> <n>.png, and with several classes one of each class that
+            the case has: <site> <n> <class>.png.
         sites: the simulated hospitals.
-        per_site: pictures of each.
+        per_site: cases of each.
     """
     run, state, _ = load_model(out)
     model = build_model(run)
@@ -41,14 +42,19 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
     for site in sites:
         cohort = site.cohort(run)
         for number, patient in enumerate(cohort.patients("test")[:per_site], start=1):
-            path = folder / f"{site.config.name} {number}.png"
-            _draw(model, cohort.cases_of(patient)[0], run).save(path)
-            paths.append(path)
+            case = cohort.cases_of(patient)[0]
+            for index, name in enumerate(run.data.classes, start=1):
+                several = len(run.data.classes) > 1
+                if several and not (case.labels == index).any():
+                    continue
+                path = folder / f"{site.config.name} {number}{f' {name}' if several else ''}.png"
+                _draw(model, case, run, index).save(path)
+                paths.append(path)
     return paths
 
 
-def _draw(model: nn.Module, case: Case, run: RunConfig) -> Image.Image:
-    image, label, predicted = _plane(model, case, run)
+def _draw(model: nn.Module, case: Case, run: RunConfig, index: int) -> Image.Image:
+    image, label, predicted = _plane(model, case, run, index)
     low, high = image.quantile(0.01), image.quantile(0.99)
     grey = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     scale = max(1.0, EDGE / min(image.shape[1:]))
@@ -60,17 +66,17 @@ def _draw(model: nn.Module, case: Case, run: RunConfig) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _plane(model: nn.Module, case: Case, run: RunConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The plane with the most foreground: image (C, H, W), label and prediction (H, W)."""
+def _plane(model: nn.Module, case: Case, run: RunConfig, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The plane with the most of class `index`: image (C, H, W), that class in label and prediction (H, W) bool."""
     # (S, C, H, W): with a 3D model the one volume's planes take the place of the slices.
     if run.model.dims == 2:
-        images, labels = case.images, case.labels
+        images, labels = case.images, case.labels == index
         best = int(labels.flatten(1).count_nonzero(1).argmax())
-        predicted = predict_stack(model, images[best : best + 1], run, "cpu")[0]
+        predicted = predict_stack(model, images[best : best + 1], run, "cpu")[0] == index
         return images[best], labels[best], predicted
-    labels = case.labels[0]
+    labels = case.labels[0] == index
     best = int(labels.flatten(1).count_nonzero(1).argmax())
-    predicted = predict_stack(model, case.images, run, "cpu")[0, best]
+    predicted = predict_stack(model, case.images, run, "cpu")[0, best] == index
     return case.images[0, :, best], labels[best], predicted
 
 

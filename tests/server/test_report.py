@@ -1,6 +1,8 @@
 """The report is one file, shows what the records say, and cannot be made to run anything."""
 
+import datetime
 import hashlib
+import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
 from common.models import build_model
-from common.records import EvaluateReply, Request, TrainReply
+from common.records import EvaluateReply, Request, TrainReply, TrainRequest
 from server.chart import line_chart
 from server.journal import read_events
 from server.report import write_report
@@ -180,3 +182,73 @@ def test_chart_keeps_every_point_within_its_frame(points: list[tuple[float, floa
 def test_chart_of_nothing_is_nothing() -> None:
     assert line_chart("t", {}) == ""
     assert line_chart("t", {"a": []}) == ""
+
+
+def lines_of(chart: str) -> dict[str, str]:
+    """The colour of each line of a chart, by the name beside it."""
+    root = ElementTree.fromstring(chart)  # noqa: S314 - our own
+    places = [one.get("fill", "") for one in root.iter("rect")]
+    names = [one.text or "" for one in root.iter("text") if one.get("x") == "462" and one.get("class") == "tick"]
+    return dict(zip(names, places, strict=True))
+
+
+def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_path: Path) -> None:
+    """The first site trains and is not scored, so that in the two charts the others have different places."""
+
+    def unscored(request):  # type: ignore[no-untyped-def]
+        return trains(lambda one: one.weights)(request) if isinstance(request, TrainRequest) else None
+
+    sites = {"a": unscored, "b": trains(lambda one: one.weights), "c": trains(lambda one: one.weights)}
+    run = a_run(quorum=2, federation={"round-timeout-s": 0.05})
+    federate(FakeGrid(sites), run, tmp_path, wake=lambda _: None)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    charts = [lines_of(chart) for chart in re.findall(r"<svg.*?</svg>", text)]
+    dice, loss = charts
+    assert set(dice) == {"b", "c", "overall"}
+    assert set(loss) == {"a", "b", "c"}
+    assert {name: loss[name] for name in ("b", "c")} == {name: dice[name] for name in ("b", "c")}
+    assert len(set(loss.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ({"dice": 0.0, "sensitivity": 0.0, "specificity": 1.0}, "finds nothing of what is labelled at b"),
+        ({"dice": 0.4, "dice-liver": 0.8, "dice-lesion": 0.0, "sensitivity": 0.7}, "finds nothing of lesion at b"),
+        ({"dice": 0.4, "sensitivity": 0.3}, None),
+        ({"dice": 0.0, "sensitivity": 0.0, "score-noise": 0.2}, None),  # noised: zero says nothing
+    ],
+)
+def test_a_model_that_finds_nothing_is_said_to(tmp_path: Path, scores: dict[str, float], told: str | None) -> None:
+    federate(FakeGrid({name: trains(lambda one: one.weights) for name in "ab"}), a_run(), tmp_path, wake=lambda _: None)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    mean = {name: value / 2 for name, value in scores.items()}
+    summary["scores"] = {
+        "test": {
+            "round": 2,
+            "sites": {"a": {"dice": 0.5}, "b": scores},
+            "mean-of-sites": mean,
+            "mean-of-patients": None,
+        }
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert ("finds nothing" in text) == (told is not None)
+    assert told is None or told in text
+
+
+def test_report_has_the_date_and_every_setting(tmp_path: Path) -> None:
+    text = finished(tmp_path)
+    assert f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}" in text
+    assert " UTC to " in text
+    rows = dict(re.findall(r"<tr><td>([a-z.-]+)</td><td>(.*?)</td></tr>", text))
+    for key, value in (
+        ("training.learning-rate", "0.001"),
+        ("federation.quorum", "2"),
+        ("data.modality", "&quot;photo&quot;"),
+    ):
+        assert rows[key] == value
+
+
+def test_mean_of_patients_says_that_the_counts_are_rounded(tmp_path: Path) -> None:
+    assert "mean of patients, by counts in steps of 5 from 10 on" in finished(tmp_path)

@@ -4,17 +4,22 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from common.checkpoint import sha256
 from common.cli import FLOWER_ENVIRONMENT
-from common.config import SiteConfig, load
+from common.config import SiteConfig, SourceConfig, load
+from server.strategy import federate
 from simulations.cli import app
-from simulations.scenario import SHIPPED
+from simulations.grid import InProcessGrid
+from simulations.overlays import LABEL_COLOUR, draw_overlays
+from simulations.scenario import SHIPPED, make_site
 from tests.json_forms import conforms
-from tests.simulations.tiny import RUN_TOML, tiny_scenario
+from tests.simulations.tiny import RUN_TOML, tiny_run, tiny_scenario
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
@@ -196,3 +201,32 @@ def test_site_without_images_fails_before_the_first_round(scenario: Path, tmp_pa
 def test_flower_is_kept_from_calling_home() -> None:
     assert FLOWER_ENVIRONMENT["FLWR_TELEMETRY_ENABLED"] == "0"
     assert FLOWER_ENVIRONMENT["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+
+
+def test_a_picture_shows_one_class_and_each_class_has_its_own(tmp_path: Path) -> None:
+    """Two patients of one site; the label of the second has one of the two classes."""
+    columns = np.arange(24)
+    folder = tmp_path / "north"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(8):
+        label = np.zeros((20, 24), np.uint8)
+        label[4:16, columns < 8] = 1
+        if number % 2 == 0:
+            label[4:16, columns >= 16] = 2
+        noise = np.random.default_rng(number).integers(0, 9, label.shape, np.uint8)  # no two images are the same
+        Image.fromarray(90 + noise + 20 * label).save(folder / "images" / f"{number}.png")
+        Image.fromarray(label).save(folder / "labels" / f"{number}.png")
+    run = tiny_run(data={"classes": ["left", "right"], "test-fraction": 0.6}, federation={"rounds": 1, "quorum": 1})
+    source = SourceConfig(path=str(folder), kind="images", label_map={"1": "left", "2": "right"})
+    site = make_site(tmp_path / "sites", SiteConfig(name="north", data=(source,)))
+    federate(InProcessGrid([site], run), run, tmp_path / "out")
+    names = {path.stem for path in draw_overlays(tmp_path / "out", [site], per_site=4)}
+    with_right = {name.removesuffix(" right") for name in names if name.endswith(" right")}
+    assert {f"north {number} left" for number in (1, 2, 3, 4)} <= names
+    assert 0 < len(with_right) < 4
+    for name in names:
+        drawn = (np.asarray(Image.open(tmp_path / "out" / "overlays" / f"{name}.png")) == LABEL_COLOUR).all(-1)
+        middle = drawn.shape[1] // 2
+        assert drawn[:, :middle].any() == name.endswith(" left")
+        assert drawn[:, middle:].any() == name.endswith(" right")
