@@ -48,6 +48,11 @@ class Bell:
             with self._lock:
                 del self._held[event]
 
+    def holds(self, site: str) -> bool:
+        """Whether a call of this site is held now."""
+        with self._lock:
+            return site in self._held.values()
+
     def ring(self, site: str | None = None) -> None:
         """Wake all held calls, or those of one site."""
         with self._lock:

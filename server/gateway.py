@@ -50,6 +50,8 @@ PULL_WAIT_S = 20.0
 LIST_WAIT_S = 30.0
 # An agent that has not called for this long is gone; its long polls alone call three times as often.
 SILENCE_S = 60.0
+# One whose connection broke while it held a call is gone sooner, unless it calls again by then.
+GONE_S = 3.0
 # Without a hint, a waiting site looks this often while a run is live.
 LOOK_EVERY_S = 1.0
 # Closed runs that are still listed, so that agents learn of their end.
@@ -73,6 +75,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._lock = threading.Lock()
         self._bell = Bell(registry)
         self._hints = 0
+        self._gone: dict[str, float] = {}  # site -> when a call that it held broke, in time.monotonic()
         self._notes = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._witness = Witness(home, registry)
         self.refused = Refusals(self._witness.log, registry)
@@ -139,6 +142,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                 news.wait(min(LOOK_EVERY_S, remaining) if live else remaining)
         if context.is_active():  # who has gone, to come back with a renewed certificate say, is not refused
             self._authorise(context)
+        else:
+            self._gone[seat.site] = time.monotonic()
         return fleet_pb2.PullMessagesResponse()
 
     def PullObject(  # noqa: N802
@@ -207,7 +212,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     ) -> wardround_pb2.ListProposalsReply:
         """The open runs and those closed lately, held until something is newer than the caller knows."""
         deadline = time.monotonic() + min(request.wait_s, LIST_WAIT_S)
-        with self._bell.held(context, self._authorise(context).name) as news:
+        site = self._authorise(context)
+        self._gone.pop(site.name, None)
+        with self._bell.held(context, site.name) as news:
             revision = self._registry.revision()
             while context.is_active():
                 news.clear()
@@ -219,6 +226,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                 if revision != request.revision or remaining <= 0:
                     break
                 news.wait(remaining)
+        if not context.is_active():
+            self._gone[site.name] = time.monotonic()
         proposals = self._registry.proposals()
         listed = [one for one in proposals if one.open] + [one for one in proposals if not one.open][:_CLOSED_LISTED]
         return wardround_pb2.ListProposalsReply(
@@ -330,12 +339,19 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                     continue
                 if seat.present and time.monotonic() - seat.last_seen > SILENCE_S:
                     self._let_go(seat, "is silent", Presence.AWAY)
+                elif seat.present and self._has_gone(name):
+                    self._let_go(seat, "has gone without a word", Presence.AWAY)
                 # Who is away stays online at the SuperLink: what it was asked waits for it.
                 if not seat.beat() and seat.present:
                     # A new SuperLink does not know the node; the agent's next call is told to activate again.
                     self._let_go(seat, "must activate again", Presence.AWAY)
             except httpx.HTTPError as error:
                 _log.warning("the SuperLink does not answer for site %s: %s", name, error)
+
+    def _has_gone(self, site: str) -> bool:
+        """Whether its connection broke a while ago, and it has not called since and holds no other call."""
+        since = self._gone.get(site)
+        return since is not None and time.monotonic() - since > GONE_S and not self._bell.holds(site)
 
     def _take_over(self) -> None:
         """Keep the nodes of all sites online from the start: what they were asked waits for them."""
@@ -385,6 +401,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             poke_strategies(self._home.path)
             _log.info("site %s is here again", site.name)
         seat.last_seen = time.monotonic()
+        self._gone.pop(site.name, None)
         return seat
 
     def _seat(self, site: Site) -> Seat:

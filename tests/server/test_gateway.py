@@ -548,6 +548,30 @@ def test_who_says_goodbye_is_away_until_it_calls_again(coordinator, agents):
 # The cache
 
 
+def test_a_site_whose_connection_breaks_is_away_within_five_seconds_and_one_that_calls_again_is_not(
+    coordinator, agents
+):
+    first, second = agents
+    for agent in agents:
+        agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
+    request = ListProposalsRequest(revision=coordinator.registry.revision(), wait_s=30)
+    for name in ("a", "b"):
+        with coordinator.members[name].channel(coordinator.home) as channel:
+            held = CoordinationStub(channel).ListProposals.future(request, timeout=40.0)
+            wait_for(lambda name=name: coordinator._gateway._bell.holds(name))
+        assert held.done()
+    broken = time.monotonic()
+    wait_for(lambda: not any(coordinator._gateway._bell.holds(name) for name in ("a", "b")))
+    time.sleep(0.3)
+    second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
+    wait_for(lambda: not coordinator.registry.site("a").connected, timeout_s=10.0)
+    assert time.monotonic() - broken < 5.0
+    time.sleep(2.0)
+    assert coordinator.registry.site("b").connected
+    first.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=first.node))
+    assert coordinator.registry.site("a").connected
+
+
 def test_objects_are_downloaded_once_however_many_ask():
     objects, calls = Objects(), []
     barrier = threading.Barrier(4)

@@ -1,5 +1,6 @@
 """A run outlives each process behind the coordinator's doors, and says within seconds that one has gone."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,3 +51,16 @@ def test_dead_server_app_is_replaced_within_seconds(play: Play) -> None:
     # Noticed at once, a pause of a second, and the SuperExec's next look; a minute was Flower's own patience.
     assert time.monotonic() - started < 10.0
     play.server("stop", "noticed")
+
+
+def test_status_says_within_five_seconds_that_a_hospital_was_killed_and_that_it_is_back(play: Play) -> None:
+    def connected() -> dict[str, str]:
+        rows = json.loads(play.server("status", "--json"))
+        return {row["what"].removeprefix("site "): row["state"] for row in rows if row["what"].startswith("site ")}
+
+    eventually(lambda: set(connected().values()) == {"connected"}, "both are here")
+    play.kill("north")
+    time.sleep(5.0)
+    assert connected() == {"north": "away", "south": "connected"}
+    play.start("north")
+    eventually(lambda: connected()["north"] == "connected", "it is back")
