@@ -87,7 +87,7 @@ def _seconds_left(events: Sequence[Event], rounds_left: int) -> float | None:
     if not done or not took:
         return None
     lately = took[-_ROUNDS_LOOKED_AT:]
-    return rounds_left * sum(lately) / len(lately)
+    return float(rounds_left * sum(lately) / len(lately))
 
 
 __all__ = ["Progress", "duration", "progress_of", "summary_of"]
