@@ -49,8 +49,8 @@ def check_wanted(run_hash: str, signers: Sequence[Signer], wanted: int) -> None:
     if (found := len(people(signers))) < wanted:
         raise PolicyError(
             f"run {run_hash[:12]} is signed by {counted(found, 'operator')} of this federation, the policy wants "
-            f"{wanted}. Names with one key count as one. Ask the coordinator to propose it with `run --as NAME`, or to stop "
-            "and resume it so.",
+            f"{wanted}. Names with one key count as one. Ask the coordinator to propose it with `run --as NAME`, or to "
+            "stop and resume it so.",
             ErrorCode.NOT_APPROVED,
         )
 

@@ -138,9 +138,14 @@ def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphra
             continue
         certificate = operators.certificate(public, member.name, role, root, root_key)
         _add(home, member.name, role, certificate, by, put=lambda: None)
-        put = partial(registry.put_operator, member.name, role, pki.to_pem(certificate))
         # The key goes on, so the hospitals need not know.
-        _remove(home, member.name, pki.fingerprint(earlier), by, lambda _act, put=put: put())
+        _remove(
+            home,
+            member.name,
+            pki.fingerprint(earlier),
+            by,
+            partial(_put_again, registry, member.name, role, certificate),
+        )
 
 
 def acting(
@@ -296,6 +301,10 @@ def _add(
         add(None)
     else:
         carry_out(home, by, "operator-add", (name, about["certificate"]), add)
+
+
+def _put_again(registry: Registry, name: str, role: Role, certificate: Certificate, _act: Act | None) -> None:
+    registry.put_operator(name, role, pki.to_pem(certificate))
 
 
 def _remove(home: Home, name: str, fingerprint: str, by: Hand | None, put: Callable[[Act | None], None]) -> None:
