@@ -182,9 +182,11 @@ def _volume(images: Sequence[Dataset], frames: Sequence[Frame], slices: NDArray[
                 _rescale(values, ds, frame, volume[0, z])
                 if ds.PhotometricInterpretation == "MONOCHROME1" and not _is_measured(ds):
                     _turn(ds, frame, volume[0, z])
-                volume[0, z][_padding(values, ds)] = np.nan
+                if "PixelPaddingValue" in ds:
+                    volume[0, z][_padding(values, ds)] = np.nan
         del ds.PixelData
-    _fill_padding(volume, _modality(images[0]))
+    if any("PixelPaddingValue" in ds for ds in images):
+        _fill_padding(volume, _modality(images[0]))
     return volume
 
 
