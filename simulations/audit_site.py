@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,11 +74,19 @@ def write_patients(folder: Path, patients: Sequence[Pictures]) -> None:
             Image.fromarray(mask * 255).save(folder / "labels" / name)
 
 
-def open_audited(home: Path, name: str, images: Path, declared: int, only: Iterable[int] = ()) -> Site:
+def open_audited(
+    home: Path,
+    name: str,
+    images: Path,
+    declared: int,
+    only: Iterable[int] = (),
+    *,
+    kind: Literal["images", "nifti"] = "images",
+) -> Site:
     """A site with the patients of a folder, or `only` some of them, that declares to have `declared`."""
     source = SourceConfig(
         path=str(images.absolute()),
-        kind="images",
+        kind=kind,
         patient_pattern=r"p(\d+)-",
         empty_labels_are_negative=True,
         patients=tuple(f"{patient:05}" for patient in only),
@@ -96,23 +104,32 @@ def audited_run(
     rounds: int = 1,
     crops: int = 1,
     channels: Sequence[int] = (16, 32),
+    patch: Sequence[int] = (EDGE, EDGE),
+    dropout: float = 0.0,
+    shipped_augmentation: bool = False,
 ) -> RunConfig:
-    """A private run that is plain to see through: SGD without momentum, decay or schedule, crops left as they are."""
+    """A private run that is plain to see through: SGD without momentum, decay or schedule.
+
+    Crops are left as they are, or drawn and changed by the settings that a run has where it names none.
+    """
     values: dict[str, Any] = {
         "name": "audit",
-        "model": {"channels": channels, "residual-units": 0},
-        "data": {"modality": "photo", "classes": ["mark"], "validation-fraction": 0.0, "test-fraction": 0.0},
+        "model": {"dims": len(patch), "channels": channels, "residual-units": 0, "dropout": dropout},
+        "data": {
+            "modality": "photo" if len(patch) == 2 else "CT",
+            "classes": ["mark"],
+            "validation-fraction": 0.0,
+            "test-fraction": 0.0,
+        },
         "preprocessing": {"intensity": "window", "window": [0.0, 255.0]},
         "training": {
-            "patch-size": [EDGE, EDGE],
+            "patch-size": patch,
             "local-steps": steps,
-            "foreground-fraction": 0.0,
             "optimizer": "sgd",
             "momentum": 0.0,
             "weight-decay": 0.0,
             "schedule": "constant",
             "learning-rate": _CLIP_IN_WEIGHTS * sampling_rate * declared / CLIP,
-            "augmentation": {"flips": False, "rotation-degrees": 0.0, "scaling": 0.0, "intensity": 0.0},
         },
         "federation": {"rounds": rounds},
         "privacy": {
@@ -122,6 +139,9 @@ def audited_run(
             "crops-per-patient": crops,
         },
     }
+    if not shipped_augmentation:
+        still = {"flips": False, "rotation-degrees": 0.0, "scaling": 0.0, "intensity": 0.0}
+        values["training"] |= {"foreground-fraction": 0.0, "augmentation": still}
     return validate(RunConfig, values, "the audit's run")
 
 

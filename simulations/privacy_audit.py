@@ -12,9 +12,12 @@ and all. The auditor sees what the coordinator sees, and the ledger:
     sampling   each patient, of many slices or of one, takes part in as many steps as Poisson sampling has it
     canaries   the audit with one training run (Steinke, Nasr, Jagielski 2023, https://arxiv.org/abs/2305.08846):
                guess from the updates who was in the cohort; good guesses refute a small epsilon
+    apart      with the noise taken out and everything else as shipped, no patient's absence moves a step's sum by more
+               than one clip, wherever the patient stands (simulations/audit_apart.py)
+    attack     guess in whole rounds at the claimed epsilon whether the first patient was there
 
-The last is a lower bound at 95 % confidence; the others are tests with a false alarm rate of one in a million each. An
-audit can refute a guarantee. It cannot prove one.
+Canaries and attack give a lower bound at 95 % confidence, apart a bound on what was measured; the others are tests with
+a false alarm rate of one in a million each. An audit can refute a guarantee. It cannot prove one.
 """
 
 import math
@@ -33,6 +36,7 @@ from common.files import write_atomically
 from common.privacy.accountant import epsilon
 from common.text import in_html
 from server.report import page, table
+from simulations.audit_apart import SETTINGS, TOLERANCE, Setting, attack, sensitivity
 from simulations.audit_bounds import (
     Values,
     bonferroni,
@@ -58,7 +62,7 @@ from simulations.audit_site import (
     write_patients,
 )
 
-PARTS = 3
+PARTS = 5
 CLAIMED_EPSILON = 1.0
 CONFIDENCE = 0.95
 FALSE_ALARM = 1e-6
@@ -80,11 +84,13 @@ _CANARY_CHANNELS = (32, 64)
 _CANARY_RATE, _CANARY_STEPS, _CANARY_ROUNDS = 1.0, 2, 2
 _GUESSED = 0.2  # of the canaries: half of them called in, half of them out
 
+_TRIALS = 160
+
 LIMITS = (
     f"A p-value under {FALSE_ALARM:g} fails, and so does a lower bound above what was charged. An audit can refute a "
     "guarantee, it cannot prove one. The canaries give a lower bound on what leaks, found by one attack; a stronger "
-    "one may find more. The exact tests look at one small network, at small pictures, on the CPU; a fault that shows "
-    "only with others passes. Passing means: none of the faults that this audit knows how to see was there."
+    "one may find more. The tests look at small networks, at small images, on the CPU; a fault that shows only with "
+    "others passes. Passing means: none of the faults that this audit knows how to see was there."
 )
 
 
@@ -136,6 +142,10 @@ def audit(
     findings += audit_patients(patient_sites(folder / "patients", rng))
     tell(2, f"{canaries} canaries")
     findings += audit_canaries(folder / "canaries", rng, canaries)
+    tell(3, "patients apart")
+    findings += audit_apart(folder / "apart", rng)
+    tell(4, "guesses at a patient")
+    findings += audit_attack(folder / "attack", rng)
     tell(PARTS, "done")
     return findings
 
@@ -272,6 +282,34 @@ def audit_canaries(folder: Path, rng: np.random.Generator, canaries: int) -> lis
             bound <= claimed,
             f"{bound:.2f} at {CONFIDENCE:.0%}: {correct} of {guesses} guesses right, {canaries} canaries",
             f"{claimed:.2f} charged, delta {delta:.2g}",
+        )
+    ]
+
+
+def audit_apart(folder: Path, rng: np.random.Generator, settings: Sequence[Setting] = SETTINGS) -> list[Finding]:
+    """How far one patient moves the sum, by setting and by where the patient stands; see `simulations.audit_apart`."""
+    return [
+        Finding(
+            f"apart: {moved.setting.name}",
+            moved.most <= 1 + TOLERANCE,
+            ", ".join(f"{place} {clips:.3f}" for place, clips in moved.by_place.items()) + " clips",
+            "1 clip",
+        )
+        for moved in sensitivity(folder, rng, settings)
+    ]
+
+
+def audit_attack(folder: Path, rng: np.random.Generator, trials: int = _TRIALS) -> list[Finding]:
+    """A lower bound on epsilon from guesses whether the first patient was there."""
+    found = attack(folder, rng, trials)
+    bound = epsilon_lower_bound(found.trials, found.guesses, found.correct, found.delta, CONFIDENCE)
+    return [
+        Finding(
+            "attack: lower bound of epsilon",
+            bound <= found.epsilon,
+            f"{bound:.2f} at {CONFIDENCE:.0%}: {found.correct} of {found.guesses} guesses right in {found.trials}, "
+            f"sums {found.moved:.2f} clips apart",
+            f"{found.epsilon:.2f} charged for a round, delta {found.delta:.2g}",
         )
     ]
 

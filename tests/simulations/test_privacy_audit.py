@@ -5,7 +5,7 @@ import math
 import random
 import secrets
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ from typer.testing import CliRunner
 from client import training
 from client.data.cohort import Case, Cohort
 from common.errors import FederationError, PrivacyError
+from common.privacy import engine
 from common.privacy.gradients import Patient
 from common.privacy.ledger import Ledger
 from simulations import audit_process, audit_site, privacy_audit
+from simulations.audit_apart import TOLERANCE, Setting, sensitivity
 from simulations.audit_process import release_from_fresh_process
 from simulations.cli import app
 from simulations.privacy_audit import (
     Finding,
+    audit_apart,
+    audit_attack,
     audit_canaries,
     audit_noise,
     audit_patients,
@@ -254,6 +258,54 @@ def shuffled_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "sample_patients", sample)
 
 
+def crops_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was: a generator that all patients share, one after the other."""
+
+    def read(chosen: list[str], crops: Any, streams: Any, step: int) -> Iterator[Patient]:
+        generator = torch.Generator().manual_seed(1000 * streams.round + step)
+        for name in chosen:
+            yield Patient(*crops.of([name] * crops.run.privacy.crops_per_patient, generator), 0)
+
+    monkeypatch.setattr(training, "_read", read)
+
+
+def streams_by_place_and_not_by_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training._read
+
+    def read(chosen: list[str], crops: Any, streams: Any, step: int) -> Iterator[Patient]:
+        class ByPlace:
+            def seed(self, step: int, name: str, use: str) -> int:
+                return int(streams.seed(step, str(chosen.index(name)), use))
+
+        return real(chosen, crops, ByPlace(), step)
+
+    monkeypatch.setattr(training, "_read", read)
+
+
+def images_normalised_over_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training._read
+
+    def read(*asked: Any) -> Iterator[Patient]:
+        patients = list(real(*asked))
+        mean = torch.stack([one.crops.mean() for one in patients]).mean()
+        return iter([one._replace(crops=one.crops - mean) for one in patients])
+
+    monkeypatch.setattr(training, "_read", read)
+
+
+def dropout_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeded once for the step, where it should be for each patient."""
+    real = engine.patient_gradients
+
+    def gradients(*asked: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "manual_seed", lambda _seed: None)
+            return real(*asked, **options)
+
+    monkeypatch.setattr(engine, "patient_gradients", gradients)
+    monkeypatch.setattr(training.secrets, "randbits", lambda _bits: 5)
+
+
 def steps_without_charge(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Ledger.charge
 
@@ -314,6 +366,42 @@ def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monk
         parts["noise"]()
 
 
+@pytest.mark.parametrize(
+    ("broken", "setting"),
+    [
+        (crops_from_one_stream, Setting(2, 1)),
+        (crops_from_one_stream, Setting(3, 4)),
+        (streams_by_place_and_not_by_patient, Setting(2, 1)),
+        (images_normalised_over_everybody, Setting(2, 1)),
+        (dropout_from_one_stream, Setting(2, 4, 0.2)),
+        (clipping_off, Setting(2, 1)),
+    ],
+)
+def test_patients_that_move_each_other_are_seen_where_one_of_them_is_missing(
+    broken: Break, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not failed(audit_apart(tmp_path / "unbroken", fresh(), [setting]))
+    broken(monkeypatch)
+    assert failed(audit_apart(tmp_path / "broken", fresh(), [setting])) == {f"apart: {setting.name}"}
+
+
+def test_a_fault_behind_the_first_patient_is_seen_from_the_first_place_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is why the audit leaves out the first, a middle and the last one."""
+    crops_from_one_stream(monkeypatch)
+    (moved,) = sensitivity(tmp_path, fresh(), [Setting(2, 1)])
+    assert moved.by_place["last"] <= 1 + TOLERANCE
+    assert moved.by_place["first"] > moved.by_place["middle"] > 2
+
+
+def test_the_attack_refutes_an_epsilon_that_shared_crops_void(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack = "attack: lower bound of epsilon"
+    assert not failed(audit_attack(tmp_path / "unbroken", fresh(), 40))
+    crops_from_one_stream(monkeypatch)
+    assert failed(audit_attack(tmp_path / "broken", fresh(), 40)) == {attack}
+
+
 # --- the command
 
 
@@ -340,7 +428,7 @@ def test_the_client_as_it_is_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["audit", "--canaries", "40", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     checks = [row["check"] for row in json.loads(done.stdout)]
-    assert len(checks) == len(set(checks)) == 7
+    assert len(checks) == len(set(checks)) == 14
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.html"]
 
 
