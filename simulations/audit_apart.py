@@ -34,7 +34,7 @@ from client.site import Site
 from client.sitekey import KEY_NAME
 from common.config import RunConfig
 from common.privacy import engine
-from common.privacy.accountant import epsilon, noise_multiplier_for
+from common.privacy.accountant import epsilon
 from simulations.audit_bounds import Values
 from simulations.audit_site import audited_run, open_audited, release
 
@@ -45,8 +45,8 @@ _PATIENTS = 9
 _PLACES = {"first": 0, "middle": _PATIENTS // 2, "last": _PATIENTS - 1}
 _STEPS = 2
 _IMAGE, _PATCH = {2: (40, 36), 3: (20, 24, 18)}, {2: (16, 16), 3: (8, 8, 8)}
-_ATTACKED = 25  # patients: the more of them move with the first one, the better it is seen
-_EPSILON = 1.0
+_ATTACKED = 40  # patients: the more of them move with the first one, the better it is seen
+_EPSILON, _DELTA = 1.0, 1e-4  # of a trial; a larger delta would excuse good guesses
 
 Study = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # image 0..255 and mask 0 or 1, both (*spatial)
 
@@ -89,7 +89,7 @@ class Guesses:
     trials: int
     guesses: int
     correct: int
-    epsilon: float  # of one round, from what the ledger was charged
+    epsilon: float  # of one trial, from what the ledger was charged
     delta: float
     moved: float  # in clips: mean distance of the two sums
 
@@ -104,22 +104,22 @@ def sensitivity(folder: Path, rng: np.random.Generator, settings: Sequence[Setti
 
 
 def attack(folder: Path, rng: np.random.Generator, trials: int) -> Guesses:
-    """Guess in so many rounds whether the first patient was there; nothing is said of the half that is least sure.
+    """Guess in so many runs whether the first patient was there; nothing is said of the half that is least sure.
 
     Args:
         folder: empty; receives the sites.
         rng: images, and the coin that is guessed.
-        trials: rounds.
+        trials: runs of one round.
     """
     sites = _sites(folder, _studies(2, _ATTACKED, rng), {"first": 0})
-    run = _attacked_run(trials)
     there = rng.random(trials) < 0.5
     scores, distances, charge = np.empty(trials), np.empty(trials), None
     for trial in range(trials):
+        run = _attacked_run(trial)
         sums, updates = {}, {}
         for name, site in sites.items():
             with _recorded(noise=True) as seen:
-                made = release(site, run, round_=trial + 1, attempt=f"trial {trial}")
+                made = release(site, run, round_=1, attempt="once")
             sums[name], updates[name], charge = seen[0] / run_clip(run), made.sum, made.charge
         apart = sums["everybody"] - sums["first"]
         shown = updates["everybody" if there[trial] else "first"]
@@ -159,16 +159,15 @@ def _moved(setting: Setting, sites: dict[str, Site]) -> Moved:
     return Moved(setting, {place: float(np.linalg.norm(everybody - few, axis=1).max()) for place, few in sums.items()})
 
 
-def _attacked_run(rounds: int) -> RunConfig:
-    """One crop, one step a round, everybody in it: a round alone is worth `_EPSILON`."""
-    delta = 1 / (10 * _ATTACKED)
-    multiplier = noise_multiplier_for(_EPSILON, delta, 1.0, 1)
+def _attacked_run(trial: int) -> RunConfig:
+    """One crop, one round of one step, everybody in it; each trial is a run of its own, with crops of its own."""
     return audited_run(
+        name=f"attack-{trial}",
         declared=_ATTACKED,
-        epsilon=epsilon([(multiplier, 1.0, rounds)], delta),
+        epsilon=_EPSILON,
+        delta=_DELTA,
         sampling_rate=1.0,
         steps=1,
-        rounds=rounds,
         patch=_PATCH[2],
         shipped_augmentation=True,
     )

@@ -97,6 +97,7 @@ def open_audited(
 
 def audited_run(
     *,
+    name: str = "audit",
     declared: int,
     epsilon: float,
     sampling_rate: float,
@@ -106,6 +107,7 @@ def audited_run(
     channels: Sequence[int] = (16, 32),
     patch: Sequence[int] = (EDGE, EDGE),
     dropout: float = 0.0,
+    delta: float | None = None,
     shipped_augmentation: bool = False,
 ) -> RunConfig:
     """A private run that is plain to see through: SGD without momentum, decay or schedule.
@@ -113,7 +115,7 @@ def audited_run(
     Crops are left as they are, or drawn and changed by the settings that a run has where it names none.
     """
     values: dict[str, Any] = {
-        "name": "audit",
+        "name": name,
         "model": {"dims": len(patch), "channels": channels, "residual-units": 0, "dropout": dropout},
         "data": {
             "modality": "photo" if len(patch) == 2 else "CT",
@@ -134,6 +136,7 @@ def audited_run(
         "federation": {"rounds": rounds},
         "privacy": {
             "target-epsilon": epsilon,
+            "delta": delta,
             "sampling-rate": sampling_rate,
             "clipping-norm": CLIP,
             "crops-per-patient": crops,

@@ -309,7 +309,7 @@ def audit_attack(folder: Path, rng: np.random.Generator, trials: int = _TRIALS) 
             bound <= found.epsilon,
             f"{bound:.2f} at {CONFIDENCE:.0%}: {found.correct} of {found.guesses} guesses right in {found.trials}, "
             f"sums {found.moved:.2f} clips apart",
-            f"{found.epsilon:.2f} charged for a round, delta {found.delta:.2g}",
+            f"{found.epsilon:.2f} charged for each, delta {found.delta:.2g}",
         )
     ]
 
