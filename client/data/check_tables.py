@@ -5,7 +5,7 @@ name is free text from the files is called "name 1" and so on: such text may nam
 given only to who asks for them, which is for the terminal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from typing import Any
 from client.data.checkup import Checkup, Outcome
 from client.data.quality import PERCENTILES, Facts
 from common.config import sha256_of
+from common.text import counted
 
 
 @dataclass(frozen=True)
@@ -221,22 +222,30 @@ def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
 
 
 def _labels(checkup: Checkup) -> Table:
-    rows = tuple((what, count, form.format(most)) for what, count, most, form in _handled(checkup))
+    rows = tuple((what, count, form(most)) for what, count, most, form in _handled(checkup))
     return Table("Labels", ("what happened to them", "studies", "at most"), rows)
 
 
-def _handled(checkup: Checkup) -> list[tuple[str, int, float, str]]:
+def _handled(checkup: Checkup) -> list[tuple[str, int, float, Callable[[float], str]]]:
     """What labels went through that were not drawn on their image as they are: studies, the most, and its form."""
     found = _facts(checkup)
-    told: list[tuple[str, list[float], str]] = [
-        ("drawn from several label files", [facts.labels for facts in found if facts.labels > 1], "{:.0f} files"),
-        ("name no image, placed by the frame of reference", [facts.by_place for facts in found], "{:.0f} files"),
-        ("resampled to the image's grid", [facts.resampled for facts in found], "{:.0f} files"),
-        ("lost a part outside of the image, or too small", [facts.lost for facts in found], "{:.1%} of a class"),
-        ("holes: empty slices between drawn ones", [facts.holes for facts in found], "{:.0%} of a class's slices"),
+    told: list[tuple[str, list[float], Callable[[float], str]]] = [
+        ("drawn from several label files", [facts.labels for facts in found if facts.labels > 1], _files),
+        ("name no image, placed by the frame of reference", [facts.by_place for facts in found], _files),
+        ("resampled to the image's grid", [facts.resampled for facts in found], _files),
+        ("lost a part outside of the image, or too small", [facts.lost for facts in found], "{:.1%} of a class".format),
+        (
+            "holes: empty slices between drawn",
+            [facts.holes for facts in found],
+            "{:.0%} of a class's slices".format,
+        ),
     ]
-    counted = [(what, [value for value in values if value > 0], form) for what, values, form in told]
-    return [(what, len(values), max(values), form) for what, values, form in counted if values]
+    happened = [(what, [value for value in values if value > 0], form) for what, values, form in told]
+    return [(what, len(values), max(values), form) for what, values, form in happened if values]
+
+
+def _files(count: float) -> str:
+    return counted(int(count), "file")
 
 
 def _ranges(sizes: Sequence[Sequence[float]]) -> str:
