@@ -348,6 +348,19 @@ def stop_run(where: SuperLink, run_id: int) -> None:
             _call(control.StopRun, StopRunRequest(run_id=run_id))
 
 
+def stop_runs_of(where: SuperLink, bundle: bytes) -> None:
+    """Stop every ServerApp that runs for a bundle.
+
+    Raises:
+        FederationError: the SuperLink is out of reach.
+    """
+    fab_hash = hashlib.sha256(bundle).hexdigest()
+    with _client(ControlHttpClient, where) as control:
+        for run_id, run in _call(control.ListRuns, ListRunsRequest(limit=1000)).run_dict.items():
+            if run.fab_hash == fab_hash and run.status.status != Status.FINISHED:
+                _call(control.StopRun, StopRunRequest(run_id=run_id))
+
+
 @dataclass
 class _Arriving:
     """A reply that is announced, as far as its objects are here."""

@@ -219,8 +219,8 @@ class Proposals(Store):
         if not may:
             raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
 
-    def started(self, run_hash: str, run_id: int, starts: int = 1) -> None:
-        """Note that a ServerApp was started; nothing changes if the run was closed meanwhile.
+    def started(self, run_hash: str, run_id: int, starts: int = 1) -> bool:
+        """Note that a ServerApp was started; False, and nothing changes, if the run was closed meanwhile.
 
         Args:
             run_hash: the run's.
@@ -228,10 +228,12 @@ class Proposals(Store):
             starts: how many there have been without success, this one included.
         """
         with self._writing() as database:
-            database.execute(
-                "UPDATE proposals SET state = 'running', run_id = ?, starts = ?, "
-                "revision = ? WHERE run_hash = ? AND state IN ('proposed', 'running')",
-                (str(run_id), starts, _next_revision(database), run_hash),
+            return bool(
+                database.execute(
+                    "UPDATE proposals SET state = 'running', run_id = ?, starts = ?, "
+                    "revision = ? WHERE run_hash = ? AND state IN ('proposed', 'running')",
+                    (str(run_id), starts, _next_revision(database), run_hash),
+                ).rowcount
             )
 
     def ended(self, run_hash: str) -> None:

@@ -122,9 +122,14 @@ class Runs:
 
     def _start(self, proposal: Proposal, starts_in_vain: int = 0) -> None:
         folder = self._home.run_folder(proposal.run)
+        # One that was not noted, as the registry was locked or this process killed just then; or one that was stopped,
+        # and the run resumed before anybody looked.
+        flower.stop_runs_of(self._superlink, proposal.bundle)
         _forget_failure(folder)
         run_id = flower.start_run(self._superlink, proposal.bundle)
-        self._registry.started(proposal.run_hash, run_id, starts_in_vain + 1)
+        if not self._registry.started(proposal.run_hash, run_id, starts_in_vain + 1):
+            flower.stop_run(self._superlink, run_id)
+            return
         self._round_at_start[proposal.run_hash] = _last_round(folder)
         _log.info("run %s started (%s)", proposal.run_hash[:8], proposal.name)
 

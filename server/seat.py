@@ -46,7 +46,7 @@ from common import pki
 from common.errors import FederationError, UpdateError
 from common.flower import SuperLink, fleet_client, object_ids, public_key_pem, unpack_message
 from common.records import Request, request_from_record
-from server.mailbox import Mailbox
+from server.mailbox import Delivery, Mailbox
 
 CACHE_BYTES = 1024**3
 # Flower's default; a node counts as gone when two are missed.
@@ -166,6 +166,8 @@ class Seat:
         self._lock = threading.Lock()
         self._activation = threading.Lock()
         self._upload: _Upload | None = None
+        self._handing_on = threading.Lock()  # one reply at a time: what is noted last is what goes on
+        self._answered = ""  # id of the last reply that went on
         self._last_beat = 0.0
 
     def is_for(self, identity: bytes) -> bool:
@@ -238,7 +240,7 @@ class Seat:
 
     def undelivered(self) -> PullMessagesResponse | None:
         """A message that was sent but not confirmed."""
-        for delivery in self._mailbox.of(self.node_id):
+        for delivery in self._owed:
             if not delivery.confirmed:
                 return PullMessagesResponse(messages_list=[delivery.head], message_object_trees=[delivery.tree])
         return None
@@ -252,7 +254,7 @@ class Seat:
 
     def pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
         """One object of a message this site was sent; "not found" for anything else."""
-        trees = [one.tree for one in self._mailbox.of(self.node_id) if one.head.metadata.run_id == request.run_id]
+        trees = [one.tree for one in self._owed if one.head.metadata.run_id == request.run_id]
         if not any(request.object_id in object_ids(tree) for tree in trees):
             return PullObjectResponse(object_found=False, object_available=False)
         try:
@@ -275,7 +277,7 @@ class Seat:
             raise UpdateError("exactly one reply with its object tree is expected")
         metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
         wanted = object_ids(tree)
-        questions = [one.head.metadata for one in self._mailbox.of(self.node_id)]
+        questions = [one.head.metadata for one in self._owed]
         if (metadata.reply_to_message_id, metadata.run_id) not in [(one.message_id, one.run_id) for one in questions]:
             raise UpdateError("the reply does not answer a message this site was sent")
         _check_times(metadata, next(one for one in questions if one.message_id == metadata.reply_to_message_id))
@@ -295,7 +297,8 @@ class Seat:
 
         Raises:
             FederationError: the announcement was lost in a restart.
-            UpdateError: the object does not belong to the reply, or was altered.
+            UpdateError: the object does not belong to the reply, or was altered; or another reply to its message went
+                on meanwhile.
         """
         intact = hashlib.sha256(request.object_content).hexdigest() == request.object_id
         with self._lock:
@@ -315,13 +318,12 @@ class Seat:
             if complete:
                 self._upload = None
         if complete:
-            self._arrived(self.site, partial(self._asked, upload.request), upload.request, upload.contents)
-            self._forward(upload)
+            self._hand_on(upload)
         return PushObjectResponse(stored=True), complete
 
     def is_asked_by(self, run_id: int) -> bool:
         """Whether the site owes this run an answer."""
-        return any(one.head.metadata.run_id == run_id for one in self._mailbox.of(self.node_id))
+        return any(one.head.metadata.run_id == run_id for one in self._owed)
 
     def get_run(self, run_id: int) -> GetRunResponse:
         """What the SuperLink says about a run."""
@@ -330,6 +332,11 @@ class Seat:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    @property
+    def _owed(self) -> list[Delivery]:
+        """The messages that it has not answered."""
+        return self._mailbox.of(self.node_id)
 
     @property
     def _node(self) -> Node:
@@ -342,7 +349,7 @@ class Seat:
             httpx.HTTPError: it has to be fetched again, and the SuperLink is away.
         """
         asked = reply.messages_list[0].metadata.reply_to_message_id
-        for delivery in self._mailbox.of(self.node_id):
+        for delivery in self._owed:
             head, tree = delivery.head, delivery.tree
             if head.metadata.message_id != asked:
                 continue
@@ -367,6 +374,17 @@ class Seat:
             if not response.object_found or time.monotonic() > deadline:
                 raise LookupError(request.object_id)
             time.sleep(_OBJECT_PAUSE_S)
+
+    def _hand_on(self, upload: _Upload) -> None:
+        metadata = upload.request.messages_list[0].metadata
+        with self._handing_on:
+            if metadata.message_id == self._answered:
+                return  # sent twice
+            if all(one.head.metadata.message_id != metadata.reply_to_message_id for one in self._owed):
+                raise UpdateError("the message has been answered")
+            self._arrived(self.site, partial(self._asked, upload.request), upload.request, upload.contents)
+            self._forward(upload)
+            self._answered = metadata.message_id
 
     def _forward(self, upload: _Upload) -> None:
         response = self._client.PushMessages(upload.request)

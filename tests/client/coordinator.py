@@ -205,6 +205,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._messages.put(head)
 
     def PullMessages(self, request, context):
+        self.limit("PullMessages", context)
         assert request.node.node_id == NODE_ID
         try:
             head = self._messages.get(timeout=0.3)
@@ -252,6 +253,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return run_pb2.GetRunResponse(run=self.run)
 
     def ActivateNode(self, request, context):
+        self.limit("ActivateNode", context)
         assert request.public_key == b""
         if self.clock is not None:
             context.send_initial_metadata((("wardround-time", f"{self.clock():.3f}"),))
@@ -267,6 +269,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
 
     def ListProposals(self, request, context):
+        self.limit("ListProposals", context)
         for _ in range(10):
             if request.revision != self._revision:
                 break

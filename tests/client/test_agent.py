@@ -6,6 +6,7 @@ that does what a test says.
 
 import base64
 import hashlib
+import logging
 import os
 import queue
 import subprocess
@@ -24,6 +25,7 @@ from safetensors.numpy import save
 
 from client import approvals
 from client.agent import Agent
+from client.fleet import Fleet
 from client.pipe import Answer, Describe, Offer, PipeError, Question, Work
 from client.record import open_log
 from client.site import open_site
@@ -491,6 +493,37 @@ def test_agent_finds_back_after_the_coordinator_was_away(stage: Stage) -> None:
     stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
     assert isinstance(stage.reply(), TrainReply)
     assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)  # told again: it may have forgotten
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["gone", "refuses us"])
+def test_agent_without_its_coordinator_says_so_once_and_does_not_fill_its_log(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: bool
+) -> None:
+    eventually(lambda: read_status(stage.home)["state"] == "connected")
+    monkeypatch.setattr("client.agent.LARGEST_PAUSE_S", 0.02)  # a night of tries in two seconds
+    monkeypatch.setattr("client.agent.SHORTEST_PAUSE_S", 0.02)
+    tries: list[None] = []
+    activate = Fleet.activate
+
+    def counted(self: Fleet) -> int:
+        tries.append(None)
+        return activate(self)
+
+    def deny(_method: str, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, "this site may not do that")
+
+    monkeypatch.setattr(Fleet, "activate", counted)
+    caplog.set_level(logging.INFO, logger="client")
+    caplog.clear()
+    if refused:
+        stage.coordinator.limit = deny
+    else:
+        stage.coordinator.stop()
+    eventually(lambda: read_status(stage.home)["state"] == ("refused" if refused else "connecting"))
+    eventually(lambda: len(tries) > 40)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("client.")]
+    assert len(said) <= 2, said
+    assert "refuses this site's certificate" in said[0] if refused else "is away" in said[0]
 
 
 def test_stop_says_goodbye(stage: Stage) -> None:

@@ -144,7 +144,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 @pytest.fixture
 def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     fake = SuperLink()
-    for name in ("start_run", "run_is_live", "stop_run"):
+    for name in ("start_run", "run_is_live", "stop_run", "stop_runs_of"):
         monkeypatch.setattr(flower, name, getattr(fake, name))
     return fake
 

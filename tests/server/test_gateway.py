@@ -34,6 +34,7 @@ from server import serve
 from server.gateway import Gateway
 from server.home import ENVIRONMENT, Home, read_nodes
 from server.limits import CALLS_AT_ONCE
+from server.mailbox import Mailbox
 from server.registry import Registry
 from server.root import root_credentials
 from server.seat import Objects
@@ -513,6 +514,51 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     coordinator.live_runs.clear()
     signed = [entry for entry in open_log(coordinator.home).entries() if entry.kind == "round"]
     assert [entry.fields["receipt"]["site"] for entry in signed] == ["b"]
+
+
+def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_that_goes_on(
+    coordinator, agents, monkeypatch
+):
+    """Both are whole before the first is through: noted would be the last, and the SuperLink takes the first."""
+    agent = agents[0]
+    agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
+    bundle = toy_bundle()
+    run_id = flower.start_run(coordinator.home.superlink, bundle)
+    coordinator.live_runs.add(run_id)
+    asked = agent.fetch(*agent.pull())
+    handed_on, go_on = threading.Event(), threading.Event()
+    remove = Mailbox.remove
+
+    def slow(self: Mailbox, message_id: str) -> None:
+        handed_on.set()
+        assert go_on.wait(30.0)
+        remove(self, message_id)
+
+    monkeypatch.setattr(Mailbox, "remove", slow)
+
+    def push(update: bytes) -> None:
+        announcement, objects = agent.announcement(answer_to(asked, update))
+        session = agent.fleet.PushMessages(announcement)
+        for object_id in session.objects_to_push:
+            said.append(
+                status_of(agent.fleet.PushObject, agent.upload(session.session_id, object_id, objects[object_id]))
+            )
+
+    said: list[grpc.StatusCode] = []
+    threads = [threading.Thread(target=push, args=(update,)) for update in (b"first", b"second")]
+    threads[0].start()
+    assert handed_on.wait(30.0)
+    threads[1].start()
+    time.sleep(3.0)  # all of the second is here
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert said.count(grpc.StatusCode.INVALID_ARGUMENT) == 1
+    noted = [entry.fields["update"] for entry in open_log(coordinator.home).entries() if entry.kind == "arrived"]
+    assert noted[-1] == hashlib.sha256(b"first").hexdigest()
+    flower.stop_runs_of(coordinator.home.superlink, bundle)
+    assert not flower.run_is_live(coordinator.home.superlink, run_id)
+    coordinator.live_runs.clear()
 
 
 def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordinator, agents, superlink):

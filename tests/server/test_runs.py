@@ -1,8 +1,10 @@
 import datetime
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from common import flower, pki
 from common.config import sha256_of
 from common.errors import FederationError
+from server import store
 from server.liveness import has_died
 from server.registry import Registry
 from server.runs import MAX_STARTS, Runs
@@ -26,12 +29,14 @@ class SuperLink:
         self.started: list[bytes] = []
         self.live: set[int] = set()
         self.away = False
+        self.meanwhile: Callable[[], object] = lambda: None  # happens while a ServerApp is being started
 
     def start_run(self, _port: int, bundle: bytes) -> int:
         if self.away:
             raise FederationError("away")
         self.started.append(bundle)
         self.live.add(len(self.started))
+        self.meanwhile()
         return len(self.started)
 
     def run_is_live(self, _port: int, run_id: int) -> bool:
@@ -40,11 +45,14 @@ class SuperLink:
     def stop_run(self, _port: int, run_id: int) -> None:
         self.live.discard(run_id)
 
+    def stop_runs_of(self, _port: int, bundle: bytes) -> None:
+        self.live -= {run_id for run_id in self.live if self.started[run_id - 1] == bundle}
+
 
 @pytest.fixture
 def superlink(monkeypatch):
     fake = SuperLink()
-    for name in ("start_run", "run_is_live", "stop_run"):
+    for name in ("start_run", "run_is_live", "stop_run", "stop_runs_of"):
         monkeypatch.setattr(flower, name, getattr(fake, name))
     return fake
 
@@ -255,6 +263,42 @@ def test_a_stopped_run_is_stopped_at_the_superlink(registry, running, superlink)
     assert running.step() == set()
     assert not superlink.live
     assert registry.unfinished() == []
+
+
+def test_run_that_is_resumed_before_anybody_saw_that_it_was_stopped_has_one_server_app(
+    home, registry, running, superlink
+):
+    registry.close(HASH, "stopped", act=signed(home, registry, "stop", HASH))
+    registry.reopen(HASH, signed(home, registry, "resume", HASH))
+    assert running.step() == {2}
+    assert superlink.live == {2}
+
+
+def test_run_that_is_stopped_while_its_server_app_is_started_has_none(home, registry, superlink):
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "b", approved=True)
+    superlink.meanwhile = lambda: registry.close(HASH, "stopped", act=signed(home, registry, "stop", HASH))
+    runs = Runs(home, registry)
+    assert (runs.step(), runs.step()) == (set(), set())
+    assert superlink.live == set()
+
+
+def test_server_app_that_a_locked_registry_does_not_learn_of_is_ended_before_another_is_started(
+    home, registry, superlink, monkeypatch
+):
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "b", approved=True)
+    # One that waits for nobody; a backup program holds the file from the moment at which the ServerApp is there.
+    monkeypatch.setattr(store, "PATIENCE_S", 0.2)
+    holder = sqlite3.connect(home.registry, isolation_level=None)
+    superlink.meanwhile = lambda: holder.execute("BEGIN IMMEDIATE")
+    runs = Runs(home, Registry(home.registry))
+    runs.step()
+    assert registry.proposal(HASH).state == "proposed"
+    holder.execute("ROLLBACK")
+    superlink.meanwhile = lambda: None
+    assert runs.step() == {2}
+    assert superlink.live == {2}
 
 
 def test_an_interruption_noted_as_failure_is_forgiven_after_a_restart(home, registry, running, superlink, clock):
