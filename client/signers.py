@@ -86,10 +86,11 @@ def learn(home: Path, told: Iterable[Removal], roots_pem: bytes) -> list[tuple[S
             digest = fingerprint(certificate)
             subject = subject_of(common_name(certificate), digest)
             act = Act("operator-remove", subject, one.admin_pem, one.signed_at, one.nonce, one.signature)
-            signer = check_removal(one.certificate_pem, act, roots_pem)
+            signer, admin = check_removal(one.certificate_pem, act, roots_pem)
         except (EnrolmentError, ValueError):
             continue
-        if signer.key not in known and len(known) < MOST:
+        # They are told in the order in which they were done: who was removed before removes nobody.
+        if signer.key not in known and admin.key not in known and len(known) < MOST:
             known.add(signer.key)
             new.append((signer, digest))
     if new:

@@ -202,8 +202,8 @@ def people(signers: Sequence[Signer]) -> tuple[str, ...]:
     return tuple(sorted(" also called ".join(sorted({one.name for one in group})) for group in groups))
 
 
-def check_removal(certificate_pem: bytes, act: Act, roots_pem: bytes) -> Signer:
-    """The operator whom an admin has removed: what they have signed does not count any more.
+def check_removal(certificate_pem: bytes, act: Act, roots_pem: bytes) -> tuple[Signer, Signer]:
+    """The operator whom an admin has removed, and the admin: what that operator has signed does not count any more.
 
     Args:
         certificate_pem: the removed operator's.
@@ -222,8 +222,8 @@ def check_removal(certificate_pem: bytes, act: Act, roots_pem: bytes) -> Signer:
     fits = act.action == "operator-remove" and act.subject == subject_of(name, pki.fingerprint(certificate))
     if not fits or not isinstance(key, Ed25519PublicKey):
         raise EnrolmentError("the removal of an operator is not what it says")
-    check_act(act, roots_pem, at)
-    return Signer(name, public_bytes(key).hex())
+    admin = check_act(act, roots_pem, at)
+    return Signer(name, public_bytes(key).hex()), Signer(admin.name, public_bytes(admin.key).hex())
 
 
 def subject_of(*parts: str) -> str:

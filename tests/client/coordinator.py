@@ -62,10 +62,17 @@ class Authority:
         nonce = secrets.token_hex(16)
         return operators.sign_act(self.operator_key, certificate, action, subject, signed_at=1_700_000_000, nonce=nonce)
 
-    def removal(self, certificate: x509.Certificate, role: operators.Role = "admin") -> wardround_pb2.Removal:
-        """An operator is removed, by a new one of this role."""
+    def removal(
+        self,
+        certificate: x509.Certificate,
+        role: operators.Role = "admin",
+        by: tuple[Ed25519PrivateKey, x509.Certificate] | None = None,
+    ) -> wardround_pb2.Removal:
+        """An operator is removed; by a new one of this role, unless told otherwise."""
         key = Ed25519PrivateKey.generate()
-        admin = pki.to_pem(operators.certificate(key.public_key(), "ines", role, self.root, self.root_key))
+        signed = operators.certificate(key.public_key(), "ines", role, self.root, self.root_key)
+        key, signed = by or (key, signed)
+        admin = pki.to_pem(signed)
         subject = operators.subject_of(pki.common_name(certificate), pki.fingerprint(certificate))
         now = int(pki.now().timestamp())
         act = operators.sign_act(key, admin, "operator-remove", subject, signed_at=now, nonce="0f" * 16)

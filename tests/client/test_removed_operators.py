@@ -38,10 +38,16 @@ def authority() -> Authority:
 class Operator:
     """One with a key; a second name may be for the same key."""
 
-    def __init__(self, authority: Authority, name: str, key: Ed25519PrivateKey | None = None) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        name: str,
+        key: Ed25519PrivateKey | None = None,
+        role: operators.Role = "operator",
+    ) -> None:
         self.key = key or Ed25519PrivateKey.generate()
         self.certificate: x509.Certificate = operators.certificate(
-            self.key.public_key(), name, "operator", authority.root, authority.root_key
+            self.key.public_key(), name, role, authority.root, authority.root_key
         )
 
     def signs(self) -> Endorsement:
@@ -138,6 +144,35 @@ def test_removal_that_no_admin_has_signed_is_not_believed(stage: Stage, authorit
     remove(stage, removal, authority.removal(jonas.certificate))
     eventually(lambda: removed_keys(stage) == [jonas.key.public_key().public_bytes_raw().hex()])
     assert isinstance(train(stage, 2), TrainReply)
+
+
+def test_admin_who_was_removed_removes_nobody(stage: Stage, authority: Authority) -> None:
+    """With the coordinator's host such a one could take all the others' keys from them for good."""
+    maria, former = Operator(authority, "maria"), Operator(authority, "otto", role="admin")
+    last = Operator(authority, "jonas")
+    approved(stage, maria)
+    remove(
+        stage,
+        authority.removal(former.certificate),
+        authority.removal(maria.certificate, by=(former.key, former.certificate)),
+        authority.removal(last.certificate),
+    )
+    expected = sorted(one.key.public_key().public_bytes_raw().hex() for one in (former, last))
+    eventually(lambda: removed_keys(stage) == expected)
+    assert isinstance(train(stage, 2), TrainReply)
+
+
+def test_what_an_admin_removed_before_being_removed_stays_so(stage: Stage, authority: Authority) -> None:
+    maria, later = Operator(authority, "maria"), Operator(authority, "otto", role="admin")
+    approved(stage, maria)
+    remove(
+        stage,
+        authority.removal(maria.certificate, by=(later.key, later.certificate)),
+        authority.removal(later.certificate),
+    )
+    expected = sorted(one.key.public_key().public_bytes_raw().hex() for one in (maria, later))
+    eventually(lambda: removed_keys(stage) == expected)
+    assert_refused(train(stage, 2))
 
 
 @pytest.mark.parametrize("whose", ["one key", "one name"])
