@@ -101,7 +101,7 @@ def _train(
     request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module, *, attempt: str
 ) -> TrainReply:
     patients = len(cohort.patients("train"))
-    if patients == 0:
+    if patients == 0 and run.privacy is None:
         raise DataError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
     spent: dict[str, float] = {}
     if run.privacy is not None:

@@ -164,14 +164,15 @@ def check_request(
         request: as received.
         run: the approved one.
         tensors: name -> shape of the run's model; all are float32.
-        training_patients: of this site.
+        training_patients: of this site; not looked at with privacy.
         largest: absolute value that a weight may have.
 
     Raises:
         UpdateError: not the model of the run, not the start that it names, not finite, too large, or made to copy what
             it sees; NO_DATA, there is nobody to train on.
     """
-    if isinstance(request, TrainRequest) and not training_patients:
+    # With privacy a refusal would say without noise that one patient, picked out by seed and fractions, is not there.
+    if isinstance(request, TrainRequest) and run.privacy is None and not training_patients:
         raise UpdateError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
     check_start(request, run)
     check_received(request.weights, largest, tensors)

@@ -72,12 +72,13 @@ def train_round(
         data that no noise covers, and stays.
 
     Raises:
-        DataError: NO_DATA, the site has no patient for training.
+        DataError: NO_DATA, without differential privacy: the site has no patient for training. With it the round is one
+            of noise alone: a refusal would tell, without noise, who is not there.
         WardroundError: NOT_FINITE, without differential privacy: the loss or the weights have left the finite numbers.
     """
     started = time.perf_counter()
     names = cohort.patients("train")
-    if not names:
+    if not names and run.privacy is None:
         raise DataError(
             "this site has no patient in the training split. Add studies, or lower the held-out fractions of the run.",
             ErrorCode.NO_DATA,
@@ -94,6 +95,8 @@ def train_round(
         if not _is_finite(model):
             raise _not_finite("a weight")
     else:
+        if not names:
+            _log.warning("no patient is left for training: the round is one of noise alone")
         loss = {}
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         streams = _Streams(site_key or secrets.token_bytes(32), sha256_of(run), round_)
@@ -159,7 +162,7 @@ class _Crops:
     patients: Mapping[str, Sequence[Case]]
     run: RunConfig
     device: torch.device | str
-    stacks: dict[str, Stack] = field(default_factory=dict)
+    stacks: dict[Case, Stack] = field(default_factory=dict)  # by the case itself: two sources may use one key
 
     def of(self, patients: Iterable[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One crop for each entry, from one of the patient's cases drawn uniformly."""
@@ -174,9 +177,9 @@ class _Crops:
 
     def _stack(self, cases: Sequence[Case], generator: torch.Generator) -> Stack:
         case = cases[_integer(len(cases), generator)]
-        if case.key not in self.stacks:
-            self.stacks[case.key] = Stack.of(case.images, case.labels)
-        return self.stacks[case.key]
+        if case not in self.stacks:
+            self.stacks[case] = Stack.of(case.images, case.labels)
+        return self.stacks[case]
 
 
 @dataclass(frozen=True)

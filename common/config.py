@@ -188,8 +188,9 @@ class PrivacyConfig(Table):
 
     # Spent over the whole run, per site.
     target_epsilon: Positive
-    # None: 1 / (10 N), N the site's declared cohort size. A larger value is refused.
-    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # None: 1 / (10 N), N the site's declared cohort size. A larger value is refused. So is one below 1e-10: a site's
+    # budget is measured at the smallest delta of all its runs, and the accountant resolves little less.
+    delta: Annotated[float, Field(ge=1e-10, lt=1)] | None = None
     # L2 bound on one patient's gradient; with adaptive-clipping each round's first.
     clipping_norm: Positive = 1.0
     adaptive_clipping: AdaptiveClippingConfig | None = None

@@ -200,7 +200,7 @@ def _discretised(
 
     sigma, q, mesh = noise_multiplier, sampling_rate, grid[1] - grid[0]
     edges = np.append(grid, grid[-1] + mesh) - mesh / 2
-    with np.errstate(divide="ignore"):  # losses below log(1 - q) do not occur: x = -inf
+    with np.errstate(divide="ignore", over="ignore"):  # losses below log(1 - q) do not occur: x = -inf
         x = sigma**2 * np.log1p(np.maximum(np.expm1(edges) / q, -1)) + 0.5
     mass = np.diff((1 - q) * ndtr(x / sigma) + q * ndtr((x - 1) / sigma))
     mass /= mass.sum()

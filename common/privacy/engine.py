@@ -15,10 +15,10 @@ sum without that patient's contribution. So
 - each clipped gradient is rounded to the noise's grid before it is added: sums of whole steps have no order;
 - a gradient that is not finite contributes nothing, and nobody outside is told.
 
-docs/privacy-engine.md has the proof, and the test of each premise. Clipping and scaling are Opacus', the noise is ours
-(`common.privacy.noise`). The norm is fixed, or follows a quantile of the patients' (`common.privacy.clipping`); a
-step's norm is set before its batch is looked at. Noise and sampling draw on the operating system's randomness and never
-on a seed.
+docs/privacy-engine.md has the proof, and the test of each premise. Scaling is Opacus', clipping (in double precision)
+and the noise (`common.privacy.noise`) are ours. The norm is fixed, or follows a quantile of the patients'
+(`common.privacy.clipping`); a step's norm is set before its batch is looked at. Noise and sampling draw on the
+operating system's randomness and never on a seed.
 """
 
 from __future__ import annotations
@@ -167,8 +167,9 @@ def private_step(
                         continue
                     count += 0.5 if norm <= optimizer.max_grad_norm else -0.5
                     losses.append(float(found.losses[place]))
-                    for total, clipped in zip(sums, _clipped(optimizer, gradients), strict=True):
-                        total.add_(on_grid(clipped, step))
+                    factor = _clip_factor(norm, optimizer.max_grad_norm)
+                    for total, gradient in zip(sums, gradients, strict=True):
+                        total.add_(on_grid(gradient[0].double() * factor, step))
     _apply(optimizer, sums)
     if rule is not None:
         noisy_count = _with_noise(count, rule.settings.count_noise)
@@ -210,12 +211,13 @@ def _norm(gradients: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
 
 
-def _clipped(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """(1, *shape) of one patient to (*shape), clipped over all parameters together."""
-    for parameter, gradient in zip(optimizer.params, gradients, strict=True):
-        parameter.grad_sample, parameter.summed_grad = gradient, None
-    optimizer.clip_and_accumulate()
-    return [parameter.summed_grad for parameter in optimizer.params]
+def _clip_factor(norm: float, most: float) -> float:
+    """What a gradient of this norm is multiplied by, over all parameters together.
+
+    Opacus' clipping takes norms in single precision: of 28 million values that lie alike it finds 1.6 % too little, and
+    a patient's share is then as much too long.
+    """
+    return min(1.0, most / norm) if norm > 0 else 1.0
 
 
 def _apply(optimizer: DPOptimizer, sums: Sequence[Tensor]) -> None:

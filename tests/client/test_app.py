@@ -72,6 +72,30 @@ def ask_app(request: Request | RecordDict, run: RunConfig, home: Path) -> Reply:
     return reply_from_record(app(message_of(record, kind), context).content)
 
 
+def test_patient_alone_in_training_shows_in_no_code_and_no_charge(tmp_path: Path) -> None:
+    """Names follow the pictures' files: seed and fractions can be chosen so that one of them is all who trains."""
+    described, target, least = tiny_site(tmp_path / "data", "north", patients=20), "north-7", 0.97
+    (source,), names = described.data, [f"north-{number}" for number in range(20)]
+
+    def trains(seed: int, name: str) -> bool:
+        return int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8], "big") / 2**64 >= least
+
+    seed = next(one for one in range(10_000) if [name for name in names if trains(one, name)] == [target])
+    data = {"validation-fraction": least, "test-fraction": 0.0}
+    run = tiny_run(data=data, privacy={"target-epsilon": 0.1, "sampling-rate": 1.0}).model_copy(update={"seed": seed})
+    for where, left_out in (("with", set()), ("without", {target})):
+        patients = tuple(name for name in names if name not in left_out)
+        config = described.model_copy(
+            update={"cohort_size": 20, "data": (source.model_copy(update={"patients": patients}),)}
+        )
+        site = make_site(tmp_path / where, config)
+        assert len(site.cohort(run).patients("train")) == 1 - len(left_out)
+        reply = ask_app(train_request(run), run, site.home)
+        assert isinstance(reply, TrainReply)
+        assert set(reply.metrics) == {"steps", "seconds", "epsilon", "delta"}
+        assert len(site.ledger.entries()) == 1
+
+
 def test_app_trains_as_the_bare_loop_does(site: Site) -> None:
     request = train_request(RUN)
     reply = ask_app(request, RUN, site.home)

@@ -7,6 +7,7 @@ than the image, several of them, dropout.
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,21 @@ def test_a_patient_more_adds_their_contribution_and_moves_nothing_else(
 ) -> None:
     run = a_run(dims=dims, crops=crops, dropout=dropout)
     assert_apart(run, steps)
+
+
+def test_patients_whose_studies_go_by_one_key_in_two_sources_keep_their_own_images(steps: list[Tensor]) -> None:
+    """Such as image 1 of two tables, each of another patient."""
+    run, anna, bert = a_run(), replace(a_case("anna", 2), key="1"), replace(a_case("bert", 2), key="1")
+
+    def sums(*cases: Case) -> list[Tensor]:
+        steps.clear()
+        train_round(
+            build_model(run), Cohort(cases, (), "cohort", 10), run, round_=1, site="north", device="cpu", site_key=KEY
+        )
+        return list(steps)
+
+    for both, one, other in zip(sums(anna, bert), sums(anna), sums(bert), strict=True):
+        assert torch.equal(both, one + other)
 
 
 @pytest.mark.usefixtures("_two_threads")

@@ -232,6 +232,15 @@ def test_a_split_without_patients_has_no_scores() -> None:
     assert evaluate(build_model(run), make_cohort(), run, "test", "cpu") == (0, {})
 
 
+def test_a_private_round_without_training_patients_is_one_of_noise_and_does_not_say_so() -> None:
+    run = make_run(privacy={"target_epsilon": 8.0, "sampling_rate": 1.0})
+    model = build_model(run)
+    before = pack(model.state_dict())
+    metrics = train_round(model, make_cohort(make_case("a", split="test")), run, round_=1, site="north", device="cpu")
+    assert set(metrics) == {"steps", "seconds"}
+    assert pack(model.state_dict()) != before
+
+
 def test_a_site_without_training_patients_says_so() -> None:
     with pytest.raises(DataError, match="training split") as caught:
         train(make_run(), make_cohort(make_case("a", split="test")))

@@ -83,6 +83,22 @@ def test_one_patient_moves_the_sum_by_at_most_the_clipping_norm():
     assert float((flat(with_) - flat(without)).norm()) <= CLIP * (1 + 1e-5)
 
 
+def test_clipping_holds_where_single_precision_finds_a_large_gradient_too_short(monkeypatch):
+    """Ten million values that lie alike: adding their squares in single precision loses 0.8 %."""
+    count, seen = 10_000_000, []
+    monkeypatch.setattr(
+        engine, "noised", lambda sums, **_: seen.extend(sums) or [torch.zeros_like(one) for one in sums]
+    )
+    model = nn.Linear(count, 1, bias=False)
+    alone = Plan(Strategy.ONE_AT_A_TIME, 1)
+    for value in (0.95e-3, 1.06e-3, 1.12e-3):
+        one = Patient(torch.full((1, count), value), torch.zeros(1))
+        private_step(model, noiseless(model), [one], lambda logits, _: 1000 * logits.mean(), plan=alone)
+    rounding = grid_step(CLIP, 0.0) / 2 * count**0.5
+    assert len(seen) == 3
+    assert all(CLIP / 2 < float(one.norm()) <= CLIP * (1 + 2**-12) + rounding for one in seen)
+
+
 def test_many_crops_of_a_patient_weigh_as_much_as_one():
     crops, labels, _ = patient(1, 1)
     once, often = network(), network()
@@ -378,6 +394,12 @@ def test_layers_that_mix_the_batch_leave_one_patient_at_a_time(monkeypatch, capl
         plan = choose(model, nn.CrossEntropyLoss(), one, 4)
     assert plan.strategy is not Strategy.BOOK_KEEPING
     assert "not those of one patient at a time" in caplog.text
+
+
+def test_dropout_that_drops_next_to_nothing_still_takes_one_patient_at_a_time():
+    """Its outputs are the same in nearly every pass, and a unit dropped for one would move everybody's masks."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout2d(1e-9), nn.Conv2d(4, 2, 1))
+    assert choose(model, dice_ce, patient(2, 1), 20.0).strategy is Strategy.ONE_AT_A_TIME
 
 
 def test_dropout_is_allowed_and_left_on():

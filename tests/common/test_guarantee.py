@@ -11,7 +11,7 @@ from client.data.cohort import load_cohort
 from client.gate import score_names, train_metrics
 from client.site import open_site
 from common.config import RunConfig, validate
-from common.errors import ErrorCode, PrivacyError
+from common.errors import ConfigError, ErrorCode, PrivacyError
 from common.privacy import noise
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import NOISE, NOT_COVERED, PUBLIC, charge_round, guarantee, plan
@@ -44,6 +44,24 @@ def test_delta_follows_the_declared_cohort():
 
 def test_expected_patients_follow_the_declared_cohort():
     assert plan(run(), 80).expected_patients == 20
+
+
+@pytest.mark.parametrize("delta", [1e-11, 1e-30, 1e-100, 1e-306, 5e-324])
+def test_delta_that_the_accountant_cannot_resolve_is_no_setting(delta):
+    """At 1e-100 it failed with an IndexError, which ended the agent when the run was proposed."""
+    with pytest.raises(ConfigError, match="delta"):
+        run(delta=delta)
+
+
+@pytest.mark.parametrize("target", [1e-3, 0.05, 1.0, 9.9])
+@pytest.mark.parametrize("rate", [1e-300, 1e-9, 0.25, 0.999999, 1.0])
+def test_whatever_can_be_written_is_planned_or_refused(target, rate):
+    try:
+        private = plan(run(**{"target-epsilon": target, "sampling-rate": rate, "delta": 1e-10}), 80)
+    except PrivacyError:
+        return
+    steps = 5 * private.steps_per_round
+    assert epsilon([(private.noise_multiplier, private.sampling_rate, steps)], private.delta) <= target
 
 
 def test_a_smaller_delta_is_used_and_needs_more_noise():
