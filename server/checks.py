@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import unpack
-from common.config import RunConfig
+from common.config import PrivacyConfig, RunConfig
 from common.errors import ErrorCode, PrivacyError, UpdateError
 from common.records import EvaluateReply, Phase, TrainReply
 from server.bounds import farthest, trained
@@ -28,6 +28,9 @@ MAX_METRICS = 256
 # An update so many times as far as the median one of its round, of three or more, is refused: see docs/run.md.
 MEDIAN_FACTOR = 5.0
 _FEWEST_FOR_A_MEDIAN = 3
+# Of float32, in which a loss is taken. Sums over sites and patients of what is larger may be infinite, which the
+# journal does not take: one site would end the run.
+_LARGEST_METRIC = 3.4028235e38
 _METRIC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -67,9 +70,7 @@ def check_update(
             f"the reply counts {reply.patients} patients; expected 1 to {MAX_PATIENTS}, as they weight the average",
             ErrorCode.BAD_COUNT,
         )
-    if run.privacy is not None and not (
-        reply.metrics.get("epsilon", -1.0) >= 0 and 0 < reply.metrics.get("delta", 0) < 1
-    ):
+    if run.privacy is not None and not _states_its_price(reply.metrics, run.privacy):
         raise UpdateError("the reply does not state the epsilon and delta it has spent", ErrorCode.BAD_REQUEST)
     state = unpack(reply.weights)
     _check_tensors(state, global_state)
@@ -141,8 +142,14 @@ def _check_metrics(metrics: Mapping[str, float]) -> None:
             f"expected at most {MAX_METRICS} metrics with names in kebab-case of up to 64 characters",
             ErrorCode.BAD_REQUEST,
         )
-    if not all(math.isfinite(value) for value in metrics.values()):
-        raise UpdateError("a metric is not a finite number", ErrorCode.NOT_FINITE)
+    if not all(abs(value) <= _LARGEST_METRIC for value in metrics.values()):
+        raise UpdateError("a metric is no finite number of single precision", ErrorCode.NOT_FINITE)
+
+
+def _states_its_price(metrics: Mapping[str, float], privacy: PrivacyConfig) -> bool:
+    # Nothing can be computed with the smallest numbers that there are, and no hospital's cohort makes them.
+    smallest = min(privacy.delta or 1.0, 1 / (10 * MAX_PATIENTS)) / 2
+    return metrics.get("epsilon", -1.0) >= 0 and smallest <= metrics.get("delta", 0.0) < 1
 
 
 def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from common.models import build_model
 from common.records import EvaluateReply, Request, TrainReply, TrainRequest
 from server.aggregation import weighted_mean
 from server.exchange import LONGEST_WAIT_S, SHORTEST_WAIT_S
-from server.journal import read_events
+from server.journal import OVERALL, read_events
 from server.report import write_report
 from server.strategy import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, refuses, reply_message, trains
@@ -140,6 +140,33 @@ def test_bad_update_is_refused_by_name_and_the_others_go_on(fault: str, tmp_path
     assert summary.sites_by_round == ({"round": 1, "sites": ["a", "b"], "refused": {"c": code}, "missing": []},)
     assert summary.model_sha256 == without.model_sha256
     assert "DOE" not in (tmp_path / "with" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "price", [{"delta": 5e-324}, {"delta": 1e-308}, {"delta": 1e-9}, {"train-loss": -1.7e308}], ids=str
+)
+def test_number_with_which_nothing_can_be_computed_is_refused_by_name_and_ends_no_run(
+    price: dict[str, float], tmp_path: Path
+) -> None:
+    stated = {"epsilon": 1.0, "delta": 0.001}
+
+    def states(more: dict[str, float]) -> FakeSite:
+        return sends(lambda reply: TrainReply(reply.run_hash, reply.round, reply.weights, 0, {**stated, **more}))
+
+    run = a_run(rounds=1, privacy={"target-epsilon": 4.0}, training={"learning-rate": 10.0})
+    summary = run_it(FakeGrid({"a": states({}), "b": states({}), "m": states(price)}), run, tmp_path)
+    assert (summary.status, summary.sites_by_round[0]["sites"]) == ("completed", ["a", "b"])
+    write_report(tmp_path)
+
+
+@pytest.mark.parametrize("dice", [1e308, -1e308])
+def test_score_whose_sum_is_infinite_is_refused_by_name_and_ends_no_run(dice: float, tmp_path: Path) -> None:
+    grid = FakeGrid({"a": moves(1), "b": moves(2), "m": moves(3, 1_000_000, dice)})
+    summary = run_it(grid, a_run(rounds=1), tmp_path)
+    assert (summary.status, sorted(summary.scores["test"]["sites"])) == ("completed", ["a", "b"])
+    overall = [event for event in of_kind(tmp_path, "evaluate") if event["site"] == OVERALL]
+    assert [event["refused"] for event in overall] == [{"m": "not-finite"}] * 2
+    write_report(tmp_path)
 
 
 def test_metric_named_like_a_field_of_the_journal_changes_nothing(tmp_path: Path) -> None:
