@@ -143,6 +143,9 @@ class Proposals:
         except WardroundError as error:
             refusal = str(error)
             _log.warning("run %r: %s", proposal.run.name, refusal)
+        except Exception:  # noqa: BLE001 - numbers that nobody has thought of must not end the agent, nor be approved
+            refusal = "it cannot be appraised, for a reason that stands in logs/agent.log"
+            _log.exception("run %r cannot be appraised", proposal.run.name)
         self._appraised[proposal.run_hash] = stamp
         approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal, code))
         if code is not None:

@@ -35,7 +35,7 @@ from torch import Tensor
 _STEPS_IN_NORM = 2**24
 # Steps in a standard deviation, at most: more could not be decided in float64 often enough.
 _STEPS_IN_DEVIATION = 2**28
-# What clipping and adding some patients at a time in float32 may do to a norm: their rounding is below a tenth of this.
+# What clipping may do to a norm beyond the bound: in double precision its rounding is far below this.
 _CLIPPING_ERROR = 2.0**-12
 # Values drawn together; their intermediate results stay in the cache.
 _CHUNK = 2**15

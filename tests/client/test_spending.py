@@ -4,12 +4,13 @@ The agent, the ledger, the audit log, TLS and gRPC are real; the worker does wha
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from client import approvals, spending
+from client import approvals, policy, spending
 from client.data.pseudonym import cohort_id
 from client.pipe import Answer, PipeError, Question, Work
 from client.record import open_log
@@ -92,6 +93,32 @@ def test_site_with_nobody_to_train_on_charges_and_works_as_any_other(
     stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
     stage.reply()
     assert (charges(stage.home), len(stage.worker.worked)) == (1, 1)
+
+
+def test_proposal_that_cannot_be_appraised_ends_no_agent_and_is_not_approved_by_itself(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a delta of 1e-100, for which the accountant raised an IndexError."""
+    (stage.home / "policy.toml").write_text("auto-approve = true\n")
+    real = policy.check
+
+    def check(run: RunConfig, *rest: Any) -> None:
+        if run.name == "odd":
+            raise IndexError("index 32767 is out of bounds")
+        real(run, *rest)
+
+    monkeypatch.setattr("client.proposals.policy.check", check)
+    monkeypatch.setattr("client.proposals._code_of", lambda *_: None)
+    run = parse(RunConfig, PRIVATE_TOML)
+    odd = stage.propose(PRIVATE_TOML.replace(f'"{run.name}"', '"odd"', 1))
+    eventually(lambda: approvals.load(stage.home, odd).answer)
+    answer, appraisal = approvals.load(stage.home, odd).answer, approvals.load(stage.home, odd).appraisal
+    assert answer is not None
+    assert not answer.approved
+    assert appraisal is not None
+    assert "cannot be appraised" in str(appraisal.refusal)
+    usual = stage.propose(PRIVATE_TOML)  # the agent goes on
+    eventually(lambda: approvals.load(stage.home, usual).answer)
 
 
 def test_however_often_it_is_asked_a_run_spends_no_more_than_it_was_approved_for(stage: Stage) -> None:
