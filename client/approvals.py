@@ -189,16 +189,19 @@ def load_all(home: Path) -> list[Proposal]:
 
 
 def find(home: Path, wanted: str) -> Proposal:
-    """The one proposal with this name, hash, or start of a hash.
+    """The one proposal with this name, hash, or start of a hash; of one name the open one, if there is one.
 
     Raises:
         ConfigError: none, or more than one.
     """
-    match _fitting(home, wanted):
+    match _fitting(home, wanted) or [p for p in load_all(home) if p.run.name == wanted]:
         case [proposal]:
             return proposal
         case []:
-            raise ConfigError(f"no proposed run is called {wanted!r}. List the runs with 'wardround-client runs'.")
+            raise ConfigError(
+                f"no proposed run is called {wanted!r}. List the runs with 'wardround-client runs', or give the path "
+                "of a run.toml where the command takes one."
+            )
         case several:
             hashes = ", ".join(p.run_hash[:12] for p in several)
             raise ConfigError(f"{wanted!r} could be any of {hashes}. Give the start of the hash.")
@@ -224,7 +227,7 @@ def await_appraisal(
     while True:
         fitting = _fitting(home, wanted)
         if len(fitting) > 1 or (not fitting and time.monotonic() >= deadline):
-            return find(home, wanted)
+            return _not_closed(find(home, wanted))
         if fitting and (fitting[0].appraisal is not None or fitting[0].answer is not None or not is_counting()):
             return fitting[0]
         if fitting and time.monotonic() >= deadline:
@@ -249,6 +252,15 @@ def _fitting(home: Path, wanted: str) -> list[Proposal]:
     by_name = [p for p in proposals if p.run.name == wanted and p.open]
     by_hash = [p for p in proposals if len(wanted) >= _SHORTEST_PREFIX and p.run_hash.startswith(wanted.lower())]
     return by_name or by_hash
+
+
+def _not_closed(proposal: Proposal) -> Proposal:
+    if not proposal.open:
+        raise ConfigError(
+            f"the run {proposal.run.name!r} is closed at the coordinator, and no other of that name is proposed here. "
+            f"If this one is meant, for when it is resumed, give its hash: {proposal.run_hash[:8]}."
+        )
+    return proposal
 
 
 def _root(home: Path) -> Path:

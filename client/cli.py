@@ -30,7 +30,7 @@ from client.key_cli import key_app
 from client.predict_cli import predict
 from client.shell import HOME, Home, NewHome
 from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
-from client.status import DISK_FULL, IN_ORDER, is_running, only_one, read_status
+from client.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_one, read_status
 from client.verdict import policy_verdict
 from common.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table
 from common.config import PolicyConfig, load
@@ -67,7 +67,7 @@ def join(  # noqa: PLR0917 - one parameter an option
 ) -> None:
     """Join a federation: make keys here, show a phrase, wait for the certificate.
 
-    Example: `wardround-client join st-anna.invitation`
+    Example: `wardround-client join st-anna.json`
     """
     opened = Invitation.from_text(_read(invitation))
     if request is not None:
@@ -154,6 +154,8 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
         values["certificate-days-left"] = enrol.load_identity(home).days_left
     except EnrolmentError as error:
         values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
+    if values["state"] == REFUSED:
+        values["problem"] = "the coordinator does not take this site's certificate; 'wardround-client doctor' says why"
     values = {name: _typed(name, value) for name, value in values.items()}
     if as_json:
         show_json(values)

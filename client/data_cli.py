@@ -65,6 +65,10 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     """
     from client.data.isolation import Readers  # noqa: PLC0415 - image libraries
 
+    if not path.expanduser().is_dir():
+        raise ConfigError(
+            f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
+        )
     values = {
         "path": str(path.expanduser().resolve()),
         "kind": kind,
@@ -180,7 +184,7 @@ def data_check(  # noqa: PLR0917 - one parameter an option
     Example: `wardround-client data check --run run.toml`
     """
     from client.data.check_report import write_reports  # noqa: PLC0415 - image libraries
-    from client.data.check_tables import document, tables  # noqa: PLC0415 - image libraries
+    from client.data.check_tables import document, shown_names, tables  # noqa: PLC0415 - image libraries
     from client.data.checkup import CHECK_NAME, check_site  # noqa: PLC0415 - image libraries
 
     if without_labels and run is not None:
@@ -206,6 +210,10 @@ def data_check(  # noqa: PLR0917 - one parameter an option
     else:
         for table in tables(checkup, names=names, paths=paths):
             show_table(table.title, table.columns, table.rows)
+        if checkup.quarantined and not paths:
+            note("Where the studies that were set aside lie: --paths, which may name patients.")
+        if not names and shown_names(checkup) != shown_names(checkup, all_of_them=True):
+            note("What the labels call 'name 1' and so on: --names, free text that may name patients.")
         if verdict is not None:
             verdict.show()
     note(

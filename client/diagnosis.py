@@ -15,7 +15,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from client import confine, enrol, sitekey
 from client.site import POLICY_NAME, SITE_NAME
-from client.status import is_running, read_status
+from client.status import EXPIRED, REFUSED, is_running, read_status
 from common.config import PolicyConfig, SiteConfig, load
 from common.environment import for_child
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
@@ -178,7 +178,12 @@ def _files(home: Path) -> str:
 def _agent(home: Path) -> str:
     if not is_running(home):
         raise FederationError("not running. Start it with 'wardround-client start'.")
-    return str(read_status(home).get("state", "starting"))
+    state = str(read_status(home).get("state", "starting"))
+    if state in (EXPIRED, REFUSED):
+        raise FederationError(
+            f"it runs and does no work: {state}. The line 'coordinator' says why; see also logs/agent.log."
+        )
+    return state
 
 
 def _python(code: str, *arguments: str) -> str:

@@ -26,7 +26,7 @@ from common.wire.proxy import told_of_proxy
 
 _STATUS, _LOCK = "status.json", "agent.lock"
 
-EXPIRED = "certificate expired"
+EXPIRED, REFUSED = "certificate expired", "refused"
 IN_ORDER, DISK_FULL = "in order", "disk-full"
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Status:
         """The coordinator does not answer, or refuses us. Said once in the log, until it changes."""
         code = error.code() if isinstance(error, grpc.RpcError) else None
         refused = code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-        state = EXPIRED if self._identity.days_left < 0 else "refused" if refused else "connecting"
+        state = EXPIRED if self._identity.days_left < 0 else REFUSED if refused else "connecting"
         if self._values["state"] != state or self._values["node-id"] is not None:
             trouble = certificate_trouble(error) if isinstance(error, grpc.RpcError) else ""
             proxy = told_of_proxy(self._identity.gateway)

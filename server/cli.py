@@ -556,11 +556,12 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     scores = summary.get("scores", {})
     test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
     privacy = (summary.get("guarantee") or {}).get("sites", {})
-    names = [*test["sites"], "overall"]
+    names = [*sorted({*test["sites"], *privacy}), "overall"]
+    dice = {name: one.get("dice") for name, one in {**test["sites"], "overall": test["mean-of-sites"]}.items()}
     rows = [
         (
             name,
-            test["sites"].get(name, test["mean-of-sites"]).get("dice"),
+            dice.get(name),
             privacy.get(name, {}).get("epsilon"),
             privacy.get(name, {}).get("delta"),
         )
@@ -568,6 +569,11 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     ]
     title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
     show_table(title, ("site", "dice", "epsilon", "delta"), rows, as_json=as_json)
+    if scores and not test["sites"]:
+        note(
+            "No hospital gave a score: a split of fewer patients than its policy's min-held-out leaves none. "
+            "The reason of each stands in report.html."
+        )
 
 
 def _moment(text: str | None) -> datetime.datetime | None:

@@ -108,7 +108,7 @@ def _sources(checkup: Checkup) -> Table:
         patients = len({study.patient for study in usable})
         kinds = ", ".join(source.kinds) or None
         rows.append((source.number, kinds, len(usable), aside, sum(source.left_out.values()), patients))
-    columns = ("source", "kind", "usable", "quarantined", "ignored", "patients")
+    columns = ("source", "kind", "usable", "set aside", "ignored", "patients")
     return Table("Sources", columns, tuple(rows))
 
 
@@ -119,7 +119,7 @@ def _quarantined(checkup: Checkup, *, paths: bool) -> Table:
         if study.problem is not None
     ]
     second = "path" if paths else "pseudonym"
-    return Table("Quarantined", ("study", second, "code", "what is wrong, and what to do"), tuple(rows))
+    return Table("Set aside", ("study", second, "code", "what is wrong, and what to do"), tuple(rows))
 
 
 def _left_out(checkup: Checkup) -> Table:

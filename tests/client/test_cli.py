@@ -101,7 +101,7 @@ def test_added_folder_is_listed_checked_and_the_file_keeps_its_comments(home: Pa
 def test_folder_without_studies_is_not_added(home: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     before = (home / "site.toml").read_text()
-    fail(home, "data", "add", str(tmp_path / name))
+    assert "Nothing was added" in fail(home, "data", "add", str(tmp_path / name))
     assert (home / "site.toml").read_text() == before
 
 
@@ -162,6 +162,33 @@ def test_status_of_an_agent_that_does_not_run_fails_and_is_json(home: Path) -> N
     result = call(home, "status", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["state"] == "not running"
+
+
+def test_site_that_is_shut_out_is_told_where_the_reason_stands(home: Path) -> None:
+    (home / "status.json").write_text(json.dumps({"state": "refused"}))
+    with only_one(home):
+        shown = call(home, "status", "--json")
+        checks = {one["check"]: one for one in json.loads(call(home, "doctor", "--json").stdout)}
+    assert shown.exit_code == 1
+    assert "wardround-client doctor" in json.loads(shown.stdout)["problem"]
+    assert checks["agent"]["result"] == "PROBLEM"
+    assert "refused" in checks["agent"]["detail"]
+
+
+def test_closed_run_is_found_by_its_name_and_not_approved_by_it(home: Path) -> None:
+    """It may be resumed, so it can be denied; a run of the same name that is still to come is waited for."""
+    run_hash = propose(home)
+    approvals.record(home, parse(RunConfig, RUN_TOML), b"bundle", is_open=False)
+    assert "lesions" in succeed(home, "runs")
+    assert json.loads(succeed(home, "policy", "check", "lesions", "--json"))["run"]["sha256"] == run_hash
+    refused = call(home, "approve", "lesions", "--yes", "--timeout", "0")
+    assert refused.exit_code == 1
+    assert f"give its hash: {run_hash[:8]}" in refused.stderr
+    assert approvals.load(home, run_hash).answer is None
+    succeed(home, "deny", "lesions")
+    denied = approvals.load(home, run_hash).answer
+    assert denied is not None
+    assert not denied.approved
 
 
 def test_approval_shows_consequences_and_is_kept(home: Path) -> None:

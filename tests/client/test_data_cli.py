@@ -100,6 +100,8 @@ def test_check_prints_what_is_usable_what_is_not_and_why(home: Path, folder: Pat
         assert words in result.stdout
     assert "4 studies, 0 of them unchanged" in result.stderr
     assert str(home / "check" / "report.html") in result.stderr
+    for option in ("--paths", "--names"):
+        assert option in result.stderr
     assert "DOE" not in result.output.replace(str(folder), "")
     again = succeed(home, "check")
     assert again.stdout == result.stdout
@@ -108,7 +110,10 @@ def test_check_prints_what_is_usable_what_is_not_and_why(home: Path, folder: Pat
 
 def test_paths_and_names_are_printed_when_asked_for_and_stay_out_of_the_report(home: Path, folder: Path) -> None:
     succeed(home, "add", str(folder))
-    told = succeed(home, "check", "--paths", "--names").stdout
+    result = succeed(home, "check", "--paths", "--names")
+    told = result.stdout
+    assert "--paths" not in result.stderr
+    assert "--names" not in result.stderr
     assert "DOE-3/series-1" in told
     assert "DOE-1/series-1" in told
     assert "lesion" in told

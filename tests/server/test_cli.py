@@ -276,6 +276,20 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
     assert exported == {name: name.encode() for name in ("model.json", "model.safetensors")}
 
 
+def test_run_that_no_hospital_scored_ends_with_the_epsilon_of_each_and_says_why_there_is_no_dice(home, registry):
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    folder = add_result(home)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["scores"]["test"] |= {"sites": {}, "mean-of-sites": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    registry.close(HASH, "completed")
+    result = invoke("watch", "lesions")
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if "1.500" in line)
+    assert row.replace("│", " ").split() == ["a", "-", "1.500", "0.001"]
+    assert "min-held-out" in result.stderr
+
+
 def test_report_without_a_result_is_explained(home, registry):
     registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
     assert "has not begun" in fails("report", "lesions")
