@@ -557,18 +557,19 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
     privacy = (summary.get("guarantee") or {}).get("sites", {})
     names = [*sorted({*test["sites"], *privacy}), "overall"]
-    dice = {name: one.get("dice") for name, one in {**test["sites"], "overall": test["mean-of-sites"]}.items()}
+    of = {**test["sites"], "overall": test["mean-of-sites"]}
     rows = [
         (
             name,
-            dice.get(name),
+            of.get(name, {}).get("dice"),
+            of.get(name, {}).get("score-noise"),  # standard deviation of what the site added; none where it is exact
             privacy.get(name, {}).get("epsilon"),
             privacy.get(name, {}).get("delta"),
         )
         for name in names
     ]
     title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
-    show_table(title, ("site", "dice", "epsilon", "delta"), rows, as_json=as_json)
+    show_table(title, ("site", "dice", "score-noise", "epsilon", "delta"), rows, as_json=as_json)
     if scores and not test["sites"]:
         note(
             "No hospital gave a score: a split of fewer patients than its policy's min-held-out leaves none. "

@@ -92,7 +92,7 @@ FORMS: dict[str, Form] = {
             "approved": [str], "denied": [str], "reason": TEXT,
         }
     ],
-    "wardround-server report": [{"site": str, "dice": MAYBE, "epsilon": MAYBE, "delta": MAYBE}],
+    "wardround-server report": [{"site": str, "dice": MAYBE, "score-noise": MAYBE, "epsilon": MAYBE, "delta": MAYBE}],
     "wardround-server operator list": [
         {"operator": str, "role": str, "state": str, "certificate-until": moment},
     ],

@@ -286,8 +286,19 @@ def test_run_that_no_hospital_scored_ends_with_the_epsilon_of_each_and_says_why_
     result = invoke("watch", "lesions")
     assert result.exit_code == 0, result.output
     row = next(line for line in result.stdout.splitlines() if "1.500" in line)
-    assert row.replace("│", " ").split() == ["a", "-", "1.500", "0.001"]
+    assert row.replace("│", " ").split() == ["a", "-", "-", "1.500", "0.001"]
     assert "min-held-out" in result.stderr
+
+
+def test_noised_score_is_shown_beside_its_noise(home, registry):
+    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    folder = add_result(home)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["scores"]["test"]["sites"]["a"] |= {"dice": 0.812, "score-noise": 0.045}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    registry.close(HASH, "completed")
+    row = next(line for line in invoke("watch", "lesions").stdout.splitlines() if "0.812" in line)
+    assert row.replace("│", " ").split()[:3] == ["a", "0.812", "0.045"]
 
 
 def test_report_without_a_result_is_explained(home, registry):

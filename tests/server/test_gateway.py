@@ -538,7 +538,11 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
 
     def push(update: bytes) -> None:
         announcement, objects = agent.announcement(answer_to(asked, update))
-        session = agent.fleet.PushMessages(announcement)
+        try:
+            session = agent.fleet.PushMessages(announcement)
+        except grpc.RpcError as error:  # on a busy machine the second may come when the first is through
+            said.append(error.code())
+            return
         for object_id in session.objects_to_push:
             said.append(
                 status_of(agent.fleet.PushObject, agent.upload(session.session_id, object_id, objects[object_id]))
@@ -553,7 +557,9 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     go_on.set()
     for thread in threads:
         thread.join()
-    assert said.count(grpc.StatusCode.INVALID_ARGUMENT) == 1
+    refused = [code for code in said if code != grpc.StatusCode.OK]
+    assert len(refused) == 1
+    assert refused[0] in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
     noted = [entry.fields["update"] for entry in open_log(coordinator.home).entries() if entry.kind == "arrived"]
     assert noted[-1] == hashlib.sha256(b"first").hexdigest()
     flower.stop_runs_of(coordinator.home.superlink, bundle)
