@@ -10,6 +10,7 @@ counted in clips: an update is scaled so that one patient in one step adds at mo
 """
 
 import random
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def open_audited(
 
 def audited_run(
     *,
-    name: str = "audit",
+    name: str | None = None,
     declared: int,
     epsilon: float,
     sampling_rate: float,
@@ -112,10 +113,11 @@ def audited_run(
 ) -> RunConfig:
     """A private run that is plain to see through: SGD without momentum, decay or schedule.
 
-    Crops are left as they are, or drawn and changed by the settings that a run has where it names none.
+    Crops are left as they are, or drawn and changed by the settings that a run has where it names none. Without a name
+    it gets one of its own, so that what other audits of a site have spent does not count for it.
     """
     values: dict[str, Any] = {
-        "name": name,
+        "name": name or f"audit-{secrets.token_hex(4)}",
         "model": {"dims": len(patch), "channels": channels, "residual-units": 0, "dropout": dropout},
         "data": {
             "modality": "photo" if len(patch) == 2 else "CT",

@@ -143,7 +143,7 @@ def test_no_round_is_trained_after_its_model_was_scored_nor_from_two_starts(site
 def test_an_answer_that_never_came_to_be_can_be_asked_again_for_the_same_model_only(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(*_: object) -> None:
+    def dies(*_: object, **__: object) -> None:
         raise RuntimeError
 
     with monkeypatch.context() as patched:
