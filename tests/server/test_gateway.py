@@ -522,7 +522,8 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     """Both are whole before the first is through: noted would be the last, and the SuperLink takes the first."""
     agent = agents[0]
     agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
-    bundle = toy_bundle()
+    # A run of its own: for the other one the hospital may hold a receipt, after which no other update is noted.
+    bundle = bundle_of(PROJECT, SERVER_APP.replace('"0" * 64', '"7" * 64'))
     run_id = flower.start_run(coordinator.home.superlink, bundle)
     coordinator.live_runs.add(run_id)
     asked = agent.fetch(*agent.pull())
