@@ -19,19 +19,22 @@ from tests.dresses import found_in
 from tests.simulations.tiny import tiny_run, tiny_site
 
 PRIVATE = tiny_run(privacy={"target-epsilon": 8.0, "sampling-rate": 0.5, "crops-per-patient": 1})
+PLAIN = tiny_run()  # the kind of run whose split is kept
 PATIENTS = 10
 ATTEMPT = "message-4711.abcd"
+# The declared number of patients is told to others anyway, and stands in the clear.
+KEPT = ("ledger.sqlite", "splits.sealed", "splits.lock", "declared.json", "declared.lock")
 # In the clear on purpose: the hospital writes them itself, and site.key is what the rest is sealed with.
 OWN_WORDS = ("site.toml", "policy.toml", "site.key")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A site that has trained with privacy and forgotten a patient."""
+    """A site that has trained with privacy and without, and forgotten a patient."""
     folder = tmp_path_factory.mktemp("hospital")
     made = make_site(folder, tiny_site(folder / "data", "north", patients=PATIENTS))
-    weights = pack(build_model(PRIVATE).state_dict())
-    answer(TrainRequest(sha256_of(PRIVATE), 1, weights), PRIVATE, made, ATTEMPT)
+    for run in (PRIVATE, PLAIN):
+        answer(TrainRequest(sha256_of(run), 1, pack(build_model(run).state_dict())), run, made, ATTEMPT)
     assert forget(made, "north-3") == 1
     return made
 
@@ -39,11 +42,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def test_no_file_names_a_patient_a_cohort_a_run_or_a_cost(site: Site) -> None:
     files = [path for path in site.home.rglob("*") if path.is_file() and path.name not in OWN_WORDS]
     names = {path.relative_to(site.home).as_posix() for path in files}
-    assert {"state/ledger.sqlite", "state/splits.sealed", "state/splits.lock", "forgotten.sealed"} <= names
+    assert {*(f"state/{name}" for name in KEPT), "forgotten.sealed"} <= names
     assert any(name.startswith("cache/") for name in names)
     patients = [f"north-{number}" for number in range(PATIENTS)]
     charged = site.ledger.entries()[0]
-    words = [*patients, *(pseudonym(site.key, name) for name in patients), cohort_id(site.key), sha256_of(PRIVATE)]
+    words = [*patients, *(pseudonym(site.key, name) for name in patients), cohort_id(site.key)]
+    words += [sha256_of(PRIVATE), sha256_of(PLAIN)]
     words += [ATTEMPT, str(plan(PRIVATE, PATIENTS).noise_multiplier), charged.charged_at, "train", "seed", "epsilon"]
     words += [str(site.home.parent / "data"), site.key.hex()]
     assert found_in([*words, site.key], files) == []
@@ -52,7 +56,7 @@ def test_no_file_names_a_patient_a_cohort_a_run_or_a_cost(site: Site) -> None:
 def test_what_is_kept_is_its_owners_alone(site: Site) -> None:
     kept = [site.home / "forgotten.sealed", *(site.home / "state").iterdir()]
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in kept} == dict.fromkeys(
-        ("forgotten.sealed", "ledger.sqlite", "splits.sealed", "splits.lock"), 0o600
+        ("forgotten.sealed", *KEPT), 0o600
     )
 
 
