@@ -1,0 +1,68 @@
+"""What a coordinator, a site and a researcher may write: run.toml, site.toml, policy.toml.
+
+`table` is the engine, and each document has a file. Imports common.errors, common.faults and common.text.
+"""
+
+from common.config.policy import HOURS_PATTERN, METRICS, Metric, PolicyConfig, Scores
+from common.config.run import (
+    AdaptiveClippingConfig,
+    AugmentationConfig,
+    DataConfig,
+    FederationConfig,
+    InitialConfig,
+    ModelConfig,
+    PreprocessingConfig,
+    PrivacyConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from common.config.site import Device, SiteConfig, SourceConfig
+from common.config.table import (
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Table,
+    TableType,
+    canonical,
+    from_canonical,
+    load,
+    parse,
+    sha256_of,
+    validate,
+)
+
+__all__ = [
+    "HOURS_PATTERN",
+    "METRICS",
+    "AdaptiveClippingConfig",
+    "AugmentationConfig",
+    "Count",
+    "DataConfig",
+    "Device",
+    "FederationConfig",
+    "Fraction",
+    "InitialConfig",
+    "Metric",
+    "ModelConfig",
+    "Name",
+    "NonNegative",
+    "PolicyConfig",
+    "Positive",
+    "PreprocessingConfig",
+    "PrivacyConfig",
+    "RunConfig",
+    "Scores",
+    "SiteConfig",
+    "SourceConfig",
+    "Table",
+    "TableType",
+    "TrainingConfig",
+    "canonical",
+    "from_canonical",
+    "load",
+    "parse",
+    "sha256_of",
+    "validate",
+]
