@@ -114,8 +114,8 @@ def outliers(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:
     return frozenset(site for site, update in updates.items() if update.reach > MEDIAN_FACTOR * median)
 
 
-def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase) -> None:
-    """Refuse scores of another run, round or phase, or with a count no hospital has.
+def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase) -> EvaluateReply:
+    """The scores, unless they are of another run, round or phase, or with a count no hospital has.
 
     Raises:
         UpdateError: with the code of the first rule broken.
@@ -126,6 +126,7 @@ def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase)
     if reply.patients > MAX_PATIENTS:
         raise UpdateError(f"the reply counts {reply.patients} patients", ErrorCode.BAD_COUNT)
     _check_metrics(reply.metrics)
+    return reply
 
 
 def _check_round(got_hash: str, got_round: int, run_hash: str, round_: int) -> None:

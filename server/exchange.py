@@ -179,6 +179,9 @@ def _read(message: Message | None, request: Request) -> Reply:
         return reply_from_record(message.content)
     except UpdateError as error:
         return Refusal(request.run_hash, request.round, error.code)
+    except Exception:  # noqa: BLE001 - logged; whatever a site sends, it costs that site's reply and not the run
+        _log.exception("a reply cannot be read, so it is refused")
+        return Refusal(request.run_hash, request.round, ErrorCode.INTERNAL)
 
 
 __all__ = ["LONGEST_WAIT_S", "NO_ANSWER", "SHORTEST_WAIT_S", "Answer", "Wait", "ask"]

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -52,6 +53,7 @@ _GO_ON = "then run `wardround-server resume` with the run's name: it goes on fro
 NoteRound: TypeAlias = Callable[[int, Mapping[str, str], Mapping[str, ErrorCode], str | None], None]
 
 ReplyType = TypeVar("ReplyType", TrainReply, EvaluateReply)
+Judged = TypeVar("Judged")
 
 _log = logging.getLogger(__name__)
 
@@ -189,12 +191,10 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
         if reply is None:
             continue
         bytes_up += len(reply.weights)
-        try:
-            updates[answer.site] = check_update(reply, run, session.run_hash, number, model.state)
-        except UpdateError as error:
-            _log.warning("round %d: the update of %s is refused: %s", number, answer.site, error)
-            absent.refused[answer.site] = error.code
+        judge = partial(check_update, reply, run, session.run_hash, number, model.state)
+        if (update := _judged(judge, answer.site, f"round {number}: the update", absent)) is None:
             continue
+        updates[answer.site] = update
         weights[answer.site] = reply.patients if run.weighting == "patients" else 1
         entered[answer.site] = sha256(reply.weights)
         about = {"round": number, "site": answer.site, "patients": reply.patients}
@@ -244,12 +244,9 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
         reply = _expect(answer, EvaluateReply, absent)
         if reply is None:
             continue
-        try:
-            check_scores(reply, session.run_hash, model.round, phase)
-        except UpdateError as error:
-            absent.refused[answer.site] = error.code
-            continue
-        replies[answer.site] = reply
+        judge = partial(check_scores, reply, session.run_hash, model.round, phase)
+        if (scored := _judged(judge, answer.site, f"round {model.round}: the scores", absent)) is not None:
+            replies[answer.site] = scored
     # A site without patients in this part of the split has nothing to say; that is no fault.
     absent.refused = {site: code for site, code in absent.refused.items() if code is not ErrorCode.NO_DATA}
     about: dict[str, Any] = {"round": model.round, "phase": phase}
@@ -294,6 +291,19 @@ def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType
             return reply
         case _:
             absent.refused[answer.site] = ErrorCode.BAD_REQUEST
+    return None
+
+
+def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) -> Judged | None:
+    """What a check lets through; None with the code noted. A fault of the check itself costs that one reply, no run."""
+    try:
+        return judge()
+    except UpdateError as error:
+        _log.warning("%s of %s is refused: %s", what, site, error)
+        absent.refused[site] = error.code
+    except Exception:  # noqa: BLE001 - logged; what a site sends must not end a run, whatever it does to a check
+        _log.exception("%s of %s cannot be checked, so it is refused", what, site)
+        absent.refused[site] = ErrorCode.INTERNAL
     return None
 
 

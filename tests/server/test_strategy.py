@@ -13,7 +13,8 @@ from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.models import build_model
-from common.records import EvaluateReply, Request, TrainReply, TrainRequest
+from common.records import EvaluateReply, Reply, Request, TrainReply, TrainRequest
+from server import exchange, strategy
 from server.aggregation import weighted_mean
 from server.exchange import LONGEST_WAIT_S, SHORTEST_WAIT_S
 from server.journal import OVERALL, read_events
@@ -369,3 +370,55 @@ def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:
     kept = load_model(tmp_path)[2].guarantee
     assert kept is not None
     assert kept["sites"]["b"]["epsilon"] == 4.0
+
+
+@pytest.mark.parametrize("check", ["check_update", "check_scores"])
+def test_a_check_that_breaks_on_one_reply_refuses_that_reply_and_the_round_goes_on(
+    check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = getattr(strategy, check)
+
+    def breaks_on_thirteen(reply: TrainReply | EvaluateReply, *others: object) -> object:
+        if reply.patients == 13:
+            raise ZeroDivisionError("a fault that nobody thought of")
+        return sound(reply, *others)
+
+    monkeypatch.setattr(strategy, check, breaks_on_thirteen)
+    grid = FakeGrid({"a": moves(1), "b": moves(2), "c": moves(3, patients=13)})
+    summary = run_it(grid, a_run(rounds=2), tmp_path)
+    assert summary.status == "completed"
+    events = of_kind(tmp_path, "round" if check == "check_update" else "evaluate")
+    refused = [event["refused"] for event in events if event.get("site", OVERALL) == OVERALL]
+    assert refused
+    assert all(one == {"c": "internal"} for one in refused)
+    assert "ZeroDivisionError: a fault that nobody thought of" in caplog.text  # the traceback, for the coordinator
+    assert " of c cannot be checked" in caplog.text
+
+
+def test_a_check_that_breaks_on_every_update_fails_the_run_by_its_quorum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(strategy, "check_update", breaks)
+    with pytest.raises(FederationError, match=r"0 updates could enter round 1, the quorum is 2: a refused \(internal\), b refused"):
+        run_it(FakeGrid({"a": moves(1), "b": moves(2)}), a_run(rounds=1), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_reply_that_breaks_its_reader_is_refused_and_the_round_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = exchange.reply_from_record
+
+    def breaks(record: RecordDict) -> Reply:
+        reply = sound(record)
+        if isinstance(reply, TrainReply) and reply.patients == 13:
+            raise OverflowError
+        return reply
+
+    monkeypatch.setattr(exchange, "reply_from_record", breaks)
+    grid = FakeGrid({"a": moves(1), "b": moves(2), "c": moves(3, patients=13)})
+    summary = run_it(grid, a_run(rounds=1), tmp_path)
+    assert summary.sites_by_round == ({"round": 1, "sites": ["a", "b"], "refused": {"c": "internal"}, "missing": []},)
