@@ -25,7 +25,7 @@ from client.admission import Admission
 from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
 from client.keeper import Worker
-from client.pipe import Describe, Offer, PipeError
+from client.pipe import Answer, Describe, Offer, PipeError
 from client.proposals import Proposals
 from client.record import Record
 from client.rounds import Rounds, is_full
@@ -33,7 +33,7 @@ from client.site import FORGOTTEN_NAME, SITE_NAME, changed, open_site
 from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
 from common.config import RunConfig, sha256_of
-from common.errors import AuditError, EnrolmentError, FederationError, PolicyError, WardroundError
+from common.errors import AuditError, EnrolmentError, ErrorCode, FederationError, PolicyError, WardroundError
 from common.flower import question_of, reply_to
 from common.records import Refusal, reply_to_record
 from common.wire.pushback import retry_after
@@ -243,13 +243,23 @@ class Agent:
         """What this site has for the run, as the worker counted it."""
         key = (sha256_of(run), *changed(self._home, SITE_NAME, FORGOTTEN_NAME))
         if key not in self._offers:
-            answer = self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)
+            answer = self._describe(run)
             if isinstance(answer, Refusal):
                 raise PolicyError("this site's data cannot be used for the run; see logs/worker.log", answer.code)
             if not isinstance(answer, Offer):
                 raise PipeError("the worker did not say what it has")
             self._offers[key] = answer
         return self._offers[key]
+
+    def _describe(self, run: RunConfig) -> Answer:
+        """Ask the worker what it has; once more, if it dies."""
+        try:
+            return self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)
+        except PipeError as error:
+            if error.code != ErrorCode.WORKER_FAILED or self._stop.is_set():
+                raise
+            _log.warning("run %r: %s; it is asked once more", run.name, error)
+        return self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)
 
     # Proposals
 

@@ -104,8 +104,7 @@ class Rounds:
             admission.check_room(self._home, len(request.weights))
             self._record.check_scored(request, rules)
             spending.check_ledger(current_site(self._home).ledger, self._record.log)
-            timeout_s = proposal.run.federation.round_timeout_s
-            reply = self._ask(request, proposal.run, rules, secrets.token_hex(8), timeout_s)
+            reply = self._attempt(request, proposal.run, rules, _name, _name())
             self._record.replied(reply, request.weights)
             return reply, None
         except LostMessageError:
@@ -133,7 +132,7 @@ class Rounds:
         admission.check_room(self._home, len(request.weights))
         attempt = self._charge(request, run, offer)
         try:
-            reply = self._attempt(request, run, rules, offer, attempt)
+            reply = self._attempt(request, run, rules, lambda: self._charge(request, run, offer), attempt)
             if isinstance(reply, TrainReply):
                 parcel = self._record.leaves(request, reply, policy_hash)
                 return parcel.reply, parcel
@@ -147,8 +146,18 @@ class Rounds:
         self._record.replied(reply)
         return reply, None
 
-    def _attempt(self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, offer: Offer, attempt: str) -> Reply:
-        """Let the worker train; once more, if it dies: it is started again, and nothing of the first time has left."""
+    def _attempt(
+        self, request: Request, run: RunConfig, rules: PolicyConfig, again: Callable[[], str], attempt: str
+    ) -> Reply:
+        """Let the worker do it; once more, if it dies: it is started again, and nothing of the first time has left.
+
+        Args:
+            request: to train or to evaluate.
+            run: it belongs to.
+            rules: the policy.
+            again: makes the name of a second attempt.
+            attempt: name of the first.
+        """
         started = time.monotonic()
         try:
             return self._ask(request, run, rules, attempt, run.federation.round_timeout_s)
@@ -157,7 +166,7 @@ class Rounds:
             if error.code != ErrorCode.WORKER_FAILED or left_s <= 0 or self._stop.is_set():
                 raise
             _log.warning("run %s round %d: %s; it is asked once more", request.run_hash[:12], request.round, error)
-        return self._ask(request, run, rules, self._charge(request, run, offer), left_s)
+        return self._ask(request, run, rules, again(), left_s)
 
     def _check(self, request: Request, run: RunConfig, rules: PolicyConfig) -> Offer:
         """Whether the policy allows it, and the request is the run's; what the site has for it."""
@@ -184,6 +193,11 @@ class Rounds:
         """What this site counted for a run, without asking the worker again where it is written down."""
         appraisal = proposal.appraisal
         return self._offer(proposal.run) if appraisal is None or appraisal.offer is None else appraisal.offer
+
+
+def _name() -> str:
+    """Of an attempt that is not charged under its name."""
+    return secrets.token_hex(8)
 
 
 def is_full(error: Exception) -> bool:

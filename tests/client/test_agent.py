@@ -342,6 +342,75 @@ def test_worker_that_dies_is_asked_once_more_then_a_code_and_the_next_message_is
     assert isinstance(stage.reply(), TrainReply)
 
 
+def dies_once() -> Callable[[Question], Answer]:
+    """A worker that ends in its first task and does the next."""
+    left = iter([True])
+
+    def answer(question: Question) -> Answer:
+        if next(left, False):
+            raise PipeError("the worker ended while it worked")
+        return good(question)
+
+    return answer
+
+
+def test_worker_that_dies_while_it_evaluates_is_asked_once_more_like_one_that_trains(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    request = EvaluateRequest(run_hash, 3, "test", WEIGHTS)
+    stage.worker.answer = dies_once()
+    stage.coordinator.ask(request)
+    reply = stage.reply()
+    assert isinstance(reply, EvaluateReply)
+    assert reply.metrics["dice"] == 0.75
+    assert [work.request for work in stage.worker.worked] == [request, request]
+    assert len({work.attempt for work in stage.worker.worked}) == 2
+
+
+def test_worker_that_dies_twice_while_it_evaluates_is_a_code_and_is_asked_no_third_time(stage: Stage) -> None:
+    def die(question: Question) -> Answer:
+        raise PipeError("the worker ended while it worked")
+
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.worker.answer = die
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 3, ErrorCode.WORKER_FAILED)
+    assert len(stage.worker.worked) == 2
+
+
+def test_worker_that_is_late_with_an_evaluation_is_not_asked_again(stage: Stage) -> None:
+    def late(question: Question) -> Answer:
+        raise PipeError("no answer in time", ErrorCode.DEADLINE)
+
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.worker.answer = late
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    assert stage.reply() == Refusal(run_hash, 3, ErrorCode.DEADLINE)
+    assert len(stage.worker.worked) == 1
+
+
+def test_worker_that_dies_while_it_counts_the_patients_is_asked_once_more(stage: Stage) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    (stage.home / "site.toml").touch()  # what was counted is counted anew
+    os.utime(stage.home / "site.toml", (1, 1))
+    ask, left = stage.worker.ask, iter([True])
+
+    def dies_at_first(question: Question, timeout_s: float) -> Answer:
+        if isinstance(question, Describe) and next(left, False):
+            stage.worker.asked.append(question)
+            raise PipeError("the worker ended while it worked")
+        return ask(question, timeout_s)
+
+    stage.worker.asked.clear()
+    stage.worker.ask = dies_at_first  # type: ignore[method-assign]
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    assert [type(question) for question in stage.worker.asked] == [Describe, Describe, Work]
+
+
 def test_nothing_a_worker_says_leaves_but_numbers_and_codes(stage: Stage) -> None:
     def leak(question: Question) -> Answer:
         raise RuntimeError(f"cannot read /data/{PLANTED}/series-1.dcm")

@@ -402,7 +402,9 @@ def test_a_check_that_breaks_on_every_update_fails_the_run_by_its_quorum(
         raise RuntimeError
 
     monkeypatch.setattr(strategy, "check_update", breaks)
-    with pytest.raises(FederationError, match=r"0 updates could enter round 1, the quorum is 2: a refused \(internal\), b refused"):
+    with pytest.raises(
+        FederationError, match=r"0 updates could enter round 1, the quorum is 2: a refused \(internal\), b refused"
+    ):
         run_it(FakeGrid({"a": moves(1), "b": moves(2)}), a_run(rounds=1), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
