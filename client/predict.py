@@ -329,12 +329,6 @@ def _check(study: Study, run: RunConfig) -> None:
             "Give a study of that modality, or a model of this one.",
             ErrorCode.UNSUPPORTED,
         )
-    if study.image.ndim - 1 < run.model.dims:
-        raise DataError(
-            f"the model takes volumes ({run.model.dims} axes), the study is a picture ({study.image.ndim - 1} axes). "
-            "Give a volume, or a 2D model.",
-            ErrorCode.UNSUPPORTED,
-        )
 
 
 def _segment(segmenter: Segmenter, study: Study) -> NDArray[np.uint8]:

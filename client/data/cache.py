@@ -80,7 +80,7 @@ class Cache:
         settings = (data.modality, data.channels, data.classes, canonical(run.preprocessing), run.model.dims)
         versions = [version(library) for library in _LIBRARIES]
         self._folder = folder / self._vault.name(
-            "settings", *settings, torch.get_num_threads(), *versions, code_digest(Path(__file__).parent)
+            "settings", *settings, torch.get_num_threads(), *versions, code_digest()
         )
         self._writable = True
 

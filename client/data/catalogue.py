@@ -119,7 +119,7 @@ class Catalogue:
 @lru_cache(maxsize=1)
 def _program() -> tuple[str, ...]:
     """What reads and judges the studies: this package's code, and versions."""
-    return code_digest(Path(__file__).parent), *map(version, _LIBRARIES)
+    return code_digest(), *map(version, _LIBRARIES)
 
 
 __all__ = ["Catalogue", "Place"]

@@ -15,6 +15,8 @@ from client.data.forgotten import Forgotten
 from client.data.index import Index
 from client.data.isolation import Job, Readers
 from client.data.labels import BACKGROUND, Vocabulary
+from client.data.prepare import Geometry
+from client.data.preprocess import refusal
 from client.data.pseudonym import pseudonym
 from client.data.quality import Checked, Facts, duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
@@ -187,20 +189,11 @@ def _results(
 
 
 def _fit(result: Checked | DataError, run: RunConfig | None) -> Checked | DataError:
-    """What preprocessing would refuse, told from the facts."""
+    """What preparing would refuse, told from the facts."""
     if run is None or isinstance(result, DataError):
         return result
     facts = result.facts
-    if run.model.dims > len(facts.shape):
-        return DataError(
-            "the run trains on volumes, and this is a picture. Use a run with dims = 2.", ErrorCode.UNSUPPORTED
-        )
-    if run.preprocessing.spacing_mm is not None and facts.spacing_mm is None:
-        return DataError(
-            "the run sets spacing-mm, and this image does not know its spacing. Use rows in run.toml instead.",
-            ErrorCode.UNSUPPORTED,
-        )
-    return result
+    return refusal(Geometry(facts.shape, facts.channels, facts.spacing_mm), run) or result
 
 
 def _without_duplicates(results: Sequence[Checked | DataError]) -> list[Checked | DataError]:

@@ -4,9 +4,23 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+import client.data
+
+# Everything that reads and prepares studies, in whatever folder of it.
+READING_AND_PREPARING = Path(client.data.__path__[0])
+
 
 @lru_cache
-def code_digest(package: Path) -> str:
-    """SHA-256 of a package's modules: an update of Wardround that leaves them alone keeps what they made."""
-    modules = sorted(package.glob("*.py"))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in modules)).hexdigest()
+def code_digest(package: Path = READING_AND_PREPARING) -> str:
+    """SHA-256 of a package's modules with those of its folders, and of their places.
+
+    An update of Wardround that leaves them alone keeps what they made.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(hashlib.sha256(path.relative_to(package).as_posix().encode()).digest())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+__all__ = ["code_digest"]

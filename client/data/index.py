@@ -32,7 +32,7 @@ class Index:
         """
         self._path = path
         self._vault = Vault(site_key, "index")
-        self._stamp = self._vault.mac(*map(version, _LIBRARIES), code_digest(Path(__file__).parent))
+        self._stamp = self._vault.mac(*map(version, _LIBRARIES), code_digest())
         self._before = self._read()
         self._now: dict[str, list[Any]] = {}
 

@@ -74,6 +74,9 @@ class PreprocessingConfig(Table):
     # percentile: 0.5th and 99.5th percentile of the study to [0, 1], clipped.
     intensity: Literal["window", "zscore", "percentile"] = "percentile"
     window: tuple[float, float] | None = None
+    # Further steps that a site must have, by name (`wardround-sim list steps`). A run without any has the hash that it
+    # had before there was this key.
+    steps: Annotated[tuple[Name, ...], Field(exclude_if=lambda steps: not steps)] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

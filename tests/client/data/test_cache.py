@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import client.data
 from client.data import cache as under_test
 from client.data.cache import Cache, Prepared
 from client.data.code import code_digest
+from client.data.prepare import STEPS
 from client.data.study import Reference
 from client.data.vault import Vault
 from common.config import RunConfig
@@ -226,18 +230,39 @@ def test_other_code_another_library_or_thread_count_starts_anew(
         patch.setattr(under_test, "version", lambda name: "99" if name == "pydicom" else before(name))
         assert look(Cache(folder, KEY, RUN), one) is None
     with monkeypatch.context() as patch:
-        patch.setattr(under_test, "code_digest", lambda _: "other")
+        patch.setattr(under_test, "code_digest", lambda: "other")
         assert look(Cache(folder, KEY, RUN), one) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert look(Cache(folder, KEY, RUN), one) is None
 
 
-def test_code_digest_sees_every_module_of_the_package(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [".", "prepare", "read/deep"])
+def test_code_digest_sees_every_module_of_the_package_and_of_its_folders(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     digests = set()
     for name, text in (("a.py", "x = 1"), ("b.py", "y = 1"), ("b.py", "y = 2"), ("notes.txt", "no code")):
-        (tmp_path / name).write_text(text)
+        (tmp_path / folder / name).write_text(text)
         digests.add(code_digest.__wrapped__(tmp_path))
     assert len(digests) == 3
+    (tmp_path / folder / "b.py").rename(tmp_path / folder / "c.py")
+    digests.add(code_digest.__wrapped__(tmp_path))
+    assert len(digests) == 4
+
+
+def test_code_digest_covers_the_readers_and_every_preparation_step(tmp_path: Path) -> None:
+    """Of this program's own code: a change anywhere in it makes what was kept out of date."""
+    package = Path(client.data.__path__[0])
+    assert code_digest() == code_digest(package)
+    own = tmp_path / "data"
+    shutil.copytree(package, own, ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_digest.__wrapped__(own)
+    steps = [own / Path(sys.modules[type(step).__module__].__file__ or "").relative_to(package) for step in STEPS]
+    for path in (own / "dicom_pixels.py", own / "nifti.py", *steps):
+        text = path.read_text()
+        path.write_text(f"{text}\nCHANGED = True\n")
+        assert code_digest.__wrapped__(own) != before, path.name
+        path.write_text(text)
+    assert code_digest.__wrapped__(own) == before
 
 
 def test_neither_names_nor_content_tell_whose_study_it_is(cache: Cache, tmp_path: Path) -> None:
