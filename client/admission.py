@@ -14,7 +14,7 @@ from pathlib import Path
 from client import approvals, signers
 from client.approvals import Proposal
 from client.fleet import Fleet
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import current_site
 from common.errors import ConfigError, ErrorCode, PolicyError
 

@@ -24,12 +24,14 @@ from client import admission, approvals
 from client.admission import Admission
 from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
+from client.folder import FORGOTTEN_NAME, SITE_NAME
 from client.keeper import Worker
-from client.pipe import Answer, Describe, Offer, PipeError
+from client.offer import Offer
+from client.pipe import Answer, Describe, PipeError
 from client.proposals import Proposals
 from client.record import Record
 from client.rounds import Rounds, is_full
-from client.site import FORGOTTEN_NAME, SITE_NAME, changed, open_site
+from client.site import changed, open_site
 from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
 from common.config import RunConfig, sha256_of

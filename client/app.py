@@ -19,7 +19,7 @@ from torch import nn
 
 from client import evaluations, gate, policy, training
 from client.data.cohort import Cohort
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import Site, open_site
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of

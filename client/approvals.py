@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from client.pipe import Offer
+from client.offer import Offer
 from common.config import RunConfig, canonical, from_canonical, sha256_of
 from common.errors import ConfigError
 from common.operators import Signer, people

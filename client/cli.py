@@ -25,11 +25,12 @@ from client.approvals import Proposal
 from client.audit_cli import audit_app
 from client.consequences import consequences, tensor_rows
 from client.data_cli import data_add, data_app
+from client.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME
 from client.keeper import Worker
 from client.key_cli import key_app
 from client.predict_cli import predict
 from client.shell import HOME, Home, NewHome
-from client.site import LEDGER_NAME, POLICY_NAME, SITE_NAME, open_site
+from client.site import open_site
 from client.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_one, read_status
 from client.verdict import policy_verdict
 from common.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table

@@ -12,7 +12,7 @@ from typing import Any
 from client import gate
 from client.approvals import Proposal
 from client.declared import outgrown
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import Site
 from common.config import RunConfig, canonical
 from common.privacy.guarantee import forecast, why_void

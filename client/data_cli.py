@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client import enrol, record
+from client.folder import CHECK_NAME, SITE_NAME
 from client.shell import HOME, FirstHome, Home, counted_progress, run_of, site_file
-from client.site import SITE_NAME, open_site
+from client.site import open_site
 from client.sitefile import add_source, remove_source
 from client.sitekey import check_outside
 from client.verdict import verdict_after
@@ -185,7 +186,7 @@ def data_check(  # noqa: PLR0917 - one parameter an option
     """
     from client.data.check_report import write_reports  # noqa: PLC0415 - image libraries
     from client.data.check_tables import document, shown_names, tables  # noqa: PLC0415 - image libraries
-    from client.data.checkup import CHECK_NAME, check_site  # noqa: PLC0415 - image libraries
+    from client.data.checkup import check_site  # noqa: PLC0415 - image libraries
 
     if without_labels and run is not None:
         raise ConfigError("a run needs labels: --without-labels does not go with --run.")
@@ -292,7 +293,8 @@ def data_forget(
     """
     from client.data.forget import forget  # noqa: PLC0415 - image libraries
 
-    studies = forget(open_site(home), patient, absent=absent)
+    site = open_site(home)
+    studies = forget(home, site.key, site.config.data, patient, absent=absent)
     if not studies and not absent:
         raise DataError(
             "no study of that patient is found, and nothing was changed. Give the id as the images have it, or "

@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from client import confine, enrol, sitekey
-from client.site import POLICY_NAME, SITE_NAME
+from client.folder import POLICY_NAME, SITE_NAME
 from client.status import EXPIRED, REFUSED, is_running, read_status
 from common.config import PolicyConfig, SiteConfig, load
 from common.environment import for_child

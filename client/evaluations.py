@@ -27,9 +27,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from client.folder import EVALUATIONS_NAME
 from client.gate import score_names
 from client.sealed_table import read_table, write_table
-from client.site import EVALUATIONS_NAME, Site
+from client.site import Site
 from common.config import PolicyConfig, RunConfig, Table
 from common.errors import ConfigError, ErrorCode, PolicyError, UpdateError
 from common.records import EvaluateReply, EvaluateRequest, Request, TrainRequest

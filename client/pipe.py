@@ -6,7 +6,6 @@ neither end trusts the other: what does not parse is a PipeError. Deadlines are 
 """
 
 import json
-import math
 import os
 import select
 import struct
@@ -14,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from client.offer import Offer
 from common.config import RunConfig, canonical, from_canonical
 from common.errors import ErrorCode, WardroundError
 from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
@@ -59,24 +59,6 @@ class Ready:
     """The worker says: imports are done. `network` is "removed", or why it could not be."""
 
     network: str
-
-
-@dataclass(frozen=True)
-class Offer:
-    """The worker says: what this site has for the run. Stays at the site."""
-
-    patients: int
-    declared_size: int
-    cohort_id: str
-    usable: int  # studies
-    quarantined: dict[str, int]  # studies by error code
-    tensors: dict[str, tuple[int, ...]]  # name -> shape, of the run's model; all are float32
-    training: int  # of the patients, those who are held out neither for validation nor for testing
-
-    @property
-    def parameters(self) -> int:
-        """Number of values in the run's model."""
-        return sum(math.prod(shape) for shape in self.tensors.values())
 
 
 Question = Describe | Work

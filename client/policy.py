@@ -8,7 +8,7 @@ learns one code.
 import datetime
 from collections.abc import Iterator
 
-from client.pipe import Offer
+from client.offer import Offer
 from common.config import PolicyConfig, RunConfig
 from common.errors import ErrorCode, PolicyError
 from common.privacy.clipping import norm_bounds

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from client import approvals, policy, signers
 from client.approvals import Appraisal, Proposal
-from client.pipe import Offer, PipeError
+from client.folder import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME
+from client.offer import Offer
+from client.pipe import PipeError
 from client.record import Record
-from client.site import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME, changed, current_site
+from client.site import changed, current_site
 from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
 from common.flower import read_bundle

@@ -23,8 +23,9 @@ from client.admission import Admission
 from client.approvals import Proposal
 from client.fleet import Fleet, LostMessageError
 from client.keeper import Worker
+from client.offer import Offer
 from client.outbox import Parcel
-from client.pipe import Offer, PipeError, Work
+from client.pipe import PipeError, Work
 from client.record import Record
 from client.site import current_site
 from client.witness import Witness

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from client import approvals
-from client.site import SITE_NAME
+from client.folder import SITE_NAME
 from common.cli import Advance, progress
 from common.config import RunConfig, load
 from common.errors import ConfigError

@@ -1,17 +1,4 @@
-"""A hospital's site: the folder that holds its rules, its key and its ledger, and the cohort its images make.
-
-    home/site.toml         what it offers (SiteConfig); relative paths start from home
-    home/policy.toml       what it allows (PolicyConfig); the strict default where the file is absent
-    home/site.key          keys the pseudonyms and all that is sealed, never leaves; see client/sitekey.py
-    home/forgotten.sealed  the patients who take no part any more
-    home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
-                           declared.json: the number of patients that private runs are told; evaluations/: scores given
-    home/cache/            the preprocessed images; may go while the agent is stopped
-
-Forgotten, state and cache are sealed under keys that are derived from site.key (common/safe.py): a copy of the folder
-without that key shows how much there is and when it was written, and nothing else.
-
-The worker may write to the last two folders and to scratch/, and to nothing else (client/confine.py).
+"""A hospital's site: its folder opened, with its rules, its key and its ledger, and the cohort its images make.
 
 No torch and no images are imported here before a cohort is asked for: the agent opens a site too.
 """
@@ -22,6 +9,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.folder import (
+    CACHE_NAME,
+    DECLARED_NAME,
+    FORGOTTEN_NAME,
+    LEDGER_NAME,
+    POLICY_NAME,
+    SITE_NAME,
+    SPLITS_NAME,
+    STATE_NAME,
+)
 from client.sitekey import check_outside, site_key
 from common.config import PolicyConfig, RunConfig, SiteConfig, canonical, load
 from common.errors import ConfigError, PolicyError
@@ -29,17 +26,6 @@ from common.errors import ConfigError, PolicyError
 if TYPE_CHECKING:
     from client.data.cohort import Cohort
     from common.privacy.ledger import Ledger
-
-SITE_NAME = "site.toml"
-POLICY_NAME = "policy.toml"
-STATE_NAME = "state"  # what the worker writes beside its cache
-LEDGER_NAME = f"{STATE_NAME}/ledger.sqlite"
-CACHE_NAME = "cache"
-INDEX_NAME = "index"  # within the cache: what the headers of the files told
-SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
-DECLARED_NAME = f"{STATE_NAME}/declared.json"
-EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
-FORGOTTEN_NAME = "forgotten.sealed"
 
 # A simulation opens this many sites at once without reading any of them twice.
 _OPEN_SITES = 256

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from client import approvals
-from client.pipe import Offer
+from client.offer import Offer
 from client.record import Record, has_joined, open_log
 from client.site import Site
 from common.audit.log import AuditLog

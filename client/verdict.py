@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from client import approvals, policy
 from client.declared import declared_size, outgrown
-from client.pipe import Offer
-from client.site import DECLARED_NAME, Site
+from client.folder import DECLARED_NAME
+from client.offer import Offer
+from client.site import Site
 from common.cli import say
 from common.config import PolicyConfig, RunConfig, load, sha256_of
 from common.errors import PolicyError

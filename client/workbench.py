@@ -14,7 +14,8 @@ from flwr.app import DEFAULT_TTL, Context, Message, MessageType, Metadata, Recor
 
 from client import pipe, sitekey
 from client.app import app
-from client.pipe import Answer, Describe, Offer, Question, Work
+from client.offer import Offer
+from client.pipe import Answer, Describe, Question, Work
 from client.site import open_site
 from common.config import RunConfig, SiteConfig, canonical, load, sha256_of
 from common.errors import ErrorCode, WardroundError

@@ -23,7 +23,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from client.data.sources import list_patients
-from client.site import POLICY_NAME, SITE_NAME, Site, open_site
+from client.folder import POLICY_NAME, SITE_NAME
+from client.site import Site, open_site
 from common.config import (
     Count,
     Device,

@@ -16,7 +16,7 @@ import server.cli
 import simulations.cli
 from client import approvals
 from client.approvals import Appraisal
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import open_site
 from client.status import Status
 from common.config import RunConfig, parse, sha256_of

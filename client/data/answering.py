@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data import dicom_header, frames, quality, sources
+from client.data.as_json import problem_to_json, reference_from_json, reference_to_json
 from client.data.labels import Vocabulary
 from client.data.pulse import beating
 from client.data.study import Reference, Study, parsing
@@ -82,7 +83,7 @@ def answer_to(question: Mapping[str, Any], most_bytes: int) -> Answer:
                 ErrorCode.OUT_OF_MEMORY,
             )
     except DataError as error:
-        return {"kind": "problem", "problem": frames.problem_to_json(error)}, ()
+        return {"kind": "problem", "problem": problem_to_json(error)}, ()
     except ConfigError as error:
         return {"kind": "misconfigured", "problem": {"code": str(error.code), "text": str(error)}}, ()
     return {"kind": "answer", **header}, arrays
@@ -95,7 +96,7 @@ def _look(question: Mapping[str, Any]) -> Answer:
 
 def _find(question: Mapping[str, Any]) -> Answer:
     found = sources.find(from_canonical(SourceConfig, question["source"]), Path(question["root"]))
-    references = [frames.reference_to_json(reference) for reference in found.references]
+    references = [reference_to_json(reference) for reference in found.references]
     return {"references": references, "left-out": dict(found.left_out), "assumed": dict(found.assumed)}, ()
 
 
@@ -125,7 +126,7 @@ def _check(question: Mapping[str, Any]) -> Answer:
 def _job(question: Mapping[str, Any]) -> Job:
     wanted = question["wanted"]
     return Job(
-        frames.reference_from_json(question["reference"]),
+        reference_from_json(question["reference"]),
         None if wanted is None else Vocabulary.from_json(wanted),
         question["empty-is-negative"],
     )

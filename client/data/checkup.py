@@ -21,11 +21,10 @@ from client.data.pseudonym import pseudonym
 from client.data.quality import Checked, Facts, duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found, Reference
-from client.site import CACHE_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
+from client.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
 from common.config import RunConfig, SiteConfig, SourceConfig
 from common.errors import DataError, ErrorCode
 
-CHECK_NAME = "check"  # a folder in the site's home
 EMPTY_FOLDER = "empty folder"
 
 

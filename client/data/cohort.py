@@ -25,7 +25,7 @@ from client.data.quality import duplicate_error, duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found
 from client.declared import declared_size
-from client.site import INDEX_NAME
+from client.folder import INDEX_NAME
 from common.config import RunConfig, SiteConfig
 from common.errors import DataError, ErrorCode
 

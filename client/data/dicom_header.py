@@ -15,10 +15,10 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 
+from client.data.as_json import problem_from_json, problem_to_json, text_of
 from client.data.deidentify import check_pixels
 from client.data.dicom_text import text_of_tag
 from client.data.dicom_values import IDENTITY, with_identity
-from client.data.frames import problem_from_json, problem_to_json, text_of
 from client.data.study import parsing, quiet
 from client.data.surrogates import values_of
 from common.errors import DataError, ErrorCode

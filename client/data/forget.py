@@ -6,20 +6,24 @@ was trained already; what such a model may tell is what the ledger bounds.
 """
 
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
 from client.data.cache import drop
-from client.data.checkup import CHECK_NAME
 from client.data.forgotten import Forgotten
 from client.data.isolation import Readers
 from client.data.split import KeptSplits
-from client.site import CACHE_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME, Site
+from client.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
+from common.config import SourceConfig
 
 
-def forget(site: Site, patient: str, *, absent: bool = False) -> int:
+def forget(home: Path, key: bytes, sources: Sequence[SourceConfig], patient: str, *, absent: bool = False) -> int:
     """Forget a patient.
 
     Args:
-        site: whose.
+        home: the site's folder.
+        key: of the site.
+        sources: of its images.
         patient: the raw id, as the images or their table have it.
         absent: also when no study of the patient is found.
 
@@ -30,16 +34,16 @@ def forget(site: Site, patient: str, *, absent: bool = False) -> int:
         ConfigError: a source is described wrongly, or a file of the home is damaged.
     """
     with Readers(1) as readers:
-        found = [readers.find(source, site.home) for source in site.config.data]
+        found = [readers.find(source, home) for source in sources]
     references = [one for each in found for one in each.references if one.patient == patient]
     if not references and not absent:
         return 0
-    path = site.home / FORGOTTEN_NAME
-    Forgotten(path, site.key).add(path, patient)
-    drop(site.home / CACHE_NAME, site.key, references)
-    (site.home / CACHE_NAME / INDEX_NAME).unlink(missing_ok=True)
-    shutil.rmtree(site.home / CHECK_NAME, ignore_errors=True)
-    KeptSplits(site.home / SPLITS_NAME, site.key).forget(patient)
+    path = home / FORGOTTEN_NAME
+    Forgotten(path, key).add(path, patient)
+    drop(home / CACHE_NAME, key, references)
+    (home / CACHE_NAME / INDEX_NAME).unlink(missing_ok=True)
+    shutil.rmtree(home / CHECK_NAME, ignore_errors=True)
+    KeptSplits(home / SPLITS_NAME, key).forget(patient)
     return len(references)
 
 

@@ -25,8 +25,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data import answering, dicom_header, frames, quality, sources
+from client.data import answering, dicom_header, quality, sources
 from client.data.answering import Job, Reading
+from client.data.as_json import problem_from_json, problem_to_json, reference_from_json, reference_to_json, text_of
 from client.data.child import Child, LateError, ReaderError
 from client.data.frames import FrameError
 from client.data.listing import list_folder
@@ -124,7 +125,7 @@ class Readers:
         # Of files elsewhere the names in the folder tell nothing: they may come and go.
         paths = [path for reference in found.references for path in (*reference.images, *reference.labels)]
         if memory is not None and all(path.is_relative_to(folder) for path in paths):
-            references = [frames.reference_to_json(reference) for reference in found.references]
+            references = [reference_to_json(reference) for reference in found.references]
             told = {"references": references, "left-out": dict(found.left_out), "assumed": dict(found.assumed)}
             memory.learn(key, stamp, told)
         return found
@@ -185,7 +186,7 @@ class Readers:
         told = self._run(tasks, batch=_HEADERS_AT_ONCE, ahead=len(tasks))
         for index, path in enumerate(paths):
             if index in known:
-                yield frames.problem_from_json(known[index].get("problem")) or _entry(path, known[index], ())
+                yield problem_from_json(known[index].get("problem")) or _entry(path, known[index], ())
                 continue
             entry = next(told)
             if memory is not None and not (isinstance(entry, DataError) and entry.code != ErrorCode.UNREADABLE):
@@ -295,9 +296,9 @@ class Readers:
                 case "answer":
                     return task.decode(header, arrays)
                 case "problem":
-                    return frames.problem_from_json(header["problem"]) or _no_memory()
+                    return problem_from_json(header["problem"]) or _no_memory()
                 case "misconfigured":
-                    return ConfigError(str(frames.problem_from_json(header["problem"])))
+                    return ConfigError(str(problem_from_json(header["problem"])))
                 case _:
                     raise FrameError("an answer of an unknown kind, or beats without end")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
@@ -316,7 +317,7 @@ def _most_beats(job: Job) -> int:
 def _question(what: str, job: Job) -> dict[str, Any]:
     return {
         "do": what,
-        "reference": frames.reference_to_json(job.reference),
+        "reference": reference_to_json(job.reference),
         "wanted": None if job.wanted is None else job.wanted.to_json(),
         "empty-is-negative": job.empty_is_negative,
     }
@@ -338,7 +339,7 @@ def _reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
     image, *labels = arrays
     label = labels[0] if labels else None
     axes = image.ndim - 1
-    classes = tuple(map(frames.text_of, header["classes"]))
+    classes = tuple(map(text_of, header["classes"]))
     spacing = None if header["spacing-mm"] is None else tuple(map(float, header["spacing-mm"]))
     affine = None if header["affine"] is None else np.array(header["affine"], np.float64)
     order = header["order"]
@@ -364,14 +365,14 @@ def _reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
         label,
         spacing,
         affine,
-        frames.text_of(header["modality"]),
+        text_of(header["modality"]),
         job.reference.patient,
         job.reference.key,
         tuple(job.reference.images[index] for index in order),
         classes,
         labelling,
     )
-    return Reading(study, frames.text_of(header["digest"]))
+    return Reading(study, text_of(header["digest"]))
 
 
 def _checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quality.Checked:
@@ -394,9 +395,9 @@ def _checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quali
 
 def _found(header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> Found:
     left_out, assumed = (
-        {frames.text_of(why): int(count) for why, count in header[kind].items()} for kind in ("left-out", "assumed")
+        {text_of(why): int(count) for why, count in header[kind].items()} for kind in ("left-out", "assumed")
     )
-    return Found(tuple(map(frames.reference_from_json, header["references"])), left_out, assumed)
+    return Found(tuple(map(reference_from_json, header["references"])), left_out, assumed)
 
 
 def _entry(path: Path, header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> dicom_header.Entry | None:
@@ -407,7 +408,7 @@ def _entry(path: Path, header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]
 def _look_to_json(outcome: dicom_header.Entry | DataError | None) -> dict[str, Any]:
     """As a child would tell it; see `_entry`."""
     if isinstance(outcome, DataError):
-        return {"problem": frames.problem_to_json(outcome)}
+        return {"problem": problem_to_json(outcome)}
     return {"entry": None if outcome is None else dicom_header.entry_to_json(outcome)}
 
 

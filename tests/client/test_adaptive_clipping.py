@@ -8,7 +8,7 @@ import torch
 
 from client import policy, training
 from client.data.cohort import Case, Cohort
-from client.pipe import Offer
+from client.offer import Offer
 from client.training import train_round
 from common.config import PolicyConfig, RunConfig, SiteConfig, validate
 from common.errors import ErrorCode, PolicyError, PrivacyError

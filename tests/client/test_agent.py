@@ -26,7 +26,8 @@ from safetensors.numpy import save
 from client import approvals
 from client.agent import Agent
 from client.fleet import Fleet
-from client.pipe import Answer, Describe, Offer, PipeError, Question, Work
+from client.offer import Offer
+from client.pipe import Answer, Describe, PipeError, Question, Work
 from client.record import open_log
 from client.site import open_site
 from client.status import read_status

@@ -7,7 +7,7 @@ import pytest
 
 from client import approvals
 from client.approvals import Appraisal
-from client.pipe import Offer
+from client.offer import Offer
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ConfigError
 

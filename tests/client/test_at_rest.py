@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     made = make_site(folder, tiny_site(folder / "data", "north", patients=PATIENTS))
     for run in (PRIVATE, PLAIN):
         answer(TrainRequest(sha256_of(run), 1, pack(build_model(run).state_dict())), run, made, ATTEMPT)
-    assert forget(made, "north-3") == 1
+    assert forget(made.home, made.key, made.config.data, "north-3") == 1
     return made
 
 

@@ -32,7 +32,8 @@ from client.cli import app
 from client.data import sources
 from client.data.labels import Vocabulary
 from client.keeper import Worker
-from client.pipe import Describe, Offer, Question, Work
+from client.offer import Offer
+from client.pipe import Describe, Question, Work
 from client.site import open_site
 from common.checkpoint import pack
 from common.config import sha256_of

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from client import approvals
 from client.approvals import Appraisal
 from client.cli import app
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import open_site
 from client.sitefile import add_source
 from client.status import is_running, only_one

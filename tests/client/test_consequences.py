@@ -10,7 +10,7 @@ from dp_accounting import pld
 from client import approvals
 from client.approvals import Appraisal, Proposal
 from client.consequences import consequences, tensor_rows
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
 from common.privacy.accountant import noise_multiplier_for

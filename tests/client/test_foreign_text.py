@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from client import approvals, enrol
 from client.approvals import Appraisal
 from client.cli import _log_to, app
-from client.pipe import Offer
+from client.offer import Offer
 from client.site import open_site
 from client.status import only_one
 from common import operators, pki

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from client import pipe
-from client.pipe import Answer, Describe, Frame, Offer, PipeError, Question, Ready, Work
+from client.offer import Offer
+from client.pipe import Answer, Describe, Frame, PipeError, Question, Ready, Work
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest

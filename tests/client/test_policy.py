@@ -7,7 +7,7 @@ import math
 import pytest
 
 from client import policy
-from client.pipe import Offer
+from client.offer import Offer
 from common.config import InitialConfig, PolicyConfig, RunConfig, validate
 from common.errors import ConfigError, ErrorCode, PolicyError
 

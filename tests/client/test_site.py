@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from client import sitekey, workbench
 from client.cli import app
 from client.keeper import Worker
-from client.pipe import Describe, Offer, PipeError
+from client.offer import Offer
+from client.pipe import Describe, PipeError
 from client.site import open_site
 from client.sitekey import KEY_VARIABLE, PASSPHRASE_VARIABLE
 from common.errors import ConfigError

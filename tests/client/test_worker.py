@@ -16,7 +16,8 @@ import pytest
 
 from client import confine, pipe
 from client.keeper import Worker
-from client.pipe import Describe, Offer, PipeError, Work
+from client.offer import Offer
+from client.pipe import Describe, PipeError, Work
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ErrorCode

@@ -26,6 +26,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from client import confine, pipe
 from client.agent import Agent
 from client.keeper import Worker
+from client.offer import Offer
 from client.pipe import Answer, Describe, Question, Ready
 from client.site import open_site
 from common.checkpoint import pack
@@ -290,7 +291,7 @@ def _opened(home: Path, worker: Worker, ear: Ear, patch: pytest.MonkeyPatch) -> 
         runs.append(run)
         bundles[run_hash] = digest
     offer = worker.ask(Describe(runs[0]), SOON_S)
-    assert isinstance(offer, pipe.Offer), offer
+    assert isinstance(offer, Offer), offer
     assert offer.patients >= PATIENTS
     said = home.parent / "said"
     said.mkdir()

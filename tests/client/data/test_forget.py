@@ -60,10 +60,15 @@ def kept(home: Path) -> set[Path]:
     return set((home / "cache").glob("*/*.case"))
 
 
+def forgotten_in(home: Path, patient: str) -> int:
+    site = open_site(home)
+    return forget(home, site.key, site.config.data, patient)
+
+
 def test_forgotten_patient_is_gone_and_the_others_stay_where_they_were(home: Path) -> None:
     before, files = cohort_of(home), kept(home)
     gone = pseudonym(open_site(home).key, PATIENTS[3])
-    assert forget(open_site(home), PATIENTS[3]) == 1
+    assert forgotten_in(home, PATIENTS[3]) == 1
     assert len(files - kept(home)) == 1
     after = cohort_of(home)
     assert {case.patient: case.split for case in before.cases if case.patient != gone} == {
@@ -77,7 +82,7 @@ def test_forgotten_patient_is_gone_and_the_others_stay_where_they_were(home: Pat
 
 def test_nothing_that_is_kept_says_who_it_was(home: Path) -> None:
     cohort_of(home)
-    forget(open_site(home), PATIENTS[3])
+    forgotten_in(home, PATIENTS[3])
     cohort_of(home)
     names = [PATIENTS[3].encode(), hashlib.sha256(PATIENTS[3].encode()).hexdigest().encode()]
     for path in home.rglob("*"):
@@ -87,7 +92,7 @@ def test_nothing_that_is_kept_says_who_it_was(home: Path) -> None:
 def test_check_leaves_the_patient_out_and_its_pictures_are_removed(home: Path) -> None:
     check = ["data", "check", "--json", "--home", str(home)]
     assert CliRunner().invoke(app, check).exit_code == 0
-    forget(open_site(home), PATIENTS[3])
+    forgotten_in(home, PATIENTS[3])
     assert not (home / "check").exists()
     result = CliRunner().invoke(app, check)
     assert pseudonym(open_site(home).key, PATIENTS[3]) not in result.output
@@ -125,11 +130,11 @@ def test_unknown_patient_changes_nothing_unless_asked_for(home: Path) -> None:
     ],
 )
 def test_altered_list_stops_the_reading_and_stays(home: Path, damage: Callable[[bytes], bytes]) -> None:
-    forget(open_site(home), PATIENTS[3])
+    forgotten_in(home, PATIENTS[3])
     path = home / "forgotten.sealed"
     broken = damage(path.read_bytes())
     path.write_bytes(broken)
-    for deed in (lambda: cohort_of(home), lambda: forget(open_site(home), PATIENTS[4])):
+    for deed in (lambda: cohort_of(home), lambda: forgotten_in(home, PATIENTS[4])):
         with pytest.raises(ConfigError, match=r"forgotten\.sealed .* Restore it"):
             deed()
     assert path.read_bytes() == broken
