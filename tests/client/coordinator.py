@@ -1,6 +1,6 @@
 """A coordinator for tests of the agent: real certificates and gRPC over mutual TLS; all that is sent is kept."""
 
-# ruff: noqa: ARG002, N802 - the methods' names and arguments are the protocol's
+# ruff: noqa: N802 - the methods' names and arguments are the protocol's
 
 import hashlib
 import json

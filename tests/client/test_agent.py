@@ -71,7 +71,7 @@ class FakeWorker:
     def stop(self) -> None:
         self.stopped = True
 
-    def ask(self, question: Question, timeout_s: float) -> Answer:  # noqa: ARG002
+    def ask(self, question: Question, timeout_s: float) -> Answer:
         self.asked.append(question)
         return OFFER if isinstance(question, Describe) else self.answer(question)
 

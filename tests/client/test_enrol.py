@@ -3,7 +3,7 @@
 Real certificates and TLS; the coordinator's side is a double that decides as the test says.
 """
 
-# ruff: noqa: ARG002, N802 - the methods' names and arguments are the protocol's
+# ruff: noqa: N802 - the methods' names and arguments are the protocol's
 
 import dataclasses
 import datetime
