@@ -37,6 +37,7 @@ from client.witness import Witness
 from common.config import RunConfig, sha256_of
 from common.errors import AuditError, EnrolmentError, ErrorCode, FederationError, PolicyError, WardroundError
 from common.flower import question_of, reply_to
+from common.logs import Trouble
 from common.records import Refusal, reply_to_record
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsReply, ListProposalsRequest
@@ -86,6 +87,7 @@ class Agent:
             stop=self._stop,
         )
         self._crashes = 0  # of the worker, as far as they are recorded
+        self._trouble = Trouble(_log)
 
     def run(self) -> None:
         """Work until `stop` is called.
@@ -123,7 +125,7 @@ class Agent:
         """What could not be written is not done, and the agent lives on; any other trouble with files ends it."""
         if not is_full(error):
             raise error
-        _log.error("%s: waiting until there is room on the disk", error)
+        self._trouble.say(f"{error}: waiting until there is room on the disk")
         self._status.update(disk=DISK_FULL)
         self._stop.wait(FULL_PAUSE_S)
 
@@ -195,7 +197,7 @@ class Agent:
         try:
             self._fetch_proposals()
         except (WardroundError, OSError) as error:
-            _log.error("proposals: %s", error)
+            self._trouble.say(f"proposals: {error}")
 
     def _take_over(self) -> None:
         """Go on with the renewed certificate, over a new connection."""
@@ -284,7 +286,10 @@ class Agent:
                 self._keep(reply)
                 self._proposals.appraise()
             except (grpc.RpcError, WardroundError, OSError) as error:
-                _log.log(logging.DEBUG if isinstance(error, grpc.RpcError) else logging.ERROR, "proposals: %s", error)
+                if isinstance(error, grpc.RpcError):
+                    _log.debug("proposals: %s", error)
+                else:
+                    self._trouble.say(f"proposals: {error}")
                 revision = 0
                 self._stop.wait(pause)
                 pause = min(2 * pause, LARGEST_PAUSE_S)
@@ -319,7 +324,8 @@ class Agent:
             except grpc.RpcError as error:
                 _log.debug("upkeep: %s", error)
             except (WardroundError, OSError) as error:
-                _log.error("upkeep: %s", error)
+                self._trouble.say(f"upkeep: {error}")
+            self._trouble.settle()
 
     def _look_after_record(self) -> None:
         """What the audit log must know of without a message."""

@@ -26,6 +26,7 @@ from common.audit.entries import SMALLEST_COUNT, Value, bucketed, decimal_text
 from common.audit.log import AuditLog
 from common.config import PolicyConfig, sha256_of
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError, UpdateError
+from common.logs import Trouble
 from common.operators import public_bytes
 from common.privacy.scores import SCORES_DELTA, SCORES_EPSILON
 from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
@@ -85,6 +86,7 @@ class Record:
         self._home = home
         self._site, self._key = identity.site, identity.receipt_key
         self._outbox = Outbox(home / FOLDER, site_key)
+        self._trouble = Trouble(_log)
         self._policy = ""
         self._answers: dict[str, tuple[bool, str]] = {}  # run hash -> approved, by
 
@@ -234,7 +236,7 @@ class Record:
                 try:
                     self.log.append("refusal", {"code": str(reply.code), **known})
                 except AuditError as error:
-                    _log.error("a refusal is not recorded: %s", error)
+                    self._trouble.say(f"a refusal is not recorded: {error}")
 
     def closed(self, run_hash: str) -> None:
         """A run is closed. A failed or stopped one may be resumed with the round that its last update belongs to, so

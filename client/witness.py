@@ -28,6 +28,7 @@ from common.audit.receipts import Receipt, countersigned_fields, is_countersigne
 from common.audit.witness import ConflictError
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
 from common.files import write_private
+from common.logs import Trouble
 from common.text import NAME_PATTERN
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import ExchangeCheckpointsRequest, SubmitReceiptRequest
@@ -88,6 +89,7 @@ class Witness:
         self._recorded: set[str] = set()  # those of them for which this log has an entry
         self._next = 0.0
         self._alarmed = ""
+        self._trouble = Trouble(_log)
         self.problem = ""  # what is wrong with the exchange, though the coordinator is there
 
     @property
@@ -131,7 +133,7 @@ class Witness:
             try:
                 known = _is_acknowledged(self._log, parcel.receipt)
             except AuditError as error:  # such as a full disk: the coordinator may sign twice
-                _log.error("%s", error)
+                self._trouble.say(str(error))
                 known = False
             if not known:
                 self._pending[name] = _Pending(parcel.receipt, parcel.signature)
@@ -173,7 +175,7 @@ class Witness:
                 if _is_away(error):
                     raise
                 self.problem = f"the coordinator does not exchange checkpoints ({error.code().name})"
-                _log.warning("%s", self.problem)
+                self._trouble.say(self.problem)
             if not self._pending:
                 self._next = time.monotonic() + IDLE_S
 
@@ -189,10 +191,12 @@ class Witness:
             if error.code() == grpc.StatusCode.NOT_FOUND and name not in self._delivered:
                 _log.warning("the update of round %d never arrived, its receipt stays unsigned", receipt.round)
                 return True
-            _log.error("the coordinator does not sign the receipt of round %d: %s", receipt.round, error.code())
+            self._trouble.say(
+                f"the coordinator does not sign the receipt of round {receipt.round}: {error.code().name}"
+            )
             return False
         if not is_countersigned(receipt, one.signature, signature, self._log_key):
-            _log.error("the signature under the receipt of round %d is not the coordinator's", receipt.round)
+            self._trouble.say(f"the signature under the receipt of round {receipt.round} is not the coordinator's")
             return False
         self._log.append("countersigned", countersigned_fields(receipt, signature))
         return True

@@ -1,17 +1,24 @@
 """How every process of ours writes its log: one line a record, and no line that foreign text has made.
 
 Messages and errors may repeat what another side sent. A record is one line of visible signs; a traceback follows
-indented, so that nothing in it begins like a record.
+indented, so that nothing in it begins like a record. What lasts, such as a file that another program holds, is said
+once and then counted (`Trouble`).
 """
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from common.text import shown
+from common.text import counted, shown
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _INDENT = "    "
+# A trouble that lasts is said again after so long, and is over when it has not come for so long.
+AGAIN_AFTER_S, OVER_AFTER_S = 600.0, 120.0
+_MOST_TROUBLES = 100
 
 
 class LineFormatter(logging.Formatter):
@@ -53,4 +60,53 @@ def on_screen() -> logging.Handler:
     return handler
 
 
-__all__ = ["LineFormatter", "log_to", "on_screen"]
+@dataclass
+class _Lasting:
+    """A trouble that has been said."""
+
+    last: float  # when it came last, and when it was said last; of the clock
+    said: float
+    silent: int = 0  # how often it came since
+
+
+class Trouble:
+    """Says what goes wrong again and again: once, then every ten minutes how often, and when it is over.
+
+    A process that tries again every second would else fill its log with one line, and hide all others in it. For any
+    thread.
+    """
+
+    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._clock = log, clock
+        self._lock = threading.Lock()
+        self._lasting: dict[str, _Lasting] = {}
+
+    def say(self, text: str) -> None:
+        """It has come. The same text is the same trouble."""
+        self.settle()
+        now = self._clock()
+        with self._lock:
+            one = self._lasting.get(text)
+            if one is None:
+                if len(self._lasting) < _MOST_TROUBLES:
+                    self._lasting[text] = _Lasting(now, now)
+                self._log.error("%s", text)
+                return
+            one.last = now
+            one.silent += 1
+            if now - one.said >= AGAIN_AFTER_S:
+                self._log.error("%s (it came %s more since this was said)", text, counted(one.silent, "time"))
+                one.said, one.silent = now, 0
+
+    def settle(self) -> None:
+        """To be called now and then: what has not come for a while is over, and how often it came is said."""
+        now = self._clock()
+        with self._lock:
+            over = {text: one for text, one in self._lasting.items() if now - one.last >= OVER_AFTER_S}
+            for text, one in over.items():
+                del self._lasting[text]
+                if one.silent:
+                    self._log.info("no more, after %s: %s", counted(one.silent, "more time"), text)
+
+
+__all__ = ["LineFormatter", "Trouble", "log_to", "on_screen"]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import grpc
 
 from common.errors import AuditError
+from common.logs import Trouble
 from server.registry import Registry
 from server.store import StoreError
 
@@ -30,6 +31,7 @@ class Bell:
         self._lock = threading.Lock()
         self._held: dict[threading.Event, str] = {}
         self._stop = threading.Event()
+        self._trouble = Trouble(_log)
         self._version: tuple[int, int] | None = registry.version()
         self._watcher = threading.Thread(target=self._watch, name="registry", daemon=True)
         self._watcher.start()
@@ -72,7 +74,8 @@ class Bell:
                 version = self._registry.version()
             except (StoreError, AuditError) as error:
                 # Whoever is held finds out for itself that nobody can be authorised, and ends.
-                _log.error("the registry cannot be read: %s", error)
+                self._trouble.say(f"the registry cannot be read: {error}")
+            self._trouble.settle()
             if version != self._version:
                 self._version = version
                 self.ring()

@@ -29,6 +29,7 @@ from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common import pki
 from common.errors import AuditError, ConfigError, EnrolmentError, ErrorCode, FederationError, UpdateError
+from common.logs import Trouble
 from common.operators import Act
 from common.wire import clock, wardround_pb2, wardround_pb2_grpc
 from common.wire.wake import poke_strategies
@@ -36,7 +37,7 @@ from server import enrolment, mailbox
 from server.bell import Bell
 from server.guard import site_of
 from server.home import Home, read_nodes, write_nodes
-from server.limits import DENIALS, DENIALS_PER_S, Notes
+from server.limits import DENIALS, DENIALS_PER_S, Notes, unwritten
 from server.mailbox import Mailbox
 from server.proposals import Proposal
 from server.refusals import Refusals
@@ -77,6 +78,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._hints = 0
         self._gone: dict[str, float] = {}  # site -> when a call that it held broke, in time.monotonic()
         self._notes = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
+        self._trouble = Trouble(_log)
         self._witness = Witness(home, registry)
         self.refused = Refusals(self._witness.log, registry)
         self._live_runs: set[int] = set()
@@ -346,7 +348,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                     # A new SuperLink does not know the node; the agent's next call is told to activate again.
                     self._let_go(seat, "must activate again", Presence.AWAY)
             except httpx.HTTPError as error:
-                _log.warning("the SuperLink does not answer for site %s: %s", name, error)
+                self._trouble.say(f"the SuperLink does not answer for site {name}: {error}")
+        self._trouble.settle()
 
     def _has_gone(self, site: str) -> bool:
         """Whether its connection broke a while ago, and it has not called since and holds no other call."""
@@ -432,7 +435,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             self._note(context, error)
             context.abort(grpc.StatusCode.ABORTED, str(error))
         except AuditError as error:
-            _log.error("nothing is taken that cannot be recorded: %s", error)
+            self._trouble.say(f"nothing is taken that cannot be recorded: {error}")
             context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write its audit log")
         except UpdateError as error:
             self._note(context, error)
@@ -460,7 +463,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         if silent is not None:
             # Words of the caller's may be in it; it stays one line.
             line = " ".join(str(why).split())
-            _log.warning("denied: %s: %s (%s; %d times before, in silence)", site, line, context.peer(), silent)
+            _log.warning("denied: %s: %s (%s)%s", site, line, context.peer(), unwritten(silent))
 
 
 @lru_cache(1024)

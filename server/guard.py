@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from common import pki
 from common.errors import AuditError
+from common.logs import Trouble
 from common.wire import pushback
 from server.limits import (
     BYTES_PER_HOUR,
@@ -33,6 +34,7 @@ from server.limits import (
     Notes,
     Rule,
     rule_of,
+    unwritten,
 )
 from server.refusals import Refused
 from server.store import StoreError
@@ -74,7 +76,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
         self._limits = Limits(time.monotonic, at_once, bytes_per_hour)
         self._reached = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
         self._denied = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
-        self._unusable = Notes(1 / NOTE_EVERY_S, 1, time.monotonic)
+        self._trouble = Trouble(_log)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._running: dict[int, _Call] = {}
@@ -86,6 +88,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
 
     def end_overdue(self) -> None:
         """Cancel the calls whose time is over; to be called every second or so."""
+        self._trouble.settle()
         now = time.monotonic()
         with self._lock:
             overdue = [(number, call) for number, call in self._running.items() if call.end < now]
@@ -124,8 +127,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
             return handler.unary_unary(request, call.context)
         except (StoreError, AuditError) as error:
             # Nobody can be authorised, or nothing recorded: for as long as another program holds the file, say.
-            if self._unusable.write("") is not None:
-                _log.error("%s", error)
+            self._trouble.say(str(error))
             call.context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot use its registry or audit log now")
 
     def _request(self, call: _Call, requests: Iterator[bytes], parse: Callable[[bytes], Any]) -> Any:
@@ -155,7 +157,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
             self._record(call.caller, status)
         silent = self._reached.write(f"{call.caller}: {why}") if limit else self._denied.write(call.caller)
         if silent is not None:
-            _log.warning("refused: %s at %s: %s (%d times before, in silence)", call.caller, call.method, why, silent)
+            _log.warning("refused: %s at %s: %s%s", call.caller, call.method, why, unwritten(silent))
 
 
 def site_of(context: grpc.ServicerContext) -> str:

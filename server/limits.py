@@ -127,6 +127,11 @@ class Notes:
             return None
 
 
+def unwritten(silent: int) -> str:
+    """The end of a line that was written: how many like it were kept silent before; nothing where none was."""
+    return f"; {silent} more like it were not written" if silent else ""
+
+
 @dataclass
 class _Caller:
     """What one caller is doing."""

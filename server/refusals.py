@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from common.audit.log import AuditLog
 from common.errors import AuditError
+from common.logs import Trouble
 from server.limits import Notes
 from server.registry import Registry
 
@@ -32,6 +33,7 @@ class Refusals:
 
     def __init__(self, log: AuditLog, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
         self._log, self._registry = log, registry
+        self._trouble = Trouble(_log)
         self._each = Notes(1 / THEN_EVERY_S, FIRST, clock)
         self._strangers = Notes(1 / THEN_OF_STRANGERS_EVERY_S, FIRST_OF_STRANGERS, clock)
 
@@ -52,4 +54,4 @@ class Refusals:
         try:
             self._log.append("call-refused", {"status": status, **known})
         except AuditError as error:
-            _log.error("a refusal is not recorded: %s", error)
+            self._trouble.say(f"a refusal is not recorded: {error}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from common import flower
 from common.errors import FederationError
+from common.logs import Trouble
 from server.home import Home
 from server.liveness import has_died
 from server.proposals import Proposal
@@ -39,6 +40,7 @@ class Runs:
         self._home = home
         self._registry = registry
         self._superlink = home.superlink
+        self._trouble = Trouble(_log)
         self._next_look: dict[str, float] = {}
         # The last round that was complete when this process started the run.
         self._round_at_start: dict[str, int] = {}
@@ -54,7 +56,8 @@ class Runs:
             try:
                 self._advance(proposal)
             except FederationError as error:
-                _log.warning("run %s: %s", proposal.run_hash[:8], error)
+                self._trouble.say(f"run {proposal.run_hash[:8]}: {error}")
+        self._trouble.settle()
         return {one.run_id for one in self._registry.unfinished() if one.state == "running" and one.run_id is not None}
 
     def _advance(self, proposal: Proposal) -> None:

@@ -27,7 +27,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from common import pki
 from common.errors import AuditError, ConfigError, FederationError, WardroundError
 from common.flower import check_version, superlink_answers
-from common.logs import log_to
+from common.logs import Trouble, log_to
 from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the latter without types
 from common.wire.channels import Credentials
 from common.wire.wake import Sleeper, gateway_sleeper
@@ -78,9 +78,10 @@ def serve(home: Home, stop: threading.Event) -> None:
     ]
     for thread in threads:
         thread.start()
+    trouble = Trouble(_log)
     try:
         while not stop.is_set():
-            with patiently():
+            with patiently(trouble):
                 gateway.keep_house(runs.step())
             stop.wait(_STEP_S)
     finally:
@@ -161,6 +162,7 @@ class EnrolmentDoor:
         self._home, self._registry = home, registry
         self._guard = Guard(address_of, ENROLMENTS_AT_ONCE, record=Refusals(open_log(home), registry))
         self._server: grpc.Server | None = None
+        self._trouble = Trouble(_log)
         self._expected = 0.0
         self._not_before = 0.0
 
@@ -190,16 +192,16 @@ class EnrolmentDoor:
             self._server = start_enrolment(self._home, self._registry, self._guard)
         except FederationError as error:
             self._not_before = now + _RETRY_S
-            _log.error("enrolment stays closed: %s", error)
+            self._trouble.say(f"enrolment stays closed: {error}")
 
 
 def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, stop: threading.Event) -> None:
     """What must not wait for a slow SuperLink: calls that take too long, the enrolment port, health, certificates."""
-    look, renewal = 0.0, time.monotonic() + _RENEWAL_EVERY_S
+    look, renewal, trouble = 0.0, time.monotonic() + _RENEWAL_EVERY_S, Trouble(_log)
     try:
         while not stop.wait(_STEP_S):
             guard.end_overdue()
-            with patiently():
+            with patiently(trouble):
                 door.step()
             now = time.monotonic()
             if now >= look:
@@ -213,15 +215,13 @@ def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, sto
 
 
 @contextmanager
-def patiently() -> Iterator[None]:
-    """Go on when another program holds the registry or the audit log: it lets go, and then all is done as it was due.
-
-    That is waited for before it is said, so that it is said a few times a minute.
-    """
+def patiently(trouble: Trouble) -> Iterator[None]:
+    """Go on when another program holds the registry or the audit log: it lets go, and all is done as it was due."""
     try:
         yield
     except (StoreError, AuditError) as error:
-        _log.error("%s", error)
+        trouble.say(str(error))
+    trouble.settle()
 
 
 def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import queue
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from safetensors.numpy import save
 
-from client import approvals
+from client import approvals, witness
 from client.agent import Agent
 from client.fleet import Fleet
 from client.offer import Offer
@@ -31,8 +32,9 @@ from client.pipe import Answer, Describe, PipeError, Question, Work
 from client.record import open_log
 from client.site import open_site
 from client.status import read_status
+from common import database
 from common.config import RunConfig, parse, sha256_of
-from common.errors import ErrorCode
+from common.errors import AuditError, ErrorCode
 from common.flower import build_bundle
 from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from common.wire import pushback
@@ -410,6 +412,40 @@ def test_worker_that_dies_while_it_counts_the_patients_is_asked_once_more(stage:
     stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
     assert isinstance(stage.reply(), TrainReply)
     assert [type(question) for question in stage.worker.asked] == [Describe, Describe, Work]
+
+
+def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwards(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(witness, "RETRY_S", 0.01)
+    monkeypatch.setattr(witness, "IDLE_S", 0.01)
+    tries = threading.Semaphore(0)
+    exchange = witness.Witness.exchange
+
+    def counted(*arguments: object) -> None:
+        try:
+            exchange(*arguments)  # type: ignore[arg-type]
+        except AuditError:
+            tries.release()
+            raise
+
+    monkeypatch.setattr(witness.Witness, "exchange", counted)
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
+    with sqlite3.connect(stage.home / "audit.sqlite", isolation_level=None) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with monkeypatch.context() as impatient:
+            impatient.setattr(database, "_LOCK_TIMEOUT_S", 0.01)
+            assert all(tries.acquire(timeout=60.0) for _ in range(10))
+        holder.execute("ROLLBACK")
+    told = [text for text in caplog.messages if "database is locked" in text]
+    assert told
+    assert len(told) == len(set(told)), told  # each thread's sentence once
+    assert "Traceback" not in caplog.text
+    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    assert isinstance(stage.reply(), TrainReply)
 
 
 def test_nothing_a_worker_says_leaves_but_numbers_and_codes(stage: Stage) -> None:

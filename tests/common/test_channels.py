@@ -3,8 +3,12 @@
 import datetime
 import socket
 import ssl
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -160,6 +164,60 @@ def test_any_call_may_end_on_a_connection_that_grew_old() -> None:
     from server.limits import RULES  # noqa: PLC0415 - the one place that knows how long a call may take
 
     assert max(rule.seconds for rule in RULES.values()) < channels._AGE_GRACE_S
+
+
+# Loopback of a namespace of its own goes down under a held call: no end of the connection is told to anybody.
+DROPS = """
+import ctypes, fcntl, socket, struct, subprocess, sys, threading
+from common.namespaces import PrivateNetwork, private_network
+made = private_network()
+if not isinstance(made, PrivateNetwork):
+    print(f"no network of its own: {made}", flush=True)
+    sys.exit()
+made.enter()
+import grpc
+from common.wire import channels
+from tests.common.test_channels import Authority
+authority, told, over = Authority(), threading.Event(), threading.Event()
+def held(_, context):
+    context.add_callback(lambda: over.is_set() or (print("server", flush=True), over.set()))
+    told.set()
+    over.wait()
+    return b""
+handlers = {"Held": grpc.unary_unary_rpc_method_handler(held)}
+add = lambda server: server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", handlers)])
+server = channels.serve("127.0.0.1:9443", lambda: authority.credentials, add)
+channel = channels.secure_channel("127.0.0.1:9443", *authority.client())
+call = channel.unary_unary("/test/Held").future(b"")
+assert told.wait(60)
+print("held", flush=True)
+request = struct.pack("16sh22x", b"lo", 0)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+    fcntl.ioctl(plain, 0x8914, request)  # SIOCSIFFLAGS: not up
+print("client", call.code().name, flush=True)
+over.wait()
+"""
+
+
+def test_a_network_that_drops_without_a_word_is_noticed_by_both_sides() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux has network namespaces")
+    command = [sys.executable, "-c", DROPS]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    # 15 s by the settings; those before these needed 50.
+    end = threading.Timer(40.0, process.kill)
+    try:
+        said = process.stdout.readline().strip()
+        if said.startswith("no network of its own"):
+            pytest.skip(f"the kernel gives this user {said}")
+        assert said == "held"
+        end.start()
+        assert sorted(line.strip() for line in process.stdout) == ["client UNAVAILABLE", "server"]
+    finally:
+        end.cancel()
+        process.kill()
+        process.wait()
 
 
 def shown(port: int) -> bytes | None:
