@@ -10,6 +10,7 @@ TEMPLATE = """\
 # with `wardround-server run`. Lines that are commented out show the default, or an example where there is none.
 # Lengths are in mm or voxels, in the order of the array's axes: (y, x) or (z, y, x).
 
+format = 2                   # of this file: what it may say; leave it as it is
 name = "lesions"             # small letters, digits and hyphens
 # seed = 0                   # initial weights follow from it; the noise of privacy never does
 # deterministic = false      # bit-equal results on the same machine, at some cost in speed
@@ -37,6 +38,7 @@ spacing-mm = [3.0, 3.0]      # resample to this; for images that know their spac
 # rows = 256                 # for pictures, in place of spacing-mm: resize to so many rows
 intensity = "window"         # window, zscore or percentile
 window = [-100, 250]         # with window: from [low, high] (for CT in HU) to [0, 1]
+# steps = []                 # further steps that every hospital must have: wardround-sim list steps
 
 [training]                   # one hospital's work in one round
 local-steps = 4

@@ -190,7 +190,12 @@ def test_every_table_of_a_run_is_documented() -> None:
     text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
     tables = set(re.findall(r"^## \[([a-z-]+)\]$", text, re.MULTILINE))
     assert values | tables == {str(field.alias) for field in RunConfig.model_fields.values()}
-    assert _documented("run.md", "Top of the file") == {"name": "", "seed": "0", "deterministic": "False"}
+    assert _documented("run.md", "Top of the file") == {
+        "format": "1",
+        "name": "",
+        "seed": "0",
+        "deterministic": "False",
+    }
 
 
 def test_the_example_of_a_run_is_one() -> None:

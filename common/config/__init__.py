@@ -19,6 +19,7 @@ from common.config.run import (
 from common.config.site import Device, SiteConfig, SourceConfig
 from common.config.table import (
     Count,
+    Document,
     Fraction,
     Name,
     NonNegative,
@@ -41,6 +42,7 @@ __all__ = [
     "Count",
     "DataConfig",
     "Device",
+    "Document",
     "FederationConfig",
     "Fraction",
     "InitialConfig",

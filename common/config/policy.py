@@ -1,10 +1,10 @@
 """policy.toml: what a hospital allows."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from common.config.table import Count, NonNegative, Positive, Table
+from common.config.table import Count, Document, NonNegative, Positive
 
 # What the exit gate knows of; a policy may shorten the list. dice-<class> goes with dice.
 Metric = Literal["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]
@@ -15,8 +15,10 @@ Scores = Literal["none", "noised", "exact"]
 HOURS_PATTERN = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 
-class PolicyConfig(Table):
+class PolicyConfig(Document):
     """policy.toml: what the hospital allows. Nothing the coordinator sends can change it. The default is strict."""
+
+    KIND: ClassVar[str] = "policy.toml"
 
     # The switch: false refuses every message from the next one on.
     participate: bool = True

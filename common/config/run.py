@@ -3,11 +3,12 @@
 Lengths are in mm or voxels and ordered like the array axes: (z, y, x) or (y, x).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.table import Count, Fraction, Name, NonNegative, Positive, Table
+from common.config.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
+from common.formats import Since
 
 
 class ModelConfig(Table):
@@ -74,9 +75,8 @@ class PreprocessingConfig(Table):
     # percentile: 0.5th and 99.5th percentile of the study to [0, 1], clipped.
     intensity: Literal["window", "zscore", "percentile"] = "percentile"
     window: tuple[float, float] | None = None
-    # Further steps that a site must have, by name (`wardround-sim list steps`). A run without any has the hash that it
-    # had before there was this key.
-    steps: Annotated[tuple[Name, ...], Field(exclude_if=lambda steps: not steps)] = ()
+    # Further steps that a site must have, by name (`wardround-sim list steps`).
+    steps: Annotated[tuple[Name, ...], Since(2)] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -185,8 +185,11 @@ class InitialConfig(Table):
     public: Annotated[str, Field(min_length=10, max_length=500)] | None = None
 
 
-class RunConfig(Table):
+class RunConfig(Document):
     """run.toml: all that defines a run."""
+
+    KIND: ClassVar[str] = "run"
+    LATEST: ClassVar[int] = 2
 
     name: Name
     model: ModelConfig = ModelConfig()

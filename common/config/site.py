@@ -1,10 +1,10 @@
 """site.toml: what a hospital offers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.config.table import Count, Name, Table
+from common.config.table import Count, Document, Name, Table
 
 
 class SourceConfig(Table):
@@ -50,8 +50,10 @@ class SourceConfig(Table):
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class SiteConfig(Table):
+class SiteConfig(Document):
     """site.toml: what a hospital offers. Stays at the hospital."""
+
+    KIND: ClassVar[str] = "site.toml"
 
     name: Name
     data: tuple[SourceConfig, ...] = ()

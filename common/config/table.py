@@ -1,8 +1,9 @@
-"""What all documents have in common: a TOML table, how it is read, and its one canonical text.
+"""What all documents have in common: a TOML table, how it is read, its format, and its one canonical text.
 
-TOML keys are kebab-case, fields snake_case. Unknown keys are refused with the nearest valid name. A document is
-identified by the SHA-256 of its canonical JSON (sorted keys, no spaces, defaults filled in), so two texts that mean the
-same have the same hash and a changed value never has.
+TOML keys are kebab-case, fields snake_case. Unknown keys are refused with the nearest valid name. The canonical text is
+JSON with sorted keys, no spaces and defaults filled in; keys that are not of the first format (common/formats.py) stand
+in it only where they have another value than documents of the first format mean. So two documents that mean the same
+have the same SHA-256, a changed value never has, and a later version gives an earlier document the hash it had.
 """
 
 import hashlib
@@ -10,12 +11,13 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from common.errors import ConfigError
 from common.faults import explain
+from common.formats import FIRST, Since, later_keys, read_as, with_defaults, written
 from common.text import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -35,6 +37,38 @@ class Table(BaseModel):
         frozen=True,
         allow_inf_nan=False,  # neither has a canonical form
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_format_means(cls, values: Any) -> Any:
+        return with_defaults(cls, values) if isinstance(values, dict) else values
+
+
+class Document(Table):
+    """A table that is a file of its own, and says its format."""
+
+    # What its format is a format of, for a person; and the newest that this version reads.
+    KIND: ClassVar[str]
+    LATEST: ClassVar[int] = FIRST
+
+    # Of this file: what it may say, and what it means where it says nothing.
+    format: Annotated[int, Field(ge=FIRST, strict=True), Since(FIRST + 1)] = FIRST
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_a_format(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        said = values.get("format", FIRST) if isinstance(values, dict) else FIRST
+        is_format = type(said) is int and said >= FIRST  # else the handler says what is wrong
+        if is_format and said > cls.LATEST:  # before anything else: what it says besides cannot be judged
+            raise ValueError(
+                f"this {cls.KIND} is of format {said}, this version reads up to {cls.LATEST}: update wardround"
+            )
+        with read_as(said if is_format else FIRST):
+            document = handler(values)
+        for key, format_, is_earliest in later_keys(document):
+            if format_ > document.format and not is_earliest and key != "format":
+                raise ValueError(f"{key} is a key of format {format_}. Write format = {format_} at the top of the file")
+        return document
 
 
 TableType = TypeVar("TableType", bound=Table)
@@ -79,25 +113,24 @@ def validate(
 
 
 def canonical(table: Table) -> str:
-    """The one JSON text of a table: kebab-case keys, sorted, defaults filled in."""
-    return json.dumps(
-        table.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    """The one JSON text of a table: kebab-case keys, sorted; see the module."""
+    return json.dumps(written(table), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def sha256_of(table: Table) -> str:
-    """SHA-256 (hex) of `canonical`: the identity of a run or policy."""
+    """SHA-256 (hex) of `canonical`."""
     return hashlib.sha256(canonical(table).encode()).hexdigest()
 
 
 def from_canonical(model: type[TableType], text: str) -> TableType:
-    """Inverse of `canonical`.
+    """Inverse of `canonical`, also of the text that an earlier version wrote.
 
     Raises:
-        ConfigError: not JSON, or not valid.
+        ConfigError: not JSON, of a later format, or not valid.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the {model.__name__} is not valid JSON ({type(error).__name__})") from error
-    return validate(model, values, source=model.__name__, from_file=True)
+    with read_as(FIRST):  # what such a text leaves out has its earliest value, whatever its format
+        return validate(model, values, source=model.__name__, from_file=True)

@@ -37,7 +37,7 @@ def refused(model: type[Table], text: str) -> str:
         (RUN + 'strategy = "fedprox"\n', "This version does not have it: the average is FedAvg"),
         (RUN + "epochs = 3\n", "counted in steps"),
         (RUN + "[privacy]\ntarget-epsilon = 1\nnoise-multiplier = 1.1\n", "follows from target-epsilon"),
-        (RUN + "[preprocessing]\nzzz = 3\n", "Known here: spacing-mm, rows, intensity, window."),
+        (RUN + "[preprocessing]\nzzz = 3\n", "Known here: spacing-mm, rows, intensity, window, steps."),
     ],
 )
 def test_unknown_key_is_led_to_where_it_belongs(text: str, says: str) -> None:

@@ -34,7 +34,7 @@ class Upside(Step):
 @pytest.fixture
 def with_upside(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(under_test, "STEPS", (*STEPS, Upside()))
-    return run_config(preprocessing={"steps": ["upside"], "spacing-mm": [2.0, 2.0]})
+    return run_config(format=2, preprocessing={"steps": ["upside"], "spacing-mm": [2.0, 2.0]})
 
 
 def study(shape: tuple[int, int, int] = (5, 20, 30)) -> Study:
@@ -78,7 +78,7 @@ def test_what_the_data_check_refuses_is_what_preparing_refuses(with_upside: RunC
         (PICTURE, run_config(3), "takes volumes"),
         (PICTURE, run_config(preprocessing={"spacing-mm": [1.0, 1.0]}), "does not know its spacing"),
         (Geometry((20, 30), 2, None), run_config(), "2 channels"),
-        (VOLUME, run_config(preprocessing={"steps": ["sharpen"]}), "does not have: sharpen"),
+        (VOLUME, run_config(format=2, preprocessing={"steps": ["sharpen"]}), "does not have: sharpen"),
     ],
 )
 def test_refusals_of_the_shipped_steps_need_no_pixel(geometry: Geometry, run: RunConfig, why: str) -> None:
@@ -96,7 +96,7 @@ def test_what_fits_is_not_refused(geometry: Geometry, dims: int) -> None:
 def test_a_run_that_names_no_step_has_the_hash_that_it_had_before() -> None:
     # Of the commit before there was the key `steps`.
     assert sha256_of(run_config()) == "90c1833abeafb4fcffc5d0cb7847170dd583e8f023a9bc738b23b605e1e985e9"
-    assert sha256_of(run_config(preprocessing={"steps": ["upside"]})) != sha256_of(run_config())
+    assert sha256_of(run_config(format=2, preprocessing={"steps": ["upside"]})) != sha256_of(run_config())
 
 
 def test_no_step_writes_to_the_study(with_upside: RunConfig) -> None:
