@@ -17,7 +17,7 @@ from client import confine, enrol, sitekey
 from client.folder import POLICY_NAME, SITE_NAME
 from client.status import EXPIRED, REFUSED, is_running, read_status
 from common.config import PolicyConfig, SiteConfig, load
-from common.environment import for_child
+from common.environment import PACKAGES, for_child
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
 from common.flower import check_version
 from common.text import counted
@@ -194,7 +194,7 @@ def _python(code: str, *arguments: str) -> str:
         text=True,
         timeout=IMPORT_S,
         check=False,
-        env=for_child(PYTHONPATH=str(Path(__file__).resolve().parents[1])),
+        env=for_child(PYTHONPATH=str(PACKAGES)),
     )
     if result.returncode != 0:
         last = result.stderr.strip().rpartition("\n")[2]

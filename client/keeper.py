@@ -20,6 +20,7 @@ from typing import IO
 from client import pipe
 from client.pipe import Answer, Frame, PipeError, Question, Ready
 from client.sitekey import site_key
+from common.environment import PACKAGES
 
 # Importing torch and MONAI takes 3-10 s, on a busy machine a minute.
 START_TIMEOUT_S = 180.0
@@ -184,7 +185,7 @@ def _log_file(home: Path) -> IO[bytes]:
 def _environment(home: Path, threads: int | None) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     own = {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "PYTHONPATH": str(PACKAGES),
         "PYTHONUNBUFFERED": "1",
         # Threads that spin while they wait slow a shared machine down several times.
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -8,6 +8,12 @@ there, nor the name of a file that holds one. A child that needs a key gets it b
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
+
+import common
+
+# The folder that our packages stand in, for children that shall find the same ones.
+PACKAGES = Path(common.__file__).resolve().parents[1]
 
 # WARDROUND_ROOT_PASSPHRASE, WARDROUND_SITE_KEY and their like, with or without _FILE, those to come included.
 _SECRET = re.compile(r"WARDROUND_(.+_)?(PASSPHRASE|PASSWORD|SECRET|TOKEN|KEY)(_FILE)?", re.IGNORECASE)
@@ -27,4 +33,4 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not _SECRET.fullmatch(name)}
 
 
-__all__ = ["for_child", "without_secrets"]
+__all__ = ["PACKAGES", "for_child", "without_secrets"]

@@ -57,7 +57,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.config import RunConfig, canonical, parse
-from common.environment import for_child
+from common.environment import PACKAGES, for_child
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
 from common.files import LONGEST_ADDRESS, socket_address
 
@@ -281,7 +281,7 @@ def superlink_answers(where: SuperLink) -> bool:
 
 def superlink_environment(flower_home: Path) -> dict[str, str]:
     """Environment of the SuperLink, its SuperExec and ServerApps: no secret in it, and nothing leaves this machine."""
-    packages = str(Path(__file__).resolve().parent.parent)
+    packages = str(PACKAGES)
     ours = {
         "FLWR_HOME": str(flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",

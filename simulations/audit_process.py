@@ -13,7 +13,7 @@ import numpy as np
 
 from client.site import Site, open_site
 from common.config import RunConfig, canonical, from_canonical
-from common.environment import for_child
+from common.environment import PACKAGES, for_child
 from common.errors import FederationError
 from simulations.audit_site import Release, release
 
@@ -32,7 +32,7 @@ def release_from_fresh_process(site: Site, run: RunConfig, *, round_: int, attem
         _COMMAND,
         input=json.dumps(asked).encode(),
         stdout=subprocess.PIPE,
-        env=for_child(PYTHONPATH=str(Path(__file__).resolve().parents[1]), OMP_NUM_THREADS="1"),
+        env=for_child(PYTHONPATH=str(PACKAGES), OMP_NUM_THREADS="1"),
         timeout=_TIMEOUT_S,
         check=False,
     )

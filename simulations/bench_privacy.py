@@ -32,7 +32,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 from common.config import RunConfig, validate
-from common.environment import for_child
+from common.environment import PACKAGES, for_child
 from common.losses import dice_ce
 from common.models import build_model
 from common.privacy import engine
@@ -253,7 +253,7 @@ def _child(case: Case, way: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
         env=for_child(),
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=PACKAGES,
     ) as child:
         try:
             yield child

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 PACKAGES = ("client", "common", "server", "simulations")
 
 # The documented parts of Flower, and its wire format. Everything else may change with any release.

@@ -19,8 +19,8 @@ from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Tab
 from deploy import bootstrap
 from simulations.pretraining import PretrainingConfig
 from simulations.scenario import CompareConfig, PartitionConfig, PhantomsConfig, ScenarioConfig
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
 # The command contract, as far as it is built.
 CONTRACT = """

@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests import loopback
+from tests import ROOT, loopback
 
-ROOT = Path(__file__).resolve().parent.parent
 # In a network of the child's own, so that the run's count stays at nothing.
 CHILD = """
 import socket

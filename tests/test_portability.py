@@ -12,7 +12,8 @@ from pathlib import Path
 import mypy
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 PACKAGES = ("client", "common", "deploy", "server", "simulations")
 STUBS = Path(mypy.__file__).parent / "typeshed" / "stdlib"
 # Modules of the operating system, and where their stubs lie; what a star import brings along is read too.

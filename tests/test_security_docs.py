@@ -3,11 +3,11 @@
 import ast
 import re
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 LETTERS = "STRIDE"
 TABLE = PAGE.partition("## Threats, controls and tests")[2].partition("\n## ")[0]

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from client.data import frames
 from client.data.frames import FrameError
+from common.environment import PACKAGES
 from common.errors import ErrorCode, WardroundError
 
 # -P: the current folder is no place to import from.
@@ -146,7 +146,7 @@ def _environment() -> dict[str, str]:
     return {
         **kept,
         **threads,
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONPATH": str(PACKAGES),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",
         "HOME": "/nonexistent",

@@ -38,6 +38,7 @@ from common.errors import AuditError, ErrorCode
 from common.flower import build_bundle
 from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from common.wire import pushback
+from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
 
 RUN_TOML = """
@@ -642,7 +643,7 @@ def test_stop_says_goodbye(stage: Stage) -> None:
 def test_agent_imports_neither_torch_nor_image_readers() -> None:
     heavy = ("torch", "monai", "opacus", "pydicom", "highdicom", "nibabel", "PIL", "client.data", "client.app")
     code = f"import sys, client.cli, client.agent; print([name for name in {heavy!r} if name in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
 

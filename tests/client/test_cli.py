@@ -30,6 +30,7 @@ from client.status import is_running, only_one
 from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha256_of
 from common.errors import ConfigError
 from common.privacy.scores import held_out_cohort
+from tests import ROOT
 from tests.client.coordinator import Authority
 
 RUN_TOML = """
@@ -39,7 +40,6 @@ training = { patch-size = [32, 32] }
 federation = { rounds = 3 }
 privacy = { target-epsilon = 4.0 }
 """
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 
 from client import confine, diagnosis
 from client.keeper import Worker
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DOOR = """
 import ctypes, json, os, resource, signal, socket, sys
 from pathlib import Path

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 

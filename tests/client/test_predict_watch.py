@@ -31,9 +31,9 @@ from client.predict_watch import FAILED, RESULT_NAME, STATUS_NAME, watch
 from common.errors import ConfigError
 from common.models import build_model
 from simulations.phantoms import SCANNERS, write_study
+from tests import ROOT
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
 
-ROOT = Path(__file__).resolve().parents[2]
 LONGEST_S = 30.0  # a test that waits longer has failed
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from common.config import RunConfig
 from common.errors import DataError, ErrorCode, WardroundError
 from common.models import build_model
 from common.schedule import learning_rate
+from tests import ROOT
 
 # 128 of a patient's 256 voxels found, nothing false, and another patient's all; means of the two.
 SCORES = {
@@ -114,9 +114,8 @@ def test_another_process_gets_the_same_weights() -> None:
         "import torch; torch.set_num_threads(1); from tests.client.test_training import make_run, train;"
         "print(train(make_run()))"
     )
-    root = Path(__file__).parents[2]
     output = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert output.strip() == train(make_run())
 

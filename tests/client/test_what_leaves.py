@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,10 @@ from common.errors import ErrorCode
 from common.privacy.scores import NOISE_NAMES
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
 from common.wire.wardround_pb2 import AnswerProposalRequest
+from tests import ROOT
 from tests.client.test_agent import PRIVATE_TOML, RUN_TOML
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "privacy-engine.md"
+PAGE = ROOT / "docs" / "privacy-engine.md"
 WEIGHTS = save({"w": np.arange(6, dtype=np.float32).reshape(2, 3)})
 SCORES: tuple[Scores, ...] = ("noised", "exact")
 PLAIN, PRIVATE = parse(RunConfig, RUN_TOML), parse(RunConfig, PRIVATE_TOML)

@@ -35,6 +35,7 @@ from common.audit.notes import Checkpoint, Head
 from common.errors import ErrorCode
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import SiteCheckpoint
+from tests import ROOT
 from tests.client.coordinator import Authority, Coordinator
 from tests.client.test_agent import (
     OPEN_POLICY,
@@ -48,8 +49,6 @@ from tests.client.test_agent import (
     eventually,
     good,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from common.models import build_model
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = validate(
     RunConfig,
     {

@@ -11,13 +11,13 @@ import re
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged, noise_multiplier_for
+from tests import ROOT
 
 HISTORIES: tuple[tuple[History, float], ...] = (
     (((1.0, 0.25, 100),), 1e-3),
@@ -173,8 +173,7 @@ def test_values_out_of_range_are_refused(row, delta):
 
 
 def test_no_code_uses_the_gaussian_approximation():
-    root = Path(__file__).resolve().parents[2]
-    sources = [path for name in ("client", "common", "server", "simulations") for path in (root / name).rglob("*.py")]
+    sources = [path for name in ("client", "common", "server", "simulations") for path in (ROOT / name).rglob("*.py")]
     named = re.compile(r"gdp|gaussian_?accountant|GaussianDPAccountant|mu_?poisson", re.IGNORECASE)
     assert len(sources) > 100
     assert [path.name for path in sources if named.search(path.read_text(encoding="utf-8"))] == []

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +12,11 @@ from torch.nn import functional
 from common.errors import ErrorCode, PrivacyError
 from common.losses import dice_ce
 from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
+from tests import ROOT
 from tests.common.networks import NETWORKS, Network, batch_of_one
 
 _SINGLE = 2e-5  # relative, between two orders of summation in single precision
-DOCS = Path(__file__).parents[2] / "docs" / "privacy-engine.md"
+DOCS = ROOT / "docs" / "privacy-engine.md"
 
 
 @pytest.fixture(autouse=True)

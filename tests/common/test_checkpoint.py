@@ -18,6 +18,7 @@ from common.checkpoint import Manifest, load_model, pack, save_model, sha256, un
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, UpdateError
 from common.sealer import Sealer
+from tests import ROOT
 
 RUN = RunConfig.model_validate(
     {
@@ -62,9 +63,8 @@ def test_another_process_packs_the_same_bytes() -> None:
         "print(sha256(pack({name: torch.arange(4.0) for name in 'hgfedcba'})))"
     )
     seeds = [{**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2")]
-    root = Path(__file__).parents[2]
     prints = {
-        subprocess.run([sys.executable, "-c", program], env=env, cwd=root, check=True, capture_output=True).stdout
+        subprocess.run([sys.executable, "-c", program], env=env, cwd=ROOT, check=True, capture_output=True).stdout
         for env in seeds
     }
     assert len(prints) == 1

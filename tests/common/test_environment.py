@@ -14,8 +14,8 @@ from common.environment import for_child, without_secrets
 from common.flower import superlink_environment
 from deploy.processes import Processes
 from server import home, operators, root
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 OUR_PACKAGES = ("common", "client", "server", "simulations", "deploy")
 PASSPHRASES = (home.KEY_PASSPHRASE, root.ROOT_PASSPHRASE, operators.PASSPHRASE_VARIABLE, sitekey.PASSPHRASE_VARIABLE)
 SECRETS = (*PASSPHRASES, *(f"{name}_FILE" for name in PASSPHRASES), sitekey.KEY_VARIABLE, "WARDROUND_OPERATOR_KEY")

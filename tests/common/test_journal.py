@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.ledger import Ledger
+from tests import ROOT
 from tests.common.test_ledger import TAKE_AND_DIE
 from tests.dresses import dressed, found_in
 
@@ -279,8 +279,7 @@ def test_processes_that_begin_the_file_at_once_lose_no_charge(tmp_path):
         "import sys; from pathlib import Path; from tests.common.test_journal import KEY, charge, Ledger; "
         "charge(Ledger(Path(sys.argv[1]), KEY), int(sys.argv[2]))"
     )
-    root = Path(__file__).resolve().parents[2]
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(path), str(n)], cwd=root) for n in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(path), str(n)], cwd=ROOT) for n in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0, 0]
     assert {entry.round for entry in Ledger(path, KEY).entries()} == {0, 1, 2, 3}
     assert [one.name for one in tmp_path.iterdir()] == ["ledger.sqlite"]

@@ -3,11 +3,11 @@
 import ctypes
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 _PR_CAPBSET_DROP, _CAP_SYS_ADMIN = 24, 21
 
 MAKES_ONE = """

@@ -4,11 +4,10 @@ import contextlib
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 # As the process was found after a killing: SIGINT has no effect, and the main thread waits for a lock.
 HANGS = """

@@ -22,10 +22,9 @@ from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import clock
 from server import doctor, seat
 from server.home import Home
+from tests import ROOT
 from tests.server.coordinator import new_home, status_of
 from tests.server.test_gateway import Agent, Coordinator, _json, start_superlink, toy_bundle, wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,11 +19,10 @@ from server import doctor, enrolment, launcher
 from server.doors import doors, is_listening
 from server.home import Home, open_home
 from server.registry import Registry
+from tests import ROOT
 from tests.server.coordinator import new_home
 
 pytestmark = pytest.mark.system
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from server.home import ENVIRONMENT, KEY_PASSPHRASE, Home
 from server.registry import Registry
 from server.root import ROOT_PASSPHRASE, rotate_root
 from server.witness import AUDIT_NAME, open_log
+from tests import ROOT
 from tests.server.coordinator import RUN_TOML, enrol, new_home, signed
 
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
@@ -309,7 +310,7 @@ def test_whoever_may_not_run_writes_no_weights(home: Home) -> None:
 def test_one_function_signs_and_enters_whatever_is_done() -> None:
     """So no command can do it in another order: in no other place of the program is an act signed or entered."""
     found = set()
-    for path in sorted((Path(__file__).parents[2] / "server").rglob("*.py")):
+    for path in sorted((ROOT / "server").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from server.liveness import has_died
 from server.registry import Registry
 from server.runs import MAX_STARTS, Runs
 from server.watch import state_line
+from tests import ROOT
 from tests.server.coordinator import RUN, RUN_TOML, enrol, new_home, signed
 
 HASH = sha256_of(RUN)
@@ -214,7 +214,7 @@ with alive(Path(sys.argv[1]), int(sys.argv[2])):
 
 def server_app(home, run_id: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", HOLDER, str(home.run_folder(RUN)), str(run_id)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     return process

@@ -22,9 +22,9 @@ from server.strategy import federate
 from simulations.anatomy import SCANNERS
 from simulations.grid import InProcessGrid
 from simulations.phantoms import write_hospital
+from tests import ROOT
 from tests.server.coordinator import free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
 SITES = ("north", "south")
 RUN_TOML = """
 name = "NAME"

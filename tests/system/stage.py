@@ -35,10 +35,10 @@ from server import home as homes
 from server.home import Home
 from server.registry import Registry
 from server.root import root_credentials
+from tests import ROOT
 from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home
 from tests.server.test_gateway import PROJECT, bundle_of
 
-ROOT = Path(__file__).resolve().parents[2]
 HONEST = ("north", "south")
 HOSTILE = "mallory"
 

@@ -36,13 +36,13 @@ from common.flower import MAX_BUNDLE_BYTES, build_bundle
 from common.models import build_model
 from common.records import Refusal, Reply, TrainReply, TrainRequest
 from common.wire import wardround_pb2
+from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, OVERRIDE, Authority
 from tests.client.data.studies import ct_slices, save, segmentation
 from tests.system.ear import Ear
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parents[2]
 TOML = """
 name = "tiny"
 model = { channels = [4, 8] }

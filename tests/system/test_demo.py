@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.system
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.system
 
 
 def processes_naming(folder: Path) -> list[str]:

@@ -29,13 +29,13 @@ from server.strategy import federate
 from simulations.anatomy import SCANNERS
 from simulations.grid import InProcessGrid
 from simulations.phantoms import write_hospital
+from tests import ROOT
 from tests.common.audit.federation import lines_of, tamper
 from tests.server.search import found, pieces, private_keys
 from tests.system.relay import Capture, tapped, tls_records
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parents[2]
 SITES = {"north": "a", "south": "b"}  # site -> scanner
 RUN_TOML = """
 name = "tiny"

@@ -17,12 +17,11 @@ import psutil
 import pytest
 
 from simulations.phantoms import SCANNERS, write_hospital
-from tests import loopback
+from tests import ROOT, loopback
 from tests.server.coordinator import free_ports
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PATIENTS = 20
 DEFAULT_PORTS = (9443, 9444, 9445)

@@ -35,6 +35,7 @@ from common.errors import ErrorCode
 from common.flower import build_bundle
 from common.models import build_model
 from common.records import Request
+from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, Authority
 from tests.system.breakages import Inline, frame, in_the_programs
 from tests.system.disguises import IDENTIFIERS, TEXT, dresses, found_in, pixel_rows
@@ -44,7 +45,6 @@ from tests.system.patients import PATIENTS, write_patients
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 PLAIN_TOML = """
 name = "plain"
 model = { channels = [4, 8] }

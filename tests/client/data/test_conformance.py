@@ -21,9 +21,10 @@ from client.data.dicom_header import Entry
 from client.data.labels import Vocabulary
 from client.data.study import LONELY_LABEL, Found
 from common.errors import DataError, ErrorCode
+from tests import ROOT
 from tests.client.data.studies import source
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "dicom.md"
+DOCUMENT = ROOT / "docs" / "dicom.md"
 ROOT = Path(os.environ.get("WARDROUND_DATA", "."))
 FOLDERS = {"dicom_labelled": 57, "dicom_conformance": 77}  # files, counting equal ones once
 

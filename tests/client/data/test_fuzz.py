@@ -16,9 +16,9 @@ from client.data.isolation import Job, Readers, Reading
 from client.data.study import Kind
 from common.errors import DataError, ErrorCode
 from deploy import fuzz
+from tests import ROOT
 from tests.client.data.studies import ct_slices
 
-ROOT = Path(__file__).resolve().parents[3]
 MEMORY = 1 << 30
 LAST_BLOCK = zlib.compressobj(9, zlib.DEFLATED, -15).flush()
 # For a process of its own, so that nothing that tests loaded before counts.

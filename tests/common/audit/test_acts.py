@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.audit.verify import verify
+from tests import ROOT
 from tests.common.audit.federation import RUN, Federation, lines_of, rewrite
 
-ROOT = Path(__file__).resolve().parents[3]
 SITE, RECEIPTS = "4c" * 32, "5e" * 32
 
 

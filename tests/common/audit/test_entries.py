@@ -4,7 +4,6 @@ import json
 import math
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,6 +21,7 @@ from common.audit.entries import (
     parse_canonical,
 )
 from common.errors import AuditError, ErrorCode
+from tests import ROOT
 
 HASH = "ab" * 32
 NAUGHTY = [
@@ -51,7 +51,7 @@ def test_no_kind_takes_a_field_that_is_not_its_own(kind):
 
 
 def test_every_kind_and_field_is_documented():
-    document = (Path(__file__).resolve().parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z-]+)`", document))
     assert set(KINDS) <= named
     assert set().union(*map(fields_of, KINDS.values())) | fields_of(RECEIPT) <= named

@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.audit import merkle, notes, receipts, verify, witness
 from common.audit.entries import Entry
 from common.audit.notes import Checkpoint
+from tests import ROOT
 from tests.common.audit.federation import MODEL, POLICY, RUN, Federation, lines_of, rewrite, show, tamper, update_of
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
