@@ -24,7 +24,7 @@ from client.site import Site, open_site
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import DataError, ErrorCode, PolicyError, UpdateError, WardroundError
-from common.models import build_model, tensor_shapes
+from common.network import build_model, tensor_shapes
 from common.privacy.guarantee import charge_round
 from common.privacy.scores import (
     SCORES_DELTA,

@@ -27,6 +27,7 @@ from common import pki, rotation
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_atomically, write_private
 from common.invitation import Invitation
+from common.models import NETWORK_CHOICE
 from common.operators import key_to_bytes, public_bytes
 from common.text import NAME_PATTERN
 from common.wire.channels import MAX_NEWS_BYTES, certificate_trouble, secure_channel
@@ -61,7 +62,7 @@ participate = true            # false: nothing is done from the next message on
 auto-approve = false          # true: a run within these rules needs no person's approval
 operators = 1                 # people, operators at the coordinator, who must have signed a proposal
 
-architectures = []            # such as ["unet"]; empty: all that this program knows
+architectures = []            # such as ["NETWORK"]; empty: all that this program knows
 modalities = []               # such as ["CT", "MR"]; empty: all
 max-parameters = 50000000
 max-weight = 1000.0           # largest value in weights received
@@ -90,7 +91,7 @@ lifetime-scores-epsilon = 10.0    # and those of all runs, ever
 min-held-out = 10             # fewer held-out patients leave no score
 max-evaluations-per-day = 100
 evaluations = "bound"         # one model a round, once; "free" is for generated or public images only
-"""
+""".replace("NETWORK", next(iter(NETWORK_CHOICE.by_name)))
 
 
 @dataclass(frozen=True)

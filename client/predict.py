@@ -32,7 +32,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
 from common.files import write_private
 from common.inference import predict_stack
-from common.models import build_model
+from common.network import build_model
 
 # Which number is which study, beside the results of several.
 INDEX_NAME = "studies.json"

@@ -33,7 +33,7 @@ from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
 from common.losses import dice_ce
 from common.metrics import confusion, site_scores
-from common.models import freeze
+from common.network import freeze
 from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.gradients import Patient

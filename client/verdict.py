@@ -92,7 +92,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         ConfigError: state/declared.json is damaged.
     """
     from client.data.pseudonym import cohort_id  # noqa: PLC0415 - torch
-    from common.models import tensor_shapes  # noqa: PLC0415 - torch
+    from common.network import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.run is None:
         raise ValueError("the data were checked for no run")

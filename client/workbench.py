@@ -19,7 +19,7 @@ from client.pipe import Answer, Describe, Question, Work
 from client.site import open_site
 from common.config import RunConfig, SiteConfig, canonical, load, sha256_of
 from common.errors import ErrorCode, WardroundError
-from common.models import tensor_shapes
+from common.network import tensor_shapes
 from common.records import Refusal, TrainRequest, reply_from_record, request_to_record
 
 _log = logging.getLogger(__name__)

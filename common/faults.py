@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from common.choice import OneOf, choice_of
+
 # What people look for, and this version does not have.
 _ABSENT = {
     "strategy": "the average is FedAvg",
@@ -48,23 +50,27 @@ _LONGEST = 80
 
 def explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     """One of pydantic's problems with a table, as a sentence without its full stop."""
-    path = [str(part) for part in problem["loc"]]
+    path, table = _place_of(model, [str(part) for part in problem["loc"]])
     name = ".".join(path)
     match problem["type"]:
         case "extra_forbidden":
-            return _unknown(model, path)
+            return _unknown(model, path, table)
         case "missing":
-            return f"{name} is not there, and has no default{_choices(model, path)}"
+            return f"{name} is not there, and has no default{_choices(table, path)}"
+        case "union_tag_invalid":
+            # Only a choice of kinds has it: see common/choice.py.
+            choice, about = _choice_at(table, path), problem["ctx"]
+            key = f"{name}.{choice.key}" if choice is not None else name
+            return f"{key} is {_said(about['tag'])}, must be {about['expected_tags']}; this version has no other"
         case "value_error":
             reason = str(problem["ctx"]["error"])
             return f"{name}: {reason}" if name else reason
     return f"{name} is {_said(problem['input'])}, must be {_allowed(problem)}"
 
 
-def _unknown(model: type[BaseModel], path: Sequence[str]) -> str:
+def _unknown(model: type[BaseModel], path: Sequence[str], table: type[BaseModel] | None) -> str:
     """Why a key is not known, and what was probably meant: the table that it stands in comes first."""
     *above, key = path
-    table = _table_at(model, above)
     own = list(_keys(table)) if table is not None else []
     name = ".".join(path)
     hyphened = key.replace("_", "-")
@@ -99,9 +105,8 @@ def _allowed(problem: Mapping[str, Any]) -> str:
     return next((words for starts, words in _KINDS if kind.startswith(starts)), str(problem["msg"]))
 
 
-def _choices(model: type[BaseModel], path: Sequence[str]) -> str:
+def _choices(table: type[BaseModel] | None, path: Sequence[str]) -> str:
     """Which values a missing key may have, where they can be counted."""
-    table = _table_at(model, path[:-1])
     field = next((one for name, one in _fields(table) if name == path[-1]), None) if table is not None else None
     values = getattr(field.annotation, "__args__", ()) if field is not None else ()
     if not values or not all(isinstance(value, str | int) for value in values):
@@ -128,21 +133,38 @@ def _place(table: str) -> str:
 
 
 def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Every table of a file: its dotted name, empty for the top, and its keys."""
+    """Every table of a file: its dotted name, empty for the top, and its keys; of all its kinds, where it has some."""
     yield path, list(_keys(model))
     for name, field in _fields(model):
-        if (below := _below(field.annotation)) is not None:
-            yield from _tables(below, f"{path}.{name}" if path else name)
+        place = f"{path}.{name}" if path else name
+        if (choice := choice_of(field.annotation, field.metadata)) is not None:
+            yield place, sorted({key for member in choice.members for key in _keys(member)})
+        elif (below := _below(field.annotation)) is not None:
+            yield from _tables(below, place)
 
 
-def _table_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+def _place_of(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], type[BaseModel] | None]:
+    """A place as people write it, without the names of kinds, and the table that its last key stands in."""
     found: type[BaseModel] | None = model
-    for part in path:
+    inside, path = found, []
+    parts = iter(loc)
+    for part in parts:
+        path.append(part)
+        inside = found
         if part.isdecimal():  # in a list of tables
             continue
         field = next((one for name, one in _fields(found) if name == part), None) if found is not None else None
-        found = _below(field.annotation) if field is not None else None
-    return found
+        choice = choice_of(field.annotation, field.metadata) if field is not None else None
+        if choice is not None:
+            found = choice.by_name.get(next(parts, ""))
+        else:
+            found = _below(field.annotation) if field is not None else None
+    return path, inside
+
+
+def _choice_at(table: type[BaseModel] | None, path: Sequence[str]) -> OneOf | None:
+    field = next((one for name, one in _fields(table) if name == path[-1]), None) if table is not None else None
+    return None if field is None else choice_of(field.annotation, field.metadata)
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:

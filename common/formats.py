@@ -7,7 +7,7 @@ format, and stands beside the key that changed:
     dropout: Annotated[float, Was(0.0, until=1)] = 0.1      a default that was another one up to format 1
 
 A document of format 1 then has no warmup-steps but 0, which must be what was done before there was such a key, and its
-dropout is 0.0 where it says none. Its canonical text (common/config/table.py) is the one that it always had, because a
+dropout is 0.0 where it says none. Its canonical text (common/table.py) is the one that it always had, because a
 key of a later format is left out of it where it has its earliest value. A new value of an old key, such as another
 network, needs no format: who does not know it says so by its name.
 """

@@ -79,7 +79,7 @@ def precision(run: RunConfig, device: torch.device | str) -> torch.autocast:
 def _logits(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
     """(S, C, *spatial) to (S, 1 + K, *spatial) float32."""
     patch, spatial = run.training.patch_size, images.shape[2:]
-    stride = 2 ** (len(run.model.channels) - 1)
+    stride = run.model.stride
     lacking = [max(edge, math.ceil(size / stride) * stride) - size for edge, size in zip(patch, spatial, strict=True)]
     lows = [lack // 2 for lack in lacking]
     sides = [side for low, lack in zip(lows, lacking, strict=True) for side in (lack - low, low)]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from common.config import PrivacyConfig, RunConfig
-from common.models import build_model, freeze
+from common.network import build_model, freeze
 from common.privacy.clipping import norm_bounds
 from common.privacy.guarantee import plan
 from common.privacy.noise import deviation

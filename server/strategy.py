@@ -22,7 +22,7 @@ from torch import Tensor
 from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from common.sealer import Sealer
 from common.text import counted

@@ -5,6 +5,10 @@ SGD with a large step and few local steps are what noise of fixed size leaves mo
 out. docs/run.md tells more of each key.
 """
 
+import json
+
+from common.models import NETWORK_CHOICE
+
 TEMPLATE = """\
 # A run: all that defines it, and nothing else does. Hospitals approve its SHA-256, so change it before you propose it
 # with `wardround-server run`. Lines that are commented out show the default, or an example where there is none.
@@ -16,7 +20,7 @@ name = "lesions"             # small letters, digits and hyphens
 # deterministic = false      # bit-equal results on the same machine, at some cost in speed
 
 [model]
-# architecture = "unet"      # the one that this version has
+# architecture = NETWORK      # what there is: wardround-sim list networks
 # dims = 2                   # 2: slices and pictures; 3: volumes
 channels = [8, 8, 8]         # width of each level, two levels at least
 residual-units = 0           # of a level, 0 to 4
@@ -83,7 +87,7 @@ crops-per-patient = 2
 # [initial]                  # weights to start from; give them with `run --initial FOLDER`
 # sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 # public = "which images made these weights, and why no patient of a hospital is among them"
-"""
+""".replace("NETWORK", json.dumps(next(iter(NETWORK_CHOICE.by_name))))
 
 
 __all__ = ["TEMPLATE"]

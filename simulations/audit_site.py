@@ -29,7 +29,7 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, SiteConfig, SourceConfig, sha256_of, validate
 from common.errors import ErrorCode, FederationError, PrivacyError
 from common.losses import dice_ce
-from common.models import build_model
+from common.network import build_model
 from common.privacy.ledger import Charge
 from common.records import TrainReply, TrainRequest
 from simulations.audit_bounds import Values

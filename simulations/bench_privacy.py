@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from common.config import RunConfig, validate
 from common.environment import PACKAGES, for_child
 from common.losses import dice_ce
-from common.models import build_model
+from common.network import build_model
 from common.privacy import engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import private_optimizer, private_step

@@ -17,7 +17,7 @@ from client.site import Site
 from common.checkpoint import load_model
 from common.config import RunConfig
 from common.inference import predict_stack
-from common.models import build_model
+from common.network import build_model
 
 LABEL_COLOUR = (0, 158, 115)  # green
 MODEL_COLOUR = (213, 60, 40)  # red

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from client import policy
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
+from common.models import NETWORKS
 from deploy import bootstrap
 from simulations.pretraining import PretrainingConfig
 from simulations.scenario import CompareConfig, PartitionConfig, PhantomsConfig, ScenarioConfig
@@ -170,7 +171,7 @@ def _plain(default: object) -> str:
         ("scenarios.md", "[partition]", PartitionConfig),
         ("scenarios.md", "[pretraining]", PretrainingConfig),
         ("scenarios.md", "[compare]", CompareConfig),
-        ("run.md", "[model]", config.ModelConfig),
+        ("run.md", "[model]", NETWORKS[0]),
         ("run.md", "[data]", config.DataConfig),
         ("run.md", "[preprocessing]", config.PreprocessingConfig),
         ("run.md", "[training]", config.TrainingConfig),

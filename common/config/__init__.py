@@ -1,6 +1,7 @@
 """What a coordinator, a site and a researcher may write: run.toml, site.toml, policy.toml.
 
-`table` is the engine, and each document has a file. Imports common.errors, common.faults and common.text.
+Each document has a file, over one engine of tables (`common.table`). Imports it, `common.choice` and the tables of
+what a run may choose: `common.models`.
 """
 
 from common.config.policy import HOURS_PATTERN, METRICS, Metric, PolicyConfig, Scores
@@ -10,14 +11,13 @@ from common.config.run import (
     DataConfig,
     FederationConfig,
     InitialConfig,
-    ModelConfig,
     PreprocessingConfig,
     PrivacyConfig,
     RunConfig,
     TrainingConfig,
 )
 from common.config.site import Device, SiteConfig, SourceConfig
-from common.config.table import (
+from common.table import (
     Count,
     Document,
     Fraction,
@@ -47,7 +47,6 @@ __all__ = [
     "Fraction",
     "InitialConfig",
     "Metric",
-    "ModelConfig",
     "Name",
     "NonNegative",
     "PolicyConfig",

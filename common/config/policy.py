@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from common.config.table import Count, Document, NonNegative, Positive
+from common.table import Count, Document, NonNegative, Positive
 
 # What the exit gate knows of; a policy may shorten the list. dice-<class> goes with dice.
 Metric = Literal["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]

@@ -7,29 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.formats import Since
-
-
-class ModelConfig(Table):
-    """The network. Inputs and classes follow from the data contract."""
-
-    architecture: Literal["unet"] = "unet"
-    dims: Literal[2, 3] = 2
-    # Four levels: enough context for organs at 256 pixels, 0.4 million parameters, 1.6 MB on the wire.
-    channels: tuple[Count, ...] = (16, 32, 64, 128)
-    residual_units: Annotated[int, Field(ge=0, le=4)] = 1
-    # Normalisation per sample. BatchNorm mixes patients, which voids differential privacy.
-    norm: Literal["group", "instance"] = "instance"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    @model_validator(mode="after")
-    def _has_levels(self) -> Self:
-        if len(self.channels) < 2:
-            raise ValueError("channels needs at least two levels, such as [16, 32]")
-        if self.norm == "group" and any(width % 4 for width in self.channels):
-            raise ValueError("norm 'group' uses groups of 4 channels: make every entry of channels a multiple of 4")
-        return self
+from common.models import NETWORK_CHOICE, Network
+from common.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 
 
 class DataConfig(Table):
@@ -192,7 +172,7 @@ class RunConfig(Document):
     LATEST: ClassVar[int] = 2
 
     name: Name
-    model: ModelConfig = ModelConfig()
+    model: Annotated[Network, NETWORK_CHOICE] = NETWORK_CHOICE.default()
     data: DataConfig
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     training: TrainingConfig
@@ -210,7 +190,7 @@ class RunConfig(Document):
         dims = self.model.dims
         if len(self.training.patch_size) != dims:
             raise ValueError(f"training.patch-size needs {dims} entries, one per axis of the model")
-        stride = 2 ** (len(self.model.channels) - 1)
+        stride = self.model.stride
         if any(edge % stride for edge in self.training.patch_size):
             raise ValueError(f"training.patch-size must be multiples of {stride}, the network's total stride")
         spacing = self.preprocessing.spacing_mm

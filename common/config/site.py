@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.config.table import Count, Document, Name, Table
+from common.table import Count, Document, Name, Table
 
 
 class SourceConfig(Table):

@@ -12,7 +12,7 @@ from client.offer import Offer
 from client.training import train_round
 from common.config import PolicyConfig, RunConfig, SiteConfig, validate
 from common.errors import ErrorCode, PolicyError, PrivacyError
-from common.models import build_model
+from common.network import build_model
 from common.privacy.guarantee import charge_round, plan
 from simulations.scenario import make_site
 

@@ -20,7 +20,7 @@ from client.site import Site, open_site
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, ErrorCode, PolicyError, PrivacyError, UpdateError
-from common.models import build_model
+from common.network import build_model
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import plan
 from common.records import (

@@ -11,7 +11,7 @@ from client.data.pseudonym import cohort_id, pseudonym
 from client.site import Site
 from common.checkpoint import pack
 from common.config import sha256_of
-from common.models import build_model
+from common.network import build_model
 from common.privacy.guarantee import plan
 from common.records import TrainRequest
 from simulations.scenario import make_site

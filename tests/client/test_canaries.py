@@ -39,7 +39,7 @@ from common.checkpoint import pack
 from common.config import sha256_of
 from common.errors import DataError
 from common.flower import build_bundle, pack_message
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
 from tests.client.canaries import COMMANDS, PLACES, break_studies, canaries, found_in, plant
 from tests.client.data.studies import run_config

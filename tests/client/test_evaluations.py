@@ -16,7 +16,7 @@ from client.site import Site, open_site
 from common.checkpoint import pack
 from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import DataError, ErrorCode, WardroundError
-from common.models import build_model
+from common.network import build_model
 from common.privacy import scores as private_scores
 from common.records import EvaluateReply, EvaluateRequest, Phase, Request, TrainReply, TrainRequest
 from simulations.scenario import make_site

@@ -12,7 +12,7 @@ from client import gate
 from common.checkpoint import pack
 from common.config import RunConfig, validate
 from common.errors import ErrorCode, UpdateError
-from common.models import build_model
+from common.network import build_model
 from common.records import (
     EvaluateReply,
     EvaluateRequest,

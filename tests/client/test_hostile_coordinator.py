@@ -27,7 +27,7 @@ from common.checkpoint import pack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.simulations.tiny import tiny_site

@@ -22,7 +22,7 @@ from client.app import answer
 from common.checkpoint import pack
 from common.config import sha256_of
 from common.errors import PrivacyError
-from common.models import build_model
+from common.network import build_model
 from common.privacy.guarantee import plan
 from common.records import TrainRequest
 from simulations.scenario import make_site

@@ -20,7 +20,7 @@ from client.training import train_round
 from common.checkpoint import pack
 from common.config import RunConfig
 from common.errors import WardroundError
-from common.models import build_model
+from common.network import build_model
 from common.privacy import autotune, engine
 
 KEY = bytes(range(32))

@@ -33,7 +33,7 @@ from client.predict import Prediction, Seconds, StudyResult, predict_study
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
 from common.files import write_atomically
-from common.models import build_model
+from common.network import build_model
 from simulations.phantoms import AXIAL, SCANNERS, WrittenSeries, dice_between, write_study
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
 from tests.json_forms import conforms

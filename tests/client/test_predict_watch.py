@@ -29,7 +29,7 @@ from client.dropfolder import Find
 from client.predict import Read
 from client.predict_watch import FAILED, RESULT_NAME, STATUS_NAME, watch
 from common.errors import ConfigError
-from common.models import build_model
+from common.network import build_model
 from simulations.phantoms import SCANNERS, write_study
 from tests import ROOT
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network

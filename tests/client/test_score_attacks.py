@@ -24,7 +24,7 @@ from common.checkpoint import pack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Reply, Request, TrainReply, TrainRequest
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital

@@ -13,7 +13,7 @@ from client.training import train_round
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, validate
 from common.errors import ConfigError
-from common.models import build_model
+from common.network import build_model
 from tests.client.test_training import PRIVACY, make_case, make_cohort, make_run
 
 PRIVATE = {**PRIVACY, "target_epsilon": 50.0}

@@ -13,7 +13,7 @@ from client.training import evaluate, train_round
 from common.checkpoint import pack, sha256
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode, WardroundError
-from common.models import build_model
+from common.network import build_model
 from common.schedule import learning_rate
 from tests import ROOT
 

@@ -21,7 +21,7 @@ from client.pipe import Describe, PipeError, Work
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ErrorCode
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital

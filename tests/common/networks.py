@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from common.config import RunConfig
 from common.losses import dice_ce
-from common.models import build_model
+from common.network import build_model
 from common.privacy.gradients import Loss, Patient
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.config import RunConfig
 from common.inference import precision, predict, predict_probabilities, predict_stack
-from common.models import build_model
+from common.network import build_model
 
 
 def make_run(dims: int = 2, patch: tuple[int, ...] = (16, 16), **changes: Any) -> RunConfig:

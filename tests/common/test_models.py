@@ -8,7 +8,7 @@ from torch import nn
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.models import build_model, tensor_shapes
+from common.network import build_model, tensor_shapes
 
 
 def make_run(dims: int = 2, patch: tuple[int, ...] = (16, 16), seed: int = 0, **model: Any) -> RunConfig:

@@ -10,7 +10,7 @@ from client.data.cohort import Cohort
 from client.training import train_round
 from common.checkpoint import pack, unpack
 from common.config import RunConfig, validate
-from common.models import build_model
+from common.network import build_model
 from common.privacy.guarantee import plan
 from common.records import TrainRequest
 from common.schedule import rates_of_round

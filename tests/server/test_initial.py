@@ -13,7 +13,7 @@ import torch
 from common.checkpoint import load_model, pack, unpack
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateRequest, Request, TrainRequest
 from server.journal import INITIAL_NAME, Summary
 from server.strategy import federate

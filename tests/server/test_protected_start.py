@@ -16,7 +16,7 @@ from client.fleet import Fleet
 from common.checkpoint import pack, sha256
 from common.config import RunConfig, parse, sha256_of
 from common.flower import build_bundle
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, TrainReply, TrainRequest, reply_to_record, request_from_record
 from common.wire.channels import MAX_MESSAGE_BYTES
 from server.home import KEY_PASSPHRASE, Home

@@ -12,7 +12,7 @@ import pytest
 
 from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, Request, TrainReply, TrainRequest
 from server.chart import line_chart
 from server.journal import read_events

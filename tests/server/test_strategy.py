@@ -12,7 +12,7 @@ from flwr.app import Error, RecordDict
 from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateReply, Reply, Request, TrainReply, TrainRequest
 from server import exchange, strategy
 from server.aggregation import weighted_mean

@@ -22,7 +22,8 @@ def settings(model: type[Table], path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and default of every setting; ... where there is none."""
     for name, field in model.model_fields.items():
         key = f"{path}{field.alias or name}"
-        parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        # Of a table of several kinds the default one's keys are shown.
+        parts = [type(field.default), field.annotation, *getattr(field.annotation, "__args__", ())]
         below = next((part for part in parts if isinstance(part, type) and issubclass(part, Table)), None)
         if below is None:
             yield key, ... if field.default is PydanticUndefined else field.default

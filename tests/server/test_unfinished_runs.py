@@ -9,7 +9,7 @@ from common.checkpoint import load_model, pack, unpack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import FederationError
 from common.flower import build_bundle
-from common.models import build_model
+from common.network import build_model
 from server.home import ENVIRONMENT
 from server.progress import _seconds_left, duration
 from server.registry import Registry

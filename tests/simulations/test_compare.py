@@ -14,7 +14,7 @@ from common.checkpoint import unpack
 from common.config import InitialConfig, TrainingConfig
 from common.errors import ConfigError
 from common.metrics import mean_scores
-from common.models import build_model
+from common.network import build_model
 from simulations import compare as comparison
 from simulations import pretraining
 from simulations.compare import (

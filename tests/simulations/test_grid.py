@@ -12,7 +12,7 @@ from client.training import train_round
 from common.checkpoint import load_model, pack
 from common.config import sha256_of
 from common.errors import FederationError
-from common.models import build_model
+from common.network import build_model
 from common.records import EvaluateRequest, TrainReply, TrainRequest, reply_from_record, request_to_record
 from server.strategy import federate
 from simulations.grid import InProcessGrid

@@ -13,7 +13,7 @@ from client.site import Site
 from common.checkpoint import pack, unpack
 from common.config import InitialConfig, RunConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError
-from common.models import build_model
+from common.network import build_model
 from common.records import TrainRequest, request_from_record
 from server.journal import INITIAL_NAME
 from server.strategy import federate

@@ -33,7 +33,7 @@ from common.checkpoint import pack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import MAX_BUNDLE_BYTES, build_bundle
-from common.models import build_model
+from common.network import build_model
 from common.records import Refusal, Reply, TrainReply, TrainRequest
 from common.wire import wardround_pb2
 from tests import ROOT

@@ -33,7 +33,7 @@ from common.checkpoint import pack
 from common.config import METRICS, RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
-from common.models import build_model
+from common.network import build_model
 from common.records import Request
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, Authority

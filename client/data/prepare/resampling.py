@@ -65,7 +65,7 @@ def _resize(image: Image, size: tuple[int, ...]) -> Image:
         return image
     import torch  # noqa: PLC0415 - heavy
 
-    voxels = torch.from_numpy(np.require(image, requirements="CW"))
+    voxels = torch.from_numpy(np.require(image, requirements=("C", "W")))
     shape = voxels.shape
     if shape[-2:] != size[-2:]:
         planes = voxels.reshape(1, -1, *shape[-2:])

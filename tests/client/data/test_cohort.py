@@ -21,7 +21,7 @@ from client.training import train_round
 from common.checkpoint import pack, sha256
 from common.config import RunConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
-from common.models import build_model
+from common.network import build_model
 from tests.client.data.studies import KEY, photo_run, run_config, site, source, write_ct, write_pair
 
 RUN = photo_run(rows=16)

@@ -1,0 +1,46 @@
+"""What a network is: its settings, which are the [model] table of a run, and what is built from them.
+
+A network normalises each sample by itself: BatchNorm mixes patients, which voids differential privacy, and its running
+statistics would leave the hospital. Settings are read by processes that hold no torch, so a network imports it, and the
+library that it comes from, where it builds.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from common.table import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Network(Table):
+    """The network. Inputs and outputs follow from the data contract and the task."""
+
+    architecture: str
+    dims: Literal[2, 3] = 2
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """What every edge of an image must be a multiple of, in voxels."""
+
+    @abstractmethod
+    def build(self, inputs: int, outputs: int) -> "nn.Module":
+        """The network with fresh weights from torch's global generator.
+
+        Returns:
+            A module from images (N, inputs, *spatial) to (N, outputs, *spatial), float32; axes are `dims`.
+        """
+
+    @abstractmethod
+    def head(self, network: "nn.Module") -> "nn.Module":
+        """The last block of a built network: what fine-tuning trains beside the normalisations."""
+
+    def refuse(self, patch_size: Sequence[int]) -> str | None:
+        """Why it cannot train on crops of this size, beside the stride; None: it can."""
+        return None
+
+
+__all__ = ["Network"]
