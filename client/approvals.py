@@ -26,6 +26,7 @@ from typing import Any, Literal
 from client.offer import Offer
 from common.config import RunConfig, canonical, from_canonical, sha256_of
 from common.errors import ConfigError
+from common.files import move, write_private
 from common.operators import Signer, people
 
 _BUNDLE, _RUN, _SIGNERS, _KEYS = "bundle.fab", "run.json", "signers.json", "keys.json"
@@ -97,21 +98,21 @@ def record(
     # A new folder appears with all its files in it, or not at all.
     made = folder if folder.exists() else folder.with_name(f".{folder.name}.{os.getpid()}")
     made.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(made / _BUNDLE, bundle)
-    _write(made / _RUN, canonical(run).encode())
-    _write(made / _SIGNERS, json.dumps(list(people(keys) or signers)).encode())
-    _write(made / _KEYS, _keys_text(keys))
-    _write(made / _STATE, json.dumps({"open": is_open}).encode())
+    write_private(made / _BUNDLE, bundle)
+    write_private(made / _RUN, canonical(run).encode())
+    write_private(made / _SIGNERS, json.dumps(list(people(keys) or signers)).encode())
+    write_private(made / _KEYS, _keys_text(keys))
+    write_private(made / _STATE, json.dumps({"open": is_open}).encode())
     if made != folder:
-        made.rename(folder)
+        move(made, folder)
     return load(home, folder.name)
 
 
 def note_signers(home: Path, run_hash: str, signers: Sequence[Signer]) -> None:
     """Keep whose signatures were checked; those of before are gone."""
     folder = _root(home) / run_hash
-    _write(folder / _KEYS, _keys_text(signers))
-    _write(folder / _SIGNERS, json.dumps(people(signers)).encode())
+    write_private(folder / _KEYS, _keys_text(signers))
+    write_private(folder / _SIGNERS, json.dumps(people(signers)).encode())
 
 
 def signers_of(home: Path, run_hash: str) -> tuple[Signer, ...]:
@@ -127,7 +128,7 @@ def signers_of(home: Path, run_hash: str) -> tuple[Signer, ...]:
 def set_open(home: Path, run_hash: str, *, is_open: bool, resumption: str = "") -> None:
     """Note whether the coordinator still holds the run open, and by which act an operator resumed it."""
     nonces = [*resumptions(home, run_hash), *filter(None, [resumption])]
-    _write(_root(home) / run_hash / _STATE, json.dumps({"open": is_open, "resumptions": nonces}).encode())
+    write_private(_root(home) / run_hash / _STATE, json.dumps({"open": is_open, "resumptions": nonces}).encode())
 
 
 def resumptions(home: Path, run_hash: str) -> tuple[str, ...]:
@@ -141,13 +142,13 @@ def resumptions(home: Path, run_hash: str) -> tuple[str, ...]:
 
 def note_appraisal(home: Path, run_hash: str, appraisal: Appraisal) -> None:
     """Keep what the agent found out, for the person who decides."""
-    _write(_root(home) / run_hash / _OFFER, json.dumps(asdict(appraisal)).encode())
+    write_private(_root(home) / run_hash / _OFFER, json.dumps(asdict(appraisal)).encode())
 
 
 def answer(home: Path, run_hash: str, *, approved: bool, by: Literal["person", "policy"]) -> None:
     """Note the hospital's answer; the agent sends it."""
     text = json.dumps({"approved": approved, "by": by, "at": time.time()})
-    _write(_root(home) / run_hash / _ANSWER, text.encode())
+    write_private(_root(home) / run_hash / _ANSWER, text.encode())
 
 
 def load(home: Path, run_hash: str) -> Proposal:
@@ -288,9 +289,3 @@ def _read_answer(path: Path) -> Answer | None:
 
 def _keys_text(signers: Sequence[Signer]) -> bytes:
     return json.dumps([[one.name, one.key] for one in signers]).encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -13,15 +13,14 @@ came; and nothing printed becomes false, as epsilon and delta hold at any N, and
 number in site.toml when the hospital wants to.
 """
 
-import fcntl
 import json
 import logging
 import math
-import os
 from pathlib import Path
 
 from common.errors import ConfigError
 from common.files import write_private
+from common.locks import locked
 
 STEP = 5
 
@@ -65,9 +64,7 @@ def outgrown(declared: int, found: int) -> str | None:
 
 
 def _kept(path: Path, modality: str, first: int) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "a", opener=_private) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock")):
         numbers = _read(path)
         if modality not in numbers:
             write_private(path, json.dumps(numbers | {modality: first}, sort_keys=True).encode())
@@ -89,10 +86,6 @@ def _read(path: Path) -> dict[str, int]:
             "Restore it from a backup, or set cohort-size in site.toml to the number that was declared and remove it."
         )
     return numbers
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 __all__ = ["declared_size", "outgrown"]

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki, rotation
 from common.errors import ConfigError, EnrolmentError
-from common.files import write_atomically, write_private
+from common.files import move, write_atomically, write_private
 from common.invitation import Invitation
 from common.models import NETWORK_CHOICE
 from common.operators import key_to_bytes, public_bytes
@@ -160,7 +160,7 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
         stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
         if not _is_sent(tls, invitation):
             _enrol(stub, invitation, csr, receipt_key)
-            (tls / "token.sha256").write_text(_digest(invitation.token), encoding="ascii")
+            write_private(tls / "token.sha256", _digest(invitation.token).encode())
         certificate_pem = _collect(stub, invitation.site, digest, time.monotonic() + timeout_s)
     return _become_member(home, certificate_pem)
 
@@ -175,7 +175,7 @@ def request_by_file(home: Path, invitation: Invitation) -> tuple[str, str]:
         EnrolmentError: this home has joined already.
     """
     csr, receipt_key = _prepare(home, invitation)
-    (home / "tls" / "token.sha256").write_text(_digest(invitation.token), encoding="ascii")
+    write_private(home / "tls" / "token.sha256", _digest(invitation.token).encode())
     values = {
         "site": invitation.site,
         "token": invitation.token,
@@ -249,7 +249,7 @@ def prepare_home(home: Path, site: str = UNNAMED) -> None:
         folder.chmod(0o700)
     for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
         if not (home / name).exists():
-            (home / name).write_text(text, encoding="utf-8")
+            write_atomically(home / name, text.encode())
     settings = home / "site.toml"
     text = settings.read_text(encoding="utf-8")
     if _NAME.format(site=UNNAMED) in text:
@@ -357,7 +357,7 @@ def _promoted_key(tls: Path, certificate_pem: bytes) -> bytes:
     if following.exists():
         public_key = pki.load_certificate(certificate_pem).public_key()
         if pki.load_key(following.read_bytes()).public_key() == public_key:
-            following.replace(tls / "key.pem")
+            move(following, tls / "key.pem")
     return (tls / "key.pem").read_bytes()
 
 

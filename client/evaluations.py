@@ -16,11 +16,8 @@ A file is on disk before the site goes on, so that this holds across restarts, a
 A policy with `evaluations = "free"` keeps none of this: for generated and public images.
 """
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -33,6 +30,7 @@ from client.sealed_table import read_table, write_table
 from client.site import Site
 from common.config import PolicyConfig, RunConfig, Table
 from common.errors import ConfigError, ErrorCode, PolicyError, UpdateError
+from common.locks import locked
 from common.records import EvaluateReply, EvaluateRequest, Request, TrainRequest
 from common.text import counted
 
@@ -204,17 +202,9 @@ def _write(site: Site, run_hash: str, known: _Run, round_: int, changed: _Round)
     write_table(_folder(site) / f"{run_hash}.sealed", record, site.key, _PURPOSE)
 
 
-@contextmanager
-def _locked(site: Site) -> Iterator[None]:
+def _locked(site: Site) -> AbstractContextManager[object]:
     """One at a time, also of several processes."""
-    _folder(site).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(_folder(site) / "lock", "a", opener=_private) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return locked(_folder(site) / "lock")
 
 
 __all__ = ["begin_scoring", "begin_training", "keep"]

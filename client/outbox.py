@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from common.audit.receipts import Receipt
 from common.errors import AuditError, ErrorCode
+from common.files import write_private
 from common.records import TrainReply
 
 FOLDER = "outbox"
@@ -64,13 +65,9 @@ class Outbox:
         nonce = os.urandom(_NONCE_BYTES)
         run = parcel.receipt.run
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            partial = self.folder / f".{run}.partial"
-            with open(partial, "wb", opener=_private) as file:
-                file.write(nonce)
-                file.write(self._cipher().encrypt(nonce, plain, run.encode()))
-            # Not synced, which takes long: a power cut may cost this site a round, but no receipt.
-            partial.replace(self.folder / run)
+            # Not flushed to the disk, which takes long: a power cut may cost this site a round, but no receipt.
+            sealed = (nonce, self._cipher().encrypt(nonce, plain, run.encode()))
+            write_private(self.folder / run, sealed, durable=False)
         except OSError as error:
             raise AuditError(
                 f"the update cannot be kept ({error.strerror}), and is not sent. Free disk space in the site's home.",
@@ -95,14 +92,10 @@ class Outbox:
         (self.folder / run_hash).unlink(missing_ok=True)
 
     def drop_old(self, open_runs: Collection[str]) -> None:
-        """Remove what was made long ago for runs that are closed."""
-        for path in self.folder.glob("[0-9a-f]*"):
+        """Remove what was made long ago for runs that are closed, and what a crash left of a parcel."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name not in open_runs and time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink(missing_ok=True)
 
     def _cipher(self) -> AESGCM:
         return AESGCM(HKDF(SHA256(), 32, None, b"wardround outbox v1").derive(self.site_key))
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

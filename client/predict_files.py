@@ -31,7 +31,7 @@ from client.overlay import draw_overlay, png
 from client.segmentation import Author, write_segmentation
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
-from common.files import write_atomically
+from common.files import move, write_atomically
 
 
 def stem_of(reference: Reference) -> str:
@@ -78,7 +78,7 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...
             for name, data in contents.items():
                 write_atomically(Path(partial) / name, data)
             for name in contents:
-                (Path(partial) / name).replace(folder / name)
+                move(Path(partial) / name, folder / name)
     except OSError as error:
         raise ConfigError(
             f"a result cannot be written ({error.strerror}). Give an --out that is writable and has space.",

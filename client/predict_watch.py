@@ -10,13 +10,12 @@ nothing, a study that comes twice is not done twice, and what was done is rememb
 watched folder is changed or removed. One study at a time is in memory.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from client.dropfolder import Arrived, DropFolder
 from client.predict import Read, Segmenter, StudyResult, check_apart, load_segmenter, predict_one, reading
 from common.errors import ConfigError, DataError, WardroundError
 from common.files import write_atomically
+from common.locks import locked
 from common.text import counted
 
 RESULT_NAME, STATUS_NAME, MODEL_NAME = "result.json", "status.json", "watch.json"
@@ -184,17 +184,14 @@ class _Service:
 
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`, which the kernel lets go when the process ends, however it ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK_NAME).open("a")
-    except OSError as error:
-        raise ConfigError(f"--out cannot be written ({error.strerror}). Give another folder.") from error
-    with lock:
+    """Hold the lock of `out`."""
+    busy = ConfigError("another --watch works on this --out. Stop it first, or give another --out.")
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError("another --watch works on this --out. Stop it first, or give another --out.") from error
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out / _LOCK_NAME, busy))
+        except OSError as error:
+            raise ConfigError(f"--out cannot be written ({error.strerror}). Give another folder.") from error
         yield
 
 

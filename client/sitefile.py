@@ -11,6 +11,7 @@ from typing import Any
 
 from common.config import SiteConfig, SourceConfig, parse
 from common.errors import ConfigError
+from common.files import write_atomically
 from common.text import counted
 
 _HEADER = re.compile(r"\s*\[\[?\s*(?P<name>[^\]]*?)\s*\]")
@@ -32,7 +33,7 @@ def add_source(path: Path, source: SourceConfig) -> SiteConfig:
     lines = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
     text = f"{old.rstrip()}\n\n[[data]]\n{lines}"
     site = parse(SiteConfig, text, source=f"{path} with the new data")
-    _replace(path, text)
+    write_atomically(path, text.encode())
     return site
 
 
@@ -61,7 +62,7 @@ def remove_source(path: Path, number: int) -> SiteConfig:
         end = next((index for index in rest if _begins_another(lines[index])), len(lines))
         text = "".join([*lines[:start], *lines[end:]]).rstrip() + "\n"
         if parse(SiteConfig, text, source=f"{path} without the data") == expected:
-            _replace(path, text)
+            write_atomically(path, text.encode())
             return expected
     raise ConfigError(
         f"source {number} is not written as a [[data]] table of its own in {path}. Take it out there by hand."
@@ -72,12 +73,6 @@ def _begins_another(line: str) -> bool:
     """Whether a line begins a table that is no part of the [[data]] before it."""
     header = _HEADER.match(line)
     return header is not None and not header["name"].startswith("data.")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _toml(value: Any) -> str:

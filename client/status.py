@@ -4,14 +4,12 @@ Written whole, by a rename, when something changed; the command line reads it. T
 while the agent runs, so that a site whose certificate runs out says so itself.
 """
 
-import fcntl
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ import grpc
 
 from client.enrol import Identity
 from common.errors import ConfigError
+from common.files import write_private
+from common.locks import is_locked, locked
 from common.records import Refusal, Reply
 from common.wire import clock
 from common.wire.channels import certificate_trouble
@@ -131,43 +131,28 @@ class Status:
             if values == self._values and self._is_written and self._path.exists():
                 return
             self._values = values
-            partial = self._path.with_name(".status.json.partial")
             try:
-                partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
-                partial.replace(self._path)
+                write_private(self._path, json.dumps(values, indent=2).encode(), durable=False)
                 self._is_written = True
             except OSError as error:
                 if self._is_written:
                     _log.error("status.json cannot be written (%s); it shows an earlier state", error.strerror)
                 self._is_written = False
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
 
 
-@contextmanager
-def only_one(home: Path) -> Iterator[None]:
+def only_one(home: Path) -> AbstractContextManager[object]:
     """Hold home/agent.lock, so that a home has one agent.
 
     Raises:
         ConfigError: another agent holds it.
     """
-    with (home / _LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"an agent runs on {home} already. Stop it first, or use another --home.") from error
-        yield
+    busy = ConfigError(f"an agent runs on {home} already. Stop it first, or use another --home.")
+    return locked(home / _LOCK, busy)
 
 
 def is_running(home: Path) -> bool:
     """Whether an agent holds this home's lock."""
-    if not (home / _LOCK).exists():
-        return False
-    try:
-        with only_one(home):
-            return False
-    except ConfigError:
-        return True
+    return is_locked(home / _LOCK)
 
 
 def read_status(home: Path) -> dict[str, Any]:

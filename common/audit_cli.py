@@ -11,6 +11,7 @@ from common.audit import verify
 from common.audit.log import AuditLog
 from common.cli import note, say, show_table
 from common.errors import ConfigError
+from common.files import write_atomically
 
 LogsArgument: TypeAlias = Annotated[
     list[Path] | None, typer.Argument(metavar="OTHER_LOG...", help="Logs of other sides, as files or exports.")
@@ -63,7 +64,7 @@ def export_log(log: AuditLog, out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{out} is there already. Give another file.")
     text = log.export()
-    out.write_bytes(text)
+    write_atomically(out, text)
     log.append("export", {"what": "audit", "hash": sha256(text).hexdigest()})
     say(out)
     note(f"Its keys: {log.origin}={log.public_key.hex()}. An auditor takes them from you, not from the file.")

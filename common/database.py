@@ -8,8 +8,6 @@ https://sqlite.org/howtocorrupt.html).
 """
 
 import errno
-import os
-import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from common.errors import ErrorCode
+from common.files import create_private
 
 Unusable = Callable[[str, sqlite3.Error | OSError, ErrorCode], Exception]
 
@@ -37,7 +36,9 @@ def transaction(path: Path, unusable: Unusable) -> Iterator[sqlite3.Connection]:
             said, and the code for it.
     """
     try:
-        _make_private(path)
+        # SQLite gives its journal the same mode. Not by opening the file itself: to close it again could drop the
+        # lock of a thread that found it just then.
+        create_private(path, b"")
     except OSError as error:
         raise unusable(path.name, error, _code(error, path)) from error
     try:
@@ -54,23 +55,6 @@ def transaction(path: Path, unusable: Unusable) -> Iterator[sqlite3.Connection]:
                     database.execute("ROLLBACK")
     except sqlite3.Error as error:
         raise unusable(path.name, error, _code(error, path)) from error
-
-
-def _make_private(path: Path) -> None:
-    """Make the file, if there is none; SQLite gives its journal the same mode.
-
-    By a link: to close the file itself could drop the lock of a thread that found it just then.
-    """
-    if path.exists():
-        return
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    try:
-        os.link(fresh, path)
-    except FileExistsError:
-        pass  # another was first
-    finally:
-        fresh.unlink()
 
 
 def _code(error: sqlite3.Error | OSError, path: Path) -> ErrorCode:

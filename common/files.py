@@ -1,30 +1,79 @@
 """Files that are there whole or not at all, and sockets whose path may be long.
 
 The bytes go into a hidden file beside the place, which then takes the place's name: POSIX `rename` replaces a file in
-one step. File and folder are flushed to the disk, so that this holds for a power failure too.
+one step. File and folder are flushed to the disk, so that this holds for a power failure too. All that we write goes
+through these functions; tests/test_architecture.py names the exceptions.
 """
 
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 # Bytes that the name of a unix socket may have: 104 on macOS, 108 on Linux, the zero at its end included.
 LONGEST_ADDRESS = 100
 
+Content: TypeAlias = bytes | Iterable[bytes]  # whole, or in parts that are written one after another
 
-def write_atomically(path: Path, data: bytes) -> None:
+_OURS, _ALL = 0o700, 0o777  # of new folders, less the umask
+
+
+def write_atomically(path: Path, content: Content) -> None:
     """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, data, mode=0o666)  # less the umask
+    _make_folders(path.parent, _ALL)
+    _write(path, content, mode=0o666, durable=True)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """`write_atomically`, for a file that only its owner can read (0600), in a folder likewise where that is made."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(path, data, mode=0o600)
+def write_private(path: Path, content: Content, *, durable: bool = True) -> None:
+    """`write_atomically`, for a file that only its owner can read (0600), in folders likewise where those are made.
+
+    Args:
+        path: of the file.
+        content: what it shall hold.
+        durable: False does without the flush to the disk, which takes long: for what can be made again. A crash still
+            leaves the old bytes or the new ones; a power failure may leave others.
+    """
+    _make_folders(path.parent, _OURS)
+    _write(path, content, mode=0o600, durable=durable)
+
+
+def create_private(path: Path, content: bytes) -> bool:
+    """`write_private`, but never in another file's place; False: there is one, and it stays.
+
+    The file is whole from its first moment, and no descriptor of it is closed here.
+    """
+    if path.exists():
+        return False
+    fresh = _beside(path)
+    write_private(fresh, content)
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        return False  # another was first
+    finally:
+        fresh.unlink()
+    _sync_folder(path.parent)
+    return True
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add bytes to the end of a file; on disk when this returns. A crash may leave a part of them."""
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def move(fresh: Path, place: Path) -> None:
+    """Give a file that is written, or a whole folder, the name at which others look; on disk when this returns.
+
+    A file takes the place of one that is there, a folder only that of an empty one.
+    """
+    fresh.replace(place)
+    _sync_folder(place.parent)
 
 
 @contextmanager
@@ -39,18 +88,30 @@ def socket_address(path: Path) -> Iterator[str]:
         yield str(link / path.name)
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _write(path: Path, content: Content, mode: int, *, durable: bool) -> None:
+    fresh = _beside(path)
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def _make_folders(folder: Path, mode: int) -> None:
+    """Make a folder and those above it, each with this mode: `mkdir` gives it to the last one alone."""
+    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        missing.mkdir(mode=mode, exist_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -62,4 +123,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["LONGEST_ADDRESS", "socket_address", "write_atomically", "write_private"]
+__all__ = [
+    "LONGEST_ADDRESS",
+    "Content",
+    "append",
+    "create_private",
+    "move",
+    "socket_address",
+    "write_atomically",
+    "write_private",
+]

@@ -5,7 +5,6 @@ passphrase on or off leaves the key, and so all that is sealed with it, as it is
 """
 
 import getpass
-import os
 import secrets
 import stat
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.files import write_private
+from common.files import create_private, write_private
 from common.safe import KEY_BYTES
 from common.sealed import is_sealed, passphrase_from, seal, unseal
 
@@ -39,14 +38,13 @@ class KeyFile:
             ConfigError: there is a file already, or the passphrase is too short.
         """
         key = secrets.token_bytes(KEY_BYTES)
-        if not self._place(key, passphrase):
+        if not create_private(self.path, self._content(key, passphrase)):
             raise ConfigError(f"{self.path} is there already. A new key would open nothing that it has sealed.")
         return key
 
     def ensure(self) -> None:
         """Make a key, plain, where there is none. Two processes that come at the same time get the same one."""
-        if not self.path.exists():
-            self._place(secrets.token_bytes(KEY_BYTES), None)
+        create_private(self.path, secrets.token_bytes(KEY_BYTES))
 
     def write(self, key: bytes, passphrase: str | None) -> None:
         """Write a key, under a passphrase or, without one, plain.
@@ -79,18 +77,6 @@ class KeyFile:
                 "nothing opens that the old one has sealed."
             )
         return key
-
-    def _place(self, key: bytes, passphrase: str | None) -> bool:
-        """Write a key where there is no file; False: there is one."""
-        fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
-        write_private(fresh, self._content(key, passphrase))
-        try:
-            os.link(fresh, self.path)  # whole from its first moment, and never in another's place
-        except FileExistsError:
-            return False
-        finally:
-            fresh.unlink()
-        return True
 
     def _content(self, key: bytes, passphrase: str | None) -> bytes:
         return key if passphrase is None else seal(key, passphrase, self.what)

@@ -189,8 +189,7 @@ def approve(
         site = registry.site(name)
         say(f"{name} is active until {_day(site.expires)}. Phrase: {phrase}")
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"{name}.pem").write_bytes((site.certificate or b"") + opened.root_pem)
+            write_atomically(out / f"{name}.pem", (site.certificate or b"") + opened.root_pem)
             registry.collected(name)
 
 

@@ -20,7 +20,6 @@ that was killed and resumed tells the same story as one that was not. Events, ea
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from typing import Any, Literal, TypeAlias
 
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError
-from common.files import write_atomically
+from common.files import append, write_atomically
 from common.privacy.guarantee import UNIT, guarantee, why_void
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
 
@@ -87,10 +86,7 @@ class Journal:
         """Append an event; it is on disk when this returns."""
         entry: Event = {**values, "event": event, "time": time.time()}
         self.events.append(entry)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(entry))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, _line(entry).encode())
         if self.observe is not None:
             self.observe(entry)
 

@@ -12,7 +12,6 @@ doors, which the sites must reach, stay outside and speak to it by a unix socket
 """
 
 import ctypes
-import fcntl
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,6 +30,7 @@ import psutil
 
 from common.errors import ConfigError, FederationError
 from common.flower import check_version, superexec_command, superlink_command, superlink_environment
+from common.locks import is_locked, locked
 from common.namespaces import PrivateNetwork, private_network
 from server.doors import doors, write_processes
 from server.home import ENVIRONMENT, Home
@@ -46,6 +46,7 @@ _SHORTEST_BACK_OFF_S = 0.5
 _LONGEST_BACK_OFF_S = 30.0
 # A child that lived this long did not fail at start.
 _HEALTHY_S = 60.0
+_LOCK_NAME = "launcher.lock"
 _LOG_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
 
@@ -112,11 +113,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
 
 def is_running(home: Home) -> bool:
     """Whether this home's coordinator has been started."""
-    try:
-        with _only_one(home):
-            return False
-    except ConfigError:
-        return True
+    return is_locked(home.path / _LOCK_NAME)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -266,18 +263,9 @@ def _check_ports(home: Home) -> None:
                 ) from error
 
 
-@contextmanager
-def _only_one(home: Home) -> Iterator[None]:
-    path = home.path / "launcher.lock"
-    path.touch(mode=0o600)
-    with path.open("r+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"the coordinator in {home.path} runs already. See `wardround-server status`, or stop it first."
-            ) from error
-        yield
+def _only_one(home: Home) -> AbstractContextManager[object]:
+    busy = ConfigError(f"the coordinator in {home.path} runs already. See `wardround-server status`, or stop it first.")
+    return locked(home.path / _LOCK_NAME, busy)
 
 
 @contextmanager

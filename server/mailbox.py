@@ -20,6 +20,8 @@ from pathlib import Path
 
 from flwr.proto.message_pb2 import Message, ObjectTree
 
+from common.files import create_private
+
 NAME = "mailbox.sqlite"
 
 # Whoever else has the file open, a backup say, holds up no message.
@@ -45,7 +47,7 @@ class Mailbox:
     """All sites' messages, by the node they were sent to. For all threads of one process."""
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
+        create_private(path, b"")
         self._lock = threading.Lock()
         self._database = sqlite3.connect(
             path, timeout=_PATIENCE_AT_START_S, isolation_level=None, check_same_thread=False

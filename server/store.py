@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import FederationError
+from common.files import create_private
 from server.acts import PATIENCE_S, Acts
 
 ValueType = TypeVar("ValueType")
@@ -29,7 +30,7 @@ class Store:
         self._path = path
         self._acts = Acts(path.parent)
         self._threads = threading.local()
-        path.touch(mode=0o600)  # SQLite gives its journal the same mode
+        create_private(path, b"")  # SQLite gives its journal the same mode
         with self._reading() as database:
             database.executescript(self.schema)
         # Nothing is ever written through it, so that it sees each write.

@@ -22,6 +22,7 @@ from torch import Tensor
 from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
+from common.files import move
 from common.network import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from common.sealer import Sealer
@@ -362,7 +363,7 @@ def _keep(session: _Session, model: _Model) -> None:
     if model.average is not None:
         manifest = _manifest(session, model.average)
         save_model(partial / AVERAGE, model.average.weights, manifest, at(sealer, AVERAGE))
-    partial.rename(folder)
+    move(partial, folder)
     for other in folder.parent.iterdir():
         if other != folder:
             shutil.rmtree(other)

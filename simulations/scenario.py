@@ -306,7 +306,7 @@ def _phantom_sites(
                 rows=config.rows,
                 progress=None if progress is None else _offset(progress, done, total),
             )
-            marker.write_text(asked, encoding="utf-8")
+            write_atomically(marker, asked.encode())
         # A short series may pass the lesions by, and its truth says so.
         source = SourceConfig(path=str(home.absolute()), kind="dicom", empty_labels_are_negative=True)
         sites.append(SiteConfig(name=name, data=(source,), cohort_size=config.patients))

@@ -9,6 +9,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -152,6 +153,109 @@ def test_text_is_shown_through_the_outlets_that_make_it_safe(names: tuple[str, .
         if isinstance(node, ast.Call) and _called(node) in names
     ]
     assert around == []
+
+
+# What writes to the disk by itself, for files that are no record of ours -> why.
+_WRITES_BY_ITSELF = {
+    "common/files.py": "the one place",
+    "common/locks.py": "a lock's file, which is never replaced: who waits holds it open",
+    "common/audit/reading.py": "a copy for SQLite in a temporary folder",
+    "common/namespaces.py": "files of the kernel under /proc",
+    "client/confine.py": "a path as a handle, and /dev/null",
+    "client/data/reader.py": "a file of the kernel under /proc",
+    "client/keeper.py": "what the worker prints, appended by the kernel and begun anew when it is long",
+    "server/launcher.py": "what processes print, appended by the kernel and begun anew when it is long",
+    "simulations/audit_apart.py": "images and a key of a simulated site in a temporary folder",
+    "simulations/bench_privacy.py": "a file of the kernel under /proc",
+}
+_WRITING_MODES = re.compile(r"[rb]*[wax+]")
+
+
+def _writes(tree: ast.Module) -> Iterator[ast.Call]:
+    """Calls that make, fill, rename or copy a file."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = _called(node).rpartition(".")[2]
+        constants = [
+            one.value for one in (*node.args, *(k.value for k in node.keywords)) if isinstance(one, ast.Constant)
+        ]
+        modes = [one for one in constants if isinstance(one, str) and _WRITING_MODES.match(one)]
+        flags = {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute) and one.attr.startswith("O_")}
+        # `Path.replace` takes one thing, `str.replace` two, `dataclasses.replace` and `datetime.replace` name theirs.
+        is_rename = (
+            name == "replace" and len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Attribute)
+        )
+        if (
+            (
+                name
+                in (
+                    "write_text",
+                    "write_bytes",
+                    "rename",
+                    "touch",
+                    "hardlink_to",
+                    "truncate",
+                    "copyfile",
+                    "copy",
+                    "copy2",
+                )
+                and not (name == "copy" and _called(node) != "shutil.copy")
+                and not (name == "truncate" and _called(node) != "os.truncate")
+            )
+            or _called(node) in ("os.replace", "os.link", "os.fsync")
+            or (name == "open" and modes)
+            or flags & {"O_WRONLY", "O_RDWR", "O_CREAT", "O_PATH"}
+            or is_rename
+        ):
+            yield node
+
+
+def test_files_are_written_in_one_place_whole_and_flushed_to_the_disk() -> None:
+    around = {
+        str(path.relative_to(ROOT)): [_place(path, node) for node in calls]
+        for path in _modules(*PACKAGES)
+        if (calls := list(_writes(_tree(path))))
+    }
+    assert {path: calls for path, calls in around.items() if path not in _WRITES_BY_ITSELF} == {}
+    assert around.keys() == _WRITES_BY_ITSELF.keys()  # a reason that is no longer one goes
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "path.write_text('x')",
+        "path.write_bytes(b'x')",
+        "open(path, 'w')",
+        "path.open(mode='ab')",
+        "path.open('r+b')",
+        "os.open(path, os.O_CREAT | os.O_WRONLY)",
+        "os.replace(one, other)",
+        "one.replace(other)",
+        "one.rename(other)",
+    ],
+)
+def test_every_way_to_write_a_file_is_seen(code: str) -> None:
+    assert list(_writes(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["text.replace('a', 'b')", "replace(record, name='b')", "path.open('rb')", "open(path)"]
+)
+def test_what_only_reads_is_not_taken_for_writing(code: str) -> None:
+    assert not list(_writes(ast.parse(code)))
+
+
+def test_locks_are_taken_in_one_place() -> None:
+    users = _offenders(PACKAGES, ("fcntl.flock", "fcntl.lockf", "filelock"))
+    users += [
+        _place(path, node)
+        for path in _modules(*PACKAGES)
+        if path != ROOT / "common" / "locks.py"
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Call) and _called(node) in ("fcntl.flock", "fcntl.lockf", "os.lockf")
+    ]
+    assert users == []
 
 
 @pytest.mark.parametrize("module", ["client.agent", "client.gate", "client.policy"])

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
@@ -37,6 +38,7 @@ from client.data.surrogates import (
     values_of,
 )
 from common.errors import ConfigError, DataError, ErrorCode
+from common.files import write_atomically
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
@@ -276,15 +278,12 @@ def _write(original: Dataset, copy: Dataset, out: Path, key: bytes) -> str:
         target = out / folder / f"{pseudonym(key, str(original.get('SOPInstanceUID', '')))}.dcm"
         if target.exists():
             raise DataError("a second file has the same SOP Instance UID. Take it out.", ErrorCode.DUPLICATE)
-        partial = target.with_suffix(".partial")
+        encoded = BytesIO()
+        copy.save_as(encoded, enforce_file_format=True)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy.save_as(partial, enforce_file_format=True)
-            partial.replace(target)
+            write_atomically(target, encoded.getvalue())
         except OSError as error:
             raise ConfigError(f"{out} cannot be written ({error.strerror}). Free space, or name another.") from error
-        finally:
-            partial.unlink(missing_ok=True)
     return folder
 
 

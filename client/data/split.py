@@ -19,12 +19,10 @@ The file is sealed as a whole (client/sealed_table.py). A request is seed and fr
 split, and the two know nothing of each other.
 """
 
-import fcntl
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -34,6 +32,7 @@ from client.data.pseudonym import pseudonym
 from client.sealed_table import read_table, write_table
 from common.config import DataConfig, RunConfig, Table
 from common.errors import ConfigError
+from common.locks import locked
 
 Split = Literal["train", "validation", "test"]
 Place: TypeAlias = tuple[Split, ...]  # by fold number; one entry without cross-validation
@@ -70,7 +69,7 @@ class KeptSplits:
         if self.path is None or run.split == "independent":
             return _splits(_assign_all(groups, run, {}), run)
         # One at a time: of two processes that meet the same new patients, the second must see where the first put them.
-        with _locked(self.path.with_suffix(".lock")) if keep else nullcontext():
+        with locked(self.path.with_suffix(".lock")) if keep else nullcontext():
             file = self._read(self.path)
             request = _request(run)
             record = file.splits.get(request, {})
@@ -87,7 +86,7 @@ class KeptSplits:
         """Take a patient's places away, in all splits."""
         if self.path is None:
             return
-        with _locked(self.path.with_suffix(".lock")):
+        with locked(self.path.with_suffix(".lock")):
             file, name = self._read(self.path), pseudonym(self.site_key, patient)
             splits = {
                 request: {key: at for key, at in kept.items() if key != name} for request, kept in file.splits.items()
@@ -233,18 +232,6 @@ def _damaged(what: str) -> ConfigError:
         "must not be made anew by itself. Restore it, and site.key, from a backup. If there is none, remove the file: "
         "patients are then split again, and test scores of models trained before no longer hold."
     )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", opener=_private) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 __all__ = ["KeptSplits", "Place", "Split", "assign"]

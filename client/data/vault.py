@@ -26,6 +26,7 @@ from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 
+from common.files import write_private
 from common.safe import derived
 from common.sealer import open_chunks, seal_chunks
 
@@ -75,21 +76,13 @@ class Vault:
         return None
 
     def write(self, path: Path, payload: bytes | bytearray | memoryview, stamp: bytes = NO_STAMP) -> None:
-        """Seal a payload, whole or not at all; file and new folders are for their owner only.
+        """Seal a payload, whole or not at all; file and new folders are for their owner only. What a power failure
+        takes is made again.
 
         Raises:
             OSError: the disk is full or does not allow it; what stood there before still stands.
         """
-        for folder in reversed([folder for folder in path.parents if not folder.exists()]):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.writelines(self._seal(path, payload, stamp))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_private(path, self._seal(path, payload, stamp), durable=False)
 
     def name(self, *parts: object) -> str:
         """A file name that tells nothing about its parts; they must be JSON, or have a text."""

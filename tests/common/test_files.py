@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import files
-from common.files import write_atomically, write_private
+from common.files import append, create_private, move, write_atomically, write_private
 
 Write = Callable[[Path, bytes], None]
 both = pytest.mark.parametrize("write", [write_atomically, write_private])
@@ -65,3 +65,55 @@ def test_private_file_takes_the_place_of_one_that_all_could_read(tmp_path: Path)
     (tmp_path / "file").chmod(0o644)
     write_private(tmp_path / "file", b"new")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_folders_that_a_private_file_needs_are_the_owners_alone_all_of_them(tmp_path: Path) -> None:
+    write_private(tmp_path / "site" / "cache" / "file", b"x")
+    for folder in (tmp_path / "site", tmp_path / "site" / "cache"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_content_in_parts_is_one_file(tmp_path: Path) -> None:
+    write_private(tmp_path / "file", iter((b"first ", b"second")), durable=False)
+    assert (tmp_path / "file").read_bytes() == b"first second"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_created_file_never_takes_anothers_place(tmp_path: Path) -> None:
+    assert create_private(tmp_path / "key", b"first")
+    assert not create_private(tmp_path / "key", b"second")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+def test_of_two_that_create_a_file_at_once_one_is_told_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def another_was_first(source: Path, target: Path) -> None:
+        target.write_bytes(b"another's")
+        link(source, target)
+
+    monkeypatch.setattr(files.os, "link", another_was_first)
+    assert not create_private(tmp_path / "key", b"ours")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"another's"]
+
+
+@pytest.mark.parametrize("step", ["append", "move a file", "move a folder"])
+def test_what_is_added_or_moved_is_on_the_disk_on_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    (tmp_path / "fresh").mkdir() if step == "move a folder" else (tmp_path / "fresh").write_bytes(b"new")
+    flushed: list[tuple[int, int]] = []
+
+    def look(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(files.os, "fsync", look)
+    if step == "append":
+        append(tmp_path / "fresh", b" and more")
+        assert flushed == [((tmp_path / "fresh").stat().st_ino, len(b"new and more"))]
+    else:
+        move(tmp_path / "fresh", tmp_path / "place")
+        assert [inode for inode, _ in flushed] == [tmp_path.stat().st_ino]
+        assert (tmp_path / "place").exists()
