@@ -8,7 +8,7 @@ from client import sitekey
 from client.shell import HOME, Home, site_file
 from client.status import only_one
 from common.cli import new_app, note, say
-from common.sealed import passphrase_from
+from common.crypto.passphrase import passphrase_from
 
 key_app = new_app("The key of this hospital's pseudonyms, cache and ledger.")
 

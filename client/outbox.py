@@ -4,23 +4,19 @@ An update is written here before it leaves. Asked for the same round again, beca
 between, the coordinator went back to its checkpoint, or a run that failed for another site is resumed, the hospital
 sends the same bytes under the same receipt: no patient is drawn a second time, no privacy is spent, and no round has
 two receipts. A run that is closed without its last model having been asked about can be resumed: its update stays for
-30 days. AES-256-GCM under a key that is derived from the site key.
+30 days. Sealed as a record of its run (common/crypto/record_box.py).
 """
 
 import base64
 import json
-import os
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from common.audit.receipts import Receipt
+from common.crypto.derivation import derived
+from common.crypto.record_box import seal, unseal
 from common.errors import AuditError, ErrorCode
 from common.files import write_private
 from common.records import TrainReply
@@ -29,7 +25,7 @@ FOLDER = "outbox"
 # How long the update of a closed run waits for the run to be resumed.
 KEPT_S = 30 * 24 * 3600.0
 
-_NONCE_BYTES, _LENGTH_BYTES = 12, 4
+_LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,10 @@ class Outbox:
         }
         text = json.dumps(head).encode()
         plain = len(text).to_bytes(_LENGTH_BYTES, "big") + text + parcel.reply.weights
-        nonce = os.urandom(_NONCE_BYTES)
         run = parcel.receipt.run
         try:
             # Not flushed to the disk, which takes long: a power cut may cost this site a round, but no receipt.
-            sealed = (nonce, self._cipher().encrypt(nonce, plain, run.encode()))
-            write_private(self.folder / run, sealed, durable=False)
+            write_private(self.folder / run, seal(self._key, plain, run.encode()), durable=False)
         except OSError as error:
             raise AuditError(
                 f"the update cannot be kept ({error.strerror}), and is not sent. Free disk space in the site's home.",
@@ -77,9 +71,8 @@ class Outbox:
     def find(self, run_hash: str) -> Parcel | None:
         """The run's parcel; None where there is none, or one that this site did not write."""
         try:
-            sealed = (self.folder / run_hash).read_bytes()
-            plain = self._cipher().decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], run_hash.encode())
-        except (OSError, InvalidTag, ValueError):
+            plain = unseal(self._key, (self.folder / run_hash).read_bytes(), run_hash.encode())
+        except (OSError, ValueError):
             return None
         start = _LENGTH_BYTES + int.from_bytes(plain[:_LENGTH_BYTES], "big")
         head = json.loads(plain[_LENGTH_BYTES:start])
@@ -97,5 +90,6 @@ class Outbox:
             if path.name not in open_runs and time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink(missing_ok=True)
 
-    def _cipher(self) -> AESGCM:
-        return AESGCM(HKDF(SHA256(), 32, None, b"wardround outbox v1").derive(self.site_key))
+    @property
+    def _key(self) -> bytes:
+        return derived(self.site_key, "outbox")

@@ -1,6 +1,7 @@
 """One record of a site in one file, sealed as a whole: only the site can read it, and its length tells little.
 
-file = magic (8) | sealed for its purpose (common/safe.py): the record as JSON, filled up to a multiple of 4 KiB
+file = magic (8) | sealed for its purpose (common/crypto/record_box.py): the record as JSON, filled up to a multiple of
+4 KiB
 """
 
 import json
@@ -8,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from common.config import Table, validate
+from common.crypto.record_box import RecordBox
 from common.errors import ConfigError
 from common.files import write_private
-from common.safe import Safe
 
 _MAGIC = b"WRTABLE1"
 _BLOCK_BYTES = 4096
@@ -39,7 +40,7 @@ def read_table(path: Path, kind: type[_Kind], site_key: bytes, purpose: str) -> 
     if not data.startswith(_MAGIC):
         raise ValueError("it is not a file that this version wrote")
     try:
-        text = Safe(site_key, purpose).unseal(data[len(_MAGIC) :], _MAGIC)
+        text = RecordBox(site_key, purpose).unseal(data[len(_MAGIC) :], _MAGIC)
     except ValueError as error:
         raise ValueError("it was made under another site key, or altered") from error
     try:
@@ -52,7 +53,7 @@ def write_table(path: Path, record: Table, site_key: bytes, purpose: str) -> Non
     """Write a record, whole or not at all; for the eyes of its owner only, and of who has the site key."""
     text = record.model_dump_json().encode()
     filled = text.ljust(-(-len(text) // _BLOCK_BYTES) * _BLOCK_BYTES)
-    write_private(path, _MAGIC + Safe(site_key, purpose).seal(filled, _MAGIC))
+    write_private(path, _MAGIC + RecordBox(site_key, purpose).seal(filled, _MAGIC))
 
 
 __all__ = ["read_table", "write_table"]

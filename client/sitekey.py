@@ -2,8 +2,9 @@
 ledger, splits, list of the forgotten, unsent updates). Who keeps them:
 
     the file        home/site.key holds the bytes, mode 0600; made on first use
-    a passphrase    home/site.key holds them sealed (common/sealed.py); the passphrase is in WARDROUND_SITE_PASSPHRASE,
-                    in the file that WARDROUND_SITE_PASSPHRASE_FILE names, or asked for on a terminal
+    a passphrase    home/site.key holds them sealed (common/crypto/passphrase.py); the passphrase is in
+                    WARDROUND_SITE_PASSPHRASE, in the file that WARDROUND_SITE_PASSPHRASE_FILE names, or asked for on a
+                    terminal
     the environment WARDROUND_SITE_KEY, 64 hex digits, and there is no file
 
 A process opens the key once. The agent hands it to its worker by their pipe: nothing of it stands in a child's
@@ -15,9 +16,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from common.crypto.derivation import KEY_BYTES
+from common.crypto.keyfile import KeyFile
 from common.errors import ConfigError
-from common.keyfile import KeyFile
-from common.safe import KEY_BYTES
 
 KEY_NAME = "site.key"
 KEY_VARIABLE = "WARDROUND_SITE_KEY"

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
 from common.config import PrivacyConfig, RunConfig, sha256_of
+from common.crypto.derivation import derived
 from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
 from common.losses import dice_ce
@@ -39,7 +40,6 @@ from common.privacy.engine import adapt_clipping, private_optimizer, private_ste
 from common.privacy.gradients import Patient
 from common.privacy.guarantee import plan
 from common.records import Phase
-from common.safe import derived
 from common.schedule import learning_rate
 from common.transforms import Stack, sample_crops
 

@@ -3,7 +3,7 @@
 Convention: weights travel and rest as safetensors (https://github.com/huggingface/safetensors), never as pickle,
 so that reading a file from elsewhere runs no code. The same weights always give the same bytes, hence the same
 SHA-256, which names a model in results, receipts and logs. The manifest says which run made it, and vouches for
-the weights by that hash. A coordinator keeps both sealed (common/sealer.py), as NAME.sealed.
+the weights by that hash. A coordinator keeps both sealed (common/crypto/stream.py), as NAME.sealed.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.config import RunConfig, from_canonical
+from common.crypto.stream import SUFFIX, Sealer
 from common.errors import ConfigError, UpdateError
 from common.files import write_atomically, write_private
-from common.sealer import SUFFIX, Sealer
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"

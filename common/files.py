@@ -43,12 +43,13 @@ def write_private(path: Path, content: Content, *, durable: bool = True) -> None
 def create_private(path: Path, content: bytes) -> bool:
     """`write_private`, but never in another file's place; False: there is one, and it stays.
 
-    The file is whole from its first moment, and no descriptor of it is closed here.
+    The file is whole from its first moment, and no descriptor of it is closed here. No folder is made: where the one
+    that belongs there is missing, so is what else it holds.
     """
     if path.exists():
         return False
     fresh = _beside(path)
-    write_private(fresh, content)
+    _write(fresh, content, mode=0o600, durable=True)
     try:
         os.link(fresh, path)
     except FileExistsError:

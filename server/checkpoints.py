@@ -6,8 +6,8 @@ one. A checkpoint renamed to another round's does not open: what seals it knows 
 
 from pathlib import Path
 
+from common.crypto.stream import SUFFIX, Sealer
 from common.errors import ConfigError
-from common.sealer import SUFFIX, Sealer
 
 CHECKPOINTS = "checkpoint"
 AVERAGE = "average"  # within a checkpoint's folder

@@ -15,11 +15,11 @@ import typer
 
 from common.cli import Digest, JsonFlag, configure_logging, new_app, note, say, show_table
 from common.config import RunConfig, canonical, load, sha256_of
+from common.crypto.stream import SUFFIX
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
 from common.flower import build_bundle
 from common.operators import Act
-from common.sealer import SUFFIX
 from server import checkpoints, enrolment, launcher, operators
 from server import home as homes
 from server.audit_cli import audit_app

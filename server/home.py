@@ -13,8 +13,8 @@ nodes.json           Flower node id -> site name
 logs/ flower/ wake/  process logs; Flower's own disposable state; sockets for hints
 superlink.sock processes.json   the way to the SuperLink; the processes that `start` keeps alive
 
-Sealed with the coordinator's key (common/sealer.py) are all private keys, the sites' Flower keys in the registry among
-them, checkpoints and models. Root and operator keys that have a passphrase of their own are under that instead.
+Sealed with the coordinator's key (common/crypto/stream.py) are all private keys, the sites' Flower keys in the registry
+among them, checkpoints and models. Root and operator keys that have a passphrase of their own are under that instead.
 Not sealed, because it is no secret: certificates, site names, run documents, hashes of tokens, metrics, summaries,
 reports, the audit log. Not sealed either is an invitation, which is made to be sent and is void after 24 hours. While
 coordinator.key is plain, a copy of the whole folder opens; under a passphrase, or with that file kept elsewhere, it
@@ -35,11 +35,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from common.config import RunConfig, Table, load, sha256_of
+from common.crypto.keyfile import KeyFile
+from common.crypto.stream import Sealer
 from common.errors import ConfigError
 from common.files import write_private
 from common.flower import SuperLink
-from common.keyfile import KeyFile
-from common.sealer import Sealer
 from server import keyholder
 
 ENVIRONMENT = "WARDROUND_SERVER_HOME"

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common.crypto.derivation import KEY_BYTES
 from common.files import socket_address
-from common.safe import KEY_BYTES
 
 SOCKET_NAME = "key.sock"
 

@@ -8,10 +8,10 @@ from typing import Annotated, TypeAlias
 import typer
 
 from common.cli import JsonFlag, new_app, note, say, show_table
+from common.crypto.passphrase import passphrase_from
 from common.errors import ConfigError
 from common.operators import Act, Role
 from common.pki import fingerprint, load_certificate
-from common.sealed import passphrase_from
 from common.text import counted
 from server import home as homes
 from server import operators

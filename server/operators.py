@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509 import Certificate
 
 from common import operators, pki
+from common.crypto.passphrase import is_sealed, passphrase_from, seal, unseal
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
 from common.operators import Act, Endorsement, Operator, Role, key_to_bytes, subject_of
-from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server.acts import entered_fields
 from server.home import Home
 from server.registry import Member, Registry

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509 import Certificate
 
 from common import pki, rotation
+from common.crypto.passphrase import is_sealed, passphrase_from, seal, unseal
 from common.errors import ConfigError
 from common.files import write_private
 from common.operators import key_to_bytes
-from common.sealed import is_sealed, passphrase_from, seal, unseal
 from server.home import Home, ServerConfig
 
 ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
+from common.crypto.stream import Sealer
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
 from common.files import move
 from common.network import build_model
 from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
-from common.sealer import Sealer
 from common.text import counted
 from server.aggregation import capped, weighted_mean
 from server.checkpoints import AVERAGE, at, folder_of, latest

@@ -246,6 +246,14 @@ def test_what_only_reads_is_not_taken_for_writing(code: str) -> None:
     assert not list(_writes(ast.parse(code)))
 
 
+def test_sealing_stands_in_one_room() -> None:
+    """Keys of TLS, signatures and certificates are another matter, and so are keyed names (HMAC)."""
+    primitives = "cryptography.hazmat.primitives"
+    ciphers = (f"{primitives}.ciphers", f"{primitives}.kdf", "Crypto", "nacl")
+    room = tuple(str(path.relative_to(ROOT)) for path in _modules("common") if path.parent.name == "crypto")
+    assert _offenders(PACKAGES, ciphers, exempt=room) == []
+
+
 def test_locks_are_taken_in_one_place() -> None:
     users = _offenders(PACKAGES, ("fcntl.flock", "fcntl.lockf", "filelock"))
     users += [

@@ -3,9 +3,10 @@
     rows   number, from 1 | name: keyed, unique | content: sealed
     head   sealed: that there are so many rows, and which is the last
 
-A row is sealed (common/safe.py) for its table, number, name and the row before it, the head for the number of rows and
-the last one. So a row that is altered, exchanged, copied, moved or removed, or comes from another file, does not open,
-and then the whole file is refused and left as it is. The file shows how many rows there are and when it was written.
+A row is sealed (common/crypto/record_box.py) for its table, number, name and the row before it, the head for the number
+of rows and the last one. So a row that is altered, exchanged, copied, moved or removed, or comes from another file,
+does not open, and then the whole file is refused and left as it is. The file shows how many rows there are and when it
+was written.
 
 What no file can notice of itself: that it is removed, or put back as a whole as it was before. The audit log has the
 same charges, and an agent compares the two (client/spending.py); it has been shown to the coordinator (common/audit).
@@ -16,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.crypto.record_box import TAG_BYTES, RecordBox
 from common.database import transaction
 from common.errors import ErrorCode, PrivacyError
-from common.safe import TAG_BYTES, Safe
 
 # 1 and 2 were in the clear.
 FORMAT = 3
@@ -33,7 +34,7 @@ _SCHEMA = (
 class Rows:
     """The rows while the file is locked: what is read cannot change before what is appended is on disk."""
 
-    def __init__(self, database: sqlite3.Connection, safe: Safe) -> None:
+    def __init__(self, database: sqlite3.Connection, safe: RecordBox) -> None:
         """Read and check all rows; a file without tables is begun.
 
         Raises:
@@ -51,7 +52,7 @@ class Rows:
         """Add a row; on disk when the transaction ends.
 
         Args:
-            name: as `Safe.name` makes it, of what there may be only one.
+            name: as `RecordBox.name` makes it, of what there may be only one.
             content: what is sealed; its length shows.
         """
         self._count += 1
@@ -85,7 +86,7 @@ class Rows:
 class Journal:
     """The rows in a file, made on first use with mode 0600. Any number of processes and threads may use it at once."""
 
-    def __init__(self, path: Path, safe: Safe) -> None:
+    def __init__(self, path: Path, safe: RecordBox) -> None:
         """Remember where the file is; nothing is opened yet."""
         self._path, self._safe = path, safe
 

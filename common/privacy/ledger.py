@@ -26,10 +26,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from common.crypto.record_box import RecordBox
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged
 from common.privacy.journal import Journal, Rows
-from common.safe import Safe
 from common.text import counted
 
 # Rows are filled up to a multiple of this, so that their lengths do not tell what they are.
@@ -77,7 +77,7 @@ class Ledger:
             path: of the file; its folder is there.
             key: the site key.
         """
-        self._safe = Safe(key, "ledger")
+        self._safe = RecordBox(key, "ledger")
         self._journal = Journal(path, self._safe)
 
     def charge(
@@ -237,7 +237,7 @@ class _Book:
     """What the rows of a ledger add up to."""
 
     rows: Rows
-    safe: Safe
+    safe: RecordBox
     charges: dict[_Key, Charge] = field(default_factory=dict)  # oldest first
     begun: set[_Key] = field(default_factory=set)
     reservations: dict[tuple[str, str], Reservation] = field(default_factory=dict)  # by cohort and run hash

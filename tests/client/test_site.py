@@ -19,9 +19,9 @@ from client.offer import Offer
 from client.pipe import Describe, PipeError
 from client.site import open_site
 from client.sitekey import KEY_VARIABLE, PASSPHRASE_VARIABLE
+from common.crypto.passphrase import is_sealed, seal
 from common.errors import ConfigError
 from common.files import write_private
-from common.sealed import is_sealed, seal
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 

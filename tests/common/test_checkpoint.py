@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
+from common.crypto.stream import Sealer
 from common.errors import ConfigError, UpdateError
-from common.sealer import Sealer
 from tests import ROOT
 
 RUN = RunConfig.model_validate(

@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from common import pki
 from common.config import sha256_of
+from common.crypto.passphrase import is_sealed
 from common.flower import build_bundle
 from common.invitation import Invitation
-from common.sealed import is_sealed
 from server import launcher
 from server.cli import app
 from server.home import ENVIRONMENT, KEY_PASSPHRASE, open_home
@@ -339,7 +339,7 @@ def test_coordinators_key_goes_under_a_passphrase_and_out_again(home, monkeypatc
 
 def test_init_writes_no_key_in_the_clear_where_it_is_told_to_protect_it(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("common.keyfile.write_private", lambda _, data: written.append(data))
+    monkeypatch.setattr("common.crypto.keyfile.create_private", lambda _, data: written.append(data) is None)
     monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
     monkeypatch.setattr("server.home.keyholder.ask", lambda _: None)
     invoke("init", "--protect")

@@ -10,9 +10,9 @@ import torch
 
 from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
+from common.crypto.stream import Sealer
 from common.errors import ConfigError
 from common.records import Request, TrainRequest
-from common.sealer import Sealer
 from server.journal import Summary
 from server.strategy import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains

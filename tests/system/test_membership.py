@@ -16,9 +16,9 @@ from client.agent import Agent
 from client.record import Record
 from client.witness import Witness
 from common import pki, rotation
+from common.crypto.passphrase import is_sealed
 from common.errors import ConfigError, EnrolmentError
 from common.files import write_private
-from common.sealed import is_sealed
 from common.wire import channels
 from common.wire.channels import Credentials
 from common.wire.wardround_pb2 import ListProposalsRequest

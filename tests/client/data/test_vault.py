@@ -180,7 +180,7 @@ def test_write_that_fails_leaves_the_old_file_and_no_debris(
         yield b"half"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Vault, "_seal", full)
+    monkeypatch.setattr("client.data.vault.seal", full)
     with pytest.raises(OSError, match="No space"):
         vault.write(path, b"new")
     assert vault.read(path) == payload()

@@ -1,12 +1,16 @@
 """Bytes that only the holder of a key can open, and only as what they were sealed: AES-256-GCM in chunks.
 
-    sealed = magic (8) | salt (16) | chunk 0 | chunk 1 | ...
+    sealed = header | chunk 0 | chunk 1 | ...
+    header = magic (8) | salt (16) | stamp (0 or more, as the kind has it)
     chunk  = AES-256-GCM of 1 MiB of the payload (the last one: of what is left), 16 bytes longer by its tag
 
 Each payload has a key of its own, by HKDF-SHA256 from the holder's key, the payload's name and a random salt, so the
 nonce need only count: chunk index (11 bytes, big-endian) | 1 for the last chunk, else 0 (1 byte). A chunk that is
-changed, moved, cut off, repeated or taken from elsewhere does not open, nor does a whole payload under another's name.
-This is the STREAM construction, as in https://age-encryption.org/v1. Sizes are in the clear, and nothing else.
+changed, moved, cut off, repeated or taken from elsewhere does not open, nor does a whole payload under another's name:
+the header, and where the payload belongs if the key does not say so, are authenticated with every chunk.
+This is the STREAM construction, as in https://age-encryption.org/v1. Sizes are in the clear, and the stamp.
+
+`Sealer` keeps it in memory, for models and keys; client/data/vault.py in files with a stamp.
 """
 
 import io
@@ -14,22 +18,21 @@ import json
 import math
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from common.crypto.derivation import derived
 from common.errors import ConfigError
-from common.safe import derived
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
 SUFFIX = ".sealed"  # of a file that holds what `Sealer.seal` made
 
 _MAGIC = b"WRSEALED"
-_SALT_BYTES = 16
-_HEADER_BYTES = len(_MAGIC) + _SALT_BYTES
-_TAG_BYTES = 16
+_MAGIC_BYTES, _SALT_BYTES, _TAG_BYTES = 8, 16, 16
 _CHUNK_BYTES = 2**20
 _COUNTER_BYTES = 11
 
@@ -53,8 +56,8 @@ class Sealer:
 
     def seal(self, payload: Payload, name: str) -> bytes:
         """Seal a payload; the same name is needed to open it."""
-        header = _MAGIC + secrets.token_bytes(_SALT_BYTES)
-        return b"".join((header, *seal_chunks(self._key_of(header, name), payload, header)))
+        header = new_header(_MAGIC)
+        return b"".join(seal(header, self._key_of(header, name), payload))
 
     def open(self, sealed: bytes, name: str) -> bytes:
         """Inverse of `seal`.
@@ -62,48 +65,82 @@ class Sealer:
         Raises:
             ConfigError: not sealed here under this name with this key, or damaged; which of these is not said.
         """
-        file, header = io.BytesIO(sealed), sealed[:_HEADER_BYTES]
+        file = io.BytesIO(sealed)
         try:
-            if file.readinto(bytearray(_HEADER_BYTES)) < _HEADER_BYTES or not header.startswith(_MAGIC):
-                raise ValueError("not sealed")
-            return bytes(open_chunks(self._key_of(header, name), file, len(sealed) - _HEADER_BYTES, header))
+            header = read_header(file, _MAGIC)
+            return bytes(unseal(header, self._key_of(header, name), file, len(sealed)))
         except (InvalidTag, ValueError) as error:
             raise ConfigError(
                 f"{', '.join((*self._place, name))} does not open: it is damaged, or was sealed as something else or "
                 "with another key. Restore it, or the key, from a backup."
             ) from error
 
-    def _key_of(self, header: bytes, name: str) -> bytes:
-        return derived(self._key, "sealer", json.dumps([*self._place, name]), header[-_SALT_BYTES:])
+    def _key_of(self, header: "Header", name: str) -> bytes:
+        return derived(self._key, "sealer", json.dumps([*self._place, name]), header.salt)
 
 
-def seal_chunks(key: bytes, payload: Payload, associated: bytes) -> Iterator[bytes]:
-    """Seal a payload under a key that is used for nothing else.
+@dataclass(frozen=True)
+class Header:
+    """What a sealed payload begins with."""
 
-    Args:
-        key: 32 bytes.
-        payload: any length.
-        associated: authenticated with every chunk.
-    """
-    cipher, view = AESGCM(key), memoryview(payload)
-    for nonce, start in _chunks(len(view)):
-        yield cipher.encrypt(nonce, view[start : start + _CHUNK_BYTES], associated)
+    magic: bytes  # 8, by which its kind is known
+    salt: bytes  # 16, random, from which its key is made
+    stamp: bytes  # what the kind puts there
+
+    @property
+    def text(self) -> bytes:
+        """The header as it stands there."""
+        return self.magic + self.salt + self.stamp
 
 
-def open_chunks(key: bytes, file: BinaryIO, length: int, associated: bytes) -> bytearray:
-    """Inverse of `seal_chunks`, into one buffer, which the caller may share.
+def new_header(magic: bytes, stamp: bytes = b"") -> Header:
+    """The header of a payload that is to be sealed."""
+    return Header(magic, secrets.token_bytes(_SALT_BYTES), stamp)
 
-    Args:
-        key: as it was sealed.
-        file: stands at the first chunk.
-        length: of all chunks together, bytes.
-        associated: as it was sealed.
+
+def read_header(file: BinaryIO, magic: bytes, stamp_bytes: int = 0) -> Header:
+    """The header of a sealed payload; the file then stands at the first chunk.
 
     Raises:
-        InvalidTag: not these bytes, this key, or this associated data.
+        ValueError: another kind, or no sealed payload.
+    """
+    text = file.read(_MAGIC_BYTES + _SALT_BYTES + stamp_bytes)
+    if len(text) < _MAGIC_BYTES + _SALT_BYTES + stamp_bytes or not text.startswith(magic):
+        raise ValueError("not sealed")
+    return Header(magic, text[_MAGIC_BYTES:][:_SALT_BYTES], text[_MAGIC_BYTES + _SALT_BYTES :])
+
+
+def seal(header: Header, key: bytes, payload: Payload, place: bytes = b"") -> Iterator[bytes]:
+    """Seal a payload, header and chunks.
+
+    Args:
+        header: a new one.
+        key: 32 bytes, made from the header's salt.
+        payload: any length.
+        place: where it belongs.
+    """
+    yield header.text
+    cipher, view = AESGCM(key), memoryview(payload)
+    for nonce, start in _chunks(len(view)):
+        yield cipher.encrypt(nonce, view[start : start + _CHUNK_BYTES], header.text + place)
+
+
+def unseal(header: Header, key: bytes, file: BinaryIO, length: int, place: bytes = b"") -> bytearray:
+    """Inverse of `seal`, into one buffer, which the caller may share.
+
+    Args:
+        header: as it was read from the file, which stands at the first chunk.
+        key: as it was sealed.
+        file: the sealed payload.
+        length: of header and chunks together, bytes.
+        place: as it was sealed.
+
+    Raises:
+        InvalidTag: not these bytes, this key, or this place.
         ValueError: the length cannot be.
     """
-    cipher = AESGCM(key)
+    cipher, associated = AESGCM(key), header.text + place
+    length -= len(header.text)
     chunk = memoryview(bytearray(_CHUNK_BYTES + _TAG_BYTES))
     payload = bytearray(length - math.ceil(length / len(chunk)) * _TAG_BYTES)
     view = memoryview(payload)
@@ -120,4 +157,4 @@ def _chunks(length: int) -> Iterator[tuple[bytes, int]]:
         yield index.to_bytes(_COUNTER_BYTES) + bytes([index == last]), index * _CHUNK_BYTES
 
 
-__all__ = ["SUFFIX", "Payload", "Sealer", "open_chunks", "seal_chunks"]
+__all__ = ["SUFFIX", "Header", "Payload", "Sealer", "new_header", "read_header", "seal", "unseal"]

@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from common.crypto import record_box
+from common.crypto.derivation import KEY_BYTES
+from common.crypto.record_box import NONCE_BYTES
 from common.errors import ConfigError
 
 FORMAT = "wardround sealed 1"
@@ -24,7 +25,7 @@ SHORTEST_PASSPHRASE = 12
 
 _N, _R, _P = 2**17, 8, 1
 _LARGEST_N = 2**20
-_SALT_BYTES, _NONCE_BYTES, _KEY_BYTES = 16, 12, 32
+_SALT_BYTES = 16
 
 
 def seal(secret: bytes, passphrase: str, purpose: str) -> bytes:
@@ -43,8 +44,9 @@ def seal(secret: bytes, passphrase: str, purpose: str) -> bytes:
             f"the passphrase has {len(passphrase)} characters, expected at least {SHORTEST_PASSPHRASE}. "
             "Take a longer one, such as five random words."
         )
-    salt, nonce = secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_NONCE_BYTES)
-    sealed = AESGCM(_key(passphrase, salt, _N, _R, _P)).encrypt(nonce, secret, _context(purpose, _N, _R, _P))
+    salt = secrets.token_bytes(_SALT_BYTES)
+    sealed = record_box.seal(_key(passphrase, salt, _N, _R, _P), secret, _context(purpose, _N, _R, _P))
+    nonce, sealed = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
     values = {"n": _N, "r": _R, "p": _P, "salt": salt.hex(), "nonce": nonce.hex(), "sealed": sealed.hex()}
     return (json.dumps({"format": FORMAT} | values) + "\n").encode()
 
@@ -61,8 +63,8 @@ def unseal(data: bytes, passphrase: str, purpose: str) -> bytes:
         if values["format"] != FORMAT or not 2 <= n <= _LARGEST_N or (r, p) != (_R, _P):
             raise ValueError("unknown format")
         salt, nonce, sealed = (bytes.fromhex(values[name]) for name in ("salt", "nonce", "sealed"))
-        return AESGCM(_key(passphrase, salt, n, r, p)).decrypt(nonce, sealed, _context(purpose, n, r, p))
-    except (ValueError, KeyError, TypeError, InvalidTag) as error:
+        return record_box.unseal(_key(passphrase, salt, n, r, p), nonce + sealed, _context(purpose, n, r, p))
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"the {purpose} does not open: the passphrase is another, or the file is damaged. Try again, or restore "
             "the file from a backup."
@@ -91,7 +93,7 @@ def passphrase_from(variable: str, environment: Mapping[str, str] = os.environ) 
 
 
 def _key(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:
-    return Scrypt(salt=salt, length=_KEY_BYTES, n=n, r=r, p=p).derive(passphrase.encode())
+    return Scrypt(salt=salt, length=KEY_BYTES, n=n, r=r, p=p).derive(passphrase.encode())
 
 
 def _context(purpose: str, n: int, r: int, p: int) -> bytes:

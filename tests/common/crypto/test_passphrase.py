@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from common.crypto.passphrase import is_sealed, passphrase_from, seal, unseal
 from common.errors import ConfigError
-from common.sealed import is_sealed, passphrase_from, seal, unseal
 
 PASSPHRASE = "five random words would do"  # noqa: S105 - of these tests alone
 
@@ -65,3 +65,16 @@ def test_passphrase_comes_from_a_variable_or_the_file_it_names(tmp_path) -> None
     assert passphrase_from("P", {"P_FILE": str(path)}) == PASSPHRASE
     with pytest.raises(ConfigError, match="P_FILE"):
         passphrase_from("P", {"P_FILE": str(tmp_path / "nowhere")})
+
+
+def test_secret_that_an_earlier_version_sealed_opens() -> None:
+    kept = {
+        "format": "wardround sealed 1",
+        "n": 131072,
+        "r": 8,
+        "p": 1,
+        "salt": "ec7ef92877fbba0c1b5bf9bd4b1108d2",
+        "nonce": "612d4a16e66c2f9b872a18e6",
+        "sealed": "ce3a1057ec9637a364402aa12212712bfb3f28e51dc179233274a5c60021f5286f6b",
+    }
+    assert unseal(json.dumps(kept).encode(), PASSPHRASE, "root key") == b"a secret of before"

@@ -8,8 +8,8 @@ from threading import Barrier
 
 import pytest
 
+from common.crypto.keyfile import KeyFile
 from common.errors import ConfigError
-from common.keyfile import KeyFile
 
 PASSPHRASE = "five random words would do"  # noqa: S105 - of these tests alone
 
@@ -75,7 +75,7 @@ def test_passphrase_may_lie_in_a_file(file: KeyFile, monkeypatch: pytest.MonkeyP
 def test_passphrase_is_asked_for_on_a_terminal(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
     key = file.make(PASSPHRASE)
     asked: list[str] = []
-    monkeypatch.setattr("common.keyfile.getpass.getpass", lambda prompt: asked.append(prompt) or PASSPHRASE)
+    monkeypatch.setattr("common.crypto.keyfile.getpass.getpass", lambda prompt: asked.append(prompt) or PASSPHRASE)
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())
     assert file.open() == key
     assert asked == ["Passphrase of the any key: "]

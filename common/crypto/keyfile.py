@@ -1,4 +1,4 @@
-"""A key of 32 random bytes in a file of its own: plain, mode 0600, or under a passphrase (common/sealed.py).
+"""A key of 32 random bytes in a file of its own: plain, mode 0600, or under a passphrase (common/crypto/passphrase.py).
 
 The passphrase comes from VARIABLE, from the file that VARIABLE_FILE names, or is asked for on a terminal. Taking a
 passphrase on or off leaves the key, and so all that is sealed with it, as it is.
@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.crypto.derivation import KEY_BYTES
+from common.crypto.passphrase import is_sealed, passphrase_from, seal, unseal
 from common.errors import ConfigError
 from common.files import create_private, write_private
-from common.safe import KEY_BYTES
-from common.sealed import is_sealed, passphrase_from, seal, unseal
 
 
 @dataclass(frozen=True)

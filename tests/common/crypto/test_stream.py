@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from common.crypto.stream import Sealer
 from common.errors import ConfigError
-from common.sealer import Sealer
 
 KEY = bytes(range(32))
 HEADER, CHUNK, TAG = 24, 2**20, 16  # as the module's docstring says
