@@ -35,6 +35,7 @@ from client.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_one, re
 from client.verdict import policy_verdict
 from common.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table
 from common.config import PolicyConfig, load
+from common.doctor import tell
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
 from common.files import write_private
 from common.invitation import Invitation
@@ -173,11 +174,7 @@ def doctor(home: Home = HOME, as_json: JsonFlag = False) -> None:
 
     Example: `wardround-client doctor`
     """
-    findings = diagnosis.examine(home)
-    rows = [(finding.what, "ok" if finding.good else "PROBLEM", finding.detail) for finding in findings]
-    show_table("Doctor", ("check", "result", "detail"), rows, as_json=as_json)
-    if not all(finding.good for finding in findings):
-        raise typer.Exit(1)
+    tell(diagnosis.examine(home), as_json=as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `wardround-client doctor` looks at, each check on its own: one that fails never hides the next."""
+"""What `wardround-client doctor` looks at (common/doctor.py). A check says what it found, or raises what is wrong."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -16,7 +16,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from client import confine, enrol, sitekey
 from client.folder import POLICY_NAME, SITE_NAME
 from client.status import EXPIRED, REFUSED, is_running, read_status
+from common import doctor
 from common.config import PolicyConfig, SiteConfig, load
+from common.doctor import Finding
 from common.environment import PACKAGES, for_child
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
 from common.flower import check_version
@@ -29,15 +31,6 @@ RENEW_DAYS = 30
 FREE_BYTES = 1 << 30
 REACH_S = 10.0
 IMPORT_S = 180.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check's result; `detail` says what is, or what to do."""
-
-    what: str
-    good: bool
-    detail: str
 
 
 def examine(home: Path) -> list[Finding]:
@@ -56,14 +49,7 @@ def examine(home: Path) -> list[Finding]:
         "worker's files": _files,
         "agent": _agent,
     }
-    return [_finding(what, check, home) for what, check in checks.items()]
-
-
-def _finding(what: str, check: Callable[[Path], str], home: Path) -> Finding:
-    try:
-        return Finding(what, True, check(home))
-    except (WardroundError, OSError, subprocess.SubprocessError) as error:
-        return Finding(what, False, str(error))
+    return doctor.examine({what: partial(check, home) for what, check in checks.items()})
 
 
 def _software(_home: Path) -> str:

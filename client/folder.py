@@ -8,8 +8,8 @@
                            declared.json: the number of patients that private runs are told; evaluations/: scores given
     home/cache/            the preprocessed images; may go while the agent is stopped
 
-Forgotten, state and cache are sealed under keys that are derived from site.key (common/safe.py): a copy of the folder
-without that key shows how much there is and when it was written, and nothing else.
+Forgotten, state and cache are sealed under keys that are derived from site.key (common/crypto/record_box.py): a copy of
+the folder without that key shows how much there is and when it was written, and nothing else.
 
 The worker may write to the last two folders and to scratch/, and to nothing else (client/confine.py).
 """

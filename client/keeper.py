@@ -20,7 +20,7 @@ from typing import IO
 from client import pipe
 from client.pipe import Answer, Frame, PipeError, Question, Ready
 from client.sitekey import site_key
-from common.environment import PACKAGES
+from common.environment import PACKAGES, flower_variables, for_confined
 
 # Importing torch and MONAI takes 3-10 s, on a busy machine a minute.
 START_TIMEOUT_S = 180.0
@@ -183,7 +183,6 @@ def _log_file(home: Path) -> IO[bytes]:
 
 
 def _environment(home: Path, threads: int | None) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     own = {
         "PYTHONPATH": str(PACKAGES),
         "PYTHONUNBUFFERED": "1",
@@ -192,14 +191,11 @@ def _environment(home: Path, threads: int | None) -> dict[str, str]:
         # Libraries that want to keep something keep it here.
         "HOME": str(home / "scratch"),
         "TMPDIR": str(home / "scratch"),
-        "FLWR_HOME": str(home / "scratch" / "flower"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_LOG_LEVEL": "WARNING",
+        **flower_variables(home / "scratch" / "flower"),
     }
     if threads is not None:
         own |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return kept | own
+    return for_confined(*_KEPT_VARIABLES, **own)
 
 
 def _widen(fd: int) -> None:

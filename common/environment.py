@@ -1,4 +1,4 @@
-"""What the processes that we start get of this one's environment: all but secrets.
+"""What the processes that we start get of this one's environment: all but secrets; and what Flower must be told.
 
 A passphrase is given to the process that asks for it. A child's environment can be read as long as the child lives, by
 whoever runs programs as the same user, and is handed on to the child's own children; so no passphrase and no key goes
@@ -28,9 +28,35 @@ def for_child(**changes: str) -> dict[str, str]:
     return without_secrets(os.environ) | changes
 
 
+def for_confined(*kept: str, **own: str) -> dict[str, str]:
+    """The environment for a process that is kept from the rest of the machine: nothing but what is named here.
+
+    Args:
+        kept: variables of this process that it needs, where they are set.
+        own: variables of its own.
+    """
+    return {name: os.environ[name] for name in kept if name in os.environ} | own
+
+
+def flower_variables(home: Path | None = None, *, quiet: bool = True) -> dict[str, str]:
+    """What Flower reads when it is imported: no telemetry, no update check, no installation at run time.
+
+    Args:
+        home: where it keeps what it wants to keep, one for each process; None: no process that keeps anything.
+        quiet: only its warnings are logged.
+    """
+    return {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        **({"FLWR_LOG_LEVEL": "WARNING"} if quiet else {}),
+        **({} if home is None else {"FLWR_HOME": str(home)}),
+    }
+
+
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment but for our own secrets."""
     return {name: value for name, value in environment.items() if not _SECRET.fullmatch(name)}
 
 
-__all__ = ["PACKAGES", "for_child", "without_secrets"]
+__all__ = ["PACKAGES", "flower_variables", "for_child", "for_confined", "without_secrets"]

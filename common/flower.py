@@ -57,7 +57,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.config import RunConfig, canonical, parse
-from common.environment import PACKAGES, for_child
+from common.environment import PACKAGES, flower_variables, for_child
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
 from common.files import LONGEST_ADDRESS, socket_address
 
@@ -283,10 +283,7 @@ def superlink_environment(flower_home: Path) -> dict[str, str]:
     """Environment of the SuperLink, its SuperExec and ServerApps: no secret in it, and nothing leaves this machine."""
     packages = str(PACKAGES)
     ours = {
-        "FLWR_HOME": str(flower_home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        **flower_variables(flower_home, quiet=False),
         # A run starts within this time; each poll costs the SuperLink about 15 ms of CPU.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
         "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),

@@ -16,6 +16,7 @@ import typer
 from common.cli import Digest, JsonFlag, configure_logging, new_app, note, say, show_table
 from common.config import RunConfig, canonical, load, sha256_of
 from common.crypto.stream import SUFFIX
+from common.doctor import tell
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
 from common.flower import build_bundle
@@ -260,11 +261,7 @@ def doctor(home: HomeOption = None, json: JsonFlag = False) -> None:
 
     Example: `wardround-server doctor`
     """
-    findings = examine(homes.open_home(home))
-    rows = [(one.what, "ok" if one.ok else "WRONG", one.detail) for one in findings]
-    show_table("Doctor", ("check", "result", "detail"), rows, as_json=json)
-    if wrong := [one.what for one in findings if not one.ok]:
-        raise ConfigError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}. See the details above.")
+    tell(examine(homes.open_home(home)), as_json=json)
 
 
 @app.command()

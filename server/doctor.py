@@ -1,15 +1,16 @@
-"""Is this coordinator sound? Each check says what it found and, if wrong, what to do."""
+"""What `wardround-server doctor` looks at (common/doctor.py)."""
 
 import importlib.metadata
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import psutil
 
-from common import pki
+from common import doctor, pki
+from common.doctor import Finding
 from common.flower import VERSION
 from common.namespaces import network_of
 from common.text import counted
@@ -25,29 +26,21 @@ MIN_DAYS_LEFT = 30
 _SECRETS = ("coordinator.key", "pki/root.key", "pki/server.key", "registry.sqlite")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check's result."""
-
-    what: str
-    ok: bool
-    detail: str
-
-
 def examine(home: Home) -> list[Finding]:
     """Look at everything; changes nothing."""
-    return [
-        _flower(),
-        *_secrets(home),
-        _custody(home),
-        _operators(home),
-        *_certificates(home),
-        _disk(home),
-        _processes(home),
-        *_doors(home),
-        *_exposure(home),
-        *_clocks(home),
-    ]
+    checks: dict[str, Callable[[Home], Iterable[Finding]]] = {
+        "flwr version": _flower,
+        "private files": _secrets,
+        "coordinator key": _custody,
+        "operator keys": _operators,
+        "certificates": _certificates,
+        "disk": _disk,
+        "coordinator": _processes,
+        "doors": _doors,
+        "superlink": _exposure,
+        "clocks": _clocks,
+    }
+    return doctor.examine({what: partial(check, home) for what, check in checks.items()})
 
 
 def superlink_addresses(home: Home) -> set[str]:
@@ -59,9 +52,9 @@ def superlink_addresses(home: Home) -> set[str]:
     return {one.laddr.ip for one in listening if one.laddr.port == port or one.pid in family}
 
 
-def _flower() -> Finding:
+def _flower(_home: Home) -> Iterator[Finding]:
     found = importlib.metadata.version("flwr")
-    return Finding("flwr version", found == VERSION, f"{found} is installed, {VERSION} is needed")
+    yield Finding("flwr version", found == VERSION, f"{found} is installed, {VERSION} is needed")
 
 
 def _secrets(home: Home) -> Iterator[Finding]:
@@ -72,16 +65,16 @@ def _secrets(home: Home) -> Iterator[Finding]:
             yield Finding(name, not mode & 0o077, f"mode {mode:o}, wanted 600" if mode & 0o077 else "private")
 
 
-def _custody(home: Home) -> Finding:
+def _custody(home: Home) -> Iterator[Finding]:
     protected = "under a passphrase: a copy of the folder does not open"
     plain = "plain: a copy of the whole folder opens; `wardround-server key protect` puts the key under a passphrase"
-    return Finding("coordinator key", home.key_file.path.exists(), protected if home.key_file.is_protected else plain)
+    yield Finding("coordinator key", home.key_file.path.exists(), protected if home.key_file.is_protected else plain)
 
 
-def _operators(home: Home) -> Finding:
+def _operators(home: Home) -> Iterator[Finding]:
     names = ", ".join(sorted(path.stem for path in (home.path / "operators").glob("*.key")))
     here = f"keys of {names} lie here: who uses this account can sign as them. Better each with its owner"
-    return Finding("operator keys", True, here if names else "none here: each lies with its owner")
+    yield Finding("operator keys", True, here if names else "none here: each lies with its owner")
 
 
 def _certificates(home: Home) -> Iterator[Finding]:
@@ -92,14 +85,14 @@ def _certificates(home: Home) -> Iterator[Finding]:
         yield Finding(f"{name} certificate", ok, f"{counted(days, 'day')} left" + ("" if ok else f": {remedy}"))
 
 
-def _disk(home: Home) -> Finding:
+def _disk(home: Home) -> Iterator[Finding]:
     free = shutil.disk_usage(home.path).free
-    return Finding("disk", free > MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free, at least {MIN_FREE_BYTES / 1e9:g} wanted")
+    yield Finding("disk", free > MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free, at least {MIN_FREE_BYTES / 1e9:g} wanted")
 
 
-def _processes(home: Home) -> Finding:
+def _processes(home: Home) -> Iterator[Finding]:
     running = launcher.is_running(home)
-    return Finding("coordinator", running, "running" if running else "not running: wardround-server start")
+    yield Finding("coordinator", running, "running" if running else "not running: wardround-server start")
 
 
 def _doors(home: Home) -> Iterator[Finding]:

@@ -247,11 +247,24 @@ def test_what_only_reads_is_not_taken_for_writing(code: str) -> None:
 
 
 def test_sealing_stands_in_one_room() -> None:
-    """Keys of TLS, signatures and certificates are another matter, and so are keyed names (HMAC)."""
+    """Keys of TLS, signatures and certificates are another matter, and so are keyed names (HMAC). Noise is drawn from
+    AES in counter mode, which seals nothing."""
     primitives = "cryptography.hazmat.primitives"
     ciphers = (f"{primitives}.ciphers", f"{primitives}.kdf", "Crypto", "nacl")
     room = tuple(str(path.relative_to(ROOT)) for path in _modules("common") if path.parent.name == "crypto")
-    assert _offenders(PACKAGES, ciphers, exempt=room) == []
+    assert _offenders(PACKAGES, ciphers, exempt=(*room, "common/privacy/noise.py")) == []
+
+
+def test_what_flower_is_told_by_its_environment_stands_in_one_place() -> None:
+    """Its adapter adds what only the SuperLink reads."""
+    said = [
+        f"{path.relative_to(ROOT)} {node.value}"
+        for path in _modules(*PACKAGES)
+        if path not in (ROOT / "common" / "environment.py", ROOT / "common" / "flower.py")
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch("FLWR_[A-Z_]+", node.value)
+    ]
+    assert said == []
 
 
 def test_locks_are_taken_in_one_place() -> None:

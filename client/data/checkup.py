@@ -18,7 +18,7 @@ from client.data.labels import BACKGROUND, Vocabulary
 from client.data.prepare import Geometry
 from client.data.preprocess import refusal
 from client.data.pseudonym import pseudonym
-from client.data.quality import Checked, Facts, duplicate_error, duplicates
+from client.data.quality import Checked, Facts, without_duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found, Reference
 from client.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
@@ -132,7 +132,7 @@ def check_site(
             for reference, number in zip(references, numbers, strict=True)
         ]
         results, remembered = _results(jobs, parsers, catalogue, progress)
-    results = _without_duplicates([_fit(result, run) for result in results])
+    results = without_duplicates([_fit(result, run) for result in results], lambda one: one.facts.digest)
     splits: Mapping[str, Split] = {}
     if run is not None:
         splits = KeptSplits(home / SPLITS_NAME, site_key).split(run, _patients(jobs, numbers, results), keep=False)
@@ -193,13 +193,6 @@ def _fit(result: Checked | DataError, run: RunConfig | None) -> Checked | DataEr
         return result
     facts = result.facts
     return refusal(Geometry(facts.shape, facts.channels, facts.spacing_mm), run) or result
-
-
-def _without_duplicates(results: Sequence[Checked | DataError]) -> list[Checked | DataError]:
-    usable = [index for index, result in enumerate(results) if isinstance(result, Checked)]
-    digests = [result.facts.digest for result in results if isinstance(result, Checked)]
-    again = {usable[position] for position in duplicates(digests)}
-    return [duplicate_error() if index in again else result for index, result in enumerate(results)]
 
 
 def _patients(

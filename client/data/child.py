@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.data import frames
 from client.data.frames import FrameError
-from common.environment import PACKAGES
+from common.environment import PACKAGES, for_confined
 from common.errors import ErrorCode, WardroundError
 
 # -P: the current folder is no place to import from.
@@ -141,16 +141,15 @@ class Child:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
-    return {
-        **kept,
+    return for_confined(
+        *_KEPT_VARIABLES,
         **threads,
-        "PYTHONPATH": str(PACKAGES),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONNOUSERSITE": "1",
-        "HOME": "/nonexistent",
-    }
+        PYTHONPATH=str(PACKAGES),
+        PYTHONDONTWRITEBYTECODE="1",
+        PYTHONNOUSERSITE="1",
+        HOME="/nonexistent",
+    )
 
 
 def _not_started(why: str) -> ReaderError:

@@ -21,7 +21,7 @@ from client.data.isolation import Job, Readers, Reading
 from client.data.labels import Vocabulary
 from client.data.preprocess import as_samples, preprocess
 from client.data.pseudonym import cohort_id, pseudonym
-from client.data.quality import duplicate_error, duplicates
+from client.data.quality import without_duplicates
 from client.data.split import KeptSplits, Split
 from client.data.study import Found
 from client.declared import declared_size
@@ -132,7 +132,8 @@ def load_cohort(
             for reference in one.references
         ]
         working_set = None if cache is None else Cache(cache, site_key, run)
-        outcomes = _without_duplicates(_prepare(jobs, run, parsers, working_set, progress))
+        prepared = _prepare(jobs, run, parsers, working_set, progress)
+        outcomes = without_duplicates(prepared, lambda one: one.digest)
     quarantined = []
     for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True), start=1):
         if isinstance(outcome, DataError):
@@ -243,14 +244,6 @@ def _preprocessed(reading: Reading, run: RunConfig) -> Prepared | DataError:
         return DataError("the study has no label. Add it, or take the study out.", ErrorCode.NO_LABEL)
     images, labels = as_samples(image, run.model.dims), as_samples(label[None], run.model.dims)[:, 0]
     return Prepared(images, labels, reading.digest)
-
-
-def _without_duplicates(outcomes: Sequence[Prepared | DataError]) -> list[Prepared | DataError]:
-    """Of several studies with the same image the first stays."""
-    usable = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Prepared)]
-    digests = [outcome.digest for outcome in outcomes if isinstance(outcome, Prepared)]
-    again = {usable[position] for position in duplicates(digests)}
-    return [duplicate_error() if index in again else outcome for index, outcome in enumerate(outcomes)]
 
 
 def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:

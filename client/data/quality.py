@@ -5,9 +5,9 @@ series without its rescale slope, or a file of zeros. Spacing and extent are in 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ _DENSE_HU = 900.0
 _NARROWEST_HU = 50.0
 # Voxels that percentiles are taken from; their sampling error is far below what the limits tell apart.
 _SAMPLE = 2**20
+
+StudyType = TypeVar("StudyType")  # what is known of a study that is usable
 
 
 @dataclass(frozen=True)
@@ -143,19 +145,25 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
     return facts
 
 
-def duplicates(digests: Sequence[str]) -> set[int]:
-    """The indices of those that came before."""
+def without_duplicates(
+    results: Sequence[StudyType | DataError], digest: Callable[[StudyType], str]
+) -> list[StudyType | DataError]:
+    """Of several studies with the same image the first stays; the others are set aside, without a word of whose it is.
+
+    Args:
+        results: of all studies, in order; those that are set aside already stay so.
+        digest: of a study's image.
+    """
     seen: set[str] = set()
-    again = set()
-    for index, digest in enumerate(digests):
-        if digest in seen:
-            again.add(index)
-        seen.add(digest)
-    return again
+    kept: list[StudyType | DataError] = []
+    for result in results:
+        name = "" if isinstance(result, DataError) else digest(result)
+        kept.append(_duplicate() if name in seen else result)
+        seen |= {name} - {""}
+    return kept
 
 
-def duplicate_error() -> DataError:
-    """Why a study is set aside whose image is another's; it does not say whose."""
+def _duplicate() -> DataError:
     return DataError(
         "the image is pixel for pixel that of a study above. Take one of them out: the same image may not be used for "
         "training and for testing, nor count as two patients.",
@@ -249,11 +257,10 @@ def _digest(image: NDArray[np.float32]) -> str:
 __all__ = [
     "Checked",
     "Facts",
-    "duplicate_error",
-    "duplicates",
     "examine",
     "facts_from_json",
     "facts_to_json",
     "inspect",
     "thumbnail",
+    "without_duplicates",
 ]

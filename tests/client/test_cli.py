@@ -171,7 +171,7 @@ def test_site_that_is_shut_out_is_told_where_the_reason_stands(home: Path) -> No
         checks = {one["check"]: one for one in json.loads(call(home, "doctor", "--json").stdout)}
     assert shown.exit_code == 1
     assert "wardround-client doctor" in json.loads(shown.stdout)["problem"]
-    assert checks["agent"]["result"] == "PROBLEM"
+    assert checks["agent"]["result"] == "WRONG"
     assert "refused" in checks["agent"]["detail"]
 
 
@@ -414,7 +414,7 @@ def test_doctor_names_what_is_wrong_and_goes_on(home: Path, monkeypatch: pytest.
     assert result.exit_code == 1
     rows = {row["check"]: (row["result"], row["detail"]) for row in json.loads(result.stdout)}
     assert rows["certificate"][0] == "ok"
-    assert rows["private files"][0] == "PROBLEM"
+    assert rows["private files"][0] == "WRONG"
     assert "data add" in rows["data"][1]
     assert "does not answer" in rows["coordinator"][1]
     assert "wardround-client start" in rows["agent"][1]

@@ -10,7 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from common.cli import FLOWER_ENVIRONMENT, JsonFlag, configure_logging, new_app, progress, show_table
+from common.cli import JsonFlag, configure_logging, new_app, progress, show_table
+from common.environment import flower_variables
 from common.errors import ConfigError
 
 
@@ -104,7 +105,7 @@ def test_progress_is_plain_lines_away_from_a_terminal_and_ends_with_the_last(app
 
 
 def test_commands_run_with_flower_kept_quiet(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FLOWER_ENVIRONMENT:
+    for name in flower_variables():
         monkeypatch.delenv(name, raising=False)
     assert call(app, "environment").stdout == "0\n"
 

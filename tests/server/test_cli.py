@@ -320,6 +320,13 @@ def test_doctor_finds_an_open_key(home):
     assert wrong == {"pki/root.key", "coordinator"}
 
 
+def test_doctor_goes_on_where_a_certificate_is_missing(home):
+    (home.path / "pki" / "server.pem").unlink()
+    rows = {row["check"]: row for row in json.loads(invoke("doctor", "--json").stdout)}
+    assert rows["certificates"]["result"] == "WRONG"
+    assert {"flwr version", "coordinator key", "disk", "coordinator", "clocks"} <= rows.keys()
+
+
 def test_coordinators_key_goes_under_a_passphrase_and_out_again(home, monkeypatch):
     key = home.key_file.path.read_bytes()
     assert "no passphrase was given" in fails("key", "protect")

@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from common.checkpoint import sha256
-from common.cli import FLOWER_ENVIRONMENT
 from common.config import SiteConfig, SourceConfig, load
+from common.environment import flower_variables
 from server.strategy import federate
 from simulations.cli import app
 from simulations.grid import InProcessGrid
@@ -199,8 +199,8 @@ def test_site_without_images_fails_before_the_first_round(scenario: Path, tmp_pa
 
 
 def test_flower_is_kept_from_calling_home() -> None:
-    assert FLOWER_ENVIRONMENT["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert FLOWER_ENVIRONMENT["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert flower_variables()["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert flower_variables()["FLWR_DISABLE_UPDATE_CHECK"] == "1"
 
 
 def test_a_picture_shows_one_class_and_each_class_has_its_own(tmp_path: Path) -> None:
