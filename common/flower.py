@@ -65,6 +65,8 @@ if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no
     from flwr.serverapp import Grid
 
 VERSION = "1.41.0"
+# The program that a SuperExec starts for each run.
+SERVER_APP = "flwr-serverapp"
 MAX_BUNDLE_BYTES = 64 * 1024
 # Flower cuts arrays into objects of this size (5 MiB unless told). A request costs the same for 5 and for 32 MiB.
 CHUNK_BYTES = 32 * 1024 * 1024

@@ -15,8 +15,9 @@ from typing import Any
 from common import flower
 from common.errors import FederationError
 from common.logs import Trouble
+from server.doors import read_processes
 from server.home import Home
-from server.liveness import has_died
+from server.liveness import has_begun, has_died, on_their_way
 from server.proposals import Proposal
 from server.registry import Registry
 from server.witness import open_log
@@ -28,6 +29,8 @@ MAX_STARTS = 6
 ROUND_FOLDERS = "checkpoint/round-*[0-9]"
 
 _LOOK_EVERY_S = 2.0
+# A ServerApp that was on its way and is no more is believed to be dead after so long.
+_LOST_AFTER_S = 2.0
 _BACK_OFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 _log = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ class Runs:
         self._next_look: dict[str, float] = {}
         # The last round that was complete when this process started the run.
         self._round_at_start: dict[str, int] = {}
+        # By run: when a ServerApp was last seen that is on its way and has not begun.
+        self._on_its_way: dict[str, float] = {}
         self._forgive_interruptions()
 
     def step(self) -> set[int]:
@@ -96,7 +101,9 @@ class Runs:
             self._close(proposal, str(summary["status"]), str(summary.get("reason") or ""))
             return
         now, folder = time.monotonic(), self._home.run_folder(proposal.run)
-        died = proposal.run_id is not None and has_died(folder, proposal.run_id)
+        died = proposal.run_id is not None and (
+            has_died(folder, proposal.run_id) or self._is_lost(proposal, proposal.run_id, now)
+        )
         if now < self._next_look.get(proposal.run_hash, 0.0) and not died:
             return
         self._next_look[proposal.run_hash] = now + _LOOK_EVERY_S
@@ -116,6 +123,20 @@ class Runs:
             _log.warning("run %s ended without a result; starting it again", proposal.run_hash[:8])
             self._start(proposal, starts)
 
+    def _is_lost(self, proposal: Proposal, run_id: int, now: float) -> bool:
+        """Whether its ServerApp ended before it took the run's lock: one was on its way, and none is any more."""
+        if has_begun(self._home.run_folder(proposal.run), run_id):
+            self._on_its_way.pop(proposal.run_hash, None)
+            return False
+        superexec = read_processes(self._home).get("superexec")
+        folders = [self._home.run_folder(one.run) for one in self._registry.unfinished()]
+        if superexec is not None and on_their_way(superexec, folders) > 0:
+            self._on_its_way[proposal.run_hash] = now
+            return False
+        if now - self._on_its_way.get(proposal.run_hash, now) < _LOST_AFTER_S:
+            return False
+        return self._on_its_way.pop(proposal.run_hash, None) is not None
+
     def _starts_in_vain(self, proposal: Proposal) -> int:
         """How often the run's ServerApp was started since the last round was completed, as far as it is its fault."""
         before = self._round_at_start.get(proposal.run_hash)
@@ -125,6 +146,7 @@ class Runs:
 
     def _start(self, proposal: Proposal, starts_in_vain: int = 0) -> None:
         folder = self._home.run_folder(proposal.run)
+        self._on_its_way.pop(proposal.run_hash, None)
         # One that was not noted, as the registry was locked or this process killed just then; or one that was stopped,
         # and the run resumed before anybody looked.
         flower.stop_runs_of(self._superlink, proposal.bundle)

@@ -6,13 +6,15 @@ import sys
 import threading
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from common import flower, pki
 from common.config import sha256_of
 from common.errors import FederationError
 from server import store
-from server.liveness import has_died
+from server.doors import read_processes, write_processes
+from server.liveness import has_died, on_their_way
 from server.registry import Registry
 from server.runs import MAX_STARTS, Runs
 from server.watch import state_line
@@ -234,6 +236,82 @@ def test_a_killed_server_app_is_noticed_at_once_though_flower_believes_in_it(hom
     assert running.step() == {2}
     clock[0] += 10.0
     assert running.step() == {2}, "the lock that the first has left is not the second's"
+
+
+# As Flower's SuperExec, which never waits for its children: starts one for each line, and says its process id.
+SUPEREXEC = """
+import subprocess, sys
+children = []
+for line in sys.stdin:
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "flwr-serverapp"]
+    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+    print(children[-1].pid, flush=True)
+for child in children:
+    child.kill()
+"""
+
+
+@pytest.fixture
+def loading(home):
+    """Has a ServerApp loaded, which never begins; ends the one it is given."""
+    superexec = subprocess.Popen(
+        [sys.executable, "-c", SUPEREXEC], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    write_processes(home, {"superexec": superexec.pid})
+
+    def start() -> int:
+        superexec.stdin.write("\n")
+        superexec.stdin.flush()
+        return int(superexec.stdout.readline())
+
+    yield start
+    superexec.stdin.close()
+    superexec.wait()
+
+
+def killed(pid: int) -> None:
+    process = psutil.Process(pid)
+    process.kill()
+    while process.status() != psutil.STATUS_ZOMBIE:
+        threading.Event().wait(0.01)
+
+
+def test_server_app_that_dies_before_it_takes_its_lock_is_noticed_within_five_seconds(
+    running, superlink, clock, loading
+):
+    pid = loading()
+    clock[0] += 1.0
+    assert running.step() == {1}
+    killed(pid)
+    for _ in range(8):  # seconds / 2
+        clock[0] += 0.5
+        running.step()
+    assert superlink.live == {2}, "Flower believes in the first for a minute"
+
+
+def test_server_app_that_is_loaded_slowly_is_waited_for(home, running, superlink, clock, loading):
+    loading()
+    for _ in range(200):
+        clock[0] += 0.5
+        assert running.step() == {1}
+    assert len(superlink.started) == 1
+
+
+def test_server_app_that_nobody_has_seen_yet_is_not_given_up(running, superlink, clock, loading):
+    for _ in range(20):
+        clock[0] += 0.5
+        assert running.step() == {1}
+    assert len(superlink.started) == 1
+
+
+def test_server_app_that_holds_the_lock_of_its_run_is_not_on_its_way(home, loading):
+    loading()
+    holder = server_app(home, run_id=1)
+    superexec = read_processes(home)["superexec"]
+    assert on_their_way(superexec, []) == 1
+    assert on_their_way(superexec, [home.run_folder(RUN)]) == 0
+    holder.kill()
+    holder.wait()
 
 
 def test_a_second_server_app_of_a_run_waits_for_the_first_to_end(home, registry, running):

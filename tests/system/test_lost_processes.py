@@ -1,8 +1,8 @@
 """A run outlives each process behind the coordinator's doors, and says within seconds that one has gone."""
 
 import json
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,6 +11,9 @@ import pytest
 from tests.system.play import Play, Run, eventually, playing
 
 pytestmark = pytest.mark.system
+
+# What is noticed takes five seconds; Flower, and a site's own silence, take a minute.
+SOONER_S = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +38,44 @@ def test_run_goes_on_by_itself_to_the_same_model(play: Play, word: str, tmp_path
     assert run.model() == run.unbroken(tmp_path)
 
 
-def test_dead_server_app_is_replaced_within_seconds(play: Play) -> None:
+def server_apps(play: Play) -> set[int]:
+    """Process ids of those that live."""
+    family = psutil.Process(play.processes["coordinator"].pid).children(recursive=True)
+    found = set()
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            if one.status() != psutil.STATUS_ZOMBIE and any("flwr-serverapp" in word for word in one.cmdline()):
+                found.add(one.pid)
+    return found
+
+
+def test_dead_server_app_is_replaced_before_flower_would_notice(play: Play) -> None:
     run = play.propose("noticed", rounds=30, steps=40)
     first_round(run)
-    killed = play.child("coordinator", "flwr-serverapp")
-    killed.kill()
-    started = time.monotonic()
-
-    def replaced() -> bool:
-        family = psutil.Process(play.processes["coordinator"].pid).children(recursive=True)
-        alive = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        return any("flwr-serverapp" in " ".join(one.cmdline()) and one.pid != killed.pid for one in alive)
-
-    eventually(replaced, "another ServerApp", 30.0)
-    # Noticed at once, a pause of a second, and the SuperExec's next look; a minute was Flower's own patience.
-    assert time.monotonic() - started < 10.0
+    killed = server_apps(play)
+    for pid in killed:
+        psutil.Process(pid).kill()
+    eventually(lambda: server_apps(play) - killed, "another ServerApp", SOONER_S)
     play.server("stop", "noticed")
 
 
-def test_status_says_within_five_seconds_that_a_hospital_was_killed_and_that_it_is_back(play: Play) -> None:
+def test_server_app_that_dies_while_it_is_loaded_is_replaced_before_flower_would_notice(play: Play) -> None:
+    before = server_apps(play)
+    run = play.propose("stillborn", rounds=2)
+    (killed,) = eventually(lambda: server_apps(play) - before, "a ServerApp")
+    psutil.Process(killed).kill()
+    assert not run.events("run-started")
+    eventually(lambda: server_apps(play) - before - {killed}, "another ServerApp", SOONER_S)
+    assert run.ended()["state"] == "completed"
+
+
+def test_status_says_that_a_hospital_was_killed_and_that_it_is_back(play: Play) -> None:
     def connected() -> dict[str, str]:
         rows = json.loads(play.server("status", "--json"))
         return {row["what"].removeprefix("site "): row["state"] for row in rows if row["what"].startswith("site ")}
 
     eventually(lambda: set(connected().values()) == {"connected"}, "both are here")
     play.kill("north")
-    time.sleep(5.0)
-    assert connected() == {"north": "away", "south": "connected"}
+    eventually(lambda: connected() == {"north": "away", "south": "connected"}, "it is seen to be away", SOONER_S)
     play.start("north")
     eventually(lambda: connected()["north"] == "connected", "it is back")
