@@ -6,9 +6,10 @@ can tell apart (https://jfly.uni-koeln.de/color/).
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from common.text import in_html
+from common.html import Markup, fragment
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 
@@ -17,6 +18,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 _WIDTH, _HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 130, 30, 34
 _TICKS = 5
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    colour: str
+    width: float
+    points: tuple[tuple[float, float], ...]  # pixels
+    key: int  # where its name stands, pixels from above
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
@@ -31,8 +41,8 @@ def line_chart(
     colours: Mapping[str, str] | None = None,
     y_from_zero: bool = True,
     emphasis: str = "",
-) -> str:
-    """An SVG element; "" where there is nothing to draw.
+) -> Markup:
+    """An SVG element; empty where there is nothing to draw.
 
     Args:
         title: above the chart.
@@ -44,7 +54,7 @@ def line_chart(
     points = [point for line in series.values() for point in line]
     colours = colours_of(series) if colours is None else colours
     if not points:
-        return ""
+        return Markup("")
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     y_low, y_high = min(y for _, y in points), max(y for _, y in points)
     ticks = _ticks(min(0.0, y_low) if y_from_zero else y_low, y_high)
@@ -52,26 +62,31 @@ def line_chart(
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         up = (y - ticks[0]) / (ticks[-1] - ticks[0])
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+        x_px = _LEFT + across * (_WIDTH - _LEFT - _RIGHT)
+        y_px = _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+        return round(x_px, 1), round(y_px, 1)
 
-    parts = [f'<text x="{_LEFT}" y="16" class="title">{in_html(title)}</text>']
-    for tick in ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="tick end">{tick:g}</text>')
-    for tick in dict.fromkeys((x_low, x_high)):
-        x, _ = place(tick, ticks[0])
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 14}" class="tick middle">{tick:g}</text>')
-    for index, (name, line) in enumerate(sorted(series.items())):
-        colour = "currentColor" if name == emphasis else colours[name]
-        width = 3 if name == emphasis else 1.8
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>' for x, y in (place(*p) for p in line)]
-        y = _TOP + 8 + 18 * index
-        parts.append(f'<rect x="{_WIDTH - _RIGHT + 14}" y="{y - 8}" width="12" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{_WIDTH - _RIGHT + 32}" y="{y - 2}" class="tick">{in_html(name)}</text>')
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+    lines = [
+        _Line(
+            name=name,
+            colour="currentColor" if name == emphasis else colours[name],
+            width=3.0 if name == emphasis else 1.8,
+            points=tuple(place(*point) for point in line),
+            key=_TOP + 8 + 18 * index,
+        )
+        for index, (name, line) in enumerate(sorted(series.items()))
+    ]
+    return fragment(
+        "server/chart.svg",
+        title=title,
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_WIDTH - _RIGHT,
+        rules=[(place(x_low, tick)[1], f"{tick:g}") for tick in ticks],
+        ends=[(place(tick, ticks[0])[0], f"{tick:g}") for tick in dict.fromkeys((x_low, x_high))],
+        lines=lines,
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -138,6 +138,7 @@ _OUTLETS = {
         "simulations/bench_privacy.py",
     ),
     ("html.escape",): ("common/text.py",),
+    ("jinja2", "markupsafe"): ("common/html.py",),
     ("logging.basicConfig", "logging.Formatter"): ("common/logs.py",),
 }
 

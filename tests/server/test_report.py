@@ -170,7 +170,7 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 )
 def test_chart_keeps_every_point_within_its_frame(points: list[tuple[float, float]]) -> None:
     svg = ElementTree.fromstring(  # noqa: S314 - our own SVG, not foreign XML
-        line_chart("t", {"a": points}).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+        str(line_chart("t", {"a": points})).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
     )
     circles = svg.findall(f"{SVG}circle")
     assert len(circles) == len(points)
@@ -202,7 +202,7 @@ def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_p
     run = a_run(quorum=2, federation={"round-timeout-s": 0.05})
     federate(FakeGrid(sites), run, tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
-    charts = [lines_of(chart) for chart in re.findall(r"<svg.*?</svg>", text)]
+    charts = [lines_of(chart) for chart in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
     dice, loss = charts
     assert set(dice) == {"b", "c", "overall"}
     assert set(loss) == {"a", "b", "c"}
