@@ -30,16 +30,25 @@ from client.offer import Offer
 from client.pipe import Answer, Describe, PipeError
 from client.proposals import Proposals
 from client.record import Record
-from client.rounds import Rounds, is_full
+from client.rounds import Rounds
 from client.site import changed, open_site
 from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
 from common.config import RunConfig, sha256_of
-from common.errors import AuditError, EnrolmentError, ErrorCode, FederationError, PolicyError, WardroundError
+from common.errors import (
+    AuditError,
+    EnrolmentError,
+    ErrorCode,
+    FederationError,
+    PolicyError,
+    WardroundError,
+    code_of,
+)
 from common.flower import question_of, reply_to
 from common.logs import Trouble
-from common.records import Refusal, reply_to_record
+from common.wire.messages import Refusal
 from common.wire.pushback import retry_after
+from common.wire.records import reply_to_record
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 
@@ -123,7 +132,7 @@ class Agent:
 
     def _wait_for_room(self, error: AuditError | OSError) -> None:
         """What could not be written is not done, and the agent lives on; any other trouble with files ends it."""
-        if not is_full(error):
+        if code_of(error) != ErrorCode.DISK_FULL:
             raise error
         self._trouble.say(f"{error}: waiting until there is room on the disk")
         self._status.update(disk=DISK_FULL)

@@ -6,8 +6,8 @@ wrong is answered with a code from the closed list: Flower would send the text o
 and a text can name a patient.
 """
 
-import errno
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,11 @@ from client import evaluations, gate, policy, training
 from client.data.cohort import Cohort
 from client.offer import Offer
 from client.site import Site, open_site
-from common.checkpoint import pack, unpack
+from common.audit.entries import bucketed
+from common.checkpoint import WEIGHTS, pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
-from common.errors import DataError, ErrorCode, PolicyError, UpdateError, WardroundError
+from common.errors import DataError, ErrorCode, PolicyError, UpdateError
+from common.logs import told
 from common.network import build_model, tensor_shapes
 from common.privacy.guarantee import charge_round
 from common.privacy.scores import (
@@ -34,18 +36,17 @@ from common.privacy.scores import (
     noised_scores,
     score_plan,
 )
-from common.records import (
+from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
+    Parts,
     Refusal,
     Reply,
     Request,
     TrainReply,
     TrainRequest,
-    bucketed,
-    reply_to_record,
-    request_from_record,
 )
+from common.wire.records import reply_to_record, request_from_record
 
 _log = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
     if request.run_hash != sha256_of(run):
         raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
     gate.check_start(request, run)
-    model = _model(request.weights, run)
+    model = _model(request.parts, run)
     if isinstance(request, TrainRequest):
         evaluations.begin_training(site, run, request)
     elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
         return kept
     cohort = site.cohort(run)
-    policy.check(run, site.policy, _offer(cohort, run))
+    policy.check(run, site.policy, offer_of(cohort, run))
     device = _device(site)
     match request:
         case TrainRequest():
@@ -112,9 +113,9 @@ def _train(
     metrics = training.train_round(
         model, cohort, run, round_=request.round, site=site.config.name, device=device, site_key=site.key
     )
-    weights = pack(model.state_dict())
+    parts = {WEIGHTS: pack(model.state_dict())}
     counted = bucketed(patients) if run.weighting == "patients" else 0
-    return TrainReply(request.run_hash, request.round, weights, counted, {**metrics, **spent})
+    return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
 
 
 def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
@@ -201,37 +202,27 @@ def _respond(message: Message, context: Context, find_site: Callable[[Context], 
         attempt = str(context.run_config.get("attempt") or message.metadata.message_id)
         reply = answer(request, run, find_site(context), attempt)
     except Exception as error:  # noqa: BLE001 - a text must not leave the site, whatever raised it
-        _log.warning("the request is refused", exc_info=error)
-        reply = Refusal(run_hash, round_, _code(error))
+        reply = Refusal(run_hash, round_, told(_log, error, f"round {round_}"))
     return Message(reply_to_record(reply), reply_to=message)
 
 
-def _code(error: Exception) -> ErrorCode:
-    match error:
-        case WardroundError():
-            return error.code
-        case MemoryError() | torch.OutOfMemoryError():
-            return ErrorCode.OUT_OF_MEMORY
-        case OSError(errno=errno.ENOSPC):
-            return ErrorCode.DISK_FULL
-        case _:
-            return ErrorCode.INTERNAL
-
-
-def _offer(cohort: Cohort, run: RunConfig) -> Offer:
+def offer_of(cohort: Cohort, run: RunConfig) -> Offer:
+    """What a site has for a run."""
     return Offer(
         patients=cohort.size,
         training=len(cohort.patients("train")),
         declared_size=cohort.declared_size,
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),
-        quarantined={},
-        tensors=tensor_shapes(run),
+        quarantined=dict(Counter(str(study.code) for study in cohort.quarantined)),
+        parts={WEIGHTS: tensor_shapes(run)},
     )
 
 
-def _model(weights: bytes, run: RunConfig) -> nn.Module:
-    model, state = build_model(run), unpack(weights)
+def _model(parts: Parts, run: RunConfig) -> nn.Module:
+    if list(parts) != [WEIGHTS]:
+        raise UpdateError("the request's parts are not those of the run. Send the model of the run.")
+    model, state = build_model(run), unpack(parts[WEIGHTS])
     if _schema(state) != _schema(model.state_dict()):
         raise UpdateError("the weights do not fit the run's model by name, shape or type. Send the model of the run.")
     model.load_state_dict(state)
@@ -256,4 +247,4 @@ def _site_of(context: Context) -> Site:
 # Flower loads this name. Defined last: it needs the functions above.
 app = client_app(_site_of)
 
-__all__ = ["answer", "app", "client_app"]
+__all__ = ["answer", "app", "client_app", "offer_of"]

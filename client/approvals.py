@@ -19,11 +19,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from client.offer import Offer
+from client.offer import Offer, offer_from_json
 from common.config import RunConfig, canonical, from_canonical, sha256_of
 from common.errors import ConfigError
 from common.files import move, write_private
@@ -272,12 +272,11 @@ def _read_appraisal(path: Path) -> Appraisal | None:
     if not path.exists():
         return None
     values: dict[str, Any] = json.loads(path.read_bytes())
-    offer = values["offer"]
-    if offer is not None and offer.keys() != {one.name for one in fields(Offer)}:
+    try:
+        offer = None if values["offer"] is None else offer_from_json(values["offer"])
+    except KeyError:
         return None  # an earlier version's: the agent counts again
-    if offer is not None:
-        offer["tensors"] = {name: tuple(shape) for name, shape in offer["tensors"].items()}
-    return Appraisal(None if offer is None else Offer(**offer), values["refusal"], values.get("code"))
+    return Appraisal(offer, values["refusal"], values.get("code"))
 
 
 def _read_answer(path: Path) -> Answer | None:

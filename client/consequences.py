@@ -17,8 +17,8 @@ from client.site import Site
 from common.config import RunConfig, canonical
 from common.privacy.guarantee import forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
-from common.records import Phase
 from common.text import counted
+from common.wire.messages import Phase
 
 _BYTES_PER_VALUE = 4
 _NOT_COUNTED = "not counted yet: the agent has not run"
@@ -66,7 +66,7 @@ def tensor_rows(offer: Offer) -> list[tuple[str, str, int]]:
     """Name, shape and bytes of every tensor that leaves each round."""
     return [
         (name, " x ".join(map(str, shape)) or "scalar", _BYTES_PER_VALUE * math.prod(shape))
-        for name, shape in offer.tensors.items()
+        for name, shape in offer.tensors
     ]
 
 

@@ -18,7 +18,6 @@ A policy with `evaluations = "free"` keeps none of this: for generated and publi
 
 import time
 from contextlib import AbstractContextManager
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +30,8 @@ from client.site import Site
 from common.config import PolicyConfig, RunConfig, Table
 from common.errors import ConfigError, ErrorCode, PolicyError, UpdateError
 from common.locks import locked
-from common.records import EvaluateReply, EvaluateRequest, Request, TrainRequest
 from common.text import counted
+from common.wire.messages import EvaluateReply, EvaluateRequest, Request, TrainRequest
 
 _PURPOSE = "evaluations"
 _DAY_S = 24 * 3600
@@ -69,7 +68,7 @@ def begin_training(site: Site, run: RunConfig, request: TrainRequest) -> None:
     with _locked(site):
         known = _read(site, request.run_hash)
         _check_first(known, request, run, site.policy)
-        digest = sha256(request.weights).hexdigest()
+        digest = request.sha256
         this = known.rounds.get(request.round, _Round())
         if this.start == digest:
             return
@@ -108,7 +107,7 @@ def begin_scoring(site: Site, run: RunConfig, request: EvaluateRequest) -> Evalu
         return None
     with _locked(site):
         known = _read(site, request.run_hash)
-        this, digest = known.rounds.get(request.round, _Round()), sha256(request.weights).hexdigest()
+        this, digest = known.rounds.get(request.round, _Round()), request.sha256
         if this.model not in (None, digest):
             raise UpdateError(
                 f"another model was scored after round {request.round}; a round has one model.",

@@ -6,7 +6,6 @@ Standard error is home/logs/worker.log.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import select
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import IO
 
 from client import pipe
-from client.pipe import Answer, Frame, PipeError, Question, Ready
+from client.pipe import Answer, PipeError, Question, Ready
 from client.sitekey import site_key
 from common.environment import PACKAGES, flower_variables, for_confined
+from common.wire.frames import Frame, widen
 
 # Importing torch and MONAI takes 3-10 s, on a busy machine a minute.
 START_TIMEOUT_S = 180.0
@@ -29,7 +29,6 @@ LOG_LIMIT = 20 << 20  # bytes; an older log is kept beside it
 PAUSES_S = (0.0, 1.0, 5.0, 20.0, 60.0)
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
-_PIPE_BYTES = 1 << 20
 _PATIENCE_S = 0.2
 
 _log = logging.getLogger(__name__)
@@ -129,7 +128,7 @@ class Worker:
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 os.set_blocking(stream.fileno(), False)
-                _widen(stream.fileno())
+                widen(stream.fileno())
         if process.stdin is not None:
             with contextlib.suppress(PipeError):  # a worker that is gone already is found out when it is asked
                 pipe.send(process.stdin.fileno(), pipe.key_to_frame(key), time.monotonic() + _PATIENCE_S)
@@ -196,9 +195,3 @@ def _environment(home: Path, threads: int | None) -> dict[str, str]:
     if threads is not None:
         own |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return for_confined(*_KEPT_VARIABLES, **own)
-
-
-def _widen(fd: int) -> None:
-    """A larger kernel buffer means fewer switches for a model of many megabytes; without it the pipe still works."""
-    with contextlib.suppress(OSError, AttributeError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -14,12 +14,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.offer import ONLY_PART
 from common.audit.receipts import Receipt
 from common.crypto.derivation import derived
 from common.crypto.record_box import seal, unseal
 from common.errors import AuditError, ErrorCode
 from common.files import write_private
-from common.records import TrainReply
+from common.wire.messages import TrainReply
 
 FOLDER = "outbox"
 # How long the update of a closed run waits for the run to be resumed.
@@ -50,14 +51,16 @@ class Outbox:
         Raises:
             AuditError: it cannot be written, so nothing may leave.
         """
+        parts = parcel.reply.parts
         head = {
             "receipt": parcel.receipt.to_fields(),
             "signature": base64.b64encode(parcel.signature).decode(),
             "patients": parcel.reply.patients,
             "metrics": parcel.reply.metrics,
+            "parts": [[name, len(part)] for name, part in parts.items()],
         }
         text = json.dumps(head).encode()
-        plain = len(text).to_bytes(_LENGTH_BYTES, "big") + text + parcel.reply.weights
+        plain = b"".join((len(text).to_bytes(_LENGTH_BYTES, "big"), text, *parts.values()))
         run = parcel.receipt.run
         try:
             # Not flushed to the disk, which takes long: a power cut may cost this site a round, but no receipt.
@@ -77,7 +80,10 @@ class Outbox:
         start = _LENGTH_BYTES + int.from_bytes(plain[:_LENGTH_BYTES], "big")
         head = json.loads(plain[_LENGTH_BYTES:start])
         receipt = Receipt.from_fields(head["receipt"])
-        reply = TrainReply(receipt.run, receipt.round, plain[start:], head["patients"], head["metrics"])
+        parts = {}
+        for name, size in head.get("parts", [[ONLY_PART, len(plain) - start]]):
+            parts[name], start = plain[start : start + size], start + size
+        reply = TrainReply(receipt.run, receipt.round, parts, head["patients"], head["metrics"])
         return Parcel(reply, receipt, base64.b64decode(head["signature"]))
 
     def drop(self, run_hash: str) -> None:

@@ -21,8 +21,8 @@ from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
 from common.flower import read_bundle
 from common.operators import Act, Endorsement, Signer, check_act, check_endorsements, public_bytes, subject_of
-from common.records import Refusal
 from common.text import shown
+from common.wire.messages import Refusal
 from common.wire.wardround_pb2 import Proposal as ProposalProto
 from common.wire.wardround_pb2 import Removal
 

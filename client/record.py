@@ -10,7 +10,6 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError, Up
 from common.logs import Trouble
 from common.operators import public_bytes
 from common.privacy.scores import SCORES_DELTA, SCORES_EPSILON
-from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 
 AUDIT_NAME = "audit.sqlite"
 
@@ -178,7 +177,7 @@ class Record:
             if not log.about("round", request.run_hash, request.round):
                 return None
         parcel = self._outbox.find(request.run_hash)
-        asked = (request.round, sha256(request.weights).hexdigest())
+        asked = (request.round, request.sha256)
         if parcel is not None and (parcel.receipt.round, parcel.receipt.received) == asked:
             return parcel
         raise PolicyError(
@@ -193,8 +192,9 @@ class Record:
             run=request.run_hash,
             round_=request.round,
             site=self._site,
-            received=request.weights,
-            update=reply.weights,
+            received=request.sha256,
+            update=reply.sha256,
+            size=reply.size,
             policy=policy_hash,
             time=time.time(),
             patients=reply.patients,
@@ -213,20 +213,18 @@ class Record:
         """
         if policy.evaluations == "free":
             return
-        model = sha256(request.weights).hexdigest()
         with self.log.transaction() as log:
             scored = log.about("evaluated", request.run_hash, request.round)
-        if any(entry.fields["model"] != model for entry in scored):
+        if any(entry.fields["model"] != request.sha256 for entry in scored):
             raise UpdateError(
                 f"another model was scored after round {request.round}; a round has one model.",
                 ErrorCode.ROUND_REPEATED,
             )
 
-    def replied(self, reply: Reply, weights: bytes = b"") -> None:
-        """Note scores or a refusal before they leave; `weights` are those that were scored."""
+    def replied(self, reply: Reply, model: str = "") -> None:
+        """Note scores or a refusal before they leave; `model` is the SHA-256 of what was scored."""
         match reply:
             case EvaluateReply():
-                model = sha256(weights).hexdigest()
                 about = {"run": reply.run_hash, "round": reply.round, "phase": reply.phase, "model": model}
                 cost = {"epsilon": SCORES_EPSILON, "delta": SCORES_DELTA}
                 spent = {key: decimal_text(reply.metrics[name]) for key, name in cost.items() if name in reply.metrics}

@@ -4,7 +4,6 @@ Decide, charge, ask the worker, pass the gate, write it down. A refusal is a cod
 after it only what the gate lets through. The reason stays in home/logs/agent.log.
 """
 
-import errno
 import logging
 import secrets
 import threading
@@ -30,8 +29,10 @@ from client.record import Record
 from client.site import current_site
 from client.witness import Witness
 from common.config import PolicyConfig, RunConfig
-from common.errors import ErrorCode, PolicyError, UpdateError, WardroundError
-from common.records import EvaluateReply, Refusal, Reply, Request, TrainReply, TrainRequest, request_from_record
+from common.errors import ErrorCode, PolicyError, UpdateError
+from common.logs import told
+from common.wire.messages import EvaluateReply, Refusal, Reply, Request, TrainReply, TrainRequest
+from common.wire.records import request_from_record
 
 _log = logging.getLogger(__name__)
 
@@ -102,22 +103,16 @@ class Rounds:
                 return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
             policy.check_now(rules, rounds_today=0)
             self._check(request, proposal.run, rules)
-            admission.check_room(self._home, len(request.weights))
+            admission.check_room(self._home, request.size)
             self._record.check_scored(request, rules)
             spending.check_ledger(current_site(self._home).ledger, self._record.log)
             reply = self._attempt(request, proposal.run, rules, _name, _name())
-            self._record.replied(reply, request.weights)
+            self._record.replied(reply, request.sha256)
             return reply, None
-        except LostMessageError:
-            raise  # there is nothing to answer
-        except WardroundError as error:
-            _log.error("run %s round %d: %s", run_hash[:12], round_, error)
-            code = error.code
-        except grpc.RpcError:
-            raise  # the coordinator is away or the run is over: there is nobody to answer
+        except (LostMessageError, grpc.RpcError):
+            raise  # there is nothing to answer, or nobody: the coordinator is away or the run is over
         except Exception as error:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
-            _log.exception("run %s round %d: unexpected failure", run_hash[:12], round_)
-            code = ErrorCode.DISK_FULL if is_full(error) else ErrorCode.INTERNAL
+            code = told(_log, error, f"run {run_hash[:12]} round {round_}")
         refusal = Refusal(run_hash, round_, gate.before_charge(code))
         self._record.replied(refusal)
         return refusal, None
@@ -130,19 +125,15 @@ class Rounds:
         self._witness.check_receipts(coordination)
         offer = self._check(request, run, rules)
         evaluations.begin_training(current_site(self._home), run, request)
-        admission.check_room(self._home, len(request.weights))
+        admission.check_room(self._home, request.size)
         attempt = self._charge(request, run, offer)
         try:
             reply = self._attempt(request, run, rules, lambda: self._charge(request, run, offer), attempt)
             if isinstance(reply, TrainReply):
                 parcel = self._record.leaves(request, reply, policy_hash)
                 return parcel.reply, parcel
-        except WardroundError as error:
-            _log.error("run %s round %d: %s", request.run_hash[:12], request.round, error)
-            reply = Refusal(request.run_hash, request.round, gate.after_charge(error.code, run))
         except Exception as error:  # noqa: BLE001 - logged; see above
-            _log.exception("run %s round %d: unexpected failure", request.run_hash[:12], request.round)
-            code = ErrorCode.DISK_FULL if is_full(error) else ErrorCode.INTERNAL
+            code = told(_log, error, f"run {request.run_hash[:12]} round {request.round}")
             reply = Refusal(request.run_hash, request.round, gate.after_charge(code, run))
         self._record.replied(reply)
         return reply, None
@@ -173,7 +164,7 @@ class Rounds:
         """Whether the policy allows it, and the request is the run's; what the site has for it."""
         offer = self._offer(run)
         policy.check(run, rules, offer)
-        gate.check_request(request, run, offer.tensors, offer.training, rules.max_weight)
+        gate.check_request(request, run, offer.parts, offer.training, rules.max_weight)
         return offer
 
     def _charge(self, request: TrainRequest, run: RunConfig, offer: Offer) -> str:
@@ -199,13 +190,6 @@ class Rounds:
 def _name() -> str:
     """Of an attempt that is not charged under its name."""
     return secrets.token_hex(8)
-
-
-def is_full(error: Exception) -> bool:
-    """Whether something could not be written for want of room on the disk."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, WardroundError) and error.code == ErrorCode.DISK_FULL
 
 
 def _check_belongs(request: Request, message: Message, proposal: Proposal) -> None:

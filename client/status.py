@@ -19,9 +19,9 @@ from client.enrol import Identity
 from common.errors import ConfigError
 from common.files import write_private
 from common.locks import is_locked, locked
-from common.records import Refusal, Reply
 from common.wire import clock
 from common.wire.channels import certificate_trouble
+from common.wire.messages import Refusal, Reply
 from common.wire.proxy import told_of_proxy
 
 _STATUS, _LOCK = "status.json", "agent.lock"

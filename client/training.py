@@ -39,9 +39,9 @@ from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.gradients import Patient
 from common.privacy.guarantee import plan
-from common.records import Phase
 from common.schedule import learning_rate
 from common.transforms import Stack, sample_crops
+from common.wire.messages import Phase
 
 _log = logging.getLogger(__name__)
 

@@ -92,6 +92,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         ConfigError: state/declared.json is damaged.
     """
     from client.data.pseudonym import cohort_id  # noqa: PLC0415 - torch
+    from common.checkpoint import WEIGHTS  # noqa: PLC0415 - torch
     from common.network import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.run is None:
@@ -107,7 +108,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         cohort_id=cohort_id(site.key),
         usable=len(checkup.usable),
         quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),
-        tensors=tensor_shapes(checkup.run),
+        parts={WEIGHTS: tensor_shapes(checkup.run)},
         training=len({study.patient for study in checkup.usable if study.split == "train"}),
     )
     return verdict_on(checkup.run, site.policy, offer)

@@ -14,6 +14,7 @@ A message says what happened, what was expected and what to do. The text stays w
 `ErrorCode` may leave a hospital, because a code cannot carry a patient's name.
 """
 
+import errno
 from enum import StrEnum
 
 
@@ -113,3 +114,16 @@ class EnrolmentError(WardroundError):
 
 class AuditError(WardroundError):
     """The audit log cannot be written, or what is shown does not fit what was signed."""
+
+
+def code_of(error: BaseException) -> ErrorCode:
+    """The code of whatever was raised: all that may be told of it."""
+    match error:
+        case WardroundError():
+            return error.code
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return ErrorCode.DISK_FULL
+        case MemoryError():
+            return ErrorCode.OUT_OF_MEMORY
+    # torch's, by its name: most processes that ask here have never loaded torch.
+    return ErrorCode.OUT_OF_MEMORY if type(error).__name__ == "OutOfMemoryError" else ErrorCode.INTERNAL

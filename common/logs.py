@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from common.errors import ErrorCode, WardroundError, code_of
 from common.text import counted, shown
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -109,4 +110,17 @@ class Trouble:
                     self._log.info("no more, after %s: %s", counted(one.silent, "more time"), text)
 
 
-__all__ = ["LineFormatter", "Trouble", "log_to", "on_screen"]
+def told(log: logging.Logger, error: BaseException, where: str) -> ErrorCode:
+    """Write down why something is refused; the code is all of it that may be told.
+
+    Args:
+        log: of the caller.
+        error: what was raised; what was not raised on purpose is written with its traceback.
+        where: it happened.
+    """
+    expected = isinstance(error, WardroundError)
+    log.error("%s: %s", where, error if expected else "unexpected failure", exc_info=None if expected else error)
+    return code_of(error)
+
+
+__all__ = ["LineFormatter", "Trouble", "log_to", "on_screen", "told"]

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.checkpoint import unpack
+from common.checkpoint import WEIGHTS, unpack
 from common.config import PrivacyConfig, RunConfig
 from common.errors import ErrorCode, PrivacyError, UpdateError
-from common.records import EvaluateReply, Phase, TrainReply
+from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.bounds import farthest, trained
 
 # More patients than the largest hospital sees with one disease; a larger count would drown the others.
@@ -72,7 +72,9 @@ def check_update(
         )
     if run.privacy is not None and not _states_its_price(reply.metrics, run.privacy):
         raise UpdateError("the reply does not state the epsilon and delta it has spent", ErrorCode.BAD_REQUEST)
-    state = unpack(reply.weights)
+    if list(reply.parts) != [WEIGHTS]:
+        raise UpdateError("the update's parts are not those of the request", ErrorCode.WRONG_TENSORS)
+    state = unpack(reply.parts[WEIGHTS])
     _check_tensors(state, global_state)
     distance = _distance(state, global_state)
     if not math.isfinite(distance):

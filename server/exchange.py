@@ -20,7 +20,8 @@ from flwr.serverapp import Grid
 
 from common.errors import ErrorCode, UpdateError
 from common.flower import Inbox
-from common.records import EvaluateRequest, Refusal, Reply, Request, reply_from_record, request_to_record
+from common.wire.messages import EvaluateRequest, Refusal, Reply, Request
+from common.wire.records import reply_from_record, request_to_record
 from server.members import Member, Members, State
 
 # Sleeps at most the given seconds; may return early when a reply is known to wait.

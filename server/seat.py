@@ -45,7 +45,8 @@ from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from common import pki
 from common.errors import FederationError, UpdateError
 from common.flower import SuperLink, fleet_client, object_ids, public_key_pem, unpack_message
-from common.records import Request, request_from_record
+from common.wire.messages import Request
+from common.wire.records import request_from_record
 from server.mailbox import Delivery, Mailbox
 
 CACHE_BYTES = 1024**3

@@ -19,14 +19,14 @@ from typing import Any, TypeAlias, TypeVar
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
+from common.checkpoint import WEIGHTS, Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig, canonical, sha256_of
 from common.crypto.stream import Sealer
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
 from common.files import move
 from common.network import build_model
-from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from common.text import counted
+from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from server.aggregation import capped, weighted_mean
 from server.checkpoints import AVERAGE, at, folder_of, latest
 from server.checks import Update, check_scores, check_update, outliers
@@ -186,18 +186,18 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     def wanted() -> int:
         return run.federation.quorum - len(entered)
 
-    for answer in _ask(session, TrainRequest(session.run_hash, number, model.weights), wanted):
+    for answer in _ask(session, TrainRequest(session.run_hash, number, {WEIGHTS: model.weights}), wanted):
         answered += answer.reply is not None
         reply = _expect(answer, TrainReply, absent)
         if reply is None:
             continue
-        bytes_up += len(reply.weights)
+        bytes_up += reply.size
         judge = partial(check_update, reply, run, session.run_hash, number, model.state)
         if (update := _judged(judge, answer.site, f"round {number}: the update", absent)) is None:
             continue
         updates[answer.site] = update
         weights[answer.site] = reply.patients if run.weighting == "patients" else 1
-        entered[answer.site] = sha256(reply.weights)
+        entered[answer.site] = reply.sha256
         about = {"round": number, "site": answer.site, "patients": reply.patients}
         session.journal.record("train", {**reply.metrics, **about})
     for site in outliers(updates, run):
@@ -240,7 +240,7 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
     replies: dict[str, EvaluateReply] = {}
     absent = _Absent({}, {})
     answered = 0
-    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, model.weights)):
+    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, {WEIGHTS: model.weights})):
         answered += answer.reply is not None
         reply = _expect(answer, EvaluateReply, absent)
         if reply is None:

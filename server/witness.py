@@ -12,7 +12,6 @@ model, or to a refusal.
 import base64
 import logging
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 
@@ -23,7 +22,8 @@ from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
 from common.errors import AuditError, ErrorCode, UpdateError
 from common.flower import unpack_message
-from common.records import Request, TrainReply, TrainRequest, reply_from_record
+from common.wire.messages import Request, TrainReply, TrainRequest
+from common.wire.records import reply_from_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SiteCheckpoint
 from server.home import Home
 from server.registry import Registry
@@ -85,8 +85,8 @@ class Witness:
         if not isinstance(asked, TrainRequest) or (asked.run_hash, asked.round) != (reply.run_hash, reply.round):
             _log.warning("site %s answers with an update that it was not asked for; it is not noted", site)
             return  # the ServerApp refuses this one, too
-        fields = {"run": reply.run_hash, "round": reply.round, "site": site, "update": _sha256(reply.weights)}
-        fields["received"] = _sha256(asked.weights)
+        fields = {"run": reply.run_hash, "round": reply.round, "site": site, "update": reply.sha256}
+        fields["received"] = asked.sha256
         with self.log.transaction() as log:
             signed = _receipt_of(log, site, reply.run_hash, reply.round)
             if signed is not None and signed["update"] != fields["update"]:
@@ -224,10 +224,6 @@ def _check_arrived(log: Transaction, receipt: Receipt) -> str:
 def _site(fields: Mapping[str, object]) -> object:
     receipt = fields["receipt"]
     return receipt["site"] if isinstance(receipt, dict) else None
-
-
-def _sha256(data: bytes) -> str:
-    return sha256(data).hexdigest()
 
 
 __all__ = ["AUDIT_NAME", "ConflictError", "RoundNotes", "UnknownUpdateError", "Witness", "open_log"]

@@ -31,7 +31,7 @@ from common.errors import ErrorCode, FederationError, PrivacyError
 from common.losses import dice_ce
 from common.network import build_model
 from common.privacy.ledger import Charge
-from common.records import TrainReply, TrainRequest
+from common.wire.messages import TrainReply, TrainRequest
 from simulations.audit_bounds import Values
 from simulations.scenario import make_site
 
@@ -159,10 +159,10 @@ def release(site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release
     known = len(site.ledger.entries())
     start = build_model(run).state_dict()
     with _same_seeds():
-        reply = answer(TrainRequest(sha256_of(run), round_, pack(start)), run, site, attempt)
+        reply = answer(TrainRequest(sha256_of(run), round_, {"weights": pack(start)}), run, site, attempt)
     if not isinstance(reply, TrainReply):
         raise FederationError(f"the audited site answered with {type(reply).__name__}, expected an update.")
-    end = unpack(reply.weights)
+    end = unpack(reply.parts["weights"])
     moved = torch.cat([(start[name].double() - end[name].double()).flatten() for name in start]).numpy()
     charges = site.ledger.entries()[known:]
     if len(charges) != 1:

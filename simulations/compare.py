@@ -25,8 +25,8 @@ from common.checkpoint import WEIGHTS_NAME, sha256
 from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
-from common.records import EvaluateReply, EvaluateRequest
 from common.text import in_html
+from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.exchange import ask
 from server.journal import INITIAL_NAME, mean_of_sites, not_scored
 from server.members import GridMembers
@@ -278,7 +278,7 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
     A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
     """
     run = run.model_copy(update={"privacy": None})
-    request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", weights)
+    request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", {"weights": weights})
     scores: dict[str, dict[str, float]] = {}
     grid = InProcessGrid(sites, run)
     for answer in ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s):

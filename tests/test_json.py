@@ -21,7 +21,7 @@ from client.site import open_site
 from client.status import Status
 from common.config import RunConfig, parse, sha256_of
 from common.flower import build_bundle
-from common.records import Refusal
+from common.wire.messages import Refusal
 from server.registry import Registry
 from tests.client.coordinator import Authority
 from tests.client.data.studies import ct_slices, save
@@ -83,7 +83,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert CliRunner().invoke(client.cli.app, added).exit_code == 0
     run = parse(RunConfig, PROPOSED)
     run_hash = approvals.record(home, run, b"bundle", is_open=True).run_hash
-    offer = Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}, training=9)
+    offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
     approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
     cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
     open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost, rounds=3)

@@ -17,9 +17,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from client.data import frames
-from client.data.frames import FrameError
 from common.environment import PACKAGES, for_confined
 from common.errors import ErrorCode, WardroundError
+from common.wire.frames import FrameError, widen
 
 # -P: the current folder is no place to import from.
 _COMMAND = (sys.executable, "-P", "-m", "client.data.reader")
@@ -80,7 +80,7 @@ class Child:
         self._questions, self.answers = self._process.stdin.fileno(), self._process.stdout.fileno()
         for fd in (self._questions, self.answers):
             os.set_blocking(fd, False)
-            frames.widen(fd)
+            widen(fd)
         try:
             header, _ = self.receive(arrays_limit=0, patience_s=_START_LIMIT_S)
         except (FrameError, LateError) as error:

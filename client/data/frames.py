@@ -1,39 +1,27 @@
 """What crosses the pipe between a process and its readers: JSON and raw arrays, never pickle.
 
-    frame = length of the header (4 bytes, big-endian) | header, JSON | arrays, one after another, C order
+The frames are those of common/wire/frames.py, with arrays in C order for payloads:
+
     header = {"kind": ..., "arrays": [[dtype, shape], ...], ...}
 
 Types and sizes are checked before anything is allocated. An array is written from its own memory and read into its
-own, so that the only copies are the kernel's.
+own.
 """
 
-import contextlib
-import fcntl
-import json
 import math
-import os
-import select
-import struct
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.wire import frames
+
 HEADER_LIMIT = 64 << 20  # bytes: the rows of a large CSV
 
-_PREFIX = struct.Struct(">I")
 _TYPES: dict[str, np.dtype[Any]] = {"f4": np.dtype(np.float32), "u1": np.dtype(np.uint8)}
 _MOST_AXES = 4
 _MOST_ARRAYS = 2
-_PIPE_BYTES = 1 << 20
-# Slower than any pipe, so that a frame that dribbles ends some time.
-_SLOWEST = 16 << 20  # bytes per second
-
-
-class FrameError(Exception):
-    """The other end is gone, late, or does not speak our frames."""
 
 
 def send(
@@ -51,10 +39,8 @@ def send(
         FrameError: the other end is gone or does not read.
     """
     described = [[array.dtype.str[1:], array.shape] for array in arrays]
-    text = json.dumps({**header, "arrays": described}, separators=(",", ":")).encode()
-    raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
-    for rest in (memoryview(_PREFIX.pack(len(text)) + text), *raw):
-        _drain(fd, rest, deadline)
+    flat = [_flat(np.ascontiguousarray(array)) for array in arrays]
+    frames.send(fd, {**header, "arrays": described}, flat, deadline, header_limit=HEADER_LIMIT)
 
 
 def receive(
@@ -70,29 +56,14 @@ def receive(
     Raises:
         FrameError: not a frame, too large, cut short or late.
     """
-    prefix = bytearray(_PREFIX.size)
-    if not _fill(fd, memoryview(prefix), deadline):
-        return None
-    (length,) = _PREFIX.unpack(prefix)
-    if length > HEADER_LIMIT:
-        raise FrameError(f"a header of {length} bytes; expected at most {HEADER_LIMIT}")
-    text = bytearray(length)
-    _fill_all(fd, memoryview(text), deadline)
-    try:
-        header = json.loads(text)
-        arrays = _announced(header.pop("arrays"), arrays_limit)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FrameError("a header that is not as expected") from error
-    for array in arrays:
-        slow = None if deadline is None else deadline + array.nbytes / _SLOWEST
-        _fill_all(fd, array.reshape(-1).view(np.uint8).data, slow)
-    return header, arrays
+    arrays: list[NDArray[Any]] = []
 
+    def announced(header: dict[str, Any]) -> list[memoryview]:
+        arrays.extend(_announced(header.pop("arrays"), arrays_limit))
+        return [_flat(array) for array in arrays]
 
-def widen(fd: int) -> None:
-    """A larger kernel buffer means fewer switches between the processes; without it the pipe still works."""
-    with contextlib.suppress(OSError, AttributeError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    header = frames.receive(fd, announced, deadline=deadline, header_limit=HEADER_LIMIT)
+    return None if header is None else (header, arrays)
 
 
 def _announced(described: Any, limit: int) -> list[NDArray[Any]]:
@@ -109,44 +80,5 @@ def _announced(described: Any, limit: int) -> list[NDArray[Any]]:
     return [np.empty(shape, dtype) for dtype, shape in shapes]
 
 
-def _drain(fd: int, rest: memoryview, deadline: float | None) -> None:
-    while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            _wait(fd, select.POLLOUT, deadline)
-        except OSError as error:
-            raise FrameError("the other end of the pipe is gone") from error
-
-
-def _fill_all(fd: int, rest: memoryview, deadline: float | None) -> None:
-    if not _fill(fd, rest, deadline):
-        raise FrameError("the other end of the pipe went away within a frame")
-
-
-def _fill(fd: int, rest: memoryview, deadline: float | None) -> bool:
-    """Fill a buffer from the pipe; False when the pipe ended before its first byte."""
-    begun = False
-    while rest:
-        try:
-            count = os.readv(fd, [rest])
-        except BlockingIOError:
-            _wait(fd, select.POLLIN, deadline)
-            continue
-        except OSError as error:
-            raise FrameError("the pipe cannot be read") from error
-        if not count and not begun:
-            return False
-        if not count:
-            raise FrameError("the other end of the pipe went away within a frame")
-        begun, rest = True, rest[count:]
-        if rest and deadline is not None and time.monotonic() > deadline:
-            raise FrameError("the other end of the pipe is too slow")
-    return True
-
-
-def _wait(fd: int, event: int, deadline: float | None) -> None:
-    poll = select.poll()
-    poll.register(fd, event)
-    if not poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000):
-        raise FrameError("the other end of the pipe did not go on in time")
+def _flat(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -29,11 +29,11 @@ from client.data import answering, dicom_header, quality, sources
 from client.data.answering import Job, Reading
 from client.data.as_json import problem_from_json, problem_to_json, reference_from_json, reference_to_json, text_of
 from client.data.child import Child, LateError, ReaderError
-from client.data.frames import FrameError
 from client.data.listing import list_folder
 from client.data.study import Found, Labelling, Reference, Study
 from common.config import SourceConfig, canonical
 from common.errors import ConfigError, DataError, ErrorCode
+from common.wire.frames import FrameError
 
 FILE_LIMIT_S = 10.0  # for one file, to be opened or decoded
 MEMORY_LIMIT = 4 << 30  # bytes of address space of a child; a decoded study may take half of it

@@ -26,8 +26,8 @@ class Receipt:
     run: str  # SHA-256 of the run's document, hex
     round: int
     site: str
-    received: str  # SHA-256 of the incoming model, hex
-    update: str  # SHA-256 of the update that left, hex
+    received: str  # SHA-256 of what came in, hex: of its one part, see common/wire/messages.py for several
+    update: str  # likewise, of the update that left
     size: int  # of the update, bytes
     policy: str  # SHA-256 of the hospital's policy, hex
     minute: int  # seconds since the epoch, UTC, rounded down to a minute
@@ -68,8 +68,9 @@ def receipt_for(
     run: str,
     round_: int,
     site: str,
-    received: bytes,
-    update: bytes,
+    received: str,
+    update: str,
+    size: int,
     policy: str,
     time: float,
     patients: int,
@@ -81,8 +82,9 @@ def receipt_for(
         run: SHA-256 of the run, hex.
         round_: from 1.
         site: name.
-        received: the incoming model's bytes.
-        update: the bytes that leave.
+        received: SHA-256 of the parts of the request, hex.
+        update: SHA-256 of the parts that leave, hex.
+        size: of those, bytes.
         policy: SHA-256 of the policy, hex.
         time: now, Unix seconds.
         patients: the count that leaves with the update, bucketed; 0 where none does.
@@ -93,9 +95,9 @@ def receipt_for(
         run=run,
         round=round_,
         site=site,
-        received=sha256(received).hexdigest(),
-        update=sha256(update).hexdigest(),
-        size=len(update),
+        received=received,
+        update=update,
+        size=size,
         policy=policy,
         minute=int(time) // 60 * 60,
         patients=patients or None,

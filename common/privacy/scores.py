@@ -21,7 +21,7 @@ from common.errors import DataError, ErrorCode
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import plan
 from common.privacy.ledger import Ledger
-from common.records import Phase
+from common.wire.messages import Phase
 
 # What a noised answer carries beside the scores: the standard deviation of the noise on "dice" and on each dice-CLASS,
 # and what the run's answers so far have cost a held-out patient.

@@ -26,9 +26,10 @@ from common.audit import notes, receipts, witness
 from common.audit.log import AuditLog
 from common.files import write_private
 from common.flower import object_ids, pack_message, unpack_message
-from common.records import Reply, Request, TrainReply, TrainRequest, reply_from_record, request_to_record
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
+from common.wire.messages import Reply, Request, TrainReply, TrainRequest
+from common.wire.records import reply_from_record, request_to_record
 
 NODE_ID = 4711
 FLOWER_RUN = 99
@@ -252,7 +253,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             message = unpack_message(*self._reply, self._received)
             reply = reply_from_record(message.content)
             if isinstance(reply, TrainReply):
-                self.arrived.add(hashlib.sha256(reply.weights).hexdigest())
+                self.arrived.add(hashlib.sha256(reply.parts["weights"]).hexdigest())
             self.replies.put(reply)
         return message_pb2.PushObjectResponse(stored=True)
 

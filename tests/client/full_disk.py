@@ -19,7 +19,7 @@ from client.enrol import load_identity
 from client.record import open_log
 from client.site import open_site
 from client.status import read_status
-from common.records import EvaluateRequest, Refusal, Reply, TrainRequest
+from common.wire.messages import EvaluateRequest, Refusal, Reply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.client.test_agent import PRIVATE_TOML, UPDATED, WEIGHTS, FakeWorker, Stage, eventually, good
 
@@ -76,7 +76,7 @@ def main(home: Path) -> dict[str, object]:
     said: dict[str, object] = {}
 
     def train(stage: Stage, round_: int) -> str:
-        coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
         return code(stage.reply())
 
     with running(home, coordinator) as (stage, thread):
@@ -85,7 +85,7 @@ def main(home: Path) -> dict[str, object]:
         said["before"] = train(stage, 1)
         fill(home)
         said["full"] = [train(stage, 2), train(stage, 2)]
-        coordinator.ask(EvaluateRequest(run_hash, 1, "validation", UPDATED))
+        coordinator.ask(EvaluateRequest(run_hash, 1, "validation", {"weights": UPDATED}))
         said["full, scores"] = code(stage.reply())
         said["alive"] = thread.is_alive()
         said["connections"] = coordinator.activations

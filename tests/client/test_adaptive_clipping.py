@@ -75,7 +75,7 @@ def test_the_charge_is_that_of_a_fixed_norm(tmp_path: Path) -> None:
 
 
 def test_a_site_refuses_a_count_whose_noise_cannot_pay_for_it() -> None:
-    offer = Offer(20, 20, "cohort", 20, {}, {"w": (10,)}, training=14)
+    offer = Offer(20, 20, "cohort", 20, {}, {"weights": {"w": (10,)}}, training=14)
     with pytest.raises(PrivacyError, match="count-noise") as caught:
         policy.check(a_run(ADAPTIVE | {"count-noise": 0.1}), PolicyConfig(), offer)
     assert caught.value.code is ErrorCode.BAD_REQUEST

@@ -15,7 +15,7 @@ from client.fleet import Fleet
 from client.status import read_status
 from common.errors import ErrorCode
 from common.operators import subject_of
-from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.coordinator import NODE_ID, Authority
 from tests.client.test_agent import (
     OPEN_POLICY,
@@ -65,7 +65,10 @@ def test_nothing_is_fetched_of_a_run_that_is_not_open_approved_and_allowed(stage
         (stage.home / "policy.toml").write_text(OPEN_POLICY + "participate = false\n")
     if how == "policy":
         (stage.home / "policy.toml").write_text("require-privacy = true\nmin-patients = 1\n")
-    for request in (TrainRequest(run_hash, 1, bytes(LARGE)), EvaluateRequest(run_hash, 1, "test", bytes(LARGE))):
+    for request in (
+        TrainRequest(run_hash, 1, {"weights": bytes(LARGE)}),
+        EvaluateRequest(run_hash, 1, "test", {"weights": bytes(LARGE)}),
+    ):
         stage.coordinator.ask(request)
         reply = stage.reply()
         assert isinstance(reply, Refusal)
@@ -89,14 +92,14 @@ def test_message_larger_than_a_model_of_the_run_is_not_taken_into_memory(
     monkeypatch.setattr(Fleet, "_object", counted)
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     honest = sum(taken)
     send(stage, RecordDict({"head": head(run_hash), "model": ArrayRecord({"safetensors": array(LARGE)})}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.BAD_REQUEST)
     assert 0 < honest < 10_000
     assert sum(taken) - honest < 2 * 64 * 1024
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     assert read_status(stage.home)["state"] == "connected"
 
@@ -122,12 +125,15 @@ def test_objects_within_the_number_but_beyond_the_bytes_are_given_up(stage: Stag
 def test_run_that_has_ended_neither_trains_nor_evaluates(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     stage.coordinator.close(run_hash)
     eventually(lambda: not approvals.load(stage.home, run_hash).open)
     worked = len(stage.worker.worked)
-    for request in (TrainRequest(run_hash, 2, WEIGHTS), EvaluateRequest(run_hash, 1, "validation", UPDATED)):
+    for request in (
+        TrainRequest(run_hash, 2, {"weights": WEIGHTS}),
+        EvaluateRequest(run_hash, 1, "validation", {"weights": UPDATED}),
+    ):
         stage.coordinator.ask(request)
         assert stage.reply() == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
     assert len(stage.worker.worked) == worked
@@ -136,14 +142,14 @@ def test_run_that_has_ended_neither_trains_nor_evaluates(stage: Stage) -> None:
 def test_kept_update_is_not_sent_while_the_hospital_does_not_participate(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     first = stage.reply()
     assert isinstance(first, TrainReply)
     (stage.home / "policy.toml").write_text(OPEN_POLICY + "participate = false\n")
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.POLICY_REFUSED)
     (stage.home / "policy.toml").write_text(OPEN_POLICY)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == first
     assert len(stage.worker.worked) == 1
 
@@ -154,21 +160,21 @@ def test_kept_update_is_not_sent_while_the_hospital_does_not_participate(stage: 
 def test_kept_update_is_not_sent_of_a_run_that_the_policy_has_come_to_refuse(stage: Stage, rules: str) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     (stage.home / "policy.toml").write_text(rules)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.POLICY_REFUSED)
 
 
 def test_kept_update_leaves_without_what_the_policy_has_stopped_since(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
-    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
+    assert stage.reply() == TrainReply(run_hash, 1, {"weights": UPDATED}, 15, {"train-loss": 0.5})
     (stage.home / "policy.toml").write_text(OPEN_POLICY + 'metrics = ["dice"]\n')
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
-    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {})
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
+    assert stage.reply() == TrainReply(run_hash, 1, {"weights": UPDATED}, 15, {})
     eventually(lambda: len(stage.coordinator.receipts) >= 1)
 
 
@@ -186,7 +192,7 @@ def ended(stage: Stage) -> str:
 def test_run_that_an_operator_resumed_is_open_again(stage: Stage) -> None:
     run_hash = ended(stage)
     stage.coordinator.resume(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))  # may come before the news
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))  # may come before the news
     assert isinstance(stage.reply(), TrainReply)
     assert approvals.load(stage.home, run_hash).open
 
@@ -209,7 +215,10 @@ def test_run_stays_ended_whatever_the_coordinators_host_says_without_an_operator
         stage.coordinator.close(run_hash)
         eventually(lambda: not approvals.load(stage.home, run_hash).open)
     stage.coordinator.resume(run_hash, act=acts[how], signed=how != "unsigned")
-    for request in (TrainRequest(run_hash, 1, WEIGHTS), EvaluateRequest(run_hash, 1, "test", UPDATED)):
+    for request in (
+        TrainRequest(run_hash, 1, {"weights": WEIGHTS}),
+        EvaluateRequest(run_hash, 1, "test", {"weights": UPDATED}),
+    ):
         stage.coordinator.ask(request)
         assert stage.reply() == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
     assert not approvals.load(stage.home, run_hash).open

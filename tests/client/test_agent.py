@@ -36,8 +36,8 @@ from common import database
 from common.config import RunConfig, parse, sha256_of
 from common.errors import AuditError, ErrorCode
 from common.flower import build_bundle
-from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from common.wire import pushback
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
 
@@ -53,7 +53,13 @@ PLANTED = "MUELLER^ANNA"
 WEIGHTS = save({"w": np.arange(20, dtype=np.float32).reshape(4, 5)})
 UPDATED = save({"w": np.arange(20, dtype=np.float32).reshape(4, 5) + 1})
 OFFER = Offer(
-    patients=20, declared_size=20, cohort_id="cohort", usable=20, quarantined={}, tensors={"w": (4, 5)}, training=14
+    patients=20,
+    declared_size=20,
+    cohort_id="cohort",
+    usable=20,
+    quarantined={},
+    parts={"weights": {"w": (4, 5)}},
+    training=14,
 )
 SOON_S = 10.0
 
@@ -87,7 +93,7 @@ def good(question: Question) -> Answer:
     assert isinstance(question, Work)
     request = question.request
     if isinstance(request, TrainRequest):
-        return TrainReply(request.run_hash, request.round, UPDATED, 15, {"train-loss": 0.5, PLANTED: 1.0})
+        return TrainReply(request.run_hash, request.round, {"weights": UPDATED}, 15, {"train-loss": 0.5, PLANTED: 1.0})
     return EvaluateReply(request.run_hash, request.round, request.phase, 10, {"dice": 0.75})
 
 
@@ -157,9 +163,9 @@ def stage(tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pyt
 def test_approved_run_is_trained_and_evaluated(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
-    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
-    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", UPDATED))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
+    assert stage.reply() == TrainReply(run_hash, 1, {"weights": UPDATED}, 15, {"train-loss": 0.5})
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", {"weights": UPDATED}))
     assert stage.reply() == EvaluateReply(run_hash, 1, "test", 10, {"dice": 0.75})
     eventually(lambda: read_status(stage.home)["last-round"]["kind"] == "evaluate")
     status = read_status(stage.home)
@@ -170,7 +176,7 @@ def test_model_is_fetched_once_for_training_and_the_evaluation_of_the_same_model
     run_hash = stage.propose()
     stage.approve(run_hash)
     for phase in ("validation", "test"):
-        stage.coordinator.ask(EvaluateRequest(run_hash, 1, phase, WEIGHTS))
+        stage.coordinator.ask(EvaluateRequest(run_hash, 1, phase, {"weights": WEIGHTS}))
         stage.reply()
     assert stage.coordinator.fetched
     assert len(stage.coordinator.fetched) == len(set(stage.coordinator.fetched))
@@ -178,13 +184,13 @@ def test_model_is_fetched_once_for_training_and_the_evaluation_of_the_same_model
 
 def test_run_without_an_answer_is_refused_and_the_worker_not_asked(stage: Stage) -> None:
     run_hash = stage.propose()
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
     assert stage.worker.worked == []
 
 
 def test_run_that_was_never_proposed_is_refused(stage: Stage) -> None:
-    stage.coordinator.ask(TrainRequest("ab" * 32, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest("ab" * 32, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal("", 0, ErrorCode.NOT_APPROVED)
 
 
@@ -203,7 +209,7 @@ def test_approval_taken_back_holds_from_the_next_message(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
     approvals.answer(stage.home, run_hash, approved=False, by="person")
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
     assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
 
@@ -212,7 +218,7 @@ def test_another_bundle_than_the_approved_one_is_refused(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.run.fab_hash = "cd" * 32
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal("", 0, ErrorCode.NOT_APPROVED)
     assert stage.worker.worked == []
 
@@ -221,7 +227,7 @@ def test_settings_added_to_the_approved_bundle_are_refused(stage: Stage) -> None
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.run.override_config["run"].CopyFrom(OVERRIDE)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal("", 0, ErrorCode.WRONG_RUN)
 
 
@@ -229,7 +235,7 @@ def test_settings_added_to_the_approved_bundle_are_refused(stage: Stage) -> None
 def test_round_beyond_the_approved_ones_is_refused(stage: Stage, round_: int) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, round_, ErrorCode.WRONG_RUN)
 
 
@@ -240,7 +246,7 @@ def test_round_beyond_the_approved_ones_is_refused(stage: Stage, round_: int) ->
 def test_model_that_is_not_the_runs_is_refused(stage: Stage, weights: bytes, code: ErrorCode) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, weights))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": weights}))
     assert stage.reply() == Refusal(run_hash, 1, code)
     assert stage.worker.worked == []
 
@@ -248,7 +254,7 @@ def test_model_that_is_not_the_runs_is_refused(stage: Stage, weights: bytes, cod
 def test_training_disguised_as_evaluation_is_refused(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS), message_type="evaluate")
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}), message_type="evaluate")
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.BAD_REQUEST)
 
 
@@ -267,7 +273,7 @@ def test_altered_message_is_dropped_and_the_next_one_answered(stage: Stage) -> N
     metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "train")
     content = RecordDict({"c": ConfigRecord({"a": 1})})
     stage.coordinator.send(Message(metadata=metadata, content=content), lambda data: data + b"x")
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 
 
@@ -275,10 +281,10 @@ def test_policy_changed_after_the_approval_holds_from_the_next_message(stage: St
     run_hash = stage.propose()
     stage.approve(run_hash)
     (stage.home / "policy.toml").write_text("min-patients = 21\nrequire-privacy = false\n")
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.TOO_FEW_PATIENTS)
     (stage.home / "policy.toml").write_text("min-patience = 3\n")
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.POLICY_REFUSED)
     assert stage.worker.worked == []
 
@@ -295,11 +301,11 @@ def test_privacy_is_charged_before_the_worker_is_asked_and_once_for_a_round(stag
     stage.approve(run_hash)
     replies = []
     for round_ in (1, 1, 2):
-        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
         replies.append(stage.reply())
         assert isinstance(replies[-1], TrainReply)
         assert replies[-1].patients == 0
-    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", {"weights": WEIGHTS}))
     stage.reply()
     assert replies[0] == replies[1]
     assert charged == [1, 2, 2]
@@ -310,7 +316,7 @@ def test_privacy_is_charged_before_the_worker_is_asked_and_once_for_a_round(stag
 def test_budget_of_a_run_that_ended_early_is_free_again(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     ledger = open_site(stage.home).ledger
     assert [one.run_hash for one in ledger.reservations()] == [run_hash]
@@ -325,7 +331,7 @@ def test_spent_budget_stops_the_round_before_it_starts(stage: Stage) -> None:
         run_hash = stage.propose(toml)
         stage.approve(run_hash)
         (stage.home / "policy.toml").write_text("min-patients = 1\nlifetime-epsilon = 4.5\n")
-        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
         reply = stage.reply()
     assert reply == Refusal(run_hash, 1, ErrorCode.BUDGET_SPENT)
     assert len(stage.worker.worked) == 1
@@ -338,11 +344,11 @@ def test_worker_that_dies_is_asked_once_more_then_a_code_and_the_next_message_is
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.worker.answer = die
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WORKER_FAILED)
     assert len(stage.worker.worked) == 2
     stage.worker.answer = good
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 
 
@@ -361,7 +367,7 @@ def dies_once() -> Callable[[Question], Answer]:
 def test_worker_that_dies_while_it_evaluates_is_asked_once_more_like_one_that_trains(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
-    request = EvaluateRequest(run_hash, 3, "test", WEIGHTS)
+    request = EvaluateRequest(run_hash, 3, "test", {"weights": WEIGHTS})
     stage.worker.answer = dies_once()
     stage.coordinator.ask(request)
     reply = stage.reply()
@@ -378,7 +384,7 @@ def test_worker_that_dies_twice_while_it_evaluates_is_a_code_and_is_asked_no_thi
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.worker.answer = die
-    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 3, ErrorCode.WORKER_FAILED)
     assert len(stage.worker.worked) == 2
 
@@ -390,7 +396,7 @@ def test_worker_that_is_late_with_an_evaluation_is_not_asked_again(stage: Stage)
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.worker.answer = late
-    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 3, ErrorCode.DEADLINE)
     assert len(stage.worker.worked) == 1
 
@@ -410,7 +416,7 @@ def test_worker_that_dies_while_it_counts_the_patients_is_asked_once_more(stage:
 
     stage.worker.asked.clear()
     stage.worker.ask = dies_at_first  # type: ignore[method-assign]
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     assert [type(question) for question in stage.worker.asked] == [Describe, Describe, Work]
 
@@ -457,13 +463,13 @@ def test_nothing_a_worker_says_leaves_but_numbers_and_codes(stage: Stage) -> Non
         reply = good(question)
         assert isinstance(reply, TrainReply)
         hidden = save({"w": np.ones((4, 5), np.float32)}, metadata={PLANTED: PLANTED})
-        return TrainReply(PLANTED, 7, hidden, 15, {PLANTED: 1.0, f"dice-{PLANTED}": 0.5})
+        return TrainReply(PLANTED, 7, {"weights": hidden}, 15, {PLANTED: 1.0, f"dice-{PLANTED}": 0.5})
 
     run_hash = stage.propose()
     stage.approve(run_hash)
     for answer in (leak, hide, good):
         stage.worker.answer = answer
-        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
         stage.reply()
     tap = b"".join(stage.coordinator.sent)
     assert run_hash.encode() in tap  # the tap works
@@ -499,8 +505,8 @@ def test_update_waits_while_the_coordinator_says_not_now(stage: Stage, monkeypat
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.limit = limit = Limit("PushObject", 5, 0.01)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
-    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
+    assert stage.reply() == TrainReply(run_hash, 1, {"weights": UPDATED}, 15, {"train-loss": 0.5})
     assert limit.left == 0
     assert len(stage.worker.worked) == 1
     assert read_status(stage.home)["state"] == "connected"
@@ -512,11 +518,13 @@ def test_limit_that_outlasts_all_patience_costs_no_update(stage: Stage, monkeypa
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.limit = limit = Limit("PushObject", 1_000_000, 0.01)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     eventually(lambda: stage.coordinator.activations > 1)  # it gave up, and starts over
     limit.left = 0
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))  # the gateway delivers what was not answered again
-    assert stage.reply() == TrainReply(run_hash, 1, UPDATED, 15, {"train-loss": 0.5})
+    stage.coordinator.ask(
+        TrainRequest(run_hash, 1, {"weights": WEIGHTS})
+    )  # the gateway delivers what was not answered again
+    assert stage.reply() == TrainReply(run_hash, 1, {"weights": UPDATED}, 15, {"train-loss": 0.5})
     assert len(stage.worker.worked) == 1
     assert receipts_of(stage) == [hashlib.sha256(UPDATED).hexdigest()]
 
@@ -526,12 +534,12 @@ def test_limit_on_receipts_refuses_no_round(stage: Stage, monkeypatch: pytest.Mo
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.limit = limit = Limit("SubmitReceipt", 1_000_000, 0.01)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     eventually(lambda: stage.coordinator.activations > 1)  # it gave up, and starts over
     limit.left = 0
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)  # and no refusal before it
 
 
@@ -539,12 +547,12 @@ def test_reply_that_is_too_large_is_dropped_and_the_next_message_answered(stage:
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.limit = limit = Limit("PushObject", 1_000_000, None)
-    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", {"weights": WEIGHTS}))
     eventually(lambda: limit.left < 1_000_000)
-    stage.coordinator.ask(EvaluateRequest(run_hash, 2, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 2, "test", {"weights": WEIGHTS}))
     eventually(lambda: len(stage.worker.worked) == 2)
     limit.left = 0
-    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", {"weights": WEIGHTS}))
     reply = stage.reply()
     while isinstance(reply, EvaluateReply) and reply.round != 3:
         reply = stage.reply()
@@ -597,7 +605,7 @@ def test_agent_finds_back_after_the_coordinator_was_away(stage: Stage) -> None:
     eventually(lambda: read_status(stage.home)["state"] == "connecting")
     stage.coordinator.start()
     eventually(lambda: read_status(stage.home)["state"] == "connected")
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)  # told again: it may have forgotten
 
@@ -671,7 +679,7 @@ def test_clocks_that_differ_are_told_before_anything_is_charged(
     try:
         run_hash = stage.propose(PRIVATE_TOML)
         stage.approve(run_hash)
-        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
         assert isinstance(stage.reply(), TrainReply)
         assert read_status(tmp_path)["clock"] == "15 min ahead of the coordinator's"
     finally:
@@ -692,7 +700,7 @@ def test_reply_that_the_coordinator_does_not_store_is_an_error_and_not_silently_
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the time for the reply is over")
 
     stage.coordinator.limit = over
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     eventually(lambda: "not taken" in str(read_status(stage.home)["last-error"]))
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert any("does not take the reply to a train: the time for the reply is over" in line for line in errors)

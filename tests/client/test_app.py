@@ -23,17 +23,8 @@ from common.errors import ConfigError, ErrorCode, PolicyError, PrivacyError, Upd
 from common.network import build_model
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import plan
-from common.records import (
-    EvaluateReply,
-    EvaluateRequest,
-    Refusal,
-    Reply,
-    Request,
-    TrainReply,
-    TrainRequest,
-    reply_from_record,
-    request_to_record,
-)
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
+from common.wire.records import reply_from_record, request_to_record
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
@@ -47,7 +38,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def train_request(run: RunConfig, round_: int = 1) -> TrainRequest:
-    return TrainRequest(sha256_of(run), round_, pack(build_model(run).state_dict()))
+    return TrainRequest(sha256_of(run), round_, {"weights": pack(build_model(run).state_dict())})
 
 
 def message_of(record: RecordDict, kind: str = "train") -> Message:
@@ -101,16 +92,18 @@ def test_app_trains_as_the_bare_loop_does(site: Site) -> None:
     reply = ask_app(request, RUN, site.home)
     assert isinstance(reply, TrainReply)
     model = build_model(RUN)
-    model.load_state_dict(unpack(request.weights))
+    model.load_state_dict(unpack(request.parts["weights"]))
     training.train_round(model, site.cohort(RUN), RUN, round_=1, site="north", device="cpu")
-    assert reply.weights == pack(model.state_dict())
-    assert reply.weights != request.weights
+    assert reply.parts["weights"] == pack(model.state_dict())
+    assert reply.parts["weights"] != request.parts["weights"]
     assert (reply.patients, reply.round, reply.run_hash) == (10, 1, sha256_of(RUN))
     assert "train-loss" in reply.metrics
 
 
 def test_app_scores_held_out_patients(site: Site) -> None:
-    reply = ask_app(EvaluateRequest(sha256_of(RUN), 1, "test", train_request(RUN).weights), RUN, site.home)
+    reply = ask_app(
+        EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": train_request(RUN).parts["weights"]}), RUN, site.home
+    )
     assert isinstance(reply, EvaluateReply)
     assert reply.patients == 10
     assert 0 <= reply.metrics["dice"] <= 1
@@ -124,7 +117,7 @@ def test_request_of_another_run_is_refused(site: Site) -> None:
 def test_weights_that_do_not_fit_are_refused(site: Site) -> None:
     for weights in (b"nonsense", pack({"x": torch.zeros(1)})):
         with pytest.raises(UpdateError) as caught:
-            answer(TrainRequest(sha256_of(RUN), 1, weights), RUN, site, "a")
+            answer(TrainRequest(sha256_of(RUN), 1, {"weights": weights}), RUN, site, "a")
         assert caught.value.code is ErrorCode.WRONG_TENSORS
 
 
@@ -133,9 +126,9 @@ def test_first_round_starts_from_the_weights_that_the_approved_run_names_and_no_
     others = pack(build_model(RUN.model_copy(update={"seed": 99})).state_dict())
     run = tiny_run(initial={"sha256": hashlib.sha256(named).hexdigest()})
     refusal = Refusal(sha256_of(run), 1, ErrorCode.WRONG_RUN)
-    assert ask_app(TrainRequest(sha256_of(run), 1, others), run, site.home) == refusal
-    assert isinstance(ask_app(TrainRequest(sha256_of(run), 1, named), run, site.home), TrainReply)
-    assert isinstance(ask_app(TrainRequest(sha256_of(run), 2, others), run, site.home), TrainReply)
+    assert ask_app(TrainRequest(sha256_of(run), 1, {"weights": others}), run, site.home) == refusal
+    assert isinstance(ask_app(TrainRequest(sha256_of(run), 1, {"weights": named}), run, site.home), TrainReply)
+    assert isinstance(ask_app(TrainRequest(sha256_of(run), 2, {"weights": others}), run, site.home), TrainReply)
 
 
 def test_record_that_is_no_request_is_refused(site: Site) -> None:
@@ -155,7 +148,9 @@ def test_site_without_usable_data_says_no_data(tmp_path: Path) -> None:
 
 def test_part_of_the_split_without_patients_says_no_data(tmp_path: Path) -> None:
     site = make_site(tmp_path, tiny_site(tmp_path / "data", "small", patients=1))
-    reply = ask_app(EvaluateRequest(sha256_of(RUN), 1, "test", train_request(RUN).weights), RUN, site.home)
+    reply = ask_app(
+        EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": train_request(RUN).parts["weights"]}), RUN, site.home
+    )
     assert isinstance(reply, Refusal)
     assert reply.code is ErrorCode.NO_DATA
 

@@ -33,7 +33,7 @@ def test_new_proposal_waits_for_an_answer(tmp_path: Path) -> None:
 
 def test_answer_and_appraisal_are_kept_when_the_proposal_comes_again(tmp_path: Path) -> None:
     run_hash = approvals.record(tmp_path, a_run(), b"bundle", is_open=True).run_hash
-    appraisal = Appraisal(Offer(12, 10, "cohort", 12, {"no-label": 1}, {"w": (9, 11)}, training=9), None)
+    appraisal = Appraisal(Offer(12, 10, "cohort", 12, {"no-label": 1}, {"weights": {"w": (9, 11)}}, training=9), None)
     approvals.note_appraisal(tmp_path, run_hash, appraisal)
     approvals.answer(tmp_path, run_hash, approved=True, by="person")
     again = approvals.record(tmp_path, a_run(), b"bundle", is_open=False)

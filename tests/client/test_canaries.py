@@ -40,7 +40,8 @@ from common.config import sha256_of
 from common.errors import DataError
 from common.flower import build_bundle, pack_message
 from common.network import build_model
-from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
+from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.records import reply_to_record
 from tests.client.canaries import COMMANDS, PLACES, break_studies, canaries, found_in, plant
 from tests.client.data.studies import run_config
 
@@ -217,15 +218,15 @@ def _work(one: Scene, folder: Path) -> None:
     other = run_config(data={"modality": "MR", "classes": ["tumour"]}, name="other")
     questions: list[Question] = [
         Describe(RUN),
-        Work(RUN, TrainRequest(digest, 1, weights), "a.1"),
-        Work(RUN, EvaluateRequest(digest, 1, "test", weights), "a.2"),
+        Work(RUN, TrainRequest(digest, 1, {"weights": weights}), "a.1"),
+        Work(RUN, EvaluateRequest(digest, 1, "test", {"weights": weights}), "a.2"),
         Describe(other),
-        Work(RUN, TrainRequest(digest, 2, b"no model"), "a.3"),
+        Work(RUN, TrainRequest(digest, 2, {"weights": b"no model"}), "a.3"),
     ]
     for number, question in enumerate(questions):
         answer = workbench.answer(question, one.home)
         frame = pipe.answer_to_frame(answer)
-        one.out[f"frame {number}"] = repr(frame).encode() + frame.payload
+        one.out[f"frame {number}"] = repr(frame).encode() + b"".join(frame.parts.values())
         if isinstance(question, Work):
             if isinstance(answer, TrainReply):
                 one.trained = answer

@@ -194,7 +194,7 @@ def test_closed_run_is_found_by_its_name_and_not_approved_by_it(home: Path) -> N
 def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
     run_hash = propose(home)
     approvals.note_appraisal(
-        home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}, training=9), None)
+        home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9), None)
     )
     output = succeed(home, "approve", "lesions")
     assert all(text in output for text in (run_hash, "12 of our patients", "4,000 bytes", "to 4.00"))
@@ -227,7 +227,7 @@ def test_unknown_run_is_explained(home: Path) -> None:
 def test_approve_waits_for_the_proposal_and_then_for_the_count_of_patients(home: Path) -> None:
     """The agent's part is played by hand: it holds the lock, brings the run, and counts later."""
     run_hash = sha256_of(parse(RunConfig, RUN_TOML))
-    offer = Offer(12, 10, "cohort", 14, {}, {"w": (10, 100)}, training=9)
+    offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
     with only_one(home):
         later = [
             threading.Timer(1.0, propose, [home]),
@@ -308,7 +308,7 @@ def test_policy_check_says_the_verdict_first_then_the_hash_then_why_and_the_rule
 def test_policy_check_of_a_proposed_run_counts_the_patients_that_the_agent_found(home: Path) -> None:
     run_hash = propose(home)
     approvals.note_appraisal(
-        home, run_hash, Appraisal(Offer(4, 5, "cohort", 8, {}, {"w": (10, 100)}, training=3), "few")
+        home, run_hash, Appraisal(Offer(4, 5, "cohort", 8, {}, {"weights": {"w": (10, 100)}}, training=3), "few")
     )
     result = call(home, "policy", "check", "lesions", "--json")
     assert result.exit_code == 1

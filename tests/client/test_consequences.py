@@ -16,7 +16,9 @@ from common.config import RunConfig, sha256_of, validate
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
 
-OFFER = Offer(43, 45, "cohort", 50, {"no-label": 2}, {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)}, training=31)
+OFFER = Offer(
+    43, 45, "cohort", 50, {"no-label": 2}, {"weights": {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)}}, training=31
+)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import DataError, ErrorCode, WardroundError
 from common.network import build_model
 from common.privacy import scores as private_scores
-from common.records import EvaluateReply, EvaluateRequest, Phase, Request, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Request, TrainReply, TrainRequest
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
@@ -59,11 +59,11 @@ def ask(site: Site, request: Request, run: RunConfig) -> object:
 
 
 def score(site: Site, run: RunConfig, round_: int, number: int = 0, phase: Phase = "validation") -> object:
-    return ask(site, EvaluateRequest(sha256_of(run), round_, phase, model(number)), run)
+    return ask(site, EvaluateRequest(sha256_of(run), round_, phase, {"weights": model(number)}), run)
 
 
 def train(site: Site, run: RunConfig, round_: int, number: int = 0) -> object:
-    return ask(site, TrainRequest(sha256_of(run), round_, model(number)), run)
+    return ask(site, TrainRequest(sha256_of(run), round_, {"weights": model(number)}), run)
 
 
 # One model a round, in order
@@ -242,7 +242,7 @@ def test_policy_that_lets_no_scores_go_is_held_with_and_without_privacy(tmp_path
 
 
 def test_with_privacy_scores_have_noise_unless_the_policy_says_exact(tmp_path: Path) -> None:
-    request = EvaluateRequest(sha256_of(PRIVATE), ROUNDS, "test", model())
+    request = EvaluateRequest(sha256_of(PRIVATE), ROUNDS, "test", {"weights": model()})
     noised = answer(request, PRIVATE, hospital(tmp_path / "a", declared=100), "x")
     again = answer(request, PRIVATE, hospital(tmp_path / "b", declared=100), "x")
     exact = answer(request, PRIVATE, hospital(tmp_path / "c", POLICY + 'scores = "exact"\n', declared=100), "x")

@@ -78,7 +78,7 @@ def succeed(home: Path, *arguments: object) -> str:
 def propose(home: Path, signers: tuple[str, ...] = ("maria",)) -> str:
     run_hash = approvals.record(home, RUN, b"bundle", is_open=True, signers=signers).run_hash
     approvals.note_appraisal(
-        home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {ALL: (10, 100)}, training=9), None)
+        home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"weights": {ALL: (10, 100)}}, training=9), None)
     )
     return run_hash
 

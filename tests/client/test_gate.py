@@ -1,6 +1,7 @@
 """The exit gate lets the update and the scores through, and nothing else."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,19 +10,13 @@ import torch
 from safetensors.numpy import load, save
 
 from client import gate
+from common.audit.entries import bucketed
 from common.checkpoint import pack
 from common.config import RunConfig, validate
 from common.errors import ErrorCode, UpdateError
 from common.network import build_model
-from common.records import (
-    EvaluateReply,
-    EvaluateRequest,
-    Refusal,
-    TrainReply,
-    TrainRequest,
-    bucketed,
-    reply_to_record,
-)
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.records import reply_to_record
 
 RUN_HASH = "ab" * 32
 PLANTED = "MUELLER^ANNA 1957-03-02"
@@ -41,15 +36,15 @@ def tensors(fill: float = 0.5) -> dict[str, np.ndarray]:
     return {"conv.weight": np.full((2, 1, 3, 3), fill, np.float32), "conv.bias": np.full(2, fill, np.float32)}
 
 
-REQUEST = TrainRequest(RUN_HASH, 2, save(tensors(0.0)))
-UPDATE = TrainReply(RUN_HASH, 2, save(tensors()), 15, {"train-loss": 0.25, "steps": 20.0})
-ASKED = EvaluateRequest(RUN_HASH, 2, "test", REQUEST.weights)
+REQUEST = TrainRequest(RUN_HASH, 2, {"weights": save(tensors(0.0))})
+UPDATE = TrainReply(RUN_HASH, 2, {"weights": save(tensors())}, 15, {"train-loss": 0.25, "steps": 20.0})
+ASKED = EvaluateRequest(RUN_HASH, 2, "test", {"weights": REQUEST.parts["weights"]})
 
 
 def test_update_passes_with_the_same_values() -> None:
     released = gate.release(UPDATE, REQUEST, a_run())
     assert isinstance(released, TrainReply)
-    assert {name: value.tolist() for name, value in load(released.weights).items()} == {
+    assert {name: value.tolist() for name, value in load(released.parts["weights"]).items()} == {
         name: value.tolist() for name, value in tensors().items()
     }
     assert (released.patients, released.metrics) == (15, {"steps": 20.0, "train-loss": 0.25})
@@ -57,11 +52,11 @@ def test_update_passes_with_the_same_values() -> None:
 
 def test_file_metadata_and_unknown_metrics_stay_here() -> None:
     hidden = dataclasses.replace(
-        UPDATE, weights=save(tensors(), metadata={"note": PLANTED}), metrics={PLANTED: 1.0, "steps": 3.0}
+        UPDATE, parts={"weights": save(tensors(), metadata={"note": PLANTED})}, metrics={PLANTED: 1.0, "steps": 3.0}
     )
     released = gate.release(hidden, REQUEST, a_run())
-    assert PLANTED.encode() in hidden.weights
-    assert PLANTED.encode() not in released.weights
+    assert PLANTED.encode() in hidden.parts["weights"]
+    assert PLANTED.encode() not in released.parts["weights"]
     assert PLANTED not in repr(reply_to_record(released))
     assert released.metrics == {"steps": 3.0}
 
@@ -71,8 +66,23 @@ def test_padding_in_the_file_header_stays_here() -> None:
     length = int.from_bytes(plain[:8], "little")
     header = plain[8 : 8 + length] + b" " * 64  # the format allows trailing spaces
     padded = len(header).to_bytes(8, "little") + header + plain[8 + length :]
-    released = gate.release(dataclasses.replace(UPDATE, weights=padded), REQUEST, a_run())
-    assert released.weights == plain
+    released = gate.release(dataclasses.replace(UPDATE, parts={"weights": padded}), REQUEST, a_run())
+    assert released.parts["weights"] == plain
+
+
+def with_a_gap() -> bytes:
+    """The tensors, with bytes between them that belong to none."""
+    plain = save(tensors())
+    size = int.from_bytes(plain[:8], "little")
+    header, values = json.loads(plain[8 : 8 + size]), plain[8 + size :]
+    first, last = sorted((one for name, one in header.items()), key=lambda one: one["data_offsets"])
+    cut = first["data_offsets"][1]
+    last["data_offsets"] = [place + 8 for place in last["data_offsets"]]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + values[:cut] + b"Jane Doe" + values[cut:]
+
+
+GAP = with_a_gap()
 
 
 @pytest.mark.parametrize(
@@ -85,12 +95,13 @@ def test_padding_in_the_file_header_stays_here() -> None:
         save(tensors() | {"conv.bias": np.zeros((2, 1), np.float32)}),
         save(tensors() | {"conv.bias": np.zeros(2, np.float64)}),
         save(tensors()) + b"x",
+        GAP,
     ],
-    ids=["empty", "garbage", "one missing", "one more", "other shape", "other type", "trailing byte"],
+    ids=["empty", "garbage", "one missing", "one more", "other shape", "other type", "trailing byte", "gap"],
 )
 def test_other_tensors_than_the_requests_do_not_leave(weights: bytes) -> None:
     with pytest.raises(UpdateError) as caught:
-        gate.release(dataclasses.replace(UPDATE, weights=weights), REQUEST, a_run())
+        gate.release(dataclasses.replace(UPDATE, parts={"weights": weights}), REQUEST, a_run())
     assert caught.value.code == ErrorCode.WRONG_TENSORS
 
 
@@ -99,7 +110,7 @@ def test_values_that_are_not_finite_do_not_leave(value: float) -> None:
     bad = tensors()
     bad["conv.weight"][1, 0, 2, 2] = value
     with pytest.raises(UpdateError) as caught:
-        gate.release(dataclasses.replace(UPDATE, weights=save(bad)), REQUEST, a_run())
+        gate.release(dataclasses.replace(UPDATE, parts={"weights": save(bad)}), REQUEST, a_run())
     assert caught.value.code == ErrorCode.NOT_FINITE
 
 
@@ -167,13 +178,50 @@ def test_refusal_is_a_code_and_nothing_else() -> None:
 def test_released_update_is_what_the_models_own_packing_gives() -> None:
     """The same bytes, so that a deployed run has the hash of the simulated one."""
     packed = pack({name: torch.from_numpy(value) for name, value in tensors().items()})
-    released = gate.release(dataclasses.replace(UPDATE, weights=packed), REQUEST, a_run())
-    assert released.weights == packed
+    released = gate.release(dataclasses.replace(UPDATE, parts={"weights": packed}), REQUEST, a_run())
+    assert released.parts["weights"] == packed
 
 
 def distinct() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     return {"conv.weight": rng.normal(size=(4, 2, 3, 3)).astype(np.float32), "conv.bias": np.zeros(4, np.float32)}
+
+
+def test_update_with_other_parts_than_the_request_does_not_leave() -> None:
+    packed = save(tensors())
+    for parts in ({}, {"control": packed}, {"weights": packed, PLANTED: packed}):
+        with pytest.raises(UpdateError, match="parts"):
+            gate.release(dataclasses.replace(UPDATE, parts=parts), REQUEST, a_run())
+
+
+def test_each_part_of_an_update_is_held_against_the_requests_own() -> None:
+    two = {"weights": save(tensors(0.0)), "control": save({"c": np.zeros(3, np.float32)})}
+    request = dataclasses.replace(REQUEST, parts=two)
+    parts = {"weights": save(tensors()), "control": save({"c": np.ones(3, np.float32)}, metadata={"note": PLANTED})}
+    released = gate.release(dataclasses.replace(UPDATE, parts=parts), request, a_run())
+    assert released.parts == {"weights": parts["weights"], "control": save({"c": np.ones(3, np.float32)})}
+    with pytest.raises(UpdateError, match="tensors"):
+        gate.release(dataclasses.replace(UPDATE, parts=two | {"control": two["weights"]}), request, a_run())
+
+
+def test_request_with_other_parts_than_the_runs_is_refused() -> None:
+    shapes = {"weights": {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,)}}
+    sent = TrainRequest(RUN_HASH, 2, {"weights": save(distinct())})
+    gate.check_request(sent, a_run(), shapes, 9, 1000.0)
+    for parts in ({"control": save(distinct())}, {"weights": save(distinct()), "more": save(distinct())}):
+        with pytest.raises(UpdateError, match="parts"):
+            gate.check_request(dataclasses.replace(sent, parts=parts), a_run(), shapes, 9, 1000.0)
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_rows_that_differ_in_the_sign_of_a_zero_repeat_each_other(zero: float) -> None:
+    weights = distinct()
+    weights["conv.weight"][0, 0, 0, 0] = 0.0
+    weights["conv.weight"][1] = weights["conv.weight"][0]
+    weights["conv.weight"][1, 0, 0, 0] = zero
+    with pytest.raises(UpdateError) as caught:
+        gate.check_received(save(weights), 1000.0)
+    assert caught.value.code == ErrorCode.SUSPICIOUS_MODEL
 
 
 def test_ordinary_weights_are_received_with_their_shapes() -> None:

@@ -28,7 +28,7 @@ from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
 from common.network import build_model
-from common.records import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.simulations.tiny import tiny_site
 
@@ -78,7 +78,9 @@ class Site:
         return run
 
     def train(self, run: RunConfig, round_: int, weights: bytes | None = None) -> Reply:
-        self.coordinator.ask(TrainRequest(sha256_of(run), round_, model(run) if weights is None else weights))
+        self.coordinator.ask(
+            TrainRequest(sha256_of(run), round_, {"weights": model(run) if weights is None else weights})
+        )
         return self.coordinator.replies.get(timeout=SOON_S)
 
     def charges(self, run: RunConfig) -> list[int]:
@@ -200,13 +202,13 @@ def test_run_that_has_ended_is_over_at_the_worker_too(site: Site) -> None:
     run = site.approved("ended")
     trained = site.train(run, 1)
     assert isinstance(trained, TrainReply)
-    site.coordinator.ask(EvaluateRequest(sha256_of(run), 1, "validation", trained.weights))
+    site.coordinator.ask(EvaluateRequest(sha256_of(run), 1, "validation", {"weights": trained.parts["weights"]}))
     assert isinstance(site.coordinator.replies.get(timeout=SOON_S), EvaluateReply | Refusal)
     site.coordinator.close(sha256_of(run))
     eventually(lambda: not approvals.load(site.home, sha256_of(run)).open)
     charged = site.charges(run)
     assert site.train(run, 2) == Refusal(sha256_of(run), 0, ErrorCode.NOT_APPROVED)
-    site.coordinator.ask(EvaluateRequest(sha256_of(run), 2, "validation", trained.weights))
+    site.coordinator.ask(EvaluateRequest(sha256_of(run), 2, "validation", {"weights": trained.parts["weights"]}))
     assert site.coordinator.replies.get(timeout=SOON_S) == Refusal(sha256_of(run), 0, ErrorCode.NOT_APPROVED)
     assert site.charges(run) == charged
 

@@ -24,7 +24,7 @@ from common.config import sha256_of
 from common.errors import PrivacyError
 from common.network import build_model
 from common.privacy.guarantee import plan
-from common.records import TrainRequest
+from common.wire.messages import TrainRequest
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
@@ -43,7 +43,7 @@ counter = os.open(folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 register_optimizer_step_pre_hook(lambda *_: os.write(counter, b"s") and None)
 
 def serve(round_, attempt):
-    answer(TrainRequest(sha256_of(run), round_, weights), run, site, attempt)
+    answer(TrainRequest(sha256_of(run), round_, {"weights": weights}), run, site, attempt)
 
 def start(round_, attempt):
     if (child := os.fork()) == 0:

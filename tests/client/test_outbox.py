@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from client.outbox import KEPT_S, Outbox, Parcel
 from common.audit.receipts import Receipt
-from common.records import TrainReply
+from common.wire.messages import TrainReply
 
 KEY = bytes(range(32))
 RUN, OTHER = sha256(b"run").hexdigest(), sha256(b"other").hexdigest()
@@ -23,7 +23,7 @@ DIGESTS = {name: sha256(name.encode()).hexdigest() for name in ("received", "pol
 RECEIPT = Receipt(
     run=RUN, round=3, site="north", update=sha256(WEIGHTS).hexdigest(), size=len(WEIGHTS), minute=60, **DIGESTS
 )
-PARCEL = Parcel(TrainReply(RUN, 3, WEIGHTS, 20, {"loss": 0.5}), RECEIPT, b"signature")
+PARCEL = Parcel(TrainReply(RUN, 3, {"weights": WEIGHTS}, 20, {"loss": 0.5}), RECEIPT, b"signature")
 
 
 @pytest.fixture
@@ -39,6 +39,13 @@ def test_parcel_is_found_as_it_was_kept_by_its_own_site_and_run_alone(outbox: Ou
     (outbox.folder / RUN).rename(outbox.folder / OTHER)
     assert outbox.find(OTHER) is None
     assert stat.S_IMODE((outbox.folder / OTHER).stat().st_mode) == 0o600
+
+
+def test_parcel_of_several_parts_comes_back_part_by_part(outbox: Outbox) -> None:
+    parts = {"weights": WEIGHTS, "": b"", "control": WEIGHTS[::-1]}
+    kept = Parcel(TrainReply(RUN, 3, parts, 20), RECEIPT, b"signature")
+    outbox.keep(kept)
+    assert outbox.find(RUN) == kept
 
 
 def test_parcel_that_an_earlier_version_kept_is_found(outbox: Outbox) -> None:

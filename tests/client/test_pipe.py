@@ -1,6 +1,7 @@
 """Frames survive the pipe unchanged; anything else on it is refused."""
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -13,7 +14,8 @@ from client.offer import Offer
 from client.pipe import Answer, Describe, Frame, PipeError, Question, Ready, Work
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
-from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.frames import HEADER_LIMIT, PARTS_LIMIT
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 
 RUN = validate(
     RunConfig,
@@ -36,6 +38,11 @@ def ends() -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
+def headed(text: bytes) -> bytes:
+    """A header with its length."""
+    return len(text).to_bytes(4, "big") + text
+
+
 def through(ends: tuple[int, int], frame: Frame) -> Frame | None:
     sender = threading.Thread(target=pipe.send, args=(ends[1], frame))
     sender.start()
@@ -49,7 +56,7 @@ def through(ends: tuple[int, int], frame: Frame) -> Frame | None:
 def test_frame_arrives_as_it_was_sent(ends: tuple[int, int], payload: bytes, blocking: bool) -> None:
     for fd in ends:
         os.set_blocking(fd, blocking)
-    frame = Frame({"kind": "train", "text": "ä\n"}, payload)
+    frame = Frame({"kind": "train", "text": "ä\n", "parts": 3}, {"first": payload, "": b"", "last": payload[:7]})
     assert through(ends, frame) == frame
 
 
@@ -57,8 +64,8 @@ def test_frame_arrives_as_it_was_sent(ends: tuple[int, int], payload: bytes, blo
     "question",
     [
         Describe(RUN),
-        Work(RUN, TrainRequest("ab" * 32, 3, b"weights"), "message.1"),
-        Work(RUN, EvaluateRequest("ab" * 32, 3, "test", b"weights"), "message.2"),
+        Work(RUN, TrainRequest("ab" * 32, 3, {"weights": b"weights"}), "message.1"),
+        Work(RUN, EvaluateRequest("ab" * 32, 3, "test", {"weights": b"weights"}), "message.2"),
     ],
 )
 def test_question_arrives_as_it_was_asked(question: Question) -> None:
@@ -69,8 +76,16 @@ def test_question_arrives_as_it_was_asked(question: Question) -> None:
     "answer",
     [
         Ready("removed"),
-        Offer(12, 10, "cohort", 14, {"no-label": 2}, {"conv.weight": (4, 2, 3), "conv.bias": (4,)}, training=9),
-        TrainReply("ab" * 32, 1, b"weights", 7, {"train-loss": 0.5}),
+        Offer(
+            12,
+            10,
+            "cohort",
+            14,
+            {"no-label": 2},
+            {"weights": {"conv.weight": (4, 2, 3), "conv.bias": (4,)}},
+            training=9,
+        ),
+        TrainReply("ab" * 32, 1, {"weights": b"weights"}, 7, {"train-loss": 0.5}),
         EvaluateReply("ab" * 32, 1, "validation", 2, {"dice": 0.25}),
         Refusal("ab" * 32, 1, ErrorCode.NO_DATA),
     ],
@@ -101,7 +116,7 @@ def test_closed_pipe_between_frames_is_the_end(ends: tuple[int, int]) -> None:
 
 
 def test_closed_pipe_within_a_frame_is_an_error(ends: tuple[int, int]) -> None:
-    os.write(ends[1], (10).to_bytes(4, "big") + (10).to_bytes(8, "big") + b"{")
+    os.write(ends[1], (10).to_bytes(4, "big") + b"{")
     os.close(ends[1])
     with pytest.raises(PipeError, match="within a frame"):
         pipe.receive(ends[0])
@@ -109,8 +124,26 @@ def test_closed_pipe_within_a_frame_is_an_error(ends: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "noise",
-    [b"Traceback (most recent call last):\n", b"\xff" * 12, (2).to_bytes(4, "big") + bytes(8) + b"[]"],
-    ids=["a stray print", "huge sizes", "not an object"],
+    [
+        b"Traceback (most recent call last):\n",
+        b"\xff" * 12,
+        (2).to_bytes(4, "big") + b"[]",
+        (2).to_bytes(4, "big") + b"{}",
+        headed(b'{"header":{},"parts":[["one",-1]]}'),
+        headed(b'{"header":{},"parts":[["one",0.5]]}'),
+        headed(b'{"header":[],"parts":[]}'),
+        headed(b'{"parts":[]}'),
+    ],
+    ids=[
+        "a stray print",
+        "huge sizes",
+        "not an object",
+        "no parts",
+        "less than nothing",
+        "half a byte",
+        "a list",
+        "nothing",
+    ],
 )
 def test_noise_on_the_pipe_is_refused(ends: tuple[int, int], noise: bytes) -> None:
     os.write(ends[1], noise)
@@ -119,16 +152,23 @@ def test_noise_on_the_pipe_is_refused(ends: tuple[int, int], noise: bytes) -> No
         pipe.receive(ends[0])
 
 
-@pytest.mark.parametrize(("header", "payload"), [(pipe.HEADER_LIMIT + 1, 0), (2, pipe.PAYLOAD_LIMIT + 1)])
-def test_too_large_a_frame_is_refused_before_it_is_read(ends: tuple[int, int], header: int, payload: int) -> None:
-    os.write(ends[1], header.to_bytes(4, "big") + payload.to_bytes(8, "big"))
+def test_too_large_a_header_is_refused_before_it_is_read(ends: tuple[int, int]) -> None:
+    os.write(ends[1], (HEADER_LIMIT + 1).to_bytes(4, "big"))
+    with pytest.raises(PipeError, match="too large"):
+        pipe.receive(ends[0], time.monotonic() + 0.2)
+
+
+@pytest.mark.parametrize("sizes", [[PARTS_LIMIT + 1], [PARTS_LIMIT, 1]])
+def test_too_large_parts_are_refused_before_they_are_read(ends: tuple[int, int], sizes: list[int]) -> None:
+    header = json.dumps({"header": {}, "parts": [[str(number), size] for number, size in enumerate(sizes)]}).encode()
+    os.write(ends[1], headed(header))
     with pytest.raises(PipeError, match="too large"):
         pipe.receive(ends[0], time.monotonic() + 0.2)
 
 
 def test_too_large_a_frame_is_not_sent(ends: tuple[int, int]) -> None:
     with pytest.raises(PipeError, match="larger"):
-        pipe.send(ends[1], Frame({"text": "x" * pipe.HEADER_LIMIT}))
+        pipe.send(ends[1], Frame({"text": "x" * HEADER_LIMIT}))
 
 
 def test_deadline_holds_for_reading_and_for_writing(ends: tuple[int, int]) -> None:
@@ -137,6 +177,6 @@ def test_deadline_holds_for_reading_and_for_writing(ends: tuple[int, int]) -> No
     with pytest.raises(PipeError) as read:
         pipe.receive(ends[0], started + 0.05)
     with pytest.raises(PipeError) as written:
-        pipe.send(ends[1], Frame({}, LARGE), started + 0.1)
+        pipe.send(ends[1], Frame({}, {"large": LARGE}), started + 0.1)
     assert read.value.code == written.value.code == ErrorCode.DEADLINE
     assert time.monotonic() - started < 2

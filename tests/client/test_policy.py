@@ -29,7 +29,7 @@ def an_offer(*, patients: int = 10, parameters: int = 1000) -> Offer:
         "cohort",
         patients,
         {},
-        {"w": (parameters,)},
+        {"weights": {"w": (parameters,)}},
         training=max(0, patients - 4),
     )
 

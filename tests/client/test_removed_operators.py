@@ -17,7 +17,7 @@ from common import operators, pki
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
-from common.records import Refusal, TrainReply, TrainRequest
+from common.wire.messages import Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import Endorsement
 from tests.client.coordinator import Authority
 from tests.client.test_agent import OPEN_POLICY, RUN_TOML, WEIGHTS, Stage, eventually
@@ -73,7 +73,7 @@ def approved(stage: Stage, *signers: Operator) -> None:
 
 
 def train(stage: Stage, round_: int) -> object:
-    stage.coordinator.ask(TrainRequest(RUN_HASH, round_, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(RUN_HASH, round_, {"weights": WEIGHTS}))
     return stage.reply()
 
 

@@ -25,7 +25,16 @@ from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
 from common.network import build_model
-from common.records import EvaluateReply, EvaluateRequest, Phase, Refusal, Reply, Request, TrainReply, TrainRequest
+from common.wire.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    Phase,
+    Refusal,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+)
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
 from tests.client.coordinator import Authority, Coordinator
@@ -119,7 +128,7 @@ def weights(run: RunConfig, number: int) -> bytes:
 def barrage(run: RunConfig) -> list[EvaluateRequest]:
     """Every round and phase, several models each, in an order that a site cannot foresee."""
     asked = [
-        EvaluateRequest(sha256_of(run), round_, phase, weights(run, number))
+        EvaluateRequest(sha256_of(run), round_, phase, {"weights": weights(run, number)})
         for round_, phase, number in itertools.product((1, 2, 3), PHASES, range(4))
     ]
     random.Random(0).shuffle(asked)  # noqa: S311 - no secret, an order
@@ -133,7 +142,7 @@ def test_coordinator_that_asks_for_any_model_gets_one_answer_a_round_that_is_due
     asked = barrage(run)
     given = [(request, reply) for request in asked if isinstance(reply := hospital.ask(request), EvaluateReply)]
     # Asked without order, it has lost all but the last round, which was among the first that came.
-    models = {(request.round, request.weights) for request, _ in given}
+    models = {(request.round, request.parts["weights"]) for request, _ in given}
     assert 1 <= len(models) <= 2
     assert len({round_ for round_, _ in models}) == len(models)
     assert {reply.round for _, reply in given} <= {2, 3}
@@ -175,10 +184,14 @@ def test_model_scored_in_a_round_is_what_the_next_must_start_from(hospital: Hosp
     hospital.start()
     run = hospital.approve(PLAIN)
     digest = sha256_of(run)
-    assert isinstance(hospital.ask(TrainRequest(digest, 1, weights(run, 1))), TrainReply)
-    assert isinstance(hospital.ask(EvaluateRequest(digest, 2, "validation", weights(run, 2))), EvaluateReply)
-    assert hospital.ask(TrainRequest(digest, 3, weights(run, 3))) == Refusal(digest, 3, ErrorCode.WRONG_RUN)
-    assert isinstance(hospital.ask(TrainRequest(digest, 3, weights(run, 2))), TrainReply)
+    assert isinstance(hospital.ask(TrainRequest(digest, 1, {"weights": weights(run, 1)})), TrainReply)
+    assert isinstance(
+        hospital.ask(EvaluateRequest(digest, 2, "validation", {"weights": weights(run, 2)})), EvaluateReply
+    )
+    assert hospital.ask(TrainRequest(digest, 3, {"weights": weights(run, 3)})) == Refusal(
+        digest, 3, ErrorCode.WRONG_RUN
+    )
+    assert isinstance(hospital.ask(TrainRequest(digest, 3, {"weights": weights(run, 2)})), TrainReply)
 
 
 def test_worker_whose_record_is_gone_scores_no_second_model(hospital: Hospital) -> None:
@@ -187,10 +200,12 @@ def test_worker_whose_record_is_gone_scores_no_second_model(hospital: Hospital) 
     hospital.start()
     run = hospital.approve(PLAIN)
     digest = sha256_of(run)
-    assert isinstance(hospital.ask(EvaluateRequest(digest, 2, "validation", weights(run, 1))), EvaluateReply)
+    assert isinstance(
+        hospital.ask(EvaluateRequest(digest, 2, "validation", {"weights": weights(run, 1)})), EvaluateReply
+    )
     for path in (hospital.home / "state" / "evaluations").glob("*.sealed"):
         path.unlink()
-    refused = hospital.ask(EvaluateRequest(digest, 2, "validation", weights(run, 2)))
+    refused = hospital.ask(EvaluateRequest(digest, 2, "validation", {"weights": weights(run, 2)}))
     assert refused == Refusal(digest, 2, ErrorCode.ROUND_REPEATED)
 
 
@@ -198,7 +213,7 @@ def test_shipped_policy_gives_no_score_of_few_patients(hospital: Hospital) -> No
     (hospital.home / "policy.toml").write_text(OPEN.replace("min-held-out = 1\n", ""))
     hospital.start()
     run = hospital.approve(PLAIN)
-    refused = hospital.ask(EvaluateRequest(sha256_of(run), 3, "test", weights(run, 1)))
+    refused = hospital.ask(EvaluateRequest(sha256_of(run), 3, "test", {"weights": weights(run, 1)}))
     assert refused == Refusal(sha256_of(run), 3, ErrorCode.TOO_FEW_PATIENTS)
 
 
@@ -208,7 +223,11 @@ def test_run_that_names_its_weights_is_not_begun_in_a_later_round(hospital: Hosp
     right = weights(parse(RunConfig, PLAIN), 1)
     run = hospital.approve(PLAIN + f'initial = {{ sha256 = "{hashlib.sha256(right).hexdigest()}" }}\n')
     digest = sha256_of(run)
-    assert hospital.ask(TrainRequest(digest, 2, weights(run, 2))) == Refusal(digest, 2, ErrorCode.POLICY_REFUSED)
-    assert hospital.ask(TrainRequest(digest, 1, weights(run, 2))) == Refusal(digest, 1, ErrorCode.WRONG_RUN)
-    assert isinstance(hospital.ask(TrainRequest(digest, 1, right)), TrainReply)
-    assert isinstance(hospital.ask(TrainRequest(digest, 2, weights(run, 2))), TrainReply)
+    assert hospital.ask(TrainRequest(digest, 2, {"weights": weights(run, 2)})) == Refusal(
+        digest, 2, ErrorCode.POLICY_REFUSED
+    )
+    assert hospital.ask(TrainRequest(digest, 1, {"weights": weights(run, 2)})) == Refusal(
+        digest, 1, ErrorCode.WRONG_RUN
+    )
+    assert isinstance(hospital.ask(TrainRequest(digest, 1, {"weights": right})), TrainReply)
+    assert isinstance(hospital.ask(TrainRequest(digest, 2, {"weights": weights(run, 2)})), TrainReply)

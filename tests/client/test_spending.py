@@ -20,7 +20,7 @@ from common.config import RunConfig, parse
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
 from common.privacy.scores import held_out_cohort
-from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.test_agent import (
     OFFER,
     PRIVATE_TOML,
@@ -70,7 +70,7 @@ def test_model_that_is_not_the_runs_by_name_shape_or_type_costs_nothing(
 ) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, weights))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": weights}))
     assert stage.reply() == Refusal(run_hash, 1, code)
     assert (charges(stage.home), stage.worker.worked) == (0, [])
 
@@ -78,7 +78,7 @@ def test_model_that_is_not_the_runs_by_name_shape_or_type_costs_nothing(
 def test_start_that_the_run_does_not_name_costs_nothing(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML + f'initial = {{ sha256 = "{"0" * 64}", public = "trained on phantoms" }}\n')
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WRONG_RUN)
     assert (charges(stage.home), stage.worker.worked) == (0, [])
 
@@ -90,7 +90,7 @@ def test_site_with_nobody_to_train_on_charges_and_works_as_any_other(
     monkeypatch.setitem(OFFER.__dict__, "training", 0)
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     stage.reply()
     assert (charges(stage.home), len(stage.worker.worked)) == (1, 1)
 
@@ -129,7 +129,7 @@ def test_however_often_it_is_asked_a_run_spends_no_more_than_it_was_approved_for
     replies = []
     for round_, answer in asked:
         stage.worker.answer = answer
-        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
         replies.append(stage.reply())
     assert [type(reply) for reply in replies] == 3 * [Refusal, Refusal, TrainReply, TrainReply]
     ledger = open_site(stage.home).ledger
@@ -155,7 +155,7 @@ def test_attempts_that_come_to_nothing_count_for_the_day(stage: Stage) -> None:
     stage.worker.answer = die
     codes = []
     for _ in range(3):
-        stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
         reply = stage.reply()
         assert isinstance(reply, Refusal)
         codes.append(reply.code)
@@ -172,7 +172,7 @@ def test_worker_that_dies_once_costs_one_charge_and_no_round(stage: Stage) -> No
     stage.worker.answer = once
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     first, second = (work.attempt for work in stage.worker.worked)
     (charge,) = open_site(stage.home).ledger.entries()
@@ -185,7 +185,7 @@ def test_no_code_of_a_private_training_after_its_charge_depends_on_a_patient(sta
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
     stage.worker.answer = lambda _: Refusal(run_hash, 1, code)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     machine = {ErrorCode.DEADLINE, ErrorCode.DISK_FULL, ErrorCode.WORKER_FAILED}
     assert stage.reply() == Refusal(run_hash, 1, code if code in machine else ErrorCode.WORKER_FAILED)
     assert charges(stage.home) == 1
@@ -201,8 +201,8 @@ def test_update_that_the_gate_stops_after_the_charge_looks_like_a_worker_that_fa
 ) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.worker.answer = lambda _: TrainReply(run_hash, 1, update, 0, {"steps": 20.0})
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.worker.answer = lambda _: TrainReply(run_hash, 1, {"weights": update}, 0, {"steps": 20.0})
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.WORKER_FAILED)
 
 
@@ -210,14 +210,17 @@ def test_without_privacy_the_code_says_why(stage: Stage) -> None:
     run_hash = stage.propose(RUN_TOML)
     stage.approve(run_hash)
     stage.worker.answer = lambda _: Refusal(run_hash, 1, ErrorCode.NOT_FINITE)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.NOT_FINITE)
 
 
 def test_no_message_tells_how_long_the_work_took(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    for request in (TrainRequest(run_hash, 1, WEIGHTS), EvaluateRequest(run_hash, 1, "test", UPDATED)):
+    for request in (
+        TrainRequest(run_hash, 1, {"weights": WEIGHTS}),
+        EvaluateRequest(run_hash, 1, "test", {"weights": UPDATED}),
+    ):
         stage.coordinator.ask(request)
         stage.reply()
         asked, pushed = stage.coordinator.heads[-1], stage.coordinator.pushed[-1]
@@ -236,7 +239,7 @@ def test_ledger_that_is_older_than_the_audit_log_is_refused_and_said(stage: Stag
     path, copies = stage.home / "state" / "ledger.sqlite", []
     for round_ in (1, 2):
         copies.append(path.read_bytes() if path.exists() else b"")
-        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
         assert isinstance(stage.reply(), TrainReply)
     path.unlink()
     if how == "restored":
@@ -245,7 +248,7 @@ def test_ledger_that_is_older_than_the_audit_log_is_refused_and_said(stage: Stag
         cost = {"noise_multiplier": 9.0, "sampling_rate": 0.1, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 9.0}
         open_site(stage.home).ledger.charge("cohort", "ab" * 32, 1, "a", **cost)
     before = charges(stage.home)
-    stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 3, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 3, ErrorCode.LEDGER_OUTDATED)
     assert (charges(stage.home), len(stage.worker.worked)) == (before, 2)
 
@@ -254,7 +257,7 @@ def test_epsilon_of_the_audit_log_adds_up_to_that_of_the_ledger(stage: Stage) ->
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
     for round_ in (1, 2, 3):
-        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
         stage.reply()
     entries = open_site(stage.home).ledger.entries()
     rows = [(one.noise_multiplier, one.sampling_rate, one.steps) for one in entries]
@@ -266,7 +269,7 @@ def test_restored_ledger_is_complete_again_by_the_audit_log_and_the_run_document
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
     for round_ in (1, 2):
-        stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+        stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
         stage.reply()
     path = stage.home / "state" / "ledger.sqlite"
     whole = open_site(stage.home).ledger.entries()
@@ -282,14 +285,14 @@ def test_restored_ledger_is_complete_again_by_the_audit_log_and_the_run_document
         tuple(getattr(one, name) for name in cost) for one in whole
     ]
     assert {one.cohort for one in found} == {cohort_id(site.key)}
-    stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 3, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 
 
 def test_nothing_is_guessed_about_a_charge_whose_run_document_is_gone(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     stage.reply()
     (stage.home / "state" / "ledger.sqlite").unlink()
     (stage.home / "proposals").rename(stage.home / "elsewhere")
@@ -325,15 +328,15 @@ def test_restored_ledger_has_the_charges_of_noised_scores_too(stage: Stage) -> N
 def test_round_out_of_order_or_from_another_model_costs_nothing(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     stage.worker.answer = die
-    stage.coordinator.ask(TrainRequest(run_hash, 3, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 3, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), Refusal)
     before = charges(stage.home)
     worked = len(stage.worker.worked)
     for round_, weights in ((1, WEIGHTS), (3, UPDATED)):
-        stage.coordinator.ask(TrainRequest(run_hash, round_, weights))
+        stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": weights}))
         assert stage.reply() == Refusal(run_hash, round_, ErrorCode.ROUND_REPEATED)
     assert (charges(stage.home), len(stage.worker.worked)) == (before, worked)
 
@@ -349,24 +352,27 @@ def test_noised_scores_that_the_ledger_does_not_know_are_noticed(stage: Stage) -
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
     stage.worker.answer = scores
-    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", WEIGHTS))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 3, "test", {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), EvaluateReply)
     (entry,) = (entry for entry in open_log(stage.home).entries() if entry.kind == "evaluated")
     assert (entry.fields["epsilon"], entry.fields["delta"]) == ("0.9", "0.005")
     stage.worker.answer = good
-    for request in (TrainRequest(run_hash, 2, WEIGHTS), EvaluateRequest(run_hash, 3, "validation", WEIGHTS)):
+    for request in (
+        TrainRequest(run_hash, 2, {"weights": WEIGHTS}),
+        EvaluateRequest(run_hash, 3, "validation", {"weights": WEIGHTS}),
+    ):
         stage.coordinator.ask(request)
         assert stage.reply() == Refusal(run_hash, request.round, ErrorCode.LEDGER_OUTDATED)
     cost = {"noise_multiplier": 4.0, "sampling_rate": 1.0, "steps": 1, "delta": 0.005, "lifetime_epsilon": 10.0}
     open_site(stage.home).ledger.charge(held_out_cohort("cohort"), run_hash, 3, "test", **cost)
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 
 
 def test_commands_say_that_the_ledger_is_not_the_newest_and_restore_it(stage: Stage) -> None:
     run_hash = stage.propose(PRIVATE_TOML)
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     stage.reply()
     (stage.home / "state" / "ledger.sqlite").unlink()
     other = stage.propose(PRIVATE_TOML.replace("lesions", "others"))

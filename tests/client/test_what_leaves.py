@@ -12,7 +12,8 @@ from common.audit.entries import RECEIPT
 from common.config import RunConfig, Scores, parse
 from common.errors import ErrorCode
 from common.privacy.scores import NOISE_NAMES
-from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_record
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.records import reply_to_record
 from common.wire.wardround_pb2 import AnswerProposalRequest
 from tests import ROOT
 from tests.client.test_agent import PRIVATE_TOML, RUN_TOML
@@ -54,7 +55,7 @@ def told() -> Iterator[str]:
         for scores in SCORES:
             yield from classless(gate.score_names(run, scores=scores))
     replies = (
-        TrainReply("ab" * 32, 1, WEIGHTS, 10),
+        TrainReply("ab" * 32, 1, {"weights": WEIGHTS}, 10),
         EvaluateReply("ab" * 32, 1, "test", 10),
         Refusal("ab" * 32, 1, ErrorCode.INTERNAL),
     )
@@ -99,7 +100,10 @@ def test_every_code_is_in_the_table_with_the_time_when_it_can_be_given() -> None
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_gate_gives_each_code_only_when_the_table_says_so(code: ErrorCode) -> None:
-    train, evaluate = TrainRequest("ab" * 32, 1, WEIGHTS), EvaluateRequest("ab" * 32, 1, "test", WEIGHTS)
+    train, evaluate = (
+        TrainRequest("ab" * 32, 1, {"weights": WEIGHTS}),
+        EvaluateRequest("ab" * 32, 1, "test", {"weights": WEIGHTS}),
+    )
     said = Refusal("x", 7, code)
     after = gate.release(said, train, PRIVATE)
     assert isinstance(after, Refusal)

@@ -33,7 +33,7 @@ from common.audit.entries import Entry
 from common.audit.log import AuditLog
 from common.audit.notes import Checkpoint, Head
 from common.errors import ErrorCode
-from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import SiteCheckpoint
 from tests import ROOT
 from tests.client.coordinator import Authority, Coordinator
@@ -96,7 +96,7 @@ def entries(stage: Stage, kind: str) -> list[Entry]:
 
 
 def train(stage: Stage, run_hash: str, round_: int) -> Any:
-    stage.coordinator.ask(TrainRequest(run_hash, round_, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, round_, {"weights": WEIGHTS}))
     return stage.reply()
 
 
@@ -137,7 +137,7 @@ def test_refusals_scores_and_answers_are_recorded(stage: Stage) -> None:
     run_hash = stage.propose()
     assert train(stage, run_hash, 1) == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
     stage.approve(run_hash)
-    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", UPDATED))
+    stage.coordinator.ask(EvaluateRequest(run_hash, 1, "test", {"weights": UPDATED}))
     stage.reply()
     (refusal,) = entries(stage, "refusal")
     assert refusal.fields == {"code": "not-approved", "run": run_hash, "round": 0}
@@ -180,7 +180,7 @@ def test_round_asked_for_again_is_answered_with_the_same_update_under_the_same_r
     countersigned(stage, 1)
     assert train(stage, run_hash, 1) == first
     assert len(entries(stage, "round")) == 1
-    other = TrainRequest(run_hash, 1, UPDATED)
+    other = TrainRequest(run_hash, 1, {"weights": UPDATED})
     stage.coordinator.ask(other)
     assert stage.reply() == Refusal(run_hash, 1, ErrorCode.ROUND_REPEATED)
 
@@ -217,7 +217,7 @@ def test_outbox_holds_no_update_of_a_run_that_is_done_nor_for_ever_one_of_a_run_
         stage.runs(run_hash)
         train(stage, run_hash, 1)
     stage.runs(done)
-    stage.coordinator.ask(EvaluateRequest(done, 1, "test", UPDATED))
+    stage.coordinator.ask(EvaluateRequest(done, 1, "test", {"weights": UPDATED}))
     assert isinstance(stage.reply(), EvaluateReply)
     kept = stage.home / "outbox"
     for run_hash in (done, failed):
@@ -279,13 +279,13 @@ def test_killed_agent_loses_and_doubles_no_receipt(
     killed = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     stage = Stage(tmp_path, coordinator, FakeWorker(good), None)  # type: ignore[arg-type]
     run_hash = begin(stage)
-    coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert killed.wait(timeout=60) == -signal.SIGKILL
     assert [entry.fields["receipt"]["round"] for entry in entries(stage, "round")] == [1]
     assert entries(stage, "countersigned") == []
     with playing(stage, Agent(tmp_path, identity, stage.worker)):
         if place == "before the push":
-            coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))  # it owes the answer
+            coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))  # it owes the answer
         assert isinstance(stage.reply(), TrainReply)
         countersigned(stage, 1)
         assert isinstance(train(stage, run_hash, 2), TrainReply)
@@ -504,7 +504,7 @@ def test_attempts_are_counted_for_a_day(tmp_path: Path, authority: Authority, mo
     identity = authority.admit(tmp_path, "north", "127.0.0.1:1")
     record = Record(tmp_path, identity, b"k" * 32)
     for round_ in (1, 2, 3):
-        record.begins(TrainRequest("ab" * 32, round_, WEIGHTS))
+        record.begins(TrainRequest("ab" * 32, round_, {"weights": WEIGHTS}))
     assert (record.attempts_today(500), record.attempts_today(2)) == (3, 2)
     now = time.time()
     monkeypatch.setattr("client.record.time.time", lambda: now + 86401)

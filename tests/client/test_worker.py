@@ -22,7 +22,7 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ErrorCode
 from common.network import build_model
-from common.records import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
 from tests import ROOT
@@ -88,18 +88,18 @@ def test_worker_says_what_the_site_has(worker: Worker) -> None:
 
 
 def test_worker_trains_and_evaluates_with_the_client_app(worker: Worker) -> None:
-    trained = worker.ask(Work(RUN, TrainRequest(sha256_of(RUN), 1, weights()), "a.1"), LONG_S)
+    trained = worker.ask(Work(RUN, TrainRequest(sha256_of(RUN), 1, {"weights": weights()}), "a.1"), LONG_S)
     assert isinstance(trained, TrainReply)
-    assert unpack(trained.weights).keys() == unpack(weights()).keys()
-    assert trained.weights != weights()
-    request = EvaluateRequest(sha256_of(RUN), 1, "validation", trained.weights)
+    assert unpack(trained.parts["weights"]).keys() == unpack(weights()).keys()
+    assert trained.parts["weights"] != weights()
+    request = EvaluateRequest(sha256_of(RUN), 1, "validation", {"weights": trained.parts["weights"]})
     scores = worker.ask(Work(RUN, request, "a.2"), LONG_S)
     assert isinstance(scores, EvaluateReply)
     assert 0 <= scores.metrics["dice"] <= 1
 
 
 def test_what_goes_wrong_is_a_code_on_the_pipe_and_a_reason_in_the_log(worker: Worker, home: Path) -> None:
-    bad = TrainRequest(sha256_of(RUN), 1, b"not a model")
+    bad = TrainRequest(sha256_of(RUN), 1, {"weights": b"not a model"})
     assert worker.ask(Work(RUN, bad, "a.3"), LONG_S) == Refusal(sha256_of(RUN), 1, ErrorCode.WRONG_TENSORS)
     other = validate(RunConfig, RUN.model_dump() | {"data": {"modality": "MR", "classes": ("lesion",)}})
     refusal = worker.ask(Describe(other), LONG_S)
@@ -171,11 +171,11 @@ def test_prints_do_not_reach_the_frames() -> None:
     )
     process = python(code, stderr=subprocess.PIPE)
     assert process.stdin is not None
-    pipe.send(process.stdin.fileno(), pipe.Frame({"kind": "echo"}, b"payload"))
+    pipe.send(process.stdin.fileno(), pipe.Frame({"kind": "echo"}, {"one": b"payload"}))
     output, log = process.communicate(timeout=30)
     assert process.returncode == 0, log
-    length = len(json.dumps({"kind": "echo"}, separators=(",", ":")))
-    assert len(output) == 12 + length + len(b"payload")
+    length = len(json.dumps({"header": {"kind": "echo"}, "parts": [["one", 7]]}, separators=(",", ":")))
+    assert len(output) == 4 + length + len(b"payload")
     assert all(word in log for word in (b"print", b"write", b"child"))
 
 

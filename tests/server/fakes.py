@@ -10,17 +10,8 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
-from common.records import (
-    EvaluateReply,
-    EvaluateRequest,
-    Refusal,
-    Reply,
-    Request,
-    TrainReply,
-    TrainRequest,
-    reply_to_record,
-    request_from_record,
-)
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
+from common.wire.records import reply_to_record, request_from_record
 
 # What a fake site says: a reply, a Flower error, raw records, or None for silence.
 Said = Reply | Error | RecordDict | None
@@ -47,7 +38,7 @@ def trains(change: Callable[[TrainRequest], bytes], patients: int = 10, dice: fl
     def site(request: Request) -> Said:
         if isinstance(request, EvaluateRequest):
             return EvaluateReply(request.run_hash, request.round, request.phase, patients, {"dice": dice})
-        return TrainReply(request.run_hash, request.round, change(request), patients, {"train-loss": 1.0})
+        return TrainReply(request.run_hash, request.round, {"weights": change(request)}, patients, {"train-loss": 1.0})
 
     return site
 

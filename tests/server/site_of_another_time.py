@@ -17,9 +17,10 @@ from flwr.supercore import date
 from client import fleet as fleets
 from client.fleet import Fleet
 from common.flower import question_of, reply_to
-from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import clock
 from common.wire.channels import secure_channel
+from common.wire.messages import TrainReply
+from common.wire.records import reply_to_record, request_from_record
 
 
 class Off:
@@ -59,7 +60,7 @@ def main(address: str, folder: Path, off_s: float, rounds: int) -> None:
             while (pulled := fleet.pull()) is None:
                 pass
             request = request_from_record(fleet.fetch(*pulled, 64_000_000).content)
-            reply = TrainReply(request.run_hash, request.round, bytes([request.round]), 10, {})
+            reply = TrainReply(request.run_hash, request.round, {"weights": bytes([request.round])}, 10, {})
             fleet.push(reply_to(question_of(pulled[0]), reply_to_record(reply)))
         fleet.close()
 

@@ -12,8 +12,8 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, validate
 from common.network import build_model
 from common.privacy.guarantee import plan
-from common.records import TrainRequest
 from common.schedule import rates_of_round
+from common.wire.messages import TrainRequest
 from server.aggregation import capped
 from server.bounds import farthest
 from server.strategy import federate
@@ -169,7 +169,7 @@ def nearly(step: float) -> Any:
     """An update that moves each weight by `step`."""
 
     def change(request: TrainRequest) -> bytes:
-        return pack({name: tensor + step for name, tensor in unpack(request.weights).items()})
+        return pack({name: tensor + step for name, tensor in unpack(request.parts["weights"]).items()})
 
     return change
 
@@ -178,7 +178,7 @@ def lands_at(norm: float) -> Any:
     """A model of this norm instead of an update."""
 
     def change(request: TrainRequest) -> bytes:
-        state = unpack(request.weights)
+        state = unpack(request.parts["weights"])
         return pack({name: tensor * (norm / norm_of(state)) for name, tensor in state.items()})
 
     return change

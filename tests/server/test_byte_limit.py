@@ -18,7 +18,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from client import fleet as fleets
 from client.fleet import Fleet
 from common import flower
-from common.records import request_from_record
+from common.wire.records import request_from_record
 from common.wire.wardround_pb2 import ListProposalsRequest
 from server import serve
 from server.guard import Guard, site_of
@@ -90,7 +90,7 @@ def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
 
     def work() -> None:
         message = fleet.fetch(*pulled, 12_000_000)
-        assert request_from_record(message.content).weights == b"\x01" * 12_000_000
+        assert request_from_record(message.content).parts["weights"] == b"\x01" * 12_000_000
         done.append(fleet.push(answer_to(message, UPDATE)))
 
     worker = threading.Thread(target=work)

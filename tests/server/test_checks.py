@@ -9,7 +9,7 @@ from torch import Tensor
 from common.checkpoint import pack
 from common.config import RunConfig, sha256_of
 from common.errors import ErrorCode, UpdateError
-from common.records import EvaluateReply, TrainReply
+from common.wire.messages import EvaluateReply, TrainReply
 from server.checks import MAX_PATIENTS, check_scores, check_update
 from tests.server.fakes import a_run
 
@@ -19,7 +19,7 @@ GLOBAL = {"bias": torch.zeros(4), "weight": torch.ones(4, 4)}
 
 
 def check(state: dict[str, Tensor], run: RunConfig = RUN, **changes: object) -> dict[str, Tensor]:
-    values = {"run_hash": sha256_of(run), "round": 3, "weights": pack(state), "patients": 7, **changes}
+    values = {"run_hash": sha256_of(run), "round": 3, "parts": {"weights": pack(state)}, "patients": 7, **changes}
     return dict(check_update(TrainReply(**values), run, sha256_of(run), 3, GLOBAL).state)
 
 
@@ -67,9 +67,15 @@ def test_other_tensors_than_the_runs_are_refused(state: dict[str, Tensor]) -> No
     assert refusal_of(state) is ErrorCode.WRONG_TENSORS
 
 
+def test_parts_that_were_not_sent_are_refused() -> None:
+    packed = pack(GLOBAL)
+    for parts in ({}, {"control": packed}, {"weights": packed, "control": packed}):
+        assert refusal_of(GLOBAL, parts=parts) is ErrorCode.WRONG_TENSORS
+
+
 def test_bytes_that_are_not_safetensors_are_refused() -> None:
-    assert refusal_of(GLOBAL, weights=b"\x80\x04 pickle?") is ErrorCode.WRONG_TENSORS
-    assert refusal_of(GLOBAL, weights=b"") is ErrorCode.WRONG_TENSORS
+    assert refusal_of(GLOBAL, parts={"weights": b"\x80\x04 pickle?"}) is ErrorCode.WRONG_TENSORS
+    assert refusal_of(GLOBAL, parts={"weights": b""}) is ErrorCode.WRONG_TENSORS
 
 
 def test_update_just_within_the_norm_enters_and_just_beyond_is_refused() -> None:

@@ -18,8 +18,9 @@ from flwr.app import Message
 
 from common import flower, pki
 from common.errors import FederationError
-from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import clock
+from common.wire.messages import TrainReply
+from common.wire.records import reply_to_record, request_from_record
 from server import doctor, seat
 from server.home import Home
 from tests import ROOT
@@ -93,7 +94,7 @@ def test_update_of_a_hospital_whose_clock_is_off_counts_and_both_sides_are_told(
         for _ in range(2):
             message = other.fetch(*other.pull())
             request = request_from_record(message.content)
-            reply = TrainReply(request.run_hash, request.round, bytes([request.round]), 10, {})
+            reply = TrainReply(request.run_hash, request.round, {"weights": bytes([request.round])}, 10, {})
             other.push(Message(reply_to_record(reply), reply_to=message))
         wait_for(result.exists)
         assert off.wait(30) == 0
@@ -120,7 +121,7 @@ def test_reply_that_would_not_be_stored_is_an_error_and_not_thrown_away(
         head, tree = agent.pull()
     message = agent.fetch(head, tree)
     request = request_from_record(message.content)
-    reply = Message(reply_to_record(TrainReply(request.run_hash, 1, b"x", 10, {})), reply_to=message)
+    reply = Message(reply_to_record(TrainReply(request.run_hash, 1, {"weights": b"x"}, 10, {})), reply_to=message)
     reply.metadata.created_at, reply.metadata.ttl = time.time() + 7200, -6000.0
     if not checked:
         monkeypatch.setattr(seat, "_check_times", lambda *_: None)

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Error
 
 from common.errors import FederationError
-from common.records import EvaluateRequest, Request, TrainReply, TrainRequest
+from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from server.exchange import NO_ANSWER, Answer, ask
 from server.journal import read_events
 from server.members import GridMembers, Member, State
@@ -17,8 +17,8 @@ from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
 
 LONG_S = 60.0  # no test waits for so long
 SHORT_S = 0.3
-REQUEST = TrainRequest("0" * 64, 1, b"weights")
-same: FakeSite = trains(lambda request: request.weights)
+REQUEST = TrainRequest("0" * 64, 1, {"weights": b"weights"})
+same: FakeSite = trains(lambda request: request.parts["weights"])
 
 
 class Script:

@@ -93,7 +93,10 @@ def test_a_run_watched_on_a_terminal_shows_them_as_text(home: Home, monkeypatch:
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
 def test_a_report_shows_site_names_and_reasons_as_text(tmp_path: Path, text: str) -> None:
     text = text.replace("\x00", "").encode(errors="replace").decode()
-    sites = {text: trains(lambda request: request.weights), "south": trains(lambda request: request.weights)}
+    sites = {
+        text: trains(lambda request: request.parts["weights"]),
+        "south": trains(lambda request: request.parts["weights"]),
+    }
     federate(FakeGrid(sites), a_run(), tmp_path, wake=lambda _: None)
     summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"reason": text, "name": text, "model-sha256": text}))

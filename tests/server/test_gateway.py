@@ -1,6 +1,5 @@
 """Real TLS, a real SuperLink, agents played by hand."""
 
-import hashlib
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common import flower, pki
 from common.audit import receipts
 from common.config import sha256_of
-from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire import channels
+from common.wire.messages import TrainReply
+from common.wire.records import reply_to_record, request_from_record
 from common.wire.wake import gateway_sleeper
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest, SubmitReceiptRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
@@ -44,11 +45,11 @@ from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home, sta
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 OK = grpc.StatusCode.OK
 
-# Two rounds over one array of 12 MB (three of Flower's default chunks); writes down who answered what.
+# Two rounds over one part of 12 MB; writes down who answered what.
 SERVER_APP = """
 import json, os
 from flwr.serverapp import ServerApp
-from common.records import TrainRequest
+from common.wire.messages import TrainRequest
 from common.wire.wake import strategy_wake
 from server.exchange import ask
 from server.home import open_home
@@ -61,8 +62,8 @@ def main(grid, context):
     for number in (1, 2):
         while len(present(members)) < 2: wake(0.1)
         weights = bytes([number]) * 12_000_000
-        for answer in ask(grid, members, TrainRequest("0" * 64, number, weights), timeout_s=60, wait=wake):
-            out.append([number, answer.site, answer.reply and answer.reply.weights.hex()])
+        for answer in ask(grid, members, TrainRequest("0" * 64, number, {"weights": weights}), timeout_s=60, wait=wake):
+            out.append([number, answer.site, answer.reply and answer.reply.parts["weights"].hex()])
     (home.path / "answers.json.part").write_text(json.dumps(out))
     (home.path / "answers.json.part").rename(home.path / "answers.json")
 """
@@ -223,7 +224,7 @@ def toy_bundle() -> bytes:
 def bundle_of(project: str, server_app: str) -> bytes:
     """A bundle with code, as our own coordinator never makes one."""
     files = {"pyproject.toml": project.encode(), "toy_server.py": server_app.encode()}
-    manifest = "\n".join(f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items())
+    manifest = "\n".join(f"{name},{sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in (files | {".info/CONTENT": manifest.encode()}).items():
@@ -233,7 +234,7 @@ def bundle_of(project: str, server_app: str) -> bytes:
 
 def answer_to(message: Message, weights: bytes) -> Message:
     request = request_from_record(message.content)
-    reply = TrainReply(request.run_hash, request.round, weights, patients=3, metrics={"train-loss": 1.0})
+    reply = TrainReply(request.run_hash, request.round, {"weights": weights}, patients=3, metrics={"train-loss": 1.0})
     return Message(reply_to_record(reply), reply_to=message)
 
 
@@ -400,7 +401,7 @@ def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(
     (proposal,) = reply.proposals
     assert flower.read_bundle(proposal.bundle) == RUN
     assert proposal.open
-    assert (proposal.run_hash, proposal.bundle_sha256) == (sha256_of(RUN), hashlib.sha256(bundle).hexdigest())
+    assert (proposal.run_hash, proposal.bundle_sha256) == (sha256_of(RUN), sha256(bundle).hexdigest())
     stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=True))
     assert registry.proposal(proposal.run_hash).approved == {"a"}
     refusal = AnswerProposalRequest(run_hash=proposal.run_hash, approved=False, code="policy-refused")
@@ -438,7 +439,7 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     first.fetch(*pulled)
     first.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest())
     message = first.fetch(*first.pull())
-    assert request_from_record(message.content).weights == b"\x01" * 12_000_000
+    assert request_from_record(message.content).parts["weights"] == b"\x01" * 12_000_000
 
     # The other site's objects are its own.
     other_pulled = second.pull()
@@ -496,16 +497,17 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     honest = request_from_record(asked.content)
     claims = [("1f" * 32, honest.round), (honest.run_hash, 7), ("1f" * 32, 7)]
 
-    def sign(agent: Agent, run_hash: str, round_: int, model: bytes = honest.weights) -> grpc.StatusCode:
+    def sign(agent: Agent, run_hash: str, round_: int, model: bytes = honest.parts["weights"]) -> grpc.StatusCode:
         receipt = receipts.receipt_for(
-            run=run_hash, round_=round_, site=agent.name, received=model, update=b"update", policy="2e" * 32,
+            run=run_hash, round_=round_, site=agent.name, received=sha256(model).hexdigest(),
+            update=sha256(b"update").hexdigest(), size=6, policy="2e" * 32,
             time=1_790_000_000.0, patients=35, spent=None,
         )  # fmt: skip
         signature = receipts.sign(receipt, coordinator.members[agent.name].receipt_key)
         request = SubmitReceiptRequest(receipt=receipt.to_bytes(), signature=signature)
         return status_of(agent.coordination.SubmitReceipt, request)
 
-    first.push(Message(reply_to_record(TrainReply(*claims[0], b"update", 35, {})), reply_to=asked))
+    first.push(Message(reply_to_record(TrainReply(*claims[0], {"weights": b"update"}, 35, {})), reply_to=asked))
     assert [sign(first, *claim) for claim in claims] == [grpc.StatusCode.NOT_FOUND] * 3
     second.push(answer_to(other, b"update"))
     assert sign(second, honest.run_hash, honest.round, b"another model") == grpc.StatusCode.INVALID_ARGUMENT
@@ -562,7 +564,7 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     assert len(refused) == 1
     assert refused[0] in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
     noted = [entry.fields["update"] for entry in open_log(coordinator.home).entries() if entry.kind == "arrived"]
-    assert noted[-1] == hashlib.sha256(b"first").hexdigest()
+    assert noted[-1] == sha256(b"first").hexdigest()
     flower.stop_runs_of(coordinator.home.superlink, bundle)
     assert not flower.run_is_live(coordinator.home.superlink, run_id)
     coordinator.live_runs.clear()

@@ -14,7 +14,7 @@ from common.checkpoint import load_model, pack, unpack
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.network import build_model
-from common.records import EvaluateRequest, Request, TrainRequest
+from common.wire.messages import EvaluateRequest, Request, TrainRequest
 from server.journal import INITIAL_NAME, Summary
 from server.strategy import federate
 from tests.server import fakes
@@ -34,7 +34,7 @@ def moves(seed: int) -> FakeSite:
 
     def change(request: TrainRequest) -> bytes:
         random = torch.Generator().manual_seed(100 * seed + request.round)
-        state = unpack(request.weights)
+        state = unpack(request.parts["weights"])
         return pack({name: tensor + torch.randn(tensor.shape, generator=random) for name, tensor in state.items()})
 
     return trains(change)
@@ -50,7 +50,7 @@ def go(grid: FakeGrid, run: RunConfig, out: Path) -> Summary:
 
 def sent(grid: FakeGrid, round_: int) -> set[bytes]:
     """What was trained from in a round."""
-    return {one.weights for _, one in grid.requests if isinstance(one, TrainRequest) and one.round == round_}
+    return {one.parts["weights"] for _, one in grid.requests if isinstance(one, TrainRequest) and one.round == round_}
 
 
 def events(out: Path, kind: str) -> list[dict[str, object]]:
@@ -219,14 +219,16 @@ def test_without_averaging_the_result_is_the_last_rounds_model(tmp_path: Path) -
 def test_what_is_evaluated_is_what_is_kept(tmp_path: Path) -> None:
     grid = a_grid()
     summary = go(grid, a_run(rounds=3, federation={"averaging": 0.5}), tmp_path)
-    tested = [one.weights for _, one in grid.requests if isinstance(one, EvaluateRequest) and one.phase == "test"]
+    tested = [
+        one.parts["weights"] for _, one in grid.requests if isinstance(one, EvaluateRequest) and one.phase == "test"
+    ]
     kept = (tmp_path / "model.safetensors").read_bytes()
     assert set(tested) == {kept}
     assert hashlib.sha256(kept).hexdigest() == summary.model_sha256
     averages = [event["average-sha256"] for event in events(tmp_path, "round")]
     validated = [one for _, one in grid.requests if isinstance(one, EvaluateRequest) and one.phase == "validation"]
     assert averages == [
-        hashlib.sha256(next(one.weights for one in validated if one.round == number)).hexdigest()
+        hashlib.sha256(next(one.parts["weights"] for one in validated if one.round == number)).hexdigest()
         for number in (1, 2, 3)
     ]
     assert averages[-1] == summary.model_sha256

@@ -18,7 +18,8 @@ from flwr.proto.message_pb2 import Metadata, ObjectTree
 
 from client.fleet import Fleet
 from common import flower
-from common.records import TrainReply, reply_to_record, request_from_record
+from common.wire.messages import TrainReply
+from common.wire.records import reply_to_record, request_from_record
 from server.mailbox import NAME, Mailbox, held
 from server.seat import Seat
 from server.sites import Presence
@@ -31,7 +32,7 @@ MOST_BYTES = 1 << 20  # of a message
 SERVER_APP = """
 import json, logging
 from flwr.serverapp import ServerApp
-from common.records import TrainRequest
+from common.wire.messages import TrainRequest
 from common.wire.wake import strategy_wake
 from server.exchange import ask
 from server.home import open_home
@@ -44,9 +45,9 @@ def main(grid, context):
     wake, members, out = strategy_wake(home.path), HomeMembers(home, "0" * 64), []
     while len(present(members)) < 2: wake(0.1)
     for number in (1, 2):
-        request = TrainRequest("0" * 64, number, bytes([number]) * 100_000)
+        request = TrainRequest("0" * 64, number, {"weights": bytes([number]) * 100_000})
         for answer in ask(grid, members, request, timeout_s=500, wait=wake):
-            out.append([number, answer.site, "weights" if hasattr(answer.reply, "weights") else str(answer)])
+            out.append([number, answer.site, "weights" if hasattr(answer.reply, "parts") else str(answer)])
             (home.path / "so-far.json").write_text(json.dumps(out))
     (home.path / "answers.part").write_text(json.dumps(out))
     (home.path / "answers.part").rename(home.path / "answers.json")
@@ -86,7 +87,7 @@ class Agent:
                         self.holds.set()
                         time.sleep(0.05)
                     request = request_from_record(message.content)
-                    reply = TrainReply(request.run_hash, request.round, request.weights, 3, {})
+                    reply = TrainReply(request.run_hash, request.round, {"weights": request.parts["weights"]}, 3, {})
                     try:
                         self._fleet.push(flower.reply_to(message, reply_to_record(reply)))
                     except grpc.RpcError as error:

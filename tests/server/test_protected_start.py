@@ -17,8 +17,9 @@ from common.checkpoint import pack, sha256
 from common.config import RunConfig, parse, sha256_of
 from common.flower import build_bundle
 from common.network import build_model
-from common.records import EvaluateReply, TrainReply, TrainRequest, reply_to_record, request_from_record
 from common.wire.channels import MAX_MESSAGE_BYTES
+from common.wire.messages import EvaluateReply, TrainReply, TrainRequest
+from common.wire.records import reply_to_record, request_from_record
 from server.home import KEY_PASSPHRASE, Home
 from server.journal import read_events
 from server.registry import Registry
@@ -86,7 +87,9 @@ class Hospital(threading.Thread):
         reply: TrainReply | EvaluateReply
         if isinstance(request, TrainRequest):
             self.stop.wait(1.0 if request.round > 1 else 0.0)
-            reply = TrainReply(request.run_hash, request.round, request.weights, 5, {"train-loss": 1.0})
+            reply = TrainReply(
+                request.run_hash, request.round, {"weights": request.parts["weights"]}, 5, {"train-loss": 1.0}
+            )
         else:
             reply = EvaluateReply(request.run_hash, request.round, request.phase, 5, {"dice": 0.5})
         fleet.push(Message(reply_to_record(reply), reply_to=message))

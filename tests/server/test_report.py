@@ -13,7 +13,7 @@ import pytest
 from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
 from common.network import build_model
-from common.records import EvaluateReply, Request, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, Request, TrainReply, TrainRequest
 from server.chart import line_chart
 from server.journal import read_events
 from server.report import write_report
@@ -25,7 +25,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def finished(folder: Path) -> str:
-    sites = {"north": trains(lambda request: request.weights, dice=0.75), "<b>south</b>": trains(lambda r: r.weights)}
+    sites = {
+        "north": trains(lambda request: request.parts["weights"], dice=0.75),
+        "<b>south</b>": trains(lambda r: r.parts["weights"]),
+    }
     federate(FakeGrid(sites), a_run(), folder, wake=lambda _: None)
     (folder / "overlays").mkdir()
     (folder / "overlays" / "north 1.png").write_bytes(b"\x89PNG fake")
@@ -63,7 +66,7 @@ def test_failed_run_says_so_and_why(tmp_path: Path) -> None:
 
 def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
     def site(request):  # type: ignore[no-untyped-def]
-        reply = trains(lambda request: request.weights, patients=0)(request)
+        reply = trains(lambda request: request.parts["weights"], patients=0)(request)
         reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
         return reply
 
@@ -80,7 +83,7 @@ def noised(deviation: float, dice: float) -> FakeSite:
     """A site of a private run whose scores have noise."""
 
     def site(request: Request) -> Said:
-        reply = trains(lambda request: request.weights, patients=0)(request)
+        reply = trains(lambda request: request.parts["weights"], patients=0)(request)
         assert isinstance(reply, TrainReply | EvaluateReply)
         if isinstance(reply, TrainReply):
             reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
@@ -114,7 +117,7 @@ def test_noised_scores_are_shown_with_their_noise_and_what_it_covers(tmp_path: P
 
 def test_exact_scores_of_a_private_run_are_shown_as_not_covered(tmp_path: Path) -> None:
     def site(request: Request) -> Said:
-        reply = trains(lambda request: request.weights, patients=0)(request)
+        reply = trains(lambda request: request.parts["weights"], patients=0)(request)
         if isinstance(reply, TrainReply):
             reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
         return reply
@@ -131,7 +134,7 @@ def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_wh
     digest = hashlib.sha256(weights).hexdigest()
 
     def site(request):  # type: ignore[no-untyped-def]
-        reply = trains(lambda request: request.weights, patients=0)(request)
+        reply = trains(lambda request: request.parts["weights"], patients=0)(request)
         reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
         return reply
 
@@ -196,9 +199,13 @@ def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_p
     """The first site trains and is not scored, so that in the two charts the others have different places."""
 
     def unscored(request):  # type: ignore[no-untyped-def]
-        return trains(lambda one: one.weights)(request) if isinstance(request, TrainRequest) else None
+        return trains(lambda one: one.parts["weights"])(request) if isinstance(request, TrainRequest) else None
 
-    sites = {"a": unscored, "b": trains(lambda one: one.weights), "c": trains(lambda one: one.weights)}
+    sites = {
+        "a": unscored,
+        "b": trains(lambda one: one.parts["weights"]),
+        "c": trains(lambda one: one.parts["weights"]),
+    }
     run = a_run(quorum=2, federation={"round-timeout-s": 0.05})
     federate(FakeGrid(sites), run, tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
@@ -220,7 +227,12 @@ def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_p
     ],
 )
 def test_a_model_that_finds_nothing_is_said_to(tmp_path: Path, scores: dict[str, float], told: str | None) -> None:
-    federate(FakeGrid({name: trains(lambda one: one.weights) for name in "ab"}), a_run(), tmp_path, wake=lambda _: None)
+    federate(
+        FakeGrid({name: trains(lambda one: one.parts["weights"]) for name in "ab"}),
+        a_run(),
+        tmp_path,
+        wake=lambda _: None,
+    )
     summary = json.loads((tmp_path / "summary.json").read_text())
     mean = {name: value / 2 for name, value in scores.items()}
     summary["scores"] = {

@@ -12,7 +12,7 @@ from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.crypto.stream import Sealer
 from common.errors import ConfigError
-from common.records import Request, TrainRequest
+from common.wire.messages import Request, TrainRequest
 from server.journal import Summary
 from server.strategy import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
@@ -26,7 +26,7 @@ def moves(seed: int) -> FakeSite:
     """A site that adds its own fixed noise to what it gets."""
 
     def change(request: TrainRequest) -> bytes:
-        state = unpack(request.weights)
+        state = unpack(request.parts["weights"])
         random = torch.Generator().manual_seed(seed)
         return pack({name: tensor + torch.randn(tensor.shape, generator=random) for name, tensor in state.items()})
 

@@ -13,7 +13,7 @@ from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.network import build_model
-from common.records import EvaluateReply, Reply, Request, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, Reply, Request, TrainReply, TrainRequest
 from server import exchange, strategy
 from server.aggregation import weighted_mean
 from server.exchange import LONGEST_WAIT_S, SHORTEST_WAIT_S
@@ -27,7 +27,9 @@ def moves(seed: int, patients: int = 10, dice: float = 0.5) -> FakeSite:
     """A site that adds its own fixed noise to what it gets."""
 
     def change(request: TrainRequest) -> bytes:
-        return pack({name: tensor + shift(seed, name, tensor) for name, tensor in unpack(request.weights).items()})
+        return pack(
+            {name: tensor + shift(seed, name, tensor) for name, tensor in unpack(request.parts["weights"]).items()}
+        )
 
     return trains(change, patients, dice)
 
@@ -49,10 +51,10 @@ def sends(change) -> FakeSite:  # type: ignore[no-untyped-def]
 
 
 def with_tensor(reply: TrainReply, edit) -> TrainReply:  # type: ignore[no-untyped-def]
-    state = unpack(reply.weights)
+    state = unpack(reply.parts["weights"])
     name = max(state, key=lambda key: state[key].ndim)
     state[name] = edit(state[name])
-    return TrainReply(reply.run_hash, reply.round, pack(state), reply.patients, reply.metrics)
+    return TrainReply(reply.run_hash, reply.round, {"weights": pack(state)}, reply.patients, reply.metrics)
 
 
 def run_it(grid: FakeGrid, run: RunConfig, out: Path):  # type: ignore[no-untyped-def]
@@ -118,13 +120,24 @@ BAD_UPDATES = {
     "infinite": (lambda reply: with_tensor(reply, lambda t: t + float("inf")), "not-finite"),
     "broadcast": (lambda reply: with_tensor(reply, lambda t: t[..., :1].clone()), "wrong-tensors"),
     "huge": (lambda reply: with_tensor(reply, lambda t: t + 1e6), "update-too-large"),
-    "no-patients": (lambda reply: TrainReply(reply.run_hash, reply.round, reply.weights, 0), "bad-count"),
-    "negative": (lambda reply: TrainReply(reply.run_hash, reply.round, reply.weights, -5), "bad-count"),
-    "other-run": (lambda reply: TrainReply("0" * 64, reply.round, reply.weights, 5), "wrong-run"),
-    "other-round": (lambda reply: TrainReply(reply.run_hash, reply.round + 1, reply.weights, 5), "bad-request"),
-    "no-model": (lambda reply: TrainReply(reply.run_hash, reply.round, b"", 5), "wrong-tensors"),
+    "no-patients": (
+        lambda reply: TrainReply(reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, 0),
+        "bad-count",
+    ),
+    "negative": (
+        lambda reply: TrainReply(reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, -5),
+        "bad-count",
+    ),
+    "other-run": (lambda reply: TrainReply("0" * 64, reply.round, {"weights": reply.parts["weights"]}, 5), "wrong-run"),
+    "other-round": (
+        lambda reply: TrainReply(reply.run_hash, reply.round + 1, {"weights": reply.parts["weights"]}, 5),
+        "bad-request",
+    ),
+    "no-model": (lambda reply: TrainReply(reply.run_hash, reply.round, {"weights": b""}, 5), "wrong-tensors"),
     "nan-metric": (
-        lambda reply: TrainReply(reply.run_hash, reply.round, reply.weights, 5, {"dice": float("nan")}),
+        lambda reply: TrainReply(
+            reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, 5, {"dice": float("nan")}
+        ),
         "not-finite",
     ),
     "empty-records": (lambda _: RecordDict(), "bad-request"),
@@ -152,7 +165,11 @@ def test_number_with_which_nothing_can_be_computed_is_refused_by_name_and_ends_n
     stated = {"epsilon": 1.0, "delta": 0.001}
 
     def states(more: dict[str, float]) -> FakeSite:
-        return sends(lambda reply: TrainReply(reply.run_hash, reply.round, reply.weights, 0, {**stated, **more}))
+        return sends(
+            lambda reply: TrainReply(
+                reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, 0, {**stated, **more}
+            )
+        )
 
     run = a_run(rounds=1, privacy={"target-epsilon": 4.0}, training={"learning-rate": 10.0})
     summary = run_it(FakeGrid({"a": states({}), "b": states({}), "m": states(price)}), run, tmp_path)
@@ -173,7 +190,11 @@ def test_score_whose_sum_is_infinite_is_refused_by_name_and_ends_no_run(dice: fl
 def test_metric_named_like_a_field_of_the_journal_changes_nothing(tmp_path: Path) -> None:
     lying = sends(
         lambda reply: TrainReply(
-            reply.run_hash, reply.round, reply.weights, 5, {"round": 9.0, "site": 1.0, "event": 2.0, "time": 0.0}
+            reply.run_hash,
+            reply.round,
+            {"weights": reply.parts["weights"]},
+            5,
+            {"round": 9.0, "site": 1.0, "event": 2.0, "time": 0.0},
         )
     )
     run_it(FakeGrid({"a": moves(1), "b": lying}), a_run(rounds=1), tmp_path)
@@ -199,7 +220,7 @@ def test_reply_of_an_earlier_round_is_ignored(tmp_path: Path) -> None:
         if isinstance(request, TrainRequest) and request.round == 2:
             message = grid.create_message(late, "train", 101, "1")
             message.metadata.__dict__["_message_id"] = "from-round-1"
-            old = TrainReply(request.run_hash, 1, request.weights, 10**6)
+            old = TrainReply(request.run_hash, 1, {"weights": request.parts["weights"]}, 10**6)
             grid.stale.append(reply_message(old, message))
         return moves(2)(request)
 
@@ -330,7 +351,7 @@ def test_sites_get_the_same_bytes_in_a_round(tmp_path: Path) -> None:
     grid = FakeGrid({"a": moves(1), "b": moves(2)})
     run_it(grid, a_run(rounds=2), tmp_path)
     for number in (1, 2):
-        sent = {id(r.weights) for _, r in grid.requests if isinstance(r, TrainRequest) and r.round == number}
+        sent = {id(r.parts["weights"]) for _, r in grid.requests if isinstance(r, TrainRequest) and r.round == number}
         assert len(sent) == 1
 
 
@@ -355,7 +376,7 @@ def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:
             reply = moves(1, patients=0)(request)
             if isinstance(reply, TrainReply):
                 spent = {"epsilon": epsilon * reply.round, "delta": 0.01}
-                return TrainReply(reply.run_hash, reply.round, reply.weights, 0, spent)
+                return TrainReply(reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, 0, spent)
             return reply
 
         return site

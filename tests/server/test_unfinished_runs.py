@@ -45,7 +45,9 @@ def half_done(home, registry, state: str, *, averaging: float = 0.0, rounds: int
     run = parse(RunConfig, toml)
     registry.propose(run, build_bundle(run, toml), ())
     registry.started(sha256_of(run), 1)
-    better = trains(lambda request: pack({k: v + request.round * STEP for k, v in unpack(request.weights).items()}))
+    better = trains(
+        lambda request: pack({k: v + request.round * STEP for k, v in unpack(request.parts["weights"]).items()})
+    )
 
     def b(request):
         return better(request) if request.round < rounds else None

@@ -4,10 +4,10 @@ The sites' side is played with the audit package alone; the calls go through the
 oracle is the verifier.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
 from common.errors import ErrorCode, UpdateError
 from common.flower import pack_message
-from common.records import EvaluateRequest, Request, TrainReply, TrainRequest, reply_to_record
+from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
+from common.wire.records import reply_to_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SubmitReceiptRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import operators, serve
@@ -34,7 +35,7 @@ from server.witness import AUDIT_NAME, RoundNotes, Witness
 from tests.server.coordinator import Member, enrol, new_home
 
 RUN, POLICY = "1f" * 32, "2e" * 32
-MODEL = hashlib.sha256(b"new model").hexdigest()
+MODEL = sha256(b"new model").hexdigest()
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Hospital:
 
     def receipt(self, round_: int, update: bytes = b"update", **changes: Any) -> tuple[Receipt, bytes]:
         values = {
-            "run": RUN, "round_": round_, "site": self.member.name, "received": b"model", "update": update,
+            "run": RUN, "round_": round_, "site": self.member.name, "received": sha256(b"model").hexdigest(),
+            "update": sha256(update).hexdigest(), "size": len(update),
             "policy": POLICY, "time": 1_790_000_000.0, "patients": 35, "spent": None,
         }  # fmt: skip
         receipt = receipts.receipt_for(**(values | changes))
@@ -97,8 +99,10 @@ class Stage:
 
     def arrive(self, hospital: Hospital, round_: int, update: bytes = b"update", asked: Request | None = None) -> None:
         """An update, to the message that asked for it unless told otherwise."""
-        asked = asked or TrainRequest(RUN, round_, b"model")
-        self.witness.arrived(hospital.member.name, lambda: asked, *packed(TrainReply(RUN, round_, update, 35, {})))
+        asked = asked or TrainRequest(RUN, round_, {"weights": b"model"})
+        self.witness.arrived(
+            hospital.member.name, lambda: asked, *packed(TrainReply(RUN, round_, {"weights": update}, 35, {}))
+        )
 
     def keys(self) -> dict[str, tuple[bytes, ...]]:
         sites = {one.log.origin: (one.log.public_key,) for one in (self.north, self.south)}
@@ -173,25 +177,25 @@ def test_second_receipt_for_a_round_is_refused_and_recorded(stage: Stage) -> Non
 @pytest.mark.parametrize(
     "asked",
     [
-        TrainRequest("3d" * 32, 1, b"model"),
-        TrainRequest(RUN, 2, b"model"),
-        EvaluateRequest(RUN, 1, "test", b"model"),
+        TrainRequest("3d" * 32, 1, {"weights": b"model"}),
+        TrainRequest(RUN, 2, {"weights": b"model"}),
+        EvaluateRequest(RUN, 1, "test", {"weights": b"model"}),
         None,
     ],
     ids=["another run", "another round", "scores", "nothing of ours"],
 )
 def test_update_that_the_site_was_not_asked_for_gets_no_signature(stage: Stage, asked: Request | None) -> None:
-    stage.witness.arrived("north", lambda: asked, *packed(TrainReply(RUN, 1, b"update", 35, {})))
+    stage.witness.arrived("north", lambda: asked, *packed(TrainReply(RUN, 1, {"weights": b"update"}, 35, {})))
     assert refused(stage.north.submit, *stage.north.receipt(1)) == grpc.StatusCode.NOT_FOUND
     assert not {"arrived", "round"} & set(stage.kinds())
 
 
 def test_receipt_that_names_another_model_than_the_one_sent_is_refused_and_recorded(stage: Stage) -> None:
-    stage.arrive(stage.north, 1, asked=TrainRequest(RUN, 1, b"the model that was sent"))
-    receipt = stage.north.receipt(1, received=b"a model with a patient in it")
+    stage.arrive(stage.north, 1, asked=TrainRequest(RUN, 1, {"weights": b"the model that was sent"}))
+    receipt = stage.north.receipt(1, received=sha256(b"a model with a patient in it").hexdigest())
     assert refused(stage.north.submit, *receipt) == grpc.StatusCode.INVALID_ARGUMENT
     assert ("round" in stage.kinds(), stage.kinds()[-1]) == (False, "refusal")
-    stage.north.submit(*stage.north.receipt(1, received=b"the model that was sent"))
+    stage.north.submit(*stage.north.receipt(1, received=sha256(b"the model that was sent").hexdigest()))
 
 
 def test_hospital_cannot_make_the_model_and_its_receipt_name_two_updates(stage: Stage) -> None:
@@ -312,9 +316,9 @@ def test_round_is_told_update_by_update(stage: Stage) -> None:
 
 
 def test_reply_that_is_no_update_needs_no_note(stage: Stage) -> None:
-    request, objects = packed(TrainReply(RUN, 1, b"update", 35, {}))
+    request, objects = packed(TrainReply(RUN, 1, {"weights": b"update"}, 35, {}))
     altered = dict.fromkeys(objects, b"x")
-    stage.witness.arrived("north", lambda: TrainRequest(RUN, 1, b"model"), request, altered)
+    stage.witness.arrived("north", lambda: TrainRequest(RUN, 1, {"weights": b"model"}), request, altered)
     assert "arrived" not in stage.kinds()
 
 

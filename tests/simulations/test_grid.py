@@ -13,7 +13,8 @@ from common.checkpoint import load_model, pack
 from common.config import sha256_of
 from common.errors import FederationError
 from common.network import build_model
-from common.records import EvaluateRequest, TrainReply, TrainRequest, reply_from_record, request_to_record
+from common.wire.messages import EvaluateRequest, TrainReply, TrainRequest
+from common.wire.records import reply_from_record, request_to_record
 from server.strategy import federate
 from simulations.grid import InProcessGrid
 from simulations.scenario import make_site
@@ -64,7 +65,7 @@ def test_site_gets_a_copy_of_the_message(sites: list[Site]) -> None:
     grid = InProcessGrid(sites, RUN)
     weights = federation_weights()
     message = grid.create_message(
-        request_to_record(TrainRequest(sha256_of(RUN), 1, weights)), MessageType.TRAIN, 1, "1"
+        request_to_record(TrainRequest(sha256_of(RUN), 1, {"weights": weights})), MessageType.TRAIN, 1, "1"
     )
     ids = list(grid.push_messages([message]))
     message.content.clear()
@@ -76,14 +77,14 @@ def test_site_gets_a_copy_of_the_message(sites: list[Site]) -> None:
 
 def test_one_look_lets_one_site_work(sites: list[Site]) -> None:
     grid = InProcessGrid(sites, RUN)
-    record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", federation_weights()))
+    record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": federation_weights()}))
     ids = list(grid.push_messages([grid.create_message(record, MessageType.EVALUATE, n, "1") for n in (1, 2, 3)]))
     assert [len(list(grid.pull_messages(ids))) for _ in range(4)] == [1, 1, 1, 0]
 
 
 def test_send_and_receive_returns_all_answers(sites: list[Site]) -> None:
     grid = InProcessGrid(sites, RUN)
-    record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", federation_weights()))
+    record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": federation_weights()}))
     messages = [grid.create_message(record, MessageType.EVALUATE, node, "1") for node in grid.get_node_ids()]
     assert len(list(grid.send_and_receive(messages))) == 3
 
@@ -91,7 +92,7 @@ def test_send_and_receive_returns_all_answers(sites: list[Site]) -> None:
 def test_attempts_are_never_named_twice(sites: list[Site]) -> None:
     """A ledger charges an attempt once: a repeated name would make privacy free."""
     grids = [InProcessGrid(sites, RUN), InProcessGrid(sites, RUN)]
-    record = request_to_record(TrainRequest(sha256_of(RUN), 1, b""))
+    record = request_to_record(TrainRequest(sha256_of(RUN), 1, {"weights": b""}))
     ids = [
         message_id
         for grid in grids

@@ -14,7 +14,8 @@ from common.checkpoint import pack, unpack
 from common.config import InitialConfig, RunConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError
 from common.network import build_model
-from common.records import TrainRequest, request_from_record
+from common.wire.messages import TrainRequest
+from common.wire.records import request_from_record
 from server.journal import INITIAL_NAME
 from server.strategy import federate
 from simulations import pretraining
@@ -251,7 +252,7 @@ class Recording(InProcessGrid):
     def push_messages(self, messages: Any) -> Any:
         messages = list(messages)
         requests = [request_from_record(message.content) for message in messages]
-        self.trained += [(one.round, one.weights) for one in requests if isinstance(one, TrainRequest)]
+        self.trained += [(one.round, one.parts["weights"]) for one in requests if isinstance(one, TrainRequest)]
         return super().push_messages(messages)
 
 

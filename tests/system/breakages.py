@@ -37,13 +37,16 @@ class Inline:
     def ask(self, question: Question, _timeout_s: float) -> Answer:
         asked = pipe.question_from_frame(pipe.question_to_frame(question))
         frame = pipe.answer_to_frame(workbench.answer(asked, self._home))
-        return pipe.answer_from_frame(pipe.Frame(json.loads(json.dumps(frame.header)), frame.payload))
+        return pipe.answer_from_frame(pipe.Frame(json.loads(json.dumps(frame.header)), frame.parts))
 
 
-def frame(header: object, payload: bytes = b"") -> bytes:
+def frame(header: object, weights: bytes | None = None, parts: object = None) -> bytes:
     """A frame of the pipe, whatever its header is."""
+    if isinstance(header, dict):
+        parts = parts or ([] if weights is None else [["weights", len(weights)]])
+        header = {"header": header, "parts": parts}
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack(">IQ", len(raw), len(payload)) + raw + payload
+    return struct.pack(">I", len(raw)) + raw + (weights or b"")
 
 
 def in_the_programs() -> list[Mishap]:
@@ -77,16 +80,16 @@ def _words() -> Iterator[Mishap]:
         return save({f"{name} {TEXT}": one for name, one in tensors.items()})
 
     def offer(site: Hospital, **changes: Any) -> bytes:
-        size = struct.unpack_from(">IQ", site.frames["describe"])[0]
-        return frame(json.loads(site.frames["describe"][12 : 12 + size]) | changes)
+        return frame(json.loads(site.frames["describe"][4:])["header"] | changes)
 
     for name, words in {
         "text": lambda _site: (TEXT * 3).encode(),
         "text for a header": lambda _site: frame(TEXT.encode()),
         "a list for a header": lambda _site: frame([TEXT]),
         "a deep header": lambda _site: frame(b"[" * 100_000),
-        "a header too large": lambda _site: struct.pack(">IQ", 1 << 30, 0) + TEXT.encode(),
-        "a payload too large": lambda _site: struct.pack(">IQ", 2, 1 << 40) + TEXT.encode(),
+        "a header too large": lambda _site: struct.pack(">I", 1 << 30) + TEXT.encode(),
+        "a part too large": lambda _site: frame({}, parts=[["weights", 1 << 40]]) + TEXT.encode(),
+        "names for a part": lambda site: frame(honest | {"run-hash": site.run_hash, "round": 1}, parts=[[TEXT, 0]]),
         "a frame that ends early": lambda site: trained()(site)[:-9] + b"",
         "an unknown kind": lambda _site: frame({"kind": TEXT}),
         "an unknown code": lambda site: frame({"kind": "refusal", "code": TEXT, "run-hash": site.run_hash, "round": 1}),
@@ -122,7 +125,7 @@ def _words() -> Iterator[Mishap]:
         yield Mishap(f"the worker says {name}", "scripted", replying(words), done=may)
     for name, words in {
         "names for codes": lambda site: offer(site, quarantined={TEXT: 1}),
-        "names of tensors": lambda site: offer(site, tensors={TEXT: [3, 3]}),
+        "names of tensors": lambda site: offer(site, parts={TEXT: {TEXT: [3, 3]}}),
         "a name for its cohort": lambda site: offer(site, cohort_id=TEXT),
         "names for patients": lambda site: offer(site, patients=TEXT),
         "text": lambda _site: TEXT.encode(),

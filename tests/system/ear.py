@@ -14,8 +14,9 @@ from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata, RecordDict
 
 from common import pki
 from common.flower import object_ids, unpack_message
-from common.records import Request, TrainRequest, request_to_record
 from common.wire import wardround_pb2
+from common.wire.messages import Request, TrainRequest
+from common.wire.records import request_to_record
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, Authority, Coordinator
 
 _HOLD_S = 3.0

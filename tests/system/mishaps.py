@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 from client.keeper import Worker
 from client.pipe import Describe, PipeError
 from common.config import RunConfig, sha256_of
-from common.records import EvaluateRequest, TrainRequest
+from common.wire.messages import EvaluateRequest, TrainRequest
 from tests.system.disguises import IDENTIFIERS, TEXT
 from tests.system.patients import first_file
 
@@ -61,7 +61,11 @@ class Hospital:
     def train(self, **changes: Any) -> None:
         """Ask for a round of training that was not done before."""
         self.round += 1
-        self.ask(TrainRequest(**{"run_hash": self.run_hash, "round": self.round, "weights": self.weights} | changes))
+        self.ask(
+            TrainRequest(
+                **{"run_hash": self.run_hash, "round": self.round, "parts": {"weights": self.weights}} | changes
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def at_the_site() -> list[Mishap]:
 
 def _honest() -> Iterator[Mishap]:
     def evaluate(site: Hospital) -> None:
-        site.ask(EvaluateRequest(site.run_hash, 1, "validation", site.weights))
+        site.ask(EvaluateRequest(site.run_hash, 1, "validation", {"weights": site.weights}))
 
     yield Mishap("a round of training", "real", lambda site: site.train(), done=True)
     yield Mishap("an evaluation", "real", evaluate, done=True)
@@ -235,7 +239,7 @@ def _settings() -> Iterator[Mishap]:
 
     def budget(site: Hospital) -> None:
         site.write("policy.toml", f"# {TEXT}\nmin-patients = 1\nlifetime-epsilon = 8.0\n")
-        site.ask(TrainRequest(sha256_of(site.greedy), 1, site.weights))
+        site.ask(TrainRequest(sha256_of(site.greedy), 1, {"weights": site.weights}))
         site.train(run_hash=sha256_of(site.private))
 
     def ledger(content: bytes) -> Callable[[Hospital], None]:
@@ -297,18 +301,20 @@ def _requests() -> Iterator[Mishap]:
             for name, tensor in load(site.weights).items()
         }
         tensors |= {name: rng.random(one.shape, np.float32) for name, one in tensors.items() if one.ndim > 1}
-        site.train(weights=save(tensors))
+        site.train(parts={"weights": save(tensors)})
 
     def scaled(factor: float) -> Callable[[Hospital], None]:
         def happen(site: Hospital) -> None:
-            site.train(weights=save({name: one * np.float32(factor) for name, one in load(site.weights).items()}))
+            site.train(
+                parts={"weights": save({name: one * np.float32(factor) for name, one in load(site.weights).items()})}
+            )
 
         return happen
 
     yield Mishap("a model that does not fit", "real", wider)
     yield Mishap("a model near overflow", "real", scaled(900.0), done=True)
     yield Mishap("a model that is not finite", "real", scaled(float("nan")))
-    yield Mishap("a model that is text", "real", lambda site: site.train(weights=TEXT.encode()))
+    yield Mishap("a model that is text", "real", lambda site: site.train(parts={"weights": TEXT.encode()}))
     yield Mishap("a round there is not", "real", lambda site: site.train(round=9999))
     yield Mishap("a run nobody proposed", "real", lambda site: site.train(run_hash="ab" * 32))
 

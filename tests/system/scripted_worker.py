@@ -4,12 +4,13 @@ Started in the place of Python by the agent's own keeper. The folder `said` besi
 and `work`; an empty file means: end without a word.
 """
 
+import json
 import os
 import struct
 import sys
 from pathlib import Path
 
-_PREFIX = struct.Struct(">IQ")
+_PREFIX = struct.Struct(">I")
 
 
 def main() -> None:
@@ -26,9 +27,9 @@ def _question() -> bytes:
     prefix = sys.stdin.buffer.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size:
         return b""
-    header, payload = _PREFIX.unpack(prefix)
-    asked = sys.stdin.buffer.read(header)
-    sys.stdin.buffer.read(payload)
+    asked = sys.stdin.buffer.read(*_PREFIX.unpack(prefix))
+    for _name, size in json.loads(asked)["parts"]:
+        sys.stdin.buffer.read(size)
     return asked
 
 

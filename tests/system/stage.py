@@ -28,8 +28,9 @@ from flwr.proto.node_pb2 import Node
 
 from client.fleet import Fleet
 from common import flower, pki
-from common.records import TrainReply, reply_to_record, request_from_record
 from common.wire.channels import MAX_MESSAGE_BYTES
+from common.wire.messages import TrainReply
+from common.wire.records import reply_to_record, request_from_record
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import home as homes
 from server.home import Home
@@ -47,7 +48,8 @@ SERVER_APP = """
 import itertools
 from flwr.app import MessageType
 from flwr.serverapp import ServerApp
-from common.records import TrainRequest, request_to_record
+from common.wire.messages import TrainRequest
+from common.wire.records import request_to_record
 from common.wire.wake import strategy_wake
 from server.exchange import ask
 from server.home import open_home, read_nodes
@@ -65,12 +67,12 @@ def main(grid, context):
     here = lambda: {names[node]: node for node in grid.get_node_ids() if node in names}
     while not {"north", "south", "mallory"} <= set(here()): wake(0.1)
     nodes = here()
-    bait = request_to_record(TrainRequest("0" * 64, 1, b"bait"))
+    bait = request_to_record(TrainRequest("0" * 64, 1, {"weights": b"bait"}))
     grid.push_messages([grid.create_message(bait, MessageType.TRAIN, nodes["mallory"], "1", ttl=3600)])
     sites = Honest({name: nodes[name] for name in ("north", "south")})
     with (home.path / "rounds").open("a") as done:
         for number in itertools.count(1):
-            request = TrainRequest("0" * 64, number, bytes([number % 256]) * 100_000)
+            request = TrainRequest("0" * 64, number, {"weights": bytes([number % 256]) * 100_000})
             answers = list(ask(grid, sites, request, timeout_s=60, wait=wake))
             if all(answer.reply is not None and hasattr(answer.reply, "weights") for answer in answers):
                 print(number, file=done, flush=True)
@@ -96,7 +98,13 @@ class Hospital:
                     if (delivery := fleet.pull()) is not None:
                         message = fleet.fetch(*delivery, MAX_MESSAGE_BYTES)
                         request = request_from_record(message.content)
-                        reply = TrainReply(request.run_hash, request.round, request.weights, 3, {"train-loss": 1.0})
+                        reply = TrainReply(
+                            request.run_hash,
+                            request.round,
+                            {"weights": request.parts["weights"]},
+                            3,
+                            {"train-loss": 1.0},
+                        )
                         fleet.push(Message(reply_to_record(reply), reply_to=message))
                         self.replies.append(time.monotonic())
             except grpc.RpcError as error:

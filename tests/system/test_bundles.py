@@ -34,8 +34,8 @@ from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import MAX_BUNDLE_BYTES, build_bundle
 from common.network import build_model
-from common.records import Refusal, Reply, TrainReply, TrainRequest
 from common.wire import wardround_pb2
+from common.wire.messages import Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, OVERRIDE, Authority
 from tests.client.data.studies import ct_slices, save, segmentation
@@ -304,7 +304,7 @@ def _try(coordinator: Ear, authority: Authority, home: Path, bundle: bytes) -> t
     coordinator.offer(_proposal(authority, run_hash, bundle))
     _eventually(lambda: b"propos" in log.read_bytes()[start:])
     line = log.read_bytes()[start:].decode()
-    coordinator.ask_in(TrainRequest(run_hash, 1, b"no model"))
+    coordinator.ask_in(TrainRequest(run_hash, 1, {"weights": b"no model"}))
     return line, coordinator.replies.get(timeout=SOON_S)
 
 
@@ -325,11 +325,11 @@ def _approve_and_deceive(one: Scene, coordinator: Ear, authority: Authority, hom
         if name == "settings added":
             coordinator.run.override_config["run"].CopyFrom(OVERRIDE)
         coordinator.offer(_proposal(authority, run_hash, altered))
-        coordinator.ask_in(TrainRequest(run_hash, 1, weights), FLOWER_RUN + 1 + number)
+        coordinator.ask_in(TrainRequest(run_hash, 1, {"weights": weights}), FLOWER_RUN + 1 + number)
         one.after_approval[name] = coordinator.replies.get(timeout=SOON_S)
     coordinator.run.ClearField("override_config")
     coordinator.run.fab_hash = hashlib.sha256(HONEST).hexdigest()
-    coordinator.ask_in(TrainRequest(run_hash, 1, weights))
+    coordinator.ask_in(TrainRequest(run_hash, 1, {"weights": weights}))
     one.honest = coordinator.replies.get(timeout=SOON_S)
     one.kept_bundle = (home / "proposals" / run_hash / "bundle.fab").read_bytes()
     assert approvals.load(home, run_hash).bundle_sha256 == coordinator.run.fab_hash

@@ -7,6 +7,7 @@ tables, settings, exceptions and in whatever a worker may say.
 
 import base64
 import hashlib
+import json
 import logging
 import queue
 import socket
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from client import confine, pipe
 from client.agent import Agent
@@ -34,7 +35,7 @@ from common.config import METRICS, RunConfig, parse, sha256_of
 from common.errors import ErrorCode
 from common.flower import build_bundle
 from common.network import build_model
-from common.records import Request
+from common.wire.messages import Request
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, Authority
 from tests.system.breakages import Inline, frame, in_the_programs
@@ -81,8 +82,8 @@ SOON_S = 60.0
 HEAD = {"run-hash": str, "round": int, "kind": str}
 KINDS: dict[str, dict[str, type]] = {
     "refusal": HEAD | {"code": str},
-    "train": HEAD | {"patients": int},
-    "evaluate": HEAD | {"patients": int, "phase": str},
+    "train": HEAD | {"patients": int, "metrics": dict},
+    "evaluate": HEAD | {"patients": int, "phase": str, "metrics": dict},
 }
 
 
@@ -144,21 +145,20 @@ def test_refusal_is_the_request_and_a_code_of_the_closed_list(day: Day) -> None:
 
 def test_mishap_that_cannot_succeed_is_refused(day: Day) -> None:
     for one in day.outcomes:
-        kinds = [str(record["head"]["kind"]) for record in one.records]
+        kinds = [head_of(record)["kind"] for record in one.records]
         if not one.mishap.done:
             assert set(kinds) == {"refusal"}, one.mishap.name
-    assert {str(record["head"]["kind"]) for one in day.outcomes[:2] for record in one.records} == {"train", "evaluate"}
+    assert {head_of(record)["kind"] for one in day.outcomes[:2] for record in one.records} == {"train", "evaluate"}
 
 
 def test_numbers_that_leave_are_on_the_list(day: Day) -> None:
     allowed = {*METRICS, "steps", "seconds", "epsilon", "delta", "dice-lesion"}
     for one in day.outcomes:
         for record in one.records:
-            if (metrics := record.get("metrics")) is not None:
-                assert isinstance(metrics, MetricRecord)
-                assert set(metrics) <= allowed, one.mishap.name
-                assert all(isinstance(value, float) for value in metrics.values())
-            assert record["head"].get("patients", 0) in (0, 10), one.mishap.name
+            metrics = head_of(record).get("metrics", {})
+            assert set(metrics) <= allowed, one.mishap.name
+            assert all(isinstance(value, float) for value in metrics.values())
+            assert head_of(record).get("patients", 0) in (0, 10), one.mishap.name
 
 
 def test_hospital_itself_was_told_the_reasons(day: Day) -> None:
@@ -174,7 +174,7 @@ def test_pattern_survives_preprocessing_so_that_pixels_would_be_found(day: Day) 
 def test_agent_works_at_the_end_of_the_day(day: Day) -> None:
     assert day.alive
     assert day.outcomes[-1].mishap.name == "a round at the end"
-    assert day.outcomes[-1].records[0]["head"]["kind"] == "train"
+    assert head_of(day.outcomes[-1].records[0])["kind"] == "train"
 
 
 @pytest.mark.parametrize("name", list(IDENTIFIERS))
@@ -298,7 +298,7 @@ def _opened(home: Path, worker: Worker, ear: Ear, patch: pytest.MonkeyPatch) -> 
     frames = {}
     for part, answer in {"ready": Ready(confine.REMOVED), "describe": offer}.items():
         one = pipe.answer_to_frame(answer)
-        frames[part] = frame(one.header, one.payload)
+        frames[part] = frame(one.header)
         (said / part).write_bytes(frames[part])
     (said / "work").write_bytes(b"")
     (said / "log").write_text(TEXT)
@@ -368,10 +368,18 @@ def found_in_once(content: bytes) -> set[str]:
     return _found[content]
 
 
-def _checked_head(record: RecordDict, name: str) -> ConfigRecord:
-    """The head of a reply, if it holds what it may and no more."""
+def head_of(record: RecordDict) -> dict[str, Any]:
+    """What stands in the head of a reply."""
     head = record["head"]
-    assert isinstance(head, ConfigRecord), name
+    assert isinstance(head, ConfigRecord)
+    assert list(head) == ["json"]
+    values: dict[str, Any] = json.loads(head["json"])  # type: ignore[arg-type]  # bytes
+    return values
+
+
+def _checked_head(record: RecordDict, name: str) -> dict[str, Any]:
+    """The head of a reply, if it holds what it may and no more."""
+    head = head_of(record)
     wanted = KINDS[str(head["kind"])]
     assert {key: type(value) for key, value in head.items()} == wanted, name
     return head

@@ -37,8 +37,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import operators, pki
 from common.flower import pack_message
-from common.records import TrainReply, reply_to_record
 from common.wire import channels
+from common.wire.messages import TrainReply
+from common.wire.records import reply_to_record
 from common.wire.wardround_pb2 import (
     AnswerProposalRequest,
     CollectReply,
@@ -354,7 +355,8 @@ def reply_of(stage: Stage) -> Message:
         message_type=old.message_type,
     )
     return Message(
-        metadata=metadata, content=reply_to_record(TrainReply("0" * 64, 1, b"x" * 1000, 3, {"train-loss": 1.0}))
+        metadata=metadata,
+        content=reply_to_record(TrainReply("0" * 64, 1, {"weights": b"x" * 1000}, 3, {"train-loss": 1.0})),
     )
 
 

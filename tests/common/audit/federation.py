@@ -5,6 +5,7 @@
 
 import sqlite3
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -60,7 +61,8 @@ class Federation:
 
     def receipt(self, site, number, **changes):
         values = {
-            "run": RUN, "round_": number, "site": site, "received": b"model", "update": f"{site} {number}".encode(),
+            "run": RUN, "round_": number, "site": site, "received": sha256(b"model").hexdigest(),
+            "update": sha256(f"{site} {number}".encode()).hexdigest(), "size": 100,
             "policy": POLICY, "time": self.clock(), "patients": 35, "spent": ("0.25", "0.00001"),
         }  # fmt: skip
         return receipts.receipt_for(**(values | changes))
