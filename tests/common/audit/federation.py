@@ -62,7 +62,7 @@ class Federation:
     def receipt(self, site, number, **changes):
         values = {
             "run": RUN, "round_": number, "site": site, "received": sha256(b"model").hexdigest(),
-            "update": sha256(f"{site} {number}".encode()).hexdigest(), "size": 100,
+            "update": sha256(f"{site} {number}".encode()).hexdigest(), "size": len(f"{site} {number}"),
             "policy": POLICY, "time": self.clock(), "patients": 35, "spent": ("0.25", "0.00001"),
         }  # fmt: skip
         return receipts.receipt_for(**(values | changes))
