@@ -439,7 +439,7 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
     monkeypatch.setattr(witness.Witness, "exchange", counted)
     run_hash = stage.propose()
     stage.approve(run_hash)
-    stage.coordinator.ask(TrainRequest(run_hash, 1, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     with sqlite3.connect(stage.home / "audit.sqlite", isolation_level=None) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -451,7 +451,7 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
     assert told
     assert len(told) == len(set(told)), told  # each thread's sentence once
     assert "Traceback" not in caplog.text
-    stage.coordinator.ask(TrainRequest(run_hash, 2, WEIGHTS))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 
 
