@@ -29,7 +29,7 @@ from client.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME
 from client.keeper import Worker
 from client.key_cli import key_app
 from client.predict_cli import predict
-from client.shell import HOME, Home, NewHome
+from client.shell import HOME, Home, NewHome, typed
 from client.site import open_site
 from client.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_one, read_status
 from client.verdict import policy_verdict
@@ -93,7 +93,7 @@ def join(  # noqa: PLR0917 - one parameter an option
     if start_now:
         start(home)
     elif not data:
-        note(f"Next: wardround-client data add PATH, look at {home / POLICY_NAME}, then wardround-client start")
+        note(f"Next: {typed('data add PATH', home)}, look at {home / POLICY_NAME}, then {typed('start', home)}")
 
 
 @app.command()
@@ -278,12 +278,14 @@ def ledger(
     if release is not None:
         site.ledger.release(_one_run(release, {entry.run_hash for entry in entries}))
     reserved = {(one.cohort, one.run_hash): one.steps for one in site.ledger.reservations()} if exists else {}
+    names = {one.run_hash: one.run.name for one in approvals.load_all(home)}
     rounds = Counter((entry.cohort, entry.run_hash) for entry in entries)
     delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
     rows: list[tuple[object, ...]] = [
         (
             short_cohort(cohort),
             Digest(run_hash),
+            names.get(run_hash),
             count,
             site.ledger.spent(cohort, delta[cohort, run_hash], run_hash),
             delta[cohort, run_hash],
@@ -295,8 +297,8 @@ def ledger(
         least = min(entry.delta for entry in entries if entry.cohort == cohort)  # as the budget is measured
         total = sum(count for (name, _), count in rounds.items() if name == cohort)
         kept = sum(steps for (name, _), steps in reserved.items() if name == cohort)
-        rows.append((short_cohort(cohort), "all", total, site.ledger.spent(cohort, least), least, kept))
-    columns = ("cohort", "run", "charges", "epsilon", "delta", "reserved-steps")
+        rows.append((short_cohort(cohort), "all", None, total, site.ledger.spent(cohort, least), least, kept))
+    columns = ("cohort", "run", "name", "charges", "epsilon", "delta", "reserved-steps")
     show_table("Privacy ledger", columns, rows, as_json=as_json)
     note(
         f"Lifetime budgets: epsilon {site.policy.lifetime_epsilon:g} of those trained on (lifetime-epsilon in "

@@ -1,6 +1,7 @@
 """wardround-client data: the images a hospital offers; what is usable, and copies without names."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import typer
 
 from client import enrol, record
 from client.folder import CHECK_NAME, SITE_NAME
-from client.shell import HOME, FirstHome, Home, counted_progress, run_of, site_file
+from client.shell import HOME, FirstHome, Home, counted_progress, run_of, site_file, typed
 from client.site import open_site
 from client.sitefile import add_source, remove_source
 from client.sitekey import check_outside
@@ -98,8 +99,8 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(found.left_out.items()))
         raise DataError(
             f"no study was found in {path} ({left_out or 'it is empty'}). Expected DICOM series with DICOM SEG, or "
-            "NIfTI or pictures with their labels beside them (NAME_seg), in images/ and labels/, or named by --csv. "
-            "Nothing was added."
+            "NIfTI or pictures with their labels beside them (NAME_seg), in images/ and labels/, or named by --csv."
+            f"{_named_in_csv(path, csv)} Nothing was added."
         )
     readable = [reference for reference in found.references if reference.problem is None]
     patients = len({reference.patient for reference in readable})
@@ -108,6 +109,8 @@ def data_add(  # noqa: PLR0917 - one parameter an option
             f"Found: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. Nothing was added."
         )
         _tell(found)
+        if readable and not any(reference.labels for reference in readable):
+            note(f"None has a label.{_named_in_csv(path, csv)}")
         return
     if not (home / SITE_NAME).exists():
         enrol.prepare_home(home)
@@ -120,9 +123,10 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     )
     _tell(found)
     if not readable or any(reference.labels for reference in readable):
-        note("Next: wardround-client data check")
+        note(f"Next: {typed('data check', home)}")
     else:
-        note("None has a label yet. Whether the images can be read: wardround-client data check --without-labels")
+        note(f"None has a label yet.{_named_in_csv(path, csv)}")
+        note(f"Whether the images can be read: {typed('data check --without-labels', home)}")
 
 
 @data_app.command("remove")
@@ -316,6 +320,18 @@ def _tell(found: "Found") -> None:
     for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
         if counts:
             say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
+
+
+def _named_in_csv(folder: Path, given: str | None) -> str:
+    """The end of a sentence, where the folder has a table that may say which label is whose and nobody has named it."""
+    tables = sorted(path.name for path in folder.expanduser().glob("*.[cC][sS][vV]"))
+    if given is not None or not tables:
+        return ""
+    return (
+        f" {counted(len(tables), 'CSV table lies', 'CSV tables lie')} in the folder. If one says which mask belongs to "
+        f"which image: --csv {shlex.quote(tables[0])} --image-column COLUMN --mask-column COLUMN --patient-column "
+        "COLUMN."
+    )
 
 
 def _check_new(site: SiteConfig, source: SourceConfig, home: Path) -> None:

@@ -1,5 +1,7 @@
 """What the commands of wardround-client share: the home folder, a run by file or name, progress."""
 
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +16,14 @@ from common.config import RunConfig, load
 from common.errors import ConfigError
 
 HOME = Path("wardround-site")
+ENVIRONMENT = "WARDROUND_HOME"
+
+
+def typed(words: str, home: Path) -> str:
+    """A command as it can be pasted here: with --home where it would look in another folder."""
+    usual = Path(os.environ.get(ENVIRONMENT) or HOME)
+    elsewhere = "" if home.absolute() == usual.absolute() else f" --home {shlex.quote(str(home))}"
+    return f"wardround-client {words}{elsewhere}"
 
 
 def site_file(home: Path) -> Path:
@@ -45,7 +55,7 @@ def _existing_or_made(context: typer.Context, home: Path) -> Path:
 
 def _home(callback: Callable[[typer.Context, Path], Path] | None) -> Any:
     about = "The site's folder: settings, keys, ledger, logs."
-    return typer.Option("--home", envvar="WARDROUND_HOME", help=about, callback=callback)
+    return typer.Option("--home", envvar=ENVIRONMENT, help=about, callback=callback)
 
 
 # Of a site that is there; of one that may begin with this command; of one that this command makes.

@@ -13,6 +13,7 @@ inside their bodies, so that `--help` answers at once and Flower reads the envir
 
 import datetime
 import logging
+import math
 import os
 import re
 import sys
@@ -215,6 +216,8 @@ def _cell(value: object) -> str:  # noqa: PLR0911 - one a kind of value
             return "-"
         case bool():
             return "yes" if value else "no"
+        case float() if math.isnan(value):
+            return "-"
         case float():
             return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
         case Digest():

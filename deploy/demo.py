@@ -110,6 +110,7 @@ def _play(processes: Processes, out: Path, data: Path | None) -> None:
         print(f"{'':10}{site}: {found}")
 
     say("5/6  run: proposed by the coordinator, approved at each hospital by its hash")
+    print(f"{'':10}each command for a hospital in the next lines takes --home {shown(out)}/NAME here")
     folder = federate(processes, coordinator, stage.hospitals, stage.run, stage.run.stem)
 
     say("6/6  prediction: a study that no hospital has seen")

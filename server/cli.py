@@ -107,7 +107,7 @@ def init(
     if start_now:
         _start(created)
     else:
-        note("Next: wardround-server start")
+        note(f"Next: {homes.typed('start', created)}")
 
 
 @app.command()
@@ -143,7 +143,7 @@ def enrol(
         site = enrolment.redeem_file(opened, registry, request.read_bytes(), hand)
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
-    say(f"{site} asks to join. Compare the phrase (wardround-server requests), then approve --out FILE.")
+    say(f"{site} asks to join. Compare the phrase ({homes.typed('requests', opened)}), then approve --out FILE.")
 
 
 @app.command()
@@ -471,7 +471,7 @@ def _invite(
             path = out / path.name
             write_private(path, invitation.to_text().encode())
         say(path)
-    note("There: wardround-client join FILE. Then here: wardround-server requests")
+    note(f"There: wardround-client join FILE. Then here: {homes.typed('requests', home)}")
 
 
 def _start(home: Home) -> None:
@@ -508,13 +508,14 @@ def _initial_weights(config: RunConfig, model: Path | None, folder: Path) -> byt
 
 def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:
     if not watch:
-        note(f"Follow it with: wardround-server watch {proposal.run_hash[:8]}")
+        note(f"Follow it with: {homes.typed(f'watch {proposal.run_hash[:8]}', home)}")
         return
     from server.watch import watch as watch_run  # noqa: PLC0415 - loads torch
 
     ended = watch_run(home, registry, proposal.run_hash)
     if ended.state != "completed":
-        raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}: {ended.reason}")
+        why = f": {ended.reason}" if ended.reason else ""
+        raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")
     _show_scores(home, ended, as_json=False)
     say(f"Results: {home.run_folder(ended.run)}")
 

@@ -23,6 +23,7 @@ does not. A checkpoint put back whole as it was after an earlier round does open
 
 import json
 import os
+import shlex
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -195,6 +196,12 @@ class Home:
 def resolve(path: Path | None) -> Path:
     """The folder meant: the option, else the environment variable, else ./wardround-server."""
     return (path or Path(os.environ.get(ENVIRONMENT) or DEFAULT)).absolute()
+
+
+def typed(words: str, home: Home) -> str:
+    """A command as it can be pasted here: with --home where it would look in another folder."""
+    elsewhere = "" if resolve(None) == home.path.absolute() else f" --home {shlex.quote(str(home.path))}"
+    return f"wardround-server {words}{elsewhere}"
 
 
 def default_hosts() -> tuple[str, ...]:

@@ -123,7 +123,7 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
     hand = acting(opened, Registry(opened.registry), "root-rotate", by, key)
     passphrase = root_passphrase(opened)
     _carry_out(opened, hand, "root-rotate", lambda _act: rotate_root(opened, passphrase))
-    say("The next root is made. When every site knows it: wardround-server root finish")
+    say(f"The next root is made. When every site knows it: {homes.typed('root finish', opened)}")
 
 
 @root_app.command("finish")

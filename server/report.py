@@ -7,6 +7,7 @@ archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overla
 import base64
 import datetime
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def cell(value: object) -> str:
     """A value as people read it in a table."""
     match value:
         case None:
+            return "-"
+        case float() if math.isnan(value):
             return "-"
         case float() if value and abs(value) < 1e-3:
             return f"{value:.1e}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.cli import live_table, note
 from common.text import counted
-from server.home import Home
+from server.home import Home, typed
 from server.journal import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
 from server.proposals import Proposal
 from server.registry import Registry
@@ -32,7 +32,7 @@ def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
     printed = 0
     last_line = ""
     for proposal, events in _observe(home, registry, run_hash):
-        line = state_line(registry, proposal)
+        line = state_line(home, registry, proposal)
         if line != last_line:
             note(line)
             last_line = line
@@ -45,10 +45,10 @@ def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
     return proposal
 
 
-def state_line(registry: Registry, proposal: Proposal) -> str:
-    """Where the run stands, in one line."""
+def state_line(home: Home, registry: Registry, proposal: Proposal) -> str:
+    """Where the run stands, in one line. Why it has ended is for the caller to say, once."""
     if proposal.state != "proposed":
-        return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state} {proposal.reason}".rstrip()
+        return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state}"
     if len(proposal.approved) >= proposal.run.federation.quorum:
         return f"{proposal.name} {proposal.run_hash[:8]}: starting"
     silent = {site.name for site in registry.sites() if site.state == "active"} - proposal.approved - proposal.denied
@@ -56,8 +56,8 @@ def state_line(registry: Registry, proposal: Proposal) -> str:
     return (
         f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "
         f"approvals{denied}; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "
-        f"(there: wardround-client approve {proposal.run_hash[:8]}; to withdraw it: wardround-server stop "
-        f"{proposal.run_hash[:8]})"
+        f"(there: wardround-client approve {proposal.run_hash[:8]}; to withdraw it: "
+        f"{typed(f'stop {proposal.run_hash[:8]}', home)})"
     )
 
 
@@ -74,8 +74,6 @@ def event_line(event: Event) -> str:
             )
         case "evaluate" if event["site"] == OVERALL:
             return f"round {event['round']}: {event['phase']} dice {_number(_dice([event]))} (mean of sites)"
-        case "run-failed":
-            return f"failed: {event['reason']}"
         case _:
             return ""
 
@@ -85,7 +83,7 @@ def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
         for proposal, events in _observe(home, registry, run_hash):
             finished = _latest(events, "round", "round") or 0
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
-            show(state_line(registry, proposal), title, _COLUMNS, _by_site(events))
+            show(state_line(home, registry, proposal), title, _COLUMNS, _by_site(events))
     return proposal
 
 

@@ -42,7 +42,8 @@ FORMS: dict[str, Form] = {
     "wardround-client policy check": {"run": (VERDICT, None), "policy": {str: (str, *NUMBER, bool, None, [str])}},
     "wardround-client ledger": [
         {
-            "cohort": str, "run": str, "charges": int, "epsilon": NUMBER, "delta": NUMBER, "reserved-steps": int,
+            "cohort": str, "run": str, "name": TEXT, "charges": int, "epsilon": NUMBER, "delta": NUMBER,
+            "reserved-steps": int,
         }
     ],
     "wardround-client data list": [{"source": int, "path": str, "kind": str, "csv": TEXT, "labels-mapped": {str: str}}],

@@ -67,7 +67,7 @@ def page(checkup: Checkup) -> str:
         version=version("wardround"),
         tiles=[
             ("usable studies", found["usable"], "good"),
-            ("quarantined", found["quarantined"], "bad" if found["quarantined"] else ""),
+            ("set aside", found["quarantined"], "bad" if found["quarantined"] else ""),
             ("ignored", found["ignored"], ""),
             ("patients", found["patients"], ""),
         ],

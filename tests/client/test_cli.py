@@ -383,6 +383,21 @@ def test_ledger_shows_what_was_charged(home: Path) -> None:
     assert run["reserved-steps"] == total["reserved-steps"] == 0
 
 
+def test_ledger_names_a_run_that_was_proposed_here_and_has_a_dash_for_one_that_was_not(home: Path) -> None:
+    run = parse(RunConfig, RUN_TOML)
+    propose(home)
+    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 90.0}
+    for run_hash in (sha256_of(run), "ab" * 32):
+        open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost)
+    rows = json.loads(succeed(home, "ledger", "--json"))
+    assert [(row["run"], row["name"]) for row in rows] == [
+        (sha256_of(run), run.name), ("ab" * 32, None), ("all", None)
+    ]  # fmt: skip
+    shown = succeed(home, "ledger")
+    assert run.name in shown
+    assert "None" not in shown
+
+
 def test_ledger_tells_the_budgets_of_those_trained_on_and_held_out_apart(home: Path) -> None:
     cost = {"noise_multiplier": 2.0, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 10.0}
     cohort = "0123456789abcdef"

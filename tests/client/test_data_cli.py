@@ -91,6 +91,44 @@ def test_two_commands_lead_a_newcomer_from_a_folder_to_an_answer(
         assert "DOE" not in report.read_text()
 
 
+def test_table_beside_pictures_without_labels_is_pointed_out_and_no_more_once_it_is_named(
+    home: Path, tmp_path: Path, pictures: Path
+) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    rows = ["id,image,mask"]
+    for number, image in enumerate(sorted(pictures.rglob("*.png"))):
+        (loose / f"{number}.png").write_bytes(image.read_bytes())
+        rows.append(f"p{number},{number}.png,{number}.png")
+    hint = "--csv labels.csv"
+    assert hint not in succeed(home, "add", str(loose), "--dry-run").stderr
+    (loose / "labels.csv").write_text("\n".join(rows))
+    for more in (["--dry-run"], []):
+        said = succeed(home, "add", str(loose), *more).stderr
+        assert hint in said
+        assert "1 CSV table lies in the folder" in said
+    empty = tmp_path / "empty-but-for-a-table"
+    empty.mkdir()
+    (empty / "labels.csv").write_text("id,image,mask\n")
+    assert hint in call(home, "add", str(empty)).stderr
+    assert hint not in succeed(home, "add", str(pictures)).stderr
+
+
+def test_next_command_can_be_pasted_where_the_folder_is_another_than_the_usual(home: Path, folder: Path) -> None:
+    done = CliRunner().invoke(app, ["data", "add", str(folder), "--home", str(home)], env={"WARDROUND_HOME": None})
+    assert f"Next: wardround-client data check --home {home}\n" in done.stderr
+    with_variable = succeed(home, "add", str(folder / "DOE-1")).stderr
+    assert "Next: wardround-client data check\n" in with_variable
+
+
+def test_report_calls_what_was_set_aside_so_as_the_tables_do(home: Path, folder: Path) -> None:
+    succeed(home, "add", str(folder))
+    succeed(home, "check")
+    page = (home / "check" / "report.html").read_text()
+    assert "set aside" in page
+    assert "quarantined" not in page
+
+
 def test_check_prints_what_is_usable_what_is_not_and_why(home: Path, folder: Path) -> None:
     added = succeed(home, "add", str(folder)).stdout
     assert "4 studies of 4 patients" in added

@@ -23,7 +23,8 @@ def app() -> typer.Typer:
 
     @made.command()
     def table(as_json: JsonFlag = False) -> None:
-        show_table("Title", ["name", "value"], [["a", 0.5], ["b", None], ["c", 2e-5]], as_json=as_json)
+        rows = [["a", 0.5], ["b", None], ["c", 2e-5], ["d", float("nan")]]
+        show_table("Title", ["name", "value"], rows, as_json=as_json)
 
     @made.command()
     def work() -> None:
@@ -86,7 +87,8 @@ def test_wrong_usage_is_exit_code_2(app: typer.Typer) -> None:
 
 def test_table_for_programs_keeps_values(app: typer.Typer) -> None:
     rows = json.loads(call(app, "table", "--json").stdout)
-    assert rows == [{"name": "a", "value": 0.5}, {"name": "b", "value": None}, {"name": "c", "value": 2e-5}]
+    values = {"a": 0.5, "b": None, "c": 2e-5, "d": None}
+    assert rows == [{"name": name, "value": value} for name, value in values.items()]
 
 
 def test_table_for_people_rounds_but_never_to_nothing(app: typer.Typer) -> None:
@@ -94,6 +96,7 @@ def test_table_for_people_rounds_but_never_to_nothing(app: typer.Typer) -> None:
     assert "0.500" in text
     assert "2.0e-05" in text
     assert "None" not in text
+    assert "nan" not in text
 
 
 def test_progress_is_plain_lines_away_from_a_terminal_and_ends_with_the_last(app: typer.Typer) -> None:

@@ -19,6 +19,7 @@ from common.invitation import Invitation
 from server import launcher
 from server.cli import app
 from server.home import ENVIRONMENT, KEY_PASSPHRASE, open_home
+from server.journal import open_journal
 from server.registry import Registry
 from server.root import server_credentials
 from server.watch import event_line, state_line
@@ -247,6 +248,32 @@ def test_watching_a_failed_run_gives_its_reason_and_exit_code_1(home, registry, 
     assert "failed: no quorum" in fails("run", str(document), "--watch")
 
 
+def test_reason_of_a_failed_run_is_told_once_to_who_watches_it(home, registry, running, document):
+    invoke("run", str(document))
+    open_journal(home.run_folder(RUN), last_round=0).record("run-failed", {"reason": "no quorum"})
+    registry.close(HASH, "failed", "no quorum")
+    assert fails("watch", "lesions").count("no quorum") == 1
+
+
+def test_next_command_can_be_pasted_where_the_home_is_another_folder_than_the_usual(tmp_path, registry, document):
+    ports = [
+        f"--{name}-port={port}" for name, port in zip(("gateway", "enrolment", "superlink"), free_ports(3), strict=True)
+    ]
+    other = tmp_path / "some where"
+    assert f"Next: wardround-server start --home '{other}'" in invoke("init", "--home", str(other), *ports).stderr
+    usual = invoke("init", "--home", "fresh/wardround-server", *ports)
+    assert "--home" in usual.stderr
+    invited = invoke("invite", "north", "--home", str(other)).stderr
+    assert f"wardround-server requests --home '{other}'" in invited
+    made = open_home(other)
+    seen = Registry(made.registry)
+    seen.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    assert f"wardround-server stop {HASH[:8]} --home '{other}'" in state_line(made, seen, seen.proposal(HASH))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENVIRONMENT, str(other))
+        assert state_line(made, seen, seen.proposal(HASH)).endswith(f"wardround-server stop {HASH[:8]})")
+
+
 def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_was_issued(home, registry, running, document):
     result = invoke("run", str(document))
     issued = home.run_folder(RUN) / "run.json"
@@ -380,7 +407,7 @@ def test_the_waiting_line_names_the_silent_sites_and_what_to_type(home, registry
         enrol(home, registry, name)
     registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
     registry.answer(HASH, "a", approved=True)
-    line = state_line(registry, registry.proposal(HASH))
+    line = state_line(home, registry, registry.proposal(HASH))
     assert "1 of 2 approvals; waiting for b" in line
     assert f"wardround-client approve {HASH[:8]}" in line
 
