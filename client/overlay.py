@@ -7,13 +7,17 @@ of neighbouring slices with a class. Nothing is written on it but class names, s
 
 import io
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from client.data.drawing import COLOURS, colour_places, contours, upside_down, windowed
+from client.data.drawing import COLOURS, contours, upside_down, windowed
 from client.data.study import Study
+
+# Labels (Y, X), and the colours of 1, 2, ..., again from the first when there are more labels.
+Layer: TypeAlias = tuple[NDArray[np.uint8], Sequence[tuple[int, int, int]]]
 
 # A small image is enlarged until its longer side has about this many pixels.
 PANEL_PIXELS = 512
@@ -51,8 +55,8 @@ def draw_overlay(
     else:
         planes, titles = [(study.image, labels)], [""]
     spacing = study.spacing_mm[-2:] if study.spacing_mm else (1.0, 1.0)
-    size = _display_size(labels.shape[-2:], spacing)
-    panels = [_panel(image, label, window, size) for image, label in planes]
+    size = display_size(labels.shape[-2:], spacing)
+    panels = [panel(image, [(label, COLOURS)], window, size) for image, label in planes]
     pixel_mm = labels.shape[-1] * spacing[1] / size[0] if study.spacing_mm and min(spacing) > 0 else None
     return png(_with_captions(panels, titles, classes, pixel_mm))
 
@@ -83,7 +87,7 @@ def _in_image(axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis + 1 for axis in axes)
 
 
-def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int]:
+def display_size(shape: Sequence[int], spacing: Sequence[float] = (1.0, 1.0)) -> tuple[int, int]:
     """Width and height in pixels for an image of rows x columns, square pixels, large enough to look at."""
     # Some scanners write a spacing of zero.
     finest = min(spacing)
@@ -93,16 +97,25 @@ def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, 
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def _panel(
-    image: NDArray[np.float32], labels: NDArray[np.uint8], window: tuple[float, float] | None, size: tuple[int, int]
+def panel(
+    image: NDArray[np.float32], layers: Sequence[Layer], window: tuple[float, float] | None, size: tuple[int, int]
 ) -> Image.Image:
+    """One slice with the contours of what is labelled on it.
+
+    Args:
+        image: (C, Y, X), C is 1 or 3.
+        layers: a later one is drawn over an earlier one.
+        window: intensities shown black and white; None for the slice's own percentiles.
+        size: width and height in pixels, see `display_size`.
+    """
     low, high = window or np.percentile(image, _PERCENTILES)
     grey = (windowed(image, low, high) * 255).astype(np.uint8)
-    picture = Image.fromarray(np.broadcast_to(grey, (3, *labels.shape)).transpose(1, 2, 0).copy())
+    picture = Image.fromarray(np.broadcast_to(grey, (3, *image.shape[1:])).transpose(1, 2, 0).copy())
     canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).copy()
-    drawn = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    border = contours(drawn)
-    canvas[border] = np.array(COLOURS, np.uint8)[colour_places(drawn[border])]
+    for labels, colours in layers:
+        drawn = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+        border = contours(drawn)
+        canvas[border] = np.array(colours, np.uint8)[(drawn[border].astype(np.intp) - 1) % len(colours)]
     return Image.fromarray(canvas)
 
 
@@ -160,4 +173,4 @@ def _scale(
     draw.text((end + _MARGIN, y - _TEXT_PIXELS // 2 - 2), f"{length_mm:g} mm", _WHITE, font)
 
 
-__all__ = ["MOST_PANELS", "draw_overlay", "png"]
+__all__ = ["MOST_PANELS", "Layer", "display_size", "draw_overlay", "panel", "png"]

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from client.data.cohort import Case
+from client.overlay import display_size, panel
 from client.site import Site
 from common.checkpoint import load_model
 from common.config import RunConfig
@@ -21,7 +20,6 @@ from common.network import build_model
 
 LABEL_COLOUR = (0, 158, 115)  # green
 MODEL_COLOUR = (213, 60, 40)  # red
-EDGE = 360  # pixels of a picture's shorter edge
 
 
 def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> list[Path]:
@@ -55,15 +53,9 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
 
 def _draw(model: nn.Module, case: Case, run: RunConfig, index: int) -> Image.Image:
     image, label, predicted = _plane(model, case, run, index)
-    low, high = image.quantile(0.01), image.quantile(0.99)
-    grey = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    scale = max(1.0, EDGE / min(image.shape[1:]))
-    size = [round(edge * scale) for edge in image.shape[1:]]
-    large = functional.interpolate(grey[None], size, mode="bilinear")[0].expand(3, -1, -1)
-    pixels = (large.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-    for mask, colour in ((label, LABEL_COLOUR), (predicted, MODEL_COLOUR)):
-        pixels[_contour(functional.interpolate(mask[None, None].float(), size)[0, 0] > 0)] = colour
-    return Image.fromarray(pixels)
+    pairs = ((label, LABEL_COLOUR), (predicted, MODEL_COLOUR))
+    layers = [(mask.numpy().astype(np.uint8), (colour,)) for mask, colour in pairs]
+    return panel(image.numpy(), layers, None, display_size(label.shape))
 
 
 def _plane(model: nn.Module, case: Case, run: RunConfig, index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,13 +70,6 @@ def _plane(model: nn.Module, case: Case, run: RunConfig, index: int) -> tuple[Te
     best = int(labels.flatten(1).count_nonzero(1).argmax())
     predicted = predict_stack(model, case.images, run, "cpu")[0, best] == index
     return case.images[0, :, best], labels[best], predicted
-
-
-def _contour(mask: Tensor) -> npt.NDArray[np.bool_]:
-    """The mask's border, two pixels wide, inside it."""
-    inside = -functional.max_pool2d(-mask[None].float(), 5, stride=1, padding=2)[0] > 0
-    border: npt.NDArray[np.bool_] = (mask & ~inside).numpy()
-    return border
 
 
 __all__ = ["draw_overlays"]
