@@ -181,7 +181,7 @@ def _noised(
     # Of all who have come so far with this round and phase, one draws noise.
     site.ledger.begin(held_out, request.run_hash, request.round, request.phase)
     spent = site.ledger.spent(held_out, cost.delta, request.run_hash)
-    return {**noised_scores(rows, run.data.classes, cost), SCORES_EPSILON: spent, SCORES_DELTA: cost.delta}
+    return {**noised_scores(rows, run.task, run.data.classes, cost), SCORES_EPSILON: spent, SCORES_DELTA: cost.delta}
 
 
 def _check_held_out(patients: int, site: Site) -> None:

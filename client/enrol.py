@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki, rotation
+from common.config import METRICS
 from common.errors import ConfigError, EnrolmentError
 from common.files import move, write_atomically, write_private
 from common.invitation import Invitation
@@ -84,14 +85,14 @@ max-clipping = 100.0
 max-delta = 0.02
 
 # Scores that may leave, as means over our held-out patients. Losses never do under differential privacy.
-metrics = ["dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall", "train-loss"]
-scores = "noised"             # of a run with privacy: "none", "noised" (Dice alone) or "exact"
+metrics = METRICS
+scores = "noised"             # of a run with privacy: "none", "noised" (the headline score alone) or "exact"
 run-scores-epsilon = 1.0      # what noised scores of one run may cost a held-out patient
 lifetime-scores-epsilon = 10.0    # and those of all runs, ever
 min-held-out = 10             # fewer held-out patients leave no score
 max-evaluations-per-day = 100
 evaluations = "bound"         # one model a round, once; "free" is for generated or public images only
-""".replace("NETWORK", next(iter(NETWORK_CHOICE.by_name)))
+""".replace("NETWORK", NETWORK_CHOICE.first).replace("METRICS", json.dumps(METRICS))
 
 
 @dataclass(frozen=True)

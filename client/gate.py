@@ -23,7 +23,7 @@ from safetensors.numpy import load, save
 
 from client.offer import Shapes
 from common.audit.entries import bucketed
-from common.config import METRICS, RunConfig, Scores
+from common.config import METRICS, TRAIN_LOSS, RunConfig, Scores
 from common.errors import ErrorCode, UpdateError
 from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
 from common.wire.messages import (
@@ -125,16 +125,19 @@ def train_metrics(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset
     Under differential privacy neither the loss, which no noise covers, nor the time, which tells how many patients
     were drawn.
     """
-    return _ABOUT_THE_ROUND if run.privacy else _ABOUT_THE_ROUND | {"seconds"} | ({"train-loss"} & set(allowed))
+    return _ABOUT_THE_ROUND if run.privacy else _ABOUT_THE_ROUND | {"seconds"} | ({TRAIN_LOSS} & set(allowed))
 
 
 def score_names(run: RunConfig, allowed: Sequence[str] = METRICS, scores: Scores = "noised") -> frozenset[str]:
-    """Names of the scalars that leave with an evaluation; noised ones are Dice alone, with their noise."""
-    names = set() if scores == "none" else set(allowed) - {"train-loss"}
-    dice = {"dice", *(f"dice-{label}" for label in run.data.classes)} if "dice" in names else set()
+    """Names of the scalars that leave with an evaluation; noised ones are the headline's alone, with their noise."""
+    task = run.task
+    names = set() if scores == "none" else set(allowed) & set(task.SCORES)
+    by_class = (
+        {task.of_class(label) for label in run.data.classes} if task.BY_CLASS and task.headline in names else set()
+    )
     if _scores_are_noised(run, scores):
-        return frozenset({*dice, *NOISE_NAMES} if dice else ())
-    return frozenset(names | dice)
+        return frozenset({task.headline, *by_class, *NOISE_NAMES} if by_class else ())
+    return frozenset(names | by_class)
 
 
 def after_charge(code: ErrorCode, run: RunConfig) -> ErrorCode:

@@ -216,6 +216,10 @@ def load_segmenter(path: Path, device: str | torch.device) -> Segmenter:
         ConfigError: it cannot be loaded, or there is no such device.
     """
     run, state, manifest = load_model(path)
+    if not run.task.DRAWS:
+        raise ConfigError(
+            f"the model answers {run.task.kind}, which draws nothing into an image. Predict with one that segments."
+        )
     chosen = _device(device)
     network = build_model(run)
     try:

@@ -28,18 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
-from common.config import PrivacyConfig, RunConfig, sha256_of
+from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig, sha256_of
 from common.crypto.derivation import derived
 from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
-from common.losses import dice_ce
-from common.metrics import confusion, site_scores
 from common.network import freeze
 from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.gradients import Patient
 from common.privacy.guarantee import plan
 from common.schedule import learning_rate
+from common.tasks import Task
 from common.transforms import Stack, sample_crops
 from common.wire.messages import Phase
 
@@ -91,7 +90,7 @@ def train_round(
         seed = _seed(run, site, round_)
         crops = _Crops(patients, run, device)
         with _reproducible(run, seed):
-            loss = {"train-loss": _train(network, crops, torch.Generator().manual_seed(seed), round_)}
+            loss = {TRAIN_LOSS: _train(network, crops, torch.Generator().manual_seed(seed), round_)}
         if not _is_finite(model):
             raise _not_finite("a weight")
     else:
@@ -127,7 +126,7 @@ def evaluate(
         run: names the classes.
         phase: whose patients.
         device: where to compute.
-        every_class: also score a class that none of the patients has; see `common.metrics.site_scores`.
+        every_class: also score a class that none of the patients has; see `common.tasks`.
 
     Returns:
         The number of patients, and their mean scores; (0, {}) where the split has no patient.
@@ -137,7 +136,7 @@ def evaluate(
         torch.stack([_counts(model, case, run, device) for case in cohort.cases_of(patient)]).sum(dim=0)
         for patient in patients
     ]
-    return len(patients), site_scores(counts, run.data.classes, every_class=every_class)
+    return len(patients), run.task.scores(counts, run.data.classes, every_class=every_class)
 
 
 class _Network(nn.Module):
@@ -149,10 +148,21 @@ class _Network(nn.Module):
         self.precision = precision(run, device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, *patch) to logits (N, 1 + K, *patch)."""
+        """(N, C, *patch) to the task's outputs (N, outputs, *patch)."""
         with self.precision:
-            logits: Tensor = self.model(images)
-        return logits
+            outputs: Tensor = self.model(images)
+        return outputs
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """The task's loss; equal for equal tasks, so that how its gradients are computed is chosen once."""
+
+    task: Task
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """See `Task.loss`."""
+        return self.task.loss(outputs, labels)
 
 
 @dataclass(frozen=True)
@@ -200,12 +210,12 @@ class _Streams:
 def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: int) -> float:
     """Plain steps; returns the mean loss."""
     run = crops.run
-    optimizer = _optimizer(model, run)
+    optimizer, loss_of = _optimizer(model, run), _Loss(run.task)
     total = 0.0
     for step in range(run.training.local_steps):
         _set_rate(optimizer, run, round_, step)
         images, labels = crops.batch(generator)
-        loss = dice_ce(model(images), labels)
+        loss = loss_of(model(images), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite("the loss")
@@ -233,11 +243,12 @@ def _train_privately(
     if privacy.adaptive_clipping is not None:
         adapt_clipping(optimizer, privacy.adaptive_clipping, expected_patients=budget.expected_in_training)
     # Before anybody is sampled: what is refused, and how gradients are computed, depends on nobody.
-    way = choose(model, dice_ce, _nobody(crops, privacy), budget.expected_patients)
+    loss = _Loss(run.task)
+    way = choose(model, loss, _nobody(crops, privacy), budget.expected_patients)
     for step in range(budget.steps_per_round):
         _set_rate(inner, run, streams.round, step)
         chosen = [names[index] for index in sample_patients(len(names), budget.sampling_rate)]
-        private_step(model, optimizer, _read(chosen, crops, streams, step), dice_ce, plan=way)
+        private_step(model, optimizer, _read(chosen, crops, streams, step), loss, plan=way)
 
 
 def _read(chosen: Iterable[str], crops: _Crops, streams: _Streams, step: int) -> Iterator[Patient]:
@@ -262,9 +273,8 @@ def _nobody(crops: _Crops, privacy: PrivacyConfig) -> Patient:
 
 
 def _counts(model: nn.Module, case: Case, run: RunConfig, device: torch.device | str) -> Tensor:
-    """(K+1, K+1) confusion matrix of one case, over all its slices."""
-    labels = predict_stack(model, case.images, run, device)
-    return confusion(labels, case.labels, len(run.data.classes))
+    """The task's counts of one case, over all its slices."""
+    return run.task.count(predict_stack(model, case.images, run, device), case.labels, len(run.data.classes))
 
 
 def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:

@@ -26,6 +26,11 @@ class OneOf:
         """The kinds by their names."""
         return {str(member.model_fields[self.key].default): member for member in self.members}
 
+    @property
+    def first(self) -> str:
+        """The name of the kind that a table without the key is."""
+        return next(iter(self.by_name))
+
     def default(self) -> Any:
         """The first kind, with its own defaults."""
         return self.members[0]()
@@ -36,10 +41,9 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, discriminator=self._name_of)
 
     def _name_of(self, value: Any) -> str:
-        default = next(iter(self.by_name))
         if isinstance(value, BaseModel):
-            return str(getattr(value, self.key, default))
-        return str(value.get(self.key, default)) if isinstance(value, dict) else default
+            return str(getattr(value, self.key, self.first))
+        return str(value.get(self.key, self.first)) if isinstance(value, dict) else self.first
 
 
 def choice_of(annotation: Any, metadata: Sequence[Any] = ()) -> OneOf | None:

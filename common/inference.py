@@ -1,6 +1,6 @@
-"""From an image to labels, whatever its size.
+"""From an image to what the task says of it, whatever its size.
 
-Convention: images are (C, *spatial) as preprocessed for the run, labels 0..K on the same grid. An image is zero-padded
+Convention: images are (C, *spatial) as preprocessed for the run. An image is zero-padded
 evenly to at least the training patch and to multiples of the network's stride, and cropped back. What is then no larger
 than `_WHOLE` patches goes through the network at once; anything larger in overlapping patches with Gaussian weights
 (MONAI's sliding window, after Isensee et al., Nature Methods 2021). Normalisation sees the statistics it was trained on
@@ -25,7 +25,7 @@ _WINDOWS = 4  # patches per forward pass of the sliding window
 
 
 def predict(model: nn.Module, image: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
-    """Label one image.
+    """Answer one image; see `predict_stack`.
 
     Args:
         model: The run's network with its weights; left in evaluation mode on `device`.
@@ -34,13 +34,13 @@ def predict(model: nn.Module, image: Tensor, run: RunConfig, device: torch.devic
         device: Where to compute.
 
     Returns:
-        (*spatial) int64 labels on the CPU.
+        What the run's task says of it, on the CPU; of a segmentation labels (*spatial) int64.
     """
     return predict_stack(model, image.unsqueeze(0), run, device)[0]
 
 
 def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
-    """Label each item of a stack on its own, several at a time.
+    """Answer each item of a stack on its own, several at a time.
 
     Args:
         model: As for `predict`.
@@ -49,13 +49,12 @@ def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torc
         device: Where to compute.
 
     Returns:
-        (S, *spatial) int64 labels on the CPU.
+        (S, ...) what the run's task says of each, on the CPU; of a segmentation labels (S, *spatial) int64.
     """
     model.to(device).eval()
     count = max(1, _BATCH_VOXELS // math.prod(images.shape[2:]))
     parts = torch.split(images, count)
-    # max().indices and not argmax: along this axis torch's argmax is 15 times slower on a CPU.
-    return torch.cat([_logits(model, part, run, device).max(1).indices.cpu() for part in parts])
+    return torch.cat([run.task.answer(_logits(model, part, run, device)).cpu() for part in parts])
 
 
 def predict_probabilities(model: nn.Module, image: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
@@ -77,7 +76,7 @@ def precision(run: RunConfig, device: torch.device | str) -> torch.autocast:
 
 @torch.inference_mode()
 def _logits(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
-    """(S, C, *spatial) to (S, 1 + K, *spatial) float32."""
+    """(S, C, *spatial) to (S, outputs, *spatial) float32."""
     patch, spatial = run.training.patch_size, images.shape[2:]
     stride = run.model.stride
     lacking = [max(edge, math.ceil(size / stride) * stride) - size for edge, size in zip(patch, spatial, strict=True)]

@@ -26,7 +26,7 @@ def build_model(run: RunConfig) -> nn.Module:
         raise ConfigError(problem)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
-        network = run.model.build(run.data.channels, 1 + len(run.data.classes))
+        network = run.model.build(run.data.channels, run.task.outputs(len(run.data.classes)))
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.PReLU):

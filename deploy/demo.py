@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from common.tasks import task_of
 from deploy.federation import BIN, CLIENT, SERVER, Hospital, enrol, federate, start_agents, start_coordinator
 from deploy.processes import ROOT, Processes, StepError, StoppedError, shown
 
@@ -195,18 +196,22 @@ def _show_results(folder: Path, seconds: float) -> None:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     scored = [event for event in events if event["event"] == "evaluate" and event["phase"] == "validation"]
     rounds = sorted({event["round"] for event in scored})
-    dice = {(event["site"], event["round"]): event.get("dice") for event in scored}
+    headline = task_of(summary["settings"]).headline
+    found = {(event["site"], event["round"]): event.get(headline) for event in scored}
     test, stated = summary["scores"]["test"], summary["guarantee"]["sites"]
 
-    table = Table(title=f"\n{summary['name']}: Dice of the shared model, by hospital and round", title_justify="left")
+    table = Table(
+        title=f"\n{summary['name']}: {headline.capitalize()} of the shared model, by hospital and round",
+        title_justify="left",
+    )
     table.add_column("hospital")
     for heading in [*(f"round {number}" for number in rounds), "test", "epsilon", "delta"]:
         table.add_column(heading, justify="right")
     for site in sorted(test["sites"]):
-        scores = [dice.get((site, number)) for number in rounds] + [test["sites"][site].get("dice")]
+        scores = [found.get((site, number)) for number in rounds] + [test["sites"][site].get(headline)]
         spent = stated[site]
         table.add_row(site, *map(_number, scores), f"{spent['epsilon']:.2f}", f"{spent['delta']:.1e}")
-    means = [dice.get(("overall", number)) for number in rounds] + [test["mean-of-sites"].get("dice")]
+    means = [found.get(("overall", number)) for number in rounds] + [test["mean-of-sites"].get(headline)]
     table.add_row("mean", *map(_number, means), style="bold")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(

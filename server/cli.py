@@ -336,11 +336,13 @@ def runs(
     for one in registry.proposals():
         done = progress_of(opened.run_folder(one.run), one)
         left = done.seconds_left
-        shown = (f"{done.round} of {done.rounds}", done.dice, None if left is None else duration(left))
-        how_far = (done.round, done.rounds, done.dice, left) if json else shown
+        shown = (f"{done.round} of {done.rounds}", done.scored, None if left is None else duration(left))
+        how_far = (done.round, done.rounds, done.headline, done.score, left) if json else shown
         answers = (sorted(one.approved), sorted(one.denied), one.reason or None)
         rows.append((one.name, Digest(one.run_hash), one.state, *how_far, *answers))
-    how_far_columns = ("round", "rounds", "dice", "seconds-left") if json else ("round", "dice", "time left")
+    how_far_columns = (
+        ("round", "rounds", "headline", "score", "seconds-left") if json else ("round", "score", "time left")
+    )
     show_table("Runs", ("run", "hash", "state", *how_far_columns, "approved", "denied", "reason"), rows, as_json=json)
 
 
@@ -549,7 +551,7 @@ def _model_files(home: Home, proposal: Proposal, round_: int | None) -> dict[str
 
 
 def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
-    summary = summary_of(home.run_folder(proposal.run), proposal)
+    summary, headline = summary_of(home.run_folder(proposal.run), proposal), proposal.run.task.headline
     scores = summary.get("scores", {})
     test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
     privacy = (summary.get("guarantee") or {}).get("sites", {})
@@ -558,7 +560,7 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     rows = [
         (
             name,
-            of.get(name, {}).get("dice"),
+            of.get(name, {}).get(headline),
             of.get(name, {}).get("score-noise"),  # standard deviation of what the site added; none where it is exact
             privacy.get(name, {}).get("epsilon"),
             privacy.get(name, {}).get("delta"),
@@ -566,7 +568,7 @@ def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
         for name in names
     ]
     title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
-    show_table(title, ("site", "dice", "score-noise", "epsilon", "delta"), rows, as_json=as_json)
+    show_table(title, ("site", headline, "score-noise", "epsilon", "delta"), rows, as_json=as_json)
     if scores and not test["sites"]:
         note(
             "No hospital gave a score: a split of fewer patients than its policy's min-held-out leaves none. "

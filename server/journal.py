@@ -8,9 +8,9 @@ that was killed and resumed tells the same story as one that was not. Events, ea
     round         round, sites, refused {site: code}, missing, why-missing {site: away ...}, seconds, bytes-down,
                   bytes-up, model-sha256,
                   capped: sites that weighed less than their count of patients says (server/aggregation.py)
-    evaluate      round, phase, site, patients, dice ...
-                  scores that a site has noised: also score-noise, class-score-noise (standard deviations, of dice and
-                  of each dice-CLASS), scores-epsilon, scores-delta
+    evaluate      round, phase, site, patients, and the scores of the run's task (common/tasks)
+                  scores that a site has noised: also score-noise, class-score-noise (standard deviations, of the
+                  headline score and of each class's), scores-epsilon, scores-delta
                   site "overall": the mean of the sites' scores, with its noise; under "mean-of-patients" the mean
                   weighted by patients, where the sites gave counts; refused, missing, seconds, bytes-down
     run-finished  seconds, model-sha256
@@ -31,13 +31,13 @@ from common.errors import ConfigError
 from common.files import append, write_atomically
 from common.privacy.guarantee import UNIT, guarantee, why_void
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
+from common.tasks import Task
 
 JOURNAL_NAME = "metrics.jsonl"
 # Before the run's start: the weights that [initial] names.
 INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
-_BY_CLASS = "dice-"
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
@@ -163,7 +163,7 @@ def summary_as_dict(summary: Summary) -> dict[str, Any]:
     return {name.replace("_", "-"): value for name, value in vars(summary).items()}
 
 
-def mean_of_sites(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def mean_of_sites(scores: Mapping[str, Mapping[str, float]], task: Task) -> dict[str, float]:
     """Unweighted mean of each metric over the sites that report it: each hospital counts the same.
 
     Where sites have noised theirs, with the standard deviation of the noise on the mean.
@@ -171,7 +171,7 @@ def mean_of_sites(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     exact = {
         site: {name: value for name, value in one.items() if name not in NOISE_NAMES} for site, one in scores.items()
     }
-    scored = [one for one in scores.values() if "dice" in one]
+    scored = [one for one in scores.values() if task.headline in one]
     noise = {
         name: math.hypot(*(one.get(name, 0.0) for one in scored)) / len(scored)
         for name in (SCORE_NOISE, CLASS_NOISE)
@@ -231,9 +231,9 @@ def scores_of(event: Event) -> dict[str, float]:
     return {name: value for name, value in event.items() if name not in about}
 
 
-def not_scored(scores: Mapping[str, Mapping[str, float]]) -> str | None:
+def not_scored(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | None:
     """A sentence on the classes that some sites have scores of and others have not; None where all have the same."""
-    names = sorted({name for values in scores.values() for name in values if name.startswith(_BY_CLASS)})
+    names = sorted({name for values in scores.values() for name in values if name.startswith(task.of_class(""))})
     lacking = {site: [name for name in names if name not in values] for site, values in sorted(scores.items())}
     told = "; ".join(f"{site} {', '.join(absent)}" for site, absent in lacking.items() if absent)
     if not told:

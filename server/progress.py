@@ -31,14 +31,20 @@ class Progress:
 
     round: int  # done
     rounds: int
-    dice: float | None  # of the latest evaluation, mean of the sites
+    headline: str  # the score that stands for all
+    score: float | None  # of the latest evaluation, mean of the sites
     seconds_left: float | None  # about; None while no round is done, and once it does not run
 
     def __str__(self) -> str:
         parts = [f"round {self.round} of {self.rounds} done" if self.round else f"no round of {self.rounds} done yet"]
-        parts += [] if self.dice is None else [f"dice {self.dice:.3f}"]
+        parts += [self.scored] if self.scored else []
         parts += [] if self.seconds_left is None else [f"about {duration(self.seconds_left)} left"]
         return ", ".join(parts)
+
+    @property
+    def scored(self) -> str | None:
+        """The score with its name; None while there is none."""
+        return None if self.score is None else f"{self.headline} {self.score:.3f}"
 
 
 def progress_of(folder: Path, proposal: Proposal) -> Progress:
@@ -52,9 +58,10 @@ def progress_of(folder: Path, proposal: Proposal) -> Progress:
     rounds = proposal.run.federation.rounds
     done = max((event["round"] for event in events if event["event"] == "round"), default=0)
     scores = [event for event in events if event["event"] == "evaluate" and event["site"] == OVERALL]
-    dice = next((event["dice"] for event in reversed(scores) if "dice" in event), None)
+    headline = proposal.run.task.headline
+    score = next((event[headline] for event in reversed(scores) if headline in event), None)
     left = _seconds_left(events, rounds - done) if proposal.state == "running" else None
-    return Progress(done, rounds, dice, left)
+    return Progress(done, rounds, headline, score, left)
 
 
 def summary_of(folder: Path, proposal: Proposal) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config import TRAIN_LOSS
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
+from common.tasks import Task, task_of
 from common.text import counted, in_html
 from server.chart import Points, colours_of, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
@@ -43,8 +45,6 @@ _NOISE = (
     '<p class="muted">The sites have added noise to these scores, to protect the patients they are of; ± is its '
     "standard deviation. A score may lie outside 0 to 1.</p>"
 )
-# Shown first, and in this order, where they are there.
-_MAIN_SCORES = ("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision")
 
 
 def write_report(folder: Path, summary: dict[str, Any] | None = None) -> Path:
@@ -66,7 +66,7 @@ def write_report(folder: Path, summary: dict[str, Any] | None = None) -> Path:
     body = [
         _head(summary, events),
         _scores(summary),
-        _charts(events, summary["guarantee"]),
+        _charts(events, summary["guarantee"], task_of(summary.get("settings")).headline),
         _guarantee(summary["guarantee"]),
         _pictures(folder / OVERLAYS),
         _rounds(events),
@@ -119,10 +119,10 @@ def cell(value: object) -> str:
             return str(value)
 
 
-def score_with_noise(scores: Mapping[str, float], name: str) -> object:
+def score_with_noise(scores: Mapping[str, float], name: str, task: Task) -> object:
     """A score as it is shown: with the standard deviation of its noise, where the site has added some."""
-    deviation = scores.get(SCORE_NOISE if name == "dice" else CLASS_NOISE)
-    noised = deviation and (name == "dice" or name.startswith("dice-"))
+    deviation = scores.get(SCORE_NOISE if name == task.headline else CLASS_NOISE)
+    noised = deviation and (name == task.headline or name.startswith(task.of_class("")))
     return f"{scores[name]:.3f} ± {deviation:.3f}" if noised and name in scores else scores.get(name)
 
 
@@ -147,15 +147,15 @@ def _head(summary: dict[str, Any], events: Sequence[Event]) -> str:
 
 
 def _scores(summary: dict[str, Any]) -> str:
-    parts = []
+    parts, task = [], task_of(summary.get("settings"))
     for phase in ("test", "validation"):
         scores = summary["scores"].get(phase)
         if not scores or not scores["sites"]:
             continue
-        names = [name for name in _MAIN_SCORES if name in scores["mean-of-sites"]]
-        names += sorted(name for name in scores["mean-of-sites"] if name.startswith("dice-"))
+        names = [name for name in task.SHOWN if name in scores["mean-of-sites"]]
+        names += sorted(name for name in scores["mean-of-sites"] if name.startswith(task.of_class("")))
         rows: list[list[object]] = [
-            [site, *(score_with_noise(values, name) for name in names)]
+            [site, *(score_with_noise(values, name, task) for name in names)]
             for site, values in [*sorted(scores["sites"].items()), ("mean of sites", scores["mean-of-sites"])]
         ]
         if scores["mean-of-patients"]:
@@ -164,8 +164,8 @@ def _scores(summary: dict[str, Any]) -> str:
             rows.append(
                 ["mean of patients, by counts in steps of 5 from 10 on", *(patients.get(name) for name in names)]
             )
-        lacking = not_scored(scores["sites"])
-        noise = _NOISE if SCORE_NOISE in scores["mean-of-sites"] else "".join(_found_nothing(scores["sites"]))
+        lacking = not_scored(scores["sites"], task)
+        noise = _NOISE if SCORE_NOISE in scores["mean-of-sites"] else "".join(_found_nothing(scores["sites"], task))
         parts.append(
             f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}{noise}"
             + (f'<p class="muted">{in_html(lacking)}</p>' if lacking else "")
@@ -173,29 +173,28 @@ def _scores(summary: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _found_nothing(sites: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def _found_nothing(sites: Mapping[str, Mapping[str, float]], task: Task) -> Iterator[str]:
     """Sites, and classes there, of which the model finds nothing: scores such as specificity look well all the same."""
     for site, scores in sorted(sites.items()):
-        missed = sorted(name[5:] for name, value in scores.items() if name.startswith("dice-") and value == 0)
-        if scores.get("sensitivity") == 0:
-            what = "The model finds nothing of what is labelled"
-        elif missed and "dice" in scores:
-            what = f"The model finds nothing of {', '.join(missed)}"
-        else:
+        if (missed := task.missed(scores)) is None:
             continue
+        what = f"The model finds nothing of {missed}"
         yield f'<p class="failed">{in_html(f"{what} at {site}; its other scores there say little.")}</p>'
 
 
-def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None) -> str:
+def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None, headline: str) -> str:
     validation = [event for event in events if event["event"] == "evaluate" and event["phase"] == "validation"]
     trained = [event for event in events if event["event"] == "train"]
     void = "void" in (guarantee or {})
     colours = colours_of(str(event["site"]) for event in events if "site" in event and event["site"] != OVERALL)
     charts = [
         line_chart(
-            "Dice on validation patients, by round", _series(validation, "dice"), colours=colours, emphasis=OVERALL
+            f"{headline.capitalize()} on validation patients, by round",
+            _series(validation, headline),
+            colours=colours,
+            emphasis=OVERALL,
         ),
-        line_chart("Training loss, by round", _series(trained, "train-loss"), colours=colours),
+        line_chart("Training loss, by round", _series(trained, TRAIN_LOSS), colours=colours),
         line_chart("Epsilon spent, by round", {} if void else _series(trained, "epsilon"), colours=colours),
     ]
     return f'<h2>Course</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""

@@ -257,7 +257,7 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
     session.journal.record(
         "evaluate",
         {
-            **mean_of_sites(scores),
+            **mean_of_sites(scores, session.run.task),
             **about,
             "site": OVERALL,
             "mean-of-patients": mean_of_patients(scores, {site: reply.patients for site, reply in replies.items()}),

@@ -8,6 +8,7 @@ out. docs/run.md tells more of each key.
 import json
 
 from common.models import NETWORK_CHOICE
+from common.tasks import TASK_CHOICE
 
 TEMPLATE = """\
 # A run: all that defines it, and nothing else does. Hospitals approve its SHA-256, so change it before you propose it
@@ -36,6 +37,9 @@ classes = ["lesion"]         # in label order; 0 is the background
 # folds = 5                  # cross-validation, 2 to 20 folds; test-fraction is not used then
 # fold = 0                   # which of them is the test split
 # split = "independent"      # independent or proportional; with [privacy] always independent
+
+[task]                       # what is learned of the classes: wardround-sim list tasks
+# kind = TASK
 
 [preprocessing]
 spacing-mm = [3.0, 3.0]      # resample to this; for images that know their spacing (DICOM, NIfTI)
@@ -87,7 +91,7 @@ crops-per-patient = 2
 # [initial]                  # weights to start from; give them with `run --initial FOLDER`
 # sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 # public = "which images made these weights, and why no patient of a hospital is among them"
-""".replace("NETWORK", json.dumps(next(iter(NETWORK_CHOICE.by_name))))
+""".replace("NETWORK", json.dumps(NETWORK_CHOICE.first)).replace("TASK", json.dumps(TASK_CHOICE.first))
 
 
 __all__ = ["TEMPLATE"]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common.cli import live_table, note
+from common.config import TRAIN_LOSS
+from common.tasks import Task
 from common.text import counted
 from server.home import Home, typed
 from server.journal import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
@@ -18,7 +20,6 @@ from server.registry import Registry
 from server.report import score_with_noise
 
 _LOOK_EVERY_S = 0.5
-_COLUMNS = ("site", "train loss", "dice", "seconds", "epsilon")
 
 
 def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
@@ -39,7 +40,7 @@ def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
         # A resumed run forgets what came after its checkpoint.
         printed = min(printed, len(events))
         for event in events[printed:]:
-            if text := event_line(event):
+            if text := event_line(event, proposal.run.task):
                 note(text)
         printed = len(events)
     return proposal
@@ -61,7 +62,7 @@ def state_line(home: Home, registry: Registry, proposal: Proposal) -> str:
     )
 
 
-def event_line(event: Event) -> str:
+def event_line(event: Event, task: Task) -> str:
     """One event of the journal as a line; empty for those a watcher does not need."""
     match event["event"]:
         case "round":
@@ -73,7 +74,8 @@ def event_line(event: Event) -> str:
                 f"{_megabytes(event)} MB{remark}"
             )
         case "evaluate" if event["site"] == OVERALL:
-            return f"round {event['round']}: {event['phase']} dice {_number(_dice([event]))} (mean of sites)"
+            score = f"{task.headline} {_number(_score([event], task))}"
+            return f"round {event['round']}: {event['phase']} {score} (mean of sites)"
         case _:
             return ""
 
@@ -83,18 +85,20 @@ def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
         for proposal, events in _observe(home, registry, run_hash):
             finished = _latest(events, "round", "round") or 0
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
-            show(state_line(home, registry, proposal), title, _COLUMNS, _by_site(events))
+            task = proposal.run.task
+            columns = ("site", "train loss", task.headline, "seconds", "epsilon")
+            show(state_line(home, registry, proposal), title, columns, _by_site(events, task))
     return proposal
 
 
-def _by_site(events: Sequence[Event]) -> list[tuple[object, ...]]:
-    """A row for each site that was heard of, and one for all; see `_COLUMNS`."""
+def _by_site(events: Sequence[Event], task: Task) -> list[tuple[object, ...]]:
+    """A row for each site that was heard of, and one for all: train loss, headline score, seconds, epsilon."""
     sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
     rows: list[tuple[object, ...]] = []
     for site in [*sites, OVERALL]:
         own = [event for event in events if event.get("site") == site]
-        loss, seconds, epsilon = (_latest(own, "train", key) for key in ("train-loss", "seconds", "epsilon"))
-        rows.append((site, loss, _dice(own), seconds, epsilon))
+        loss, seconds, epsilon = (_latest(own, "train", key) for key in (TRAIN_LOSS, "seconds", "epsilon"))
+        rows.append((site, loss, _score(own, task), seconds, epsilon))
     return rows
 
 
@@ -126,10 +130,10 @@ def _megabytes(event: Event) -> str:
     return f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}"
 
 
-def _dice(events: Sequence[Event]) -> object:
+def _score(events: Sequence[Event], task: Task) -> object:
     """The last one, with the standard deviation of its noise where the site has added some."""
-    scored = (event for event in reversed(events) if event["event"] == "evaluate" and "dice" in event)
-    return score_with_noise(next(scored, {}), "dice")
+    scored = (event for event in reversed(events) if event["event"] == "evaluate" and task.headline in event)
+    return score_with_noise(next(scored, {}), task.headline, task)
 
 
 def _number(value: Any) -> str:

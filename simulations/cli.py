@@ -18,6 +18,7 @@ from common.text import counted
 if TYPE_CHECKING:
     from client.site import Site
     from common.config import SourceConfig
+    from common.tasks import Task
     from simulations.pretraining import PretrainingConfig
     from simulations.scenario import Scenario
 
@@ -91,11 +92,11 @@ def run(
     if chosen.config.pretraining is not None:
         config = _pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
     with progress("round", config.federation.rounds) as advance:
-        summary = federate(InProcessGrid(sites, config), config, out, observe=_teller(advance))
+        summary = federate(InProcessGrid(sites, config), config, out, observe=_teller(advance, config.task))
     draw_overlays(out, sites)
     report = write_report(out)
     scores = summary.scores["test"]
-    metrics = [name for name in ("dice", "iou", "sensitivity", "precision") if name in scores["mean-of-sites"]]
+    metrics = [name for name in config.task.SHOWN if name in scores["mean-of-sites"]]
     rows = [[site, *(values.get(name) for name in metrics)] for site, values in scores["sites"].items()]
     rows.append(["mean of sites", *(scores["mean-of-sites"][name] for name in metrics)])
     columns = ["site", *metrics]
@@ -105,7 +106,7 @@ def run(
             stated = summary.guarantee["sites"].get(row[0], {})
             row += [stated.get("epsilon"), stated.get("delta")]
     show_table(f"{config.name}: test patients after {counted(summary.rounds, 'round')}", columns, rows, as_json=as_json)
-    if lacking := not_scored(scores["sites"]):
+    if lacking := not_scored(scores["sites"], config.task):
         note(lacking)
     if config.privacy is not None:
         note(EXACT_SCORES)
@@ -168,10 +169,10 @@ def compare(
             finished=finished,
         )
     if as_json:
-        show_json(comparison.as_data(results))
+        show_json(comparison.as_data(results, config.task))
     else:
-        show_table(f"{config.name}: seeds {seeds}", *comparison.summary_rows(results))
-    for name, value in comparison.verdict(results).items():
+        show_table(f"{config.name}: seeds {seeds}", *comparison.summary_rows(results, config.task))
+    for name, value in comparison.verdict(results, config.task).items():
         note(f"{name}: {value:.3f}")
     if private:
         note(EXACT_SCORES)
@@ -214,10 +215,12 @@ def crossval(
             config,
             sites,
             out,
-            observe=lambda fold: _teller(lambda done, text: advance(fold * per_fold + done, f"fold {fold}: {text}")),
+            observe=lambda fold: _teller(
+                lambda done, text: advance(fold * per_fold + done, f"fold {fold}: {text}"), config.task
+            ),
             finished=lambda done, text: advance(done * per_fold, text),
         )
-    columns, rows = summary_rows(results)
+    columns, rows = summary_rows(results, config.task)
     show_table(f"{config.name}: test patients of {folds} folds", columns, rows, as_json=as_json)
     note(f"report {out / 'report.html'}")
 
@@ -383,13 +386,18 @@ def _pretrained(
 
     with progress("pretraining round", pretraining.rounds) as advance:
         weights, initial = pretrain(
-            config, pretraining, out / "pretraining", published=published, device=device, observe=_teller(advance)
+            config,
+            pretraining,
+            out / "pretraining",
+            published=published,
+            device=device,
+            observe=_teller(advance, config.task),
         )
     write_atomically(out / INITIAL_NAME, weights)
     return _changed(config, {"initial": initial.model_dump(by_alias=True)})
 
 
-def _teller(advance: Advance) -> Callable[[dict[str, Any]], None]:
+def _teller(advance: Advance, task: "Task") -> Callable[[dict[str, Any]], None]:
     """Turn the journal's events into progress."""
     done = 0
 
@@ -401,8 +409,8 @@ def _teller(advance: Advance) -> Callable[[dict[str, Any]], None]:
                 advance(done, f"{counted(len(sites), 'site')}, {seconds:.1f} s")
             case {"event": "train", "site": site}:
                 advance(done, f"{site} has trained")
-            case {"event": "evaluate", "site": "overall", "phase": phase, "dice": dice}:
-                advance(done, f"{phase} Dice {dice:.3f}")
+            case {"event": "evaluate", "site": "overall", "phase": phase} if task.headline in event:
+                advance(done, f"{phase} {task.headline} {event[task.headline]:.3f}")
             case _:
                 pass
 

@@ -25,6 +25,7 @@ from common.checkpoint import WEIGHTS_NAME, sha256
 from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
+from common.tasks import Task
 from common.text import in_html
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.exchange import ask
@@ -43,9 +44,6 @@ ZERO_SHOT = "zero-shot"
 PRIVATE = "federated, epsilon {:g}"
 PRIVATE_POOLED = "pooled, epsilon {:g}"
 MEAN = "mean of sites"
-METRIC = "dice"
-# Dice of all classes taken as one, told beside METRIC where a run has several.
-WHOLE = "foreground-dice"
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -73,14 +71,30 @@ class Result:
     epsilon: float | None  # largest over the sites
     model_sha256: str
 
-    @property
-    def mean(self) -> float:
-        """Dice, mean of the sites."""
-        return self.mean_of(METRIC)
 
-    def mean_of(self, metric: str) -> float:
-        """Any score, mean of the sites that have it."""
-        return mean_of_sites(self.scores)[metric]
+@dataclass(frozen=True)
+class Measure:
+    """How models of a task are compared: by the headline score, mean of the sites."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """As it is read at the start of a line."""
+        return self.task.headline.capitalize()
+
+    def on(self, site: str, results: Iterable[Result]) -> list[float]:
+        """Of each result; empty for a site none of whose test patients has any class."""
+        headline = self.task.headline
+        return [result.scores[site][headline] for result in results if headline in result.scores[site]]
+
+    def mean(self, result: Result) -> float:
+        """Mean of the sites that have it."""
+        return mean_of_sites(result.scores, self.task)[self.task.headline]
+
+    def merged(self, result: Result) -> float | None:
+        """Of all classes taken as one; None where the task has no such score."""
+        return None if self.task.MERGED is None else mean_of_sites(result.scores, self.task)[self.task.MERGED]
 
 
 def compare(
@@ -125,7 +139,7 @@ def compare(
         for column in columns(run, sites, out, seed=seed, config=config, initial=initial):
             tell(f"seed {seed}, {column.name}")
             results.append(_result(column, sites, _folder(out, column), tell, weights))
-            finished(len(results), f"{column.name}: {MEAN} {results[-1].mean:.3f}")
+            finished(len(results), f"{column.name}: {MEAN} {Measure(run.task).mean(results[-1]):.3f}")
     _write(out, run, results)
     return results
 
@@ -162,25 +176,22 @@ def columns(
     return found
 
 
-def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
+def summary_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list[list[object]]]:
     """The comparison as a table: one line per test site, then means and costs; one column per model.
 
     Returns:
         Column names and rows; a cell is the mean over the seeds, with its range where there are several.
     """
-    names = list(dict.fromkeys(result.column for result in results))
+    names, measure = list(dict.fromkeys(result.column for result in results)), Measure(task)
     by_name = {name: [result for result in results if result.column == name] for name in names}
     rows: list[list[object]] = [
-        [f"Dice on {site}", *(_spread(_dice_on(site, by_name[name])) for name in names)] for site in results[0].scores
+        [f"{measure.name} on {site}", *(_spread(measure.on(site, by_name[name])) for name in names)]
+        for site in results[0].scores
     ]
-    rows.append([f"Dice, {MEAN}", *(_spread(result.mean for result in by_name[name]) for name in names)])
-    if any(one.get(WHOLE) != one.get(METRIC) for result in results for one in result.scores.values()):
-        rows.append(
-            [
-                f"Dice of all classes as one, {MEAN}",
-                *(_spread(r.mean_of(WHOLE) for r in by_name[name]) for name in names),
-            ]
-        )
+    rows.append([f"{measure.name}, {MEAN}", *(_spread(map(measure.mean, by_name[name])) for name in names)])
+    merged = [[one for r in by_name[name] if (one := measure.merged(r)) is not None] for name in names]
+    if any(merged) and any(measure.merged(result) != measure.mean(result) for result in results):
+        rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(_spread, merged)])
     rows.append(["epsilon", *(_epsilon(by_name[name]) for name in names)])
     rows.append(["optimiser steps in sequence", *(by_name[name][0].steps for name in names)])
     rows.append(["images seen", *(by_name[name][0].images for name in names)])
@@ -188,17 +199,17 @@ def summary_rows(results: Sequence[Result]) -> tuple[list[str], list[list[object
     return ["", *names], rows
 
 
-def as_data(results: Sequence[Result]) -> dict[str, Any]:
+def as_data(results: Sequence[Result], task: Task) -> dict[str, Any]:
     """The comparison as numbers: each model with its scores, and the ratios that matter."""
     models = [{key.replace("_", "-"): value for key, value in dataclasses.asdict(one).items()} for one in results]
-    return {"models": models, "ratios": verdict(results)}
+    return {"models": models, "ratios": verdict(results, task)}
 
 
-def verdict(results: Sequence[Result]) -> dict[str, float]:
+def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
     """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds."""
 
     def mean(name: str) -> float:
-        return statistics.fmean(result.mean for result in results if result.column == name)
+        return statistics.fmean(Measure(task).mean(result) for result in results if result.column == name)
 
     names = list(dict.fromkeys(result.column for result in results))
     alone = [name for name in names if name.startswith(ALONE.format(""))]
@@ -288,7 +299,7 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
                 "with private columns each patient is placed by itself, so few may leave none. Give another seed."
             )
         scores[answer.site] = answer.reply.metrics
-    if not any(METRIC in one for one in scores.values()):
+    if not any(run.task.headline in one for one in scores.values()):
         raise FederationError("no test patient of any site has a class of this run. Add patients who have one.")
     return {site.config.name: scores[site.config.name] for site in sites}
 
@@ -299,11 +310,6 @@ def _images_seen(column: Column) -> int:
         return steps * run.training.batch_size * len(column.sites)
     patients = sum(len(site.cohort(run).patients("train")) for site in column.sites)
     return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
-
-
-def _dice_on(site: str, results: Iterable[Result]) -> list[float]:
-    """Empty for a site none of whose test patients has any class."""
-    return [result.scores[site][METRIC] for result in results if METRIC in result.scores[site]]
 
 
 def _spread(values: Iterable[float]) -> str | None:
@@ -320,13 +326,13 @@ def _epsilon(results: Sequence[Result]) -> str | None:
 
 
 def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
-    head, rows = summary_rows(results)
-    ratios = verdict(results)
+    head, rows = summary_rows(results, run.task)
+    ratios = verdict(results, run.task)
     seeds = sorted({result.seed for result in results})
     values = {"name": run.name, "seeds": seeds, "ratios": ratios, "results": [dataclasses.asdict(r) for r in results]}
     write_atomically(out / "compare.json", f"{json.dumps(values, indent=2)}\n".encode())
     told = [f"{name}: {value:.3f}" for name, value in ratios.items()]
-    lacking = not_scored(results[0].scores)
+    lacking = not_scored(results[0].scores, run.task)
     facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}.{f' {lacking}' if lacking else ''}"
     lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
     markdown = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
@@ -342,19 +348,19 @@ def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - 0.5 s, needed once
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    names = list(dict.fromkeys(result.column for result in results))
+    names, measure = list(dict.fromkeys(result.column for result in results)), Measure(run.task)
     figure = Figure(figsize=(1.6 * len(names) + 2, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    means = [statistics.fmean(result.mean for result in results if result.column == name) for name in names]
+    means = [statistics.fmean(measure.mean(result) for result in results if result.column == name) for name in names]
     bars = axes.bar(range(len(names)), means, color="#d8dee6", width=0.7, label=MEAN)
     axes.bar_label(bars, fmt="%.3f", label_type="center", fontsize=9)  # clear of the marks
     for number, site in enumerate(results[0].scores):
-        scored = [result for result in results if METRIC in result.scores[site]]
+        scored = [result for result in results if run.task.headline in result.scores[site]]
         places = [names.index(result.column) + 0.12 * (number - 1) for result in scored]
-        axes.plot(places, _dice_on(site, scored), "o", markersize=5, label=site)
+        axes.plot(places, measure.on(site, scored), "o", markersize=5, label=site)
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace(": ", ":\n") for name in names])
-    axes.set_ylabel("Dice on test patients")
+    axes.set_ylabel(f"{measure.name} on test patients")
     axes.set_title(f"{run.name}: each model on every site's test patients", loc="left")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)

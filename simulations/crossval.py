@@ -21,6 +21,7 @@ from client.site import Site
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
+from common.tasks import Task
 from common.text import in_html
 from server.journal import SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.report import page, table, write_report
@@ -28,7 +29,6 @@ from server.strategy import federate
 from simulations.grid import InProcessGrid
 
 MEAN_OF_SITES = "mean of sites"
-METRICS = ("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall")
 
 Scores: TypeAlias = dict[str, float]
 
@@ -87,16 +87,17 @@ def cross_validate(
     results: list[Fold] = []
     for number, one in enumerate(runs):
         results.append(_fold(number, one, sites, out / f"fold-{number}", observe(number)))
-        dice = mean_of_sites(results[-1].scores).get("dice")
-        finished(len(results), f"fold {number}: test Dice {'not scored' if dice is None else f'{dice:.3f}'}")
+        headline = run.task.headline
+        score = mean_of_sites(results[-1].scores, run.task).get(headline)
+        finished(len(results), f"fold {number}: test {headline} {'not scored' if score is None else f'{score:.3f}'}")
     _write(out, run, results)
     return results
 
 
-def by_site(results: Sequence[Fold]) -> dict[str, list[Scores]]:
+def by_site(results: Sequence[Fold], task: Task) -> dict[str, list[Scores]]:
     """Scores in the order of the folds: of each site, then the mean of the sites."""
     sites = {site: [fold.scores[site] for fold in results] for site in results[0].scores}
-    return sites | {MEAN_OF_SITES: [mean_of_sites(fold.scores) for fold in results]}
+    return sites | {MEAN_OF_SITES: [mean_of_sites(fold.scores, task) for fold in results]}
 
 
 def mean(scores: Sequence[Scores]) -> Scores:
@@ -109,16 +110,16 @@ def standard_deviation(scores: Sequence[Scores]) -> Scores:
     return {name: statistics.stdev(values) for name, values in _by_name(scores).items() if len(values) > 1}
 
 
-def summary_rows(results: Sequence[Fold]) -> tuple[list[str], list[list[object]]]:
+def summary_rows(results: Sequence[Fold], task: Task) -> tuple[list[str], list[list[object]]]:
     """The scores as a table: for each site one line per fold, then mean and standard deviation.
 
     Returns:
         Column names and rows.
     """
     found = {name for fold in results for scores in fold.scores.values() for name in scores}
-    names = [name for name in METRICS if name in found]
+    names = [name for name in task.SCORES if name in found]
     rows: list[list[object]] = []
-    for site, scores in by_site(results).items():
+    for site, scores in by_site(results, task).items():
         lines: list[tuple[object, Scores]] = [(fold.number, one) for fold, one in zip(results, scores, strict=True)]
         lines += [("mean", mean(scores)), ("standard deviation", standard_deviation(scores))]
         rows += [[site, label, *(values.get(name) for name in names)] for label, values in lines]
@@ -162,7 +163,7 @@ def _check_test_patients(number: int, run: RunConfig, sites: Sequence[Site]) -> 
 
 
 def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
-    scores = by_site(results)
+    scores = by_site(results, run.task)
     values = {
         "name": run.name,
         "seed": run.seed,
@@ -172,9 +173,9 @@ def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
     }
     write_atomically(out / "crossval.json", f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
     facts = f"{len(results)} folds, seed {run.seed}. Every patient is tested once, by a model that never saw them."
-    lacking = [f"Fold {fold.number}. {sentence}" for fold in results if (sentence := not_scored(fold.scores))]
+    lacking = [f"Fold {fold.number}. {sentence}" for fold in results if (sentence := not_scored(fold.scores, run.task))]
     told = "".join(f'<p class="muted">{in_html(sentence)}</p>' for sentence in lacking)
-    body = f"<h1>{run.name}: cross-validation</h1><p>{facts}</p>{table(*summary_rows(results))}{told}"
+    body = f"<h1>{run.name}: cross-validation</h1><p>{facts}</p>{table(*summary_rows(results, run.task))}{told}"
     write_atomically(out / "report.html", page(f"Cross-validation {run.name}", body).encode())
 
 

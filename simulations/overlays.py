@@ -27,11 +27,13 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
 
     Args:
         out: a finished run's folder; receives overlays/<site> <n>.png, and with several classes one of each class that
-            the case has: <site> <n> <class>.png.
+            the case has: <site> <n> <class>.png. Nothing, where its task draws nothing.
         sites: the simulated hospitals.
         per_site: cases of each.
     """
     run, state, _ = load_model(out)
+    if not run.task.DRAWS:
+        return []
     model = build_model(run)
     model.load_state_dict(state)
     folder = out / "overlays"

@@ -89,7 +89,8 @@ FORMS: dict[str, Form] = {
     "wardround-server doctor": FINDINGS,
     "wardround-server runs": [
         {
-            "run": str, "hash": digest, "state": str, "round": int, "rounds": int, "dice": MAYBE, "seconds-left": MAYBE,
+            "run": str, "hash": digest, "state": str, "round": int, "rounds": int, "headline": str,
+            "score": MAYBE, "seconds-left": MAYBE,
             "approved": [str], "denied": [str], "reason": TEXT,
         }
     ],

@@ -17,6 +17,7 @@ from client import policy
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from common.models import NETWORKS
+from common.tasks import TASKS
 from deploy import bootstrap
 from simulations.pretraining import PretrainingConfig
 from simulations.scenario import CompareConfig, PartitionConfig, PhantomsConfig, ScenarioConfig
@@ -173,6 +174,7 @@ def _plain(default: object) -> str:
         ("scenarios.md", "[compare]", CompareConfig),
         ("run.md", "[model]", NETWORKS[0]),
         ("run.md", "[data]", config.DataConfig),
+        ("run.md", "[task]", TASKS[0]),
         ("run.md", "[preprocessing]", config.PreprocessingConfig),
         ("run.md", "[training]", config.TrainingConfig),
         ("run.md", "[training.augmentation]", config.AugmentationConfig),

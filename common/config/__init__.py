@@ -1,10 +1,10 @@
 """What a coordinator, a site and a researcher may write: run.toml, site.toml, policy.toml.
 
 Each document has a file, over one engine of tables (`common.table`). Imports it, `common.choice` and the tables of
-what a run may choose: `common.models`.
+what a run may choose: `common.models`, `common.tasks`.
 """
 
-from common.config.policy import HOURS_PATTERN, METRICS, Metric, PolicyConfig, Scores
+from common.config.policy import HOURS_PATTERN, METRICS, TRAIN_LOSS, PolicyConfig, Scores
 from common.config.run import (
     AdaptiveClippingConfig,
     AugmentationConfig,
@@ -37,6 +37,7 @@ from common.table import (
 __all__ = [
     "HOURS_PATTERN",
     "METRICS",
+    "TRAIN_LOSS",
     "AdaptiveClippingConfig",
     "AugmentationConfig",
     "Count",
@@ -46,7 +47,6 @@ __all__ = [
     "FederationConfig",
     "Fraction",
     "InitialConfig",
-    "Metric",
     "Name",
     "NonNegative",
     "PolicyConfig",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from common.formats import Since
 from common.models import NETWORK_CHOICE, Network
 from common.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
+from common.tasks import TASK_CHOICE, Task
 
 
 class DataConfig(Table):
@@ -174,6 +175,7 @@ class RunConfig(Document):
     name: Name
     model: Annotated[Network, NETWORK_CHOICE] = NETWORK_CHOICE.default()
     data: DataConfig
+    task: Annotated[Task, TASK_CHOICE, Since(2)] = TASK_CHOICE.default()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     training: TrainingConfig
     federation: FederationConfig

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from common.config import METRICS, DataConfig, PrivacyConfig, RunConfig, sha256_of
+from common.config import DataConfig, PrivacyConfig, RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
 from common.privacy.clipping import gradient_noise_multiplier, norm_bounds
 from common.privacy.ledger import Ledger
+from common.tasks import Task
 
 UNIT = "patient"
 # See common/privacy/noise.py, which this module does not import: it loads torch.
@@ -30,9 +31,7 @@ PUBLIC = (
     "how much noise the scores of held-out patients have and what they cost (score-noise, class-score-noise, "
     "scores-epsilon, scores-delta)",
 )
-NOT_COVERED = (
-    "scores of held-out patients, where a site's policy lets exact ones go "
-    f"({', '.join(name for name in METRICS if name != 'train-loss')}; dice-CLASS)",
+_NOT_COVERED = (
     "how long a round took",
     "whether a site has patients enough for the run, and whether its machine failed in a round",
     "a patient with data at several sites",
@@ -188,6 +187,13 @@ def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -
     )
 
 
+def not_covered(task: Task) -> tuple[str, ...]:
+    """What a guarantee says nothing of."""
+    by_class = f"; {task.of_class('CLASS')}" if task.BY_CLASS else ""
+    exact = "scores of held-out patients, where a site's policy lets exact ones go "
+    return (f"{exact}({', '.join(task.SCORES)}{by_class})", *_NOT_COVERED)
+
+
 def why_void(run: RunConfig) -> str | None:
     """Why a run with a [privacy] table guarantees nothing, so that no epsilon may be printed; None if it does.
 
@@ -236,7 +242,7 @@ def guarantee(
         accountant=ACCOUNTANT,
         held_out=_held_out(scores),
         public=(*PUBLIC, *start),
-        not_covered=NOT_COVERED,
+        not_covered=not_covered(run.task),
     )
 
 

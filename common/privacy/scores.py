@@ -1,13 +1,13 @@
 """Scores of held-out patients with noise, and what they cost.
 
 A patient's score is bounded, so one patient moves a sum of scores by little. With K classes a held-out patient adds the
-vector of K Dice scores, each less 1/2, to a sum: at most 1/2 in each entry, sqrt(K) / 2 in L2. The sum gets Gaussian
-noise once, is divided by a public number of patients and moved back by 1/2:
+vector of K scores in [0, 1], such as Dice, each less 1/2, to a sum: at most 1/2 in each entry, sqrt(K) / 2 in L2. The
+sum gets Gaussian noise once, is divided by a public number of patients and moved back by 1/2:
 
-    dice_k = 1/2 + (sum over patients of (score_k - 1/2) + noise_k) / N        N = declared size * held-out fraction
+    told_k = 1/2 + (sum over patients of (score_k - 1/2) + noise_k) / N        N = declared size * held-out fraction
 
 Where the split has another number of patients than N, what is told is drawn towards 1/2 or away from it by as much;
-the true number is never used. The unqualified "dice" is the mean of the noisy classes, so it costs nothing more. One
+the true number is never used. The unqualified headline is the mean of the noisy classes, so it costs nothing more. One
 answer is one release, one row of the ledger: noise multiplier z, rate 1, one step. See docs/privacy-engine.md,
 "Scores of held-out patients". No torch here before noise is drawn: the agent reads the names.
 """
@@ -21,10 +21,11 @@ from common.errors import DataError, ErrorCode
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import plan
 from common.privacy.ledger import Ledger
+from common.tasks import Task
 from common.wire.messages import Phase
 
-# What a noised answer carries beside the scores: the standard deviation of the noise on "dice" and on each dice-CLASS,
-# and what the run's answers so far have cost a held-out patient.
+# What a noised answer carries beside the scores: the standard deviation of the noise on the headline score and on that
+# of each class, and what the run's answers so far have cost a held-out patient.
 SCORE_NOISE, CLASS_NOISE = "score-noise", "class-score-noise"
 SCORES_EPSILON, SCORES_DELTA = "scores-epsilon", "scores-delta"
 NOISE_NAMES = (SCORE_NOISE, CLASS_NOISE, SCORES_EPSILON, SCORES_DELTA)
@@ -44,7 +45,7 @@ class ScorePlan:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise on the Dice of one class; on the mean of K classes 1 / sqrt(K) of it."""
+        """Standard deviation of the noise on the score of one class; on the mean of K classes 1 / sqrt(K) of it."""
         return self.noise_multiplier * self.sensitivity / self.held_out
 
 
@@ -120,17 +121,20 @@ def charge_scores(
     )
 
 
-def noised_scores(rows: Sequence[Mapping[str, float]], classes: Sequence[str], cost: ScorePlan) -> dict[str, float]:
+def noised_scores(
+    rows: Sequence[Mapping[str, float]], task: Task, classes: Sequence[str], cost: ScorePlan
+) -> dict[str, float]:
     """The noisy scores of a split.
 
     Args:
-        rows: of each patient in the split, with dice-CLASS for each class; any number of them. An entry that is missing
+        rows: of each patient in the split, with a score of each class; any number of them. An entry that is missing
             or not finite counts as 1/2.
+        task: whose headline score it is; with BY_CLASS.
         classes: names of the K classes.
         cost: as planned, and charged.
 
     Returns:
-        dice, dice-CLASS for each class, and the deviations of their noise. A score may leave [0, 1].
+        The headline, that of each class, and the deviations of their noise. A score may leave [0, 1].
     """
     import torch  # noqa: PLC0415 - heavy; see the module's docstring
 
@@ -138,13 +142,13 @@ def noised_scores(rows: Sequence[Mapping[str, float]], classes: Sequence[str], c
 
     total = torch.zeros(len(classes), dtype=torch.float64)
     for row in rows:
-        total += torch.tensor([_centred(row.get(f"dice-{name}")) for name in classes], dtype=torch.float64)
+        total += torch.tensor([_centred(row.get(task.of_class(name))) for name in classes], dtype=torch.float64)
     (noisy,) = noised([total], clipping_norm=cost.sensitivity, noise_multiplier=cost.noise_multiplier)
     found = [_CENTRE + value / cost.held_out for value in noisy.tolist()]
     each = deviation(cost.sensitivity, cost.noise_multiplier, len(classes)) / cost.held_out
     return {
-        "dice": math.fsum(found) / len(found),
-        **{f"dice-{name}": value for name, value in zip(classes, found, strict=True)},
+        task.headline: math.fsum(found) / len(found),
+        **{task.of_class(name): value for name, value in zip(classes, found, strict=True)},
         SCORE_NOISE: each / math.sqrt(len(classes)),
         CLASS_NOISE: each,
     }

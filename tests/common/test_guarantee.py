@@ -14,7 +14,7 @@ from common.config import RunConfig, validate
 from common.errors import ConfigError, ErrorCode, PrivacyError
 from common.privacy import noise
 from common.privacy.accountant import epsilon
-from common.privacy.guarantee import NOISE, NOT_COVERED, PUBLIC, charge_round, guarantee, plan
+from common.privacy.guarantee import NOISE, PUBLIC, charge_round, guarantee, not_covered, plan
 from common.privacy.ledger import Ledger
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
@@ -126,7 +126,7 @@ def test_the_guarantee_says_whether_held_out_patients_have_one():
     noised = {"dice": 0.8, "score-noise": 0.05, "scores-epsilon": 0.987, "scores-delta": 1 / 800}
     assert said(noised) == "noised scores: epsilon 0.987 at delta 0.0013 for a held-out patient in this run"
     assert said({"dice": 0.8}) == "exact scores: no guarantee covers a held-out patient"
-    assert any("exact ones" in text for text in NOT_COVERED)
+    assert any("exact ones" in text for text in not_covered(run().task))
     # A patient's place follows from the patient alone, so it is no longer something that has to be public.
     assert not any("held out for" in text for text in PUBLIC)
 
@@ -175,7 +175,7 @@ def test_patients_that_the_run_holds_out_are_not_expected_in_a_step(data, fracti
 
 def test_every_number_that_the_exit_gate_lets_out_is_in_the_guarantee():
     leaves = train_metrics(run()) | score_names(run(), scores="noised") | score_names(run(), scores="exact")
-    stated = set(re.findall(r"[\w-]+", " ".join((*PUBLIC, *NOT_COVERED))))
+    stated = set(re.findall(r"[\w-]+", " ".join((*PUBLIC, *not_covered(run().task)))))
     assert {name.replace("dice-lesion", "dice-CLASS") for name in leaves} <= stated
     # Under privacy no count leaves: sites weigh the same.
     assert run().weighting == "equal"

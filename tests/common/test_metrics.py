@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_iou
 
 from common.errors import ConfigError
-from common.metrics import confusion, mean_scores, scores_of, site_scores
+from common.metrics import confusion
+from common.tasks.segmentation import Segmentation, scores_of
+from common.tasks.task import mean_scores
 
+site_scores = Segmentation().scores
 ORGAN = ("liver", "lesion")
 
 

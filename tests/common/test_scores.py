@@ -9,7 +9,9 @@ from common.config import RunConfig, validate
 from common.errors import DataError, ErrorCode
 from common.privacy.accountant import epsilon
 from common.privacy.scores import ScorePlan, noised_scores, score_plan
+from common.tasks.segmentation import Segmentation
 
+TASK = Segmentation()
 CLASSES = ("lesion", "organ")
 
 
@@ -51,15 +53,15 @@ def test_all_evaluations_of_a_run_together_cost_what_the_policy_allows() -> None
 
 def test_mean_over_patients_is_told_where_noise_is_small() -> None:
     rows = [row(0.9, 0.5)] * 4 + [row(0.4, 1.0)] * 6
-    found = noised_scores(rows, CLASSES, cost(1e-6))
+    found = noised_scores(rows, TASK, CLASSES, cost(1e-6))
     assert found["dice-lesion"] == pytest.approx(0.6, abs=1e-4)
     assert found["dice-organ"] == pytest.approx(0.8, abs=1e-4)
     assert found["dice"] == pytest.approx(0.7, abs=1e-4)
 
 
 def test_patients_missing_from_a_split_draw_scores_to_a_half_and_are_not_counted() -> None:
-    assert noised_scores([], CLASSES, cost(1e-6))["dice"] == pytest.approx(0.5, abs=1e-4)
-    assert noised_scores([row(1.0, 1.0)] * 5, CLASSES, cost(1e-6))["dice"] == pytest.approx(0.75, abs=1e-4)
+    assert noised_scores([], TASK, CLASSES, cost(1e-6))["dice"] == pytest.approx(0.5, abs=1e-4)
+    assert noised_scores([row(1.0, 1.0)] * 5, TASK, CLASSES, cost(1e-6))["dice"] == pytest.approx(0.75, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +79,13 @@ def test_no_patient_moves_a_sum_by_more_than_is_paid_for(
 
     monkeypatch.setattr("common.privacy.noise.noised", watch)
     others = [row(0.3, 0.7)] * 9
-    noised_scores(others, CLASSES, cost(1.0))
-    noised_scores([*others, odd], CLASSES, cost(1.0))
+    noised_scores(others, TASK, CLASSES, cost(1.0))
+    noised_scores([*others, odd], TASK, CLASSES, cost(1.0))
     assert float((seen[1] - seen[0]).norm()) <= cost(1.0).sensitivity + 1e-12
 
 
 def test_noise_has_the_deviation_that_is_told() -> None:
-    draws = [noised_scores([row(0.5, 0.5)] * 10, CLASSES, cost(3.0)) for _ in range(3000)]
+    draws = [noised_scores([row(0.5, 0.5)] * 10, TASK, CLASSES, cost(3.0)) for _ in range(3000)]
     for name, told in (
         ("dice-lesion", "class-score-noise"),
         ("dice-organ", "class-score-noise"),

@@ -16,6 +16,7 @@ from common.config import sha256_of
 from common.crypto.passphrase import is_sealed
 from common.flower import build_bundle
 from common.invitation import Invitation
+from common.tasks.segmentation import Segmentation
 from server import launcher
 from server.cli import app
 from server.home import ENVIRONMENT, KEY_PASSPHRASE, open_home
@@ -417,7 +418,9 @@ def test_a_round_line_names_who_was_left_out():
         "event": "round", "round": 3, "sites": ["a"], "refused": {"b": "not-finite"}, "missing": ["c"],
         "seconds": 1.25, "bytes-down": 3_000_000, "bytes-up": 1_000_000,
     }  # fmt: skip
-    assert event_line(event) == "round 3: 1 site, 1.2 s, 4.0 MB; b refused (not-finite), c did not answer"
+    assert (
+        event_line(event, Segmentation()) == "round 3: 1 site, 1.2 s, 4.0 MB; b refused (not-finite), c did not answer"
+    )
 
 
 def test_the_certificate_follows_the_hosts(home):

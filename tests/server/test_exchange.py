@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Error
 
 from common.errors import FederationError
+from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from server.exchange import NO_ANSWER, Answer, ask
 from server.journal import read_events
@@ -215,4 +216,4 @@ def test_nodes_that_vanish_from_flower_are_away() -> None:
 def _line(event: dict[str, object]) -> str:
     from server.watch import event_line  # noqa: PLC0415 - loads rich
 
-    return event_line(event)
+    return event_line(event, Segmentation())

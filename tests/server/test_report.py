@@ -13,6 +13,7 @@ import pytest
 from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
 from common.network import build_model
+from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateReply, Request, TrainReply, TrainRequest
 from server.chart import line_chart
 from server.journal import read_events
@@ -111,7 +112,7 @@ def test_noised_scores_are_shown_with_their_noise_and_what_it_covers(tmp_path: P
     text = write_report(tmp_path).read_text(encoding="utf-8")
     for shown in ("0.800 ± 0.030", "0.600 ± 0.040", "0.700 ± 0.025", "have added noise to these scores"):
         assert shown in text
-    lines = [event_line(event) for event in read_events(tmp_path / "metrics.jsonl")]
+    lines = [event_line(event, Segmentation()) for event in read_events(tmp_path / "metrics.jsonl")]
     assert "round 1: test dice 0.700 ± 0.025 (mean of sites)" in lines
 
 

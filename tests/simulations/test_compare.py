@@ -13,8 +13,8 @@ from client.training import evaluate
 from common.checkpoint import unpack
 from common.config import InitialConfig, TrainingConfig
 from common.errors import ConfigError
-from common.metrics import mean_scores
 from common.network import build_model
+from common.tasks.task import mean_scores
 from simulations import compare as comparison
 from simulations import pretraining
 from simulations.compare import (
@@ -24,6 +24,7 @@ from simulations.compare import (
     PRIVATE,
     PRIVATE_POOLED,
     ZERO_SHOT,
+    Measure,
     Result,
     columns,
     compare,
@@ -172,7 +173,7 @@ def test_every_model_starts_from_the_pretrained_weights_and_those_are_scored(
     for site in sites:
         _, scores = evaluate(model, site.cohort(column.run), column.run, "test", "cpu")
         assert zero.scores[site.config.name] == pytest.approx(scores)
-    assert zero.mean == pytest.approx(mean_scores(list(zero.scores.values()))["dice"])
+    assert Measure(RUN.task).mean(zero) == pytest.approx(mean_scores(list(zero.scores.values()))["dice"])
 
 
 def test_each_seed_has_a_pretraining_of_its_own(sites: list[Site], tmp_path: Path, tiny_retinas: None) -> None:
@@ -181,7 +182,7 @@ def test_each_seed_has_a_pretraining_of_its_own(sites: list[Site], tmp_path: Pat
     zero = [one for one in results if one.column == ZERO_SHOT]
     assert [one.seed for one in zero] == [0, 1]
     assert zero[0].model_sha256 != zero[1].model_sha256
-    assert set(verdict(results)) == {"federated / pooled"}
+    assert set(verdict(results, RUN.task)) == {"federated / pooled"}
     assert "zero-shot" in (tmp_path / "out" / "compare.md").read_text()
 
 
@@ -209,7 +210,7 @@ def test_verdict_is_the_ratio_of_means_over_sites_and_seeds() -> None:
         a_result(POOLED, 1, 0.7, 0.9),
         *(a_result(FEDERATED, seed, 0.8, 0.76) for seed in (0, 1)),
     ]
-    ratios = verdict(results)
+    ratios = verdict(results, RUN.task)
     assert ratios["federated / pooled"] == pytest.approx(0.78 / 0.8)
     assert ratios["federated / best alone"] == pytest.approx(0.78 / 0.6)
 
@@ -223,7 +224,7 @@ def test_private_models_are_held_against_the_same_model_without_privacy() -> Non
         a_result(PRIVATE_POOLED.format(8.0), 0, 0.72),
         a_result(PRIVATE.format(0.5), 0, 0.4),
     ]
-    assert verdict(results) == {
+    assert verdict(results, RUN.task) == {
         "federated / pooled": pytest.approx(8 / 9),
         "federated, epsilon 8 / federated": pytest.approx(0.75),
         "pooled, epsilon 8 / pooled": pytest.approx(0.8),
@@ -233,7 +234,7 @@ def test_private_models_are_held_against_the_same_model_without_privacy() -> Non
 
 def test_table_gives_mean_and_range_over_seeds() -> None:
     results = [a_result(name, seed, 0.5 + seed / 10, 0.9) for seed in (0, 1) for name in (POOLED, FEDERATED)]
-    head, rows = summary_rows(results)
+    head, rows = summary_rows(results, RUN.task)
     assert head == ["", POOLED, FEDERATED]
     assert rows[0] == ["Dice on x", "0.550 (0.500-0.600)", "0.550 (0.500-0.600)"]
     assert rows[2][1] == "0.725 (0.700-0.750)"
@@ -244,14 +245,14 @@ def test_dice_of_all_classes_as_one_is_told_where_a_run_has_several() -> None:
     several = dataclasses.replace(
         one, scores={site: {**all_, "foreground-dice": 0.95} for site, all_ in one.scores.items()}
     )
-    assert not [row for row in summary_rows([one])[1] if "as one" in str(row[0])]
-    assert [row[1] for row in summary_rows([several])[1] if "as one" in str(row[0])] == ["0.950"]
+    assert not [row for row in summary_rows([one], RUN.task)[1] if "as one" in str(row[0])]
+    assert [row[1] for row in summary_rows([several], RUN.task)[1] if "as one" in str(row[0])] == ["0.950"]
 
 
 def test_a_site_none_of_whose_test_patients_has_a_class_is_left_out_of_the_mean() -> None:
     one = a_result(POOLED, 0, 0.5, 0.9)
     healthy = dataclasses.replace(one, scores={**one.scores, "z": {"specificity": 1.0}})
-    rows = {str(name): value for name, value, *_ in summary_rows([healthy])[1]}
+    rows = {str(name): value for name, value, *_ in summary_rows([healthy], RUN.task)[1]}
     assert (rows["Dice on x"], rows["Dice on z"], rows[f"Dice, {MEAN}"]) == ("0.500", None, "0.700")
 
 

@@ -95,17 +95,17 @@ def test_mean_and_spread_are_those_of_numpy(sites: list[Site], tmp_path: Path) -
 
 def test_table_lists_the_folds_of_each_site_and_then_of_all(tmp_path: Path) -> None:
     results = [a_fold(0, north=0.2, south=0.6), a_fold(1, north=0.4, south=1.0)]
-    head, rows = summary_rows(results)
+    head, rows = summary_rows(results, RUN.task)
     assert head == ["site", "fold", "dice", "iou"]
     assert rows[:2] == [["north", 0, 0.2, 0.1], ["north", 1, 0.4, 0.2]]
     assert [row[2] for row in rows[8:]] == pytest.approx([0.4, 0.7, 0.55, 0.3 / 2**0.5])
-    assert list(by_site(results)) == ["north", "south", MEAN_OF_SITES]
+    assert list(by_site(results, RUN.task)) == ["north", "south", MEAN_OF_SITES]
 
 
 def test_a_fold_without_a_class_has_no_score_of_it(tmp_path: Path) -> None:
     scored = Fold(0, "h", "m", {"north": {"dice": 0.5, "specificity": 1.0}, "south": {"dice": 0.7, "specificity": 1.0}})
     healthy = Fold(1, "h", "m", {"north": {"specificity": 0.8}, "south": {"dice": 0.9, "specificity": 1.0}})
-    head, rows = summary_rows([healthy, scored])
+    head, rows = summary_rows([healthy, scored], RUN.task)
     assert head == ["site", "fold", "dice", "specificity"]
     assert rows[:4] == [["north", 1, None, 0.8], ["north", 0, 0.5, 1.0], ["north", "mean", 0.5, 0.9], rows[3]]
     assert rows[3][2] is None  # no spread of one

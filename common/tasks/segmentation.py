@@ -1,0 +1,116 @@
+"""Segmentation: a class for every voxel. Soft Dice plus cross entropy; overlap with the label, patient by patient.
+
+Every score is a ratio of voxel counts. The unit is the patient: the matrices of all of a patient's images are added
+before any ratio is taken, so that an archive of single slices scores as the volumes it was cut from, and no slice that
+happens to be empty counts as a 1 or a 0. A site's scores are means over its patients.
+
+Within a patient 0/0 is 1: where nothing was to be found or claimed, nothing was wrong. So a patient without a class
+scores 1 for it when none is predicted; with any false voxel the Dice is 0. A class that NO patient of a site has is not
+scored there: it would be 1 for a model that never predicts it, and says nothing of one that finds it.
+
+Unqualified scores are means over the classes scored; specificity, which asks for no voxel of a class, is over all
+classes; `foreground-dice` merges the classes into one. "Sensitivity" and "recall" are the same number under the names
+of two readerships. Definitions: Taha and Hanbury, BMC Medical Imaging 2015.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from common.tasks.task import Task, mean_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Segmentation(Task):
+    """Logits of the background and of each class, for every voxel."""
+
+    kind: Literal["segmentation"] = "segmentation"
+
+    SCORES: ClassVar[tuple[str, ...]] = (
+        *("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision"),
+        "recall",
+    )
+    SHOWN: ClassVar[tuple[str, ...]] = SCORES[:-1]
+    MERGED: ClassVar[str | None] = "foreground-dice"
+    BY_CLASS: ClassVar[bool] = True
+    DRAWS: ClassVar[bool] = True
+
+    def outputs(self, classes: int) -> int:
+        """The background has a channel of its own."""
+        return 1 + classes
+
+    def loss(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
+        """See `common.losses`."""
+        from common.losses import dice_ce  # noqa: PLC0415 - torch
+
+        return dice_ce(outputs, labels)
+
+    def answer(self, outputs: "Tensor") -> "Tensor":
+        """(S, 1 + K, *spatial) to labels (S, *spatial) int64."""
+        # max().indices and not argmax: along this axis torch's argmax is 15 times slower on a CPU.
+        return outputs.max(1).indices
+
+    def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
+        """(K+1, K+1) confusion matrix over all slices."""
+        from common.metrics import confusion  # noqa: PLC0415 - torch
+
+        return confusion(answers, labels, classes)
+
+    def scores(
+        self, patients: "Sequence[Tensor]", classes: Sequence[str], *, every_class: bool = False
+    ) -> dict[str, float]:
+        """Means over the patients; where no patient has any class, specificity alone."""
+        numbers = range(1, len(classes) + 1)
+        present = {index for index in numbers if every_class or any(m[index].any() for m in patients)}
+        return mean_scores([scores_of(matrix, classes, present) for matrix in patients])
+
+    def missed(self, scores: Mapping[str, float]) -> str | None:
+        """Everything, or single classes: scores such as specificity look well all the same."""
+        if scores.get("sensitivity") == 0:
+            return "what is labelled"
+        start = self.of_class("")
+        classes = sorted(
+            name.removeprefix(start) for name, value in scores.items() if name.startswith(start) and not value
+        )
+        return ", ".join(classes) if classes and self.headline in scores else None
+
+
+def scores_of(matrix: "Tensor", classes: Sequence[str], present: Collection[int] | None = None) -> dict[str, float]:
+    """The scores of a confusion matrix, row the truth; present: the classes that are scored, None: all."""
+    each = {index: _binary(*_counts(matrix, index)) for index in range(1, len(classes) + 1)}
+    scored = {index: values for index, values in each.items() if present is None or index in present}
+    found = mean_scores(list(scored.values()))
+    found["specificity"] = mean_scores(list(each.values()))["specificity"]
+    if not scored:
+        return found
+    hit, extra, missed, clear = (
+        int(part.sum()) for part in (matrix[1:, 1:], matrix[:1, 1:], matrix[1:, :1], matrix[:1, :1])
+    )
+    found["foreground-dice"] = _binary(hit, extra, missed, clear)["dice"]
+    return found | {f"dice-{classes[index - 1]}": values["dice"] for index, values in scored.items()}
+
+
+def _counts(matrix: "Tensor", index: int) -> tuple[int, int, int, int]:
+    hit = int(matrix[index, index])
+    extra = int(matrix[:, index].sum()) - hit
+    missed = int(matrix[index].sum()) - hit
+    return hit, extra, missed, int(matrix.sum()) - hit - extra - missed
+
+
+def _binary(hit: int, extra: int, missed: int, clear: int) -> dict[str, float]:
+    return {
+        "dice": _ratio(2 * hit, 2 * hit + extra + missed),
+        "iou": _ratio(hit, hit + extra + missed),
+        "sensitivity": _ratio(hit, hit + missed),
+        "specificity": _ratio(clear, clear + extra),
+        "precision": _ratio(hit, hit + extra),
+        "recall": _ratio(hit, hit + missed),
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+__all__ = ["Segmentation", "scores_of"]

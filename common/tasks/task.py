@@ -1,0 +1,96 @@
+"""What a task is: what the network puts out for an image, the loss, and how good an answer is.
+
+Settings are the [task] table of a run, read by processes that hold no torch: a task imports it where it computes. Every
+label is a map of classes on the image's grid, 0 the background; what a task makes of it is its own.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from common.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Task(Table):
+    """What is learned. Scores are ratios in [0, 1], higher is better, and their names are a policy's and a report's."""
+
+    kind: str
+
+    # All that it may tell of a site's patients. The first is the headline; a policy may shorten the list.
+    SCORES: ClassVar[tuple[str, ...]]
+    # Of them, what a table of people shows, in this order.
+    SHOWN: ClassVar[tuple[str, ...]]
+    # The headline of all classes taken as one, where there is such a score.
+    MERGED: ClassVar[str | None] = None
+    # Whether each patient by themselves has a headline score of each class, named `of_class`, and a site's are their
+    # means: only such scores can be noised (common/privacy/scores.py). Of another task none leaves a private run,
+    # unless the hospital lets exact ones go.
+    BY_CLASS: ClassVar[bool] = False
+    # Whether an answer is a label map of the image, as a prediction writes it and an overlay draws it.
+    DRAWS: ClassVar[bool] = False
+
+    @property
+    def headline(self) -> str:
+        """The score that stands for all: in progress, comparisons and curves."""
+        return self.SCORES[0]
+
+    def of_class(self, label: str) -> str:
+        """The name of a class's own headline score."""
+        return f"{self.headline}-{label}"
+
+    @abstractmethod
+    def outputs(self, classes: int) -> int:
+        """How many channels the network puts out for so many classes, the background not counted."""
+
+    @abstractmethod
+    def loss(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean over the samples of a loss of each by itself; one that couples samples voids differential privacy.
+
+        Args:
+            outputs: (N, outputs, *spatial) of the network.
+            labels: (N, *spatial) int64, 0..K.
+        """
+
+    @abstractmethod
+    def answer(self, outputs: "Tensor") -> "Tensor":
+        """What the network says of each image: (S, outputs, *spatial) float32 to (S, ...)."""
+
+    @abstractmethod
+    def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
+        """Counts, on the CPU, that add up over a patient's images, and from which `scores` follow.
+
+        Args:
+            answers: (S, ...) as `answer` gives them, of one study.
+            labels: (S, *spatial) integer, 0..K.
+            classes: K.
+        """
+
+    @abstractmethod
+    def scores(
+        self, patients: "Sequence[Tensor]", classes: Sequence[str], *, every_class: bool = False
+    ) -> dict[str, float]:
+        """Scores of a site.
+
+        Args:
+            patients: the counts of each held-out patient.
+            classes: names of 1..K.
+            every_class: also score a class that none of them has; which names are there then tells nothing of them.
+
+        Returns:
+            Those of SCORES that can be told, and with BY_CLASS of each class scored; of no patients, nothing.
+        """
+
+    def missed(self, scores: Mapping[str, float]) -> str | None:
+        """What a site's model finds nothing of, to be read after "nothing of", though other scores look well."""
+        return None
+
+
+def mean_scores(rows: "Sequence[dict[str, float]]") -> dict[str, float]:
+    """Mean of each score over rows that all have the same ones; of no rows, no scores."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+
+__all__ = ["Task", "mean_scores"]
