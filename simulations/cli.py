@@ -5,7 +5,7 @@ Heavy modules are imported inside the commands: see common/cli.py.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,9 @@ DeviceOption = Annotated[
     Device | None,
     typer.Option("--device", help="Where all sites train: auto, cpu or cuda. Without it as the scenario says."),
 ]
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", help="Where the sites work, see `wardround-sim list backends`.")
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
 
 
@@ -61,6 +64,7 @@ def run(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-equal results, slower.")] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -72,7 +76,7 @@ def run(
     from server.journal import not_scored  # noqa: PLC0415
     from server.report import write_report  # noqa: PLC0415
     from server.strategy import federate  # noqa: PLC0415
-    from simulations.grid import InProcessGrid  # noqa: PLC0415
+    from simulations.backends import opened  # noqa: PLC0415
     from simulations.overlays import draw_overlays  # noqa: PLC0415
     from simulations.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
 
@@ -91,8 +95,8 @@ def run(
     sites = _prepare(chosen, config, out, data, device)
     if chosen.config.pretraining is not None:
         config = _pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
-    with progress("round", config.federation.rounds) as advance:
-        summary = federate(InProcessGrid(sites, config), config, out, observe=_teller(advance, config.task))
+    with progress("round", config.federation.rounds) as advance, opened(sites, config, backend) as grid:
+        summary = federate(grid, config, out, observe=_teller(advance, config.task))
     draw_overlays(out, sites)
     report = write_report(out)
     scores = summary.scores["test"]
@@ -124,6 +128,7 @@ def compare(
     rounds: RoundsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -165,6 +170,7 @@ def compare(
             config=wanted,
             pretraining=pretraining,
             published=published(chosen, data=data),
+            backend=backend,
             tell=lambda text: advance(done, text),
             finished=finished,
         )
@@ -189,6 +195,7 @@ def crossval(
     rounds: RoundsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -215,6 +222,7 @@ def crossval(
             config,
             sites,
             out,
+            backend=backend,
             observe=lambda fold: _teller(
                 lambda done, text: advance(fold * per_fold + done, f"fold {fold}: {text}"), config.task
             ),
@@ -269,6 +277,23 @@ def scenarios(as_json: JsonFlag = False) -> None:
         [one.name, one.config.title, f"{one.config.run.model.dims}D", list(one.config.site_names)] for one in shipped()
     ]
     show_table("Scenarios", ["name", "what", "model", "sites"], rows, as_json=as_json)
+
+
+@app.command("list")
+def list_members(
+    what: Annotated[
+        Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"],
+        typer.Argument(help="Which table."),
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """List what a run or a scenario may choose from.
+
+    Example: wardround-sim list networks --json
+    """
+    from simulations import listing  # noqa: PLC0415 - torch, to count weights
+
+    show_table(what.capitalize(), *listing.rows(what), as_json=as_json)
 
 
 @bench_app.command("data")

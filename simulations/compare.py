@@ -33,7 +33,7 @@ from server.journal import INITIAL_NAME, mean_of_sites, not_scored
 from server.members import GridMembers
 from server.report import page, pictures, table
 from server.strategy import federate
-from simulations.grid import InProcessGrid
+from simulations.backends import opened
 from simulations.pretraining import PretrainingConfig, pretrain
 from simulations.scenario import CompareConfig, make_site
 
@@ -106,6 +106,7 @@ def compare(
     config: CompareConfig | None = None,
     pretraining: PretrainingConfig | None = None,
     published: SourceConfig | None = None,
+    backend: str | None = None,
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Result]:
@@ -119,6 +120,7 @@ def compare(
         config: which columns; None: no private one.
         pretraining: what all models start from; None: random weights.
         published: images of patients at no site, for pretraining.
+        backend: where the sites work; None: the first of `simulations.backends`.
         tell: told what is going on.
         finished: told how many models are done, and which was last.
     """
@@ -138,7 +140,7 @@ def compare(
             )
         for column in columns(run, sites, out, seed=seed, config=config, initial=initial):
             tell(f"seed {seed}, {column.name}")
-            results.append(_result(column, sites, _folder(out, column), tell, weights))
+            results.append(_result(column, sites, _folder(out, column), tell, weights, backend=backend))
             finished(len(results), f"{column.name}: {MEAN} {Measure(run.task).mean(results[-1]):.3f}")
     _write(out, run, results)
     return results
@@ -240,7 +242,9 @@ def _folder(out: Path, column: Column) -> Path:
     return out / "models" / f"{label}-{column.run.seed}"
 
 
-def _result(column: Column, sites: Sequence[Site], folder: Path, tell: Tell, initial_weights: bytes) -> Result:
+def _result(
+    column: Column, sites: Sequence[Site], folder: Path, tell: Tell, initial_weights: bytes, *, backend: str | None
+) -> Result:
     kept = folder / "result.json"
     run_hash = sha256_of(column.run)
     if kept.exists():
@@ -253,12 +257,12 @@ def _result(column: Column, sites: Sequence[Site], folder: Path, tell: Tell, ini
     for site in column.sites:
         site.cohort(column.run)  # reading images is not training
     start = time.monotonic()
-    epsilon, weights = _train(column, folder, tell) if column.sites else (None, initial_weights)
+    epsilon, weights = _train(column, folder, tell, backend) if column.sites else (None, initial_weights)
     result = Result(
         column=column.name,
         seed=column.run.seed,
         run_hash=run_hash,
-        scores=_test_scores(column.run, sites, weights),
+        scores=_test_scores(column.run, sites, weights, backend),
         steps=column.run.federation.rounds * column.run.training.local_steps if column.sites else 0,
         images=_images_seen(column),
         seconds=time.monotonic() - start,
@@ -269,7 +273,7 @@ def _result(column: Column, sites: Sequence[Site], folder: Path, tell: Tell, ini
     return result
 
 
-def _train(column: Column, folder: Path, tell: Tell) -> tuple[float | None, bytes]:
+def _train(column: Column, folder: Path, tell: Tell, backend: str | None) -> tuple[float | None, bytes]:
     """Epsilon, largest over the sites, and the weights."""
     rounds = column.run.federation.rounds
 
@@ -277,13 +281,16 @@ def _train(column: Column, folder: Path, tell: Tell) -> tuple[float | None, byte
         if event["event"] == "round":
             tell(f"seed {column.run.seed}, {column.name}: round {event['round']}/{rounds}")
 
-    summary = federate(InProcessGrid(column.sites, column.run), column.run, folder, observe=observe)
+    with opened(column.sites, column.run, backend) as grid:
+        summary = federate(grid, column.run, folder, observe=observe)
     stated = (summary.guarantee or {}).get("sites", {}).values()
     epsilon = max((float(one["epsilon"]) for one in stated), default=None)
     return epsilon, (folder / WEIGHTS_NAME).read_bytes()
 
 
-def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[str, dict[str, float]]:
+def _test_scores(
+    run: RunConfig, sites: Sequence[Site], weights: bytes, backend: str | None
+) -> dict[str, dict[str, float]]:
     """Scores of a model on the test patients of every site, asked for as in a deployed run.
 
     A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
@@ -291,8 +298,9 @@ def _test_scores(run: RunConfig, sites: Sequence[Site], weights: bytes) -> dict[
     run = run.model_copy(update={"privacy": None})
     request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", {"weights": weights})
     scores: dict[str, dict[str, float]] = {}
-    grid = InProcessGrid(sites, run)
-    for answer in ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s):
+    with opened(sites, run, backend) as grid:
+        answers = list(ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s))
+    for answer in answers:
         if not isinstance(answer.reply, EvaluateReply):
             raise FederationError(
                 f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient; "

@@ -26,7 +26,7 @@ from common.text import in_html
 from server.journal import SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.report import page, table, write_report
 from server.strategy import federate
-from simulations.grid import InProcessGrid
+from simulations.backends import opened
 
 MEAN_OF_SITES = "mean of sites"
 
@@ -60,6 +60,7 @@ def cross_validate(
     sites: Sequence[Site],
     out: Path,
     *,
+    backend: str | None = None,
     observe: Callable[[int], Observe] = lambda _fold: lambda _event: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Fold]:
@@ -69,6 +70,7 @@ def cross_validate(
         run: the scenario's run, with folds.
         sites: the hospitals.
         out: results; finished folds found here are not trained again.
+        backend: where the sites work; None: the first of `simulations.backends`.
         observe: given a fold number, what to call with each event of its journal.
         finished: told how many folds are done, and the score of the last.
 
@@ -86,7 +88,7 @@ def cross_validate(
             )
     results: list[Fold] = []
     for number, one in enumerate(runs):
-        results.append(_fold(number, one, sites, out / f"fold-{number}", observe(number)))
+        results.append(_fold(number, one, sites, out / f"fold-{number}", observe(number), backend=backend))
         headline = run.task.headline
         score = mean_of_sites(results[-1].scores, run.task).get(headline)
         finished(len(results), f"fold {number}: test {headline} {'not scored' if score is None else f'{score:.3f}'}")
@@ -131,7 +133,9 @@ def _by_name(scores: Sequence[Scores]) -> dict[str, list[float]]:
     return {name: [one[name] for one in scores if name in one] for name in names}
 
 
-def _fold(number: int, run: RunConfig, sites: Sequence[Site], folder: Path, observe: Observe) -> Fold:
+def _fold(
+    number: int, run: RunConfig, sites: Sequence[Site], folder: Path, observe: Observe, *, backend: str | None
+) -> Fold:
     summary = folder / SUMMARY_NAME
     run_hash = sha256_of(run)
     kept = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
@@ -139,7 +143,8 @@ def _fold(number: int, run: RunConfig, sites: Sequence[Site], folder: Path, obse
         raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
     if kept is None or kept["status"] != "completed":
         _check_test_patients(number, run, sites)
-        federate(InProcessGrid(sites, run), run, folder, observe=observe)
+        with opened(sites, run, backend) as grid:
+            federate(grid, run, folder, observe=observe)
         kept = json.loads(summary.read_text(encoding="utf-8"))
     write_report(folder)
     scores = kept["scores"].get("test", {}).get("sites", {})

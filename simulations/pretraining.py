@@ -28,7 +28,7 @@ from common.config import (
 from common.files import write_atomically
 from server.journal import INITIAL_NAME
 from server.strategy import federate
-from simulations.grid import InProcessGrid
+from simulations.backends import opened
 from simulations.hippocampi import write_hippocampi
 from simulations.retina import write_retinas
 
@@ -141,7 +141,8 @@ def _trained(
         if start is not None:
             write_atomically(folder / INITIAL_NAME, start)
         site = make_site(out / "sites", SiteConfig(name=name, data=(source,), device=device))
-        federate(InProcessGrid([site], public), public, folder, observe=observe)
+        with opened([site], public) as grid:
+            federate(grid, public, folder, observe=observe)
     # Checked against its manifest: a run will say of these weights what they were trained on.
     _, state, _ = load_model(folder)
     return pack(state)

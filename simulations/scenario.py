@@ -5,7 +5,7 @@
     [run] ...                          as in run.toml
     [[sites]] ...                      as in site.toml; relative paths start from the data folder
     [phantoms] ...                     or: one site per scanner, with generated CT series
-    [partition] ...                    or: one archive, its patients shared out among sites
+    [partition] ...                    or: one archive, its patients shared out among sites: simulations/partitions
     [pretraining] ...                  generated images that every model starts from; see simulations/pretraining.py
     [compare] ...                      the columns of `compare`
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from client.data.sources import list_patients
 from client.folder import POLICY_NAME, SITE_NAME
@@ -42,6 +42,7 @@ from common.config import (
 )
 from common.errors import ConfigError
 from common.files import write_atomically
+from simulations.partitions import PARTITION_CHOICE, Partition
 from simulations.phantoms import SCANNERS, write_hospital
 from simulations.pretraining import PretrainingConfig
 
@@ -89,16 +90,6 @@ class PhantomsConfig(Table):
         if unknown := set(self.scanners) - set(SCANNERS):
             raise ValueError(f"unknown scanners {sorted(unknown)}; there are {sorted(SCANNERS)}")
         return self
-
-
-class PartitionConfig(Table):
-    """One archive shared out among sites, patient by patient, in equal parts."""
-
-    sites: tuple[Name, ...]
-    source: SourceConfig
-    seed: int = 0
-    # So many patients go to no site: their images play a published archive, which pretraining may use.
-    published: Annotated[int, Field(ge=0)] = 0
 
 
 class CompareConfig(Table):
@@ -155,7 +146,7 @@ class ScenarioConfig(Table):
     run: RunConfig
     sites: tuple[SiteConfig, ...] = ()
     phantoms: PhantomsConfig | None = None
-    partition: PartitionConfig | None = None
+    partition: Annotated[Partition, PARTITION_CHOICE] | None = None
     pretraining: PretrainingConfig | None = None
     compare: CompareConfig = CompareConfig()
 
@@ -263,12 +254,6 @@ def make_site(folder: Path, config: SiteConfig) -> Site:
     return open_site(home)
 
 
-def share_out(patients: Iterable[str], sites: Sequence[str], seed: int) -> dict[str, tuple[str, ...]]:
-    """Assign each patient to one site, in equal parts, ranked by SHA-256 of seed and id: the same everywhere."""
-    ranked = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}|{patient}".encode()).digest())
-    return {site: tuple(sorted(ranked[index :: len(sites)])) for index, site in enumerate(sites)}
-
-
 def _shipped_paths() -> list[Path]:
     return sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem)
 
@@ -317,7 +302,7 @@ def _offset(progress: Callable[[int, int], None], before: int, total: int) -> Ca
     return lambda done, _: progress(before + done, total)
 
 
-def _partition(config: PartitionConfig, root: Path) -> list[SiteConfig]:
+def _partition(config: Partition, root: Path) -> list[SiteConfig]:
     shares, _ = _shares(config, root)
     (source,) = _absolute_sources((config.source,), root)
     empty = [name for name, patients in shares.items() if not patients]
@@ -332,7 +317,7 @@ def _partition(config: PartitionConfig, root: Path) -> list[SiteConfig]:
     ]
 
 
-def _shares(config: PartitionConfig, root: Path) -> tuple[dict[str, tuple[str, ...]], SourceConfig]:
+def _shares(config: Partition, root: Path) -> tuple[dict[str, tuple[str, ...]], SourceConfig]:
     """Patients of each site, and the source of the published ones."""
     (source,) = _absolute_sources((config.source,), root)
     patients = list_patients(source, root)
@@ -340,7 +325,8 @@ def _shares(config: PartitionConfig, root: Path) -> tuple[dict[str, tuple[str, .
         patients, key=lambda patient: hashlib.sha256(f"published|{config.seed}|{patient}".encode()).digest()
     )
     kept = tuple(sorted(ranked[: config.published]))
-    shares = share_out(set(patients) - set(kept), config.sites, config.seed)
+    dealt = config.deal(sorted(set(patients) - set(kept)))
+    shares = {site: tuple(sorted(dealt.get(site, ()))) for site in config.sites}
     return shares, source.model_copy(update={"patients": kept})
 
 
@@ -377,13 +363,11 @@ __all__ = [
     "DATA_VARIABLE",
     "EXACT_SCORES",
     "CompareConfig",
-    "PartitionConfig",
     "PhantomsConfig",
     "Scenario",
     "ScenarioConfig",
     "load_scenario",
     "make_site",
     "prepare",
-    "share_out",
     "shipped",
 ]

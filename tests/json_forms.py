@@ -114,6 +114,7 @@ FORMS: dict[str, Form] = {
         {"check": str, "result": str, "figure": (str, *NUMBER), "limit": (str, *NUMBER), "p-value": MAYBE}
     ],
     "wardround-sim scenarios": [{"name": str, "what": str, "model": str, "sites": [str]}],
+    "wardround-sim list": [{"what": str, str: (str, bool, int, [str])}],
     "wardround-sim bench data": [{"way": str, str: NUMBER}],
     "wardround-sim bench privacy": [{"step": str, "way": str, str: MAYBE}],
 }  # fmt: skip

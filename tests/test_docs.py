@@ -19,14 +19,15 @@ from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Tab
 from common.models import NETWORKS
 from common.tasks import TASKS
 from deploy import bootstrap
+from simulations.partitions import PARTITIONS
 from simulations.pretraining import PretrainingConfig
-from simulations.scenario import CompareConfig, PartitionConfig, PhantomsConfig, ScenarioConfig
+from simulations.scenario import CompareConfig, PhantomsConfig, ScenarioConfig
 from tests import ROOT
 
 APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
 # The command contract, as far as it is built.
 CONTRACT = """
-wardround-sim run | compare | crossval | scenarios | bench data | bench privacy | audit
+wardround-sim run | compare | crossval | scenarios | list | bench data | bench privacy | audit
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server key protect | key unprotect
@@ -169,7 +170,7 @@ def _plain(default: object) -> str:
         ("operations.md", "policy.toml", PolicyConfig),
         ("scenarios.md", "Top of the file", ScenarioConfig),
         ("scenarios.md", "[phantoms]", PhantomsConfig),
-        ("scenarios.md", "[partition]", PartitionConfig),
+        ("scenarios.md", "[partition]", PARTITIONS[0]),
         ("scenarios.md", "[pretraining]", PretrainingConfig),
         ("scenarios.md", "[compare]", CompareConfig),
         ("run.md", "[model]", NETWORKS[0]),

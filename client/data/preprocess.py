@@ -98,7 +98,7 @@ def _way(geometry: Geometry, run: RunConfig) -> Iterator[tuple[Step, Geometry]]:
             ErrorCode.UNSUPPORTED,
         )
     for step in STEPS:
-        if not step.asked(run):
+        if not (step.always or step.name in run.preprocessing.steps):
             continue
         if (problem := step.refuse(geometry, run)) is not None:
             raise problem

@@ -24,7 +24,7 @@ from server.home import open_home
 from server.registry import Registry
 from server.strategy import federate
 from server.witness import open_log
-from simulations.grid import InProcessGrid
+from simulations.backends.in_process import InProcessGrid
 
 SITES = ("north", "south")
 RUNS = {"plain": "failed", "refused": "failed", "private": "completed"}

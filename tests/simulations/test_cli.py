@@ -14,8 +14,8 @@ from common.checkpoint import sha256
 from common.config import SiteConfig, SourceConfig, load
 from common.environment import flower_variables
 from server.strategy import federate
+from simulations.backends.in_process import InProcessGrid
 from simulations.cli import app
-from simulations.grid import InProcessGrid
 from simulations.overlays import LABEL_COLOUR, draw_overlays
 from simulations.scenario import SHIPPED, make_site
 from tests.json_forms import conforms

@@ -16,7 +16,7 @@ from common.network import build_model
 from common.wire.messages import EvaluateRequest, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
 from server.strategy import federate
-from simulations.grid import InProcessGrid
+from simulations.backends.in_process import InProcessGrid
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 

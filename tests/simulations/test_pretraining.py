@@ -19,7 +19,7 @@ from common.wire.records import request_from_record
 from server.journal import INITIAL_NAME
 from server.strategy import federate
 from simulations import pretraining
-from simulations.grid import InProcessGrid
+from simulations.backends.in_process import InProcessGrid
 from simulations.pretraining import PretrainingConfig, pretrain, public_run
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site

@@ -20,7 +20,7 @@ from client.site import open_site
 from common.config import RunConfig, parse, sha256_of
 from server.strategy import federate
 from simulations.anatomy import SCANNERS
-from simulations.grid import InProcessGrid
+from simulations.backends.in_process import InProcessGrid
 from simulations.phantoms import write_hospital
 from tests import ROOT
 from tests.server.coordinator import free_ports

@@ -27,7 +27,7 @@ from common.config import RunConfig, parse
 from server.home import open_home
 from server.strategy import federate
 from simulations.anatomy import SCANNERS
-from simulations.grid import InProcessGrid
+from simulations.backends.in_process import InProcessGrid
 from simulations.phantoms import write_hospital
 from tests import ROOT
 from tests.common.audit.federation import lines_of, tamper

@@ -16,10 +16,7 @@ class Channels(Step):
     """[data] channels."""
 
     name = "channels"
-
-    def asked(self, run: RunConfig) -> bool:
-        """Always."""
-        return True
+    always = True
 
     def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
         """Neither grey nor in colour."""

@@ -25,10 +25,7 @@ class Intensity(Step):
     """[preprocessing] intensity and window."""
 
     name = "intensity"
-
-    def asked(self, run: RunConfig) -> bool:
-        """Always."""
-        return True
+    always = True
 
     def apply(self, image: Image, label: Label | None, before: Geometry, run: RunConfig) -> tuple[Image, Label | None]:
         """Scaled in a copy; the label stays.

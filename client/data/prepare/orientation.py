@@ -19,10 +19,7 @@ class Orientation(Step):
     """The first step: those after it see one order of axes."""
 
     name = "orientation"
-
-    def asked(self, run: RunConfig) -> bool:
-        """Always."""
-        return True
+    always = True
 
     def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
         """A picture in a run that trains on volumes."""

@@ -22,10 +22,7 @@ class Resampling(Step):
     """[preprocessing] spacing-mm or rows; a run with neither leaves the voxels where they are."""
 
     name = "resampling"
-
-    def asked(self, run: RunConfig) -> bool:
-        """Always."""
-        return True
+    always = True
 
     def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
         """A picture without spacing in a run that sets one."""

@@ -36,10 +36,8 @@ class Step(ABC):
     """One step. What it does follows from the run and from where the voxels lie."""
 
     name: ClassVar[str]
-
-    def asked(self, run: RunConfig) -> bool:
-        """Whether the run wants it: where [preprocessing] steps names it."""
-        return self.name in run.preprocessing.steps
+    # Of every run, as before a run could name steps; any other is of the runs whose [preprocessing] steps names it.
+    always: ClassVar[bool] = False
 
     def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
         """Why a study of this geometry cannot be prepared; None: it can."""

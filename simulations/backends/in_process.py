@@ -8,7 +8,8 @@ one model in training whatever the number of sites, and an interrupted look leav
 import copy
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
@@ -111,6 +112,12 @@ class InProcessGrid(Grid):
         return self._client_app(message, context)
 
 
+@contextmanager
+def opened(sites: Sequence[Site], run: RunConfig) -> Iterator[Grid]:
+    """The backend: nothing to start, nothing to end."""
+    yield InProcessGrid(sites, run)
+
+
 def _with_id(message: Message, message_id: str) -> Message:
     old = message.metadata
     metadata = Metadata(
@@ -132,4 +139,4 @@ def _message(metadata: Metadata, content: RecordDict) -> Message:
     return Message(metadata=metadata, content=content)  # type: ignore[call-overload, no-any-return]
 
 
-__all__ = ["InProcessGrid"]
+__all__ = ["InProcessGrid", "opened"]

@@ -1,0 +1,83 @@
+"""The tables of what a run or a scenario may choose from, as rows for a person or a program."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from pydantic import ValidationError
+
+from client.data.prepare import STEPS
+from common.models import NETWORK_CHOICE, Network
+from common.tasks import TASK_CHOICE, Task
+from simulations.backends import BACKENDS
+from simulations.partitions import PARTITION_CHOICE
+
+What: TypeAlias = Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"]
+Rows: TypeAlias = tuple[list[str], list[list[object]]]
+
+
+def rows(what: What) -> Rows:
+    """Column names and one row for each member, in the order of its table: the default comes first."""
+    return _TABLES[what]()
+
+
+def _networks() -> Rows:
+    found: list[list[object]] = [
+        [name, _weights(member, 2), _weights(member, 3), _about(member)]
+        for name, member in NETWORK_CHOICE.by_name.items()
+        if issubclass(member, Network)
+    ]
+    return ["network", "weights-2d", "weights-3d", "what"], found
+
+
+def _weights(member: type[Network], dims: Literal[2, 3]) -> int | None:
+    """How many weights it has with its own defaults, for grey images and one class; None where it has no defaults."""
+    try:
+        settings = member.model_validate({"dims": dims})
+    except ValidationError:
+        return None
+    with torch.device("meta"):
+        return sum(weights.numel() for weights in settings.build(1, 2).parameters())
+
+
+def _tasks() -> Rows:
+    found: list[list[object]] = [
+        [name, member.SCORES[0], list(member.SCORES), _about(member)]
+        for name, member in TASK_CHOICE.by_name.items()
+        if issubclass(member, Task)
+    ]
+    return ["task", "headline", "scores", "what"], found
+
+
+def _steps() -> Rows:
+    return ["step", "always", "what"], [[step.name, step.always, _about(step)] for step in STEPS]
+
+
+def _partitions() -> Rows:
+    return _named("partition", PARTITION_CHOICE.by_name)
+
+
+def _backends() -> Rows:
+    return _named("backend", BACKENDS)
+
+
+def _named(column: str, members: Mapping[str, object]) -> Rows:
+    return [column, "what"], [[name, _about(member)] for name, member in members.items()]
+
+
+def _about(member: object) -> str:
+    """The first line of what its file says."""
+    module = inspect.getmodule(member if callable(member) else type(member))
+    return (inspect.getdoc(module) or "").partition("\n")[0]
+
+
+_TABLES: Mapping[str, Callable[[], Rows]] = {
+    "networks": _networks,
+    "tasks": _tasks,
+    "steps": _steps,
+    "partitions": _partitions,
+    "backends": _backends,
+}
+
+__all__ = ["What", "rows"]
