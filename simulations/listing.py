@@ -13,7 +13,7 @@ from common.tasks import TASK_CHOICE, Task
 from simulations.backends import BACKENDS
 from simulations.partitions import PARTITION_CHOICE
 
-What: TypeAlias = Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"]
+What: TypeAlias = Literal["networks", "tasks", "steps", "partitions", "backends"]
 Rows: TypeAlias = tuple[list[str], list[list[object]]]
 
 
