@@ -7,6 +7,7 @@ common/page.html: one file, without script, and nothing in it comes from elsewhe
 """
 
 import base64
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,8 @@ def cell(value: object) -> str:
     """A value as people read it in a table: numbers with three decimals, None as a dash."""
     match value:
         case None:
+            return "-"
+        case float() if math.isnan(value):
             return "-"
         case float() if value and abs(value) < 1e-3:
             return f"{value:.1e}"

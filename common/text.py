@@ -8,7 +8,6 @@ two texts may be shown alike, and none is read back. JSON is data, and keeps its
 """
 
 import datetime
-import html
 import json
 import math
 import unicodedata
@@ -40,11 +39,6 @@ def shown(value: object) -> str:
         seen = sign.isprintable() and sign not in _BLANK and ord(sign) not in _BOXES and marks <= _MOST_MARKS
         made.append(sign if seen else sign.encode("unicode_escape").decode("ascii"))
     return "".join(made)
-
-
-def in_html(value: object) -> str:
-    """`shown`, for the inside of an HTML element or of a quoted attribute."""
-    return html.escape(shown(value))
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -80,4 +74,4 @@ def _plain(value: object) -> object:
     return value
 
 
-__all__ = ["NAME_PATTERN", "as_json", "counted", "in_html", "shown"]
+__all__ = ["NAME_PATTERN", "as_json", "counted", "shown"]

@@ -1,50 +1,66 @@
 """One HTML file that tells a run: who took part, how good the model is, what privacy it cost.
 
-Self-contained: styles, curves (SVG) and pictures (PNG) are inside, no script, no network, so that it can be mailed and
-archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overlays/*.png` where a simulation drew some.
+Self-contained (server/report.html): curves (SVG) and pictures (PNG) are inside, no script, no network, so that it can
+be mailed and archived. It is made from `metrics.jsonl` and `summary.json` alone, plus `overlays/*.png` where a
+simulation drew some.
 """
 
-import base64
 import datetime
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.config import TRAIN_LOSS
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.html import Markup, picture, render
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.tasks import Task, task_of
-from common.text import counted, in_html
+from common.text import counted
 from server.chart import Points, colours_of, line_chart
 from server.journal import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
 
 REPORT_NAME = "report.html"
 OVERLAYS = "overlays"
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.muted { opacity: .7; } .failed { color: #c0392b; font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem; }
-.pictures img { width: 100%; border-radius: 4px; }
-figure { margin: 0; } figcaption { font-size: .85rem; opacity: .8; }
-table { border-collapse: collapse; margin: .5rem 0; } th, td { padding: .3rem .8rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid; } tbody tr + tr td { border-top: 1px solid #8884; }
-svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 12px; }
-svg .title { font-size: 14px; font-weight: 600; } svg .grid { stroke: #8884; }
-svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
-code { font-size: .85em; overflow-wrap: anywhere; }
-"""
-_NOISE = (
-    '<p class="muted">The sites have added noise to these scores, to protect the patients they are of; ± is its '
-    "standard deviation. A score may lie outside 0 to 1.</p>"
+# Of a site's guarantee, in this order.
+_STATED = (
+    "epsilon",
+    "delta",
+    "steps",
+    "noise-multiplier",
+    "gradient-noise-multiplier",
+    "clipping-norm",
+    "sampling-rate",
+    "cohort-size-class",
 )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of one phase, as they are shown."""
+
+    phase: str
+    round: int
+    columns: tuple[str, ...]
+    rows: list[list[object]]
+    noised: bool
+    warnings: tuple[str, ...]
+    lacking: str | None  # what is said of sites that gave none
+
+
+@dataclass(frozen=True)
+class _Guarantee:
+    """What is said of a private run."""
+
+    void: str | None = None  # why there is no guarantee
+    unit: str = ""
+    target: str = ""  # epsilon
+    rows: Sequence[Sequence[object]] = ()
+    facts: Sequence[str] = ()
+    columns: tuple[str, ...] = ("site", *_STATED)
 
 
 def write_report(folder: Path, summary: dict[str, Any] | None = None) -> Path:
@@ -63,60 +79,23 @@ def write_report(folder: Path, summary: dict[str, Any] | None = None) -> Path:
             raise ConfigError(f"{folder} holds no {SUMMARY_NAME}. Give the output folder of a run.")
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
     events = read_events(folder / JOURNAL_NAME)
-    body = [
-        _head(summary, events),
-        _scores(summary),
-        _charts(events, summary["guarantee"], task_of(summary.get("settings")).headline),
-        _guarantee(summary["guarantee"]),
-        _pictures(folder / OVERLAYS),
-        _rounds(events),
-        _settings(summary.get("settings")),
-    ]
-    path = folder / REPORT_NAME
-    write_atomically(path, page(f"Run {summary['name']}", "\n".join(body)).encode())
-    return path
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML document around a body."""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{in_html(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
+    page = render(
+        "server/report.html",
+        title=f"Run {summary['name']}",
+        name=summary["name"],
+        status=summary["status"],
+        reason=summary["reason"],
+        facts=_facts(summary, events),
+        scores=list(_scores(summary)),
+        charts=_charts(events, summary["guarantee"], task_of(summary.get("settings")).headline),
+        guarantee=_guarantee(summary["guarantee"]),
+        examples=[picture(path) for path in sorted((folder / OVERLAYS).glob("*.png"))],
+        rounds=_rounds(events),
+        settings=list(_settings(summary.get("settings") or {}, "")),
     )
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An HTML table; numbers with three decimals, None as a dash."""
-    head = "".join(f"<th>{in_html(column)}</th>" for column in columns)
-    lines = ["".join(f"<td>{in_html(cell(value))}</td>" for value in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def pictures(paths: Sequence[Path]) -> str:
-    """PNG files with their names as captions, inside the page."""
-    figures = [
-        f'<figure><img alt="{in_html(path.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{in_html(path.stem)}</figcaption></figure>'
-        for path in paths
-    ]
-    return f'<div class="pictures">{"".join(figures)}</div>'
-
-
-def cell(value: object) -> str:
-    """A value as people read it in a table."""
-    match value:
-        case None:
-            return "-"
-        case float() if math.isnan(value):
-            return "-"
-        case float() if value and abs(value) < 1e-3:
-            return f"{value:.1e}"
-        case float():
-            return f"{value:.3f}"
-        case _:
-            return str(value)
+    path = folder / REPORT_NAME
+    write_atomically(path, page.encode())
+    return path
 
 
 def score_with_noise(scores: Mapping[str, float], name: str, task: Task) -> object:
@@ -126,28 +105,21 @@ def score_with_noise(scores: Mapping[str, float], name: str, task: Task) -> obje
     return f"{scores[name]:.3f} ± {deviation:.3f}" if noised and name in scores else scores.get(name)
 
 
-def _head(summary: dict[str, Any], events: Sequence[Event]) -> str:
-    status = in_html(summary["status"])
-    reason = f'<p class="failed">{in_html(summary["reason"])}</p>' if summary["reason"] else ""
+def _facts(summary: dict[str, Any], events: Sequence[Event]) -> list[tuple[str, str | None]]:
+    """What is said below the name; some of it with a hash."""
     times = [event["time"] for event in events if "time" in event]
-    facts = [f"{_moment(times[0])} to {_moment(times[-1])}"] if times else []
+    facts: list[tuple[str, str | None]] = [(f"{_moment(times[0])} to {_moment(times[-1])}", None)] if times else []
     facts += [
-        f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.0f} s",
-        f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them",
-        f"seed {summary['seed']}",
-        f"run <code>{in_html(summary['run-hash'])}</code>",
+        (f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.0f} s", None),
+        (f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them", None),
+        (f"seed {summary['seed']}", None),
+        ("run", summary["run-hash"]),
     ]
-    if summary["model-sha256"]:
-        facts.append(f"model <code>{in_html(summary['model-sha256'])}</code>")
-    style = ' class="failed"' if summary["status"] == "failed" else ""
-    return (
-        f"<h1>{in_html(summary['name'])} <span{style}>{status}</span></h1>{reason}"
-        f'<p class="muted">{" · ".join(facts)}</p>'
-    )
+    return [*facts, ("model", summary["model-sha256"])] if summary["model-sha256"] else facts
 
 
-def _scores(summary: dict[str, Any]) -> str:
-    parts, task = [], task_of(summary.get("settings"))
+def _scores(summary: dict[str, Any]) -> Iterator[_Scored]:
+    task = task_of(summary.get("settings"))
     for phase in ("test", "validation"):
         scores = summary["scores"].get(phase)
         if not scores or not scores["sites"]:
@@ -164,13 +136,16 @@ def _scores(summary: dict[str, Any]) -> str:
             rows.append(
                 ["mean of patients, by counts in steps of 5 from 10 on", *(patients.get(name) for name in names)]
             )
-        lacking = not_scored(scores["sites"], task)
-        noise = _NOISE if SCORE_NOISE in scores["mean-of-sites"] else "".join(_found_nothing(scores["sites"], task))
-        parts.append(
-            f"<h2>Scores on {phase} patients, after round {scores['round']}</h2>{table(['site', *names], rows)}{noise}"
-            + (f'<p class="muted">{in_html(lacking)}</p>' if lacking else "")
+        noised = SCORE_NOISE in scores["mean-of-sites"]
+        yield _Scored(
+            phase=phase,
+            round=scores["round"],
+            columns=("site", *names),
+            rows=rows,
+            noised=noised,
+            warnings=() if noised else tuple(_found_nothing(scores["sites"], task)),
+            lacking=not_scored(scores["sites"], task),
         )
-    return "".join(parts)
 
 
 def _found_nothing(sites: Mapping[str, Mapping[str, float]], task: Task) -> Iterator[str]:
@@ -178,11 +153,10 @@ def _found_nothing(sites: Mapping[str, Mapping[str, float]], task: Task) -> Iter
     for site, scores in sorted(sites.items()):
         if (missed := task.missed(scores)) is None:
             continue
-        what = f"The model finds nothing of {missed}"
-        yield f'<p class="failed">{in_html(f"{what} at {site}; its other scores there say little.")}</p>'
+        yield f"The model finds nothing of {missed} at {site}; its other scores there say little."
 
 
-def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None, headline: str) -> str:
+def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None, headline: str) -> list[Markup]:
     validation = [event for event in events if event["event"] == "evaluate" and event["phase"] == "validation"]
     trained = [event for event in events if event["event"] == "train"]
     void = "void" in (guarantee or {})
@@ -197,7 +171,7 @@ def _charts(events: Sequence[Event], guarantee: dict[str, Any] | None, headline:
         line_chart("Training loss, by round", _series(trained, TRAIN_LOSS), colours=colours),
         line_chart("Epsilon spent, by round", {} if void else _series(trained, "epsilon"), colours=colours),
     ]
-    return f'<h2>Course</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+    return [chart for chart in charts if chart]
 
 
 def _series(events: Sequence[Event], metric: str) -> dict[str, Points]:
@@ -208,39 +182,18 @@ def _series(events: Sequence[Event], metric: str) -> dict[str, Points]:
     return {site: sorted(points.items()) for site, points in lines.items()}
 
 
-def _guarantee(guarantee: dict[str, Any] | None) -> str:
+def _guarantee(guarantee: dict[str, Any] | None) -> _Guarantee | None:
     if guarantee is None:
-        return (
-            "<h2>Privacy</h2><p>This run gives no differential privacy guarantee: run.toml has no [privacy] table.</p>"
-        )
+        return None
     if "void" in guarantee:
-        return (
-            "<h2>Privacy</h2><p>This run gives no differential privacy guarantee, and no epsilon is stated: "
-            f"{in_html(guarantee['void'])}.</p>"
-        )
-    columns = (
-        "epsilon",
-        "delta",
-        "steps",
-        "noise-multiplier",
-        "gradient-noise-multiplier",
-        "clipping-norm",
-        "sampling-rate",
-        "cohort-size-class",
-    )
-    rows = [[site, *(stated[column] for column in columns)] for site, stated in guarantee["sites"].items()]
+        return _Guarantee(void=guarantee["void"])
+    rows = [[site, *(stated[column] for column in _STATED)] for site, stated in guarantee["sites"].items()]
     some: dict[str, Any] = next(iter(guarantee["sites"].values()), {})
-    return (
-        "<h2>Privacy</h2>"
-        f"<p>Differential privacy for one <strong>{in_html(guarantee['unit'])}</strong>, with all of their images: "
-        "what a site's updates reveal about a patient it trained on is bounded by its epsilon and delta, as its own "
-        f"ledger states them. The run's target is epsilon {guarantee['target-epsilon']:g}.</p>"
-        f"{table(['site', *columns], rows)}"
-        f'<p class="muted">{"<br>".join(in_html(fact) for fact in _facts(some))}</p>'
-    )
+    target = f"{guarantee['target-epsilon']:g}"
+    return _Guarantee(unit=guarantee["unit"], target=target, rows=rows, facts=_rests_on(some))
 
 
-def _facts(stated: dict[str, Any]) -> list[str]:
+def _rests_on(stated: dict[str, Any]) -> list[str]:
     """What a site's guarantee rests on, in sentences; nothing where no site has trained."""
     if not stated:
         return []
@@ -255,15 +208,8 @@ def _facts(stated: dict[str, Any]) -> list[str]:
     ]
 
 
-def _pictures(folder: Path) -> str:
-    paths = sorted(folder.glob("*.png"))
-    if not paths:
-        return ""
-    return f"<h2>Examples from the test patients</h2><p>Green: the label. Red: the model.</p>{pictures(paths)}"
-
-
-def _rounds(events: Sequence[Event]) -> str:
-    rows = [
+def _rounds(events: Sequence[Event]) -> list[list[object]]:
+    return [
         [
             event["round"],
             ", ".join(event["sites"]),
@@ -275,23 +221,15 @@ def _rounds(events: Sequence[Event]) -> str:
         for event in events
         if event["event"] == "round"
     ]
-    return f"<h2>Rounds</h2>{table(['round', 'sites', 'refused', 'missing', 'seconds', 'MB'], rows)}" if rows else ""
 
 
-def _settings(settings: dict[str, Any] | None) -> str:
+def _settings(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
     """All that defined the run, under its dotted keys."""
-    if settings is None:
-        return ""
-
-    def walk(values: Mapping[str, Any], above: str) -> Iterator[list[object]]:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{above}{key}.")
-            else:
-                yield [f"{above}{key}", json.dumps(value, ensure_ascii=False)]
-
-    rows = table(["setting", "value"], list(walk(settings, "")))
-    return f"<h2>Settings</h2><details><summary>run.toml, with its defaults</summary>{rows}</details>"
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
 
 
 def _moment(seconds: float) -> str:

@@ -25,13 +25,12 @@ from common.checkpoint import WEIGHTS_NAME, sha256
 from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
+from common.html import picture, render
 from common.tasks import Task
-from common.text import in_html
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.exchange import ask
 from server.journal import INITIAL_NAME, mean_of_sites, not_scored
 from server.members import GridMembers
-from server.report import page, pictures, table
 from server.strategy import federate
 from simulations.backends import opened
 from simulations.pretraining import PretrainingConfig, pretrain
@@ -346,9 +345,17 @@ def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     markdown = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
     write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
     _plot(out, run, results)
-    plot = pictures([out / "compare.png"])
-    body = f"<h1>{run.name}: what federating gains</h1><p>{in_html(facts)}</p>{table(head, rows)}{plot}"
-    write_atomically(out / "report.html", page(f"Comparison {run.name}", body).encode())
+    page = render(
+        "simulations/study.html",
+        title=f"Comparison {run.name}",
+        headline=f"{run.name}: what federating gains",
+        above=facts,
+        columns=head,
+        rows=rows,
+        below=(),
+        plots=[picture(out / "compare.png")],
+    )
+    write_atomically(out / "report.html", page.encode())
 
 
 def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:

@@ -21,10 +21,10 @@ from client.site import Site
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
+from common.html import render
 from common.tasks import Task
-from common.text import in_html
 from server.journal import SUMMARY_NAME, Observe, mean_of_sites, not_scored
-from server.report import page, table, write_report
+from server.report import write_report
 from server.strategy import federate
 from simulations.backends import opened
 
@@ -179,9 +179,18 @@ def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
     write_atomically(out / "crossval.json", f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
     facts = f"{len(results)} folds, seed {run.seed}. Every patient is tested once, by a model that never saw them."
     lacking = [f"Fold {fold.number}. {sentence}" for fold in results if (sentence := not_scored(fold.scores, run.task))]
-    told = "".join(f'<p class="muted">{in_html(sentence)}</p>' for sentence in lacking)
-    body = f"<h1>{run.name}: cross-validation</h1><p>{facts}</p>{table(*summary_rows(results, run.task))}{told}"
-    write_atomically(out / "report.html", page(f"Cross-validation {run.name}", body).encode())
+    columns, rows = summary_rows(results, run.task)
+    page = render(
+        "simulations/study.html",
+        title=f"Cross-validation {run.name}",
+        headline=f"{run.name}: cross-validation",
+        above=facts,
+        columns=columns,
+        rows=rows,
+        below=lacking,
+        plots=(),
+    )
+    write_atomically(out / "report.html", page.encode())
 
 
 __all__ = ["Fold", "by_site", "cross_validate", "fold_runs", "mean", "standard_deviation", "summary_rows"]

@@ -33,9 +33,8 @@ import numpy as np
 from client.site import Site
 from common.config import RunConfig
 from common.files import write_atomically
+from common.html import render
 from common.privacy.accountant import epsilon
-from common.text import in_html
-from server.report import page, table
 from simulations.audit_apart import SETTINGS, TOLERANCE, Setting, attack, sensitivity
 from simulations.audit_bounds import (
     Values,
@@ -339,9 +338,18 @@ def write_report(folder: Path, findings: Sequence[Finding]) -> Path:
     failed = [one.check for one in findings if not one.passed]
     verdict = f"FAILED: {', '.join(failed)}" if failed else "passed"
     columns, rows = summary_rows(findings)
-    body = f"<h1>Privacy audit: {in_html(verdict)}</h1>{table(columns, rows)}<p>{in_html(LIMITS)}</p>"
+    page = render(
+        "simulations/study.html",
+        title="Privacy audit",
+        headline=f"Privacy audit: {verdict}",
+        above="",
+        columns=columns,
+        rows=rows,
+        below=(LIMITS,),
+        plots=(),
+    )
     path = folder / REPORT_NAME
-    write_atomically(path, page("Privacy audit", body).encode())
+    write_atomically(path, page.encode())
     return path
 
 

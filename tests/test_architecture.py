@@ -137,7 +137,7 @@ _OUTLETS = {
         "simulations/audit_process.py",
         "simulations/bench_privacy.py",
     ),
-    ("html.escape",): ("common/text.py",),
+    ("html.escape", "html.parser"): (),
     ("jinja2", "markupsafe"): ("common/html.py",),
     ("logging.basicConfig", "logging.Formatter"): ("common/logs.py",),
 }

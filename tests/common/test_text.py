@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from common.cli import live_table, new_app, note, progress, say, show_json, show_table
 from common.errors import ConfigError
 from common.logs import log_to
-from common.text import as_json, counted, in_html, shown
-from tests.foreign import FOREIGN, MARK, Page, hidden
+from common.text import as_json, counted, shown
+from tests.foreign import FOREIGN, MARK, hidden
 
 FOREIGN_TEXTS = pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
 
@@ -68,13 +68,6 @@ def test_json_is_printable_ascii_and_gives_the_text_back(text: str) -> None:
     assert json.loads(as_json([text])) == [text]
     assert as_json([text]).replace("\n", "").isascii()
     assert as_json([text]).replace("\n", "").isprintable()
-
-
-@FOREIGN_TEXTS
-def test_text_in_a_page_is_text(text: str) -> None:
-    page = Page(f'<p title="{in_html(text)}">{in_html(text)}</p>')
-    assert page.names == {"p", "title"}
-    assert page.texts == [shown(text), shown(text)]
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_wh
     guarantee, text = stated["stated"]
     assert guarantee is not None
     assert guarantee["sites"]["a"]["epsilon"] == 3.25
-    assert "by the coordinator&#x27;s word, the initial weights: trained on generated images, see the paper" in text
+    assert "by the coordinator&#39;s word, the initial weights: trained on generated images, see the paper" in text
     assert "Epsilon spent" in text
 
 
@@ -258,7 +258,7 @@ def test_report_has_the_date_and_every_setting(tmp_path: Path) -> None:
     for key, value in (
         ("training.learning-rate", "0.001"),
         ("federation.quorum", "2"),
-        ("data.modality", "&quot;photo&quot;"),
+        ("data.modality", "&#34;photo&#34;"),
     ):
         assert rows[key] == value
 
