@@ -22,6 +22,7 @@ from flwr.proto.message_pb2 import ObjectTree
 
 from client import admission, approvals
 from client.admission import Admission
+from client.declared import as_declared
 from client.enrol import Identity, renew
 from client.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
 from client.folder import FORGOTTEN_NAME, SITE_NAME
@@ -31,7 +32,7 @@ from client.pipe import Answer, Describe, PipeError
 from client.proposals import Proposals
 from client.record import Record
 from client.rounds import Rounds
-from client.site import changed, open_site
+from client.site import changed, current_site, open_site
 from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
 from common.config import RunConfig, sha256_of
@@ -253,7 +254,7 @@ class Agent:
             self._status.worked(reply, kind, seconds)
 
     def _offer(self, run: RunConfig) -> Offer:
-        """What this site has for the run, as the worker counted it."""
+        """What this site has for the run, as the worker counted it, under the number of patients declared now."""
         key = (sha256_of(run), *changed(self._home, SITE_NAME, FORGOTTEN_NAME))
         if key not in self._offers:
             answer = self._describe(run)
@@ -262,7 +263,7 @@ class Agent:
             if not isinstance(answer, Offer):
                 raise PipeError("the worker did not say what it has")
             self._offers[key] = answer
-        return self._offers[key]
+        return as_declared(self._offers[key], current_site(self._home).config, run, self._home)
 
     def _describe(self, run: RunConfig) -> Answer:
         """Ask the worker what it has; once more, if it dies."""

@@ -19,6 +19,7 @@ from torch import nn
 
 from client import evaluations, gate, policy, training
 from client.data.cohort import Cohort
+from client.declared import declare
 from client.offer import Offer
 from client.site import Site, open_site
 from common.audit.entries import bucketed
@@ -88,6 +89,7 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
         return kept
     cohort = site.cohort(run)
     policy.check(run, site.policy, offer_of(cohort, run))
+    declare(site.config, run, cohort.declared_size, site.home)
     device = _device(site)
     match request:
         case TrainRequest():

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from client.approvals import Proposal
 from client.audit_cli import audit_app
 from client.consequences import consequences, tensor_rows
 from client.data_cli import data_add, data_app
+from client.declared import as_declared, declare
 from client.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME
 from client.keeper import Worker
 from client.key_cli import key_app
@@ -203,8 +205,11 @@ def approve(
     Example: `wardround-client approve lesions-2026`
     """
     proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=lambda: is_running(home), tell=note)
-    offer = proposal.appraisal.offer if proposal.appraisal else None
     site = open_site(home)
+    offer = proposal.appraisal.offer if proposal.appraisal else None
+    if proposal.appraisal is not None and offer is not None:
+        offer = as_declared(offer, site.config, proposal.run, home)
+        proposal = replace(proposal, appraisal=replace(proposal.appraisal, offer=offer))
     policy.check(proposal.run, site.policy, offer)
     if proposal.run.privacy is not None:
         spending.check_home(site)
@@ -213,6 +218,11 @@ def approve(
         show_table("Tensors", ("tensor", "shape", "bytes"), tensor_rows(offer))
     if not yes and sys.stdin.isatty():
         typer.confirm("Approve?", abort=True)
+    if offer is not None and declare(site.config, proposal.run, offer.declared_size, home) != offer.declared_size:
+        raise ConfigError(
+            f"another number of patients than {offer.declared_size} was declared meanwhile. Nothing was approved. Look "
+            "again: repeat the command."
+        )
     approvals.answer(home, proposal.run_hash, approved=True, by="person")
     say(f"Approved {proposal.run.name} ({proposal.run_hash}).")
     if not is_running(home):

@@ -11,7 +11,7 @@ from typing import Any
 
 from client import gate
 from client.approvals import Proposal
-from client.declared import outgrown
+from client.declared import outgrown, set_size
 from client.offer import Offer
 from client.site import Site
 from common.config import RunConfig, canonical
@@ -44,7 +44,7 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
             if offer is None
             else f"{offer.patients} of our patients, {counted(offer.usable, 'study', 'studies')}",
         ),
-        ("told to others", _declared(run, offer)),
+        ("told to others", _declared(run, offer, site)),
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
         ("leaves each round", _weights(run, offer)),
@@ -70,13 +70,18 @@ def tensor_rows(offer: Offer) -> list[tuple[str, str, int]]:
     ]
 
 
-def _declared(run: RunConfig, offer: Offer | None) -> str:
+def _declared(run: RunConfig, offer: Offer | None, site: Site) -> str:
     if run.privacy is None:
         return (
             "the number of patients in training, see below" if run.weighting == "patients" else "no number of patients"
         )
     if offer is None:
         return "a declared number of patients"
+    if set_size(site.config, run, site.home) is None:
+        return (
+            f"{offer.declared_size} patients, and from now on so many for every private {run.data.modality} run, "
+            "whoever comes; to declare another number, set cohort-size in site.toml first"
+        )
     return outgrown(offer.declared_size, offer.patients) or f"{offer.declared_size} patients, as declared"
 
 

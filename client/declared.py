@@ -1,11 +1,16 @@
-"""The number of patients that a site declares to others: set once, and never the live count.
+"""The number of patients that a site declares to others: set once, by the hospital, and never the live count.
 
 Delta is 1 / (10 N), and N divides the noisy sums of a private step and of private scores. All of that leaves, so N must
 not follow the patients: were it the number found, rounded, the 41st patient would show as a jump from 40 to 45. A
-person sets it in site.toml (cohort-size). Where nobody does, the first private run of a modality sets it from what it
-finds, rounded up to a multiple of 5, and from then on it stays:
+person sets it in site.toml (cohort-size). Where nobody does, the first private run of a modality that the hospital
+approves sets it, to the number that was shown for it: what was found, rounded up to a multiple of 5. From then on it
+stays:
 
     home/state/declared.json   {"CT": 40}
+
+A proposal only looks: whoever proposes a run sets nothing, however often, and is told no number before the hospital has
+said yes. Work of an approved run sets the number where the approval could not, because nobody had counted yet, or where
+there is no approval, as in a simulation.
 
 A cohort that outgrows the number goes on under it. To refuse would tell the coordinator on which day the 41st patient
 came; and nothing printed becomes false, as epsilon and delta hold at any N, and only the custom that delta be at most
@@ -16,8 +21,12 @@ number in site.toml when the hospital wants to.
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
+from client.folder import DECLARED_NAME
+from client.offer import Offer
+from common.config import RunConfig, SiteConfig
 from common.errors import ConfigError
 from common.files import write_private
 from common.locks import locked
@@ -27,29 +36,62 @@ STEP = 5
 _log = logging.getLogger(__name__)
 
 
-def declared_size(set_by_site: int | None, found: int, modality: str, path: Path | None, *, keep: bool = True) -> int:
-    """The declared number of patients, set now if it never was.
+def declared_size(site: SiteConfig, run: RunConfig, found: int, home: Path | None) -> int:
+    """The declared number of patients, or the one that would be declared now; nothing is written.
 
     Args:
-        set_by_site: cohort-size in site.toml, which comes before all else.
+        site: whose cohort-size comes before all else.
+        run: of which modality; without privacy no number is ever set, and this one follows the patients.
         found: patients that are usable for the run, at least 1; looked at only where no number was ever set.
-        modality: of the run.
-        path: state/declared.json; None: nothing is kept.
-        keep: False only looks: the number that is declared, or would be.
+        home: the site's; None: no number was set.
 
     Raises:
         ConfigError: the file is damaged. It is not made anew: the number would follow the patients of today.
     """
-    rounded = math.ceil(found / STEP) * STEP
-    if set_by_site is not None:
-        number = set_by_site
-    elif path is None:
-        return rounded
-    else:
-        number = _kept(path, modality, rounded) if keep else _read(path).get(modality, rounded)
-    if why := outgrown(number, found):
-        _log.warning("%s", why)
-    return number
+    number = set_size(site, run, home)
+    return math.ceil(found / STEP) * STEP if number is None else number
+
+
+def set_size(site: SiteConfig, run: RunConfig, home: Path | None) -> int | None:
+    """The number that a person or an earlier run has set for runs like this; None: none yet.
+
+    Raises:
+        ConfigError: as `declared_size`.
+    """
+    if site.cohort_size is not None or home is None or run.privacy is None:
+        return site.cohort_size
+    return _read(home / DECLARED_NAME).get(run.data.modality)
+
+
+def declare(site: SiteConfig, run: RunConfig, number: int, home: Path) -> int:
+    """Set the number for all private runs of a modality, if none was set; for a run that the hospital has approved.
+
+    Args:
+        site: whose cohort-size comes before all else.
+        run: of which modality; nothing is done for one without privacy.
+        number: what was shown to whoever approved.
+        home: the site's.
+
+    Returns:
+        The number that holds: another one where one was set before.
+
+    Raises:
+        ConfigError: as `declared_size`.
+    """
+    if run.privacy is None or site.cohort_size is not None:
+        return site.cohort_size or number
+    path, modality = home / DECLARED_NAME, run.data.modality
+    with locked(path.with_suffix(".lock")):
+        numbers = _read(path)
+        if modality not in numbers:
+            write_private(path, json.dumps(numbers | {modality: number}, sort_keys=True).encode())
+            _log.info("declared %d patients for private %s runs, from now on", number, modality)
+        return numbers.get(modality, number)
+
+
+def as_declared(offer: Offer, site: SiteConfig, run: RunConfig, home: Path) -> Offer:
+    """What was counted earlier, with the number that is declared now: another approval may have set it since."""
+    return replace(offer, declared_size=declared_size(site, run, offer.patients, home))
 
 
 def outgrown(declared: int, found: int) -> str | None:
@@ -61,16 +103,6 @@ def outgrown(declared: int, found: int) -> str | None:
         f"delta stays 1 / (10 * {declared}), and steps are larger than planned. To declare a new number, set "
         "cohort-size in site.toml, rounded so that no single patient can be told from it."
     )
-
-
-def _kept(path: Path, modality: str, first: int) -> int:
-    with locked(path.with_suffix(".lock")):
-        numbers = _read(path)
-        if modality not in numbers:
-            write_private(path, json.dumps(numbers | {modality: first}, sort_keys=True).encode())
-            _log.info("declared %d patients for private %s runs, from now on", first, modality)
-            return first
-        return numbers[modality]
 
 
 def _read(path: Path) -> dict[str, int]:
@@ -88,4 +120,4 @@ def _read(path: Path) -> dict[str, int]:
     return numbers
 
 
-__all__ = ["declared_size", "outgrown"]
+__all__ = ["as_declared", "declare", "declared_size", "outgrown", "set_size"]

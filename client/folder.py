@@ -5,7 +5,8 @@
     home/site.key          keys the pseudonyms and all that is sealed, never leaves; see client/sitekey.py
     home/forgotten.sealed  the patients who take no part any more
     home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
-                           declared.json: the number of patients that private runs are told; evaluations/: scores given
+                           declared.json: the number of patients that private runs are told (client/declared.py);
+                           evaluations/: scores given
     home/cache/            the preprocessed images; may go while the agent is stopped
 
 Forgotten, state and cache are sealed under keys that are derived from site.key (common/crypto/record_box.py): a copy of

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from client import approvals, policy, signers
 from client.approvals import Appraisal, Proposal
-from client.folder import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME
+from client.declared import declare
+from client.folder import DECLARED_NAME, FORGOTTEN_NAME, POLICY_NAME, SITE_NAME
 from client.offer import Offer
 from client.pipe import PipeError
 from client.record import Record
@@ -125,20 +126,24 @@ class Proposals:
     def _appraise(self, proposal: Proposal) -> None:
         """Find out what the run would use here, for whoever decides; decide where the policy says so.
 
-        Done again when the hospital changes its data or its policy.
+        Done again when the hospital changes its data, its policy or its declared number of patients.
         """
-        stamp = changed(self._home, SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, f"tls/{signers.NAME}")
+        watched = (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, DECLARED_NAME, f"tls/{signers.NAME}")
+        stamp = changed(self._home, *watched)
         if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
             return
         offer, refusal, code, decides = None, None, None, False
         try:
-            rules = current_site(self._home).policy
+            site = current_site(self._home)
+            rules = site.policy
             decides = rules.auto_approve
             code = _code_of(proposal.run, rules)
             policy.check(proposal.run, rules)
             signers.check_wanted(proposal.run_hash, signers.of(self._home, proposal.run_hash), rules.operators)
             offer = self._offer(proposal.run)
             policy.check(proposal.run, rules, offer)
+            if decides and declare(site.config, proposal.run, offer.declared_size, self._home) != offer.declared_size:
+                return  # an approval has set another number just now: it is appraised again
         except PipeError as error:
             _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
             return

@@ -20,6 +20,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from client import admission, evaluations, gate, policy, spending
 from client.admission import Admission
 from client.approvals import Proposal
+from client.declared import declare
 from client.fleet import Fleet, LostMessageError
 from client.keeper import Worker
 from client.offer import Offer
@@ -165,6 +166,8 @@ class Rounds:
         offer = self._offer(run)
         policy.check(run, rules, offer)
         gate.check_request(request, run, offer.parts, offer.training, rules.max_weight)
+        # The run is approved. The number is set already, unless nobody had counted when it was.
+        declare(current_site(self._home).config, run, offer.declared_size, self._home)
         return offer
 
     def _charge(self, request: TrainRequest, run: RunConfig, offer: Offer) -> str:

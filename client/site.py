@@ -3,15 +3,16 @@
 No torch and no images are imported here before a cohort is asked for: the agent opens a site too.
 """
 
+import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.declared import declared_size, outgrown
 from client.folder import (
     CACHE_NAME,
-    DECLARED_NAME,
     FORGOTTEN_NAME,
     LEDGER_NAME,
     POLICY_NAME,
@@ -26,6 +27,8 @@ from common.errors import ConfigError, PolicyError
 if TYPE_CHECKING:
     from client.data.cohort import Cohort
     from common.privacy.ledger import Ledger
+
+_log = logging.getLogger(__name__)
 
 # A simulation opens this many sites at once without reading any of them twice.
 _OPEN_SITES = 256
@@ -42,17 +45,17 @@ class Site:
     _cohorts: "dict[str, Cohort]" = field(default_factory=dict, repr=False, compare=False)
 
     def cohort(self, run: RunConfig) -> "Cohort":
-        """The site's images, preprocessed and split as the run asks.
+        """The site's images, preprocessed and split as the run asks, under the number of patients declared now.
 
         Raises:
-            ConfigError: a source in site.toml is described wrongly.
+            ConfigError: a source in site.toml is described wrongly, or state/declared.json is damaged.
             DataError: no study is usable.
         """
         from client.data.cohort import load_cohort  # noqa: PLC0415 - torch, see above
 
-        private = run.privacy is not None  # then the declared size is one that was set once
-        asked = f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split},{private}"
-        if asked not in self._cohorts:
+        asked = f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split}"
+        known = asked in self._cohorts
+        if not known:
             # One at a time: a second run's cohort takes the place of the first, memory holds one.
             self._cohorts.clear()
             self._cohorts[asked] = load_cohort(
@@ -62,11 +65,17 @@ class Site:
                 site_key=self.key,
                 cache=self.home / CACHE_NAME,
                 splits=self.home / SPLITS_NAME,
-                declared=self.home / DECLARED_NAME if private else None,
                 forgotten=self.home / FORGOTTEN_NAME,
                 readers=self.config.threads or os.cpu_count() or 1,
             )
-        return self._cohorts[asked]
+        cohort = self._cohorts[asked]
+        number = declared_size(self.config, run, cohort.size, self.home)
+        if known and number == cohort.declared_size:
+            return cohort
+        if why := outgrown(number, cohort.size):
+            _log.warning("%s", why)
+        cohort = self._cohorts[asked] = replace(cohort, declared_size=number)
+        return cohort
 
     @cached_property
     def ledger(self) -> "Ledger":

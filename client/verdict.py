@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import approvals, policy
-from client.declared import declared_size, outgrown
-from client.folder import DECLARED_NAME
+from client.declared import as_declared, declared_size, outgrown
+from client.folder import SITE_NAME
 from client.offer import Offer
 from client.site import Site
 from common.cli import say
-from common.config import PolicyConfig, RunConfig, load, sha256_of
+from common.config import PolicyConfig, RunConfig, SiteConfig, load, sha256_of
 from common.errors import PolicyError
 from common.text import counted
 
@@ -69,12 +69,15 @@ def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
     """The verdict on a run that is given as a file, or proposed here.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or state/declared.json is damaged.
     """
     if Path(run).is_file():
         return verdict_on(load(RunConfig, Path(run)), rules, None)
     proposal = approvals.find(home, run)
-    return verdict_on(proposal.run, rules, proposal.appraisal.offer if proposal.appraisal else None)
+    offer = proposal.appraisal.offer if proposal.appraisal else None
+    if offer is not None:
+        offer = as_declared(offer, load(SiteConfig, home / SITE_NAME), proposal.run, home)
+    return verdict_on(proposal.run, rules, offer)
 
 
 def verdict_on(run: RunConfig, rules: PolicyConfig, offer: Offer | None) -> Verdict:
@@ -102,9 +105,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         return Verdict(checkup.run, (*policy.refusals(checkup.run, site.policy), "no patient is usable for it"), 0)
     offer = Offer(
         patients=len(patients),
-        declared_size=declared_size(
-            site.config.cohort_size, len(patients), checkup.run.data.modality, site.home / DECLARED_NAME, keep=False
-        ),
+        declared_size=declared_size(site.config, checkup.run, len(patients), site.home),
         cohort_id=cohort_id(site.key),
         usable=len(checkup.usable),
         quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),

@@ -64,7 +64,9 @@ class Cohort:
     cases: tuple[Case, ...]
     quarantined: tuple[Quarantined, ...]
     cohort_id: str
-    declared_size: int  # the number of patients that may be told to others
+    declared_size: (
+        int  # the number of patients that may be told to others; a site's is set once, see client/declared.py
+    )
     ignored: int = 0  # files that were no study and no label
 
     def patients(self, split: Split) -> tuple[str, ...]:
@@ -97,7 +99,6 @@ def load_cohort(
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
     splits: Path | None = None,
-    declared: Path | None = None,
     forgotten: Path | None = None,
     readers: int = 0,
 ) -> Cohort:
@@ -112,8 +113,6 @@ def load_cohort(
         cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
             None: everything is read from its files.
         splits: file of the patients' places in earlier runs; None: every split is a first one.
-        declared: file of the numbers of patients that this site has declared, see client/declared.py; None: the
-            number follows the patients found, which is for runs without privacy.
         forgotten: list of the patients who take no part; None: all do.
         readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
 
@@ -167,7 +166,7 @@ def load_cohort(
         )
         for reference, prepared in studies
     )
-    size = declared_size(site.cohort_size, len({case.patient for case in cases}), run.data.modality, declared)
+    size = declared_size(site, run, len({case.patient for case in cases}), None)
     return Cohort(cases, tuple(quarantined), cohort_id(site_key), size, ignored)
 
 

@@ -10,6 +10,7 @@ from dp_accounting import pld
 from client import approvals
 from client.approvals import Appraisal, Proposal
 from client.consequences import consequences, tensor_rows
+from client.declared import declare
 from client.offer import Offer
 from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
@@ -93,6 +94,9 @@ def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
 
 
 def test_outgrown_declaration_is_said_to_who_decides(site: Site) -> None:
+    first = shown(site, proposed(site, a_run()))["told to others"]
+    assert first.startswith("45 patients, and from now on so many for every private CT run, whoever comes")
+    declare(site.config, a_run(), 45, site.home)
     assert shown(site, proposed(site, a_run()))["told to others"] == "45 patients, as declared"
     grown = dataclasses.replace(OFFER, patients=61)
     said = shown(site, proposed(site, a_run(name="later"), grown))["told to others"]

@@ -178,42 +178,6 @@ def test_declared_size_is_rounded_up_unless_given(
     assert load(tmp_path, source(path="."), cohort_size=given).declared_size == declared
 
 
-def test_declared_size_that_was_set_once_does_not_follow_the_live_count(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    kept = tmp_path / "state" / "declared.json"
-    sizes = []
-    for patients in (8, 10, 11, 12):
-        for number in range(patients):
-            write_pair(tmp_path / "data", f"p{number}")
-        config = site(source(path="data"))
-        sizes.append(load_cohort(config, RUN, root=tmp_path, site_key=KEY, declared=kept).declared_size)
-    assert sizes == [10, 10, 10, 10]
-    assert json.loads(kept.read_bytes()) == {"photo": 10}
-    said = [record.message for record in caplog.records if "has declared 10" in record.message]
-    assert [text.split()[0] for text in said] == ["11", "12"]
-    assert "set cohort-size in site.toml" in said[0]
-
-
-def test_a_person_may_declare_another_size_than_was_set_at_first(tmp_path: Path) -> None:
-    for number in range(9):
-        write_pair(tmp_path / "data", f"p{number}")
-    kept = tmp_path / "declared.json"
-    for given, expected in ((None, 10), (40, 40), (5, 5), (None, 10)):
-        config = site(source(path="data"), cohort_size=given)
-        assert load_cohort(config, RUN, root=tmp_path, site_key=KEY, declared=kept).declared_size == expected
-
-
-def test_damaged_declaration_is_refused_and_not_made_anew(tmp_path: Path) -> None:
-    write_pair(tmp_path / "data", "p")
-    kept = tmp_path / "declared.json"
-    for damage in (b"{", b"[40]", b'{"photo": 0}', b'{"photo": "40"}'):
-        kept.write_bytes(damage)
-        with pytest.raises(ConfigError, match=r"declared\.json .* is damaged"):
-            load_cohort(site(source(path="data")), RUN, root=tmp_path, site_key=KEY, declared=kept)
-        assert kept.read_bytes() == damage
-
-
 def test_one_patient_declares_five_and_trains(tmp_path: Path) -> None:
     write_pair(tmp_path, "a")
     cohort = load(tmp_path, source(path="."))
