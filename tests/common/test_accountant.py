@@ -16,6 +16,7 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution
 
 from common.errors import ErrorCode, PrivacyError
+from common.privacy import accountant
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged, noise_multiplier_for
 from tests import ROOT
 
@@ -152,6 +153,55 @@ def test_solved_noise_meets_the_target_and_wastes_less_than_one_percent(target, 
 def test_solved_noise_is_the_least_that_fits():
     noise = noise_multiplier_for(2, 1e-3, 0.25, 100)
     assert epsilon([(noise - 0.001, 0.25, 100)], 1e-3) > 2
+
+
+LONG = 500 * 1000  # steps: as many as the shipped policy lets a run have
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "rate", "steps"),
+    [
+        (8, 1 / 400, 0.25, 20_000),
+        (0.06, 1e-10, 0.5, 100),
+        (10, 1e-10, 1e-3, 5000),
+        (40, 1e-3, 1.0, 30),
+        (0.3, 1e-5, 1, 1),
+    ],
+)
+def test_noise_is_solved_in_few_questions_none_of_a_much_larger_epsilon(target, delta, rate, steps, monkeypatch):
+    asked: list[float] = []
+    counted = accountant._epsilon_prv
+    monkeypatch.setattr(accountant, "_epsilon_prv", lambda *about: (asked.append(found := counted(*about)), found)[1])
+    accountant._epsilon.cache_clear()
+    noise = noise_multiplier_for.__wrapped__(target, delta, rate, steps)
+    assert len(asked) <= 12
+    assert max(asked) <= 3 * max(target, 0.5)
+    # It is the least, as a search through all would find.
+    assert epsilon([(noise, rate, steps)], delta) <= target < epsilon([(noise - 0.001, rate, steps)], delta)
+
+
+def test_longest_run_that_the_policy_allows_is_planned_on_a_bounded_grid(monkeypatch):
+    sizes: list[int] = []
+    grid_of = accountant._loss_grid
+
+    def note(history, delta_error):
+        grid = grid_of(history, delta_error)
+        sizes.append(len(grid))
+        return grid
+
+    monkeypatch.setattr(accountant, "_loss_grid", note)
+    noise = noise_multiplier_for.__wrapped__(8, 1 / 400, 0.25, LONG)
+    assert noise == 80.119  # as a bisection over all thousandths had it, in 20 questions on grids of up to 2^26 points
+    assert max(sizes) <= 2**23
+    assert len(sizes) <= 8
+
+
+def test_history_whose_grid_would_fill_the_memory_has_the_looser_bound(monkeypatch):
+    monkeypatch.setattr(accountant, "_loss_grid", lambda *_: pytest.fail("a grid was made"))
+    for history, delta in ((((400.0, 0.5, 100 * LONG),), 1e-3), (((25.0, 0.25, LONG),), 1e-10)):
+        bound = epsilon_rdp(history, delta)
+        assert 10 < bound < 200
+        assert epsilon(history, delta) == bound
 
 
 def test_target_out_of_reach_is_refused():
