@@ -25,6 +25,7 @@ from common.privacy.clipping import norm_bounds
 from common.privacy.guarantee import plan
 from common.privacy.noise import deviation
 from common.schedule import rates_of_round
+from server.price import declared_patients
 
 # Of AdamW as torch makes it where a run does not say otherwise, which it cannot.
 _BETA_1, _BETA_2 = 0.9, 0.999
@@ -101,8 +102,7 @@ def _carried(rates: Sequence[float], momentum: float) -> list[float]:
 def _private_steps(
     run: RunConfig, privacy: PrivacyConfig, carried: Sequence[float], values: int, delta: float | None
 ) -> float:
-    patients = _declared_patients(privacy, delta)
-    budget = plan(run, patients)
+    budget = plan(run, declared_patients(privacy, delta))
     norms = _clipping_norms(privacy, budget.expected_in_training, len(carried))
     signal = sum(weight * norm for weight, norm in zip(carried, norms, strict=True)) / privacy.sampling_rate
     noise = math.hypot(
@@ -112,13 +112,6 @@ def _private_steps(
         )
     )
     return signal + noise * (math.sqrt(values) + _TAIL)
-
-
-def _declared_patients(privacy: PrivacyConfig, delta: float | None) -> int:
-    """The site's declared cohort: delta is 1 / (10 N) unless the run fixes it; then it may be any, so the smallest."""
-    if privacy.delta is not None or delta is None:
-        return 1
-    return max(1, round(1 / (10 * delta)))
 
 
 def _clipping_norms(privacy: PrivacyConfig, expected: float, steps: int) -> list[float]:

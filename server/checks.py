@@ -2,28 +2,27 @@
 
 An average believes whatever it is given: a NaN spreads to every weight, a (4, 1) array broadcasts into (4, 4), one
 model of a hundred times the norm is the average. So nothing enters that is not the run's own tensors, name by name,
-shape by shape, finite, with the frozen ones as they were, with a count a hospital can have, no farther from the model
-that was sent than the run's training can lead (`server.bounds`), and, once all are here, not far beyond the median of
-the round. How much a count may weigh is `server.aggregation`'s.
+shape by shape, finite, with the frozen ones as they were, with a count a hospital can have and a price that fits the
+run (`server.price`), no farther from the model that was sent than the run's training can lead (`server.bounds`), and,
+once all are here, not far beyond the median of the round. How much what enters may weigh is `server.aggregation`'s.
 """
 
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from common.checkpoint import WEIGHTS, unpack
-from common.config import PrivacyConfig, RunConfig
-from common.errors import ErrorCode, PrivacyError, UpdateError
+from common.config import RunConfig
+from common.errors import ErrorCode, UpdateError
 from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.bounds import farthest, trained
+from server.price import MAX_PATIENTS, check_price
 
-# More patients than the largest hospital sees with one disease; a larger count would drown the others.
-MAX_PATIENTS = 1_000_000
 MAX_METRICS = 256
 # An update so many times as far as the median one of its round, of three or more, is refused: see docs/run.md.
 MEDIAN_FACTOR = 5.0
@@ -49,7 +48,13 @@ class Update:
 
 
 def check_update(
-    reply: TrainReply, run: RunConfig, run_hash: str, round_: int, global_state: Mapping[str, Tensor]
+    reply: TrainReply,
+    run: RunConfig,
+    run_hash: str,
+    round_: int,
+    global_state: Mapping[str, Tensor],
+    *,
+    earlier: Sequence[float] = (),
 ) -> Update:
     """The update, if it may enter the average; `outliers` has the last word, when all are here.
 
@@ -59,6 +64,7 @@ def check_update(
         run_hash: its SHA-256.
         round_: the round that was asked for.
         global_state: the weights that were sent; the update must have the same names, shapes and dtypes.
+        earlier: the deltas that the site stated with its updates of earlier rounds, under privacy.
 
     Raises:
         UpdateError: with the code of the first rule broken.
@@ -70,8 +76,8 @@ def check_update(
             f"the reply counts {reply.patients} patients; expected 1 to {MAX_PATIENTS}, as they weight the average",
             ErrorCode.BAD_COUNT,
         )
-    if run.privacy is not None and not _states_its_price(reply.metrics, run.privacy):
-        raise UpdateError("the reply does not state the epsilon and delta it has spent", ErrorCode.BAD_REQUEST)
+    if run.privacy is not None:
+        check_price(reply.metrics, run, earlier)
     if list(reply.parts) != [WEIGHTS]:
         raise UpdateError("the update's parts are not those of the request", ErrorCode.WRONG_TENSORS)
     state = unpack(reply.parts[WEIGHTS])
@@ -85,7 +91,9 @@ def check_update(
             f"the update changes weights that the run does not train (trainable = {run.training.trainable})",
             ErrorCode.WRONG_TENSORS,
         )
-    setting, reachable = run.federation.max_update_norm, _farthest(reply, run, round_, global_state)
+    start_norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in global_state.values()))
+    reachable = farthest(run, round_, start_norm, delta=reply.metrics.get("delta"))
+    setting = run.federation.max_update_norm
     if distance > setting:
         raise UpdateError(
             f"the update lies {distance:.3g} (L2) from the global model, over max-update-norm = {setting:g}. "
@@ -149,12 +157,6 @@ def _check_metrics(metrics: Mapping[str, float]) -> None:
         raise UpdateError("a metric is no finite number of single precision", ErrorCode.NOT_FINITE)
 
 
-def _states_its_price(metrics: Mapping[str, float], privacy: PrivacyConfig) -> bool:
-    # Nothing can be computed with the smallest numbers that there are, and no hospital's cohort makes them.
-    smallest = min(privacy.delta or 1.0, 1 / (10 * MAX_PATIENTS)) / 2
-    return metrics.get("epsilon", -1.0) >= 0 and smallest <= metrics.get("delta", 0.0) < 1
-
-
 def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     if state.keys() != expected.keys():
         missing, extra = len(expected.keys() - state.keys()), len(state.keys() - expected.keys())
@@ -167,16 +169,6 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
                 f"tensor {name} is {tuple(state[name].shape)} {state[name].dtype}, "
                 f"expected {tuple(tensor.shape)} {tensor.dtype}"
             )
-
-
-def _farthest(reply: TrainReply, run: RunConfig, round_: int, global_state: Mapping[str, Tensor]) -> float:
-    start_norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in global_state.values()))
-    try:
-        return farthest(run, round_, start_norm, delta=reply.metrics.get("delta"))
-    except PrivacyError as error:
-        raise UpdateError(
-            f"the reply states a delta with which no site can train in this run: {error}", ErrorCode.BAD_REQUEST
-        ) from error
 
 
 def _distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:

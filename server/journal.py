@@ -225,6 +225,11 @@ def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | No
     return {"unit": UNIT, "target-epsilon": run.privacy.target_epsilon, "sites": dict(sorted(sites.items()))}
 
 
+def deltas_of(events: Sequence[Event], site: str) -> list[float]:
+    """What a site stated with the private updates that came from it so far."""
+    return [one["delta"] for one in events if one["event"] == "train" and one["site"] == site and "delta" in one]
+
+
 def scores_of(event: Event) -> dict[str, float]:
     """The metrics of a train or evaluate event, without its other entries."""
     about = _ABOUT_OVERALL if event["site"] == OVERALL else _ABOUT

@@ -27,7 +27,7 @@ from common.files import move
 from common.network import build_model
 from common.text import counted
 from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
-from server.aggregation import capped, weighted_mean
+from server.aggregation import capped, tempered, weighted_mean
 from server.checkpoints import AVERAGE, at, folder_of, latest
 from server.checks import Update, check_scores, check_update, outliers
 from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
@@ -38,6 +38,7 @@ from server.journal import (
     Journal,
     Observe,
     Summary,
+    deltas_of,
     guarantee_of,
     latest_scores,
     mean_of_patients,
@@ -192,7 +193,8 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
         if reply is None:
             continue
         bytes_up += reply.size
-        judge = partial(check_update, reply, run, session.run_hash, number, model.state)
+        before = deltas_of(session.journal.events, answer.site)
+        judge = partial(check_update, reply, run, session.run_hash, number, model.state, earlier=before)
         if (update := _judged(judge, answer.site, f"round {number}: the update", absent)) is None:
             continue
         updates[answer.site] = update
@@ -213,6 +215,8 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             f"{others}. {kept}. Mend the cause, {_GO_ON}."
         )
     shares = capped(weights)
+    if run.privacy is not None:
+        shares = tempered(shares, {site: update.distance for site, update in updates.items()})
     new = _model(number, weighted_mean({site: update.state for site, update in updates.items()}, shares))
     new = dataclasses.replace(new, average=_average(run.federation.averaging, model, new))
     _note(session, number, entered, absent, sha256(new.weights))

@@ -10,6 +10,8 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
+from common.privacy.accountant import epsilon
+from common.privacy.guarantee import plan
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_to_record, request_from_record
 
@@ -41,6 +43,14 @@ def trains(change: Callable[[TrainRequest], bytes], patients: int = 10, dice: fl
         return TrainReply(request.run_hash, request.round, {"weights": change(request)}, patients, {"train-loss": 1.0})
 
     return site
+
+
+def price(run: RunConfig, rounds: int, patients: int = 20) -> dict[str, float]:
+    """What an honest site of so many declared patients states after so many rounds of a private run."""
+    cost = plan(run, patients)
+    steps = rounds * cost.steps_per_round
+    spent = epsilon([(cost.noise_multiplier, cost.sampling_rate, steps)], cost.delta)
+    return {"steps": cost.steps_per_round, "epsilon": float(f"{spent:.6g}"), "delta": float(f"{cost.delta:.6g}")}
 
 
 def refuses(code: ErrorCode) -> FakeSite:

@@ -14,11 +14,12 @@ from common.network import build_model
 from common.privacy.guarantee import plan
 from common.schedule import rates_of_round
 from common.wire.messages import TrainRequest
-from server.aggregation import capped
+from server.aggregation import capped, tempered
 from server.bounds import farthest
+from server.journal import read_events
 from server.strategy import federate
 from tests.client.test_training import make_case, make_run
-from tests.server.fakes import FakeGrid, a_run, trains
+from tests.server.fakes import FakeGrid, a_run, price, trains
 
 PRIVATE: dict[str, Any] = {"target_epsilon": 8.0, "sampling_rate": 0.5, "crops_per_patient": 2}
 
@@ -163,6 +164,56 @@ def test_a_count_of_a_million_does_not_outvote_the_others(tmp_path) -> None:  # 
 )
 def test_largest_weight_is_at_most_that_of_the_others_together(counts: Any, weights: Any) -> None:
     assert capped(counts) == weights
+
+
+def states(run: RunConfig, patients: int, share: float, sign: float = 1.0) -> Any:
+    """A site of a private run that declares so many patients, and moves this share of what it then may."""
+    start = build_model(run).state_dict()
+    values = sum(tensor.numel() for tensor in start.values())
+    limit = farthest(run, 1, norm_of(start), delta=plan(run, patients).delta)
+    update = trains(nearly(sign * share * limit / math.sqrt(values)), patients=0)
+
+    def site(request: Any) -> Any:
+        reply = update(request)
+        reply.metrics.update(price(run, 1, patients))
+        return reply
+
+    return site
+
+
+def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    # Its honest noise would lead so far, so it is not refused; but nobody can check that it has one patient.
+    run = a_run(rounds=1, privacy={"target-epsilon": 8.0}, training={"learning-rate": 1.0})
+    start = build_model(run).state_dict()
+    (honest_limit, hostile_limit) = (
+        farthest(run, 1, norm_of(start), delta=plan(run, patients).delta) for patients in (200, 1)
+    )
+    assert hostile_limit > 5 * honest_limit
+    grid = FakeGrid(
+        {"a": states(run, 200, 0.3), "b": states(run, 200, 0.3), "c": states(run, 1, 0.9, sign=-1.0)},
+    )
+    summary = federate(grid, run, tmp_path, wake=lambda _: None)
+    assert summary.sites_by_round[0]["sites"] == ["a", "b", "c"]
+    (line,) = [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "round"]
+    assert line["capped"] == ["c"]
+    got = unpack((tmp_path / "model.safetensors").read_bytes())
+    moved = norm_of({name: tensor - start[name] for name, tensor in got.items()})
+    # By hand: a and b pull one way, 0.3 limits each, and c the other way as far as five of them would.
+    one, weight = 0.3 * honest_limit, 5 * 0.3 * honest_limit / (0.9 * hostile_limit)
+    assert moved == pytest.approx((5 * one - 2 * one) / (2 + weight), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("distances", "weights"),
+    [
+        ({"a": 1.0, "b": 1.2, "c": 4.9}, {"a": 1.0, "b": 1.0, "c": 1.0}),
+        ({"a": 1.0, "b": 1.0, "c": 50.0}, {"a": 1.0, "b": 1.0, "c": 0.1}),
+        ({"a": 0.0, "b": 0.0, "c": 9.0}, {"a": 1.0, "b": 1.0, "c": 1.0}),
+        ({"a": 1.0, "b": 100.0}, {"a": 1.0, "b": 1.0}),
+    ],
+)
+def test_update_far_beyond_the_median_weighs_less_by_as_much(distances: Any, weights: Any) -> None:
+    assert tempered(dict.fromkeys(distances, 1.0), distances) == pytest.approx(weights)
 
 
 def nearly(step: float) -> Any:

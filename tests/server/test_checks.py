@@ -11,7 +11,8 @@ from common.config import RunConfig, sha256_of
 from common.errors import ErrorCode, UpdateError
 from common.wire.messages import EvaluateReply, TrainReply
 from server.checks import MAX_PATIENTS, check_scores, check_update
-from tests.server.fakes import a_run
+from server.price import check_price
+from tests.server.fakes import a_run, price
 
 RUN = a_run()
 HASH = sha256_of(RUN)
@@ -102,19 +103,52 @@ def test_count_of_zero_is_right_where_sites_weigh_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "metrics",
+    "wrong",
     [
-        {},
-        {"epsilon": 1.0},
-        {"epsilon": -1.0, "delta": 0.01},
-        {"epsilon": 1.0, "delta": 0.0},
-        {"epsilon": 1, "delta": 1},
+        {"epsilon": None},
+        {"delta": None},
+        {"steps": None},
+        {"epsilon": -1.0},
+        {"epsilon": 0.0},  # less than the round itself costs
+        {"epsilon": 9.0},  # more than the run may spend
+        {"delta": 0.0},
+        {"delta": 1.0},
+        {"delta": 0.0049},  # between 1 / (10 * 20) and 1 / (10 * 21)
+        {"delta": 1e-9},  # of more patients than there are
+        {"steps": 0.0},
+        {"steps": 1000.0},
     ],
+    ids=str,
 )
-def test_private_update_must_state_its_price(metrics: dict[str, float]) -> None:
-    run = a_run(privacy={"target-epsilon": 8.0})
-    check(GLOBAL, run, patients=0, metrics={"epsilon": 1.0, "delta": 0.01})
-    assert refusal_of(GLOBAL, run, patients=0, metrics=metrics) is ErrorCode.BAD_REQUEST
+def test_private_update_whose_price_does_not_fit_the_run_is_refused(wrong: dict[str, float | None]) -> None:
+    run = a_run(privacy={"target-epsilon": 8.0}, training={"local-steps": 3})
+    right = price(run, rounds=1)
+    check(GLOBAL, run, patients=0, metrics=right)
+    stated = {name: value for name, value in {**right, **wrong}.items() if value is not None}
+    assert refusal_of(GLOBAL, run, patients=0, metrics=stated) is ErrorCode.BAD_REQUEST
+
+
+def test_price_counts_the_rounds_that_came_before_and_allows_for_those_that_were_lost() -> None:
+    run = a_run(rounds=4, privacy={"target-epsilon": 8.0}, training={"local-steps": 5})
+    costs = [price(run, rounds) for rounds in range(1, 5)]
+    same, other = costs[0]["delta"], price(run, 1, patients=50)["delta"]
+    for made, stated in enumerate(costs, start=1):
+        check_price(stated, run, [same] * (made - 1))
+        check_price(stated, run, [])  # it trained before, and this is the first update that came
+        if made < 4:
+            with pytest.raises(UpdateError, match=f"after {made + 1} rounds"):
+                check_price(stated, run, [same] * made)
+    # A site that declared another number since: its rounds of before cost less at this delta, or more.
+    check_price(costs[0], run, [other] * 3)
+
+
+def test_delta_of_a_run_that_names_its_own_is_that_and_no_other() -> None:
+    run = a_run(privacy={"target-epsilon": 8.0, "delta": 1e-5})
+    right = price(run, rounds=1)
+    check_price(right, run)
+    for delta in (1e-4, 9e-6, 0.005):
+        with pytest.raises(UpdateError, match="delta"):
+            check_price({**right, "delta": delta}, run)
 
 
 def test_update_of_another_run_or_round_is_refused() -> None:

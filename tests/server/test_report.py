@@ -20,9 +20,10 @@ from server.journal import read_events
 from server.report import write_report
 from server.strategy import federate
 from server.watch import event_line
-from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
+from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, price, trains
 
 SVG = "{http://www.w3.org/2000/svg}"
+PRIVATE = a_run(rounds=1, privacy={"target-epsilon": 8.0})
 
 
 def finished(folder: Path) -> str:
@@ -68,14 +69,14 @@ def test_failed_run_says_so_and_why(tmp_path: Path) -> None:
 def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
     def site(request):  # type: ignore[no-untyped-def]
         reply = trains(lambda request: request.parts["weights"], patients=0)(request)
-        reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+        reply.metrics.update(price(PRIVATE, reply.round))
         return reply
 
     run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
     federate(FakeGrid({"a": site}), run, tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<strong>patient</strong>" in text
-    assert "3.250" in text
+    assert f"{price(PRIVATE, 1)['epsilon']:.3f}" in text
     for fact in ("Sampling: Poisson", "Clipping: fixed norm 1", "Noise: Gaussian", "Accountant: PRV"):
         assert fact in text
 
@@ -87,7 +88,7 @@ def noised(deviation: float, dice: float) -> FakeSite:
         reply = trains(lambda request: request.parts["weights"], patients=0)(request)
         assert isinstance(reply, TrainReply | EvaluateReply)
         if isinstance(reply, TrainReply):
-            reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+            reply.metrics.update(price(PRIVATE, reply.round))
         else:
             reply.metrics.update({"dice": dice, "dice-lesion": dice, "score-noise": deviation, "scores-epsilon": 0.98})
             reply.metrics.update({"class-score-noise": deviation, "scores-delta": 0.005})
@@ -120,7 +121,7 @@ def test_exact_scores_of_a_private_run_are_shown_as_not_covered(tmp_path: Path) 
     def site(request: Request) -> Said:
         reply = trains(lambda request: request.parts["weights"], patients=0)(request)
         if isinstance(reply, TrainReply):
-            reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+            reply.metrics.update(price(PRIVATE, reply.round))
         return reply
 
     run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
@@ -136,10 +137,10 @@ def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_wh
 
     def site(request):  # type: ignore[no-untyped-def]
         reply = trains(lambda request: request.parts["weights"], patients=0)(request)
-        reply.metrics.update({"epsilon": 3.25, "delta": 0.005})
+        reply.metrics.update(price(PRIVATE, reply.round))
         return reply
 
-    stated = {}
+    stated, spent = {}, f"{price(PRIVATE, 1)['epsilon']:.3f}"
     for name, public in (("void", None), ("stated", "trained on generated images, see the paper")):
         initial = {"sha256": digest} | ({"public": public} if public else {})
         run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0}, initial=initial)
@@ -153,11 +154,11 @@ def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_wh
     assert guarantee["sites"] == {}
     assert "gives no differential privacy guarantee" in text
     assert "nobody declares to be public" in text
-    assert "3.250" not in text
+    assert spent not in text
     assert "Epsilon spent" not in text
     guarantee, text = stated["stated"]
     assert guarantee is not None
-    assert guarantee["sites"]["a"]["epsilon"] == 3.25
+    assert guarantee["sites"]["a"]["epsilon"] == price(PRIVATE, 1)["epsilon"]
     assert "by the coordinator&#39;s word, the initial weights: trained on generated images, see the paper" in text
     assert "Epsilon spent" in text
 

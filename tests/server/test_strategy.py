@@ -21,6 +21,7 @@ from server.journal import OVERALL, read_events
 from server.report import write_report
 from server.strategy import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, refuses, reply_message, trains
+from tests.server.fakes import price as cost_of
 
 
 def moves(seed: int, patients: int = 10, dice: float = 0.5) -> FakeSite:
@@ -162,7 +163,8 @@ def test_bad_update_is_refused_by_name_and_the_others_go_on(fault: str, tmp_path
 def test_number_with_which_nothing_can_be_computed_is_refused_by_name_and_ends_no_run(
     price: dict[str, float], tmp_path: Path
 ) -> None:
-    stated = {"epsilon": 1.0, "delta": 0.001}
+    run = a_run(rounds=1, privacy={"target-epsilon": 4.0}, training={"learning-rate": 10.0})
+    stated = cost_of(run, rounds=1)
 
     def states(more: dict[str, float]) -> FakeSite:
         return sends(
@@ -171,7 +173,6 @@ def test_number_with_which_nothing_can_be_computed_is_refused_by_name_and_ends_n
             )
         )
 
-    run = a_run(rounds=1, privacy={"target-epsilon": 4.0}, training={"learning-rate": 10.0})
     summary = run_it(FakeGrid({"a": states({}), "b": states({}), "m": states(price)}), run, tmp_path)
     assert (summary.status, summary.sites_by_round[0]["sites"]) == ("completed", ["a", "b"])
     write_report(tmp_path)
@@ -371,26 +372,28 @@ def test_two_nodes_of_one_name_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:
-    def private(epsilon: float) -> FakeSite:
+    run = a_run(rounds=2, privacy={"target-epsilon": 8.0}, training={"learning-rate": 30.0})
+
+    def private(patients: int) -> FakeSite:
         def site(request: Request) -> Said:
             reply = moves(1, patients=0)(request)
             if isinstance(reply, TrainReply):
-                spent = {"epsilon": epsilon * reply.round, "delta": 0.01}
+                spent = cost_of(run, reply.round, patients)
                 return TrainReply(reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, 0, spent)
             return reply
 
         return site
 
-    run = a_run(rounds=2, privacy={"target-epsilon": 8.0}, training={"learning-rate": 30.0})
-    summary = run_it(FakeGrid({"a": private(1.0), "b": private(2.0)}), run, tmp_path)
+    summary = run_it(FakeGrid({"a": private(10), "b": private(20)}), run, tmp_path)
     assert summary.guarantee is not None
     assert summary.guarantee["unit"] == "patient"
     stated = {site: (one["epsilon"], one["delta"], one["steps"]) for site, one in summary.guarantee["sites"].items()}
-    assert stated == {"a": (2.0, 0.01, 2), "b": (4.0, 0.01, 2)}
+    spent = {site: cost_of(run, 2, patients)["epsilon"] for site, patients in (("a", 10), ("b", 20))}
+    assert stated == {"a": (spent["a"], 0.01, 2), "b": (spent["b"], 0.005, 2)}
     assert summary.scores["test"]["mean-of-patients"] is None
     kept = load_model(tmp_path)[2].guarantee
     assert kept is not None
-    assert kept["sites"]["b"]["epsilon"] == 4.0
+    assert kept["sites"]["b"]["epsilon"] == spent["b"]
 
 
 @pytest.mark.parametrize("check", ["check_update", "check_scores"])
@@ -399,10 +402,10 @@ def test_a_check_that_breaks_on_one_reply_refuses_that_reply_and_the_round_goes_
 ) -> None:
     sound = getattr(strategy, check)
 
-    def breaks_on_thirteen(reply: TrainReply | EvaluateReply, *others: object) -> object:
+    def breaks_on_thirteen(reply: TrainReply | EvaluateReply, *others: object, **more: object) -> object:
         if reply.patients == 13:
             raise ZeroDivisionError("a fault that nobody thought of")
-        return sound(reply, *others)
+        return sound(reply, *others, **more)
 
     monkeypatch.setattr(strategy, check, breaks_on_thirteen)
     grid = FakeGrid({"a": moves(1), "b": moves(2), "c": moves(3, patients=13)})
@@ -419,7 +422,7 @@ def test_a_check_that_breaks_on_one_reply_refuses_that_reply_and_the_round_goes_
 def test_a_check_that_breaks_on_every_update_fails_the_run_by_its_quorum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(*_: object) -> None:
+    def breaks(*_: object, **__: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(strategy, "check_update", breaks)
