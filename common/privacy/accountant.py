@@ -133,7 +133,7 @@ def _secant(known: dict[int, float], target_epsilon: float) -> int:
     if above == below or not 0 < above < math.inf or not 0 < below < math.inf:
         return (first + second) // 2
     share = math.log(target_epsilon / above) / math.log(below / above)
-    return math.ceil(first * (second / first) ** min(max(share, -1.0), 2.0))
+    return math.ceil(first * math.pow(second / first, min(max(share, -1.0), 2.0)))
 
 
 def merged(history: Iterable[Row]) -> History:
