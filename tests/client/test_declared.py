@@ -26,7 +26,7 @@ from client.workbench import answer as answer_question
 from common.config import RunConfig, SiteConfig, parse, sha256_of
 from common.errors import ConfigError
 from common.flower import build_bundle
-from common.records import EvaluateRequest, Refusal, TrainReply, TrainRequest
+from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.client.test_cli import succeed
 from tests.client.test_hostile_coordinator import RUN_TOML, eventually, model
@@ -104,8 +104,8 @@ def test_coordinator_whose_runs_nobody_approves_sets_no_number_and_learns_none(h
         probes = [hospital.proposed(f"probe-{number}-{again}") for again in range(2)]
         for run in probes:
             for request in (
-                TrainRequest(sha256_of(run), 1, model(run)),
-                EvaluateRequest(sha256_of(run), 3, "test", model(run)),
+                TrainRequest(sha256_of(run), 1, {"weights": model(run)}),
+                EvaluateRequest(sha256_of(run), 3, "test", {"weights": model(run)}),
             ):
                 hospital.coordinator.run.fab_hash = approvals.load(hospital.home, sha256_of(run)).bundle_sha256
                 hospital.coordinator.run.run_id = int(sha256_of(run)[:12], 16)
@@ -124,7 +124,7 @@ def test_coordinator_whose_runs_nobody_approves_sets_no_number_and_learns_none(h
     shown = succeed(hospital.home, "approve", sha256_of(run), "--yes")
     assert "40 patients" in shown
     assert hospital.declared() == {"photo": 40}
-    hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, model(run)))
+    hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, {"weights": model(run)}))
     trained = hospital.coordinator.replies.get(timeout=120)
     assert isinstance(trained, TrainReply)
     assert trained.metrics["delta"] == pytest.approx(1 / 400)
@@ -147,7 +147,7 @@ def test_approval_sets_the_number_that_it_showed_whoever_has_come_since(hospital
     assert "15 patients" in succeed(hospital.home, "approve", sha256_of(run), "--yes")
     assert hospital.declared() == {"photo": 15}
     hospital.start()
-    hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, model(run)))
+    hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, {"weights": model(run)}))
     trained = hospital.coordinator.replies.get(timeout=120)
     assert isinstance(trained, TrainReply)
     assert trained.metrics["delta"] == pytest.approx(1 / 150)
@@ -196,7 +196,7 @@ def test_run_approved_before_anybody_was_counted_sets_the_number_when_it_is_aske
     run = hospital.proposed("lesions")
     approvals.answer(hospital.home, sha256_of(run), approved=True, by="person")
     assert hospital.declared() == {}
-    hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, model(run)))
+    hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, {"weights": model(run)}))
     assert isinstance(hospital.coordinator.replies.get(timeout=120), TrainReply)
     assert hospital.declared() == {"photo": 15}
 
