@@ -10,9 +10,8 @@ from common.audit.history import Keys
 from common.audit.log import AuditLog
 from common.audit_cli import CheckpointOption, KeyOption, LogsArgument, OutOption, export_log, verify_logs
 from common.cli import JsonFlag, new_app
-from server import home as homes
 from server import operators
-from server.keys_cli import AsOption, HomeOption, acting
+from server.keys_cli import AsOption, HomeOption, asked
 from server.registry import Registry
 from server.witness import AUDIT_NAME, open_log
 
@@ -40,9 +39,7 @@ def audit_verify(
 
     Example: `wardround-server audit verify north.jsonl south.jsonl`
     """
-    opened = homes.open_home(home)
-    registry = Registry(opened.registry)
-    acting(opened, registry, "audit-verify", by, operator_key)
+    opened, registry, _ = asked(home, "audit-verify", by, operator_key)
     keys = _keys(open_log(opened), registry)
     verify_logs(opened.path / AUDIT_NAME, keys, logs or (), key or (), checkpoint or (), as_json=json)
 
@@ -58,9 +55,8 @@ def audit_export(
 
     Example: `wardround-server audit export --out coordinator.jsonl`
     """
-    opened = homes.open_home(home)
+    opened, _, hand = asked(home, "audit-export", by, operator_key)
     log = open_log(opened)
-    hand = acting(opened, Registry(opened.registry), "audit-export", by, operator_key)
     operators.carry_out(opened, hand, "audit-export", (log.public_key.hex(),), lambda _act: export_log(log, out))
 
 

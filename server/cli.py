@@ -33,9 +33,10 @@ from server.keys_cli import (
     AsOption,
     HomeOption,
     KeyOption,
-    acting,
+    asked,
     key_app,
     new_passphrase,
+    opened_home,
     operator_app,
     root_app,
     root_passphrase,
@@ -102,8 +103,7 @@ def init(
     say(f"Initialised {created.path}")
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
     if invited:
-        registry = Registry(created.registry)
-        _invite(created, registry, invited, acting(created, registry, "invite", operators.FIRST, None))
+        _invite(*asked(created.path, "invite", operators.FIRST, None), invited)
     if start_now:
         _start(created)
     else:
@@ -122,8 +122,7 @@ def invite(
 
     Example: `wardround-server invite st-mary st-john`
     """
-    opened, registry = _open(home)
-    _invite(opened, registry, sites, acting(opened, registry, "invite", by, key), out)
+    _invite(*asked(home, "invite", by, key), sites, out)
 
 
 @app.command()
@@ -137,8 +136,7 @@ def enrol(
 
     Example: `wardround-server enrol st-mary.request`
     """
-    opened, registry = _open(home)
-    hand = acting(opened, registry, "enrol", by, key)
+    opened, registry, hand = asked(home, "enrol", by, key)
     try:
         site = enrolment.redeem_file(opened, registry, request.read_bytes(), hand)
     except OSError as error:
@@ -154,8 +152,7 @@ def requests(
 
     Example: `wardround-server requests`
     """
-    opened, registry = _open(home)
-    acting(opened, registry, "requests", by, key)
+    _, registry, _ = asked(home, "requests", by, key)
     rows: list[tuple[str, str, str | None]] = [
         (site.name, "joins", enrolment.phrase_of(site)) for site in registry.sites() if site.state == "pending"
     ]
@@ -179,8 +176,7 @@ def approve(
 
     Example: `wardround-server approve st-mary st-john`
     """
-    opened, registry = _open(home)
-    hand = acting(opened, registry, "approve", by, key)
+    opened, registry, hand = asked(home, "approve", by, key)
     passphrase = root_passphrase(opened)
     for name in sites:
         if wait:
@@ -200,8 +196,8 @@ def revoke(site: SiteArgument, home: HomeOption = None, by: AsOption = operators
 
     Example: `wardround-server revoke st-mary`
     """
-    opened, registry = _open(home)
-    enrolment.revoke(opened, registry, site, acting(opened, registry, "revoke", by, key))
+    opened, registry, hand = asked(home, "revoke", by, key)
+    enrolment.revoke(opened, registry, site, hand)
     say(f"{site} is revoked. To let it back in, invite it again.")
 
 
@@ -213,8 +209,7 @@ def sites(
 
     Example: `wardround-server sites`
     """
-    opened, registry = _open(home)
-    acting(opened, registry, "sites", by, key)
+    _, registry, _ = asked(home, "sites", by, key)
     rows = [(site.name, site.state, site.connected, _moment(site.expires)) for site in registry.sites()]
     show_table("Sites", ("site", "state", "connected", "certificate until"), rows, as_json=json)
 
@@ -237,7 +232,7 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
 
     Example: `wardround-server status`
     """
-    opened, registry = _open(home)
+    opened, registry = opened_home(home)
     running = launcher.is_running(opened)
     members = [site for site in registry.sites() if site.state == "active"]
     rows: list[tuple[str, str, str | None]] = [("coordinator", "running" if running else "stopped", str(opened.path))]
@@ -296,10 +291,11 @@ def run(
 
     Example: `wardround-server run lesions.toml --watch`
     """
-    opened, registry = _open(home)
+    several = [asked(home, "run", name, key) for name in signers or [operators.FIRST]]
+    opened, registry, _ = several[0]
+    hands = [hand for *_, hand in several]
     config = load(RunConfig, document)
     run_hash = sha256_of(config)
-    hands = [acting(opened, registry, "run", name, key) for name in signers or [operators.FIRST]]
     _require_running(opened)
     registry.must_be_new(run_hash)
     weights = _initial_weights(config, initial, opened.run_folder(config))
@@ -330,8 +326,7 @@ def runs(
 
     Example: `wardround-server runs --json`
     """
-    opened, registry = _open(home)
-    acting(opened, registry, "runs", by, key)
+    opened, registry, _ = asked(home, "runs", by, key)
     rows = []
     for one in registry.proposals():
         done = progress_of(opened.run_folder(one.run), one)
@@ -352,9 +347,8 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
 
     Example: `wardround-server stop lesions`
     """
-    opened, registry = _open(home)
+    opened, registry, hand = asked(home, "stop", by, key)
     proposal = registry.proposal(run)
-    hand = acting(opened, registry, "stop", by, key)
 
     def close(act: Act) -> None:
         if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
@@ -377,9 +371,8 @@ def resume(
 
     Example: `wardround-server resume lesions --watch`
     """
-    opened, registry = _open(home)
+    opened, registry, hand = asked(home, "resume", by, key)
     proposal = registry.proposal(run)
-    hand = acting(opened, registry, "resume", by, key)
     _require_running(opened)
 
     def reopen(act: Act) -> None:
@@ -397,9 +390,8 @@ def watch(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FI
 
     Example: `wardround-server watch lesions`
     """
-    opened, registry = _open(home)
+    opened, registry, _ = asked(home, "watch", by, key)
     proposal = registry.proposal(run)
-    acting(opened, registry, "watch", by, key)
     _follow(opened, registry, proposal, watch=True)
 
 
@@ -417,9 +409,8 @@ def report(
     """
     from server.report import write_report  # noqa: PLC0415 - loads torch
 
-    opened, registry = _open(home)
+    opened, registry, hand = asked(home, "report", by, key)
     proposal = registry.proposal(run)
-    hand = acting(opened, registry, "report", by, key)
     folder = opened.run_folder(proposal.run)
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
@@ -447,9 +438,8 @@ def export(
 
     Example: `wardround-server export lesions --out model/`
     """
-    opened, registry = _open(home)
+    opened, registry, hand = asked(home, "export", by, key)
     proposal = registry.proposal(run)
-    hand = acting(opened, registry, "export", by, key)
     files = _model_files(opened, proposal, round_)
     model = out / MODEL_FILES[0]
 
@@ -464,7 +454,7 @@ def export(
 
 
 def _invite(
-    home: Home, registry: Registry, sites: Sequence[str], hand: operators.Hand, out: Path | None = None
+    home: Home, registry: Registry, hand: operators.Hand, sites: Sequence[str], out: Path | None = None
 ) -> None:
     for site in sites:
         invitation = enrolment.invite(home, registry, site, hand)
@@ -479,11 +469,6 @@ def _invite(
 def _start(home: Home) -> None:
     configure_logging()
     launcher.start(home, say)
-
-
-def _open(path: Path | None) -> tuple[Home, Registry]:
-    opened = homes.open_home(path)
-    return opened, Registry(opened.registry)
 
 
 def _require_running(home: Home) -> None:

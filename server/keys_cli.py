@@ -54,10 +54,9 @@ def operator_add(
 
     Example: `wardround-server operator add maria --passphrase`
     """
-    opened = homes.open_home(home)
-    registry = Registry(opened.registry)
+    opened, registry = opened_home(home)
     alone = role == "admin" and not operators.has_admin(opened, registry)
-    hand = None if alone else acting(opened, registry, "operator-add", by, key)
+    hand = None if alone else asked(home, "operator-add", by, key)[2]
     chosen = new_passphrase(operators.PASSPHRASE_VARIABLE, "Passphrase for the operator's key") if sealed else None
     path = operators.add(
         opened, registry, name, role, passphrase=chosen, root_passphrase=root_passphrase(opened), by=hand
@@ -93,9 +92,8 @@ def operator_remove(
 
     Example: `wardround-server operator remove maria`
     """
-    opened = homes.open_home(home)
-    registry = Registry(opened.registry)
-    operators.remove(opened, registry, name, acting(opened, registry, "operator-remove", by, key))
+    opened, registry, hand = asked(home, "operator-remove", by, key)
+    operators.remove(opened, registry, name, hand)
     say(f"{name} is removed.")
 
 
@@ -105,8 +103,7 @@ def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: K
 
     Example: `wardround-server root protect`
     """
-    opened = homes.open_home(home)
-    hand = acting(opened, Registry(opened.registry), "root-protect", by, key)
+    opened, _, hand = asked(home, "root-protect", by, key)
     old = root_passphrase(opened)
     chosen = new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key")
     _carry_out(opened, hand, "root-protect", lambda _act: protect_root(opened, chosen, old))
@@ -119,8 +116,7 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
 
     Example: `wardround-server root rotate`
     """
-    opened = homes.open_home(home)
-    hand = acting(opened, Registry(opened.registry), "root-rotate", by, key)
+    opened, _, hand = asked(home, "root-rotate", by, key)
     passphrase = root_passphrase(opened)
     _carry_out(opened, hand, "root-rotate", lambda _act: rotate_root(opened, passphrase))
     say(f"The next root is made. When every site knows it: {homes.typed('root finish', opened)}")
@@ -137,15 +133,13 @@ def root_finish(
 
     Example: `wardround-server root finish`
     """
-    opened = homes.open_home(home)
-    registry = Registry(opened.registry)
+    opened, registry, hand = asked(home, "root-finish", by, key)
     unaware = [one.name for one in registry.sites() if one.state == "active" and not one.knows_successor]
     if unaware and not force:
         raise ConfigError(
             f"{counted(len(unaware), 'site does', 'sites do')} not know the next root: {', '.join(unaware)}. "
             "They learn of it when they renew (wardround-client renew); with --force they have to join again."
         )
-    hand = acting(opened, registry, "root-finish", by, key)
     passphrase = root_passphrase(opened)
     _carry_out(opened, hand, "root-finish", lambda _act: finish_rotation(opened, passphrase))
     operators.certify_again(opened, registry, hand, passphrase)
@@ -160,13 +154,12 @@ def key_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
 
     Example: `wardround-server key protect`
     """
-    opened = homes.open_home(home)
+    opened, _, hand = asked(home, "key-protect", by, key)
     if opened.key_file.is_protected:
         raise ConfigError(
             "the coordinator's key is under a passphrase already. For a new one, take this one off with "
             "`wardround-server key unprotect`."
         )
-    hand = acting(opened, Registry(opened.registry), "key-protect", by, key)
     chosen = new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key")
     _carry_out(opened, hand, "key-protect", lambda _act: opened.key_file.write(opened.key, chosen))
     say("The coordinator's key is under a passphrase.")
@@ -184,19 +177,32 @@ def key_unprotect(
 
     Example: `wardround-server key unprotect --yes`
     """
-    opened = homes.open_home(home)
+    opened, _, hand = asked(home, "key-unprotect", by, key)
     if not opened.key_file.is_protected:
         raise ConfigError("the coordinator's key is not under a passphrase.")
-    hand = acting(opened, Registry(opened.registry), "key-unprotect", by, key)
     if not yes:
         typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
     _carry_out(opened, hand, "key-unprotect", lambda _act: opened.key_file.write(opened.key, None))
     say("The coordinator's key is in the clear, mode 0600.")
 
 
-def acting(home: Home, registry: Registry, action: str, name: str, key: Path | None) -> operators.Hand:
-    """Whose hand does what is typed; the passphrase of a sealed key is asked for."""
-    return operators.acting(home, registry, action, name, key=key, ask=operator_passphrase)
+def asked(home: Path | None, action: str, name: str, key: Path | None) -> tuple[Home, Registry, operators.Hand]:
+    """The first step of every command that is not open to all: may this operator do it? Nothing is looked up before.
+
+    Args:
+        home: the coordinator's folder.
+        action: a key of `operators.RIGHTS`.
+        name: the operator's.
+        key: the operator's key, where it lies elsewhere; the passphrase of a sealed one is asked for.
+    """
+    opened, registry = opened_home(home)
+    return opened, registry, operators.acting(opened, registry, action, name, key=key, ask=operator_passphrase)
+
+
+def opened_home(home: Path | None) -> tuple[Home, Registry]:
+    """The coordinator's folder and its registry."""
+    opened = homes.open_home(home)
+    return opened, Registry(opened.registry)
 
 
 def root_passphrase(home: Home) -> str | None:

@@ -307,6 +307,23 @@ def test_whoever_may_not_run_writes_no_weights(home: Home) -> None:
     assert "omar is auditor and may not run" in refused(home, f"run run.toml --initial {initial} --as omar")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "stop nowhere",
+        "resume nowhere",
+        "export nowhere --out model",
+        "revoke nowhere",
+        "run nowhere.toml",
+        "root finish",
+        "key unprotect --yes",
+    ],
+)
+def test_right_is_asked_for_before_anything_is_looked_up(home: Home, words: str) -> None:
+    """Who may not do it learns nothing of what is there, and the log has the attempt."""
+    assert "omar is auditor and may not" in refused(home, f"{words} --as omar")
+
+
 def test_one_function_signs_and_enters_whatever_is_done() -> None:
     """So no command can do it in another order: in no other place of the program is an act signed or entered."""
     found = set()
