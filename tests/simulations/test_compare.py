@@ -138,7 +138,7 @@ def test_comparison_scores_every_model_on_every_site(sites: list[Site], tmp_path
         assert (out / name).stat().st_size > 100
     kept = json.loads((out / "compare.json").read_text())
     assert kept["results"] == [dataclasses.asdict(result) for result in results]
-    assert "http" not in (out / "report.html").read_text()
+    assert "://" not in (out / "report.html").read_text()
 
 
 @pytest.fixture
