@@ -50,10 +50,10 @@ class Bell:
             with self._lock:
                 del self._held[event]
 
-    def holds(self, site: str) -> bool:
-        """Whether a call of this site is held now."""
+    def calls(self, site: str) -> int:
+        """How many calls of this site are held now."""
         with self._lock:
-            return site in self._held.values()
+            return sum(name == site for name in self._held.values())
 
     def ring(self, site: str | None = None) -> None:
         """Wake all held calls, or those of one site."""

@@ -354,7 +354,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def _has_gone(self, site: str) -> bool:
         """Whether its connection broke a while ago, and it has not called since and holds no other call."""
         since = self._gone.get(site)
-        return since is not None and time.monotonic() - since > GONE_S and not self._bell.holds(site)
+        return since is not None and time.monotonic() - since > GONE_S and self._bell.calls(site) == 0
 
     def _take_over(self) -> None:
         """Keep the nodes of all sites online from the start: what they were asked waits for them."""

@@ -132,6 +132,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.activations = 0
         self._authority = authority
         self._revision = 1
+        self._heard = 0  # the revision that the agent has, by its own word
         self._messages: queue.Queue[message_pb2.Message] = queue.Queue()
         self._trees: dict[str, message_pb2.ObjectTree] = {}
         self._objects: dict[str, bytes] = {}
@@ -171,6 +172,10 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             )
         )
         self._revision += 1
+
+    def was_heard(self) -> bool:
+        """Whether the agent has gone through all that there is."""
+        return self._heard == self._revision
 
     def close(self, run_hash: str) -> None:
         """The run has ended."""
@@ -278,6 +283,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def ListProposals(self, request, context):
         self.limit("ListProposals", context)
+        self._heard = request.revision
         for _ in range(10):
             if request.revision != self._revision:
                 break

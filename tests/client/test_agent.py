@@ -74,8 +74,10 @@ class FakeWorker:
     pid: int | None = 1
     network: str = "removed"
     crashes: int = 0
+    tended: int = 0
 
-    def tend(self) -> None: ...
+    def tend(self) -> None:
+        self.tended += 1
 
     def stop(self) -> None:
         self.stopped = True
@@ -199,7 +201,8 @@ def test_answer_given_while_a_run_was_closed_is_told_when_it_is_resumed(stage: S
     stage.coordinator.close(run_hash)
     eventually(lambda: not approvals.load(stage.home, run_hash).open)
     approvals.answer(stage.home, run_hash, approved=True, by="person")
-    time.sleep(1.0)  # twenty looks at the answers, and none to be told
+    begun = stage.worker.tended
+    eventually(lambda: stage.worker.tended > begun + 20)  # as many looks at the answers, and none to be told
     assert stage.coordinator.answers.empty()
     stage.coordinator.resume(run_hash)
     assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)

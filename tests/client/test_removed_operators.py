@@ -118,7 +118,7 @@ def test_proposal_of_an_operator_who_was_removed_is_none_also_when_the_removal_i
     stage.coordinator.removals.clear()
     propose(stage, maria)
     propose_other = Operator(authority, "jonas")
-    time.sleep(0.5)
+    eventually(stage.coordinator.was_heard)
     assert known(stage) == []
     stage.coordinator.proposals.clear()
     propose(stage, maria, propose_other)
@@ -181,7 +181,7 @@ def test_two_operators_are_two_people_as_far_as_can_be_known(stage: Stage, autho
     maria = Operator(authority, "maria")
     same = Operator(authority, "jonas", maria.key) if whose == "one key" else Operator(authority, "maria")
     propose(stage, maria, same)
-    time.sleep(0.5)
+    eventually(stage.coordinator.was_heard)
     assert known(stage) == []
     stage.coordinator.proposals.clear()
     propose(stage, maria, same, Operator(authority, "ines"))
@@ -202,7 +202,7 @@ def test_signature_that_was_checked_outlives_its_certificate(
     approved(stage, Operator(authority, "maria"))
     monkeypatch.setattr(operators, "check_certificate", _out_of_date)
     stage.coordinator._revision += 1
-    time.sleep(0.5)
+    eventually(stage.coordinator.was_heard)
     assert isinstance(train(stage, 2), TrainReply)
 
 

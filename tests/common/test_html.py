@@ -45,6 +45,6 @@ def test_what_a_template_is_not_given_is_an_error(folder: Path) -> None:
 
 
 def test_cell_shows_a_number_a_small_one_a_word_and_nothing() -> None:
-    assert [cell(value) for value in (0.12345, 2e-5, 0.0, 7, "word", None)] == [
-        "0.123", "2.0e-05", "0.000", "7", "word", "-",
+    assert [cell(value) for value in (0.12345, 2e-5, 0.0, 7, "word", None, float("nan"))] == [
+        "0.123", "2.0e-05", "0.000", "7", "word", "-", "-",
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from server import acts, serve, store
 from server.cli import app
 from server.home import Home
 from server.registry import Registry
+from server.runs import Runs
 from server.witness import AUDIT_NAME
 from tests.server.coordinator import enrol, new_home, status_of
 
@@ -80,7 +81,9 @@ def test_command_on_a_locked_file_says_so_in_one_sentence(home: Home, tmp_path, 
         assert "database is locked" in " ".join(result.output.split())
 
 
-def test_gateway_waits_for_a_locked_registry_and_goes_on(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+def test_gateway_waits_for_a_locked_registry_and_goes_on(
+    home: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     member = enrol(home, Registry(home.registry), "south")
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -92,6 +95,13 @@ def test_gateway_waits_for_a_locked_registry_and_goes_on(home: Home, caplog: pyt
             failures.append(error)
             raise
 
+    steps, step = [], Runs.step
+
+    def counted(runs: Runs) -> set[int]:
+        steps.append(1)
+        return step(runs)
+
+    monkeypatch.setattr(Runs, "step", counted)
     thread = threading.Thread(target=run)
     thread.start()
     try:
@@ -101,7 +111,11 @@ def test_gateway_waits_for_a_locked_registry_and_goes_on(home: Home, caplog: pyt
             assert status_of(list_proposals, ListProposalsRequest(revision=99)) == grpc.StatusCode.OK
             for name in ("registry.sqlite", AUDIT_NAME):
                 with held(home.path / name):
-                    time.sleep(2.0)
+                    begun = len(steps)
+                    until = time.monotonic() + 60.0
+                    while len(steps) < begun + 3:
+                        assert time.monotonic() < until
+                        time.sleep(0.05)
                     if name == "registry.sqlite":
                         request = fleet_pb2.ActivateNodeRequest()
                         assert status_of(FleetStub(channel).ActivateNode, request) == grpc.StatusCode.UNAVAILABLE

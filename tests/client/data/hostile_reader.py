@@ -34,8 +34,9 @@ def read(reference: Reference, wanted: object) -> Study:  # noqa: PLR0912 - one 
             case "exit":
                 os._exit(0)
             case "eat":
-                eaten = [bytearray(64 << 20) for _ in range(int(order.split()[1]) >> 26)]
-                raise DataError(f"ate {len(eaten)}")
+                # At once: piece by piece it would fill the machine's memory up to the limit.
+                eaten = bytearray(int(order.split()[1]))
+                raise DataError(f"ate {len(eaten) >> 20} MiB")
             case "raise":
                 raise KeyError("SECRET^NAME")
             case "environment":
