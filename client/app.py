@@ -106,11 +106,8 @@ def _train(
     patients = len(cohort.patients("train"))
     if patients == 0 and run.privacy is None:
         raise DataError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
-    spent: dict[str, float] = {}
-    if run.privacy is not None:
-        spent = _charge(request, run, site, cohort, attempt)
-        # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
-        site.ledger.begin(cohort.cohort_id, request.run_hash, request.round, attempt)
+    # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
+    spent = {} if run.privacy is None else _charge(request, run, site, cohort, attempt)
     device = next(model.parameters()).device
     metrics = training.train_round(
         model, cohort, run, round_=request.round, site=site.config.name, device=device, site_key=site.key
@@ -121,8 +118,8 @@ def _train(
 
 
 def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
-    """Enter the round in the ledger before the first step; what the run has then spent."""
-    budget = charge_round(
+    """Enter the round in the ledger and take it, before the first step; what the run has then spent."""
+    charged = charge_round(
         site.ledger,
         run,
         cohort=cohort.cohort_id,
@@ -130,9 +127,9 @@ def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, a
         round_=request.round,
         attempt=attempt,
         lifetime_epsilon=site.policy.lifetime_epsilon,
+        begin=True,
     )
-    epsilon = site.ledger.spent(cohort.cohort_id, budget.delta, request.run_hash)
-    return {"epsilon": epsilon, "delta": budget.delta}
+    return {"epsilon": charged.epsilon, "delta": charged.delta}
 
 
 def _evaluate(request: EvaluateRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module) -> EvaluateReply:
@@ -164,7 +161,7 @@ def _noised(
     """
     cost = score_plan(run, cohort.declared_size, request.phase, site.policy.run_scores_epsilon)
     _check_held_out(cost.held_out, site)
-    charge_scores(
+    charged = charge_scores(
         site.ledger,
         run,
         cost,
@@ -182,8 +179,8 @@ def _noised(
     held_out = held_out_cohort(cohort.cohort_id)
     # Of all who have come so far with this round and phase, one draws noise.
     site.ledger.begin(held_out, request.run_hash, request.round, request.phase)
-    spent = site.ledger.spent(held_out, cost.delta, request.run_hash)
-    return {**noised_scores(rows, run.task, run.data.classes, cost), SCORES_EPSILON: spent, SCORES_DELTA: cost.delta}
+    spent = {SCORES_EPSILON: charged.epsilon, SCORES_DELTA: charged.delta}
+    return {**noised_scores(rows, run.task, run.data.classes, cost), **spent}
 
 
 def _check_held_out(patients: int, site: Site) -> None:

@@ -9,6 +9,7 @@ old copy, or is gone, and nothing is trained with it: what was spent would be sp
 """
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,9 +20,9 @@ from client.site import Site
 from common.audit.log import AuditLog
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, PrivacyError
-from common.privacy.accountant import Row, epsilon, noise_multiplier_for
+from common.privacy.accountant import Row, noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Charge, Ledger
 from common.privacy.scores import held_out_cohort, is_held_out
 
 # Of the attempts of an agent. Others, of a site without one, have no receipts: each of their charges stands for itself.
@@ -40,6 +41,7 @@ class _Spent:
     epsilon: float  # of a round; of scores that of all the run's answers up to this one
     delta: float
     answers: int  # so many; 1 for a round
+    times: int  # it was charged so often
 
 
 def charge(site: Site, record: Record, run: RunConfig, offer: Offer, *, round_: int, attempt: str) -> None:
@@ -59,20 +61,20 @@ def charge(site: Site, record: Record, run: RunConfig, offer: Offer, *, round_: 
     """
     if run.privacy is None:
         return
-    run_hash, ledger = sha256_of(run), site.ledger
-    check_ledger(ledger, record.log)
-    if not ledger.carry(offer.cohort_id, run_hash, round_, attempt, of=ATTEMPT):
-        charge_round(
-            ledger,
-            run,
-            cohort=offer.cohort_id,
-            cohort_size=offer.declared_size,
-            round_=round_,
-            attempt=attempt,
-            lifetime_epsilon=site.policy.lifetime_epsilon,
-        )
+    run_hash, noted = sha256_of(run), _noted(record.log)
+    charged = charge_round(
+        site.ledger,
+        run,
+        cohort=offer.cohort_id,
+        cohort_size=offer.declared_size,
+        round_=round_,
+        attempt=attempt,
+        lifetime_epsilon=site.policy.lifetime_epsilon,
+        carried=ATTEMPT,
+        check=lambda charges: _check(noted, charges),
+    )
     if record.charged(run_hash, round_) is None:
-        record.spent(run_hash, round_, _cost(ledger, offer.cohort_id, run_hash, round_))
+        record.spent(run_hash, round_, (charged.cost, charged.delta))
 
 
 def check_home(site: Site) -> None:
@@ -96,7 +98,8 @@ def restore(site: Site) -> int:
     from client.data.pseudonym import cohort_id  # noqa: PLC0415 - the agent imports nothing of the images' readers
 
     ledger, cohort = site.ledger, cohort_id(site.key)
-    missing, last = _missing(ledger, open_log(site.home))
+    last = _noted(open_log(site.home))
+    missing = _missing(last, ledger.entries())
     for (run_hash, round_, phase), count in missing.items():
         spent = last[run_hash, round_, phase]
         if phase:
@@ -119,10 +122,13 @@ def check_ledger(ledger: Ledger, log: AuditLog) -> None:
     Raises:
         PrivacyError: LEDGER_OUTDATED, it lacks charges; or it cannot be read.
     """
-    missing, last = _missing(ledger, log)
-    if missing:
+    _check(_noted(log), ledger.entries())
+
+
+def _check(noted: Mapping[_Place, _Spent], charges: Iterable[Charge]) -> None:
+    if missing := _missing(noted, charges):
         raise PrivacyError(
-            f"the privacy ledger lacks {missing.total()} of the {len(last)} charges in the audit log: it was restored "
+            f"the privacy ledger lacks {missing.total()} of the {len(noted)} charges in the audit log: it was restored "
             "from an old copy, or is gone. Nothing is trained with privacy, because what was spent would be "
             "spent again. Put the newest copy of state/ledger.sqlite back, or enter what is missing with "
             "'wardround-client ledger --restore'. See docs/audit.md, 'When the ledger was restored or is missing'.",
@@ -130,26 +136,29 @@ def check_ledger(ledger: Ledger, log: AuditLog) -> None:
         )
 
 
-def _missing(ledger: Ledger, log: AuditLog) -> tuple[Counter[_Place], dict[_Place, _Spent]]:
-    """The charges that the audit log has and the ledger has not, how often; and what it says of each that it has."""
+def _noted(log: AuditLog) -> dict[_Place, _Spent]:
+    """What the audit log says of each charge."""
     with log.transaction() as transaction:
         entries = transaction.latest("spend", "evaluated", count=_ALL)
-    times: Counter[_Place] = Counter()
-    last: dict[_Place, _Spent] = {}
+    noted: dict[_Place, _Spent] = {}
     for entry in reversed(entries):
         if "epsilon" not in entry.fields:
             continue  # scores that were not noised, and so not paid for
         run, phase = str(entry.fields["run"]), str(entry.fields.get("phase", ""))
         place = (run, int(entry.fields["round"]), phase)
-        if phase and place in last:
+        before = noted.get(place)
+        if phase and before:
             continue  # an answer is one charge, however often it left
-        answers = 1 + sum(one[0] == run and one[2] != "" for one in last)
-        times[place] += 1
-        last[place] = _Spent(float(entry.fields["epsilon"]), float(entry.fields["delta"]), answers)
-    held = Counter(
-        (one.run_hash, one.round, one.attempt if is_held_out(one.cohort) else "") for one in ledger.entries()
-    )
-    return times - held if times else times, last
+        answers = 1 + sum(one[0] == run and one[2] != "" for one in noted)
+        times = 1 + (before.times if before else 0)
+        noted[place] = _Spent(float(entry.fields["epsilon"]), float(entry.fields["delta"]), answers, times)
+    return noted
+
+
+def _missing(noted: Mapping[_Place, _Spent], charges: Iterable[Charge]) -> Counter[_Place]:
+    """The charges that the audit log has and the ledger has not, how often."""
+    held = Counter((one.run_hash, one.round, one.attempt if is_held_out(one.cohort) else "") for one in charges)
+    return Counter({place: one.times for place, one in noted.items()}) - held
 
 
 def _enter(ledger: Ledger, place: tuple[str, str, int, str], row: Row, delta: float) -> None:
@@ -175,15 +184,3 @@ def _document(site: Site, run_hash: str) -> RunConfig:
             "or restore proposals/ from a backup.",
             ErrorCode.LEDGER_OUTDATED,
         ) from error
-
-
-def _cost(ledger: Ledger, cohort: str, run_hash: str, round_: int) -> tuple[float, float]:
-    """By how much a round raises its run's epsilon, and at which delta."""
-    charges = [one for one in ledger.entries() if (one.cohort, one.run_hash) == (cohort, run_hash)]
-    delta = next(one.delta for one in reversed(charges) if one.round == round_)
-
-    def spent(but: int | None) -> float:
-        rows = [(one.noise_multiplier, one.sampling_rate, one.steps) for one in charges if one.round != but]
-        return epsilon(rows, delta)
-
-    return spent(None) - spent(round_), delta

@@ -5,7 +5,7 @@ Neighbouring data sets differ by one patient of the training cohort, with all th
 Everything here follows from the run, the declared size and the steps made, so site and coordinator compute the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from common.config import DataConfig, PrivacyConfig, RunConfig, sha256_of
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
 from common.privacy.clipping import gradient_noise_multiplier, norm_bounds
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Charge, Charged, Ledger
 from common.tasks import Task
 
 UNIT = "patient"
@@ -129,8 +129,18 @@ def plan(run: RunConfig, cohort_size: int) -> Plan:
 
 
 def charge_round(
-    ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int, round_: int, attempt: str, lifetime_epsilon: float
-) -> Plan:
+    ledger: Ledger,
+    run: RunConfig,
+    *,
+    cohort: str,
+    cohort_size: int,
+    round_: int,
+    attempt: str,
+    lifetime_epsilon: float,
+    carried: str | None = None,
+    begin: bool = False,
+    check: Callable[[Iterable[Charge]], None] = lambda _: None,
+) -> Charged:
     """Enter one round of a run in a site's ledger, before its first step; the same attempt is charged once.
 
     Args:
@@ -141,11 +151,18 @@ def charge_round(
         round_: from 1; with the rounds after it, what the run still wants.
         attempt: names this execution.
         lifetime_epsilon: the cohort's budget over all runs, from the site's policy.
+        carried: see `Ledger.charge`, also for the next two.
+        begin: likewise.
+        check: likewise.
+
+    Returns:
+        What the run has been charged, without this round and with it.
+
     Raises:
         PrivacyError: as `plan`, or the budget does not allow it.
     """
     cost = plan(run, cohort_size)
-    ledger.charge(
+    return ledger.charge(
         cohort,
         sha256_of(run),
         round_,
@@ -157,8 +174,10 @@ def charge_round(
         lifetime_epsilon=lifetime_epsilon,
         run_epsilon=_privacy(run).target_epsilon,
         rounds=run.federation.rounds - round_ + 1,
+        carried=carried,
+        begin=begin,
+        check=check,
     )
-    return cost
 
 
 def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -> Forecast:

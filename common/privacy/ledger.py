@@ -19,7 +19,7 @@ reserved follows from them.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
@@ -64,6 +64,25 @@ class Reservation:
     steps: int
 
 
+@dataclass(frozen=True)
+class Charged:
+    """All steps of a run at a cohort, without a round that is charged and with it; and at which delta they count."""
+
+    before: History
+    after: History
+    delta: float
+
+    @property
+    def epsilon(self) -> float:
+        """What the run has spent."""
+        return epsilon(self.after, self.delta)
+
+    @property
+    def cost(self) -> float:
+        """By how much the round raises that."""
+        return self.epsilon - epsilon(self.before, self.delta)
+
+
 class Ledger:
     """The ledger in a file, made on first use. Any number of processes may use it at once.
 
@@ -94,8 +113,11 @@ class Ledger:
         lifetime_epsilon: float | None,
         run_epsilon: float | None = None,
         rounds: int = 1,
-    ) -> None:
-        """Record the steps of a round before they run. On return the record is on disk.
+        carried: str | None = None,
+        begin: bool = False,
+        check: Callable[[Iterable[Charge]], None] = lambda _: None,
+    ) -> Charged:
+        """Record the steps of a round before they run. On return the record is on disk; the file is read once.
 
         Args:
             cohort: the patients' cohort.
@@ -112,6 +134,14 @@ class Ledger:
             rounds: like this one, itself included, that the run still wants. A run with no charge yet is refused
                 unless they all fit, so that it does not fail half-way. Those after this one are reserved, as far as
                 they fit.
+            carried: how the names of the attempts begin whose charge pays for this one too; see `carry`, also for who
+                may do so. None: no other attempt's.
+            begin: take the attempt at once; see `begin`.
+            check: is shown what is charged before anything else is done, and raises where that cannot be.
+
+        Returns:
+            What the run has been charged, without this round and with it.
+
         Raises:
             PrivacyError: the budget would be passed (nothing is recorded), or the attempt was charged with other
                 values.
@@ -119,23 +149,34 @@ class Ledger:
         charge = Charge(cohort, run_hash, round_, attempt, noise_multiplier, sampling_rate, steps, delta, _now())
         merged([(noise_multiplier, sampling_rate, steps)])
         with self._book() as book:
-            recorded = book.charges.get(_key(charge))
-            if recorded is not None:
-                _check_same(recorded, charge)
-                return
-            if run_epsilon is not None:
-                _check_run(book.history(cohort, run_hash), charge, run_epsilon)
-            others = book.reserved(cohort, but=run_hash)
-            fitting = rounds
-            if lifetime_epsilon is not None:
-                taken = merged((*book.history(cohort), *others))
-                fitting = _rounds_that_fit(taken, charge, book.delta(cohort, delta), lifetime_epsilon, rounds)
-                wanted = 1 if book.history(cohort, run_hash) else rounds
-                if fitting < wanted:
-                    raise PrivacyError(
-                        _refusal(lifetime_epsilon, wanted, fitting, reserved=bool(others)), ErrorCode.BUDGET_SPENT
-                    )
-            book.add("charge", _key(charge), steps * (fitting - 1), *astuple(charge))
+            check(book.charges.values())
+            if not (carried is not None and book.carry_last(_key(charge), carried)):
+                self._charge(book, charge, lifetime_epsilon, run_epsilon, rounds)
+            if begin:
+                book.begin(_key(charge))
+            return book.charged(charge)
+
+    def _charge(
+        self, book: "_Book", charge: Charge, lifetime_epsilon: float | None, run_epsilon: float | None, rounds: int
+    ) -> None:
+        """Add a charge that is not there yet, if the budgets allow it."""
+        cohort, run_hash = charge.cohort, charge.run_hash
+        if (recorded := book.charges.get(_key(charge))) is not None:
+            _check_same(recorded, charge)
+            return
+        if run_epsilon is not None:
+            _check_run(book.history(cohort, run_hash), charge, run_epsilon)
+        others = book.reserved(cohort, but=run_hash)
+        fitting = rounds
+        if lifetime_epsilon is not None:
+            taken = merged((*book.history(cohort), *others))
+            fitting = _rounds_that_fit(taken, charge, book.delta(cohort, charge.delta), lifetime_epsilon, rounds)
+            wanted = 1 if book.history(cohort, run_hash) else rounds
+            if fitting < wanted:
+                raise PrivacyError(
+                    _refusal(lifetime_epsilon, wanted, fitting, reserved=bool(others)), ErrorCode.BUDGET_SPENT
+                )
+        book.add("charge", _key(charge), charge.steps * (fitting - 1), *astuple(charge))
 
     def begin(self, cohort: str, run_hash: str, round_: int, attempt: str) -> None:
         """Take a charged attempt for training, just before its first noisy step. On return the taking is on disk.
@@ -145,20 +186,8 @@ class Ledger:
         Raises:
             PrivacyError: BAD_REQUEST, the attempt was not charged, or was taken before.
         """
-        key = (cohort, run_hash, round_, attempt)
         with self._book() as book:
-            if key not in book.charges:
-                raise PrivacyError(
-                    f"round {round_} has no charge under this attempt, so it must not be trained. Charge it first.",
-                    ErrorCode.BAD_REQUEST,
-                )
-            if key in book.begun:
-                raise PrivacyError(
-                    f"the charge of round {round_} was used up under this attempt: it pays for one training only. "
-                    "Start the round again under a new attempt.",
-                    ErrorCode.BAD_REQUEST,
-                )
-            book.add("begin", key, *key, _now())
+            book.begin((cohort, run_hash, round_, attempt))
 
     def carry(self, cohort: str, run_hash: str, round_: int, attempt: str, *, of: str = "") -> bool:
         """Let a round's charge pay for a new attempt; nobody can take it under the one before any more.
@@ -177,12 +206,7 @@ class Ledger:
             Whether the round had such a charge. Without one nothing is done.
         """
         with self._book() as book:
-            place = (cohort, run_hash, round_)
-            charged = [key for key in book.charges if key[:3] == place and key[3].startswith(of)]
-            if charged and (last := charged[-1]) != (new := (*place, attempt)):
-                book.add("carry", (*last, attempt), *last, attempt, _now())
-                book.carry(last, new)
-            return bool(charged)
+            return book.carry_last((cohort, run_hash, round_, attempt), of)
 
     def release(self, run_hash: str) -> None:
         """Give back what a run has reserved and will not use: it has ended, or is not to go on here.
@@ -246,6 +270,35 @@ class _Book:
         """Write a row; there is only one of a kind and key."""
         text = json.dumps([kind, *values]).encode()
         self.rows.append(self.safe.name(kind, *key), text.ljust(-(-len(text) // _ROW_BYTES) * _ROW_BYTES))
+        self.enter(kind, *values)
+
+    def begin(self, key: _Key) -> None:
+        """Take a charged attempt; see `Ledger.begin`."""
+        if key not in self.charges:
+            raise PrivacyError(
+                f"round {key[2]} has no charge under this attempt, so it must not be trained. Charge it first.",
+                ErrorCode.BAD_REQUEST,
+            )
+        if key in self.begun:
+            raise PrivacyError(
+                f"the charge of round {key[2]} was used up under this attempt: it pays for one training only. "
+                "Start the round again under a new attempt.",
+                ErrorCode.BAD_REQUEST,
+            )
+        self.add("begin", key, *key, _now())
+
+    def carry_last(self, new: _Key, of: str) -> bool:
+        """Let the last charge of the round pay for this attempt, if it has one of theirs; see `Ledger.carry`."""
+        charged = [key for key in self.charges if key[:3] == new[:3] and key[3].startswith(of)]
+        if charged and (last := charged[-1]) != new:
+            self.add("carry", (*last, new[3]), *last, new[3], _now())
+        return bool(charged)
+
+    def charged(self, charge: Charge) -> Charged:
+        """What the charge's run has been charged, without its round and with it."""
+        rows = [one for one in self.charges.values() if (one.cohort, one.run_hash) == (charge.cohort, charge.run_hash)]
+        delta = next(one.delta for one in reversed(rows) if one.round == charge.round)
+        return Charged(_steps(one for one in rows if one.round != charge.round), _steps(rows), delta)
 
     def enter(self, kind: str, *values: Any) -> None:
         """Take in a row that stands in the file, as `add` wrote it."""
@@ -272,19 +325,11 @@ class _Book:
 
     def history(self, cohort: str, run_hash: str | None = None) -> History:
         """Steps charged to a cohort, or those of one run."""
-        return merged(
-            (one.noise_multiplier, one.sampling_rate, one.steps)
-            for one in self.charges.values()
-            if one.cohort == cohort and run_hash in (None, one.run_hash)
-        )
+        return _steps(one for one in self.charges.values() if one.cohort == cohort and run_hash in (None, one.run_hash))
 
     def reserved(self, cohort: str, but: str) -> History:
         """What all runs but one have reserved."""
-        return merged(
-            (one.noise_multiplier, one.sampling_rate, one.steps)
-            for one in self.reservations.values()
-            if one.cohort == cohort and one.run_hash != but
-        )
+        return _steps(one for one in self.reservations.values() if one.cohort == cohort and one.run_hash != but)
 
     def delta(self, cohort: str, of_run: float) -> float:
         """At which a cohort's budget is measured."""
@@ -296,6 +341,10 @@ class _Book:
         self.reservations.pop(place, None)
         if steps:
             self.reservations[place] = Reservation(*place, charge.noise_multiplier, charge.sampling_rate, steps)
+
+
+def _steps(some: Iterable[Charge | Reservation]) -> History:
+    return merged((one.noise_multiplier, one.sampling_rate, one.steps) for one in some)
 
 
 def _key(charge: Charge) -> _Key:

@@ -20,7 +20,7 @@ from common.config import DataConfig, RunConfig, sha256_of
 from common.errors import DataError, ErrorCode
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import plan
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Charged, Ledger
 from common.tasks import Task
 from common.wire.messages import Phase
 
@@ -98,16 +98,19 @@ def held_out_fraction(data: DataConfig, phase: Phase) -> float:
 
 def charge_scores(
     ledger: Ledger, run: RunConfig, cost: ScorePlan, *, cohort: str, round_: int, phase: Phase, lifetime_epsilon: float
-) -> None:
+) -> Charged:
     """Enter one answer in the ledger before it is computed; the same round and phase is charged once.
 
     The run's first answer reserves those that are still due.
+
+    Returns:
+        What the run's answers have been charged, without those of this round and with them.
 
     Raises:
         PrivacyError: BUDGET_SPENT, the budget of the held-out patients does not allow it.
     """
     later = 0 if phase == "test" else sum(map(run.validates_after, range(round_ + 1, run.federation.rounds + 1))) + 1
-    ledger.charge(
+    return ledger.charge(
         held_out_cohort(cohort),
         sha256_of(run),
         round_,

@@ -23,6 +23,7 @@ from common.errors import ConfigError, ErrorCode, PolicyError, PrivacyError, Upd
 from common.network import build_model
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import plan
+from common.privacy.journal import Rows
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
 from simulations.scenario import make_site
@@ -293,6 +294,19 @@ def test_ledger_is_charged_and_the_attempt_taken_before_the_first_step(
     monkeypatch.setattr(training, "train_round", crashes)
     with pytest.raises(RuntimeError):
         answer(train_request(PRIVATE), PRIVATE, site, "x")
+
+
+def test_private_round_reads_the_ledger_once_where_it_is_trained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.cohort(PRIVATE)
+    answer(train_request(PRIVATE, 1), PRIVATE, site, "a")
+    read, readings = Rows._read, []
+    monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
+    reply = answer(train_request(PRIVATE, 2), PRIVATE, site, "b")
+    assert len(readings) == 1
+    assert isinstance(reply, TrainReply)
+    assert reply.metrics["epsilon"] == site.ledger.spent(
+        site.cohort(PRIVATE).cohort_id, reply.metrics["delta"], sha256_of(PRIVATE)
+    )
 
 
 def test_altered_ledger_stops_training(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

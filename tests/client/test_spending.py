@@ -19,6 +19,7 @@ from common.audit.entries import decimal_text
 from common.config import RunConfig, parse
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
+from common.privacy.journal import Rows
 from common.privacy.scores import held_out_cohort
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.test_agent import (
@@ -251,6 +252,18 @@ def test_ledger_that_is_older_than_the_audit_log_is_refused_and_said(stage: Stag
     stage.coordinator.ask(TrainRequest(run_hash, 3, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 3, ErrorCode.LEDGER_OUTDATED)
     assert (charges(stage.home), len(stage.worker.worked)) == (before, 2)
+
+
+def test_private_round_reads_the_ledger_once_at_the_agent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_hash = stage.propose(PRIVATE_TOML)
+    stage.approve(run_hash)
+    stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
+    assert isinstance(stage.reply(), TrainReply)
+    read, readings = Rows._read, []
+    monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": UPDATED}))
+    assert isinstance(stage.reply(), TrainReply)
+    assert len(readings) == 1
 
 
 def test_epsilon_of_the_audit_log_adds_up_to_that_of_the_ledger(stage: Stage) -> None:

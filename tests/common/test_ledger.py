@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon, noise_multiplier_for
+from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
 
 KEY = bytes(range(32))
@@ -21,6 +22,7 @@ ROUND = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 10, "delta": D
 CHARGE_FOREVER = """
 import sys
 from pathlib import Path
+from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 for round_ in range(1, 100_000):
@@ -33,6 +35,7 @@ CHARGE_A_RUN = """
 import sys
 from pathlib import Path
 from common.errors import PrivacyError
+from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 charged = 0
@@ -50,6 +53,7 @@ CHARGE_UNTIL_REFUSED = """
 import sys
 from pathlib import Path
 from common.errors import PrivacyError
+from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 charged = 0
@@ -69,6 +73,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from common.errors import PrivacyError
+from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 def take(_):
@@ -87,6 +92,7 @@ with ThreadPoolExecutor(4) as pool:
 TAKE_AND_DIE = """
 import os, signal, sqlite3, sys
 from pathlib import Path
+from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), bytes(range(32)))
 ledger.charge("cohort", "run", 1, "1", noise_multiplier=2.0, sampling_rate=0.25, steps=10, delta=1e-3,
@@ -109,7 +115,7 @@ def ledger(tmp_path):
 
 
 def charge(ledger, run="run", round_=1, attempt="1", *, cohort="cohort", lifetime=None, **changes):
-    ledger.charge(cohort, run, round_, attempt, lifetime_epsilon=lifetime, **(ROUND | changes))
+    return ledger.charge(cohort, run, round_, attempt, lifetime_epsilon=lifetime, **(ROUND | changes))
 
 
 def test_a_new_ledger_has_nothing_spent(ledger):
@@ -129,6 +135,55 @@ def test_a_repeated_charge_is_accepted_when_the_budget_is_spent_since(ledger):
     charge(ledger, lifetime=lifetime)
     with pytest.raises(PrivacyError):
         charge(ledger, round_=2, lifetime=lifetime)
+
+
+def test_a_charge_tells_what_its_run_had_before_and_has_now(ledger):
+    charge(ledger, run="other", steps=7)
+    first = charge(ledger)
+    assert (first.before, first.after, first.delta) == ((), ((2.0, 0.25, 10),), DELTA)
+    second = charge(ledger, round_=2, steps=5)
+    assert (second.before, second.after) == (((2.0, 0.25, 10),), ((2.0, 0.25, 15),))
+    assert second.epsilon == ledger.spent("cohort", DELTA, "run") == epsilon(((2.0, 0.25, 15),), DELTA)
+    assert second.cost == second.epsilon - epsilon(((2.0, 0.25, 10),), DELTA)
+    again = charge(ledger, round_=2, attempt="2", steps=5)
+    assert (again.before, again.after) == (((2.0, 0.25, 10),), ((2.0, 0.25, 20),))
+    assert charge(ledger, round_=2, steps=5) == again
+
+
+def test_a_charge_that_carries_another_attempts_costs_nothing_and_is_taken_at_once(ledger):
+    charge(ledger, attempt="agent.1")
+    carried = charge(ledger, attempt="agent.2", carried="agent.", begin=True)
+    assert (carried.before, carried.after) == ((), ((2.0, 0.25, 10),))
+    assert [one.attempt for one in ledger.entries()] == ["agent.2"]
+    for attempt in ("agent.1", "agent.2"):
+        with pytest.raises(PrivacyError):
+            ledger.begin("cohort", "run", 1, attempt)
+    with pytest.raises(PrivacyError, match="one training only"):
+        charge(ledger, attempt="agent.2", begin=True)
+    fresh = charge(ledger, attempt="mine.1", carried="mine.")
+    assert fresh.after == ((2.0, 0.25, 20),)
+
+
+def test_a_check_sees_what_is_charged_and_stops_the_charge(ledger):
+    charge(ledger)
+    seen = []
+
+    def check(charges):
+        seen.extend(one.round for one in charges)
+        raise PrivacyError("outdated")
+
+    with pytest.raises(PrivacyError, match="outdated"):
+        charge(ledger, round_=2, check=check, begin=True)
+    assert seen == [1]
+    assert len(ledger.entries()) == 1
+
+
+def test_a_charge_reads_the_file_once_whatever_else_it_does(ledger, monkeypatch):
+    charge(ledger, attempt="agent.1")
+    read, readings = Rows._read, []
+    monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
+    charge(ledger, attempt="agent.2", carried="agent.", begin=True, check=list)
+    assert len(readings) == 1
 
 
 def test_a_new_attempt_costs_again(ledger):
