@@ -8,7 +8,7 @@ and a text can name a patient.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from common.checkpoint import WEIGHTS, pack, unpack
 from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import DataError, ErrorCode, PolicyError, UpdateError
 from common.logs import told
-from common.network import build_model, tensor_shapes
+from common.network import load_model, tensor_shapes
 from common.privacy.guarantee import charge_round
 from common.privacy.scores import (
     SCORES_DELTA,
@@ -88,7 +88,7 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
     elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
         return kept
     cohort = site.cohort(run)
-    policy.check(run, site.policy, offer_of(cohort, run))
+    policy.check(run, site.policy, offer_of(cohort, run, model))
     declare(site.config, run, cohort.declared_size, site.home)
     device = _device(site)
     match request:
@@ -205,8 +205,9 @@ def _respond(message: Message, context: Context, find_site: Callable[[Context], 
     return Message(reply_to_record(reply), reply_to=message)
 
 
-def offer_of(cohort: Cohort, run: RunConfig) -> Offer:
-    """What a site has for a run."""
+def offer_of(cohort: Cohort, run: RunConfig, model: nn.Module | None = None) -> Offer:
+    """What a site has for a run; with the run's model, where there is one, it need not be built to be measured."""
+    shapes = tensor_shapes(run) if model is None else {name: tuple(t.shape) for name, t in model.state_dict().items()}
     return Offer(
         patients=cohort.size,
         training=len(cohort.patients("train")),
@@ -214,23 +215,14 @@ def offer_of(cohort: Cohort, run: RunConfig) -> Offer:
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),
         quarantined=dict(Counter(str(study.code) for study in cohort.quarantined)),
-        parts={WEIGHTS: tensor_shapes(run)},
+        parts={WEIGHTS: shapes},
     )
 
 
 def _model(parts: Parts, run: RunConfig) -> nn.Module:
     if list(parts) != [WEIGHTS]:
         raise UpdateError("the request's parts are not those of the run. Send the model of the run.")
-    model, state = build_model(run), unpack(parts[WEIGHTS])
-    if _schema(state) != _schema(model.state_dict()):
-        raise UpdateError("the weights do not fit the run's model by name, shape or type. Send the model of the run.")
-    model.load_state_dict(state)
-    return model
-
-
-def _schema(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """What loading would otherwise cast in silence, for an update that is then another's model."""
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+    return load_model(run, unpack(parts[WEIGHTS]))
 
 
 def _device(site: Site) -> torch.device:

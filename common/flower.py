@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode as FlowerError
 from flwr.common.constant import Status
@@ -39,6 +39,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import (
+    _get_computed_object_ids,
     get_all_nested_objects,
     get_object_tree,
     iterate_object_tree,
@@ -117,13 +118,16 @@ def has_more_objects(tree: ObjectTree, most: int) -> bool:
     return next(itertools.islice(iterate_object_tree(tree), most, None), None) is not None
 
 
-def unpack_message(message: MessageProto, tree: ObjectTree, objects: Mapping[str, bytes]) -> Message:
+def unpack_message(
+    message: MessageProto, tree: ObjectTree, objects: Mapping[str, bytes], *, hashed: bool = False
+) -> Message:
     """Rebuild a message from its head and its objects.
 
     Args:
         message: the head, without content.
         tree: its object tree; the root is the message itself.
         objects: the bytes of every id in `object_ids(tree)`.
+        hashed: whoever received the objects has found that they hash to their ids.
 
     Raises:
         UpdateError: an object is missing, does not hash to its id, or is malformed.
@@ -133,7 +137,7 @@ def unpack_message(message: MessageProto, tree: ObjectTree, objects: Mapping[str
     contents: dict[str, bytes] = {}
     for object_id in object_ids(tree):
         content = objects.get(object_id, b"")
-        if hashlib.sha256(content).hexdigest() != object_id:
+        if not content or not (hashed or hashlib.sha256(content).hexdigest() == object_id):
             raise UpdateError("an object of the message is missing or was altered on the way", ErrorCode.BAD_REQUEST)
         contents[object_id] = content
     try:
@@ -149,10 +153,20 @@ def unpack_message(message: MessageProto, tree: ObjectTree, objects: Mapping[str
 
 def pack_message(message: Message) -> tuple[MessageProto, ObjectTree, dict[str, bytes]]:
     """Split a message into its head (without content), its object tree and the bytes of its objects by id."""
+    objects: dict[str, bytes] = {}
     with no_object_id_recompute():
+        # A large record is deflated and hashed once: Flower would do so for its id, and deflate it again for its bytes.
+        for record in message.content.values() if message.has_content() else ():
+            if isinstance(record, ConfigRecord):
+                content = record.deflate()
+                record.__dict__["_object_id"] = object_id = hashlib.sha256(content).hexdigest()
+                _get_computed_object_ids().add(object_id)
+                objects[object_id] = content
         message.metadata.__dict__["_message_id"] = message.object_id
         tree = get_object_tree(message)
-        objects = {object_id: item.deflate() for object_id, item in get_all_nested_objects(message).items()}
+        for object_id, item in get_all_nested_objects(message).items():
+            if object_id not in objects:
+                objects[object_id] = item.deflate()
     return message_to_proto(remove_content_from_message(message)), tree, objects
 
 
@@ -423,7 +437,8 @@ class Inbox:
             )
         )
         try:
-            return unpack_message(reply.head, reply.tree, reply.contents)
+            # The gateway hashed them when they came from the site.
+            return unpack_message(reply.head, reply.tree, reply.contents, hashed=True)
         except UpdateError:
             return None
 

@@ -3,11 +3,13 @@
 Every participant builds the same network with the same initial weights from the same run.toml.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, UpdateError
 
 _NORMALISATIONS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 
@@ -34,6 +36,25 @@ def build_model(run: RunConfig) -> nn.Module:
     return network
 
 
+def load_model(run: RunConfig, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a run with these weights, without drawing the initial ones, which takes longest.
+
+    Raises:
+        UpdateError: the weights are not the network's, by name, shape or type: loading would cast them in silence.
+        ConfigError: as `build_model`.
+    """
+    with torch.device("meta"):
+        network = build_model(run)
+    if _schema(state) != _schema(network.state_dict()):
+        raise UpdateError("the weights do not fit the run's model by name, shape or type. Send the model of the run.")
+    if any(buffer not in network.state_dict() for buffer, _ in network.named_buffers()):
+        network = build_model(run)  # it holds what its weights do not
+    else:
+        network.to_empty(device="cpu")
+    network.load_state_dict(state)
+    return network
+
+
 def freeze(network: nn.Module, run: RunConfig) -> None:
     """Leave only the weights that the run trains trainable: see [training] trainable."""
     if run.training.trainable == "all":
@@ -49,6 +70,10 @@ def tensor_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the run's weights, without allocating them."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in build_model(run).state_dict().items()}
+
+
+def _schema(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
 class _FastPReLU(nn.PReLU):
@@ -68,4 +93,4 @@ def _faster(slow: nn.PReLU) -> nn.PReLU:
     return fast
 
 
-__all__ = ["build_model", "freeze", "tensor_shapes"]
+__all__ = ["build_model", "freeze", "load_model", "tensor_shapes"]

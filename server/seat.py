@@ -33,7 +33,9 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
+    Message,
     Metadata,
+    ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
@@ -72,6 +74,7 @@ class Objects:
         self._size = 0
         self._lock = threading.Lock()
         self._futures: OrderedDict[str, Future[bytes]] = OrderedDict()
+        self._request: tuple[str, Request] | None = None
 
     def get(self, object_id: str, download: Callable[[], bytes]) -> bytes:
         """The object's bytes; `download` is called by the first who asks, and its error is raised by all."""
@@ -85,9 +88,17 @@ class Objects:
             self._fill(object_id, future, download)
         return future.result()
 
+    def request(self, content_id: str, make: Callable[[], Request]) -> Request:
+        """What a message's content asks for: made once, and so hashed once, for all sites that were sent it."""
+        kept = self._request
+        if kept is None or kept[0] != content_id:
+            kept = self._request = content_id, make()
+        return kept[1]
+
     def clear(self) -> None:
         """Forget everything that has arrived."""
         with self._lock:
+            self._request = None
             for object_id, future in list(self._futures.items()):
                 if future.done():
                     self._size -= len(future.result())
@@ -355,13 +366,18 @@ class Seat:
             if head.metadata.message_id != asked:
                 continue
             with contextlib.suppress(UpdateError, LookupError):
-                wanted = {
-                    one: PullObjectRequest(node=self._node, run_id=head.metadata.run_id, object_id=one)
-                    for one in object_ids(tree)
-                }
-                objects = {one: self._objects.get(one, partial(self._download, wanted[one])) for one in wanted}
-                return request_from_record(unpack_message(head, tree, objects).content)
+                content_id = ",".join(child.object_id for child in tree.children)
+                return self._objects.request(content_id, partial(self._request, head, tree))
         return None
+
+    def _request(self, head: Message, tree: ObjectTree) -> Request:
+        """What a message of this site says."""
+        wanted = {
+            one: PullObjectRequest(node=self._node, run_id=head.metadata.run_id, object_id=one)
+            for one in object_ids(tree)
+        }
+        objects = {one: self._objects.get(one, partial(self._download, wanted[one])) for one in wanted}
+        return request_from_record(unpack_message(head, tree, objects).content)
 
     def _download(self, request: PullObjectRequest) -> bytes:
         # The ServerApp announces a message before it has pushed its objects.

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -83,6 +83,11 @@ class _Model:
     state: Mapping[str, Tensor]
     weights: bytes
     average: "_Model | None" = None  # of the rounds so far, where the run asks for one
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the bytes, hex."""
+        return sha256(self.weights)
 
     @property
     def best(self) -> "_Model":
@@ -219,7 +224,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
         shares = tempered(shares, {site: update.distance for site, update in updates.items()})
     new = _model(number, weighted_mean({site: update.state for site, update in updates.items()}, shares))
     new = dataclasses.replace(new, average=_average(run.federation.averaging, model, new))
-    _note(session, number, entered, absent, sha256(new.weights))
+    _note(session, number, entered, absent, new.sha256)
     session.journal.record(
         "round",
         {
@@ -229,9 +234,9 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             "seconds": time.monotonic() - start,
             "bytes-down": len(model.weights) * answered,
             "bytes-up": bytes_up,
-            "model-sha256": sha256(new.weights),
+            "model-sha256": new.sha256,
             "capped": sorted(site for site in shares if shares[site] != weights[site]),
-            **({} if new.average is None else {"average-sha256": sha256(new.average.weights)}),
+            **({} if new.average is None else {"average-sha256": new.average.sha256}),
         },
     )
     return new
@@ -408,7 +413,7 @@ def _manifest(session: _Session, model: _Model) -> Manifest:
         run_hash=session.run_hash,
         round=model.round,
         sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
-        sha256=sha256(model.weights),
+        sha256=model.sha256,
         guarantee=guarantee_of(session.run, events),
         scores=latest_scores(events),
     )

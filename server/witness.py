@@ -68,14 +68,14 @@ class Witness:
             site: whose certificate it came with.
             ask: tells what the message said that it answers.
             request: the reply's head and tree.
-            contents: its objects by id.
+            contents: its objects by id, which they hash to.
 
         Raises:
             UpdateError: the site has a receipt for another update of this round.
             AuditError: the log cannot be written.
         """
         try:
-            message = unpack_message(request.messages_list[0], request.message_object_trees[0], contents)
+            message = unpack_message(request.messages_list[0], request.message_object_trees[0], contents, hashed=True)
             reply = reply_from_record(message.content)
         except UpdateError:
             return  # the ServerApp refuses it, by name

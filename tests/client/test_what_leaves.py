@@ -12,8 +12,7 @@ from common.audit.entries import RECEIPT
 from common.config import RunConfig, Scores, parse
 from common.errors import ErrorCode
 from common.privacy.scores import NOISE_NAMES
-from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
-from common.wire.records import reply_to_record
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_frame
 from common.wire.wardround_pb2 import AnswerProposalRequest
 from tests import ROOT
 from tests.client.test_agent import PRIVATE_TOML, RUN_TOML
@@ -60,7 +59,9 @@ def told() -> Iterator[str]:
         Refusal("ab" * 32, 1, ErrorCode.INTERNAL),
     )
     for reply in replies:
-        yield from reply_to_record(reply)["head"]
+        header = dict(reply_to_frame(reply).header)
+        assert header.pop("metrics", {}) == {}  # whose names stand above
+        yield from header
     yield "weights"
     yield from (name.lstrip("?") for name in RECEIPT.split())
     yield from (field.name.replace("_", "-") for field in AnswerProposalRequest.DESCRIPTOR.fields)

@@ -220,3 +220,31 @@ def test_superlink_stays_on_loopback_and_silent(tmp_path):
     environment = flower.superlink_environment(tmp_path)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_HOME"] == str(tmp_path)
+
+
+def test_record_is_deflated_and_hashed_once_when_a_message_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {name: ConfigRecord({"bytes": name.encode() * 1000}) for name in ("head", "weights/0", "more/0")}
+    sent = make_message(message().metadata, RecordDict(records))
+    deflate, deflated = ConfigRecord.deflate, []
+
+    def noted(record: ConfigRecord) -> bytes:
+        deflated.append(record)
+        return deflate(record)
+
+    monkeypatch.setattr(ConfigRecord, "deflate", noted)
+    head, tree, objects = flower.pack_message(sent)
+    assert len(deflated) == len(records)
+    assert all(hashlib.sha256(content).hexdigest() == object_id for object_id, content in objects.items())
+    assert flower.unpack_message(head, tree, objects).content == RecordDict(records)
+
+
+def test_objects_that_were_hashed_before_are_not_hashed_again_and_others_are() -> None:
+    head, tree, objects = flower.pack_message(message())
+    (large,) = [one for one, content in objects.items() if content.startswith(b"ArrayChunk")]
+    objects[large] = objects[large][:-1] + b"x"
+    with pytest.raises(UpdateError, match="altered"):
+        flower.unpack_message(head, tree, objects)
+    assert flower.unpack_message(head, tree, objects, hashed=True).has_content()
+    del objects[large]
+    with pytest.raises(UpdateError, match="missing"):
+        flower.unpack_message(head, tree, objects, hashed=True)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from common.config import RunConfig
-from common.errors import ConfigError
-from common.network import build_model, tensor_shapes
+from common.errors import ConfigError, UpdateError
+from common.network import build_model, load_model, tensor_shapes
 
 
 def make_run(dims: int = 2, patch: tuple[int, ...] = (16, 16), seed: int = 0, **model: Any) -> RunConfig:
@@ -95,3 +95,36 @@ def test_normalisation_is_the_one_asked_for_with_weights_of_its_own(norm: str, k
     found = [module for module in build_model(make_run(norm=norm)).modules() if "Norm" in type(module).__name__]
     assert found
     assert all(type(module) is kind and len(list(module.parameters())) == 2 for module in found)
+
+
+def test_network_with_given_weights_is_the_one_that_was_built_and_loaded_to_the_bit() -> None:
+    run = make_run()
+    state = {name: torch.randn_like(one) for name, one in build_model(run).state_dict().items()}
+    before = torch.random.get_rng_state()
+    loaded, built = load_model(run, state), build_model(run)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    built.load_state_dict(state)
+    assert [(name, one.requires_grad) for name, one in loaded.named_parameters()] == [
+        (name, one.requires_grad) for name, one in built.named_parameters()
+    ]
+    image = torch.randn(2, run.data.channels, *run.training.patch_size)
+    assert torch.equal(loaded(image), built(image))
+    assert all(one.device.type == "cpu" for one in (*loaded.parameters(), *loaded.buffers()))
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "shape", "type"])
+def test_weights_of_another_network_are_not_loaded(change: str) -> None:
+    run = make_run()
+    state = build_model(run).state_dict()
+    name = next(iter(state))
+    match change:
+        case "missing":
+            del state[name]
+        case "more":
+            state["more"] = torch.zeros(1)
+        case "shape":
+            state[name] = state[name][:1]
+        case "type":
+            state[name] = state[name].double()
+    with pytest.raises(UpdateError, match="do not fit"):
+        load_model(run, state)
