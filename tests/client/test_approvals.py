@@ -8,6 +8,7 @@ import pytest
 from client import approvals
 from client.approvals import Appraisal
 from client.offer import Offer
+from common import files
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ConfigError
 
@@ -41,6 +42,21 @@ def test_answer_and_appraisal_are_kept_when_the_proposal_comes_again(tmp_path: P
     assert again.answer.approved
     assert again.appraisal == appraisal
     assert not again.open
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_answer_is_on_the_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approved: bool
+) -> None:
+    """A consent that is told, and that a power failure then takes, would be one that nobody can show."""
+    run_hash = approvals.record(tmp_path, a_run(), b"bundle", is_open=True).run_hash
+    flushed: dict[int, int] = {}
+    monkeypatch.setattr(files.os, "fsync", lambda one: flushed.update({os.fstat(one).st_ino: os.fstat(one).st_size}))
+    approvals.answer(tmp_path, run_hash, approved=approved, by="person")
+    folder = tmp_path / "proposals" / run_hash
+    written = (folder / "answer.json").stat()
+    assert flushed[written.st_ino] == written.st_size
+    assert folder.stat().st_ino in flushed
 
 
 def test_another_run_needs_another_answer(tmp_path: Path) -> None:
