@@ -103,7 +103,8 @@ def _start(run: RunConfig) -> str:
 
 def _how_often(run: RunConfig) -> str:
     return (
-        f"{counted(run.federation.rounds, 'round')} of {counted(run.training.local_steps, 'step')}; scores "
+        f"{counted(run.federation.rounds, 'round')} of {counted(run.training.local_steps, 'step')}, each within "
+        f"{run.federation.round_timeout_s:g} s; scores "
         f"{'each round' if run.evaluate_every == 1 else f'every {run.evaluate_every} rounds'}"
     )
 
@@ -127,17 +128,38 @@ def _scores(run: RunConfig, offer: Offer | None, site: Site) -> str:
     asked = (
         f"{counted(run.evaluations - 1, 'time')} in validation, once in the test; from {rules.min_held_out} patients on"
     )
-    if run.privacy is None or rules.scores == "exact":
-        return f"EXACT, means over our held-out patients; {asked}"
     phases: tuple[Phase, ...] = ("test", "validation")
     held_out = [phase for phase in phases if held_out_fraction(run.data, phase)]
+    if run.privacy is None or rules.scores == "exact":
+        said = f"EXACT, means over our held-out patients; {asked}"
+        if offer is None:
+            return said
+        # A phase has no more than all phases together. Its own number follows from earlier runs too.
+        most = offer.patients - offer.training
+        about = {phase: min(most, round(offer.patients * held_out_fraction(run.data, phase))) for phase in held_out}
+        return said + _too_few(about, rules.min_held_out, "is likely to leave: about " if most else "will leave: ")
     if offer is None or not held_out:
         return f"noised; {asked}"
-    cost = score_plan(run, offer.declared_size, held_out[0], rules.run_scores_epsilon)
+    costs = {phase: score_plan(run, offer.declared_size, phase, rules.run_scores_epsilon) for phase in held_out}
+    few = _too_few({phase: cost.held_out for phase, cost in costs.items()}, rules.min_held_out, "will leave: ")
+    phase = max(held_out, key=lambda one: costs[one].held_out)
+    if costs[phase].held_out < rules.min_held_out:
+        return few.removeprefix("; but ")
     return (
-        f"noised by {cost.deviation:.2f} for a class in the {held_out[0]}; {asked}. Epsilon "
+        f"noised by {costs[phase].deviation:.2f} for a class in the {phase}; {asked}. Epsilon "
         f"{rules.run_scores_epsilon:g} of a held-out patient for this run, of {rules.lifetime_scores_epsilon:g} in all"
+        f"{few}"
     )
+
+
+def _too_few(counts: Mapping[Phase, int], least: int, how: str) -> str:
+    """What to say of the splits that are too small for a score to leave; empty where all are large enough."""
+    few = {phase: count for phase, count in counts.items() if count < least}
+    if not few:
+        return ""
+    which = "none" if len(few) == len(counts) else f"none of the {next(iter(few))}"
+    patients = " and ".join(f"{count} patients for {phase}" for phase, count in few.items())
+    return f"; but {which} {how}{patients} are held out, fewer than min-held-out {least} in policy.toml"
 
 
 def _privacy(run: RunConfig, offer: Offer | None, site: Site) -> str:

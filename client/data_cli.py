@@ -61,7 +61,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and tell; add nothing.")] = False,
 ) -> None:
-    """Offer a folder of images to runs. Nothing is copied or changed.
+    """Offer a folder of images to runs. Nothing is copied or changed. How it was read stands in site.toml from then on.
 
     Example: `wardround-client data add /data/ct --label-map 1=lesion`
     """
@@ -115,11 +115,13 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     if not (home / SITE_NAME).exists():
         enrol.prepare_home(home)
         note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
-    site = add_source(home / SITE_NAME, source)
+    # As it was read now, so that a stray file that comes later does not change how the whole folder is read.
+    (read_as,) = {reference.kind for reference in found.references}
+    site = add_source(home / SITE_NAME, source.model_copy(update={"kind": read_as}))
     record.note(home, "data-added", record.count_fields(patients))
     say(
         f"Added: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. "
-        f"Sources: {len(site.data)}."
+        f"Read as: {read_as}. Sources: {len(site.data)}."
     )
     _tell(found)
     if not readable or any(reference.labels for reference in readable):

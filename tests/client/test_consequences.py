@@ -85,7 +85,46 @@ def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
     assert exact["scores"].startswith("EXACT")
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            "",
+            "none will leave: 7 patients for test and 7 patients for validation are held out, fewer than",
+        ),
+        ('scores = "exact"\n', "EXACT, means over our held-out patients"),
+        ("min-held-out = 7\n", "noised by"),
+        ('scores = "exact"\nmin-held-out = 6\n', "EXACT, means over our held-out patients"),
+    ],
+)
+def test_small_site_is_told_that_no_score_will_leave(site: Site, policy: str, said: str) -> None:
+    (site.home / "policy.toml").write_text(policy)
+    few = open_site(site.home)
+    shown_scores = shown(few, proposed(few, a_run()))["scores"]
+    assert shown_scores.startswith(said)
+    assert ("fewer than min-held-out 10" in shown_scores) == ("min-held-out" not in policy)
+    if policy == 'scores = "exact"\n':
+        assert "but none is likely to leave: about 6 patients for test and 6 patients for validation" in shown_scores
+
+
+def test_scores_of_the_one_split_that_is_large_enough_are_shown_and_the_other_named(site: Site) -> None:
+    run = a_run(data={"modality": "CT", "classes": ["lesion", "organ"], "test-fraction": 0.3})
+    said = shown(site, proposed(site, run))["scores"]
+    assert "for a class in the test" in said
+    assert said.endswith(
+        "; but none of the validation will leave: 7 patients for validation are held out, fewer than min-held-out 10 in "
+        "policy.toml"
+    )
+
+
+def test_time_limit_that_the_run_sets_is_shown(site: Site) -> None:
+    run = a_run(federation={"rounds": 6, "round-timeout-s": 7.5})
+    assert shown(site, proposed(site, run))["how often"].startswith("6 rounds of 10 steps, each within 7.5 s;")
+
+
 def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
+    (site.home / "policy.toml").write_text("min-held-out = 7\n")
+    site = open_site(site.home)
     said = shown(site, proposed(site, a_run()))["scores"]
     # 45 declared, 15 % tested: 7 patients. Two classes: one patient moves the sum by at most sqrt(2) / 2.
     noise = noise_multiplier_for(1.0, 1 / 450, 1.0, 2) * math.sqrt(2) / 2 / 7

@@ -114,6 +114,18 @@ def test_table_beside_pictures_without_labels_is_pointed_out_and_no_more_once_it
     assert hint not in succeed(home, "add", str(pictures)).stderr
 
 
+@pytest.mark.parametrize("stray", ["scan.nii.gz", "scan.dcm"])
+def test_stray_file_that_comes_later_does_not_change_how_a_folder_is_read(
+    home: Path, pictures: Path, stray: str
+) -> None:
+    assert "Read as: images." in succeed(home, "add", str(pictures)).stdout
+    assert 'kind = "images"' in (home / "site.toml").read_text()
+    for folder in (pictures, *(path for path in pictures.iterdir() if path.is_dir())):
+        (folder / stray).write_bytes(bytes(128) + b"DICM")
+    told = json.loads(succeed(home, "check", "--json").stdout)
+    assert told["counts"]["usable"] == 4
+
+
 def test_next_command_can_be_pasted_where_the_folder_is_another_than_the_usual(home: Path, folder: Path) -> None:
     done = CliRunner().invoke(app, ["data", "add", str(folder), "--home", str(home)], env={"WARDROUND_HOME": None})
     assert f"Next: wardround-client data check --home {home}\n" in done.stderr
