@@ -112,8 +112,8 @@ def test_scores_of_the_one_split_that_is_large_enough_are_shown_and_the_other_na
     said = shown(site, proposed(site, run))["scores"]
     assert "for a class in the test" in said
     assert said.endswith(
-        "; but none of the validation will leave: 7 patients for validation are held out, fewer than min-held-out 10 in "
-        "policy.toml"
+        "; but none of the validation will leave: 7 patients for validation are held out, fewer than min-held-out 10 "
+        "in policy.toml"
     )
 
 
