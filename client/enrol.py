@@ -195,7 +195,7 @@ def accept_certificate(home: Path, certificate_pem: bytes) -> Identity:
     """
     if not (home / "tls" / "request.pem").exists():
         raise EnrolmentError(
-            f"{home} waits for no certificate. Begin with 'wardround-client join INVITATION --by-file'."
+            f"{home} waits for no certificate. Begin with 'wardround-client join INVITATION --request'."
         )
     return _become_member(home, certificate_pem)
 

@@ -57,12 +57,6 @@ def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torc
     return torch.cat([run.task.answer(_logits(model, part, run, device)).cpu() for part in parts])
 
 
-def predict_probabilities(model: nn.Module, image: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
-    """Class probabilities (1 + K, *spatial) float32 of one image, on the CPU; see `predict`."""
-    model.to(device).eval()
-    return _logits(model, image.unsqueeze(0), run, device).softmax(1)[0].cpu()
-
-
 def precision(run: RunConfig, device: torch.device | str) -> torch.autocast:
     """Arithmetic of the forward pass: bfloat16 where the processor has it, else, and when deterministic, float32.
 
@@ -104,4 +98,4 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-__all__ = ["precision", "predict", "predict_probabilities", "predict_stack"]
+__all__ = ["precision", "predict", "predict_stack"]

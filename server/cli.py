@@ -407,7 +407,7 @@ def report(
 
     Example: `wardround-server report lesions`
     """
-    from server.report import write_report  # noqa: PLC0415 - loads torch
+    from server.report import write_report  # noqa: PLC0415 - loads jinja2
 
     opened, registry, hand = asked(home, "report", by, key)
     proposal = registry.proposal(run)
@@ -497,7 +497,7 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) 
     if not watch:
         note(f"Follow it with: {homes.typed(f'watch {proposal.run_hash[:8]}', home)}")
         return
-    from server.watch import watch as watch_run  # noqa: PLC0415 - loads torch
+    from server.watch import watch as watch_run  # noqa: PLC0415 - loads jinja2
 
     ended = watch_run(home, registry, proposal.run_hash)
     if ended.state != "completed":

@@ -4,7 +4,6 @@ import json
 import socket
 import ssl
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 
 import psutil
@@ -46,13 +45,6 @@ def doors(home: Home) -> list[Door]:
         Door("superlink", config.superlink_port, superlink == "up", superlink),
         Door("superexec", None, superexec == "up", superexec),
     ]
-
-
-def is_listening(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something accepts connections there."""
-    with closing(socket.socket()) as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, port)) == 0
 
 
 def write_processes(home: Home, alive: Mapping[str, int]) -> None:

@@ -4,7 +4,7 @@ server.toml          ports, host names, listening address
 coordinator.key      seals the others: 32 bytes, plain or under a passphrase; key.sock hands it on (server/keyholder.py)
 pki/                 root.key root.pem (the federation's identity: back it up), server.key server.pem, log.key (Ed25519:
                      audit log and receipts), during a rotation next-root.key next-root.pem, afterwards old-roots.pem
-                     and vouchers.pem (by the root, for the old ones: common/pki.py)
+                     and vouchers.pem (by the root, for the old ones: common/rotation.py)
 operators/           NAME.key NAME.pem: who may propose runs; a key may lie elsewhere
 registry.sqlite      sites, invitations, proposals and the hospitals' answers
 invitations/         one file per invited site; secret until used

@@ -82,7 +82,7 @@ class Registry(Sites, Proposals):
                     (act_to_text(act), name),
                 )
             if not database.execute("UPDATE operators SET active = 0 WHERE name = ?", (name,)).rowcount:
-                raise EnrolmentError(f"no operator is called {name!r}. See `wardround-server operators`.")
+                raise EnrolmentError(f"no operator is called {name!r}. See `wardround-server operator list`.")
 
 
 __all__ = ["Member", "Registry"]

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import pydicom
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -114,15 +112,6 @@ def write_study(
         target.parent.mkdir(parents=True, exist_ok=True)
         _segmentation(headers, mask, series).save_as(target, enforce_file_format=True)
     return WrittenSeries(paths, target, np.ascontiguousarray(mask))
-
-
-def dice_between(first: Path, second: Path) -> float:
-    """Dice of the foreground of two DICOM SEGs of the same images; 1.0 when both are empty."""
-    frames, others = _frames(first), _frames(second)
-    blank = np.zeros((), dtype=bool)
-    overlap = sum(int((mask & others.get(image, blank)).sum()) for image, mask in frames.items())
-    total = sum(int(mask.sum()) for mask in (*frames.values(), *others.values()))
-    return 2 * overlap / total if total else 1.0
 
 
 def _generator(seed: int, scanner: Scanner, patient: int, series: int) -> np.random.Generator:
@@ -243,15 +232,4 @@ def _segmentation(headers: list[Dataset], mask: Mask, series: int) -> Dataset:
     )
 
 
-def _frames(path: Path) -> dict[str, npt.NDArray[np.bool_]]:
-    """Foreground by SOP instance UID of the image it lies on."""
-    segmentation = pydicom.dcmread(path)
-    pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns) > 0
-    frames: dict[str, npt.NDArray[np.bool_]] = {}
-    for item, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, pixels, strict=True):
-        image = item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        frames[image] = frames[image] | mask if image in frames else mask
-    return frames
-
-
-__all__ = ["AXIAL", "SCANNERS", "Scanner", "WrittenSeries", "dice_between", "write_hospital", "write_study"]
+__all__ = ["AXIAL", "SCANNERS", "Scanner", "WrittenSeries", "write_hospital", "write_study"]

@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from client.data.cache import Cache, Entry, Prepared
@@ -168,34 +166,6 @@ def load_cohort(
     )
     size = declared_size(site, run, len({case.patient for case in cases}), None)
     return Cohort(cases, tuple(quarantined), cohort_id(site_key), size, ignored)
-
-
-def contract_summary(cohort: Cohort) -> dict[str, Any]:
-    """What the site could deliver, for `data check`: counts, shapes and class shares, nothing identifying.
-
-    Returns:
-        studies (usable, quarantined by code, without-foreground), ignored-files, patients by split, samples,
-        shape (smallest and largest per axis, of the preprocessed samples), class-share (of voxels, by label value).
-    """
-    shapes = [case.images.shape[2:] for case in cohort.cases]
-    voxels = sum((torch.bincount(case.labels.flatten(), minlength=256) for case in cohort.cases), torch.zeros(256))
-    present = range(int(voxels.nonzero().max()) + 1)
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    return {
-        "studies": {
-            "usable": len(cohort.cases),
-            "quarantined": dict(Counter(str(study.code) for study in cohort.quarantined)),
-            "without-foreground": sum(not bool(case.labels.any()) for case in cohort.cases),
-        },
-        "ignored-files": cohort.ignored,
-        "patients": {split: len(cohort.patients(split)) for split in splits},
-        "samples": sum(len(case.images) for case in cohort.cases),
-        "shape": {
-            "smallest": [min(edges) for edges in zip(*shapes, strict=True)],
-            "largest": [max(edges) for edges in zip(*shapes, strict=True)],
-        },
-        "class-share": {str(value): float(voxels[value] / voxels.sum()) for value in present},
-    }
 
 
 def _find(site: SiteConfig, root: Path, parsers: Readers, index: Index | None) -> list[Found]:

@@ -168,23 +168,6 @@ def find_images(
     )
 
 
-def read_image(where: Path | Reference) -> Study:
-    """Read one study without label, for prediction; `files` and `affine` are what writing back needs.
-
-    Raises:
-        DataError: not readable, or the path holds no study or more than one (then use `find_images`).
-    """
-    if isinstance(where, Path):
-        references = find_images(where)
-        if len(references) > 1:
-            raise DataError(
-                f"the folder holds {len(references)} studies; expected one. Give the folder of one study.",
-                ErrorCode.UNSUPPORTED,
-            )
-        where = references[0]
-    return read(where, None)
-
-
 def _not_listed() -> DataError:
     return DataError(
         "a folder cannot be listed, so the studies in it were not looked at. Make it readable, or take it out.",

@@ -57,23 +57,6 @@ def root(size: int, perfect: Perfect) -> bytes:
     return _subtree(0, size, perfect) if size else sha256(b"").digest()
 
 
-def inclusion_proof(index: int, size: int, perfect: Perfect) -> list[bytes]:
-    """The hashes that lead from leaf `index` to the root of the first `size` leaves (RFC 9162, 2.1.3.1)."""
-    if not 0 <= index < size:
-        raise ValueError(f"there is no leaf {index} among {size}")
-    proof: list[bytes] = []
-    start, stop = 0, size
-    while stop - start > 1:
-        middle = start + _split(stop - start)
-        if index < middle:
-            proof.append(_subtree(middle, stop, perfect))
-            stop = middle
-        else:
-            proof.append(_subtree(start, middle, perfect))
-            start = middle
-    return proof[::-1]
-
-
 def consistency_proof(old: int, new: int, perfect: Perfect) -> list[bytes]:
     """Why the first `new` leaves begin with the first `old` ones (RFC 9162, 2.1.4.1); empty for 0 or equal sizes."""
     if not 0 <= old <= new:
@@ -93,24 +76,6 @@ def consistency_proof(old: int, new: int, perfect: Perfect) -> list[bytes]:
     if start:  # otherwise the verifier has this hash: it is the old root
         proof.append(_subtree(start, stop, perfect))
     return proof[::-1]
-
-
-def includes(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root_: bytes) -> bool:
-    """Check an inclusion proof (RFC 9162, 2.1.3.2)."""
-    if not 0 <= index < size or not _are_hashes(proof):
-        return False
-    node, position, last = leaf, index, size - 1
-    for hash_ in proof:
-        if last == 0:
-            return False
-        if position & 1 or position == last:
-            node = node_hash(hash_, node)
-            while position and not position & 1:  # levels where the right edge has no sibling
-                position, last = position >> 1, last >> 1
-        else:
-            node = node_hash(node, hash_)
-        position, last = position >> 1, last >> 1
-    return last == 0 and node == root_
 
 
 def is_consistent(old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]) -> bool:

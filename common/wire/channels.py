@@ -17,7 +17,7 @@ import grpc
 from common.errors import FederationError, WardroundError
 from common.wire.proxy import proxy_of
 
-# One chunk of a model is 5 MiB in Flower; this leaves room for a whole model in one message.
+# Models come in chunks of 32 MiB (common/flower.py); this leaves room for a whole one in one message.
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 # What an agent takes in one message, unless it asks for a model: a head, a list of proposals, a checkpoint.
 MAX_NEWS_BYTES = 8 * 1024 * 1024

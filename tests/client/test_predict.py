@@ -34,7 +34,8 @@ from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
 from common.files import write_atomically
 from common.network import build_model
-from simulations.phantoms import AXIAL, SCANNERS, WrittenSeries, dice_between, write_study
+from simulations.phantoms import AXIAL, SCANNERS, WrittenSeries, write_study
+from tests.client.data.studies import dice_between
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
 from tests.json_forms import conforms
 

@@ -13,7 +13,7 @@ from client.data.dicom_text import decode
 from client.data.labels import Vocabulary
 from client.predict_files import encode
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import ct_slices, run_config, save, segmentation, source
+from tests.client.data.studies import ct_slices, read_image, run_config, save, segmentation, source
 from tests.client.test_segmentation import errors, needs_dciodvfy, raw
 
 SHAPE = (3, 12, 17)
@@ -75,7 +75,7 @@ def series(folder: Path, character_set: bytes | None, name: bytes, *, implicit: 
 def predicted(folder: Path) -> bytes:
     """The DICOM SEG of `predict`, as bytes."""
     (reference,) = sources.find_images(folder)
-    study = sources.read_image(reference)
+    study = read_image(reference)
     labels = np.zeros(SHAPE, np.uint8)
     labels[1, 2:6, 3:9] = 1
     return encode(reference, "", study, labels, run=run_config(), model_sha256="ab" * 32)["segmentation.dcm"]

@@ -16,11 +16,11 @@ from common.errors import ConfigError, FederationError
 from common.namespaces import PrivateNetwork, network_of
 from common.wire import channels
 from server import doctor, enrolment, launcher
-from server.doors import doors, is_listening
+from server.doors import doors
 from server.home import Home, open_home
 from server.registry import Registry
 from tests import ROOT
-from tests.server.coordinator import new_home
+from tests.server.coordinator import is_listening, new_home
 
 pytestmark = pytest.mark.system
 

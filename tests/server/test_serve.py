@@ -24,12 +24,12 @@ from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import enrolment, guard, limits, serve
 from server import root as roots
-from server.doors import doors, is_listening
+from server.doors import doors
 from server.gateway import Gateway
 from server.guard import Guard, site_of
 from server.home import Home
 from server.registry import Registry
-from tests.server.coordinator import Member, enrol, new_home, status_of
+from tests.server.coordinator import Member, enrol, is_listening, new_home, status_of
 
 OK = grpc.StatusCode.OK
 

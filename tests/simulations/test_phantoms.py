@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from client.segmentation import Author, write_segmentation
-from simulations.phantoms import SCANNERS, WrittenSeries, dice_between, write_hospital, write_study
+from simulations.phantoms import SCANNERS, WrittenSeries, write_hospital, write_study
+from tests.client.data.studies import dice_between
 
 TILT = ((0.8, 0.0, 0.6), (0.0, 1.0, 0.0))
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
+import pydicom
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import Segmentation, SegmentDescription
 from PIL import Image
@@ -14,6 +16,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from client.data import sources
+from client.data.study import Reference, Study
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
 
 KEY = bytes(range(32))
@@ -177,3 +181,30 @@ def blob(shape: tuple[int, ...]) -> np.ndarray:
 def dice(first: np.ndarray, second: np.ndarray) -> float:
     """Dice of two binary arrays."""
     return 2 * float(np.logical_and(first, second).sum()) / float(first.sum() + second.sum())
+
+
+def read_image(where: Path | Reference) -> Study:
+    """One study without label, as a prediction reads it; of a path that holds one."""
+    if isinstance(where, Path):
+        (where,) = sources.find_images(where)
+    return sources.read(where, None)
+
+
+def dice_between(first: Path, second: Path) -> float:
+    """Dice of the foreground of two DICOM SEGs of the same images; 1.0 when both are empty."""
+    frames, others = _frames(first), _frames(second)
+    blank = np.zeros((), dtype=bool)
+    overlap = sum(int((mask & others.get(image, blank)).sum()) for image, mask in frames.items())
+    total = sum(int(mask.sum()) for mask in (*frames.values(), *others.values()))
+    return 2 * overlap / total if total else 1.0
+
+
+def _frames(path: Path) -> dict[str, npt.NDArray[np.bool_]]:
+    """Foreground by SOP instance UID of the image it lies on."""
+    segmentation = pydicom.dcmread(path)
+    pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns) > 0
+    frames: dict[str, npt.NDArray[np.bool_]] = {}
+    for item, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, pixels, strict=True):
+        image = item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        frames[image] = frames[image] | mask if image in frames else mask
+    return frames

@@ -43,7 +43,7 @@ from client.data.study import Reference, Study
 from client.data.surrogates import surrogate_uid
 from common.errors import ConfigError, DataError, ErrorCode
 from deploy.ps315 import convert
-from tests.client.data.studies import KEY, ct_slices, save, segmentation, source, write_ct
+from tests.client.data.studies import KEY, ct_slices, read_image, save, segmentation, source, write_ct
 
 OTHER_KEY = bytes(reversed(KEY))
 ROWS = 621
@@ -512,7 +512,7 @@ def test_export_keeps_every_slice_of_a_series_whose_instance_uids_were_emptied(t
         ds.save_as(tmp_path / "in" / f"{number}.dcm", enforce_file_format=False, implicit_vr=False)
     done = export(tmp_path / "in", tmp_path / "out", partial(minimal_copy, key=KEY), KEY)
     assert (done.files, done.skipped) == (4, {})
-    assert sources.read_image(tmp_path / "out").image.shape == (1, 4, 12, 14)
+    assert read_image(tmp_path / "out").image.shape == (1, 4, 12, 14)
 
 
 def test_export_does_not_put_people_into_one_folder_because_nobody_says_whose_their_images_are(tmp_path: Path) -> None:
@@ -530,7 +530,7 @@ def test_minimal_copy_of_a_mosaic_is_still_known_as_one(tmp_path: Path) -> None:
     save(tmp_path / "in", [ds])
     export(tmp_path / "in", tmp_path / "out", partial(minimal_copy, key=KEY), KEY)
     with pytest.raises(DataError, match="mosaic"):
-        sources.read_image(tmp_path / "out")
+        read_image(tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore:End of file reached")

@@ -14,7 +14,7 @@ from client.data.preprocess import preprocess
 from client.data.study import Found, Study
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import AXIAL, ct_slices, run_config, save, segmentation, source, write_ct
+from tests.client.data.studies import AXIAL, ct_slices, read_image, run_config, save, segmentation, source, write_ct
 
 LESION = DataConfig(modality="CT", classes=("lesion",))
 TWO = DataConfig(modality="CT", classes=("organ", "lesion"))
@@ -57,7 +57,7 @@ def test_series_is_sorted_by_position_and_rescaled(tmp_path: Path) -> None:
     values = stored()
     slices = ct_slices(values, slope=0.5, intercept=-500.0)
     save(tmp_path, [slices[z] for z in (3, 0, 4, 2, 1)])
-    study = sources.read_image(tmp_path)
+    study = read_image(tmp_path)
     assert study.image[0] == pytest.approx(values * 0.5 - 500.0)
     assert study.spacing_mm == pytest.approx((3.0, 0.8, 0.7))
     assert [pydicom.dcmread(path).SOPInstanceUID for path in study.files] == [ds.SOPInstanceUID for ds in slices]
@@ -66,12 +66,12 @@ def test_series_is_sorted_by_position_and_rescaled(tmp_path: Path) -> None:
 def test_signed_pixels_and_unused_high_bits(tmp_path: Path) -> None:
     values = stored(low=-1000, high=1000)
     save(tmp_path / "signed", ct_slices(values, signed=True, intercept=0))
-    assert (sources.read_image(tmp_path / "signed").image[0] == values).all()
+    assert (read_image(tmp_path / "signed").image[0] == values).all()
     twelve = ct_slices(stored() | 0x4000, intercept=0)  # an old overlay in bit 14
     for ds in twelve:
         ds.BitsStored, ds.HighBit = 12, 11
     save(tmp_path / "overlay", twelve)
-    assert (sources.read_image(tmp_path / "overlay").image[0] == stored()).all()
+    assert (read_image(tmp_path / "overlay").image[0] == stored()).all()
 
 
 def test_windows_change_nothing(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_windows_change_nothing(tmp_path: Path) -> None:
     for ds in slices:
         ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction = 40, 80, "SIGMOID"
     save(tmp_path, slices)
-    assert (sources.read_image(tmp_path).image[0] == stored()).all()
+    assert (read_image(tmp_path).image[0] == stored()).all()
 
 
 def test_modality_lut_takes_the_place_of_rescaling(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_modality_lut_takes_the_place_of_rescaling(tmp_path: Path) -> None:
         lut.add_new("LUTData", "OW", table.astype("<u2").tobytes())
         ds.ModalityLUTSequence = [lut]
     save(tmp_path, slices)
-    assert (sources.read_image(tmp_path).image[0] == table[np.clip(values - 5, 0, 39)]).all()
+    assert (read_image(tmp_path).image[0] == table[np.clip(values - 5, 0, 39)]).all()
 
 
 def coloured(palette: bool = False) -> tuple[Dataset, np.ndarray]:
@@ -123,7 +123,7 @@ def coloured(palette: bool = False) -> tuple[Dataset, np.ndarray]:
 def test_colour_is_three_channels_of_one_slice(tmp_path: Path, palette: bool) -> None:
     ds, colours = coloured(palette)
     save(tmp_path, [ds])
-    study = sources.read_image(tmp_path)
+    study = read_image(tmp_path)
     assert study.image.shape == (3, 1, *SHAPE[1:])
     assert (np.moveaxis(study.image[:, 0], 0, -1) == colours).all()
     assert (study.affine, study.spacing_mm, study.modality) == (None, None, "US")
@@ -133,7 +133,7 @@ def test_a_run_on_grey_images_sees_the_brightness_of_colour(tmp_path: Path) -> N
     ds, colours = coloured()
     save(tmp_path, [ds])
     run = run_config(data={"modality": "US", "classes": ["lesion"]}, preprocessing={"intensity": "zscore"})
-    image, _ = preprocess(sources.read_image(tmp_path), run)
+    image, _ = preprocess(read_image(tmp_path), run)
     # ITU-R BT.601
     brightness = colours @ np.array([0.299, 0.587, 0.114])
     expected = (brightness - brightness.mean()) / brightness.std()
@@ -146,7 +146,7 @@ def test_a_colour_picture_among_grey_slices_does_not_fit(tmp_path: Path) -> None
     slices[2].PixelData = slices[2].PixelData * 3
     save(tmp_path, slices)
     with pytest.raises(DataError) as error:
-        sources.read_image(tmp_path)
+        read_image(tmp_path)
     assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
 
 
@@ -156,7 +156,7 @@ def test_a_study_that_says_it_is_too_large_is_refused(tmp_path: Path) -> None:
         ds.Rows = ds.Columns = 20_000  # each of them is allowed, all of them are not
     save(tmp_path, slices)
     with pytest.raises(DataError) as error:
-        sources.read_image(tmp_path)
+        read_image(tmp_path)
     assert error.value.code is ErrorCode.OUT_OF_MEMORY
 
 
@@ -165,7 +165,7 @@ def test_rescale_slope_0_is_implausible(tmp_path: Path) -> None:
     slices[1].RescaleSlope = 0
     save(tmp_path, slices)
     with pytest.raises(DataError) as error:
-        sources.read_image(tmp_path)
+        read_image(tmp_path)
     assert error.value.code is ErrorCode.IMPLAUSIBLE
 
 
@@ -175,7 +175,7 @@ def test_compressed_series_equals_the_plain_one(tmp_path: Path) -> None:
     for ds in slices:
         ds.compress(RLELossless, generate_instance_uid=False)
     save(tmp_path / "rle", slices)
-    plain, packed = (sources.read_image(tmp_path / name).image for name in ("plain", "rle"))
+    plain, packed = (read_image(tmp_path / name).image for name in ("plain", "rle"))
     assert (plain == packed).all()
 
 
@@ -280,7 +280,7 @@ def test_segmentation_on_another_grid_in_the_same_frame_of_reference_is_resample
     seg = segmentation(others, {"lesion": mask}, kind)
     del seg.ReferencedSeriesSequence
     save(tmp_path / "other", others)
-    other = sources.read_image(tmp_path / "other")
+    other = read_image(tmp_path / "other")
     assert other.affine is not None
     save(tmp_path / "ct", [*slices, seg])
     study = read(tmp_path / "ct")
@@ -390,7 +390,7 @@ def test_projection_is_a_study_of_its_own_with_one_slice(tmp_path: Path) -> None
         ds.SOPClassUID, ds.Modality, ds.ImagerPixelSpacing = "1.2.840.10008.5.1.4.1.1.1.1", "DX", ds.PixelSpacing
         del ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing, ds.FrameOfReferenceUID
     save(tmp_path, views)
-    studies = [sources.read_image(reference) for reference in sources.find_images(tmp_path)]
+    studies = [read_image(reference) for reference in sources.find_images(tmp_path)]
     assert [study.image.shape for study in studies] == [(1, 1, 12, 17)] * 2
     assert studies[0].affine is None
     assert studies[0].spacing_mm == pytest.approx((1.0, 0.8, 0.7))

@@ -28,7 +28,7 @@ from client.data.study import (
     Study,
 )
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import KEY, ct_slices, save, segmentation, site, source
+from tests.client.data.studies import KEY, ct_slices, read_image, save, segmentation, site, source
 
 SHAPE = (6, 16, 18)
 EMPTIED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -82,7 +82,7 @@ def test_files_with_one_instance_uid_and_other_pixels_are_no_copies(tmp_path: Pa
     assert "6 files" in str(error)
     assert slices[0].SOPInstanceUID not in str(error)
     with pytest.raises(DataError) as predicted:
-        sources.read_image(tmp_path)
+        read_image(tmp_path)
     assert predicted.value.code is ErrorCode.UID_REPEATED
 
 
@@ -106,7 +106,7 @@ def test_two_labels_with_one_instance_uid_set_their_series_aside(tmp_path: Path)
     (reference,) = find(tmp_path).references
     assert refusal(reference).code is ErrorCode.UID_REPEATED
     # A prediction needs no label.
-    assert sources.read_image(tmp_path).image.shape == (1, *SHAPE)
+    assert read_image(tmp_path).image.shape == (1, *SHAPE)
 
 
 # Whose label
@@ -254,7 +254,7 @@ def test_emptied_series_that_do_not_fit_into_one_stack_are_refused_with_the_tag_
             ds.SeriesInstanceUID = ds.StudyInstanceUID = ds.FrameOfReferenceUID = ""
         save(tmp_path, slices, f"{seed}-{{}}.dcm")
     with pytest.raises(DataError, match=r"Series Instance UID \(0020,000E\) is empty.*folder of its own") as error:
-        sources.read_image(tmp_path)
+        read_image(tmp_path)
     assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
 
 
@@ -289,14 +289,14 @@ def test_disc_of_a_patient_is_its_study_and_a_dicomdir_that_is_ignored(tmp_path:
     (tmp_path / "disc" / "AUTORUN.INF").write_text("[autorun]")
     found = find(tmp_path / "disc")
     assert (len(found.references), found.left_out[DISC_CONTENTS], found.ignored) == (1, 1, 2)
-    assert sources.read_image(tmp_path / "disc").image.shape == (1, *SHAPE)
+    assert read_image(tmp_path / "disc").image.shape == (1, *SHAPE)
 
 
 def test_mosaic_is_no_slice_of_a_patient(tmp_path: Path) -> None:
     (ds, *_) = ct()
     ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
     save(tmp_path, [ds])
-    for read_one in (lambda: read(find(tmp_path).references[0]), lambda: sources.read_image(tmp_path)):
+    for read_one in (lambda: read(find(tmp_path).references[0]), lambda: read_image(tmp_path)):
         with pytest.raises(DataError, match="mosaic") as error:
             read_one()
         assert error.value.code is ErrorCode.UNSUPPORTED

@@ -13,7 +13,7 @@ from pydicom.pixels import apply_modality_lut
 from client.data import sources
 from client.data.preprocess import preprocess
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import ct_slices, run_config, save
+from tests.client.data.studies import ct_slices, read_image, run_config, save
 from tests.client.data.test_rtstruct import structure_set
 
 SHAPE = (4, 20, 24)
@@ -47,8 +47,8 @@ def image_of(folder: Path, slices: list[Dataset]) -> np.ndarray:
     """(Z, Y, X), or of a projection (1, Y, X)."""
     save(folder, slices)
     if slices[0].Modality == "DX":
-        return sources.read_image(folder / "000.dcm").image[0]
-    return sources.read_image(folder).image[0]
+        return read_image(folder / "000.dcm").image[0]
+    return read_image(folder).image[0]
 
 
 def oracle(slices: list[Dataset]) -> np.ndarray:
@@ -58,7 +58,7 @@ def oracle(slices: list[Dataset]) -> np.ndarray:
 
 def refusal(folder: Path) -> DataError:
     with pytest.raises(DataError) as error:
-        sources.read_image(folder)
+        read_image(folder)
     return error.value
 
 
@@ -136,7 +136,7 @@ def test_padding_whose_sign_is_not_that_of_the_pixels_is_known_by_its_bits(tmp_p
     for path in tmp_path.iterdir():  # written as unsigned: the same two bytes, which explicit VR calls US
         path.write_bytes(path.read_bytes().replace(b"\x28\x00\x20\x01SS", b"\x28\x00\x20\x01US"))
     assert pydicom.dcmread(path).PixelPaddingValue in (63536, -2000)
-    assert (sources.read_image(tmp_path).image[0, :, :5, :6] == -1000).all()
+    assert (read_image(tmp_path).image[0, :, :5, :6] == -1000).all()
 
 
 def test_padding_may_be_a_range(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_tissue_is_alike_whether_a_scanner_pads_or_not(tmp_path: Path, intensity
             if name == "padded":
                 ds.add_new("PixelPaddingValue", "SS", -2000)
         save(tmp_path / name, slices)
-        image, _ = preprocess(sources.read_image(tmp_path / name), run_config(preprocessing={"intensity": intensity}))
+        image, _ = preprocess(read_image(tmp_path / name), run_config(preprocessing={"intensity": intensity}))
         tissue.append(image[0][:, away < 20])
     spread = float(tissue[0].std())
     assert abs(float(tissue[0].mean() - tissue[1].mean())) < spread / 2

@@ -10,7 +10,7 @@ from client.data.labels import Vocabulary
 from client.data.study import NO_IMAGE, NOT_IN_TABLE, Study
 from common.config import DataConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
-from tests.client.data.studies import source, write_pair, write_picture
+from tests.client.data.studies import read_image, source, write_pair, write_picture
 
 VESSEL = DataConfig(modality="photo", channels=3, classes=("vessel",))
 TWO = DataConfig(modality="photo", channels=3, classes=("artery", "vein"))
@@ -51,7 +51,7 @@ def test_every_format_pairs_by_name_without_suffix(tmp_path: Path, suffix: str) 
 
 def test_sixteen_bit_picture_keeps_its_values(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", np.array([[0, 40000]], np.uint16))
-    assert sources.read_image(tmp_path / "a.png").image.tolist() == [[[0, 40000]]]
+    assert read_image(tmp_path / "a.png").image.tolist() == [[[0, 40000]]]
 
 
 def test_palette_picture_is_colour_and_palette_mask_its_indices(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert sources.read_image(tmp_path / "a.jpg").image.shape == (3, 9, 4)
+    assert read_image(tmp_path / "a.jpg").image.shape == (3, 9, 4)
 
 
 def test_smeared_jpeg_mask_is_cut_at_half(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_several_pages_and_print_colours_are_not_supported(tmp_path: Path) -> No
     page.convert("CMYK").save(tmp_path / "print.tiff")
     for name in ("pages.tiff", "print.jpg", "print.tiff"):
         with pytest.raises(DataError) as error:
-            sources.read_image(tmp_path / name)
+            read_image(tmp_path / name)
         assert error.value.code is ErrorCode.UNSUPPORTED
 
 
@@ -238,7 +238,7 @@ def test_previews_behind_a_telephones_picture_are_left_out(tmp_path: Path) -> No
     first, preview = np.full((8, 16), 200, np.uint8), np.zeros((8, 16), np.uint8)
     path = tmp_path / "a.jpg"
     Image.fromarray(first).save(path, format="MPO", save_all=True, append_images=[Image.fromarray(preview)])
-    assert sources.read_image(path).image == pytest.approx(200)
+    assert read_image(path).image == pytest.approx(200)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
@@ -253,7 +253,7 @@ def test_mask_of_sixteen_bits_keeps_its_values(tmp_path: Path, suffix: str) -> N
 def test_picture_of_more_pixels_than_are_believable_is_refused_by_its_header(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 30000 30000 255\n" + bytes(100))
     with pytest.raises(DataError) as error:
-        sources.read_image(tmp_path / "a.pgm")
+        read_image(tmp_path / "a.pgm")
     assert error.value.code is ErrorCode.OUT_OF_MEMORY
 
 

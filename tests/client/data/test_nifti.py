@@ -11,7 +11,7 @@ from client.data import sources
 from client.data.labels import Vocabulary
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
-from tests.client.data.studies import source, write_volume
+from tests.client.data.studies import read_image, source, write_volume
 
 DATA = DataConfig(modality="MR", classes=("head", "tail"))
 AFFINE = np.array([[0.0, -2.0, 0, 5], [1.0, 0, 0.1, -4], [0, 0.2, 3.0, 9], [0, 0, 0, 1]])
@@ -64,12 +64,12 @@ def test_scaled_integers_become_real_values(tmp_path: Path) -> None:
     image.header.set_slope_inter(0.5, -10)
     nib.save(image, tmp_path / "a.nii")
     expected = nib.load(tmp_path / "a.nii").get_fdata()[1, 0, 1]
-    assert sources.read_image(tmp_path / "a.nii").image[0, 1, 0, 1] == pytest.approx(expected)
+    assert read_image(tmp_path / "a.nii").image[0, 1, 0, 1] == pytest.approx(expected)
 
 
 def test_flat_image_is_one_slice(tmp_path: Path) -> None:
     write_volume(tmp_path / "a.nii", np.ones((5, 6), np.float32), np.eye(4))
-    assert sources.read_image(tmp_path / "a.nii").image.shape == (1, 1, 6, 5)
+    assert read_image(tmp_path / "a.nii").image.shape == (1, 1, 6, 5)
 
 
 def test_label_on_another_grid_is_resampled_as_nibabel_does(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_cut_file_is_unreadable(tmp_path: Path, keep: int) -> None:
 def test_fourth_axis_is_taken_off_when_it_holds_one_volume_only(tmp_path: Path) -> None:
     voxels = np.random.default_rng(1).normal(size=(5, 6, 7, 2, 1)).astype(np.float32)
     write_volume(tmp_path / "one.nii", voxels[..., :1, :], AFFINE)
-    assert (sources.read_image(tmp_path / "one.nii").image[0] == voxels[..., 0, 0].transpose()).all()
+    assert (read_image(tmp_path / "one.nii").image[0] == voxels[..., 0, 0].transpose()).all()
     write_volume(tmp_path / "two.nii", voxels, AFFINE)
     with pytest.raises(DataError) as error:
-        sources.read_image(tmp_path / "two.nii")
+        read_image(tmp_path / "two.nii")
     assert error.value.code is ErrorCode.UNSUPPORTED
 
 
@@ -191,14 +191,14 @@ def test_header_that_places_the_volume_twice_is_refused_when_both_are_the_patien
     first, second, path = np.diag([2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1]), tmp_path / "a.nii"
     second[:3, 3] = 1.5, 0, 0  # less than a voxel
     write_with_transforms(path, (first, 1), (second, 2))
-    assert sources.read_image(path).affine is not None
+    assert read_image(path).affine is not None
     second[:3, 3] = 5, 0, 0
     write_with_transforms(path, (first, 1), (second, 2))
     with pytest.raises(DataError, match="sform and qform") as error:
-        sources.read_image(path)
+        read_image(path)
     assert error.value.code is ErrorCode.GEOMETRY_MISMATCH
     write_with_transforms(path, (first, 4), (second, 1))  # an atlas' space, and the patient's
-    affine = sources.read_image(path).affine
+    affine = read_image(path).affine
     assert affine is not None
     assert affine[:3, 3].tolist() == [0, 0, 0]
 
@@ -219,7 +219,7 @@ def test_header_that_announces_more_than_any_memory_is_refused_before_it_is_beli
         path = tmp_path / f"a{suffix}"
         path.write_bytes(gzip.compress(bytes(content), mtime=0) if suffix == ".nii.gz" else bytes(content))
         with pytest.raises(DataError, match="announces") as error:
-            sources.read_image(path)
+            read_image(path)
         assert error.value.code is ErrorCode.OUT_OF_MEMORY
 
 
@@ -228,7 +228,7 @@ def test_file_that_is_no_nifti_is_unreadable(tmp_path: Path, content: bytes) -> 
     for name in ("a.nii", "a.nii.gz"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError) as error:
-            sources.read_image(tmp_path / name)
+            read_image(tmp_path / name)
         assert error.value.code is ErrorCode.UNREADABLE
 
 
@@ -238,7 +238,7 @@ def test_volume_of_the_second_format_and_of_the_other_byte_order_is_read(tmp_pat
     swapped = nib.Nifti1Image(voxels, AFFINE, nib.Nifti1Header(endianness=">"))
     nib.save(swapped, tmp_path / "big.nii")
     for name in ("two.nii.gz", "big.nii"):
-        assert (sources.read_image(tmp_path / name).image[0] == voxels.transpose()).all()
+        assert (read_image(tmp_path / name).image[0] == voxels.transpose()).all()
 
 
 def test_as_found_every_value_is_a_class(tmp_path: Path) -> None:

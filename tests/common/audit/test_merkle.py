@@ -23,11 +23,6 @@ ROOTS = [
     "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
     "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
 ]
-INCLUSION_OF_0_IN_8 = [
-    "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
-    "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
-    "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
-]
 CONSISTENCY_OF_6_AND_8 = [
     "0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
     "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
@@ -36,7 +31,7 @@ CONSISTENCY_OF_6_AND_8 = [
 MOST = 64
 
 
-# The definitions of RFC 9162, sections 2.1.1, 2.1.3.1 and 2.1.4.1, as they stand there.
+# The definitions of RFC 9162, sections 2.1.1 and 2.1.4.1, as they stand there.
 
 
 def mth(data):
@@ -46,13 +41,6 @@ def mth(data):
         return sha256(b"\x00" + data[0]).digest()
     k = largest_power_below(len(data))
     return sha256(b"\x01" + mth(data[:k]) + mth(data[k:])).digest()
-
-
-def path(m, data):
-    if len(data) == 1:
-        return []
-    k = largest_power_below(len(data))
-    return [*path(m, data[:k]), mth(data[k:])] if m < k else [*path(m - k, data[k:]), mth(data[:k])]
 
 
 def subproof(m, data, complete):
@@ -84,25 +72,14 @@ def test_roots_are_the_published_ones(size):
 
 def test_proofs_are_the_published_ones():
     perfect = tree(INPUTS)
-    assert [node.hex() for node in merkle.inclusion_proof(0, 8, perfect)] == INCLUSION_OF_0_IN_8
     assert [node.hex() for node in merkle.consistency_proof(6, 8, perfect)] == CONSISTENCY_OF_6_AND_8
 
 
 def test_roots_and_proofs_are_those_of_the_definitions():
     for size in range(1, MOST + 1):
         assert merkle.root(size, TREE) == mth(DATA[:size])
-        for index in range(size):
-            assert merkle.inclusion_proof(index, size, TREE) == path(index, DATA[:size])
         for old in range(1, size + 1):
             assert merkle.consistency_proof(old, size, TREE) == subproof(old, DATA[:size], True)
-
-
-def test_every_proof_of_inclusion_is_accepted():
-    for size in range(1, MOST + 1):
-        root = merkle.root(size, TREE)
-        for index in range(size):
-            proof = merkle.inclusion_proof(index, size, TREE)
-            assert merkle.includes(TREE(0, index), index, size, proof, root)
 
 
 def test_every_proof_of_consistency_is_accepted():
@@ -110,22 +87,6 @@ def test_every_proof_of_consistency_is_accepted():
         for old in range(new + 1):
             proof = merkle.consistency_proof(old, new, TREE)
             assert merkle.is_consistent(old, merkle.root(old, TREE), new, merkle.root(new, TREE), proof)
-
-
-def test_a_changed_byte_longer_or_shorter_proof_or_other_place_does_not_include():
-    for size in (1, 2, 3, 7, 8, 13, 33):
-        root = merkle.root(size, TREE)
-        for index in range(size):
-            leaf, proof = TREE(0, index), merkle.inclusion_proof(index, size, TREE)
-            assert not merkle.includes(flipped(leaf), index, size, proof, root)
-            assert not merkle.includes(leaf, index, size, proof, flipped(root))
-            assert not merkle.includes(leaf, index, size, [*proof, root], root)
-            assert not any(
-                merkle.includes(leaf, other, size, proof, root) for other in range(-1, size + 1) if other != index
-            )
-            for place in range(len(proof)):
-                assert not merkle.includes(leaf, index, size, changed(proof, place), root)
-                assert not merkle.includes(leaf, index, size, proof[:place] + proof[place + 1 :], root)
 
 
 def test_a_changed_byte_longer_or_shorter_proof_or_other_size_is_not_consistent():
@@ -159,17 +120,6 @@ def test_equal_sizes_need_equal_roots_and_no_proof():
 def test_everything_continues_the_empty_list_and_only_that():
     assert merkle.is_consistent(0, merkle.root(0, TREE), 9, merkle.root(9, TREE), [])
     assert not merkle.is_consistent(0, merkle.root(1, TREE), 9, merkle.root(9, TREE), [])
-
-
-def test_a_proof_of_odd_hashes_is_refused():
-    proof = merkle.inclusion_proof(2, 5, TREE)
-    assert not merkle.includes(TREE(0, 2), 2, 5, [proof[0][:-1], *proof[1:]], merkle.root(5, TREE))
-
-
-@pytest.mark.parametrize(("index", "size"), [(-1, 4), (4, 4), (0, 0)])
-def test_there_is_no_proof_for_a_leaf_outside(index, size):
-    with pytest.raises(ValueError, match="no leaf"):
-        merkle.inclusion_proof(index, size, TREE)
 
 
 def test_a_list_does_not_shrink():
