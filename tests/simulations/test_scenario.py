@@ -7,6 +7,7 @@ import pytest
 
 from common.config import SiteConfig, SourceConfig, load
 from common.errors import ConfigError
+from simulations.partitions.equal import Equal
 from simulations.scenario import (
     SHIPPED,
     ScenarioConfig,
@@ -14,7 +15,6 @@ from simulations.scenario import (
     make_site,
     prepare,
     published,
-    share_out,
     shipped,
 )
 from tests.simulations.tiny import RUN_TOML, tiny_site
@@ -103,8 +103,9 @@ def test_archive_that_is_published_whole_leaves_no_site_and_is_an_error(tmp_path
 
 def test_share_does_not_depend_on_the_order_and_changes_with_the_seed() -> None:
     patients = [f"p{number}" for number in range(30)]
-    assert share_out(patients, ["a", "b"], 0) == share_out(patients[::-1], ["a", "b"], 0)
-    assert share_out(patients, ["a", "b"], 0) != share_out(patients, ["a", "b"], 1)
+    first, second = (Equal(sites=("a", "b"), source=SourceConfig(path="images"), seed=seed) for seed in (0, 1))
+    assert first.deal(patients) == first.deal(patients[::-1])
+    assert first.deal(patients) != second.deal(patients)
 
 
 def test_more_sites_than_patients_is_an_error(tmp_path: Path) -> None:
