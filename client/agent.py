@@ -35,7 +35,6 @@ from client.rounds import Rounds
 from client.site import changed, current_site, open_site
 from client.status import DISK_FULL, IN_ORDER, Status
 from client.witness import Witness
-from common.config import RunConfig, sha256_of
 from common.errors import (
     AuditError,
     EnrolmentError,
@@ -47,6 +46,7 @@ from common.errors import (
 )
 from common.flower import question_of, reply_to
 from common.logs import Trouble
+from common.rundocument import RunDocument
 from common.wire.messages import Refusal
 from common.wire.pushback import retry_after
 from common.wire.records import reply_to_record
@@ -253,9 +253,9 @@ class Agent:
             _log.info("%s: %s %s in %.1f s, %d bytes sent", where, kind, outcome, seconds, sent)
             self._status.worked(reply, kind, seconds)
 
-    def _offer(self, run: RunConfig) -> Offer:
+    def _offer(self, run: RunDocument) -> Offer:
         """What this site has for the run, as the worker counted it, under the number of patients declared now."""
-        key = (sha256_of(run), *changed(self._home, SITE_NAME, FORGOTTEN_NAME))
+        key = (run.hash, *changed(self._home, SITE_NAME, FORGOTTEN_NAME))
         if key not in self._offers:
             answer = self._describe(run)
             if isinstance(answer, Refusal):
@@ -263,9 +263,9 @@ class Agent:
             if not isinstance(answer, Offer):
                 raise PipeError("the worker did not say what it has")
             self._offers[key] = answer
-        return as_declared(self._offers[key], current_site(self._home).config, run, self._home)
+        return as_declared(self._offers[key], current_site(self._home).config, run.config, self._home)
 
-    def _describe(self, run: RunConfig) -> Answer:
+    def _describe(self, run: RunDocument) -> Answer:
         """Ask the worker what it has; once more, if it dies."""
         try:
             return self._worker.ask(Describe(run), DESCRIBE_TIMEOUT_S)

@@ -24,7 +24,7 @@ from client.offer import Offer
 from client.site import Site, open_site
 from common.audit.entries import bucketed
 from common.checkpoint import WEIGHTS, pack, unpack
-from common.config import RunConfig, from_canonical, sha256_of
+from common.config import RunConfig
 from common.errors import DataError, ErrorCode, PolicyError, UpdateError
 from common.logs import told
 from common.network import load_model, tensor_shapes
@@ -37,6 +37,7 @@ from common.privacy.scores import (
     noised_scores,
     score_plan,
 )
+from common.rundocument import RunDocument, from_text
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -67,19 +68,20 @@ def client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     return created
 
 
-def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
+def answer(request: Request, document: RunDocument, site: Site, attempt: str) -> Reply:
     """Do what is asked, if the request belongs to the run and the site's policy allows it.
 
     Args:
         request: what the coordinator wants.
-        run: what both sides agreed on.
+        document: the run that both sides agreed on.
         site: the hospital.
         attempt: names this execution in the privacy ledger; the same attempt is charged once and trained once.
 
     Raises:
         WardroundError: the site does not do it; the error's code is what the coordinator may know.
     """
-    if request.run_hash != sha256_of(run):
+    run = document.config
+    if request.run_hash != document.hash:
         raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
     gate.check_start(request, run)
     model = _model(request.parts, run)
@@ -93,35 +95,36 @@ def answer(request: Request, run: RunConfig, site: Site, attempt: str) -> Reply:
     device = _device(site)
     match request:
         case TrainRequest():
-            return _train(request, run, site, cohort, model.to(device), attempt=attempt)
+            return _train(request, document, site, cohort, model.to(device), attempt=attempt)
         case EvaluateRequest():
-            reply = _evaluate(request, run, site, cohort, model.to(device))
+            reply = _evaluate(request, document, site, cohort, model.to(device))
             evaluations.keep(site, request, reply)
             return reply
 
 
 def _train(
-    request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module, *, attempt: str
+    request: TrainRequest, document: RunDocument, site: Site, cohort: Cohort, model: nn.Module, *, attempt: str
 ) -> TrainReply:
+    run = document.config
     patients = len(cohort.patients("train"))
     if patients == 0 and run.privacy is None:
         raise DataError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
     # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
-    spent = {} if run.privacy is None else _charge(request, run, site, cohort, attempt)
+    spent = {} if run.privacy is None else _charge(request, document, site, cohort, attempt)
     device = next(model.parameters()).device
     metrics = training.train_round(
-        model, cohort, run, round_=request.round, site=site.config.name, device=device, site_key=site.key
+        model, cohort, document, round_=request.round, site=site.config.name, device=device, site_key=site.key
     )
     parts = {WEIGHTS: pack(model.state_dict())}
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
 
 
-def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
+def _charge(request: TrainRequest, document: RunDocument, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
     """Enter the round in the ledger and take it, before the first step; what the run has then spent."""
     charged = charge_round(
         site.ledger,
-        run,
+        document,
         cohort=cohort.cohort_id,
         cohort_size=cohort.declared_size,
         round_=request.round,
@@ -132,7 +135,10 @@ def _charge(request: TrainRequest, run: RunConfig, site: Site, cohort: Cohort, a
     return {"epsilon": charged.epsilon, "delta": charged.delta}
 
 
-def _evaluate(request: EvaluateRequest, run: RunConfig, site: Site, cohort: Cohort, model: nn.Module) -> EvaluateReply:
+def _evaluate(
+    request: EvaluateRequest, document: RunDocument, site: Site, cohort: Cohort, model: nn.Module
+) -> EvaluateReply:
+    run = document.config
     device = next(model.parameters()).device
 
     def score(some: Cohort, *, every_class: bool = False) -> tuple[int, dict[str, float]]:
@@ -140,7 +146,7 @@ def _evaluate(request: EvaluateRequest, run: RunConfig, site: Site, cohort: Coho
 
     if run.privacy is not None and site.policy.scores == "noised":
         # Which scores there are must not depend on who is a patient here.
-        scores = _noised(request, run, site, cohort, lambda some: score(some, every_class=True)[1])
+        scores = _noised(request, document, site, cohort, lambda some: score(some, every_class=True)[1])
         return EvaluateReply(request.run_hash, request.round, request.phase, 0, scores)
     held_out = len(cohort.patients(request.phase))
     if not held_out:
@@ -152,18 +158,23 @@ def _evaluate(request: EvaluateRequest, run: RunConfig, site: Site, cohort: Coho
 
 
 def _noised(
-    request: EvaluateRequest, run: RunConfig, site: Site, cohort: Cohort, score: Callable[[Cohort], dict[str, float]]
+    request: EvaluateRequest,
+    document: RunDocument,
+    site: Site,
+    cohort: Cohort,
+    score: Callable[[Cohort], dict[str, float]],
 ) -> dict[str, float]:
     """Charge, score each patient on their own, add noise: nothing that leaves depends on more than that sum.
 
     Whether there is an answer follows from the declared number of patients alone. A patient who cannot be scored counts
     as 1/2, like one who is not there.
     """
+    run = document.config
     cost = score_plan(run, cohort.declared_size, request.phase, site.policy.run_scores_epsilon)
     _check_held_out(cost.held_out, site)
     charged = charge_scores(
         site.ledger,
-        run,
+        document,
         cost,
         cohort=cohort.cohort_id,
         round_=request.round,
@@ -197,7 +208,7 @@ def _respond(message: Message, context: Context, find_site: Callable[[Context], 
     try:
         request = request_from_record(message.content)
         run_hash, round_ = request.run_hash, request.round
-        run = from_canonical(RunConfig, str(context.run_config["run"]))
+        run = from_text(str(context.run_config["run"]))
         attempt = str(context.run_config.get("attempt") or message.metadata.message_id)
         reply = answer(request, run, find_site(context), attempt)
     except Exception as error:  # noqa: BLE001 - a text must not leave the site, whatever raised it

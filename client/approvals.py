@@ -1,7 +1,7 @@
 """Runs proposed to this hospital and the hospital's answers, one folder each under home/proposals.
 
     <run hash>/bundle.fab      the proposal as received: data, never unpacked
-    <run hash>/run.json        its canonical run document, whose SHA-256 is the folder's name
+    <run hash>/run.json        the text of the run as it was issued, whose SHA-256 is the folder's name
     <run hash>/signers.json    the operators whose signatures were checked, as they are shown
     <run hash>/keys.json       their names and keys
     <run hash>/state.json      written by the agent: is the run still open?
@@ -19,15 +19,16 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from client.offer import Offer, offer_from_json
-from common.config import RunConfig, canonical, from_canonical, sha256_of
+from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import move, write_private
 from common.operators import Signer, people
+from common.rundocument import RunDocument, from_text
 
 _BUNDLE, _RUN, _SIGNERS, _KEYS = "bundle.fab", "run.json", "signers.json", "keys.json"
 _STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
@@ -61,13 +62,22 @@ class Appraisal:
 class Proposal:
     """A run somebody wants to do with this hospital."""
 
-    run_hash: str
-    run: RunConfig
+    document: RunDocument
     bundle_sha256: str
     signers: tuple[str, ...]  # operators at the coordinator
     open: bool
     appraisal: Appraisal | None
     answer: Answer | None
+
+    @property
+    def run_hash(self) -> str:
+        """SHA-256 of the document as it was received."""
+        return self.document.hash
+
+    @property
+    def run(self) -> RunConfig:
+        """Its settings."""
+        return self.document.config
 
     @property
     def approved(self) -> bool:
@@ -77,8 +87,7 @@ class Proposal:
 
 def record(
     home: Path,
-    run: RunConfig,
-    bundle: bytes,
+    document: RunDocument,
     *,
     is_open: bool,
     signers: Sequence[str] = (),
@@ -88,18 +97,17 @@ def record(
 
     Args:
         home: the site's.
-        run: what is proposed.
-        bundle: as received.
+        document: what is proposed, as received.
         is_open: at the coordinator.
         signers: as they are shown; those of `keys`, where there are any.
         keys: whose signatures were checked.
     """
-    folder = _root(home) / sha256_of(run)
+    folder = _root(home) / document.hash
     # A new folder appears with all its files in it, or not at all.
     made = folder if folder.exists() else folder.with_name(f".{folder.name}.{os.getpid()}")
     made.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_private(made / _BUNDLE, bundle)
-    write_private(made / _RUN, canonical(run).encode())
+    write_private(made / _BUNDLE, document.bundle)
+    write_private(made / _RUN, document.text.encode())
     write_private(made / _SIGNERS, json.dumps(list(people(keys) or signers)).encode())
     write_private(made / _KEYS, _keys_text(keys))
     write_private(made / _STATE, json.dumps({"open": is_open}).encode())
@@ -161,8 +169,8 @@ def load(home: Path, run_hash: str) -> Proposal:
     if not _HASH.fullmatch(run_hash) or not folder.is_dir():
         raise ConfigError(f"no run {run_hash[:12]} was proposed here. List the runs with 'wardround-client runs'.")
     try:
-        run = from_canonical(RunConfig, (folder / _RUN).read_text(encoding="utf-8"))
-        bundle = (folder / _BUNDLE).read_bytes()
+        issued = from_text((folder / _RUN).read_text(encoding="utf-8"))
+        document = replace(issued, bundle=(folder / _BUNDLE).read_bytes())
         is_open = json.loads((folder / _STATE).read_bytes())["open"] is True
         signers = tuple(str(name) for name in json.loads((folder / _SIGNERS).read_bytes()))
         appraisal, given = _read_appraisal(folder / _OFFER), _read_answer(folder / _ANSWER)
@@ -170,9 +178,10 @@ def load(home: Path, run_hash: str) -> Proposal:
         raise ConfigError(
             f"the files of run {run_hash[:12]} are damaged. Delete {folder}; it is fetched again."
         ) from error
-    if sha256_of(run) != run_hash:
+    if document.hash != run_hash:
         raise ConfigError(f"run.json of run {run_hash[:12]} was changed. Delete {folder}; it is fetched again.")
-    return Proposal(run_hash, run, hashlib.sha256(bundle).hexdigest(), signers, is_open, appraisal, given)
+    digest = hashlib.sha256(document.bundle).hexdigest()
+    return Proposal(document, digest, signers, is_open, appraisal, given)
 
 
 def load_all(home: Path) -> list[Proposal]:

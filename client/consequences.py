@@ -14,9 +14,10 @@ from client.approvals import Proposal
 from client.declared import outgrown, set_size
 from client.offer import Offer
 from client.site import Site
-from common.config import RunConfig, canonical
+from common.config import RunConfig
 from common.privacy.guarantee import forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
+from common.rundocument import RunDocument
 from common.text import counted
 from common.wire.messages import Phase
 
@@ -55,7 +56,7 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
             "none" if run.weighting == "equal" else "patients in training, in steps of 5, at least 10",
         ),
         ("never leaves", "images, labels, names, dates, paths, messages, values of single cases"),
-        ("privacy", _privacy(run, offer, site)),
+        ("privacy", _privacy(proposal.document, offer, site)),
         ("policy", _policy(proposal)),
     ]
     rows += [("since the last approval", change) for change in _changes(proposal, earlier)]
@@ -162,14 +163,15 @@ def _too_few(counts: Mapping[Phase, int], least: int, how: str) -> str:
     return f"; but {which} {how}{patients} are held out, fewer than min-held-out {least} in policy.toml"
 
 
-def _privacy(run: RunConfig, offer: Offer | None, site: Site) -> str:
+def _privacy(document: RunDocument, offer: Offer | None, site: Site) -> str:
+    run = document.config
     if run.privacy is None:
         return "NONE: the weights are not noised, and may reveal single patients"
     if reason := why_void(run):
         return f"NONE: {reason}"
     if offer is None:
         return f"epsilon {run.privacy.target_epsilon:g} per patient for this run"
-    cost = forecast(site.ledger, run, cohort=offer.cohort_id, cohort_size=offer.declared_size)
+    cost = forecast(site.ledger, document, cohort=offer.cohort_id, cohort_size=offer.declared_size)
     beside = "" if cost.reserved is None else f", and to {cost.reserved:.2f} with what other runs still want"
     return (
         f"epsilon of our cohort goes from {cost.before:.2f} to {cost.after:.2f}{beside} (delta "
@@ -214,5 +216,5 @@ def _flat(run: RunConfig) -> dict[str, Any]:
             else:
                 flat[prefix + key] = value
 
-    walk(json.loads(canonical(run)), "")
+    walk(run.model_dump(mode="json", by_alias=True), "")
     return flat

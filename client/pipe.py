@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from client.offer import Offer, offer_from_json
-from common.config import RunConfig, canonical, from_canonical
 from common.errors import ErrorCode, UpdateError, WardroundError
+from common.rundocument import RunDocument, from_text
 from common.wire import frames
 from common.wire.frames import Frame, FrameError
 from common.wire.messages import (
@@ -37,14 +37,14 @@ class PipeError(WardroundError):
 class Describe:
     """The agent asks: what can this site offer the run?"""
 
-    run: RunConfig
+    run: RunDocument
 
 
 @dataclass(frozen=True)
 class Work:
     """The agent asks: answer this request. `attempt` names the execution in the privacy ledger."""
 
-    run: RunConfig
+    run: RunDocument
     request: Request
     attempt: str
 
@@ -62,7 +62,7 @@ Answer = Ready | Offer | Reply
 
 def question_to_frame(question: Question) -> Frame:
     """Encode a question."""
-    header: dict[str, Any] = {"run": canonical(question.run)}
+    header: dict[str, Any] = {"run": question.run.text}
     if isinstance(question, Describe):
         return Frame(header | {"kind": "describe"})
     request = request_to_frame(question.request)
@@ -73,7 +73,7 @@ def question_from_frame(frame: Frame) -> Question:
     """Decode a question; see `question_to_frame`."""
     header = frame.header
     try:
-        run = from_canonical(RunConfig, header["run"])
+        run = from_text(header["run"])
         if header["kind"] == "describe":
             return Describe(run)
         return Work(run, request_from_frame(frame), str(header["attempt"]))

@@ -18,10 +18,10 @@ from client.offer import Offer
 from client.pipe import PipeError
 from client.record import Record
 from client.site import changed, current_site
-from common.config import PolicyConfig, RunConfig, sha256_of
+from common.config import PolicyConfig, RunConfig
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
-from common.flower import read_bundle
 from common.operators import Act, Endorsement, Signer, check_act, check_endorsements, public_bytes, subject_of
+from common.rundocument import RunDocument, from_bundle
 from common.text import shown
 from common.wire.messages import Refusal
 from common.wire.wardround_pb2 import Proposal as ProposalProto
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 class Proposals:
     """The runs proposed to a site. Its state: what has been appraised, and under which of the hospital's files."""
 
-    def __init__(self, home: Path, record: Record, offer: Callable[[RunConfig], Offer]) -> None:
+    def __init__(self, home: Path, record: Record, offer: Callable[[RunDocument], Offer]) -> None:
         """Know where to look.
 
         Args:
@@ -65,15 +65,15 @@ class Proposals:
                     current_site(self._home).ledger.release(known.run_hash)
             return
         try:
-            run = read_bundle(proposal.bundle)
-            if sha256_of(run) != proposal.run_hash:
+            run = from_bundle(proposal.bundle)
+            if run.hash != proposal.run_hash:
                 raise ConfigError("the bundle is not the run it claims to be")
             found = self._signers(proposal, roots_pem)
             signers.check_wanted(proposal.run_hash, found, current_site(self._home).policy.operators)
         except WardroundError as error:
             _log.error("a proposal was ignored: %s", error)
             return
-        approvals.record(self._home, run, proposal.bundle, is_open=proposal.open, keys=found)
+        approvals.record(self._home, run, is_open=proposal.open, keys=found)
         _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
 
     def _is_resumed(self, proposal: ProposalProto, roots_pem: bytes) -> bool:
@@ -140,7 +140,7 @@ class Proposals:
             code = _code_of(proposal.run, rules)
             policy.check(proposal.run, rules)
             signers.check_wanted(proposal.run_hash, signers.of(self._home, proposal.run_hash), rules.operators)
-            offer = self._offer(proposal.run)
+            offer = self._offer(proposal.document)
             policy.check(proposal.run, rules, offer)
             if decides and declare(site.config, proposal.run, offer.declared_size, self._home) != offer.declared_size:
                 return  # an approval has set another number just now: it is appraised again

@@ -29,9 +29,10 @@ from client.pipe import PipeError, Work
 from client.record import Record
 from client.site import current_site
 from client.witness import Witness
-from common.config import PolicyConfig, RunConfig
+from common.config import PolicyConfig
 from common.errors import ErrorCode, PolicyError, UpdateError
 from common.logs import told
+from common.rundocument import RunDocument
 from common.wire.messages import EvaluateReply, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import request_from_record
 
@@ -49,7 +50,7 @@ class Rounds:
         witness: Witness,
         worker: Worker,
         *,
-        offer: Callable[[RunConfig], Offer],
+        offer: Callable[[RunDocument], Offer],
         stop: threading.Event,
     ) -> None:
         """Take what an agent has.
@@ -100,14 +101,14 @@ class Rounds:
             _check_belongs(request, message, proposal)
             if isinstance(request, TrainRequest):
                 if (parcel := self._record.kept(request)) is None:
-                    return self._train(request, proposal.run, rules, policy_hash, coordination)
+                    return self._train(request, proposal.document, rules, policy_hash, coordination)
                 return gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
             policy.check_now(rules, rounds_today=0)
-            self._check(request, proposal.run, rules)
+            self._check(request, proposal.document, rules)
             admission.check_room(self._home, request.size)
             self._record.check_scored(request, rules)
             spending.check_ledger(current_site(self._home).ledger, self._record.log)
-            reply = self._attempt(request, proposal.run, rules, _name, _name())
+            reply = self._attempt(request, proposal.document, rules, _name, _name())
             self._record.replied(reply, request.sha256)
             return reply, None
         except (LostMessageError, grpc.RpcError):
@@ -119,13 +120,13 @@ class Rounds:
         return refusal, None
 
     def _train(
-        self, request: TrainRequest, run: RunConfig, rules: PolicyConfig, policy_hash: str, coordination: Any
+        self, request: TrainRequest, run: RunDocument, rules: PolicyConfig, policy_hash: str, coordination: Any
     ) -> tuple[Reply, Parcel | None]:
         """One round. Up to the charge a refusal may say why; after it, only what the gate lets through."""
         policy.check_now(rules, rounds_today=self._record.attempts_today(rules.max_rounds_per_day))
         self._witness.check_receipts(coordination)
         offer = self._check(request, run, rules)
-        evaluations.begin_training(current_site(self._home), run, request)
+        evaluations.begin_training(current_site(self._home), run.config, request)
         admission.check_room(self._home, request.size)
         attempt = self._charge(request, run, offer)
         try:
@@ -135,12 +136,12 @@ class Rounds:
                 return parcel.reply, parcel
         except Exception as error:  # noqa: BLE001 - logged; see above
             code = told(_log, error, f"run {request.run_hash[:12]} round {request.round}")
-            reply = Refusal(request.run_hash, request.round, gate.after_charge(code, run))
+            reply = Refusal(request.run_hash, request.round, gate.after_charge(code, run.config))
         self._record.replied(reply)
         return reply, None
 
     def _attempt(
-        self, request: Request, run: RunConfig, rules: PolicyConfig, again: Callable[[], str], attempt: str
+        self, request: Request, run: RunDocument, rules: PolicyConfig, again: Callable[[], str], attempt: str
     ) -> Reply:
         """Let the worker do it; once more, if it dies: it is started again, and nothing of the first time has left.
 
@@ -153,41 +154,41 @@ class Rounds:
         """
         started = time.monotonic()
         try:
-            return self._ask(request, run, rules, attempt, run.federation.round_timeout_s)
+            return self._ask(request, run, rules, attempt, run.config.federation.round_timeout_s)
         except PipeError as error:
-            left_s = run.federation.round_timeout_s - (time.monotonic() - started)
+            left_s = run.config.federation.round_timeout_s - (time.monotonic() - started)
             if error.code != ErrorCode.WORKER_FAILED or left_s <= 0 or self._stop.is_set():
                 raise
             _log.warning("run %s round %d: %s; it is asked once more", request.run_hash[:12], request.round, error)
         return self._ask(request, run, rules, again(), left_s)
 
-    def _check(self, request: Request, run: RunConfig, rules: PolicyConfig) -> Offer:
+    def _check(self, request: Request, run: RunDocument, rules: PolicyConfig) -> Offer:
         """Whether the policy allows it, and the request is the run's; what the site has for it."""
         offer = self._offer(run)
-        policy.check(run, rules, offer)
-        gate.check_request(request, run, offer.parts, offer.training, rules.max_weight)
+        policy.check(run.config, rules, offer)
+        gate.check_request(request, run.config, offer.parts, offer.training, rules.max_weight)
         # The run is approved. The number is set already, unless nobody had counted when it was.
-        declare(current_site(self._home).config, run, offer.declared_size, self._home)
+        declare(current_site(self._home).config, run.config, offer.declared_size, self._home)
         return offer
 
-    def _charge(self, request: TrainRequest, run: RunConfig, offer: Offer) -> str:
+    def _charge(self, request: TrainRequest, run: RunDocument, offer: Offer) -> str:
         """Note an attempt, and what it costs, before anything is spent; its name in the ledger."""
         attempt = f"{spending.ATTEMPT}{secrets.token_hex(16)}"
         self._record.begins(request)
         spending.charge(current_site(self._home), self._record, run, offer, round_=request.round, attempt=attempt)
         return attempt
 
-    def _ask(self, request: Request, run: RunConfig, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:
+    def _ask(self, request: Request, run: RunDocument, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:
         """Let the worker do it; what passes the gate."""
         answer = self._worker.ask(Work(run, request, attempt), timeout_s)
         if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
             raise PipeError("the worker gave no reply")
-        return gate.release(answer, request, run, rules.metrics, rules.scores)
+        return gate.release(answer, request, run.config, rules.metrics, rules.scores)
 
     def _known_offer(self, proposal: Proposal) -> Offer:
         """What this site counted for a run, without asking the worker again where it is written down."""
         appraisal = proposal.appraisal
-        return self._offer(proposal.run) if appraisal is None or appraisal.offer is None else appraisal.offer
+        return self._offer(proposal.document) if appraisal is None or appraisal.offer is None else appraisal.offer
 
 
 def _name() -> str:

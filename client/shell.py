@@ -12,8 +12,8 @@ import typer
 from client import approvals
 from client.folder import SITE_NAME
 from common.cli import Advance, progress
-from common.config import RunConfig, load
 from common.errors import ConfigError
+from common.rundocument import RunDocument, from_file
 
 HOME = Path("wardround-site")
 ENVIRONMENT = "WARDROUND_HOME"
@@ -64,9 +64,9 @@ FirstHome: TypeAlias = Annotated[Path, _home(_existing_or_made)]
 NewHome: TypeAlias = Annotated[Path, _home(None)]
 
 
-def run_of(home: Path, run: str) -> RunConfig:
+def run_of(home: Path, run: str) -> RunDocument:
     """A run given as a file, or a proposed one."""
-    return load(RunConfig, Path(run)) if Path(run).is_file() else approvals.find(home, run).run
+    return from_file(Path(run)) if Path(run).is_file() else approvals.find(home, run).document
 
 
 @contextmanager

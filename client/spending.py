@@ -18,12 +18,13 @@ from client.offer import Offer
 from client.record import Record, has_joined, open_log
 from client.site import Site
 from common.audit.log import AuditLog
-from common.config import RunConfig, sha256_of
+from common.config import RunConfig
 from common.errors import ConfigError, ErrorCode, PrivacyError
 from common.privacy.accountant import Row, noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
 from common.privacy.ledger import Charge, Ledger
 from common.privacy.scores import held_out_cohort, is_held_out
+from common.rundocument import RunDocument
 
 # Of the attempts of an agent. Others, of a site without one, have no receipts: each of their charges stands for itself.
 ATTEMPT = "agent."
@@ -44,7 +45,7 @@ class _Spent:
     times: int  # it was charged so often
 
 
-def charge(site: Site, record: Record, run: RunConfig, offer: Offer, *, round_: int, attempt: str) -> None:
+def charge(site: Site, record: Record, run: RunDocument, offer: Offer, *, round_: int, attempt: str) -> None:
     """Charge a round, or let the charge of its earlier attempts pay for this one.
 
     Args:
@@ -59,9 +60,9 @@ def charge(site: Site, record: Record, run: RunConfig, offer: Offer, *, round_: 
         PrivacyError: the budget does not allow it, or the ledger is not the newest.
         AuditError: the log cannot be written.
     """
-    if run.privacy is None:
+    if run.config.privacy is None:
         return
-    run_hash, noted = sha256_of(run), _noted(record.log)
+    run_hash, noted = run.hash, _noted(record.log)
     charged = charge_round(
         site.ledger,
         run,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
-from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig, sha256_of
+from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig
 from common.crypto.derivation import derived
 from common.errors import DataError, ErrorCode, WardroundError
 from common.inference import precision, predict_stack
@@ -37,6 +37,7 @@ from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
 from common.privacy.gradients import Patient
 from common.privacy.guarantee import plan
+from common.rundocument import RunDocument
 from common.schedule import learning_rate
 from common.tasks import Task
 from common.transforms import Stack, sample_crops
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 def train_round(
     model: nn.Module,
     cohort: Cohort,
-    run: RunConfig,
+    document: RunDocument,
     *,
     round_: int,
     site: str,
@@ -60,7 +61,7 @@ def train_round(
     Args:
         model: The run's network holding the round's global weights; left on `device`.
         cohort: The site's studies; those of split "train" are used.
-        run: The run; with a [privacy] table the steps are private.
+        document: The run; with a [privacy] table the steps are private.
         round_: From 1; sets the crops and the place in the learning rate schedule.
         site: The site's name; sets the crops of a run without privacy.
         device: Where to compute.
@@ -77,6 +78,7 @@ def train_round(
     """
     started = time.perf_counter()
     names = cohort.patients("train")
+    run = document.config
     if not names and run.privacy is None:
         raise DataError(
             "this site has no patient in the training split. Add studies, or lower the held-out fractions of the run.",
@@ -98,7 +100,7 @@ def train_round(
             _log.warning("no patient is left for training: the round is one of noise alone")
         loss = {}
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        streams = _Streams(site_key or secrets.token_bytes(32), sha256_of(run), round_)
+        streams = _Streams(site_key or secrets.token_bytes(32), document.hash, round_)
         with _reproducible(run, secrets.randbits(63)):
             _train_privately(network, _Crops(patients, run, device), streams, run.privacy, cohort.declared_size)
         if not _is_finite(model):

@@ -15,8 +15,9 @@ from client.folder import SITE_NAME
 from client.offer import Offer
 from client.site import Site
 from common.cli import say
-from common.config import PolicyConfig, RunConfig, SiteConfig, load, sha256_of
+from common.config import PolicyConfig, SiteConfig, load
 from common.errors import PolicyError
+from common.rundocument import RunDocument, from_file
 from common.text import counted
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Verdict:
     """Whether the policy lets a run train here."""
 
-    run: RunConfig
+    document: RunDocument
     refusals: tuple[str, ...]
     patients: int | None  # usable for it; None: not counted, and the rules that need it are left out
     declared: int | None = None  # what a run with privacy is told instead
@@ -35,8 +36,8 @@ class Verdict:
     def as_data(self) -> dict[str, object]:
         """For JSON."""
         return {
-            "name": self.run.name,
-            "sha256": sha256_of(self.run),
+            "name": self.document.name,
+            "sha256": self.document.hash,
             "allowed": not self.refusals,
             "refusals": list(self.refusals),
             "patients": self.patients,
@@ -45,8 +46,8 @@ class Verdict:
     def show(self) -> None:
         """Print it."""
         known = "without a count of patients" if self.patients is None else f"with {counted(self.patients, 'patient')}"
-        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {known}: {self.run.name}")
-        say(f"SHA-256 of the run: {sha256_of(self.run)}")
+        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {known}: {self.document.name}")
+        say(f"SHA-256 of the run: {self.document.hash}")
         for reason in self.refusals:
             say(f"- {reason}")
         if self.patients is not None and self.declared is not None and (why := outgrown(self.declared, self.patients)):
@@ -60,7 +61,7 @@ class Verdict:
         """
         if self.refusals:
             raise PolicyError(
-                f"policy.toml refuses run {self.run.name!r}: {'; '.join(self.refusals)}. "
+                f"policy.toml refuses run {self.document.name!r}: {'; '.join(self.refusals)}. "
                 "Ask the coordinator for another run, or change policy.toml if the hospital agrees."
             )
 
@@ -72,20 +73,21 @@ def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
         ConfigError: there is no such run, or state/declared.json is damaged.
     """
     if Path(run).is_file():
-        return verdict_on(load(RunConfig, Path(run)), rules, None)
+        return verdict_on(from_file(Path(run)), rules, None)
     proposal = approvals.find(home, run)
     offer = proposal.appraisal.offer if proposal.appraisal else None
     if offer is not None:
         offer = as_declared(offer, load(SiteConfig, home / SITE_NAME), proposal.run, home)
-    return verdict_on(proposal.run, rules, offer)
+    return verdict_on(proposal.document, rules, offer)
 
 
-def verdict_on(run: RunConfig, rules: PolicyConfig, offer: Offer | None) -> Verdict:
+def verdict_on(document: RunDocument, rules: PolicyConfig, offer: Offer | None) -> Verdict:
     """The verdict, with what the site has for the run; None: not known."""
-    reasons = tuple(policy.refusals(run, rules, offer))
+    reasons = tuple(policy.refusals(document.config, rules, offer))
     if offer is None:
-        return Verdict(run, reasons, None)
-    return Verdict(run, reasons, offer.patients, None if run.privacy is None else offer.declared_size)
+        return Verdict(document, reasons, None)
+    declared = None if document.config.privacy is None else offer.declared_size
+    return Verdict(document, reasons, offer.patients, declared)
 
 
 def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
@@ -98,21 +100,23 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     from common.checkpoint import WEIGHTS  # noqa: PLC0415 - torch
     from common.network import tensor_shapes  # noqa: PLC0415 - torch
 
-    if checkup.run is None:
+    if checkup.document is None:
         raise ValueError("the data were checked for no run")
+    run = checkup.document.config
     patients = {study.patient for study in checkup.usable}
     if not patients:  # neither noise nor delta can be said
-        return Verdict(checkup.run, (*policy.refusals(checkup.run, site.policy), "no patient is usable for it"), 0)
+        reasons = (*policy.refusals(run, site.policy), "no patient is usable for it")
+        return Verdict(checkup.document, reasons, 0)
     offer = Offer(
         patients=len(patients),
-        declared_size=declared_size(site.config, checkup.run, len(patients), site.home),
+        declared_size=declared_size(site.config, run, len(patients), site.home),
         cohort_id=cohort_id(site.key),
         usable=len(checkup.usable),
         quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),
-        parts={WEIGHTS: tensor_shapes(checkup.run)},
+        parts={WEIGHTS: tensor_shapes(run)},
         training=len({study.patient for study in checkup.usable if study.split == "train"}),
     )
-    return verdict_on(checkup.run, site.policy, offer)
+    return verdict_on(checkup.document, site.policy, offer)
 
 
 __all__ = ["Verdict", "policy_verdict", "verdict_after", "verdict_on"]

@@ -14,7 +14,7 @@ from client.app import answer as answer_request
 from client.app import offer_of
 from client.pipe import Answer, Describe, Question
 from client.site import open_site
-from common.config import SiteConfig, load, sha256_of
+from common.config import SiteConfig, load
 from common.logs import told
 from common.wire.messages import Refusal
 
@@ -46,8 +46,8 @@ def answer(question: Question, home: Path) -> Answer:
     try:
         site = open_site(home)
         if isinstance(question, Describe):
-            return offer_of(site.cohort(run), run)
+            return offer_of(site.cohort(run.config), run.config)
         return answer_request(question.request, run, site, question.attempt)
     except Exception as error:  # noqa: BLE001 - a text must not leave, whatever raised it
         round_ = 0 if isinstance(question, Describe) else question.request.round
-        return Refusal(sha256_of(run), round_, told(_log, error, f"run {run.name!r} round {round_}"))
+        return Refusal(run.hash, round_, told(_log, error, f"run {run.name!r} round {round_}"))

@@ -1,9 +1,8 @@
 """The only file that touches Flower's internals (outside flwr.app, flwr.clientapp, flwr.serverapp and flwr.proto).
 
 Flower moves a message as a small head plus a tree of content-addressed objects (SHA-256 over the deflated bytes).
-`pack_message` and `unpack_message` translate between that and `flwr.app.Message`; `build_bundle` and `read_bundle`
-make and read the code-free Flower App Bundle; the rest starts a SuperLink and speaks to it: by its port on loopback, or
-by a unix socket where it has a network of its own.
+`pack_message` and `unpack_message` translate between that and `flwr.app.Message`; the rest starts a SuperLink and
+speaks to it: by its port on loopback, or by a unix socket where it has a network of its own.
 These are flwr 1.41.0's ways and no other version's: `check_version` says so before anything else does.
 """
 
@@ -11,14 +10,11 @@ import contextlib
 import hashlib
 import http.client
 import importlib.metadata
-import io
 import itertools
-import json
 import os
 import socket
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -57,7 +53,6 @@ from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from common.config import RunConfig, canonical, parse
 from common.environment import PACKAGES, flower_variables, for_child
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError
 from common.files import LONGEST_ADDRESS, socket_address
@@ -68,7 +63,6 @@ if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no
 VERSION = "1.41.0"
 # The program that a SuperExec starts for each run.
 SERVER_APP = "flwr-serverapp"
-MAX_BUNDLE_BYTES = 64 * 1024
 # Flower cuts arrays into objects of this size (5 MiB unless told). A request costs the same for 5 and for 32 MiB.
 CHUNK_BYTES = 32 * 1024 * 1024
 
@@ -91,10 +85,6 @@ _NOT_ANSWERED = (
     FlowerError.REPLY_MESSAGE_UNAVAILABLE,
     FlowerError.NODE_UNAVAILABLE,
 )
-
-_PROJECT = "pyproject.toml"
-_RUN = "run.toml"
-_MANIFEST = ".info/CONTENT"
 
 
 def check_version() -> None:
@@ -182,58 +172,6 @@ def reply_to(question: Message, content: RecordDict) -> Message:
     reply = Message(content, reply_to=question)
     reply.metadata.created_at, reply.metadata.ttl = question.metadata.created_at, question.metadata.ttl
     return reply
-
-
-def build_bundle(run: RunConfig, run_toml: str) -> bytes:
-    """The Flower App Bundle of a run: pyproject.toml and run.toml, no code, always the same bytes.
-
-    Args:
-        run: the parsed document.
-        run_toml: its text as written, comments included.
-
-    Raises:
-        ConfigError: the text is not the document, or the bundle would exceed 64 KiB.
-    """
-    if canonical(parse(RunConfig, run_toml, "run.toml")) != canonical(run):
-        raise ConfigError("run.toml and the parsed run differ. Build the bundle from the text the run was read from.")
-    files = {_PROJECT: _project(run).encode(), _RUN: run_toml.encode()}
-    files[_MANIFEST] = "\n".join(
-        f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items()
-    ).encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # the same bytes on every operating system
-            archive.writestr(member, data)
-    if buffer.tell() > MAX_BUNDLE_BYTES:
-        raise ConfigError(f"the bundle has {buffer.tell()} bytes, at most {MAX_BUNDLE_BYTES} fit. Shorten run.toml.")
-    return buffer.getvalue()
-
-
-def read_bundle(data: bytes) -> RunConfig:
-    """The run a bundle describes. Nothing is unpacked to disk.
-
-    A bundle is accepted only if building it anew from its run.toml gives the same bytes: so there is no other
-    member, no code, no compression, no second table of contents and no difference between the two documents.
-
-    Raises:
-        ConfigError: not such a bundle.
-    """
-    if len(data) > MAX_BUNDLE_BYTES:
-        raise ConfigError(f"the bundle has {len(data)} bytes, at most {MAX_BUNDLE_BYTES} are allowed")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_RUN) as file:
-            run_toml = file.read(MAX_BUNDLE_BYTES + 1).decode()
-    except Exception as error:  # zipfile raises BadZipFile, KeyError, zlib.error, NotImplementedError, ...
-        raise ConfigError("the bundle cannot be read: it must be a Flower App Bundle with a run.toml") from error
-    run = parse(RunConfig, run_toml, "the bundle's run.toml")
-    if build_bundle(run, run_toml) != data:
-        raise ConfigError(
-            "the bundle holds more than pyproject.toml and run.toml, or they do not agree. "
-            "Coordinator and site must run the same version of Wardround; otherwise treat it as hostile."
-        )
-    return run
 
 
 def superlink_command(port: int, path: Path | None = None) -> list[str]:
@@ -501,21 +439,3 @@ def _call(method: Callable[[RequestType], ReplyType], request: RequestType) -> R
             f"the SuperLink did not answer as expected ({error}). "
             "See `wardround-server status` and logs/superlink.log in the coordinator's home."
         ) from error
-
-
-def _project(run: RunConfig) -> str:
-    # A JSON string is a TOML string as long as it is ASCII, which the canonical form of a run is.
-    return f"""[project]
-name = {json.dumps(run.name)}
-version = "1.0.0"
-
-[tool.flwr.app]
-publisher = "wardround"
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-run = {json.dumps(canonical(run))}
-"""

@@ -80,11 +80,19 @@ def load(model: type[TableType], path: Path) -> TableType:
     Raises:
         ConfigError: not found, not TOML, or not valid; the message names file, key and what to do.
     """
+    return parse(model, read_text(path), source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Give the path of a TOML file in UTF-8.") from error
-    return parse(model, text, source=str(path))
 
 
 def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
@@ -129,8 +137,16 @@ def from_canonical(model: type[TableType], text: str) -> TableType:
         ConfigError: not JSON, of a later format, or not valid.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the {model.__name__} is not valid JSON ({type(error).__name__})") from error
     with read_as(FIRST):  # what such a text leaves out has its earliest value, whatever its format
         return validate(model, values, source=model.__name__, from_file=True)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which each reader understands the same: no key stands twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands twice")
+    return values

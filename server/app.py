@@ -14,12 +14,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import RunConfig, from_canonical, sha256_of
 from common.errors import ConfigError, FederationError
 from common.logs import log_to
+from common.rundocument import from_text
 from common.text import counted
 from common.wire.wake import strategy_wake
-from server.home import ENVIRONMENT, open_home
+from server.home import ENVIRONMENT, folder_name, open_home
 from server.journal import SUMMARY_NAME
 from server.liveness import alive
 from server.members import HomeMembers
@@ -42,16 +42,16 @@ def main(grid: Grid, context: Context) -> None:
     text = context.run_config.get("run")
     if not isinstance(text, str):
         raise ConfigError("the app's configuration has no key 'run'. Build the bundle with `wardround-server run`.")
-    run = from_canonical(RunConfig, text)
+    run = from_text(text)
     home = open_home() if os.environ.get(ENVIRONMENT) else None
     if home is not None:
         log_to(logging.INFO)
         _end_with_parent()
-    out = home.run_folder(run) if home else WITHOUT_HOME / f"{run.name}-{sha256_of(run)[:8]}"
-    members = HomeMembers(home, sha256_of(run)) if home else None
-    notes = RoundNotes(home, sha256_of(run)) if home else None
+    out = home.run_folder(run) if home else WITHOUT_HOME / folder_name(run)
+    members = HomeMembers(home, run.hash) if home else None
+    notes = RoundNotes(home, run.hash) if home else None
     wake = strategy_wake(home.path if home else None)
-    sealer = home.sealer_of(sha256_of(run)) if home else None
+    sealer = home.sealer_of(run.hash) if home else None
     here = alive(out, context.run_id) if home else nullcontext()
     try:
         with here:

@@ -13,13 +13,13 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from common import rundocument
 from common.cli import Digest, JsonFlag, configure_logging, new_app, note, say, show_table
-from common.config import RunConfig, canonical, load, sha256_of
+from common.config import RunConfig
 from common.crypto.stream import SUFFIX
 from common.doctor import tell
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically, write_private
-from common.flower import build_bundle
 from common.operators import Act
 from server import checkpoints, enrolment, launcher, operators
 from server import home as homes
@@ -294,25 +294,24 @@ def run(
     several = [asked(home, "run", name, key) for name in signers or [operators.FIRST]]
     opened, registry, _ = several[0]
     hands = [hand for *_, hand in several]
-    config = load(RunConfig, document)
-    run_hash = sha256_of(config)
+    run = rundocument.from_file(document)
     _require_running(opened)
-    registry.must_be_new(run_hash)
-    weights = _initial_weights(config, initial, opened.run_folder(config))
-    bundle = build_bundle(config, document.read_text(encoding="utf-8"))
-    endorsements = [operators.endorse(hand, run_hash, bundle) for hand in hands]
+    registry.must_be_new(run.hash)
+    folder = opened.run_folder(run)
+    weights = _initial_weights(run.config, initial, folder)
+    endorsements = [operators.endorse(hand, run.hash, run.bundle) for hand in hands]
 
     def publish(_act: Act) -> Proposal:
         if weights is not None:
-            write_private(opened.run_folder(config) / INITIAL_NAME, weights)
-        proposed = registry.propose(config, bundle, endorsements)
-        open_log(opened).append("proposed", {"run": run_hash})
+            write_private(folder / INITIAL_NAME, weights)
+        proposed = registry.propose(run, endorsements)
+        open_log(opened).append("proposed", {"run": run.hash})
         return proposed
 
-    proposal = operators.carry_out(opened, hands, "run", (run_hash,), publish)
-    issued = opened.run_folder(config) / ISSUED_NAME
-    write_private(issued, canonical(config).encode())
-    say(f"Proposed {config.name} {run_hash}")
+    proposal = operators.carry_out(opened, hands, "run", (run.hash,), publish)
+    issued = folder / ISSUED_NAME
+    write_private(issued, run.text.encode())
+    say(f"Proposed {run.name} {run.hash}")
     note(f"Issued as {issued}, of which that is the SHA-256")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)
@@ -329,7 +328,7 @@ def runs(
     opened, registry, _ = asked(home, "runs", by, key)
     rows = []
     for one in registry.proposals():
-        done = progress_of(opened.run_folder(one.run), one)
+        done = progress_of(opened.run_folder(one.document), one)
         left = done.seconds_left
         shown = (f"{done.round} of {done.rounds}", done.scored, None if left is None else duration(left))
         how_far = (done.round, done.rounds, done.headline, done.score, left) if json else shown
@@ -411,7 +410,7 @@ def report(
 
     opened, registry, hand = asked(home, "report", by, key)
     proposal = registry.proposal(run)
-    folder = opened.run_folder(proposal.run)
+    folder = opened.run_folder(proposal.document)
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
     path = operators.carry_out(
@@ -504,18 +503,18 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) 
         why = f": {ended.reason}" if ended.reason else ""
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")
     _show_scores(home, ended, as_json=False)
-    say(f"Results: {home.run_folder(ended.run)}")
+    say(f"Results: {home.run_folder(ended.document)}")
 
 
 def _where(home: Home, proposal: Proposal) -> str:
     """A run's hash, and how far it is."""
     begun = proposal.state != "proposed"
-    return proposal.run_hash[:8] + (f", {progress_of(home.run_folder(proposal.run), proposal)}" if begun else "")
+    return proposal.run_hash[:8] + (f", {progress_of(home.run_folder(proposal.document), proposal)}" if begun else "")
 
 
 def _model_files(home: Home, proposal: Proposal, round_: int | None) -> dict[str, bytes]:
     """The model of a run that is completed, or of its last checkpoint, opened."""
-    folder, sealer = home.run_folder(proposal.run), home.sealer_of(proposal.run_hash)
+    folder, sealer = home.run_folder(proposal.document), home.sealer_of(proposal.run_hash)
     if round_ is None and proposal.state == "completed":
         return {name: sealer.open((folder / f"{name}{SUFFIX}").read_bytes(), name) for name in MODEL_FILES}
     last = checkpoints.latest(folder)
@@ -536,7 +535,7 @@ def _model_files(home: Home, proposal: Proposal, round_: int | None) -> dict[str
 
 
 def _show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
-    summary, headline = summary_of(home.run_folder(proposal.run), proposal), proposal.run.task.headline
+    summary, headline = summary_of(home.run_folder(proposal.document), proposal), proposal.run.task.headline
     scores = summary.get("scores", {})
     test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
     privacy = (summary.get("guarantee") or {}).get("sites", {})

@@ -35,12 +35,13 @@ from typing import Annotated
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from common.config import RunConfig, Table, load, sha256_of
+from common.config import Table, load
 from common.crypto.keyfile import KeyFile
 from common.crypto.stream import Sealer
 from common.errors import ConfigError
 from common.files import write_private
 from common.flower import SuperLink
+from common.rundocument import RunDocument
 from server import keyholder
 
 ENVIRONMENT = "WARDROUND_SERVER_HOME"
@@ -188,9 +189,14 @@ class Home:
         """The invitation file of a site; secret until used."""
         return self.path / "invitations" / f"{site}.json"
 
-    def run_folder(self, run: RunConfig) -> Path:
+    def run_folder(self, document: RunDocument) -> Path:
         """Where a run's results go; server/app.py writes to the same place."""
-        return self.path / "runs" / f"{run.name}-{sha256_of(run)[:8]}"
+        return self.path / "runs" / folder_name(document)
+
+
+def folder_name(document: RunDocument) -> str:
+    """Of a run's results."""
+    return f"{document.name}-{document.hash[:8]}"
 
 
 def resolve(path: Path | None) -> Path:

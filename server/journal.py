@@ -26,11 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from common.config import RunConfig, sha256_of
+from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import append, write_atomically
 from common.privacy.guarantee import UNIT, guarantee, why_void
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
+from common.rundocument import RunDocument
 from common.tasks import Task
 
 JOURNAL_NAME = "metrics.jsonl"
@@ -125,7 +126,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def summarise(
-    run: RunConfig,
+    document: RunDocument,
     events: Sequence[Event],
     *,
     status: Status,
@@ -133,10 +134,11 @@ def summarise(
     model_sha256: str | None = None,
 ) -> Summary:
     """What the events amount to."""
+    run = document.config
     rounds = [event for event in events if event["event"] == "round"]
     return Summary(
         name=run.name,
-        run_hash=sha256_of(run),
+        run_hash=document.hash,
         settings=run.model_dump(mode="json", by_alias=True),
         status=status,
         reason=reason,

@@ -70,7 +70,7 @@ def summary_of(folder: Path, proposal: Proposal) -> dict[str, Any]:
     if summary is not None:  # a start removes the one before
         return summary
     events, status = read_events(folder / JOURNAL_NAME), cast(Status, proposal.state)
-    return summary_as_dict(summarise(proposal.run, events, status=status, reason=proposal.reason or None))
+    return summary_as_dict(summarise(proposal.document, events, status=status, reason=proposal.reason or None))
 
 
 def duration(seconds: float) -> str:

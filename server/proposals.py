@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common import pki
-from common.config import RunConfig, sha256_of
+from common.config import RunConfig
 from common.errors import ConfigError, FederationError
-from common.flower import read_bundle
 from common.operators import Act, Endorsement, subject_of
+from common.rundocument import RunDocument, from_bundle
 from server.acts import Acts, act_from_text, act_to_text
 from server.store import Store
 
@@ -85,9 +85,14 @@ class Proposal:
         return [*policies, *([f"denied by {', '.join(people)}"] if people else [])]
 
     @property
+    def document(self) -> RunDocument:
+        """The run as it was issued; a process reads a bundle once."""
+        return from_bundle(self.bundle)
+
+    @property
     def run(self) -> RunConfig:
-        """The run document."""
-        return read_bundle(self.bundle)
+        """Its settings."""
+        return self.document.config
 
 
 class Proposals(Store):
@@ -133,28 +138,27 @@ class Proposals(Store):
         with self._reading() as database:
             _refuse_known(database, run_hash)
 
-    def propose(self, run: RunConfig, bundle: bytes, endorsements: Sequence[Endorsement]) -> Proposal:
+    def propose(self, run: RunDocument, endorsements: Sequence[Endorsement]) -> Proposal:
         """Publish a run to the sites.
 
         Raises:
             ConfigError: the same document was proposed before.
         """
-        run_hash = sha256_of(run)
         with self._writing() as database:
-            _refuse_known(database, run_hash)
+            _refuse_known(database, run.hash)
             database.execute(
                 "INSERT INTO proposals (run_hash, name, bundle, endorsements, state, opened, revision) "
                 "VALUES (?, ?, ?, ?, 'proposed', ?, ?)",
                 (
-                    run_hash,
+                    run.hash,
                     run.name,
-                    bundle,
+                    run.bundle,
                     _endorsements_to_text(endorsements),
                     pki.now().isoformat(),
                     _next_revision(database),
                 ),
             )
-        return self.proposal(run_hash)
+        return self.proposal(run.hash)
 
     def answer(self, run_hash: str, site: str, *, approved: bool, code: str = "") -> bool:
         """Note a hospital's decision; whether it is a new one.

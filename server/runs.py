@@ -96,11 +96,11 @@ class Runs:
             self._close(proposal, "failed", reason)
 
     def _follow(self, proposal: Proposal) -> None:
-        summary = read_summary(self._home.run_folder(proposal.run))
+        summary = read_summary(self._home.run_folder(proposal.document))
         if summary is not None and summary["status"] in ("completed", "failed"):
             self._close(proposal, str(summary["status"]), str(summary.get("reason") or ""))
             return
-        now, folder = time.monotonic(), self._home.run_folder(proposal.run)
+        now, folder = time.monotonic(), self._home.run_folder(proposal.document)
         died = proposal.run_id is not None and (
             has_died(folder, proposal.run_id) or self._is_lost(proposal, proposal.run_id, now)
         )
@@ -125,11 +125,11 @@ class Runs:
 
     def _is_lost(self, proposal: Proposal, run_id: int, now: float) -> bool:
         """Whether its ServerApp ended before it took the run's lock: one was on its way, and none is any more."""
-        if has_begun(self._home.run_folder(proposal.run), run_id):
+        if has_begun(self._home.run_folder(proposal.document), run_id):
             self._on_its_way.pop(proposal.run_hash, None)
             return False
         superexec = read_processes(self._home).get("superexec")
-        folders = [self._home.run_folder(one.run) for one in self._registry.unfinished()]
+        folders = [self._home.run_folder(one.document) for one in self._registry.unfinished()]
         if superexec is not None and on_their_way(superexec, folders) > 0:
             self._on_its_way[proposal.run_hash] = now
             return False
@@ -142,10 +142,10 @@ class Runs:
         before = self._round_at_start.get(proposal.run_hash)
         if before is None:  # it ended with the coordinator that started it
             return 0
-        return proposal.starts if _last_round(self._home.run_folder(proposal.run)) == before else 0
+        return proposal.starts if _last_round(self._home.run_folder(proposal.document)) == before else 0
 
     def _start(self, proposal: Proposal, starts_in_vain: int = 0) -> None:
-        folder = self._home.run_folder(proposal.run)
+        folder = self._home.run_folder(proposal.document)
         self._on_its_way.pop(proposal.run_hash, None)
         # One that was not noted, as the registry was locked or this process killed just then; or one that was stopped,
         # and the run resumed before anybody looked.
@@ -162,7 +162,7 @@ class Runs:
         # A ServerApp that is told to end with the coordinator notes a failure. It was none: the run goes on.
         for proposal in self._registry.unfinished():
             if proposal.state == "running":
-                _forget_failure(self._home.run_folder(proposal.run))
+                _forget_failure(self._home.run_folder(proposal.document))
 
     def _close(self, proposal: Proposal, state: str, reason: str) -> None:
         if self._registry.close(proposal.run_hash, state, reason):

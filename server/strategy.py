@@ -20,11 +20,12 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from common.checkpoint import WEIGHTS, Manifest, load_model, pack, save_model, sha256, unpack
-from common.config import RunConfig, canonical, sha256_of
+from common.config import RunConfig
 from common.crypto.stream import Sealer
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
 from common.files import move
 from common.network import build_model
+from common.rundocument import RunDocument
 from common.text import counted
 from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
 from server.aggregation import capped, tempered, weighted_mean
@@ -65,14 +66,21 @@ class _Session:
     """What stays the same from the first round to the last."""
 
     grid: Grid
-    run: RunConfig
-    run_hash: str
+    document: RunDocument
     out: Path
     journal: Journal
     members: Members
     wait: Wait
     note_round: NoteRound | None
     sealer: Sealer | None
+
+    @property
+    def run(self) -> RunConfig:
+        return self.document.config
+
+    @property
+    def run_hash(self) -> str:
+        return self.document.hash
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class _Absent:
 
 def federate(
     grid: Grid,
-    run: RunConfig,
+    document: RunDocument,
     out: Path,
     *,
     members: Members | None = None,
@@ -123,7 +131,7 @@ def federate(
 
     Args:
         grid: Flower's way to the sites.
-        run: what both sides agreed on.
+        document: the run that both sides agreed on.
         out: receives model.safetensors, model.json, summary.json, metrics.jsonl and checkpoint/.
         members: who takes part; None: the nodes of the grid, under the names they carry.
         observe: called with each event of the journal as it happens.
@@ -136,10 +144,11 @@ def federate(
         ConfigError: `out` holds another run, a checkpoint that does not open, or not the initial weights that the run
             names.
     """
-    model = _last_checkpoint(run, out, sealer) or _model(0, _initial_weights(run, out))
+    run = document.config
+    model = _last_checkpoint(document, out, sealer) or _model(0, _initial_weights(run, out))
     journal = open_journal(out, last_round=model.round, observe=observe)
     members = members or GridMembers(grid)
-    session = _Session(grid, run, sha256_of(run), out, journal, members, wake, note_round, sealer)
+    session = _Session(grid, document, out, journal, members, wake, note_round, sealer)
     try:
         _start(session, model.round)
         if run.validates_after(model.round):
@@ -153,7 +162,7 @@ def federate(
         return _finish(session, model)
     except WardroundError as error:
         journal.record("run-failed", {"reason": str(error)})
-        write_summary(out, summarise(run, journal.events, status="failed", reason=str(error)))
+        write_summary(out, summarise(document, journal.events, status="failed", reason=str(error)))
         raise
     except BaseException as error:
         # No verdict but an accident (Ctrl-C, a lost SuperLink, a full disk): without a summary the run stays open, and
@@ -378,19 +387,19 @@ def _keep(session: _Session, model: _Model) -> None:
             shutil.rmtree(other)
 
 
-def _last_checkpoint(run: RunConfig, out: Path, sealer: Sealer | None) -> _Model | None:
+def _last_checkpoint(document: RunDocument, out: Path, sealer: Sealer | None) -> _Model | None:
     folder = latest(out)
     if folder is None:
         return None
     sealer = at(sealer, folder.name)
     _, state, manifest = load_model(folder, sealer)
-    if manifest.run_hash != sha256_of(run):
+    if manifest.run_hash != document.hash:
         raise ConfigError(
-            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {sha256_of(run)[:8]}). "
+            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}). "
             "Give another output folder, or remove this one."
         )
     model = _model(manifest.round, state)
-    if run.federation.averaging == 0:
+    if document.config.federation.averaging == 0:
         return model
     _, average, _ = load_model(folder / AVERAGE, at(sealer, AVERAGE))
     return dataclasses.replace(model, average=_model(manifest.round, average))
@@ -400,7 +409,7 @@ def _finish(session: _Session, model: _Model) -> Summary:
     model = model.best
     manifest = _manifest(session, model)
     save_model(session.out, model.weights, manifest, session.sealer)
-    summary = summarise(session.run, session.journal.events, status="completed", model_sha256=manifest.sha256)
+    summary = summarise(session.document, session.journal.events, status="completed", model_sha256=manifest.sha256)
     write_summary(session.out, summary)
     session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})
     return summary
@@ -409,8 +418,8 @@ def _finish(session: _Session, model: _Model) -> Summary:
 def _manifest(session: _Session, model: _Model) -> Manifest:
     events = session.journal.events
     return Manifest(
-        run=canonical(session.run),
-        run_hash=session.run_hash,
+        run=session.document.text,
+        run_hash=session.document.hash,
         round=model.round,
         sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
         sha256=model.sha256,

@@ -114,7 +114,7 @@ def _observe(home: Home, registry: Registry, run_hash: str) -> Iterator[tuple[Pr
 
 
 def _reader(home: Home, proposal: Proposal) -> Callable[[], list[Event]]:
-    path = home.run_folder(proposal.run) / JOURNAL_NAME
+    path = home.run_folder(proposal.document) / JOURNAL_NAME
     return lambda: read_events(path)
 
 

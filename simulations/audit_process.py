@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from client.site import Site, open_site
-from common.config import RunConfig, canonical, from_canonical
+from common.config import RunConfig
 from common.environment import PACKAGES, for_child
 from common.errors import FederationError
+from common.rundocument import from_text, issue
 from simulations.audit_site import Release, release
 
 _COMMAND = (sys.executable, "-P", "-m", "simulations.audit_process")
@@ -27,7 +28,7 @@ def release_from_fresh_process(site: Site, run: RunConfig, *, round_: int, attem
     Raises:
         FederationError: the program failed.
     """
-    asked = {"home": str(site.home), "run": canonical(run), "round": round_, "attempt": attempt}
+    asked = {"home": str(site.home), "run": issue(run).text, "round": round_, "attempt": attempt}
     done = subprocess.run(  # noqa: S603 - our own interpreter and module
         _COMMAND,
         input=json.dumps(asked).encode(),
@@ -47,7 +48,7 @@ def release_from_fresh_process(site: Site, run: RunConfig, *, round_: int, attem
 def main() -> None:
     """Answer one request."""
     asked = json.load(sys.stdin)
-    site, run = open_site(Path(asked["home"])), from_canonical(RunConfig, asked["run"])
+    site, run = open_site(Path(asked["home"])), from_text(asked["run"]).config
     made = release(site, run, round_=asked["round"], attempt=asked["attempt"])
     sys.stdout.buffer.write(made.sum.astype("<f8").tobytes())
 

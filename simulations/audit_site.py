@@ -26,11 +26,12 @@ from torch import nn
 from client.app import answer
 from client.site import Site
 from common.checkpoint import pack, unpack
-from common.config import RunConfig, SiteConfig, SourceConfig, sha256_of, validate
+from common.config import RunConfig, SiteConfig, SourceConfig, validate
 from common.errors import ErrorCode, FederationError, PrivacyError
 from common.losses import dice_ce
 from common.network import build_model
 from common.privacy.ledger import Charge
+from common.rundocument import issue
 from common.wire.messages import TrainReply, TrainRequest
 from simulations.audit_bounds import Values
 from simulations.scenario import make_site
@@ -157,9 +158,9 @@ def release(site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release
         PrivacyError: the update was not charged once and as a whole.
     """
     known = len(site.ledger.entries())
-    start = build_model(run).state_dict()
+    start, document = build_model(run).state_dict(), issue(run)
     with _same_seeds():
-        reply = answer(TrainRequest(sha256_of(run), round_, {"weights": pack(start)}), run, site, attempt)
+        reply = answer(TrainRequest(document.hash, round_, {"weights": pack(start)}), document, site, attempt)
     if not isinstance(reply, TrainReply):
         raise FederationError(f"the audited site answered with {type(reply).__name__}, expected an update.")
     end = unpack(reply.parts["weights"])

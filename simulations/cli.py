@@ -13,6 +13,7 @@ from common.cli import Advance, JsonFlag, configure_logging, new_app, note, prog
 from common.config import Device, RunConfig, validate
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.rundocument import issue
 from common.text import counted
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def run(
     sites = _prepare(chosen, config, out, data, device)
     if chosen.config.pretraining is not None:
         config = _pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
-    with progress("round", config.federation.rounds) as advance, opened(sites, config, backend) as grid:
-        summary = federate(grid, config, out, observe=_teller(advance, config.task))
+    document = issue(config)
+    with progress("round", config.federation.rounds) as advance, opened(sites, document, backend) as grid:
+        summary = federate(grid, document, out, observe=_teller(advance, config.task))
     draw_overlays(out, sites)
     report = write_report(out)
     scores = summary.scores["test"]

@@ -22,10 +22,11 @@ from typing import Any, TypeAlias
 
 from client.site import Site
 from common.checkpoint import WEIGHTS_NAME, sha256
-from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, sha256_of, validate
+from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, validate
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.html import picture, render
+from common.rundocument import issue
 from common.tasks import Task
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.exchange import ask
@@ -245,10 +246,10 @@ def _result(
     column: Column, sites: Sequence[Site], folder: Path, tell: Tell, initial_weights: bytes, *, backend: str | None
 ) -> Result:
     kept = folder / "result.json"
-    run_hash = sha256_of(column.run)
+    document = issue(column.run)
     if kept.exists():
         result = Result(**json.loads(kept.read_text(encoding="utf-8")))
-        if result.run_hash != run_hash:
+        if result.run_hash != document.hash:
             raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
         return result
     if column.run.initial is not None:
@@ -260,7 +261,7 @@ def _result(
     result = Result(
         column=column.name,
         seed=column.run.seed,
-        run_hash=run_hash,
+        run_hash=document.hash,
         scores=_test_scores(column.run, sites, weights, backend),
         steps=column.run.federation.rounds * column.run.training.local_steps if column.sites else 0,
         images=_images_seen(column),
@@ -280,8 +281,9 @@ def _train(column: Column, folder: Path, tell: Tell, backend: str | None) -> tup
         if event["event"] == "round":
             tell(f"seed {column.run.seed}, {column.name}: round {event['round']}/{rounds}")
 
-    with opened(column.sites, column.run, backend) as grid:
-        summary = federate(grid, column.run, folder, observe=observe)
+    document = issue(column.run)
+    with opened(column.sites, document, backend) as grid:
+        summary = federate(grid, document, folder, observe=observe)
     stated = (summary.guarantee or {}).get("sites", {}).values()
     epsilon = max((float(one["epsilon"]) for one in stated), default=None)
     return epsilon, (folder / WEIGHTS_NAME).read_bytes()
@@ -294,10 +296,10 @@ def _test_scores(
 
     A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
     """
-    run = run.model_copy(update={"privacy": None})
-    request = EvaluateRequest(sha256_of(run), run.federation.rounds, "test", {"weights": weights})
+    document = issue(run.model_copy(update={"privacy": None}))
+    request = EvaluateRequest(document.hash, run.federation.rounds, "test", {"weights": weights})
     scores: dict[str, dict[str, float]] = {}
-    with opened(sites, run, backend) as grid:
+    with opened(sites, document, backend) as grid:
         answers = list(ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s))
     for answer in answers:
         if not isinstance(answer.reply, EvaluateReply):

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client.site import Site
-from common.config import RunConfig, sha256_of
+from common.config import RunConfig
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.html import render
+from common.rundocument import issue
 from common.tasks import Task
 from server.journal import SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.report import write_report
@@ -137,14 +138,14 @@ def _fold(
     number: int, run: RunConfig, sites: Sequence[Site], folder: Path, observe: Observe, *, backend: str | None
 ) -> Fold:
     summary = folder / SUMMARY_NAME
-    run_hash = sha256_of(run)
+    document = issue(run)
     kept = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
-    if kept is not None and kept["run-hash"] != run_hash:
+    if kept is not None and kept["run-hash"] != document.hash:
         raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
     if kept is None or kept["status"] != "completed":
         _check_test_patients(number, run, sites)
-        with opened(sites, run, backend) as grid:
-            federate(grid, run, folder, observe=observe)
+        with opened(sites, document, backend) as grid:
+            federate(grid, document, folder, observe=observe)
         kept = json.loads(summary.read_text(encoding="utf-8"))
     write_report(folder)
     scores = kept["scores"].get("test", {}).get("sites", {})
@@ -154,7 +155,9 @@ def _fold(
             f"fold {number} has no test scores of {', '.join(absent)}, expected those of every site. Its journal in "
             f"{folder} says why; remove that folder to train the fold again."
         )
-    return Fold(number, run_hash, kept["model-sha256"], {site.config.name: scores[site.config.name] for site in sites})
+    return Fold(
+        number, document.hash, kept["model-sha256"], {site.config.name: scores[site.config.name] for site in sites}
+    )
 
 
 def _check_test_patients(number: int, run: RunConfig, sites: Sequence[Site]) -> None:

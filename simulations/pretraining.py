@@ -26,6 +26,7 @@ from common.config import (
     validate,
 )
 from common.files import write_atomically
+from common.rundocument import issue
 from server.journal import INITIAL_NAME
 from server.strategy import federate
 from simulations.backends import opened
@@ -136,13 +137,14 @@ def _trained(
     from simulations.scenario import make_site  # noqa: PLC0415 - that module reads this table
 
     # Which images there are is not in the run's hash.
-    folder = out / f"model-{name}-{sha256_of(public)[:8]}"
+    document = issue(public)
+    folder = out / f"model-{name}-{document.hash[:8]}"
     if not (folder / MANIFEST_NAME).exists():
         if start is not None:
             write_atomically(folder / INITIAL_NAME, start)
         site = make_site(out / "sites", SiteConfig(name=name, data=(source,), device=device))
-        with opened([site], public) as grid:
-            federate(grid, public, folder, observe=observe)
+        with opened([site], document) as grid:
+            federate(grid, document, folder, observe=observe)
     # Checked against its manifest: a run will say of these weights what they were trained on.
     _, state, _ = load_model(folder)
     return pack(state)

@@ -15,7 +15,6 @@ from typing import Any
 
 from client.data.checkup import Checkup, Outcome
 from client.data.quality import PERCENTILES, Facts
-from common.config import sha256_of
 from common.text import counted
 
 
@@ -56,12 +55,12 @@ def tables(checkup: Checkup, *, names: bool = False, paths: bool = False) -> lis
 
 def document(checkup: Checkup) -> dict[str, Any]:
     """All of it in plain JSON values, without pictures, paths and free text."""
-    shown = shown_names(checkup)
+    shown, run = shown_names(checkup), checkup.document
     return {
         "site": checkup.site,
         "program": version("wardround"),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": None if checkup.run is None else {"name": checkup.run.name, "sha256": sha256_of(checkup.run)},
+        "run": None if run is None else {"name": run.name, "sha256": run.hash},
         "counts": counts(checkup),
         "sources": [
             {

@@ -24,6 +24,7 @@ from client.data.study import Found, Reference
 from client.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
 from common.config import RunConfig, SiteConfig, SourceConfig
 from common.errors import DataError, ErrorCode
+from common.rundocument import RunDocument
 
 EMPTY_FOLDER = "empty folder"
 
@@ -73,11 +74,16 @@ class Checkup:
     """
 
     site: str
-    run: RunConfig | None
+    document: RunDocument | None
     sources: tuple[Looked, ...]
     studies: tuple[Outcome, ...]
     remembered: int
     own_words: frozenset[str]
+
+    @property
+    def run(self) -> RunConfig | None:
+        """Settings of the run that was asked for."""
+        return None if self.document is None else self.document.config
 
     @property
     def usable(self) -> tuple[Outcome, ...]:
@@ -99,7 +105,7 @@ def check_site(
     home: Path,
     site: SiteConfig,
     site_key: bytes,
-    run: RunConfig | None,
+    document: RunDocument | None,
     *,
     labels: bool = True,
     readers: int,
@@ -111,7 +117,7 @@ def check_site(
         home: folder of the site; relative paths in `site` start from there.
         site: its sources.
         site_key: secret key of the pseudonyms and of what is kept.
-        run: whose classes, modality and splits count; None: labels as found, no splits.
+        document: of the run whose classes, modality and splits count; None: labels as found, no splits.
         labels: False: look at the images alone.
         readers: processes that parse; see `Readers`.
         progress: called with (studies done, studies in all).
@@ -119,6 +125,7 @@ def check_site(
     Raises:
         ConfigError: a source is described wrongly.
     """
+    run = None if document is None else document.config
     headers = Index(home / CACHE_NAME / INDEX_NAME, site_key)  # shared with training
     catalogue = Catalogue(home / CHECK_NAME / "catalogue", site_key)
     with Readers(readers) as parsers:
@@ -144,7 +151,7 @@ def check_site(
     looked = tuple(_looked(number, *pair) for number, pair in enumerate(zip(found, folders, strict=True), start=1))
     own_words = {BACKGROUND, *(name for source in site.data for name in source.label_map.values())}
     own_words |= set() if run is None else set(run.data.classes)
-    return Checkup(site.name, run, looked, outcomes, remembered, frozenset(own_words))
+    return Checkup(site.name, document, looked, outcomes, remembered, frozenset(own_words))
 
 
 def _job(reference: Reference, source: SourceConfig, run: RunConfig | None, *, labels: bool) -> Job:

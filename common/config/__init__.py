@@ -30,6 +30,7 @@ from common.table import (
     from_canonical,
     load,
     parse,
+    read_text,
     sha256_of,
     validate,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "from_canonical",
     "load",
     "parse",
+    "read_text",
     "sha256_of",
     "validate",
 ]

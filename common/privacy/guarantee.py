@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from common.config import DataConfig, PrivacyConfig, RunConfig, sha256_of
+from common.config import DataConfig, PrivacyConfig, RunConfig
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
 from common.privacy.clipping import gradient_noise_multiplier, norm_bounds
 from common.privacy.ledger import Charge, Charged, Ledger
+from common.rundocument import RunDocument
 from common.tasks import Task
 
 UNIT = "patient"
@@ -130,7 +131,7 @@ def plan(run: RunConfig, cohort_size: int) -> Plan:
 
 def charge_round(
     ledger: Ledger,
-    run: RunConfig,
+    document: RunDocument,
     *,
     cohort: str,
     cohort_size: int,
@@ -145,7 +146,7 @@ def charge_round(
 
     Args:
         ledger: the site's.
-        run: with a [privacy] table.
+        document: with a [privacy] table.
         cohort: whose budget it is.
         cohort_size: the site's publicly declared number of patients.
         round_: from 1; with the rounds after it, what the run still wants.
@@ -161,10 +162,11 @@ def charge_round(
     Raises:
         PrivacyError: as `plan`, or the budget does not allow it.
     """
+    run = document.config
     cost = plan(run, cohort_size)
     return ledger.charge(
         cohort,
-        sha256_of(run),
+        document.hash,
         round_,
         attempt,
         noise_multiplier=cost.noise_multiplier,
@@ -180,21 +182,21 @@ def charge_round(
     )
 
 
-def forecast(ledger: Ledger, run: RunConfig, *, cohort: str, cohort_size: int) -> Forecast:
+def forecast(ledger: Ledger, document: RunDocument, *, cohort: str, cohort_size: int) -> Forecast:
     """What a run would cost a cohort, were all of its rounds done; nothing is charged.
 
     Args:
         ledger: the site's.
-        run: with a [privacy] table.
+        document: with a [privacy] table.
         cohort: whose budget it is.
         cohort_size: the site's publicly declared number of patients.
 
     Raises:
         PrivacyError: as `plan`, or the ledger cannot be read.
     """
-    cost, run_hash = plan(run, cohort_size), sha256_of(run)
-    history, others = ledger.history(cohort), ledger.reserved(cohort, but=run_hash)
-    done = sum(steps for _, _, steps in ledger.history(cohort, run_hash))
+    run, cost = document.config, plan(document.config, cohort_size)
+    history, others = ledger.history(cohort), ledger.reserved(cohort, but=document.hash)
+    done = sum(steps for _, _, steps in ledger.history(cohort, document.hash))
     left = max(0, run.federation.rounds * cost.steps_per_round - done)
     after = (*history, (cost.noise_multiplier, cost.sampling_rate, left)) if left else history
     delta = ledger.delta(cohort, cost.delta)

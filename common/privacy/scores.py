@@ -16,11 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.config import DataConfig, RunConfig, sha256_of
+from common.config import DataConfig, RunConfig
 from common.errors import DataError, ErrorCode
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import plan
 from common.privacy.ledger import Charged, Ledger
+from common.rundocument import RunDocument
 from common.tasks import Task
 from common.wire.messages import Phase
 
@@ -97,7 +98,14 @@ def held_out_fraction(data: DataConfig, phase: Phase) -> float:
 
 
 def charge_scores(
-    ledger: Ledger, run: RunConfig, cost: ScorePlan, *, cohort: str, round_: int, phase: Phase, lifetime_epsilon: float
+    ledger: Ledger,
+    document: RunDocument,
+    cost: ScorePlan,
+    *,
+    cohort: str,
+    round_: int,
+    phase: Phase,
+    lifetime_epsilon: float,
 ) -> Charged:
     """Enter one answer in the ledger before it is computed; the same round and phase is charged once.
 
@@ -109,10 +117,11 @@ def charge_scores(
     Raises:
         PrivacyError: BUDGET_SPENT, the budget of the held-out patients does not allow it.
     """
+    run = document.config
     later = 0 if phase == "test" else sum(map(run.validates_after, range(round_ + 1, run.federation.rounds + 1))) + 1
     return ledger.charge(
         held_out_cohort(cohort),
-        sha256_of(run),
+        document.hash,
         round_,
         phase,
         noise_multiplier=cost.noise_multiplier,

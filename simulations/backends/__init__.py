@@ -10,11 +10,11 @@ from typing import TypeAlias
 from flwr.serverapp import Grid
 
 from client.site import Site
-from common.config import RunConfig
 from common.errors import ConfigError
+from common.rundocument import RunDocument
 from simulations.backends import in_process
 
-Backend: TypeAlias = Callable[[Sequence[Site], RunConfig], AbstractContextManager[Grid]]
+Backend: TypeAlias = Callable[[Sequence[Site], RunDocument], AbstractContextManager[Grid]]
 
 # The first is what is used where nothing else is asked for.
 BACKENDS: Mapping[str, Backend] = {
@@ -23,14 +23,14 @@ BACKENDS: Mapping[str, Backend] = {
 DEFAULT_BACKEND = next(iter(BACKENDS))
 
 
-def opened(sites: Sequence[Site], run: RunConfig, backend: str | None = None) -> AbstractContextManager[Grid]:
+def opened(sites: Sequence[Site], document: RunDocument, backend: str | None = None) -> AbstractContextManager[Grid]:
     """The grid of a backend, for as long as it is used.
 
     Raises:
         ConfigError: there is no such backend.
     """
     try:
-        return BACKENDS[backend or DEFAULT_BACKEND](sites, run)
+        return BACKENDS[backend or DEFAULT_BACKEND](sites, document)
     except KeyError as error:
         raise ConfigError(f"there is no backend {backend!r}. There is {', '.join(BACKENDS)}.") from error
 

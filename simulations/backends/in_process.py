@@ -18,8 +18,8 @@ from flwr.serverapp import Grid
 
 from client.app import client_app
 from client.site import Site
-from common.config import RunConfig, canonical
 from common.errors import FederationError
+from common.rundocument import RunDocument
 
 NodeId: TypeAlias = int
 
@@ -29,10 +29,10 @@ _COORDINATOR: NodeId = 0
 class InProcessGrid(Grid):
     """Sites of one simulation; node ids 1, 2, ... follow the order of the sites."""
 
-    def __init__(self, sites: Sequence[Site], run: RunConfig) -> None:
+    def __init__(self, sites: Sequence[Site], document: RunDocument) -> None:
         self._sites = dict(enumerate(sites, start=1))
         self._client_app = client_app(lambda context: self._sites[context.node_id])
-        self._run_config = {"run": canonical(run)}
+        self._run_config = {"run": document.text}
         self._states = {node: RecordDict() for node in self._sites}
         self._waiting: dict[str, Message] = {}
         self._run: Any = None
@@ -113,9 +113,9 @@ class InProcessGrid(Grid):
 
 
 @contextmanager
-def opened(sites: Sequence[Site], run: RunConfig) -> Iterator[Grid]:
+def opened(sites: Sequence[Site], document: RunDocument) -> Iterator[Grid]:
     """The backend: nothing to start, nothing to end."""
-    yield InProcessGrid(sites, run)
+    yield InProcessGrid(sites, document)
 
 
 def _with_id(message: Message, message_id: str) -> Message:
