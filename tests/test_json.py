@@ -20,11 +20,12 @@ from client.offer import Offer
 from client.site import open_site
 from client.status import Status
 from common.config import RunConfig, parse, sha256_of
-from common.flower import build_bundle
+from common.rundocument import from_toml
 from common.wire.messages import Refusal
 from server.registry import Registry
 from tests.client.coordinator import Authority
 from tests.client.data.studies import ct_slices, save
+from tests.documents import carried
 from tests.json_forms import FORMS, conforms
 from tests.server.coordinator import RUN, RUN_TOML, asked, enrol, new_home
 from tests.test_docs import APPS, _commands
@@ -82,7 +83,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     added = ["data", "add", str(tmp_path / "pictures"), "--label-map", "255=vessel"]
     assert CliRunner().invoke(client.cli.app, added).exit_code == 0
     run = parse(RunConfig, PROPOSED)
-    run_hash = approvals.record(home, run, b"bundle", is_open=True).run_hash
+    run_hash = approvals.record(home, carried(run), is_open=True).run_hash
     offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
     approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
     cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
@@ -131,7 +132,7 @@ def test_a_coordinators_answers_are_data(tmp_path: Path, monkeypatch: pytest.Mon
     assert call.exit_code == 0, call.output
     token = json.loads(home.invitation("south").read_text())["token"]
     registry.redeem("south", token, *asked("south"))
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), [])
+    registry.propose(from_toml(RUN_TOML), [])
     printed("wardround-server requests")
     sites = printed("wardround-server sites")
     assert isinstance(sites, list)

@@ -14,6 +14,7 @@ from common.config import PolicyConfig, RunConfig, SiteConfig, validate
 from common.errors import ErrorCode, PolicyError, PrivacyError
 from common.network import build_model
 from common.privacy.guarantee import charge_round, plan
+from common.rundocument import issue
 from simulations.scenario import make_site
 
 ADAPTIVE = {"quantile": 0.5, "learning-rate": 0.3, "count-noise": 6.0}
@@ -68,7 +69,7 @@ def test_the_charge_is_that_of_a_fixed_norm(tmp_path: Path) -> None:
     charges: list[Any] = []
     for name, run in (("fixed", a_run(None)), ("adaptive", a_run())):
         ledger = make_site(tmp_path, SiteConfig(name=name)).ledger
-        charge_round(ledger, run, cohort="c", cohort_size=20, round_=1, attempt="a", lifetime_epsilon=8.0)
+        charge_round(ledger, issue(run), cohort="c", cohort_size=20, round_=1, attempt="a", lifetime_epsilon=8.0)
         charges.append([(one.noise_multiplier, one.sampling_rate, one.steps) for one in ledger.entries()])
     assert charges[0] == charges[1]
     assert len(charges[0]) == 1
@@ -92,7 +93,7 @@ def test_training_raises_the_noise_and_starts_each_round_from_the_first_norm(mon
     monkeypatch.setattr(training, "private_step", record)
     model = build_model(run)
     for round_ in (1, 2):
-        train_round(model, a_cohort(), run, round_=round_, site="north", device="cpu")
+        train_round(model, a_cohort(), issue(run), round_=round_, site="north", device="cpu")
     budget = plan(run, 20)
     norms = [norm for norm, _, _ in seen]
     assert len(norms) == 6

@@ -35,7 +35,7 @@ from client.status import read_status
 from common import database
 from common.config import RunConfig, parse, sha256_of
 from common.errors import AuditError, ErrorCode
-from common.flower import build_bundle
+from common.rundocument import from_toml
 from common.wire import pushback
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
@@ -110,7 +110,7 @@ class Stage:
 
     def propose(self, toml: str = RUN_TOML) -> str:
         run = parse(RunConfig, toml)
-        bundle = build_bundle(run, toml)
+        bundle = from_toml(toml).bundle
         digest = hashlib.sha256(bundle).hexdigest()
         self.coordinator.propose(sha256_of(run), bundle, digest)
         self.runs(sha256_of(run), digest)
@@ -594,7 +594,7 @@ def test_person_sees_what_the_run_would_use_before_answering(stage: Stage) -> No
 
 def test_bundle_that_is_not_what_it_claims_is_ignored(stage: Stage) -> None:
     run = parse(RunConfig, RUN_TOML)
-    bundle = build_bundle(run, RUN_TOML)
+    bundle = from_toml(RUN_TOML).bundle
     stage.coordinator.propose("ab" * 32, bundle, hashlib.sha256(bundle).hexdigest())
     stage.coordinator.propose(sha256_of(run), bundle + b"import os", hashlib.sha256(bundle).hexdigest())
     honest = stage.propose(PRIVATE_TOML)

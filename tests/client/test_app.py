@@ -24,6 +24,7 @@ from common.network import build_model
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import plan
 from common.privacy.journal import Rows
+from common.rundocument import issue
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
 from simulations.scenario import make_site
@@ -94,7 +95,7 @@ def test_app_trains_as_the_bare_loop_does(site: Site) -> None:
     assert isinstance(reply, TrainReply)
     model = build_model(RUN)
     model.load_state_dict(unpack(request.parts["weights"]))
-    training.train_round(model, site.cohort(RUN), RUN, round_=1, site="north", device="cpu")
+    training.train_round(model, site.cohort(RUN), issue(RUN), round_=1, site="north", device="cpu")
     assert reply.parts["weights"] == pack(model.state_dict())
     assert reply.parts["weights"] != request.parts["weights"]
     assert (reply.patients, reply.round, reply.run_hash) == (10, 1, sha256_of(RUN))
@@ -118,7 +119,7 @@ def test_request_of_another_run_is_refused(site: Site) -> None:
 def test_weights_that_do_not_fit_are_refused(site: Site) -> None:
     for weights in (b"nonsense", pack({"x": torch.zeros(1)})):
         with pytest.raises(UpdateError) as caught:
-            answer(TrainRequest(sha256_of(RUN), 1, {"weights": weights}), RUN, site, "a")
+            answer(TrainRequest(sha256_of(RUN), 1, {"weights": weights}), issue(RUN), site, "a")
         assert caught.value.code is ErrorCode.WRONG_TENSORS
 
 
@@ -186,22 +187,22 @@ def test_strict_policy_is_the_default_and_is_held(tmp_path: Path) -> None:
     strict = open_site(site.home)
     assert strict.policy.require_privacy
     with pytest.raises(PolicyError) as caught:
-        answer(train_request(RUN), RUN, strict, "a")
+        answer(train_request(RUN), issue(RUN), strict, "a")
     assert caught.value.code is ErrorCode.POLICY_REFUSED
     with pytest.raises(PolicyError) as caught:
-        answer(train_request(PRIVATE), PRIVATE, strict, "a")
+        answer(train_request(PRIVATE), issue(PRIVATE), strict, "a")
     assert caught.value.code is ErrorCode.TOO_FEW_PATIENTS
 
 
 def test_declared_size_is_set_by_the_first_private_run_and_stays(tmp_path: Path) -> None:
     """40 patients or 41: delta, the noise and the denominators of what leaves are the same."""
     site = make_site(tmp_path, tiny_site(tmp_path / "data", "north", patients=10))
-    first = answer(train_request(PRIVATE), PRIVATE, site, "a")
+    first = answer(train_request(PRIVATE), issue(PRIVATE), site, "a")
     tiny_site(tmp_path / "data", "north", patients=11)
     grown = make_site(tmp_path, site.config)
     grown._cohorts.clear()
     assert grown.cohort(PRIVATE).size == 11
-    second = answer(train_request(PRIVATE, 2), PRIVATE, grown, "b")
+    second = answer(train_request(PRIVATE, 2), issue(PRIVATE), grown, "b")
     assert isinstance(first, TrainReply)
     assert isinstance(second, TrainReply)
     assert first.metrics["delta"] == second.metrics["delta"] == pytest.approx(1 / 100)
@@ -209,12 +210,12 @@ def test_declared_size_is_set_by_the_first_private_run_and_stays(tmp_path: Path)
 
 
 def test_run_without_privacy_declares_nothing(site: Site) -> None:
-    answer(train_request(RUN), RUN, site, "a")
+    answer(train_request(RUN), issue(RUN), site, "a")
     assert not (site.home / "state" / "declared.json").exists()
 
 
 def test_private_reply_states_the_spend_of_the_ledger_and_no_count_or_loss(site: Site) -> None:
-    reply = answer(train_request(PRIVATE), PRIVATE, site, "attempt-1")
+    reply = answer(train_request(PRIVATE), issue(PRIVATE), site, "attempt-1")
     assert isinstance(reply, TrainReply)
     assert reply.patients == 0
     assert "train-loss" not in reply.metrics
@@ -227,14 +228,14 @@ def test_private_reply_states_the_spend_of_the_ledger_and_no_count_or_loss(site:
 def test_same_attempt_is_charged_and_trained_once_and_a_new_one_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = answer(train_request(PRIVATE), PRIVATE, site, "x")
+    first = answer(train_request(PRIVATE), issue(PRIVATE), site, "x")
     with monkeypatch.context() as patched:
         patched.setattr(training, "train_round", lambda *_, **__: pytest.fail("trained again for one charge"))
         with pytest.raises(PrivacyError, match="new attempt") as caught:
-            answer(train_request(PRIVATE), PRIVATE, site, "x")
+            answer(train_request(PRIVATE), issue(PRIVATE), site, "x")
     assert caught.value.code is ErrorCode.BAD_REQUEST
     assert len(site.ledger.entries()) == 1
-    new = answer(train_request(PRIVATE), PRIVATE, site, "y")
+    new = answer(train_request(PRIVATE), issue(PRIVATE), site, "y")
     assert isinstance(first, TrainReply)
     assert isinstance(new, TrainReply)
     assert first.metrics["epsilon"] < new.metrics["epsilon"]
@@ -266,7 +267,7 @@ def test_of_requests_for_one_attempt_that_come_at_once_one_is_trained(
 
     def ask(_: int) -> str:
         try:
-            answer(train_request(PRIVATE), PRIVATE, site, "x")
+            answer(train_request(PRIVATE), issue(PRIVATE), site, "x")
         except PrivacyError as error:
             return error.code
         return "done"
@@ -292,15 +293,15 @@ def test_ledger_is_charged_and_the_attempt_taken_before_the_first_step(
 
     monkeypatch.setattr(training, "train_round", crashes)
     with pytest.raises(RuntimeError):
-        answer(train_request(PRIVATE), PRIVATE, site, "x")
+        answer(train_request(PRIVATE), issue(PRIVATE), site, "x")
 
 
 def test_private_round_reads_the_ledger_once_where_it_is_trained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.cohort(PRIVATE)
-    answer(train_request(PRIVATE, 1), PRIVATE, site, "a")
+    answer(train_request(PRIVATE, 1), issue(PRIVATE), site, "a")
     read, readings = Rows._read, []
     monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
-    reply = answer(train_request(PRIVATE, 2), PRIVATE, site, "b")
+    reply = answer(train_request(PRIVATE, 2), issue(PRIVATE), site, "b")
     assert len(readings) == 1
     assert isinstance(reply, TrainReply)
     assert reply.metrics["epsilon"] == site.ledger.spent(
@@ -309,7 +310,7 @@ def test_private_round_reads_the_ledger_once_where_it_is_trained(site: Site, mon
 
 
 def test_altered_ledger_stops_training(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(train_request(PRIVATE, 1), PRIVATE, site, "a")
+    answer(train_request(PRIVATE, 1), issue(PRIVATE), site, "a")
     path = site.home / "state" / "ledger.sqlite"
     with sqlite3.connect(path) as database:
         database.execute("DELETE FROM rows WHERE number = 1")
@@ -320,11 +321,11 @@ def test_altered_ledger_stops_training(site: Site, monkeypatch: pytest.MonkeyPat
 
 def test_spent_budget_stops_training(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     poor = Site(site.home, site.config, site.policy.model_copy(update={"lifetime_epsilon": 8.0}), site.key)
-    answer(train_request(PRIVATE, 1), PRIVATE, poor, "a")
-    answer(train_request(PRIVATE, 2), PRIVATE, poor, "b")
+    answer(train_request(PRIVATE, 1), issue(PRIVATE), poor, "a")
+    answer(train_request(PRIVATE, 2), issue(PRIVATE), poor, "b")
     monkeypatch.setattr(training, "train_round", lambda *_, **__: pytest.fail("trained beyond the budget"))
     with pytest.raises(PrivacyError) as caught:
-        answer(train_request(PRIVATE, 2), PRIVATE, poor, "c")
+        answer(train_request(PRIVATE, 2), issue(PRIVATE), poor, "c")
     assert caught.value.code is ErrorCode.BUDGET_SPENT
 
 

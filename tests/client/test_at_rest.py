@@ -13,6 +13,7 @@ from common.checkpoint import pack
 from common.config import sha256_of
 from common.network import build_model
 from common.privacy.guarantee import plan
+from common.rundocument import issue
 from common.wire.messages import TrainRequest
 from simulations.scenario import make_site
 from tests.dresses import found_in
@@ -34,7 +35,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("hospital")
     made = make_site(folder, tiny_site(folder / "data", "north", patients=PATIENTS))
     for run in (PRIVATE, PLAIN):
-        answer(TrainRequest(sha256_of(run), 1, {"weights": pack(build_model(run).state_dict())}), run, made, ATTEMPT)
+        answer(
+            TrainRequest(sha256_of(run), 1, {"weights": pack(build_model(run).state_dict())}), issue(run), made, ATTEMPT
+        )
     assert forget(made.home, made.key, made.config.data, "north-3") == 1
     return made
 

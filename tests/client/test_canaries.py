@@ -38,8 +38,9 @@ from client.site import open_site
 from common.checkpoint import pack
 from common.config import sha256_of
 from common.errors import DataError
-from common.flower import build_bundle, pack_message
+from common.flower import pack_message
 from common.network import build_model
+from common.rundocument import from_toml, issue
 from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from common.wire.records import reply_to_record
 from tests.client.canaries import COMMANDS, PLACES, break_studies, canaries, found_in, plant
@@ -206,9 +207,9 @@ def _work(one: Scene, folder: Path) -> None:
     _commands(one, folder)
     site = open_site(one.home)
     one.out["errors"] = "\n".join(_errors(one)).encode()
-    digest, bundle = sha256_of(RUN), build_bundle(RUN, _toml())
-    approvals.record(one.home, RUN, bundle, is_open=True)
-    offer = workbench.answer(Describe(RUN), one.home)
+    digest = sha256_of(RUN)
+    approvals.record(one.home, from_toml(_toml()), is_open=True)
+    offer = workbench.answer(Describe(issue(RUN)), one.home)
     assert isinstance(offer, Offer), offer
     one.offer = offer
     approvals.note_appraisal(one.home, digest, approvals.Appraisal(offer, None))
@@ -217,11 +218,11 @@ def _work(one: Scene, folder: Path) -> None:
     weights = pack(build_model(RUN).state_dict())
     other = run_config(data={"modality": "MR", "classes": ["tumour"]}, name="other")
     questions: list[Question] = [
-        Describe(RUN),
-        Work(RUN, TrainRequest(digest, 1, {"weights": weights}), "a.1"),
-        Work(RUN, EvaluateRequest(digest, 1, "test", {"weights": weights}), "a.2"),
-        Describe(other),
-        Work(RUN, TrainRequest(digest, 2, {"weights": b"no model"}), "a.3"),
+        Describe(issue(RUN)),
+        Work(issue(RUN), TrainRequest(digest, 1, {"weights": weights}), "a.1"),
+        Work(issue(RUN), EvaluateRequest(digest, 1, "test", {"weights": weights}), "a.2"),
+        Describe(issue(other)),
+        Work(issue(RUN), TrainRequest(digest, 2, {"weights": b"no model"}), "a.3"),
     ]
     for number, question in enumerate(questions):
         answer = workbench.answer(question, one.home)
@@ -240,8 +241,8 @@ def _work(one: Scene, folder: Path) -> None:
             assert isinstance(answer, Offer | Refusal)
     worker = Worker(one.home, threads=1)
     try:
-        assert worker.ask(Describe(RUN), LONG_S) == offer
-        assert isinstance(worker.ask(Describe(other), LONG_S), Refusal)
+        assert worker.ask(Describe(issue(RUN)), LONG_S) == offer
+        assert isinstance(worker.ask(Describe(issue(other)), LONG_S), Refusal)
     finally:
         worker.stop()
 

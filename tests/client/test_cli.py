@@ -32,6 +32,7 @@ from common.errors import ConfigError
 from common.privacy.scores import held_out_cohort
 from tests import ROOT
 from tests.client.coordinator import Authority
+from tests.documents import carried
 
 RUN_TOML = """
 name = "lesions"
@@ -83,7 +84,7 @@ def fail(home: Path, *arguments: str) -> str:
 
 def propose(home: Path) -> str:
     run = parse(RunConfig, RUN_TOML)
-    return approvals.record(home, run, b"bundle", is_open=True).run_hash
+    return approvals.record(home, carried(run), is_open=True).run_hash
 
 
 def test_added_folder_is_listed_checked_and_the_file_keeps_its_comments(home: Path, pictures: Path) -> None:
@@ -178,7 +179,7 @@ def test_site_that_is_shut_out_is_told_where_the_reason_stands(home: Path) -> No
 def test_closed_run_is_found_by_its_name_and_not_approved_by_it(home: Path) -> None:
     """It may be resumed, so it can be denied; a run of the same name that is still to come is waited for."""
     run_hash = propose(home)
-    approvals.record(home, parse(RunConfig, RUN_TOML), b"bundle", is_open=False)
+    approvals.record(home, carried(parse(RunConfig, RUN_TOML)), is_open=False)
     assert "lesions" in succeed(home, "runs")
     assert json.loads(succeed(home, "policy", "check", "lesions", "--json"))["run"]["sha256"] == run_hash
     refused = call(home, "approve", "lesions", "--yes", "--timeout", "0")

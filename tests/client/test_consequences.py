@@ -16,6 +16,8 @@ from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
+from common.rundocument import issue
+from tests.documents import carried
 
 OFFER = Offer(
     43, 45, "cohort", 50, {"no-label": 2}, {"weights": {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)}}, training=31
@@ -40,7 +42,7 @@ def a_run(**changes: object) -> RunConfig:
 
 
 def proposed(site: Site, run: RunConfig, offer: Offer | None = OFFER) -> Proposal:
-    proposal = approvals.record(site.home, run, b"bundle", is_open=True, signers=("maria",))
+    proposal = approvals.record(site.home, carried(run), is_open=True, signers=("maria",))
     if offer is not None:
         approvals.note_appraisal(site.home, proposal.run_hash, Appraisal(offer, None))
     return approvals.load(site.home, proposal.run_hash)
@@ -146,7 +148,13 @@ def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:
     first, second = a_run(name="first"), a_run(name="second")
     for number in range(1, 7):
         charge_round(
-            site.ledger, first, cohort="cohort", cohort_size=45, round_=number, attempt=str(number), lifetime_epsilon=9
+            site.ledger,
+            issue(first),
+            cohort="cohort",
+            cohort_size=45,
+            round_=number,
+            attempt=str(number),
+            lifetime_epsilon=9,
         )
     text = shown(site, proposed(site, second))["privacy"]
     cost = plan(second, 45)
@@ -160,7 +168,9 @@ def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:
 
 def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
     started, new = a_run(name="started"), a_run(name="new")
-    charge_round(site.ledger, started, cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9)
+    charge_round(
+        site.ledger, issue(started), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9
+    )
     text = shown(site, proposed(site, new))["privacy"]
     cost = plan(new, 45)
     before, after, beside = (
@@ -177,7 +187,7 @@ def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
 
 def test_epsilon_is_told_at_the_delta_at_which_the_budget_is_measured(site: Site) -> None:
     strict = a_run(name="strict", privacy={"target-epsilon": 3.0, "sampling-rate": 0.1, "delta": 1e-6})
-    charge_round(site.ledger, strict, cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9)
+    charge_round(site.ledger, issue(strict), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9)
     site.ledger.release(sha256_of(strict))
     text = shown(site, proposed(site, a_run()))["privacy"]
     assert "(delta 1.0e-06" in text
@@ -191,7 +201,13 @@ def test_rounds_already_charged_are_not_counted_twice(site: Site) -> None:
     fresh = shown(site, proposed(site, run))["privacy"].split(" to ")[1]
     for number in (1, 2, 3):
         charge_round(
-            site.ledger, run, cohort="cohort", cohort_size=45, round_=number, attempt=str(number), lifetime_epsilon=9
+            site.ledger,
+            issue(run),
+            cohort="cohort",
+            cohort_size=45,
+            round_=number,
+            attempt=str(number),
+            lifetime_epsilon=9,
         )
     assert shown(site, proposed(site, run))["privacy"].split(" to ")[1] == fresh
 

@@ -25,7 +25,7 @@ from client.site import open_site
 from client.workbench import answer as answer_question
 from common.config import RunConfig, SiteConfig, parse, sha256_of
 from common.errors import ConfigError
-from common.flower import build_bundle
+from common.rundocument import from_toml, issue
 from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.client.test_cli import succeed
@@ -65,7 +65,7 @@ class Hospital:
         """A private run that nobody has answered, once the hospital knows what it would mean."""
         toml = RUN_TOML.replace("NAME", name).replace("STEPS", "2")
         run = parse(RunConfig, toml)
-        bundle = build_bundle(run, toml)
+        bundle = from_toml(toml).bundle
         digest = hashlib.sha256(bundle).hexdigest()
         self.coordinator.propose(sha256_of(run), bundle, digest)
         self.coordinator.run.run_id, self.coordinator.run.fab_hash = int(sha256_of(run)[:12], 16), digest
@@ -204,14 +204,14 @@ def test_run_approved_before_anybody_was_counted_sets_the_number_when_it_is_aske
 def test_worker_that_is_asked_what_there_is_only_looks(hospital: Hospital) -> None:
     hospital.has(12)
     before = sorted(path.name for path in (hospital.home / "state").glob("*"))
-    offer = answer_question(Describe(PRIVATE), hospital.home)
+    offer = answer_question(Describe(issue(PRIVATE)), hospital.home)
     assert isinstance(offer, Offer)
     assert offer.declared_size == 15
     assert sorted(path.name for path in (hospital.home / "state").glob("*")) == before
     # The cohort that is held in memory has the number of today.
     (hospital.home / "state" / "declared.json").write_text('{"photo": 60}')
     assert open_site(hospital.home).cohort(PRIVATE).declared_size == 60
-    again = answer_question(Describe(PRIVATE), hospital.home)
+    again = answer_question(Describe(issue(PRIVATE)), hospital.home)
     assert isinstance(again, Offer)
     assert again.declared_size == 60
 

@@ -18,6 +18,7 @@ from common.config import PolicyConfig, RunConfig, sha256_of
 from common.errors import DataError, ErrorCode, WardroundError
 from common.network import build_model
 from common.privacy import scores as private_scores
+from common.rundocument import issue
 from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Request, TrainReply, TrainRequest
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
@@ -53,7 +54,7 @@ def model(number: int = 0) -> bytes:
 def ask(site: Site, request: Request, run: RunConfig) -> object:
     """The reply, or the code that would leave."""
     try:
-        return answer(request, run, site, "attempt")
+        return answer(request, issue(run), site, "attempt")
     except WardroundError as error:
         return error.code
 
@@ -243,9 +244,9 @@ def test_policy_that_lets_no_scores_go_is_held_with_and_without_privacy(tmp_path
 
 def test_with_privacy_scores_have_noise_unless_the_policy_says_exact(tmp_path: Path) -> None:
     request = EvaluateRequest(sha256_of(PRIVATE), ROUNDS, "test", {"weights": model()})
-    noised = answer(request, PRIVATE, hospital(tmp_path / "a", declared=100), "x")
-    again = answer(request, PRIVATE, hospital(tmp_path / "b", declared=100), "x")
-    exact = answer(request, PRIVATE, hospital(tmp_path / "c", POLICY + 'scores = "exact"\n', declared=100), "x")
+    noised = answer(request, issue(PRIVATE), hospital(tmp_path / "a", declared=100), "x")
+    again = answer(request, issue(PRIVATE), hospital(tmp_path / "b", declared=100), "x")
+    exact = answer(request, issue(PRIVATE), hospital(tmp_path / "c", POLICY + 'scores = "exact"\n', declared=100), "x")
     assert isinstance(noised, EvaluateReply)
     assert isinstance(again, EvaluateReply)
     assert isinstance(exact, EvaluateReply)

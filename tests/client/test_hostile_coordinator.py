@@ -26,8 +26,8 @@ from client.site import open_site
 from common.checkpoint import pack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
-from common.flower import build_bundle
 from common.network import build_model
+from common.rundocument import from_toml
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.simulations.tiny import tiny_site
@@ -69,7 +69,7 @@ class Site:
         """A private run that the hospital said yes to."""
         toml = RUN_TOML.replace("NAME", name).replace("STEPS", str(steps))
         run = parse(RunConfig, toml)
-        bundle = build_bundle(run, toml)
+        bundle = from_toml(toml).bundle
         digest = hashlib.sha256(bundle).hexdigest()
         self.coordinator.propose(sha256_of(run), bundle, digest)
         self.coordinator.run.run_id, self.coordinator.run.fab_hash = int(sha256_of(run)[:12], 16), digest

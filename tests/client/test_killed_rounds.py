@@ -18,6 +18,7 @@ import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from common.rundocument import issue
 from client.app import answer
 from common.checkpoint import pack
 from common.config import sha256_of
@@ -43,7 +44,7 @@ counter = os.open(folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 register_optimizer_step_pre_hook(lambda *_: os.write(counter, b"s") and None)
 
 def serve(round_, attempt):
-    answer(TrainRequest(sha256_of(run), round_, {"weights": weights}), run, site, attempt)
+    answer(TrainRequest(sha256_of(run), round_, {"weights": weights}), issue(run), site, attempt)
 
 def start(round_, attempt):
     if (child := os.fork()) == 0:

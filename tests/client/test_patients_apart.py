@@ -22,6 +22,7 @@ from common.config import RunConfig
 from common.errors import WardroundError
 from common.network import build_model
 from common.privacy import autotune, engine
+from common.rundocument import issue
 
 KEY = bytes(range(32))
 CLIP = 0.02  # far below any gradient here, so that each patient adds a whole clip
@@ -80,7 +81,7 @@ def sums_of(names: tuple[str, ...], run: RunConfig, steps: list[Tensor], **chang
     cases = [changes.get(name, a_case(name, run.model.dims, number)) for name in names for number in range(2)]
     steps.clear()
     cohort = Cohort(tuple(cases), (), "cohort", 10)
-    train_round(build_model(run), cohort, run, round_=1, site="north", device="cpu", site_key=KEY)
+    train_round(build_model(run), cohort, issue(run), round_=1, site="north", device="cpu", site_key=KEY)
     return list(steps)
 
 
@@ -105,7 +106,13 @@ def test_patients_whose_studies_go_by_one_key_in_two_sources_keep_their_own_imag
     def sums(*cases: Case) -> list[Tensor]:
         steps.clear()
         train_round(
-            build_model(run), Cohort(cases, (), "cohort", 10), run, round_=1, site="north", device="cpu", site_key=KEY
+            build_model(run),
+            Cohort(cases, (), "cohort", 10),
+            issue(run),
+            round_=1,
+            site="north",
+            device="cpu",
+            site_key=KEY,
         )
         return list(steps)
 
@@ -201,12 +208,12 @@ def test_weights_that_leave_the_finite_numbers_are_the_first_ones_again(
     cohort = Cohort((a_case("bert", 2),), (), "cohort", 5)
     monkeypatch.setattr(training, "learning_rate", lambda *_: float("inf"))
     if private:
-        metrics = train_round(model, cohort, run, round_=1, site="north", device="cpu", site_key=KEY)
+        metrics = train_round(model, cohort, issue(run), round_=1, site="north", device="cpu", site_key=KEY)
         assert metrics["steps"] == STEPS
         assert pack(model.state_dict()) == before
     else:
         with pytest.raises(WardroundError, match="no longer a finite number"):
-            train_round(model, cohort, run, round_=1, site="north", device="cpu")
+            train_round(model, cohort, issue(run), round_=1, site="north", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,7 @@ def test_a_patients_stream_is_of_site_run_round_step_and_patient(
         drawn.clear()
         run = run or a_run()
         cohort = Cohort(tuple(a_case(name, 2) for name in names), (), "cohort", 5)
-        train_round(build_model(run), cohort, run, round_=round_, site="north", device="cpu", site_key=site_key)
+        train_round(build_model(run), cohort, issue(run), round_=round_, site="north", device="cpu", site_key=site_key)
         return list(drawn)
 
     once, again, other = seeds(), seeds(), seeds(**changed)
@@ -252,6 +259,6 @@ def test_without_a_site_key_nothing_can_be_foretold(steps: list[Tensor]) -> None
     for _ in range(2):
         steps.clear()
         cohort = Cohort((a_case("bert", 2),), (), "cohort", 5)
-        train_round(build_model(run), cohort, run, round_=1, site="north", device="cpu")
+        train_round(build_model(run), cohort, issue(run), round_=1, site="north", device="cpu")
         seen.append(torch.cat(steps))
     assert not torch.equal(*seen)

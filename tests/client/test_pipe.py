@@ -14,6 +14,7 @@ from client.offer import Offer
 from client.pipe import Answer, Describe, Frame, PipeError, Question, Ready, Work
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
+from common.rundocument import issue
 from common.wire.frames import HEADER_LIMIT, PARTS_LIMIT
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 
@@ -63,9 +64,9 @@ def test_frame_arrives_as_it_was_sent(ends: tuple[int, int], payload: bytes, blo
 @pytest.mark.parametrize(
     "question",
     [
-        Describe(RUN),
-        Work(RUN, TrainRequest("ab" * 32, 3, {"weights": b"weights"}), "message.1"),
-        Work(RUN, EvaluateRequest("ab" * 32, 3, "test", {"weights": b"weights"}), "message.2"),
+        Describe(issue(RUN)),
+        Work(issue(RUN), TrainRequest("ab" * 32, 3, {"weights": b"weights"}), "message.1"),
+        Work(issue(RUN), EvaluateRequest("ab" * 32, 3, "test", {"weights": b"weights"}), "message.2"),
     ],
 )
 def test_question_arrives_as_it_was_asked(question: Question) -> None:

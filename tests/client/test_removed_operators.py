@@ -16,7 +16,7 @@ from client.record import open_log
 from common import operators, pki
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
-from common.flower import build_bundle
+from common.rundocument import from_toml
 from common.wire.messages import Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import Endorsement
 from tests.client.coordinator import Authority
@@ -26,7 +26,7 @@ from tests.client.test_witness import stage
 __all__ = ["stage"]  # a fixture
 
 RUN = parse(RunConfig, RUN_TOML)
-RUN_HASH, BUNDLE = sha256_of(RUN), build_bundle(RUN, RUN_TOML)
+RUN_HASH, BUNDLE = sha256_of(RUN), from_toml(RUN_TOML).bundle
 DIGEST = hashlib.sha256(BUNDLE).hexdigest()
 
 

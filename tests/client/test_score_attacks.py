@@ -23,8 +23,8 @@ from client.site import open_site
 from common.checkpoint import pack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
-from common.flower import build_bundle
 from common.network import build_model
+from common.rundocument import from_toml
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -79,7 +79,7 @@ class Hospital:
 
     def approve(self, toml: str) -> RunConfig:
         run = parse(RunConfig, toml)
-        bundle = build_bundle(run, toml)
+        bundle = from_toml(toml).bundle
         digest = hashlib.sha256(bundle).hexdigest()
         self.coordinator.run.fab_hash = digest
         self.coordinator.propose(sha256_of(run), bundle, digest)

@@ -22,6 +22,7 @@ from client.sitekey import KEY_VARIABLE, PASSPHRASE_VARIABLE
 from common.crypto.passphrase import is_sealed, seal
 from common.errors import ConfigError
 from common.files import write_private
+from common.rundocument import issue
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
@@ -226,12 +227,12 @@ def test_worker_gets_the_key_by_its_pipe_and_has_no_way_to_it_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make_site(tmp_path, tiny_site(tmp_path / "data", "north", patients=5))
-    before = workbench.answer(Describe(tiny_run()), site.home)
+    before = workbench.answer(Describe(issue(tiny_run())), site.home)
     assert isinstance(before, Offer)
     key = sealed(site.home, monkeypatch)
     worker = Worker(site.home, threads=1)
     try:
-        after = worker.ask(Describe(tiny_run()), LONG_S)
+        after = worker.ask(Describe(issue(tiny_run())), LONG_S)
         process = psutil.Process(worker.pid)
         seen = " ".join([*process.cmdline(), *process.environ(), *process.environ().values()])
     finally:

@@ -14,6 +14,7 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, validate
 from common.errors import ConfigError
 from common.network import build_model
+from common.rundocument import issue
 from tests.client.test_training import PRIVACY, make_case, make_cohort, make_run
 
 PRIVATE = {**PRIVACY, "target_epsilon": 50.0}
@@ -39,7 +40,7 @@ def trained(run: RunConfig, cohort: Cohort) -> tuple[nn.Module, dict[str, torch.
     """The network as it was, and the tensors sent to the site and sent back."""
     model = build_model(run)
     as_built, before = copy.deepcopy(model), unpack(pack(model.state_dict()))
-    train_round(model, cohort, run, round_=1, site="north", device="cpu")
+    train_round(model, cohort, issue(run), round_=1, site="north", device="cpu")
     return as_built, before, unpack(pack(model.state_dict()))
 
 

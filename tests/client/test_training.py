@@ -14,6 +14,7 @@ from common.checkpoint import pack, sha256
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode, WardroundError
 from common.network import build_model
+from common.rundocument import issue
 from common.schedule import learning_rate
 from tests import ROOT
 
@@ -69,7 +70,7 @@ def make_cohort(*cases: Case, declared_size: int = 5) -> Cohort:
 
 def train(run: RunConfig, cohort: Cohort | None = None, site: str = "north", round_: int = 1) -> str:
     model = build_model(run)
-    train_round(model, cohort or make_cohort(), run, round_=round_, site=site, device="cpu")
+    train_round(model, cohort or make_cohort(), issue(run), round_=round_, site=site, device="cpu")
     return sha256(pack(model.state_dict()))
 
 
@@ -80,7 +81,7 @@ def test_the_loop_overfits_one_phantom(deterministic: bool) -> None:
     train_case = make_case("a", slices=1)
     held_out = Case("a", "0", "test", train_case.images, train_case.labels)
     model = build_model(run)
-    metrics = train_round(model, make_cohort(train_case), run, round_=1, site="north", device="cpu")
+    metrics = train_round(model, make_cohort(train_case), issue(run), round_=1, site="north", device="cpu")
     patients, scores = evaluate(model, make_cohort(held_out), run, "test", "cpu")
     assert patients == 1
     assert scores["dice"] > 0.95
@@ -95,7 +96,7 @@ def test_a_volume_is_learned_too() -> None:
     flat = make_case("a", slices=9, size=31)
     case = Case("a", "0", "train", flat.images.movedim(1, 0).unsqueeze(0), flat.labels.unsqueeze(0))
     model = build_model(run)
-    assert train_round(model, make_cohort(case), run, round_=1, site="north", device="cpu")["train-loss"] > 0
+    assert train_round(model, make_cohort(case), issue(run), round_=1, site="north", device="cpu")["train-loss"] > 0
     test_case = Case("a", "0", "test", case.images, case.labels)
     assert 0 <= evaluate(model, make_cohort(test_case), run, "test", "cpu")[1]["dice"] <= 1
 
@@ -142,7 +143,7 @@ def test_the_first_step_is_the_gradient_step_worked_out_by_hand() -> None:
     )
     case = make_case("a", slices=1, size=32)
     model, reference = build_model(run), build_model(run)
-    train_round(model, make_cohort(case), run, round_=1, site="north", device="cpu")
+    train_round(model, make_cohort(case), issue(run), round_=1, site="north", device="cpu")
     log_p = reference(case.images).log_softmax(1)
     truth, p = case.labels.float(), log_p[:, 1].exp()
     cross_entropy = -(log_p[:, 1] * truth + log_p[:, 0] * (1 - truth)).mean()
@@ -235,7 +236,9 @@ def test_a_private_round_without_training_patients_is_one_of_noise_and_does_not_
     run = make_run(privacy={"target_epsilon": 8.0, "sampling_rate": 1.0})
     model = build_model(run)
     before = pack(model.state_dict())
-    metrics = train_round(model, make_cohort(make_case("a", split="test")), run, round_=1, site="north", device="cpu")
+    metrics = train_round(
+        model, make_cohort(make_case("a", split="test")), issue(run), round_=1, site="north", device="cpu"
+    )
     assert set(metrics) == {"steps", "seconds"}
     assert pack(model.state_dict()) != before
 
@@ -289,7 +292,7 @@ def test_private_training_changes_the_weights_and_keeps_the_loss_to_itself(deter
     run = make_run(privacy=PRIVACY, deterministic=deterministic)
     model = build_model(run)
     before = pack(model.state_dict())
-    metrics = train_round(model, make_cohort(), run, round_=1, site="north", device="cpu")
+    metrics = train_round(model, make_cohort(), issue(run), round_=1, site="north", device="cpu")
     assert set(metrics) == {"steps", "seconds"}
     assert metrics["steps"] == 3
     assert pack(model.state_dict()) != before

@@ -22,6 +22,7 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ErrorCode
 from common.network import build_model
+from common.rundocument import issue
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
@@ -80,7 +81,7 @@ def eventually(check: Callable[[], object]) -> None:
 
 
 def test_worker_says_what_the_site_has(worker: Worker) -> None:
-    offer = worker.ask(Describe(RUN), LONG_S)
+    offer = worker.ask(Describe(issue(RUN)), LONG_S)
     assert isinstance(offer, Offer)
     parameters = sum(one.numel() for one in build_model(RUN).parameters())
     assert (offer.patients, offer.quarantined, offer.parameters) == (PATIENTS, {}, parameters)
@@ -88,45 +89,45 @@ def test_worker_says_what_the_site_has(worker: Worker) -> None:
 
 
 def test_worker_trains_and_evaluates_with_the_client_app(worker: Worker) -> None:
-    trained = worker.ask(Work(RUN, TrainRequest(sha256_of(RUN), 1, {"weights": weights()}), "a.1"), LONG_S)
+    trained = worker.ask(Work(issue(RUN), TrainRequest(sha256_of(RUN), 1, {"weights": weights()}), "a.1"), LONG_S)
     assert isinstance(trained, TrainReply)
     assert unpack(trained.parts["weights"]).keys() == unpack(weights()).keys()
     assert trained.parts["weights"] != weights()
     request = EvaluateRequest(sha256_of(RUN), 1, "validation", {"weights": trained.parts["weights"]})
-    scores = worker.ask(Work(RUN, request, "a.2"), LONG_S)
+    scores = worker.ask(Work(issue(RUN), request, "a.2"), LONG_S)
     assert isinstance(scores, EvaluateReply)
     assert 0 <= scores.metrics["dice"] <= 1
 
 
 def test_what_goes_wrong_is_a_code_on_the_pipe_and_a_reason_in_the_log(worker: Worker, home: Path) -> None:
     bad = TrainRequest(sha256_of(RUN), 1, {"weights": b"not a model"})
-    assert worker.ask(Work(RUN, bad, "a.3"), LONG_S) == Refusal(sha256_of(RUN), 1, ErrorCode.WRONG_TENSORS)
+    assert worker.ask(Work(issue(RUN), bad, "a.3"), LONG_S) == Refusal(sha256_of(RUN), 1, ErrorCode.WRONG_TENSORS)
     other = validate(RunConfig, RUN.model_dump() | {"data": {"modality": "MR", "classes": ("lesion",)}})
-    refusal = worker.ask(Describe(other), LONG_S)
+    refusal = worker.ask(Describe(issue(other)), LONG_S)
     assert isinstance(refusal, Refusal)
     assert "safetensors" in (home / "logs" / "worker.log").read_text()
 
 
 def test_worker_killed_while_it_works_is_reported_and_the_next_question_answered(worker: Worker) -> None:
-    worker.ask(Describe(RUN), LONG_S)
+    worker.ask(Describe(issue(RUN)), LONG_S)
     pid = worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(PipeError) as caught:
-        worker.ask(Describe(RUN), LONG_S)
+        worker.ask(Describe(issue(RUN)), LONG_S)
     assert caught.value.code == ErrorCode.WORKER_FAILED
-    assert isinstance(worker.ask(Describe(RUN), LONG_S), Offer)
+    assert isinstance(worker.ask(Describe(issue(RUN)), LONG_S), Offer)
     assert worker.pid not in (None, pid)
 
 
 def test_worker_that_hangs_is_ended_at_the_deadline(worker: Worker) -> None:
-    worker.ask(Describe(RUN), LONG_S)
+    worker.ask(Describe(issue(RUN)), LONG_S)
     pid = worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(PipeError) as caught:
-        worker.ask(Describe(RUN), 0.2)
+        worker.ask(Describe(issue(RUN)), 0.2)
     assert caught.value.code == ErrorCode.DEADLINE
     assert not psutil.pid_exists(pid)
 
@@ -152,9 +153,9 @@ def test_broken_worker_is_restarted_with_pauses_and_never_hangs(
     one = Worker(tmp_path)
     for _ in range(2):
         with pytest.raises(PipeError):
-            one.ask(Describe(RUN), LONG_S)
+            one.ask(Describe(issue(RUN)), LONG_S)
     with pytest.raises(PipeError, match="not running"):
-        one.ask(Describe(RUN), LONG_S)
+        one.ask(Describe(issue(RUN)), LONG_S)
     one.stop()
 
 

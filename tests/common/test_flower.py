@@ -1,34 +1,16 @@
 import hashlib
 import importlib.metadata
-import io
 import subprocess
 import sys
 import time
-import zipfile
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message
-from flwr.cli.install import install_from_fab
-from flwr.common.config import get_fab_config
 
 from common import flower
-from common.config import RunConfig, canonical, parse
 from common.errors import ConfigError, UpdateError
-
-RUN_TOML = """
-# A comment, "quotes" and ümlauts survive.
-name = "lesions"
-[data]
-modality = "CT"
-classes = ["lesion"]
-[training]
-patch-size = [32, 32]
-[federation]
-rounds = 2
-"""
-RUN = parse(RunConfig, RUN_TOML)
 
 
 def message(size: int = 3) -> Message:
@@ -46,19 +28,6 @@ def message(size: int = 3) -> Message:
         message_type="train",
     )
     return make_message(metadata, content)
-
-
-def archive(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, data in members.items():
-            file.writestr(zipfile.ZipInfo(name), data, compress_type=compression)
-    return buffer.getvalue()
-
-
-def members(bundle: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(bundle)) as file:
-        return {name: file.read(name) for name in file.namelist()}
 
 
 def test_the_installed_flower_is_the_one_this_module_was_written_for():
@@ -131,87 +100,6 @@ def test_objects_that_hash_right_but_are_no_message_are_refused():
     tree.object_id = head.metadata.message_id = hashlib.sha256(content).hexdigest()
     with pytest.raises(UpdateError, match="cannot be decoded"):
         flower.unpack_message(head, tree, {tree.object_id: content})
-
-
-def test_the_same_run_gives_the_same_bundle():
-    assert flower.build_bundle(RUN, RUN_TOML) == flower.build_bundle(RUN, RUN_TOML)
-
-
-def test_bundle_carries_the_run_and_no_code():
-    bundle = flower.build_bundle(RUN, RUN_TOML)
-    assert set(members(bundle)) == {"pyproject.toml", "run.toml", ".info/CONTENT"}
-    assert canonical(flower.read_bundle(bundle)) == canonical(RUN)
-
-
-def test_flower_reads_the_same_run_from_the_bundle():
-    config = get_fab_config(flower.build_bundle(RUN, RUN_TOML))["tool"]["flwr"]["app"]
-    assert config["config"]["run"] == canonical(RUN)
-    assert config["components"] == {"serverapp": "server.app:app", "clientapp": "client.app:app"}
-
-
-def test_flower_installs_the_bundle(tmp_path):
-    folder = install_from_fab(flower.build_bundle(RUN, RUN_TOML), tmp_path, skip_prompt=True)
-    assert {path.name for path in folder.rglob("*")} == {"pyproject.toml", "run.toml"}
-
-
-def test_bundle_of_another_text_is_not_built():
-    with pytest.raises(ConfigError, match="differ"):
-        flower.build_bundle(RUN, RUN_TOML.replace("rounds = 2", "rounds = 3"))
-
-
-@pytest.mark.parametrize("name", ["client/app.py", "sitecustomize.py", "../evil.py", "/etc/cron.d/evil", "run.toml/x"])
-def test_bundle_with_another_member_is_refused(name):
-    extra = members(flower.build_bundle(RUN, RUN_TOML)) | {name: b"import os"}
-    with pytest.raises(ConfigError, match="holds more than"):
-        flower.read_bundle(archive(extra))
-
-
-def test_bundle_whose_two_documents_disagree_is_refused():
-    parts = members(flower.build_bundle(RUN, RUN_TOML))
-    parts["pyproject.toml"] = parts["pyproject.toml"].replace(b'\\"rounds\\":2', b'\\"rounds\\":9')
-    with pytest.raises(ConfigError, match="do not agree"):
-        flower.read_bundle(archive(parts))
-
-
-def test_compressed_bundle_is_refused():
-    with pytest.raises(ConfigError, match="holds more than"):
-        flower.read_bundle(archive(members(flower.build_bundle(RUN, RUN_TOML)), zipfile.ZIP_DEFLATED))
-
-
-def test_zip_bomb_is_refused_without_unpacking_it():
-    bomb = archive({"run.toml": b"#" * 50_000_000}, zipfile.ZIP_DEFLATED)
-    assert len(bomb) < flower.MAX_BUNDLE_BYTES
-    with pytest.raises(ConfigError):
-        flower.read_bundle(bomb)
-
-
-def test_large_bundle_is_neither_built_nor_read():
-    text = RUN_TOML + "#" * flower.MAX_BUNDLE_BYTES
-    with pytest.raises(ConfigError, match=r"Shorten run\.toml"):
-        flower.build_bundle(RUN, text)
-    with pytest.raises(ConfigError, match="are allowed"):
-        flower.read_bundle(b"0" * (flower.MAX_BUNDLE_BYTES + 1))
-
-
-@pytest.mark.parametrize("position", range(0, 1400, 37))
-def test_no_altered_byte_goes_unnoticed(position):
-    bundle = bytearray(flower.build_bundle(RUN, RUN_TOML))
-    bundle[position % len(bundle)] ^= 1
-    with pytest.raises(ConfigError):
-        flower.read_bundle(bytes(bundle))
-
-
-def test_bytes_before_or_after_the_archive_are_refused():
-    bundle = flower.build_bundle(RUN, RUN_TOML)
-    for padded in (b"#!/bin/sh\n" + bundle, bundle + b"tail"):
-        with pytest.raises(ConfigError):
-            flower.read_bundle(padded)
-
-
-@pytest.mark.parametrize("data", [b"", b"PK", b"not a zip"])
-def test_other_bytes_are_no_bundle(data):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        flower.read_bundle(data)
 
 
 def test_superlink_stays_on_loopback_and_silent(tmp_path):

@@ -16,6 +16,7 @@ from common.privacy import noise
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import NOISE, PUBLIC, charge_round, guarantee, not_covered, plan
 from common.privacy.ledger import Ledger
+from common.rundocument import issue
 from simulations.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
@@ -203,10 +204,14 @@ def test_all_sources_of_a_site_share_one_budget(tmp_path: Path):
     for number, cohort in enumerate(cohorts):
         asked = run(**{"target-epsilon": 4.0 - number / 10})
         if number == 0:
-            charge_round(ledger, asked, cohort=cohort, cohort_size=80, round_=1, attempt="a", lifetime_epsilon=4.5)
+            charge_round(
+                ledger, issue(asked), cohort=cohort, cohort_size=80, round_=1, attempt="a", lifetime_epsilon=4.5
+            )
         else:
             with pytest.raises(PrivacyError, match="beside what other runs have reserved"):
-                charge_round(ledger, asked, cohort=cohort, cohort_size=80, round_=1, attempt="a", lifetime_epsilon=4.5)
+                charge_round(
+                    ledger, issue(asked), cohort=cohort, cohort_size=80, round_=1, attempt="a", lifetime_epsilon=4.5
+                )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,7 @@ def test_a_delta_of_the_run_says_nothing_of_the_cohort():
 def charged(ledger: Ledger, round_: int, attempt: str, lifetime_epsilon: float) -> None:
     charge_round(
         ledger,
-        run(),
+        issue(run()),
         cohort="c",
         cohort_size=80,
         round_=round_,

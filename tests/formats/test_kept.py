@@ -19,7 +19,7 @@ from client import approvals
 from client.site import open_site
 from common.audit import verify
 from common.checkpoint import load_model
-from common.config import RunConfig, load, sha256_of
+from common.rundocument import from_file, issue
 from server.home import open_home
 from server.registry import Registry
 from server.strategy import federate
@@ -57,7 +57,7 @@ def printed(app: object, *arguments: str) -> list[dict[str, object]]:
 
 def test_document_keeps_the_hash_that_it_was_approved_under(kept: Path) -> None:
     for name, issued in hashes(kept).items():
-        assert sha256_of(load(RunConfig, kept / f"{name}.toml")) == issued
+        assert from_file(kept / f"{name}.toml").hash == issued
 
 
 def test_coordinator_knows_its_runs_by_their_hashes(kept: Path) -> None:
@@ -101,18 +101,18 @@ def test_logs_of_all_sides_fit_each_other(kept: Path) -> None:
 def test_run_that_failed_half_way_goes_on_to_the_model_of_an_unbroken_run(kept: Path, tmp_path: Path) -> None:
     home = open_home(kept / "coordinator")
     proposal = Registry(home.registry).proposal("plain")
-    folder = home.run_folder(proposal.run)
+    folder = home.run_folder(proposal.document)
     (kept / "south" / "policy.toml").write_text(POLICY)  # as the hospital would, to let it go on
     before = json.loads((folder / "summary.json").read_bytes())
     sites = [open_site(kept / site) for site in SITES]
     resumed = federate(
-        InProcessGrid(sites, proposal.run), proposal.run, folder, sealer=home.sealer_of(proposal.run_hash)
+        InProcessGrid(sites, proposal.document), proposal.document, folder, sealer=home.sealer_of(proposal.run_hash)
     )
     assert (before["rounds"], resumed.rounds, resumed.run_hash) == (1, 2, proposal.run_hash)
 
     fresh = [_fresh(kept, site, tmp_path / "fresh") for site in SITES]
-    run = load(RunConfig, kept / "plain.toml")
-    unbroken = federate(InProcessGrid([open_site(one) for one in fresh], run), run, tmp_path / "unbroken")
+    run = from_file(kept / "plain.toml")
+    unbroken = federate(InProcessGrid([open_site(one) for one in fresh], issue(run)), issue(run), tmp_path / "unbroken")
     _, ours, _ = load_model(folder, home.sealer_of(proposal.run_hash))
     _, theirs, _ = load_model(tmp_path / "unbroken")
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

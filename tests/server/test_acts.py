@@ -24,6 +24,7 @@ from common.audit.log import AuditLog
 from common.config import sha256_of
 from common.errors import AuditError, EnrolmentError
 from common.operators import Act
+from common.rundocument import from_toml, issue
 from common.wire import channels
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
@@ -153,7 +154,7 @@ def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
 def running(office: Office, superlink: SuperLink) -> Office:
     """A run that goes on."""
     other = enrol(office.home, office.registry, "st-john")
-    office.registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML), ())
+    office.registry.propose(from_toml(RUN_TOML), ())
     for name in (office.member.name, other.name):
         office.registry.answer(HASH, name, approved=True)
     assert office.runs.step() == {1}
@@ -431,7 +432,7 @@ def test_stopped_run_does_not_go_on_because_the_registry_says_so(
 
 
 def test_completed_run_does_not_begin_again(running: Office, superlink: SuperLink) -> None:
-    folder = running.home.run_folder(RUN)
+    folder = running.home.run_folder(issue(RUN))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text('{"status": "completed"}')
     assert running.runs.step() == set()

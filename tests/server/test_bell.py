@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from common import pki
+from common.rundocument import from_toml
 from server.bell import NOTICE_S, Bell
 from server.home import Home
 from server.registry import Registry
 from server.sites import Presence
 from server.store import StoreError
-from tests.server.coordinator import RUN, RUN_TOML, enrol, invite, new_home
+from tests.server.coordinator import RUN_TOML, enrol, invite, new_home
 
 OTHER_PROCESS = """
 import sqlite3, sys
@@ -222,7 +223,7 @@ def test_registry_that_cannot_be_read_wakes_everybody(registry, bell, monkeypatc
 
 def test_proposal_changes_what_the_registry_answers(registry):
     assert (registry.revision(), registry.unfinished()) == (0, [])
-    proposal = registry.propose(RUN, RUN_TOML.encode(), ())
+    proposal = registry.propose(from_toml(RUN_TOML), ())
     assert registry.revision() == 1
     assert [one.run_hash for one in registry.unfinished()] == [proposal.run_hash]
     registry.close(proposal.run_hash, "stopped")

@@ -12,6 +12,7 @@ from common.checkpoint import pack, unpack
 from common.config import RunConfig, validate
 from common.network import build_model
 from common.privacy.guarantee import plan
+from common.rundocument import issue
 from common.schedule import rates_of_round
 from common.wire.messages import TrainRequest
 from server.aggregation import capped, tempered
@@ -33,7 +34,7 @@ def honest(run: RunConfig, patients: int, declared: int, round_: int = 1) -> tup
     model = build_model(run)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cases = tuple(make_case(f"p{number}") for number in range(patients))
-    train_round(model, Cohort(cases, (), "cohort", declared), run, round_=round_, site="north", device="cpu")
+    train_round(model, Cohort(cases, (), "cohort", declared), issue(run), round_=round_, site="north", device="cpu")
     moved = norm_of({name: tensor - start[name] for name, tensor in model.state_dict().items()})
     delta = None if run.privacy is None else plan(run, declared).delta
     return moved, farthest(run, round_, norm_of(start), delta=delta)
@@ -119,7 +120,7 @@ def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path) -> None:
     start = build_model(run).state_dict()
     assert 20 < norm_of(start) < 40
     grid = FakeGrid({"a": trains(nearly(0.001)), "b": trains(nearly(0.002)), "c": trains(lands_at(149.0))})
-    summary = federate(grid, run, tmp_path, wake=lambda _: None)
+    summary = federate(grid, issue(run), tmp_path, wake=lambda _: None)
     assert summary.sites_by_round[0]["refused"] == {"c": "update-too-large"}
 
 
@@ -128,7 +129,7 @@ def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_pat
     run = a_run(rounds=1, quorum=2, training={"optimizer": "sgd"})
     sites = {"a": nearly(0.010), "b": nearly(0.012), "c": nearly(0.030), "d": nearly(0.30)}
     grid = FakeGrid({name: trains(change) for name, change in sites.items()})
-    summary = federate(grid, run, tmp_path, wake=lambda _: None)
+    summary = federate(grid, issue(run), tmp_path, wake=lambda _: None)
     assert summary.sites_by_round == ({"round": 1, "sites": ["a", "b", "c"], "refused": {"d": "update-too-large"},
                                        "missing": []},)  # fmt: skip
 
@@ -136,14 +137,14 @@ def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_pat
 def test_two_sites_have_no_median_and_both_enter(tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = a_run(rounds=1, training={"optimizer": "sgd"})
     grid = FakeGrid({"a": trains(nearly(0.001)), "b": trains(nearly(0.3))})
-    assert federate(grid, run, tmp_path, wake=lambda _: None).sites_by_round[0]["sites"] == ["a", "b"]
+    assert federate(grid, issue(run), tmp_path, wake=lambda _: None).sites_by_round[0]["sites"] == ["a", "b"]
 
 
 def test_a_count_of_a_million_does_not_outvote_the_others(tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = a_run(rounds=1, training={"optimizer": "sgd"})
     sites = {"a": (0.1, 30), "b": (0.1, 50), "c": (-0.1, 1_000_000)}
     grid = FakeGrid({name: trains(nearly(step), count) for name, (step, count) in sites.items()})
-    federate(grid, run, tmp_path, wake=lambda _: None)
+    federate(grid, issue(run), tmp_path, wake=lambda _: None)
     got = unpack((tmp_path / "model.safetensors").read_bytes())
     for name, start in build_model(run).state_dict().items():
         # By their counts alone c would decide: -0.1. At most it weighs what a and b weigh together: 0.
@@ -192,7 +193,7 @@ def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path) ->
     grid = FakeGrid(
         {"a": states(run, 200, 0.3), "b": states(run, 200, 0.3), "c": states(run, 1, 0.9, sign=-1.0)},
     )
-    summary = federate(grid, run, tmp_path, wake=lambda _: None)
+    summary = federate(grid, issue(run), tmp_path, wake=lambda _: None)
     assert summary.sites_by_round[0]["sites"] == ["a", "b", "c"]
     (line,) = [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "round"]
     assert line["capped"] == ["c"]

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 from common import pki
 from common.config import sha256_of
 from common.crypto.passphrase import is_sealed
-from common.flower import build_bundle
 from common.invitation import Invitation
+from common.rundocument import from_toml, issue
 from common.tasks.segmentation import Segmentation
 from server import launcher
 from server.cli import app
@@ -76,7 +76,7 @@ def fails(*words: str) -> str:
 
 
 def add_result(home, status: str = "completed") -> Path:
-    folder = home.run_folder(RUN)
+    folder = home.run_folder(issue(RUN))
     folder.mkdir(parents=True, exist_ok=True)
     dice = {"dice": 0.75}
     scores = {"test": {"round": 2, "sites": {"a": dice}, "mean-of-sites": dice, "mean-of-patients": None}}
@@ -209,7 +209,7 @@ def test_run_that_names_initial_weights_needs_exactly_these(home, registry, runn
     (model / "model.safetensors").write_bytes(b"weights")
     succeeds("run", str(document), "--initial", str(model))
     (proposal,) = registry.proposals()
-    assert (home.run_folder(proposal.run) / "initial.safetensors").read_bytes() == b"weights"
+    assert (home.run_folder(proposal.document) / "initial.safetensors").read_bytes() == b"weights"
 
 
 def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registry):
@@ -241,7 +241,7 @@ def test_watching_ends_with_the_table_when_the_run_is_completed(home, registry, 
     result = invoke("run", str(document), "--watch")
     assert result.exit_code == 0, result.output
     assert "0.750" in result.stdout
-    assert str(home.run_folder(RUN)) in result.stdout
+    assert str(home.run_folder(issue(RUN))) in result.stdout
 
 
 def test_watching_a_failed_run_gives_its_reason_and_exit_code_1(home, registry, running, document, monkeypatch):
@@ -251,7 +251,7 @@ def test_watching_a_failed_run_gives_its_reason_and_exit_code_1(home, registry, 
 
 def test_reason_of_a_failed_run_is_told_once_to_who_watches_it(home, registry, running, document):
     invoke("run", str(document))
-    open_journal(home.run_folder(RUN), last_round=0).record("run-failed", {"reason": "no quorum"})
+    open_journal(home.run_folder(issue(RUN)), last_round=0).record("run-failed", {"reason": "no quorum"})
     registry.close(HASH, "failed", "no quorum")
     assert fails("watch", "lesions").count("no quorum") == 1
 
@@ -268,7 +268,7 @@ def test_next_command_can_be_pasted_where_the_home_is_another_folder_than_the_us
     assert f"wardround-server requests --home '{other}'" in invited
     made = open_home(other)
     seen = Registry(made.registry)
-    seen.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    seen.propose(RUN, from_toml(RUN_TOML).bundle, ())
     assert f"wardround-server stop {HASH[:8]} --home '{other}'" in state_line(made, seen, seen.proposal(HASH))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, str(other))
@@ -277,7 +277,7 @@ def test_next_command_can_be_pasted_where_the_home_is_another_folder_than_the_us
 
 def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_was_issued(home, registry, running, document):
     result = invoke("run", str(document))
-    issued = home.run_folder(RUN) / "run.json"
+    issued = home.run_folder(issue(RUN)) / "run.json"
     assert str(issued) in result.stderr.replace("\n", "")
     shown = subprocess.run(["sha256sum", issued], capture_output=True, text=True, check=True).stdout
     assert shown.split()[0] == registry.proposals()[0].run_hash == HASH
@@ -295,7 +295,7 @@ def test_runs_stop_and_resume(home, registry, running, document):
 
 
 def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_path):
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    registry.propose(from_toml(RUN_TOML), ())
     assert "only a completed run" in fails("export", "lesions", "--out", "model")
     add_result(home)
     registry.close(HASH, "completed")
@@ -305,7 +305,7 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
 
 
 def test_run_that_no_hospital_scored_ends_with_the_epsilon_of_each_and_says_why_there_is_no_dice(home, registry):
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    registry.propose(from_toml(RUN_TOML), ())
     folder = add_result(home)
     summary = json.loads((folder / "summary.json").read_text())
     summary["scores"]["test"] |= {"sites": {}, "mean-of-sites": {}}
@@ -319,7 +319,7 @@ def test_run_that_no_hospital_scored_ends_with_the_epsilon_of_each_and_says_why_
 
 
 def test_noised_score_is_shown_beside_its_noise(home, registry):
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    registry.propose(from_toml(RUN_TOML), ())
     folder = add_result(home)
     summary = json.loads((folder / "summary.json").read_text())
     summary["scores"]["test"]["sites"]["a"] |= {"dice": 0.812, "score-noise": 0.045}
@@ -330,7 +330,7 @@ def test_noised_score_is_shown_beside_its_noise(home, registry):
 
 
 def test_report_without_a_result_is_explained(home, registry):
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    registry.propose(from_toml(RUN_TOML), ())
     assert "has not begun" in fails("report", "lesions")
 
 
@@ -406,7 +406,7 @@ def test_every_command_shows_an_example():
 def test_the_waiting_line_names_the_silent_sites_and_what_to_type(home, registry):
     for name in ("a", "b"):
         enrol(home, registry, name)
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    registry.propose(from_toml(RUN_TOML), ())
     registry.answer(HASH, "a", approved=True)
     line = state_line(home, registry, registry.proposal(HASH))
     assert "1 of 2 approvals; waiting for b" in line

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Error
 
 from common.errors import FederationError
+from common.rundocument import issue
 from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from server.exchange import NO_ANSWER, Answer, ask
@@ -178,7 +179,7 @@ def test_failed_round_names_every_enrolled_site_and_why(tmp_path: Path) -> None:
         r"f has not approved the run\. .*wardround-server resume"
     )
     with pytest.raises(FederationError, match=expected):
-        federate(grid, run, tmp_path, members=script, wake=lambda _: time.sleep(0.001))
+        federate(grid, issue(run), tmp_path, members=script, wake=lambda _: time.sleep(0.001))
 
 
 def test_run_that_finds_too_few_sites_names_every_enrolled_one(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_run_that_finds_too_few_sites_names_every_enrolled_one(tmp_path: Path) -
     script = Script(grid)
     script.states |= {"b": State.LEFT, "c": State.AWAY}
     with pytest.raises(FederationError, match=r"1 site connected within 0.05 s, the quorum is 2: b left, c is away\."):
-        federate(grid, a_run(rounds=1), tmp_path, members=script, wake=lambda _: None)
+        federate(grid, issue(a_run(rounds=1)), tmp_path, members=script, wake=lambda _: None)
 
 
 def test_journal_says_why_a_site_is_missing(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_journal_says_why_a_site_is_missing(tmp_path: Path) -> None:
             script.states |= {"b": State.LEFT, "c": State.REVOKED}
 
     run = a_run(rounds=1, quorum=1, federation={"round-timeout-s": SHORT_S})
-    federate(grid, run, tmp_path, members=Script(grid, at_look), wake=lambda _: time.sleep(0.001))
+    federate(grid, issue(run), tmp_path, members=Script(grid, at_look), wake=lambda _: time.sleep(0.001))
     (event,) = [event for event in read_events(tmp_path / "metrics.jsonl") if event["event"] == "round"]
     assert (event["missing"], event["why-missing"]) == (["b", "c"], {"b": "left", "c": "revoked"})
     assert "b left, c was revoked" in (event_text := _line(event)), event_text

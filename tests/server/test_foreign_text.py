@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from common.config import sha256_of
-from common.flower import build_bundle
+from common.rundocument import from_toml, issue
 from server import launcher
 from server.cli import app
 from server.home import ENVIRONMENT, Home
@@ -39,14 +39,14 @@ def call(*words: object) -> Result:
 
 def propose(home: Home, state: str = "failed", reason: str = ALL) -> Registry:
     registry = Registry(home.registry)
-    registry.propose(RUN, build_bundle(RUN, RUN_TOML), [])
+    registry.propose(from_toml(RUN_TOML), [])
     registry.close(HASH, state, reason)
     return registry
 
 
 def write_journal(home: Home, site: str, code: str) -> Path:
     """What a run's folder would hold if a name and a code were not checked where they came in."""
-    folder = home.run_folder(RUN)
+    folder = home.run_folder(issue(RUN))
     folder.mkdir(parents=True)
     round_ = {"event": "round", "round": 1, "sites": [site], "refused": {site: code}, "missing": [site], "seconds": 1.0}
     events = [
@@ -97,7 +97,7 @@ def test_a_report_shows_site_names_and_reasons_as_text(tmp_path: Path, text: str
         text: trains(lambda request: request.parts["weights"]),
         "south": trains(lambda request: request.parts["weights"]),
     }
-    federate(FakeGrid(sites), a_run(), tmp_path, wake=lambda _: None)
+    federate(FakeGrid(sites), issue(a_run()), tmp_path, wake=lambda _: None)
     summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"reason": text, "name": text, "model-sha256": text}))
     page = write_report(tmp_path).read_text(encoding="utf-8")

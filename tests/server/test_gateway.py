@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common import flower, pki
 from common.audit import receipts
 from common.config import sha256_of
+from common.rundocument import from_bundle, from_toml
 from common.wire import channels
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
@@ -395,13 +396,13 @@ def test_connected_sites_are_marked(coordinator, agents):
 def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(coordinator, agents):
     registry, stub = coordinator.registry, agents[0].coordination
     known = stub.ListProposals(ListProposalsRequest()).revision
-    bundle = flower.build_bundle(RUN, RUN_TOML)
+    bundle = from_toml(RUN_TOML).bundle
     call = stub.ListProposals.future(ListProposalsRequest(revision=known, wait_s=20.0), timeout=SHORTER_S)
     wait_for(lambda: held(coordinator, "a") > 0)
     registry.propose(RUN, bundle, ())
     reply = call.result()
     (proposal,) = reply.proposals
-    assert flower.read_bundle(proposal.bundle) == RUN
+    assert from_bundle(proposal.bundle).config == RUN
     assert proposal.open
     assert (proposal.run_hash, proposal.bundle_sha256) == (sha256_of(RUN), sha256(bundle).hexdigest())
     stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=True))

@@ -29,6 +29,7 @@ from server.limits import Rule
 from server.refusals import FIRST, FIRST_OF_STRANGERS, Refusals
 from server.registry import Registry
 from server.witness import open_log
+from tests.documents import carried
 from tests.server.coordinator import RUN, enrol, enrol_request, new_home, status_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -131,7 +132,7 @@ def test_site_beyond_its_bytes_of_an_hour_is_refused_alone_and_let_in_again(
 
 
 def test_bytes_that_the_coordinator_sends_are_counted_too(gate: Gate) -> None:
-    gate.registry.propose(RUN, bytes(60_000), ())
+    gate.registry.propose(carried(RUN, bytes(60_000)), ())
     replies = [status_of(gate.stubs["a"].ListProposals, ListProposalsRequest()) for _ in range(20)]
     assert replies[:9] == [grpc.StatusCode.OK] * 9
     assert replies[-1] == EXHAUSTED

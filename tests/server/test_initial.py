@@ -14,6 +14,7 @@ from common.checkpoint import load_model, pack, unpack
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.network import build_model
+from common.rundocument import issue
 from common.wire.messages import EvaluateRequest, Request, TrainRequest
 from server.journal import INITIAL_NAME, Summary
 from server.strategy import federate
@@ -45,7 +46,7 @@ def a_grid(b: FakeSite | None = None) -> FakeGrid:
 
 
 def go(grid: FakeGrid, run: RunConfig, out: Path) -> Summary:
-    return federate(grid, run, out, wake=lambda _: None)
+    return federate(grid, issue(run), out, wake=lambda _: None)
 
 
 def sent(grid: FakeGrid, round_: int) -> set[bytes]:

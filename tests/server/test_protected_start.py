@@ -15,8 +15,8 @@ from flwr.app import Message
 from client.fleet import Fleet
 from common.checkpoint import pack, sha256
 from common.config import RunConfig, parse, sha256_of
-from common.flower import build_bundle
 from common.network import build_model
+from common.rundocument import from_toml, issue
 from common.wire.channels import MAX_MESSAGE_BYTES
 from common.wire.messages import EvaluateReply, TrainReply, TrainRequest
 from common.wire.records import reply_to_record, request_from_record
@@ -125,7 +125,7 @@ def command(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
 
 def propose(home: Home) -> None:
     registry = Registry(home.registry)
-    proposal = registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    proposal = registry.propose(from_toml(RUN_TOML), ())
     for site in SITES:
         registry.answer(proposal.run_hash, site, approved=True)
 
@@ -136,7 +136,7 @@ def test_run_that_is_killed_and_resumed_leaves_no_weights_and_no_key_in_the_clea
 ) -> None:
     registry = Registry(home.registry)
     members = [enrol(home, registry, site) for site in SITES]
-    folder = home.run_folder(RUN)
+    folder = home.run_folder(issue(RUN))
     with playing(home, members) as process:
         propose(home)
         wait_for((folder / "checkpoint" / "round-00001").exists, 60)

@@ -7,7 +7,7 @@ import pytest
 from common import pki
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ConfigError, EnrolmentError, FederationError
-from common.flower import build_bundle
+from common.rundocument import from_toml
 from server.registry import Registry
 from server.sites import check_name
 from tests.server.coordinator import RUN, RUN_TOML, asked, enrol, invite, new_home
@@ -27,7 +27,7 @@ def registry(home):
 
 @pytest.fixture
 def proposal(registry):
-    return registry.propose(RUN, build_bundle(RUN, RUN_TOML), ())
+    return registry.propose(from_toml(RUN_TOML), ())
 
 
 def tomorrow() -> datetime.datetime:
@@ -123,7 +123,7 @@ def test_names_that_are_no_site_names_are_refused(name):
 
 def test_a_run_is_proposed_once(registry, proposal):
     with pytest.raises(ConfigError, match="change its name or seed"):
-        registry.propose(RUN, proposal.bundle, ())
+        registry.propose(proposal.document, ())
 
 
 def test_a_run_is_found_by_name_hash_and_beginning_of_the_hash(registry, proposal):
@@ -137,7 +137,7 @@ def test_a_run_is_found_by_name_hash_and_beginning_of_the_hash(registry, proposa
 def test_the_latest_run_of_a_name_is_meant(registry, proposal):
     text = RUN_TOML.replace('name = "lesions"', 'name = "lesions"\nseed = 5')
     later = parse(RunConfig, text)
-    registry.propose(later, build_bundle(later, text), ())
+    registry.propose(from_toml(text), ())
     assert registry.proposal("lesions").run_hash == sha256_of(later)
 
 

@@ -11,14 +11,14 @@ import pytest
 
 from client import signers
 from client.enrol import Identity
-from common.flower import build_bundle
 from common.operators import check_endorsements, people
+from common.rundocument import from_toml
 from common.wire.wardround_pb2 import ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server import operators
 from server import root as roots
 from server.proposals import Proposal
-from tests.server.coordinator import RUN, RUN_TOML, new_home, signed
+from tests.server.coordinator import RUN_TOML, new_home, signed
 from tests.system.test_membership import Office
 
 
@@ -101,9 +101,9 @@ def test_damaged_list_is_written_anew(office: Office, tmp_path: Path) -> None:
 
 def test_run_of_a_removed_operator_is_signed_by_whoever_resumes_it(office: Office, tmp_path: Path) -> None:
     add(office, "maria")
-    bundle = build_bundle(RUN, RUN_TOML)
+    bundle = from_toml(RUN_TOML).bundle
     hand = operators.acting(office.home, office.registry, "run", "maria")
-    run_hash = office.registry.propose(RUN, bundle, [operators.endorse(hand, "", bundle)]).run_hash
+    run_hash = office.registry.propose(from_toml(RUN_TOML), [operators.endorse(hand, "", bundle)]).run_hash
     office.registry.close(run_hash, "stopped", act=signed(office.home, office.registry, "stop", run_hash))
     admin = operators.acting(office.home, office.registry, "resume")
     for _ in range(2):  # once is enough

@@ -13,6 +13,7 @@ import pytest
 from common.checkpoint import pack
 from common.errors import ConfigError, FederationError
 from common.network import build_model
+from common.rundocument import issue
 from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateReply, Request, TrainReply, TrainRequest
 from server.chart import line_chart
@@ -31,7 +32,7 @@ def finished(folder: Path) -> str:
         "north": trains(lambda request: request.parts["weights"], dice=0.75),
         "<b>south</b>": trains(lambda r: r.parts["weights"]),
     }
-    federate(FakeGrid(sites), a_run(), folder, wake=lambda _: None)
+    federate(FakeGrid(sites), issue(a_run()), folder, wake=lambda _: None)
     (folder / "overlays").mkdir()
     (folder / "overlays" / "north 1.png").write_bytes(b"\x89PNG fake")
     return write_report(folder).read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_failed_run_says_so_and_why(tmp_path: Path) -> None:
     run = a_run(quorum=2, federation={"round-timeout-s": 0.02})
     with pytest.raises(FederationError):
-        federate(FakeGrid({"a": lambda _: None, "b": lambda _: None}), run, tmp_path, wake=lambda _: None)
+        federate(FakeGrid({"a": lambda _: None, "b": lambda _: None}), issue(run), tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "failed" in text
     assert "a did not answer, b did not answer" in text
@@ -73,7 +74,7 @@ def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
         return reply
 
     run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
-    federate(FakeGrid({"a": site}), run, tmp_path, wake=lambda _: None)
+    federate(FakeGrid({"a": site}), issue(run), tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<strong>patient</strong>" in text
     assert f"{price(PRIVATE, 1)['epsilon']:.3f}" in text
@@ -100,7 +101,7 @@ def noised(deviation: float, dice: float) -> FakeSite:
 def test_noised_scores_are_shown_with_their_noise_and_what_it_covers(tmp_path: Path) -> None:
     run = a_run(rounds=1, quorum=2, privacy={"target-epsilon": 8.0})
     sites = {"a": noised(0.03, 0.8), "b": noised(0.04, 0.6)}
-    summary = federate(FakeGrid(sites), run, tmp_path, wake=lambda _: None)
+    summary = federate(FakeGrid(sites), issue(run), tmp_path, wake=lambda _: None)
     mean = summary.scores["test"]["mean-of-sites"]
     assert mean["dice"] == pytest.approx(0.7)
     # Of two independent noises: the root of their squares' sum, over two.
@@ -125,7 +126,7 @@ def test_exact_scores_of_a_private_run_are_shown_as_not_covered(tmp_path: Path) 
         return reply
 
     run = a_run(rounds=1, quorum=1, privacy={"target-epsilon": 8.0})
-    federate(FakeGrid({"a": site}), run, tmp_path, wake=lambda _: None)
+    federate(FakeGrid({"a": site}), issue(run), tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Held-out patients: exact scores: no guarantee covers a held-out patient." in text
     assert "have added noise" not in text
@@ -147,7 +148,7 @@ def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_wh
         folder = tmp_path / name
         folder.mkdir()
         (folder / "initial.safetensors").write_bytes(weights)
-        summary = federate(FakeGrid({"a": site}), run, folder, wake=lambda _: None)
+        summary = federate(FakeGrid({"a": site}), issue(run), folder, wake=lambda _: None)
         stated[name] = (summary.guarantee, write_report(folder).read_text(encoding="utf-8"))
     guarantee, text = stated["void"]
     assert guarantee is not None
@@ -209,7 +210,7 @@ def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_p
         "c": trains(lambda one: one.parts["weights"]),
     }
     run = a_run(quorum=2, federation={"round-timeout-s": 0.05})
-    federate(FakeGrid(sites), run, tmp_path, wake=lambda _: None)
+    federate(FakeGrid(sites), issue(run), tmp_path, wake=lambda _: None)
     text = write_report(tmp_path).read_text(encoding="utf-8")
     charts = [lines_of(chart) for chart in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
     dice, loss = charts

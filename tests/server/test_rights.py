@@ -19,8 +19,8 @@ from common import pki
 from common.audit.log import Entry
 from common.config import RunConfig, parse, sha256_of
 from common.errors import AuditError
-from common.flower import build_bundle
 from common.operators import RIGHTS, check_endorsements
+from common.rundocument import from_toml, issue
 from server import enrolment, launcher, operators
 from server import home as homes
 from server.cli import app
@@ -113,14 +113,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     enrolment.redeem_file(home, registry, (folder / "south.request").read_bytes())
     for name in ("open", "halted", "done"):
         run, text = run_of(name)
-        registry.propose(run, build_bundle(run, text), ())
+        registry.propose(from_toml(text), ())
         open_log(home).append("proposed", {"run": sha256_of(run)})
     halted, done = (sha256_of(run_of(name)[0]) for name in ("halted", "done"))
     registry.close(halted, "stopped", "", signed(home, registry, "stop", halted))
     registry.close(done, "completed")
     for run_hash in (halted, done):
         open_log(home).append("closed", {"run": run_hash})
-    results = home.run_folder(run_of("done")[0])
+    results = home.run_folder(issue(run_of("done")[0]))
     results.mkdir(parents=True)
     (results / "metrics.jsonl").touch()
     (results / "summary.json").write_text(json.dumps({"status": "completed", "scores": {}, "guarantee": None}))
@@ -226,7 +226,7 @@ def test_operators_are_certified_again_under_another_root_and_their_earlier_cert
         run, text = run_of(f"by-{one.name}")
         if one.role != "auditor":
             hand = operators.acting(after, registry, "run", one.name)
-            bundle = build_bundle(run, text)
+            bundle = from_toml(text).bundle
             signed_by = check_endorsements(
                 [operators.endorse(hand, sha256_of(run), bundle)],
                 after.root_pem,

@@ -12,6 +12,7 @@ import pytest
 from common import flower, pki
 from common.config import sha256_of
 from common.errors import FederationError
+from common.rundocument import from_toml, issue
 from server import store
 from server.doors import read_processes, write_processes
 from server.liveness import has_died, on_their_way
@@ -77,7 +78,7 @@ def registry(home):
     registry = Registry(home.registry)
     for name in ("a", "b", "c"):
         enrol(home, registry, name)
-    registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML), ())
+    registry.propose(from_toml(RUN_TOML), ())
     return registry
 
 
@@ -91,7 +92,7 @@ def running(home, registry, superlink, clock):
 
 
 def summary(home, status: str, reason: str | None = None) -> None:
-    folder = home.run_folder(RUN)
+    folder = home.run_folder(issue(RUN))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps({"status": status, "reason": reason}))
 
@@ -174,7 +175,7 @@ def test_a_server_app_that_died_is_started_again_but_not_for_ever(registry, runn
 
 
 def complete_a_round(home, number: int) -> None:
-    (home.run_folder(RUN) / "checkpoint" / f"round-{number:05d}").mkdir(parents=True)
+    (home.run_folder(issue(RUN)) / "checkpoint" / f"round-{number:05d}").mkdir(parents=True)
 
 
 def test_ten_starts_of_a_coordinator_leave_a_healthy_run_going(home, registry, running, superlink, clock):
@@ -215,7 +216,7 @@ with alive(Path(sys.argv[1]), int(sys.argv[2])):
 
 
 def server_app(home, run_id: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HOLDER, str(home.run_folder(RUN)), str(run_id)]
+    command = [sys.executable, "-c", HOLDER, str(home.run_folder(issue(RUN))), str(run_id)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
@@ -309,7 +310,7 @@ def test_server_app_that_holds_the_lock_of_its_run_is_not_on_its_way(home, loadi
     holder = server_app(home, run_id=1)
     superexec = read_processes(home)["superexec"]
     assert on_their_way(superexec, []) == 1
-    assert on_their_way(superexec, [home.run_folder(RUN)]) == 0
+    assert on_their_way(superexec, [home.run_folder(issue(RUN))]) == 0
     holder.kill()
     holder.wait()
 
@@ -319,10 +320,10 @@ def test_a_second_server_app_of_a_run_waits_for_the_first_to_end(home, registry,
     threading.Timer(0.5, first.kill).start()
     second = server_app(home, run_id=2)
     assert first.wait(0) is not None
-    assert has_died(home.run_folder(RUN), 1) is False
+    assert has_died(home.run_folder(issue(RUN)), 1) is False
     second.kill()
     second.wait()
-    assert has_died(home.run_folder(RUN), 2)
+    assert has_died(home.run_folder(issue(RUN)), 2)
 
 
 def test_a_summary_written_at_the_last_moment_counts(home, registry, running, superlink, clock):

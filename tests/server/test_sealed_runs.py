@@ -12,6 +12,7 @@ from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.crypto.stream import Sealer
 from common.errors import ConfigError
+from common.rundocument import issue
 from common.wire.messages import Request, TrainRequest
 from server.journal import Summary
 from server.strategy import federate
@@ -44,7 +45,7 @@ def stops_in(round_: int) -> FakeSite:
 
 def sealed_run(out: Path, run: RunConfig, other: FakeSite | None = None, key: bytes = KEY) -> tuple[Summary, FakeGrid]:
     grid = FakeGrid({"a": moves(1), "b": other or moves(2)})
-    return federate(grid, run, out, wake=lambda _: None, sealer=Sealer(key).at(sha256_of(run))), grid
+    return federate(grid, issue(run), out, wake=lambda _: None, sealer=Sealer(key).at(sha256_of(run))), grid
 
 
 def interrupted(out: Path, run: RunConfig, round_: int) -> Path:
@@ -58,7 +59,7 @@ def interrupted(out: Path, run: RunConfig, round_: int) -> Path:
 @pytest.mark.parametrize("tables", [{}, AVERAGED], ids=["last", "average"])
 def test_no_byte_of_a_model_lies_in_the_clear(tmp_path: Path, tables: dict[str, object]) -> None:
     run = a_run(rounds=2, federation=tables)
-    plain = federate(FakeGrid({"a": moves(1), "b": moves(2)}), run, tmp_path / "plain", wake=lambda _: None)
+    plain = federate(FakeGrid({"a": moves(1), "b": moves(2)}), issue(run), tmp_path / "plain", wake=lambda _: None)
     summary, _ = sealed_run(tmp_path / "sealed", run)
     assert summary.model_sha256 == plain.model_sha256
     models = [path.read_bytes() for path in (tmp_path / "plain").rglob("model.safetensors")]
@@ -143,6 +144,6 @@ def test_checkpoint_of_another_run_or_key_does_not_open(tmp_path: Path) -> None:
 def test_plain_checkpoint_is_not_taken_for_a_sealed_one(tmp_path: Path) -> None:
     run = a_run(rounds=3)
     with pytest.raises(KeyboardInterrupt):
-        federate(FakeGrid({"a": moves(1), "b": stops_in(3)}), run, tmp_path, wake=lambda _: None)
+        federate(FakeGrid({"a": moves(1), "b": stops_in(3)}), issue(run), tmp_path, wake=lambda _: None)
     with pytest.raises(ConfigError, match="cannot be read"):
         sealed_run(tmp_path, run)

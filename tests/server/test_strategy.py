@@ -13,6 +13,7 @@ from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.network import build_model
+from common.rundocument import issue
 from common.wire.messages import EvaluateReply, Reply, Request, TrainReply, TrainRequest
 from server import exchange, strategy
 from server.aggregation import weighted_mean
@@ -59,7 +60,7 @@ def with_tensor(reply: TrainReply, edit) -> TrainReply:  # type: ignore[no-untyp
 
 
 def run_it(grid: FakeGrid, run: RunConfig, out: Path):  # type: ignore[no-untyped-def]
-    return federate(grid, run, out, wake=lambda _: None)
+    return federate(grid, issue(run), out, wake=lambda _: None)
 
 
 def of_kind(out: Path, kind: str) -> list[dict[str, object]]:
@@ -359,7 +360,7 @@ def test_sites_get_the_same_bytes_in_a_round(tmp_path: Path) -> None:
 def test_looks_come_often_at_first_and_never_rarer_than_four_a_second(tmp_path: Path) -> None:
     waits: list[float] = []
     run = a_run(rounds=1, federation={"round-timeout-s": 0.2, "quorum": 1})
-    federate(FakeGrid({"a": moves(1), "b": lambda _: None}), run, tmp_path, wake=waits.append)
+    federate(FakeGrid({"a": moves(1), "b": lambda _: None}), issue(run), tmp_path, wake=waits.append)
     assert min(waits) == SHORTEST_WAIT_S
     assert max(waits) <= LONGEST_WAIT_S
 
@@ -368,7 +369,7 @@ def test_two_nodes_of_one_name_stop_the_run(tmp_path: Path) -> None:
     grid = FakeGrid({"a": moves(1), "b": moves(2)})
     grid.nodes = {100: "a", 101: "a"}
     with pytest.raises(FederationError, match="same site name"):
-        federate(grid, a_run(), tmp_path, wake=lambda _: None)
+        federate(grid, issue(a_run()), tmp_path, wake=lambda _: None)
 
 
 def test_guarantee_is_what_each_sites_ledger_states(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 from common.checkpoint import load_model, pack, unpack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import FederationError
-from common.flower import build_bundle
 from common.network import build_model
+from common.rundocument import from_toml, issue
 from server.home import ENVIRONMENT
 from server.progress import _seconds_left, duration
 from server.registry import Registry
@@ -43,7 +43,7 @@ def half_done(home, registry, state: str, *, averaging: float = 0.0, rounds: int
     toml = RUN_TOML.replace("rounds = 2", f"rounds = {rounds}\naveraging = {averaging}\nround-timeout-s = 0.1")
     toml += "[model]\nchannels = [4, 8]\n"
     run = parse(RunConfig, toml)
-    registry.propose(run, build_bundle(run, toml), ())
+    registry.propose(from_toml(toml), ())
     registry.started(sha256_of(run), 1)
     better = trains(
         lambda request: pack({k: v + request.round * STEP for k, v in unpack(request.parts["weights"]).items()})
@@ -53,9 +53,14 @@ def half_done(home, registry, state: str, *, averaging: float = 0.0, rounds: int
         return better(request) if request.round < rounds else None
 
     with pytest.raises(FederationError):
-        federate(FakeGrid({"a": better, "b": b}), run, home.run_folder(run), sealer=home.sealer_of(sha256_of(run)))
+        federate(
+            FakeGrid({"a": better, "b": b}),
+            issue(run),
+            home.run_folder(issue(run)),
+            sealer=home.sealer_of(sha256_of(run)),
+        )
     if state != "failed":  # there was no verdict
-        (home.run_folder(run) / "summary.json").unlink()
+        (home.run_folder(issue(run)) / "summary.json").unlink()
     if state != "running":
         registry.close(sha256_of(run), state, f"{state} for a reason", signed(home, registry, "stop", sha256_of(run)))
     return run
@@ -72,7 +77,7 @@ def test_run_that_is_not_completed_is_watched_reported_and_exported_as_far_as_it
     assert "2 of 3" in succeeds("runs")
     scores = json.loads(succeeds("report", "lesions", "--json"))
     assert {one["site"]: one["dice"] for one in scores} == {"a": 0.5, "b": 0.5, "overall": 0.5}
-    page = (home.run_folder(run) / "report.html").read_text()
+    page = (home.run_folder(issue(run)) / "report.html").read_text()
     assert state in page
     assert "2 rounds" in page
     assert "--round 2" in fails("export", "lesions", "--out", "model")

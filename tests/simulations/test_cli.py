@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from common.checkpoint import sha256
 from common.config import SiteConfig, SourceConfig, load
 from common.environment import flower_variables
+from common.rundocument import issue
 from server.strategy import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.cli import app
@@ -220,7 +221,7 @@ def test_a_picture_shows_one_class_and_each_class_has_its_own(tmp_path: Path) ->
     run = tiny_run(data={"classes": ["left", "right"], "test-fraction": 0.6}, federation={"rounds": 1, "quorum": 1})
     source = SourceConfig(path=str(folder), kind="images", label_map={"1": "left", "2": "right"})
     site = make_site(tmp_path / "sites", SiteConfig(name="north", data=(source,)))
-    federate(InProcessGrid([site], run), run, tmp_path / "out")
+    federate(InProcessGrid([site], issue(run)), issue(run), tmp_path / "out")
     names = {path.stem for path in draw_overlays(tmp_path / "out", [site], per_site=4)}
     with_right = {name.removesuffix(" right") for name in names if name.endswith(" right")}
     assert {f"north {number} left" for number in (1, 2, 3, 4)} <= names

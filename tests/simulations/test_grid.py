@@ -13,6 +13,7 @@ from common.checkpoint import load_model, pack
 from common.config import sha256_of
 from common.errors import FederationError
 from common.network import build_model
+from common.rundocument import issue
 from common.wire.messages import EvaluateRequest, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
 from server.strategy import federate
@@ -32,7 +33,7 @@ def sites(tmp_path: Path) -> list[Site]:
 
 
 def test_federation_equals_the_bare_loop_without_flower(sites: list[Site], tmp_path: Path) -> None:
-    federate(InProcessGrid(sites, RUN), RUN, tmp_path / "out")
+    federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "out")
     _, got, _ = load_model(tmp_path / "out")
     state = build_model(RUN).state_dict()
     for round_ in (1, 2):
@@ -40,7 +41,7 @@ def test_federation_equals_the_bare_loop_without_flower(sites: list[Site], tmp_p
         for site in sites:
             model = build_model(RUN)
             model.load_state_dict(state)
-            train_round(model, site.cohort(RUN), RUN, round_=round_, site=site.config.name, device="cpu")
+            train_round(model, site.cohort(RUN), issue(RUN), round_=round_, site=site.config.name, device="cpu")
             updates.append({name: tensor.numpy().astype(np.float64) for name, tensor in model.state_dict().items()})
             counts.append(COUNTED[site.config.name])
         mean = {name: sum(c * u[name] for c, u in zip(counts, updates, strict=True)) / sum(counts) for name in state}
@@ -50,19 +51,19 @@ def test_federation_equals_the_bare_loop_without_flower(sites: list[Site], tmp_p
 
 
 def test_same_simulation_twice_gives_the_same_model(sites: list[Site], tmp_path: Path) -> None:
-    first = federate(InProcessGrid(sites, RUN), RUN, tmp_path / "1")
-    second = federate(InProcessGrid(sites, RUN), RUN, tmp_path / "2")
+    first = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "1")
+    second = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "2")
     assert first.model_sha256 == second.model_sha256
 
 
 def test_order_of_the_sites_does_not_matter(sites: list[Site], tmp_path: Path) -> None:
-    first = federate(InProcessGrid(sites, RUN), RUN, tmp_path / "1")
-    second = federate(InProcessGrid(sites[::-1], RUN), RUN, tmp_path / "2")
+    first = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "1")
+    second = federate(InProcessGrid(sites[::-1], issue(RUN)), issue(RUN), tmp_path / "2")
     assert first.model_sha256 == second.model_sha256
 
 
 def test_site_gets_a_copy_of_the_message(sites: list[Site]) -> None:
-    grid = InProcessGrid(sites, RUN)
+    grid = InProcessGrid(sites, issue(RUN))
     weights = federation_weights()
     message = grid.create_message(
         request_to_record(TrainRequest(sha256_of(RUN), 1, {"weights": weights})), MessageType.TRAIN, 1, "1"
@@ -76,14 +77,14 @@ def test_site_gets_a_copy_of_the_message(sites: list[Site]) -> None:
 
 
 def test_one_look_lets_one_site_work(sites: list[Site]) -> None:
-    grid = InProcessGrid(sites, RUN)
+    grid = InProcessGrid(sites, issue(RUN))
     record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": federation_weights()}))
     ids = list(grid.push_messages([grid.create_message(record, MessageType.EVALUATE, n, "1") for n in (1, 2, 3)]))
     assert [len(list(grid.pull_messages(ids))) for _ in range(4)] == [1, 1, 1, 0]
 
 
 def test_send_and_receive_returns_all_answers(sites: list[Site]) -> None:
-    grid = InProcessGrid(sites, RUN)
+    grid = InProcessGrid(sites, issue(RUN))
     record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": federation_weights()}))
     messages = [grid.create_message(record, MessageType.EVALUATE, node, "1") for node in grid.get_node_ids()]
     assert len(list(grid.send_and_receive(messages))) == 3
@@ -91,7 +92,7 @@ def test_send_and_receive_returns_all_answers(sites: list[Site]) -> None:
 
 def test_attempts_are_never_named_twice(sites: list[Site]) -> None:
     """A ledger charges an attempt once: a repeated name would make privacy free."""
-    grids = [InProcessGrid(sites, RUN), InProcessGrid(sites, RUN)]
+    grids = [InProcessGrid(sites, issue(RUN)), InProcessGrid(sites, issue(RUN))]
     record = request_to_record(TrainRequest(sha256_of(RUN), 1, {"weights": b""}))
     ids = [
         message_id
@@ -102,12 +103,12 @@ def test_attempts_are_never_named_twice(sites: list[Site]) -> None:
 
 
 def test_nodes_carry_the_sites_names(sites: list[Site]) -> None:
-    assert [info.name for info in InProcessGrid(sites, RUN).get_nodes()] == ["north", "south", "east"]
+    assert [info.name for info in InProcessGrid(sites, issue(RUN)).get_nodes()] == ["north", "south", "east"]
 
 
 def test_grid_without_a_flower_run_says_so(sites: list[Site]) -> None:
     with pytest.raises(FederationError, match="no Flower run"):
-        _ = InProcessGrid(sites, RUN).run
+        _ = InProcessGrid(sites, issue(RUN)).run
 
 
 def federation_weights() -> bytes:

@@ -14,6 +14,7 @@ from common.checkpoint import pack, unpack
 from common.config import InitialConfig, RunConfig, SourceConfig, sha256_of, validate
 from common.errors import ConfigError
 from common.network import build_model
+from common.rundocument import RunDocument, issue
 from common.wire.messages import TrainRequest
 from common.wire.records import request_from_record
 from server.journal import INITIAL_NAME
@@ -45,9 +46,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.images.append((count, seed))
         tiny_site(folder, "drawn", count, seed)
 
-    def counted(grid: InProcessGrid, run: RunConfig, out: Path, **options: Any) -> object:
-        calls.runs.append(run)
-        return federate(grid, run, out, **options)
+    def counted(grid: InProcessGrid, document: RunDocument, out: Path, **options: Any) -> object:
+        calls.runs.append(document.config)
+        return federate(grid, document, out, **options)
 
     monkeypatch.setitem(pretraining._WRITERS, "retinas", (write, "images"))
     monkeypatch.setattr(pretraining, "federate", counted)
@@ -246,7 +247,7 @@ class Recording(InProcessGrid):
     """Keeps the weights of every training request: (round, weights)."""
 
     def __init__(self, sites: list[Site], run: RunConfig) -> None:
-        super().__init__(sites, run)
+        super().__init__(sites, issue(run))
         self.trained: list[tuple[int, bytes]] = []
 
     def push_messages(self, messages: Any) -> Any:
@@ -271,7 +272,7 @@ def federated(sites: list[Site], run: RunConfig, out: Path, weights: bytes) -> t
     out.mkdir()
     (out / INITIAL_NAME).write_bytes(weights)
     grid = Recording(sites, run)
-    federate(grid, run, out)
+    federate(grid, issue(run), out)
     return grid, (out / "model.safetensors").read_bytes()
 
 

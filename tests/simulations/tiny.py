@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
+from common.rundocument import RunDocument
 
 ROWS, COLUMNS = 20, 24
 
@@ -81,11 +82,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, at: int) ->
     begun: list[str] = []
     federate = module.federate
 
-    def counted(grid: object, run: RunConfig, folder: Path, **options: Any) -> object:
+    def counted(grid: object, document: RunDocument, folder: Path, **options: Any) -> object:
         begun.append(folder.name)
         if len(begun) == at:
             raise KeyboardInterrupt
-        return federate(grid, run, folder, **options)
+        return federate(grid, document, folder, **options)
 
     monkeypatch.setattr(module, "federate", counted)
     return begun

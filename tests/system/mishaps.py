@@ -25,6 +25,7 @@ from safetensors.numpy import load, save
 from client.keeper import Worker
 from client.pipe import Describe, PipeError
 from common.config import RunConfig, sha256_of
+from common.rundocument import issue
 from common.wire.messages import EvaluateRequest, TrainRequest
 from tests.system.disguises import IDENTIFIERS, TEXT
 from tests.system.patients import first_file
@@ -324,8 +325,8 @@ def _deaths() -> Iterator[Mishap]:
 
     def living(site: Hospital) -> int:
         with suppress(PipeError):  # the one before may have been killed
-            site.worker.ask(Describe(site.plain), 60.0)
-        site.worker.ask(Describe(site.plain), 60.0)
+            site.worker.ask(Describe(issue(site.plain)), 60.0)
+        site.worker.ask(Describe(issue(site.plain)), 60.0)
         pid = site.worker.pid
         assert pid is not None
         return pid

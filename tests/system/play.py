@@ -18,6 +18,7 @@ import psutil
 
 from client.site import open_site
 from common.config import RunConfig, parse, sha256_of
+from common.rundocument import issue
 from server.strategy import federate
 from simulations.anatomy import SCANNERS
 from simulations.backends.in_process import InProcessGrid
@@ -161,7 +162,7 @@ class Run:
     def unbroken(self, out: Path) -> str:
         """SHA-256 of the model of the same run, simulated in this process where nothing breaks."""
         sites = [open_site(self.play.folder / site) for site in SITES]
-        return str(federate(InProcessGrid(sites, self.config), self.config, out).model_sha256)
+        return str(federate(InProcessGrid(sites, issue(self.config)), issue(self.config), out).model_sha256)
 
 
 @contextmanager

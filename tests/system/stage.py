@@ -28,6 +28,7 @@ from flwr.proto.node_pb2 import Node
 
 from client.fleet import Fleet
 from common import flower, pki
+from common.rundocument import from_toml
 from common.wire.channels import MAX_MESSAGE_BYTES
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
@@ -37,7 +38,7 @@ from server.home import Home
 from server.registry import Registry
 from server.root import root_credentials
 from tests import ROOT
-from tests.server.coordinator import RUN, RUN_TOML, Member, enrol, new_home
+from tests.server.coordinator import RUN_TOML, Member, enrol, new_home
 from tests.server.test_gateway import PROJECT, bundle_of
 
 HONEST = ("north", "south")
@@ -193,7 +194,7 @@ class Stage:
         return Tls(self, port, member, **settings)
 
     def _begin_run(self) -> None:
-        proposal = self.registry.propose(RUN, flower.build_bundle(RUN, RUN_TOML), ())
+        proposal = self.registry.propose(from_toml(RUN_TOML), ())
         run_id = flower.start_run(self.home.superlink, bundle_of(PROJECT, SERVER_APP))
         self.registry.started(proposal.run_hash, run_id)
         self.run_id = run_id

@@ -29,11 +29,12 @@ import pytest
 
 from client import approvals
 from client.status import read_status
+from common.bundle import MAX_BUNDLE_BYTES
 from common.checkpoint import pack
 from common.config import RunConfig, parse, sha256_of
 from common.errors import ErrorCode
-from common.flower import MAX_BUNDLE_BYTES, build_bundle
 from common.network import build_model
+from common.rundocument import from_toml
 from common.wire import wardround_pb2
 from common.wire.messages import Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
@@ -54,7 +55,7 @@ federation = { rounds = 2 }
 HOSTILE_TOML = TOML.replace("tiny", "hostile")
 POLICY = "auto-approve = true\nrequire-privacy = false\nmin-patients = 1\nmin-held-out = 1\n"
 RUN, HOSTILE = parse(RunConfig, TOML), parse(RunConfig, HOSTILE_TOML)
-HONEST = build_bundle(RUN, TOML)
+HONEST = from_toml(TOML).bundle
 GROWTH_LIMIT = 1 << 20  # bytes
 SOON_S = 30.0
 PLAIN, DEFLATED, BZIP2, LZMA = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
@@ -135,7 +136,7 @@ def evil(marker: Path) -> bytes:
 
 def corpus(marker: Path) -> dict[str, bytes]:
     """Bundles, each wrong in one way; named for the log of a failure."""
-    honest = build_bundle(HOSTILE, HOSTILE_TOML)
+    honest = from_toml(HOSTILE_TOML).bundle
     members = _members(honest)
     code = evil(marker)
     pth = f"import os; open({str(marker)!r}, 'a').write('pth')\n".encode()
@@ -315,7 +316,7 @@ def _approve_and_deceive(one: Scene, coordinator: Ear, authority: Authority, hom
     assert coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
     altered = HONEST.replace(b"rounds = 2", b"rounds = 3")
     digests = {
-        "another bundle's hash": hashlib.sha256(build_bundle(HOSTILE, HOSTILE_TOML)).hexdigest(),
+        "another bundle's hash": hashlib.sha256(from_toml(HOSTILE_TOML).bundle).hexdigest(),
         "a byte altered after the approval": hashlib.sha256(altered).hexdigest(),
         "the run's hash for the bundle's": sha256_of(RUN),
         "settings added": hashlib.sha256(HONEST).hexdigest(),

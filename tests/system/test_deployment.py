@@ -24,6 +24,7 @@ import pytest
 from client.site import open_site
 from common.checkpoint import sha256
 from common.config import RunConfig, parse
+from common.rundocument import issue
 from server.home import open_home
 from server.strategy import federate
 from simulations.anatomy import SCANNERS
@@ -253,7 +254,7 @@ def test_both_sides_showed_the_same_phrase(deployment: Deployment) -> None:
 
 def test_model_has_the_hash_of_the_simulated_run(deployment: Deployment, tmp_path: Path) -> None:
     run = parse(RunConfig, RUN_TOML)
-    federate(InProcessGrid([open_site(deployment.home(site)) for site in SITES], run), run, tmp_path)
+    federate(InProcessGrid([open_site(deployment.home(site)) for site in SITES], issue(run)), issue(run), tmp_path)
     deployed = exported(deployment, tmp_path / "exported")
     assert sha256(deployed.read_bytes()) == sha256((tmp_path / "model.safetensors").read_bytes())
 

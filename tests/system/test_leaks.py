@@ -33,8 +33,8 @@ from client.site import open_site
 from common.checkpoint import pack
 from common.config import METRICS, RunConfig, parse, sha256_of
 from common.errors import ErrorCode
-from common.flower import build_bundle
 from common.network import build_model
+from common.rundocument import from_toml, issue
 from common.wire.messages import Request
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, Authority
@@ -283,14 +283,14 @@ def _opened(home: Path, worker: Worker, ear: Ear, patch: pytest.MonkeyPatch) -> 
     runs, bundles = [], {}
     for text in (PLAIN_TOML, PRIVATE_TOML, GREEDY_TOML):
         run = parse(RunConfig, text)
-        bundle = build_bundle(run, text)
+        bundle = from_toml(text).bundle
         run_hash, digest = sha256_of(run), hashlib.sha256(bundle).hexdigest()
         ear.propose(run_hash, bundle, digest)
         while ear.answers.get(timeout=SOON_S) != (run_hash, True):  # the earlier ones are told again
             continue
         runs.append(run)
         bundles[run_hash] = digest
-    offer = worker.ask(Describe(runs[0]), SOON_S)
+    offer = worker.ask(Describe(issue(runs[0])), SOON_S)
     assert isinstance(offer, Offer), offer
     assert offer.patients >= PATIENTS
     said = home.parent / "said"

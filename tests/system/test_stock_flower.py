@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig, parse
-from common.flower import build_bundle
+from common.rundocument import from_toml
 from simulations.anatomy import SCANNERS
 from simulations.phantoms import write_hospital
 from tests.system.test_deployment import free_ports, listens
@@ -99,7 +98,7 @@ def test_both_apps_run_under_stock_flower(flower: Flower) -> None:
     (folder / "site").mkdir()
     (folder / "site" / "site.toml").write_text(f'name = "north"\nthreads = 1\n[[data]]\npath = "{folder / "pacs"}"\n')
     (folder / "site" / "policy.toml").write_text("require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n")
-    with zipfile.ZipFile(BytesIO(build_bundle(parse(RunConfig, RUN_TOML), RUN_TOML))) as bundle:
+    with zipfile.ZipFile(BytesIO(from_toml(RUN_TOML).bundle)) as bundle:
         for name in ("pyproject.toml", "run.toml"):
             (folder / "app" / name).parent.mkdir(exist_ok=True)
             (folder / "app" / name).write_bytes(bundle.read(name))

@@ -22,6 +22,7 @@ from client.data.split import KeptSplits
 from client.data.study import LONELY_LABEL, NO_IMAGE
 from common.config import RunConfig, SiteConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.rundocument import issue
 from simulations.phantoms import SCANNERS, write_study
 from tests.client.data.studies import (
     KEY,
@@ -42,7 +43,7 @@ SCANNER = next(iter(SCANNERS.values()))
 
 def check(home: Path, *sources: Any, run: RunConfig | None = None, readers: int = 0) -> Checkup:
     """A check in this process."""
-    return check_site(home, site(*sources), KEY, run, readers=readers)
+    return check_site(home, site(*sources), KEY, None if run is None else issue(run), readers=readers)
 
 
 def codes(checkup: Checkup) -> dict[str, int]:

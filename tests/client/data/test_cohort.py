@@ -21,6 +21,7 @@ from common.checkpoint import pack, sha256
 from common.config import RunConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 from common.network import build_model
+from common.rundocument import issue
 from tests.client.data.studies import KEY, photo_run, run_config, site, source, write_ct, write_pair
 
 RUN = photo_run(rows=16)
@@ -250,7 +251,7 @@ def test_training_from_the_cache_gives_the_same_bits(tmp_path: Path, no_decoding
     def digest(cache: Path | None) -> str:
         cohort = load_cohort(site(source(path="ct")), run, root=tmp_path, site_key=KEY, cache=cache)
         model = build_model(run)
-        train_round(model, cohort, run, round_=1, site="north", device="cpu")
+        train_round(model, cohort, issue(run), round_=1, site="north", device="cpu")
         return sha256(pack(model.state_dict()))
 
     from_files = digest(None)
