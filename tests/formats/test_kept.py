@@ -19,7 +19,7 @@ from client import approvals
 from client.site import open_site
 from common.audit import verify
 from common.checkpoint import load_model
-from common.rundocument import from_file, issue
+from common.rundocument import from_file
 from server.home import open_home
 from server.registry import Registry
 from server.strategy import federate
@@ -112,7 +112,7 @@ def test_run_that_failed_half_way_goes_on_to_the_model_of_an_unbroken_run(kept: 
 
     fresh = [_fresh(kept, site, tmp_path / "fresh") for site in SITES]
     run = from_file(kept / "plain.toml")
-    unbroken = federate(InProcessGrid([open_site(one) for one in fresh], issue(run)), issue(run), tmp_path / "unbroken")
+    unbroken = federate(InProcessGrid([open_site(one) for one in fresh], run), run, tmp_path / "unbroken")
     _, ours, _ = load_model(folder, home.sealer_of(proposal.run_hash))
     _, theirs, _ = load_model(tmp_path / "unbroken")
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -268,7 +268,7 @@ def test_next_command_can_be_pasted_where_the_home_is_another_folder_than_the_us
     assert f"wardround-server requests --home '{other}'" in invited
     made = open_home(other)
     seen = Registry(made.registry)
-    seen.propose(RUN, from_toml(RUN_TOML).bundle, ())
+    seen.propose(from_toml(RUN_TOML), ())
     assert f"wardround-server stop {HASH[:8]} --home '{other}'" in state_line(made, seen, seen.proposal(HASH))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, str(other))

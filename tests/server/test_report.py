@@ -232,7 +232,7 @@ def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_p
 def test_a_model_that_finds_nothing_is_said_to(tmp_path: Path, scores: dict[str, float], told: str | None) -> None:
     federate(
         FakeGrid({name: trains(lambda one: one.parts["weights"]) for name in "ab"}),
-        a_run(),
+        issue(a_run()),
         tmp_path,
         wake=lambda _: None,
     )
