@@ -4,7 +4,6 @@ Its key is sealed with the coordinator's key, or under a passphrase of its own (
 makes the next root and lets the present one vouch for it; sites learn of it when they renew, and then it takes over.
 """
 
-import json
 from pathlib import Path
 
 from cryptography import x509
@@ -16,6 +15,7 @@ from common.crypto.passphrase import is_sealed, passphrase_from, seal, unseal
 from common.errors import ConfigError
 from common.files import write_private
 from common.operators import key_to_bytes
+from common.tomlfile import to_toml
 from server.home import Home, ServerConfig
 
 ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name
@@ -48,7 +48,7 @@ def create(path: Path, config: ServerConfig, passphrase: str | None = None, key_
     root_key, root = new_root(home, "root", passphrase)
     home.write_key("log", key_to_bytes(Ed25519PrivateKey.generate()))
     _renew_server_certificate(home, root_key, root)
-    write_private(path / "server.toml", _toml(config).encode())
+    write_private(path / "server.toml", to_toml(config.model_dump(mode="json", by_alias=True)).encode())
     return home
 
 
@@ -195,9 +195,3 @@ def _renew_server_certificate(home: Home, root_key: pki.PrivateKey, root: Certif
     certificate = pki.server_certificate(key, home.config.hosts, root, root_key)
     home.write_key("server", pki.key_to_pem(key))
     write_private(home.path / "pki" / "server.pem", pki.to_pem(certificate))
-
-
-def _toml(config: ServerConfig) -> str:
-    # A JSON string, list of strings or number is also TOML.
-    values = config.model_dump(mode="json", by_alias=True)
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -13,12 +13,11 @@
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
@@ -42,6 +41,7 @@ from common.config import (
 )
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.tomlfile import to_toml
 from simulations.partitions import PARTITION_CHOICE, Partition
 from simulations.phantoms import SCANNERS, write_hospital
 from simulations.pretraining import PretrainingConfig
@@ -340,23 +340,7 @@ def _absolute_sources(sources: Sequence[SourceConfig], root: Path) -> tuple[Sour
 
 
 def _toml(table: Table) -> str:
-    """A configuration as TOML: tables last, null values left out. A JSON string, number or list is also TOML."""
-    return "\n".join(_toml_lines(table.model_dump(mode="json", by_alias=True, exclude_none=True), "")) + "\n"
-
-
-def _toml_lines(values: Mapping[str, Any], prefix: str) -> Iterable[str]:
-    later: list[tuple[str, str, Mapping[str, Any]]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            later.append(("[", key, value))
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            later += [("[[", key, item) for item in value]
-        else:
-            yield f"{json.dumps(key)} = {json.dumps(value)}"
-    for bracket, key, value in later:
-        name = f"{prefix}{json.dumps(key)}"
-        yield f"{bracket}{name}{']' * len(bracket)}"
-        yield from _toml_lines(value, f"{name}.")
+    return to_toml(table.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 __all__ = [

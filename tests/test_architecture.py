@@ -268,6 +268,10 @@ def test_what_flower_is_told_by_its_environment_stands_in_one_place() -> None:
     assert said == []
 
 
+def test_toml_is_written_in_one_place() -> None:
+    assert _offenders(PACKAGES, ("tomlkit", "tomli_w", "toml"), exempt=("common/tomlfile.py",)) == []
+
+
 def test_locks_are_taken_in_one_place() -> None:
     users = _offenders(PACKAGES, ("fcntl.flock", "fcntl.lockf", "filelock"))
     users += [

@@ -274,13 +274,15 @@ def test_source_that_is_not_there_is_not_removed(home: Path, pictures: Path, whi
     assert (home / "site.toml").read_bytes() == before
 
 
-def test_source_that_is_written_in_another_way_is_taken_out_by_hand(home: Path, pictures: Path) -> None:
-    text = f'name = "north"\ndata = [{{ path = {json.dumps(str(pictures))} }}]\n'
+def test_sources_in_one_line_are_added_to_and_taken_out_of_too(home: Path, pictures: Path) -> None:
+    text = f'name = "north"  # ours\ndata = [{{ path = {json.dumps(str(pictures))} }}, {{ path = "/other" }}]\n'
     (home / "site.toml").write_text(text)
-    result = call(home, "remove", "1")
-    assert result.exit_code == 1
-    assert "by hand" in result.stderr
-    assert (home / "site.toml").read_text() == text
+    assert "Sources: 1." in succeed(home, "remove", "2").stdout
+    assert "Sources: 0." in succeed(home, "remove", "1").stdout
+    assert (home / "site.toml").read_text() == 'name = "north"  # ours\n'
+    (home / "site.toml").write_text(text.replace(', { path = "/other" }', ""))
+    succeed(home, "remove", str(pictures))
+    assert "/other" not in (home / "site.toml").read_text()
 
 
 def test_dry_run_tells_what_was_assumed_and_adds_nothing(home: Path, tmp_path: Path) -> None:
