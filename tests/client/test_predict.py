@@ -448,7 +448,7 @@ def test_study_of_another_modality_is_refused(tmp_path: Path, threshold_model: A
 
 def test_3d_model_refuses_a_picture(tmp_path: Path, threshold_model: Any) -> None:
     _picture(tmp_path / "eye.png", 20, 20)
-    with pytest.raises(DataError, match="2D model") as error:
+    with pytest.raises(DataError, match="dims = 2") as error:
         predict_study(threshold_model(run_for(dims=3, modality="photo"), 60.25), tmp_path / "eye.png", tmp_path / "out")
     assert error.value.code == ErrorCode.UNSUPPORTED
 
