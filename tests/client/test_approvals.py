@@ -11,6 +11,7 @@ from client.offer import Offer
 from common import files
 from common.config import RunConfig, sha256_of, validate
 from common.errors import ConfigError
+from common.rundocument import from_text
 from tests.documents import carried
 
 
@@ -122,3 +123,14 @@ def test_stamp_changes_with_every_answer(tmp_path: Path) -> None:
     path = tmp_path / "proposals" / run_hash / "answer.json"
     os.utime(path, ns=(1, 1))
     assert len({before, approved, approvals.answers_stamp(tmp_path)}) == 3
+
+
+def test_a_proposal_is_parsed_once_however_often_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_hash = approvals.record(tmp_path, carried(a_run()), is_open=True).run_hash
+    from_text.cache_clear()
+    parsed: list[int] = []
+    validate = RunConfig.model_validate
+    monkeypatch.setattr(RunConfig, "model_validate", lambda *some, **more: parsed.append(1) or validate(*some, **more))
+    for _ in range(20):
+        assert [one.run.name for one in approvals.load_all(tmp_path)] == [approvals.load(tmp_path, run_hash).run.name]
+    assert len(parsed) == 1

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from common import flower, pki
-from common.config import sha256_of
+from common.config import RunConfig, sha256_of
 from common.errors import FederationError
-from common.rundocument import from_toml, issue
+from common.rundocument import from_bundle, from_text, from_toml, issue
 from server import store
 from server.doors import read_processes, write_processes
 from server.liveness import has_died, on_their_way
@@ -105,6 +105,22 @@ def test_a_run_starts_when_its_quorum_has_approved_and_not_before(home, registry
     registry.answer(HASH, "b", approved=True)
     assert runs.step() == {1}
     assert superlink.started == [registry.proposal(HASH).bundle]
+
+
+def test_a_run_that_goes_on_is_parsed_once_however_often_it_is_looked_at(home, registry, superlink, clock, monkeypatch):
+    """Its text and its run.toml; in a process that has never seen it."""
+    for remembered in (from_bundle, from_text):
+        remembered.cache_clear()
+    parsed, validate = [], RunConfig.model_validate
+    monkeypatch.setattr(RunConfig, "model_validate", lambda *some, **more: parsed.append(1) or validate(*some, **more))
+    registry.answer(HASH, "a", approved=True)
+    registry.answer(HASH, "b", approved=True)
+    runs = Runs(home, registry)
+    for _ in range(20):
+        assert runs.step() == {1}
+        clock[0] += 5.0
+        assert state_line(home, registry, registry.proposal(HASH))
+    assert len(parsed) == 2
 
 
 def test_the_approval_of_a_revoked_site_does_not_count(home, registry, superlink):
