@@ -1,9 +1,10 @@
 """The exit gate: the one place where something leaves the hospital.
 
-Whatever the worker hands over, only known parts are rebuilt from it: the request's own tensors, finite, with the
-request's names, shapes and types; scalars on the allow-list, rounded; counts; codes from the closed list. Run
-hash, round and phase are the request's. Free text, identifiers, paths, extra tensors, file metadata and padding
-have no way through, because nothing carries them. Runs in the agent: numpy only, no torch.
+Whatever the worker hands over, only what is known leaves: the request's own parts and tensors, finite, with the
+request's names, shapes and types, packed anew unless they come under the request's own head to the byte; scalars on the
+allow-list, rounded; counts; codes from the closed list. Run hash, round and phase are the request's. Free text,
+identifiers, paths, extra tensors, file metadata and padding have no way through, because nothing carries them. Runs in
+the agent: numpy only, no torch.
 
 What comes in is looked at too, before it costs anything: it has the tensors of the approved run's model and no others,
 and weights made to copy patients' images into the update (rows that are all equal, or constant) are refused before

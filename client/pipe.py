@@ -1,7 +1,8 @@
 """What a site's agent and its worker say to each other: typed questions and answers, as frames on a pipe.
 
-Requests and replies are the very frames that Flower's messages carry (common/wire/messages.py); a question adds the run
-and the attempt to its request's header. What does not parse is a PipeError. Deadlines are `time.monotonic` seconds.
+Requests and replies are the very frames that Flower's messages carry (common/wire/messages.py); a question adds the
+run, the attempt and the hash of the parts to its request's header. What does not parse is a PipeError. Deadlines are
+`time.monotonic` seconds.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from common.wire.messages import (
     Reply,
     Request,
     TrainReply,
+    known_as,
     reply_from_frame,
     reply_to_frame,
     request_from_frame,
@@ -66,7 +68,8 @@ def question_to_frame(question: Question) -> Frame:
     if isinstance(question, Describe):
         return Frame(header | {"kind": "describe"})
     request = request_to_frame(question.request)
-    return Frame({**request.header, **header, "attempt": question.attempt}, request.parts)
+    header |= {"attempt": question.attempt, "sha256": question.request.sha256}
+    return Frame({**request.header, **header}, request.parts)
 
 
 def question_from_frame(frame: Frame) -> Question:
@@ -76,7 +79,8 @@ def question_from_frame(frame: Frame) -> Question:
         run = from_text(header["run"])
         if header["kind"] == "describe":
             return Describe(run)
-        return Work(run, request_from_frame(frame), str(header["attempt"]))
+        request = known_as(request_from_frame(frame), str(header["sha256"]))
+        return Work(run, request, str(header["attempt"]))
     except (KeyError, TypeError, ValueError, UpdateError) as error:
         raise PipeError(f"a question on the pipe is malformed ({error}); expected the fields of {__name__}") from error
 

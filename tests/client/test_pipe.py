@@ -15,6 +15,7 @@ from client.pipe import Answer, Describe, Frame, PipeError, Question, Ready, Wor
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
 from common.rundocument import issue
+from common.wire import messages
 from common.wire.frames import HEADER_LIMIT, PARTS_LIMIT
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 
@@ -71,6 +72,23 @@ def test_frame_arrives_as_it_was_sent(ends: tuple[int, int], payload: bytes, blo
 )
 def test_question_arrives_as_it_was_asked(question: Question) -> None:
     assert pipe.question_from_frame(pipe.question_to_frame(question)) == question
+
+
+def test_worker_does_not_hash_again_what_the_agent_has_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[messages.Parts] = []
+
+    def noted(parts: messages.Parts) -> str:
+        hashed.append(parts)
+        return "ab" * 32
+
+    monkeypatch.setattr(messages, "digest_of", noted)
+    work = Work(RUN, TrainRequest("ab" * 32, 3, {"weights": b"weights"}), "message.1")
+    assert work.request.sha256 == "ab" * 32
+    for _ in range(2):
+        asked = pipe.question_from_frame(pipe.question_to_frame(work))
+        assert isinstance(asked, Work)
+        assert asked.request.sha256 == work.request.sha256
+    assert hashed == [{"weights": b"weights"}]
 
 
 @pytest.mark.parametrize(
