@@ -29,9 +29,10 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, Run
 
 from common.errors import ErrorCode, PolicyError, UpdateError
-from common.flower import CHUNK_BYTES, has_more_objects, object_ids, pack_message, unpack_message
+from common.flower import has_more_objects, object_ids, pack_message, unpack_message
 from common.wire import clock
 from common.wire.pushback import retry_after
+from common.wire.records import PIECE_BYTES
 
 HEARTBEAT_S = 30.0
 CALL_TIMEOUT_S = 30.0
@@ -42,8 +43,8 @@ OBJECT_TIMEOUT_S = 300.0
 PATIENCE_S = 600.0
 CONCURRENT_OBJECTS = 3
 SHORTEST_PAUSE_S, LARGEST_PAUSE_S = 0.5, 10.0
-# Of a message with one model: the records around it, and Flower's smallest pieces of an array.
-_OTHER_OBJECTS, _OTHER_BYTES, _SMALLEST_CHUNK = 16, 64 * 1024, 1024 * 1024
+# Of a message, beside the full pieces of its parts: what is around them, and the last piece of each.
+_OTHER_OBJECTS, _OTHER_BYTES = 16, 64 * 1024
 
 
 class LostMessageError(UpdateError):
@@ -109,7 +110,7 @@ class Fleet:
             PolicyError: BAD_REQUEST, it is larger; no more than that was taken.
         """
         run_id, limit = head.metadata.run_id, most_bytes + _OTHER_BYTES
-        wanted = _object_ids(tree, _OTHER_OBJECTS + limit // _SMALLEST_CHUNK)
+        wanted = _object_ids(tree, _OTHER_OBJECTS + limit // PIECE_BYTES)
         stub = self._stub_for(limit)
         missing = [object_id for object_id in wanted if object_id not in self._objects]
         known = {one: self._objects[one] for one in wanted if one in self._objects}
@@ -185,7 +186,7 @@ class Fleet:
         if self._large is None or self._large[0] != most_bytes:
             if self._large is not None:
                 self._large[1].close()
-            self._large = most_bytes, self._wide(min(most_bytes, CHUNK_BYTES) + _OTHER_BYTES)
+            self._large = most_bytes, self._wide(min(most_bytes, PIECE_BYTES) + _OTHER_BYTES)
         return FleetStub(self._large[1])
 
     def _object(self, stub: Any, run_id: int, object_id: str) -> bytes:

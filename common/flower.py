@@ -63,8 +63,6 @@ if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no
 VERSION = "1.41.0"
 # The program that a SuperExec starts for each run.
 SERVER_APP = "flwr-serverapp"
-# Flower cuts arrays into objects of this size (5 MiB unless told). A request costs the same for 5 and for 32 MiB.
-CHUNK_BYTES = 32 * 1024 * 1024
 
 # A reply of which nothing more has come for so long is given up. It is on this machine before it is announced.
 STALLED_S = 15.0
@@ -240,7 +238,6 @@ def superlink_environment(flower_home: Path) -> dict[str, str]:
         **flower_variables(flower_home, quiet=False),
         # A run starts within this time; each poll costs the SuperLink about 15 ms of CPU.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
-        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         # SuperLink and SuperExec start their children by name.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from common.flower import CHUNK_BYTES
+from common.wire.records import PIECE_BYTES
 
 # Together. An agent holds two long polls, moves three objects and says now and then that it is there.
 CALLS_AT_ONCE = 12
@@ -47,7 +47,7 @@ CONTROL = Rule("control", 64 * 1024, 50.0, 500, 60.0)
 POLL = Rule("poll", 64 * 1024, 50.0, 500, 60.0)
 # At most 1000 ids and the tree they stand in.
 ANNOUNCEMENT = Rule("announcement", 1024 * 1024, 50.0, 500, 60.0)
-OBJECT = Rule("object", CHUNK_BYTES + 64 * 1024, 200.0, 2000, 600.0)
+OBJECT = Rule("object", PIECE_BYTES + 64 * 1024, 200.0, 2000, 600.0)
 ENROLMENT = Rule("enrolment", 16 * 1024, 5.0, 200, 60.0)
 MAX_REQUEST_BYTES = OBJECT.max_bytes
 

@@ -17,7 +17,7 @@ import grpc
 from common.errors import FederationError, WardroundError
 from common.wire.proxy import proxy_of
 
-# Models come in chunks of 32 MiB (common/flower.py); this leaves room for a whole one in one message.
+# A piece of a part is 32 MiB at most (common/wire/records.py); this leaves room for several.
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 # What an agent takes in one message, unless it asks for a model: a head, a list of proposals, a checkpoint.
 MAX_NEWS_BYTES = 8 * 1024 * 1024

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.flower import CHUNK_BYTES
+from common.wire.records import PIECE_BYTES
 from server.limits import BYTES_PER_HOUR, CALLS_AT_ONCE, CONTROL, OBJECT, Limits, Notes, Reached, Rule, rule_of
 from server.seat import MAX_REPLY_OBJECTS
 
@@ -168,6 +168,6 @@ def test_every_method_has_a_rule(method: str, kind: str) -> None:
 
 
 def test_largest_reply_and_a_model_of_200_mb_fit_the_limits() -> None:
-    assert OBJECT.max_bytes > CHUNK_BYTES
+    assert OBJECT.max_bytes > PIECE_BYTES
     assert OBJECT.burst >= MAX_REPLY_OBJECTS
-    assert OBJECT.burst > 200e6 / CHUNK_BYTES
+    assert OBJECT.burst > 200e6 / PIECE_BYTES
