@@ -82,7 +82,7 @@ def test_worker_does_not_hash_again_what_the_agent_has_hashed(monkeypatch: pytes
         return "ab" * 32
 
     monkeypatch.setattr(messages, "digest_of", noted)
-    work = Work(RUN, TrainRequest("ab" * 32, 3, {"weights": b"weights"}), "message.1")
+    work = Work(issue(RUN), TrainRequest("ab" * 32, 3, {"weights": b"weights"}), "message.1")
     assert work.request.sha256 == "ab" * 32
     for _ in range(2):
         asked = pipe.question_from_frame(pipe.question_to_frame(work))
