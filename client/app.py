@@ -22,8 +22,9 @@ from client.data.cohort import Cohort
 from client.declared import declare
 from client.offer import Offer
 from client.site import Site, open_site
+from client.train.strategies import local_of
 from common.audit.entries import bucketed
-from common.checkpoint import WEIGHTS, pack, unpack
+from common.checkpoint import pack, unpack
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode, PolicyError, UpdateError
 from common.logs import told
@@ -38,10 +39,10 @@ from common.privacy.scores import (
     score_plan,
 )
 from common.rundocument import RunDocument, from_text
+from common.strategies import WEIGHTS
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
-    Parts,
     Refusal,
     Reply,
     Request,
@@ -84,7 +85,8 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
     if request.run_hash != document.hash:
         raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
     gate.check_start(request, run)
-    model = _model(request.parts, run)
+    gate.check_covered(run)
+    model = _model(request, run)
     if isinstance(request, TrainRequest):
         evaluations.begin_training(site, run, request)
     elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
@@ -112,10 +114,17 @@ def _train(
     # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
     spent = {} if run.privacy is None else _charge(request, document, site, cohort, attempt)
     device = next(model.parameters()).device
-    metrics = training.train_round(
-        model, cohort, document, round_=request.round, site=site.config.name, device=device, site_key=site.key
+    beside = {name: unpack(request.parts[name]) for name in run.strategy.DOWN}
+    local = local_of(
+        run.strategy,
+        model,
+        {name: {key: one.to(device) for key, one in state.items()} for name, state in beside.items()},
     )
-    parts = {WEIGHTS: pack(model.state_dict())}
+    name = site.config.name
+    metrics = training.train_round(
+        model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
+    )
+    parts = {name: pack(state) for name, state in {WEIGHTS: model.state_dict(), **local.parts()}.items()}
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
 
@@ -226,14 +235,24 @@ def offer_of(cohort: Cohort, run: RunConfig, model: nn.Module | None = None) -> 
         cohort_id=cohort.cohort_id,
         usable=len(cohort.cases),
         quarantined=dict(Counter(str(study.code) for study in cohort.quarantined)),
-        parts={WEIGHTS: shapes},
+        parts=dict.fromkeys(run.strategy.up, shapes),
     )
 
 
-def _model(parts: Parts, run: RunConfig) -> nn.Module:
-    if list(parts) != [WEIGHTS]:
+def _model(request: Request, run: RunConfig) -> nn.Module:
+    wanted = run.strategy.down if isinstance(request, TrainRequest) else (WEIGHTS,)
+    if request.parts.keys() != set(wanted):
         raise UpdateError("the request's parts are not those of the run. Send the model of the run.")
-    return load_model(run, unpack(parts[WEIGHTS]))
+    states = {name: unpack(part) for name, part in request.parts.items()}
+    if any(_schema(state) != _schema(states[WEIGHTS]) for state in states.values()):
+        raise UpdateError(
+            "a part has other tensors than the weights, by name, shape or type. Send the parts of the run."
+        )
+    return load_model(run, states[WEIGHTS])
+
+
+def _schema(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
 def _device(site: Site) -> torch.device:

@@ -30,6 +30,7 @@ from client.site import Site
 from common.config import PolicyConfig, RunConfig, Table
 from common.errors import ConfigError, ErrorCode, PolicyError, UpdateError
 from common.locks import locked
+from common.strategies import WEIGHTS
 from common.text import counted
 from common.wire.messages import EvaluateReply, EvaluateRequest, Request, TrainRequest
 
@@ -84,7 +85,8 @@ def begin_training(site: Site, run: RunConfig, request: TrainRequest) -> None:
                 ErrorCode.ROUND_REPEATED,
             )
         before = known.rounds.get(request.round - 1, _Round()).model
-        if before not in (None, digest) and not run.federation.averaging:
+        weights = request.sha256_of(WEIGHTS)
+        if before not in (None, weights) and not run.federation.averaging:
             raise UpdateError(
                 f"round {request.round} does not start from the model that was scored after round {request.round - 1}",
                 ErrorCode.WRONG_RUN,

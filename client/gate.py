@@ -26,7 +26,9 @@ from client.offer import Shapes
 from common.audit.entries import bucketed
 from common.config import METRICS, TRAIN_LOSS, RunConfig, Scores
 from common.errors import ErrorCode, UpdateError
+from common.privacy.guarantee import uncovered
 from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
+from common.strategies import WEIGHTS
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -100,7 +102,8 @@ def release(
         case Refusal(), EvaluateRequest():
             return Refusal(run_hash, round_, after_scoring(ErrorCode(reply.code), run))
         case TrainReply(), TrainRequest():
-            parts = _same_parts(reply.parts, request.parts)
+            check_covered(run)
+            parts = _rebuilt(reply.parts, run.strategy.up, request.parts[WEIGHTS])
             metrics = _scalars(reply.metrics, train_metrics(run, allowed))
             return TrainReply(run_hash, round_, parts, _count(reply.patients, run), metrics)
         case EvaluateReply(), EvaluateRequest():
@@ -169,7 +172,7 @@ def check_request(
     Args:
         request: as received.
         run: the approved one.
-        parts: what a request of the run carries.
+        parts: what leaves with an update of the run; each part that comes has the tensors of its weights.
         training_patients: of this site; not looked at with privacy.
         largest: absolute value that a weight may have.
 
@@ -180,14 +183,30 @@ def check_request(
     # With privacy a refusal would say without noise that one patient, picked out by seed and fractions, is not there.
     if isinstance(request, TrainRequest) and run.privacy is None and not training_patients:
         raise UpdateError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
-    check_start(request, run)
-    if request.parts.keys() != parts.keys():
+    check_covered(run)
+    wanted = run.strategy.down if isinstance(request, TrainRequest) else (WEIGHTS,)
+    if request.parts.keys() != set(wanted):
         raise UpdateError(
-            f"the message's {len(request.parts)} parts are not the {len(parts)} of the approved run, by name. Nothing "
+            f"the message's {len(request.parts)} parts are not the {len(wanted)} of the approved run, by name. Nothing "
             "is charged. The coordinator must send the parts of the run."
         )
+    check_start(request, run)
     for name, part in request.parts.items():
-        check_received(part, largest, parts[name])
+        # Only weights can be made to copy what they see; another part may well be all zeros.
+        check_received(part, largest, parts[WEIGHTS], weights=name == WEIGHTS)
+
+
+def check_covered(run: RunConfig) -> None:
+    """No part of a private run leaves, nor is one trained for, that its guarantee does not name.
+
+    Raises:
+        UpdateError: POLICY_REFUSED, the run's strategy goes beyond its guarantee.
+    """
+    if (beyond := uncovered(run)) is not None:
+        raise UpdateError(
+            f"the run's strategy {run.strategy.kind} {beyond}, which no guarantee covers; a private run may not",
+            ErrorCode.POLICY_REFUSED,
+        )
 
 
 def check_start(request: Request, run: RunConfig) -> None:
@@ -198,17 +217,20 @@ def check_start(request: Request, run: RunConfig) -> None:
     """
     if run.initial is None or not isinstance(request, TrainRequest) or request.round != 1:
         return
-    if request.sha256 != run.initial.sha256:
+    if WEIGHTS not in request.parts:
+        raise UpdateError("the message has no weights")
+    if request.sha256_of(WEIGHTS) != run.initial.sha256:
         raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
 
 
-def check_received(part: bytes, largest: float, tensors: Shapes | None = None) -> None:
+def check_received(part: bytes, largest: float, tensors: Shapes | None = None, *, weights: bool = True) -> None:
     """Look at a part that a coordinator wants trained, before the data see it.
 
     Args:
         part: safetensors, as received.
         largest: absolute value that a weight may have.
         tensors: name -> shape of what is expected, all float32; None: anything.
+        weights: whether it is the model's weights.
 
     Raises:
         UpdateError: not safetensors, other tensors, not finite, too large, or made to copy what they see.
@@ -227,7 +249,7 @@ def check_received(part: bytes, largest: float, tensors: Shapes | None = None) -
                 f"the model received has weights above max-weight {largest:g} in policy.toml",
                 ErrorCode.SUSPICIOUS_MODEL,
             )
-        if _copies(tensor):
+        if weights and _copies(tensor):
             raise UpdateError(
                 "the model received has rows that are equal or constant: such weights copy images into the update",
                 ErrorCode.SUSPICIOUS_MODEL,
@@ -238,11 +260,11 @@ def _scores_are_noised(run: RunConfig, scores: Scores) -> bool:
     return run.privacy is not None and scores == "noised"
 
 
-def _same_parts(parts: Parts, asked: Parts) -> Parts:
-    """The parts of an update, if they are those of the request."""
-    if parts.keys() != asked.keys():
-        raise UpdateError("the update's parts are not those of the request, by name; nothing is sent")
-    return {name: _same_tensors(parts[name], template) for name, template in asked.items()}
+def _rebuilt(parts: Parts, wanted: Sequence[str], weights: bytes) -> Parts:
+    """The parts of an update, if they are those of the run, each with the tensors of the model."""
+    if parts.keys() != set(wanted):
+        raise UpdateError("the update's parts are not those of the run, by name; nothing is sent")
+    return {name: _same_tensors(parts[name], weights) for name in wanted}
 
 
 def _same_tensors(part: bytes, template: bytes) -> bytes:

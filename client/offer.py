@@ -22,7 +22,7 @@ class Offer:
     cohort_id: str
     usable: int  # studies
     quarantined: dict[str, int]  # studies by error code
-    parts: dict[str, Shapes]  # what the run's requests carry, by the part's name
+    parts: dict[str, Shapes]  # what leaves with an update, by the part's name
     training: int  # of the patients, those who are held out neither for validation nor for testing
 
     @property

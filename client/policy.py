@@ -12,7 +12,7 @@ from client.offer import Offer
 from common.config import PolicyConfig, RunConfig
 from common.errors import ErrorCode, PolicyError
 from common.privacy.clipping import norm_bounds
-from common.privacy.guarantee import plan, why_void
+from common.privacy.guarantee import plan, uncovered, why_void
 from common.text import counted
 
 
@@ -114,6 +114,8 @@ def _privacy_refusals(run: RunConfig, policy: PolicyConfig, offer: Offer | None)
         if policy.require_privacy:
             yield "it has no differential privacy, and require-privacy is true"
         return
+    if (beyond := uncovered(run)) is not None:
+        yield f"its strategy {run.strategy.kind} {beyond}, which no guarantee covers"
     if policy.require_privacy and (reason := why_void(run)):
         yield f"it gives no differential privacy, and require-privacy is true: {reason}"
     epsilon, clipping = run.privacy.target_epsilon, run.privacy.clipping_norm

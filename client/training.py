@@ -23,11 +23,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
+from client.train.strategies import Local
 from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig
 from common.crypto.derivation import derived
 from common.errors import DataError, ErrorCode, WardroundError
@@ -55,6 +57,7 @@ def train_round(
     site: str,
     device: torch.device | str,
     site_key: bytes | None = None,
+    local: Local[Any] | None = None,
 ) -> dict[str, float]:
     """Train the model in place for one round.
 
@@ -66,6 +69,7 @@ def train_round(
         site: The site's name; sets the crops of a run without privacy.
         device: Where to compute.
         site_key: Secret; sets what is drawn for each patient of a private run. None: a fresh one.
+        local: The client half of the run's strategy; None: plain training.
 
     Returns:
         steps and seconds; without differential privacy also train-loss, the mean over the steps. With it the loss is
@@ -92,7 +96,7 @@ def train_round(
         seed = _seed(run, site, round_)
         crops = _Crops(patients, run, device)
         with _reproducible(run, seed):
-            loss = {TRAIN_LOSS: _train(network, crops, torch.Generator().manual_seed(seed), round_)}
+            loss = {TRAIN_LOSS: _train(network, crops, torch.Generator().manual_seed(seed), round_, local)}
         if not _is_finite(model):
             raise _not_finite("a weight")
     else:
@@ -209,7 +213,7 @@ class _Streams:
         return int.from_bytes(hmac.digest(key, place, "sha256")[:8], "big") >> 1
 
 
-def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: int) -> float:
+def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: int, local: Local[Any] | None) -> float:
     """Plain steps; returns the mean loss."""
     run = crops.run
     optimizer, loss_of = _optimizer(model, run), _Loss(run.task)
@@ -223,6 +227,8 @@ def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: 
             raise _not_finite("the loss")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if local is not None:
+            local.steer()
         optimizer.step()
         total += value
     return total / run.training.local_steps

@@ -97,7 +97,6 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         ConfigError: state/declared.json is damaged.
     """
     from client.data.pseudonym import cohort_id  # noqa: PLC0415 - torch
-    from common.checkpoint import WEIGHTS  # noqa: PLC0415 - torch
     from common.network import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.document is None:
@@ -113,7 +112,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         cohort_id=cohort_id(site.key),
         usable=len(checkup.usable),
         quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),
-        parts={WEIGHTS: tensor_shapes(run)},
+        parts=dict.fromkeys(run.strategy.up, tensor_shapes(run)),
         training=len({study.patient for study in checkup.usable if study.split == "train"}),
     )
     return verdict_on(checkup.document, site.policy, offer)

@@ -25,7 +25,6 @@ from common.errors import ConfigError, UpdateError
 from common.files import write_atomically, write_private
 
 FORMAT = 1
-WEIGHTS = "weights"  # the part of a request and of an update that holds the model
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_NAME = "model.json"
 
@@ -150,4 +149,4 @@ def _read(path: Path, sealer: Sealer | None) -> bytes:
         ) from error
 
 
-__all__ = ["WEIGHTS", "Manifest", "load_model", "pack", "save_model", "sha256", "unpack"]
+__all__ = ["Manifest", "load_model", "pack", "save_model", "sha256", "unpack"]

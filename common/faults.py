@@ -15,10 +15,9 @@ from common.choice import OneOf, choice_of
 
 # What people look for, and this version does not have.
 _ABSENT = {
-    "strategy": "the average is FedAvg",
-    "aggregation": "the average is FedAvg",
-    "algorithm": "the average is FedAvg",
-    "proximal-mu": "the average is FedAvg",
+    "aggregation": "how updates become a model is said in [strategy]",
+    "algorithm": "how updates become a model is said in [strategy]",
+    "proximal-mu": "how updates become a model is said in [strategy]",
     "loss": "the loss follows from the task, see [task]",
     "secure-aggregation": "the coordinator sees each site's update",
     "epochs": "a round is counted in steps, with local-steps in [training]",

@@ -32,17 +32,33 @@ def weighted_mean(states: Mapping[str, Mapping[str, Tensor]], weights: Mapping[s
         states: site -> tensors by name; the same names, shapes and dtypes for each, and at least one site.
         weights: site -> weight > 0, as it shall count: see `capped`.
     """
-    total = float(sum(weights[site] for site in sorted(states)))
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
+    added = WeightedSum()
     for site in sorted(states):
-        for name, tensor in states[site].items():
-            if name in sums:
-                sums[name].add_(tensor.double(), alpha=weights[site])
+        added.add(states[site], weights[site])
+    return added.mean()
+
+
+class WeightedSum:
+    """States added up in float64, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def add(self, state: Mapping[str, Tensor], weight: float) -> None:
+        """One more; each has the names, shapes and dtypes of the first."""
+        self._total += weight
+        for name, tensor in state.items():
+            if name in self._sums:
+                self._sums[name].add_(tensor.double(), alpha=weight)
             else:
-                sums[name] = tensor.double() * weights[site]
-                dtypes[name] = tensor.dtype
-    return {name: (one / total).to(dtypes[name]) for name, one in sums.items()}
+                self._sums[name] = tensor.double() * weight
+                self._dtypes[name] = tensor.dtype
+
+    def mean(self) -> dict[str, Tensor]:
+        """In the dtypes that were added; at least one was."""
+        return {name: (one / self._total).to(self._dtypes[name]) for name, one in self._sums.items()}
 
 
 def capped(weights: Mapping[str, float]) -> dict[str, float]:
@@ -71,4 +87,4 @@ def tempered(weights: Mapping[str, float], distances: Mapping[str, float]) -> di
     }
 
 
-__all__ = ["capped", "tempered", "weighted_mean"]
+__all__ = ["WeightedSum", "capped", "tempered", "weighted_mean"]

@@ -1,7 +1,8 @@
 """Where the checkpoints of a run lie: `checkpoint/round-00007`, of which only the last is kept.
 
-In it the model as the next round starts from it, and under `average` the average of the rounds where the run asks for
-one. A checkpoint renamed to another round's does not open: what seals it knows where it belongs.
+In it the model as the next round starts from it, and in a folder each what the run's strategy holds beside it: under
+`average` the average of the rounds where the run asks for one. A checkpoint renamed to another round's does not open:
+what seals it knows where it belongs.
 """
 
 from pathlib import Path

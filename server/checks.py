@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.checkpoint import WEIGHTS, unpack
+from common.checkpoint import unpack
 from common.config import RunConfig
 from common.errors import ErrorCode, UpdateError
+from common.strategies import WEIGHTS
 from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.bounds import farthest, trained
 from server.price import MAX_PATIENTS, check_price
@@ -37,7 +38,7 @@ _METRIC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 class Update:
     """An update that may enter the average, as far as it can be judged by itself."""
 
-    state: Mapping[str, Tensor] = field(repr=False)
+    parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     distance: float  # L2, from the model that was sent
     limit: float  # of the distance, for this site in this round
 
@@ -78,10 +79,14 @@ def check_update(
         )
     if run.privacy is not None:
         check_price(reply.metrics, run, earlier)
-    if list(reply.parts) != [WEIGHTS]:
-        raise UpdateError("the update's parts are not those of the request", ErrorCode.WRONG_TENSORS)
-    state = unpack(reply.parts[WEIGHTS])
-    _check_tensors(state, global_state)
+    if reply.parts.keys() != set(run.strategy.up):
+        raise UpdateError("the update's parts are not those of the run", ErrorCode.WRONG_TENSORS)
+    parts = {name: unpack(part) for name, part in reply.parts.items()}
+    for name, part in parts.items():
+        _check_tensors(part, global_state)
+        if name != WEIGHTS and not all(bool(tensor.isfinite().all()) for tensor in part.values()):
+            raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
+    state = parts[WEIGHTS]
     distance = _distance(state, global_state)
     if not math.isfinite(distance):
         raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
@@ -106,7 +111,7 @@ def check_update(
             f"run's training lead {reachable:.3g} away at most. The site did something else than the run asks for.",
             ErrorCode.UPDATE_TOO_LARGE,
         )
-    return Update(state, distance, min(setting, reachable))
+    return Update(parts, distance, min(setting, reachable))
 
 
 def outliers(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:

@@ -6,7 +6,6 @@ site that was refused or missing is named in the journal. After each round the m
 Sites start each round with a fresh optimiser, so the resumed run makes the same model.
 """
 
-import dataclasses
 import logging
 import shutil
 import time
@@ -19,19 +18,30 @@ from typing import Any, TypeAlias, TypeVar
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.checkpoint import WEIGHTS, Manifest, load_model, pack, save_model, sha256, unpack
+from common.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.config import RunConfig
 from common.crypto.stream import Sealer
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
 from common.files import move
 from common.network import build_model
 from common.rundocument import RunDocument
+from common.strategies import WEIGHTS
 from common.text import counted
-from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Refusal, Request, TrainReply, TrainRequest
-from server.aggregation import capped, tempered, weighted_mean
-from server.checkpoints import AVERAGE, at, folder_of, latest
+from common.wire.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    Parts,
+    Phase,
+    Refusal,
+    Request,
+    TrainReply,
+    TrainRequest,
+)
+from server.aggregation import capped, tempered
+from server.checkpoints import at, folder_of, latest
 from server.checks import Update, check_scores, check_update, outliers
 from server.exchange import LONGEST_WAIT_S, Answer, Wait, ask
+from server.federation.strategies import Aggregation, aggregation_of
 from server.journal import (
     INITIAL_NAME,
     OVERALL,
@@ -67,6 +77,7 @@ class _Session:
 
     grid: Grid
     document: RunDocument
+    aggregation: Aggregation
     out: Path
     journal: Journal
     members: Members
@@ -85,22 +96,16 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Model:
-    """The global model after a round, as tensors and as the bytes that every site receives."""
+    """What is held after a round, as the bytes that every site receives."""
 
     round: int  # 0: initial weights
-    state: Mapping[str, Tensor]
-    weights: bytes
-    average: "_Model | None" = None  # of the rounds so far, where the run asks for one
+    packed: Parts  # of all that the strategy holds
+    request: Parts  # of the next round
 
     @cached_property
-    def sha256(self) -> str:
-        """Of the bytes, hex."""
-        return sha256(self.weights)
-
-    @property
-    def best(self) -> "_Model":
-        """What is evaluated, and kept at the end."""
-        return self.average or self
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of each, made once."""
+        return {name: sha256(part) for name, part in self.packed.items()}
 
 
 @dataclass
@@ -145,10 +150,13 @@ def federate(
             names.
     """
     run = document.config
-    model = _last_checkpoint(document, out, sealer) or _model(0, _initial_weights(run, out))
+    aggregation = aggregation_of(run)
+    done, held = _last_checkpoint(document, out, sealer) or (0, {WEIGHTS: _initial_weights(run, out)})
+    aggregation.start({name: {key: one.detach().clone() for key, one in state.items()} for name, state in held.items()})
+    model = _model(done, aggregation)
     journal = open_journal(out, last_round=model.round, observe=observe)
     members = members or GridMembers(grid)
-    session = _Session(grid, document, out, journal, members, wake, note_round, sealer)
+    session = _Session(grid, document, aggregation, out, journal, members, wake, note_round, sealer)
     try:
         _start(session, model.round)
         if run.validates_after(model.round):
@@ -201,14 +209,14 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     def wanted() -> int:
         return run.federation.quorum - len(entered)
 
-    for answer in _ask(session, TrainRequest(session.run_hash, number, {WEIGHTS: model.weights}), wanted):
+    for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted):
         answered += answer.reply is not None
         reply = _expect(answer, TrainReply, absent)
         if reply is None:
             continue
         bytes_up += reply.size
-        before = deltas_of(session.journal.events, answer.site)
-        judge = partial(check_update, reply, run, session.run_hash, number, model.state, earlier=before)
+        before, sent = deltas_of(session.journal.events, answer.site), session.aggregation.held[WEIGHTS]
+        judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before)
         if (update := _judged(judge, answer.site, f"round {number}: the update", absent)) is None:
             continue
         updates[answer.site] = update
@@ -231,9 +239,11 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     shares = capped(weights)
     if run.privacy is not None:
         shares = tempered(shares, {site: update.distance for site, update in updates.items()})
-    new = _model(number, weighted_mean({site: update.state for site, update in updates.items()}, shares))
-    new = dataclasses.replace(new, average=_average(run.federation.averaging, model, new))
-    _note(session, number, entered, absent, new.sha256)
+    for site in sorted(updates):
+        session.aggregation.add(updates[site].parts, shares[site])
+    session.aggregation.finish(number)
+    new = _model(number, session.aggregation)
+    _note(session, number, entered, absent, new.digests[WEIGHTS])
     session.journal.record(
         "round",
         {
@@ -241,11 +251,11 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
             "sites": sorted(entered),
             **absent.as_event(),
             "seconds": time.monotonic() - start,
-            "bytes-down": len(model.weights) * answered,
+            "bytes-down": sum(map(len, model.request.values())) * answered,
             "bytes-up": bytes_up,
-            "model-sha256": new.sha256,
+            "model-sha256": new.digests[WEIGHTS],
             "capped": sorted(site for site in shares if shares[site] != weights[site]),
-            **({} if new.average is None else {"average-sha256": new.average.sha256}),
+            **{f"{name}-sha256": digest for name, digest in new.digests.items() if name != WEIGHTS},
         },
     )
     return new
@@ -254,11 +264,11 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
 def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
     """Ask all sites for the scores of the global model, or of its average, on their held-out patients."""
     start = time.monotonic()
-    model = model.best
+    weights = model.packed[session.aggregation.best]
     replies: dict[str, EvaluateReply] = {}
     absent = _Absent({}, {})
     answered = 0
-    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, {WEIGHTS: model.weights})):
+    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, {WEIGHTS: weights})):
         answered += answer.reply is not None
         reply = _expect(answer, EvaluateReply, absent)
         if reply is None:
@@ -281,7 +291,7 @@ def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
             "mean-of-patients": mean_of_patients(scores, {site: reply.patients for site, reply in replies.items()}),
             **absent.as_event(),
             "seconds": time.monotonic() - start,
-            "bytes-down": len(model.weights) * answered,
+            "bytes-down": len(weights) * answered,
         },
     )
 
@@ -326,9 +336,12 @@ def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) 
     return None
 
 
-def _model(round_: int, state: Mapping[str, Tensor]) -> _Model:
-    copied = {name: tensor.detach().clone() for name, tensor in state.items()}
-    return _Model(round_, copied, pack(copied))
+def _model(round_: int, aggregation: Aggregation) -> _Model:
+    packed = {name: pack(state) for name, state in aggregation.held.items()}
+    request = aggregation.request()
+    held = aggregation.held
+    parts = {name: packed[name] if held.get(name) is state else pack(state) for name, state in request.items()}
+    return _Model(round_, packed, parts)
 
 
 def _initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
@@ -362,32 +375,25 @@ def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], obje
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 
-def _average(decay: float, before: _Model, new: _Model) -> _Model | None:
-    """The exponential moving average after one more round; at first the plain mean, so that no round weighs double."""
-    if decay == 0:
-        return None
-    kept = min(decay, 1 - 1 / new.round)
-    old = before.best.state
-    return _model(new.round, {name: kept * old[name] + (1 - kept) * tensor for name, tensor in new.state.items()})
-
-
 def _keep(session: _Session, model: _Model) -> None:
     """Write this round's checkpoint whole, then remove older ones."""
     folder = folder_of(session.out, model.round)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     sealer = at(session.sealer, folder.name)
-    save_model(partial, model.weights, _manifest(session, model), sealer)
-    if model.average is not None:
-        manifest = _manifest(session, model.average)
-        save_model(partial / AVERAGE, model.average.weights, manifest, at(sealer, AVERAGE))
+    for name, part in model.packed.items():
+        place, key = (partial, sealer) if name == WEIGHTS else (partial / name, at(sealer, name))
+        save_model(place, part, _manifest(session, model.round, model.digests[name]), key)
     move(partial, folder)
     for other in folder.parent.iterdir():
         if other != folder:
             shutil.rmtree(other)
 
 
-def _last_checkpoint(document: RunDocument, out: Path, sealer: Sealer | None) -> _Model | None:
+def _last_checkpoint(
+    document: RunDocument, out: Path, sealer: Sealer | None
+) -> tuple[int, dict[str, Mapping[str, Tensor]]] | None:
+    """The round of the last checkpoint, and what the run's strategy held after it."""
     folder = latest(out)
     if folder is None:
         return None
@@ -398,31 +404,30 @@ def _last_checkpoint(document: RunDocument, out: Path, sealer: Sealer | None) ->
             f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}). "
             "Give another output folder, or remove this one."
         )
-    model = _model(manifest.round, state)
-    if document.config.federation.averaging == 0:
-        return model
-    _, average, _ = load_model(folder / AVERAGE, at(sealer, AVERAGE))
-    return dataclasses.replace(model, average=_model(manifest.round, average))
+    held: dict[str, Mapping[str, Tensor]] = {WEIGHTS: state}
+    for beside in sorted(path for path in folder.iterdir() if path.is_dir()):
+        _, held[beside.name], _ = load_model(beside, at(sealer, beside.name))
+    return manifest.round, held
 
 
 def _finish(session: _Session, model: _Model) -> Summary:
-    model = model.best
-    manifest = _manifest(session, model)
-    save_model(session.out, model.weights, manifest, session.sealer)
+    best = session.aggregation.best
+    manifest = _manifest(session, model.round, model.digests[best])
+    save_model(session.out, model.packed[best], manifest, session.sealer)
     summary = summarise(session.document, session.journal.events, status="completed", model_sha256=manifest.sha256)
     write_summary(session.out, summary)
     session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})
     return summary
 
 
-def _manifest(session: _Session, model: _Model) -> Manifest:
+def _manifest(session: _Session, round_: int, digest: str) -> Manifest:
     events = session.journal.events
     return Manifest(
         run=session.document.text,
         run_hash=session.document.hash,
-        round=model.round,
+        round=round_,
         sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
-        sha256=model.sha256,
+        sha256=digest,
         guarantee=guarantee_of(session.run, events),
         scores=latest_scores(events),
     )

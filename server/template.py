@@ -6,11 +6,13 @@ out. docs/run.md tells more of each key.
 """
 
 import json
+import re
 
 from common.models import NETWORK_CHOICE
+from common.strategies import STRATEGY_CHOICE
 from common.tasks import TASK_CHOICE
 
-TEMPLATE = """\
+_TEXT = """\
 # A run: all that defines it, and nothing else does. Hospitals approve its SHA-256, so change it before you propose it
 # with `wardround-server run`. Lines that are commented out show the default, or an example where there is none.
 # Lengths are in mm or voxels, in the order of the array's axes: (y, x) or (z, y, x).
@@ -66,6 +68,9 @@ momentum = 0.0               # of sgd
 # scaling = 0.1
 # intensity = 0.1
 
+[strategy]                   # how updates become a model: wardround-sim list strategies
+# kind = STRATEGY
+
 [federation]
 rounds = 18
 # quorum = 2                 # fewest hospitals whose update must enter a round
@@ -91,7 +96,9 @@ crops-per-patient = 2
 # [initial]                  # weights to start from; give them with `run --initial FOLDER`
 # sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 # public = "which images made these weights, and why no patient of a hospital is among them"
-""".replace("NETWORK", json.dumps(NETWORK_CHOICE.first)).replace("TASK", json.dumps(TASK_CHOICE.first))
+"""
+_DEFAULTS = {"NETWORK": NETWORK_CHOICE, "TASK": TASK_CHOICE, "STRATEGY": STRATEGY_CHOICE}
+TEMPLATE = re.sub("|".join(_DEFAULTS), lambda found: json.dumps(_DEFAULTS[found[0]].first), _TEXT)
 
 
 __all__ = ["TEMPLATE"]

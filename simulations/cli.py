@@ -284,7 +284,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
 @app.command("list")
 def list_members(
     what: Annotated[
-        Literal["networks", "tasks", "steps", "partitions", "backends"],
+        Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"],
         typer.Argument(help="Which table."),
     ],
     as_json: JsonFlag = False,

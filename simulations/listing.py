@@ -9,11 +9,13 @@ from pydantic import ValidationError
 
 from client.data.prepare import STEPS
 from common.models import NETWORK_CHOICE, Network
+from common.privacy.guarantee import COVERED_PARTS
+from common.strategies import STRATEGY_CHOICE, WEIGHTS, Strategy
 from common.tasks import TASK_CHOICE, Task
 from simulations.backends import BACKENDS
 from simulations.partitions import PARTITION_CHOICE
 
-What: TypeAlias = Literal["networks", "tasks", "steps", "partitions", "backends"]
+What: TypeAlias = Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"]
 Rows: TypeAlias = tuple[list[str], list[list[object]]]
 
 
@@ -50,6 +52,20 @@ def _tasks() -> Rows:
     return ["task", "headline", "scores", "what"], found
 
 
+def _strategies() -> Rows:
+    found: list[list[object]] = [
+        [name, [WEIGHTS, *member.DOWN], [WEIGHTS, *member.UP], member.NEEDS, _is_private(member), _about(member)]
+        for name, member in STRATEGY_CHOICE.by_name.items()
+        if issubclass(member, Strategy)
+    ]
+    return ["strategy", "down", "up", "needs", "private", "what"], found
+
+
+def _is_private(member: type[Strategy]) -> bool:
+    """Whether a run with it may have [privacy]."""
+    return not member.STEERS and COVERED_PARTS.issuperset(member.UP)
+
+
 def _steps() -> Rows:
     return ["step", "always", "what"], [[step.name, step.always, _about(step)] for step in STEPS]
 
@@ -75,6 +91,7 @@ def _about(member: object) -> str:
 _TABLES: Mapping[str, Callable[[], Rows]] = {
     "networks": _networks,
     "tasks": _tasks,
+    "strategies": _strategies,
     "steps": _steps,
     "partitions": _partitions,
     "backends": _backends,

@@ -17,6 +17,7 @@ from client import policy
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from common.models import NETWORKS
+from common.strategies import STRATEGIES
 from common.tasks import TASKS
 from deploy import bootstrap
 from simulations.partitions import PARTITIONS
@@ -180,6 +181,7 @@ def _plain(default: object) -> str:
         ("run.md", "[training]", config.TrainingConfig),
         ("run.md", "[training.augmentation]", config.AugmentationConfig),
         ("run.md", "[federation]", config.FederationConfig),
+        ("run.md", "[strategy]", STRATEGIES[0]),
         ("run.md", "[privacy]", config.PrivacyConfig),
         ("run.md", "[privacy.adaptive-clipping]", config.AdaptiveClippingConfig),
         ("run.md", "[initial]", config.InitialConfig),

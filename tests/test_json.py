@@ -148,5 +148,5 @@ def test_a_coordinators_answers_are_data(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_scenarios_are_data() -> None:
     printed("wardround-sim scenarios")
-    for what in ("networks", "tasks", "steps", "partitions", "backends"):
+    for what in ("networks", "tasks", "strategies", "steps", "partitions", "backends"):
         printed("wardround-sim list", what)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from common.formats import Since
 from common.models import NETWORK_CHOICE, Network
+from common.strategies import STRATEGY_CHOICE, Strategy
 from common.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.tasks import TASK_CHOICE, Task
 
@@ -179,6 +180,7 @@ class RunConfig(Document):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     training: TrainingConfig
     federation: FederationConfig
+    strategy: Annotated[Strategy, STRATEGY_CHOICE, Since(2)] = STRATEGY_CHOICE.default()
     privacy: PrivacyConfig | None = None
     # None: random weights from the seed.
     initial: InitialConfig | None = None

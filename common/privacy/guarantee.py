@@ -15,9 +15,12 @@ from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
 from common.privacy.clipping import gradient_noise_multiplier, norm_bounds
 from common.privacy.ledger import Charge, Charged, Ledger
 from common.rundocument import RunDocument
+from common.strategies import WEIGHTS
 from common.tasks import Task
 
 UNIT = "patient"
+# The parts of an update that the noise of private steps covers; no other may leave a private run.
+COVERED_PARTS = frozenset({WEIGHTS})
 # See common/privacy/noise.py, which this module does not import: it loads torch.
 NOISE = (
     "Gaussian, from an AES-256 keystream keyed by the operating system for each step, rounded to a grid; never seeded"
@@ -215,11 +218,22 @@ def not_covered(task: Task) -> tuple[str, ...]:
     return (f"{exact}({', '.join(task.SCORES)}{by_class})", *_NOT_COVERED)
 
 
+def uncovered(run: RunConfig) -> str | None:
+    """What the strategy of a private run does that no guarantee covers, to be read after "it"; None: nothing."""
+    if run.privacy is None:
+        return None
+    if beside := sorted(set(run.strategy.up) - COVERED_PARTS):
+        return f"sends {', '.join(beside)} beside the weights"
+    return "changes the gradients of training steps" if run.strategy.STEERS else None
+
+
 def why_void(run: RunConfig) -> str | None:
     """Why a run with a [privacy] table guarantees nothing, so that no epsilon may be printed; None if it does.
 
     Seeded noise, BatchNorm and units other than the patient cannot be asked for in a run; what starts from weights can.
     """
+    if (beyond := uncovered(run)) is not None:
+        return f"the run's strategy {run.strategy.kind} {beyond}"
     if run.privacy is None or run.initial is None or run.initial.public is not None:
         return None
     return (

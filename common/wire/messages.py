@@ -31,6 +31,10 @@ class _Carries:
         """Names the parts, see `digest_of`."""
         return digest_of(self.parts)
 
+    def sha256_of(self, name: str) -> str:
+        """SHA-256 (hex) of one part."""
+        return self.sha256 if self.parts.keys() == {name} else hashlib.sha256(self.parts[name]).hexdigest()
+
     @property
     def size(self) -> int:
         """Bytes of all parts."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from common.checkpoint import pack
 from common.config import RunConfig, validate
 from common.errors import ErrorCode, UpdateError
 from common.network import build_model
+from common.strategies import Strategy
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from common.wire.records import reply_to_record
 
@@ -194,14 +196,64 @@ def test_update_with_other_parts_than_the_request_does_not_leave() -> None:
             gate.release(dataclasses.replace(UPDATE, parts=parts), REQUEST, a_run())
 
 
-def test_each_part_of_an_update_is_held_against_the_requests_own() -> None:
-    two = {"weights": save(tensors(0.0)), "control": save({"c": np.zeros(3, np.float32)})}
-    request = dataclasses.replace(REQUEST, parts=two)
-    parts = {"weights": save(tensors()), "control": save({"c": np.ones(3, np.float32)}, metadata={"note": PLANTED})}
-    released = gate.release(dataclasses.replace(UPDATE, parts=parts), request, a_run())
-    assert released.parts == {"weights": parts["weights"], "control": save({"c": np.ones(3, np.float32)})}
+class Drift(Strategy):
+    """Sends a second part both ways."""
+
+    kind: Literal["drift"] = "drift"
+    DOWN: ClassVar[tuple[str, ...]] = ("control",)
+    UP: ClassVar[tuple[str, ...]] = ("control",)
+
+
+def with_drift(**changes: object) -> RunConfig:
+    return a_run(**changes).model_copy(update={"strategy": Drift()})
+
+
+def test_each_part_of_an_update_is_held_against_the_tensors_of_the_model() -> None:
+    request = dataclasses.replace(REQUEST, parts={"weights": save(tensors(0.0)), "control": save(tensors(0.0))})
+    parts = {"weights": save(tensors()), "control": save(tensors(1.0), metadata={"note": PLANTED})}
+    released = gate.release(dataclasses.replace(UPDATE, parts=parts), request, with_drift())
+    assert released.parts == {"weights": parts["weights"], "control": save(tensors(1.0))}
+    other = {"c": np.ones(3, np.float32)}
     with pytest.raises(UpdateError, match="tensors"):
-        gate.release(dataclasses.replace(UPDATE, parts=two | {"control": two["weights"]}), request, a_run())
+        gate.release(dataclasses.replace(UPDATE, parts=parts | {"control": save(other)}), request, with_drift())
+    for wrong in ({"weights": parts["weights"]}, parts | {"more": save(tensors())}):
+        with pytest.raises(UpdateError, match="parts"):
+            gate.release(dataclasses.replace(UPDATE, parts=wrong), request, with_drift())
+
+
+def test_no_part_leaves_a_private_run_that_its_guarantee_does_not_name() -> None:
+    """Refused before a round is charged, and again when something would leave."""
+    private = with_drift(privacy={"target-epsilon": 3.0})
+    sent = TrainRequest(RUN_HASH, 2, {"weights": save(distinct()), "control": save(tensors(0.0))})
+    shapes = {name: {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,)} for name in ("weights", "control")}
+    with pytest.raises(UpdateError, match="sends control beside the weights") as raised:
+        gate.check_request(sent, private, shapes, 9, 1000.0)
+    assert raised.value.code is ErrorCode.POLICY_REFUSED
+    parts = {"weights": save(tensors()), "control": save(tensors())}
+    with pytest.raises(UpdateError, match="sends control beside the weights"):
+        gate.release(dataclasses.replace(UPDATE, parts=parts), dataclasses.replace(REQUEST, parts=parts), private)
+
+
+def test_only_weights_must_not_look_as_if_they_copied() -> None:
+    """A part beside them may be all zeros, as it is in the first round."""
+    zeros = {name: np.zeros_like(one) for name, one in distinct().items()}
+    shapes = {name: {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,)} for name in ("weights", "control")}
+    sent = TrainRequest(RUN_HASH, 2, {"weights": save(distinct()), "control": save(zeros)})
+    gate.check_request(sent, with_drift(), shapes, 9, 1000.0)
+    with pytest.raises(UpdateError) as raised:
+        gate.check_request(
+            dataclasses.replace(sent, parts=sent.parts | {"weights": save(zeros)}), with_drift(), shapes, 9, 1e3
+        )
+    assert raised.value.code is ErrorCode.SUSPICIOUS_MODEL
+
+
+def test_scores_are_asked_for_with_the_weights_alone() -> None:
+    shapes = {name: {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,)} for name in ("weights", "control")}
+    asked = EvaluateRequest(RUN_HASH, 2, "test", {"weights": save(distinct())})
+    gate.check_request(asked, with_drift(), shapes, 9, 1000.0)
+    more = dataclasses.replace(asked, parts={**asked.parts, "control": save(distinct())})
+    with pytest.raises(UpdateError, match="parts"):
+        gate.check_request(more, with_drift(), shapes, 9, 1000.0)
 
 
 def test_request_with_other_parts_than_the_runs_is_refused() -> None:

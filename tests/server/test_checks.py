@@ -21,7 +21,7 @@ GLOBAL = {"bias": torch.zeros(4), "weight": torch.ones(4, 4)}
 
 def check(state: dict[str, Tensor], run: RunConfig = RUN, **changes: object) -> dict[str, Tensor]:
     values = {"run_hash": sha256_of(run), "round": 3, "parts": {"weights": pack(state)}, "patients": 7, **changes}
-    return dict(check_update(TrainReply(**values), run, sha256_of(run), 3, GLOBAL).state)
+    return dict(check_update(TrainReply(**values), run, sha256_of(run), 3, GLOBAL).parts["weights"])
 
 
 def refusal_of(state: dict[str, Tensor], run: RunConfig = RUN, **changes: object) -> ErrorCode:

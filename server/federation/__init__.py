@@ -1,0 +1,1 @@
+"""A run at the coordinator. So far the server halves of the strategies."""

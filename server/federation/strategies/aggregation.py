@@ -1,0 +1,81 @@
+"""What the server half of a strategy is: four verbs, and what it holds between rounds.
+
+    start     with the first weights, or with what the last checkpoint holds
+    request   which parts the next training request carries
+    add       one update that may enter the round; sites come in the order of their names
+    finish    the round: what is held from now on
+
+What is held are named states, each with the tensors of the model; they are the checkpoint, so a run that is resumed
+makes the same model. The weights are always among them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Generic, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from common.strategies import WEIGHTS, Strategy
+from server.aggregation import WeightedSum
+
+State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
+StrategyType = TypeVar("StrategyType", bound=Strategy)
+
+
+class Aggregation(ABC):
+    """A run's updates on their way into its model."""
+
+    # Which of the states is scored, and kept as the run's model.
+    best = WEIGHTS
+    held: Mapping[str, State]
+
+    @abstractmethod
+    def start(self, held: Mapping[str, State]) -> None:
+        """Go on from here. What a new run does not hold yet starts with zeros, or as the strategy says."""
+
+    @abstractmethod
+    def request(self) -> Mapping[str, State]:
+        """The parts of the next training request."""
+
+    @abstractmethod
+    def add(self, parts: Mapping[str, State], weight: float) -> None:
+        """Take one site's update, which counts `weight` > 0."""
+
+    @abstractmethod
+    def finish(self, round_: int) -> None:
+        """Make of what was added what is held after this round, from 1."""
+
+
+class Mean(Aggregation, Generic[StrategyType]):
+    """Takes the weighted mean of each part; `finish` has it in `means`."""
+
+    def __init__(self, settings: StrategyType) -> None:
+        self.settings = settings
+        self._sums: dict[str, WeightedSum] = {}
+
+    def start(self, held: Mapping[str, State]) -> None:
+        """Zeros for the parts that only later rounds fill."""
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in held[WEIGHTS].items()}
+        self.held = dict.fromkeys(self.settings.DOWN, zeros) | dict(held)
+
+    def request(self) -> Mapping[str, State]:
+        """What is held of the parts that go down."""
+        return {name: self.held[name] for name in self.settings.down}
+
+    def add(self, parts: Mapping[str, State], weight: float) -> None:
+        """Into the sums; no update is kept."""
+        for name in self.settings.up:
+            self._sums.setdefault(name, WeightedSum()).add(parts[name], weight)
+
+    def means(self) -> dict[str, State]:
+        """The mean of each part over the sites of this round."""
+        sums, self._sums = self._sums, {}
+        return {name: one.mean() for name, one in sums.items()}
+
+    def finish(self, round_: int) -> None:
+        """The mean of the weights is the model."""
+        self.held = {**self.held, WEIGHTS: self.means()[WEIGHTS]}
+
+
+__all__ = ["Aggregation", "Mean", "State"]

@@ -1,0 +1,44 @@
+"""An exponential moving average of the rounds' models, over any strategy: [federation] averaging.
+
+The rounds go on from the last model; the average is what is scored and kept. It costs no privacy, and smooths what the
+noise does to single rounds.
+"""
+
+from collections.abc import Mapping
+
+from common.strategies import WEIGHTS
+from server.checkpoints import AVERAGE
+from server.federation.strategies.aggregation import Aggregation, State
+
+
+class MovingAverage(Aggregation):
+    """Holds what the strategy inside holds, and the average beside it."""
+
+    best = AVERAGE
+
+    def __init__(self, inner: Aggregation, decay: float) -> None:
+        self._inner, self._decay = inner, decay
+
+    def start(self, held: Mapping[str, State]) -> None:
+        """The average of no round is the model that is there."""
+        self._inner.start({name: state for name, state in held.items() if name != AVERAGE})
+        self.held = {**self._inner.held, AVERAGE: held.get(AVERAGE, held[WEIGHTS])}
+
+    def request(self) -> Mapping[str, State]:
+        """As the strategy inside."""
+        return self._inner.request()
+
+    def add(self, parts: Mapping[str, State], weight: float) -> None:
+        """As the strategy inside."""
+        self._inner.add(parts, weight)
+
+    def finish(self, round_: int) -> None:
+        """One more round; at first the plain mean, so that no round weighs double."""
+        self._inner.finish(round_)
+        old, new = self.held[AVERAGE], self._inner.held[WEIGHTS]
+        kept = min(self._decay, 1 - 1 / round_)
+        average = {name: kept * old[name] + (1 - kept) * tensor for name, tensor in new.items()}
+        self.held = {**self._inner.held, AVERAGE: average}
+
+
+__all__ = ["MovingAverage"]
