@@ -18,6 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from common.models import NETWORK_CHOICE
+from common.strategies import STRATEGY_CHOICE
+from common.tasks import TASKS
 from tests import ROOT
 
 PACKAGES = ("client", "common", "server", "simulations")
@@ -336,3 +339,21 @@ def test_wheel_holds_the_four_packages_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+
+
+def test_no_file_but_its_own_says_the_name_of_a_network_strategy_or_headline_score() -> None:
+    """They are known by their tables alone: a new one is a file and a line."""
+    tables = ("common/models", "common/tasks", "common/strategies")
+    halves = ("client/train/strategies", "server/federation/strategies")
+    headlines = {task.SCORES[0] for task in TASKS}
+    names = {*NETWORK_CHOICE.by_name, *STRATEGY_CHOICE.by_name, *headlines}
+    said = [
+        f"{_place(path, node)} says {node.value!r}"
+        for path in _modules(*PACKAGES)
+        if str(path.parent.relative_to(ROOT)) not in (*tables, *halves)
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and (node.value in names or node.value.startswith(tuple(f"{headline}-" for headline in headlines)))
+    ]
+    assert said == []
