@@ -9,7 +9,7 @@ Sites start each round with a fresh optimiser, so the resumed run makes the same
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -151,7 +151,8 @@ def federate(
     """
     run = document.config
     aggregation = aggregation_of(run)
-    done, held = _last_checkpoint(document, out, sealer) or (0, {WEIGHTS: _initial_weights(run, out)})
+    kept = _last_checkpoint(document, out, sealer, aggregation.holds)
+    done, held = kept or (0, {WEIGHTS: _initial_weights(run, out)})
     aggregation.start({name: {key: one.detach().clone() for key, one in state.items()} for name, state in held.items()})
     model = _model(done, aggregation)
     journal = open_journal(out, last_round=model.round, observe=observe)
@@ -391,7 +392,7 @@ def _keep(session: _Session, model: _Model) -> None:
 
 
 def _last_checkpoint(
-    document: RunDocument, out: Path, sealer: Sealer | None
+    document: RunDocument, out: Path, sealer: Sealer | None, holds: Sequence[str]
 ) -> tuple[int, dict[str, Mapping[str, Tensor]]] | None:
     """The round of the last checkpoint, and what the run's strategy held after it."""
     folder = latest(out)
@@ -405,8 +406,9 @@ def _last_checkpoint(
             "Give another output folder, or remove this one."
         )
     held: dict[str, Mapping[str, Tensor]] = {WEIGHTS: state}
-    for beside in sorted(path for path in folder.iterdir() if path.is_dir()):
-        _, held[beside.name], _ = load_model(beside, at(sealer, beside.name))
+    for name in holds:
+        if name != WEIGHTS:  # one that is missing would start anew, and the run would not be the same
+            _, held[name], _ = load_model(folder / name, at(sealer, name))
     return manifest.round, held
 
 

@@ -442,3 +442,7 @@ def _teller(advance: Advance, task: "Task") -> Callable[[dict[str, Any]], None]:
                 pass
 
     return observe
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,7 @@ def test_run_that_is_not_completed_is_watched_reported_and_exported_as_far_as_it
 ):
     run = half_done(home, registry, state)
     row = next(iter(json.loads(succeeds("runs", "--json"))))
-    assert (row["state"], row["round"], row["dice"]) == (state, 2, 0.5)
+    assert (row["state"], row["round"], row["score"]) == (state, 2, 0.5)
     assert (row["seconds-left"] is not None) == (state == "running")
     assert "2 of 3" in succeeds("runs")
     scores = json.loads(succeeds("report", "lesions", "--json"))

@@ -30,6 +30,11 @@ class Aggregation(ABC):
     best = WEIGHTS
     held: Mapping[str, State]
 
+    @property
+    @abstractmethod
+    def holds(self) -> tuple[str, ...]:
+        """The names of all that is held after a round, and is in each checkpoint; the weights come first."""
+
     @abstractmethod
     def start(self, held: Mapping[str, State]) -> None:
         """Go on from here. What a new run does not hold yet starts with zeros, or as the strategy says."""
@@ -53,6 +58,11 @@ class Mean(Aggregation, Generic[StrategyType]):
     def __init__(self, settings: StrategyType) -> None:
         self.settings = settings
         self._sums: dict[str, WeightedSum] = {}
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """What goes down."""
+        return self.settings.down
 
     def start(self, held: Mapping[str, State]) -> None:
         """Zeros for the parts that only later rounds fill."""

@@ -19,6 +19,11 @@ class MovingAverage(Aggregation):
     def __init__(self, inner: Aggregation, decay: float) -> None:
         self._inner, self._decay = inner, decay
 
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """And the average."""
+        return (*self._inner.holds, AVERAGE)
+
     def start(self, held: Mapping[str, State]) -> None:
         """The average of no round is the model that is there."""
         self._inner.start({name: state for name, state in held.items() if name != AVERAGE})
