@@ -399,7 +399,7 @@ def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(
     bundle = from_toml(RUN_TOML).bundle
     call = stub.ListProposals.future(ListProposalsRequest(revision=known, wait_s=20.0), timeout=SHORTER_S)
     wait_for(lambda: held(coordinator, "a") > 0)
-    registry.propose(RUN, bundle, ())
+    registry.propose(from_toml(RUN_TOML), ())
     reply = call.result()
     (proposal,) = reply.proposals
     assert from_bundle(proposal.bundle).config == RUN
