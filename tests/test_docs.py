@@ -152,10 +152,16 @@ def _documented(document: str, heading: str) -> dict[str, str]:
 
 def _true(model: type[Table]) -> dict[str, str]:
     """The same of a model; tables of their own aside."""
-    return {
-        str(field.alias): "" if field.is_required() else "-" if field.default is None else _plain(field.default)
+    defaults = {
+        str(field.alias): ...
+        if field.is_required()
+        else field.get_default(call_default_factory=True, validated_data={})
         for field in model.model_fields.values()
-        if not isinstance(field.default, Table)
+    }
+    return {
+        key: "" if default is ... else "-" if default is None else _plain(default)
+        for key, default in defaults.items()
+        if not isinstance(default, Table)
     }
 
 

@@ -1,0 +1,238 @@
+"""The worked examples of docs/architecture.md, taken from the page and trained: one new file and one line in a table.
+
+Each is put into a copy of the packages, and nothing else there is touched; processes of that copy then do the rest.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import ROOT
+from tests.simulations.tiny import tiny_site
+from tests.system.play import SITES
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PACKAGES = ("client", "common", "server", "simulations")
+FENCE = re.compile(r"^```python\n# (\S+\.py)(?:: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MOST_LINES = 60
+
+SCENARIO = """
+[run]
+format = 2
+name = "example"
+seed = 3
+deterministic = true
+[run.model]
+MODEL
+[run.data]
+modality = "photo"
+classes = ["disc"]
+validation-fraction = 0.2
+test-fraction = 0.2
+[run.training]
+patch-size = [16, 16]
+local-steps = 2
+batch-size = 2
+optimizer = "sgd"
+learning-rate = 0.1
+[run.federation]
+rounds = 2
+quorum = 2
+"""
+UNET = "channels = [4, 8]\nresidual-units = 0"
+SITES_OF_THEIR_OWN = "".join(f'\n[[sites]]\nname = "{site}"\ndata = [{{path = "{site}"}}]\n' for site in SITES)
+
+
+def sections() -> dict[str, list[tuple[str, str | None, str]]]:
+    """What is added -> its blocks: file, table of that file or None for a new file, text."""
+    parts = re.split(r"^## How to add an? (.+)$", PAGE, flags=re.MULTILINE)[1:]
+    return {
+        name: [(path, table or None, text) for path, table, text in FENCE.findall(body)]
+        for name, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+EXAMPLES = sections()
+
+
+def with_line(text: str, table: str, added: str) -> str:
+    """A table's file with a line more, and the import that the line needs."""
+    imported = "".join(line for line in added.splitlines(keepends=True) if line.startswith("from "))
+    (line,) = [line for line in added.splitlines(keepends=True) if line.startswith("    ")]
+    start = re.search(rf"^{table}: .* = [({{]$", text, re.MULTILINE)
+    assert start is not None, f"there is no table {table}"
+    end = re.compile(r"^[)}]", re.MULTILINE).search(text, start.end())
+    assert end is not None
+    text = text[: end.start()] + line + text[end.start() :]
+    last = list(re.finditer(r"^from .*\n", text[: start.start()], re.MULTILINE))[-1]
+    return text[: last.end()] + imported + text[last.end() :]
+
+
+class Copy:
+    """The packages with an example in them, and a folder to work in."""
+
+    def __init__(self, folder: Path, example: str) -> None:
+        self.packages, self.folder = folder / "packages", folder
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, self.packages / package, ignore=shutil.ignore_patterns("__pycache__"))
+        for path, table, text in EXAMPLES[example]:
+            target = self.packages / path
+            assert target.exists() == (table is not None), f"{path} is {'not there' if table else 'there already'}"
+            target.write_text(text if table is None else with_line(target.read_text(), table, text))
+
+    def run(self, module: str, *arguments: object, fails: bool = False) -> str:
+        """A command to its end; what it printed, to both streams where it shall fail."""
+        environment = {**os.environ, "PYTHONPATH": str(self.packages), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr if fails else done.stdout
+
+    def scenario(self, more: str, *, model: str = UNET, sites: str = SITES_OF_THEIR_OWN) -> Path:
+        path = self.folder / "example.toml"
+        path.write_text(SCENARIO.replace("MODEL", model) + more + sites)
+        return path
+
+    def listed(self, what: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.run("simulations.cli", "list", what, "--json"))
+        return rows
+
+    def trained(self, scenario: Path, *options: object, out: str = "out") -> dict[str, Any]:
+        """Simulate two rounds; the run's summary."""
+        self.run("simulations.cli", "run", scenario, "--out", self.folder / out, *options)
+        summary: dict[str, Any] = json.loads((self.folder / out / "summary.json").read_text())
+        assert (summary["status"], summary["rounds"]) == ("completed", 2)
+        assert all(one["sites"] == sorted(SITES) and not one["refused"] for one in summary["sites-by-round"])
+        return summary
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for site in SITES:
+        tiny_site(tmp_path / site, site)
+    return tmp_path
+
+
+def test_the_page_tells_how_to_add_each_kind_of_member() -> None:
+    assert list(EXAMPLES) == ["network", "task", "strategy", "preparation step", "partition", "backend"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_is_one_short_file_and_one_line_in_a_table(example: str) -> None:
+    new = [(path, text) for path, table, text in EXAMPLES[example] if table is None]
+    lines = [(path, text) for path, table, text in EXAMPLES[example] if table is not None]
+    halves = 3 if example == "strategy" else 1
+    assert (len(new), len(lines)) == (halves, halves)
+    assert all(len(text.splitlines()) < MOST_LINES for _, text in new)
+    assert all(sum(line.startswith("    ") for line in text.splitlines()) == 1 for _, text in lines)
+    assert all(text.startswith(("from", '"""')) for _, text in new + lines)
+    # Each file goes into the folder of its table.
+    assert sorted(str(Path(path).parent) for path, _ in new) == sorted(str(Path(path).parent) for path, _ in lines)
+
+
+def test_an_added_network_trains(pictures: Path) -> None:
+    copy = Copy(pictures, "network")
+    assert [row["network"] for row in copy.listed("networks")][1:] == ["plain"]
+    summary = copy.trained(copy.scenario("", model='architecture = "plain"\nlayers = 2'))
+    assert summary["settings"]["model"] == {"architecture": "plain", "dims": 2, "width": 8, "layers": 2}
+    assert "dice" in summary["scores"]["test"]["mean-of-sites"]
+    told = copy.run("simulations.cli", "run", copy.scenario("", model="layers = 2"), "--out", "no", fails=True)
+    assert "'layers'" in told  # a key of another network
+
+
+def test_an_added_task_trains_and_is_scored_by_its_own_names(pictures: Path) -> None:
+    copy = Copy(pictures, "task")
+    assert copy.listed("tasks")[1]["headline"] == "accuracy"
+    summary = copy.trained(copy.scenario('[run.task]\nkind = "presence"\n'))
+    for scores in summary["scores"]["test"]["sites"].values():
+        assert set(scores) == {"accuracy"}
+        assert 0 <= scores["accuracy"] <= 1
+    report = (copy.folder / "out" / "report.html").read_text()
+    assert "Accuracy on validation patients" in report
+    assert "ice on validation" not in report
+    told = copy.run(
+        "client.cli", "predict", copy.folder / "out", pictures / "north" / "images", "--out", "no", fails=True
+    )
+    assert "draws nothing" in told
+
+
+def test_an_added_step_is_applied_where_a_run_names_it(pictures: Path) -> None:
+    copy = Copy(pictures, "preparation step")
+    assert copy.listed("steps")[-1]["step"] == "mirroring"
+    mirrored = copy.trained(copy.scenario('[run.preprocessing]\nsteps = ["mirroring"]\n'))
+    plain = copy.trained(copy.scenario(""), out="plain")
+    assert mirrored["model-sha256"] != plain["model-sha256"]
+
+
+def test_an_added_partition_deals_patients_as_it_says(pictures: Path) -> None:
+    copy = Copy(pictures, "partition")
+    assert [row["partition"] for row in copy.listed("partitions")] == ["equal", "shares"]
+    for path in (pictures / "archive" / kind for kind in ("images", "labels")):
+        path.mkdir(parents=True)
+    tiny_site(pictures / "archive", "archive", patients=15)
+    sites = (
+        f'\n[partition]\nkind = "shares"\nshares = [2, 1]\nsites = {list(SITES)}\n'
+        '[partition.source]\npath = "archive"\nkind = "images"\n'
+    )
+    copy.trained(copy.scenario("", sites=sites.replace("'", '"')))
+    dealt = [(copy.folder / "out" / "sites" / site / "site.toml").read_text() for site in SITES]
+    patients = [json.loads(re.findall(r'^"?patients"? = (\[.*\])$', text, re.MULTILINE)[0]) for text in dealt]
+    assert [len(one) for one in patients] == [10, 5]
+    assert len({patient for one in patients for patient in one}) == 15
+
+
+def test_an_added_backend_gives_the_same_model(pictures: Path) -> None:
+    copy = Copy(pictures, "backend")
+    assert [row["backend"] for row in copy.listed("backends")] == ["in-process", "shuffled"]
+    shuffled = copy.trained(copy.scenario(""), "--backend", "shuffled")
+    usual = copy.trained(copy.scenario(""), out="usual")
+    assert shuffled["model-sha256"] == usual["model-sha256"]
+    told = copy.run("simulations.cli", "run", copy.scenario(""), "--out", "no", "--backend", "moon", fails=True)
+    assert "in-process, shuffled" in told
+
+
+STRATEGY = '[run.strategy]\nkind = "mimelite"\nbeta = 0.5\n'
+PRIVACY = "[run.privacy]\ntarget-epsilon = 50\n"
+
+
+def test_an_added_strategy_trains_with_its_second_part(pictures: Path) -> None:
+    copy = Copy(pictures, "strategy")
+    row = copy.listed("strategies")[1]
+    assert (row["down"], row["up"], row["private"]) == (["weights", "momentum"], ["weights", "gradient"], False)
+    out = copy.folder / "out"
+    summary = copy.trained(copy.scenario(STRATEGY))
+    usual = copy.trained(copy.scenario(""), out="usual")
+    first, second = (event for event in events(out) if event["event"] == "round")
+    assert first["momentum-sha256"] != second["momentum-sha256"]
+    # The first round starts without momentum, but half of each gradient is gone.
+    assert summary["model-sha256"] != usual["model-sha256"]
+    assert summary["bytes-up"] > 1.9 * usual["bytes-up"]
+    # What it holds is the checkpoint.
+    assert (out / "checkpoint" / "round-00002" / "momentum" / "model.safetensors").is_file()
+
+
+def test_an_added_strategy_is_refused_under_privacy(pictures: Path) -> None:
+    copy = Copy(pictures, "strategy")
+    told = copy.run("simulations.cli", "run", copy.scenario(STRATEGY + PRIVACY), "--out", "out", fails=True)
+    assert "quorum" in told
+    failed = next(event for event in events(copy.folder / "out") if event["event"] == "run-failed")
+    assert all(f"{site} (policy-refused)" in failed["reason"] or site in failed["reason"] for site in SITES)
+    copy.trained(copy.scenario(PRIVACY), out="usual")
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
