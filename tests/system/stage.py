@@ -75,7 +75,7 @@ def main(grid, context):
         for number in itertools.count(1):
             request = TrainRequest("0" * 64, number, {"weights": bytes([number % 256]) * 100_000})
             answers = list(ask(grid, sites, request, timeout_s=60, wait=wake))
-            if all(answer.reply is not None and hasattr(answer.reply, "weights") for answer in answers):
+            if all(answer.reply is not None and hasattr(answer.reply, "parts") for answer in answers):
                 print(number, file=done, flush=True)
 """
 
