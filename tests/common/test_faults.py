@@ -34,7 +34,10 @@ def refused(model: type[Table], text: str) -> str:
         ("learning-rate = 1.0\n" + RUN, "stands in [training] and in [privacy.adaptive-clipping]"),
         ("learning-rat = 1.0\n" + RUN, "Did you mean 'learning-rate' in [training]?"),
         # What people look for in vain.
-        (RUN + 'strategy = "fedprox"\n', "This version does not have it: the average is FedAvg"),
+        (
+            RUN + 'aggregation = "fedprox"\n',
+            "This version does not have it: how updates become a model is said in [strategy]",
+        ),
         (RUN + "epochs = 3\n", "counted in steps"),
         (RUN + "[privacy]\ntarget-epsilon = 1\nnoise-multiplier = 1.1\n", "follows from target-epsilon"),
         (RUN + "[preprocessing]\nzzz = 3\n", "Known here: spacing-mm, rows, intensity, window, steps."),

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -337,6 +338,23 @@ def _deaths() -> Iterator[Mishap]:
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
         site.train()
 
+    def killed_twice(site: Hospital) -> None:
+        first = living(site)
+
+        def kill() -> None:
+            os.kill(first, signal.SIGKILL)
+            while (second := site.worker.pid) in (None, first):
+                time.sleep(0.01)
+            os.kill(second, signal.SIGKILL)
+
+        os.kill(first, signal.SIGSTOP)
+        thread = threading.Timer(0.3, kill)
+        thread.start()
+        try:
+            site.train()
+        finally:
+            thread.join()
+
     def limited(what: int, most: int) -> Callable[[Hospital], None]:
         def happen(site: Hospital) -> None:
             pid = living(site)
@@ -352,4 +370,5 @@ def _deaths() -> Iterator[Mishap]:
 
     yield Mishap("a disk that is full", "real", limited(resource.RLIMIT_FSIZE, 0), done=True)
     yield Mishap("a worker without memory", "real", limited(resource.RLIMIT_AS, 1 << 28))
-    yield Mishap("a worker that is killed", "real", killed)
+    yield Mishap("a worker that is killed", "real", killed, done=True)  # it is asked once more
+    yield Mishap("a worker that is killed twice", "real", killed_twice)

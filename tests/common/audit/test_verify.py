@@ -325,7 +325,10 @@ def test_a_receipt_missing_at_the_hospital_is_found_and_named(tmp_path):
 
 def test_a_receipt_that_differs_is_found_with_its_fields(tmp_path):
     made = Federation(tmp_path, "north")
-    for name, changes in (("coordinator", {}), ("north", {"spent": ("0.1", "0.00001"), "update": "ef" * 32, "size": 8})):
+    for name, changes in (
+        ("coordinator", {}),
+        ("north", {"spent": ("0.1", "0.00001"), "update": "ef" * 32, "size": 8}),
+    ):
         receipt = made.receipt("north", 1, time=1_790_000_000, **changes)
         signature = receipts.sign(receipt, made.private["north"])
         counter = receipts.countersign(receipt, signature, made.public["north"], made.private["coordinator"])
