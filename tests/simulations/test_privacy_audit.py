@@ -20,7 +20,7 @@ from client.data.cohort import Case, Cohort
 from common.errors import FederationError, PrivacyError
 from common.privacy import engine
 from common.privacy.gradients import Patient
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Charged, Ledger
 from simulations import audit_process, audit_site, privacy_audit
 from simulations.audit_apart import TOLERANCE, Setting, sensitivity
 from simulations.audit_process import release_from_fresh_process
@@ -310,8 +310,8 @@ def dropout_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 def steps_without_charge(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Ledger.charge
 
-    def charge(ledger: Ledger, *which: Any, steps: int, **rest: Any) -> None:
-        real(ledger, *which, steps=max(1, steps // 2), **rest)
+    def charge(ledger: Ledger, *which: Any, steps: int, **rest: Any) -> Charged:
+        return real(ledger, *which, steps=max(1, steps // 2), **rest)
 
     monkeypatch.setattr(Ledger, "charge", charge)
 
@@ -359,10 +359,8 @@ def test_a_broken_client_is_named_for_what_is_broken(
 
 
 def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ledger, "charge", lambda *_, **__: None)
-    with pytest.raises(PrivacyError, match="has no charge under this attempt"):  # the client's own ledger
-        parts["noise"]()
-    monkeypatch.setattr(Ledger, "begin", lambda *_: None)
+    said = Charged((), ((1.0, 0.5, 1),), 1e-5)
+    monkeypatch.setattr(Ledger, "charge", lambda *_, **__: said)
     with pytest.raises(PrivacyError, match="0 new charges"):
         parts["noise"]()
 
