@@ -339,10 +339,11 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
                     self._let_go(seat, "was revoked", Presence.AWAY)
                     seat.shut_out()
                     continue
-                if seat.present and time.monotonic() - seat.last_seen > SILENCE_S:
-                    self._let_go(seat, "is silent", Presence.AWAY)
-                elif seat.present and self._has_gone(name):
-                    self._let_go(seat, "has gone without a word", Presence.AWAY)
+                with seat.presence:  # a call that comes just now is not overlooked
+                    if seat.present and time.monotonic() - seat.last_seen > SILENCE_S:
+                        self._let_go(seat, "is silent", Presence.AWAY)
+                    elif seat.present and self._has_gone(name):
+                        self._let_go(seat, "has gone without a word", Presence.AWAY)
                 # Who is away stays online at the SuperLink: what it was asked waits for it.
                 if not seat.beat() and seat.present:
                     # A new SuperLink does not know the node; the agent's next call is told to activate again.
@@ -397,14 +398,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if node_id and (node_id in seat.former_ids or self._nodes.get(node_id) == site.name):
                 context.abort(grpc.StatusCode.ABORTED, _VOID)
             self._deny(context, f"site {site.name} used node id {node_id}, which is not its own")
-        if not seat.present:
-            if not self._relay(context, seat.return_):
-                context.abort(grpc.StatusCode.ABORTED, _VOID)
-            self._registry.set_presence(site.name, Presence.HERE)
-            poke_strategies(self._home.path)
-            _log.info("site %s is here again", site.name)
-        seat.last_seen = time.monotonic()
-        self._gone.pop(site.name, None)
+        with seat.presence:
+            if not seat.present:
+                if not self._relay(context, seat.return_):
+                    context.abort(grpc.StatusCode.ABORTED, _VOID)
+                self._registry.set_presence(site.name, Presence.HERE)
+                poke_strategies(self._home.path)
+                _log.info("site %s is here again", site.name)
+            seat.last_seen = time.monotonic()
+            self._gone.pop(site.name, None)
         return seat
 
     def _seat(self, site: Site) -> Seat:

@@ -175,6 +175,7 @@ class Seat:
         self._objects = objects
         self._mailbox = mailbox
         self._arrived = arrived
+        self.presence = threading.Lock()  # who lets the site go, or takes it in again, holds it
         self._lock = threading.Lock()
         self._activation = threading.Lock()
         self._upload: _Upload | None = None
