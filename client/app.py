@@ -1,54 +1,23 @@
-"""The ClientApp: what a hospital does when it is asked to train or to evaluate.
+"""The ClientApp: an ordinary Flower app around what a hospital does (client/train/answer.py).
 
-An ordinary Flower app: it runs in the site's worker, in a simulation, and under a stock SuperNode. It reads the
-site's home folder from `node_config["home"]` and the run from `run_config["run"]` (canonical JSON). Whatever goes
-wrong is answered with a code from the closed list: Flower would send the text of an exception to the coordinator,
-and a text can name a patient.
+It runs in a simulation and under a stock SuperNode; a site's worker calls `answer` itself. It reads the site's home
+folder from `node_config["home"]` and the run from `run_config["run"]` (canonical JSON). Whatever goes wrong is answered
+with a code from the closed list: Flower would send the text of an exception to the coordinator, and a text can name a
+patient.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import nn
 
-from client import evaluations, gate, policy, training
-from client.data.cohort import Cohort
-from client.declared import declare
-from client.offer import Offer
 from client.site import Site, open_site
-from client.train.strategies import local_of
-from common.audit.entries import bucketed
-from common.checkpoint import pack, unpack
-from common.config import RunConfig
-from common.errors import DataError, ErrorCode, PolicyError, UpdateError
-from common.logs import told
-from common.network import load_model, tensor_shapes
-from common.privacy.guarantee import charge_round
-from common.privacy.scores import (
-    SCORES_DELTA,
-    SCORES_EPSILON,
-    charge_scores,
-    held_out_cohort,
-    noised_scores,
-    score_plan,
-)
-from common.rundocument import RunDocument, from_text
-from common.strategies import WEIGHTS
-from common.wire.messages import (
-    EvaluateReply,
-    EvaluateRequest,
-    Refusal,
-    Reply,
-    Request,
-    TrainReply,
-    TrainRequest,
-)
+from client.train.answer import answer
+from common.config.rundocument import from_text
+from common.console.logs import told
+from common.wire.messages import Refusal
 from common.wire.records import reply_to_record, request_from_record
 
 _log = logging.getLogger(__name__)
@@ -69,149 +38,6 @@ def client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     return created
 
 
-def answer(request: Request, document: RunDocument, site: Site, attempt: str) -> Reply:
-    """Do what is asked, if the request belongs to the run and the site's policy allows it.
-
-    Args:
-        request: what the coordinator wants.
-        document: the run that both sides agreed on.
-        site: the hospital.
-        attempt: names this execution in the privacy ledger; the same attempt is charged once and trained once.
-
-    Raises:
-        WardroundError: the site does not do it; the error's code is what the coordinator may know.
-    """
-    run = document.config
-    if request.run_hash != document.hash:
-        raise UpdateError("the request belongs to another run than the one approved here", ErrorCode.WRONG_RUN)
-    gate.check_start(request, run)
-    gate.check_covered(run)
-    model = _model(request, run)
-    if isinstance(request, TrainRequest):
-        evaluations.begin_training(site, run, request)
-    elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
-        return kept
-    cohort = site.cohort(run)
-    policy.check(run, site.policy, offer_of(cohort, run, model))
-    declare(site.config, run, cohort.declared_size, site.home)
-    device = _device(site)
-    match request:
-        case TrainRequest():
-            return _train(request, document, site, cohort, model.to(device), attempt=attempt)
-        case EvaluateRequest():
-            reply = _evaluate(request, document, site, cohort, model.to(device))
-            evaluations.keep(site, request, reply)
-            return reply
-
-
-def _train(
-    request: TrainRequest, document: RunDocument, site: Site, cohort: Cohort, model: nn.Module, *, attempt: str
-) -> TrainReply:
-    run = document.config
-    patients = len(cohort.patients("train"))
-    if patients == 0 and run.privacy is None:
-        raise DataError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
-    # Last of all that can fail: who is let through here draws noise, and nobody does so again for this charge.
-    spent = {} if run.privacy is None else _charge(request, document, site, cohort, attempt)
-    device = next(model.parameters()).device
-    beside = {name: unpack(request.parts[name]) for name in run.strategy.DOWN}
-    local = local_of(
-        run.strategy,
-        model,
-        {name: {key: one.to(device) for key, one in state.items()} for name, state in beside.items()},
-    )
-    name = site.config.name
-    metrics = training.train_round(
-        model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
-    )
-    parts = {name: pack(state) for name, state in {WEIGHTS: model.state_dict(), **local.parts()}.items()}
-    counted = bucketed(patients) if run.weighting == "patients" else 0
-    return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
-
-
-def _charge(request: TrainRequest, document: RunDocument, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
-    """Enter the round in the ledger and take it, before the first step; what the run has then spent."""
-    charged = charge_round(
-        site.ledger,
-        document,
-        cohort=cohort.cohort_id,
-        cohort_size=cohort.declared_size,
-        round_=request.round,
-        attempt=attempt,
-        lifetime_epsilon=site.policy.lifetime_epsilon,
-        begin=True,
-    )
-    return {"epsilon": charged.epsilon, "delta": charged.delta}
-
-
-def _evaluate(
-    request: EvaluateRequest, document: RunDocument, site: Site, cohort: Cohort, model: nn.Module
-) -> EvaluateReply:
-    run = document.config
-    device = next(model.parameters()).device
-
-    def score(some: Cohort, *, every_class: bool = False) -> tuple[int, dict[str, float]]:
-        return training.evaluate(model, some, run, request.phase, device, every_class=every_class)
-
-    if run.privacy is not None and site.policy.scores == "noised":
-        # Which scores there are must not depend on who is a patient here.
-        scores = _noised(request, document, site, cohort, lambda some: score(some, every_class=True)[1])
-        return EvaluateReply(request.run_hash, request.round, request.phase, 0, scores)
-    held_out = len(cohort.patients(request.phase))
-    if not held_out:
-        raise DataError(f"no patient is held out for {request.phase}", ErrorCode.NO_DATA)
-    _check_held_out(held_out, site)
-    patients, scores = score(cohort)
-    counted = bucketed(patients) if run.weighting == "patients" else 0
-    return EvaluateReply(request.run_hash, request.round, request.phase, counted, scores)
-
-
-def _noised(
-    request: EvaluateRequest,
-    document: RunDocument,
-    site: Site,
-    cohort: Cohort,
-    score: Callable[[Cohort], dict[str, float]],
-) -> dict[str, float]:
-    """Charge, score each patient on their own, add noise: nothing that leaves depends on more than that sum.
-
-    Whether there is an answer follows from the declared number of patients alone. A patient who cannot be scored counts
-    as 1/2, like one who is not there.
-    """
-    run = document.config
-    cost = score_plan(run, cohort.declared_size, request.phase, site.policy.run_scores_epsilon)
-    _check_held_out(cost.held_out, site)
-    charged = charge_scores(
-        site.ledger,
-        document,
-        cost,
-        cohort=cohort.cohort_id,
-        round_=request.round,
-        phase=request.phase,
-        lifetime_epsilon=site.policy.lifetime_scores_epsilon,
-    )
-    rows = []
-    for patient in cohort.patients(request.phase):
-        try:
-            rows.append(score(replace(cohort, cases=cohort.cases_of(patient))))
-        except Exception:  # noqa: BLE001 - a code would tell of one patient; the reason stays in the log
-            _log.exception("a held-out patient cannot be scored, and counts as 1/2")
-    held_out = held_out_cohort(cohort.cohort_id)
-    # Of all who have come so far with this round and phase, one draws noise.
-    site.ledger.begin(held_out, request.run_hash, request.round, request.phase)
-    spent = {SCORES_EPSILON: charged.epsilon, SCORES_DELTA: charged.delta}
-    return {**noised_scores(rows, run.task, run.data.classes, cost), **spent}
-
-
-def _check_held_out(patients: int, site: Site) -> None:
-    if patients < site.policy.min_held_out:
-        raise PolicyError(
-            f"{patients} patients are held out, fewer than min-held-out {site.policy.min_held_out} in policy.toml: too "
-            "few for a mean to hide one of them. Hold out more, or do without scores.",
-            ErrorCode.TOO_FEW_PATIENTS,
-        )
-
-
 def _respond(message: Message, context: Context, find_site: Callable[[Context], Site]) -> Message:
     run_hash, round_ = "", 0
     try:
@@ -225,42 +51,6 @@ def _respond(message: Message, context: Context, find_site: Callable[[Context], 
     return Message(reply_to_record(reply), reply_to=message)
 
 
-def offer_of(cohort: Cohort, run: RunConfig, model: nn.Module | None = None) -> Offer:
-    """What a site has for a run; with the run's model, where there is one, it need not be built to be measured."""
-    shapes = tensor_shapes(run) if model is None else {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    return Offer(
-        patients=cohort.size,
-        training=len(cohort.patients("train")),
-        declared_size=cohort.declared_size,
-        cohort_id=cohort.cohort_id,
-        usable=len(cohort.cases),
-        quarantined=dict(Counter(str(study.code) for study in cohort.quarantined)),
-        parts=dict.fromkeys(run.strategy.up, shapes),
-    )
-
-
-def _model(request: Request, run: RunConfig) -> nn.Module:
-    wanted = run.strategy.down if isinstance(request, TrainRequest) else (WEIGHTS,)
-    if request.parts.keys() != set(wanted):
-        raise UpdateError("the request's parts are not those of the run. Send the model of the run.")
-    states = {name: unpack(part) for name, part in request.parts.items()}
-    if any(_schema(state) != _schema(states[WEIGHTS]) for state in states.values()):
-        raise UpdateError(
-            "a part has other tensors than the weights, by name, shape or type. Send the parts of the run."
-        )
-    return load_model(run, states[WEIGHTS])
-
-
-def _schema(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-
-
-def _device(site: Site) -> torch.device:
-    if site.config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(site.config.device)
-
-
 def _site_of(context: Context) -> Site:
     return open_site(Path(str(context.node_config["home"])))
 
@@ -268,4 +58,4 @@ def _site_of(context: Context) -> Site:
 # Flower loads this name. Defined last: it needs the functions above.
 app = client_app(_site_of)
 
-__all__ = ["answer", "app", "client_app", "offer_of"]
+__all__ = ["app", "client_app"]

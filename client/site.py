@@ -10,8 +10,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.declared import declared_size, outgrown
-from client.folder import (
+from client.home.declared import declared_size, outgrown
+from client.home.folder import (
     CACHE_NAME,
     FORGOTTEN_NAME,
     LEDGER_NAME,
@@ -20,7 +20,7 @@ from client.folder import (
     SPLITS_NAME,
     STATE_NAME,
 )
-from client.sitekey import check_outside, site_key
+from client.home.sitekey import check_outside, site_key
 from common.config import PolicyConfig, RunConfig, SiteConfig, canonical, load
 from common.errors import ConfigError, PolicyError
 

@@ -107,7 +107,7 @@ def _measure(processes: Processes, out: Path) -> None:
 
 
 def _write_images(folder: Path) -> None:
-    from simulations import phantoms  # noqa: PLC0415 - heavy, and only this child needs it
+    from simulations.generators import phantoms  # noqa: PLC0415 - heavy, and only this child needs it
 
     phantoms.write_hospital(folder, scanner=phantoms.SCANNERS["a"], patients=5, slices=2, rows=64, seed=0)
 

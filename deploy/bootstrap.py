@@ -119,7 +119,7 @@ def fuzz(options: argparse.Namespace) -> int:
 def privacy(_: argparse.Namespace) -> int:
     """The long proofs of privacy: every history of the grid, 200 kills of a private round."""
     setup()
-    files = ["tests/common/test_accountant.py", "tests/client/test_killed_rounds.py"]
+    files = ["tests/common/privacy/test_accountant.py", "tests/client/train/test_killed_rounds.py"]
     os.environ.update(WARDROUND_HISTORIES="all", WARDROUND_KILLS="200")
     return _run_all([("privacy", ["-m", "pytest", "--numprocesses", str(min(_cores(), 8)), *files])])
 
@@ -241,7 +241,9 @@ def _fingerprint() -> str:
 
 def _environment() -> dict[str, str]:
     """This process's environment with `.venv` activated: Flower starts its parts by name."""
-    not_theirs = re.compile(r"PYTHONHOME|PYTHONPATH|WARDROUND_.*(PASSPHRASE|KEY)(_FILE)?")  # see common/environment.py
+    not_theirs = re.compile(
+        r"PYTHONHOME|PYTHONPATH|WARDROUND_.*(PASSPHRASE|KEY)(_FILE)?"
+    )  # see common/system/environment.py
     environment = {name: value for name, value in os.environ.items() if not not_theirs.fullmatch(name)}
     path = os.pathsep.join([str(VENV / "bin"), environment.get("PATH", os.defpath)])
     return environment | {"VIRTUAL_ENV": str(VENV), "PATH": path}

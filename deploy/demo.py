@@ -142,7 +142,7 @@ def _stage_phantoms(processes: Processes, out: Path) -> Stage:
 
 
 def _write_hospital(scanner: str, images: Path) -> None:
-    from simulations import phantoms  # noqa: PLC0415 - heavy, and only this child needs it
+    from simulations.generators import phantoms  # noqa: PLC0415 - heavy, and only this child needs it
 
     machine, unseen = phantoms.SCANNERS[scanner], images / "unseen"
     phantoms.write_hospital(images / scanner, scanner=machine, patients=PATIENTS, slices=SLICES, seed=SEED)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.namespaces import PrivateNetwork, private_network
+from common.system.namespaces import PrivateNetwork, private_network
 from deploy.processes import COMMAND_TIMEOUT_S, Processes, StepError, shown
 
 BIN = Path(sys.executable).parent

@@ -36,12 +36,12 @@ import pydicom.data
 from numpy.random import Generator
 from PIL import Image
 
-from client.data.isolation import FILE_LIMIT_S, Job, Readers, Reading
-from client.data.labels import Vocabulary
-from client.data.study import Reference
+from client.data.isolate.isolation import FILE_LIMIT_S, Job, Readers, Reading
+from client.data.study.labels import Vocabulary
+from client.data.study.study import Reference
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError
-from simulations.phantoms import SCANNERS, write_study
+from simulations.generators.phantoms import SCANNERS, write_study
 
 BATCH = 250
 MOST_RSS = 1 << 30  # bytes, of this process

@@ -17,7 +17,7 @@ from typing import IO, Self
 
 import psutil
 
-from common.environment import for_child
+from common.system.environment import for_child
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,6 +1,6 @@
-"""Carry the facts of PS3.15 Table E.1-1 into client/data/ps315.json, one attribute a line.
+"""Carry the facts of PS3.15 Table E.1-1 into client/data/deidentify/ps315.json, one attribute a line.
 
-    python deploy/ps315.py confidentiality_profile_attributes.json client/data/ps315.json
+    python deploy/ps315.py confidentiality_profile_attributes.json client/data/deidentify/ps315.json
 
 The input is the table as JSON of innolitics/dicom-standard, generated from edition 2024e of the standard. Masks such as
 60xx3000 stay as they are; private attributes get the key "private".

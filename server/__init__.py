@@ -1,0 +1,1 @@
+"""What runs at the coordinator. No image library, and no pixel comes here."""

@@ -14,18 +14,18 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.config.rundocument import from_text
+from common.console.logs import log_to
 from common.errors import ConfigError, FederationError
-from common.logs import log_to
-from common.rundocument import from_text
+from common.system.wakeup import strategy_wake
 from common.text import counted
-from common.wire.wake import strategy_wake
-from server.home import ENVIRONMENT, folder_name, open_home
-from server.journal import SUMMARY_NAME
-from server.liveness import alive
-from server.members import HomeMembers
-from server.report import write_report
-from server.strategy import federate
-from server.witness import RoundNotes
+from server.federation.events import SUMMARY_NAME
+from server.federation.liveness import alive
+from server.federation.members import HomeMembers
+from server.federation.rounds import federate
+from server.home.folder import ENVIRONMENT, folder_name, open_home
+from server.registry.audit_trail import RoundNotes
+from server.views.report import write_report
 
 WITHOUT_HOME = Path("wardround-runs")
 # Flower asks this process to end as soon as its parent has; it gets so long for that.

@@ -1,0 +1,1 @@
+"""Federations on one machine, for researchers. Imports everything; nothing imports it."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from common.config import RunConfig
-from common.rundocument import RunDocument, issue
+from common.config.rundocument import RunDocument, issue
 
 
 def carried(config: RunConfig, bundle: bytes = b"bundle") -> RunDocument:

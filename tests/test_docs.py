@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from client import policy
+from client.rules import policy
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from common.models import NETWORKS
@@ -21,11 +21,15 @@ from common.strategies import STRATEGIES
 from common.tasks import TASKS
 from deploy import bootstrap
 from simulations.partitions import PARTITIONS
-from simulations.pretraining import PretrainingConfig
-from simulations.scenario import CompareConfig, PhantomsConfig, ScenarioConfig
+from simulations.scenarios.pretraining import PretrainingConfig
+from simulations.scenarios.scenario import CompareConfig, PhantomsConfig, ScenarioConfig
 from tests import ROOT
 
-APPS = {"wardround-client": "client.cli", "wardround-server": "server.cli", "wardround-sim": "simulations.cli"}
+APPS = {
+    "wardround-client": "client.commands.main",
+    "wardround-server": "server.commands.main",
+    "wardround-sim": "simulations.commands.main",
+}
 # The command contract, as far as it is built.
 CONTRACT = """
 wardround-sim run | compare | crossval | scenarios | list | bench data | bench privacy | audit
@@ -110,7 +114,7 @@ def test_example_in_the_help_is_a_call_of_its_command_that_its_options_and_argum
     program: str, words: str, command: click.Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is taken apart by the parser of the command line itself, and only not carried out."""
-    monkeypatch.setattr("client.shell.site_file", lambda home: home)  # the examples' sites are not there
+    monkeypatch.setattr("client.commands.options.site_file", lambda home: home)  # the examples' sites are not there
     examples = re.findall(r"^ *Example: (?:`(.+?)`|(.+))$", command.help or "", re.MULTILINE)
     assert examples, f"{program} {words} --help shows no example"
     for quoted, plain in examples:
@@ -282,7 +286,10 @@ def test_runs_of_the_demo_are_allowed_by_the_default_policy(document: Path) -> N
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
     # Assembled, so that this file does not find itself.
-    places = re.compile("|".join(rf"(?<![\w.])/{top}/\w" for top in ("work", "root", "Users")) + r"|/home/(?!H\b)\w")
+    places = re.compile(
+        "|".join(rf"(?<![\w.])/{top}/\w" for top in ("work", "root", "Users"))
+        + r"|(?<!client)(?<!server)/home/(?!H\b)\w"
+    )
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in _tracked()

@@ -108,12 +108,12 @@ class Copy:
         return path
 
     def listed(self, what: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.run("simulations.cli", "list", what, "--json"))
+        rows: list[dict[str, Any]] = json.loads(self.run("simulations.commands.main", "list", what, "--json"))
         return rows
 
     def trained(self, scenario: Path, *options: object, out: str = "out") -> dict[str, Any]:
         """Simulate two rounds; the run's summary."""
-        self.run("simulations.cli", "run", scenario, "--out", self.folder / out, *options)
+        self.run("simulations.commands.main", "run", scenario, "--out", self.folder / out, *options)
         summary: dict[str, Any] = json.loads((self.folder / out / "summary.json").read_text())
         assert (summary["status"], summary["rounds"]) == ("completed", 2)
         assert all(one["sites"] == sorted(SITES) and not one["refused"] for one in summary["sites-by-round"])
@@ -150,7 +150,9 @@ def test_an_added_network_trains(pictures: Path) -> None:
     summary = copy.trained(copy.scenario("", model='architecture = "plain"\nlayers = 2'))
     assert summary["settings"]["model"] == {"architecture": "plain", "dims": 2, "width": 8, "layers": 2}
     assert "dice" in summary["scores"]["test"]["mean-of-sites"]
-    told = copy.run("simulations.cli", "run", copy.scenario("", model="layers = 2"), "--out", "no", fails=True)
+    told = copy.run(
+        "simulations.commands.main", "run", copy.scenario("", model="layers = 2"), "--out", "no", fails=True
+    )
     assert "'layers'" in told  # a key of another network
 
 
@@ -165,7 +167,7 @@ def test_an_added_task_trains_and_is_scored_by_its_own_names(pictures: Path) -> 
     assert "Accuracy on validation patients" in report
     assert "ice on validation" not in report
     told = copy.run(
-        "client.cli", "predict", copy.folder / "out", pictures / "north" / "images", "--out", "no", fails=True
+        "client.commands.main", "predict", copy.folder / "out", pictures / "north" / "images", "--out", "no", fails=True
     )
     assert "draws nothing" in told
 
@@ -201,7 +203,9 @@ def test_an_added_backend_gives_the_same_model(pictures: Path) -> None:
     shuffled = copy.trained(copy.scenario(""), "--backend", "shuffled")
     usual = copy.trained(copy.scenario(""), out="usual")
     assert shuffled["model-sha256"] == usual["model-sha256"]
-    told = copy.run("simulations.cli", "run", copy.scenario(""), "--out", "no", "--backend", "moon", fails=True)
+    told = copy.run(
+        "simulations.commands.main", "run", copy.scenario(""), "--out", "no", "--backend", "moon", fails=True
+    )
     assert "in-process, shuffled" in told
 
 
@@ -227,7 +231,7 @@ def test_an_added_strategy_trains_with_its_second_part(pictures: Path) -> None:
 
 def test_an_added_strategy_is_refused_under_privacy(pictures: Path) -> None:
     copy = Copy(pictures, "strategy")
-    told = copy.run("simulations.cli", "run", copy.scenario(STRATEGY + PRIVACY), "--out", "out", fails=True)
+    told = copy.run("simulations.commands.main", "run", copy.scenario(STRATEGY + PRIVACY), "--out", "out", fails=True)
     assert "quorum" in told
     failed = next(event for event in events(copy.folder / "out") if event["event"] == "run-failed")
     assert all(f"{site} (policy-refused)" in failed["reason"] or site in failed["reason"] for site in SITES)

@@ -11,23 +11,23 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import client.cli
-import server.cli
-import simulations.cli
-from client import approvals
-from client.approvals import Appraisal
-from client.offer import Offer
+import client.commands.main
+import server.commands.main
+import simulations.commands.main
+from client.agent.status import Status
+from client.home.offer import Offer
+from client.rules import approvals
+from client.rules.approvals import Appraisal
 from client.site import open_site
-from client.status import Status
 from common.config import RunConfig, parse, sha256_of
-from common.rundocument import from_toml
+from common.config.rundocument import from_toml
 from common.wire.messages import Refusal
-from server.registry import Registry
+from server.registry.registry import Registry
 from tests.client.coordinator import Authority
 from tests.client.data.studies import ct_slices, save
 from tests.documents import carried
 from tests.json_forms import FORMS, conforms
-from tests.server.coordinator import RUN, RUN_TOML, asked, enrol, new_home
+from tests.server.coordinators import RUN, RUN_TOML, asked, enrol, new_home
 from tests.test_docs import APPS, _commands
 
 PROPOSED = """
@@ -38,9 +38,9 @@ federation = { rounds = 3 }
 privacy = { target-epsilon = 4.0 }
 """
 PROGRAMS = {
-    "wardround-client": client.cli.app,
-    "wardround-server": server.cli.app,
-    "wardround-sim": simulations.cli.app,
+    "wardround-client": client.commands.main.app,
+    "wardround-server": server.commands.main.app,
+    "wardround-sim": simulations.commands.main.app,
 }
 
 
@@ -67,7 +67,7 @@ def test_every_command_with_json_has_a_form() -> None:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hospital with pictures, a proposed run, a charge, and a status as an agent writes it."""
-    monkeypatch.setattr("client.diagnosis.REACH_S", 0.1)
+    monkeypatch.setattr("client.commands.diagnosis.REACH_S", 0.1)
     home = tmp_path / "site"
     identity = Authority().admit(home, "north", "127.0.0.1:9")
     monkeypatch.setenv("WARDROUND_HOME", str(home))
@@ -81,7 +81,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mask[5:20, 7:9] = 255
         Image.fromarray(mask).save(tmp_path / "pictures" / "labels" / f"{number}.png")
     added = ["data", "add", str(tmp_path / "pictures"), "--label-map", "255=vessel"]
-    assert CliRunner().invoke(client.cli.app, added).exit_code == 0
+    assert CliRunner().invoke(client.commands.main.app, added).exit_code == 0
     run = parse(RunConfig, PROPOSED)
     run_hash = approvals.record(home, carried(run), is_open=True).run_hash
     offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
@@ -128,7 +128,7 @@ def test_a_coordinators_answers_are_data(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WARDROUND_SERVER_HOME", str(home.path))
     registry = Registry(home.registry)
     enrol(home, registry, "north")
-    call = CliRunner().invoke(server.cli.app, ["invite", "south"])
+    call = CliRunner().invoke(server.commands.main.app, ["invite", "south"])
     assert call.exit_code == 0, call.output
     token = json.loads(home.invitation("south").read_text())["token"]
     registry.redeem("south", token, *asked("south"))

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client.data.cache import Cache, Entry, Prepared
-from client.data.forgotten import Forgotten
-from client.data.index import Index
-from client.data.isolation import Job, Readers, Reading
-from client.data.labels import Vocabulary
-from client.data.preprocess import as_samples, preprocess
-from client.data.pseudonym import cohort_id, pseudonym
-from client.data.quality import without_duplicates
-from client.data.split import KeptSplits, Split
-from client.data.study import Found
-from client.declared import declared_size
-from client.folder import INDEX_NAME
+from client.data.deidentify.pseudonym import cohort_id, pseudonym
+from client.data.isolate.isolation import Job, Readers, Reading
+from client.data.keep.cache import Cache, Entry, Prepared
+from client.data.keep.forgotten import Forgotten
+from client.data.keep.index import Index
+from client.data.keep.split import KeptSplits, Split
+from client.data.prepare.preprocess import as_samples, preprocess
+from client.data.quality.quality import without_duplicates
+from client.data.study.labels import Vocabulary
+from client.data.study.study import Found
+from client.home.declared import declared_size
+from client.home.folder import INDEX_NAME
 from common.config import RunConfig, SiteConfig
 from common.errors import DataError, ErrorCode
 
@@ -63,7 +63,7 @@ class Cohort:
     quarantined: tuple[Quarantined, ...]
     cohort_id: str
     declared_size: (
-        int  # the number of patients that may be told to others; a site's is set once, see client/declared.py
+        int  # the number of patients that may be told to others; a site's is set once, see client/home/declared.py
     )
     ignored: int = 0  # files that were no study and no label
 

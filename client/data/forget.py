@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.data.cache import drop
-from client.data.forgotten import Forgotten
-from client.data.isolation import Readers
-from client.data.split import KeptSplits
-from client.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
+from client.data.isolate.isolation import Readers
+from client.data.keep.cache import drop
+from client.data.keep.forgotten import Forgotten
+from client.data.keep.split import KeptSplits
+from client.home.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAME, SPLITS_NAME
 from common.config import SourceConfig
 
 

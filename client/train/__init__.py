@@ -1,1 +1,1 @@
-"""One local round at a site. So far the client halves of the strategies."""
+"""One round at a site: allowed, charged, trained, scored. Imports the cohort (`client.data`), the rules; no network."""

@@ -3,7 +3,7 @@
 An act stands before the entry of what it causes. It counts if an operator whom the log knows, and who was not removed
 before, signed it, if the role allows it, and if its nonce is new. Admitting a site, and opening a closed run again,
 need one; a site that was shut out without one stays out. The keys here are those of the entries `operator-added`; a
-running coordinator checks the certificates with the root as well (server/acts.py).
+running coordinator checks the certificates with the root as well (server/registry/acts.py).
 """
 
 import base64
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from common.audit.entries import Entry
 from common.audit.notes import is_signed
-from common.operators import RIGHTS, act_statement, subject_of
+from common.identity.operators import RIGHTS, act_statement, subject_of
 
 # The kinds of entries that are of use here.
 KINDS = ("operator-added", "operator-removed", "act", "enrolled", "renewed", "revoked", "proposed", "closed")

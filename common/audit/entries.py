@@ -15,7 +15,7 @@ from decimal import ROUND_CEILING, Context
 from typing import Any, TypeAlias
 
 from common.errors import AuditError, ErrorCode
-from common.operators import RIGHTS
+from common.identity.operators import RIGHTS
 
 COORDINATOR = "coordinator"
 # Of counts of patients that are told to others, here and in messages.
@@ -227,7 +227,7 @@ _FORMS: Mapping[str, Callable[[Value], bool]] = {
     "role": _is_one_of("admin", "operator", "auditor"),
     "operator": _matches(_NAME),
     "action": _is_one_of(*RIGHTS),
-    "subject": _is_hash,  # see common/operators.py
+    "subject": _is_hash,  # see common/identity/operators.py
     "signed-at": _is_number,  # seconds since the epoch, UTC, by the signer's clock
     "nonce": _matches(r"[0-9a-f]{32}"),
     "code": _is_one_of(*ErrorCode),

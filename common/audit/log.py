@@ -3,7 +3,8 @@
 Entry number n is leaf n of the tree. The perfect subtrees are stored beside the entries, so that an append, the root
 and a proof cost O(log n). Nothing is ever changed or removed; triggers refuse it as a seat belt, but what shows it is
 the root that was signed and given away (see docs/audit.md). Any number of threads and processes may write
-(common/database.py). The file is complete by itself after each transaction, so a copy of it can be given to an auditor.
+(common/system/database.py). The file is complete by itself after each transaction, so a copy of it can be given to an
+auditor.
 """
 
 import sqlite3
@@ -17,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.audit import merkle, notes
 from common.audit.entries import Entry, Value, canonical, check, check_site
 from common.audit.notes import Checkpoint, Head
-from common.database import transaction
 from common.errors import AuditError, ErrorCode
+from common.system.database import transaction
 
 EXPORT_FORMAT = 1
 

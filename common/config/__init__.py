@@ -1,7 +1,7 @@
 """What a coordinator, a site and a researcher may write: run.toml, site.toml, policy.toml.
 
-Each document has a file, over one engine of tables (`common.table`). Imports it, `common.choice` and the tables of
-what a run may choose: `common.models`, `common.tasks`, `common.strategies`.
+Each document has a file, over one engine of tables (`common.document.table`). Imports it, `common.document.choice` and
+the tables of what a run may choose: `common.models`, `common.tasks`, `common.strategies`.
 """
 
 from common.config.policy import HOURS_PATTERN, METRICS, TRAIN_LOSS, PolicyConfig, Scores
@@ -17,7 +17,7 @@ from common.config.run import (
     TrainingConfig,
 )
 from common.config.site import Device, SiteConfig, SourceConfig
-from common.table import (
+from common.document.table import (
     Count,
     Document,
     Fraction,

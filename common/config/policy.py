@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.table import Count, Document, NonNegative, Positive
+from common.document.table import Count, Document, NonNegative, Positive
 from common.tasks import SCORE_NAMES
 
 # Of plain training steps; never leaves under differential privacy.

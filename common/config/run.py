@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.formats import Since
+from common.document.formats import Since
+from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.models import NETWORK_CHOICE, Network
 from common.strategies import STRATEGY_CHOICE, Strategy
-from common.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.tasks import TASK_CHOICE, Task
 
 

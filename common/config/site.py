@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.table import Count, Document, Name, Table
+from common.document.table import Count, Document, Name, Table
 
 
 class SourceConfig(Table):

@@ -1,4 +1,4 @@
-"""Sealing, one way for each kind of thing. Imports `common.errors` and `common.files`, and nothing else of ours.
+"""Sealing, one way for each kind of thing. Imports `common.errors` and `common.system.files`, and nothing else of ours.
 
     record_box.py   a record: many of them under one key, each for its place
     stream.py       a payload of any size, in memory or in a file: each under a key of its own, for its name

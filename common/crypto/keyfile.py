@@ -14,7 +14,7 @@ from pathlib import Path
 from common.crypto.derivation import KEY_BYTES
 from common.crypto.passphrase import is_sealed, passphrase_from, seal, unseal
 from common.errors import ConfigError
-from common.files import create_private, write_private
+from common.system.files import create_private, write_private
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ changed, moved, cut off, repeated or taken from elsewhere does not open, nor doe
 the header, and where the payload belongs if the key does not say so, are authenticated with every chunk.
 This is the STREAM construction, as in https://age-encryption.org/v1. Sizes are in the clear, and the stamp.
 
-`Sealer` keeps it in memory, for models and keys; client/data/vault.py in files with a stamp.
+`Sealer` keeps it in memory, for models and keys; client/data/keep/vault.py in files with a stamp.
 """
 
 import io

@@ -1,10 +1,10 @@
 """The networks that a run may name: one file each, with its settings, and one line in `NETWORKS`.
 
-The first is what a run without `architecture` means. No other file knows their names. Imports `common.table`; torch
-only where a network is built.
+The first is what a run without `architecture` means. No other file knows their names. Imports `common.document.table`;
+torch only where a network is built.
 """
 
-from common.choice import OneOf
+from common.document.choice import OneOf
 from common.models.network import Network
 from common.models.unet import UNet
 

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from common.table import Table
+from common.document.table import Table
 
 if TYPE_CHECKING:
     from torch import nn

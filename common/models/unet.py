@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.document.table import Count
 from common.models.network import Network
-from common.table import Count
 
 if TYPE_CHECKING:
     from torch import nn

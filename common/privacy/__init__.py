@@ -1,0 +1,1 @@
+"""Patient-level differential privacy: engine, noise, accountant, ledger, guarantee, noised scores."""

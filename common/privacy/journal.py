@@ -9,7 +9,8 @@ does not open, and then the whole file is refused and left as it is. The file sh
 was written.
 
 What no file can notice of itself: that it is removed, or put back as a whole as it was before. The audit log has the
-same charges, and an agent compares the two (client/spending.py); it has been shown to the coordinator (common/audit).
+same charges, and an agent compares the two (client/agent/spending.py); it has been shown to the coordinator
+(common/audit).
 """
 
 import sqlite3
@@ -18,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.crypto.record_box import TAG_BYTES, RecordBox
-from common.database import transaction
 from common.errors import ErrorCode, PrivacyError
+from common.system.database import transaction
 
 # 1 and 2 were in the clear.
 FORMAT = 3

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config import DataConfig, RunConfig
+from common.config.rundocument import RunDocument
 from common.errors import DataError, ErrorCode
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import plan
 from common.privacy.ledger import Charged, Ledger
-from common.rundocument import RunDocument
 from common.tasks import Task
 from common.wire.messages import Phase
 

@@ -6,7 +6,7 @@ and learn no name but that of the weights.
 
 from typing import ClassVar, Literal
 
-from common.table import Table
+from common.document.table import Table
 
 # The part of every request and update that holds the model.
 WEIGHTS = "weights"

@@ -1,7 +1,7 @@
 """What a run may learn: one file each, with its outputs, loss and scores, and one line in `TASKS`.
 
-The first is what a run without [task] means. No other file knows the names of its scores. Imports `common.table`; torch
-only where something is computed.
+The first is what a run without [task] means. No other file knows the names of its scores. Imports
+`common.document.table`; torch only where something is computed.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter
 
-from common.choice import OneOf
+from common.document.choice import OneOf
 from common.tasks.segmentation import Segmentation
 from common.tasks.task import Task
 

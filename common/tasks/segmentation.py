@@ -41,8 +41,8 @@ class Segmentation(Task):
         return 1 + classes
 
     def loss(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
-        """See `common.losses`."""
-        from common.losses import dice_ce  # noqa: PLC0415 - torch
+        """See `common.measures.losses`."""
+        from common.measures.losses import dice_ce  # noqa: PLC0415 - torch
 
         return dice_ce(outputs, labels)
 
@@ -53,7 +53,7 @@ class Segmentation(Task):
 
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
         """(K+1, K+1) confusion matrix over all slices."""
-        from common.metrics import confusion  # noqa: PLC0415 - torch
+        from common.measures.metrics import confusion  # noqa: PLC0415 - torch
 
         return confusion(answers, labels, classes)
 

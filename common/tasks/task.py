@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from common.table import Table
+from common.document.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,1 @@
+"""What crosses between processes: protobuf services, channels, the one codec of requests and replies."""

@@ -2,7 +2,8 @@
 
 A request and an update carry named parts, each of them safetensors; which parts there are is the run's affair, and
 nothing here knows a name. All else stands in the frame's header. Flower's messages (common/wire/records.py) and the
-pipe of a site's worker (client/pipe.py) carry the same frames. String keys of a header live here and nowhere else.
+pipe of a site's worker (client/worker/protocol.py) carry the same frames. String keys of a header live here and nowhere
+else.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""A run at the coordinator. So far the server halves of the strategies."""
+"""A run at the coordinator: rounds, checks, bounds, what is written of them. Its strategies have their own room."""

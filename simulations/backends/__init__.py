@@ -10,8 +10,8 @@ from typing import TypeAlias
 from flwr.serverapp import Grid
 
 from client.site import Site
+from common.config.rundocument import RunDocument
 from common.errors import ConfigError
-from common.rundocument import RunDocument
 from simulations.backends import in_process
 
 Backend: TypeAlias = Callable[[Sequence[Site], RunDocument], AbstractContextManager[Grid]]

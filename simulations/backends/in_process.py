@@ -18,8 +18,8 @@ from flwr.serverapp import Grid
 
 from client.app import client_app
 from client.site import Site
+from common.config.rundocument import RunDocument
 from common.errors import FederationError
-from common.rundocument import RunDocument
 
 NodeId: TypeAlias = int
 

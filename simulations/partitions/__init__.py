@@ -3,7 +3,7 @@
 The first is what a scenario whose [partition] has no `kind` means.
 """
 
-from common.choice import OneOf
+from common.document.choice import OneOf
 from simulations.partitions.equal import Equal
 from simulations.partitions.partition import Partition
 

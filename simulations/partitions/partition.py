@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from common.config import SourceConfig
-from common.table import Name, Table
+from common.document.table import Name, Table
 
 
 class Partition(Table):

@@ -20,12 +20,12 @@ from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2, transport_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 
-from client import enrol
-from common import operators, pki
+from client.home import enrolment
 from common.audit import notes, receipts, witness
 from common.audit.log import AuditLog
-from common.files import write_private
-from common.flower import object_ids, pack_message, unpack_message
+from common.flower.adapter import object_ids, pack_message, unpack_message
+from common.identity import certificates, operators
+from common.system.files import write_private
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
 from common.wire.messages import Reply, Request, TrainReply, TrainRequest
@@ -39,27 +39,29 @@ FLOWER_RUN = 99
 class Authority:
     """A root with a server certificate for 127.0.0.1."""
 
-    root_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
-    server_key: ec.EllipticCurvePrivateKey = field(default_factory=pki.new_key)
+    root_key: ec.EllipticCurvePrivateKey = field(default_factory=certificates.new_key)
+    server_key: ec.EllipticCurvePrivateKey = field(default_factory=certificates.new_key)
     log_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     operator_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     receipt_keys: dict[str, bytes] = field(default_factory=dict)  # of the sites admitted
 
     def __post_init__(self) -> None:
-        self.root = pki.new_root(self.root_key, "test root")
-        self.server = pki.server_certificate(self.server_key, ["127.0.0.1"], self.root, self.root_key)
+        self.root = certificates.new_root(self.root_key, "test root")
+        self.server = certificates.server_certificate(self.server_key, ["127.0.0.1"], self.root, self.root_key)
         self.operator = operators.certificate(
             self.operator_key.public_key(), "maria", "operator", self.root, self.root_key
         )
 
     def endorse(self, run_hash: str, bundle_sha256: str) -> wardround_pb2.Endorsement:
-        one = operators.endorse(self.operator_key, pki.to_pem(self.operator), run_hash, bundle_sha256, 1_700_000_000)
+        one = operators.endorse(
+            self.operator_key, certificates.to_pem(self.operator), run_hash, bundle_sha256, 1_700_000_000
+        )
         return wardround_pb2.Endorsement(
             certificate_pem=one.certificate_pem, signature=one.signature, signed_at=one.signed_at
         )
 
     def act(self, action: str, subject: str) -> operators.Act:
-        certificate = pki.to_pem(self.operator)
+        certificate = certificates.to_pem(self.operator)
         nonce = secrets.token_hex(16)
         return operators.sign_act(self.operator_key, certificate, action, subject, signed_at=1_700_000_000, nonce=nonce)
 
@@ -73,36 +75,36 @@ class Authority:
         key = Ed25519PrivateKey.generate()
         signed = operators.certificate(key.public_key(), "ines", role, self.root, self.root_key)
         key, signed = by or (key, signed)
-        admin = pki.to_pem(signed)
-        subject = operators.subject_of(pki.common_name(certificate), pki.fingerprint(certificate))
-        now = int(pki.now().timestamp())
+        admin = certificates.to_pem(signed)
+        subject = operators.subject_of(certificates.common_name(certificate), certificates.fingerprint(certificate))
+        now = int(certificates.now().timestamp())
         act = operators.sign_act(key, admin, "operator-remove", subject, signed_at=now, nonce="0f" * 16)
         return wardround_pb2.Removal(
-            certificate_pem=pki.to_pem(certificate),
+            certificate_pem=certificates.to_pem(certificate),
             admin_pem=admin,
             signed_at=act.signed_at,
             nonce=act.nonce,
             signature=act.signature,
         )
 
-    def admit(self, home: Path, site: str, gateway: str) -> enrol.Identity:
+    def admit(self, home: Path, site: str, gateway: str) -> enrolment.Identity:
         """Give a home folder what `join` would."""
-        enrol.prepare_home(home, site)
-        key = pki.new_key()
+        enrolment.prepare_home(home, site)
+        key = certificates.new_key()
         receipt_key = Ed25519PrivateKey.generate()
         self.receipt_keys[site] = receipt_key.public_key().public_bytes_raw()
-        certificate = pki.site_certificate(
-            pki.csr_for(site, key), site, self.root, self.root_key, self.receipt_keys[site]
+        certificate = certificates.site_certificate(
+            certificates.csr_for(site, key), site, self.root, self.root_key, self.receipt_keys[site]
         )
         tls = home / "tls"
-        write_private(tls / "key.pem", pki.key_to_pem(key))
-        write_private(tls / "certificate.pem", pki.to_pem(certificate))
-        write_private(tls / "root.pem", pki.to_pem(self.root))
+        write_private(tls / "key.pem", certificates.key_to_pem(key))
+        write_private(tls / "certificate.pem", certificates.to_pem(certificate))
+        write_private(tls / "root.pem", certificates.to_pem(self.root))
         write_private(tls / "receipt.key", receipt_key.private_bytes_raw())
         log_key = self.log_key.public_key().public_bytes_raw().hex()
         coordinator = {"site": site, "gateway": gateway, "log-key": log_key}
         write_private(tls / "coordinator.json", json.dumps(coordinator).encode())
-        return enrol.load_identity(home)
+        return enrolment.load_identity(home)
 
 
 class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
@@ -148,7 +150,9 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
         authority = self._authority
         credentials = Credentials(
-            pki.key_to_pem(authority.server_key), pki.to_pem(authority.server), pki.to_pem(authority.root)
+            certificates.key_to_pem(authority.server_key),
+            certificates.to_pem(authority.server),
+            certificates.to_pem(authority.root),
         )
         self._server = serve(self.address, lambda: credentials, add, workers=8)
         return self
@@ -206,7 +210,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """Put a request where the agent will find it."""
         kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
         metadata = Metadata(
-            self.run.run_id, "", 1, NODE_ID, "", "", pki.now().timestamp(), DEFAULT_TTL, message_type or kind
+            self.run.run_id, "", 1, NODE_ID, "", "", certificates.now().timestamp(), DEFAULT_TTL, message_type or kind
         )
         self.send(Message(metadata=metadata, content=request_to_record(request)))
 

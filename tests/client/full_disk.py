@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client import agent as agents
-from client.agent import Agent
-from client.enrol import load_identity
-from client.record import open_log
+from client.agent import loop as agents
+from client.agent.loop import Agent
+from client.agent.status import read_status
+from client.home.enrolment import load_identity
 from client.site import open_site
-from client.status import read_status
+from client.trail.audit_trail import open_log
 from common.wire.messages import EvaluateRequest, Refusal, Reply, TrainRequest
+from tests.client.agent.test_loop import PRIVATE_TOML, UPDATED, WEIGHTS, FakeWorker, Stage, eventually, good
 from tests.client.coordinator import Authority, Coordinator
-from tests.client.test_agent import PRIVATE_TOML, UPDATED, WEIGHTS, FakeWorker, Stage, eventually, good
 
 SIZE = 4 << 20
 POLICY = "min-patients = 1\nlifetime-epsilon = 20.0\n"

@@ -5,11 +5,12 @@ import signal
 import sys
 from pathlib import Path
 
-from client import agent, witness
-from client.agent import Agent
-from client.enrol import load_identity
-from client.fleet import Fleet
-from tests.client.test_agent import FakeWorker, good
+from client.agent import loop
+from client.agent.fleet import Fleet
+from client.agent.loop import Agent
+from client.home.enrolment import load_identity
+from client.trail import log_exchange
+from tests.client.agent.test_loop import FakeWorker, good
 
 
 def die(*_: object) -> None:
@@ -18,9 +19,9 @@ def die(*_: object) -> None:
 
 if __name__ == "__main__":
     home, place = Path(sys.argv[1]), sys.argv[2]
-    agent.UPKEEP_S = 0.05
+    loop.UPKEEP_S = 0.05
     if place == "before the push":
         Fleet.push = die  # type: ignore[assignment,method-assign]
     if place == "before the countersignature":
-        witness.Witness.delivered = die  # type: ignore[assignment,method-assign]
+        log_exchange.Witness.delivered = die  # type: ignore[assignment,method-assign]
     Agent(home, load_identity(home), FakeWorker(good)).run()

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from client.app import answer
+from client.data.deidentify.pseudonym import cohort_id, pseudonym
 from client.data.forget import forget
-from client.data.pseudonym import cohort_id, pseudonym
 from client.site import Site
-from common.checkpoint import pack
+from client.train.answer import answer
 from common.config import sha256_of
-from common.network import build_model
+from common.config.rundocument import issue
+from common.learning.checkpoint import pack
+from common.learning.network import build_model
 from common.privacy.guarantee import plan
-from common.rundocument import issue
 from common.wire.messages import TrainRequest
-from simulations.scenario import make_site
+from simulations.scenarios.scenario import make_site
 from tests.dresses import found_in
 from tests.simulations.tiny import tiny_run, tiny_site
 

@@ -27,20 +27,21 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom import config
 from typer.testing import CliRunner
 
-from client import approvals, gate, pipe, workbench
-from client.cli import app
-from client.data import sources
-from client.data.labels import Vocabulary
-from client.keeper import Worker
-from client.offer import Offer
-from client.pipe import Describe, Question, Work
+from client.agent.worker_process import Worker
+from client.commands.main import app
+from client.data.read import sources
+from client.data.study.labels import Vocabulary
+from client.home.offer import Offer
+from client.rules import approvals, exit_gate
 from client.site import open_site
-from common.checkpoint import pack
+from client.worker import loop, protocol
+from client.worker.protocol import Describe, Question, Work
 from common.config import sha256_of
+from common.config.rundocument import from_toml, issue
 from common.errors import DataError
-from common.flower import pack_message
-from common.network import build_model
-from common.rundocument import from_toml, issue
+from common.flower.adapter import pack_message
+from common.learning.checkpoint import pack
+from common.learning.network import build_model
 from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from common.wire.records import reply_to_record
 from tests.client.canaries import COMMANDS, PLACES, break_studies, canaries, found_in, plant
@@ -152,7 +153,7 @@ def test_no_uid_of_an_image_survives(scene: Scene) -> None:
 def test_one_name_in_a_message_of_a_reader_would_be_found(
     scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = logging.getLogger("client.data.dicom")
+    logger = logging.getLogger("client.data.read.dicom")
     monkeypatch.setattr(logger, "disabled", False)  # libraries of other tests may have configured logging anew
     with caplog.at_level(logging.DEBUG, logger=logger.name):
         logger.debug("read %s", "CANARY90201^Jane")
@@ -209,7 +210,7 @@ def _work(one: Scene, folder: Path) -> None:
     one.out["errors"] = "\n".join(_errors(one)).encode()
     digest = sha256_of(RUN)
     approvals.record(one.home, from_toml(_toml()), is_open=True)
-    offer = workbench.answer(Describe(issue(RUN)), one.home)
+    offer = loop.answer(Describe(issue(RUN)), one.home)
     assert isinstance(offer, Offer), offer
     one.offer = offer
     approvals.note_appraisal(one.home, digest, approvals.Appraisal(offer, None))
@@ -225,14 +226,14 @@ def _work(one: Scene, folder: Path) -> None:
         Work(issue(RUN), TrainRequest(digest, 2, {"weights": b"no model"}), "a.3"),
     ]
     for number, question in enumerate(questions):
-        answer = workbench.answer(question, one.home)
-        frame = pipe.answer_to_frame(answer)
+        answer = loop.answer(question, one.home)
+        frame = protocol.answer_to_frame(answer)
         one.out[f"frame {number}"] = repr(frame).encode() + b"".join(frame.parts.values())
         if isinstance(question, Work):
             if isinstance(answer, TrainReply):
                 one.trained = answer
-            assert not isinstance(answer, Offer | pipe.Ready)
-            reply = gate.release(answer, question.request, RUN)
+            assert not isinstance(answer, Offer | protocol.Ready)
+            reply = exit_gate.release(answer, question.request, RUN)
             metadata = Metadata(1, "", 1, 2, "", "", 0.0, DEFAULT_TTL, "train")
             head, tree, objects = pack_message(Message(metadata=metadata, content=reply_to_record(reply)))
             sent = [head.SerializeToString(), tree.SerializeToString(), *objects.values()]

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from typer.testing import CliRunner, Result
 
-from client.cli import app
+from client.commands.main import app
 from tests.client.data.studies import write_ct
 
 

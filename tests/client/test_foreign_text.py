@@ -15,17 +15,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner, Result
 
-from client import approvals, enrol
-from client.approvals import Appraisal
-from client.cli import _log_to, app
-from client.offer import Offer
+from client.agent.status import only_one
+from client.commands.main import _log_to, app
+from client.home import enrolment
+from client.home.offer import Offer
+from client.rules import approvals
+from client.rules.approvals import Appraisal
 from client.site import open_site
-from client.status import only_one
-from common import operators, pki
-from common.checkpoint import Manifest, pack, save_model, sha256
 from common.config import RunConfig, canonical, sha256_of, validate
 from common.errors import EnrolmentError, ErrorCode, UpdateError
-from common.invitation import Invitation
+from common.identity import certificates, operators
+from common.identity.invitation import Invitation
+from common.learning.checkpoint import Manifest, pack, save_model, sha256
 from tests.client.coordinator import Authority
 from tests.client.data.studies import ct_slices, save, segmentation
 from tests.documents import carried
@@ -115,7 +116,7 @@ def test_status_shows_what_a_coordinator_made_the_agent_say(home: Path, text: st
 
 
 def test_doctor_shows_an_address_from_an_invitation_as_text(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.diagnosis.REACH_S", 0.1)
+    monkeypatch.setattr("client.commands.diagnosis.REACH_S", 0.1)
     (home / "policy.toml").write_text(f"{QUOTED} = 1\n")
     result = call(home, "doctor")
     assert result.exit_code == 1
@@ -123,10 +124,10 @@ def test_doctor_shows_an_address_from_an_invitation_as_text(home: Path, monkeypa
 
 
 def test_an_invitation_is_shown_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_home: Path, opened: Invitation, **_: object) -> enrol.Identity:
+    def refused(_home: Path, opened: Invitation, **_: object) -> enrolment.Identity:
         raise EnrolmentError(f"{opened.gateway} is away")
 
-    monkeypatch.setattr(enrol, "join", refused)
+    monkeypatch.setattr(enrolment, "join", refused)
     fields = {field.name: "x" for field in dataclasses.fields(Invitation)}
     monkeypatch.setattr(Invitation, "from_text", lambda _: types.SimpleNamespace(**fields | {"gateway": ALL}))
     (tmp_path / "invitation").write_text("x")
@@ -182,7 +183,7 @@ def test_an_operators_name_is_a_name(home: Path) -> None:
         key.public_key(), "maria (signature checked), [b]", "operator", authority.root, authority.root_key
     )
     with pytest.raises(EnrolmentError, match="no name"):
-        operators.check_certificate(pki.to_pem(named), pki.to_pem(authority.root))
+        operators.check_certificate(certificates.to_pem(named), certificates.to_pem(authority.root))
 
 
 def test_ledger_shows_an_unknown_run_as_text(home: Path) -> None:
@@ -205,14 +206,14 @@ def test_a_model_and_studies_from_elsewhere_are_shown_as_text(tmp_path: Path) ->
 
 
 def test_predicted_files_and_what_failed_are_shown_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from client import predict  # noqa: PLC0415 - torch
-    from client.predict import Failure, Prediction, StudyResult  # noqa: PLC0415
+    from client.predict import prediction  # noqa: PLC0415 - torch
+    from client.predict.prediction import Failure, Prediction, StudyResult  # noqa: PLC0415
 
     def foreign(_model: Path, _study: Path, out: Path, **_: object) -> Prediction:
-        done = StudyResult(1, (out / ALL,), 2, {ALL: 3}, predict.Seconds(0.1, 0.1, 0.1), (ALL,))
+        done = StudyResult(1, (out / ALL,), 2, {ALL: 3}, prediction.Seconds(0.1, 0.1, 0.1), (ALL,))
         return Prediction((done,), (Failure(2, ErrorCode.UNREADABLE, ALL),), 0.1)
 
-    monkeypatch.setattr(predict, "predict_study", foreign)
+    monkeypatch.setattr(prediction, "predict_study", foreign)
     assert_plain(call(tmp_path, "predict", "model", "study", "--out", tmp_path / "out").output)
 
 
@@ -221,7 +222,7 @@ def test_the_agents_log_is_lines_of_visible_signs(tmp_path: Path, capsys: pytest
     handlers, level = root.handlers[:], root.level
     try:
         _log_to(tmp_path / "logs" / "agent.log")
-        logging.getLogger("client.agent").warning("refused: %s", UpdateError(ALL))
+        logging.getLogger("client.agent.loop").warning("refused: %s", UpdateError(ALL))
     finally:
         root.handlers[:], root.level = handlers, level
     for text in ((tmp_path / "logs" / "agent.log").read_text(), capsys.readouterr().err):

@@ -18,16 +18,16 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from client import approvals
-from client.agent import Agent
-from client.keeper import Worker
-from client.record import open_log
+from client.agent.loop import Agent
+from client.agent.worker_process import Worker
+from client.rules import approvals
 from client.site import open_site
-from common.checkpoint import pack
+from client.trail.audit_trail import open_log
 from common.config import RunConfig, parse, sha256_of
+from common.config.rundocument import from_toml
 from common.errors import ErrorCode
-from common.network import build_model
-from common.rundocument import from_toml
+from common.learning.checkpoint import pack
+from common.learning.network import build_model
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
 from tests.simulations.tiny import tiny_site

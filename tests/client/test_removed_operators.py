@@ -11,17 +11,17 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client import approvals
-from client.record import open_log
-from common import operators, pki
+from client.rules import approvals
+from client.trail.audit_trail import open_log
 from common.config import RunConfig, parse, sha256_of
+from common.config.rundocument import from_toml
 from common.errors import ErrorCode
-from common.rundocument import from_toml
+from common.identity import certificates, operators
 from common.wire.messages import Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import Endorsement
+from tests.client.agent.test_loop import OPEN_POLICY, RUN_TOML, WEIGHTS, Stage, eventually
 from tests.client.coordinator import Authority
-from tests.client.test_agent import OPEN_POLICY, RUN_TOML, WEIGHTS, Stage, eventually
-from tests.client.test_witness import stage
+from tests.client.trail.test_log_exchange import stage
 
 __all__ = ["stage"]  # a fixture
 
@@ -51,7 +51,7 @@ class Operator:
         )
 
     def signs(self) -> Endorsement:
-        one = operators.endorse(self.key, pki.to_pem(self.certificate), RUN_HASH, DIGEST, int(time.time()))
+        one = operators.endorse(self.key, certificates.to_pem(self.certificate), RUN_HASH, DIGEST, int(time.time()))
         return Endorsement(certificate_pem=one.certificate_pem, signature=one.signature, signed_at=one.signed_at)
 
 
@@ -136,7 +136,7 @@ def test_removal_that_no_admin_has_signed_is_not_believed(stage: Stage, authorit
             removal = Authority().removal(maria.certificate)
         case "for another":
             removal = authority.removal(jonas.certificate)
-            removal.certificate_pem = pki.to_pem(maria.certificate)
+            removal.certificate_pem = certificates.to_pem(maria.certificate)
         case _:
             removal = authority.removal(maria.certificate)
             removal.nonce = "1e" * 16

@@ -12,18 +12,19 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from client import sitekey, workbench
-from client.cli import app
-from client.keeper import Worker
-from client.offer import Offer
-from client.pipe import Describe, PipeError
+from client.agent.worker_process import Worker
+from client.commands.main import app
+from client.home import sitekey
+from client.home.offer import Offer
+from client.home.sitekey import KEY_VARIABLE, PASSPHRASE_VARIABLE
 from client.site import open_site
-from client.sitekey import KEY_VARIABLE, PASSPHRASE_VARIABLE
+from client.worker import loop
+from client.worker.protocol import Describe, PipeError
+from common.config.rundocument import issue
 from common.crypto.passphrase import is_sealed, seal
 from common.errors import ConfigError
-from common.files import write_private
-from common.rundocument import issue
-from simulations.scenario import make_site
+from common.system.files import write_private
+from simulations.scenarios.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
 PASSPHRASE = "five random words on paper"  # noqa: S105
@@ -193,7 +194,7 @@ def test_two_keys_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_key_is_not_sealed_under_a_running_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from client.status import only_one  # noqa: PLC0415
+    from client.agent.status import only_one  # noqa: PLC0415
 
     key = open_site(home).key
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
@@ -227,7 +228,7 @@ def test_worker_gets_the_key_by_its_pipe_and_has_no_way_to_it_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make_site(tmp_path, tiny_site(tmp_path / "data", "north", patients=5))
-    before = workbench.answer(Describe(issue(tiny_run())), site.home)
+    before = loop.answer(Describe(issue(tiny_run())), site.home)
     assert isinstance(before, Offer)
     key = sealed(site.home, monkeypatch)
     worker = Worker(site.home, threads=1)
@@ -249,5 +250,5 @@ def test_worker_that_is_not_handed_a_key_ends(tmp_path: Path) -> None:
     questions, answers = os.pipe(), os.pipe()
     os.close(questions[1])
     with pytest.raises(PipeError, match="site key"):
-        workbench.serve(tmp_path, questions[0], answers[1], "removed")
+        loop.serve(tmp_path, questions[0], answers[1], "removed")
     assert not (tmp_path / "site.key").exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from client import gate
+from client.rules import exit_gate
 from common.audit.entries import RECEIPT
 from common.config import RunConfig, Scores, parse
 from common.errors import ErrorCode
@@ -15,7 +15,7 @@ from common.privacy.scores import NOISE_NAMES
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_frame
 from common.wire.wardround_pb2 import AnswerProposalRequest
 from tests import ROOT
-from tests.client.test_agent import PRIVATE_TOML, RUN_TOML
+from tests.client.agent.test_loop import PRIVATE_TOML, RUN_TOML
 
 PAGE = ROOT / "docs" / "privacy-engine.md"
 WEIGHTS = save({"w": np.arange(6, dtype=np.float32).reshape(2, 3)})
@@ -50,9 +50,9 @@ def classless(names: Iterable[str]) -> set[str]:
 def told() -> Iterator[str]:
     """Every name under which a value leaves in a message, an answer or a receipt."""
     for run in (PLAIN, PRIVATE):
-        yield from gate.train_metrics(run)
+        yield from exit_gate.train_metrics(run)
         for scores in SCORES:
-            yield from classless(gate.score_names(run, scores=scores))
+            yield from classless(exit_gate.score_names(run, scores=scores))
     replies = (
         TrainReply("ab" * 32, 1, {"weights": WEIGHTS}, 10),
         EvaluateReply("ab" * 32, 1, "test", 10),
@@ -76,15 +76,15 @@ def test_every_value_that_leaves_is_in_the_table_and_nothing_else() -> None:
 
 def test_under_privacy_no_scalar_of_an_update_depends_on_a_patient() -> None:
     by_row = {name: row[2] for row in tables()[0] for name in named(row[0])}
-    assert all("no patient" in by_row[name] for name in gate.train_metrics(PRIVATE))
-    free = gate.train_metrics(PLAIN) - gate.train_metrics(PRIVATE)
+    assert all("no patient" in by_row[name] for name in exit_gate.train_metrics(PRIVATE))
+    free = exit_gate.train_metrics(PLAIN) - exit_gate.train_metrics(PRIVATE)
     assert free == {"train-loss", "seconds"}
     assert all("neither leaves under privacy" in by_row[name] for name in free)
 
 
 def test_scores_without_noise_are_named_as_such() -> None:
     by_row = {name: row[2] for row in tables()[0] for name in named(row[0])}
-    exact = classless(gate.score_names(PRIVATE, scores="exact")) - classless(gate.score_names(PRIVATE))
+    exact = classless(exit_gate.score_names(PRIVATE, scores="exact")) - classless(exit_gate.score_names(PRIVATE))
     assert exact == {"foreground-dice", "iou", "sensitivity", "specificity", "precision", "recall"}
     assert all("without noise" in by_row[name] for name in exact)
     assert all("no patient" in by_row[name] for name in NOISE_NAMES)
@@ -93,8 +93,8 @@ def test_scores_without_noise_are_named_as_such() -> None:
 def test_every_code_is_in_the_table_with_the_time_when_it_can_be_given() -> None:
     rows = [(name, {word.strip() for word in row[1].split(",")}) for row in tables()[1] for name in named(row[0])]
     assert sorted(name for name, _ in rows) == sorted(ErrorCode)
-    assert {name for name, when in rows if "before" in when} == gate.BEFORE_CHARGE
-    assert {name for name, when in rows if "after" in when} == gate.AFTER_CHARGE
+    assert {name for name, when in rows if "before" in when} == exit_gate.BEFORE_CHARGE
+    assert {name for name, when in rows if "after" in when} == exit_gate.AFTER_CHARGE
     assert all(when <= {"before", "after", "never"} for _, when in rows)
     assert all(row[2].startswith("the machine") for row in tables()[1] if "after" in row[1])
 
@@ -106,10 +106,10 @@ def test_gate_gives_each_code_only_when_the_table_says_so(code: ErrorCode) -> No
         EvaluateRequest("ab" * 32, 1, "test", {"weights": WEIGHTS}),
     )
     said = Refusal("x", 7, code)
-    after = gate.release(said, train, PRIVATE)
+    after = exit_gate.release(said, train, PRIVATE)
     assert isinstance(after, Refusal)
-    assert after.code in gate.AFTER_CHARGE
-    scored = gate.release(said, evaluate, PRIVATE)
+    assert after.code in exit_gate.AFTER_CHARGE
+    scored = exit_gate.release(said, evaluate, PRIVATE)
     assert isinstance(scored, Refusal)
-    assert scored.code in gate.BEFORE_CHARGE - {ErrorCode.NOT_FINITE, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL}
-    assert gate.before_charge(code) in gate.BEFORE_CHARGE
+    assert scored.code in exit_gate.BEFORE_CHARGE - {ErrorCode.NOT_FINITE, ErrorCode.OUT_OF_MEMORY, ErrorCode.INTERNAL}
+    assert exit_gate.before_charge(code) in exit_gate.BEFORE_CHARGE

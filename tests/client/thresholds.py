@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.checkpoint import Manifest, pack, save_model, sha256
 from common.config import RunConfig, canonical, sha256_of
+from common.learning.checkpoint import Manifest, pack, save_model, sha256
 
 WINDOW = (-100.0, 300.0)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config import RunConfig
-from common.losses import dice_ce
-from common.network import build_model
+from common.learning.network import build_model
+from common.measures.losses import dice_ce
 from common.privacy.gradients import Loss, Patient
 
 

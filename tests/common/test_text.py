@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from common.cli import live_table, new_app, note, progress, say, show_json, show_table
+from common.console.cli import live_table, new_app, note, progress, say, show_json, show_table
+from common.console.logs import log_to
 from common.errors import ConfigError
-from common.logs import log_to
 from common.text import as_json, counted, shown
 from tests.foreign import FOREIGN, MARK, hidden
 

@@ -16,7 +16,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from tests.server.coordinator import free_ports
+from tests.server.coordinators import free_ports
 from tests.simulations.tiny import tiny_site
 from tests.system.play import LONG_S, SITES, Play, eventually
 
@@ -54,7 +54,9 @@ def make(play: Play) -> None:
     play.server("init", *(word for pair in ports for word in pair))
     play.start("coordinator")
     play.server("invite", *SITES, "--out", str(play.folder))
-    joins = [play.spawn("client.cli", "join", f"{site}.json", "--home", str(play.folder / site)) for site in SITES]
+    joins = [
+        play.spawn("client.commands.main", "join", f"{site}.json", "--home", str(play.folder / site)) for site in SITES
+    ]
     eventually(lambda: len(json.loads(play.server("requests", "--json"))) == len(SITES), "both ask to join")
     play.server("approve", *SITES)
     for join in joins:

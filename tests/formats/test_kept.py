@@ -13,17 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import client.cli
-import server.cli
-from client import approvals
+import client.commands.main
+import server.commands.main
+from client.rules import approvals
 from client.site import open_site
 from common.audit import verify
-from common.checkpoint import load_model
-from common.rundocument import from_file
-from server.home import open_home
-from server.registry import Registry
-from server.strategy import federate
-from server.witness import open_log
+from common.config.rundocument import from_file
+from common.learning.checkpoint import load_model
+from server.federation.rounds import federate
+from server.home.folder import open_home
+from server.registry.audit_trail import open_log
+from server.registry.registry import Registry
 from simulations.backends.in_process import InProcessGrid
 
 SITES = ("north", "south")
@@ -61,14 +61,14 @@ def test_document_keeps_the_hash_that_it_was_approved_under(kept: Path) -> None:
 
 
 def test_coordinator_knows_its_runs_by_their_hashes(kept: Path) -> None:
-    rows = printed(server.cli.app, "runs", "--home", str(kept / "coordinator"))
+    rows = printed(server.commands.main.app, "runs", "--home", str(kept / "coordinator"))
     assert {row["run"]: row["state"] for row in rows} == RUNS
     assert {row["run"]: row["hash"] for row in rows} == hashes(kept)
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_hospital_knows_what_it_answered(kept: Path, site: str) -> None:
-    rows = printed(client.cli.app, "runs", "--home", str(kept / site))
+    rows = printed(client.commands.main.app, "runs", "--home", str(kept / site))
     assert {row["run"]: row["hash"] for row in rows} == hashes(kept)
     assert {row["run"]: row["answer"] for row in rows} == {
         name: "denied" if name == "refused" else "approved" for name in RUNS
@@ -81,7 +81,7 @@ def test_hospital_knows_what_was_spent(kept: Path, site: str) -> None:
     """As the run's summary says, which the version of then wrote."""
     summary = json.loads(next((kept / "coordinator" / "runs").glob("private-*/summary.json")).read_bytes())
     guarantee = summary["guarantee"]["sites"][site]
-    rows = printed(client.cli.app, "ledger", "--home", str(kept / site))
+    rows = printed(client.commands.main.app, "ledger", "--home", str(kept / site))
     (trained,) = [row for row in rows if row["run"] == hashes(kept)["private"] and "/" not in str(row["cohort"])]
     assert trained["epsilon"] == pytest.approx(guarantee["epsilon"], rel=1e-5)  # six digits travel
     assert trained["delta"] == guarantee["delta"]

@@ -15,9 +15,9 @@ KEPT = ROOT / "tests" / "formats" / "1"
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from client import approvals
+from client.rules import approvals
 from common.config import RunConfig
-from common.rundocument import from_bundle, from_file, from_text
+from common.config.rundocument import from_bundle, from_file, from_text
 kept = Path(sys.argv[1])
 assert "warmup-steps" in {one.alias for one in RunConfig.model_fields["training"].annotation.model_fields.values()}
 bundles = map(Path.read_bytes, (kept / "north" / "proposals").glob("*/bundle.fab"))

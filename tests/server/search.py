@@ -2,23 +2,23 @@
 
 from pathlib import Path
 
-from common import pki
-from common.operators import key_to_bytes
-from server.home import Home
-from server.registry import Registry
-from server.root import root_credentials
+from common.identity import certificates
+from common.identity.operators import key_to_bytes
+from server.home.folder import Home
+from server.home.root import root_credentials
+from server.registry.registry import Registry
 
 PIECE_BYTES = 32
 
 
 def private_keys(home: Home) -> set[bytes]:
     """Every private key of the home, in each form it might be written in. The root's has no passphrase of its own."""
-    root = pki.key_to_pem(root_credentials(home)[0])
+    root = certificates.key_to_pem(root_credentials(home)[0])
     sites = [home.node_keys.open(site.node_key, site.name) for site in Registry(home.registry).sites() if site.node_key]
     secrets = {key_to_bytes(home.log_key)}
     secrets |= {home.operator_keys.open(path.read_bytes(), path.stem) for path in home.path.glob("operators/*.key")}
     for pem in (root, home.open_key("server"), *sites):
-        number = pki.load_key(pem).private_numbers().private_value.to_bytes(32, "big")
+        number = certificates.load_key(pem).private_numbers().private_value.to_bytes(32, "big")
         secrets |= {number, *pem.splitlines()[1:3]}
     return secrets | {secret.hex().encode() for secret in secrets} | {b"PRIVATE KEY"}
 

@@ -14,9 +14,9 @@ from typing import Any
 from flwr.app.message import message as flower_message
 from flwr.supercore import date
 
-from client import fleet as fleets
-from client.fleet import Fleet
-from common.flower import question_of, reply_to
+from client.agent import fleet as fleets
+from client.agent.fleet import Fleet
+from common.flower.adapter import question_of, reply_to
 from common.wire import clock
 from common.wire.channels import secure_channel
 from common.wire.messages import TrainReply

@@ -16,16 +16,18 @@ import grpc
 import pytest
 from flwr.app import Message
 
-from common import flower, pki
 from common.errors import FederationError
+from common.flower import adapter
+from common.identity import certificates
 from common.wire import clock
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
-from server import doctor, seat
-from server.home import Home
+from server.commands import doctor
+from server.gateway import node_proxy
+from server.home.folder import Home
 from tests import ROOT
-from tests.server.coordinator import new_home, status_of
-from tests.server.test_gateway import Agent, Coordinator, _json, start_superlink, toy_bundle, wait_for
+from tests.server.coordinators import new_home, status_of
+from tests.server.gateway.test_services import Agent, Coordinator, _json, start_superlink, toy_bundle, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +48,11 @@ def coordinator(home: Home) -> Iterator[Coordinator]:
 @pytest.fixture
 def run(coordinator: Coordinator) -> Iterator[int]:
     """Two rounds for sites a and b; round-timeout 60 s."""
-    run_id = flower.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    run_id = adapter.start_run(coordinator.home.config.superlink_port, toy_bundle())
     coordinator.live_runs.add(run_id)
     yield run_id
     with contextlib.suppress(FederationError):  # it ends by itself just now
-        flower.stop_run(coordinator.home.config.superlink_port, run_id)
+        adapter.stop_run(coordinator.home.config.superlink_port, run_id)
     coordinator.live_runs.clear()
 
 
@@ -58,7 +60,7 @@ def site_of_another_time(coordinator: Coordinator, name: str, folder: Path, off_
     member = coordinator.members[name]
     for file, data in (
         ("root", coordinator.home.root_pem),
-        ("key", pki.key_to_pem(member.key)),
+        ("key", certificates.key_to_pem(member.key)),
         ("certificate", member.certificate),
     ):
         (folder / f"{file}.pem").write_bytes(data)
@@ -124,7 +126,7 @@ def test_reply_that_would_not_be_stored_is_an_error_and_not_thrown_away(
     reply = Message(reply_to_record(TrainReply(request.run_hash, 1, {"weights": b"x"}, 10, {})), reply_to=message)
     reply.metadata.created_at, reply.metadata.ttl = time.time() + 7200, -6000.0
     if not checked:
-        monkeypatch.setattr(seat, "_check_times", lambda *_: None)
+        monkeypatch.setattr(node_proxy, "_check_times", lambda *_: None)
     announcement, objects = agent.announcement(reply)
     if checked:
         assert status_of(agent.fleet.PushMessages, announcement) == grpc.StatusCode.INVALID_ARGUMENT
@@ -147,11 +149,11 @@ def test_message_whose_time_is_over_takes_no_reply(monkeypatch: pytest.MonkeyPat
 
     now = 1_790_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    seat._check_times(Dated(now - 10, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
-    with pytest.raises(seat.UpdateError, match="the time for the reply is over"):
-        seat._check_times(Dated(now - 70, 60), Dated(now - 70, 60))  # type: ignore[arg-type]
-    with pytest.raises(seat.UpdateError, match="another clock than its message"):
-        seat._check_times(Dated(now, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
+    node_proxy._check_times(Dated(now - 10, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
+    with pytest.raises(node_proxy.UpdateError, match="the time for the reply is over"):
+        node_proxy._check_times(Dated(now - 70, 60), Dated(now - 70, 60))  # type: ignore[arg-type]
+    with pytest.raises(node_proxy.UpdateError, match="another clock than its message"):
+        node_proxy._check_times(Dated(now, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from common.config import sha256_of
-from common.rundocument import from_toml, issue
-from server import launcher
-from server.cli import app
-from server.home import ENVIRONMENT, Home
-from server.registry import Registry
-from server.report import write_report
-from server.strategy import federate
-from server.watch import watch
+from common.config.rundocument import from_toml, issue
+from server.commands.main import app
+from server.coordinator import supervisor
+from server.federation.rounds import federate
+from server.home.folder import ENVIRONMENT, Home
+from server.registry.registry import Registry
+from server.views.report import write_report
+from server.views.watch import watch
 from tests.foreign import ALL, FOREIGN, MARK, QUOTED, Page, assert_plain, hidden
-from tests.server.coordinator import RUN, RUN_TOML, new_home
+from tests.server.coordinators import RUN, RUN_TOML, new_home
 from tests.server.fakes import FakeGrid, a_run, trains
 
 HASH = sha256_of(RUN)
@@ -143,7 +143,7 @@ def test_a_request_file_is_shown_as_text(home: Home, tmp_path: Path) -> None:
 def test_a_run_document_is_refused_in_visible_signs(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "is_running", lambda _: True)
+    monkeypatch.setattr(supervisor, "is_running", lambda _: True)
     (tmp_path / "run.toml").write_text(f"{QUOTED} = {QUOTED}\n")
     result = call("run", tmp_path / "run.toml")
     assert result.exit_code == 1

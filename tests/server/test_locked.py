@@ -13,16 +13,17 @@ from flwr.proto import fleet_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from typer.testing import CliRunner
 
-from common import database
+from common.system import database
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
-from server import acts, serve, store
-from server.cli import app
-from server.home import Home
-from server.registry import Registry
-from server.runs import Runs
-from server.witness import AUDIT_NAME
-from tests.server.coordinator import enrol, new_home, status_of
+from server.commands.main import app
+from server.coordinator import serve
+from server.coordinator.runs import Runs
+from server.home.folder import Home
+from server.registry import acts, store
+from server.registry.audit_trail import AUDIT_NAME
+from server.registry.registry import Registry
+from tests.server.coordinators import enrol, new_home, status_of
 
 
 @pytest.fixture

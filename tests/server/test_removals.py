@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from client import signers
-from client.enrol import Identity
-from common.operators import check_endorsements, people
-from common.rundocument import from_toml
+from client.home.enrolment import Identity
+from client.proposals import signers
+from common.config.rundocument import from_toml
+from common.identity.operators import check_endorsements, people
 from common.wire.wardround_pb2 import ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
-from server import operators
-from server import root as roots
-from server.proposals import Proposal
-from tests.server.coordinator import RUN_TOML, new_home, signed
+from server.home import root as roots
+from server.registry import operators
+from server.registry.proposals import Proposal
+from tests.server.coordinators import RUN_TOML, new_home, signed
 from tests.system.test_membership import Office
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import load_model, pack, sha256, unpack
 from common.config import RunConfig, sha256_of
+from common.config.rundocument import issue
 from common.crypto.stream import Sealer
 from common.errors import ConfigError
-from common.rundocument import issue
+from common.learning.checkpoint import load_model, pack, sha256, unpack
 from common.wire.messages import Request, TrainRequest
-from server.journal import Summary
-from server.strategy import federate
+from server.federation.events import Summary
+from server.federation.rounds import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
 from tests.server.search import found, pieces
 

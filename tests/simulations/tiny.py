@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
-from common.rundocument import RunDocument
+from common.config.rundocument import RunDocument
 
 ROWS, COLUMNS = 20, 24
 

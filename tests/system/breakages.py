@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from client import pipe, workbench
-from client.pipe import Answer, Question
+from client.worker import loop, protocol
+from client.worker.protocol import Answer, Question
 from common.errors import DataError, WardroundError
 from tests.system.disguises import IDENTIFIERS, PATTERN, TEXT
 from tests.system.mishaps import Hospital, Mishap
@@ -35,9 +35,9 @@ class Inline:
     def stop(self) -> None: ...
 
     def ask(self, question: Question, _timeout_s: float) -> Answer:
-        asked = pipe.question_from_frame(pipe.question_to_frame(question))
-        frame = pipe.answer_to_frame(workbench.answer(asked, self._home))
-        return pipe.answer_from_frame(pipe.Frame(json.loads(json.dumps(frame.header)), frame.parts))
+        asked = protocol.question_from_frame(protocol.question_to_frame(question))
+        frame = protocol.answer_to_frame(loop.answer(asked, self._home))
+        return protocol.answer_from_frame(protocol.Frame(json.loads(json.dumps(frame.header)), frame.parts))
 
 
 def frame(header: object, weights: bytes | None = None, parts: object = None) -> bytes:
@@ -183,14 +183,14 @@ def _errors() -> Iterator[Mishap]:
     }.items():
 
         def happen(site: Hospital, throw: Callable[[], None] = throw) -> None:
-            site.patch.setattr("client.training.train_round", lambda *_values, **_named: throw())
+            site.patch.setattr("client.train.training.train_round", lambda *_values, **_named: throw())
             site.train()
 
         yield Mishap(f"the training raises {name}", "inline", happen)
 
     def telling(site: Hospital) -> None:
         told = {TEXT: 1.0, "train-loss": 0.25, IDENTIFIERS["patient's name"]: 19530417.0}
-        site.patch.setattr("client.training.train_round", lambda *_values, **_named: told)
+        site.patch.setattr("client.train.training.train_round", lambda *_values, **_named: told)
         site.train()
 
     yield Mishap("the training measures names", "inline", telling, done=True)
@@ -220,10 +220,10 @@ def _agents() -> Iterator[Mishap]:
         return happen
 
     for where in (
-        "client.gate.release",
-        "client.policy.check",
-        "client.rounds.current_site",
-        "client.gate.check_received",
+        "client.rules.exit_gate.release",
+        "client.rules.policy.check",
+        "client.agent.rounds.current_site",
+        "client.rules.exit_gate.check_received",
     ):
         for error in (ValueError(TEXT), _TellingError(TEXT), DataError(TEXT)):
             yield Mishap(f"{type(error).__name__} in {where}", "agent", raising(where, error))

@@ -12,8 +12,8 @@ from typing import Any
 
 from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata, RecordDict
 
-from common import pki
-from common.flower import object_ids, unpack_message
+from common.flower.adapter import object_ids, unpack_message
+from common.identity import certificates
 from common.wire import wardround_pb2
 from common.wire.messages import Request, TrainRequest
 from common.wire.records import request_to_record
@@ -46,7 +46,7 @@ class Ear(Coordinator):
     def ask_in(self, request: Request, flower_run: int = FLOWER_RUN) -> None:
         """Send a request as part of one of Flower's runs."""
         kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
-        now = pki.now().timestamp()
+        now = certificates.now().timestamp()
         metadata = Metadata(flower_run, "", 1, NODE_ID, "", "", now, DEFAULT_TTL, kind)
         self.send(Message(metadata=metadata, content=request_to_record(request)))
 

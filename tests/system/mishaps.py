@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from client.keeper import Worker
-from client.pipe import Describe, PipeError
+from client.agent.worker_process import Worker
+from client.worker.protocol import Describe, PipeError
 from common.config import RunConfig, sha256_of
-from common.rundocument import issue
+from common.config.rundocument import issue
 from common.wire.messages import EvaluateRequest, TrainRequest
 from tests.system.disguises import IDENTIFIERS, TEXT
 from tests.system.patients import first_file
@@ -252,7 +252,7 @@ def _settings() -> Iterator[Mishap]:
         return happen
 
     def locked(site: Hospital) -> None:
-        site.patch.setattr("common.database._LOCK_TIMEOUT_S", 0.1)
+        site.patch.setattr("common.system.database._LOCK_TIMEOUT_S", 0.1)
         with sqlite3.connect(site.home / "state" / "ledger.sqlite") as database:
             database.execute("BEGIN EXCLUSIVE")
             site.train(run_hash=sha256_of(site.private))

@@ -8,8 +8,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom import Dataset
 
+from tests.client.data.read.test_rtstruct import structure_set
 from tests.client.data.studies import ct_slices, save, segmentation
-from tests.client.data.test_rtstruct import structure_set
 from tests.system.disguises import IDENTIFIERS, PATTERN, SIDE
 
 PATIENTS = 6

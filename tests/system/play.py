@@ -18,13 +18,13 @@ import psutil
 
 from client.site import open_site
 from common.config import RunConfig, parse, sha256_of
-from common.rundocument import issue
-from server.strategy import federate
-from simulations.anatomy import SCANNERS
+from common.config.rundocument import issue
+from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
-from simulations.phantoms import write_hospital
+from simulations.generators.anatomy import SCANNERS
+from simulations.generators.phantoms import write_hospital
 from tests import ROOT
-from tests.server.coordinator import free_ports
+from tests.server.coordinators import free_ports
 
 SITES = ("north", "south")
 RUN_TOML = """
@@ -76,17 +76,17 @@ class Play:
         return done.stdout
 
     def server(self, *arguments: str) -> str:
-        return self.typed("server.cli", *arguments)
+        return self.typed("server.commands.main", *arguments)
 
     def client(self, site: str, *arguments: str) -> str:
-        return self.typed("client.cli", *arguments, "--home", str(self.folder / site))
+        return self.typed("client.commands.main", *arguments, "--home", str(self.folder / site))
 
     def start(self, name: str) -> None:
         """The coordinator or a site."""
         if name == "coordinator":
-            self.processes[name] = self.spawn("server.cli", "start")
+            self.processes[name] = self.spawn("server.commands.main", "start")
         else:
-            self.processes[name] = self.spawn("client.cli", "start", "--home", str(self.folder / name))
+            self.processes[name] = self.spawn("client.commands.main", "start", "--home", str(self.folder / name))
 
     def stop(self, name: str) -> None:
         """Politely."""
@@ -177,7 +177,9 @@ def playing(folder: Path) -> Iterator[Play]:
     try:
         play.start("coordinator")
         play.server("invite", *SITES, "--out", str(folder))
-        joins = [play.spawn("client.cli", "join", f"{site}.json", "--home", str(folder / site)) for site in SITES]
+        joins = [
+            play.spawn("client.commands.main", "join", f"{site}.json", "--home", str(folder / site)) for site in SITES
+        ]
         eventually(lambda: len(json.loads(play.server("requests", "--json"))) == len(SITES), "both ask to join")
         play.server("approve", *SITES)
         for join in joins:

@@ -26,20 +26,21 @@ from flwr.proto import fleet_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 
-from client.fleet import Fleet
-from common import flower, pki
-from common.rundocument import from_toml
+from client.agent.fleet import Fleet
+from common.config.rundocument import from_toml
+from common.flower import adapter
+from common.identity import certificates
 from common.wire.channels import MAX_MESSAGE_BYTES
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
 from common.wire.wardround_pb2_grpc import CoordinationStub
-from server import home as homes
-from server.home import Home
-from server.registry import Registry
-from server.root import root_credentials
+from server.home import folder as homes
+from server.home.folder import Home
+from server.home.root import root_credentials
+from server.registry.registry import Registry
 from tests import ROOT
-from tests.server.coordinator import RUN_TOML, Member, enrol, new_home
-from tests.server.test_gateway import PROJECT, bundle_of
+from tests.server.coordinators import RUN_TOML, Member, enrol, new_home
+from tests.server.gateway.test_services import PROJECT, bundle_of
 
 HONEST = ("north", "south")
 HOSTILE = "mallory"
@@ -51,10 +52,10 @@ from flwr.app import MessageType
 from flwr.serverapp import ServerApp
 from common.wire.messages import TrainRequest
 from common.wire.records import request_to_record
-from common.wire.wake import strategy_wake
-from server.exchange import ask
-from server.home import open_home, read_nodes
-from server.members import Member, State
+from common.system.wakeup import strategy_wake
+from server.federation.broadcast import ask
+from server.home.folder import open_home, read_nodes
+from server.federation.members import Member, State
 app = ServerApp()
 class Honest:
     def __init__(self, nodes): self.nodes = nodes
@@ -132,7 +133,7 @@ class Stage:
     @contextlib.contextmanager
     def playing(self) -> Iterator[None]:
         """Start everything, and end it."""
-        command = [sys.executable, "-m", "server.cli", "start", "--home", str(self.home.path)]
+        command = [sys.executable, "-m", "server.commands.main", "start", "--home", str(self.home.path)]
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
@@ -177,17 +178,17 @@ class Stage:
         self, name: str, *, root: Any = None, days: tuple[float, float] = (-1, 90), usage: Any = None
     ) -> Member:
         """A site's certificate as it should not be; valid from and until days from now."""
-        key = pki.new_key()
+        key = certificates.new_key()
         signer, issuer = root or (self.root_key, self.root)
-        proper = pki.site_certificate(pki.csr_for(name, key), name, issuer, signer)
-        now = pki.now()
+        proper = certificates.site_certificate(certificates.csr_for(name, key), name, issuer, signer)
+        now = certificates.now()
         builder = x509.CertificateBuilder(proper.issuer, proper.subject, key.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now + datetime.timedelta(days=days[0]))
         builder = builder.not_valid_after(now + datetime.timedelta(days=days[1]))
         for extension in proper.extensions:
             value = usage if usage and extension.oid == x509.ExtensionOID.EXTENDED_KEY_USAGE else extension.value
             builder = builder.add_extension(value, extension.critical)
-        return Member(name, key, pki.to_pem(builder.sign(signer, hashes.SHA256())))
+        return Member(name, key, certificates.to_pem(builder.sign(signer, hashes.SHA256())))
 
     def tls(self, port: int, member: Member | None = None, **settings: Any) -> "Tls":
         """A TLS client of our own making, for what gRPC's would not do."""
@@ -195,7 +196,7 @@ class Stage:
 
     def _begin_run(self) -> None:
         proposal = self.registry.propose(from_toml(RUN_TOML), ())
-        run_id = flower.start_run(self.home.superlink, bundle_of(PROJECT, SERVER_APP))
+        run_id = adapter.start_run(self.home.superlink, bundle_of(PROJECT, SERVER_APP))
         self.registry.started(proposal.run_hash, run_id)
         self.run_id = run_id
 
@@ -231,7 +232,7 @@ class Tls:
             context.set_ciphers(ciphers)
         if member is not None:
             path = stage.folder / "client.pem"
-            path.write_bytes(pki.key_to_pem(member.key) + member.certificate)
+            path.write_bytes(certificates.key_to_pem(member.key) + member.certificate)
             context.load_cert_chain(path)
         self.plain = socket.create_connection(("127.0.0.1", port), 5.0)
         self.socket = context.wrap_socket(self.plain)

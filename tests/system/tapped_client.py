@@ -25,7 +25,7 @@ class Tap(grpc.UnaryUnaryClientInterceptor):
 def main() -> None:
     plain, tap = grpc.secure_channel, Tap(Path(os.environ["WARDROUND_TAP"]))
     grpc.secure_channel = lambda *arguments: grpc.intercept_channel(plain(*arguments), tap)
-    from client.cli import app  # noqa: PLC0415 - after the tap is in
+    from client.commands.main import app  # noqa: PLC0415 - after the tap is in
 
     sys.argv[0] = "wardround-client"
     app()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.record import open_log
+from client.trail.audit_trail import open_log
 from tests.system.play import Play, Run, eventually, playing
 
 pytestmark = pytest.mark.system
@@ -44,7 +44,7 @@ def test_run_that_failed_for_one_site_is_resumed_to_the_same_model(play: Play, t
 
 def held_in_round(play: Play, run: Run, site: str, other: str) -> None:
     """Hold one site at its work on a round, and wait until the other has answered."""
-    play.child(site, "client.worker").suspend()
+    play.child(site, "client.worker.main").suspend()
     eventually(lambda: [one for one in run.events("train") if one["site"] == other], f"the update of {other}")
 
 
@@ -76,7 +76,7 @@ def test_gateway_that_is_killed_again_and_again_and_cannot_write_costs_no_round(
         while not (row := run.row())["reason"] and row["state"] != "completed":
             found = len(run.events("train")) + len(run.events("evaluate"))
             if found > seen:
-                play.child("coordinator", "server.serve").kill()
+                play.child("coordinator", "server.coordinator.serve").kill()
                 seen = found
                 other.execute("ROLLBACK" if other.in_transaction else "BEGIN IMMEDIATE")
             time.sleep(0.2)

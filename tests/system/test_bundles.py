@@ -27,14 +27,14 @@ import numpy as np
 import psutil
 import pytest
 
-from client import approvals
-from client.status import read_status
-from common.bundle import MAX_BUNDLE_BYTES
-from common.checkpoint import pack
+from client.agent.status import read_status
+from client.rules import approvals
 from common.config import RunConfig, parse, sha256_of
+from common.config.bundle import MAX_BUNDLE_BYTES
+from common.config.rundocument import from_toml
 from common.errors import ErrorCode
-from common.network import build_model
-from common.rundocument import from_toml
+from common.learning.checkpoint import pack
+from common.learning.network import build_model
 from common.wire import wardround_pb2
 from common.wire.messages import Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
@@ -170,7 +170,7 @@ def corpus(marker: Path) -> dict[str, bytes]:
         "sitecustomize": plus("sitecustomize.py"),
         "usercustomize": plus("usercustomize.py"),
         "path file": plus("evil.pth", pth),
-        "client package": plus("client/app.py"),
+        "client package": plus("client/train/answer.py"),
         "package init": plus("server/__init__.py"),
         "compiled module": plus("evil.pyc"),
         "shared library": plus("evil.so", b"\x7fELF"),
@@ -258,7 +258,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     (home / "policy.toml").write_text(POLICY)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
     agent = subprocess.Popen(
-        [sys.executable, "-m", "client.cli", "start", "--home", str(home)],
+        [sys.executable, "-m", "client.commands.main", "start", "--home", str(home)],
         env=environment,
         cwd=folder / "tmp",
         stderr=subprocess.DEVNULL,  # the same as in agent.log

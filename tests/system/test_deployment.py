@@ -22,14 +22,14 @@ import pydicom
 import pytest
 
 from client.site import open_site
-from common.checkpoint import sha256
 from common.config import RunConfig, parse
-from common.rundocument import issue
-from server.home import open_home
-from server.strategy import federate
-from simulations.anatomy import SCANNERS
+from common.config.rundocument import issue
+from common.learning.checkpoint import sha256
+from server.federation.rounds import federate
+from server.home.folder import open_home
 from simulations.backends.in_process import InProcessGrid
-from simulations.phantoms import write_hospital
+from simulations.generators.anatomy import SCANNERS
+from simulations.generators.phantoms import write_hospital
 from tests import ROOT
 from tests.common.audit.federation import lines_of, tamper
 from tests.server.search import found, pieces, private_keys
@@ -99,7 +99,7 @@ class Stage:
         self.processes[name] = process
 
     def server(self, *arguments: str) -> subprocess.Popen[str]:
-        return self.spawn("server.cli", *arguments, WARDROUND_SERVER_HOME=str(self.folder / "coordinator"))
+        return self.spawn("server.commands.main", *arguments, WARDROUND_SERVER_HOME=str(self.folder / "coordinator"))
 
     def client(self, site: str, *arguments: str) -> subprocess.Popen[str]:
         variables = {"WARDROUND_HOME": str(self.folder / site), "WARDROUND_TAP": str(self.folder / f"{site}.tap")}

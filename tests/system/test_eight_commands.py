@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from simulations.phantoms import SCANNERS, write_hospital
+from simulations.generators.phantoms import SCANNERS, write_hospital
 from tests import ROOT, loopback
-from tests.server.coordinator import free_ports
+from tests.server.coordinators import free_ports
 
 pytestmark = pytest.mark.system
 

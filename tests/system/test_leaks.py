@@ -24,17 +24,18 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from client import confine, pipe
-from client.agent import Agent
-from client.keeper import Worker
-from client.offer import Offer
-from client.pipe import Answer, Describe, Question, Ready
+from client.agent.loop import Agent
+from client.agent.worker_process import Worker
+from client.home.offer import Offer
 from client.site import open_site
-from common.checkpoint import pack
+from client.worker import protocol
+from client.worker.protocol import Answer, Describe, Question, Ready
 from common.config import METRICS, RunConfig, parse, sha256_of
+from common.config.rundocument import from_toml, issue
 from common.errors import ErrorCode
-from common.network import build_model
-from common.rundocument import from_toml, issue
+from common.learning.checkpoint import pack
+from common.learning.network import build_model
+from common.system import sandbox
 from common.wire.messages import Request
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, Authority
@@ -205,7 +206,7 @@ class Switch:
         pid: int | None = self.current.pid
         return pid
 
-    network = confine.REMOVED
+    network = sandbox.REMOVED
     crashes = 0
 
     def tend(self) -> None: ...
@@ -225,8 +226,8 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     root = logging.getLogger()
     level = root.level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.keeper.PAUSES_S", (0.0,))
-        patch.setattr("client.agent.UPKEEP_S", 0.05)
+        patch.setattr("client.agent.worker_process.PAUSES_S", (0.0,))
+        patch.setattr("client.agent.loop.UPKEEP_S", 0.05)
         root.addHandler(log)
         root.setLevel(logging.DEBUG)
         try:
@@ -296,8 +297,8 @@ def _opened(home: Path, worker: Worker, ear: Ear, patch: pytest.MonkeyPatch) -> 
     said = home.parent / "said"
     said.mkdir()
     frames = {}
-    for part, answer in {"ready": Ready(confine.REMOVED), "describe": offer}.items():
-        one = pipe.answer_to_frame(answer)
+    for part, answer in {"ready": Ready(sandbox.REMOVED), "describe": offer}.items():
+        one = protocol.answer_to_frame(answer)
         frames[part] = frame(one.header)
         (said / part).write_bytes(frames[part])
     (said / "work").write_bytes(b"")

@@ -26,7 +26,7 @@ def first_round(run: Run) -> None:
     eventually(lambda: run.events("round"), "a first round")
 
 
-@pytest.mark.parametrize("word", ["flwr-serverapp", "flower-superexec", "server.superlink"])
+@pytest.mark.parametrize("word", ["flwr-serverapp", "flower-superexec", "server.coordinator.superlink"])
 def test_run_goes_on_by_itself_to_the_same_model(play: Play, word: str, tmp_path: Path) -> None:
     run = play.propose(f"without-{word[-4:]}", rounds=4, steps=40)
     first_round(run)

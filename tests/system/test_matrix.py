@@ -35,8 +35,8 @@ from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common import operators, pki
-from common.flower import pack_message
+from common.flower.adapter import pack_message
+from common.identity import certificates, operators
 from common.wire import channels
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record
@@ -49,10 +49,11 @@ from common.wire.wardround_pb2 import (
     RenewRequest,
 )
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
-from server import doctor, enrolment
-from server.limits import ANNOUNCEMENT, CALLS_AT_ONCE, CONTROL, ENROLMENT, OBJECT
+from server.commands import doctor
+from server.gateway import enrolment
+from server.gateway.limits import ANNOUNCEMENT, CALLS_AT_ONCE, CONTROL, ENROLMENT, OBJECT
 from tests import loopback
-from tests.server.coordinator import Member, asked, enrol_request, status_of
+from tests.server.coordinators import Member, asked, enrol_request, status_of
 from tests.system.stage import HOSTILE, ROOT, Stage, eventually, frame, headers, matching
 
 pytestmark = pytest.mark.system
@@ -102,29 +103,29 @@ def handshake(make: Callable[[Stage], Member | None], **settings: Any) -> Attack
 
 
 def other_root(name: str = "Wardround root") -> Any:
-    key = pki.new_key()
-    return key, pki.new_root(key, name)
+    key = certificates.new_key()
+    return key, certificates.new_root(key, name)
 
 
 def self_signed(_stage: Stage) -> Member:
-    key = pki.new_key()
-    return Member(HOSTILE, key, pki.to_pem(pki.new_root(key, HOSTILE)))
+    key = certificates.new_key()
+    return Member(HOSTILE, key, certificates.to_pem(certificates.new_root(key, HOSTILE)))
 
 
 def operator_certificate(stage: Stage) -> Member:
     key = Ed25519PrivateKey.generate()
     certificate = operators.certificate(key.public_key(), "admin", "admin", stage.root, stage.root_key)
-    return Member("admin", key, pki.to_pem(certificate))  # type: ignore[arg-type]  # Ed25519 is the point
+    return Member("admin", key, certificates.to_pem(certificate))  # type: ignore[arg-type]  # Ed25519 is the point
 
 
 def server_certificate(stage: Stage) -> Member:
     folder = stage.home.path / "pki"
-    return Member("server", pki.load_key(stage.home.open_key("server")), (folder / "server.pem").read_bytes())
+    return Member("server", certificates.load_key(stage.home.open_key("server")), (folder / "server.pem").read_bytes())
 
 
 def signed_by_a_site(stage: Stage) -> Member:
     mallory = stage.members[HOSTILE]
-    forged = stage.certificate("north", root=(mallory.key, pki.load_certificate(mallory.certificate)))
+    forged = stage.certificate("north", root=(mallory.key, certificates.load_certificate(mallory.certificate)))
     return Member("north", forged.key, forged.certificate + mallory.certificate)
 
 
@@ -161,7 +162,7 @@ HANDSHAKES = [
     Case("another CA", handshake(lambda s: s.certificate("north", root=other_root())), HUNG_UP, NOT_VERIFIED),
     Case(
         "another CA with our root's name and an honest site's",
-        handshake(lambda s: s.certificate("north", root=other_root(pki.common_name(s.root)))),
+        handshake(lambda s: s.certificate("north", root=other_root(certificates.common_name(s.root)))),
         HUNG_UP,
         NOT_VERIFIED,
     ),
@@ -184,7 +185,7 @@ HANDSHAKES = [
     ),
     Case(
         "the root itself as client",
-        handshake(lambda s: Member("root", s.root_key, pki.to_pem(s.root))),
+        handshake(lambda s: Member("root", s.root_key, certificates.to_pem(s.root))),
         HUNG_UP,
         "KEY_USAGE_BIT_INCORRECT",
     ),
@@ -534,7 +535,7 @@ def test_revocation_ends_held_calls(stage: Stage) -> None:
         eventually(lambda: all(call.done() for call in held), "both end before they would by themselves", 15.0)
         assert {call.code() for call in held} == {Code.PERMISSION_DENIED}
         assert status_of(coordination.ListProposals, ListProposalsRequest()) == Code.PERMISSION_DENIED
-        request = RenewRequest(csr_pem=pki.to_pem(pki.csr_for("held", pki.new_key())))
+        request = RenewRequest(csr_pem=certificates.to_pem(certificates.csr_for("held", certificates.new_key())))
         assert status_of(coordination.Renew, request) == Code.PERMISSION_DENIED
 
 
@@ -660,18 +661,18 @@ def with_csr(make: Callable[[], bytes]) -> Callable[[Stage], EnrolRequest]:
 def rsa_csr() -> bytes:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "st-anne")])
-    return pki.to_pem(x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256()))
+    return certificates.to_pem(x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256()))
 
 
 def p384_csr() -> bytes:
-    return pki.to_pem(pki.csr_for("st-anne", ec.generate_private_key(ec.SECP384R1())))
+    return certificates.to_pem(certificates.csr_for("st-anne", ec.generate_private_key(ec.SECP384R1())))
 
 
 def falsely_signed_csr() -> bytes:
-    csr = pki.csr_for("st-anne", pki.new_key())
+    csr = certificates.csr_for("st-anne", certificates.new_key())
     der = bytearray(csr.public_bytes(serialization.Encoding.DER))
     der[-1] ^= 1
-    return pki.to_pem(x509.load_der_x509_csr(bytes(der)))
+    return certificates.to_pem(x509.load_der_x509_csr(bytes(der)))
 
 
 def used(stage: Stage) -> EnrolRequest:
@@ -691,7 +692,7 @@ def replayed_after_approval(stage: Stage) -> EnrolRequest:
 
 def expired(stage: Stage) -> EnrolRequest:
     token = secrets.token_hex(16)
-    stage.registry.invite("st-paul", token, pki.now() - datetime.timedelta(seconds=1))
+    stage.registry.invite("st-paul", token, certificates.now() - datetime.timedelta(seconds=1))
     return request_of("st-paul", token)
 
 
@@ -700,7 +701,7 @@ def swapped(stage: Stage) -> EnrolRequest:
     token = invited(stage, "st-olaf")
     honest, theirs = request_of("st-olaf", token), request_of("st-olaf", token)
     stage.registry.redeem("st-olaf", token, theirs.csr_pem, theirs.receipt_key, theirs.proof)
-    here = pki.phrase(pki.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
+    here = certificates.phrase(certificates.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
     assert enrolment.phrase_of(stage.registry.site("st-olaf")) != here
     return honest
 
@@ -710,7 +711,7 @@ def another_receipt_key(stage: Stage) -> EnrolRequest:
     token = invited(stage, "st-ives")
     honest = request_of("st-ives", token)
     stage.registry.redeem("st-ives", token, *asked("st-ives", x509.load_pem_x509_csr(honest.csr_pem)))
-    here = pki.phrase(pki.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
+    here = certificates.phrase(certificates.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
     assert enrolment.phrase_of(stage.registry.site("st-ives")) != here
     return honest
 
@@ -726,7 +727,11 @@ NO_ENTRY = [
     ("an expired invitation", expired, "'st-paul' .*expired"),
     ("a request swapped in transit", swapped, "'st-olaf' .*used already"),
     ("a receipt key swapped in transit", another_receipt_key, "'st-ives' .*used already"),
-    ("a request in another name", with_csr(lambda: pki.to_pem(pki.csr_for("north", pki.new_key()))), "must name site"),
+    (
+        "a request in another name",
+        with_csr(lambda: certificates.to_pem(certificates.csr_for("north", certificates.new_key()))),
+        "must name site",
+    ),
     ("a request with an RSA key", with_csr(rsa_csr), "must be ECDSA P-256"),
     ("a request with a P-384 key", with_csr(p384_csr), "must be ECDSA P-256"),
     ("a request with a false signature", with_csr(falsely_signed_csr), "signature is wrong"),
@@ -760,7 +765,7 @@ def test_certificate_is_not_collected_with_a_guess(stage: Stage, door: Enrolment
 
 def test_site_that_pins_another_root_says_nothing(stage: Stage, door: EnrolmentStub) -> None:  # UNLOGGED
     before = len(stage.log())
-    with channels.secure_channel(stage.home.enrolment_address, pki.to_pem(other_root()[1])) as channel:
+    with channels.secure_channel(stage.home.enrolment_address, certificates.to_pem(other_root()[1])) as channel:
         assert status_of(EnrolmentStub(channel).Enrol, request_of("st-luke", "secret")) == Code.UNAVAILABLE
     assert "st-luke" not in stage.log()[before:]
 
@@ -768,7 +773,7 @@ def test_site_that_pins_another_root_says_nothing(stage: Stage, door: EnrolmentS
 @pytest.mark.parametrize("service", ["flwr.proto.Fleet/ActivateNode", "wardround.v1.Coordination/ListProposals"])
 def test_certificate_opens_nothing_at_the_enrolment_port(stage: Stage, door: EnrolmentStub, service: str) -> None:
     before, member = len(stage.log()), stage.members["north"]
-    address, key = stage.home.enrolment_address, pki.key_to_pem(member.key)
+    address, key = stage.home.enrolment_address, certificates.key_to_pem(member.key)
     with channels.secure_channel(address, stage.home.root_pem, key, member.certificate) as channel:
         call = channel.unary_unary(f"/{service}")
         assert status_of(call, b"") == Code.UNIMPLEMENTED
@@ -776,7 +781,11 @@ def test_certificate_opens_nothing_at_the_enrolment_port(stage: Stage, door: Enr
 
 
 RENEWALS = [
-    ("in another site's name", lambda: pki.to_pem(pki.csr_for("north", pki.new_key())), "must name site 'mallory'"),
+    (
+        "in another site's name",
+        lambda: certificates.to_pem(certificates.csr_for("north", certificates.new_key())),
+        "must name site 'mallory'",
+    ),
     ("with an RSA key", rsa_csr, "renewal of mallory refused"),
     ("with garbage", lambda: b"none", "cannot be read"),
 ]
@@ -788,8 +797,8 @@ def test_renewal_is_refused(stage: Stage, claim: str, make: Callable[[], bytes],
     eventually(lambda: status_of(stage.coordination.ListProposals, ListProposalsRequest()) == Code.OK, "calls allowed")
     assert status_of(stage.coordination.Renew, RenewRequest(csr_pem=make())) == BAD
     eventually(lambda: matching(stage.log()[before:], logged), f"a line like {logged!r} in the log")
-    assert stage.registry.site("north").fingerprint == pki.fingerprint(
-        pki.load_certificate(stage.members["north"].certificate)
+    assert stage.registry.site("north").fingerprint == certificates.fingerprint(
+        certificates.load_certificate(stage.members["north"].certificate)
     )
 
 
@@ -813,7 +822,7 @@ def test_enrolment_port_is_closed_while_nobody_is_expected(stage: Stage) -> None
             stage.registry.revoke(site.name)
     eventually(lambda: not listens(stage.home.config.enrolment_port), "enrolment closed", timeout_s=15.0)
     assert "enrolment closes" in stage.log()
-    command = [sys.executable, "-m", "server.cli", "status", "--home", str(stage.home.path), "--json"]
+    command = [sys.executable, "-m", "server.commands.main", "status", "--home", str(stage.home.path), "--json"]
     rows = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
     (row,) = [row for row in rows if row["what"] == "enrolment"]
     assert row["state"] == "closed: no invitation is open"

@@ -11,26 +11,28 @@ import grpc
 import pytest
 from cryptography import x509
 
-from client import enrol as client_enrol
-from client.agent import Agent
-from client.record import Record
-from client.witness import Witness
-from common import pki, rotation
+from client.agent.loop import Agent
+from client.home import enrolment as client_enrol
+from client.trail.audit_trail import Record
+from client.trail.log_exchange import Witness
 from common.crypto.passphrase import is_sealed
 from common.errors import ConfigError, EnrolmentError
-from common.files import write_private
+from common.identity import certificates, rotation
+from common.system.files import write_private
 from common.wire import channels
 from common.wire.channels import Credentials
 from common.wire.wardround_pb2 import ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
-from server import enrolment, operators, serve
-from server import root as roots
-from server.gateway import Gateway
-from server.home import Home
-from server.registry import Registry
-from server.witness import open_log
-from tests.client.test_agent import FakeWorker, good
-from tests.server.coordinator import new_home, status_of
+from server.coordinator import serve
+from server.gateway import enrolment
+from server.gateway.services import Gateway
+from server.home import root as roots
+from server.home.folder import Home
+from server.registry import operators
+from server.registry.audit_trail import open_log
+from server.registry.registry import Registry
+from tests.client.agent.test_loop import FakeWorker, good
+from tests.server.coordinators import new_home, status_of
 
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
 
@@ -83,16 +85,16 @@ def knocks(identity: client_enrol.Identity) -> grpc.StatusCode:
 def age(office: Office, identity: client_enrol.Identity, days: float) -> client_enrol.Identity:
     """The same site with a certificate that was signed `days` ago; the registry knows it."""
     root_key, _ = roots.root_credentials(office.home)
-    then = pki.now() - datetime.timedelta(days=days)
+    then = certificates.now() - datetime.timedelta(days=days)
     old = identity.certificate
     builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(then).not_valid_after(then + pki.SITE_LIFETIME)
+    builder = builder.not_valid_before(then).not_valid_after(then + certificates.SITE_LIFETIME)
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
     certificate = builder.sign(root_key, old.signature_hash_algorithm)  # type: ignore[arg-type]
-    fields = {"site": identity.site, "certificate": pki.fingerprint(certificate)}
+    fields = {"site": identity.site, "certificate": certificates.fingerprint(certificate)}
     open_log(office.home).append("renewed", fields)
-    office.registry.renew(identity.site, pki.to_pem(certificate), knows_successor=False)
+    office.registry.renew(identity.site, certificates.to_pem(certificate), knows_successor=False)
     return certificate
 
 
@@ -157,7 +159,7 @@ def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tm
     first = office.join(folder)
     assert not first.renewal_is_due
     for days, due in ((59, False), (61, True)):
-        write_private(folder / "tls" / "certificate.pem", pki.to_pem(age(office, first, days)))
+        write_private(folder / "tls" / "certificate.pem", certificates.to_pem(age(office, first, days)))
         assert client_enrol.load_identity(folder).renewal_is_due is due
     old = client_enrol.load_identity(folder)
     renewed = client_enrol.renew(folder, old)
@@ -174,12 +176,14 @@ def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tm
 def test_lost_answer_to_a_renewal_is_asked_for_again(office: Office, tmp_path: Path) -> None:
     folder = tmp_path / "site"
     identity = office.join(folder)
-    key = pki.new_key()
-    write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
-    signed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
+    key = certificates.new_key()
+    write_private(folder / "tls" / "next-key.pem", certificates.key_to_pem(key))
+    signed = enrolment.renew(
+        office.home, office.registry, "st-mary", certificates.to_pem(certificates.csr_for("st-mary", key))
+    )
     renewed = client_enrol.renew(folder, identity)
     assert signed is not None
-    assert renewed.certificate == pki.load_certificate(signed)
+    assert renewed.certificate == certificates.load_certificate(signed)
 
 
 def test_site_that_never_got_its_renewal_is_not_shut_out(
@@ -188,11 +192,11 @@ def test_site_that_never_got_its_renewal_is_not_shut_out(
     """The answer is lost, and the site switched off for a week; twice, the second time with its next key lost, too."""
     folder = tmp_path / "site"
     identity = office.join(folder)
-    real = pki.now
+    real = certificates.now
     for days in (7, 14):
-        lost = pki.csr_for("st-mary", pki.new_key())
-        assert enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(lost))
-        monkeypatch.setattr(pki, "now", lambda days=days: real() + datetime.timedelta(days=days))
+        lost = certificates.csr_for("st-mary", certificates.new_key())
+        assert enrolment.renew(office.home, office.registry, "st-mary", certificates.to_pem(lost))
+        monkeypatch.setattr(certificates, "now", lambda days=days: real() + datetime.timedelta(days=days))
         assert knocks(identity) == grpc.StatusCode.OK
     monkeypatch.undo()
     renewed = client_enrol.renew(folder, identity)
@@ -204,19 +208,21 @@ def test_earlier_certificate_does_not_outlive_its_own_time(
     office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = office.join(tmp_path / "site")
-    lost = pki.csr_for("st-mary", pki.new_key())
-    enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(lost))
+    lost = certificates.csr_for("st-mary", certificates.new_key())
+    enrolment.renew(office.home, office.registry, "st-mary", certificates.to_pem(lost))
     ended = identity.certificate.not_valid_after_utc + datetime.timedelta(seconds=1)
-    monkeypatch.setattr(pki, "now", lambda: ended)
-    assert office.registry.active_site(pki.fingerprint(identity.certificate)) is None
+    monkeypatch.setattr(certificates, "now", lambda: ended)
+    assert office.registry.active_site(certificates.fingerprint(identity.certificate)) is None
 
 
 def test_site_killed_between_certificate_and_key_starts_with_the_new_pair(office: Office, tmp_path: Path) -> None:
     folder = tmp_path / "site"
     office.join(folder)
-    key = pki.new_key()
-    signed = enrolment.renew(office.home, office.registry, "st-mary", pki.to_pem(pki.csr_for("st-mary", key)))
-    write_private(folder / "tls" / "next-key.pem", pki.key_to_pem(key))
+    key = certificates.new_key()
+    signed = enrolment.renew(
+        office.home, office.registry, "st-mary", certificates.to_pem(certificates.csr_for("st-mary", key))
+    )
+    write_private(folder / "tls" / "next-key.pem", certificates.key_to_pem(key))
     write_private(folder / "tls" / "certificate.pem", signed or b"")
     assert knocks(client_enrol.load_identity(folder)) == grpc.StatusCode.OK
 
@@ -225,8 +231,8 @@ def test_site_cannot_renew_another(office: Office, tmp_path: Path) -> None:
     identity = office.join(tmp_path / "mary")
     office.join(tmp_path / "john", "st-john")
     before = office.registry.site("st-john").fingerprint
-    key = pki.new_key()
-    write_private(tmp_path / "mary" / "tls" / "next-key.pem", pki.key_to_pem(key))
+    key = certificates.new_key()
+    write_private(tmp_path / "mary" / "tls" / "next-key.pem", certificates.key_to_pem(key))
     stolen = client_enrol.Identity(**(vars(identity) | {"site": "st-john"}))
     with pytest.raises(EnrolmentError, match="must name site 'st-mary'"):
         client_enrol.renew(tmp_path / "mary", stolen)
@@ -294,7 +300,7 @@ def test_site_that_joins_after_a_rotation_believes_those_that_have_yet_to_renew(
     office.reopen()
     john = office.join(tmp_path / "john", "st-john")
     assert john.root_pem == office.home.root_pem
-    assert not pki.is_signed_by_any(mary.certificate, john.root_pem)
+    assert not certificates.is_signed_by_any(mary.certificate, john.root_pem)
     witness = exchanges(john, tmp_path / "john")
     assert (witness.problem, witness.conflict) == ("", "")
     assert {site: other.key for site, other in witness._others.items()} == {
@@ -305,18 +311,18 @@ def test_site_that_joins_after_a_rotation_believes_those_that_have_yet_to_renew(
 def test_root_vouches_for_each_before_it_until_the_last_certificate_of_that_runs_out(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = pki.now()
+    began = certificates.now()
     retired, seen = [office.home.root_pem], []
     for days in (0, 80, 180):
         then = began + datetime.timedelta(days=days)
-        monkeypatch.setattr(pki, "now", lambda then=then: then)
+        monkeypatch.setattr(certificates, "now", lambda then=then: then)
         roots.rotate_root(office.home)
         roots.finish_rotation(office.home)
         vouchers = x509.load_pem_x509_certificates((office.home.path / "pki" / "vouchers.pem").read_bytes())
-        root = pki.load_certificate(office.home.root_pem)
+        root = certificates.load_certificate(office.home.root_pem)
         for voucher in vouchers:
             voucher.verify_directly_issued_by(root)
-        keys = [pki.load_certificate(pem).public_key() for pem in retired]
+        keys = [certificates.load_certificate(pem).public_key() for pem in retired]
         ends = [round((one.not_valid_after_utc - began) / datetime.timedelta(days=1)) for one in vouchers]
         seen.append({keys.index(one.public_key()): end for one, end in zip(vouchers, ends, strict=True)})
         retired.append(office.home.root_pem)
@@ -330,12 +336,12 @@ def test_old_root_with_a_voucher_opens_no_connection(office: Office, tmp_path: P
     roots.finish_rotation(office.home)
     office.reopen()
     john = office.join(tmp_path / "john", "st-john")
-    address, key = f"127.0.0.1:{free_port}", pki.new_key()
+    address, key = f"127.0.0.1:{free_port}", certificates.new_key()
     voucher = (office.home.path / "pki" / "vouchers.pem").read_bytes()
 
-    def as_server(root: x509.Certificate, root_key: pki.PrivateKey) -> Credentials:
-        certificate = pki.server_certificate(key, ["127.0.0.1"], root, root_key)
-        return Credentials(pki.key_to_pem(key), pki.to_pem(certificate) + voucher, None)
+    def as_server(root: x509.Certificate, root_key: certificates.PrivateKey) -> Credentials:
+        certificate = certificates.server_certificate(key, ["127.0.0.1"], root, root_key)
+        return Credentials(certificates.key_to_pem(key), certificates.to_pem(certificate) + voucher, None)
 
     shown = [as_server(old_root, old_key)]
     impostor = channels.serve(address, lambda: shown[0], lambda _: None, workers=1)
@@ -362,7 +368,7 @@ def test_rotation_is_not_finished_without_the_next_roots_key(tmp_path: Path) -> 
     assert not home.successor_pem
 
 
-def dated_as(other: x509.Certificate, root: x509.Certificate, key: pki.PrivateKey) -> x509.Certificate:
+def dated_as(other: x509.Certificate, root: x509.Certificate, key: certificates.PrivateKey) -> x509.Certificate:
     """A root's self-signed certificate with the dates of another one."""
     builder = x509.CertificateBuilder(root.subject, root.subject, root.public_key(), x509.random_serial_number())
     builder = builder.not_valid_before(other.not_valid_before_utc).not_valid_after(other.not_valid_after_utc)
@@ -381,8 +387,8 @@ def test_voucher_does_not_bring_a_root_back_that_was_rotated_away(office: Office
     john = office.join(folder, "st-john")
     pinned = (folder / "tls" / "root.pem").read_bytes()
     voucher = (office.home.path / "pki" / "vouchers.pem").read_bytes()
-    for old in (old_root, dated_as(pki.load_certificate(voucher), old_root, old_key)):
-        write_private(office.home.path / "pki" / "next-root.pem", pki.to_pem(old) + voucher)
+    for old in (old_root, dated_as(certificates.load_certificate(voucher), old_root, old_key)):
+        write_private(office.home.path / "pki" / "next-root.pem", certificates.to_pem(old) + voucher)
         with pytest.raises(EnrolmentError, match="not cross-signed as a next root"):
             client_enrol.renew(folder, john)
         assert (folder / "tls" / "root.pem").read_bytes() == pinned
@@ -391,28 +397,32 @@ def test_voucher_does_not_bring_a_root_back_that_was_rotated_away(office: Office
 def test_next_root_that_is_out_of_date_or_older_than_the_pinned_one_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key, following_key = pki.new_key(), pki.new_key()
-    older = pki.new_root(following_key, "next")
-    root = pki.new_root(key, "root", older)
+    key, following_key = certificates.new_key(), certificates.new_key()
+    older = certificates.new_root(following_key, "next")
+    root = certificates.new_root(key, "root", older)
     with pytest.raises(EnrolmentError, match="not newer than one pinned here"):
         rotation.check_successor(
-            pki.to_pem(older) + pki.to_pem(rotation.cross_sign(older, root, key)), pki.to_pem(root)
+            certificates.to_pem(older) + certificates.to_pem(rotation.cross_sign(older, root, key)),
+            certificates.to_pem(root),
         )
-    following = pki.new_root(following_key, "next", root)
-    good = pki.to_pem(following) + pki.to_pem(rotation.cross_sign(following, root, key))
-    assert rotation.check_successor(good, pki.to_pem(root)) == following
-    assert rotation.check_successor(good, pki.to_pem(root) + pki.to_pem(following)) == following  # told of it once more
+    following = certificates.new_root(following_key, "next", root)
+    good = certificates.to_pem(following) + certificates.to_pem(rotation.cross_sign(following, root, key))
+    assert rotation.check_successor(good, certificates.to_pem(root)) == following
+    assert (
+        rotation.check_successor(good, certificates.to_pem(root) + certificates.to_pem(following)) == following
+    )  # told of it once more
     # The same name and key with other dates than the present root has signed.
-    other = pki.new_root(following_key, "next", following)
+    other = certificates.new_root(following_key, "next", following)
     with pytest.raises(EnrolmentError, match="not cross-signed"):
         rotation.check_successor(
-            pki.to_pem(other) + pki.to_pem(rotation.cross_sign(following, root, key)), pki.to_pem(root)
+            certificates.to_pem(other) + certificates.to_pem(rotation.cross_sign(following, root, key)),
+            certificates.to_pem(root),
         )
     for then in (older.not_valid_before_utc, following.not_valid_after_utc):
         outside = then + datetime.timedelta(seconds=-1 if then == older.not_valid_before_utc else 1)
-        monkeypatch.setattr(pki, "now", lambda outside=outside: outside)
+        monkeypatch.setattr(certificates, "now", lambda outside=outside: outside)
         with pytest.raises(EnrolmentError, match=f"by this computer's clock it is {outside:%Y-%m-%d %H:%M} UTC"):
-            rotation.check_successor(good, pki.to_pem(root))
+            rotation.check_successor(good, certificates.to_pem(root))
 
 
 def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office: Office, tmp_path: Path) -> None:
@@ -439,24 +449,24 @@ def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office:
     # Who has not renewed yet is believed all the same: the new root vouches for the one before.
     shown = roots.with_vouchers(office.home, office.registry.site("st-john").certificate or b"")
     receipt_key = john.receipt_key.public_key().public_bytes_raw()
-    assert pki.receipt_key_of(shown, renewed.root_pem, "st-john") == receipt_key
+    assert certificates.receipt_key_of(shown, renewed.root_pem, "st-john") == receipt_key
 
 
 def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:
-    key, other = pki.new_key(), pki.new_key()
-    root, stranger = pki.new_root(key, "root"), pki.new_root(other, "stranger")
-    following = pki.new_root(pki.new_key(), "next", root)
-    good = pki.to_pem(following) + pki.to_pem(rotation.cross_sign(following, root, key))
-    assert rotation.check_successor(good, pki.to_pem(root)) == following
-    another = pki.new_root(pki.new_key(), "next")
+    key, other = certificates.new_key(), certificates.new_key()
+    root, stranger = certificates.new_root(key, "root"), certificates.new_root(other, "stranger")
+    following = certificates.new_root(certificates.new_key(), "next", root)
+    good = certificates.to_pem(following) + certificates.to_pem(rotation.cross_sign(following, root, key))
+    assert rotation.check_successor(good, certificates.to_pem(root)) == following
+    another = certificates.new_root(certificates.new_key(), "next")
     for wrong in (
-        pki.to_pem(following) + pki.to_pem(rotation.cross_sign(following, stranger, other)),
-        pki.to_pem(following) + pki.to_pem(rotation.cross_sign(another, root, key)),
-        pki.to_pem(following),
+        certificates.to_pem(following) + certificates.to_pem(rotation.cross_sign(following, stranger, other)),
+        certificates.to_pem(following) + certificates.to_pem(rotation.cross_sign(another, root, key)),
+        certificates.to_pem(following),
         b"",
     ):
         with pytest.raises(EnrolmentError, match="next root"):
-            rotation.check_successor(wrong, pki.to_pem(root))
+            rotation.check_successor(wrong, certificates.to_pem(root))
 
 
 def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from common.rundocument import from_toml
-from simulations.anatomy import SCANNERS
-from simulations.phantoms import write_hospital
+from common.config.rundocument import from_toml
+from simulations.generators.anatomy import SCANNERS
+from simulations.generators.phantoms import write_hospital
 from tests.system.test_deployment import free_ports, listens
 
 pytestmark = pytest.mark.system

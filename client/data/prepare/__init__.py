@@ -1,8 +1,8 @@
 """Study to network input, and the network's labels back to the study's own grid: a list of steps.
 
 Preparing folds over `STEPS`, restoring folds back, a look at the data folds over the refusals. A step runs in the order
-of the table, where the run asks for it. Imports `client.data.study`, `client.data.geometry` and `common`; no torch
-before a step is applied.
+of the table, where the run asks for it. Imports `client.data.study.study`, `client.data.study.geometry` and `common`;
+no torch before a step is applied.
 """
 
 from client.data.prepare.channels import Channels

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.geometry import body_axes
 from client.data.prepare.step import Geometry, Image, Label, Step, reverse
+from client.data.study.geometry import body_axes
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
 

@@ -1,6 +1,6 @@
 """The server half of each strategy: one file each, and one line in `AGGREGATIONS`.
 
-Imports `common.strategies`, `server.aggregation` and torch.
+Imports `common.strategies`, `server.federation.strategies.weighing` and torch.
 """
 
 from collections.abc import Mapping

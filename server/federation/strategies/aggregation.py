@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.strategies import WEIGHTS, Strategy
-from server.aggregation import WeightedSum
+from server.federation.strategies.weighing import WeightedSum
 
 State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
 StrategyType = TypeVar("StrategyType", bound=Strategy)

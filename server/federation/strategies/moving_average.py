@@ -7,8 +7,8 @@ noise does to single rounds.
 from collections.abc import Mapping
 
 from common.strategies import WEIGHTS
-from server.checkpoints import AVERAGE
 from server.federation.strategies.aggregation import Aggregation, State
+from server.home.checkpoints import AVERAGE
 
 
 class MovingAverage(Aggregation):

@@ -1,6 +1,6 @@
 """A reader process whose parser does what the first file of a study tells it to: hang, crash, eat memory, lie.
 
-Everything else is the real thing: start, limits, frames. Run in place of `client.data.reader`.
+Everything else is the real thing: start, limits, frames. Run in place of `client.data.isolate.reader`.
 """
 
 import os
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from client.data import answering, frames, reader, sources
-from client.data.pulse import watched
-from client.data.study import Reference, Study
+from client.data.isolate import answering, frames, reader
+from client.data.read import sources
+from client.data.study.pulse import watched
+from client.data.study.study import Reference, Study
 from common.errors import DataError
 
 

@@ -16,8 +16,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from client.data import sources
-from client.data.study import Reference, Study
+from client.data.read import sources
+from client.data.study.study import Reference, Study
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
 
 KEY = bytes(range(32))

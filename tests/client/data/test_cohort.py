@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from client.data import sources
 from client.data.cohort import Cohort, load_cohort
-from client.data.isolation import Readers
-from client.data.pseudonym import cohort_id, pseudonym
+from client.data.deidentify.pseudonym import cohort_id, pseudonym
+from client.data.isolate.isolation import Readers
+from client.data.read import sources
 from client.site import open_site
-from client.training import train_round
-from common.checkpoint import pack, sha256
+from client.train.training import train_round
 from common.config import RunConfig, SourceConfig
+from common.config.rundocument import issue
 from common.errors import ConfigError, DataError, ErrorCode
-from common.network import build_model
-from common.rundocument import issue
+from common.learning.checkpoint import pack, sha256
+from common.learning.network import build_model
 from tests.client.data.studies import KEY, photo_run, run_config, site, source, write_ct, write_pair
 
 RUN = photo_run(rows=16)

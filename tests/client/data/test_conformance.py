@@ -16,10 +16,10 @@ from typing import NamedTuple
 import pydicom
 import pytest
 
-from client.data import dicom_header, dicom_series, sources
-from client.data.dicom_header import Entry
-from client.data.labels import Vocabulary
-from client.data.study import LONELY_LABEL, Found
+from client.data.read import dicom_header, dicom_series, sources
+from client.data.read.dicom_header import Entry
+from client.data.study.labels import Vocabulary
+from client.data.study.study import LONELY_LABEL, Found
 from common.errors import DataError, ErrorCode
 from tests import ROOT
 from tests.client.data.studies import source

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.cli import app
+from client.commands.main import app
 from client.data.cohort import Cohort
+from client.data.deidentify.pseudonym import pseudonym
 from client.data.forget import forget
-from client.data.pseudonym import pseudonym
-from client.record import open_log
 from client.site import open_site
+from client.trail.audit_trail import open_log
 from common.config import RunConfig, parse
 from common.errors import ConfigError
 from tests.client.coordinator import Authority

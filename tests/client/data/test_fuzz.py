@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from client.data.isolation import Job, Readers, Reading
-from client.data.study import Kind
+from client.data.isolate.isolation import Job, Readers, Reading
+from client.data.study.study import Kind
 from common.errors import DataError, ErrorCode
 from deploy import fuzz
 from tests import ROOT
@@ -25,8 +25,8 @@ LAST_BLOCK = zlib.compressobj(9, zlib.DEFLATED, -15).flush()
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from client.data.isolation import Job, Readers, Reading
-from client.data.study import Reference
+from client.data.isolate.isolation import Job, Readers, Reading
+from client.data.study.study import Reference
 kind, path = sys.argv[1], Path(sys.argv[2])
 with Readers(1, memory=1 << 30) as readers:
     (outcome,) = readers.read([Job(Reference(kind, "p", "k", (path,)), None)])

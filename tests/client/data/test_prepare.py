@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from client.data import preprocess as under_test
 from client.data.prepare import STEPS, Geometry, Step
+from client.data.prepare import preprocess as under_test
+from client.data.prepare.preprocess import preprocess, refusal, restore
 from client.data.prepare.step import Image, Label
-from client.data.preprocess import preprocess, refusal, restore
-from client.data.study import Study
+from client.data.study.study import Study
 from common.config import RunConfig, sha256_of
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import run_config

@@ -181,7 +181,7 @@ def test_a_hole_in_the_stored_tree_is_not_built_upon(log, path):
 )
 def test_an_entry_that_cannot_be_read_does_not_keep_the_log_locked(log, path, monkeypatch, read):
     """As long as the error is handled, its traceback holds the cursor that was not read to its end."""
-    monkeypatch.setattr("common.database._LOCK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("common.system.database._LOCK_TIMEOUT_S", 0.5)
     for _ in range(2):
         log.append("refusal", {"run": RUN, "round": 3, "code": "no-data"})
     tamper(path, ("UPDATE entries SET entry = json_remove(entry, '$.time') WHERE seq > 0",))

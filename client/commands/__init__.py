@@ -1,0 +1,1 @@
+"""What a person at a hospital types: `wardround-client`. The top floor; nothing imports it."""

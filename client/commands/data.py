@@ -1,0 +1,372 @@
+"""wardround-client data: the images a hospital offers; what is usable, and copies without names."""
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from client.commands.options import HOME, FirstHome, Home, counted_progress, run_of, site_file, typed
+from client.commands.verdict import verdict_after
+from client.home import enrolment
+from client.home.folder import CHECK_NAME, SITE_NAME
+from client.home.sitefile import add_source, remove_source
+from client.home.sitekey import check_outside
+from client.site import open_site
+from client.trail import audit_trail
+from common.config import SiteConfig, SourceConfig, load, validate
+from common.console.cli import JsonFlag, new_app, note, say, show_json, show_table
+from common.errors import ConfigError, DataError, ErrorCode
+from common.text import counted
+
+if TYPE_CHECKING:
+    from client.data.study.study import Found
+
+data_app = new_app("The images this hospital offers.")
+
+
+@data_app.command("add")
+def data_add(  # noqa: PLR0917 - one parameter an option
+    path: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI or pictures.")],
+    home: FirstHome = HOME,
+    kind: Annotated[str | None, typer.Option(help="dicom, nifti, images or mias; default: by looking.")] = None,
+    csv: Annotated[str | None, typer.Option(help="images: CSV with a row per image, relative to the folder.")] = None,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    patient_column: str = "id",
+    where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
+    images: Annotated[str, typer.Option(help="Sub-folder of the images (NIfTI, pictures without CSV).")] = "images",
+    labels: Annotated[str, typer.Option(help="Sub-folder of the labels.")] = "labels",
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression; its first group is the patient.")
+    ] = None,
+    label_map: Annotated[list[str] | None, typer.Option(help="LOCAL=CLASS, such as 1=lesion; repeatable.")] = None,
+    fractional_threshold: Annotated[float, typer.Option(help="Fractional DICOM SEG: foreground from here on.")] = 0.5,
+    empty_labels_are_negative: Annotated[
+        bool, typer.Option("--empty-labels-are-negative", help="A label that marks nothing says: nothing there.")
+    ] = False,
+    labels_checked: Annotated[
+        bool, typer.Option("--labels-checked", help="A person has looked: take labels that are called doubtful.")
+    ] = False,
+    pixel_text_checked: Annotated[
+        bool, typer.Option("--pixel-text-checked", help="A person has looked: no patient is named in the pixels.")
+    ] = False,
+    channel: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of images NAME_0000, NAME_0001 the one to use; default: all, as channels."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and tell; add nothing.")] = False,
+) -> None:
+    """Offer a folder of images to runs. Nothing is copied or changed. How it was read stands in site.toml from then on.
+
+    Example: `wardround-client data add /data/ct --label-map 1=lesion`
+    """
+    from client.data.isolate.isolation import Readers  # noqa: PLC0415 - image libraries
+
+    if not path.expanduser().is_dir():
+        raise ConfigError(
+            f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
+        )
+    values = {
+        "path": str(path.expanduser().resolve()),
+        "kind": kind,
+        "csv": csv,
+        "image_column": image_column,
+        "mask_column": mask_column,
+        "patient_column": patient_column,
+        "where": _pairs(where, "--where"),
+        "images": images,
+        "labels": labels,
+        "patient_pattern": patient_pattern,
+        "label_map": _pairs(label_map, "--label-map"),
+        "fractional_threshold": fractional_threshold,
+        "empty_labels_are_negative": empty_labels_are_negative,
+        "labels_checked": labels_checked,
+        "pixel_text_checked": pixel_text_checked,
+        "channel": channel,
+    }
+    source = validate(SourceConfig, values, "data add")
+    check_outside(home, [Path(source.path)])
+    if (home / SITE_NAME).exists():
+        _check_new(load(SiteConfig, home / SITE_NAME), source, home)
+    with Readers(1) as readers:
+        found = readers.find(source, home)
+    if not found.references:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(found.left_out.items()))
+        raise DataError(
+            f"no study was found in {path} ({left_out or 'it is empty'}). Expected DICOM series with DICOM SEG, or "
+            "NIfTI or pictures with their labels beside them (NAME_seg), in images/ and labels/, or named by --csv."
+            f"{_named_in_csv(path, csv)} Nothing was added."
+        )
+    readable = [reference for reference in found.references if reference.problem is None]
+    patients = len({reference.patient for reference in readable})
+    if dry_run:
+        say(
+            f"Found: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. Nothing was added."
+        )
+        _tell(found)
+        if readable and not any(reference.labels for reference in readable):
+            note(f"None has a label.{_named_in_csv(path, csv)}")
+        return
+    if not (home / SITE_NAME).exists():
+        enrolment.prepare_home(home)
+        note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
+    # As it was read now, so that a stray file that comes later does not change how the whole folder is read.
+    (read_as,) = {reference.kind for reference in found.references}
+    site = add_source(home / SITE_NAME, source.model_copy(update={"kind": read_as}))
+    audit_trail.note(home, "data-added", audit_trail.count_fields(patients))
+    say(
+        f"Added: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. "
+        f"Read as: {read_as}. Sources: {len(site.data)}."
+    )
+    _tell(found)
+    if not readable or any(reference.labels for reference in readable):
+        note(f"Next: {typed('data check', home)}")
+    else:
+        note(f"None has a label yet.{_named_in_csv(path, csv)}")
+        note(f"Whether the images can be read: {typed('data check --without-labels', home)}")
+
+
+@data_app.command("remove")
+def data_remove(
+    source: Annotated[str, typer.Argument(help="Its number in `data list`, or its folder.")], home: Home = HOME
+) -> None:
+    """Offer a folder no more. Its files stay as they are; so do patients' places in train and test.
+
+    Example: `wardround-client data remove 1`
+    """
+    site = load(SiteConfig, site_file(home))
+    if source.isdecimal():
+        number = int(source)
+    else:
+        wanted = Path(source).expanduser().resolve()
+        same = [at for at, one in enumerate(site.data, start=1) if _folder(one, home) == wanted]
+        if len(same) != 1:
+            raise ConfigError(
+                f"{len(same)} of the {len(site.data)} sources are that folder. Give the number: see wardround-client "
+                "data list."
+            )
+        (number,) = same
+    left = remove_source(home / SITE_NAME, number)
+    audit_trail.note(home, "data-removed")
+    say(f"Removed: source {number}. Sources: {len(left.data)}.")
+    note("Cached copies of its images go when data are next read.")
+
+
+@data_app.command("list")
+def data_list(home: Home = HOME, as_json: JsonFlag = False) -> None:
+    """The sources in site.toml.
+
+    Example: `wardround-client data list`
+    """
+    site = load(SiteConfig, site_file(home))
+    rows = [
+        (number, source.path, source.kind or "by looking", source.csv, dict(source.label_map))
+        for number, source in enumerate(site.data, start=1)
+    ]
+    show_table("Data", ("source", "path", "kind", "csv", "labels mapped"), rows, as_json=as_json)
+
+
+@data_app.command("check")
+def data_check(  # noqa: PLR0917 - one parameter an option
+    home: Home = HOME,
+    run: Annotated[str | None, typer.Option(help="A run.toml, or the name or hash of a proposed run.")] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="Also print where studies lie; may name patients.")] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Also print labels' own names, free text that may name patients.")
+    ] = False,
+    without_labels: Annotated[
+        bool, typer.Option("--without-labels", help="Look at the images alone, such as before there are labels.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read every study and say what is usable; with --run, as that run would, and whether policy.toml allows it.
+
+    Writes check/report.html, with pictures, into the site's folder. A later check reads only what is new or changed.
+
+    Example: `wardround-client data check --run run.toml`
+    """
+    from client.data.check.checkup import check_site  # noqa: PLC0415 - image libraries
+    from client.data.check.report import write_reports  # noqa: PLC0415 - image libraries
+    from client.data.check.tables import document, shown_names, tables  # noqa: PLC0415 - image libraries
+
+    if without_labels and run is not None:
+        raise ConfigError("a run needs labels: --without-labels does not go with --run.")
+    site = open_site(home)
+    if not site.config.data:
+        raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
+    note("Looking for studies ...")
+    with counted_progress("studies") as advance:
+        checkup = check_site(
+            site.home,
+            site.config,
+            site.key,
+            None if run is None else run_of(home, run),
+            labels=not without_labels,
+            readers=site.config.threads or os.cpu_count() or 1,
+            progress=advance,
+        )
+    report = write_reports(site.home / CHECK_NAME, checkup)
+    verdict = None if checkup.run is None else verdict_after(checkup, site)
+    if as_json:
+        show_json(document(checkup) | {"policy": None if verdict is None else verdict.as_data()})
+    else:
+        for table in tables(checkup, names=names, paths=paths):
+            show_table(table.title, table.columns, table.rows)
+        if checkup.quarantined and not paths:
+            note("Where the studies that were set aside lie: --paths, which may name patients.")
+        if not names and shown_names(checkup) != shown_names(checkup, all_of_them=True):
+            note("What the labels call 'name 1' and so on: --names, free text that may name patients.")
+        if verdict is not None:
+            verdict.show()
+    note(
+        f"{counted(len(checkup.studies), 'study', 'studies')}, {checkup.remembered} of them "
+        "unchanged since an earlier check."
+    )
+    note(f"With pictures, to look at here and not to send: {report}")
+    if without_labels:
+        note("The labels were not looked at: what can be read is not yet what can be trained on.")
+    if not checkup.usable:
+        unlabelled = any(study.problem.code is ErrorCode.NO_LABEL for study in checkup.quarantined if study.problem)
+        hint = " Whether the images can be read: wardround-client data check --without-labels." if unlabelled else ""
+        raise DataError(f"no study is usable. See the reasons above.{hint}", ErrorCode.NO_DATA)
+
+
+@data_app.command("export")
+def data_export(  # noqa: PLR0917 - one parameter an option
+    study: Annotated[Path, typer.Argument(help="A DICOM file, or a folder with DICOM files in it.")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder for the copies.")],
+    home: Home = HOME,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="What may stay beyond the basic profile, such as retain-uids; repeatable.")
+    ] = None,
+    safe_private: Annotated[
+        list[str] | None, typer.Option(help="Private attribute that may stay: GGGG,CREATOR,EE in hex; repeatable.")
+    ] = None,
+    allow_burned_in: Annotated[bool, typer.Option("--allow-burned-in", help="Images said to show text.")] = False,
+    allow_captures: Annotated[bool, typer.Option("--allow-captures", help="Secondary captures, screenshots.")] = False,
+    minimal: Annotated[
+        bool, typer.Option("--minimal", help="Only what training needs; names of labels as in the label maps.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write pseudonymised copies of DICOM files by PS3.15's Basic Profile. Faces in head scans are not removed.
+
+    Example: `wardround-client data export ct/ --out shared --profile retain-long-modified-dates`
+    """
+    from client.data.deidentify import deidentify  # noqa: PLC0415 - image libraries
+
+    if minimal and (profile or safe_private):
+        raise ConfigError("--minimal keeps a list of its own: --profile and --safe-private do not go with it.")
+    options = deidentify.options_of(profile or (), safe_private or ())
+    site = open_site(home)
+    names = [name for source in site.config.data for name in source.label_map]
+    with counted_progress("files") as advance:
+        done = deidentify.export(
+            study,
+            out,
+            partial(deidentify.minimal_copy, key=site.key, names=names)
+            if minimal
+            else partial(deidentify.basic_profile, key=site.key, options=options),
+            site.key,
+            allow_burned_in=allow_burned_in,
+            allow_captures=allow_captures,
+            progress=advance,
+        )
+    rows = [("written", done.files), ("patients", done.patients), ("ignored: not DICOM", done.ignored)]
+    rows += [(f"skipped: {code}", count) for code, count in sorted(done.skipped.items())]
+    rows += [(f"not seen: {reason}", count) for reason, count in sorted(done.unseen.items())]
+    show_table("Export", ("what", "count"), rows, as_json=as_json)
+    if not done.files:
+        raise DataError("no file was written. Expected readable DICOM images; see what was skipped above.")
+    audit_trail.note(home, "export", {"what": "images", "hash": _digest(out)})
+    note("Pseudonymised, not anonymised: this site's key links the copies to the patients.")
+
+
+@data_app.command("forget")
+def data_forget(
+    patient: Annotated[str, typer.Argument(help="The id, as the images or their table have it.")],
+    home: Home = HOME,
+    absent: Annotated[bool, typer.Option("--absent", help="Also when no study of the patient is there now.")] = False,
+) -> None:
+    """Leave a patient out from now on, and remove what was kept of the patient's images.
+
+    Example: `wardround-client data forget 4711`
+    """
+    from client.data.forget import forget  # noqa: PLC0415 - image libraries
+
+    site = open_site(home)
+    studies = forget(home, site.key, site.config.data, patient, absent=absent)
+    if not studies and not absent:
+        raise DataError(
+            "no study of that patient is found, and nothing was changed. Give the id as the images have it, or "
+            "--absent to leave out what may come later.",
+            ErrorCode.NO_DATA,
+        )
+    audit_trail.note(home, "data-forgotten")
+    say(
+        f"Forgotten: {counted(studies, 'study is', 'studies are')} left out from now on; "
+        "what was kept of them is removed."
+    )
+    note("The images themselves are untouched. So are copies that were exported, and predictions.")
+    note("Models trained already cannot forget; what they may tell of a patient is what 'ledger' bounds.")
+
+
+def _tell(found: "Found") -> None:
+    """What was set aside, ignored and assumed on looking at a folder."""
+    problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
+    for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
+        if counts:
+            say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
+
+
+def _named_in_csv(folder: Path, given: str | None) -> str:
+    """The end of a sentence, where the folder has a table that may say which label is whose and nobody has named it."""
+    tables = sorted(path.name for path in folder.expanduser().glob("*.[cC][sS][vV]"))
+    if given is not None or not tables:
+        return ""
+    return (
+        f" {counted(len(tables), 'CSV table lies', 'CSV tables lie')} in the folder. If one says which mask belongs to "
+        f"which image: --csv {shlex.quote(tables[0])} --image-column COLUMN --mask-column COLUMN --patient-column "
+        "COLUMN."
+    )
+
+
+def _check_new(site: SiteConfig, source: SourceConfig, home: Path) -> None:
+    """Refuse a folder that a source offers already: its patients would count twice.
+
+    Raises:
+        ConfigError: with the number of that source.
+    """
+    folder, ways = _folder(source, home), ("csv", "where", "images", "labels", "channel", "patients")
+    for number, other in enumerate(site.data, start=1):
+        known = _folder(other, home)
+        if folder == known and all(getattr(source, way) == getattr(other, way) for way in ways):
+            raise ConfigError(
+                f"this folder is source {number} already. Nothing was added. To have it read in another way: "
+                f"wardround-client data remove {number}, then add it again."
+            )
+        if folder.is_relative_to(known) or known.is_relative_to(folder):
+            note(f"This folder and that of source {number} share files: an image that is in both counts once.")
+
+
+def _folder(source: SourceConfig, home: Path) -> Path:
+    return (home / Path(source.path).expanduser()).resolve()
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over all files of a folder: each one's own digest, in the order of their names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+
+
+def _pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in entries or ()]
+    if bad := [key for key, equals, value in pairs if not (key and equals and value)]:
+        raise ConfigError(f"{option} {bad[0]!r} is not of the form KEY=VALUE. Write for example {option} 1=lesion.")
+    return {key.strip(): value.strip() for key, _, value in pairs}

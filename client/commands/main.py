@@ -1,0 +1,374 @@
+"""wardround-client: what a person at a hospital types.
+
+The home folder (site.toml, policy.toml, keys, ledger, logs) is --home, or WARDROUND_HOME, or ./wardround-site.
+Only commands that read images import torch, inside; `start` never does: its worker does.
+"""
+
+import datetime
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client.agent import spending
+from client.agent.admission import is_full
+from client.agent.loop import Agent
+from client.agent.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_one, read_status
+from client.agent.worker_process import Worker
+from client.commands import diagnosis
+from client.commands.audit import audit_app
+from client.commands.data import data_add, data_app
+from client.commands.key import key_app
+from client.commands.options import HOME, Home, NewHome, typed
+from client.commands.predict import predict
+from client.commands.verdict import policy_verdict
+from client.home import enrolment
+from client.home.declared import as_declared, declare
+from client.home.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME
+from client.proposals.consequences import consequences, tensor_rows
+from client.rules import approvals, policy
+from client.rules.approvals import Proposal
+from client.site import open_site
+from common.config import PolicyConfig, load
+from common.console.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table
+from common.console.doctor import tell
+from common.console.logs import log_to, on_screen
+from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
+from common.identity.invitation import Invitation
+from common.privacy.scores import short_cohort
+from common.system.files import write_private
+from common.text import counted
+
+LOG_BYTES, LOG_FILES = 10 << 20, 5
+SIGNAL_POLL_S = 0.2
+
+app = new_app(
+    "Take part in a federation as a hospital. Images never leave; what leaves passes your policy and the gate."
+)
+policy_app = new_app("The hospital's own rules.")
+app.add_typer(data_app, name="data")
+app.add_typer(key_app, name="key")
+app.add_typer(policy_app, name="policy")
+app.add_typer(audit_app, name="audit")
+app.command()(predict)
+
+
+@app.command()
+def join(  # noqa: PLR0917 - one parameter an option
+    invitation: Annotated[Path, typer.Argument(help="The file the coordinator sent.")],
+    home: NewHome = HOME,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the coordinator's approval.")] = 3600.0,
+    request: Annotated[Path | None, typer.Option(help="Send nothing: write the request here, to be mailed.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="The certificate that came back by mail.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Then offer this folder of images; repeatable.")] = None,
+    start_now: Annotated[bool, typer.Option("--start", help="Then run the agent.")] = False,
+) -> None:
+    """Join a federation: make keys here, show a phrase, wait for the certificate.
+
+    Example: `wardround-client join st-anna.json`
+    """
+    opened = Invitation.from_text(_read(invitation))
+    if request is not None:
+        phrase, text = enrolment.request_by_file(home, opened)
+        write_private(request, text.encode())
+        say(f"Phrase: {phrase}")
+        note(f"Send {request} to the coordinator (it is a secret), and tell them the phrase. Then join --certificate.")
+        return
+
+    def show_phrase(phrase: str) -> None:
+        say(f"Phrase: {phrase}")
+        note("Tell it to the coordinator, who must see the same under 'wardround-server requests'. Waiting ...")
+
+    if certificate is not None:
+        identity = enrolment.accept_certificate(home, _read(certificate).encode())
+    else:
+        identity = enrolment.join(home, opened, timeout_s=timeout, show_phrase=show_phrase)
+    say(f"Joined as {identity.site}. The certificate is valid for {counted(identity.days_left, 'day')}.")
+    for folder in data or ():
+        data_add(folder, home)
+    if start_now:
+        start(home)
+    elif not data:
+        note(f"Next: {typed('data add PATH', home)}, look at {home / POLICY_NAME}, then {typed('start', home)}")
+
+
+@app.command()
+def renew(home: Home = HOME) -> None:
+    """Get the next certificate now. A running agent does it by itself when two thirds of the time are over.
+
+    Example: `wardround-client renew`
+    """
+    if is_running(home):
+        raise ConfigError("the agent is running, and renews by itself. Stop it first to renew by hand.")
+    identity = enrolment.renew(home, enrolment.load_identity(home))
+    say(f"The certificate of {identity.site} is valid for {counted(identity.days_left, 'day')}.")
+
+
+@app.command()
+def start(home: Home = HOME) -> None:
+    """Run the agent until Ctrl-C or SIGTERM. It opens no port.
+
+    Example: `wardround-client start --home /srv/wardround`
+    """
+    os.umask(0o077)
+    enrolment.check_private(home)
+    identity = enrolment.load_identity(home)
+    site = open_site(home).config
+    if site.name != identity.site:
+        raise ConfigError(
+            f"{home / SITE_NAME} is of site {site.name!r}, the certificate of {identity.site!r}. "
+            f'Set name = "{identity.site}".'
+        )
+    if not site.data:
+        raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
+
+    with only_one(home):
+        _log_to(home / "logs" / "agent.log")
+        agent = Agent(home.resolve(), identity, Worker(home.resolve(), site.threads))
+        signals: list[int] = []  # a handler may only do what cannot block
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _frame: signals.append(received))
+        note(f"Site {identity.site}, coordinator {identity.gateway}. Logs in {home / 'logs'}. Ctrl-C stops.")
+        with ThreadPoolExecutor(1, thread_name_prefix="agent") as pool:
+            running = pool.submit(agent.run)
+            while not wait([running], timeout=SIGNAL_POLL_S).done:
+                if signals:
+                    agent.stop()
+            running.result()
+
+
+@app.command()
+def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
+    """How the agent is. The exit code is 0 only if it is connected and can work.
+
+    Example: `wardround-client status`
+    """
+    values = read_status(home)
+    if not is_running(home):
+        values["state"] = "not running"
+    # Looked at here: a full disk takes no status.json either.
+    values["disk"] = DISK_FULL if home.is_dir() and is_full(home) else IN_ORDER
+    try:
+        values["certificate-days-left"] = enrolment.load_identity(home).days_left
+    except EnrolmentError as error:
+        values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
+    if values["state"] == REFUSED:
+        values["problem"] = "the coordinator does not take this site's certificate; 'wardround-client doctor' says why"
+    values = {name: _typed(name, value) for name, value in values.items()}
+    if as_json:
+        show_json(values)
+    else:
+        show_table("Site", ("what", "value"), list(values.items()))
+    conflict = str(values.get("audit", "")).startswith("CONFLICT")
+    if values["state"] != "connected" or values["disk"] != IN_ORDER or conflict:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(home: Home = HOME, as_json: JsonFlag = False) -> None:
+    """Check what a site needs, and say what to do about what is missing.
+
+    Example: `wardround-client doctor`
+    """
+    tell(diagnosis.examine(home), as_json=as_json)
+
+
+@app.command()
+def runs(home: Home = HOME, as_json: JsonFlag = False) -> None:
+    """Runs proposed to this hospital.
+
+    Example: `wardround-client runs`
+    """
+    columns = ("run", "hash", "state", "answer", "by", "rounds", "epsilon", "patients", "policy")
+    rows = [_run_row(proposal) for proposal in approvals.load_all(home)]
+    show_table("Runs", columns, rows, as_json=as_json)
+
+
+@app.command()
+def approve(
+    run: Annotated[str, typer.Argument(help="Name, hash, or start of the hash.")],
+    home: Home = HOME,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor that leaves.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the proposal, and for the agent's count of patients.")
+    ] = 300.0,
+) -> None:
+    """Let a run train here, after showing what that means. Refused where the policy refuses.
+
+    Example: `wardround-client approve lesions-2026`
+    """
+    proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=lambda: is_running(home), tell=note)
+    site = open_site(home)
+    offer = proposal.appraisal.offer if proposal.appraisal else None
+    if proposal.appraisal is not None and offer is not None:
+        offer = as_declared(offer, site.config, proposal.run, home)
+        proposal = replace(proposal, appraisal=replace(proposal.appraisal, offer=offer))
+    policy.check(proposal.run, site.policy, offer)
+    if proposal.run.privacy is not None:
+        spending.check_home(site)
+    show_table("What you approve", ("what", "value"), consequences(proposal, site, approvals.load_all(home)))
+    if tensors and offer is not None:
+        show_table("Tensors", ("tensor", "shape", "bytes"), tensor_rows(offer))
+    if not yes and sys.stdin.isatty():
+        typer.confirm("Approve?", abort=True)
+    if offer is not None and declare(site.config, proposal.run, offer.declared_size, home) != offer.declared_size:
+        raise ConfigError(
+            f"another number of patients than {offer.declared_size} was declared meanwhile. Nothing was approved. Look "
+            "again: repeat the command."
+        )
+    approvals.answer(home, proposal.run_hash, approved=True, by="person")
+    say(f"Approved {proposal.run.name} ({proposal.run_hash}).")
+    if not is_running(home):
+        note("The agent is not running; it tells the coordinator when it starts.")
+
+
+@app.command()
+def deny(run: Annotated[str, typer.Argument(help="Name, hash, or start of the hash.")], home: Home = HOME) -> None:
+    """Refuse a run, also one approved before: its next round is refused.
+
+    Example: `wardround-client deny lesions-2026`
+    """
+    proposal = approvals.find(home, run)
+    approvals.answer(home, proposal.run_hash, approved=False, by="person")
+    open_site(home).ledger.release(proposal.run_hash)
+    say(f"Denied {proposal.run.name} ({proposal.run_hash}).")
+
+
+@policy_app.command("check")
+def policy_check(
+    run: Annotated[str | None, typer.Argument(help="A run.toml, or the name or hash of a proposed run.")] = None,
+    home: Home = HOME,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check policy.toml, and a run against it: first the verdict, then the run's hash, then the rules.
+
+    Example: `wardround-client policy check run.toml`
+    """
+    path = home / POLICY_NAME
+    rules = load(PolicyConfig, path) if path.exists() else PolicyConfig()
+    verdict = None if run is None else policy_verdict(home, run, rules)
+    values = rules.model_dump(mode="json", by_alias=True)
+    if as_json:
+        show_json({"run": None if verdict is None else verdict.as_data(), "policy": values})
+    else:
+        if verdict is not None:
+            verdict.show()
+        show_table("Policy", ("rule", "value"), list(values.items()))
+    if verdict is not None:
+        verdict.enforce()
+
+
+@app.command()
+def ledger(
+    release: Annotated[
+        str | None, typer.Option("--release", metavar="RUN", help="Give back what this ended run has reserved.")
+    ] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Enter what the audit log says was spent and the ledger lacks.")
+    ] = False,
+    home: Home = HOME,
+    as_json: JsonFlag = False,
+) -> None:
+    """Privacy spent and reserved, by cohort and run, over the site's life.
+
+    Example: `wardround-client ledger`
+    """
+    site = open_site(home)
+    if restore:
+        say(f"{spending.restore(site)} charges of the audit log are in the ledger again.")
+    exists = (home / LEDGER_NAME).exists()
+    entries = site.ledger.entries() if exists else ()
+    if release is not None:
+        site.ledger.release(_one_run(release, {entry.run_hash for entry in entries}))
+    reserved = {(one.cohort, one.run_hash): one.steps for one in site.ledger.reservations()} if exists else {}
+    names = {one.run_hash: one.run.name for one in approvals.load_all(home)}
+    rounds = Counter((entry.cohort, entry.run_hash) for entry in entries)
+    delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
+    rows: list[tuple[object, ...]] = [
+        (
+            short_cohort(cohort),
+            Digest(run_hash),
+            names.get(run_hash),
+            count,
+            site.ledger.spent(cohort, delta[cohort, run_hash], run_hash),
+            delta[cohort, run_hash],
+            reserved.get((cohort, run_hash), 0),
+        )
+        for (cohort, run_hash), count in rounds.items()
+    ]
+    for cohort in dict.fromkeys(entry.cohort for entry in entries):
+        least = min(entry.delta for entry in entries if entry.cohort == cohort)  # as the budget is measured
+        total = sum(count for (name, _), count in rounds.items() if name == cohort)
+        kept = sum(steps for (name, _), steps in reserved.items() if name == cohort)
+        rows.append((short_cohort(cohort), "all", None, total, site.ledger.spent(cohort, least), least, kept))
+    columns = ("cohort", "run", "name", "charges", "epsilon", "delta", "reserved-steps")
+    show_table("Privacy ledger", columns, rows, as_json=as_json)
+    note(
+        f"Lifetime budgets: epsilon {site.policy.lifetime_epsilon:g} of those trained on (lifetime-epsilon in "
+        f"policy.toml), {site.policy.lifetime_scores_epsilon:g} of held-out patients (lifetime-scores-epsilon)."
+    )
+    spending.check_home(site)
+
+
+def _one_run(name: str, known: Iterable[str]) -> str:
+    found = [run_hash for run_hash in known if run_hash.startswith(name)]
+    if len(found) != 1:
+        raise PrivacyError(
+            f"{counted(len(found), 'run')} of the ledger begin with {name!r}, expected one. "
+            "See `wardround-client ledger`.",
+            ErrorCode.BAD_REQUEST,
+        )
+    return found[0]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnrolmentError(f"{path} cannot be read ({error}). Give the file that the coordinator sent.") from error
+
+
+def _run_row(proposal: Proposal) -> tuple[Any, ...]:
+    given, appraisal, run = proposal.answer, proposal.appraisal, proposal.run
+    said = "waiting" if given is None else "approved" if given.approved else "denied"
+    opinion = None if appraisal is None else appraisal.refusal or "allows"
+    return (
+        run.name,
+        Digest(proposal.run_hash),
+        "open" if proposal.open else "closed",
+        said,
+        given.by if given else None,
+        run.federation.rounds,
+        run.privacy.target_epsilon if run.privacy else None,
+        appraisal.offer.patients if appraisal and appraisal.offer else None,
+        opinion,
+    )
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value of status.json as what it is: a moment, a hash, a table of such."""
+    if name in ("since", "started", "at") and isinstance(value, int | float):
+        return datetime.datetime.fromtimestamp(value, datetime.UTC)
+    if name == "run" and isinstance(value, str):
+        return Digest(value)
+    return {key: _typed(key, entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
+    log_to(logging.INFO, [handler, on_screen()])
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,84 @@
+"""What the commands of wardround-client share: the home folder, a run by file or name, progress."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from client.home.folder import SITE_NAME
+from client.rules import approvals
+from common.config.rundocument import RunDocument, from_file
+from common.console.cli import Advance, progress
+from common.errors import ConfigError
+
+HOME = Path("wardround-site")
+ENVIRONMENT = "WARDROUND_HOME"
+
+
+def typed(words: str, home: Path) -> str:
+    """A command as it can be pasted here: with --home where it would look in another folder."""
+    usual = Path(os.environ.get(ENVIRONMENT) or HOME)
+    elsewhere = "" if home.absolute() == usual.absolute() else f" --home {shlex.quote(str(home))}"
+    return f"wardround-client {words}{elsewhere}"
+
+
+def site_file(home: Path) -> Path:
+    """The site.toml of a home folder, which must be there."""
+    path = home / SITE_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"{home} is no site's folder: it has no {SITE_NAME}. Join first with 'wardround-client join INVITATION', "
+            "or name the site's folder with --home or WARDROUND_HOME."
+        )
+    return path
+
+
+def _existing(context: typer.Context, home: Path) -> Path:
+    """A folder that was mistyped is an error, and not a site of which nothing is known."""
+    if not context.resilient_parsing:
+        site_file(home)
+    return home
+
+
+def _existing_or_made(context: typer.Context, home: Path) -> Path:
+    """As `_existing`; but the first site of all, and a folder that a person has made for another, may become one."""
+    if not context.resilient_parsing and home != HOME and not home.is_dir():
+        raise ConfigError(
+            f"there is no folder {home}. Correct --home or WARDROUND_HOME; for a new site there, make the folder first."
+        )
+    return home
+
+
+def _home(callback: Callable[[typer.Context, Path], Path] | None) -> Any:
+    about = "The site's folder: settings, keys, ledger, logs."
+    return typer.Option("--home", envvar=ENVIRONMENT, help=about, callback=callback)
+
+
+# Of a site that is there; of one that may begin with this command; of one that this command makes.
+Home: TypeAlias = Annotated[Path, _home(_existing)]
+FirstHome: TypeAlias = Annotated[Path, _home(_existing_or_made)]
+NewHome: TypeAlias = Annotated[Path, _home(None)]
+
+
+def run_of(home: Path, run: str) -> RunDocument:
+    """A run given as a file, or a proposed one."""
+    return from_file(Path(run)) if Path(run).is_file() else approvals.find(home, run).document
+
+
+@contextmanager
+def counted_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress over things whose number is known with the first."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+
+        def step(done: int, total: int) -> None:
+            nonlocal advance
+            if advance is None:
+                advance = stack.enter_context(progress(label, total))
+            advance(done, "")
+
+        yield step

@@ -1,0 +1,121 @@
+"""What a hospital's policy says of a run, for the person who asks: verdict first, then the run's hash, then why.
+
+The rules are in client/rules/policy.py. Here a rule that needs the hospital's data is checked where that is known: the
+agent has counted the patients for a proposed run, and `data check --run` counts them itself.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.home.declared import as_declared, declared_size, outgrown
+from client.home.folder import SITE_NAME
+from client.home.offer import Offer
+from client.rules import approvals, policy
+from client.site import Site
+from common.config import PolicyConfig, SiteConfig, load
+from common.config.rundocument import RunDocument, from_file
+from common.console.cli import say
+from common.errors import PolicyError
+from common.text import counted
+
+if TYPE_CHECKING:
+    from client.data.check.checkup import Checkup
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the policy lets a run train here."""
+
+    document: RunDocument
+    refusals: tuple[str, ...]
+    patients: int | None  # usable for it; None: not counted, and the rules that need it are left out
+    declared: int | None = None  # what a run with privacy is told instead
+
+    def as_data(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "name": self.document.name,
+            "sha256": self.document.hash,
+            "allowed": not self.refusals,
+            "refusals": list(self.refusals),
+            "patients": self.patients,
+        }
+
+    def show(self) -> None:
+        """Print it."""
+        known = "without a count of patients" if self.patients is None else f"with {counted(self.patients, 'patient')}"
+        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {known}: {self.document.name}")
+        say(f"SHA-256 of the run: {self.document.hash}")
+        for reason in self.refusals:
+            say(f"- {reason}")
+        if self.patients is not None and self.declared is not None and (why := outgrown(self.declared, self.patients)):
+            say(why)
+
+    def enforce(self) -> None:
+        """Raise where the policy refuses.
+
+        Raises:
+            PolicyError: it does.
+        """
+        if self.refusals:
+            raise PolicyError(
+                f"policy.toml refuses run {self.document.name!r}: {'; '.join(self.refusals)}. "
+                "Ask the coordinator for another run, or change policy.toml if the hospital agrees."
+            )
+
+
+def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
+    """The verdict on a run that is given as a file, or proposed here.
+
+    Raises:
+        ConfigError: there is no such run, or state/declared.json is damaged.
+    """
+    if Path(run).is_file():
+        return verdict_on(from_file(Path(run)), rules, None)
+    proposal = approvals.find(home, run)
+    offer = proposal.appraisal.offer if proposal.appraisal else None
+    if offer is not None:
+        offer = as_declared(offer, load(SiteConfig, home / SITE_NAME), proposal.run, home)
+    return verdict_on(proposal.document, rules, offer)
+
+
+def verdict_on(document: RunDocument, rules: PolicyConfig, offer: Offer | None) -> Verdict:
+    """The verdict, with what the site has for the run; None: not known."""
+    reasons = tuple(policy.refusals(document.config, rules, offer))
+    if offer is None:
+        return Verdict(document, reasons, None)
+    declared = None if document.config.privacy is None else offer.declared_size
+    return Verdict(document, reasons, offer.patients, declared)
+
+
+def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
+    """The verdict on the run for which the site's data were checked.
+
+    Raises:
+        ConfigError: state/declared.json is damaged.
+    """
+    from client.data.deidentify.pseudonym import cohort_id  # noqa: PLC0415 - torch
+    from common.learning.network import tensor_shapes  # noqa: PLC0415 - torch
+
+    if checkup.document is None:
+        raise ValueError("the data were checked for no run")
+    run = checkup.document.config
+    patients = {study.patient for study in checkup.usable}
+    if not patients:  # neither noise nor delta can be said
+        reasons = (*policy.refusals(run, site.policy), "no patient is usable for it")
+        return Verdict(checkup.document, reasons, 0)
+    offer = Offer(
+        patients=len(patients),
+        declared_size=declared_size(site.config, run, len(patients), site.home),
+        cohort_id=cohort_id(site.key),
+        usable=len(checkup.usable),
+        quarantined=dict(Counter(str(one.problem.code) for one in checkup.quarantined if one.problem is not None)),
+        parts=dict.fromkeys(run.strategy.up, tensor_shapes(run)),
+        training=len({study.patient for study in checkup.usable if study.split == "train"}),
+    )
+    return verdict_on(checkup.document, site.policy, offer)
+
+
+__all__ = ["Verdict", "policy_verdict", "verdict_after", "verdict_on"]

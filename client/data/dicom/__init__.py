@@ -1,0 +1,1 @@
+"""What the bytes of a DICOM file say: values, texts, frames, pixels. Imports `study` alone."""

@@ -1,0 +1,257 @@
+"""Photographs and other pictures with a mask: PNG, JPEG, PGM, TIFF, BMP; paired by a CSV or by file name.
+
+Axes (y, x) with the EXIF orientation applied; intensities as stored, 0-255 for 8 bits, and colour of 16 bits with its
+upper 8. A mask has the size of the image as it is seen; where only one of the two says how it is turned and their sizes
+do not tell, they are refused. Transparency of an image is ignored, in a mask it is refused. With one class and no label
+map any one value beside 0 is the class (0/1 and 0/255 are both usual); a mask with more is asked about.
+"""
+
+import csv
+import difflib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from client.data.read.pairs import find_pairs, has_suffix, own_label, patient_of
+from client.data.study.label_checks import check_not_the_image, check_one_value
+from client.data.study.labels import Naming
+from client.data.study.listing import files_under
+from client.data.study.study import NO_IMAGE, NOT_IN_TABLE, Found, Reference, Study, parsing
+from common.config import SourceConfig
+from common.errors import ConfigError, DataError, ErrorCode
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".bmp")
+MASK_SUFFIXES = (".gif",)  # of masks alone: 256 colours make no picture
+
+_FORMATS = ("PNG", "JPEG", "PPM", "TIFF", "BMP")
+_MASK_FORMATS = (*_FORMATS, "GIF")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # one channel of more than 8 bits
+_GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
+_MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "YCbCr")
+_JPEG = ("JPEG", "MPO")  # MPO: a telephone's JPEG with previews behind it; the first is the picture
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def find(source: SourceConfig, folder: Path) -> Found:
+    """The images of a source, from its CSV or its two sub-folders.
+
+    Raises:
+        ConfigError: the CSV, a column or a sub-folder is missing.
+    """
+    if source.csv is None:
+        return find_pairs("images", source, folder, SUFFIXES, MASK_SUFFIXES)
+    files = set(files_under(folder))
+    rows: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
+    for number, row in _rows(source, folder):
+        rows.setdefault(row[source.image_column], []).append((number, row))
+    references = [_reference(source, folder, same, files) for same in rows.values()]
+    named = {path.resolve() for one in references for path in (*one.images, *one.labels, folder / str(source.csv))}
+    others = [path for path in files if path.resolve() not in named]
+    pictures = sum(has_suffix(path, SUFFIXES + MASK_SUFFIXES) for path in others)
+    return Found(tuple(references), +Counter({NOT_IN_TABLE: pictures, NO_IMAGE: len(others) - pictures}))
+
+
+def read(reference: Reference, naming: Naming | None) -> Study:
+    """Read a picture, and its mask when its classes are wanted.
+
+    Raises:
+        DataError: UNREADABLE, NO_LABEL, GEOMETRY_MISMATCH, LABEL_UNKNOWN or UNSUPPORTED.
+    """
+    path = reference.images[0]
+    with parsing("picture"):
+        picture, turn = _open(path)
+        pixels = _pixels(picture)
+    for other in reference.images[1:]:
+        with parsing("picture"):
+            more, other_turn = _open(other)
+            channel = _pixels(more)
+        if channel.shape[:2] != pixels.shape[:2] or other_turn != turn:
+            raise DataError("the channels of this image differ in size.", ErrorCode.GEOMETRY_MISMATCH)
+        pixels = np.concatenate([pixels, channel], axis=2)
+    label = None if naming is None else _label(reference, pixels, turn, naming)
+    image = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
+    return Study(image, label, None, None, "", reference.patient, reference.key, (path,))
+
+
+def _label(reference: Reference, pixels: NDArray[Any], turn: int, naming: Naming) -> NDArray[np.uint8]:
+    shape = pixels.shape[:2]
+    if not reference.labels:
+        raise DataError("the picture has no mask. Add the mask file, or take the picture out.", ErrorCode.NO_LABEL)
+    with parsing("mask"):
+        mask, mask_turn = _open(reference.labels[0], _MASK_FORMATS)
+        values = _mask(mask)
+    if values.shape != shape:
+        raise DataError(
+            f"the mask has {values.shape[0]} x {values.shape[1]} pixels, the picture {shape[0]} x {shape[1]}. "
+            "Export the mask in the picture's size.",
+            ErrorCode.GEOMETRY_MISMATCH,
+        )
+    if turn != mask_turn and (shape[0] == shape[1] or not {turn, mask_turn} & {*_QUARTER_TURNS}):
+        raise DataError(
+            "only one of picture and mask says that it is to be turned for viewing, and the sizes do not tell whether "
+            "the mask was drawn on the turned picture. Save both upright.",
+            ErrorCode.GEOMETRY_MISMATCH,
+        )
+    check_not_the_image(values, pixels[..., 0])
+    if naming.any_value:
+        if not reference.labels_checked:
+            check_one_value(values)
+        return np.asarray(values != 0).astype(np.uint8)
+    return naming.numbers(values)
+
+
+def _pixels(image: Image.Image) -> NDArray[Any]:
+    """(H, W, C) with C = 1 or 3."""
+    if image.mode not in ("L", "RGB", *_DEEP_MODES):
+        image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _mask(image: Image.Image) -> NDArray[Any]:
+    """(H, W); a palette image gives its indices (but a GIF its grey levels), a two-valued one 0 and 255."""
+    if "A" in image.getbands() and np.asarray(image.getchannel("A")).min() < 255:
+        raise DataError(
+            "the mask is transparent in places, so its values do not tell what it marks. Export it as grey levels.",
+            ErrorCode.UNSUPPORTED,
+        )
+    if image.format == "GIF":  # the order of its palette is the program's that wrote it, and says nothing
+        kind, image = image.format, image.convert("RGB")
+        image.format = kind
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    values = np.asarray(image)
+    if values.ndim == 3:
+        if not (values[..., 1:3] == values[..., :1]).all():
+            raise DataError(
+                "the mask is in colour; expected one value per pixel. Export it as grey levels.", ErrorCode.UNSUPPORTED
+            )
+        values = values[..., 0]
+    # JPEG smears the edge of a mask over all grey levels.
+    return np.where(values > 127, 255, 0).astype(np.uint8) if image.format in _JPEG else values
+
+
+def _open(path: Path, formats: tuple[str, ...] = _FORMATS) -> tuple[Image.Image, int]:
+    """A picture as it is to be seen, and the EXIF orientation that it had in its file (1: upright)."""
+    with _announced(path, formats) as opened:
+        if opened.mode not in _MODES:
+            raise DataError(
+                f"the file has the colour mode {opened.mode}; expected grey or red, green, blue. Export it as PNG.",
+                ErrorCode.UNSUPPORTED,
+            )
+        if getattr(opened, "n_frames", 1) > 1 and opened.format not in _JPEG:
+            raise DataError(
+                "the file holds several pictures; expected one. Export each to a file.", ErrorCode.UNSUPPORTED
+            )
+        kind, turn = opened.format, int(opened.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+    image.format = kind
+    return image, turn if turn in range(2, 9) else _UPRIGHT
+
+
+def _announced(path: Path, formats: tuple[str, ...]) -> Image.Image:
+    """The picture before it is decoded, if it is of a size that can be."""
+    try:
+        return Image.open(path, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            "the picture has more pixels than are believable. Export it smaller, or take it out.",
+            ErrorCode.OUT_OF_MEMORY,
+        ) from error
+
+
+def _reference(
+    source: SourceConfig, folder: Path, rows: Sequence[tuple[int, Mapping[str, str]]], files: Collection[Path]
+) -> Reference:
+    """The study of the rows that name one image, which should be one row."""
+    number, row = rows[0]
+    patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
+    image, mask = (_place(folder, row[column]) for column in (source.image_column, source.mask_column))
+    if len({(one[source.mask_column], one[source.patient_column]) for _, one in rows}) > 1:
+        problem = DataError(
+            f"{len(rows)} rows of the table name the image of line {number}, with other masks or for other patients. "
+            "Join the masks in one, or keep the row that is right.",
+            ErrorCode.UNSUPPORTED,
+        )
+    if image is None:
+        problem, image = _absent(source.image_column, number, "it names no picture"), folder / str(source.csv)
+    elif not image.is_file():
+        problem = _absent(source.image_column, number, _how_absent(image, files))
+    elif mask is not None and not mask.is_file():
+        problem = _absent(source.mask_column, number, _how_absent(mask, files), ErrorCode.NO_LABEL)
+    masks = () if mask is None else (mask,)
+    problem = problem or own_label((image,), masks)
+    return Reference("images", patient, row[source.image_column], (image,), masks, source.label_map, problem)
+
+
+def _place(folder: Path, cell: str) -> Path | None:
+    """The file that a cell names; None where it names none. Programs of Windows write backslashes."""
+    if not cell:
+        return None
+    path = folder / cell
+    other = folder / cell.replace("\\", "/")
+    return other if not path.exists() and other.exists() else path
+
+
+def _how_absent(path: Path, files: Collection[Path]) -> str:
+    """What can be said of a file that is not there, without its name."""
+    if path.is_symlink():
+        return "the file it names is a link to nothing: fetch what it stands for"
+    lower = str(path).lower()
+    if any(str(other).lower() == lower for other in files):
+        return "the file it names is not there, and one is whose name differs in capitals only: write it as it is"
+    return "the file it names is not there: correct the path, which is relative to the source's folder"
+
+
+def _absent(column: str, number: int, why: str, code: ErrorCode = ErrorCode.UNREADABLE) -> DataError:
+    return DataError(f"line {number} of the table, column {column}: {why}.", code)
+
+
+def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, str]]]:
+    """Line numbers and rows of the CSV that `where` selects; cells stripped.
+
+    Fields are separated by commas, or by what the header shows where no comma is in it: semicolons (Excel where the
+    comma is the decimal sign) or tabs.
+    """
+    path = folder / str(source.csv)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, restval="", delimiter=next((d for d in ",;\t" if d in header), ","))
+            rows = [
+                (reader.line_num, {name: (value or "").strip() for name, value in row.items() if name})
+                for row in reader
+            ]
+            columns = [name for name in reader.fieldnames or [] if name]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = {
+            FileNotFoundError: "it is not there",
+            UnicodeDecodeError: "it is not UTF-8; in Excel, save it as 'CSV UTF-8'",
+        }.get(type(error), type(error).__name__)
+        raise ConfigError(
+            f"the CSV {source.csv!r} cannot be read ({why}). Set csv in site.toml to a UTF-8 CSV file, relative to the "
+            "source's path."
+        ) from error
+    wanted = {
+        "image-column": source.image_column,
+        "mask-column": source.mask_column,
+        "patient-column": source.patient_column,
+    }
+    for key, column in [*wanted.items(), *(("where", column) for column in source.where)]:
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"the CSV {source.csv!r} has no column {column!r}, only {', '.join(columns) or 'none'}.{hint} "
+                f"Correct {key} in site.toml."
+            )
+    return [(at, row) for at, row in rows if all(row[column] == value for column, value in source.where.items())]

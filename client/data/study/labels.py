@@ -1,0 +1,330 @@
+"""A site's own label values and names to classes: 0 background, 1..K.
+
+Two ways to read: for a run only its classes count, in the order of `DataConfig.classes`, and a label that has no place
+there is LABEL_UNKNOWN; as found, every local value or name is a class of its own, in the order met.
+`label_map` in site.toml comes first, then the class's own name (for named segments), then the value 1..K itself.
+The target "background" in a label map says that a local label is not wanted. Nothing is ignored silently. Overlaps go
+to the class with the higher number, so list a lesion after its organ.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.study.study import Labelling
+from common.config import DataConfig
+from common.errors import ConfigError, DataError, ErrorCode
+from common.text import shown
+
+BACKGROUND = "background"
+
+_HIGHEST_VALUE = 65535
+_NEARLY_WHOLE = 1e-4
+_MOST_CLASSES = 254
+# Of a voxel: centres on the very edge of the image are inside, whatever the last bits of an affine say.
+_ROUNDING = 1e-6
+# Grids have the same voxels where no corner is further off than this share of one.
+_SAME_VOXEL = 0.1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which labels a reader shall give.
+
+    classes: those of a run; None: whatever is found. modality: that a study must have; None: any.
+    """
+
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    modality: str | None = None
+
+    @classmethod
+    def of_run(cls, data: DataConfig, label_map: Mapping[str, str]) -> Self:
+        """The classes of a run, and a source's names for them."""
+        return cls(label_map, data.classes, data.modality)
+
+    @classmethod
+    def as_found(cls, label_map: Mapping[str, str]) -> Self:
+        """Every label of a source; the label map joins and drops."""
+        return cls(label_map)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        classes = values["classes"]
+        return cls(dict(values["label-map"]), None if classes is None else tuple(classes), values["modality"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return {
+            "label-map": dict(self.label_map),
+            "classes": None if self.classes is None else list(self.classes),
+            "modality": self.modality,
+        }
+
+    def naming(self) -> "Naming":
+        """A fresh start for the label of one study."""
+        return Naming(self)
+
+
+class Naming:
+    """The classes of one study, while its label is read. Case, spaces and underscores of names do not matter.
+
+    as_found: whether every label counts, not only a run's.
+
+    Raises:
+        ConfigError: the label map names a class that the run does not have.
+    """
+
+    def __init__(self, wanted: Vocabulary) -> None:
+        self.as_found = wanted.classes is None
+        self._map = wanted.label_map
+        self._classes = list(wanted.classes or ())
+        self._numbers = {_plain(name): number for number, name in enumerate(self._classes, start=1)}
+        self._renamed = {_plain(local): name for local, name in self._map.items()}
+        self.labelling = Labelling(files=1)  # what readers found out on the way; they replace it
+        self.heard: set[tuple[str, int]] = set()  # local names and their classes; readers of several files clear it
+        self.drawn: set[int] = set()  # classes of which a voxel was drawn, before others were drawn over it
+        if not self.as_found:
+            for name in self._renamed.values():
+                self._target(name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes 1..K: the run's, or those met so far."""
+        return tuple(self._classes)
+
+    @property
+    def any_value(self) -> bool:
+        """Whether a label image may use any value but 0 for its class: a run with one class, and no label map."""
+        return len(self._classes) == 1 and not self._map and not self.as_found
+
+    def find(self, names: Sequence[str]) -> int | None:
+        """The class of the first of several names that the label map or the run has; None when none has one.
+
+        As found, the first name is a class when the label map has none of them.
+        """
+        known = next((name for name in names if _plain(name) in self._renamed), None)
+        if known is not None:
+            found = self._target(self._renamed[_plain(known)])
+        elif self.as_found:
+            known, found = names[0], self._target(names[0])
+        else:
+            known = next((name for name in names if _plain(name) in self._numbers), None)
+            if known is None:
+                return None
+            found = self._numbers[_plain(known)]
+        self.heard.add((_plain(known), found))
+        return found
+
+    def number(self, names: Sequence[str], ordinal: int, what: str = "segment") -> int:
+        """The class of a named segment or ROI; see `find`.
+
+        Args:
+            names: as the label object has them, the best first; they are free text, so they enter no message.
+            ordinal: number of the segment, for the message.
+            what: what is numbered.
+
+        Raises:
+            DataError: LABEL_UNKNOWN.
+        """
+        given = [name for name in names if _plain(name)]
+        found = self.find(given or [f"{what} {ordinal}"])
+        if found is None:
+            raise DataError(
+                f"{what} {ordinal} is labelled with a name that is no class of this run ({', '.join(self._classes)}). "
+                f'Name it in label-map in site.toml, or map it to "{BACKGROUND}".',
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        return found
+
+    def numbers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """A label image (*sp) of any number type, whole numbers, to classes.
+
+        Keys of the label map are values as text, such as "255".
+
+        Raises:
+            DataError: LABEL_UNKNOWN, a value has no class.
+            ConfigError: a key of the label map is no number.
+        """
+        if values.dtype.kind == "f":
+            # Scale factors of a header, and programs that resample, leave 0.99999994 where 1 was meant.
+            rounded = np.rint(values)
+            values = np.where(np.abs(values - rounded) <= _NEARLY_WHOLE, rounded, values)
+        if values.size and not (
+            values.min() >= 0 and values.max() <= _HIGHEST_VALUE and (values == np.rint(values)).all()
+        ):
+            raise DataError(
+                f"label values must be whole numbers from 0 to {_HIGHEST_VALUE}. Export the label map again as "
+                "integers.",
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        whole = values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
+        found = [int(value) for value in np.flatnonzero(np.bincount(whole.ravel()))]
+        table = self._table(found)
+        unknown = [value for value in found if value not in table]
+        if unknown:
+            raise DataError(
+                f"the label holds the value(s) {_some(unknown)}; expected {_some(sorted(table))}. "
+                f'Name them in label-map in site.toml, or map them to "{BACKGROUND}".',
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        lookup = np.zeros(_HIGHEST_VALUE + 1, np.uint8)
+        for value in found:
+            lookup[value] = table[value]
+        return np.asarray(lookup[whole], np.uint8)
+
+    def _table(self, found: Sequence[int]) -> dict[int, int]:
+        """Class of each value."""
+        if not self._map and not self.as_found:
+            return {value: value for value in range(len(self._classes) + 1)}
+        wrong = next((local for local in self._map if not local.isdecimal()), None)
+        if wrong is not None:
+            raise ConfigError(
+                f"label-map key {wrong!r} is no label value; its labels are numbers. Write a number, such as 1."
+            )
+        renamed = {int(local): name for local, name in self._map.items()}
+        if self.as_found:
+            renamed = {value: renamed.get(value, str(value) if value else BACKGROUND) for value in found}
+        return {0: 0} | {value: self._target(name) for value, name in renamed.items()}
+
+    def _target(self, name: str) -> int:
+        """The number of a class, which is a new one when everything counts."""
+        if name == BACKGROUND:
+            return 0
+        if not self.as_found:
+            return self._number_in_run(name)
+        name = shown(name)
+        plain = _plain(name)
+        if plain not in self._numbers:
+            if len(self._classes) == _MOST_CLASSES:
+                raise DataError(
+                    f"the label uses more than {_MOST_CLASSES} names or values. Is it an image? Join them in label-map "
+                    "in site.toml, or take the study out.",
+                    ErrorCode.LABEL_UNKNOWN,
+                )
+            self._classes.append(name.strip())
+            self._numbers[plain] = len(self._classes)
+        return self._numbers[plain]
+
+    def _number_in_run(self, name: str) -> int:
+        if name in self._classes:
+            return self._classes.index(name) + 1
+        near = difflib.get_close_matches(name, self._classes, n=1)
+        raise ConfigError(
+            f"label-map names the class {name!r}, which this run does not have ({', '.join(self._classes)})."
+            + (f" Did you mean {near[0]!r}?" if near else f' Correct it, or write "{BACKGROUND}".')
+        )
+
+
+def resample(
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    onto: NDArray[np.float64],
+    shape: tuple[int, ...],
+    naming: Naming | None = None,
+) -> NDArray[np.uint8]:
+    """Bring labels from their own grid to another in the same patient space, by nearest neighbour.
+
+    What the labels' grid does not reach is background.
+
+    Args:
+        labels: (z, y, x).
+        affine: (4, 4) of the labels, index (z, y, x, 1) -> mm.
+        onto: (4, 4) of the image, likewise.
+        shape: (Z, Y, X) of the image.
+        naming: is told that the label was resampled, and which share of it was lost.
+
+    Returns:
+        (Z, Y, X).
+
+    Raises:
+        DataError: GEOMETRY_MISMATCH, the grids do not meet, or nothing that is labelled falls on the image.
+    """
+    try:
+        to_labels = np.linalg.inv(affine) @ onto
+    except np.linalg.LinAlgError:
+        to_labels = np.full((4, 4), np.nan)
+    if not np.isfinite(to_labels).all():
+        raise _apart("its geometry is corrupt")
+    across = to_labels[:3, 1:3] @ np.indices(shape[1:]).reshape(2, -1) + to_labels[:3, 3:]
+    edges = np.array(labels.shape)[:, None]
+    moved = np.zeros((shape[0], shape[1] * shape[2]), np.uint8)
+    meets = False
+    for z, plane in enumerate(moved):
+        # A centre halfway between two goes to the later one, whatever the last bits of an affine say.
+        index = np.floor(across + z * to_labels[:3, :1] + (0.5 + 1e-6))
+        inside = ((index >= 0) & (index < edges)).all(axis=0)
+        plane[inside] = labels[tuple(index[:, inside].astype(np.intp))]
+        meets = meets or bool(inside.any())
+    if not meets or (labels.any() and not moved.any()):
+        raise _apart("nothing that it labels falls on the image")
+    if naming is not None:
+        told, between = naming.labelling, not _same_voxels(to_labels, shape)
+        lost = _lost(labels, np.linalg.inv(onto) @ affine, moved, shape)
+        naming.labelling = replace(told, resampled=told.resampled + between, lost=max(told.lost, lost))
+    return moved.reshape(shape)
+
+
+def _same_voxels(to_labels: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
+    """Whether two grids have the same voxels, in whatever order of axes, and only begin or end elsewhere.
+
+    Args:
+        to_labels: (4, 4), index on the image's grid -> index on the labels'.
+        shape: (Z, Y, X) of the image.
+    """
+    whole = np.rint(to_labels)
+    corners = np.stack([*np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1), np.ones(8)])
+    return abs(abs(np.linalg.det(whole[:3, :3])) - 1) < _ROUNDING and bool(
+        np.abs((to_labels - whole) @ corners).max() <= _SAME_VOXEL
+    )
+
+
+def _lost(
+    labels: NDArray[np.uint8], to_image: NDArray[np.float64], moved: NDArray[np.uint8], shape: tuple[int, ...]
+) -> float:
+    """The largest share of a class that did not arrive: its voxels whose centres lie outside of the image; all of them
+    where the image's grid is too coarse for any.
+
+    Args:
+        labels: (z, y, x) on their own grid.
+        to_image: (4, 4), index on their grid -> index on the image's.
+        moved: the same labels on the image's grid, any shape.
+        shape: (Z, Y, X) of the image.
+    """
+    outside = np.zeros(256, np.int64)
+    edges = np.array(shape)[:, None]
+    for z, plane in enumerate(labels):
+        y, x = np.nonzero(plane)
+        index = to_image[:3] @ np.stack([np.full(len(y), float(z)), y, x, np.ones(len(y))])
+        beyond = ((index < -0.5 - _ROUNDING) | (index > edges - 0.5 + _ROUNDING)).any(axis=0)
+        outside += np.bincount(plane[y[beyond], x[beyond]], minlength=256)
+    before, after = (_count(volume) for volume in (labels, moved))
+    gone = np.where(after > 0, outside, before)
+    return float((gone[before > 0] / before[before > 0]).max(initial=0.0))
+
+
+def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,) voxels of each class; of the background none."""
+    counts: NDArray[np.int64] = np.bincount(labels[labels > 0], minlength=256)
+    return counts
+
+
+def _apart(why: str) -> DataError:
+    return DataError(
+        f"the label lies on another grid than its image, and {why}. Resample it to the image.",
+        ErrorCode.GEOMETRY_MISMATCH,
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "-", name.strip().casefold())
+
+
+def _some(values: list[int]) -> str:
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

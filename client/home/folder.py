@@ -1,0 +1,28 @@
+"""What lies in a site's home folder, and under which name.
+
+    home/site.toml         what it offers (SiteConfig); relative paths start from home
+    home/policy.toml       what it allows (PolicyConfig); the strict default where the file is absent
+    home/site.key          keys the pseudonyms and all that is sealed, never leaves; see client/home/sitekey.py
+    home/forgotten.sealed  the patients who take no part any more
+    home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
+                           declared.json: the number of patients that private runs are told (client/home/declared.py);
+                           evaluations/: scores given
+    home/cache/            the preprocessed images; may go while the agent is stopped
+
+Forgotten, state and cache are sealed under keys that are derived from site.key (common/crypto/record_box.py): a copy of
+the folder without that key shows how much there is and when it was written, and nothing else.
+
+The worker may write to the last two folders and to scratch/, and to nothing else (common/system/sandbox.py).
+"""
+
+SITE_NAME = "site.toml"
+POLICY_NAME = "policy.toml"
+STATE_NAME = "state"  # what the worker writes beside its cache
+LEDGER_NAME = f"{STATE_NAME}/ledger.sqlite"
+CACHE_NAME = "cache"
+INDEX_NAME = "index"  # within the cache: what the headers of the files told
+SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
+DECLARED_NAME = f"{STATE_NAME}/declared.json"
+EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
+FORGOTTEN_NAME = "forgotten.sealed"
+CHECK_NAME = "check"  # the last report of `wardround-client data check`

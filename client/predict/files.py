@@ -1,0 +1,167 @@
+"""A segmentation as files, in the format its study came in.
+
+    DICOM series              segmentation.dcm     DICOM SEG on the images of the series, one segment per class
+    NIfTI volume              labels.nii.gz        label map with the affine of the volume
+    PGM                       labels.pgm           8-bit grey, the value is the label
+    other picture (PNG, ...)  labels.png           8-bit palette, the value is the label
+    all                       overlay.png          see `client.predict.overlay`
+
+Nothing from a DICOM header enters a file name. A file that carries a name of its own may lend it: scan-labels.nii.gz.
+"""
+
+import datetime
+import gzip
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import Dataset
+
+from client.data.dicom.frames import frame_order
+from client.data.study.drawing import COLOURS
+from client.data.study.study import Reference, Study, parsing, quiet
+from client.predict.dicom_seg import Author, write_segmentation
+from client.predict.overlay import draw_overlay, png
+from common.config import RunConfig
+from common.errors import ConfigError, DataError, ErrorCode
+from common.system.files import move, write_atomically
+
+
+def stem_of(reference: Reference) -> str:
+    """The name a study's file has, for the names of its results; "" for DICOM, whose names say nothing."""
+    if reference.kind == "dicom":
+        return ""
+    return reference.images[0].name.removesuffix(".gz").rpartition(".")[0]
+
+
+def result_names(reference: Reference, stem: str) -> tuple[str, str]:
+    """File names of a study's segmentation and of its overlay."""
+    prefix = f"{stem}-" if stem else ""
+    return f"{prefix}{_label_name(reference)}", f"{prefix}overlay.png"
+
+
+def encode(
+    reference: Reference, stem: str, study: Study, labels: NDArray[np.uint8], *, run: RunConfig, model_sha256: str
+) -> dict[str, bytes]:
+    """The files of one result: name -> content.
+
+    Args:
+        reference: where the study came from; it decides the format.
+        stem: see `stem_of`; "" for names that say nothing.
+        study: the study; `files` are read again for what the result repeats of their headers.
+        labels: (*sp) on the study's grid.
+        run: names the classes and the window of the overlay.
+        model_sha256: of the model, hex; a DICOM SEG names it.
+    """
+    name, overlay = result_names(reference, stem)
+    with parsing("study's header"):
+        segmentation = _segmentation(name, study, labels, run, model_sha256)
+    return {name: segmentation, overlay: draw_overlay(study, labels, run.data.classes, run.preprocessing.window)}
+
+
+def write_result(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """Write the files of a result: all of them, or none.
+
+    Raises:
+        ConfigError: DISK_FULL, the folder does not take them.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+            for name, data in contents.items():
+                write_atomically(Path(partial) / name, data)
+            for name in contents:
+                move(Path(partial) / name, folder / name)
+    except OSError as error:
+        raise ConfigError(
+            f"a result cannot be written ({error.strerror}). Give an --out that is writable and has space.",
+            ErrorCode.DISK_FULL,
+        ) from error
+    return tuple(folder / name for name in contents)
+
+
+def _label_name(reference: Reference) -> str:
+    match reference.kind:
+        case "dicom":
+            return "segmentation.dcm"
+        case "nifti":
+            return "labels.nii.gz"
+        case "images" | "mias":
+            return "labels.pgm" if reference.images[0].suffix.lower() == ".pgm" else "labels.png"
+
+
+def _segmentation(name: str, study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256: str) -> bytes:
+    match name.rpartition(".")[2]:
+        case "dcm":
+            return _dicom(study, labels, run, model_sha256)
+        case "gz":
+            return _nifti(study, labels)
+        case "pgm":
+            return _pgm(labels)
+        case _:
+            return _palette_png(labels)
+
+
+def _dicom(study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256: str) -> bytes:
+    buffer = io.BytesIO()
+    with quiet():
+        # A file of many frames is named once for each of its slices.
+        sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(study.files)]
+        segmentation = write_segmentation(
+            sources,
+            _in_frame_order(labels, sources),
+            run.data.classes,
+            Author("Wardround", version=model_sha256),
+            created=datetime.datetime.now(),
+            series_number=1000 + max(int(sources[0].get("SeriesNumber") or 0), 0),
+            description="Wardround segmentation",
+        )
+        segmentation.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _in_frame_order(labels: NDArray[np.uint8], sources: Sequence[Dataset]) -> NDArray[np.uint8]:
+    """The slices of a study of one multi-frame image, in the order of its frames; of single frames, as they are."""
+    if all(int(source.get("NumberOfFrames") or 1) == 1 for source in sources):
+        return labels
+    if len(sources) > 1:
+        raise DataError(
+            f"the volume is spread over {len(sources)} multi-frame images, and a segmentation can refer to one. "
+            "Export it as one image, or as single-frame images.",
+            ErrorCode.UNSUPPORTED,
+        )
+    return labels[np.argsort(frame_order(sources[0]))]
+
+
+def _nifti(study: Study, labels: NDArray[np.uint8]) -> bytes:
+    source: Any = nibabel.load(study.files[0])  # nibabel types its images in part only
+    # The header carries both transforms and their codes; its free texts and extensions may carry a name.
+    header = source.header.copy()
+    for text in ("descrip", "aux_file", "intent_name", "db_name"):
+        if text in header:
+            header[text] = b""
+    header.extensions.clear()
+    header["cal_min"] = header["cal_max"] = 0
+    image = type(source)(labels.transpose(2, 1, 0), source.affine, header, dtype=np.uint8)
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+
+
+def _palette_png(labels: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(labels, mode="P")
+    image.putpalette([0, 0, 0, *(channel for k in range(255) for channel in COLOURS[k % len(COLOURS)])])
+    return png(image)
+
+
+def _pgm(labels: NDArray[np.uint8]) -> bytes:
+    # Netpbm's raw form: magic, width, height, largest value, then the rows from the top.
+    return b"P5\n%d %d\n255\n" % (labels.shape[1], labels.shape[0]) + labels.tobytes()
+
+
+__all__ = ["encode", "result_names", "stem_of", "write_result"]

@@ -1,0 +1,172 @@
+"""What the agent does with proposals: believe only what is signed and is what it says, find out what it would mean.
+
+A proposal is data in a file, nothing more (client/rules/approvals.py). The person who decides, or the policy, decides
+on what stands there.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from pathlib import Path
+
+from client.home.declared import declare
+from client.home.folder import DECLARED_NAME, FORGOTTEN_NAME, POLICY_NAME, SITE_NAME
+from client.home.offer import Offer
+from client.proposals import signers
+from client.rules import approvals, policy
+from client.rules.approvals import Appraisal, Proposal
+from client.site import changed, current_site
+from client.trail.audit_trail import Record
+from client.worker.protocol import PipeError
+from common.config import PolicyConfig, RunConfig
+from common.config.rundocument import RunDocument, from_bundle
+from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
+from common.identity.operators import Act, Endorsement, Signer, check_act, check_endorsements, public_bytes, subject_of
+from common.text import shown
+from common.wire.messages import Refusal
+from common.wire.wardround_pb2 import Proposal as ProposalProto
+from common.wire.wardround_pb2 import Removal
+
+_log = logging.getLogger(__name__)
+
+
+class Proposals:
+    """The runs proposed to a site. Its state: what has been appraised, and under which of the hospital's files."""
+
+    def __init__(self, home: Path, record: Record, offer: Callable[[RunDocument], Offer]) -> None:
+        """Know where to look.
+
+        Args:
+            home: the site's.
+            record: told when a run is closed.
+            offer: asks the worker what the site has for a run.
+        """
+        self._home, self._record, self._offer = home, record, offer
+        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
+        self._doubted: set[str] = set()  # ended runs that the coordinator calls open, and no operator
+        self._lock = threading.Lock()  # of two threads that keep the same proposal
+
+    def keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
+        """Store what was proposed if it is what it says; data in a file, nothing more."""
+        with self._lock:
+            self._keep(proposal, roots_pem)
+
+    def _keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
+        known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
+        if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
+            self._note_signers(proposal, roots_pem)
+            if known.open != proposal.open:
+                if proposal.open and not self._is_resumed(proposal, roots_pem):
+                    return
+                resumption = proposal.resumption.nonce if proposal.open else ""
+                approvals.set_open(self._home, known.run_hash, is_open=proposal.open, resumption=resumption)
+                if not proposal.open:
+                    self._record.closed(known.run_hash)
+                    current_site(self._home).ledger.release(known.run_hash)
+            return
+        try:
+            run = from_bundle(proposal.bundle)
+            if run.hash != proposal.run_hash:
+                raise ConfigError("the bundle is not the run it claims to be")
+            found = self._signers(proposal, roots_pem)
+            signers.check_wanted(proposal.run_hash, found, current_site(self._home).policy.operators)
+        except WardroundError as error:
+            _log.error("a proposal was ignored: %s", error)
+            return
+        approvals.record(self._home, run, is_open=proposal.open, keys=found)
+        _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
+
+    def _is_resumed(self, proposal: ProposalProto, roots_pem: bytes) -> bool:
+        """Whether an operator signed that a run which ended here goes on: the coordinator's word is not enough."""
+        one, subject = proposal.resumption, subject_of(proposal.run_hash)
+        act = Act("resume", subject, one.certificate_pem, one.signed_at, one.nonce, one.signature)
+        why = "it was signed for an earlier resumption"
+        try:
+            if public_bytes(check_act(act, roots_pem).key).hex() in signers.removed(self._home):
+                raise EnrolmentError("the operator who resumed it was removed")
+            if one.nonce not in approvals.resumptions(self._home, proposal.run_hash):
+                return True
+        except EnrolmentError as error:
+            why = str(error)
+        if proposal.run_hash not in self._doubted:
+            self._doubted.add(proposal.run_hash)
+            _log.error("run %s has ended, and is not open again: %s", proposal.run_hash[:12], why)
+        return False
+
+    def appraise(self) -> None:
+        """Look at all open proposals that nobody has answered."""
+        for stored in approvals.load_all(self._home):
+            self._appraise(stored)
+
+    def learn(self, removals: Iterable[Removal], roots_pem: bytes) -> None:
+        """Believe no operator any more whom an admin has removed; before `keep`, which asks for it."""
+        with self._lock:
+            new = signers.learn(self._home, removals, roots_pem)
+        for signer, certificate in new:
+            _log.warning(
+                "operator %s was removed at the coordinator: no signature of theirs counts", shown(signer.name)
+            )
+            self._record.operator_removed(certificate)
+
+    def _signers(self, proposal: ProposalProto, roots_pem: bytes) -> tuple[Signer, ...]:
+        """Who wants the run: those of the operators who were not removed."""
+        endorsements = [Endorsement(one.certificate_pem, one.signature, one.signed_at) for one in proposal.endorsements]
+        bundle_sha256 = sha256(proposal.bundle).hexdigest()
+        found = check_endorsements(endorsements, roots_pem, proposal.run_hash, bundle_sha256)
+        gone = signers.removed(self._home)
+        return tuple(one for one in found if one.key not in gone)
+
+    def _note_signers(self, proposal: ProposalProto, roots_pem: bytes) -> None:
+        """Those of a run that is known here: less whom was removed, and more who signed it later."""
+        counting = signers.of(self._home, proposal.run_hash)
+        counting += tuple(one for one in self._signers(proposal, roots_pem) if one not in counting)
+        if counting != approvals.signers_of(self._home, proposal.run_hash):
+            approvals.note_signers(self._home, proposal.run_hash, counting)
+
+    def _appraise(self, proposal: Proposal) -> None:
+        """Find out what the run would use here, for whoever decides; decide where the policy says so.
+
+        Done again when the hospital changes its data, its policy or its declared number of patients.
+        """
+        watched = (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, DECLARED_NAME, f"tls/{signers.NAME}")
+        stamp = changed(self._home, *watched)
+        if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
+            return
+        offer, refusal, code, decides = None, None, None, False
+        try:
+            site = current_site(self._home)
+            rules = site.policy
+            decides = rules.auto_approve
+            code = _code_of(proposal.run, rules)
+            policy.check(proposal.run, rules)
+            signers.check_wanted(proposal.run_hash, signers.of(self._home, proposal.run_hash), rules.operators)
+            offer = self._offer(proposal.document)
+            policy.check(proposal.run, rules, offer)
+            if decides and declare(site.config, proposal.run, offer.declared_size, self._home) != offer.declared_size:
+                return  # an approval has set another number just now: it is appraised again
+        except PipeError as error:
+            _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
+            return
+        except WardroundError as error:
+            refusal = str(error)
+            _log.warning("run %r: %s", proposal.run.name, refusal)
+        except Exception:  # noqa: BLE001 - numbers that nobody has thought of must not end the agent, nor be approved
+            refusal = "it cannot be appraised, for a reason that stands in logs/agent.log"
+            _log.exception("run %r cannot be appraised", proposal.run.name)
+        self._appraised[proposal.run_hash] = stamp
+        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal, code))
+        if code is not None:
+            self._record.replied(Refusal(proposal.run_hash, 0, ErrorCode(code)))
+        if decides:
+            approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
+
+
+def _code_of(run: RunConfig, rules: PolicyConfig) -> str | None:
+    """What the coordinator is told where policy.toml refuses a run for what stands in it. What our patients are too few
+    for is for a person to answer: a coordinator could ask about them with one proposal after the other."""
+    try:
+        policy.check(run, rules)
+    except PolicyError as error:
+        return str(error.code)
+    return None

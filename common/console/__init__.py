@@ -1,0 +1,1 @@
+"""What the command lines share: errors in one message, tables, progress, logs, the doctor."""

@@ -1,0 +1,231 @@
+"""What the three command lines share: errors as one message, tables, progress, logging.
+
+All that a command shows passes here, and through `common.text.shown`: text of another side, of a file or of a header
+is neither markup nor a command to a terminal. Results go to stdout, everything else to stderr. Exit code 0 means
+success, 1 a failure that was explained in one message, 2 a usage error. Commands import heavy modules (torch, flwr)
+inside their bodies, so that `--help` answers at once and Flower reads the environment set here.
+
+    app = new_app("Simulate a federation on one machine.")
+
+    @app.command()
+    def run(scenario: str, json: JsonFlag = False) -> None: ...
+"""
+
+import datetime
+import logging
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Annotated, Any, NoReturn, TypeAlias
+
+import click
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from common.console.logs import log_to
+from common.errors import WardroundError
+from common.system.environment import flower_variables
+from common.text import as_json as json_text
+from common.text import shown
+
+# Torch's threads spin while they wait for each other. Beside other work on the same cores that made a training step 35
+# times slower than on one thread (0.70 s against 0.02 s); sleeping instead, 2.5 times.
+_TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_PLAIN_LINE_EVERY_S = 2.0
+_SHOWN_DIGITS = 12
+
+JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Advance: TypeAlias = Callable[[int, str], None]  # (done so far, short note)
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A typer app whose commands may raise WardroundError: the user sees the message, the exit code is 1."""
+    return typer.Typer(
+        cls=_Commands,
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        # A pretty traceback prints local variables, and those may name patients.
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+
+
+class Digest(str):
+    """A hash: whole in JSON, its first twelve digits in a table."""
+
+    __slots__ = ()
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool = False) -> None:
+    """Print rows to stdout: a table for people, or with `as_json` a list of objects keyed by column.
+
+    Rows hold values: numbers, truth values, lists, moments (aware datetimes), None. They stay that in JSON, whose keys
+    are the columns in kebab-case; a table shows them as people write them.
+    """
+    if as_json:
+        keys = [re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") for column in columns]
+        show_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(title, columns, rows))
+
+
+def show_json(value: Any) -> None:
+    """Print a value to stdout as JSON."""
+    typer.echo(json_text(value))
+
+
+def say(message: object) -> None:
+    """Print one line of the result to stdout."""
+    typer.echo(shown(message))
+
+
+def note(message: object) -> None:
+    """Tell the user something on stderr, in one line, which leaves stdout to the result."""
+    typer.echo(shown(message), err=True)
+
+
+@contextmanager
+def live_table() -> Iterator[Callable[[str, str, Sequence[str], Sequence[Sequence[object]]], None]]:
+    """A line and a table on a terminal's stderr that change in place.
+
+    Yields:
+        A function to call with the line, the table's title, its columns and its rows.
+    """
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        yield lambda line, title, columns, rows: live.update(Group(Text(shown(line)), _table(title, columns, rows)))
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Advance]:
+    """A progress bar on a terminal, plain lines elsewhere; both on stderr.
+
+    Yields:
+        A function to call with the number done and a short note.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(shown(label), total=total, note="")
+            yield lambda done, text: bar.update(task, completed=done, note=shown(text))
+    else:
+        yield _plain_lines(label, total)
+
+
+def configure_logging(*, verbose: bool = False) -> None:
+    """Log to stderr: warnings, and with `verbose` the story of what happens."""
+    log_to(logging.INFO if verbose else logging.WARNING)
+
+
+class _Commands(TyperGroup):
+    """A command group that explains expected failures in one message; it and all its commands know --version."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _with_version(self)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        return None if found is None else _with_version(found)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for key, value in (flower_variables() | _TORCH_ENVIRONMENT).items():
+            os.environ.setdefault(key, value)
+        try:
+            return super().invoke(ctx)
+        except WardroundError as error:
+            _fail(str(error), error)
+        except OSError as error:
+            # A reader that closed the pipe (`| head`) is no failure of ours; click ends quietly.
+            if isinstance(error, BrokenPipeError):
+                raise
+            place = f" ({error.filename})" if error.filename else ""
+            _fail(f"the system refused: {error.strerror or error}{place}.", error)
+
+
+def _with_version(command: click.Command) -> click.Command:
+    """The command, with the option --version beside --help."""
+    if not any("--version" in parameter.opts for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_version,
+                help="Print the version and exit.",
+            )
+        )
+    return command
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        say(f"wardround {metadata.version('wardround')}")
+        ctx.exit()
+
+
+def _fail(message: str, cause: Exception) -> NoReturn:
+    note(f"error: {message}")
+    raise typer.Exit(1) from cause
+
+
+def _plain_lines(label: str, total: int) -> Advance:
+    last = -_PLAIN_LINE_EVERY_S
+
+    def advance(done: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < _PLAIN_LINE_EVERY_S:
+            return
+        last = now
+        note(f"{label} {done}/{total} {text}".rstrip())
+
+    return advance
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(title=Text(shown(title)), title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(Text(shown(column)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(_cell(value))) for value in row))
+    return table
+
+
+def _cell(value: object) -> str:  # noqa: PLR0911 - one a kind of value
+    match value:
+        case None | "" | [] | ():
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float() if math.isnan(value):
+            return "-"
+        case float():
+            return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+        case Digest():
+            return value[:_SHOWN_DIGITS]
+        case datetime.datetime():
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+        case list() | tuple():
+            return ", ".join(map(_cell, value))
+        case Mapping():
+            return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items())
+    return str(value)

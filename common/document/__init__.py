@@ -1,0 +1,1 @@
+"""The engine of documents: tables, formats, choices, faults in words, TOML that we write."""

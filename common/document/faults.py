@@ -1,0 +1,185 @@
+"""What is wrong with a setting, said in our words: what was found, what is allowed, and where a key belongs.
+
+Pydantic finds the faults; its sentences name types of Python and rules of its own, which whoever writes a TOML file
+does not know. Keys are dotted, with the table before them: `training.learning-rate`.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from common.document.choice import OneOf, choice_of
+
+# What people look for, and this version does not have.
+_ABSENT = {
+    "aggregation": "how updates become a model is said in [strategy]",
+    "algorithm": "how updates become a model is said in [strategy]",
+    "proximal-mu": "how updates become a model is said in [strategy]",
+    "loss": "the loss follows from the task, see [task]",
+    "secure-aggregation": "the coordinator sees each site's update",
+    "epochs": "a round is counted in steps, with local-steps in [training]",
+    "local-epochs": "a round is counted in steps, with local-steps in [training]",
+    "clients": "a run names no sites; each one that is enrolled may approve it",
+    "sites": "a run names no sites; each one that is enrolled may approve it",
+    "noise-multiplier": "the noise follows from target-epsilon in [privacy]",
+}
+_PATTERNS = {
+    r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$": "small letters, digits and hyphens, such as st-mary-2",
+    r"^[0-9a-f]{64}$": "64 hexadecimal digits",
+    r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$": "hours such as 20:00-06:00",
+}
+_KINDS = (
+    (("int_", "int_type"), "a whole number"),
+    (("float_", "finite_number", "decimal_"), "a finite number"),
+    (("bool_",), "true or false"),
+    (("string_type", "string_sub_type"), 'text in quotes, such as "north"'),
+    (("tuple_type", "list_type"), "a list in brackets, such as [1, 2]"),
+    (("model_type", "model_attributes_type", "dict_type"), "a table"),
+)
+_BOUNDS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")} | {
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_LONGEST = 80
+
+
+def explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    """One of pydantic's problems with a table, as a sentence without its full stop."""
+    path, table = _place_of(model, [str(part) for part in problem["loc"]])
+    name = ".".join(path)
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown(model, path, table)
+        case "missing":
+            return f"{name} is not there, and has no default{_choices(table, path)}"
+        case "union_tag_invalid":
+            # Only a choice of kinds has it: see common/document/choice.py.
+            choice, about = _choice_at(table, path), problem["ctx"]
+            key = f"{name}.{choice.key}" if choice is not None else name
+            return f"{key} is {_said(about['tag'])}, must be {about['expected_tags']}; this version has no other"
+        case "value_error":
+            reason = str(problem["ctx"]["error"])
+            return f"{name}: {reason}" if name else reason
+    return f"{name} is {_said(problem['input'])}, must be {_allowed(problem)}"
+
+
+def _unknown(model: type[BaseModel], path: Sequence[str], table: type[BaseModel] | None) -> str:
+    """Why a key is not known, and what was probably meant: the table that it stands in comes first."""
+    *above, key = path
+    own = list(_keys(table)) if table is not None else []
+    name = ".".join(path)
+    hyphened = key.replace("_", "-")
+    if hyphened != key and hyphened in own:
+        return f"unknown key {name!r}: keys are written with hyphens. Write {hyphened!r}"
+    if homes := [place for place, keys in _tables(model) if hyphened in keys and place != ".".join(above)]:
+        return f"unknown key {name!r}. {hyphened!r} stands {' and '.join(map(_place, homes))}. Move or remove it"
+    near = difflib.get_close_matches(hyphened, own, n=1)
+    if near:
+        return f"unknown key {name!r}. Did you mean {near[0]!r}? Remove or correct it"
+    if hyphened in _ABSENT:
+        return f"unknown key {name!r}. This version does not have it: {_ABSENT[hyphened]}. Remove it"
+    for place, keys in _tables(model):
+        if near := difflib.get_close_matches(hyphened, keys, n=1):
+            return f"unknown key {name!r}. Did you mean {near[0]!r} {_place(place)}? Remove or correct it"
+    return f"unknown key {name!r}. {_whole(own)}Remove or correct it"
+
+
+def _allowed(problem: Mapping[str, Any]) -> str:
+    kind, about = problem["type"], problem.get("ctx", {})
+    if kind == "literal_error":
+        return f"{about['expected']}; this version has no other"
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS.get(about["pattern"], f"of the form {about['pattern']}")
+    if kind in _BOUNDS:
+        words, limit = _BOUNDS[kind]
+        return f"{words} {about[limit]:g}"
+    if kind in ("too_short", "string_too_short"):
+        return f"{_counted(about['min_length'], kind)} or more"
+    if kind in ("too_long", "string_too_long"):
+        return f"{_counted(about['max_length'], kind)} or fewer"
+    return next((words for starts, words in _KINDS if kind.startswith(starts)), str(problem["msg"]))
+
+
+def _choices(table: type[BaseModel] | None, path: Sequence[str]) -> str:
+    """Which values a missing key may have, where they can be counted."""
+    field = next((one for name, one in _fields(table) if name == path[-1]), None) if table is not None else None
+    values = getattr(field.annotation, "__args__", ()) if field is not None else ()
+    if not values or not all(isinstance(value, str | int) for value in values):
+        return ""
+    return f". Write one of {', '.join(map(json.dumps, values))}"
+
+
+def _counted(count: int, kind: str) -> str:
+    one, many = ("sign", "signs") if kind.startswith("string") else ("entry", "entries")
+    return f"{count} {one if count == 1 else many}"
+
+
+def _said(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _whole(keys: Sequence[str]) -> str:
+    return f"Known here: {', '.join(keys)}. " if keys else ""
+
+
+def _place(table: str) -> str:
+    return f"in [{table}]" if table else "at the top of the file"
+
+
+def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Every table of a file: its dotted name, empty for the top, and its keys; of all its kinds, where it has some."""
+    yield path, list(_keys(model))
+    for name, field in _fields(model):
+        place = f"{path}.{name}" if path else name
+        if (choice := choice_of(field.annotation, field.metadata)) is not None:
+            yield place, sorted({key for member in choice.members for key in _keys(member)})
+        elif (below := _below(field.annotation)) is not None:
+            yield from _tables(below, place)
+
+
+def _place_of(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], type[BaseModel] | None]:
+    """A place as people write it, without the names of kinds, and the table that its last key stands in."""
+    found: type[BaseModel] | None = model
+    inside, path = found, []
+    parts = iter(loc)
+    for part in parts:
+        path.append(part)
+        inside = found
+        if part.isdecimal():  # in a list of tables
+            continue
+        field = next((one for name, one in _fields(found) if name == part), None) if found is not None else None
+        choice = choice_of(field.annotation, field.metadata) if field is not None else None
+        if choice is not None:
+            found = choice.by_name.get(next(parts, ""))
+        else:
+            found = _below(field.annotation) if field is not None else None
+    return path, inside
+
+
+def _choice_at(table: type[BaseModel] | None, path: Sequence[str]) -> OneOf | None:
+    field = next((one for name, one in _fields(table) if name == path[-1]), None) if table is not None else None
+    return None if field is None else choice_of(field.annotation, field.metadata)
+
+
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        yield field.alias or name, field
+
+
+def _keys(model: type[BaseModel]) -> Iterator[str]:
+    for name, _ in _fields(model):
+        yield name
+
+
+def _below(annotation: Any) -> type[BaseModel] | None:
+    """The table in a field's type: itself, an optional one, or the entries of a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _below(part)) is not None), None)
+
+
+__all__ = ["explain"]

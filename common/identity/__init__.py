@@ -1,0 +1,1 @@
+"""Who somebody is: certificates, rotation of the root, invitations, operators' signatures."""

@@ -1,0 +1,1 @@
+"""What the operating system gives: durable files, locks, databases, namespaces, environments, hints."""

@@ -1,0 +1,1 @@
+"""The processes of a coordinator, and the open runs: started, watched, started again."""

@@ -1,0 +1,185 @@
+"""May this update enter the average? Pure functions; each refusal carries the code that names it.
+
+An average believes whatever it is given: a NaN spreads to every weight, a (4, 1) array broadcasts into (4, 4), one
+model of a hundred times the norm is the average. So nothing enters that is not the run's own tensors, name by name,
+shape by shape, finite, with the frozen ones as they were, with a count a hospital can have and a price that fits the
+run (`server.federation.price`), no farther from the model that was sent than the run's training can lead
+(`server.federation.bounds`), and, once all are here, not far beyond the median of the round. How much what enters may
+weigh is `server.federation.strategies.weighing`'s.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.config import RunConfig
+from common.errors import ErrorCode, UpdateError
+from common.learning.checkpoint import unpack
+from common.strategies import WEIGHTS
+from common.wire.messages import EvaluateReply, Phase, TrainReply
+from server.federation.bounds import farthest, trained
+from server.federation.price import MAX_PATIENTS, check_price
+
+MAX_METRICS = 256
+# An update so many times as far as the median one of its round, of three or more, is refused: see docs/run.md.
+MEDIAN_FACTOR = 5.0
+_FEWEST_FOR_A_MEDIAN = 3
+# Of float32, in which a loss is taken. Sums over sites and patients of what is larger may be infinite, which the
+# journal does not take: one site would end the run.
+_LARGEST_METRIC = 3.4028235e38
+_METRIC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update that may enter the average, as far as it can be judged by itself."""
+
+    parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    distance: float  # L2, from the model that was sent
+    limit: float  # of the distance, for this site in this round
+
+    @property
+    def reach(self) -> float:
+        """How much of what is possible it moved: comparable between sites, whose noise may differ."""
+        return self.distance / self.limit
+
+
+def check_update(
+    reply: TrainReply,
+    run: RunConfig,
+    run_hash: str,
+    round_: int,
+    global_state: Mapping[str, Tensor],
+    *,
+    earlier: Sequence[float] = (),
+) -> Update:
+    """The update, if it may enter the average; `outliers` has the last word, when all are here.
+
+    Args:
+        reply: a site's answer.
+        run: the run both sides agreed on.
+        run_hash: its SHA-256.
+        round_: the round that was asked for.
+        global_state: the weights that were sent; the update must have the same names, shapes and dtypes.
+        earlier: the deltas that the site stated with its updates of earlier rounds, under privacy.
+
+    Raises:
+        UpdateError: with the code of the first rule broken.
+    """
+    _check_round(reply.run_hash, reply.round, run_hash, round_)
+    _check_metrics(reply.metrics)
+    if run.weighting == "patients" and not 1 <= reply.patients <= MAX_PATIENTS:
+        raise UpdateError(
+            f"the reply counts {reply.patients} patients; expected 1 to {MAX_PATIENTS}, as they weight the average",
+            ErrorCode.BAD_COUNT,
+        )
+    if run.privacy is not None:
+        check_price(reply.metrics, run, earlier)
+    if reply.parts.keys() != set(run.strategy.up):
+        raise UpdateError("the update's parts are not those of the run", ErrorCode.WRONG_TENSORS)
+    parts = {name: unpack(part) for name, part in reply.parts.items()}
+    for name, part in parts.items():
+        _check_tensors(part, global_state)
+        if name != WEIGHTS and not all(bool(tensor.isfinite().all()) for tensor in part.values()):
+            raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
+    state = parts[WEIGHTS]
+    distance = _distance(state, global_state)
+    if not math.isfinite(distance):
+        raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
+    _, frozen = trained(run)
+    if any(not torch.equal(state[name], global_state[name]) for name in frozen & global_state.keys()):
+        raise UpdateError(
+            f"the update changes weights that the run does not train (trainable = {run.training.trainable})",
+            ErrorCode.WRONG_TENSORS,
+        )
+    start_norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in global_state.values()))
+    reachable = farthest(run, round_, start_norm, delta=reply.metrics.get("delta"))
+    setting = run.federation.max_update_norm
+    if distance > setting:
+        raise UpdateError(
+            f"the update lies {distance:.3g} (L2) from the global model, over max-update-norm = {setting:g}. "
+            "Lower the learning rate, or raise the limit in run.toml.",
+            ErrorCode.UPDATE_TOO_LARGE,
+        )
+    if distance > reachable:
+        raise UpdateError(
+            f"the update lies {distance:.3g} (L2) from the global model; {run.training.local_steps} steps of this "
+            f"run's training lead {reachable:.3g} away at most. The site did something else than the run asks for.",
+            ErrorCode.UPDATE_TOO_LARGE,
+        )
+    return Update(parts, distance, min(setting, reachable))
+
+
+def outliers(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:
+    """Sites whose update moved more than MEDIAN_FACTOR times as much as the median of the round.
+
+    Fewer than three have no median to speak of. Nor do sites that adapt their clipping norm, each to its own patients,
+    or a round in which most did not move at all.
+    """
+    adaptive = run.privacy is not None and run.privacy.adaptive_clipping is not None
+    if len(updates) < _FEWEST_FOR_A_MEDIAN or adaptive:
+        return frozenset()
+    median = statistics.median(update.reach for update in updates.values())
+    if median == 0:
+        return frozenset()
+    return frozenset(site for site, update in updates.items() if update.reach > MEDIAN_FACTOR * median)
+
+
+def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase) -> EvaluateReply:
+    """The scores, unless they are of another run, round or phase, or with a count no hospital has.
+
+    Raises:
+        UpdateError: with the code of the first rule broken.
+    """
+    _check_round(reply.run_hash, reply.round, run_hash, round_)
+    if reply.phase != phase:
+        raise UpdateError(f"the reply is for phase {reply.phase}, expected {phase}", ErrorCode.BAD_REQUEST)
+    if reply.patients > MAX_PATIENTS:
+        raise UpdateError(f"the reply counts {reply.patients} patients", ErrorCode.BAD_COUNT)
+    _check_metrics(reply.metrics)
+    return reply
+
+
+def _check_round(got_hash: str, got_round: int, run_hash: str, round_: int) -> None:
+    if got_hash != run_hash:
+        raise UpdateError("the reply belongs to another run", ErrorCode.WRONG_RUN)
+    if got_round != round_:
+        raise UpdateError(f"the reply is for round {got_round}, expected {round_}", ErrorCode.BAD_REQUEST)
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    # These names become keys of the coordinator's records and labels of its report.
+    if len(metrics) > MAX_METRICS or not all(_METRIC_NAME.fullmatch(name) for name in metrics):
+        raise UpdateError(
+            f"expected at most {MAX_METRICS} metrics with names in kebab-case of up to 64 characters",
+            ErrorCode.BAD_REQUEST,
+        )
+    if not all(abs(value) <= _LARGEST_METRIC for value in metrics.values()):
+        raise UpdateError("a metric is no finite number of single precision", ErrorCode.NOT_FINITE)
+
+
+def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    if state.keys() != expected.keys():
+        missing, extra = len(expected.keys() - state.keys()), len(state.keys() - expected.keys())
+        raise UpdateError(
+            f"the update lacks {missing} of the model's {len(expected)} tensors and has {extra} it does not know"
+        )
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+            raise UpdateError(
+                f"tensor {name} is {tuple(state[name].shape)} {state[name].dtype}, "
+                f"expected {tuple(tensor.shape)} {tensor.dtype}"
+            )
+
+
+def _distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    # In float64: squares of float32 values overflow at 1e19. NaN and infinity pass through, so one sum tests both.
+    return math.sqrt(sum(float((state[name].double() - reference[name].double()).square().sum()) for name in reference))
+
+
+__all__ = ["MAX_METRICS", "MAX_PATIENTS", "MEDIAN_FACTOR", "Update", "check_scores", "check_update", "outliers"]

@@ -1,0 +1,294 @@
+"""What happened in a run, one JSON object per line, and the summary that follows from it.
+
+`metrics.jsonl` is the only record: the summary, the report and a live view are functions of its events, so a run
+that was killed and resumed tells the same story as one that was not. Events, each with `event` and `time` (Unix s):
+
+    run-started   name, run-hash, rounds, quorum, seed, resumed-from
+    train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported)
+    round         round, sites, refused {site: code}, missing, why-missing {site: away ...}, seconds, bytes-down,
+                  bytes-up, model-sha256,
+                  capped: sites that weighed less than their count of patients says
+                  (server/federation/strategies/weighing.py)
+    evaluate      round, phase, site, patients, and the scores of the run's task (common/tasks)
+                  scores that a site has noised: also score-noise, class-score-noise (standard deviations, of the
+                  headline score and of each class's), scores-epsilon, scores-delta
+                  site "overall": the mean of the sites' scores, with its noise; under "mean-of-patients" the mean
+                  weighted by patients, where the sites gave counts; refused, missing, seconds, bytes-down
+    run-finished  seconds, model-sha256
+    run-failed    reason: why it ended
+    run-interrupted  reason: what stopped it before it ended; it can go on
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from common.config import RunConfig
+from common.config.rundocument import RunDocument
+from common.errors import ConfigError
+from common.privacy.guarantee import UNIT, guarantee, why_void
+from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
+from common.system.files import append, write_atomically
+from common.tasks import Task
+
+JOURNAL_NAME = "metrics.jsonl"
+# Before the run's start: the weights that [initial] names.
+INITIAL_NAME = "initial.safetensors"
+SUMMARY_NAME = "summary.json"
+OVERALL = "overall"
+
+Event: TypeAlias = dict[str, Any]
+Observe: TypeAlias = Callable[[Event], None]
+# A summary on disk is of a run that completed or failed; the others are made when somebody asks.
+Status: TypeAlias = Literal["completed", "failed", "running", "stopped", "proposed"]
+
+# By how a member is (server/federation/members.py).
+_WHY_MISSING = {"here": "did not answer", "away": "is away", "left": "left", "revoked": "was revoked"}
+
+_ABOUT = frozenset({"event", "time", "round", "phase", "site", "patients"})
+_ABOUT_OVERALL = _ABOUT | {"mean-of-patients", "refused", "missing", "why-missing", "seconds", "bytes-down"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in one page; `summary.json` holds it with kebab-case keys."""
+
+    name: str
+    run_hash: str
+    settings: dict[str, Any]  # of the run, with its defaults
+    status: Status
+    reason: str | None
+    seed: int
+    rounds: int  # completed
+    # Per round: sites whose update entered, refused {site: code}, missing.
+    sites_by_round: tuple[dict[str, Any], ...]
+    # phase -> {"round", "sites": {site: scores}, "mean-of-sites": scores, "mean-of-patients": scores | None}
+    scores: dict[str, Any]
+    # None without differential privacy.
+    guarantee: dict[str, Any] | None
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    model_sha256: str | None
+
+
+@dataclass
+class Journal:
+    """The events of one run, in memory and in `metrics.jsonl`."""
+
+    path: Path
+    observe: Observe | None = None
+    events: list[Event] = field(default_factory=list)
+
+    def record(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append an event; it is on disk when this returns."""
+        entry: Event = {**values, "event": event, "time": time.time()}
+        self.events.append(entry)
+        append(self.path, _line(entry).encode())
+        if self.observe is not None:
+            self.observe(entry)
+
+
+def open_journal(folder: Path, *, last_round: int, observe: Observe | None = None) -> Journal:
+    """Open the run's journal, without what happened after the checkpoint of `last_round`.
+
+    That work is done again by a resumed run: a round cut short, a line cut off in the middle, and the scores of the
+    last round.
+    """
+    path = folder / JOURNAL_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [event for event in read_events(path) if _is_before(event, last_round)] if last_round else []
+    write_atomically(path, "".join(_line(event) for event in kept).encode())
+    return Journal(path, observe, kept)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a journal, in order; a last line that was cut off is left out.
+
+    Raises:
+        ConfigError: a line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    events: list[Event] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ConfigError(f"{path} line {number} is not JSON. The file was changed; restore it.") from error
+    return events
+
+
+def summarise(
+    document: RunDocument,
+    events: Sequence[Event],
+    *,
+    status: Status,
+    reason: str | None = None,
+    model_sha256: str | None = None,
+) -> Summary:
+    """What the events amount to."""
+    run = document.config
+    rounds = [event for event in events if event["event"] == "round"]
+    return Summary(
+        name=run.name,
+        run_hash=document.hash,
+        settings=run.model_dump(mode="json", by_alias=True),
+        status=status,
+        reason=reason,
+        seed=run.seed,
+        rounds=len(rounds),
+        sites_by_round=tuple({key: event[key] for key in ("round", "sites", "refused", "missing")} for event in rounds),
+        scores=latest_scores(events),
+        guarantee=guarantee_of(run, events),
+        seconds=sum(event["seconds"] for event in events if _is_exchange(event)),
+        bytes_down=sum(event["bytes-down"] for event in events if _is_exchange(event)),
+        bytes_up=sum(event.get("bytes-up", 0) for event in events if _is_exchange(event)),
+        model_sha256=model_sha256,
+    )
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write `summary.json`."""
+    text = json.dumps(summary_as_dict(summary), indent=2, allow_nan=False)
+    write_atomically(folder / SUMMARY_NAME, f"{text}\n".encode())
+
+
+def summary_as_dict(summary: Summary) -> dict[str, Any]:
+    """As `summary.json` holds it."""
+    return {name.replace("_", "-"): value for name, value in vars(summary).items()}
+
+
+def mean_of_sites(scores: Mapping[str, Mapping[str, float]], task: Task) -> dict[str, float]:
+    """Unweighted mean of each metric over the sites that report it: each hospital counts the same.
+
+    Where sites have noised theirs, with the standard deviation of the noise on the mean.
+    """
+    exact = {
+        site: {name: value for name, value in one.items() if name not in NOISE_NAMES} for site, one in scores.items()
+    }
+    scored = [one for one in scores.values() if task.headline in one]
+    noise = {
+        name: math.hypot(*(one.get(name, 0.0) for one in scored)) / len(scored)
+        for name in (SCORE_NOISE, CLASS_NOISE)
+        if any(name in one for one in scored)
+    }
+    return _weighted(exact, dict.fromkeys(scores, 1)) | noise
+
+
+def mean_of_patients(scores: Mapping[str, Mapping[str, float]], patients: Mapping[str, int]) -> dict[str, float] | None:
+    """Mean of each metric over the sites that report it, weighted by their patients. None where a count is missing."""
+    return _weighted(scores, patients) if scores and all(patients[site] for site in scores) else None
+
+
+def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
+    """The scores of the last evaluation of each phase, by site and overall."""
+    found: dict[str, Any] = {}
+    for event in events:
+        if event["event"] != "evaluate":
+            continue
+        phase = found.get(event["phase"])
+        if phase is None or phase["round"] != event["round"]:
+            phase = {"round": event["round"], "sites": {}, "mean-of-sites": {}, "mean-of-patients": None}
+            found[event["phase"]] = phase
+        if event["site"] == OVERALL:
+            phase["mean-of-sites"] = scores_of(event)
+            phase["mean-of-patients"] = event["mean-of-patients"]
+        else:
+            phase["sites"][event["site"]] = scores_of(event)
+    return found
+
+
+def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | None:
+    """What the model guarantees to the patients of each site, as the sites' own ledgers state it; None without DP.
+
+    Where it is void there are no sites in it, and `void` says why.
+    """
+    if run.privacy is None:
+        return None
+    if reason := why_void(run):
+        return {"unit": UNIT, "void": reason, "sites": {}}
+    trained = [event for event in events if event["event"] == "train"]
+    scored = {event["site"]: scores_of(event) for event in events if event["event"] == "evaluate"}
+    steps: dict[str, int] = {}
+    sites: dict[str, dict[str, object]] = {}
+    for event in trained:
+        site = event["site"]
+        steps[site] = steps.get(site, 0) + int(event.get("steps", run.training.local_steps))
+        spent = {"epsilon": event["epsilon"], "delta": event["delta"]}
+        stated = guarantee(run, **spent, steps=steps[site], scores=scored.get(site))
+        sites[site] = stated.as_dict()
+    return {"unit": UNIT, "target-epsilon": run.privacy.target_epsilon, "sites": dict(sorted(sites.items()))}
+
+
+def deltas_of(events: Sequence[Event], site: str) -> list[float]:
+    """What a site stated with the private updates that came from it so far."""
+    return [one["delta"] for one in events if one["event"] == "train" and one["site"] == site and "delta" in one]
+
+
+def scores_of(event: Event) -> dict[str, float]:
+    """The metrics of a train or evaluate event, without its other entries."""
+    about = _ABOUT_OVERALL if event["site"] == OVERALL else _ABOUT
+    return {name: value for name, value in event.items() if name not in about}
+
+
+def not_scored(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | None:
+    """A sentence on the classes that some sites have scores of and others have not; None where all have the same."""
+    names = sorted({name for values in scores.values() for name in values if name.startswith(task.of_class(""))})
+    lacking = {site: [name for name in names if name not in values] for site, values in sorted(scores.items())}
+    told = "; ".join(f"{site} {', '.join(absent)}" for site, absent in lacking.items() if absent)
+    if not told:
+        return None
+    return (
+        f"Not scored: {told}. None of the site's patients here has the class, or its policy keeps the score. Its own "
+        "means are over the other classes, and a mean of sites is over the sites that have the score."
+    )
+
+
+def in_words(why: str) -> str:
+    """Why a site is missing, to be read after its name."""
+    return _WHY_MISSING.get(why, "did not answer")
+
+
+def missing_of(event: Event) -> list[str]:
+    """The sites that did not answer, each with the reason."""
+    why = event.get("why-missing", {})
+    return [f"{site} {in_words(why.get(site, ''))}" for site in event["missing"]]
+
+
+def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
+    """A site that lacks a metric, such as that of a class none of its patients has, takes no part in its mean."""
+    found = {}
+    for name in dict.fromkeys(name for values in scores.values() for name in values):
+        sites = [site for site, values in scores.items() if name in values]
+        total = sum(weights[site] for site in sites)
+        found[name] = math.fsum(scores[site][name] * weights[site] for site in sites) / total
+    return found
+
+
+def _is_exchange(event: Event) -> bool:
+    """Whether the event closes one exchange with all sites."""
+    return bool(event["event"] == "round" or (event["event"] == "evaluate" and event["site"] == OVERALL))
+
+
+def _is_before(event: Event, last_round: int) -> bool:
+    match event["event"]:
+        case "run-started":
+            return True
+        case "train" | "round":
+            return bool(event["round"] <= last_round)
+        case "evaluate":
+            return bool(event["round"] < last_round)
+        case _:
+            return False
+
+
+def _line(event: Event) -> str:
+    return json.dumps(event, allow_nan=False) + "\n"

@@ -1,0 +1,172 @@
+"""Who takes part in a run, and how each is right now: what a round goes by when it asks, waits and says who is missing.
+
+`HomeMembers` knows it from the coordinator's registry: every enrolled site, connected or not. `GridMembers` knows what
+Flower says, in a simulation and under stock Flower: the nodes that are there.
+"""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from flwr.serverapp import Grid
+
+from common.errors import AuditError, ErrorCode, FederationError
+from common.system.wakeup import gateway_started_at
+from server.federation.events import in_words
+from server.gateway import deliveries
+from server.home.folder import Home, read_nodes
+from server.registry.registry import Registry
+from server.registry.sites import Presence
+from server.registry.store import StoreError
+
+# So long a site is missing before a new round goes on without asking it; a message waits for it meanwhile.
+BRIEFLY_S = 60.0
+# A gateway that has just started, and a site that has just come, are given so long to find what they had.
+_SETTLED_S = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """How a member is."""
+
+    HERE = "here"
+    AWAY = "away"  # it does not call
+    LEFT = "left"  # it said goodbye
+    REVOKED = "revoked"  # shut out by the coordinator
+
+
+_STATES = {Presence.HERE: State.HERE, Presence.AWAY: State.AWAY, Presence.LEFT: State.LEFT}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site, as it is now."""
+
+    site: str
+    state: State
+    node: int | None = None  # Flower's; None: it was never here, and cannot be asked
+    seconds: float = float("inf")  # how long it has been in this state, as far as is known
+    willing: bool = True  # has approved the run
+
+    @property
+    def is_briefly_away(self) -> bool:
+        """Whether it may be back in a moment."""
+        return self.state is State.AWAY and self.seconds < BRIEFLY_S
+
+
+class Members(Protocol):
+    """A look at the members."""
+
+    def look(self) -> Mapping[str, Member]:
+        """All of them by name, in the order of names."""
+
+    def unheld(self, asked: Mapping[str, tuple[str, float]]) -> set[str]:
+        """Messages that got lost on their way to a site.
+
+        Args:
+            asked: message id -> the site, and when it was sent, in seconds since the epoch.
+        """
+
+
+class GridMembers:
+    """The nodes that Flower shows."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._seen: dict[str, Member] = {}
+
+    def look(self) -> Mapping[str, Member]:
+        """See `Members`. One that has been there stays a member."""
+        nodes = self._grid.get_nodes()
+        here = {node.node_id: node.name or node.owner_name or f"node-{node.node_id}" for node in nodes}
+        if len(set(here.values())) != len(here):
+            raise FederationError("two connected nodes carry the same site name. Give each site a name of its own.")
+        found = {site: Member(site, State.HERE, node) for node, site in here.items()}
+        gone = {site: Member(site, State.AWAY, one.node) for site, one in self._seen.items() if site not in found}
+        self._seen = dict(sorted((found | gone).items()))
+        return self._seen
+
+    def unheld(self, _asked: Mapping[str, tuple[str, float]]) -> set[str]:
+        """See `Members`: Flower loses none."""
+        return set()
+
+
+class HomeMembers:
+    """The enrolled sites. Those that were revoked are shown as long as they have a say in the run."""
+
+    def __init__(self, home: Home, run_hash: str) -> None:
+        self._home, self._run = home, run_hash
+        self._registry = Registry(home.registry)
+        self._nodes = read_nodes(home)
+        self._known: dict[str, Member] = {}
+        self._since: dict[str, float] = {}  # when the state of each changed
+
+    def look(self) -> Mapping[str, Member]:
+        """See `Members`. A registry that cannot be read for a moment changes nothing."""
+        try:
+            sites = self._registry.sites()
+            approved = next((one.approved for one in self._registry.unfinished() if one.run_hash == self._run), None)
+            nodes = {site: node for node, site in self._nodes.items()}  # the last is the present one
+        except (StoreError, AuditError) as error:
+            _log.warning("the registry cannot be read: %s", error)
+            return self._known
+        states = {one.name: _STATES[one.presence] for one in sites if one.state == "active"}
+        states |= {one.name: State.REVOKED for one in sites if one.state == "revoked" and one.name in self._known}
+        now = time.monotonic()
+        for site, state in states.items():
+            before = self._known.get(site)
+            if before is None or before.state is not state:
+                # Whoever was away before this process began may have been so for long.
+                self._since[site] = now if before is not None else float("-inf")
+        self._known = {
+            site: Member(site, state, nodes.get(site), now - self._since[site], approved is None or site in approved)
+            for site, state in sorted(states.items())
+        }
+        return self._known
+
+    def unheld(self, asked: Mapping[str, tuple[str, float]]) -> set[str]:
+        """See `Members`: what a gateway that was killed had not on disk."""
+        started, now = gateway_started_at(self._home.path), time.time()
+        settled = {site for site, one in self._known.items() if one.state is State.HERE and one.seconds > _SETTLED_S}
+        lost = {message for message, (site, at) in asked.items() if at < started and site in settled}
+        if not lost or now - started < _SETTLED_S:
+            return set()
+        try:
+            return lost - deliveries.held(self._home.flower / deliveries.NAME)
+        except sqlite3.Error as error:
+            _log.warning("the messages on their way cannot be read: %s", error)
+            return set()
+
+
+def present(members: Members) -> list[str]:
+    """The sites that are here now."""
+    return [site for site, one in members.look().items() if one.state is State.HERE]
+
+
+def who_is_missing(members: Members, there: Collection[str], why: Mapping[str, str]) -> str:
+    """The end of a sentence that names every member that is not `there`, each with the reason.
+
+    Args:
+        members: all of them.
+        there: whom not to name.
+        why: what is known of some: the code of a refusal, or why there was no answer (server/federation/broadcast.py).
+    """
+    known = members.look()
+    reasons = []
+    for site in sorted((known.keys() | why.keys()) - set(there)):
+        reason, member = why.get(site), known.get(site)
+        if isinstance(reason, ErrorCode):
+            reasons.append(f"{site} refused ({reason})")
+        elif member is not None and not member.willing:
+            reasons.append(f"{site} has not approved the run")
+        else:
+            reasons.append(f"{site} {in_words(reason or (member.state if member else State.REVOKED))}")
+    return f": {', '.join(reasons)}" if reasons else ""
+
+
+__all__ = ["BRIEFLY_S", "GridMembers", "HomeMembers", "Member", "Members", "State", "present", "who_is_missing"]

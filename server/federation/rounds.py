@@ -1,0 +1,438 @@
+"""A federated run: wait for the quorum, then round after round ask, check, average, keep, evaluate.
+
+The run never lies. A round that fewer sites than the quorum entered fails the run, with the last good model kept; every
+site that was refused or missing is named in the journal. After each round the model is on disk in a folder of its own
+(`checkpoint/round-00007`), written whole or not at all, and a run started again in the same folder goes on from there.
+Sites start each round with a fresh optimiser, so the resumed run makes the same model.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from common.config import RunConfig
+from common.config.rundocument import RunDocument
+from common.crypto.stream import Sealer
+from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
+from common.learning.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
+from common.learning.network import build_model
+from common.strategies import WEIGHTS
+from common.system.files import move
+from common.text import counted
+from common.wire.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    Parts,
+    Phase,
+    Refusal,
+    Request,
+    TrainReply,
+    TrainRequest,
+)
+from server.federation.broadcast import LONGEST_WAIT_S, Answer, Wait, ask
+from server.federation.checks import Update, check_scores, check_update, outliers
+from server.federation.events import (
+    INITIAL_NAME,
+    OVERALL,
+    SUMMARY_NAME,
+    Journal,
+    Observe,
+    Summary,
+    deltas_of,
+    guarantee_of,
+    latest_scores,
+    mean_of_patients,
+    mean_of_sites,
+    open_journal,
+    summarise,
+    write_summary,
+)
+from server.federation.members import GridMembers, Members, present, who_is_missing
+from server.federation.strategies import Aggregation, aggregation_of
+from server.federation.strategies.weighing import capped, tempered
+from server.home.checkpoints import at, folder_of, latest
+
+_GO_ON = "then run `wardround-server resume` with the run's name: it goes on from there"
+
+# Told what became of each update of a round: see server/registry/audit_trail.py.
+NoteRound: TypeAlias = Callable[[int, Mapping[str, str], Mapping[str, ErrorCode], str | None], None]
+
+ReplyType = TypeVar("ReplyType", TrainReply, EvaluateReply)
+Judged = TypeVar("Judged")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What stays the same from the first round to the last."""
+
+    grid: Grid
+    document: RunDocument
+    aggregation: Aggregation
+    out: Path
+    journal: Journal
+    members: Members
+    wait: Wait
+    note_round: NoteRound | None
+    sealer: Sealer | None
+
+    @property
+    def run(self) -> RunConfig:
+        return self.document.config
+
+    @property
+    def run_hash(self) -> str:
+        return self.document.hash
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is held after a round, as the bytes that every site receives."""
+
+    round: int  # 0: initial weights
+    packed: Parts  # of all that the strategy holds
+    request: Parts  # of the next round
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of each, made once."""
+        return {name: sha256(part) for name, part in self.packed.items()}
+
+
+@dataclass
+class _Absent:
+    """Who did not contribute to an exchange, and why."""
+
+    refused: dict[str, ErrorCode]
+    missing: dict[str, str]  # site -> why it did not answer, see server/federation/broadcast.py
+
+    def as_event(self) -> dict[str, Any]:
+        refused = {site: str(code) for site, code in sorted(self.refused.items())}
+        missing = dict(sorted(self.missing.items()))
+        return {"refused": refused, "missing": list(missing), "why-missing": missing}
+
+
+def federate(
+    grid: Grid,
+    document: RunDocument,
+    out: Path,
+    *,
+    members: Members | None = None,
+    observe: Observe | None = None,
+    wake: Wait = time.sleep,
+    note_round: NoteRound | None = None,
+    sealer: Sealer | None = None,
+) -> Summary:
+    """Train one model with all sites; go on from the last checkpoint where `out` holds one.
+
+    Args:
+        grid: Flower's way to the sites.
+        document: the run that both sides agreed on.
+        out: receives model.safetensors, model.json, summary.json, metrics.jsonl and checkpoint/.
+        members: who takes part; None: the nodes of the grid, under the names they carry.
+        observe: called with each event of the journal as it happens.
+        wake: sleeps about the given seconds; returns early when a reply is known to be there.
+        note_round: told what became of each update, before a model is made of a round.
+        sealer: seals the checkpoints and the model; None: they are plain files.
+
+    Raises:
+        FederationError: too few sites joined, or too few updates could enter a round.
+        ConfigError: `out` holds another run, a checkpoint that does not open, or not the initial weights that the run
+            names.
+    """
+    run = document.config
+    aggregation = aggregation_of(run)
+    kept = _last_checkpoint(document, out, sealer, aggregation.holds)
+    done, held = kept or (0, {WEIGHTS: _initial_weights(run, out)})
+    aggregation.start({name: {key: one.detach().clone() for key, one in state.items()} for name, state in held.items()})
+    model = _model(done, aggregation)
+    journal = open_journal(out, last_round=model.round, observe=observe)
+    members = members or GridMembers(grid)
+    session = _Session(grid, document, aggregation, out, journal, members, wake, note_round, sealer)
+    try:
+        _start(session, model.round)
+        if run.validates_after(model.round):
+            _evaluate(session, model, "validation")
+        for number in range(model.round + 1, run.federation.rounds + 1):
+            model = _train(session, number, model)
+            _keep(session, model)
+            if run.validates_after(number):
+                _evaluate(session, model, "validation")
+        _evaluate(session, model, "test")
+        return _finish(session, model)
+    except WardroundError as error:
+        journal.record("run-failed", {"reason": str(error)})
+        write_summary(out, summarise(document, journal.events, status="failed", reason=str(error)))
+        raise
+    except BaseException as error:
+        # No verdict but an accident (Ctrl-C, a lost SuperLink, a full disk): without a summary the run stays open, and
+        # goes on from its checkpoint when it is started again.
+        journal.record("run-interrupted", {"reason": type(error).__name__})
+        raise
+
+
+def _start(session: _Session, resumed_from: int) -> None:
+    """Write the journal's first line, then wait until enough sites are connected."""
+    run, federation = session.run, session.run.federation
+    first = {"name": run.name, "run-hash": session.run_hash, "rounds": federation.rounds, "quorum": federation.quorum}
+    session.journal.record("run-started", {**first, "seed": run.seed, "resumed-from": resumed_from})
+    (session.out / SUMMARY_NAME).unlink(missing_ok=True)  # of an earlier start; a summary means that it ended
+    deadline = time.monotonic() + federation.join_timeout_s
+    while len(here := present(session.members)) < federation.quorum:
+        if time.monotonic() > deadline:
+            others = who_is_missing(session.members, here, {})
+            raise FederationError(
+                f"{counted(len(here), 'site')} connected within {federation.join_timeout_s:g} s, the quorum is "
+                f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}."
+            )
+        session.wait(LONGEST_WAIT_S)
+
+
+def _train(session: _Session, number: int, model: _Model) -> _Model:
+    """One round: the new global model."""
+    start = time.monotonic()
+    run = session.run
+    updates: dict[str, Update] = {}
+    weights: dict[str, float] = {}
+    entered: dict[str, str] = {}  # site -> SHA-256 of its update
+    absent = _Absent({}, {})
+    bytes_up = answered = 0
+
+    def wanted() -> int:
+        return run.federation.quorum - len(entered)
+
+    for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted):
+        answered += answer.reply is not None
+        reply = _expect(answer, TrainReply, absent)
+        if reply is None:
+            continue
+        bytes_up += reply.size
+        before, sent = deltas_of(session.journal.events, answer.site), session.aggregation.held[WEIGHTS]
+        judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before)
+        if (update := _judged(judge, answer.site, f"round {number}: the update", absent)) is None:
+            continue
+        updates[answer.site] = update
+        weights[answer.site] = reply.patients if run.weighting == "patients" else 1
+        entered[answer.site] = reply.sha256
+        about = {"round": number, "site": answer.site, "patients": reply.patients}
+        session.journal.record("train", {**reply.metrics, **about})
+    for site in outliers(updates, run):
+        _log.warning("round %d: the update of %s is refused: it lies far beyond the others'", number, site)
+        absent.refused[site] = ErrorCode.UPDATE_TOO_LARGE
+        del updates[site], weights[site], entered[site]
+    if len(entered) < run.federation.quorum:
+        _note(session, number, entered, absent, None)
+        others = who_is_missing(session.members, entered, absent.refused | absent.missing)
+        kept = "The model of the round before is kept" if number > 1 else "No round is done yet"
+        raise FederationError(
+            f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
+            f"{others}. {kept}. Mend the cause, {_GO_ON}."
+        )
+    shares = capped(weights)
+    if run.privacy is not None:
+        shares = tempered(shares, {site: update.distance for site, update in updates.items()})
+    for site in sorted(updates):
+        session.aggregation.add(updates[site].parts, shares[site])
+    session.aggregation.finish(number)
+    new = _model(number, session.aggregation)
+    _note(session, number, entered, absent, new.digests[WEIGHTS])
+    session.journal.record(
+        "round",
+        {
+            "round": number,
+            "sites": sorted(entered),
+            **absent.as_event(),
+            "seconds": time.monotonic() - start,
+            "bytes-down": sum(map(len, model.request.values())) * answered,
+            "bytes-up": bytes_up,
+            "model-sha256": new.digests[WEIGHTS],
+            "capped": sorted(site for site in shares if shares[site] != weights[site]),
+            **{f"{name}-sha256": digest for name, digest in new.digests.items() if name != WEIGHTS},
+        },
+    )
+    return new
+
+
+def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
+    """Ask all sites for the scores of the global model, or of its average, on their held-out patients."""
+    start = time.monotonic()
+    weights = model.packed[session.aggregation.best]
+    replies: dict[str, EvaluateReply] = {}
+    absent = _Absent({}, {})
+    answered = 0
+    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, {WEIGHTS: weights})):
+        answered += answer.reply is not None
+        reply = _expect(answer, EvaluateReply, absent)
+        if reply is None:
+            continue
+        judge = partial(check_scores, reply, session.run_hash, model.round, phase)
+        if (scored := _judged(judge, answer.site, f"round {model.round}: the scores", absent)) is not None:
+            replies[answer.site] = scored
+    # A site without patients in this part of the split has nothing to say; that is no fault.
+    absent.refused = {site: code for site, code in absent.refused.items() if code is not ErrorCode.NO_DATA}
+    about: dict[str, Any] = {"round": model.round, "phase": phase}
+    for site, reply in sorted(replies.items()):
+        session.journal.record("evaluate", {**reply.metrics, **about, "site": site, "patients": reply.patients})
+    scores = {site: reply.metrics for site, reply in sorted(replies.items())}
+    session.journal.record(
+        "evaluate",
+        {
+            **mean_of_sites(scores, session.run.task),
+            **about,
+            "site": OVERALL,
+            "mean-of-patients": mean_of_patients(scores, {site: reply.patients for site, reply in replies.items()}),
+            **absent.as_event(),
+            "seconds": time.monotonic() - start,
+            "bytes-down": len(weights) * answered,
+        },
+    )
+
+
+def _note(
+    session: _Session, number: int, entered: Mapping[str, str], absent: _Absent, model_sha256: str | None
+) -> None:
+    if session.note_round is not None:
+        late = dict.fromkeys(absent.missing, ErrorCode.DEADLINE)
+        session.note_round(number, entered, {**absent.refused, **late}, model_sha256)
+
+
+def _ask(session: _Session, request: Request, wanted: Callable[[], int] = lambda: 0) -> Iterator[Answer]:
+    timeout_s = session.run.federation.round_timeout_s
+    return ask(session.grid, session.members, request, timeout_s=timeout_s, wait=session.wait, wanted=wanted)
+
+
+def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType | None:
+    """The reply if it is of this kind; otherwise None, with the reason noted."""
+    match answer.reply:
+        case None:
+            absent.missing[answer.site] = answer.why
+        case Refusal(code=code):
+            absent.refused[answer.site] = code
+        case reply if isinstance(reply, kind):
+            return reply
+        case _:
+            absent.refused[answer.site] = ErrorCode.BAD_REQUEST
+    return None
+
+
+def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) -> Judged | None:
+    """What a check lets through; None with the code noted. A fault of the check itself costs that one reply, no run."""
+    try:
+        return judge()
+    except UpdateError as error:
+        _log.warning("%s of %s is refused: %s", what, site, error)
+        absent.refused[site] = error.code
+    except Exception:  # noqa: BLE001 - logged; what a site sends must not end a run, whatever it does to a check
+        _log.exception("%s of %s cannot be checked, so it is refused", what, site)
+        absent.refused[site] = ErrorCode.INTERNAL
+    return None
+
+
+def _model(round_: int, aggregation: Aggregation) -> _Model:
+    packed = {name: pack(state) for name, state in aggregation.held.items()}
+    request = aggregation.request()
+    held = aggregation.held
+    parts = {name: packed[name] if held.get(name) is state else pack(state) for name, state in request.items()}
+    return _Model(round_, packed, parts)
+
+
+def _initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
+    """Those that the run names, or random ones from its seed."""
+    random = build_model(run).state_dict()
+    if run.initial is None:
+        return random
+    path = out / INITIAL_NAME
+    data = path.read_bytes() if path.exists() else b""
+    if sha256(data) != run.initial.sha256:
+        raise ConfigError(
+            f"{path} {'holds other weights than' if data else 'is not there; it must hold the weights that'} [initial] "
+            f"sha256 names ({run.initial.sha256[:8]}). Give the model with --initial."
+        )
+    try:
+        state = unpack(data)
+    except UpdateError as error:
+        raise ConfigError(f"{path} holds no weights. Give a model as `export` or a simulation wrote it.") from error
+    if pack(state) != data:
+        raise ConfigError(f"{path} was not written by this program. Give a model as `export` or a simulation wrote it.")
+    if _kinds(state) != _kinds(random):
+        raise ConfigError(
+            "the initial weights are of another network than [model] and [data] describe. Pretrain with the same ones."
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ConfigError("the initial weights are not all finite numbers. Pretrain with a lower learning rate.")
+    return state
+
+
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], object]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+def _keep(session: _Session, model: _Model) -> None:
+    """Write this round's checkpoint whole, then remove older ones."""
+    folder = folder_of(session.out, model.round)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    sealer = at(session.sealer, folder.name)
+    for name, part in model.packed.items():
+        place, key = (partial, sealer) if name == WEIGHTS else (partial / name, at(sealer, name))
+        save_model(place, part, _manifest(session, model.round, model.digests[name]), key)
+    move(partial, folder)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def _last_checkpoint(
+    document: RunDocument, out: Path, sealer: Sealer | None, holds: Sequence[str]
+) -> tuple[int, dict[str, Mapping[str, Tensor]]] | None:
+    """The round of the last checkpoint, and what the run's strategy held after it."""
+    folder = latest(out)
+    if folder is None:
+        return None
+    sealer = at(sealer, folder.name)
+    _, state, manifest = load_model(folder, sealer)
+    if manifest.run_hash != document.hash:
+        raise ConfigError(
+            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}). "
+            "Give another output folder, or remove this one."
+        )
+    held: dict[str, Mapping[str, Tensor]] = {WEIGHTS: state}
+    for name in holds:
+        if name != WEIGHTS:  # one that is missing would start anew, and the run would not be the same
+            _, held[name], _ = load_model(folder / name, at(sealer, name))
+    return manifest.round, held
+
+
+def _finish(session: _Session, model: _Model) -> Summary:
+    best = session.aggregation.best
+    manifest = _manifest(session, model.round, model.digests[best])
+    save_model(session.out, model.packed[best], manifest, session.sealer)
+    summary = summarise(session.document, session.journal.events, status="completed", model_sha256=manifest.sha256)
+    write_summary(session.out, summary)
+    session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})
+    return summary
+
+
+def _manifest(session: _Session, round_: int, digest: str) -> Manifest:
+    events = session.journal.events
+    return Manifest(
+        run=session.document.text,
+        run_hash=session.document.hash,
+        round=round_,
+        sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
+        sha256=digest,
+        guarantee=guarantee_of(session.run, events),
+        scores=latest_scores(events),
+    )
+
+
+__all__ = ["NoteRound", "federate"]

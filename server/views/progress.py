@@ -1,0 +1,100 @@
+"""Where a run stands, at any time: its round, its score, how long it will take; and its summary before it has ended.
+
+All of it is read from the registry and the run's `metrics.jsonl`, which a run that goes on writes line by line.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from server.coordinator.runs import read_summary
+from server.federation.events import (
+    JOURNAL_NAME,
+    OVERALL,
+    Event,
+    Status,
+    read_events,
+    summarise,
+    summary_as_dict,
+)
+from server.registry.proposals import Proposal
+
+# The time left follows from so many rounds before.
+_ROUNDS_LOOKED_AT = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    round: int  # done
+    rounds: int
+    headline: str  # the score that stands for all
+    score: float | None  # of the latest evaluation, mean of the sites
+    seconds_left: float | None  # about; None while no round is done, and once it does not run
+
+    def __str__(self) -> str:
+        parts = [f"round {self.round} of {self.rounds} done" if self.round else f"no round of {self.rounds} done yet"]
+        parts += [self.scored] if self.scored else []
+        parts += [] if self.seconds_left is None else [f"about {duration(self.seconds_left)} left"]
+        return ", ".join(parts)
+
+    @property
+    def scored(self) -> str | None:
+        """The score with its name; None while there is none."""
+        return None if self.score is None else f"{self.headline} {self.score:.3f}"
+
+
+def progress_of(folder: Path, proposal: Proposal) -> Progress:
+    """How far a run is.
+
+    Args:
+        folder: of its results.
+        proposal: as the registry has it now.
+    """
+    events = read_events(folder / JOURNAL_NAME)
+    rounds = proposal.run.federation.rounds
+    done = max((event["round"] for event in events if event["event"] == "round"), default=0)
+    scores = [event for event in events if event["event"] == "evaluate" and event["site"] == OVERALL]
+    headline = proposal.run.task.headline
+    score = next((event[headline] for event in reversed(scores) if headline in event), None)
+    left = _seconds_left(events, rounds - done) if proposal.state == "running" else None
+    return Progress(done, rounds, headline, score, left)
+
+
+def summary_of(folder: Path, proposal: Proposal) -> dict[str, Any]:
+    """The summary of a run that has ended, or what its events amount to so far."""
+    summary = read_summary(folder)
+    if summary is not None:  # a start removes the one before
+        return summary
+    events, status = read_events(folder / JOURNAL_NAME), cast(Status, proposal.state)
+    return summary_as_dict(summarise(proposal.document, events, status=status, reason=proposal.reason or None))
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _seconds_left(events: Sequence[Event], rounds_left: int) -> float | None:
+    """By what the last rounds took, with the evaluations after them."""
+    done = [event for event in events if event["event"] == "round"]
+    # From one round's end to the next: but the time between two starts of the run is none of its rounds.
+    ends = [event["time"] for event in events if event["event"] in ("run-started", "round")]
+    kinds = [event["event"] for event in events if event["event"] in ("run-started", "round")]
+    took = [
+        later - earlier
+        for (earlier, later), kind in zip(itertools.pairwise(ends), kinds[1:], strict=True)
+        if kind == "round"
+    ]
+    if not done or not took:
+        return None
+    lately = took[-_ROUNDS_LOOKED_AT:]
+    return float(rounds_left * sum(lately) / len(lately))
+
+
+__all__ = ["Progress", "duration", "progress_of", "summary_of"]

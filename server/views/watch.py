@@ -1,0 +1,140 @@
+"""A run as it happens, for a person: a live table on a terminal, plain lines elsewhere.
+
+Reads the registry and the run's `metrics.jsonl` alone, so watching costs the federation nothing and may begin, end
+and begin again at any time.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from common.config import TRAIN_LOSS
+from common.console.cli import live_table, note
+from common.tasks import Task
+from common.text import counted
+from server.federation.events import JOURNAL_NAME, OVERALL, Event, missing_of, read_events
+from server.home.folder import Home, typed
+from server.registry.proposals import Proposal
+from server.registry.registry import Registry
+from server.views.report import score_with_noise
+
+_LOOK_EVERY_S = 0.5
+
+
+def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
+    """Show a run until it is closed.
+
+    Returns:
+        The run in its final state.
+    """
+    if sys.stderr.isatty():
+        return _watch_live(home, registry, run_hash)
+    printed = 0
+    last_line = ""
+    for proposal, events in _observe(home, registry, run_hash):
+        line = state_line(home, registry, proposal)
+        if line != last_line:
+            note(line)
+            last_line = line
+        # A resumed run forgets what came after its checkpoint.
+        printed = min(printed, len(events))
+        for event in events[printed:]:
+            if text := event_line(event, proposal.run.task):
+                note(text)
+        printed = len(events)
+    return proposal
+
+
+def state_line(home: Home, registry: Registry, proposal: Proposal) -> str:
+    """Where the run stands, in one line. Why it has ended is for the caller to say, once."""
+    if proposal.state != "proposed":
+        return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state}"
+    if len(proposal.approved) >= proposal.run.federation.quorum:
+        return f"{proposal.name} {proposal.run_hash[:8]}: starting"
+    silent = {site.name for site in registry.sites() if site.state == "active"} - proposal.approved - proposal.denied
+    denied = f"; {'; '.join(proposal.refusals)}" if proposal.denied else ""
+    return (
+        f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "
+        f"approvals{denied}; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "
+        f"(there: wardround-client approve {proposal.run_hash[:8]}; to withdraw it: "
+        f"{typed(f'stop {proposal.run_hash[:8]}', home)})"
+    )
+
+
+def event_line(event: Event, task: Task) -> str:
+    """One event of the journal as a line; empty for those a watcher does not need."""
+    match event["event"]:
+        case "round":
+            left_out = [f"{site} refused ({code})" for site, code in event["refused"].items()]
+            left_out += missing_of(event)
+            remark = f"; {', '.join(left_out)}" if left_out else ""
+            return (
+                f"round {event['round']}: {counted(len(event['sites']), 'site')}, {event['seconds']:.1f} s, "
+                f"{_megabytes(event)} MB{remark}"
+            )
+        case "evaluate" if event["site"] == OVERALL:
+            score = f"{task.headline} {_number(_score([event], task))}"
+            return f"round {event['round']}: {event['phase']} {score} (mean of sites)"
+        case _:
+            return ""
+
+
+def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
+    with live_table() as show:
+        for proposal, events in _observe(home, registry, run_hash):
+            finished = _latest(events, "round", "round") or 0
+            title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
+            task = proposal.run.task
+            columns = ("site", "train loss", task.headline, "seconds", "epsilon")
+            show(state_line(home, registry, proposal), title, columns, _by_site(events, task))
+    return proposal
+
+
+def _by_site(events: Sequence[Event], task: Task) -> list[tuple[object, ...]]:
+    """A row for each site that was heard of, and one for all: train loss, headline score, seconds, epsilon."""
+    sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
+    rows: list[tuple[object, ...]] = []
+    for site in [*sites, OVERALL]:
+        own = [event for event in events if event.get("site") == site]
+        loss, seconds, epsilon = (_latest(own, "train", key) for key in (TRAIN_LOSS, "seconds", "epsilon"))
+        rows.append((site, loss, _score(own, task), seconds, epsilon))
+    return rows
+
+
+def _observe(home: Home, registry: Registry, run_hash: str) -> Iterator[tuple[Proposal, list[Event]]]:
+    read = _reader(home, registry.proposal(run_hash))
+    while True:
+        # First the state, then the events: when it is closed, they are all there.
+        proposal = registry.proposal(run_hash)
+        yield proposal, read()
+        if not proposal.open:
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _reader(home: Home, proposal: Proposal) -> Callable[[], list[Event]]:
+    path = home.run_folder(proposal.document) / JOURNAL_NAME
+    return lambda: read_events(path)
+
+
+def _latest(events: Sequence[Event], kind: str, key: str) -> Any:
+    return next((event[key] for event in reversed(events) if event["event"] == kind and key in event), None)
+
+
+def _rounds(proposal: Proposal) -> int:
+    return proposal.run.federation.rounds
+
+
+def _megabytes(event: Event) -> str:
+    return f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}"
+
+
+def _score(events: Sequence[Event], task: Task) -> object:
+    """The last one, with the standard deviation of its noise where the site has added some."""
+    scored = (event for event in reversed(events) if event["event"] == "evaluate" and task.headline in event)
+    return score_with_noise(next(scored, {}), task.headline, task)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)

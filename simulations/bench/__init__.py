@@ -1,0 +1,1 @@
+"""What reading and private steps cost, side by side with other ways."""

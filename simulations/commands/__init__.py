@@ -1,0 +1,1 @@
+"""What a researcher types: `wardround-sim`. The top floor; nothing imports it."""

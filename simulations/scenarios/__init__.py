@@ -1,0 +1,1 @@
+"""Scenarios in TOML, and how one becomes site homes and public first weights."""

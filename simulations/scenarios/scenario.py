@@ -1,0 +1,357 @@
+"""A scenario: a run, and the sites that take part in it, in one TOML file.
+
+    title = "..."                      one line for `wardround-sim scenarios`
+    images = "..."                     folder of its images in WARDROUND_DATA, where that is not the scenario's name
+    [run] ...                          as in run.toml
+    [[sites]] ...                      as in site.toml; relative paths start from the data folder
+    [phantoms] ...                     or: one site per scanner, with generated CT series
+    [partition] ...                    or: one archive, its patients shared out among sites: simulations/partitions
+    [pretraining] ...                  generated images that every model starts from; see pretraining.py
+    [compare] ...                      the columns of `compare`
+
+`prepare` turns it into site homes under the output folder, the same kind of folder that a hospital has.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import model_validator
+
+from client.data.read.sources import list_patients
+from client.home.folder import POLICY_NAME, SITE_NAME
+from client.site import Site, open_site
+from common.config import (
+    Count,
+    Device,
+    Name,
+    PolicyConfig,
+    Positive,
+    PrivacyConfig,
+    RunConfig,
+    SiteConfig,
+    SourceConfig,
+    Table,
+    TrainingConfig,
+    load,
+    validate,
+)
+from common.document.tomlfile import to_toml
+from common.errors import ConfigError
+from common.system.files import write_atomically
+from simulations.generators.phantoms import SCANNERS, write_hospital
+from simulations.partitions import PARTITION_CHOICE, Partition
+from simulations.scenarios.pretraining import PretrainingConfig
+
+SHIPPED = Path(__file__).parent
+DATA_VARIABLE = "WARDROUND_DATA"
+
+# On the researcher's own machine there is no hospital to protect: the scenario decides. Budgets are still recorded.
+# Scores are exact and of any model, so that figures mean what they say; a hospital's would have noise.
+_POLICY = PolicyConfig(
+    auto_approve=True,
+    require_privacy=False,
+    lifetime_epsilon=1e6,
+    min_patients=1,
+    max_rounds=1_000_000,
+    max_rounds_per_day=10**9,
+    max_learning_rate=1e6,
+    max_weight=1e30,
+    max_clipping=1e9,
+    max_delta=0.99,
+    max_local_steps=1_000_000,
+    max_parameters=10**9,
+    scores="exact",
+    min_held_out=1,
+    evaluations="free",
+)
+
+
+EXACT_SCORES = (
+    'The scores are exact: the policy of a simulated site says scores = "exact". A hospital adds noise to those of a '
+    "run with privacy, unless its own says so too."
+)
+
+
+class PhantomsConfig(Table):
+    """One site per scanner, with generated DICOM CT series and DICOM SEG labels."""
+
+    scanners: tuple[Name, ...] = tuple(SCANNERS)
+    patients: Count = 20
+    slices: Count = 12
+    rows: Count = 128
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _knows_its_scanners(self) -> Self:
+        if unknown := set(self.scanners) - set(SCANNERS):
+            raise ValueError(f"unknown scanners {sorted(unknown)}; there are {sorted(SCANNERS)}")
+        return self
+
+
+class CompareConfig(Table):
+    """What `compare` needs beyond the run."""
+
+    # None: no private column.
+    privacy: PrivacyConfig | None = None
+    # A private column for each of these, instead of for the target-epsilon of [compare.privacy] alone.
+    epsilons: tuple[Positive, ...] = ()
+    # The learning rate of each of them: more noise wants smaller steps. Empty: that of the training.
+    learning_rates: tuple[Positive, ...] = ()
+    # Of the private columns, which want fewer and larger steps and plain SGD. None: as in the run.
+    training: TrainingConfig | None = None
+    rounds: Count | None = None
+    # A column for each site by itself.
+    alone: bool = True
+    # Private columns also for one hospital that holds the patients of all.
+    private_pooled: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.learning_rates and len(self.learning_rates) != len(self.epsilons):
+            raise ValueError("learning-rates needs one entry for each of epsilons")
+        return self
+
+    def private_runs(self, run: RunConfig) -> tuple[RunConfig, ...]:
+        """The run with privacy, for each private column."""
+        if self.privacy is None:
+            return ()
+        training, rounds = self.training or run.training, self.rounds or run.federation.rounds
+        federation = run.federation.model_copy(update={"rounds": rounds, "evaluate_every": rounds, "weighting": None})
+        epsilons = self.epsilons or (self.privacy.target_epsilon,)
+        rates = self.learning_rates or (training.learning_rate,) * len(epsilons)
+        changes = [
+            {
+                "training": training.model_copy(update={"learning_rate": rate}),
+                "federation": federation,
+                "privacy": self.privacy.model_copy(update={"target_epsilon": epsilon}),
+            }
+            for epsilon, rate in zip(epsilons, rates, strict=True)
+        ]
+        # Built anew, so that it is checked as a whole.
+        return tuple(
+            validate(RunConfig, run.model_copy(update=one).model_dump(by_alias=True), "[compare]") for one in changes
+        )
+
+
+class ScenarioConfig(Table):
+    """A scenario file."""
+
+    title: str = ""
+    # Its images are in this folder of WARDROUND_DATA; None: in the one that is called like the scenario.
+    images: Name | None = None
+    run: RunConfig
+    sites: tuple[SiteConfig, ...] = ()
+    phantoms: PhantomsConfig | None = None
+    partition: Annotated[Partition, PARTITION_CHOICE] | None = None
+    pretraining: PretrainingConfig | None = None
+    compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_sites(self) -> Self:
+        if sum(map(bool, (self.sites, self.phantoms, self.partition))) != 1:
+            raise ValueError("give exactly one of [[sites]], [phantoms] and [partition]")
+        published = self.partition.published if self.partition is not None else 0
+        if self.pretraining is not None and bool(self.pretraining.published_rounds) != bool(published):
+            raise ValueError("pretraining.published-rounds and partition.published go together: set both or neither")
+        if self.compare.epsilons and not (self.compare.privacy or self.run.privacy):
+            raise ValueError("compare.epsilons needs a table [compare.privacy] or [run.privacy]")
+        names = self.site_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"site names must be distinct, got {list(names)}")
+        if len(names) < self.run.federation.quorum:
+            raise ValueError(f"{len(names)} sites cannot reach federation.quorum {self.run.federation.quorum}")
+        return self
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites, in the order of the file."""
+        if self.phantoms is not None:
+            return self.phantoms.scanners
+        if self.partition is not None:
+            return self.partition.sites
+        return tuple(site.name for site in self.sites)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario file and where it lies."""
+
+    name: str
+    path: Path
+    config: ScenarioConfig
+
+
+def shipped() -> tuple[Scenario, ...]:
+    """The scenarios that come with Wardround, by name."""
+    return tuple(_read(path) for path in _shipped_paths())
+
+
+def load_scenario(name: str) -> Scenario:
+    """A shipped scenario by its name, or any by its path.
+
+    Raises:
+        ConfigError: no such scenario, or it is not valid.
+    """
+    if (SHIPPED / f"{name}.toml").exists():
+        return _read(SHIPPED / f"{name}.toml")
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = ", ".join(path.stem for path in _shipped_paths())
+        raise ConfigError(f"there is no scenario {name!r}. Give one of {known}, or the path of a .toml file.")
+    return _read(path)
+
+
+def prepare(
+    scenario: Scenario,
+    out: Path,
+    *,
+    data: Path | None = None,
+    device: Device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Site]:
+    """Make one site home per site under `out/sites`, with generated images under `out/data` where asked for.
+
+    Args:
+        scenario: what to prepare.
+        out: the output folder of the simulation.
+        data: folder that relative paths start from; None: WARDROUND_DATA/<scenario>, or the scenario's own folder.
+        device: where every site trains; None: as the scenario says for each, and that is `auto` where it says nothing.
+        progress: called with (patients generated, patients) while phantoms are written.
+
+    Raises:
+        ConfigError: data that the scenario names is not there.
+    """
+    config = scenario.config
+    if config.phantoms is not None:
+        sites = _phantom_sites(config.phantoms, out / "data", progress)
+    else:
+        root = data or _default_data(scenario)
+        if not root.is_dir():
+            raise ConfigError(
+                f"scenario {scenario.name} needs images, and {root} is not a folder. Name their folder with --data, or "
+                f"set {DATA_VARIABLE} to the folder that holds {config.images or scenario.name}/."
+            )
+        sites = _partition(config.partition, root) if config.partition is not None else _absolute(config.sites, root)
+    chosen = {} if device is None else {"device": device}
+    return [make_site(out / "sites", site.model_copy(update=chosen)) for site in sites]
+
+
+def published(scenario: Scenario, *, data: Path | None = None) -> SourceConfig | None:
+    """The part of a partitioned archive that plays a published one; None where there is none."""
+    config = scenario.config.partition
+    return _shares(config, data or _default_data(scenario))[1] if config is not None and config.published else None
+
+
+def make_site(folder: Path, config: SiteConfig) -> Site:
+    """Write a simulated site's home, `folder/<name>`, and open it. Its key and ledger are kept if they are there."""
+    home = folder / config.name
+    write_atomically(home / SITE_NAME, _toml(config).encode())
+    write_atomically(home / POLICY_NAME, _toml(_POLICY).encode())
+    return open_site(home)
+
+
+def _shipped_paths() -> list[Path]:
+    return sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem)
+
+
+def _read(path: Path) -> Scenario:
+    return Scenario(path.stem, path, load(ScenarioConfig, path))
+
+
+def _default_data(scenario: Scenario) -> Path:
+    folder = os.environ.get(DATA_VARIABLE)
+    images = scenario.config.images or scenario.name
+    if folder and (Path(folder) / images).is_dir():
+        return (Path(folder) / images).absolute()
+    # A shipped scenario has no images beside it; that is said by the name of a folder that is not there.
+    return scenario.path.absolute().parent if scenario.path.parent != SHIPPED else Path(folder or ".") / images
+
+
+def _phantom_sites(
+    config: PhantomsConfig, folder: Path, progress: Callable[[int, int], None] | None
+) -> list[SiteConfig]:
+    sites = []
+    total = len(config.scanners) * config.patients
+    for number, name in enumerate(config.scanners):
+        done = number * config.patients
+        home = folder / name
+        marker = home / ".complete"
+        asked = f"{config.patients} {config.slices} {config.rows} {config.seed}\n"
+        if not marker.exists() or marker.read_text(encoding="utf-8") != asked:
+            write_hospital(
+                home,
+                scanner=SCANNERS[name],
+                patients=config.patients,
+                seed=config.seed,
+                slices=config.slices,
+                rows=config.rows,
+                progress=None if progress is None else _offset(progress, done, total),
+            )
+            write_atomically(marker, asked.encode())
+        # A short series may pass the lesions by, and its truth says so.
+        source = SourceConfig(path=str(home.absolute()), kind="dicom", empty_labels_are_negative=True)
+        sites.append(SiteConfig(name=name, data=(source,), cohort_size=config.patients))
+    return sites
+
+
+def _offset(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: progress(before + done, total)
+
+
+def _partition(config: Partition, root: Path) -> list[SiteConfig]:
+    shares, _ = _shares(config, root)
+    (source,) = _absolute_sources((config.source,), root)
+    empty = [name for name, patients in shares.items() if not patients]
+    if empty:
+        raise ConfigError(
+            f"the archive has {sum(map(len, shares.values()))} patients, too few for {len(shares)} sites. "
+            "Name fewer sites in [partition], or check its source."
+        )
+    return [
+        SiteConfig(name=name, data=(source.model_copy(update={"patients": patients}),))
+        for name, patients in shares.items()
+    ]
+
+
+def _shares(config: Partition, root: Path) -> tuple[dict[str, tuple[str, ...]], SourceConfig]:
+    """Patients of each site, and the source of the published ones."""
+    (source,) = _absolute_sources((config.source,), root)
+    patients = list_patients(source, root)
+    ranked = sorted(
+        patients, key=lambda patient: hashlib.sha256(f"published|{config.seed}|{patient}".encode()).digest()
+    )
+    kept = tuple(sorted(ranked[: config.published]))
+    dealt = config.deal(sorted(set(patients) - set(kept)))
+    shares = {site: tuple(sorted(dealt.get(site, ()))) for site in config.sites}
+    return shares, source.model_copy(update={"patients": kept})
+
+
+def _absolute(sites: Sequence[SiteConfig], root: Path) -> list[SiteConfig]:
+    return [site.model_copy(update={"data": _absolute_sources(site.data, root)}) for site in sites]
+
+
+def _absolute_sources(sources: Sequence[SourceConfig], root: Path) -> tuple[SourceConfig, ...]:
+    base = root.absolute()
+    return tuple(source.model_copy(update={"path": str(base / source.path)}) for source in sources)
+
+
+def _toml(table: Table) -> str:
+    return to_toml(table.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+__all__ = [
+    "DATA_VARIABLE",
+    "EXACT_SCORES",
+    "CompareConfig",
+    "PhantomsConfig",
+    "Scenario",
+    "ScenarioConfig",
+    "load_scenario",
+    "make_site",
+    "prepare",
+    "shipped",
+]

@@ -1,0 +1,1 @@
+"""Comparisons, cross-validation, overlays: many runs, one table."""

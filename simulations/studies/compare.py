@@ -1,0 +1,389 @@
+"""What does federating gain, and what does it cost? Each site alone, pooled, federated, federated with privacy.
+
+Every column is the same run with other sites behind it, through the same `federate`: the same network and initial
+weights, the same number of sequential optimiser steps, the same learning rate schedule. A federated model sees as
+many images per step as it has sites, the others one batch; the table says so. Private columns may have steps of their
+own. Where the scenario pretrains on generated images, every model starts from those weights, and a column "zero-shot"
+shows what they can do untrained. Every final model is scored on the same
+held-out patients of every site: the split depends on the seed and the patient alone, and the pooled site splits each
+source as its hospital does.
+
+A column that is finished is kept in its folder, so that an interrupted comparison goes on.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from client.site import Site
+from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, validate
+from common.config.rundocument import issue
+from common.errors import ConfigError, FederationError
+from common.learning.checkpoint import WEIGHTS_NAME, sha256
+from common.pages.html import picture, render
+from common.system.files import write_atomically
+from common.tasks import Task
+from common.wire.messages import EvaluateReply, EvaluateRequest
+from server.federation.broadcast import ask
+from server.federation.events import INITIAL_NAME, mean_of_sites, not_scored
+from server.federation.members import GridMembers
+from server.federation.rounds import federate
+from simulations.backends import opened
+from simulations.scenarios.pretraining import PretrainingConfig, pretrain
+from simulations.scenarios.scenario import CompareConfig, make_site
+
+ALONE = "alone: {}"
+POOLED = "pooled"
+FEDERATED = "federated"
+ZERO_SHOT = "zero-shot"
+PRIVATE = "federated, epsilon {:g}"
+PRIVATE_POOLED = "pooled, epsilon {:g}"
+MEAN = "mean of sites"
+
+Tell: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model: a name, the run, and the sites that train it; none for the initial weights as they are."""
+
+    name: str
+    run: RunConfig
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trained model and its scores on every site's test patients."""
+
+    column: str
+    seed: int
+    run_hash: str
+    scores: dict[str, dict[str, float]]  # test site -> metrics
+    steps: int  # sequential optimiser steps behind the model
+    images: int  # training crops seen, over all sites; with privacy, as expected from the sampling
+    seconds: float  # training and its evaluation
+    epsilon: float | None  # largest over the sites
+    model_sha256: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How models of a task are compared: by the headline score, mean of the sites."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """As it is read at the start of a line."""
+        return self.task.headline.capitalize()
+
+    def on(self, site: str, results: Iterable[Result]) -> list[float]:
+        """Of each result; empty for a site none of whose test patients has any class."""
+        headline = self.task.headline
+        return [result.scores[site][headline] for result in results if headline in result.scores[site]]
+
+    def mean(self, result: Result) -> float:
+        """Mean of the sites that have it."""
+        return mean_of_sites(result.scores, self.task)[self.task.headline]
+
+    def merged(self, result: Result) -> float | None:
+        """Of all classes taken as one; None where the task has no such score."""
+        return None if self.task.MERGED is None else mean_of_sites(result.scores, self.task)[self.task.MERGED]
+
+
+def compare(
+    run: RunConfig,
+    sites: Sequence[Site],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    config: CompareConfig | None = None,
+    pretraining: PretrainingConfig | None = None,
+    published: SourceConfig | None = None,
+    backend: str | None = None,
+    tell: Tell = lambda _: None,
+    finished: Callable[[int, str], None] = lambda _done, _note: None,
+) -> list[Result]:
+    """Train and score every column for every seed; write compare.json, .md, .png, .svg and report.html into `out`.
+
+    Args:
+        run: the scenario's run; its privacy table is left out except in the private columns.
+        sites: the hospitals.
+        out: results; finished columns found here are not trained again.
+        seeds: one model of each column for each.
+        config: which columns; None: no private one.
+        pretraining: what all models start from; None: random weights.
+        published: images of patients at no site, for pretraining.
+        backend: where the sites work; None: the first of `simulations.backends`.
+        tell: told what is going on.
+        finished: told how many models are done, and which was last.
+    """
+    if len(sites) < 2:
+        raise ConfigError(f"a comparison needs at least two sites, got {len(sites)}. Add sites to the scenario.")
+    results: list[Result] = []
+    for seed in seeds:
+        weights, initial = b"", None
+        if pretraining is not None:
+            tell(f"seed {seed}, pretraining")
+            weights, initial = pretrain(
+                _plain(run, seed, None),
+                pretraining,
+                out / "pretraining",
+                published=published,
+                device=sites[0].config.device,
+            )
+        for column in columns(run, sites, out, seed=seed, config=config, initial=initial):
+            tell(f"seed {seed}, {column.name}")
+            results.append(_result(column, sites, _folder(out, column), tell, weights, backend=backend))
+            finished(len(results), f"{column.name}: {MEAN} {Measure(run.task).mean(results[-1]):.3f}")
+    _write(out, run, results)
+    return results
+
+
+def columns(
+    run: RunConfig,
+    sites: Sequence[Site],
+    out: Path,
+    *,
+    seed: int,
+    config: CompareConfig | None = None,
+    initial: InitialConfig | None = None,
+) -> list[Column]:
+    """The models to compare, in the order of the table."""
+    config = config or CompareConfig()
+    sources = tuple(source for site in sites for source in site.config.data)
+    pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources, device=sites[0].config.device))
+    together, one = tuple(sites), (pooled,)
+    base = _plain(run, seed, initial)
+    if columns_with_privacy := config.private_runs(base):
+        # All models are scored on the same patients, and private runs split patients in one way only.
+        data = base.data.model_copy(update={"split": columns_with_privacy[0].split})
+        base = base.model_copy(update={"data": data})
+    found = [] if initial is None else [Column(ZERO_SHOT, base, ())]
+    if config.alone:
+        found += [Column(ALONE.format(site.config.name), _with_quorum(base, 1), (site,)) for site in sites]
+    found += [Column(POOLED, _with_quorum(base, 1), one), Column(FEDERATED, _with_quorum(base, len(sites)), together)]
+    for private in config.private_runs(base):
+        assert private.privacy is not None  # noqa: S101 - for the type checker
+        epsilon = private.privacy.target_epsilon
+        found.append(Column(PRIVATE.format(epsilon), _with_quorum(private, len(sites)), together))
+        if config.private_pooled:
+            found.append(Column(PRIVATE_POOLED.format(epsilon), _with_quorum(private, 1), one))
+    return found
+
+
+def summary_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list[list[object]]]:
+    """The comparison as a table: one line per test site, then means and costs; one column per model.
+
+    Returns:
+        Column names and rows; a cell is the mean over the seeds, with its range where there are several.
+    """
+    names, measure = list(dict.fromkeys(result.column for result in results)), Measure(task)
+    by_name = {name: [result for result in results if result.column == name] for name in names}
+    rows: list[list[object]] = [
+        [f"{measure.name} on {site}", *(_spread(measure.on(site, by_name[name])) for name in names)]
+        for site in results[0].scores
+    ]
+    rows.append([f"{measure.name}, {MEAN}", *(_spread(map(measure.mean, by_name[name])) for name in names)])
+    merged = [[one for r in by_name[name] if (one := measure.merged(r)) is not None] for name in names]
+    if any(merged) and any(measure.merged(result) != measure.mean(result) for result in results):
+        rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(_spread, merged)])
+    rows.append(["epsilon", *(_epsilon(by_name[name]) for name in names)])
+    rows.append(["optimiser steps in sequence", *(by_name[name][0].steps for name in names)])
+    rows.append(["images seen", *(by_name[name][0].images for name in names)])
+    rows.append(["seconds", *(f"{statistics.fmean(r.seconds for r in by_name[name]):.0f}" for name in names)])
+    return ["", *names], rows
+
+
+def as_data(results: Sequence[Result], task: Task) -> dict[str, Any]:
+    """The comparison as numbers: each model with its scores, and the ratios that matter."""
+    models = [{key.replace("_", "-"): value for key, value in dataclasses.asdict(one).items()} for one in results]
+    return {"models": models, "ratios": verdict(results, task)}
+
+
+def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
+    """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(Measure(task).mean(result) for result in results if result.column == name)
+
+    names = list(dict.fromkeys(result.column for result in results))
+    alone = [name for name in names if name.startswith(ALONE.format(""))]
+    ratios = {"federated / pooled": mean(FEDERATED) / mean(POOLED)}
+    if alone:
+        ratios["federated / best alone"] = mean(FEDERATED) / max(map(mean, alone))
+    for name in names:
+        plain = name.partition(", ")[0]
+        if name != plain:
+            ratios[f"{name} / {plain}"] = mean(name) / mean(plain)
+    return ratios
+
+
+def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:
+    """The scenario's run without privacy, for a seed."""
+    # Only the end counts here; scoring every round would cost more than it tells.
+    federation = run.federation.model_copy(update={"evaluate_every": run.federation.rounds})
+    changes = {"seed": seed, "privacy": None, "initial": initial, "federation": federation}
+    return validate(RunConfig, run.model_copy(update=changes).model_dump(by_alias=True), "the scenario")
+
+
+def _with_quorum(run: RunConfig, quorum: int) -> RunConfig:
+    return run.model_copy(update={"federation": run.federation.model_copy(update={"quorum": quorum})})
+
+
+def _folder(out: Path, column: Column) -> Path:
+    label = column.name.replace(": ", "-").replace(", ", "-")
+    return out / "models" / f"{label}-{column.run.seed}"
+
+
+def _result(
+    column: Column, sites: Sequence[Site], folder: Path, tell: Tell, initial_weights: bytes, *, backend: str | None
+) -> Result:
+    kept = folder / "result.json"
+    document = issue(column.run)
+    if kept.exists():
+        result = Result(**json.loads(kept.read_text(encoding="utf-8")))
+        if result.run_hash != document.hash:
+            raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
+        return result
+    if column.run.initial is not None:
+        write_atomically(folder / INITIAL_NAME, initial_weights)
+    for site in column.sites:
+        site.cohort(column.run)  # reading images is not training
+    start = time.monotonic()
+    epsilon, weights = _train(column, folder, tell, backend) if column.sites else (None, initial_weights)
+    result = Result(
+        column=column.name,
+        seed=column.run.seed,
+        run_hash=document.hash,
+        scores=_test_scores(column.run, sites, weights, backend),
+        steps=column.run.federation.rounds * column.run.training.local_steps if column.sites else 0,
+        images=_images_seen(column),
+        seconds=time.monotonic() - start,
+        epsilon=epsilon,
+        model_sha256=sha256(weights),
+    )
+    write_atomically(kept, json.dumps(dataclasses.asdict(result), indent=2).encode())
+    return result
+
+
+def _train(column: Column, folder: Path, tell: Tell, backend: str | None) -> tuple[float | None, bytes]:
+    """Epsilon, largest over the sites, and the weights."""
+    rounds = column.run.federation.rounds
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            tell(f"seed {column.run.seed}, {column.name}: round {event['round']}/{rounds}")
+
+    document = issue(column.run)
+    with opened(column.sites, document, backend) as grid:
+        summary = federate(grid, document, folder, observe=observe)
+    stated = (summary.guarantee or {}).get("sites", {}).values()
+    epsilon = max((float(one["epsilon"]) for one in stated), default=None)
+    return epsilon, (folder / WEIGHTS_NAME).read_bytes()
+
+
+def _test_scores(
+    run: RunConfig, sites: Sequence[Site], weights: bytes, backend: str | None
+) -> dict[str, dict[str, float]]:
+    """Scores of a model on the test patients of every site, asked for as in a deployed run.
+
+    A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
+    """
+    document = issue(run.model_copy(update={"privacy": None}))
+    request = EvaluateRequest(document.hash, run.federation.rounds, "test", {"weights": weights})
+    scores: dict[str, dict[str, float]] = {}
+    with opened(sites, document, backend) as grid:
+        answers = list(ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s))
+    for answer in answers:
+        if not isinstance(answer.reply, EvaluateReply):
+            raise FederationError(
+                f"site {answer.site} has no test scores ({answer.reply}). Every site needs at least one test patient; "
+                "with private columns each patient is placed by itself, so few may leave none. Give another seed."
+            )
+        scores[answer.site] = answer.reply.metrics
+    if not any(run.task.headline in one for one in scores.values()):
+        raise FederationError("no test patient of any site has a class of this run. Add patients who have one.")
+    return {site.config.name: scores[site.config.name] for site in sites}
+
+
+def _images_seen(column: Column) -> int:
+    run, steps = column.run, column.run.federation.rounds * column.run.training.local_steps
+    if run.privacy is None:
+        return steps * run.training.batch_size * len(column.sites)
+    patients = sum(len(site.cohort(run).patients("train")) for site in column.sites)
+    return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
+
+
+def _spread(values: Iterable[float]) -> str | None:
+    several = list(values)
+    if not several:
+        return None
+    mean = f"{statistics.fmean(several):.3f}"
+    return mean if len(several) == 1 else f"{mean} ({min(several):.3f}-{max(several):.3f})"
+
+
+def _epsilon(results: Sequence[Result]) -> str | None:
+    spent = [result.epsilon for result in results if result.epsilon is not None]
+    return f"{max(spent):.2f}" if spent else None
+
+
+def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
+    head, rows = summary_rows(results, run.task)
+    ratios = verdict(results, run.task)
+    seeds = sorted({result.seed for result in results})
+    values = {"name": run.name, "seeds": seeds, "ratios": ratios, "results": [dataclasses.asdict(r) for r in results]}
+    write_atomically(out / "compare.json", f"{json.dumps(values, indent=2)}\n".encode())
+    told = [f"{name}: {value:.3f}" for name, value in ratios.items()]
+    lacking = not_scored(results[0].scores, run.task)
+    facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}.{f' {lacking}' if lacking else ''}"
+    lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
+    markdown = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
+    write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
+    _plot(out, run, results)
+    page = render(
+        "simulations/studies/study.html",
+        title=f"Comparison {run.name}",
+        headline=f"{run.name}: what federating gains",
+        above=facts,
+        columns=head,
+        rows=rows,
+        below=(),
+        plots=[picture(out / "compare.png")],
+    )
+    write_atomically(out / "report.html", page.encode())
+
+
+def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
+    """One group per model: a bar for the mean of the sites, a mark per test site and seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - 0.5 s, needed once
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    names, measure = list(dict.fromkeys(result.column for result in results)), Measure(run.task)
+    figure = Figure(figsize=(1.6 * len(names) + 2, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    means = [statistics.fmean(measure.mean(result) for result in results if result.column == name) for name in names]
+    bars = axes.bar(range(len(names)), means, color="#d8dee6", width=0.7, label=MEAN)
+    axes.bar_label(bars, fmt="%.3f", label_type="center", fontsize=9)  # clear of the marks
+    for number, site in enumerate(results[0].scores):
+        scored = [result for result in results if run.task.headline in result.scores[site]]
+        places = [names.index(result.column) + 0.12 * (number - 1) for result in scored]
+        axes.plot(places, measure.on(site, scored), "o", markersize=5, label=site)
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace(": ", ":\n") for name in names])
+    axes.set_ylabel(f"{measure.name} on test patients")
+    axes.set_title(f"{run.name}: each model on every site's test patients", loc="left")
+    axes.set_ylim(0, 1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.savefig(out / "compare.png", dpi=130)
+    figure.savefig(out / "compare.svg")
+
+
+__all__ = ["Column", "Result", "columns", "compare", "summary_rows", "verdict"]

@@ -1,0 +1,54 @@
+"""What a hospital's screen shows is ours: gRPC writes no lines between."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+
+from common.identity import certificates
+from common.wire import channels
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Waits for an answer of a server, until that is stopped.
+WAITS = """
+import sys
+from pathlib import Path
+from client.agent.fleet import Fleet
+from common.wire import channels
+with channels.secure_channel(sys.argv[1], Path(sys.argv[2]).read_bytes()) as channel:
+    print(channel.unary_unary("/test/Held").future(b"").code().name, file=sys.stderr)
+"""
+
+
+def test_end_of_a_connection_is_no_line_of_grpc_on_the_screen_of_a_hospital(tmp_path: Path, free_port: int) -> None:
+    key, root_key = certificates.new_key(), certificates.new_key()
+    root = certificates.new_root(root_key, "root")
+    (tmp_path / "root.pem").write_bytes(certificates.to_pem(root))
+    certificate = certificates.server_certificate(key, ["127.0.0.1"], root, root_key)
+    credentials = channels.Credentials(certificates.key_to_pem(key), certificates.to_pem(certificate), None)
+    called, over = threading.Event(), threading.Event()
+
+    def held(_request: bytes, _context: object) -> bytes:
+        called.set()
+        over.wait()
+        return b""
+
+    def add(server: grpc.Server) -> None:
+        handlers = {"Held": grpc.unary_unary_rpc_method_handler(held)}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", handlers)])
+
+    server = channels.serve(f"127.0.0.1:{free_port}", lambda: credentials, add, workers=2)
+    command = [sys.executable, "-c", WAITS, f"127.0.0.1:{free_port}", str(tmp_path / "root.pem")]
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert called.wait(60.0)
+        server.stop(0).wait()
+    finally:
+        over.set()
+        _, said = process.communicate(timeout=60.0)
+    assert said in {"CANCELLED\n", "UNAVAILABLE\n"}

@@ -1,0 +1,502 @@
+"""Commands as a person types them: exit code 0 only on success, one message on failure, JSON where there is a table."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from client.agent.status import is_running, only_one
+from client.commands.main import app
+from client.home.offer import Offer
+from client.home.sitefile import add_source
+from client.rules import approvals
+from client.rules.approvals import Appraisal
+from client.site import open_site
+from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha256_of
+from common.errors import ConfigError
+from common.privacy.scores import held_out_cohort
+from tests import ROOT
+from tests.client.coordinator import Authority
+from tests.documents import carried
+
+RUN_TOML = """
+name = "lesions"
+data = { modality = "photo", channels = 3, classes = ["vessel"] }
+training = { patch-size = [32, 32] }
+federation = { rounds = 3 }
+privacy = { target-epsilon = 4.0 }
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    Authority().admit(tmp_path / "site", "north", "127.0.0.1:9")
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(generator.integers(0, 255, (33, 35, 3), np.uint8)).save(folder / "images" / f"{number}.png")
+        mask = np.zeros((33, 35), np.uint8)
+        mask[5:20, 7:9] = 255
+        Image.fromarray(mask).save(folder / "labels" / f"{number}.png")
+    return folder
+
+
+def call(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"WARDROUND_HOME": str(home)})
+
+
+def succeed(home: Path, *arguments: str) -> str:
+    result = call(home, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(home: Path, *arguments: str) -> str:
+    """The one message of a command that must fail."""
+    result = call(home, *arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: "), result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def propose(home: Path) -> str:
+    run = parse(RunConfig, RUN_TOML)
+    return approvals.record(home, carried(run), is_open=True).run_hash
+
+
+def test_added_folder_is_listed_checked_and_the_file_keeps_its_comments(home: Path, pictures: Path) -> None:
+    before = (home / "site.toml").read_text()
+    assert "4 studies of 4 patients" in succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    assert (home / "site.toml").read_text().startswith(before.rstrip())
+    (source,) = load(SiteConfig, home / "site.toml").data
+    assert (source.path, source.label_map) == (str(pictures), {"255": "vessel"})
+    (row,) = json.loads(succeed(home, "data", "list", "--json"))
+    assert row["path"] == str(pictures)
+    assert json.loads(succeed(home, "data", "check", "--json"))["counts"]["usable"] == 4
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_folder_without_studies_is_not_added(home: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    before = (home / "site.toml").read_text()
+    assert "Nothing was added" in fail(home, "data", "add", str(tmp_path / name))
+    assert (home / "site.toml").read_text() == before
+
+
+def test_malformed_label_map_is_explained(home: Path, pictures: Path) -> None:
+    assert "KEY=VALUE" in fail(home, "data", "add", str(pictures), "--label-map", "vessel")
+
+
+@pytest.mark.parametrize("text", ['a "quoted" name', "back\\slash", "ümläut", "tab\there", "equals = [1]", "del\x7f"])
+def test_any_path_survives_the_site_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('name = "north"')  # no newline at the end
+    source = SourceConfig(path=text, kind="images", where={text: text}, label_map={text: "vessel"}, patients=(text,))
+    assert add_source(path, source).data == (source,)
+    assert load(SiteConfig, path).data == (source,)
+
+
+def test_start_without_data_says_what_to_do(home: Path) -> None:
+    assert "wardround-client data add" in fail(home, "start")
+
+
+def test_start_without_having_joined_says_what_to_do(tmp_path: Path) -> None:
+    assert "wardround-client join" in fail(tmp_path, "start")
+
+
+def test_start_under_another_name_than_the_certificates_is_refused(home: Path, pictures: Path) -> None:
+    succeed(home, "data", "add", str(pictures))
+    text = (home / "site.toml").read_text()
+    (home / "site.toml").write_text(text.replace('name = "north"', 'name = "south"'))
+    assert 'name = "north"' in fail(home, "start")
+
+
+def test_home_has_one_agent(home: Path, pictures: Path) -> None:
+    succeed(home, "data", "add", str(pictures))
+    assert not is_running(home)
+    with only_one(home):
+        assert is_running(home)
+        assert "already" in fail(home, "start")
+    assert not is_running(home)
+
+
+def test_started_agent_ends_on_sigterm_while_no_coordinator_answers(home: Path, pictures: Path) -> None:
+    succeed(home, "data", "add", str(pictures))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARDROUND_HOME": str(home)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "client.commands.main", "start"], env=environment, stderr=subprocess.DEVNULL
+    )
+    log, deadline = home / "logs" / "agent.log", time.monotonic() + 30
+    while not (log.exists() and "is away" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert call(home, "status").exit_code == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+    assert log.read_text().count("is away") == 1
+    assert json.loads((home / "status.json").read_text())["state"] == "stopped"
+
+
+def test_status_of_an_agent_that_does_not_run_fails_and_is_json(home: Path) -> None:
+    result = call(home, "status", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["state"] == "not running"
+
+
+def test_site_that_is_shut_out_is_told_where_the_reason_stands(home: Path) -> None:
+    (home / "status.json").write_text(json.dumps({"state": "refused"}))
+    with only_one(home):
+        shown = call(home, "status", "--json")
+        checks = {one["check"]: one for one in json.loads(call(home, "doctor", "--json").stdout)}
+    assert shown.exit_code == 1
+    assert "wardround-client doctor" in json.loads(shown.stdout)["problem"]
+    assert checks["agent"]["result"] == "WRONG"
+    assert "refused" in checks["agent"]["detail"]
+
+
+def test_closed_run_is_found_by_its_name_and_not_approved_by_it(home: Path) -> None:
+    """It may be resumed, so it can be denied; a run of the same name that is still to come is waited for."""
+    run_hash = propose(home)
+    approvals.record(home, carried(parse(RunConfig, RUN_TOML)), is_open=False)
+    assert "lesions" in succeed(home, "runs")
+    assert json.loads(succeed(home, "policy", "check", "lesions", "--json"))["run"]["sha256"] == run_hash
+    refused = call(home, "approve", "lesions", "--yes", "--timeout", "0")
+    assert refused.exit_code == 1
+    assert f"give its hash: {run_hash[:8]}" in refused.stderr
+    assert approvals.load(home, run_hash).answer is None
+    succeed(home, "deny", "lesions")
+    denied = approvals.load(home, run_hash).answer
+    assert denied is not None
+    assert not denied.approved
+
+
+def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
+    run_hash = propose(home)
+    approvals.note_appraisal(
+        home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9), None)
+    )
+    output = succeed(home, "approve", "lesions")
+    assert all(text in output for text in (run_hash, "12 of our patients", "4,000 bytes", "to 4.00"))
+    stored = approvals.load(home, run_hash)
+    assert stored.approved
+    (row,) = json.loads(succeed(home, "runs", "--json"))
+    assert (row["answer"], row["patients"], row["policy"]) == ("approved", 12, "allows")
+
+
+def test_approval_against_the_policy_is_refused(home: Path) -> None:
+    run_hash = propose(home)
+    (home / "policy.toml").write_text("max-rounds = 2\n")
+    assert "max-rounds 2" in fail(home, "approve", run_hash[:8])
+    assert approvals.load(home, run_hash).answer is None
+
+
+def test_denied_run_is_denied(home: Path) -> None:
+    run_hash = propose(home)
+    succeed(home, "approve", "lesions")
+    succeed(home, "deny", "lesions")
+    stored = approvals.load(home, run_hash)
+    assert stored.answer is not None
+    assert not stored.approved
+
+
+def test_unknown_run_is_explained(home: Path) -> None:
+    assert "wardround-client runs" in fail(home, "approve", "nothing", "--timeout", "0")
+
+
+def test_approve_waits_for_the_proposal_and_then_for_the_count_of_patients(home: Path) -> None:
+    """The agent's part is played by hand: it holds the lock, brings the run, and counts later."""
+    run_hash = sha256_of(parse(RunConfig, RUN_TOML))
+    offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
+    with only_one(home):
+        later = [
+            threading.Timer(1.0, propose, [home]),
+            threading.Timer(2.5, approvals.note_appraisal, [home, run_hash, Appraisal(offer, None)]),
+        ]
+        for one in later:
+            one.start()
+        result = call(home, "approve", "lesions", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "12 of our patients" in result.stdout
+    assert "not counted" not in result.stdout
+    said = [line.partition(",")[0] for line in result.stderr.splitlines()]
+    assert said == [
+        "Waiting for a run 'lesions' to be proposed here",
+        "Waiting for the count of patients for 'lesions'",
+    ]
+
+
+def test_approve_gives_up_in_time_and_says_what_it_lacks(home: Path) -> None:
+    assert "no proposed run is called 'lesions'" in call(home, "approve", "lesions", "--timeout", "0.5").stderr
+    propose(home)
+    with only_one(home):
+        result = call(home, "approve", "lesions", "--timeout", "0.5", "--yes")
+    assert result.exit_code == 1
+    assert "not counted yet" in result.stderr
+    assert approvals.find(home, "lesions").answer is None
+
+
+def test_approve_without_an_agent_does_not_wait_for_a_count_that_nobody_makes(home: Path) -> None:
+    propose(home)
+    assert "not counted yet" in succeed(home, "approve", "lesions")
+
+
+def test_agent_in_the_background_of_a_terminal_writes_nothing_over_what_is_typed_there(tmp_path: Path) -> None:
+    """In the foreground, or away from a terminal, its log is on the screen as well."""
+    code = (
+        "import logging, os, sys; from pathlib import Path; from client.commands.main import _log_to\n"
+        "_log_to(Path(sys.argv[1]) / 'agent.log'); logging.getLogger('x').warning('said %s', sys.argv[2])\n"
+    )
+    (tmp_path / "say.py").write_text(code)
+    line = f"{sys.executable} {tmp_path / 'say.py'} {tmp_path}"
+    script = f"set -m; {line} front; {line} behind & wait; {line} piped 2>&1 | cat"
+    terminal, other = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    bash = subprocess.Popen(
+        ["setsid", "--ctty", "bash", "-c", script], stdin=other, stdout=other, stderr=other, env=environment
+    )
+    os.close(other)
+    screen = ""
+    with contextlib.suppress(OSError):  # the terminal's other end is closed when all have ended
+        while chunk := os.read(terminal, 65536):
+            screen += chunk.decode()
+    assert bash.wait() == 0
+    os.close(terminal)
+    assert [word for word in ("front", "behind", "piped") if f"said {word}" in screen] == ["front", "piped"], screen
+    assert (tmp_path / "agent.log").read_text().count("said") == 3
+
+
+def test_policy_check_says_the_verdict_first_then_the_hash_then_why_and_the_rules(home: Path, tmp_path: Path) -> None:
+    document = tmp_path / "run.toml"
+    document.write_text(RUN_TOML)
+    run_hash = sha256_of(parse(RunConfig, RUN_TOML))
+    verdict, digest, title, *_ = succeed(home, "policy", "check", str(document)).splitlines()
+    assert verdict == "ALLOWED by policy.toml, without a count of patients: lesions"
+    assert digest == f"SHA-256 of the run: {run_hash}"
+    assert title.strip() == "Policy"
+    document.write_text(RUN_TOML.replace("4.0", "40.0").replace("rounds = 3", "rounds = 3000"))
+    result = call(home, "policy", "check", str(document))
+    assert result.exit_code == 1
+    verdict, digest, *reasons = result.stdout.splitlines()
+    assert verdict.startswith("REFUSED by policy.toml")
+    assert digest != f"SHA-256 of the run: {run_hash}"
+    assert [reason.split()[-2] for reason in reasons if reason.startswith("- ")] == ["lifetime-epsilon", "max-rounds"]
+    assert "lifetime-epsilon" in result.stderr
+    assert json.loads(call(home, "policy", "check", str(document), "--json").stdout)["run"]["allowed"] is False
+
+
+def test_policy_check_of_a_proposed_run_counts_the_patients_that_the_agent_found(home: Path) -> None:
+    run_hash = propose(home)
+    approvals.note_appraisal(
+        home, run_hash, Appraisal(Offer(4, 5, "cohort", 8, {}, {"weights": {"w": (10, 100)}}, training=3), "few")
+    )
+    result = call(home, "policy", "check", "lesions", "--json")
+    assert result.exit_code == 1
+    run = json.loads(result.stdout)["run"]
+    assert (run["sha256"], run["allowed"], run["patients"]) == (run_hash, False, 4)
+    assert "5 patients are declared for it, fewer than min-patients 10" in run["refusals"]
+
+
+def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_the_hospital_was_sent(home: Path) -> None:
+    run_hash = propose(home)
+    kept = home / "proposals" / run_hash / "run.json"
+    shown = subprocess.run(["sha256sum", kept], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[0] == run_hash
+    assert run_hash in succeed(home, "policy", "check", "lesions")
+
+
+def test_data_check_for_a_private_run_says_that_more_patients_are_there_than_declared(
+    home: Path, pictures: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "run.toml"
+    document.write_text(RUN_TOML)
+    succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    assert "has declared" not in succeed(home, "data", "check", "--run", str(document))
+    settings = home / "site.toml"
+    settings.write_text(f"cohort-size = 3\n{settings.read_text()}")
+    shown = succeed(home, "data", "check", "--run", str(document))
+    assert "4 patients are usable, and this site has declared 3." in shown
+    assert "3 patients are declared for it, fewer than min-patients 10" in shown
+    document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", ""))
+    assert "has declared" not in call(home, "data", "check", "--run", str(document)).output
+
+
+def test_data_check_for_a_run_says_whether_the_policy_lets_it_train(home: Path, pictures: Path, tmp_path: Path) -> None:
+    succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    document = tmp_path / "run.toml"
+    document.write_text(RUN_TOML)
+    shown = succeed(home, "data", "check", "--run", str(document))
+    assert "REFUSED by policy.toml, with 4 patients: lesions" in shown
+    assert "- 5 patients are declared for it, fewer than min-patients 10" in shown
+    (home / "policy.toml").write_text("min-patients = 3\nmax-delta = 0.02\nrequire-privacy = false\n")
+    document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", ""))
+    assert "ALLOWED by policy.toml, with 4 patients" in succeed(home, "data", "check", "--run", str(document))
+    verdict = json.loads(succeed(home, "data", "check", "--run", str(document), "--json"))["policy"]
+    assert (verdict["allowed"], verdict["refusals"], verdict["patients"]) == (True, [], 4)
+    assert json.loads(succeed(home, "data", "check", "--json"))["policy"] is None
+
+
+def test_policy_check_names_the_wrong_key(home: Path) -> None:
+    assert json.loads(succeed(home, "policy", "check", "--json"))["policy"]["min-patients"] == 10
+    (home / "policy.toml").write_text("min-patient = 3\n")
+    assert "min-patients" in fail(home, "policy", "check")
+
+
+def test_ledger_shows_what_was_charged(home: Path) -> None:
+    assert json.loads(succeed(home, "ledger", "--json")) == []
+    run_hash = sha256_of(parse(RunConfig, RUN_TOML))
+    for round_ in (1, 2):
+        open_site(home).ledger.charge(
+            "cohort",
+            run_hash,
+            round_,
+            "a",
+            noise_multiplier=2.0,
+            sampling_rate=0.25,
+            steps=20,
+            delta=1e-3,
+            lifetime_epsilon=10.0,
+        )
+    run, total = json.loads(succeed(home, "ledger", "--json"))
+    assert (run["run"], run["charges"]) == (run_hash, 2)
+    assert run["epsilon"] == total["epsilon"] > 0
+    assert run["reserved-steps"] == total["reserved-steps"] == 0
+
+
+def test_ledger_names_a_run_that_was_proposed_here_and_has_a_dash_for_one_that_was_not(home: Path) -> None:
+    run = parse(RunConfig, RUN_TOML)
+    propose(home)
+    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 90.0}
+    for run_hash in (sha256_of(run), "ab" * 32):
+        open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost)
+    rows = json.loads(succeed(home, "ledger", "--json"))
+    assert [(row["run"], row["name"]) for row in rows] == [
+        (sha256_of(run), run.name), ("ab" * 32, None), ("all", None)
+    ]  # fmt: skip
+    shown = succeed(home, "ledger")
+    assert run.name in shown
+    assert "None" not in shown
+
+
+def test_ledger_tells_the_budgets_of_those_trained_on_and_held_out_apart(home: Path) -> None:
+    cost = {"noise_multiplier": 2.0, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 10.0}
+    cohort = "0123456789abcdef"
+    open_site(home).ledger.charge(cohort, "ab" * 32, 1, "a", sampling_rate=0.25, **cost)
+    open_site(home).ledger.charge(held_out_cohort(cohort), "ab" * 32, 1, "test", sampling_rate=1.0, **cost)
+    rows = json.loads(succeed(home, "ledger", "--json"))
+    assert [row["cohort"] for row in rows] == ["0123456789ab", "0123456789ab/held-out"] * 2
+    assert rows[0]["epsilon"] == rows[2]["epsilon"] < rows[1]["epsilon"] == rows[3]["epsilon"]
+    said = call(home, "ledger").stderr
+    assert "10 of those trained on" in said
+    assert "10 of held-out patients (lifetime-scores-epsilon)" in said
+
+
+def test_ledger_shows_what_a_run_has_reserved_and_gives_it_back_when_told(home: Path) -> None:
+    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
+    for run_hash in ("ab" * 32, "ac" * 32):
+        open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost, rounds=3)
+    assert [row["reserved-steps"] for row in json.loads(succeed(home, "ledger", "--json"))] == [40, 40, 80]
+    assert "2 runs" in fail(home, "ledger", "--release", "a")
+    assert "0 runs" in fail(home, "ledger", "--release", "x")
+    rows = json.loads(succeed(home, "ledger", "--release", "ab", "--json"))
+    assert [(row["reserved-steps"], row["charges"]) for row in rows] == [(0, 1), (40, 1), (40, 2)]
+
+
+def test_doctor_names_what_is_wrong_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.commands.diagnosis.REACH_S", 0.3)
+    (home / "tls" / "key.pem").chmod(0o644)
+    result = call(home, "doctor", "--json")
+    assert result.exit_code == 1
+    rows = {row["check"]: (row["result"], row["detail"]) for row in json.loads(result.stdout)}
+    assert rows["certificate"][0] == "ok"
+    assert rows["private files"][0] == "WRONG"
+    assert "data add" in rows["data"][1]
+    assert "does not answer" in rows["coordinator"][1]
+    assert "wardround-client start" in rows["agent"][1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "join",
+        "start",
+        "status",
+        "doctor",
+        "data add",
+        "data list",
+        "data check",
+        "runs",
+        "approve",
+        "deny",
+        "policy check",
+        "ledger",
+        "predict",
+    ],
+)
+def test_help_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert f"wardround-client {command}" in " ".join(result.stdout.split())
+
+
+def test_lock_is_the_kernels_so_a_crash_leaves_none(home: Path) -> None:
+    with (home / "agent.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError), only_one(home):
+            pass
+    with only_one(home):
+        pass
+
+
+def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from leaves(child, (*words, name))
+    else:
+        yield words, command
+
+
+WITH_A_HOME = [
+    words
+    for words, command in leaves(typer.main.get_command(app))
+    if words != ("join",) and any("--home" in parameter.opts for parameter in command.params)
+]
+
+
+@pytest.mark.parametrize("words", WITH_A_HOME, ids=" ".join)
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_mistyped_home_is_an_error_and_makes_no_folder(tmp_path, monkeypatch, words, how):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WARDROUND_HOME", raising=False)
+    command = dict(leaves(typer.main.get_command(app)))[words]
+    (tmp_path / "images").mkdir()
+    needed = ["images" for one in command.params if isinstance(one, click.Argument) and one.required]
+    needed += [text for one in command.params if isinstance(one, click.Option) and one.required
+               for text in (one.opts[0], "out")]  # fmt: skip
+    home = ["--home", "hospitl"] if how == "option" else []
+    result = CliRunner().invoke(app, [*words, *needed, *home], env={} if home else {"WARDROUND_HOME": "hospitl"})
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert "hospitl" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

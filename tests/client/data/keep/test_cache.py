@@ -1,0 +1,352 @@
+"""The cache gives back exactly what was put in, or nothing; it tells nobody whose it is, and never stops the work."""
+
+import errno
+import logging
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import client.data
+from client.data.keep import cache as under_test
+from client.data.keep.cache import Cache, Prepared
+from client.data.keep.code import code_digest
+from client.data.keep.vault import Vault
+from client.data.prepare import STEPS
+from client.data.study.study import Reference
+from common.config import RunConfig
+from common.errors import DataError
+from tests.client.data.studies import KEY, photo_run
+
+RUN = photo_run(rows=16)
+DIGEST = "d1"
+HEADER = 56  # as the vault's docstring says
+
+
+def reference(folder: Path, name: str = "SECRET1", **values: object) -> Reference:
+    """A study of two files; only their names, sizes and times count here."""
+    paths = tuple(folder / f"{name}-{part}.png" for part in ("image", "label"))
+    for path in paths:
+        if not path.exists():
+            path.write_bytes(b"pixels of " + name.encode())
+    return Reference("images", name, name, paths[:1], paths[1:], **values)
+
+
+def tensors(seed: int = 0, slices: int = 26, rows: int = 151, columns: int = 193) -> tuple[Tensor, Tensor]:
+    """3.6 chunks of odd size, with every kind of float but NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn((slices, 1, rows, columns), generator=generator)
+    images.view(-1)[:5] = torch.tensor([0.0, -0.0, torch.inf, 1e-42, 3.4e38])
+    return images, torch.randint(0, 3, (slices, rows, columns), generator=generator, dtype=torch.uint8)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def keep(cache: Cache, one: Reference, content: tuple[Tensor, Tensor]) -> Path:
+    """Write an entry; returns its file."""
+    entry = cache.entry(one)
+    assert entry is not None
+    cache.write(entry, Prepared(*content, DIGEST))
+    return entry.path
+
+
+def look(cache: Cache, one: Reference) -> tuple[Tensor, Tensor] | None:
+    entry = cache.entry(one)
+    assert entry is not None
+    found = cache.read(entry)
+    if found is None:
+        return None
+    assert found.digest == DIGEST
+    return found.images, found.labels
+
+
+def is_hit(found: tuple[Tensor, Tensor] | None, expected: tuple[Tensor, Tensor]) -> bool:
+    if found is None:
+        return False
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "home" / "cache", KEY, RUN)
+
+
+@pytest.mark.parametrize("slices", [1, 26])
+def test_what_is_read_is_what_was_written_bit_for_bit(cache: Cache, tmp_path: Path, slices: int) -> None:
+    one, content = reference(tmp_path), tensors(slices=slices)
+    assert look(cache, one) is None
+    keep(cache, one, content)
+    assert is_hit(look(cache, one), content)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "no tensors"])
+def test_damaged_entry_is_a_miss_with_a_log_line_and_is_healed_by_the_next_write(
+    cache: Cache, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, content = reference(tmp_path), tensors()
+    path = keep(cache, one, content)
+    if damage == "a bit":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:  # sealed as it should be, by a version that kept something else
+        Vault(KEY, "cache").write(path, b'{"images": []}', path.read_bytes()[24:56])
+    assert look(cache, one) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "damaged; its content is made again" in caplog.text
+    assert "SECRET" not in caplog.text
+    keep(cache, one, content)
+    assert is_hit(look(cache, one), content)
+
+
+def test_stamp_cannot_be_changed_to_make_an_old_entry_current(cache: Cache, tmp_path: Path) -> None:
+    one = reference(tmp_path)
+    path = keep(cache, one, tensors())
+    one.images[0].write_bytes(b"other pixels")
+    entry = cache.entry(one)
+    assert entry is not None
+    data = path.read_bytes()
+    path.write_bytes(data[:24] + entry.stamp + data[HEADER:])
+    assert cache.read(entry) is None
+
+
+def test_other_site_key_opens_nothing(cache: Cache, tmp_path: Path) -> None:
+    one = reference(tmp_path)
+    path = keep(cache, one, tensors())
+    other = Cache(tmp_path / "home" / "cache", b"x" * 32, RUN)
+    assert look(other, one) is None
+    entry, foreign = cache.entry(one), other.entry(one)
+    assert entry is not None
+    assert foreign is not None
+    assert other.read(entry) is None  # even when it knows the name
+    assert path.exists()
+    assert entry.path.parent.name != foreign.path.parent.name
+    assert entry.path.name != foreign.path.name
+    assert entry.stamp != foreign.stamp
+
+
+def _touch(one: Reference, _: Path) -> Reference:
+    os.utime(one.images[0], ns=(1, 1))
+    return one
+
+
+def _grow(one: Reference, _: Path) -> Reference:
+    with one.labels[0].open("ab") as file:
+        file.write(b"x")
+    return one
+
+
+def _replace_and_backdate(one: Reference, _: Path) -> Reference:
+    """Same name, same length, same time of modification: only the kernel's own time tells."""
+    before = one.images[0].stat()
+    one.images[0].write_bytes(b"X" * before.st_size)
+    os.utime(one.images[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    return one
+
+
+def _lose_label(one: Reference, _: Path) -> Reference:
+    return Reference(one.kind, one.patient, one.key, one.images)
+
+
+def _other_map(one: Reference, folder: Path) -> Reference:
+    return reference(folder, label_map={"255": "vessel"})
+
+
+@pytest.mark.parametrize("change", [_touch, _grow, _replace_and_backdate, _lose_label, _other_map])
+def test_changed_study_is_a_quiet_miss_and_replaces_the_old_entry(
+    cache: Cache, tmp_path: Path, change: Callable[[Reference, Path], Reference], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = reference(tmp_path)
+    old = keep(cache, one, tensors(1))
+    changed = change(one, tmp_path)
+    assert look(cache, changed) is None
+    assert caplog.records == []
+    assert keep(cache, changed, tensors(2)) == old
+    assert is_hit(look(cache, changed), tensors(2))
+
+
+def test_study_that_changes_while_it_is_read_is_out_of_date_at_once(cache: Cache, tmp_path: Path) -> None:
+    one = reference(tmp_path)
+    entry = cache.entry(one)
+    assert entry is not None
+    one.images[0].write_bytes(b"new content, new length")
+    cache.write(entry, Prepared(*tensors(), DIGEST))
+    assert look(cache, one) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        photo_run(rows=32),
+        photo_run(rows=16, intensity="zscore"),
+        RUN.model_copy(update={"data": RUN.data.model_copy(update={"classes": ("disc",)})}),
+        RUN.model_copy(update={"model": RUN.model.model_copy(update={"dims": 3})}),
+    ],
+    ids=["rows", "intensity", "classes", "dims"],
+)
+def test_other_settings_do_not_see_each_others_entries(cache: Cache, tmp_path: Path, other: RunConfig) -> None:
+    one, second = reference(tmp_path), Cache(tmp_path / "home" / "cache", KEY, other)
+    keep(cache, one, tensors(1))
+    assert look(second, one) is None
+    keep(second, one, tensors(2))
+    assert is_hit(look(cache, one), tensors(1))
+    assert is_hit(look(second, one), tensors(2))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        RUN.model_copy(update={"seed": 5}),
+        RUN.model_copy(update={"name": "other"}),
+        RUN.model_copy(update={"data": RUN.data.model_copy(update={"folds": 5, "fold": 3})}),
+    ],
+    ids=["seed", "name", "fold"],
+)
+def test_settings_that_change_no_image_share_entries(cache: Cache, tmp_path: Path, other: RunConfig) -> None:
+    one = reference(tmp_path)
+    keep(cache, one, tensors())
+    assert is_hit(look(Cache(tmp_path / "home" / "cache", KEY, other), one), tensors())
+
+
+def test_other_code_another_library_or_thread_count_starts_anew(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, folder = reference(tmp_path), tmp_path / "home" / "cache"
+    keep(cache, one, tensors())
+    with monkeypatch.context() as patch:
+        before = under_test.version
+        patch.setattr(under_test, "version", lambda name: "99" if name == "pydicom" else before(name))
+        assert look(Cache(folder, KEY, RUN), one) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(under_test, "code_digest", lambda: "other")
+        assert look(Cache(folder, KEY, RUN), one) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert look(Cache(folder, KEY, RUN), one) is None
+
+
+@pytest.mark.parametrize("folder", [".", "prepare", "read/deep"])
+def test_code_digest_sees_every_module_of_the_package_and_of_its_folders(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    digests = set()
+    for name, text in (("a.py", "x = 1"), ("b.py", "y = 1"), ("b.py", "y = 2"), ("notes.txt", "no code")):
+        (tmp_path / folder / name).write_text(text)
+        digests.add(code_digest.__wrapped__(tmp_path))
+    assert len(digests) == 3
+    (tmp_path / folder / "b.py").rename(tmp_path / folder / "c.py")
+    digests.add(code_digest.__wrapped__(tmp_path))
+    assert len(digests) == 4
+
+
+def test_code_digest_covers_the_readers_and_every_preparation_step(tmp_path: Path) -> None:
+    """Of this program's own code: a change anywhere in it makes what was kept out of date."""
+    package = Path(client.data.__path__[0])
+    assert code_digest() == code_digest(package)
+    own = tmp_path / "data"
+    shutil.copytree(package, own, ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_digest.__wrapped__(own)
+    steps = [own / Path(sys.modules[type(step).__module__].__file__ or "").relative_to(package) for step in STEPS]
+    for path in (own / "dicom_pixels.py", own / "nifti.py", *steps):
+        text = path.read_text()
+        path.write_text(f"{text}\nCHANGED = True\n")
+        assert code_digest.__wrapped__(own) != before, path.name
+        path.write_text(text)
+    assert code_digest.__wrapped__(own) == before
+
+
+def test_neither_names_nor_content_tell_whose_study_it_is(cache: Cache, tmp_path: Path) -> None:
+    one = reference(tmp_path)
+    images = torch.full((1, 1, 64, 64), 0.25)
+    path = keep(cache, one, (images, torch.ones(1, 64, 64, dtype=torch.uint8)))
+    told = str(path.relative_to(tmp_path)).encode() + path.read_bytes()
+    for secret in (b"SECRET", b"image.png", b"images", b"F32", b"photo", images.numpy().tobytes()[:16], KEY):
+        assert secret not in told
+    assert (
+        np.bincount(np.frombuffer(path.read_bytes()[HEADER:], np.uint8), minlength=256).max() < 200
+    )  # of 20,000 / 256
+
+
+def test_files_are_for_their_owner_only(cache: Cache, tmp_path: Path) -> None:
+    path = keep(cache, reference(tmp_path), tensors())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o700
+
+
+def test_full_disk_is_said_once_and_leaves_no_debris(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = keep(cache, reference(tmp_path, "before"), tensors())
+
+    def full(*_: object) -> Iterator[bytes]:
+        yield b"a part"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a path")
+
+    monkeypatch.setattr("client.data.keep.vault.seal", full)
+    keep(cache, reference(tmp_path, "SECRET1"), tensors())
+    monkeypatch.undo()
+    keep(cache, reference(tmp_path, "SECRET2"), tensors())  # no second try, no second line
+    assert len(caplog.records) == 1
+    assert "cannot be written (No space left on device). The work goes on without it" in caplog.text
+    assert str(tmp_path) not in caplog.text
+    assert files(tmp_path / "home") == [kept]
+
+
+def test_cache_folder_that_cannot_be_made_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = Cache(tmp_path / "file" / "cache", KEY, RUN)
+    one = reference(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        keep(cache, one, tensors())
+        cache.keep_only([one])
+        assert look(cache, one) is None
+    assert "cannot be written (Not a directory)" in caplog.text
+
+
+def test_entry_that_is_a_folder_is_a_miss(cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = reference(tmp_path)
+    entry = cache.entry(one)
+    assert entry is not None
+    entry.path.mkdir(parents=True)
+    assert look(cache, one) is None
+    assert "cannot be read" in caplog.text
+
+
+def test_study_with_a_known_problem_or_a_lost_file_has_no_entry(cache: Cache, tmp_path: Path) -> None:
+    one = reference(tmp_path)
+    keep(cache, one, tensors())
+    assert cache.entry(reference(tmp_path, problem=DataError("patient not known"))) is None
+    one.labels[0].unlink()
+    assert cache.entry(one) is None
+
+
+def test_studies_that_left_the_site_leave_the_cache_under_all_settings(cache: Cache, tmp_path: Path) -> None:
+    stays, goes = reference(tmp_path, "stays"), reference(tmp_path, "goes")
+    second = Cache(tmp_path / "home" / "cache", KEY, photo_run(rows=32))
+    kept = {keep(cache, stays, tensors()), keep(second, stays, tensors())}
+    gone = {keep(cache, goes, tensors()), keep(second, goes, tensors())}
+    (next(iter(kept)).parent / "0123.partial").write_bytes(b"of a process that was killed")
+    assert not kept & gone
+    cache.keep_only([stays])
+    assert set(files(tmp_path / "home")) == kept
+
+
+def test_settings_used_longest_ago_are_dropped(tmp_path: Path) -> None:
+    one, folder = reference(tmp_path), tmp_path / "home" / "cache"
+    caches = [Cache(folder, KEY, photo_run(rows=rows)) for rows in range(16, 22)]
+    for age, cache in zip(range(6, 0, -1), caches, strict=True):
+        path = keep(cache, one, tensors(slices=1))
+        os.utime(path.parent, ns=(0, 10**18 - age * 10**9))
+    caches[0].keep_only([one])  # in use again
+    assert [look(cache, one) is not None for cache in caches] == [True, False, False, True, True, True]

@@ -1,0 +1,246 @@
+"""What a person reads before an approval is true: counted against the document, the ledger and dp-accounting."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from dp_accounting import pld
+
+from client.home.declared import declare
+from client.home.offer import Offer
+from client.proposals.consequences import consequences, tensor_rows
+from client.rules import approvals
+from client.rules.approvals import Appraisal, Proposal
+from client.site import Site, open_site
+from common.config import RunConfig, sha256_of, validate
+from common.config.rundocument import issue
+from common.privacy.accountant import noise_multiplier_for
+from common.privacy.guarantee import charge_round, plan
+from tests.documents import carried
+
+OFFER = Offer(
+    43, 45, "cohort", 50, {"no-label": 2}, {"weights": {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,)}}, training=31
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    (tmp_path / "site.toml").write_text('name = "north"\n')
+    return open_site(tmp_path)
+
+
+def a_run(**changes: object) -> RunConfig:
+    values: dict[str, object] = {
+        "name": "lesions",
+        "data": {"modality": "CT", "classes": ["lesion", "organ"]},
+        "training": {"patch-size": [32, 32], "local-steps": 10},
+        "federation": {"rounds": 6},
+        "privacy": {"target-epsilon": 3.0, "sampling-rate": 0.1},
+    }
+    return validate(RunConfig, values | changes)
+
+
+def proposed(site: Site, run: RunConfig, offer: Offer | None = OFFER) -> Proposal:
+    proposal = approvals.record(site.home, carried(run), is_open=True, signers=("maria",))
+    if offer is not None:
+        approvals.note_appraisal(site.home, proposal.run_hash, Appraisal(offer, None))
+    return approvals.load(site.home, proposal.run_hash)
+
+
+def shown(site: Site, proposal: Proposal) -> dict[str, str]:
+    return dict(consequences(proposal, site, approvals.load_all(site.home)))
+
+
+def pld_epsilon(rows: list[tuple[float, float, int]], delta: float) -> float:
+    parts = [
+        pld.privacy_loss_distribution.from_gaussian_mechanism(noise, sampling_prob=rate).self_compose(steps)
+        for noise, rate, steps in rows
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.compose(part)
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> None:
+    rows = shown(site, proposed(site, a_run()))
+    assert rows["on"] == "43 of our patients, 50 studies"
+    assert rows["set aside"] == "2 no-label (see data check)"
+    assert rows["asked by"].startswith("maria ")
+    assert rows["leaves each round"] == "2 tensors, 320 bytes of weights, clipped and noised"
+    assert tensor_rows(OFFER) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
+    assert rows["how often"].startswith("6 rounds of 10 steps")
+
+
+def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
+    private = shown(site, proposed(site, a_run()))["scalars that leave"].split(", ")
+    assert {"dice", "dice-lesion", "dice-organ", "epsilon", "steps"} <= set(private)
+    assert not {"train-loss", "seconds"} & set(private)
+    (site.home / "policy.toml").write_text('metrics = ["iou"]\n')
+    few = shown(open_site(site.home), proposed(site, a_run()))
+    assert few["scalars that leave"] == "delta, epsilon, steps"  # noised scores are Dice alone
+    assert few["scores"] == "none leave"
+    (site.home / "policy.toml").write_text('metrics = ["iou"]\nscores = "exact"\n')
+    exact = shown(open_site(site.home), proposed(site, a_run()))
+    assert exact["scalars that leave"] == "delta, epsilon, iou, steps"
+    assert exact["scores"].startswith("EXACT")
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            "",
+            "none will leave: 7 patients for test and 7 patients for validation are held out, fewer than",
+        ),
+        ('scores = "exact"\n', "EXACT, means over our held-out patients"),
+        ("min-held-out = 7\n", "noised by"),
+        ('scores = "exact"\nmin-held-out = 6\n', "EXACT, means over our held-out patients"),
+    ],
+)
+def test_small_site_is_told_that_no_score_will_leave(site: Site, policy: str, said: str) -> None:
+    (site.home / "policy.toml").write_text(policy)
+    few = open_site(site.home)
+    shown_scores = shown(few, proposed(few, a_run()))["scores"]
+    assert shown_scores.startswith(said)
+    assert ("fewer than min-held-out 10" in shown_scores) == ("min-held-out" not in policy)
+    if policy == 'scores = "exact"\n':
+        assert "but none is likely to leave: about 6 patients for test and 6 patients for validation" in shown_scores
+
+
+def test_scores_of_the_one_split_that_is_large_enough_are_shown_and_the_other_named(site: Site) -> None:
+    run = a_run(data={"modality": "CT", "classes": ["lesion", "organ"], "test-fraction": 0.3})
+    said = shown(site, proposed(site, run))["scores"]
+    assert "for a class in the test" in said
+    assert said.endswith(
+        "; but none of the validation will leave: 7 patients for validation are held out, fewer than min-held-out 10 "
+        "in policy.toml"
+    )
+
+
+def test_time_limit_that_the_run_sets_is_shown(site: Site) -> None:
+    run = a_run(federation={"rounds": 6, "round-timeout-s": 7.5})
+    assert shown(site, proposed(site, run))["how often"].startswith("6 rounds of 10 steps, each within 7.5 s;")
+
+
+def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
+    (site.home / "policy.toml").write_text("min-held-out = 7\n")
+    site = open_site(site.home)
+    said = shown(site, proposed(site, a_run()))["scores"]
+    # 45 declared, 15 % tested: 7 patients. Two classes: one patient moves the sum by at most sqrt(2) / 2.
+    noise = noise_multiplier_for(1.0, 1 / 450, 1.0, 2) * math.sqrt(2) / 2 / 7
+    assert said.startswith(f"noised by {noise:.2f} for a class in the test; 1 time in validation, once in the test")
+    assert said.endswith("Epsilon 1 of a held-out patient for this run, of 10 in all")
+
+
+def test_outgrown_declaration_is_said_to_who_decides(site: Site) -> None:
+    first = shown(site, proposed(site, a_run()))["told to others"]
+    assert first.startswith("45 patients, and from now on so many for every private CT run, whoever comes")
+    declare(site.config, a_run(), 45, site.home)
+    assert shown(site, proposed(site, a_run()))["told to others"] == "45 patients, as declared"
+    grown = dataclasses.replace(OFFER, patients=61)
+    said = shown(site, proposed(site, a_run(name="later"), grown))["told to others"]
+    assert said.startswith("61 patients are usable, and this site has declared 45.")
+
+
+def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:
+    first, second = a_run(name="first"), a_run(name="second")
+    for number in range(1, 7):
+        charge_round(
+            site.ledger,
+            issue(first),
+            cohort="cohort",
+            cohort_size=45,
+            round_=number,
+            attempt=str(number),
+            lifetime_epsilon=9,
+        )
+    text = shown(site, proposed(site, second))["privacy"]
+    cost = plan(second, 45)
+    one_run = [(cost.noise_multiplier, 0.1, 60)]
+    before, after = (float(word) for word in text.split() if word.replace(".", "").isdigit() and "." in word)
+    assert before == pytest.approx(pld_epsilon(one_run, cost.delta), abs=0.02)
+    assert after == pytest.approx(pld_epsilon(one_run * 2, cost.delta), abs=0.02)
+    assert text.endswith("the budget is 10")
+    assert site.ledger.history("cohort", sha256_of(second)) == ()
+
+
+def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
+    started, new = a_run(name="started"), a_run(name="new")
+    charge_round(
+        site.ledger, issue(started), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9
+    )
+    text = shown(site, proposed(site, new))["privacy"]
+    cost = plan(new, 45)
+    before, after, beside = (
+        float(word.strip(",")) for word in text.split() if word.strip(",").replace(".", "").isdigit() and "." in word
+    )
+    expected = [pld_epsilon([(cost.noise_multiplier, 0.1, steps)], cost.delta) for steps in (10, 70, 120)]
+    assert (before, after, beside) == pytest.approx(expected, abs=0.02)
+    assert f"to {after:.2f}, and to {beside:.2f} with what other runs still want (delta" in text
+    own = shown(site, proposed(site, started))["privacy"]
+    assert "other runs" not in own  # what it has reserved itself is in its own end
+    site.ledger.release(sha256_of(started))
+    assert "other runs" not in shown(site, proposed(site, new))["privacy"]
+
+
+def test_epsilon_is_told_at_the_delta_at_which_the_budget_is_measured(site: Site) -> None:
+    strict = a_run(name="strict", privacy={"target-epsilon": 3.0, "sampling-rate": 0.1, "delta": 1e-6})
+    charge_round(site.ledger, issue(strict), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=9)
+    site.ledger.release(sha256_of(strict))
+    text = shown(site, proposed(site, a_run()))["privacy"]
+    assert "(delta 1.0e-06" in text
+    words = text.split()
+    before = float(words[words.index("from") + 1])
+    assert before == pytest.approx(pld_epsilon([(plan(strict, 45).noise_multiplier, 0.1, 10)], 1e-6), abs=0.02)
+
+
+def test_rounds_already_charged_are_not_counted_twice(site: Site) -> None:
+    run = a_run()
+    fresh = shown(site, proposed(site, run))["privacy"].split(" to ")[1]
+    for number in (1, 2, 3):
+        charge_round(
+            site.ledger,
+            issue(run),
+            cohort="cohort",
+            cohort_size=45,
+            round_=number,
+            attempt=str(number),
+            lifetime_epsilon=9,
+        )
+    assert shown(site, proposed(site, run))["privacy"].split(" to ")[1] == fresh
+
+
+def test_missing_privacy_is_said_loudly(site: Site) -> None:
+    rows = shown(site, proposed(site, a_run(privacy=None)))
+    assert rows["privacy"].startswith("NONE")
+    assert rows["leaves each round"].endswith("NOT noised")
+    assert "in steps of 5" in rows["count that leaves"]
+
+
+def test_changes_since_the_last_approved_run_are_listed(site: Site) -> None:
+    old = proposed(site, a_run())
+    assert shown(site, old)["since the last approval"] == "this is the first"
+    approvals.answer(site.home, old.run_hash, approved=True, by="person")
+    denied = proposed(site, a_run(name="denied"))
+    approvals.answer(site.home, denied.run_hash, approved=False, by="person")
+    new = proposed(site, a_run(federation={"rounds": 60}, privacy={"target-epsilon": 9.0, "sampling-rate": 0.1}))
+    changes = [value for what, value in consequences(new, site, approvals.load_all(site.home)) if "since" in what]
+    assert changes == ["federation.rounds: 6 -> 60", "privacy.target-epsilon: 3.0 -> 9.0"]
+
+
+def test_dropped_privacy_table_is_among_the_changes(site: Site) -> None:
+    old = proposed(site, a_run())
+    approvals.answer(site.home, old.run_hash, approved=True, by="person")
+    new = proposed(site, a_run(privacy=None))
+    changes = [value for what, value in consequences(new, site, approvals.load_all(site.home)) if "since" in what]
+    assert "privacy.target-epsilon: 3.0 -> not there" in changes
+
+
+def test_what_is_not_known_yet_is_said(site: Site) -> None:
+    rows = shown(site, proposed(site, a_run(), offer=None))
+    assert "not counted yet" in rows["on"]
+    assert rows["policy"] == "not checked yet: the agent has not run"
+    refused = dataclasses.replace(proposed(site, a_run()), appraisal=Appraisal(OFFER, "too many rounds"))
+    assert shown(site, refused)["policy"] == "too many rounds"

@@ -1,0 +1,116 @@
+"""A wrong setting is explained in the words of the file: where the key belongs, what is allowed, what there is not."""
+
+import re
+
+import pytest
+
+from common.config import PolicyConfig, RunConfig, SiteConfig, Table, from_canonical, parse, validate
+from common.errors import ConfigError
+from tests.common.config.test_config import RUN
+
+PYDANTIC = r"Input should|String should|Extra inputs|Field required|Tuple should|Value error|valid dictionary|pydantic"
+
+
+def refused(model: type[Table], text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(model, text, "run.toml")
+    assert not re.search(PYDANTIC, str(caught.value)), caught.value
+    assert str(caught.value).startswith("run.toml: ")
+    return str(caught.value).removeprefix("run.toml: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        # The nearest name is looked for in the key's own table first.
+        (RUN + "[privacy]\ntarget-epsilon = 1\nsampling-rat = 0.1\n", "Did you mean 'sampling-rate'?"),
+        (RUN + "[model]\nchanels = [8, 8]\n", "unknown key 'model.chanels'. Did you mean 'channels'?"),
+        # A key of another table is led there, and not to the nearest name of this one.
+        (RUN + "local-steps = 3\n", "'local-steps' stands in [training]"),
+        (RUN + "[preprocessing]\nquorum = 3\n", "'quorum' stands in [federation]"),
+        ("rounds = 3\n" + RUN, "unknown key 'rounds'. 'rounds' stands in [federation]"),
+        (RUN + "seed = 3\n", "'seed' stands at the top of the file"),
+        (RUN + "[augmentation]\nflips = false\n", "'augmentation' stands in [training]"),
+        ("learning-rate = 1.0\n" + RUN, "stands in [training] and in [privacy.adaptive-clipping]"),
+        ("learning-rat = 1.0\n" + RUN, "Did you mean 'learning-rate' in [training]?"),
+        # What people look for in vain.
+        (
+            RUN + 'aggregation = "fedprox"\n',
+            "This version does not have it: how updates become a model is said in [strategy]",
+        ),
+        (RUN + "epochs = 3\n", "counted in steps"),
+        (RUN + "[privacy]\ntarget-epsilon = 1\nnoise-multiplier = 1.1\n", "follows from target-epsilon"),
+        (RUN + "[preprocessing]\nzzz = 3\n", "Known here: spacing-mm, rows, intensity, window, steps."),
+    ],
+)
+def test_unknown_key_is_led_to_where_it_belongs(text: str, says: str) -> None:
+    assert says in refused(RunConfig, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (RUN + "[privacy]\ntarget_epsilon = 1\n", "target-epsilon"),
+        (RUN.replace("patch-size", "patch_size"), "patch-size"),
+        (RUN + "round_timeout_s = 3.0\n", "round-timeout-s"),
+    ],
+)
+def test_keys_with_underscores_are_refused_in_a_file(text: str, right: str) -> None:
+    assert f"keys are written with hyphens. Write '{right}'" in refused(RunConfig, text)
+
+
+def test_underscores_are_refused_in_a_policy_and_in_canonical_text_and_are_what_code_writes() -> None:
+    """A policy that is taken with a key misspelt would be laxer than the hospital believes."""
+    assert "Write 'min-patients'" in refused(PolicyConfig, "min_patients = 100\n")
+    assert "Write 'cohort-size'" in refused(SiteConfig, 'name = "north"\ncohort_size = 50\n')
+    with pytest.raises(ConfigError, match="hyphens"):
+        from_canonical(PolicyConfig, '{"min_patients":100}')
+    assert validate(PolicyConfig, {"min_patients": 100}).min_patients == 100
+
+
+def test_names_that_a_hospital_gives_may_have_underscores() -> None:
+    site = parse(SiteConfig, 'name = "north"\n[[data]]\npath = "x"\nlabel-map = { liver_left = "liver" }\n')
+    assert site.data[0].label_map == {"liver_left": "liver"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('"CT"', '"PET"'), "data.modality is \"PET\", must be 'CT', 'MR', 'CR', 'DX', 'MG', 'US' or 'photo'"),
+        (("rounds = 3", 'rounds = "three"'), 'federation.rounds is "three", must be a whole number'),
+        (("rounds = 3", "rounds = 0"), "federation.rounds is 0, must be at least 1"),
+        (("rounds = 3", "rounds = 2.5"), "federation.rounds is 2.5, must be a whole number"),
+        (("[training]", "[training]\nlearning-rate = -1"), "training.learning-rate is -1, must be above 0"),
+        (("[training]", "[training]\nmomentum = 1"), "training.momentum is 1, must be below 1"),
+        (("[training]", "[training]\nforeground-fraction = 2"), "is 2, must be at most 1"),
+        (("[training]", "[training]\naugmentation = 3"), "training.augmentation is 3, must be a table"),
+        (("[training]", "[training]\nlearning-rate = nan"), "must be a finite number"),
+        (('classes = ["lesion"]', "classes = []"), "data.classes is [], must be 1 entry or more"),
+        (('classes = ["lesion"]', 'classes = "lesion"'), "must be a list in brackets"),
+        (('classes = ["lesion"]', 'classes = ["Lesion 1"]'), 'data.classes.0 is "Lesion 1", must be small letters'),
+        (('"liver"', "3"), "name is 3, must be text in quotes"),
+        (('name = "liver"\n', ""), "name is not there, and has no default"),
+        (('modality = "CT"', ""), 'data.modality is not there, and has no default. Write one of "CT", "MR"'),
+        (("[data]", "deterministic = 3\n[data]"), "deterministic is 3, must be true or false"),
+    ],
+)
+def test_wrong_value_is_told_with_what_is_allowed(change: tuple[str, str], says: str) -> None:
+    text = RUN.replace(*change)
+    assert text != RUN
+    assert says in refused(RunConfig, text)
+
+
+def test_what_a_choice_does_not_offer_is_said_to_be_all_there_is() -> None:
+    assert "must be 'unet'; this version has no other" in refused(RunConfig, RUN + '[model]\narchitecture = "resnet"\n')
+
+
+def test_hours_and_digests_are_asked_for_by_their_form() -> None:
+    assert 'hours is "8 to 5", must be hours such as 20:00-06:00' in refused(PolicyConfig, 'hours = "8 to 5"\n')
+    assert "64 hexadecimal digits" in refused(RunConfig, RUN + '[initial]\nsha256 = "abc"\n')
+
+
+def test_every_fault_is_told_at_once_and_a_long_value_is_cut() -> None:
+    said = refused(RunConfig, RUN.replace("rounds = 3", "rounds = 0\nquorum = 0") + f'[model]\nnorm = "{"x" * 500}"\n')
+    assert "rounds is 0" in said
+    assert "quorum is 0" in said
+    assert len(said) < 400

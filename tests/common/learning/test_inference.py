@@ -1,0 +1,99 @@
+"""Prediction on any size, whole or in windows, without trace of the padding."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.config import RunConfig
+from common.learning.inference import precision, predict, predict_stack
+from common.learning.network import build_model
+
+
+def make_run(dims: int = 2, patch: tuple[int, ...] = (16, 16), **changes: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "model": {"dims": dims, "channels": (4, 8, 16)},
+            "data": {"modality": "CT", "channels": 1, "classes": ("liver", "lesion")},
+            "training": {"patch_size": patch},
+            "federation": {"rounds": 1},
+            "deterministic": True,
+            **changes,
+        }
+    )
+
+
+class Threshold(nn.Module):
+    """A network that labels each voxel by its value alone: 0, 1 or 2."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([-(images - value).abs() for value in range(3)], dim=1)
+
+
+def make_image(*spatial: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(3, (1, *spatial), generator=generator).float()
+
+
+@pytest.mark.parametrize("spatial", [(16, 16), (17, 31), (1, 1), (5, 40), (97, 3), (70, 81)])
+def test_labels_lie_on_the_voxels_of_a_2d_image(spatial: tuple[int, ...]) -> None:
+    image = make_image(*spatial)
+    labels = predict(Threshold(), image, make_run(), "cpu")
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, image[0].long())
+
+
+@pytest.mark.parametrize("spatial", [(8, 8, 8), (7, 9, 11), (1, 30, 30), (25, 18, 31)])
+def test_labels_lie_on_the_voxels_of_a_volume(spatial: tuple[int, ...]) -> None:
+    image = make_image(*spatial)
+    assert torch.equal(predict(Threshold(), image, make_run(3, (8, 8, 8)), "cpu"), image[0].long())
+
+
+@pytest.mark.parametrize("spatial", [(1, 1), (15, 17), (50, 70)])
+def test_the_real_network_takes_any_size(spatial: tuple[int, ...]) -> None:
+    run = make_run()
+    labels = predict(build_model(run), make_image(*spatial), run, "cpu")
+    assert labels.shape == spatial
+    assert set(labels.unique().tolist()) <= {0, 1, 2}
+
+
+def test_an_image_of_the_patch_size_goes_through_the_network_unchanged() -> None:
+    run = make_run()
+    model, image = build_model(run), make_image(16, 16)
+    with torch.no_grad():
+        expected = model(image.unsqueeze(0)).argmax(1)[0]
+    assert torch.equal(predict(model, image, run, "cpu"), expected)
+
+
+def test_items_of_a_stack_are_predicted_as_if_alone() -> None:
+    run = make_run()
+    model = build_model(run)
+    stack = torch.rand(5, 1, 20, 13, generator=torch.Generator().manual_seed(1))
+    alone = torch.stack([predict(model, image, run, "cpu") for image in stack])
+    assert torch.equal(predict_stack(model, stack, run, "cpu"), alone)
+
+
+def test_large_stacks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.learning.inference._BATCH_VOXELS", 2 * 20 * 13)
+    sizes: list[int] = []
+    model = Threshold()
+    model.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    predict_stack(model, torch.rand(5, 1, 20, 13), make_run(), "cpu")
+    assert sizes == [2, 2, 1]
+
+
+def test_dropout_is_off() -> None:
+    run = make_run(model={"dims": 2, "channels": (4, 8, 16), "dropout": 0.5})
+    model, image = build_model(run).train(), make_image(64, 64)
+    assert torch.equal(predict(model, image, run, "cpu"), predict(model, image, run, "cpu"))
+
+
+def test_half_precision_changes_few_labels_and_is_never_used_in_deterministic_runs() -> None:
+    exact, fast = make_run(), make_run(deterministic=False)
+    model, image = build_model(exact), make_image(32, 32)
+    with precision(exact, "cpu"):
+        assert model(image.unsqueeze(0)).dtype == torch.float32
+    differ = predict(model, image, fast, "cpu") != predict(model, image, exact, "cpu")
+    assert float(differ.double().mean()) < 0.05

@@ -1,0 +1,220 @@
+"""Who is asked is waited for within the round's timeout, whoever gets no message is asked again, and all are named."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from flwr.app import Error
+
+from common.config.rundocument import issue
+from common.errors import FederationError
+from common.tasks.segmentation import Segmentation
+from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
+from server.federation.broadcast import NO_ANSWER, Answer, ask
+from server.federation.events import read_events
+from server.federation.members import GridMembers, Member, State
+from server.federation.rounds import federate
+from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
+
+LONG_S = 60.0  # no test waits for so long
+SHORT_S = 0.3
+REQUEST = TrainRequest("0" * 64, 1, {"weights": b"weights"})
+same: FakeSite = trains(lambda request: request.parts["weights"])
+
+
+class Script:
+    """Members whose states a test sets, and a clock for what happens when: it is called with every look."""
+
+    def __init__(self, grid: FakeGrid, at_look: Callable[["Script", int], None] = lambda *_: None) -> None:
+        self.states = dict.fromkeys(grid.sites, State.HERE)
+        self.willing = dict.fromkeys(grid.sites, True)
+        self.nodes = {site: node for node, site in grid.nodes.items()}
+        self.lost: set[str] = set()
+        self._at_look, self._looks = at_look, 0
+
+    def look(self) -> Mapping[str, Member]:
+        self._looks += 1
+        self._at_look(self, self._looks)
+        return {
+            site: Member(site, state, self.nodes[site], willing=self.willing[site])
+            for site, state in sorted(self.states.items())
+        }
+
+    def unheld(self, asked: Mapping[str, tuple[str, float]]) -> set[str]:
+        found = {message for message, (site, _) in asked.items() if site in self.lost}
+        self.lost -= {asked[message][0] for message in found}
+        return found
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.federation.broadcast._AGAIN_AFTER_S", 0.0)
+
+
+def answers(grid: FakeGrid, script: Script, timeout_s: float = LONG_S, wanted: int = 0) -> dict[str, Answer]:
+    found: dict[str, Answer] = {}
+    started = time.monotonic()
+    lacking = lambda: wanted - sum(one.reply is not None for one in found.values())  # noqa: E731
+    for answer in ask(grid, script, REQUEST, timeout_s=timeout_s, wait=lambda _: time.sleep(0.001), wanted=lacking):
+        assert answer.site not in found
+        found[answer.site] = answer
+    assert time.monotonic() - started < LONG_S
+    return found
+
+
+def asked(grid: FakeGrid, site: str) -> int:
+    return sum(name == site for name, _ in grid.requests)
+
+
+def late(grid: FakeGrid, site: str, after: int) -> Callable[[Script, int], None]:
+    """The site is gone from the second look on, and answers what it was asked when it is back."""
+    works = grid.sites[site]
+    grid.sites[site] = lambda _: None
+
+    def at_look(script: Script, number: int) -> None:
+        script.states[site] = State.HERE if number in (1, after) else State.LEFT
+        if number == after:
+            grid.sites[site] = works
+            grid.answer_late(site)
+
+    return at_look
+
+
+def test_site_that_leaves_in_a_round_is_waited_for_and_asked_once() -> None:
+    grid = FakeGrid({"a": same, "b": same})
+    found = answers(grid, Script(grid, late(grid, "b", after=50)))
+    assert isinstance(found["b"].reply, TrainReply)
+    assert asked(grid, "b") == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "why"), [(State.LEFT, "left"), (State.AWAY, "away"), (State.HERE, NO_ANSWER), (State.REVOKED, "revoked")]
+)
+def test_site_that_does_not_answer_is_named_for_what_it_did(state: State, why: str) -> None:
+    grid = FakeGrid({"a": same, "b": lambda _: None})
+
+    def at_look(script: Script, number: int) -> None:
+        if number > 1:
+            script.states["b"] = state
+
+    # A revoked one does not come back: the round does not wait for it.
+    found = answers(grid, Script(grid, at_look), timeout_s=LONG_S if state is State.REVOKED else SHORT_S)
+    assert found["b"] == Answer("b", None, why)
+
+
+@pytest.mark.parametrize("code", [3, 4, 5])  # Flower: message, reply or node unavailable
+def test_what_flower_lost_is_asked_again(code: int) -> None:
+    said: list[Said] = [Error(code, "not there"), Error(code, "not there")]
+
+    def b(request: Request) -> Said:
+        return said.pop() if said else same(request)
+
+    grid = FakeGrid({"a": same, "b": b})
+    found = answers(grid, Script(grid))
+    assert isinstance(found["b"].reply, TrainReply)
+    assert asked(grid, "b") == 3
+
+
+def test_message_that_nobody_holds_any_more_is_asked_again() -> None:
+    said: list[Said] = [None]
+
+    def b(request: Request) -> Said:
+        return said.pop() if said else same(request)
+
+    grid = FakeGrid({"a": same, "b": b})
+
+    def at_look(script: Script, number: int) -> None:
+        if number == 10:
+            script.lost = {"b"}
+
+    assert isinstance(answers(grid, Script(grid, at_look))["b"].reply, TrainReply)
+    assert asked(grid, "b") == 2
+
+
+def test_message_that_could_not_be_handed_over_is_asked_again() -> None:
+    grid = FakeGrid({"a": same, "b": same}, unreachable=["b"])
+
+    def at_look(_: Script, number: int) -> None:
+        if number == 10:
+            grid.unreachable.clear()
+
+    assert isinstance(answers(grid, Script(grid, at_look))["b"].reply, TrainReply)
+
+
+def test_site_that_comes_while_too_few_can_answer_is_asked() -> None:
+    grid = FakeGrid({"a": same, "b": same})
+
+    def at_look(script: Script, number: int) -> None:
+        script.states["b"] = State.HERE if number > 10 else State.LEFT
+
+    found = answers(grid, Script(grid, at_look), wanted=2)
+    assert set(found) == {"a", "b"}
+
+
+def test_round_does_not_wait_for_who_left_before_it_where_enough_are_here() -> None:
+    grid = FakeGrid({"a": same, "b": same, "c": same})
+    script = Script(grid)
+    script.states["c"] = State.LEFT
+    assert set(answers(grid, script, wanted=2)) == {"a", "b"}
+    assert asked(grid, "c") == 0
+
+
+def test_round_that_no_coming_site_can_save_ends_at_once() -> None:
+    grid = FakeGrid({"a": same, "b": same, "c": same})
+    script = Script(grid)
+    script.states |= {"b": State.REVOKED, "c": State.LEFT}
+    script.willing["c"] = False
+    assert set(answers(grid, script, wanted=2)) == {"a"}
+
+
+def test_failed_round_names_every_enrolled_site_and_why(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("abcdef", same) | {"b": lambda _: None})
+    script = Script(grid)
+    script.states |= {"c": State.LEFT, "d": State.AWAY, "e": State.REVOKED, "f": State.AWAY}
+    script.willing["f"] = False
+    run = a_run(rounds=1, quorum=2, federation={"round-timeout-s": SHORT_S})
+    expected = (
+        r"1 update could enter round 1, the quorum is 2: b did not answer, c left, d is away, e was revoked, "
+        r"f has not approved the run\. .*wardround-server resume"
+    )
+    with pytest.raises(FederationError, match=expected):
+        federate(grid, issue(run), tmp_path, members=script, wake=lambda _: time.sleep(0.001))
+
+
+def test_run_that_finds_too_few_sites_names_every_enrolled_one(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("abc", same))
+    script = Script(grid)
+    script.states |= {"b": State.LEFT, "c": State.AWAY}
+    with pytest.raises(FederationError, match=r"1 site connected within 0.05 s, the quorum is 2: b left, c is away\."):
+        federate(grid, issue(a_run(rounds=1)), tmp_path, members=script, wake=lambda _: None)
+
+
+def test_journal_says_why_a_site_is_missing(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("abc", same))
+    for site in "bc":
+        grid.sites[site] = lambda request: same(request) if isinstance(request, EvaluateRequest) else None
+
+    def at_look(script: Script, number: int) -> None:
+        if number > 2:
+            script.states |= {"b": State.LEFT, "c": State.REVOKED}
+
+    run = a_run(rounds=1, quorum=1, federation={"round-timeout-s": SHORT_S})
+    federate(grid, issue(run), tmp_path, members=Script(grid, at_look), wake=lambda _: time.sleep(0.001))
+    (event,) = [event for event in read_events(tmp_path / "metrics.jsonl") if event["event"] == "round"]
+    assert (event["missing"], event["why-missing"]) == (["b", "c"], {"b": "left", "c": "revoked"})
+    assert "b left, c was revoked" in (event_text := _line(event)), event_text
+
+
+def test_nodes_that_vanish_from_flower_are_away() -> None:
+    grid = FakeGrid({"a": same, "b": same})
+    members = GridMembers(grid)
+    assert [one.state for one in members.look().values()] == [State.HERE] * 2
+    del grid.nodes[101]
+    assert [one.state for one in members.look().values()] == [State.HERE, State.AWAY]
+
+
+def _line(event: dict[str, object]) -> str:
+    from server.views.watch import event_line  # noqa: PLC0415 - loads rich
+
+    return event_line(event, Segmentation())

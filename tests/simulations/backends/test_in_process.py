@@ -1,0 +1,115 @@
+"""The in-process grid shares nothing that a wire would not carry, and changes nothing about the result."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import MessageType
+
+from client.site import Site
+from client.train.training import train_round
+from common.config import sha256_of
+from common.config.rundocument import issue
+from common.errors import FederationError
+from common.learning.checkpoint import load_model, pack
+from common.learning.network import build_model
+from common.wire.messages import EvaluateRequest, TrainReply, TrainRequest
+from common.wire.records import reply_from_record, request_to_record
+from server.federation.rounds import federate
+from simulations.backends.in_process import InProcessGrid
+from simulations.scenarios.scenario import make_site
+from tests.simulations.tiny import tiny_run, tiny_site
+
+RUN = tiny_run()
+# 3, 17 and 11 patients train; counts leave in steps of five and never below ten.
+COUNTED = {"north": 10, "south": 15, "east": 10}
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> list[Site]:
+    counts = {"north": 5, "south": 29, "east": 17}
+    return [make_site(tmp_path, tiny_site(tmp_path / "images" / name, name, count)) for name, count in counts.items()]
+
+
+def test_federation_equals_the_bare_loop_without_flower(sites: list[Site], tmp_path: Path) -> None:
+    federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "out")
+    _, got, _ = load_model(tmp_path / "out")
+    state = build_model(RUN).state_dict()
+    for round_ in (1, 2):
+        updates, counts = [], []
+        for site in sites:
+            model = build_model(RUN)
+            model.load_state_dict(state)
+            train_round(model, site.cohort(RUN), issue(RUN), round_=round_, site=site.config.name, device="cpu")
+            updates.append({name: tensor.numpy().astype(np.float64) for name, tensor in model.state_dict().items()})
+            counts.append(COUNTED[site.config.name])
+        mean = {name: sum(c * u[name] for c, u in zip(counts, updates, strict=True)) / sum(counts) for name in state}
+        state = {name: torch.from_numpy(np.asarray(value, dtype=np.float32)) for name, value in mean.items()}
+    for name, tensor in state.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_same_simulation_twice_gives_the_same_model(sites: list[Site], tmp_path: Path) -> None:
+    first = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "1")
+    second = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "2")
+    assert first.model_sha256 == second.model_sha256
+
+
+def test_order_of_the_sites_does_not_matter(sites: list[Site], tmp_path: Path) -> None:
+    first = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "1")
+    second = federate(InProcessGrid(sites[::-1], issue(RUN)), issue(RUN), tmp_path / "2")
+    assert first.model_sha256 == second.model_sha256
+
+
+def test_site_gets_a_copy_of_the_message(sites: list[Site]) -> None:
+    grid = InProcessGrid(sites, issue(RUN))
+    weights = federation_weights()
+    message = grid.create_message(
+        request_to_record(TrainRequest(sha256_of(RUN), 1, {"weights": weights})), MessageType.TRAIN, 1, "1"
+    )
+    ids = list(grid.push_messages([message]))
+    message.content.clear()
+    (reply,) = grid.pull_messages(ids)
+    assert isinstance(reply_from_record(reply.content), TrainReply)
+    assert reply.metadata.reply_to_message_id == ids[0]
+    assert reply.metadata.src_node_id == 1
+
+
+def test_one_look_lets_one_site_work(sites: list[Site]) -> None:
+    grid = InProcessGrid(sites, issue(RUN))
+    record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": federation_weights()}))
+    ids = list(grid.push_messages([grid.create_message(record, MessageType.EVALUATE, n, "1") for n in (1, 2, 3)]))
+    assert [len(list(grid.pull_messages(ids))) for _ in range(4)] == [1, 1, 1, 0]
+
+
+def test_send_and_receive_returns_all_answers(sites: list[Site]) -> None:
+    grid = InProcessGrid(sites, issue(RUN))
+    record = request_to_record(EvaluateRequest(sha256_of(RUN), 1, "test", {"weights": federation_weights()}))
+    messages = [grid.create_message(record, MessageType.EVALUATE, node, "1") for node in grid.get_node_ids()]
+    assert len(list(grid.send_and_receive(messages))) == 3
+
+
+def test_attempts_are_never_named_twice(sites: list[Site]) -> None:
+    """A ledger charges an attempt once: a repeated name would make privacy free."""
+    grids = [InProcessGrid(sites, issue(RUN)), InProcessGrid(sites, issue(RUN))]
+    record = request_to_record(TrainRequest(sha256_of(RUN), 1, {"weights": b""}))
+    ids = [
+        message_id
+        for grid in grids
+        for message_id in grid.push_messages([grid.create_message(record, MessageType.TRAIN, 1, "1")] * 3)
+    ]
+    assert len(set(ids)) == 6
+
+
+def test_nodes_carry_the_sites_names(sites: list[Site]) -> None:
+    assert [info.name for info in InProcessGrid(sites, issue(RUN)).get_nodes()] == ["north", "south", "east"]
+
+
+def test_grid_without_a_flower_run_says_so(sites: list[Site]) -> None:
+    with pytest.raises(FederationError, match="no Flower run"):
+        _ = InProcessGrid(sites, issue(RUN)).run
+
+
+def federation_weights() -> bytes:
+    return pack(build_model(RUN).state_dict())
