@@ -145,7 +145,7 @@ def _training(_home: Path) -> str:
 
 
 def _network(_home: Path) -> str:
-    result = _python("from client import confine; print(confine.remove_network())")
+    result = _python("from common.system import sandbox; print(sandbox.remove_network())")
     if result != sandbox.REMOVED:
         raise ConfigError(f"{result}. Allow unprivileged user namespaces, or run the site in a container.")
     return "removed by the kernel: the process with the images reaches nobody"
@@ -153,9 +153,9 @@ def _network(_home: Path) -> str:
 
 def _files(home: Path) -> str:
     code = (
-        "import sys; from pathlib import Path; from client import confine; confine.remove_network(); "
-        "home = Path(sys.argv[1]); keys = confine.hide([home / name for name in confine.SECRETS]); "
-        "print(f'{keys}, {confine.lock([home])}')"
+        "import sys; from pathlib import Path; from common.system import sandbox; sandbox.remove_network(); "
+        "home = Path(sys.argv[1]); keys = sandbox.hide([home / name for name in sandbox.SECRETS]); "
+        "print(f'{keys}, {sandbox.lock([home])}')"
     )
     result = _python(code, str(home.resolve()))
     if result != f"{sandbox.HIDDEN}, {sandbox.LOCKED}":

@@ -163,11 +163,11 @@ def test_broken_worker_is_restarted_with_pauses_and_never_hangs(
 def test_prints_do_not_reach_the_frames() -> None:
     code = (
         "import os, subprocess\n"
-        "from client import confine\n"
-        "questions, answers = confine.take_pipe()\n"
+        "from common.system import sandbox\n"
+        "questions, answers = sandbox.take_pipe()\n"
         "print('print'); os.write(1, b'write'); os.system('echo child'); assert os.read(0, 1) == b''\n"
-        "from client import pipe\n"
-        "pipe.send(answers, pipe.receive(questions))\n"
+        "from client.worker import protocol\n"
+        "protocol.send(answers, protocol.receive(questions))\n"
     )
     process = python(code, stderr=subprocess.PIPE)
     assert process.stdin is not None
@@ -182,8 +182,8 @@ def test_prints_do_not_reach_the_frames() -> None:
 def test_network_is_gone_where_the_kernel_allows_it(free_port: int) -> None:
     code = (
         "import socket\n"
-        "from client import confine\n"
-        "said = confine.remove_network()\n"
+        "from common.system import sandbox\n"
+        "said = sandbox.remove_network()\n"
         "probe = socket.socket()\n"
         "probe.settimeout(1)\n"
         f"failed = probe.connect_ex(('127.0.0.1', {free_port}))\n"
@@ -200,9 +200,7 @@ def test_network_is_gone_where_the_kernel_allows_it(free_port: int) -> None:
 
 
 def test_worker_dies_with_its_agent() -> None:
-    child = (
-        "from client import confine; import time; confine.die_with_parent(); print('up', flush=True); time.sleep(60)"
-    )
+    child = "from common.system import sandbox; import time; sandbox.die_with_parent(); print('up', flush=True); time.sleep(60)"
     parent = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"

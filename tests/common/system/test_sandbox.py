@@ -24,10 +24,10 @@ import ctypes, json, os, resource, signal, socket, sys
 from pathlib import Path
 from common.system import sandbox
 home, port, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-confine.shed()
-network = confine.remove_network()
-keys = confine.hide([home / name for name in confine.SECRETS])
-disk = confine.lock([home / name for name in confine.WRITABLE])
+sandbox.shed()
+network = sandbox.remove_network()
+keys = sandbox.hide([home / name for name in sandbox.SECRETS])
+disk = sandbox.lock([home / name for name in sandbox.WRITABLE])
 libc = ctypes.CDLL(None)
 def tried(deed):
     try:

@@ -378,7 +378,7 @@ def test_init_writes_no_key_in_the_clear_where_it_is_told_to_protect_it(tmp_path
     written = []
     monkeypatch.setattr("common.crypto.keyfile.create_private", lambda _, data: written.append(data) is None)
     monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
-    monkeypatch.setattr("server.home.folder.keyholder.ask", lambda _: None)
+    monkeypatch.setattr("server.home.folder.key_agent.ask", lambda _: None)
     invoke("init", "--protect")
     assert len(written) == 1
     assert is_sealed(written[0])

@@ -239,7 +239,8 @@ def test_header_that_kills_its_reader_is_named_broken_and_the_search_goes_on(
     save(tmp_path / "data", ct_slices(np.random.default_rng(1).integers(0, 3000, (9, 16, 16))))
     (tmp_path / "killer.py").write_text(
         "import os, sys\n"
-        "from client.data import dicom_header, reader\n"
+        "from client.data.isolate import reader\n"
+        "from client.data.read import dicom_header\n"
         "real = dicom_header.look\n"
         "dicom_header.look = lambda path: os.abort() if path.name == '004.dcm' else real(path)\n"
         "sys.exit(reader.main())\n"

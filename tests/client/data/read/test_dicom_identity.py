@@ -405,7 +405,7 @@ def test_what_the_rights_forbid_is_named_and_the_rest_predicted(tmp_path: Path) 
     if drop and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv (util-linux) to give root's rights away")
     program = (
-        "import sys; from pathlib import Path; from client.data import sources\n"
+        "import sys; from pathlib import Path; from client.data.read import sources\n"
         "for one in sources.find_images(Path(sys.argv[1])):\n"
         "    print(len(one.images), one.problem.code if one.problem else 'whole')"
     )
