@@ -10,8 +10,7 @@ import grpc
 
 from common.identity import certificates
 from common.wire import channels
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 # Waits for an answer of a server, until that is stopped.
 WAITS = """

@@ -161,9 +161,8 @@ def test_with_privacy_it_gets_noised_scores_alone_that_are_paid_for_and_again_th
     run = hospital.approve(PRIVATE)
     asked = barrage(run)
     replies = [hospital.ask(request) for request in asked]
-    given = [
-        (request, reply) for request, reply in zip(asked, replies, strict=True) if isinstance(reply, EvaluateReply)
-    ]
+    pairs = list(zip(asked, replies, strict=True))
+    given = [(request, reply) for request, reply in pairs if isinstance(reply, EvaluateReply)]
     assert given
     for _, reply in given:
         assert set(reply.metrics) == {
@@ -176,7 +175,7 @@ def test_with_privacy_it_gets_noised_scores_alone_that_are_paid_for_and_again_th
     hospital.start()
     assert [hospital.ask(request) for request, _ in given] == [reply for _, reply in given]
     assert len(open_site(hospital.home).ledger.entries()) == len(given)
-    others = [request for request, reply in zip(asked, replies, strict=True) if not isinstance(reply, EvaluateReply)]
+    others = [request for request, reply in pairs if not isinstance(reply, EvaluateReply)]
     assert all(isinstance(hospital.ask(request), Refusal) for request in others)
 
 

@@ -200,7 +200,10 @@ def test_network_is_gone_where_the_kernel_allows_it(free_port: int) -> None:
 
 
 def test_worker_dies_with_its_agent() -> None:
-    child = "from common.system import sandbox; import time; sandbox.die_with_parent(); print('up', flush=True); time.sleep(60)"
+    child = (
+        "from common.system import sandbox; import time; "
+        "sandbox.die_with_parent(); print('up', flush=True); time.sleep(60)"
+    )
     parent = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"

@@ -170,7 +170,7 @@ def test_real_worker_and_doctor_say_what_was_given_up(tmp_path: Path, said: dict
         worker.stop()
     assert "network removed, keys hidden, disk locked" in log.read_text()
     (finding,) = (one for one in diagnosis.examine(tmp_path) if one.what == "worker's files")
-    assert finding.good, finding.detail
+    assert finding.ok, finding.detail
 
 
 def _until_ready(worker: Worker) -> None:

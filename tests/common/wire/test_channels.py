@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from common.errors import FederationError
 from common.identity import certificates
 from common.wire import channels
 from common.wire.channels import Credentials
+from tests import ROOT
 
 
 class Authority:
@@ -204,7 +204,7 @@ def test_a_network_that_drops_without_a_word_is_noticed_by_both_sides() -> None:
     if sys.platform != "linux":
         pytest.skip("only Linux has network namespaces")
     command = [sys.executable, "-c", DROPS]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     # 15 s by the settings; those before these needed 50.
     end = threading.Timer(40.0, process.kill)
