@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.clientapp import ClientApp
 
 from client.app import app
 from client.site import Site, open_site
-from client.train import answer as client_app
+from client.train import answer as answering
 from client.train import training
 from client.train.answer import answer
 from common.config import RunConfig, canonical, sha256_of
@@ -256,7 +257,7 @@ def test_of_requests_for_one_attempt_that_come_at_once_one_is_trained(
 ) -> None:
     trained: list[str] = []
     together = threading.Barrier(4)
-    charge = client_app.charge_round
+    charge = answering.charge_round
 
     def charged(*values: object, **named: object) -> object:
         together.wait(timeout=60)  # all ask at once
@@ -274,7 +275,7 @@ def test_of_requests_for_one_attempt_that_come_at_once_one_is_trained(
         return "done"
 
     site.cohort(PRIVATE)
-    monkeypatch.setattr(client_app, "charge_round", charged)
+    monkeypatch.setattr(answering, "charge_round", charged)
     monkeypatch.setattr(training, "train_round", train)
     with ThreadPoolExecutor(4) as pool:
         said = sorted(pool.map(ask, range(4)))
@@ -358,4 +359,4 @@ def test_cohort_is_read_once_for_a_run(site: Site, monkeypatch: pytest.MonkeyPat
 
 
 def test_module_offers_a_stock_flower_app() -> None:
-    assert isinstance(app, client_app.ClientApp)
+    assert isinstance(app, ClientApp)
