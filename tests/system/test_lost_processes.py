@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from server.home.checkpoints import latest
 from tests.system.play import Play, Run, eventually, playing
 
 pytestmark = pytest.mark.system
@@ -23,7 +24,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
 
 
 def first_round(run: Run) -> None:
-    eventually(lambda: run.events("round"), "a first round")
+    eventually(lambda: run.events("round") and latest(run.folder), "a first round, and its checkpoint")
 
 
 @pytest.mark.parametrize("word", ["flwr-serverapp", "flower-superexec", "server.coordinator.superlink"])
