@@ -16,7 +16,8 @@ import pytest
 
 from tests import ROOT
 from tests.simulations.tiny import tiny_site
-from tests.system.play import SITES
+from tests.system import play
+from tests.system.play import SITES, Play, eventually, playing
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PACKAGES = ("client", "common", "server", "simulations")
@@ -229,6 +230,25 @@ def test_an_added_strategy_trains_with_its_second_part(pictures: Path) -> None:
     assert (out / "checkpoint" / "round-00002" / "momentum" / "model.safetensors").is_file()
 
 
+def test_an_added_strategy_resumes_to_the_same_model(pictures: Path) -> None:
+    """Killed after its first round: the momentum goes on from the checkpoint."""
+    copy = Copy(pictures, "strategy")
+    scenario = copy.scenario(STRATEGY)
+    unbroken = copy.trained(scenario)
+    kill = (
+        "import os; from server.federation import rounds; keep = rounds._keep\n"
+        "def kept(session, model):\n    keep(session, model); os._exit(9)\n"
+        "rounds._keep = kept\n"
+        "from simulations.commands.main import app\n"
+        f"app(['run', {str(scenario)!r}, '--out', {str(copy.folder / 'broken')!r}])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(copy.packages), "OMP_NUM_THREADS": "1"}
+    broken = subprocess.run([sys.executable, "-c", kill], cwd=copy.folder, env=environment, check=False, timeout=500)
+    assert broken.returncode == 9
+    assert [path.name for path in (copy.folder / "broken" / "checkpoint").iterdir()] == ["round-00001"]
+    assert copy.trained(scenario, out="broken")["model-sha256"] == unbroken["model-sha256"]
+
+
 def test_an_added_strategy_is_refused_under_privacy(pictures: Path) -> None:
     copy = Copy(pictures, "strategy")
     told = copy.run("simulations.commands.main", "run", copy.scenario(STRATEGY + PRIVACY), "--out", "out", fails=True)
@@ -240,3 +260,58 @@ def test_an_added_strategy_is_refused_under_privacy(pictures: Path) -> None:
 
 def events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+DEPLOYED = """
+format = 2
+name = "NAME"
+seed = 3
+deterministic = true
+model = { channels = [8, 16] }
+data = { modality = "CT", classes = ["lesion"] }
+preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
+training = { local-steps = 2, batch-size = 2, patch-size = [16, 16], optimizer = "sgd", learning-rate = 0.05 }
+federation = { rounds = 2, quorum = 2, join-timeout-s = 300, round-timeout-s = 240 }
+strategy = { kind = "mimelite" }
+"""
+
+
+@pytest.mark.system
+def test_an_added_strategy_trains_deployed_and_is_refused_there_under_privacy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes and channels: the second part passes codec, gate, checks and receipts, which know no name."""
+    copy = Copy(tmp_path / "copy", "strategy")
+    monkeypatch.setattr(play, "ROOT", copy.packages)
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    with playing(folder) as stage:
+        (folder / "plain.toml").write_text(DEPLOYED.replace("NAME", "plain"))
+        stage.server("run", "plain.toml")
+        digest = row(stage, "plain")["hash"]
+        for site in SITES:
+            eventually((folder / site / "proposals" / digest / "offer.json").exists, f"{site} has looked at the run")
+            stage.client(site, "approve", "plain", "--yes")
+        eventually(lambda: row(stage, "plain")["state"] not in ("proposed", "running"), "the end of the run")
+        assert row(stage, "plain")["state"] == "completed"
+        out = next((stage.coordinator / "runs").glob("plain-*"))
+        rounds = [event for event in events(out) if event["event"] == "round"]
+        assert [one["sites"] for one in rounds] == [sorted(SITES)] * 2
+        assert rounds[0]["momentum-sha256"] != rounds[1]["momentum-sha256"]
+        private = DEPLOYED.replace("NAME", "private") + "privacy = { target-epsilon = 8.0 }\n"
+        (folder / "private.toml").write_text(private)
+        for site in SITES:
+            told = copy.run(
+                "client.commands.main", "policy", "check", folder / "private.toml", "--home", folder / site, fails=True
+            )
+            assert "sends gradient beside the weights, which no guarantee covers" in " ".join(told.split())
+        stage.server("run", "private.toml")
+        digest = row(stage, "private")["hash"]
+        # A person's yes does not help: each site says no to what its policy refuses.
+        eventually(lambda: row(stage, "private")["denied"] == sorted(SITES), "both sites say no")
+        assert not list((stage.coordinator / "runs").glob("private-*/checkpoint"))
+
+
+def row(stage: Play, name: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = json.loads(stage.server("runs", "--json"))
+    return next(one for one in rows if one["run"] == name)
