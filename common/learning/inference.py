@@ -51,10 +51,9 @@ def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torc
     Returns:
         (S, ...) what the run's task says of each, on the CPU; of a segmentation labels (S, *spatial) int64.
     """
-    model.to(device).eval()
     count = max(1, _BATCH_VOXELS // math.prod(images.shape[2:]))
     parts = torch.split(images, count)
-    return torch.cat([run.task.answer(_logits(model, part, run, device)).cpu() for part in parts])
+    return torch.cat([run.task.answer(outputs(model, part, run, device)).cpu() for part in parts])
 
 
 def precision(run: RunConfig, device: torch.device | str) -> torch.autocast:
@@ -69,8 +68,19 @@ def precision(run: RunConfig, device: torch.device | str) -> torch.autocast:
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
-    """(S, C, *spatial) to (S, outputs, *spatial) float32."""
+def outputs(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
+    """What the network puts out for each item of a stack, before its task makes an answer of it.
+
+    Args:
+        model: As for `predict`.
+        images: (S, C, *spatial) float32; padded to what the network takes, or in windows where larger.
+        run: The run the model comes from.
+        device: Where to compute.
+
+    Returns:
+        (S, K, *spatial) float32 on `device`, K outputs.
+    """
+    model.to(device).eval()
     patch, spatial = run.training.patch_size, images.shape[2:]
     stride = run.model.stride
     lacking = [max(edge, math.ceil(size / stride) * stride) - size for edge, size in zip(patch, spatial, strict=True)]
@@ -98,4 +108,4 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-__all__ = ["precision", "predict", "predict_stack"]
+__all__ = ["outputs", "precision", "predict", "predict_stack"]

@@ -232,7 +232,12 @@ class Seat:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
 
     def beat(self, *, at_once: bool = False) -> bool:
-        """Keep the node online, if it is time again; False when the SuperLink does not know it."""
+        """Keep the node online, if it is time again; False when the SuperLink does not know it.
+
+        Raises:
+            httpx.HTTPError: the SuperLink does not answer, or fails, such as while its database is locked. That says
+                nothing of the node.
+        """
         if not at_once and time.monotonic() - self._last_beat < HEARTBEAT_S * 0.6:
             return True
         # Should the SuperLink be away, look again soon.
@@ -240,7 +245,9 @@ class Seat:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
         try:
             success = self._client.SendNodeHeartbeat(request).success
-        except httpx.HTTPStatusError:
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:
+                raise
             success = False
         self._last_beat = time.monotonic()
         return bool(success)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import RunConfig
-from common.learning.inference import precision, predict, predict_stack
+from common.learning.inference import outputs, precision, predict, predict_stack
 from common.learning.network import build_model
 
 
@@ -37,6 +37,10 @@ def make_image(*spatial: int) -> Tensor:
     return torch.randint(3, (1, *spatial), generator=generator).float()
 
 
+def probabilities_of(model: nn.Module, image: Tensor, run: RunConfig) -> Tensor:
+    return outputs(model, image.unsqueeze(0), run, "cpu").softmax(1)[0]
+
+
 @pytest.mark.parametrize("spatial", [(16, 16), (17, 31), (1, 1), (5, 40), (97, 3), (70, 81)])
 def test_labels_lie_on_the_voxels_of_a_2d_image(spatial: tuple[int, ...]) -> None:
     image = make_image(*spatial)
@@ -54,17 +58,28 @@ def test_labels_lie_on_the_voxels_of_a_volume(spatial: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("spatial", [(1, 1), (15, 17), (50, 70)])
 def test_the_real_network_takes_any_size(spatial: tuple[int, ...]) -> None:
     run = make_run()
-    labels = predict(build_model(run), make_image(*spatial), run, "cpu")
+    model, image = build_model(run), make_image(*spatial)
+    labels = predict(model, image, run, "cpu")
     assert labels.shape == spatial
     assert set(labels.unique().tolist()) <= {0, 1, 2}
+    probabilities = probabilities_of(model, image, run)
+    assert probabilities.shape == (3, *spatial)
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(spatial))
+
+
+def test_the_largest_probability_is_the_label() -> None:
+    run = make_run()
+    model, image = build_model(run), make_image(33, 20)
+    assert torch.equal(probabilities_of(model, image, run).argmax(0), predict(model, image, run, "cpu"))
 
 
 def test_an_image_of_the_patch_size_goes_through_the_network_unchanged() -> None:
     run = make_run()
     model, image = build_model(run), make_image(16, 16)
     with torch.no_grad():
-        expected = model(image.unsqueeze(0)).argmax(1)[0]
-    assert torch.equal(predict(model, image, run, "cpu"), expected)
+        expected = model(image.unsqueeze(0)).softmax(1)[0]
+    torch.testing.assert_close(probabilities_of(model, image, run), expected)
+    assert torch.equal(predict(model, image, run, "cpu"), expected.argmax(0))
 
 
 def test_items_of_a_stack_are_predicted_as_if_alone() -> None:
@@ -88,12 +103,14 @@ def test_dropout_is_off() -> None:
     run = make_run(model={"dims": 2, "channels": (4, 8, 16), "dropout": 0.5})
     model, image = build_model(run).train(), make_image(64, 64)
     assert torch.equal(predict(model, image, run, "cpu"), predict(model, image, run, "cpu"))
+    model.train()
+    assert torch.equal(probabilities_of(model, image, run), probabilities_of(model, image, run))
 
 
-def test_half_precision_changes_few_labels_and_is_never_used_in_deterministic_runs() -> None:
+def test_half_precision_changes_probabilities_little_and_never_in_deterministic_runs() -> None:
     exact, fast = make_run(), make_run(deterministic=False)
     model, image = build_model(exact), make_image(32, 32)
     with precision(exact, "cpu"):
         assert model(image.unsqueeze(0)).dtype == torch.float32
-    differ = predict(model, image, fast, "cpu") != predict(model, image, exact, "cpu")
-    assert float(differ.double().mean()) < 0.05
+    difference = probabilities_of(model, image, fast) - probabilities_of(model, image, exact)
+    assert float(difference.abs().max()) < 0.05

@@ -13,9 +13,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from flwr.app import Message
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
@@ -604,6 +606,8 @@ def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordin
     stale = heartbeat_pb2.SendNodeHeartbeatRequest(node=old)
     assert status_of(agent.fleet.SendNodeHeartbeat, stale) == grpc.StatusCode.ABORTED
     assert agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node)).success
+    # The other site's node is void as well.
+    agents[1].node = Node(node_id=agents[1].fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
 
 
 def test_who_says_goodbye_is_away_until_it_calls_again(coordinator, agents):
@@ -640,9 +644,53 @@ def test_a_site_whose_connection_breaks_is_away_before_its_silence_would_say_so_
     wait_for(lambda: not coordinator.registry.site("a").connected, timeout_s=SHORTER_S)
     coordinator._gateway.keep_house(set())
     assert "site a has gone without a word" in caplog.text
-    assert "site b has gone" not in caplog.text  # that a busy SuperLink does not know its node is another matter
+    assert "site b has gone" not in caplog.text
+    assert coordinator.registry.site("b").connected
     first.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=first.node))
     assert coordinator.registry.site("a").connected
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_superlink_that_fails_says_nothing_of_the_node_and_no_site_is_let_go_for_it(
+    coordinator, agents, monkeypatch, caplog, status
+):
+    """Its database is locked now and then; an agent would have to activate anew each time."""
+    caplog.set_level(logging.WARNING)
+    _, second = agents
+    second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
+    gateway = coordinator._gateway
+    seat = gateway._seats["b"]
+    request = httpx.Request("POST", "http://superlink")
+
+    def fails(_: object) -> None:
+        raise httpx.HTTPStatusError(
+            f"locked {status}", request=request, response=httpx.Response(status, request=request)
+        )
+
+    monkeypatch.setattr(seat, "_client", SimpleNamespace(SendNodeHeartbeat=fails))
+    monkeypatch.setattr(seat, "_last_beat", 0.0)
+    gateway.keep_house(set())
+    assert "the SuperLink does not answer for site b" in caplog.text
+    assert coordinator.registry.site("b").connected
+
+
+def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coordinator, agents, monkeypatch):
+    _, second = agents
+    second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
+    gateway = coordinator._gateway
+    seat = gateway._seats["b"]
+    request = httpx.Request("POST", "http://superlink")
+
+    def unknown(_: object) -> None:
+        raise httpx.HTTPStatusError("who?", request=request, response=httpx.Response(401, request=request))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(seat, "_client", SimpleNamespace(SendNodeHeartbeat=unknown))
+        patched.setattr(seat, "_last_beat", 0.0)
+        gateway.keep_house(set())
+    assert not coordinator.registry.site("b").connected
+    second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
+    assert coordinator.registry.site("b").connected
 
 
 def test_objects_are_downloaded_once_however_many_ask():

@@ -359,6 +359,10 @@ def test_a_broken_client_is_named_for_what_is_broken(
 
 
 def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_charge", lambda *_: None)
+        with pytest.raises(PrivacyError, match="has no charge under this attempt"):  # the client's own ledger
+            parts["noise"]()
     said = Charged((), ((1.0, 0.5, 1),), 1e-5)
     monkeypatch.setattr(Ledger, "charge", lambda *_, **__: said)
     with pytest.raises(PrivacyError, match="0 new charges"):
