@@ -8,6 +8,7 @@ the rules too.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests import ROOT
 PACKAGES = ("client", "common", "server", "simulations")
 # What Flower loads. A door stands in front of its house and opens into a room: it is a room of its own.
 DOORS = ("client.app", "server.app")
+# A page that is filled, or that another one extends, is an import too.
+_TEMPLATE = re.compile(rf'"((?:{"|".join(PACKAGES)})/[a-z_/]+\.(?:html|svg))"')
 
 
 def modules(*packages: str) -> Iterator[Path]:
@@ -102,6 +105,13 @@ def arrows() -> dict[str, set[str]]:
             to = target if all_modules[target].name == "__init__.py" else room_of(target)
             if to != room:
                 found.setdefault(room, set()).add(to)
+    kinds = ("py", "html", "svg")
+    for path in [one for package in PACKAGES for kind in kinds for one in (ROOT / package).rglob(f"*.{kind}")]:
+        room = ".".join(path.relative_to(ROOT).parts[:-1])
+        for template in _TEMPLATE.findall(path.read_text(encoding="utf-8")):
+            to = template.rpartition("/")[0].replace("/", ".")
+            if to != room and (ROOT / template).is_file():
+                found[room].add(to)
     return found
 
 

@@ -133,7 +133,7 @@ ARROWS = {
     ),
     "simulations.audit": (
         "client client.home client.train common.config common.learning common.measures common.pages "
-        "common.privacy common.system common.wire simulations.scenarios"
+        "common.privacy common.system common.wire simulations.scenarios simulations.studies"
     ),
     "simulations.backends": "client client.app common.config",
     "simulations.bench": (

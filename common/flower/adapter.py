@@ -372,8 +372,8 @@ class Inbox:
             )
         )
         try:
-            # The gateway hashed them when they came from the site.
-            return unpack_message(reply.head, reply.tree, reply.contents, hashed=True)
+            # The gateway looked at their hashes too; since then the SuperLink's database held them.
+            return unpack_message(reply.head, reply.tree, reply.contents)
         except UpdateError:
             return None
 

@@ -1,9 +1,9 @@
 """Pages for people, from templates that escape what is put into them.
 
-A template is a file beside the module that fills it, called by its path: `render("server/views/report.html",
-name=...)`. Whatever is put in is made fit to be shown (common/text.py) and then escaped, in text and in quoted
-attributes alike; only what another template made stands as it is. What a template asks for and is not given is an
-error. A page extends common/pages/page.html: one file, without script, and nothing in it comes from elsewhere.
+A template is a file beside the module that fills it, called by its path below our packages: `render(path, name=...)`.
+Whatever is put in is made fit to be shown (common/text.py) and then escaped, in text and in quoted attributes alike;
+only what another template made stands as it is. What a template asks for and is not given is an error. A page extends
+common/pages/page.html: one file, without script, and nothing in it comes from elsewhere.
 """
 
 import base64

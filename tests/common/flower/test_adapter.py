@@ -3,11 +3,14 @@ import importlib.metadata
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message
+from flwr.proto.message_pb2 import PullObjectResponse
+from flwr.proto.node_pb2 import Node
 
 from common.errors import ConfigError, UpdateError
 from common.flower import adapter
@@ -125,6 +128,31 @@ def test_record_is_deflated_and_hashed_once_when_a_message_is_packed(monkeypatch
     assert len(deflated) == len(records)
     assert all(hashlib.sha256(content).hexdigest() == object_id for object_id, content in objects.items())
     assert adapter.unpack_message(head, tree, objects).content == RecordDict(records)
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_reply_that_changed_at_the_superlink_is_not_taken(altered: bool) -> None:
+    """What the gateway looked at has lain in a database since: the ServerApp looks at the hashes as well."""
+    reply = message()
+    head, tree, objects = adapter.pack_message(reply)
+    if altered:
+        one = adapter.object_ids(tree)[0]
+        objects[one] = objects[one][:-1] + bytes([objects[one][-1] ^ 1])
+    confirmed: list[str] = []
+    superlink = SimpleNamespace(
+        PullMessages=lambda _: SimpleNamespace(messages_list=[head], message_object_trees=[tree]),
+        PullObject=lambda request: PullObjectResponse(
+            object_found=True, object_available=True, object_content=objects[request.object_id]
+        ),
+        ConfirmMessageReceived=lambda request: confirmed.append(request.message_object_id),
+    )
+    inbox = adapter.Inbox(SimpleNamespace(node=Node(node_id=1), _runtime_client=superlink))  # type: ignore[arg-type]
+    question = head.metadata.reply_to_message_id
+    found, lost = inbox.look([question])
+    assert confirmed == [head.metadata.message_id]
+    assert not lost
+    assert list(found) == [question]
+    assert (found[question] is None) is altered
 
 
 def test_objects_that_were_hashed_before_are_not_hashed_again_and_others_are() -> None:
