@@ -33,8 +33,8 @@ from client.home.offer import Offer
 from client.proposals.appraise import Proposals
 from client.rules import approvals
 from client.site import changed, current_site, open_site
-from client.trail.audit_trail import Record
-from client.trail.log_exchange import Witness
+from client.trail.audit_trail import AuditTrail
+from client.trail.log_exchange import LogExchange
 from client.worker.protocol import Answer, Describe, PipeError
 from common.config.rundocument import RunDocument
 from common.console.logs import Trouble
@@ -85,14 +85,14 @@ class Agent:
         self._worker = worker
         self._offers: dict[tuple[object, ...], Offer] = {}  # by run hash and state of site.toml and the forgotten
         self._status = Status(home, identity)
-        self._record = Record(home, identity, open_site(home).key)
-        self._witness = Witness(home, self._record.log, identity.log_key)
-        self._proposals = Proposals(home, self._record, self._offer)
+        self._trail = AuditTrail(home, identity, open_site(home).key)
+        self._exchange = LogExchange(home, self._trail.log, identity.log_key)
+        self._proposals = Proposals(home, self._trail, self._offer)
         self._rounds = Rounds(
             home,
             Admission(home, self._fetch_proposals),
-            self._record,
-            self._witness,
+            self._trail,
+            self._exchange,
             worker,
             offer=self._offer,
             stop=self._stop,
@@ -126,7 +126,7 @@ class Agent:
         """Note the start; with a full disk, as soon as there is room."""
         while not self._stop.is_set():
             try:
-                self._record.begin(self._identity)
+                self._trail.begin(self._identity)
             except AuditError as error:
                 self._wait_for_room(error)
             else:
@@ -173,7 +173,7 @@ class Agent:
             thread.join(timeout=2.0)
         if not self._failed:
             try:
-                self._record.end()
+                self._trail.end()
             except AuditError as error:
                 _log.error("the end is not recorded: %s", error)
         self._status.update(state="stopped")
@@ -216,7 +216,7 @@ class Agent:
             return
         channel, fleet = self._channel, self._fleet
         self._connect(self._renewed)
-        self._record.membership(self._renewed)
+        self._trail.membership(self._renewed)
         self._renewed = None
         fleet.close()
         channel.close()
@@ -231,7 +231,7 @@ class Agent:
                 return
             sent = self._fleet.push(reply_to(question, reply_to_record(reply)))
             if parcel is not None:
-                self._witness.delivered(parcel)
+                self._exchange.delivered(parcel)
         except LostMessageError as error:
             _log.warning("a message is dropped: %s", error)
             self._fleet.confirm(head)
@@ -318,7 +318,7 @@ class Agent:
         while not self._stop.wait(UPKEEP_S):
             try:
                 self._worker.tend()
-                self._look_after_record()
+                self._look_after_trail()
                 disk = DISK_FULL if admission.is_full(self._home) else IN_ORDER
                 self._status.update(worker=self._worker.pid, network=self._worker.network, disk=disk)
                 if not self._status.is_connected:
@@ -330,20 +330,20 @@ class Agent:
                 if (now := (approvals.answers_stamp(self._home), self._status.node_session)) != stamp:
                     self._send_answers()
                     stamp = now
-                if self._witness.is_due:
-                    self._witness.exchange(self._coordination, self._identity.root_pem)
+                if self._exchange.is_due:
+                    self._exchange.exchange(self._coordination, self._identity.root_pem)
             except grpc.RpcError as error:
                 _log.debug("upkeep: %s", error)
             except (WardroundError, OSError) as error:
                 self._trouble.say(f"upkeep: {error}")
             self._trouble.settle()
 
-    def _look_after_record(self) -> None:
+    def _look_after_trail(self) -> None:
         """What the audit log must know of without a message."""
         while self._crashes < self._worker.crashes:
-            self._record.crashed("worker")
+            self._trail.crashed("worker")
             self._crashes += 1
-        conflict, problem = self._witness.conflict, self._witness.problem
+        conflict, problem = self._exchange.conflict, self._exchange.problem
         self._status.update(audit=f"CONFLICT: {conflict}" if conflict else problem or "in order")
 
     def _renew_if_due(self) -> None:
@@ -371,7 +371,7 @@ class Agent:
             code = (proposal.appraisal and proposal.appraisal.code) or ""
             if not proposal.open or (proposal.answer is None and not code):
                 continue
-            self._record.answered(proposal)
+            self._trail.answered(proposal)
             yes = proposal.answer is not None and proposal.answer.approved
             request = AnswerProposalRequest(run_hash=proposal.run_hash, approved=yes, code="" if yes else code)
             try:

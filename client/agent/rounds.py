@@ -26,8 +26,8 @@ from client.home.offer import Offer
 from client.rules import evaluations, exit_gate, policy
 from client.rules.approvals import Proposal
 from client.site import current_site
-from client.trail.audit_trail import Record
-from client.trail.log_exchange import Witness
+from client.trail.audit_trail import AuditTrail
+from client.trail.log_exchange import LogExchange
 from client.trail.outbox import Parcel
 from client.worker.protocol import PipeError, Work
 from common.config import PolicyConfig
@@ -47,8 +47,8 @@ class Rounds:
         self,
         home: Path,
         admission_: Admission,
-        record: Record,
-        witness: Witness,
+        trail: AuditTrail,
+        exchange: LogExchange,
         worker: Worker,
         *,
         offer: Callable[[RunDocument], Offer],
@@ -59,13 +59,13 @@ class Rounds:
         Args:
             home: the site's.
             admission_: says whose messages are taken.
-            record: the audit log and the outbox.
-            witness: what is under way between the two logs.
+            trail: the audit log and the outbox.
+            exchange: what is under way between the two logs.
             worker: does the work.
             offer: what the site has for a run, as the worker counted it.
             stop: set when nothing more is to be begun.
         """
-        self._home, self._admission, self._record, self._witness = home, admission_, record, witness
+        self._home, self._admission, self._trail, self._exchange = home, admission_, trail, exchange
         self._worker, self._offer, self._stop = worker, offer, stop
 
     def reply(
@@ -90,42 +90,42 @@ class Rounds:
         try:
             run_hash = self._admission.run_hash(fleet, head.metadata.run_id)
             rules = current_site(self._home).policy
-            policy_hash = self._record.policy(rules)
+            policy_hash = self._trail.policy(rules)
             policy.check_participation(rules)
-            self._witness.check_conflict()
+            self._exchange.check_conflict()
             proposal = self._admission.proposal(run_hash)
-            self._record.answered(proposal)
+            self._trail.answered(proposal)
             policy.check(proposal.run, rules)
             message = fleet.fetch(head, tree, admission.most_bytes(self._known_offer(proposal)))
             request = request_from_record(message.content)
             round_ = request.round
             _check_belongs(request, message, proposal)
             if isinstance(request, TrainRequest):
-                if (parcel := self._record.kept(request)) is None:
+                if (parcel := self._trail.kept(request)) is None:
                     return self._train(request, proposal.document, rules, policy_hash, coordination)
                 return exit_gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
             policy.check_now(rules, rounds_today=0)
             self._check(request, proposal.document, rules)
             admission.check_room(self._home, request.size)
-            self._record.check_scored(request, rules)
-            spending.check_ledger(current_site(self._home).ledger, self._record.log)
+            self._trail.check_scored(request, rules)
+            spending.check_ledger(current_site(self._home).ledger, self._trail.log)
             reply = self._attempt(request, proposal.document, rules, _name, _name())
-            self._record.replied(reply, request.sha256)
+            self._trail.replied(reply, request.sha256)
             return reply, None
         except (LostMessageError, grpc.RpcError):
             raise  # there is nothing to answer, or nobody: the coordinator is away or the run is over
         except Exception as error:  # noqa: BLE001 - logged; the coordinator learns a code and the agent goes on
             code = told(_log, error, f"run {run_hash[:12]} round {round_}")
         refusal = Refusal(run_hash, round_, exit_gate.before_charge(code))
-        self._record.replied(refusal)
+        self._trail.replied(refusal)
         return refusal, None
 
     def _train(
         self, request: TrainRequest, run: RunDocument, rules: PolicyConfig, policy_hash: str, coordination: Any
     ) -> tuple[Reply, Parcel | None]:
         """One round. Up to the charge a refusal may say why; after it, only what the gate lets through."""
-        policy.check_now(rules, rounds_today=self._record.attempts_today(rules.max_rounds_per_day))
-        self._witness.check_receipts(coordination)
+        policy.check_now(rules, rounds_today=self._trail.attempts_today(rules.max_rounds_per_day))
+        self._exchange.check_receipts(coordination)
         offer = self._check(request, run, rules)
         evaluations.begin_training(current_site(self._home), run.config, request)
         admission.check_room(self._home, request.size)
@@ -133,12 +133,12 @@ class Rounds:
         try:
             reply = self._attempt(request, run, rules, lambda: self._charge(request, run, offer), attempt)
             if isinstance(reply, TrainReply):
-                parcel = self._record.leaves(request, reply, policy_hash)
+                parcel = self._trail.leaves(request, reply, policy_hash)
                 return parcel.reply, parcel
         except Exception as error:  # noqa: BLE001 - logged; see above
             code = told(_log, error, f"run {request.run_hash[:12]} round {request.round}")
             reply = Refusal(request.run_hash, request.round, exit_gate.after_charge(code, run.config))
-        self._record.replied(reply)
+        self._trail.replied(reply)
         return reply, None
 
     def _attempt(
@@ -175,8 +175,8 @@ class Rounds:
     def _charge(self, request: TrainRequest, run: RunDocument, offer: Offer) -> str:
         """Note an attempt, and what it costs, before anything is spent; its name in the ledger."""
         attempt = f"{spending.ATTEMPT}{secrets.token_hex(16)}"
-        self._record.begins(request)
-        spending.charge(current_site(self._home), self._record, run, offer, round_=request.round, attempt=attempt)
+        self._trail.begins(request)
+        spending.charge(current_site(self._home), self._trail, run, offer, round_=request.round, attempt=attempt)
         return attempt
 
     def _ask(self, request: Request, run: RunDocument, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:

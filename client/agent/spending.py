@@ -17,7 +17,7 @@ from typing import TypeAlias
 from client.home.offer import Offer
 from client.rules import approvals
 from client.site import Site
-from client.trail.audit_trail import Record, has_joined, open_log
+from client.trail.audit_trail import AuditTrail, has_joined, open_log
 from common.audit.log import AuditLog
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
@@ -46,12 +46,12 @@ class _Spent:
     times: int  # it was charged so often
 
 
-def charge(site: Site, record: Record, run: RunDocument, offer: Offer, *, round_: int, attempt: str) -> None:
+def charge(site: Site, trail: AuditTrail, run: RunDocument, offer: Offer, *, round_: int, attempt: str) -> None:
     """Charge a round, or let the charge of its earlier attempts pay for this one.
 
     Args:
         site: the hospital.
-        record: by which it is known that no update of this round has left.
+        trail: by which it is known that no update of this round has left.
         run: the approved run; nothing is done for one without a [privacy] table.
         offer: whose budget it is.
         round_: from 1.
@@ -63,7 +63,7 @@ def charge(site: Site, record: Record, run: RunDocument, offer: Offer, *, round_
     """
     if run.config.privacy is None:
         return
-    run_hash, noted = run.hash, _noted(record.log)
+    run_hash, noted = run.hash, _noted(trail.log)
     charged = charge_round(
         site.ledger,
         run,
@@ -75,8 +75,8 @@ def charge(site: Site, record: Record, run: RunDocument, offer: Offer, *, round_
         carried=ATTEMPT,
         check=lambda charges: _check(noted, charges),
     )
-    if record.charged(run_hash, round_) is None:
-        record.spent(run_hash, round_, (charged.cost, charged.delta))
+    if trail.charged(run_hash, round_) is None:
+        trail.spent(run_hash, round_, (charged.cost, charged.delta))
 
 
 def check_home(site: Site) -> None:

@@ -17,7 +17,7 @@ from client.proposals import signers
 from client.rules import approvals, policy
 from client.rules.approvals import Appraisal, Proposal
 from client.site import changed, current_site
-from client.trail.audit_trail import Record
+from client.trail.audit_trail import AuditTrail
 from client.worker.protocol import PipeError
 from common.config import PolicyConfig, RunConfig
 from common.config.rundocument import RunDocument, from_bundle
@@ -34,15 +34,15 @@ _log = logging.getLogger(__name__)
 class Proposals:
     """The runs proposed to a site. Its state: what has been appraised, and under which of the hospital's files."""
 
-    def __init__(self, home: Path, record: Record, offer: Callable[[RunDocument], Offer]) -> None:
+    def __init__(self, home: Path, trail: AuditTrail, offer: Callable[[RunDocument], Offer]) -> None:
         """Know where to look.
 
         Args:
             home: the site's.
-            record: told when a run is closed.
+            trail: told when a run is closed.
             offer: asks the worker what the site has for a run.
         """
-        self._home, self._record, self._offer = home, record, offer
+        self._home, self._trail, self._offer = home, trail, offer
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
         self._doubted: set[str] = set()  # ended runs that the coordinator calls open, and no operator
         self._lock = threading.Lock()  # of two threads that keep the same proposal
@@ -62,7 +62,7 @@ class Proposals:
                 resumption = proposal.resumption.nonce if proposal.open else ""
                 approvals.set_open(self._home, known.run_hash, is_open=proposal.open, resumption=resumption)
                 if not proposal.open:
-                    self._record.closed(known.run_hash)
+                    self._trail.closed(known.run_hash)
                     current_site(self._home).ledger.release(known.run_hash)
             return
         try:
@@ -107,7 +107,7 @@ class Proposals:
             _log.warning(
                 "operator %s was removed at the coordinator: no signature of theirs counts", shown(signer.name)
             )
-            self._record.operator_removed(certificate)
+            self._trail.operator_removed(certificate)
 
     def _signers(self, proposal: ProposalProto, roots_pem: bytes) -> tuple[Signer, ...]:
         """Who wants the run: those of the operators who were not removed."""
@@ -157,7 +157,7 @@ class Proposals:
         self._appraised[proposal.run_hash] = stamp
         approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal, code))
         if code is not None:
-            self._record.replied(Refusal(proposal.run_hash, 0, ErrorCode(code)))
+            self._trail.replied(Refusal(proposal.run_hash, 0, ErrorCode(code)))
         if decides:
             approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
 

@@ -77,7 +77,7 @@ def count_fields(patients: int) -> dict[str, Value]:
     return {"patients": bucketed(patients)} if patients >= SMALLEST_COUNT else {}
 
 
-class Record:
+class AuditTrail:
     """The agent's pen. For all of its threads."""
 
     def __init__(self, home: Path, identity: Identity, site_key: bytes) -> None:

@@ -75,7 +75,7 @@ class _Other:
     still: int = 0  # exchanges without anything new
 
 
-class Witness:
+class LogExchange:
     """What is under way between the two logs. For all threads of the agent."""
 
     def __init__(self, home: Path, log: AuditLog, log_key: bytes) -> None:

@@ -19,7 +19,7 @@ KINDS = ("operator-added", "operator-removed", "act", "enrolled", "renewed", "re
 
 
 @dataclass
-class Story:
+class SignedActs:
     """See the module. Grows with `take`; entries are kept by what they are about."""
 
     acts: dict[str, Entry] = field(default_factory=dict)  # by nonce; the first of each

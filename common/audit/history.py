@@ -163,9 +163,9 @@ class _Examination:
             )
 
     def _check_acts(self, entries: list[Entry]) -> None:
-        story = acts.Story()
+        signed = acts.SignedActs()
         for entry in entries:
-            for is_error, text in story.take(entry):
+            for is_error, text in signed.take(entry):
                 self._complain(f"entry {entry.seq}: {text}", "error" if is_error else "warning")
 
     def _check_stored_tree(self, nodes: Mapping[tuple[int, int], bytes]) -> None:

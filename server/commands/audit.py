@@ -55,9 +55,9 @@ def audit_export(
 
     Example: `wardround-server audit export --out coordinator.jsonl`
     """
-    opened, _, hand = asked(home, "audit-export", by, operator_key)
+    opened, _, signer = asked(home, "audit-export", by, operator_key)
     log = open_log(opened)
-    operators.carry_out(opened, hand, "audit-export", (log.public_key.hex(),), lambda _act: export_log(log, out))
+    operators.carry_out(opened, signer, "audit-export", (log.public_key.hex(),), lambda _act: export_log(log, out))
 
 
 def _keys(log: AuditLog, registry: Registry) -> Keys:

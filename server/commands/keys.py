@@ -56,10 +56,10 @@ def operator_add(
     """
     opened, registry = opened_home(home)
     alone = role == "admin" and not operators.has_admin(opened, registry)
-    hand = None if alone else asked(home, "operator-add", by, key)[2]
+    signer = None if alone else asked(home, "operator-add", by, key)[2]
     chosen = new_passphrase(operators.PASSPHRASE_VARIABLE, "Passphrase for the operator's key") if sealed else None
     path = operators.add(
-        opened, registry, name, role, passphrase=chosen, root_passphrase=root_passphrase(opened), by=hand
+        opened, registry, name, role, passphrase=chosen, root_passphrase=root_passphrase(opened), by=signer
     )
     say(path)
     note(f"{name} is {role}. Move the key to where only {name} can read it; --key takes it from there.")
@@ -92,8 +92,8 @@ def operator_remove(
 
     Example: `wardround-server operator remove maria`
     """
-    opened, registry, hand = asked(home, "operator-remove", by, key)
-    operators.remove(opened, registry, name, hand)
+    opened, registry, signer = asked(home, "operator-remove", by, key)
+    operators.remove(opened, registry, name, signer)
     say(f"{name} is removed.")
 
 
@@ -103,10 +103,10 @@ def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: K
 
     Example: `wardround-server root protect`
     """
-    opened, _, hand = asked(home, "root-protect", by, key)
+    opened, _, signer = asked(home, "root-protect", by, key)
     old = root_passphrase(opened)
     chosen = new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key")
-    _carry_out(opened, hand, "root-protect", lambda _act: protect_root(opened, chosen, old))
+    _carry_out(opened, signer, "root-protect", lambda _act: protect_root(opened, chosen, old))
     say("The root key is under a passphrase now.")
 
 
@@ -116,9 +116,9 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
 
     Example: `wardround-server root rotate`
     """
-    opened, _, hand = asked(home, "root-rotate", by, key)
+    opened, _, signer = asked(home, "root-rotate", by, key)
     passphrase = root_passphrase(opened)
-    _carry_out(opened, hand, "root-rotate", lambda _act: rotate_root(opened, passphrase))
+    _carry_out(opened, signer, "root-rotate", lambda _act: rotate_root(opened, passphrase))
     say(f"The next root is made. When every site knows it: {homes.typed('root finish', opened)}")
 
 
@@ -133,7 +133,7 @@ def root_finish(
 
     Example: `wardround-server root finish`
     """
-    opened, registry, hand = asked(home, "root-finish", by, key)
+    opened, registry, signer = asked(home, "root-finish", by, key)
     unaware = [one.name for one in registry.sites() if one.state == "active" and not one.knows_successor]
     if unaware and not force:
         raise ConfigError(
@@ -141,8 +141,8 @@ def root_finish(
             "They learn of it when they renew (wardround-client renew); with --force they have to join again."
         )
     passphrase = root_passphrase(opened)
-    _carry_out(opened, hand, "root-finish", lambda _act: finish_rotation(opened, passphrase))
-    operators.certify_again(opened, registry, hand, passphrase)
+    _carry_out(opened, signer, "root-finish", lambda _act: finish_rotation(opened, passphrase))
+    operators.certify_again(opened, registry, signer, passphrase)
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
     say("The next root is the root now. Back up pki/root.key, and restart the coordinator.")
@@ -154,14 +154,14 @@ def key_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
 
     Example: `wardround-server key protect`
     """
-    opened, _, hand = asked(home, "key-protect", by, key)
+    opened, _, signer = asked(home, "key-protect", by, key)
     if opened.key_file.is_protected:
         raise ConfigError(
             "the coordinator's key is under a passphrase already. For a new one, take this one off with "
             "`wardround-server key unprotect`."
         )
     chosen = new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key")
-    _carry_out(opened, hand, "key-protect", lambda _act: opened.key_file.write(opened.key, chosen))
+    _carry_out(opened, signer, "key-protect", lambda _act: opened.key_file.write(opened.key, chosen))
     say("The coordinator's key is under a passphrase.")
     note("A lost passphrase is a lost key, and with it all that is sealed. Old backups may hold the key in the clear.")
 
@@ -177,16 +177,16 @@ def key_unprotect(
 
     Example: `wardround-server key unprotect --yes`
     """
-    opened, _, hand = asked(home, "key-unprotect", by, key)
+    opened, _, signer = asked(home, "key-unprotect", by, key)
     if not opened.key_file.is_protected:
         raise ConfigError("the coordinator's key is not under a passphrase.")
     if not yes:
         typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
-    _carry_out(opened, hand, "key-unprotect", lambda _act: opened.key_file.write(opened.key, None))
+    _carry_out(opened, signer, "key-unprotect", lambda _act: opened.key_file.write(opened.key, None))
     say("The coordinator's key is in the clear, mode 0600.")
 
 
-def asked(home: Path | None, action: str, name: str, key: Path | None) -> tuple[Home, Registry, operators.Hand]:
+def asked(home: Path | None, action: str, name: str, key: Path | None) -> tuple[Home, Registry, operators.Signer]:
     """The first step of every command that is not open to all: may this operator do it? Nothing is looked up before.
 
     Args:
@@ -232,9 +232,9 @@ def new_passphrase(variable: str, prompt: str) -> str:
     return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=True))
 
 
-def _carry_out(home: Home, hand: operators.Hand, action: str, do: Callable[[Act], None]) -> None:
+def _carry_out(home: Home, signer: operators.Signer, action: str, do: Callable[[Act], None]) -> None:
     """What is done to the keys that make this federation what it is."""
-    operators.carry_out(home, hand, action, (fingerprint(load_certificate(home.root_pem)),), do)
+    operators.carry_out(home, signer, action, (fingerprint(load_certificate(home.root_pem)),), do)
 
 
 def _asked(variable: str, prompt: str) -> str | None:

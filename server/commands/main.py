@@ -138,9 +138,9 @@ def enrol(
 
     Example: `wardround-server enrol st-mary.request`
     """
-    opened, registry, hand = asked(home, "enrol", by, key)
+    opened, registry, signer = asked(home, "enrol", by, key)
     try:
-        site = enrolment.redeem_file(opened, registry, request.read_bytes(), hand)
+        site = enrolment.redeem_file(opened, registry, request.read_bytes(), signer)
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
     say(f"{site} asks to join. Compare the phrase ({homes.typed('requests', opened)}), then approve --out FILE.")
@@ -178,13 +178,13 @@ def approve(
 
     Example: `wardround-server approve st-mary st-john`
     """
-    opened, registry, hand = asked(home, "approve", by, key)
+    opened, registry, signer = asked(home, "approve", by, key)
     passphrase = root_passphrase(opened)
     for name in sites:
         if wait:
             enrolment.await_request(registry, name, note)
         phrase = enrolment.phrase_of(registry.site(name))
-        enrolment.approve(opened, registry, name, passphrase, hand)
+        enrolment.approve(opened, registry, name, passphrase, signer)
         site = registry.site(name)
         say(f"{name} is active until {_day(site.expires)}. Phrase: {phrase}")
         if out is not None:
@@ -198,8 +198,8 @@ def revoke(site: SiteArgument, home: HomeOption = None, by: AsOption = operators
 
     Example: `wardround-server revoke st-mary`
     """
-    opened, registry, hand = asked(home, "revoke", by, key)
-    enrolment.revoke(opened, registry, site, hand)
+    opened, registry, signer = asked(home, "revoke", by, key)
+    enrolment.revoke(opened, registry, site, signer)
     say(f"{site} is revoked. To let it back in, invite it again.")
 
 
@@ -295,13 +295,13 @@ def run(
     """
     several = [asked(home, "run", name, key) for name in signers or [operators.FIRST]]
     opened, registry, _ = several[0]
-    hands = [hand for *_, hand in several]
+    acting = [signer for *_, signer in several]
     run = rundocument.from_file(document)
     _require_running(opened)
     registry.must_be_new(run.hash)
     folder = opened.run_folder(run)
     weights = _initial_weights(run.config, initial, folder)
-    endorsements = [operators.endorse(hand, run.hash, run.bundle) for hand in hands]
+    endorsements = [operators.endorse(signer, run.hash, run.bundle) for signer in acting]
 
     def publish(_act: Act) -> Proposal:
         if weights is not None:
@@ -310,7 +310,7 @@ def run(
         open_log(opened).append("proposed", {"run": run.hash})
         return proposed
 
-    proposal = operators.carry_out(opened, hands, "run", (run.hash,), publish)
+    proposal = operators.carry_out(opened, acting, "run", (run.hash,), publish)
     issued = folder / ISSUED_NAME
     write_private(issued, run.text.encode())
     say(f"Proposed {run.name} {run.hash}")
@@ -348,14 +348,14 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
 
     Example: `wardround-server stop lesions`
     """
-    opened, registry, hand = asked(home, "stop", by, key)
+    opened, registry, signer = asked(home, "stop", by, key)
     proposal = registry.proposal(run)
 
     def close(act: Act) -> None:
         if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
             raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
 
-    operators.carry_out(opened, hand, "stop", (proposal.run_hash,), close)
+    operators.carry_out(opened, signer, "stop", (proposal.run_hash,), close)
     open_log(opened).append("closed", {"run": proposal.run_hash})
     say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
@@ -372,15 +372,15 @@ def resume(
 
     Example: `wardround-server resume lesions --watch`
     """
-    opened, registry, hand = asked(home, "resume", by, key)
+    opened, registry, signer = asked(home, "resume", by, key)
     proposal = registry.proposal(run)
     _require_running(opened)
 
     def reopen(act: Act) -> None:
-        registry.reopen(proposal.run_hash, act, operators.endorse(hand, proposal.run_hash, proposal.bundle))
+        registry.reopen(proposal.run_hash, act, operators.endorse(signer, proposal.run_hash, proposal.bundle))
         open_log(opened).append("proposed", {"run": proposal.run_hash})
 
-    operators.carry_out(opened, hand, "resume", (proposal.run_hash,), reopen)
+    operators.carry_out(opened, signer, "resume", (proposal.run_hash,), reopen)
     say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 
@@ -410,13 +410,13 @@ def report(
     """
     from server.views.report import write_report  # noqa: PLC0415 - loads jinja2
 
-    opened, registry, hand = asked(home, "report", by, key)
+    opened, registry, signer = asked(home, "report", by, key)
     proposal = registry.proposal(run)
     folder = opened.run_folder(proposal.document)
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
     path = operators.carry_out(
-        opened, hand, "report", (proposal.run_hash,), lambda _act: write_report(folder, summary_of(folder, proposal))
+        opened, signer, "report", (proposal.run_hash,), lambda _act: write_report(folder, summary_of(folder, proposal))
     )
     _show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
@@ -439,7 +439,7 @@ def export(
 
     Example: `wardround-server export lesions --out model/`
     """
-    opened, registry, hand = asked(home, "export", by, key)
+    opened, registry, signer = asked(home, "export", by, key)
     proposal = registry.proposal(run)
     files = _model_files(opened, proposal, round_)
     model = out / MODEL_FILES[0]
@@ -450,15 +450,15 @@ def export(
         for name, data in files.items():
             write_atomically(out / name, data)
 
-    operators.carry_out(opened, hand, "export", (proposal.run_hash,), write)
+    operators.carry_out(opened, signer, "export", (proposal.run_hash,), write)
     say(model)
 
 
 def _invite(
-    home: Home, registry: Registry, hand: operators.Hand, sites: Sequence[str], out: Path | None = None
+    home: Home, registry: Registry, signer: operators.Signer, sites: Sequence[str], out: Path | None = None
 ) -> None:
     for site in sites:
-        invitation = enrolment.invite(home, registry, site, hand)
+        invitation = enrolment.invite(home, registry, site, signer)
         path = home.invitation(site)
         if out is not None:
             path = out / path.name

@@ -33,7 +33,7 @@ from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the
 from common.wire.channels import Credentials
 from server.coordinator.runs import Runs
 from server.gateway.enrolment import EnrolmentService
-from server.gateway.interceptor import Guard, address_of, site_of
+from server.gateway.interceptor import Interceptor, address_of, site_of
 from server.gateway.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
 from server.gateway.refusals import Refusals
 from server.gateway.services import Gateway
@@ -69,12 +69,13 @@ def serve(home: Home, stop: threading.Event) -> None:
     audit.begin("gateway", version("wardround"))
     gateway = Gateway(home, registry)
     runs = Runs(home, registry)
-    door, state, guard = EnrolmentDoor(home, registry), Health(gateway), Guard(site_of, record=gateway.refused)
-    server = start_gateway(home, gateway, state, guard)
+    door, state = EnrolmentDoor(home, registry), Health(gateway)
+    interceptor = Interceptor(site_of, record=gateway.refused)
+    server = start_gateway(home, gateway, state, interceptor)
     sleeper = gateway_sleeper(home.path)
     threads = [
         threading.Thread(target=pass_hints_on, args=(sleeper, gateway, stop), name="hints"),
-        threading.Thread(target=keep_watch, args=(home, state, guard, door, stop), name="watch"),
+        threading.Thread(target=keep_watch, args=(home, state, interceptor, door, stop), name="watch"),
     ]
     for thread in threads:
         thread.start()
@@ -97,7 +98,7 @@ def serve(home: Home, stop: threading.Event) -> None:
 
 
 def start_gateway(
-    home: Home, gateway: Gateway, state: "Health | None" = None, guard: Guard | None = None
+    home: Home, gateway: Gateway, state: "Health | None" = None, interceptor: Interceptor | None = None
 ) -> grpc.Server:
     """Open the gateway's port."""
 
@@ -111,13 +112,13 @@ def start_gateway(
         f"{home.config.listen}:{home.config.gateway_port}",
         lambda: _credentials(home, home.trusted_roots_pem),
         add,
-        interceptors=[guard or Guard(site_of, record=gateway.refused)],
+        interceptors=[interceptor or Interceptor(site_of, record=gateway.refused)],
         workers=GATEWAY_WORKERS,
         max_receive_bytes=MAX_REQUEST_BYTES,
     )
 
 
-def start_enrolment(home: Home, registry: Registry, guard: Guard | None = None) -> grpc.Server:
+def start_enrolment(home: Home, registry: Registry, interceptor: Interceptor | None = None) -> grpc.Server:
     """Open the enrolment port."""
 
     def add(server: grpc.Server) -> None:
@@ -130,7 +131,7 @@ def start_enrolment(home: Home, registry: Registry, guard: Guard | None = None) 
         f"{home.config.listen}:{home.config.enrolment_port}",
         lambda: _credentials(home, None),
         add,
-        interceptors=[guard or Guard(address_of, ENROLMENTS_AT_ONCE)],
+        interceptors=[interceptor or Interceptor(address_of, ENROLMENTS_AT_ONCE)],
         workers=ENROLMENT_WORKERS,
         max_receive_bytes=channels.MAX_ENROLMENT_BYTES,
     )
@@ -160,7 +161,7 @@ class EnrolmentDoor:
 
     def __init__(self, home: Home, registry: Registry) -> None:
         self._home, self._registry = home, registry
-        self._guard = Guard(address_of, ENROLMENTS_AT_ONCE, record=Refusals(open_log(home), registry))
+        self._interceptor = Interceptor(address_of, ENROLMENTS_AT_ONCE, record=Refusals(open_log(home), registry))
         self._server: grpc.Server | None = None
         self._trouble = Trouble(_log)
         self._expected = 0.0
@@ -176,7 +177,7 @@ class EnrolmentDoor:
             if expecting and now >= self._not_before:
                 self._open(now)
             return
-        self._guard.end_overdue()
+        self._interceptor.end_overdue()
         if now - self._expected > _LINGER_S:
             _log.info("enrolment closes: no invitation is open")
             self.close()
@@ -189,18 +190,18 @@ class EnrolmentDoor:
 
     def _open(self, now: float) -> None:
         try:
-            self._server = start_enrolment(self._home, self._registry, self._guard)
+            self._server = start_enrolment(self._home, self._registry, self._interceptor)
         except FederationError as error:
             self._not_before = now + _RETRY_S
             self._trouble.say(f"enrolment stays closed: {error}")
 
 
-def keep_watch(home: Home, state: Health, guard: Guard, door: EnrolmentDoor, stop: threading.Event) -> None:
+def keep_watch(home: Home, state: Health, interceptor: Interceptor, door: EnrolmentDoor, stop: threading.Event) -> None:
     """What must not wait for a slow SuperLink: calls that take too long, the enrolment port, health, certificates."""
     look, renewal, trouble = 0.0, time.monotonic() + _RENEWAL_EVERY_S, Trouble(_log)
     try:
         while not stop.wait(_STEP_S):
-            guard.end_overdue()
+            interceptor.end_overdue()
             with patiently(trouble):
                 door.step()
             now = time.monotonic()

@@ -34,7 +34,7 @@ from common.system.locks import is_locked, locked
 from common.system.namespaces import PrivateNetwork, private_network
 from server.coordinator.doors import doors, write_processes
 from server.home.folder import ENVIRONMENT, Home
-from server.home.key_agent import KeyHolder
+from server.home.key_agent import KeyAgent
 from server.home.root import server_credentials
 
 READY_TIMEOUT_S = 60.0
@@ -90,7 +90,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
         network = _network(home)
         children = _children(home, network)
         try:
-            with KeyHolder(home.path, key) as holder:
+            with KeyAgent(home.path, key) as holder:
                 for child in children:
                     _spawn(child)
                 _note(home, children)
@@ -126,7 +126,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def _wipe_flower(home: Home) -> None:
-    """What Flower unpacked for earlier runs is of no use any more; the gateway's mailbox beside it is."""
+    """What Flower unpacked for earlier runs is of no use any more; the gateway's deliveries beside it are."""
     for name in ("apps", "source"):
         path = home.flower / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -211,7 +211,7 @@ def _trim(log: Path) -> None:
         os.truncate(log, 0)  # the process goes on at the new end: it appends
 
 
-def _await_ready(home: Home, children: list[_Child], stop: list[int], holder: KeyHolder) -> None:
+def _await_ready(home: Home, children: list[_Child], stop: list[int], holder: KeyAgent) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not stop and not all(door.ok for door in doors(home) if door.name != "enrolment"):
         for child in children:

@@ -1,8 +1,8 @@
 """Wakes the calls that are held, as soon as there is something new for them; nobody looks by itself meanwhile.
 
-A held call clears its event, looks at everything it depends on, and waits: what is rung for in between is not lost.
-One thread rings when the registry has changed, whichever process wrote: it asks for the version four times a second,
-which costs 20 us, where each held call's own look at the registry cost many times that.
+A held call clears its event, looks at everything it depends on, and waits: news that comes in between is not lost.
+One thread wakes them when the registry has changed, whichever process wrote: it asks for the version four times a
+second, which costs 20 us, where each held call's own look at the registry cost many times that.
 """
 
 import logging
@@ -23,7 +23,7 @@ NOTICE_S = 0.25
 _log = logging.getLogger(__name__)
 
 
-class Bell:
+class ChangeNotifier:
     """The held calls of one process, and the thread that watches the registry for them."""
 
     def __init__(self, registry: Registry) -> None:
@@ -55,7 +55,7 @@ class Bell:
         with self._lock:
             return sum(name == site for name in self._held.values())
 
-    def ring(self, site: str | None = None) -> None:
+    def notify(self, site: str | None = None) -> None:
         """Wake all held calls, or those of one site."""
         with self._lock:
             woken = [event for event, name in self._held.items() if site in (None, name)]
@@ -78,4 +78,4 @@ class Bell:
             self._trouble.settle()
             if version != self._version:
                 self._version = version
-                self.ring()
+                self.notify()

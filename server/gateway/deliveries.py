@@ -43,7 +43,7 @@ class Delivery:
     confirmed: bool = False  # the site has all of it
 
 
-class Mailbox:
+class Deliveries:
     """All sites' messages, by the node they were sent to. For all threads of one process."""
 
     def __init__(self, path: Path) -> None:
@@ -170,4 +170,4 @@ def _row(node_id: int, delivery: Delivery) -> tuple[str, str, str, bytes, bytes,
     )
 
 
-__all__ = ["NAME", "Delivery", "Mailbox", "held"]
+__all__ = ["NAME", "Deliveries", "Delivery", "held"]

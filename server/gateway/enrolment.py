@@ -29,7 +29,7 @@ from server.home.folder import Home
 from server.home.root import root_credentials
 from server.registry import operators
 from server.registry.audit_trail import open_log
-from server.registry.operators import Hand
+from server.registry.operators import Signer
 from server.registry.registry import Registry
 from server.registry.sites import Site, about_invitation, check_name
 
@@ -42,7 +42,7 @@ _LOOK_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) -> Invitation:
+def invite(home: Home, registry: Registry, site: str, by: Signer | None = None) -> Invitation:
     """Make an invitation for one site. It is also written to the home's invitations folder.
 
     Args:
@@ -75,7 +75,7 @@ def invite(home: Home, registry: Registry, site: str, by: Hand | None = None) ->
     return operators.carry_out(home, by, "invite", about_invitation(site, invitation.token, expires), put)
 
 
-def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None, by: Hand | None = None) -> None:
+def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None, by: Signer | None = None) -> None:
     """Sign a pending site's request, or an active site's renewal; from then on the certificate opens the door.
 
     Args:
@@ -110,7 +110,7 @@ def await_request(registry: Registry, site: str, tell: Callable[[str], None]) ->
         time.sleep(_LOOK_EVERY_S)
 
 
-def revoke(home: Home, registry: Registry, site: str, by: Hand) -> None:
+def revoke(home: Home, registry: Registry, site: str, by: Signer) -> None:
     """Shut a site out, now. That comes first, should the log be unwritable.
 
     Raises:
@@ -145,7 +145,7 @@ def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | 
     return (registry.site(site).certificate or b"") + home.root_pem
 
 
-def redeem_file(home: Home, registry: Registry, text: bytes, by: Hand | None = None) -> str:
+def redeem_file(home: Home, registry: Registry, text: bytes, by: Signer | None = None) -> str:
     """Take a site's request that came as a file.
 
     Args:
@@ -180,7 +180,7 @@ def phrase_of(site: Site) -> str:
     return certificates.phrase(site.request_sha256) if site.request_sha256 else ""
 
 
-def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by: Hand | None) -> None:
+def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by: Signer | None) -> None:
     """Sign what a site asks for. An active site's renewal needs no operator: its present certificate vouches for it."""
     request = registry.site(site)
     csr_pem = request.csr if request.state == "pending" else request.renewal
@@ -258,7 +258,7 @@ class EnrolmentService(wardround_pb2_grpc.EnrolmentServicer):
     def Collect(  # noqa: N802
         self, request: wardround_pb2.CollectRequest, context: grpc.ServicerContext
     ) -> wardround_pb2.CollectReply:
-        """Hand out the certificate to whoever knows the request's fingerprint; a certificate is no secret."""
+        """Signer out the certificate to whoever knows the request's fingerprint; a certificate is no secret."""
         deadline = time.monotonic() + min(request.wait_s, _MAX_WAIT_S)
         while True:
             reply = self._decision(request)

@@ -53,7 +53,7 @@ class _Call:
     end: float  # time.monotonic()
 
 
-class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types alone
+class Interceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types alone
     """See the module."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its
         bytes_per_hour: int = BYTES_PER_HOUR,
         record: Callable[[str, Refused], None] | None = None,
     ) -> None:
-        """Make a door's guard.
+        """Make an interceptor for a door.
 
         Args:
             identify: who calls.

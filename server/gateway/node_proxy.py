@@ -1,4 +1,4 @@
-"""One site's seat at the SuperLink: its Flower node, the messages it owes an answer to, the answer on its way.
+"""One site as the SuperLink sees it: its Flower node, the messages it owes an answer to, the answer on its way.
 
 The gateway keeps the site's Flower key and speaks for it on loopback. Three promises follow:
 
@@ -15,9 +15,8 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -49,9 +48,9 @@ from common.flower.adapter import SuperLink, fleet_client, object_ids, public_ke
 from common.identity import certificates
 from common.wire.messages import Request
 from common.wire.records import request_from_record
-from server.gateway.deliveries import Delivery, Mailbox
+from server.gateway.deliveries import Deliveries, Delivery
+from server.gateway.objects import Objects
 
-CACHE_BYTES = 1024**3
 # Flower's default; a node counts as gone when two are missed.
 HEARTBEAT_S = 30.0
 # A reply is a handful of objects; a model of 50 million parameters has 200 MB.
@@ -66,63 +65,6 @@ _TIME_TOLERANCE_S = 1e-3
 _log = logging.getLogger(__name__)
 
 
-class Objects:
-    """Objects by content id, the least recently used leave first. One download however many ask at once."""
-
-    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
-        self._limit = limit_bytes
-        self._size = 0
-        self._lock = threading.Lock()
-        self._futures: OrderedDict[str, Future[bytes]] = OrderedDict()
-        self._request: tuple[str, Request] | None = None
-
-    def get(self, object_id: str, download: Callable[[], bytes]) -> bytes:
-        """The object's bytes; `download` is called by the first who asks, and its error is raised by all."""
-        with self._lock:
-            future = self._futures.get(object_id)
-            first = future is None
-            if future is None:
-                future = self._futures[object_id] = Future()
-            self._futures.move_to_end(object_id)
-        if first:
-            self._fill(object_id, future, download)
-        return future.result()
-
-    def request(self, content_id: str, make: Callable[[], Request]) -> Request:
-        """What a message's content asks for: made once, and so hashed once, for all sites that were sent it."""
-        kept = self._request
-        if kept is None or kept[0] != content_id:
-            kept = self._request = content_id, make()
-        return kept[1]
-
-    def clear(self) -> None:
-        """Forget everything that has arrived."""
-        with self._lock:
-            self._request = None
-            for object_id, future in list(self._futures.items()):
-                if future.done():
-                    self._size -= len(future.result())
-                    del self._futures[object_id]
-
-    def _fill(self, object_id: str, future: Future[bytes], download: Callable[[], bytes]) -> None:
-        try:
-            content = download()
-        except Exception as error:  # noqa: BLE001 - handed on to everyone who asked
-            with self._lock:
-                del self._futures[object_id]
-            future.set_exception(error)
-            return
-        future.set_result(content)
-        with self._lock:
-            self._size += len(content)
-            for old, done in list(self._futures.items()):
-                if self._size <= self._limit:
-                    break
-                if done.done() and old != object_id:
-                    self._size -= len(done.result())
-                    del self._futures[old]
-
-
 @dataclass
 class _Upload:
     """A reply of which not all objects have arrived."""
@@ -134,7 +76,7 @@ class _Upload:
     size: int = 0
 
 
-class Seat:
+class NodeProxy:
     """See the module. Methods raise httpx.HTTPError when the SuperLink is away or refuses."""
 
     def __init__(
@@ -143,20 +85,20 @@ class Seat:
         node_key_pem: bytes,
         superlink: SuperLink,
         objects: Objects,
-        mailbox: Mailbox,
+        deliveries: Deliveries,
         *,
         last_id: int,
         arrived: Callable[[str, Callable[[], Request | None], PushMessagesRequest, Mapping[str, bytes]], None],
         identity: bytes,
     ) -> None:
-        """Prepare a seat.
+        """Prepare a proxy that is not active yet.
 
         Args:
             site: its name.
             node_key_pem: the Flower key the coordinator keeps for it.
             superlink: where it is.
-            objects: shared by all seats.
-            mailbox: shared by all seats.
+            objects: shared by all proxies.
+            deliveries: shared by all proxies.
             last_id: the node id it had before this process started; 0 if none.
             arrived: called with the site, a way to what it was asked, its reply and that one's objects, when the reply
                 is whole and before it goes on.
@@ -173,7 +115,7 @@ class Seat:
         self._public_key = public_key_pem(key)
         self._client = fleet_client(superlink, key)
         self._objects = objects
-        self._mailbox = mailbox
+        self._deliveries = deliveries
         self._arrived = arrived
         self.presence = threading.Lock()  # who lets the site go, or takes it in again, holds it
         self._lock = threading.Lock()
@@ -184,11 +126,11 @@ class Seat:
         self._last_beat = 0.0
 
     def is_for(self, identity: bytes) -> bool:
-        """Whether this seat still belongs to the site's present identity."""
+        """Whether this proxy still belongs to the site's present identity."""
         return self._identity == identity
 
     def activate(self) -> int:
-        """Take the seat: register at a SuperLink that does not know us, mark the node online, start over.
+        """Register at a SuperLink that does not know us, mark the node online, start over.
 
         Returns:
             The node id.
@@ -203,14 +145,14 @@ class Seat:
             self.last_seen = time.monotonic()
             if self.node_id != former:
                 self.former_ids.add(former)
-            self._mailbox.unconfirm(self.node_id)
+            self._deliveries.unconfirm(self.node_id)
             with self._lock:
                 self._upload = None
             self.present = True
             return self.node_id
 
     def return_(self) -> bool:
-        """Take the seat again under the same node id, after silence or a restart of the gateway.
+        """Be present again under the same node id, after silence or a restart of the gateway.
 
         Returns:
             False when the SuperLink does not know the node: then `activate` is needed.
@@ -269,7 +211,7 @@ class Seat:
         """Look for a new message at the SuperLink."""
         response = self._client.PullMessages(PullMessagesRequest(node=self._node))
         for head, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            self._mailbox.add(self.node_id, head, tree)
+            self._deliveries.add(self.node_id, head, tree)
         return response if response.messages_list else None
 
     def pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
@@ -285,7 +227,7 @@ class Seat:
 
     def confirm(self, message_id: str) -> None:
         """The site has the whole message. The SuperLink keeps it until the answer, should the site restart."""
-        self._mailbox.confirm(self.node_id, message_id)
+        self._deliveries.confirm(self.node_id, message_id)
 
     def begin_reply(self, request: PushMessagesRequest) -> PushMessagesResponse:
         """Announce a reply; its objects follow.
@@ -356,7 +298,7 @@ class Seat:
     @property
     def _owed(self) -> list[Delivery]:
         """The messages that it has not answered."""
-        return self._mailbox.of(self.node_id)
+        return self._deliveries.of(self.node_id)
 
     @property
     def _node(self) -> Node:
@@ -433,7 +375,7 @@ class Seat:
         self._client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=self._node, run_id=metadata.run_id, message_object_id=question)
         )
-        self._mailbox.remove(question)
+        self._deliveries.remove(question)
 
 
 def _check_times(reply: Metadata, question: Metadata) -> None:

@@ -34,14 +34,15 @@ from common.identity.operators import Act
 from common.system.wakeup import poke_strategies
 from common.wire import clock, wardround_pb2, wardround_pb2_grpc
 from server.gateway import deliveries, enrolment
-from server.gateway.change_notifier import Bell
-from server.gateway.deliveries import Mailbox
+from server.gateway.change_notifier import ChangeNotifier
+from server.gateway.deliveries import Deliveries
 from server.gateway.interceptor import site_of
 from server.gateway.limits import DENIALS, DENIALS_PER_S, Notes, unwritten
-from server.gateway.node_proxy import Objects, Seat
+from server.gateway.node_proxy import NodeProxy
+from server.gateway.objects import Objects
 from server.gateway.refusals import Refusals
 from server.home.folder import Home, read_nodes, write_nodes
-from server.registry.audit_trail import ConflictError, UnknownUpdateError, Witness
+from server.registry.audit_trail import ConflictError, GatewayTrail, UnknownUpdateError
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.registry.sites import Presence, Site
@@ -65,22 +66,22 @@ _log = logging.getLogger(__name__)
 
 
 class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
-    """Both services, and the seats of the sites that are here."""
+    """Both services, and the proxies of the sites that are here."""
 
     def __init__(self, home: Home, registry: Registry) -> None:
         self._home = home
         self._registry = registry
         self._objects = Objects()
-        self._mailbox = Mailbox(home.flower / deliveries.NAME)
-        self._seats: dict[str, Seat] = {}
+        self._deliveries = Deliveries(home.flower / deliveries.NAME)
+        self._proxies: dict[str, NodeProxy] = {}
         self._lock = threading.Lock()
-        self._bell = Bell(registry)
+        self._notifier = ChangeNotifier(registry)
         self._hints = 0
         self._gone: dict[str, float] = {}  # site -> when a call that it held broke, in time.monotonic()
         self._notes = Notes(DENIALS_PER_S, DENIALS, time.monotonic)
         self._trouble = Trouble(_log)
-        self._witness = Witness(home, registry)
-        self.refused = Refusals(self._witness.log, registry)
+        self._trail = GatewayTrail(home, registry)
+        self.refused = Refusals(self._trail.log, registry)
         self._live_runs: set[int] = set()
         # Ids given out before this process started are void, but nobody's fault.
         self._nodes = dict(read_nodes(home))
@@ -96,8 +97,8 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         site = self._authorise(context)
         context.send_initial_metadata(clock.stamp())
         self._compare_clocks(site, clock.sent(context.invocation_metadata()))
-        seat = self._seat(site)
-        node_id = self._relay(context, seat.activate)
+        proxy = self._proxy(site)
+        node_id = self._relay(context, proxy.activate)
         self._publish(site.name, node_id)
         self._registry.set_presence(site.name, Presence.HERE)
         poke_strategies(self._home.path)
@@ -108,36 +109,36 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self, request: fleet_pb2.DeactivateNodeRequest, context: grpc.ServicerContext
     ) -> fleet_pb2.DeactivateNodeResponse:
         """The site's agent says goodbye."""
-        self._let_go(self._seated(context, request.node_id), "says goodbye", Presence.LEFT)
+        self._let_go(self._present(context, request.node_id), "says goodbye", Presence.LEFT)
         return fleet_pb2.DeactivateNodeResponse()
 
     def SendNodeHeartbeat(  # noqa: N802
         self, request: heartbeat_pb2.SendNodeHeartbeatRequest, context: grpc.ServicerContext
     ) -> heartbeat_pb2.SendNodeHeartbeatResponse:
         """Any call counts as a sign of life; the gateway beats at the SuperLink itself."""
-        self._seated(context, request.node.node_id)
+        self._present(context, request.node.node_id)
         return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
 
     def PullMessages(  # noqa: N802
         self, request: fleet_pb2.PullMessagesRequest, context: grpc.ServicerContext
     ) -> fleet_pb2.PullMessagesResponse:
         """The next message, held until there is one."""
-        seat = self._seated(context, request.node.node_id)
+        proxy = self._present(context, request.node.node_id)
         deadline = time.monotonic() + PULL_WAIT_S
-        turn, known, looked = seat.next_turn(), -1, 0.0
-        self._bell.ring(seat.site)
-        with self._bell.held(context, seat.site) as news:
+        turn, known, looked = proxy.next_turn(), -1, 0.0
+        self._notifier.notify(proxy.site)
+        with self._notifier.held(context, proxy.site) as news:
             while True:
                 news.clear()
                 # A newer call of the same site ends this one: a message must not go to a caller who has gone.
-                if not context.is_active() or seat.turn != turn:
+                if not context.is_active() or proxy.turn != turn:
                     break
-                self._seated(context, request.node.node_id)
+                self._present(context, request.node.node_id)
                 hints, live = self._hints, bool(self._live_runs)
-                response = seat.undelivered()
+                response = proxy.undelivered()
                 if response is None and live and (hints != known or time.monotonic() - looked >= LOOK_EVERY_S):
                     known, looked = hints, time.monotonic()
-                    response = self._relay(context, seat.pull)
+                    response = self._relay(context, proxy.pull)
                 remaining = deadline - time.monotonic()
                 if response is not None or remaining <= 0:
                     return response or fleet_pb2.PullMessagesResponse()
@@ -145,15 +146,15 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         if context.is_active():  # who has gone, to come back with a renewed certificate say, is not refused
             self._authorise(context)
         else:
-            self._gone[seat.site] = time.monotonic()
+            self._gone[proxy.site] = time.monotonic()
         return fleet_pb2.PullMessagesResponse()
 
     def PullObject(  # noqa: N802
         self, request: message_pb2.PullObjectRequest, context: grpc.ServicerContext
     ) -> message_pb2.PullObjectResponse:
         """One object of a message that was pulled."""
-        seat = self._seated(context, request.node.node_id)
-        response = self._relay(context, lambda: seat.pull_object(request))
+        proxy = self._present(context, request.node.node_id)
+        response = self._relay(context, lambda: proxy.pull_object(request))
         if not response.object_found:
             self._note(context, f"object {request.object_id[:16]!r} of run {request.run_id} is not for it, or gone")
         return response
@@ -162,22 +163,22 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self, request: message_pb2.ConfirmMessageReceivedRequest, context: grpc.ServicerContext
     ) -> message_pb2.ConfirmMessageReceivedResponse:
         """The site has all of the message."""
-        self._seated(context, request.node.node_id).confirm(request.message_object_id)
+        self._present(context, request.node.node_id).confirm(request.message_object_id)
         return message_pb2.ConfirmMessageReceivedResponse()
 
     def PushMessages(  # noqa: N802
         self, request: fleet_pb2.PushMessagesRequest, context: grpc.ServicerContext
     ) -> fleet_pb2.PushMessagesResponse:
         """Announce a reply; all of its objects are wanted."""
-        seat = self._seated(context, request.node.node_id)
-        return self._relay(context, lambda: seat.begin_reply(request))
+        proxy = self._present(context, request.node.node_id)
+        return self._relay(context, lambda: proxy.begin_reply(request))
 
     def PushObject(  # noqa: N802
         self, request: message_pb2.PushObjectRequest, context: grpc.ServicerContext
     ) -> message_pb2.PushObjectResponse:
         """One object of the reply; the last one sends it on."""
-        seat = self._seated(context, request.node.node_id)
-        response, complete = self._relay(context, lambda: seat.add_object(request))
+        proxy = self._present(context, request.node.node_id)
+        response, complete = self._relay(context, lambda: proxy.add_object(request))
         if complete:
             poke_strategies(self._home.path)
         return response
@@ -186,10 +187,10 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext
     ) -> run_pb2.GetRunResponse:
         """What the SuperLink says about a run of which the site holds a message."""
-        seat = self._seated(context, request.node.node_id)
-        if not seat.is_asked_by(request.run_id):
+        proxy = self._present(context, request.node.node_id)
+        if not proxy.is_asked_by(request.run_id):
             self._deny(context, f"run {request.run_id} has sent this site nothing")
-        return self._relay(context, lambda: seat.get_run(request.run_id))
+        return self._relay(context, lambda: proxy.get_run(request.run_id))
 
     def RegisterNode(  # noqa: N802
         self, _request: fleet_pb2.RegisterNodeFleetRequest, context: grpc.ServicerContext
@@ -216,13 +217,13 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         deadline = time.monotonic() + min(request.wait_s, LIST_WAIT_S)
         site = self._authorise(context)
         self._gone.pop(site.name, None)
-        with self._bell.held(context, site.name) as news:
+        with self._notifier.held(context, site.name) as news:
             revision = self._registry.revision()
             while context.is_active():
                 news.clear()
                 site = self._authorise(context)
-                if site.name in self._seats:
-                    self._seats[site.name].last_seen = time.monotonic()
+                if site.name in self._proxies:
+                    self._proxies[site.name].last_seen = time.monotonic()
                 revision = self._registry.revision()
                 remaining = deadline - time.monotonic()
                 if revision != request.revision or remaining <= 0:
@@ -248,9 +249,9 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             if self._registry.answer(request.run_hash, site.name, approved=request.approved, code=code):
                 about = {"run": request.run_hash, "site": site.name}
                 if code:
-                    self._witness.log.append("refusal", about | {"code": code})
+                    self._trail.log.append("refusal", about | {"code": code})
                 else:
-                    self._witness.log.append("approved" if request.approved else "denied", about)
+                    self._trail.log.append("approved" if request.approved else "denied", about)
         except FederationError as error:
             self._note(context, error)
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -278,7 +279,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """The coordinator's signature under a site's receipt. NOT_FOUND: its update has not arrived."""
         site = self._authorise(context)
         try:
-            signature = self._witness.countersign(site, request.receipt, request.signature)
+            signature = self._trail.countersign(site, request.receipt, request.signature)
         except UnknownUpdateError as error:
             context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         except AuditError as error:
@@ -292,7 +293,7 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """Both logs show that they only grew. DATA_LOSS: the site's did not."""
         site = self._authorise(context)
         try:
-            return self._witness.exchange(site, request)
+            return self._trail.exchange(site, request)
         except ConflictError as error:
             _log.error("audit conflict with site %s: %s", site.name, error)
             context.abort(grpc.StatusCode.DATA_LOSS, str(error))
@@ -307,16 +308,16 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._authorise(context)
 
     def close(self) -> None:
-        """Let go of files and connections; the sites keep their seats for the next start."""
-        self._bell.close()
-        for seat in self._seats.values():
-            seat.close()
-        self._mailbox.close()
+        """Let go of files and connections; the sites keep their nodes for the next start."""
+        self._notifier.close()
+        for proxy in self._proxies.values():
+            proxy.close()
+        self._deliveries.close()
 
     def hint(self) -> None:
         """There may be messages: let every held PullMessages look."""
         self._hints += 1
-        self._bell.ring()
+        self._notifier.notify()
 
     def keep_house(self, live_runs: set[int]) -> None:
         """Every second or so: beat for the sites that are here, let go of those that are not.
@@ -325,29 +326,29 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             live_runs: Flower's ids of the runs going on; messages of others are dropped.
         """
         if live_runs != self._live_runs:
-            self._mailbox.keep_only(live_runs)
+            self._deliveries.keep_only(live_runs)
             self._live_runs = live_runs
-            self._bell.ring()
+            self._notifier.notify()
         if not live_runs:
             self._objects.clear()
         active = {site.name: site for site in self._registry.sites() if site.state == "active"}
-        self._mailbox.save()
-        for name, seat in list(self._seats.items()):
+        self._deliveries.save()
+        for name, proxy in list(self._proxies.items()):
             try:
                 if name not in active:
-                    del self._seats[name]
-                    self._let_go(seat, "was revoked", Presence.AWAY)
-                    seat.shut_out()
+                    del self._proxies[name]
+                    self._let_go(proxy, "was revoked", Presence.AWAY)
+                    proxy.shut_out()
                     continue
-                with seat.presence:  # a call that comes just now is not overlooked
-                    if seat.present and time.monotonic() - seat.last_seen > SILENCE_S:
-                        self._let_go(seat, "is silent", Presence.AWAY)
-                    elif seat.present and self._has_gone(name):
-                        self._let_go(seat, "has gone without a word", Presence.AWAY)
+                with proxy.presence:  # a call that comes just now is not overlooked
+                    if proxy.present and time.monotonic() - proxy.last_seen > SILENCE_S:
+                        self._let_go(proxy, "is silent", Presence.AWAY)
+                    elif proxy.present and self._has_gone(name):
+                        self._let_go(proxy, "has gone without a word", Presence.AWAY)
                 # Who is away stays online at the SuperLink: what it was asked waits for it.
-                if not seat.beat() and seat.present:
+                if not proxy.beat() and proxy.present:
                     # A new SuperLink does not know the node; the agent's next call is told to activate again.
-                    self._let_go(seat, "must activate again", Presence.AWAY)
+                    self._let_go(proxy, "must activate again", Presence.AWAY)
             except httpx.HTTPError as error:
                 self._trouble.say(f"the SuperLink does not answer for site {name}: {error}")
         self._trouble.settle()
@@ -355,22 +356,22 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def _has_gone(self, site: str) -> bool:
         """Whether its connection broke a while ago, and it has not called since and holds no other call."""
         since = self._gone.get(site)
-        return since is not None and time.monotonic() - since > GONE_S and self._bell.calls(site) == 0
+        return since is not None and time.monotonic() - since > GONE_S and self._notifier.calls(site) == 0
 
     def _take_over(self) -> None:
         """Keep the nodes of all sites online from the start: what they were asked waits for them."""
         for site in self._registry.sites():
             if site.state == "active" and site.name in self._nodes.values():
                 try:
-                    self._seat(site)
+                    self._proxy(site)
                 except ConfigError as error:
                     _log.error("site %s: %s", site.name, error)
 
-    def _let_go(self, seat: Seat, why: str, presence: Presence) -> None:
-        _log.warning("site %s %s", seat.site, why)
-        seat.leave()
-        self._registry.set_presence(seat.site, presence)
-        self._bell.ring(seat.site)
+    def _let_go(self, proxy: NodeProxy, why: str, presence: Presence) -> None:
+        _log.warning("site %s %s", proxy.site, why)
+        proxy.leave()
+        self._registry.set_presence(proxy.site, presence)
+        self._notifier.notify(proxy.site)
         poke_strategies(self._home.path)
 
     def _compare_clocks(self, site: Site, theirs: float | None) -> None:
@@ -390,38 +391,38 @@ class Gateway(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
             self._deny(context, f"certificate {fingerprint[:16]} is not of an active site")
         return site
 
-    def _seated(self, context: grpc.ServicerContext, node_id: int) -> Seat:
+    def _present(self, context: grpc.ServicerContext, node_id: int) -> NodeProxy:
         """Authorise, and hold the caller to its own node id."""
         site = self._authorise(context)
-        seat = self._seat(site)
-        if node_id != seat.node_id or node_id == 0:
-            if node_id and (node_id in seat.former_ids or self._nodes.get(node_id) == site.name):
+        proxy = self._proxy(site)
+        if node_id != proxy.node_id or node_id == 0:
+            if node_id and (node_id in proxy.former_ids or self._nodes.get(node_id) == site.name):
                 context.abort(grpc.StatusCode.ABORTED, _VOID)
             self._deny(context, f"site {site.name} used node id {node_id}, which is not its own")
-        with seat.presence:
-            if not seat.present:
-                if not self._relay(context, seat.return_):
+        with proxy.presence:
+            if not proxy.present:
+                if not self._relay(context, proxy.return_):
                     context.abort(grpc.StatusCode.ABORTED, _VOID)
                 self._registry.set_presence(site.name, Presence.HERE)
                 poke_strategies(self._home.path)
                 _log.info("site %s is here again", site.name)
-            seat.last_seen = time.monotonic()
+            proxy.last_seen = time.monotonic()
             self._gone.pop(site.name, None)
-        return seat
+        return proxy
 
-    def _seat(self, site: Site) -> Seat:
+    def _proxy(self, site: Site) -> NodeProxy:
         sealed = site.node_key or b""
         with self._lock:
-            seat = self._seats.get(site.name)
-            if seat is None or not seat.is_for(sealed):
+            proxy = self._proxies.get(site.name)
+            if proxy is None or not proxy.is_for(sealed):
                 key = self._home.node_keys.open(sealed, site.name)
                 last_id = next((node for node, name in reversed(self._nodes.items()) if name == site.name), 0)
-                arrived, shared = self._witness.arrived, (self._objects, self._mailbox)
-                seat = Seat(
+                arrived, shared = self._trail.arrived, (self._objects, self._deliveries)
+                proxy = NodeProxy(
                     site.name, key, self._home.superlink, *shared, last_id=last_id, arrived=arrived, identity=sealed
                 )
-                self._seats[site.name] = seat
-            return seat
+                self._proxies[site.name] = proxy
+            return proxy
 
     def _publish(self, site: str, node_id: int) -> None:
         with self._lock:

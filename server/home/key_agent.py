@@ -25,7 +25,7 @@ SOCKET_NAME = "key.sock"
 _PATIENCE_S = 15.0
 
 
-class KeyHolder:
+class KeyAgent:
     """Holds the key while the coordinator runs. Without a thread of its own: it answers while its process rests."""
 
     def __init__(self, home: Path, key: bytes) -> None:
@@ -73,4 +73,4 @@ def ask(home: Path) -> bytes | None:
     return key if len(key) == KEY_BYTES else None
 
 
-__all__ = ["SOCKET_NAME", "KeyHolder", "ask"]
+__all__ = ["SOCKET_NAME", "KeyAgent", "ask"]

@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 from common.audit import acts
-from common.audit.acts import Story
+from common.audit.acts import SignedActs
 from common.audit.entries import Entry
 from common.errors import AuditError, EnrolmentError
 from common.identity import certificates, operators
@@ -46,18 +46,18 @@ class Acts:
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
         self._version, self._last = -1, -1
-        self._story = Story()
+        self._signed = SignedActs()
         self._checked: set[tuple[Act, int]] = set()  # with the number of the entry
         self._told: set[str] = set()
 
-    def story(self) -> Story:
+    def signed(self) -> SignedActs:
         """What the audit log tells by now. Costs a look at the file's change counter while nothing is new."""
         with self._lock:
             self._read()
-            return self._story
+            return self._signed
 
     def version(self) -> int:
-        """Another number than before as soon as the story has grown."""
+        """Another number than before as soon as an act was signed."""
         with self._lock:
             self._read()
             return self._last
@@ -73,15 +73,15 @@ class Acts:
         """
         if act is None or (act.action, act.subject) != (action, subject):
             return False
-        story = self.story()
-        entry = story.acts.get(act.nonce)
+        signed = self.signed()
+        entry = signed.acts.get(act.nonce)
         if entry is None or entry.seq <= after:
             return False
         if (act, entry.seq) not in self._checked:
             if not self._is_signed(act, entry):
                 return False
             self._checked.add((act, entry.seq))
-        return story.removed.get(entry.fields["certificate"], entry.seq) >= entry.seq
+        return signed.removed.get(entry.fields["certificate"], entry.seq) >= entry.seq
 
     def is_signed(self, act: Act | None, action: str, subject: str) -> bool:
         """Whether an operator signed this, now or earlier, entered or not: enough for what is carried out anyway."""
@@ -138,7 +138,7 @@ class Acts:
         if version == self._version:
             return
         for seq, text in self._database.execute(_QUERY, (self._last, *acts.KINDS)).fetchall():
-            for _ in self._story.take(Entry.from_bytes(text.encode())):
+            for _ in self._signed.take(Entry.from_bytes(text.encode())):
                 pass  # complaints are for `audit verify`
             self._last = seq
         self._version = version

@@ -48,7 +48,7 @@ def open_log(home: Home) -> AuditLog:
     return AuditLog(home.path / AUDIT_NAME, COORDINATOR, home.log_key)
 
 
-class Witness:
+class GatewayTrail:
     """The gateway's part. For all of its threads."""
 
     def __init__(self, home: Home, registry: Registry) -> None:
@@ -226,4 +226,4 @@ def _site(fields: Mapping[str, object]) -> object:
     return receipt["site"] if isinstance(receipt, dict) else None
 
 
-__all__ = ["AUDIT_NAME", "ConflictError", "RoundNotes", "UnknownUpdateError", "Witness", "open_log"]
+__all__ = ["AUDIT_NAME", "ConflictError", "GatewayTrail", "RoundNotes", "UnknownUpdateError", "open_log"]

@@ -3,9 +3,9 @@
 A key lies in home/operators/NAME.key, or where its owner keeps it: under a passphrase, or sealed with the coordinator's
 key. The root signs the certificate; hospitals check it (common/identity/operators.py).
 
-A command first finds whose `Hand` does it (`acting`): an operator whom nobody removed, whose certificate is valid,
+A command first finds its `Signer` (`acting`): an operator whom nobody removed, whose certificate is valid,
 whose role may do it and whose key is there. Nothing is written before that. Then `carry_out`, the one function by which
-anything is done, has the hand sign an act and enters it in the audit log: before what it lets in, after what it ends.
+anything is done, has the signer sign an act and enters it in the audit log: before what it lets in, after what it ends.
 What was refused is entered too. Only the processes that carry an act out make this more than a custom among those who
 have the home: see server/registry/acts.py for what they refuse.
 """
@@ -45,7 +45,7 @@ ResultType = TypeVar("ResultType")
 
 
 @dataclass(frozen=True)
-class Hand:
+class Signer:
     """An operator with the key."""
 
     name: str
@@ -68,7 +68,7 @@ def add(
     *,
     passphrase: str | None = None,
     root_passphrase: str | None = None,
-    by: Hand | None = None,
+    by: Signer | None = None,
 ) -> Path:
     """Make an operator's key and certificate.
 
@@ -104,7 +104,7 @@ def add(
     return path
 
 
-def remove(home: Home, registry: Registry, name: str, by: Hand | None = None) -> None:
+def remove(home: Home, registry: Registry, name: str, by: Signer | None = None) -> None:
     """An operator may do nothing any more; the hospitals are told with the next call that each of them makes.
 
     Raises:
@@ -114,7 +114,7 @@ def remove(home: Home, registry: Registry, name: str, by: Hand | None = None) ->
     _remove(home, name, fingerprint, by, lambda act: registry.remove_operator(name, act))
 
 
-def certify_again(home: Home, registry: Registry, by: Hand | None, root_passphrase: str | None = None) -> None:
+def certify_again(home: Home, registry: Registry, by: Signer | None, root_passphrase: str | None = None) -> None:
     """Give every operator a certificate of the present root, for the same key and role; the earlier one is removed.
 
     Hospitals that join after a rotation know the new root alone, and would look at no proposal signed under the old.
@@ -156,8 +156,8 @@ def acting(
     *,
     key: Path | None = None,
     ask: Callable[[Path], str | None] = lambda _: None,
-) -> Hand:
-    """Whose hand does something; nothing is signed yet.
+) -> Signer:
+    """Who signs what is asked; nothing is signed yet.
 
     Args:
         home: the coordinator's.
@@ -186,25 +186,25 @@ def acting(
     except (EnrolmentError, ConfigError):
         open_log(home).append("act-refused", about)
         raise
-    return Hand(name, member.certificate, secret)
+    return Signer(name, member.certificate, secret)
 
 
 def carry_out(
-    home: Home, hands: Hand | Sequence[Hand], action: str, about: Sequence[str], do: Callable[[Act], ResultType]
+    home: Home, signers: Signer | Sequence[Signer], action: str, about: Sequence[str], do: Callable[[Act], ResultType]
 ) -> ResultType:
     """Sign what is done, enter it in the audit log, and only then do it; what ends something is done first.
 
     Args:
         home: the coordinator's.
-        hands: whoever does it, found by `acting`; each signs.
+        signers: whoever does it, found by `acting`; each signs.
         action: a key of `operators.RIGHTS`.
         about: see `subject_of`.
-        do: is given the first hand's act; writes whatever is to be written.
+        do: is given the first signer's act; writes whatever is to be written.
 
     Raises:
         AuditError: the log cannot be written. Nothing was done, unless it ends something: that is done.
     """
-    acts = [hand.sign(action, *about) for hand in ([hands] if isinstance(hands, Hand) else hands)]
+    acts = [signer.sign(action, *about) for signer in ([signers] if isinstance(signers, Signer) else signers)]
     if action in _ENDS:
         done = do(acts[0])
     for act in acts:
@@ -233,16 +233,16 @@ def enter(home: Home, act: Act) -> None:
         log.append("act", entered_fields(act))
 
 
-def endorse(hand: Hand, run_hash: str, bundle: bytes) -> Endorsement:
+def endorse(signer: Signer, run_hash: str, bundle: bytes) -> Endorsement:
     """Sign a proposal, for the hospitals.
 
     Args:
-        hand: an operator's.
+        signer: an operator's.
         run_hash: of the run document, hex.
         bundle: as it will be proposed.
     """
     digest = sha256(bundle).hexdigest()
-    return operators.endorse(hand.key, hand.certificate, run_hash, digest, int(time.time()))
+    return operators.endorse(signer.key, signer.certificate, run_hash, digest, int(time.time()))
 
 
 def is_key_sealed(path: Path) -> bool:
@@ -291,7 +291,7 @@ def _allowed(home: Home, member: Member, action: str) -> Operator:
 
 
 def _add(
-    home: Home, name: str, role: Role, certificate: Certificate, by: Hand | None, *, put: Callable[[], None]
+    home: Home, name: str, role: Role, certificate: Certificate, by: Signer | None, *, put: Callable[[], None]
 ) -> None:
     about = {"operator": name, "certificate": certificates.fingerprint(certificate), "role": role}
     key = operators.check_certificate(certificates.to_pem(certificate), home.trusted_roots_pem).key
@@ -310,7 +310,7 @@ def _put_again(registry: Registry, name: str, role: Role, certificate: Certifica
     registry.put_operator(name, role, certificates.to_pem(certificate))
 
 
-def _remove(home: Home, name: str, fingerprint: str, by: Hand | None, put: Callable[[Act | None], None]) -> None:
+def _remove(home: Home, name: str, fingerprint: str, by: Signer | None, put: Callable[[Act | None], None]) -> None:
     if by is None:
         put(None)
     else:

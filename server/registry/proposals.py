@@ -290,7 +290,7 @@ def _next_revision(database: sqlite3.Connection) -> int:
 
 def _proposal(database: sqlite3.Connection, row: sqlite3.Row, acts: Acts) -> Proposal:
     run_hash, state, reason = row["run_hash"], row["state"], row["reason"]
-    act, closed = act_from_text(row["act"]), acts.story().closed.get(run_hash)
+    act, closed = act_from_text(row["act"]), acts.signed().closed.get(run_hash)
     if state in OPEN_STATES and closed is not None and not acts.counts(act, "resume", subject_of(run_hash), closed):
         acts.tell(f"run {run_hash[:8]} is {state} again")
         state, reason = "stopped", "opened again without an operator's signature; `resume` gives it one"

@@ -309,7 +309,7 @@ def _read_passes(database: sqlite3.Connection, acts: Acts) -> dict[str, tuple[Si
         if site.state != "active":
             continue
         # The file alone gives no site a certificate; the log has to know it, too.
-        known = acts.story().certificates.get(site.name, ())
+        known = acts.signed().certificates.get(site.name, ())
         if row["earlier_fingerprint"] in known:
             passes[row["earlier_fingerprint"]] = (site, row["earlier_expires"], False)
         passes[row["fingerprint"]] = (site, row["expires"], row["earlier_fingerprint"] is not None)
@@ -355,20 +355,20 @@ def _site(row: sqlite3.Row, acts: Acts) -> Site:
 
 def _is_signed(row: sqlite3.Row, acts: Acts) -> bool:
     """Whether an operator's act stands behind a site's state."""
-    name, story = row["name"], acts.story()
+    name, signed = row["name"], acts.signed()
     if row["state"] == "revoked":
         return acts.is_signed(act_from_text(row["revocation_act"]), "revoke", subject_of(name))
     if row["state"] in ("invited", "pending"):
         subject = subject_of(name, row["token_sha256"] or "", row["token_expires"] or "")
         # Spent once the site was let in; but while that is being done, the log has it and this file not yet.
-        undone = story.settled if row["state"] == "invited" else story.revoked
+        undone = signed.settled if row["state"] == "invited" else signed.revoked
         return acts.counts(act_from_text(row["invitation_act"]), "invite", subject, undone.get(name, -1))
     # The log has what was approved; the certificate may be a later one, if the log has that, too.
-    entry = story.enrolled.get(name)
-    if entry is None or row["state"] != "active" or row["fingerprint"] not in story.certificates[name]:
+    entry = signed.enrolled.get(name)
+    if entry is None or row["state"] != "active" or row["fingerprint"] not in signed.certificates[name]:
         return False
     subject = subject_of(name, entry.fields["certificate"], (row["receipt_key"] or b"").hex())
-    return acts.counts(act_from_text(row["approval_act"]), "approve", subject, story.revoked.get(name, -1))
+    return acts.counts(act_from_text(row["approval_act"]), "approve", subject, signed.revoked.get(name, -1))
 
 
 def _opens(row: sqlite3.Row, token: str) -> bool:

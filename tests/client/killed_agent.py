@@ -23,5 +23,5 @@ if __name__ == "__main__":
     if place == "before the push":
         Fleet.push = die  # type: ignore[assignment,method-assign]
     if place == "before the countersignature":
-        log_exchange.Witness.delivered = die  # type: ignore[assignment,method-assign]
+        log_exchange.LogExchange.delivered = die  # type: ignore[assignment,method-assign]
     Agent(home, load_identity(home), FakeWorker(good)).run()

@@ -69,8 +69,8 @@ def test_hospital_that_joins_later_learns_of_it_too_and_the_name_may_be_given_an
     add(office, "maria")
     site = office.join(tmp_path / "site")
     assert learned(tmp_path / "site", site) == ["maria"]
-    hand = operators.acting(office.home, office.registry, "run", "maria")
-    assert hand.key.public_key().public_bytes_raw().hex() not in signers.removed(tmp_path / "site")
+    signer = operators.acting(office.home, office.registry, "run", "maria")
+    assert signer.key.public_key().public_bytes_raw().hex() not in signers.removed(tmp_path / "site")
 
 
 def test_rotation_removes_nobody(office: Office, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_damaged_list_is_written_anew(office: Office, tmp_path: Path) -> None:
 def test_run_of_a_removed_operator_is_signed_by_whoever_resumes_it(office: Office, tmp_path: Path) -> None:
     add(office, "maria")
     bundle = from_toml(RUN_TOML).bundle
-    hand = operators.acting(office.home, office.registry, "run", "maria")
-    run_hash = office.registry.propose(from_toml(RUN_TOML), [operators.endorse(hand, "", bundle)]).run_hash
+    signer = operators.acting(office.home, office.registry, "run", "maria")
+    run_hash = office.registry.propose(from_toml(RUN_TOML), [operators.endorse(signer, "", bundle)]).run_hash
     office.registry.close(run_hash, "stopped", act=signed(office.home, office.registry, "stop", run_hash))
     admin = operators.acting(office.home, office.registry, "resume")
     for _ in range(2):  # once is enough

@@ -13,8 +13,8 @@ from cryptography import x509
 
 from client.agent.loop import Agent
 from client.home import enrolment as client_enrol
-from client.trail.audit_trail import Record
-from client.trail.log_exchange import Witness
+from client.trail.audit_trail import AuditTrail
+from client.trail.log_exchange import LogExchange
 from common.crypto.passphrase import is_sealed
 from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates, rotation
@@ -277,15 +277,15 @@ def test_site_that_missed_the_rotation_does_not_trust_the_new_root(office: Offic
     assert knocks(identity) == grpc.StatusCode.UNAVAILABLE
 
 
-def exchanges(identity: client_enrol.Identity, folder: Path, times: int = 1) -> Witness:
+def exchanges(identity: client_enrol.Identity, folder: Path, times: int = 1) -> LogExchange:
     """What a site knows after it has shown its log and looked at what the coordinator passes on."""
-    record = Record(folder, identity, b"k" * 32)
-    record.begin(identity)
-    witness = Witness(folder, record.log, identity.log_key)
+    trail = AuditTrail(folder, identity, b"k" * 32)
+    trail.begin(identity)
+    exchange = LogExchange(folder, trail.log, identity.log_key)
     with identity.channel() as channel:
         for _ in range(times):
-            witness.exchange(CoordinationStub(channel), identity.root_pem)
-    return witness
+            exchange.exchange(CoordinationStub(channel), identity.root_pem)
+    return exchange
 
 
 @pytest.mark.parametrize("rotations", [1, 2])
@@ -301,9 +301,9 @@ def test_site_that_joins_after_a_rotation_believes_those_that_have_yet_to_renew(
     john = office.join(tmp_path / "john", "st-john")
     assert john.root_pem == office.home.root_pem
     assert not certificates.is_signed_by_any(mary.certificate, john.root_pem)
-    witness = exchanges(john, tmp_path / "john")
-    assert (witness.problem, witness.conflict) == ("", "")
-    assert {site: other.key for site, other in witness._others.items()} == {
+    exchange = exchanges(john, tmp_path / "john")
+    assert (exchange.problem, exchange.conflict) == ("", "")
+    assert {site: other.key for site, other in exchange._others.items()} == {
         "st-mary": mary.receipt_key.public_key().public_bytes_raw()
     }
 

@@ -431,7 +431,7 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
     monkeypatch.setattr(log_exchange, "RETRY_S", 0.01)
     monkeypatch.setattr(log_exchange, "IDLE_S", 0.01)
     tries = threading.Semaphore(0)
-    exchange = log_exchange.Witness.exchange
+    exchange = log_exchange.LogExchange.exchange
 
     def counted(*arguments: object) -> None:
         try:
@@ -440,7 +440,7 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
             tries.release()
             raise
 
-    monkeypatch.setattr(log_exchange.Witness, "exchange", counted)
+    monkeypatch.setattr(log_exchange.LogExchange, "exchange", counted)
     run_hash = stage.propose()
     stage.approve(run_hash)
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))

@@ -25,7 +25,7 @@ from client.agent.status import read_status
 from client.home.enrolment import load_identity
 from client.rules import approvals
 from client.site import open_site
-from client.trail.audit_trail import Record, open_log
+from client.trail.audit_trail import AuditTrail, open_log
 from client.trail.log_exchange import CONFLICT_NAME
 from common.audit import notes, verify, witness
 from common.audit.entries import Entry
@@ -437,13 +437,13 @@ def test_coordinator_that_swaps_another_hospitals_key_for_its_own_is_found(
     assert why in audit_status(stage)
     assert [dict(entry.fields) for entry in entries(stage, "refusal")] == [{"code": "audit-conflict"}]
     assert sum("site south is not believed" in record.getMessage() for record in caplog.records) == 1
-    assert stage.agent._witness._others == {}
+    assert stage.agent._exchange._others == {}
     # It is no proof against the coordinator's log: work goes on, and the doubt ends with what caused it.
     assert not (stage.home / CONFLICT_NAME).exists()
     stage.coordinator.others = [shown("south", view(south), vouched(authority, "south", south))]
     assert isinstance(train(stage, run_hash, 2), TrainReply)
     eventually(lambda: audit_status(stage) == "in order")
-    assert set(stage.agent._witness._others) == {"south"}
+    assert set(stage.agent._exchange._others) == {"south"}
 
 
 def test_false_checkpoint_hides_no_true_one(stage: Stage, tmp_path: Path) -> None:
@@ -487,25 +487,25 @@ def test_hospital_certified_by_the_next_root_is_believed_where_that_root_is_know
     stage.agent._identity = replace(identity, root_pem=identity.root_pem + certificates.to_pem(following.root))
     assert isinstance(train(stage, run_hash, 2), TrainReply)
     eventually(lambda: audit_status(stage) == "in order")
-    assert set(stage.agent._witness._others) == {"south"}
+    assert set(stage.agent._exchange._others) == {"south"}
 
 
 def test_home_without_a_log_gets_one(tmp_path: Path, authority: Authority) -> None:
     identity = authority.admit(tmp_path, "north", "127.0.0.1:1")
-    record = Record(tmp_path, identity, b"k" * 32)
+    trail = AuditTrail(tmp_path, identity, b"k" * 32)
     for _ in range(2):
-        record.begin(identity)
-    kinds = [entry.kind for entry in record.log.entries()]
+        trail.begin(identity)
+    kinds = [entry.kind for entry in trail.log.entries()]
     assert kinds == ["created", "started", "enrolled", "crashed", "started"]
     assert (tmp_path / "audit.sqlite").stat().st_mode & 0o077 == 0
 
 
 def test_attempts_are_counted_for_a_day(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = authority.admit(tmp_path, "north", "127.0.0.1:1")
-    record = Record(tmp_path, identity, b"k" * 32)
+    trail = AuditTrail(tmp_path, identity, b"k" * 32)
     for round_ in (1, 2, 3):
-        record.begins(TrainRequest("ab" * 32, round_, {"weights": WEIGHTS}))
-    assert (record.attempts_today(500), record.attempts_today(2)) == (3, 2)
+        trail.begins(TrainRequest("ab" * 32, round_, {"weights": WEIGHTS}))
+    assert (trail.attempts_today(500), trail.attempts_today(2)) == (3, 2)
     now = time.time()
     monkeypatch.setattr("client.trail.audit_trail.time.time", lambda: now + 86401)
-    assert record.attempts_today(500) == 0
+    assert trail.attempts_today(500) == 0

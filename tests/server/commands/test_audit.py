@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.commands import main as client_cli
-from client.trail.audit_trail import Record
+from client.trail.audit_trail import AuditTrail
 from common.audit import notes, witness
 from server.commands import main as server_cli
 from server.home.folder import Home
@@ -30,11 +30,11 @@ def site(tmp_path: Path, home: Home) -> Path:
     """A hospital of this coordinator whose checkpoint the coordinator has seen."""
     authority = Authority(log_key=home.log_key)
     identity = authority.admit(tmp_path / "south", "south", "127.0.0.1:1")
-    record = Record(tmp_path / "south", identity, b"k" * 32)
-    record.begin(identity)
-    log, note = open_log(home), record.log.checkpoint()
-    proof = record.log.prove(0, notes.peek(note).size)
-    witness.observe(log, note, proof, record.log.public_key, origin="site/south")
+    trail = AuditTrail(tmp_path / "south", identity, b"k" * 32)
+    trail.begin(identity)
+    log, note = open_log(home), trail.log.checkpoint()
+    proof = trail.log.prove(0, notes.peek(note).size)
+    witness.observe(log, note, proof, trail.log.public_key, origin="site/south")
     return tmp_path / "south"
 
 

@@ -227,10 +227,10 @@ def test_operators_are_certified_again_under_another_root_and_their_earlier_cert
         now.verify_directly_issued_by(certificates.load_certificate(after.root_pem))
         run, text = run_of(f"by-{one.name}")
         if one.role != "auditor":
-            hand = operators.acting(after, registry, "run", one.name)
+            signer = operators.acting(after, registry, "run", one.name)
             bundle = from_toml(text).bundle
             signed_by = check_endorsements(
-                [operators.endorse(hand, sha256_of(run), bundle)],
+                [operators.endorse(signer, sha256_of(run), bundle)],
                 after.root_pem,
                 sha256_of(run),
                 hashlib.sha256(bundle).hexdigest(),
@@ -336,7 +336,7 @@ def test_one_function_signs_and_enters_whatever_is_done() -> None:
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef):
                 called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-                if called & {"enter", "operators.enter", "hand.sign", "by.sign"}:
+                if called & {"enter", "operators.enter", "signer.sign", "by.sign"}:
                     found.add(f"{path.name}: {function.name}")
     assert found == {"operators.py: carry_out"}
 

@@ -25,7 +25,7 @@ from common.wire.wardround_pb2_grpc import CoordinationStub
 from server.coordinator import serve
 from server.coordinator.doors import doors
 from server.gateway import enrolment, interceptor, limits
-from server.gateway.interceptor import Guard, site_of
+from server.gateway.interceptor import Interceptor, site_of
 from server.gateway.services import Gateway
 from server.home import root as roots
 from server.home.folder import Home
@@ -201,7 +201,7 @@ def test_health_says_that_the_superlink_is_away_and_a_sites_doctor_repeats_it(
     state = serve.Health(service)
     server = serve.start_gateway(home, service, state)
     watch = threading.Thread(
-        target=serve.keep_watch, args=(home, state, Guard(site_of), serve.EnrolmentDoor(home, registry), stop)
+        target=serve.keep_watch, args=(home, state, Interceptor(site_of), serve.EnrolmentDoor(home, registry), stop)
     )
     watch.start()
     member = enrol(home, registry, "a")
@@ -241,21 +241,21 @@ def test_call_that_takes_too_long_is_ended_and_its_place_is_free(
     short, ahead = limits.Rule("object", 1000, 100.0, 100, 600.0), [0.0]
     monkeypatch.setattr(interceptor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0]))
     monkeypatch.setattr(interceptor, "rule_of", lambda _: short)
-    keeper = Guard(site_of)
-    server = serve.start_gateway(home, Gateway(home, registry), guard=keeper)
+    counting = Interceptor(site_of)
+    server = serve.start_gateway(home, Gateway(home, registry), interceptor=counting)
     try:
         with enrol(home, registry, "a").channel(home) as channel:
             never = channel.stream_unary("/flwr.proto.Fleet/PushObject")
             silence = threading.Event()
             call = never.future(iter(silence.wait, True), timeout=20.0)
-            wait_for(lambda: keeper._running)
-            keeper.end_overdue()
+            wait_for(lambda: counting._running)
+            counting.end_overdue()
             assert not call.done()
             ahead[0] = 601.0
-            keeper.end_overdue()
+            counting.end_overdue()
             assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
             assert "more than 600 s for a call" in caplog.text
-            wait_for(lambda: keeper._limits._callers["site a"].at_once == 0)
+            wait_for(lambda: counting._limits._callers["site a"].at_once == 0)
             assert status_of(FleetStub(channel).RegisterNode, fleet_pb2.RegisterNodeFleetRequest()) != OK
             silence.set()
     finally:

@@ -21,7 +21,7 @@ from common.flower import adapter
 from common.wire.records import request_from_record
 from common.wire.wardround_pb2 import ListProposalsRequest
 from server.coordinator import serve
-from server.gateway.interceptor import Guard, site_of
+from server.gateway.interceptor import Interceptor, site_of
 from server.registry.audit_trail import open_log
 from tests.server.coordinators import new_home
 from tests.server.gateway.test_services import Agent, Coordinator, answer_to, start_superlink, toy_bundle, wait_for
@@ -44,7 +44,7 @@ class Clock:
 
 
 class Limited(Coordinator):
-    """A coordinator whose guard has the clock of the test, and a small limit for bytes."""
+    """A coordinator whose interceptor has the clock of the test, and a small limit for bytes."""
 
     clock = Clock()
 
@@ -52,12 +52,12 @@ class Limited(Coordinator):
         super().start()
         self._server.stop(0).wait()
         time_before = time.monotonic
-        time.monotonic = self.clock  # what the guard takes when it is made
+        time.monotonic = self.clock  # what the interceptor takes when it is made
         try:
-            guard = Guard(site_of, bytes_per_hour=BYTES_PER_HOUR, record=self._gateway.refused)
+            interceptor = Interceptor(site_of, bytes_per_hour=BYTES_PER_HOUR, record=self._gateway.refused)
         finally:
             time.monotonic = time_before
-        self._server = serve.start_gateway(self.home, self._gateway, guard=guard)
+        self._server = serve.start_gateway(self.home, self._gateway, interceptor=interceptor)
 
     def refused(self) -> list[dict[str, str]]:
         return [dict(entry.fields) for entry in open_log(self.home).entries() if entry.kind == "call-refused"]

@@ -17,7 +17,7 @@ import pytest
 
 from common.config.rundocument import from_toml
 from common.identity import certificates
-from server.gateway.change_notifier import NOTICE_S, Bell
+from server.gateway.change_notifier import NOTICE_S, ChangeNotifier
 from server.home.folder import Home
 from server.registry.registry import Registry
 from server.registry.sites import Presence
@@ -44,14 +44,14 @@ def registry(home) -> Registry:
 
 
 @pytest.fixture
-def bell(registry) -> Iterator[Bell]:
-    made = Bell(registry)
+def notifier(registry) -> Iterator[ChangeNotifier]:
+    made = ChangeNotifier(registry)
     yield made
     made.close()
 
 
 class Context:
-    """A call, as far as the bell knows it."""
+    """A call, as far as the notifier knows it."""
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []
@@ -169,11 +169,11 @@ def test_version_changes_with_writes_alone(home, registry):
     assert registry.version() != version
 
 
-# The bell
+# The notifier
 
 
-def test_bell_rings_when_another_process_writes(home, registry, bell):
-    with bell.held(Context(), "a") as news, bell.held(Context(), "b") as others:
+def test_a_held_call_wakes_when_another_process_writes(home, registry, notifier):
+    with notifier.held(Context(), "a") as news, notifier.held(Context(), "b") as others:
         enrol(home, registry, "a")
         assert news.wait(SOON_S)
         while news.wait(4 * NOTICE_S):  # for each of its writes, and then no more
@@ -184,39 +184,39 @@ def test_bell_rings_when_another_process_writes(home, registry, bell):
         assert others.wait(SOON_S)
 
 
-def test_one_sites_news_wakes_that_site_alone(bell):
-    with bell.held(Context(), "a") as mine, bell.held(Context(), "b") as others:
-        bell.ring("a")
+def test_one_sites_news_wakes_that_site_alone(notifier):
+    with notifier.held(Context(), "a") as mine, notifier.held(Context(), "b") as others:
+        notifier.notify("a")
         assert mine.is_set()
         assert not others.is_set()
-        bell.ring()
+        notifier.notify()
         assert others.is_set()
 
 
-def test_what_is_rung_for_while_a_call_looks_is_not_lost(bell):
-    with bell.held(Context(), "a") as news:
+def test_news_that_comes_while_a_call_looks_is_not_lost(notifier):
+    with notifier.held(Context(), "a") as news:
         news.clear()
-        bell.ring()
+        notifier.notify()
         assert news.wait(0.0)
 
 
-def test_caller_who_leaves_is_noticed(bell):
+def test_caller_who_leaves_is_noticed(notifier):
     context, gone = Context(), Context()
     gone.active = False
-    with bell.held(context, "a") as news:
+    with notifier.held(context, "a") as news:
         assert not news.is_set()
         context.callbacks[0]()
         assert news.is_set()
-    with bell.held(gone, "a") as news:
+    with notifier.held(gone, "a") as news:
         assert news.is_set()
-    assert bell._held == {}
+    assert notifier._held == {}
 
 
-def test_registry_that_cannot_be_read_wakes_everybody(registry, bell, monkeypatch):
+def test_registry_that_cannot_be_read_wakes_everybody(registry, notifier, monkeypatch):
     def broken() -> int:
         raise StoreError("the registry cannot be used: disk I/O error")
 
-    with bell.held(Context(), "a") as news:
+    with notifier.held(Context(), "a") as news:
         monkeypatch.setattr(registry, "version", broken)
         assert news.wait(SOON_S)
 

@@ -23,7 +23,7 @@ from common.wire.wardround_pb2 import (
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 from server.coordinator import serve
 from server.gateway import enrolment
-from server.gateway.interceptor import Guard, address_of, site_of
+from server.gateway.interceptor import Interceptor, address_of, site_of
 from server.gateway.limits import Rule
 from server.gateway.refusals import FIRST, FIRST_OF_STRANGERS, Refusals
 from server.gateway.services import Gateway
@@ -65,8 +65,8 @@ class Gate:
         self.home = new_home(folder)
         self.registry = Registry(self.home.registry)
         self.gateway = Gateway(self.home, self.registry)
-        self.guard = Guard(site_of, bytes_per_hour=bytes_per_hour, record=self.gateway.refused)
-        self.server = serve.start_gateway(self.home, self.gateway, guard=self.guard)
+        self.interceptor = Interceptor(site_of, bytes_per_hour=bytes_per_hour, record=self.gateway.refused)
+        self.server = serve.start_gateway(self.home, self.gateway, interceptor=self.interceptor)
         self.channels = {name: enrol(self.home, self.registry, name).channel(self.home) for name in ("a", "b")}
         self.stubs = {name: CoordinationStub(channel) for name, channel in self.channels.items()}
 
@@ -89,8 +89,8 @@ def office(tmp_path: Path) -> Iterator[tuple[Home, Registry, EnrolmentStub]]:
     """An enrolment port."""
     home = new_home(tmp_path / "home")
     registry = Registry(home.registry)
-    guard = Guard(address_of, record=Refusals(open_log(home), registry))
-    server = serve.start_enrolment(home, registry, guard)
+    interceptor = Interceptor(address_of, record=Refusals(open_log(home), registry))
+    server = serve.start_enrolment(home, registry, interceptor)
     with channels.secure_channel(home.enrolment_address, home.root_pem) as channel:
         yield home, registry, EnrolmentStub(channel)
     server.stop(0).wait()
@@ -171,11 +171,11 @@ def test_call_that_takes_too_long_is_recorded(gate: Gate, clock: Clock) -> None:
     silence = threading.Event()
     call = gate.channels["a"].stream_unary("/wardround.v1.Coordination/Renew").future(iter(silence.wait, True))
     deadline = _monotonic() + 10.0
-    while not gate.guard._running:
+    while not gate.interceptor._running:
         assert _monotonic() < deadline
         time.sleep(0.02)
     clock.ahead += 61.0
-    gate.guard.end_overdue()
+    gate.interceptor.end_overdue()
     assert call.code() != grpc.StatusCode.OK
     silence.set()
     assert {"status": "deadline", "site": "a"} in refusals(gate.home)
@@ -251,7 +251,7 @@ def test_caller_without_a_certificate_is_not_taken_for_a_site_of_that_name(tmp_p
 
 
 def test_doors_as_they_are_started_record_their_limits(tmp_path: Path) -> None:
-    """No guard is given here: both doors make their own."""
+    """No interceptor is given here: both doors make their own."""
     home = new_home(tmp_path / "home")
     registry = Registry(home.registry)
     gateway, door = Gateway(home, registry), serve.EnrolmentDoor(home, registry)

@@ -20,8 +20,8 @@ from client.agent.fleet import Fleet
 from common.flower import adapter
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
-from server.gateway.deliveries import NAME, Mailbox, held
-from server.gateway.node_proxy import Seat
+from server.gateway.deliveries import NAME, Deliveries, held
+from server.gateway.node_proxy import NodeProxy
 from server.registry.sites import Presence
 from tests.server.coordinators import new_home
 from tests.server.gateway.test_services import PROJECT, Coordinator, bundle_of, start_superlink, wait_for
@@ -108,7 +108,7 @@ class Play:
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.agents = {name: Agent(coordinator, name) for name in SITES}
-        self.mailbox = coordinator.home.flower / NAME
+        self.deliveries = coordinator.home.flower / NAME
 
     def begin(self) -> None:
         superlink = self.coordinator.home.superlink
@@ -158,10 +158,10 @@ def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up
     play: Play, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
     """The site sends the reply again, as it does to a gateway that has forgotten it."""
-    whole = Seat._forward
+    whole = NodeProxy._forward
     broken = threading.Event()
 
-    def ends(self: Seat, upload) -> None:  # type: ignore[no-untyped-def]
+    def ends(self: NodeProxy, upload) -> None:  # type: ignore[no-untyped-def]
         if self.site != "a" or broken.is_set():
             return whole(self, upload)
         self._client.PushMessages(upload.request)  # announced, and nothing of it delivered
@@ -170,7 +170,7 @@ def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up
         broken.set()
         raise RuntimeError("the gateway ends here")
 
-    monkeypatch.setattr(Seat, "_forward", ends)
+    monkeypatch.setattr(NodeProxy, "_forward", ends)
     play.agents["b"].hold.set()
     play.begin()
     assert play.agents["b"].holds.wait(120.0)
@@ -212,7 +212,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def test_message_is_delivered_while_the_mailbox_cannot_be_written(play: Play) -> None:
-    with locked(play.mailbox):
+    with locked(play.deliveries):
         play.begin()
         assert sorted(play.answers()) == BOTH
     assert [agent.answered for agent in play.agents.values()] == [2, 2]
@@ -221,14 +221,14 @@ def test_message_is_delivered_while_the_mailbox_cannot_be_written(play: Play) ->
 def test_message_that_was_lost_with_the_gateway_is_asked_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     for agent in play.agents.values():
         agent.hold.set()
-    with locked(play.mailbox):
+    with locked(play.deliveries):
         play.begin()
         for agent in play.agents.values():
             assert agent.holds.wait(120.0)
-        monkeypatch.setattr(Mailbox, "save", lambda _: None)  # killed: there is no time for it
+        monkeypatch.setattr(Deliveries, "save", lambda _: None)  # killed: there is no time for it
         play.coordinator.stop()
         monkeypatch.undo()
-    assert held(play.mailbox) == frozenset()
+    assert held(play.deliveries) == frozenset()
     play.coordinator.start()
     for agent in play.agents.values():
         agent.hold.clear()
@@ -242,22 +242,22 @@ def message(name: str, size: int) -> tuple[Proto, ObjectTree]:
 
 def test_full_disk_costs_no_message_and_the_file_is_written_when_there_is_space(tmp_path: Path) -> None:
     path = tmp_path / NAME
-    mailbox = Mailbox(path)
-    mailbox.add(1, *message("first", 10))
-    pages = mailbox._database.execute("PRAGMA page_count").fetchone()[0]
-    mailbox._database.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL from here on
-    mailbox.add(1, *message("second", 100_000))
-    mailbox.confirm(1, "first")
-    assert [(one.head.metadata.message_id, one.confirmed) for one in mailbox.of(1)] == [
+    deliveries = Deliveries(path)
+    deliveries.add(1, *message("first", 10))
+    pages = deliveries._database.execute("PRAGMA page_count").fetchone()[0]
+    deliveries._database.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL from here on
+    deliveries.add(1, *message("second", 100_000))
+    deliveries.confirm(1, "first")
+    assert [(one.head.metadata.message_id, one.confirmed) for one in deliveries.of(1)] == [
         ("first", True),
         ("second", False),
     ]
-    mailbox.save()
+    deliveries.save()
     assert held(path) == {"first"}
-    mailbox._database.execute("PRAGMA max_page_count = 1000000")
-    mailbox.save()
-    mailbox.close()
-    again = Mailbox(path)
+    deliveries._database.execute("PRAGMA max_page_count = 1000000")
+    deliveries.save()
+    deliveries.close()
+    again = Deliveries(path)
     assert [(one.head.metadata.message_id, one.confirmed) for one in again.of(1)] == [
         ("first", True),
         ("second", False),

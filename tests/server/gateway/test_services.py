@@ -37,9 +37,10 @@ from common.wire.records import reply_to_record, request_from_record
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest, SubmitReceiptRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server.coordinator import serve
-from server.gateway.deliveries import Mailbox
+from server.gateway.deliveries import Deliveries
 from server.gateway.limits import CALLS_AT_ONCE
-from server.gateway.node_proxy import Objects, Seat
+from server.gateway.node_proxy import NodeProxy
+from server.gateway.objects import Objects
 from server.gateway.services import Gateway
 from server.home.folder import ENVIRONMENT, Home, read_nodes
 from server.home.root import root_credentials
@@ -291,7 +292,7 @@ def test_certificate_of_our_root_that_was_never_recorded_is_denied(coordinator):
 
 def held(coordinator: Coordinator, site: str) -> int:
     """How many calls of a site the gateway holds now."""
-    return coordinator._gateway._bell.calls(site)
+    return coordinator._gateway._notifier.calls(site)
 
 
 def test_revocation_acts_on_an_open_connection_and_a_held_call(coordinator):
@@ -545,22 +546,22 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     coordinator.live_runs.add(run_id)
     asked = agent.fetch(*agent.pull())
     handed_on, go_on = threading.Event(), threading.Event()
-    remove = Mailbox.remove
+    remove = Deliveries.remove
 
-    def slow(self: Mailbox, message_id: str) -> None:
+    def slow(self: Deliveries, message_id: str) -> None:
         handed_on.set()
         assert go_on.wait(30.0)
         remove(self, message_id)
 
-    monkeypatch.setattr(Mailbox, "remove", slow)
+    monkeypatch.setattr(Deliveries, "remove", slow)
     whole = threading.Semaphore(0)  # replies that are all here
-    hand_on = Seat._hand_on
+    hand_on = NodeProxy._hand_on
 
-    def counted(self: Seat, upload: Any) -> None:
+    def counted(self: NodeProxy, upload: Any) -> None:
         whole.release()
         hand_on(self, upload)
 
-    monkeypatch.setattr(Seat, "_hand_on", counted)
+    monkeypatch.setattr(NodeProxy, "_hand_on", counted)
 
     def push(update: bytes) -> None:
         announcement, objects = agent.announcement(answer_to(asked, update))
@@ -659,7 +660,7 @@ def test_a_superlink_that_fails_says_nothing_of_the_node_and_no_site_is_let_go_f
     _, second = agents
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     gateway = coordinator._gateway
-    seat = gateway._seats["b"]
+    proxy = gateway._proxies["b"]
     request = httpx.Request("POST", "http://superlink")
 
     def fails(_: object) -> None:
@@ -667,8 +668,8 @@ def test_a_superlink_that_fails_says_nothing_of_the_node_and_no_site_is_let_go_f
             f"locked {status}", request=request, response=httpx.Response(status, request=request)
         )
 
-    monkeypatch.setattr(seat, "_client", SimpleNamespace(SendNodeHeartbeat=fails))
-    monkeypatch.setattr(seat, "_last_beat", 0.0)
+    monkeypatch.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=fails))
+    monkeypatch.setattr(proxy, "_last_beat", 0.0)
     gateway.keep_house(set())
     assert "the SuperLink does not answer for site b" in caplog.text
     assert coordinator.registry.site("b").connected
@@ -678,15 +679,15 @@ def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coord
     _, second = agents
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     gateway = coordinator._gateway
-    seat = gateway._seats["b"]
+    proxy = gateway._proxies["b"]
     request = httpx.Request("POST", "http://superlink")
 
     def unknown(_: object) -> None:
         raise httpx.HTTPStatusError("who?", request=request, response=httpx.Response(401, request=request))
 
     with monkeypatch.context() as patched:
-        patched.setattr(seat, "_client", SimpleNamespace(SendNodeHeartbeat=unknown))
-        patched.setattr(seat, "_last_beat", 0.0)
+        patched.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=unknown))
+        patched.setattr(proxy, "_last_beat", 0.0)
         gateway.keep_house(set())
     assert not coordinator.registry.site("b").connected
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))

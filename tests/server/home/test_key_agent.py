@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import ConfigError
 from server.home.folder import KEY_PASSPHRASE, Home, open_home
-from server.home.key_agent import SOCKET_NAME, KeyHolder, ask
+from server.home.key_agent import SOCKET_NAME, KeyAgent, ask
 from server.home.root import create, rotate_root
 from server.registry.registry import Registry
 from tests.server.coordinators import enrol, new_home
@@ -26,7 +26,7 @@ PASSPHRASE = "five random words would do"  # noqa: S105 - of these tests alone
 def holding(folder: Path, key: bytes) -> Iterator[None]:
     """A process that holds the key, as the launcher does."""
     stop = threading.Event()
-    with KeyHolder(folder, key) as holder:
+    with KeyAgent(folder, key) as holder:
 
         def wait() -> None:
             while not stop.is_set():
@@ -72,14 +72,14 @@ def test_key_is_given_as_often_as_it_is_asked_for_while_it_is_held(tmp_path: Pat
 def test_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with KeyHolder(tmp_path, KEY):
+        with KeyAgent(tmp_path, KEY):
             assert stat.S_IMODE((tmp_path / SOCKET_NAME).stat().st_mode) == 0o600
     finally:
         os.umask(before)
 
 
 def test_socket_of_a_killed_holder_is_replaced(tmp_path: Path) -> None:
-    KeyHolder(tmp_path, bytes(32))._socket.close()
+    KeyAgent(tmp_path, bytes(32))._socket.close()
     assert (tmp_path / SOCKET_NAME).exists()
     assert ask(tmp_path) is None
     with holding(tmp_path, KEY):

@@ -37,7 +37,7 @@ from server.home.root import root_credentials
 from server.registry import operators
 from server.registry.acts import entered_fields
 from server.registry.audit_trail import AUDIT_NAME, open_log
-from server.registry.operators import Hand
+from server.registry.operators import Signer
 from server.registry.registry import Registry
 from tests.server.coordinator.test_runs import SuperLink
 from tests.server.coordinators import (
@@ -102,13 +102,13 @@ class Office:
         marks = ", ".join("?" * len(row))
         self.writes(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", *row.values())  # noqa: S608 - of this test
 
-    def hand(self, name: str) -> Hand:
+    def signer(self, name: str) -> Signer:
         """An operator's, without the question what they may do."""
         member = next(one for one in self.registry.operators() if one.name == name)
         path = self.home.path / "operators" / f"{name}.key"
-        return Hand(name, member.certificate, operators.load_key(self.home, name, path, None))
+        return Signer(name, member.certificate, operators.load_key(self.home, name, path, None))
 
-    def admits(self, site: str, by: Hand | None, inviter: Hand | None = None, *, enters: bool = True) -> Member:
+    def admits(self, site: str, by: Signer | None, inviter: Signer | None = None, *, enters: bool = True) -> Member:
         """Let a pending site in by hand, with a certificate of the root's, and whatever act there is."""
         key, receipts = certificates.new_key(), Ed25519PrivateKey.generate()
         root_key, root = root_credentials(self.home)
@@ -169,12 +169,12 @@ def running(office: Office, superlink: SuperLink) -> Office:
 
 def test_site_that_an_admin_approved_is_in(office: Office) -> None:
     assert office.knocks(office.member) == IN
-    assert office.knocks(office.admits("st-john", office.hand("admin"))) == IN
+    assert office.knocks(office.admits("st-john", office.signer("admin"))) == IN
 
 
 def test_revoked_site_whose_row_is_put_back_stays_out(office: Office) -> None:
     before = office.row("sites", name="st-mary")
-    enrolment.revoke(office.home, office.registry, "st-mary", office.hand("admin"))
+    enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin"))
     assert office.knocks(office.member) == OUT
     office.puts_back("sites", before)  # with its approval, by an admin, and entered
     assert office.row("sites", name="st-mary")["state"] == "active"
@@ -184,7 +184,7 @@ def test_revoked_site_whose_row_is_put_back_stays_out(office: Office) -> None:
 
 def test_entering_its_enrolment_a_second_time_does_not_bring_a_revoked_site_back(office: Office) -> None:
     before, log = office.row("sites", name="st-mary"), open_log(office.home)
-    enrolment.revoke(office.home, office.registry, "st-mary", office.hand("admin"))
+    enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin"))
     office.puts_back("sites", before)
     for kind in ("act", "enrolled"):
         log.append(
@@ -218,7 +218,7 @@ def test_while_the_log_cannot_be_written_sites_are_shut_out_and_none_is_let_in(
     for change in (
         lambda: enrolment.approve(office.home, office.registry, "st-john"),
         lambda: enrolment.invite(office.home, office.registry, "st-luke"),
-        lambda: enrolment.revoke(office.home, office.registry, "st-mary", office.hand("admin")),
+        lambda: enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin")),
     ):
         with pytest.raises(AuditError):
             change()
@@ -232,18 +232,18 @@ def test_site_is_not_let_in_without_an_act(office: Office) -> None:
 
 @pytest.mark.parametrize("name", ["maria", "omar"])
 def test_act_of_an_operator_or_auditor_lets_nobody_in(office: Office, name: str) -> None:
-    assert office.knocks(office.admits("st-john", office.hand(name))) == OUT
+    assert office.knocks(office.admits("st-john", office.signer(name))) == OUT
 
 
 def test_act_that_is_not_in_the_log_lets_nobody_in(office: Office) -> None:
-    assert office.knocks(office.admits("st-john", office.hand("admin"), enters=False)) == OUT
+    assert office.knocks(office.admits("st-john", office.signer("admin"), enters=False)) == OUT
 
 
 def test_act_under_the_nonce_of_one_that_was_entered_lets_nobody_in(office: Office) -> None:
-    hand = office.hand("admin")
-    other = office.admits("st-john", hand, enters=False)
+    signer = office.signer("admin")
+    other = office.admits("st-john", signer, enters=False)
     entered, forged = (json.loads(office.row("sites", name=name)["approval_act"]) for name in ("st-mary", "st-john"))
-    act = rules.sign_act(hand.key, hand.certificate, "approve", forged[1], signed_at=forged[3], nonce=entered[4])
+    act = rules.sign_act(signer.key, signer.certificate, "approve", forged[1], signed_at=forged[3], nonce=entered[4])
     office.writes("UPDATE sites SET approval_act = ? WHERE name = 'st-john'", text_of(act))
     assert office.knocks(other) == OUT
 
@@ -287,23 +287,24 @@ def test_operator_of_another_root_lets_nobody_in_though_the_log_names_them(offic
     root = certificates.new_root(other, certificates.common_name(certificates.load_certificate(office.home.root_pem)))
     certificate = rules.certificate(key.public_key(), "admin", "admin", root, other)
     about = {"operator": "admin", "certificate": certificates.fingerprint(certificate), "role": "admin"}
-    inviter = office.hand("admin")
+    inviter = office.signer("admin")
     open_log(office.home).append("operator-added", about | {"key": rules.public_bytes(key).hex()})
     office.registry.put_operator("admin", "admin", certificates.to_pem(certificate))
-    assert office.knocks(office.admits("st-john", Hand("admin", certificates.to_pem(certificate), key), inviter)) == OUT
+    forged = Signer("admin", certificates.to_pem(certificate), key)
+    assert office.knocks(office.admits("st-john", forged, inviter)) == OUT
 
 
 def test_what_a_removed_admin_approved_before_stays_and_after_does_not_count(office: Office) -> None:
-    hand = office.hand("admin")
-    operators.add(office.home, office.registry, "zoe", "admin", by=hand)
-    operators.remove(office.home, office.registry, "admin", office.hand("zoe"))
+    signer = office.signer("admin")
+    operators.add(office.home, office.registry, "zoe", "admin", by=signer)
+    operators.remove(office.home, office.registry, "admin", office.signer("zoe"))
     assert office.knocks(office.member) == IN
-    assert office.knocks(office.admits("st-john", hand, office.hand("zoe"))) == OUT
-    assert office.knocks(office.admits("st-luke", office.hand("zoe"), office.hand("zoe"))) == IN
+    assert office.knocks(office.admits("st-john", signer, office.signer("zoe"))) == OUT
+    assert office.knocks(office.admits("st-luke", office.signer("zoe"), office.signer("zoe"))) == IN
 
 
 def test_act_entered_after_the_certificate_ran_out_lets_nobody_in(office: Office) -> None:
-    other = office.admits("st-john", office.hand("admin"), enters=False)
+    other = office.admits("st-john", office.signer("admin"), enters=False)
     row = office.row("sites", name="st-john")
     action, subject, pem, at, nonce, signature = json.loads(row["approval_act"])
     act = Act(action, subject, pem.encode(), at, nonce, bytes.fromhex(signature))
@@ -315,7 +316,7 @@ def test_act_entered_after_the_certificate_ran_out_lets_nobody_in(office: Office
 
 def test_certificate_of_another_site_does_not_become_this_sites(office: Office) -> None:
     other = enrol(office.home, office.registry, "st-john")
-    enrolment.revoke(office.home, office.registry, "st-john", office.hand("admin"))
+    enrolment.revoke(office.home, office.registry, "st-john", office.signer("admin"))
     stolen = certificates.fingerprint(certificates.load_certificate(other.certificate))
     office.writes("UPDATE sites SET fingerprint = NULL WHERE name = 'st-john'")
     for column in ("earlier_fingerprint", "fingerprint"):
@@ -380,7 +381,7 @@ def test_spent_invitation_that_is_put_back_opens_nothing(office: Office, end: st
         assert office.asks("st-john", token) == IN
         enrolment.approve(office.home, office.registry, "st-john")
     else:
-        enrolment.revoke(office.home, office.registry, "st-john", office.hand("admin"))
+        enrolment.revoke(office.home, office.registry, "st-john", office.signer("admin"))
     office.puts_back("sites", before)
     assert office.asks("st-john", token) == UNKNOWN
 
@@ -389,7 +390,7 @@ def test_spent_invitation_that_is_put_back_opens_nothing(office: Office, end: st
 def test_invitation_by_an_operator_or_auditor_opens_nothing(office: Office, name: str) -> None:
     with pytest.raises(EnrolmentError, match="may not invite"):
         signed(office.home, office.registry, "invite", "st-john", name=name)
-    invitation = enrolment.invite(office.home, office.registry, "st-john", office.hand(name))
+    invitation = enrolment.invite(office.home, office.registry, "st-john", office.signer(name))
     assert office.asks("st-john", invitation.token) == UNKNOWN
 
 
@@ -463,7 +464,7 @@ def test_old_resumption_is_not_good_for_a_second_time(running: Office, superlink
 
 def test_auditor_or_another_runs_operator_resumes_nothing(running: Office, superlink: SuperLink) -> None:
     stop(running)
-    for act in (running.hand("omar").sign("resume", HASH), running.hand("maria").sign("resume", "00" * 32)):
+    for act in (running.signer("omar").sign("resume", HASH), running.signer("maria").sign("resume", "00" * 32)):
         open_log(running.home).append("act", entered_fields(act))
         running.registry.reopen(HASH, act)
         assert running.runs.step() == set()

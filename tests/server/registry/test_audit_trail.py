@@ -31,7 +31,7 @@ from server.coordinator import serve
 from server.gateway.services import Gateway
 from server.home.folder import Home
 from server.registry import operators
-from server.registry.audit_trail import AUDIT_NAME, RoundNotes, Witness
+from server.registry.audit_trail import AUDIT_NAME, GatewayTrail, RoundNotes
 from server.registry.registry import Registry
 from tests.server.coordinators import Member, enrol, new_home
 
@@ -92,7 +92,7 @@ class Stage:
     south: Hospital
 
     @property
-    def witness(self) -> Witness:
+    def trail(self) -> GatewayTrail:
         return self.gateway._witness
 
     def kinds(self) -> list[str]:
@@ -152,7 +152,7 @@ def test_receipt_of_an_update_that_arrived_is_signed_and_recorded_once(stage: St
     stage.arrive(stage.north, 1)
     stage.arrive(stage.north, 1)  # a reply that was sent twice
     first = stage.north.submit(receipt, signature)
-    assert receipts.is_countersigned(receipt, signature, first, stage.witness.log.public_key)
+    assert receipts.is_countersigned(receipt, signature, first, stage.trail.log.public_key)
     assert stage.north.submit(receipt, signature) == first
     assert (stage.kinds().count("arrived"), stage.kinds().count("round")) == (1, 1)
 
@@ -171,7 +171,7 @@ def test_second_receipt_for_a_round_is_refused_and_recorded(stage: Stage) -> Non
     for changed in ({"update": b"another update"}, {"policy": RUN}, {"patients": 40}):
         assert refused(stage.north.submit, *stage.north.receipt(1, **changed)) == grpc.StatusCode.INVALID_ARGUMENT
     assert stage.kinds().count("round") == 1
-    refusals = [entry.fields for entry in stage.witness.log.entries() if entry.kind == "refusal"]
+    refusals = [entry.fields for entry in stage.trail.log.entries() if entry.kind == "refusal"]
     assert refusals == [{"code": "receipt-missing", "site": "north", "run": RUN, "round": 1}] * 3
 
 
@@ -186,7 +186,7 @@ def test_second_receipt_for_a_round_is_refused_and_recorded(stage: Stage) -> Non
     ids=["another run", "another round", "scores", "nothing of ours"],
 )
 def test_update_that_the_site_was_not_asked_for_gets_no_signature(stage: Stage, asked: Request | None) -> None:
-    stage.witness.arrived("north", lambda: asked, *packed(TrainReply(RUN, 1, {"weights": b"update"}, 35, {})))
+    stage.trail.arrived("north", lambda: asked, *packed(TrainReply(RUN, 1, {"weights": b"update"}, 35, {})))
     assert refused(stage.north.submit, *stage.north.receipt(1)) == grpc.StatusCode.NOT_FOUND
     assert not {"arrived", "round"} & set(stage.kinds())
 
@@ -225,7 +225,7 @@ def test_revoked_site_gets_no_signature(stage: Stage) -> None:
     stage.registry.revoke("north")
     assert refused(stage.north.submit, *stage.north.receipt(1)) == grpc.StatusCode.PERMISSION_DENIED
     assert refused(stage.north.show, 0) == grpc.StatusCode.PERMISSION_DENIED
-    denials = [entry.fields for entry in stage.witness.log.entries() if entry.kind == "call-refused"]
+    denials = [entry.fields for entry in stage.trail.log.entries() if entry.kind == "call-refused"]
     assert denials == [{"status": "permission-denied", "site": "north"}] * 2
 
 
@@ -280,7 +280,7 @@ def test_forked_coordinator_is_noticed_by_a_site_through_gossip(stage: Stage, tm
     """Two homes from one copy, one shown to each hospital; the lie is complete but for what the other signed."""
     stage.north.exchange(0)
     shutil.copytree(stage.home.path, tmp_path / "copy")
-    stage.witness.log.append("crashed", {"program": "gateway"})
+    stage.trail.log.append("crashed", {"program": "gateway"})
     stage.north.exchange(stage.north.show(0).seen_size)
     copy = AuditLog(tmp_path / "copy" / AUDIT_NAME, "coordinator", stage.home.log_key)
     copy.append("crashed", {"program": "launcher"})
@@ -306,7 +306,7 @@ def test_round_is_told_update_by_update(stage: Stage) -> None:
     note = RoundNotes(stage.home, RUN)
     note(1, {"north": POLICY}, {"south": ErrorCode.DEADLINE}, MODEL)
     note(2, {"north": POLICY}, {"south": ErrorCode.NO_DATA}, None)
-    told = [(entry.kind, dict(entry.fields)) for entry in stage.witness.log.entries()][-4:]
+    told = [(entry.kind, dict(entry.fields)) for entry in stage.trail.log.entries()][-4:]
     first = {"run": RUN, "round": 1}
     assert told == [
         ("refusal", {**first, "site": "south", "code": "deadline"}),
@@ -319,14 +319,14 @@ def test_round_is_told_update_by_update(stage: Stage) -> None:
 def test_reply_that_is_no_update_needs_no_note(stage: Stage) -> None:
     request, objects = packed(TrainReply(RUN, 1, {"weights": b"update"}, 35, {}))
     altered = dict.fromkeys(objects, b"x")
-    stage.witness.arrived("north", lambda: TrainRequest(RUN, 1, {"weights": b"model"}), request, altered)
+    stage.trail.arrived("north", lambda: TrainRequest(RUN, 1, {"weights": b"model"}), request, altered)
     assert "arrived" not in stage.kinds()
 
 
 def test_membership_is_recorded(stage: Stage) -> None:
     operators.add(stage.home, stage.registry, "maria", "operator")
     operators.remove(stage.home, stage.registry, "maria")
-    entries = {entry.kind: entry.fields for entry in stage.witness.log.entries()}
+    entries = {entry.kind: entry.fields for entry in stage.trail.log.entries()}
     south = stage.registry.site("south")
     assert entries["enrolled"]["certificate"] == south.fingerprint
     assert entries["enrolled"]["key"] == stage.south.log.public_key.hex()
