@@ -93,21 +93,21 @@ class Stage:
 
     @property
     def trail(self) -> GatewayTrail:
-        return self.gateway._witness
+        return self.gateway._trail
 
     def kinds(self) -> list[str]:
-        return [entry.kind for entry in self.witness.log.entries()]
+        return [entry.kind for entry in self.trail.log.entries()]
 
     def arrive(self, hospital: Hospital, round_: int, update: bytes = b"update", asked: Request | None = None) -> None:
         """An update, to the message that asked for it unless told otherwise."""
         asked = asked or TrainRequest(RUN, round_, {"weights": b"model"})
-        self.witness.arrived(
+        self.trail.arrived(
             hospital.member.name, lambda: asked, *packed(TrainReply(RUN, round_, {"weights": update}, 35, {}))
         )
 
     def keys(self) -> dict[str, tuple[bytes, ...]]:
         sites = {one.log.origin: (one.log.public_key,) for one in (self.north, self.south)}
-        return {"coordinator": (self.witness.log.public_key,), **sites}
+        return {"coordinator": (self.trail.log.public_key,), **sites}
 
 
 def packed(reply: TrainReply) -> tuple[PushMessagesRequest, dict[str, bytes]]:
