@@ -1,7 +1,7 @@
 """The process that parses: it holds the libraries that decode foreign files, and nothing that could be stolen.
 
-Started by `client.data.isolate.isolation`, which may kill it at any time. This file is the door: before the first file
-is opened it gives up its network, the means to write files, and memory beyond a limit; its environment holds no secret,
+Started by `client.data.isolate.child`, which may kill it at any time. This file is the door: before the first file is
+opened it gives up its network, the means to write files, and memory beyond a limit; its environment holds no secret,
 and what its libraries print goes nowhere. Only then it imports what parses (`client.data.isolate.answering`).
 
     python -P -m client.data.isolate.reader LIMIT      frames on stdin and stdout; LIMIT in bytes of address space

@@ -1,0 +1,106 @@
+"""What the answers of a child mean. Nothing that comes from one is trusted: types, shapes, sizes and numbers are looked
+at before they are used.
+
+Each function takes the header and the arrays of one answer (`client.data.isolate.answering`). Where they make no sense
+it raises a ValueError, KeyError or the like, and `client.data.isolate.pool` treats the child as one that crashed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.isolate.answering import Job, Reading
+from client.data.quality import quality
+from client.data.read import dicom_header
+from client.data.study.as_json import problem_to_json, reference_from_json, text_of
+from client.data.study.study import Found, Labelling, Study
+from common.errors import DataError
+
+_MOST_THUMBNAIL = 1 << 20  # bytes
+
+
+def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Reading:
+    """A study as a child told it. Whose it is, we know ourselves."""
+    image, *labels = arrays
+    label = labels[0] if labels else None
+    axes = image.ndim - 1
+    classes = tuple(map(text_of, header["classes"]))
+    spacing = None if header["spacing-mm"] is None else tuple(map(float, header["spacing-mm"]))
+    affine = None if header["affine"] is None else np.array(header["affine"], np.float64)
+    order = header["order"]
+    labelling = None if header["labelling"] is None else Labelling(**header["labelling"])
+    sound = (
+        image.dtype == np.float32
+        and axes in (2, 3)
+        and image.size
+        and (label is None) == (job.wanted is None)
+        and (label is None or (label.dtype == np.uint8 and label.shape == image.shape[1:]))
+        and (label is None or int(label.max()) <= len(classes))
+        and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
+        and (labelling is None or all(type(number) in (int, float) for number in vars(labelling).values()))
+        and (spacing is None or (len(spacing) == axes and np.isfinite(spacing).all()))
+        and (affine is None or (affine.shape == (4, 4) and axes == 3 and np.isfinite(affine).all()))
+        and all(type(index) is int and 0 <= index < len(job.reference.images) for index in order)
+        and len(order) <= image.shape[1]
+    )
+    if not sound:
+        raise ValueError("not a study")
+    study = Study(
+        image,
+        label,
+        spacing,
+        affine,
+        text_of(header["modality"]),
+        job.reference.patient,
+        job.reference.key,
+        tuple(job.reference.images[index] for index in order),
+        classes,
+        labelling,
+    )
+    return Reading(study, text_of(header["digest"]))
+
+
+def checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quality.Checked:
+    """What `data check` asked for: numbers, printable words and a small picture."""
+    (thumbnail,) = arrays
+    values = header["facts"]
+    facts = quality.facts_from_json(values)
+    numbers = [*facts.shape, *(facts.spacing_mm or ()), *facts.intensities, *facts.voxels.values(), facts.channels]
+    numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes]
+    texts = [facts.modality, facts.digest, *facts.voxels]
+    sound = (
+        all(type(number) in (int, float) for number in numbers)
+        and all(isinstance(text, str) and text.isprintable() for text in texts)
+        and thumbnail.dtype == np.uint8
+        and thumbnail.nbytes <= _MOST_THUMBNAIL
+    )
+    if not sound:
+        raise ValueError("not facts")
+    return quality.Checked(facts, thumbnail.tobytes())
+
+
+def found(header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> Found:
+    """What stands in a table of studies."""
+    left_out, assumed = (
+        {text_of(why): int(count) for why, count in header[kind].items()} for kind in ("left-out", "assumed")
+    )
+    return Found(tuple(map(reference_from_json, header["references"])), left_out, assumed)
+
+
+def entry(path: Path, header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> dicom_header.Entry | None:
+    """The header of a file; None: it is no DICOM."""
+    values = header["entry"]
+    return None if values is None else dicom_header.entry_from_json(path, values)
+
+
+def look_to_json(outcome: dicom_header.Entry | DataError | None) -> dict[str, Any]:
+    """As a child would tell it; see `entry`."""
+    if isinstance(outcome, DataError):
+        return {"problem": problem_to_json(outcome)}
+    return {"entry": None if outcome is None else dicom_header.entry_to_json(outcome)}
+
+
+__all__ = ["checked", "entry", "found", "look_to_json", "reading"]
