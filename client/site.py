@@ -25,7 +25,7 @@ from common.config import PolicyConfig, RunConfig, SiteConfig, canonical, load
 from common.errors import ConfigError, PolicyError
 
 if TYPE_CHECKING:
-    from client.data.cohort import Cohort
+    from client.data.cohort import Cohort, Studies
     from common.privacy.ledger import Ledger
 
 _log = logging.getLogger(__name__)
@@ -36,46 +36,59 @@ _OPEN_SITES = 256
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital. Cohorts are read once and kept while the process lives."""
+    """One hospital. Studies are read once and kept while the process lives."""
 
     home: Path
     config: SiteConfig
     policy: PolicyConfig
     key: bytes = field(repr=False)
+    _studies: "dict[str, Studies]" = field(default_factory=dict, repr=False, compare=False)
     _cohorts: "dict[str, Cohort]" = field(default_factory=dict, repr=False, compare=False)
 
-    def cohort(self, run: RunConfig) -> "Cohort":
+    def cohort(self, run: RunConfig, *, keep: bool = True) -> "Cohort":
         """The site's images, preprocessed and split as the run asks, under the number of patients declared now.
+
+        Args:
+            run: what it asks of the data.
+            keep: False only looks, at a run that nobody has approved: no patient's place is kept for it.
 
         Raises:
             ConfigError: a source in site.toml is described wrongly, or state/declared.json is damaged.
             DataError: no study is usable.
         """
-        from client.data.cohort import load_cohort  # noqa: PLC0415 - torch, see above
+        from client.data.cohort import deal, read_studies  # noqa: PLC0415 - torch, see above
 
         asked = f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split}"
-        known = asked in self._cohorts
-        if not known:
-            # One at a time: a second run's cohort takes the place of the first, memory holds one.
-            self._cohorts.clear()
-            self._cohorts[asked] = load_cohort(
+        if asked not in self._studies:
+            # One at a time: a second run's studies take the place of the first, memory holds one.
+            self.let_go()
+            self._studies[asked] = read_studies(
                 self.config,
                 run,
                 root=self.home,
                 site_key=self.key,
                 cache=self.home / CACHE_NAME,
-                splits=self.home / SPLITS_NAME,
                 forgotten=self.home / FORGOTTEN_NAME,
                 readers=self.config.threads or os.cpu_count() or 1,
             )
-        cohort = self._cohorts[asked]
+        known = self._cohorts.get(asked)
+        cohort = known
+        if cohort is None:
+            studies, splits = self._studies[asked], self.home / SPLITS_NAME
+            cohort = deal(studies, self.config, run, site_key=self.key, splits=splits, keep=keep)
         number = declared_size(self.config, run, cohort.size, self.home)
-        if known and number == cohort.declared_size:
-            return cohort
-        if why := outgrown(number, cohort.size):
-            _log.warning("%s", why)
-        cohort = self._cohorts[asked] = replace(cohort, declared_size=number)
+        if known is None or number != cohort.declared_size:
+            if why := outgrown(number, cohort.size):
+                _log.warning("%s", why)
+            cohort = replace(cohort, declared_size=number)
+        if known is not None or keep:
+            self._cohorts[asked] = cohort
         return cohort
+
+    def let_go(self) -> None:
+        """Forget what was read: the next cohort is read anew, from the cache or the files."""
+        self._studies.clear()
+        self._cohorts.clear()
 
     @cached_property
     def ledger(self) -> "Ledger":

@@ -1,12 +1,14 @@
 """A site's studies as training sees them: preprocessed, split by patient, pseudonymous.
 
-A study that cannot be used is quarantined with a code and a reason; it never stops the others.
+They are read first and dealt to training, validation and test then: a run that is only looked at keeps no patient's
+place, and the same studies are dealt anew, and for good, when it trains. A study that cannot be used is quarantined
+with a code and a reason; it never stops the others.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from client.data.keep.split import KeptSplits, Split
 from client.data.prepare.preprocess import as_samples, preprocess
 from client.data.quality.quality import without_duplicates
 from client.data.study.labels import Vocabulary
-from client.data.study.study import Found
+from client.data.study.study import Found, Reference
 from client.home.declared import declared_size
 from client.home.folder import INDEX_NAME
 from common.config import RunConfig, SiteConfig
@@ -88,29 +90,53 @@ class Cohort:
         return {patient: tuple(cases) for patient, cases in groups.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Studies:
+    """All that was read for a run, before anybody is dealt a place.
+
+    usable: (number of the source from 0, reference, study as the network takes it); references hold raw ids, which
+    decide the places and go no further than this.
+    """
+
+    usable: tuple[tuple[int, Reference, Prepared], ...] = field(repr=False)
+    quarantined: tuple[Quarantined, ...]
+    ignored: int
+
+
 def load_cohort(
     site: SiteConfig,
     run: RunConfig,
     *,
     root: Path,
     site_key: bytes,
-    progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
     splits: Path | None = None,
-    forgotten: Path | None = None,
     readers: int = 0,
 ) -> Cohort:
-    """Read, preprocess and split everything a site has for a run.
+    """Read, preprocess and split everything a site has for a run, and keep the places: `read_studies` and `deal`."""
+    studies = read_studies(site, run, root=root, site_key=site_key, cache=cache, readers=readers)
+    return deal(studies, site, run, site_key=site_key, splits=splits)
+
+
+def read_studies(
+    site: SiteConfig,
+    run: RunConfig,
+    *,
+    root: Path,
+    site_key: bytes,
+    cache: Path | None = None,
+    forgotten: Path | None = None,
+    readers: int = 0,
+) -> Studies:
+    """Read and preprocess everything a site has for a run.
 
     Args:
         site: its sources.
         run: the data contract and the preprocessing.
         root: folder that relative paths in `site` start from.
         site_key: secret key of the pseudonyms.
-        progress: called with (studies done, studies in all).
         cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
             None: everything is read from its files.
-        splits: file of the patients' places in earlier runs; None: every split is a first one.
         forgotten: list of the patients who take no part; None: all do.
         readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
 
@@ -129,7 +155,7 @@ def load_cohort(
             for reference in one.references
         ]
         working_set = None if cache is None else Cache(cache, site_key, run)
-        prepared = _prepare(jobs, run, parsers, working_set, progress)
+        prepared = _prepare(jobs, run, parsers, working_set)
         outcomes = without_duplicates(prepared, lambda one: one.digest)
     quarantined = []
     for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True), start=1):
@@ -138,22 +164,39 @@ def load_cohort(
             quarantined.append(Quarantined(name, outcome.code, f"study {number} of {len(jobs)}: {outcome}"))
             _log.warning("study %d of %d is left out (%s): %s", number, len(jobs), outcome.code, outcome)
     ignored = sum(one.ignored for one in found)
-    studies = [
-        (job.reference, outcome)
-        for job, outcome in zip(jobs, outcomes, strict=True)
-        if not isinstance(outcome, DataError)
-    ]
-    if not studies:
-        raise DataError(_nothing(site, len(jobs), quarantined, ignored), ErrorCode.NO_DATA)
     owners = [number for number, one in enumerate(found) for _ in one.references]
-    usable = [
-        (owner, job.reference.patient)
+    usable = tuple(
+        (owner, job.reference, outcome)
         for owner, job, outcome in zip(owners, jobs, outcomes, strict=True)
         if isinstance(outcome, Prepared)
+    )
+    if not usable:
+        raise DataError(_nothing(site, len(jobs), quarantined, ignored), ErrorCode.NO_DATA)
+    return Studies(usable, tuple(quarantined), ignored)
+
+
+def deal(
+    studies: Studies, site: SiteConfig, run: RunConfig, *, site_key: bytes, splits: Path | None, keep: bool = True
+) -> Cohort:
+    """Split what was read for a run by patient.
+
+    Args:
+        studies: what `read_studies` gave for this run.
+        site: its sources.
+        run: seed, fractions and fold.
+        site_key: secret key of the pseudonyms.
+        splits: file of the patients' places in earlier runs; None: every split is a first one.
+        keep: False only looks: new patients get these places when they are still new, and nothing is written.
+
+    Raises:
+        ConfigError: the file of places is damaged.
+    """
+    by_source = [
+        [reference.patient for owner, reference, _ in studies.usable if owner == number]
+        for number in range(len(site.data))
     ]
-    by_source = [[patient for owner, patient in usable if owner == number] for number in range(len(found))]
-    split_of = KeptSplits(splits, site_key).split(run, by_source)
-    studies.sort(key=lambda study: (study[0].patient, study[0].key))
+    split_of = KeptSplits(splits, site_key).split(run, by_source, keep=keep)
+    ordered = sorted(studies.usable, key=lambda study: (study[1].patient, study[1].key))
     cases = tuple(
         Case(
             pseudonym(site_key, reference.patient),
@@ -162,10 +205,10 @@ def load_cohort(
             prepared.images,
             prepared.labels,
         )
-        for reference, prepared in studies
+        for _, reference, prepared in ordered
     )
     size = declared_size(site, run, len({case.patient for case in cases}), None)
-    return Cohort(cases, tuple(quarantined), cohort_id(site_key), size, ignored)
+    return Cohort(cases, studies.quarantined, cohort_id(site_key), size, studies.ignored)
 
 
 def _find(site: SiteConfig, root: Path, parsers: Readers, index: Index | None) -> list[Found]:
@@ -176,13 +219,7 @@ def _find(site: SiteConfig, root: Path, parsers: Readers, index: Index | None) -
     return found
 
 
-def _prepare(
-    jobs: Sequence[Job],
-    run: RunConfig,
-    parsers: Readers,
-    cache: Cache | None,
-    progress: Callable[[int, int], None] | None,
-) -> list[Prepared | DataError]:
+def _prepare(jobs: Sequence[Job], run: RunConfig, parsers: Readers, cache: Cache | None) -> list[Prepared | DataError]:
     """Each study as the network takes it, from the cache or from its files."""
     outcomes: dict[int, Prepared | DataError] = {}
     entries: list[Entry | None] = [None] * len(jobs)
@@ -193,14 +230,12 @@ def _prepare(
             kept = None if entry is None else cache.read(entry)
             if kept is not None:
                 outcomes[index] = kept
-                _tell(progress, len(outcomes), len(jobs))
     missing = [index for index in range(len(jobs)) if index not in outcomes]
     for index, reading in zip(missing, parsers.read([jobs[index] for index in missing]), strict=True):
         outcomes[index] = outcome = reading if isinstance(reading, DataError) else _preprocessed(reading, run)
         entry = entries[index]
         if cache is not None and entry is not None and isinstance(outcome, Prepared):
             cache.write(entry, outcome)
-        _tell(progress, len(outcomes), len(jobs))
     return [outcomes[index] for index in range(len(jobs))]
 
 
@@ -213,11 +248,6 @@ def _preprocessed(reading: Reading, run: RunConfig) -> Prepared | DataError:
         return DataError("the study has no label. Add it, or take the study out.", ErrorCode.NO_LABEL)
     images, labels = as_samples(image, run.model.dims), as_samples(label[None], run.model.dims)[:, 0]
     return Prepared(images, labels, reading.digest)
-
-
-def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
 
 
 def _nothing(site: SiteConfig, total: int, quarantined: list[Quarantined], ignored: int) -> str:

@@ -69,8 +69,8 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         evaluations.begin_training(site, run, request)
     elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
         return kept
+    policy.check(run, site.policy, offer_of(site.cohort(run, keep=False), run, model))
     cohort = site.cohort(run)
-    policy.check(run, site.policy, offer_of(cohort, run, model))
     declare(site.config, run, cohort.declared_size, site.home)
     device = _device(site)
     match request:

@@ -47,7 +47,7 @@ def answer(question: Question, home: Path) -> Answer:
     try:
         site = open_site(home)
         if isinstance(question, Describe):
-            return offer_of(site.cohort(run.config), run.config)
+            return offer_of(site.cohort(run.config, keep=False), run.config)
         return answer_request(question.request, run, site, question.attempt)
     except Exception as error:  # noqa: BLE001 - a text must not leave, whatever raised it
         round_ = 0 if isinstance(question, Describe) else question.request.round

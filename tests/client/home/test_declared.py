@@ -228,7 +228,7 @@ def test_number_that_was_set_does_not_follow_the_live_count(
     for patients in (8, 10, 11, 12):
         hospital.has(patients)
         site = open_site(hospital.home)
-        site._cohorts.clear()
+        site.let_go()
         sizes.append(site.cohort(PRIVATE).declared_size)
         declare(site.config, PRIVATE, sizes[-1], hospital.home)
     assert sizes == [10, 10, 10, 10]

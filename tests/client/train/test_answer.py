@@ -15,10 +15,15 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import app
+from client.data.deidentify.pseudonym import pseudonym
+from client.data.keep.split import KeptSplits
+from client.home.offer import Offer
 from client.site import Site, open_site
 from client.train import answer as answering
 from client.train import training
 from client.train.answer import answer
+from client.worker import loop
+from client.worker.protocol import Describe
 from common.config import RunConfig, canonical, sha256_of
 from common.config.rundocument import issue
 from common.errors import ConfigError, ErrorCode, PolicyError, PrivacyError, UpdateError
@@ -30,6 +35,7 @@ from common.privacy.journal import Rows
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
 from simulations.scenarios.scenario import make_site
+from tests.client.data.tables import opened_table
 from tests.simulations.tiny import tiny_run, tiny_site
 
 RUN = tiny_run()
@@ -202,7 +208,7 @@ def test_declared_size_is_set_by_the_first_private_run_and_stays(tmp_path: Path)
     first = answer(train_request(PRIVATE), issue(PRIVATE), site, "a")
     tiny_site(tmp_path / "data", "north", patients=11)
     grown = make_site(tmp_path, site.config)
-    grown._cohorts.clear()
+    grown.let_go()
     assert grown.cohort(PRIVATE).size == 11
     second = answer(train_request(PRIVATE, 2), issue(PRIVATE), grown, "b")
     assert isinstance(first, TrainReply)
@@ -356,6 +362,36 @@ def test_cohort_is_read_once_for_a_run(site: Site, monkeypatch: pytest.MonkeyPat
     first = site.cohort(RUN)
     assert site.cohort(tiny_run(training={"local-steps": 9})) is first
     assert site.cohort(tiny_run(data={"test-fraction": 0.4})) is not first
+
+
+def test_nobodys_place_is_kept_for_a_run_before_it_trains(site: Site) -> None:
+    """Who trains and who tests follows from what was approved, and not from what was only proposed."""
+    splits, looked_at = site.home / "state" / "splits.sealed", issue(RUN)
+    assert isinstance(loop.answer(Describe(looked_at), site.home), Offer)
+    first = {case.patient: case.split for case in site.cohort(RUN, keep=False).cases}
+    assert [path.name for path in splits.parent.glob("splits*")] == []
+    # Meanwhile a run that was approved has dealt some of them their places, alone.
+    alone = ["north-3", "north-7"]
+    dealt = {
+        pseudonym(site.key, name): split for name, split in KeptSplits(splits, site.key).split(RUN, [alone]).items()
+    }
+    before = {case.patient: case.split for case in site.cohort(RUN, keep=False).cases}
+    assert dealt.items() <= before.items()
+    assert not dealt.items() <= first.items()
+    kept = splits.read_bytes()
+    assert isinstance(loop.answer(Describe(looked_at), site.home), Offer)
+    assert splits.read_bytes() == kept
+    assert isinstance(answer(train_request(RUN), looked_at, site, "a"), TrainReply)
+    assert {case.patient: case.split for case in site.cohort(RUN).cases} == before
+    (places,) = opened_table(splits, site.key, "splits")["splits"].values()
+    assert places == before
+
+
+def test_nobodys_place_is_kept_for_a_run_that_the_policy_refuses(site: Site) -> None:
+    (site.home / "policy.toml").write_text("require-privacy = false\nmin-patients = 11\n")
+    with pytest.raises(PolicyError, match="min-patients 11"):
+        answer(train_request(RUN), issue(RUN), open_site(site.home), "a")
+    assert [path.name for path in (site.home / "state").glob("splits*")] == []
 
 
 def test_module_offers_a_stock_flower_app() -> None:
