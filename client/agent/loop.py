@@ -27,8 +27,9 @@ from client.agent.rounds import Rounds
 from client.agent.status import DISK_FULL, IN_ORDER, Status
 from client.agent.worker_process import Worker
 from client.home.declared import as_declared
-from client.home.enrolment import Identity, renew
+from client.home.enrolment import renew
 from client.home.folder import FORGOTTEN_NAME, SITE_NAME
+from client.home.identity import Identity
 from client.home.offer import Offer
 from client.proposals.appraise import Proposals
 from client.rules import approvals

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from client.home.enrolment import Identity
+from client.home.identity import Identity
 from common.errors import ConfigError
 from common.system.files import write_private
 from common.system.locks import is_locked, locked

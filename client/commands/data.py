@@ -13,10 +13,10 @@ import typer
 
 from client.commands.options import HOME, FirstHome, Home, counted_progress, run_of, site_file, typed
 from client.commands.verdict import verdict_after
-from client.home import enrolment
 from client.home.folder import CHECK_NAME, SITE_NAME
 from client.home.sitefile import add_source, remove_source
 from client.home.sitekey import check_outside
+from client.home.templates import prepare_home
 from client.site import open_site
 from client.trail import audit_trail
 from common.config import SiteConfig, SourceConfig, load, validate
@@ -114,7 +114,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
             note(f"None has a label.{_named_in_csv(path, csv)}")
         return
     if not (home / SITE_NAME).exists():
-        enrolment.prepare_home(home)
+        prepare_home(home)
         note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
     # As it was read now, so that a stray file that comes later does not change how the whole folder is read.
     (read_as,) = {reference.kind for reference in found.references}

@@ -17,8 +17,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from client.agent.status import EXPIRED, REFUSED, is_running, read_status
-from client.home import enrolment, sitekey
-from client.home.folder import POLICY_NAME, SITE_NAME
+from client.home import sitekey
+from client.home.folder import POLICY_NAME, SITE_NAME, check_private
+from client.home.identity import load_identity
 from common.config import PolicyConfig, SiteConfig, load
 from common.console import doctor
 from common.console.doctor import Finding
@@ -64,12 +65,12 @@ def _software(_home: Path) -> str:
 def _private_files(home: Path) -> str:
     if not home.is_dir():
         raise ConfigError(f"{home} does not exist. Join first, or name the site's folder with --home.")
-    enrolment.check_private(home)
+    check_private(home)
     return "only this user reads the keys"
 
 
 def _certificate(home: Path) -> str:
-    days = enrolment.load_identity(home).days_left
+    days = load_identity(home).days_left
     if days < RENEW_DAYS:
         raise EnrolmentError(
             f"the certificate expires in {counted(days, 'day')}. Ask the coordinator for a new invitation."
@@ -78,7 +79,7 @@ def _certificate(home: Path) -> str:
 
 
 def _coordinator(home: Path) -> str:
-    identity = enrolment.load_identity(home)
+    identity = load_identity(home)
     with identity.channel() as channel:
         try:
             began = time.time()

@@ -33,7 +33,8 @@ from client.commands.predict import predict
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
 from client.home.declared import as_declared, declare
-from client.home.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME
+from client.home.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME, check_private
+from client.home.identity import load_identity
 from client.proposals.consequences import consequences, tensor_rows
 from client.rules import approvals, policy
 from client.rules.approvals import Proposal
@@ -109,7 +110,7 @@ def renew(home: Home = HOME) -> None:
     """
     if is_running(home):
         raise ConfigError("the agent is running, and renews by itself. Stop it first to renew by hand.")
-    identity = enrolment.renew(home, enrolment.load_identity(home))
+    identity = enrolment.renew(home, load_identity(home))
     say(f"The certificate of {identity.site} is valid for {counted(identity.days_left, 'day')}.")
 
 
@@ -120,8 +121,8 @@ def start(home: Home = HOME) -> None:
     Example: `wardround-client start --home /srv/wardround`
     """
     os.umask(0o077)
-    enrolment.check_private(home)
-    identity = enrolment.load_identity(home)
+    check_private(home)
+    identity = load_identity(home)
     site = open_site(home).config
     if site.name != identity.site:
         raise ConfigError(
@@ -158,7 +159,7 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
     # Looked at here: a full disk takes no status.json either.
     values["disk"] = DISK_FULL if home.is_dir() and is_full(home) else IN_ORDER
     try:
-        values["certificate-days-left"] = enrolment.load_identity(home).days_left
+        values["certificate-days-left"] = load_identity(home).days_left
     except EnrolmentError as error:
         values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
     if values["state"] == REFUSED:

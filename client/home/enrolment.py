@@ -11,27 +11,23 @@ member sends the same by file. Files under home/tls, folder 0700, secrets 0600:
 
 import hashlib
 import json
-import re
 import socket
-import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.config import METRICS
-from common.errors import ConfigError, EnrolmentError
+from client.home.identity import Identity, check_receipt_key, load_identity
+from client.home.templates import prepare_home
+from common.errors import EnrolmentError
 from common.identity import certificates, rotation
 from common.identity.invitation import Invitation
 from common.identity.operators import key_to_bytes, public_bytes
-from common.models import NETWORK_CHOICE
-from common.system.files import move, write_atomically, write_private
-from common.text import NAME_PATTERN
-from common.wire.channels import MAX_NEWS_BYTES, certificate_trouble, secure_channel
+from common.system.files import write_private
+from common.wire.channels import certificate_trouble, secure_channel
 from common.wire.proxy import proxy_of, told_of_proxy
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest, RenewRequest
@@ -41,103 +37,6 @@ CALL_TIMEOUT_S = 30.0
 COLLECT_WAIT_S = 10.0
 RETRY_PAUSE_S = 2.0
 PORT_PATIENCE_S = 60.0
-
-_PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
-
-# A hospital may look at its data before it joins; the invitation brings the name.
-UNNAMED = "unnamed"
-_NAME = '\nname = "{site}"\n'
-
-SITE_TEMPLATE = """\
-# What this hospital offers. Stays here. Add data with: wardround-client data add PATH
-name = "{site}"
-# cohort-size = 120     # publicly declared number of patients; default: that of the first run approved, in 5s
-# threads = 4           # cores for training; default: all
-# device = "auto"       # or "cpu", "cuda"
-"""
-
-POLICY_TEMPLATE = """\
-# What this hospital allows. Nothing a coordinator sends can change it. These are the (strict) defaults.
-participate = true            # false: nothing is done from the next message on
-# hours = "20:00-06:00"       # local time in which work is done; default: always
-auto-approve = false          # true: a run within these rules needs no person's approval
-operators = 1                 # people, operators at the coordinator, who must have signed a proposal
-
-architectures = []            # such as ["NETWORK"]; empty: all that this program knows
-modalities = []               # such as ["CT", "MR"]; empty: all
-max-parameters = 50000000
-max-weight = 1000.0           # largest value in weights received
-
-min-patients = 10             # refuse runs that fewer of our patients fit
-max-rounds = 500              # of one run
-max-rounds-per-day = 500      # of all runs
-max-local-steps = 1000
-min-learning-rate = 0.0
-max-learning-rate = 10.0
-
-require-privacy = true        # refuse runs without differential privacy
-lifetime-epsilon = 10.0       # budget of a cohort over all runs, ever
-# max-run-epsilon = 3.0       # of one run; default: the lifetime budget
-late-start = false            # true: a run that names its first weights may reach us after round 1
-min-noise-multiplier = 0.0
-min-clipping = 0.0            # smallest clipping-norm accepted
-max-clipping = 100.0
-max-delta = 0.02
-
-# Scores that may leave, as means over our held-out patients. Losses never do under differential privacy.
-metrics = METRICS
-scores = "noised"             # of a run with privacy: "none", "noised" (the headline score alone) or "exact"
-run-scores-epsilon = 1.0      # what noised scores of one run may cost a held-out patient
-lifetime-scores-epsilon = 10.0    # and those of all runs, ever
-min-held-out = 10             # fewer held-out patients leave no score
-max-evaluations-per-day = 100
-evaluations = "bound"         # one model a round, once; "free" is for generated or public images only
-""".replace("NETWORK", NETWORK_CHOICE.first).replace("METRICS", json.dumps(METRICS))
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who this site is to its coordinator."""
-
-    site: str
-    gateway: str  # host:port, mutual TLS
-    key_pem: bytes
-    certificate_pem: bytes
-    root_pem: bytes  # the pinned root, and its successor after it until that signs this site's certificate
-    certificate: x509.Certificate
-    receipt_key: Ed25519PrivateKey  # signs this site's receipts and audit log; the certificate names it
-    log_key: bytes  # Ed25519 public key, 32 bytes: checks the coordinator's
-
-    @property
-    def renewal_is_due(self) -> bool:
-        """Whether two thirds of the certificate's life are over."""
-        life = self.certificate.not_valid_after_utc - self.certificate.not_valid_before_utc
-        return certificates.now() > self.certificate.not_valid_after_utc - life / 3
-
-    @property
-    def knows_successor(self) -> bool:
-        """Whether a next root is pinned that has not signed this site's certificate yet."""
-        return not certificates.is_signed_by_any(self.certificate, rotation.newest(self.root_pem))
-
-    @property
-    def days_left(self) -> int:
-        """Whole days until the certificate expires."""
-        return (self.certificate.not_valid_after_utc - certificates.now()).days
-
-    def channel(self, max_receive_bytes: int = MAX_NEWS_BYTES, *, to_successor: bool = False) -> grpc.Channel:
-        """A channel to the gateway, for messages up to this size.
-
-        Args:
-            max_receive_bytes: of one message.
-            to_successor: only to a gateway that shows a certificate of the newest root that is pinned.
-        """
-        roots = rotation.newest(self.root_pem) if to_successor else self.root_pem
-        return secure_channel(
-            self.gateway, roots, self.key_pem, self.certificate_pem, max_receive_bytes=max_receive_bytes
-        )
-
-    def __repr__(self) -> str:
-        return f"Identity(site={self.site!r}, gateway={self.gateway!r})"
 
 
 def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: Callable[[str], None]) -> Identity:
@@ -232,76 +131,9 @@ def renew(home: Path, identity: Identity, *, to_successor: bool = False) -> Iden
             roots += successor
             write_private(tls / "root.pem", roots)
     certificates.check_site_certificate(reply.certificate_pem, roots, identity.site, key)
-    _check_receipt_key(reply.certificate_pem, roots, identity.site, identity.receipt_key)
+    check_receipt_key(reply.certificate_pem, roots, identity.site, identity.receipt_key)
     write_private(tls / "certificate.pem", reply.certificate_pem)
     return load_identity(home)
-
-
-def prepare_home(home: Path, site: str = UNNAMED) -> None:
-    """Make a home folder with its two files; files that are there stay, but that a site without a name gets one.
-
-    Raises:
-        EnrolmentError: the name is none; nothing is made.
-    """
-    if not re.fullmatch(NAME_PATTERN, site):
-        raise EnrolmentError(
-            "that is no site name: lower-case letters, digits and dashes are. Ask for a new invitation."
-        )
-    for folder in (home, home / "tls"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
-        if not (home / name).exists():
-            write_atomically(home / name, text.encode())
-    settings = home / "site.toml"
-    text = settings.read_text(encoding="utf-8")
-    if _NAME.format(site=UNNAMED) in text:
-        text = text.replace(_NAME.format(site=UNNAMED), _NAME.format(site=site), 1)
-        write_atomically(settings, text.encode())
-
-
-def check_private(home: Path) -> None:
-    """Refuse a home that other users of this computer can look into.
-
-    Raises:
-        ConfigError: names what is open, and says how to close it.
-    """
-    wanted = (home, *(home / name for name in _PRIVATE))
-    open_to_others = [str(path) for path in wanted if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
-    if open_to_others:
-        raise ConfigError(
-            f"other users of this computer may look into {', '.join(open_to_others)}. Run: chmod -R go-rwx {home}"
-        )
-
-
-def load_identity(home: Path) -> Identity:
-    """Read and check what `join` stored.
-
-    Raises:
-        EnrolmentError: the site has not joined, or its certificate is not valid now.
-    """
-    tls = home / "tls"
-    try:
-        coordinator = json.loads((tls / "coordinator.json").read_bytes())
-        certificate_pem, root_pem, receipt_key = (
-            (tls / name).read_bytes() for name in ("certificate.pem", "root.pem", "receipt.key")
-        )
-        site, gateway, log_key = str(coordinator["site"]), str(coordinator["gateway"]), str(coordinator["log-key"])
-        key_pem = _promoted_key(tls, certificate_pem)
-        signing = Ed25519PrivateKey.from_private_bytes(receipt_key)
-    except FileNotFoundError as error:
-        raise EnrolmentError(
-            f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
-            "'wardround-client join INVITATION'."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
-    certificate = certificates.check_site_certificate(certificate_pem, root_pem, site, certificates.load_key(key_pem))
-    _check_receipt_key(certificate_pem, root_pem, site, signing)
-    if (kept := rotation.without_retired(root_pem, certificate)) != root_pem:
-        write_private(tls / "root.pem", kept)
-        root_pem = kept
-    return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
 
 
 def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSigningRequest, Ed25519PrivateKey]:
@@ -334,34 +166,11 @@ def _become_member(home: Path, certificate_pem: bytes) -> Identity:
     key, root_pem = certificates.load_key((tls / "key.pem").read_bytes()), (tls / "root.pem").read_bytes()
     certificates.check_site_certificate(certificate_pem, root_pem, site, key)
     receipt_key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
-    _check_receipt_key(certificate_pem, root_pem, site, receipt_key)
+    check_receipt_key(certificate_pem, root_pem, site, receipt_key)
     write_private(tls / "certificate.pem", certificate_pem)
     for name in ("request.pem", "token.sha256"):
         (tls / name).unlink(missing_ok=True)
     return load_identity(home)
-
-
-def _check_receipt_key(certificate_pem: bytes, roots_pem: bytes, site: str, receipt_key: Ed25519PrivateKey) -> None:
-    """Refuse a certificate by which other sites would take another's signatures for this site's.
-
-    Raises:
-        EnrolmentError: it names another receipt key, or none.
-    """
-    if certificates.receipt_key_of(certificate_pem, roots_pem, site) != public_bytes(receipt_key):
-        raise EnrolmentError(
-            f"the certificate names another key for the receipts of site {site!r} than the one in tls/receipt.key. "
-            "Tell the coordinator, and join again."
-        )
-
-
-def _promoted_key(tls: Path, certificate_pem: bytes) -> bytes:
-    """The key of the certificate; after a renewal that is the next one, which then takes its place."""
-    following = tls / "next-key.pem"
-    if following.exists():
-        public_key = certificates.load_certificate(certificate_pem).public_key()
-        if certificates.load_key(following.read_bytes()).public_key() == public_key:
-            move(following, tls / "key.pem")
-    return (tls / "key.pem").read_bytes()
 
 
 def _request(tls: Path, invitation: Invitation) -> x509.CertificateSigningRequest:

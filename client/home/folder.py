@@ -1,7 +1,8 @@
-"""What lies in a site's home folder, and under which name.
+"""What lies in a site's home folder, under which name, and that nobody else looks into it.
 
     home/site.toml         what it offers (SiteConfig); relative paths start from home
     home/policy.toml       what it allows (PolicyConfig); the strict default where the file is absent
+    home/tls/              keys and certificates of a site that has joined; see client/home/enrolment.py
     home/site.key          keys the pseudonyms and all that is sealed, never leaves; see client/home/sitekey.py
     home/forgotten.sealed  the patients who take no part any more
     home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
@@ -15,6 +16,11 @@ the folder without that key shows how much there is and when it was written, and
 The worker may write to the last two folders and to scratch/, and to nothing else (common/system/sandbox.py).
 """
 
+import stat
+from pathlib import Path
+
+from common.errors import ConfigError
+
 SITE_NAME = "site.toml"
 POLICY_NAME = "policy.toml"
 STATE_NAME = "state"  # what the worker writes beside its cache
@@ -26,3 +32,19 @@ DECLARED_NAME = f"{STATE_NAME}/declared.json"
 EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
 FORGOTTEN_NAME = "forgotten.sealed"
 CHECK_NAME = "check"  # the last report of `wardround-client data check`
+
+_PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
+
+
+def check_private(home: Path) -> None:
+    """Refuse a home that other users of this computer can look into.
+
+    Raises:
+        ConfigError: names what is open, and says how to close it.
+    """
+    wanted = (home, *(home / name for name in _PRIVATE))
+    open_to_others = [str(path) for path in wanted if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if open_to_others:
+        raise ConfigError(
+            f"other users of this computer may look into {', '.join(open_to_others)}. Run: chmod -R go-rwx {home}"
+        )

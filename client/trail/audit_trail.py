@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.home.enrolment import Identity
+from client.home.identity import Identity
 from client.rules import approvals
 from client.rules.approvals import Proposal
 from client.trail.outbox import FOLDER, Outbox, Parcel

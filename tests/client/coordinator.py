@@ -20,7 +20,8 @@ from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2, transport_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 
-from client.home import enrolment
+from client.home.identity import Identity, load_identity
+from client.home.templates import prepare_home
 from common.audit import notes, receipts, witness
 from common.audit.log import AuditLog
 from common.flower.adapter import object_ids, pack_message, unpack_message
@@ -87,9 +88,9 @@ class Authority:
             signature=act.signature,
         )
 
-    def admit(self, home: Path, site: str, gateway: str) -> enrolment.Identity:
+    def admit(self, home: Path, site: str, gateway: str) -> Identity:
         """Give a home folder what `join` would."""
-        enrolment.prepare_home(home, site)
+        prepare_home(home, site)
         key = certificates.new_key()
         receipt_key = Ed25519PrivateKey.generate()
         self.receipt_keys[site] = receipt_key.public_key().public_bytes_raw()
@@ -104,7 +105,7 @@ class Authority:
         log_key = self.log_key.public_key().public_bytes_raw().hex()
         coordinator = {"site": site, "gateway": gateway, "log-key": log_key}
         write_private(tls / "coordinator.json", json.dumps(coordinator).encode())
-        return enrolment.load_identity(home)
+        return load_identity(home)
 
 
 class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):

@@ -16,7 +16,7 @@ from pathlib import Path
 from client.agent import loop as agents
 from client.agent.loop import Agent
 from client.agent.status import read_status
-from client.home.enrolment import load_identity
+from client.home.identity import load_identity
 from client.site import open_site
 from client.trail.audit_trail import open_log
 from common.wire.messages import EvaluateRequest, Refusal, Reply, TrainRequest

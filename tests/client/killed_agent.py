@@ -8,7 +8,7 @@ from pathlib import Path
 from client.agent import loop
 from client.agent.fleet import Fleet
 from client.agent.loop import Agent
-from client.home.enrolment import load_identity
+from client.home.identity import load_identity
 from client.trail import log_exchange
 from tests.client.agent.test_loop import FakeWorker, good
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from client.agent.status import only_one
 from client.commands.main import _log_to, app
 from client.home import enrolment
+from client.home.identity import Identity
 from client.home.offer import Offer
 from client.rules import approvals
 from client.rules.approvals import Appraisal
@@ -124,7 +125,7 @@ def test_doctor_shows_an_address_from_an_invitation_as_text(home: Path, monkeypa
 
 
 def test_an_invitation_is_shown_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_home: Path, opened: Invitation, **_: object) -> enrolment.Identity:
+    def refused(_home: Path, opened: Invitation, **_: object) -> Identity:
         raise EnrolmentError(f"{opened.gateway} is away")
 
     monkeypatch.setattr(enrolment, "join", refused)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.home.enrolment import Identity
+from client.home.identity import Identity
 from client.proposals import signers
 from common.config.rundocument import from_toml
 from common.identity.operators import check_endorsements, people

@@ -13,6 +13,7 @@ from cryptography import x509
 
 from client.agent.loop import Agent
 from client.home import enrolment as client_enrol
+from client.home.identity import Identity, load_identity
 from client.trail.audit_trail import AuditTrail
 from client.trail.log_exchange import LogExchange
 from common.crypto.passphrase import is_sealed
@@ -54,7 +55,7 @@ class Office:
         for server in self._servers:
             server.stop(0).wait()
 
-    def join(self, folder: Path, site: str = "st-mary") -> client_enrol.Identity:
+    def join(self, folder: Path, site: str = "st-mary") -> Identity:
         invitation = enrolment.invite(self.home, self.registry, site)
 
         def approve_if_equal(phrase: str) -> None:
@@ -76,13 +77,13 @@ def office(tmp_path: Path) -> Iterator[Office]:
     opened.close()
 
 
-def knocks(identity: client_enrol.Identity) -> grpc.StatusCode:
+def knocks(identity: Identity) -> grpc.StatusCode:
     """How a call at the gateway ends with this identity."""
     with identity.channel() as channel:
         return status_of(CoordinationStub(channel).ListProposals, ListProposalsRequest())
 
 
-def age(office: Office, identity: client_enrol.Identity, days: float) -> client_enrol.Identity:
+def age(office: Office, identity: Identity, days: float) -> Identity:
     """The same site with a certificate that was signed `days` ago; the registry knows it."""
     root_key, _ = roots.root_credentials(office.home)
     then = certificates.now() - datetime.timedelta(days=days)
@@ -151,7 +152,7 @@ def test_certificate_of_another_key_is_not_accepted(office: Office, tmp_path: Pa
     with pytest.raises(EnrolmentError, match="not for site 'st-mary'"):
         client_enrol.accept_certificate(tmp_path / "mary", stranger)
     with pytest.raises(EnrolmentError, match="has not joined"):
-        client_enrol.load_identity(tmp_path / "mary")
+        load_identity(tmp_path / "mary")
 
 
 def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tmp_path: Path) -> None:
@@ -160,13 +161,13 @@ def test_renewal_is_due_after_two_thirds_and_brings_a_new_key(office: Office, tm
     assert not first.renewal_is_due
     for days, due in ((59, False), (61, True)):
         write_private(folder / "tls" / "certificate.pem", certificates.to_pem(age(office, first, days)))
-        assert client_enrol.load_identity(folder).renewal_is_due is due
-    old = client_enrol.load_identity(folder)
+        assert load_identity(folder).renewal_is_due is due
+    old = load_identity(folder)
     renewed = client_enrol.renew(folder, old)
     assert renewed.days_left in (89, 90)
     assert renewed.key_pem != old.key_pem
     assert not (folder / "tls" / "next-key.pem").exists()
-    assert client_enrol.load_identity(folder).certificate == renewed.certificate
+    assert load_identity(folder).certificate == renewed.certificate
     assert knocks(old) == grpc.StatusCode.OK  # until the new one is used
     assert knocks(renewed) == grpc.StatusCode.OK
     assert knocks(old) == grpc.StatusCode.PERMISSION_DENIED
@@ -224,7 +225,7 @@ def test_site_killed_between_certificate_and_key_starts_with_the_new_pair(office
     )
     write_private(folder / "tls" / "next-key.pem", certificates.key_to_pem(key))
     write_private(folder / "tls" / "certificate.pem", signed or b"")
-    assert knocks(client_enrol.load_identity(folder)) == grpc.StatusCode.OK
+    assert knocks(load_identity(folder)) == grpc.StatusCode.OK
 
 
 def test_site_cannot_renew_another(office: Office, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_site_cannot_renew_another(office: Office, tmp_path: Path) -> None:
     before = office.registry.site("st-john").fingerprint
     key = certificates.new_key()
     write_private(tmp_path / "mary" / "tls" / "next-key.pem", certificates.key_to_pem(key))
-    stolen = client_enrol.Identity(**(vars(identity) | {"site": "st-john"}))
+    stolen = Identity(**(vars(identity) | {"site": "st-john"}))
     with pytest.raises(EnrolmentError, match="must name site 'st-mary'"):
         client_enrol.renew(tmp_path / "mary", stolen)
     assert office.registry.site("st-john").fingerprint == before
@@ -277,7 +278,7 @@ def test_site_that_missed_the_rotation_does_not_trust_the_new_root(office: Offic
     assert knocks(identity) == grpc.StatusCode.UNAVAILABLE
 
 
-def exchanges(identity: client_enrol.Identity, folder: Path, times: int = 1) -> LogExchange:
+def exchanges(identity: Identity, folder: Path, times: int = 1) -> LogExchange:
     """What a site knows after it has shown its log and looked at what the coordinator passes on."""
     trail = AuditTrail(folder, identity, b"k" * 32)
     trail.begin(identity)
@@ -444,7 +445,7 @@ def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office:
     assert renewed is not None
     assert not renewed.knows_successor
     assert renewed.root_pem == (folder / "tls" / "root.pem").read_bytes() == office.home.root_pem
-    assert client_enrol.load_identity(folder).root_pem == office.home.root_pem
+    assert load_identity(folder).root_pem == office.home.root_pem
     assert knocks(renewed) == grpc.StatusCode.OK
     # Who has not renewed yet is believed all the same: the new root vouches for the one before.
     shown = roots.with_vouchers(office.home, office.registry.site("st-john").certificate or b"")
@@ -479,7 +480,7 @@ def test_sealed_root_key_signs_only_with_its_passphrase(tmp_path: Path, monkeypa
         identity = office.join(tmp_path / "site")
         with pytest.raises(EnrolmentError, match="waits for the coordinator's approval"):
             client_enrol.renew(tmp_path / "site", identity)
-        assert knocks(client_enrol.load_identity(tmp_path / "site")) == grpc.StatusCode.OK
+        assert knocks(load_identity(tmp_path / "site")) == grpc.StatusCode.OK
         with pytest.raises(ConfigError, match="does not open"):
             enrolment.approve(home, office.registry, "st-mary", "another passphrase")
         monkeypatch.setenv(roots.ROOT_PASSPHRASE, PASSPHRASE)

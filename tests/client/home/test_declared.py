@@ -17,7 +17,7 @@ import pytest
 from client.agent.loop import Agent
 from client.agent.worker_process import Worker
 from client.home.declared import declare, declared_size
-from client.home.enrolment import load_identity
+from client.home.identity import load_identity
 from client.home.offer import Offer
 from client.rules import approvals
 from client.site import open_site

@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from client.home import enrolment
+from client.home.folder import check_private
+from client.home.identity import Identity, load_identity
+from client.home.templates import UNNAMED, prepare_home
 from common.config import PolicyConfig, SiteConfig, load
 from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates
@@ -98,7 +101,7 @@ def invitation_to(authority: Authority, address: str) -> Invitation:
     )
 
 
-def join(home: Path, invitation: Invitation, *, timeout_s: float = 5.0) -> tuple[enrolment.Identity, list[str]]:
+def join(home: Path, invitation: Invitation, *, timeout_s: float = 5.0) -> tuple[Identity, list[str]]:
     phrases: list[str] = []
     return enrolment.join(home, invitation, timeout_s=timeout_s, show_phrase=phrases.append), phrases
 
@@ -112,7 +115,7 @@ def test_joined_site_has_a_checked_certificate_and_strict_settings(
     assert (identity.site, identity.gateway) == ("north", invitation.gateway)
     assert identity.days_left in (89, 90)
     assert phrases == [certificates.phrase(double.digest)]
-    assert enrolment.load_identity(home).certificate == identity.certificate
+    assert load_identity(home).certificate == identity.certificate
     assert load(PolicyConfig, home / "policy.toml") == PolicyConfig()
     assert load(SiteConfig, home / "site.toml") == SiteConfig(name="north")
 
@@ -160,7 +163,7 @@ def test_refused_site_has_no_certificate(tmp_path: Path, office: tuple[Office, I
     with pytest.raises(EnrolmentError, match="refused this site"):
         join(tmp_path, invitation)
     with pytest.raises(EnrolmentError, match="has not joined"):
-        enrolment.load_identity(tmp_path)
+        load_identity(tmp_path)
 
 
 def test_certificate_of_another_site_is_not_stored(tmp_path: Path, office: tuple[Office, Invitation]) -> None:
@@ -182,15 +185,6 @@ def test_certificate_that_names_another_receipt_key_is_not_stored(
     assert not (tmp_path / "tls" / "certificate.pem").exists()
 
 
-def test_receipt_key_that_the_certificate_does_not_name_is_refused_at_each_start(
-    tmp_path: Path, authority: Authority
-) -> None:
-    authority.admit(tmp_path, "north", "127.0.0.1:9443")
-    (tmp_path / "tls" / "receipt.key").write_bytes(Ed25519PrivateKey.generate().private_bytes_raw())
-    with pytest.raises(EnrolmentError, match="names another key for the receipts"):
-        enrolment.load_identity(tmp_path)
-
-
 def test_second_join_into_a_home_is_refused(tmp_path: Path, office: tuple[Office, Invitation]) -> None:
     _, invitation = office
     join(tmp_path, invitation)
@@ -204,36 +198,25 @@ def test_settings_a_person_wrote_before_joining_stay(tmp_path: Path, office: tup
     assert load(PolicyConfig, tmp_path / "policy.toml").min_patients == 99
 
 
-def test_damaged_files_are_explained(tmp_path: Path, authority: Authority) -> None:
-    authority.admit(tmp_path, "north", "127.0.0.1:9443")
-    (tmp_path / "tls" / "coordinator.json").write_text("{")
-    with pytest.raises(EnrolmentError, match="cannot be read"):
-        enrolment.load_identity(tmp_path)
-
-
-def test_identity_does_not_print_its_key(tmp_path: Path, authority: Authority) -> None:
-    assert "PRIVATE" not in repr(authority.admit(tmp_path, "north", "127.0.0.1:9443"))
-
-
 def test_home_that_others_can_look_into_is_refused_and_joining_closes_it(
     tmp_path: Path, office: tuple[Office, Invitation]
 ) -> None:
     tmp_path.chmod(0o755)
     join(tmp_path, office[1])
-    enrolment.check_private(tmp_path)
+    check_private(tmp_path)
     for path in (tmp_path, tmp_path / "tls", tmp_path / "tls" / "key.pem", tmp_path / "tls" / "receipt.key"):
         mode = path.stat().st_mode
         path.chmod(mode | 0o040)
         with pytest.raises(ConfigError, match=f"{path}.*chmod -R go-rwx"):
-            enrolment.check_private(tmp_path)
+            check_private(tmp_path)
         path.chmod(mode)
 
 
 def test_site_that_looked_at_its_data_before_joining_gets_its_name(
     tmp_path: Path, office: tuple[Office, Invitation]
 ) -> None:
-    enrolment.prepare_home(tmp_path)
-    assert load(SiteConfig, tmp_path / "site.toml").name == enrolment.UNNAMED
+    prepare_home(tmp_path)
+    assert load(SiteConfig, tmp_path / "site.toml").name == UNNAMED
     with (tmp_path / "site.toml").open("a") as settings:
         settings.write('\n[[data]]\npath = "/images"\nlabel-map = { "x" = "unnamed" }\n')
     join(tmp_path, office[1])

@@ -16,7 +16,7 @@ import pytest
 
 from client.agent.loop import Agent
 from client.agent.worker_process import Worker
-from client.home.enrolment import load_identity
+from client.home.identity import load_identity
 from client.rules import approvals
 from client.site import open_site
 from client.trail.audit_trail import open_log

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.agent.loop import Agent
 from client.agent.status import read_status
-from client.home.enrolment import load_identity
+from client.home.identity import load_identity
 from client.rules import approvals
 from client.site import open_site
 from client.trail.audit_trail import AuditTrail, open_log

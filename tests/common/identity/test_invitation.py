@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from client.commands.main import app
 from client.home import enrolment
+from client.home.templates import prepare_home
 from common.errors import EnrolmentError
 from common.identity import certificates
 from common.identity.invitation import Invitation
@@ -85,7 +86,7 @@ def test_nothing_is_written_of_an_invitation_that_says_what_it_must_not(tmp_path
 
 @pytest.mark.parametrize("what", BAD)
 def test_settings_that_are_there_stay_as_they_are(tmp_path: Path, what: str) -> None:
-    enrolment.prepare_home(tmp_path)
+    prepare_home(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(EnrolmentError):
         enrolment.join(tmp_path, Invitation(**values(**BAD[what])), timeout_s=0.1, show_phrase=lambda _: None)
@@ -94,7 +95,7 @@ def test_settings_that_are_there_stay_as_they_are(tmp_path: Path, what: str) -> 
 
 def test_name_that_is_none_is_not_written_whoever_asks(tmp_path: Path) -> None:
     with pytest.raises(EnrolmentError, match="no site name"):
-        enrolment.prepare_home(tmp_path / "home", SOURCE)
+        prepare_home(tmp_path / "home", SOURCE)
     assert not (tmp_path / "home").exists()
 
 

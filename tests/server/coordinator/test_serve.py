@@ -212,7 +212,7 @@ def test_health_says_that_the_superlink_is_away_and_a_sites_doctor_repeats_it(
             request = health_pb2.HealthCheckRequest()
             wait_for(lambda: check(request).status == health_pb2.HealthCheckResponse.NOT_SERVING)
             identity = SimpleNamespace(gateway=home.gateway_address, channel=lambda: member.channel(home))
-            monkeypatch.setattr(diagnosis.enrolment, "load_identity", lambda _: identity)
+            monkeypatch.setattr(diagnosis, "load_identity", lambda _: identity)
             with pytest.raises(FederationError, match="its SuperLink does not"):
                 diagnosis._coordinator(tmp_path)
             registry.revoke("a")

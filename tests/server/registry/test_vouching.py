@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from client.home import enrolment as client_enrol
+from client.home.identity import Identity, load_identity
 from common.audit.entries import Entry
 from common.errors import EnrolmentError
 from common.identity import certificates
@@ -55,7 +56,7 @@ def alter_receipt_key(home: Home, site: str) -> None:
         database.execute("UPDATE sites SET receipt_key = ? WHERE name = ?", (receipt_key(), site))
 
 
-def public(identity: client_enrol.Identity) -> bytes:
+def public(identity: Identity) -> bytes:
     return identity.receipt_key.public_key().public_bytes_raw()
 
 
@@ -94,7 +95,7 @@ def test_renewal_that_names_another_key_is_not_stored(
     monkeypatch.setattr(enrolment, "_receipt_key", lambda *_: other)
     with pytest.raises(EnrolmentError, match="names another key for the receipts of site 'st-mary'"):
         client_enrol.renew(tmp_path / "mary", first)
-    assert client_enrol.load_identity(tmp_path / "mary").certificate == first.certificate
+    assert load_identity(tmp_path / "mary").certificate == first.certificate
 
 
 def test_key_that_was_altered_before_a_renewal_is_not_vouched_for(home: Home, registry: Registry) -> None:
@@ -128,7 +129,7 @@ def test_sites_believe_each_other_through_a_rotation(office: Office, tmp_path: P
     office.reopen()
     mary, john = (client_enrol.renew(tmp_path / one.site.removeprefix("st-"), one) for one in (mary, john))
 
-    def believes(who: client_enrol.Identity, whom: client_enrol.Identity) -> bool:
+    def believes(who: Identity, whom: Identity) -> bool:
         certificate = with_vouchers(office.home, certificate_of(office.registry, whom.site))  # as it is passed on
         return certificates.receipt_key_of(certificate, who.root_pem, whom.site) == public(whom)
 
