@@ -486,6 +486,41 @@ def test_long_lived_and_interactive_processes_start_without_torch(modules: str) 
     assert result.stdout.strip() == "False"
 
 
+def _at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """All that runs when a module is imported: what stands in no function."""
+    left: list[ast.AST] = list(body)
+    while left:
+        node = left.pop()
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            left += ast.iter_child_nodes(node)
+
+
+def _changes_the_environment(node: ast.AST) -> bool:
+    changing = ("setdefault", "update", "pop", "popitem", "clear", "putenv", "unsetenv")
+    if isinstance(node, ast.Call):
+        return called(node).startswith("os.") and called(node).endswith(changing)
+    stored = isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
+    return stored and ast.unparse(node).startswith("os.environ")
+
+
+def test_importing_a_module_changes_no_environment() -> None:
+    """What a process needs is set where it starts."""
+    changes = [
+        place(path, node)
+        for path in modules(*PACKAGES)
+        for node in _at_import(tree(path).body)
+        if _changes_the_environment(node)
+    ]
+    assert changes == []
+
+
+@pytest.mark.parametrize("code", ["os.environ.setdefault('a', 'b')", "os.environ['a'] = 'b'", "del os.environ['a']"])
+def test_every_way_to_change_the_environment_is_seen(code: str) -> None:
+    assert any(map(_changes_the_environment, _at_import(ast.parse(code).body)))
+    assert not any(map(_changes_the_environment, _at_import(ast.parse(f"def start():\n    {code}").body)))
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_other_distribution_owns_our_package_names(package: str) -> None:
     """Literal names are common names: in a shared environment another `common` could stand in for ours."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import grpc
@@ -12,13 +13,30 @@ from common.identity import certificates
 from common.wire import channels
 from tests import ROOT
 
-# Waits for an answer of a server, until that is stopped.
+# Starts as wardround-client does, says what gRPC found when it was loaded, and then waits for an answer of a server,
+# until that is stopped.
 WAITS = """
+import importlib.abc
+import os
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from client.agent.fleet import Fleet
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "grpc._cython":
+            print(os.environ.get("GRPC_VERBOSITY"), file=sys.stderr)
+
+sys.meta_path.insert(0, Watch())
+_, script, address, root = sys.argv
+sys.argv[1:] = ["--version"]
+try:
+    EntryPoint("wardround-client", script, "console_scripts").load()()
+except SystemExit as done:
+    assert not done.code
+
 from common.wire import channels
-with channels.secure_channel(sys.argv[1], Path(sys.argv[2]).read_bytes()) as channel:
+with channels.secure_channel(address, Path(root).read_bytes()) as channel:
     print(channel.unary_unary("/test/Held").future(b"").code().name, file=sys.stderr)
 """
 
@@ -41,7 +59,8 @@ def test_end_of_a_connection_is_no_line_of_grpc_on_the_screen_of_a_hospital(tmp_
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", handlers)])
 
     server = channels.serve(f"127.0.0.1:{free_port}", lambda: credentials, add, workers=2)
-    command = [sys.executable, "-c", WAITS, f"127.0.0.1:{free_port}", str(tmp_path / "root.pem")]
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["wardround-client"]
+    command = [sys.executable, "-c", WAITS, script, f"127.0.0.1:{free_port}", str(tmp_path / "root.pem")]
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -50,4 +69,4 @@ def test_end_of_a_connection_is_no_line_of_grpc_on_the_screen_of_a_hospital(tmp_
     finally:
         over.set()
         _, said = process.communicate(timeout=60.0)
-    assert said in {"CANCELLED\n", "UNAVAILABLE\n"}
+    assert said in {"ERROR\nCANCELLED\n", "ERROR\nUNAVAILABLE\n"}
