@@ -1,0 +1,26 @@
+"""Options that several of the simulation's commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.config import Device
+
+ScenarioArgument = Annotated[str, typer.Argument(help="Name of a shipped scenario, or path of a scenario file.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for results. A run found there goes on.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the images. Default: WARDROUND_DATA/<scenario>.")
+]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Instead of the scenario's.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads for computing; 1 for results that are equal elsewhere.")
+]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option("--device", help="Where all sites train: auto, cpu or cuda. Without it as the scenario says."),
+]
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", help="Where the sites work, see `wardround-sim list backends`.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]

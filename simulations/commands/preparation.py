@@ -1,0 +1,109 @@
+"""What run, compare and crossval begin with: threads, the run with a person's changes, its sites; and how far it is.
+
+Heavy modules are imported inside the functions: see common/console/cli.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import Device, RunConfig, validate
+from common.console.cli import Advance, progress
+from common.errors import ConfigError
+from common.system.files import write_atomically
+from common.text import counted
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from common.config import SourceConfig
+    from common.tasks import Task
+    from simulations.scenarios.pretraining import PretrainingConfig
+    from simulations.scenarios.scenario import Scenario
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads; None: as many as torch takes."""
+    import torch  # noqa: PLC0415
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Whole numbers with commas between."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds is {text!r}, expected whole numbers with commas between, such as 0,1,2.") from error
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The run with some values replaced, checked again as a whole."""
+    values = config.model_dump(by_alias=True)
+    for key, value in changes.items():
+        values[key] = {**(values[key] or {}), **value} if isinstance(value, dict) else value
+    return validate(RunConfig, values, "the command's options")
+
+
+def prepare_sites(
+    scenario: "Scenario", config: RunConfig, out: Path, data: Path | None, device: Device | None
+) -> "list[Site]":
+    """Site homes with their images read, so that a fault in the data shows before the first round."""
+    import torch  # noqa: PLC0415
+
+    from simulations.scenarios.scenario import prepare  # noqa: PLC0415
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here. Leave --device out, or say --device cpu.")
+    phantoms = scenario.config.phantoms
+    patients = phantoms.patients * len(phantoms.scanners) if phantoms else 0
+    with progress("phantom patients", patients) as advance:
+        sites = prepare(scenario, out, data=data, device=device, progress=lambda done, _: advance(done, ""))
+    with progress("reading sites", len(sites)) as advance:
+        for number, site in enumerate(sites, start=1):
+            cohort = site.cohort(config)
+            left_out = (
+                f", {counted(len(cohort.quarantined), 'study', 'studies')} left out" if cohort.quarantined else ""
+            )
+            advance(number, f"{site.config.name}: {counted(cohort.size, 'patient')}{left_out}")
+    return sites
+
+
+def pretrained(
+    config: RunConfig, pretraining: "PretrainingConfig", out: Path, published: "SourceConfig | None", device: Device
+) -> RunConfig:
+    """The run that starts from weights trained on generated images; they lie where `federate` looks for them."""
+    from server.federation.events import INITIAL_NAME  # noqa: PLC0415
+    from simulations.scenarios.pretraining import pretrain  # noqa: PLC0415
+
+    with progress("pretraining round", pretraining.rounds) as advance:
+        weights, initial = pretrain(
+            config,
+            pretraining,
+            out / "pretraining",
+            published=published,
+            device=device,
+            observe=teller(advance, config.task),
+        )
+    write_atomically(out / INITIAL_NAME, weights)
+    return changed(config, {"initial": initial.model_dump(by_alias=True)})
+
+
+def teller(advance: Advance, task: "Task") -> Callable[[dict[str, Any]], None]:
+    """Turn the journal's events into progress."""
+    done = 0
+
+    def observe(event: dict[str, Any]) -> None:
+        nonlocal done
+        match event:
+            case {"event": "round", "round": number, "seconds": seconds, "sites": sites}:
+                done = number
+                advance(done, f"{counted(len(sites), 'site')}, {seconds:.1f} s")
+            case {"event": "train", "site": site}:
+                advance(done, f"{site} has trained")
+            case {"event": "evaluate", "site": "overall", "phase": phase} if task.headline in event:
+                advance(done, f"{phase} {task.headline} {event[task.headline]:.3f}")
+            case _:
+                pass
+
+    return observe
