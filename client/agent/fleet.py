@@ -29,7 +29,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, Run
 
 from common.errors import ErrorCode, PolicyError, UpdateError
-from common.flower.adapter import has_more_objects, object_ids, pack_message, unpack_message
+from common.flower.packing import has_more_objects, object_ids, pack_message, unpack_message
 from common.wire import clock
 from common.wire.pushback import retry_after
 from common.wire.records import PIECE_BYTES

@@ -48,7 +48,7 @@ from common.errors import (
     WardroundError,
     code_of,
 )
-from common.flower.adapter import question_of, reply_to
+from common.flower.packing import question_of, reply_to
 from common.wire.messages import Refusal
 from common.wire.pushback import retry_after
 from common.wire.records import reply_to_record

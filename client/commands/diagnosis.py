@@ -24,7 +24,7 @@ from common.config import PolicyConfig, SiteConfig, load
 from common.console import doctor
 from common.console.doctor import Finding
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
-from common.flower.adapter import check_version
+from common.flower.version import check_version
 from common.system import sandbox
 from common.system.environment import PACKAGES, for_child
 from common.text import counted

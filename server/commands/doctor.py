@@ -11,7 +11,7 @@ import psutil
 
 from common.console import doctor
 from common.console.doctor import Finding
-from common.flower.adapter import VERSION
+from common.flower.version import VERSION
 from common.identity import certificates
 from common.system.namespaces import network_of
 from common.text import counted

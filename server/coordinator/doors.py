@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from common.flower.adapter import superlink_answers
+from common.flower.calls import superlink_answers
 from common.system.files import write_private
 from server.home.folder import Home
 from server.registry.registry import Registry

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.console.logs import Trouble
 from common.errors import FederationError
-from common.flower import adapter
+from common.flower import calls
 from server.coordinator.doors import read_processes
 from server.federation.liveness import has_begun, has_died, on_their_way
 from server.home.folder import Home
@@ -72,7 +72,7 @@ class Runs:
             case "running":
                 self._follow(proposal)
             case "stopped" if proposal.run_id is not None:
-                adapter.stop_run(self._superlink, proposal.run_id)
+                calls.stop_run(self._superlink, proposal.run_id)
                 self._registry.ended(proposal.run_hash)
             case _:
                 self._registry.ended(proposal.run_hash)
@@ -107,12 +107,12 @@ class Runs:
         if now < self._next_look.get(proposal.run_hash, 0.0) and not died:
             return
         self._next_look[proposal.run_hash] = now + _LOOK_EVERY_S
-        if proposal.run_id is not None and not died and adapter.run_is_live(self._superlink, proposal.run_id):
+        if proposal.run_id is not None and not died and calls.run_is_live(self._superlink, proposal.run_id):
             return
         starts = self._starts_in_vain(proposal)
         if proposal.run_id is not None:
             if died:
-                adapter.stop_run(self._superlink, proposal.run_id)  # which would else believe in it for a minute
+                calls.stop_run(self._superlink, proposal.run_id)  # which would else believe in it for a minute
             # Look once more before judging: it may have written its summary and ended just now.
             self._registry.ended(proposal.run_hash)
             self._next_look[proposal.run_hash] = now + _BACK_OFF_S[min(starts, len(_BACK_OFF_S) - 1)]
@@ -149,11 +149,11 @@ class Runs:
         self._on_its_way.pop(proposal.run_hash, None)
         # One that was not noted, as the registry was locked or this process killed just then; or one that was stopped,
         # and the run resumed before anybody looked.
-        adapter.stop_runs_of(self._superlink, proposal.bundle)
+        calls.stop_runs_of(self._superlink, proposal.bundle)
         _forget_failure(folder)
-        run_id = adapter.start_run(self._superlink, proposal.bundle)
+        run_id = calls.start_run(self._superlink, proposal.bundle)
         if not self._registry.started(proposal.run_hash, run_id, starts_in_vain + 1):
-            adapter.stop_run(self._superlink, run_id)
+            calls.stop_run(self._superlink, run_id)
             return
         self._round_at_start[proposal.run_hash] = _last_round(folder)
         _log.info("run %s started (%s)", proposal.run_hash[:8], proposal.name)

@@ -26,7 +26,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from common.console.logs import Trouble, log_to
 from common.errors import AuditError, ConfigError, FederationError, WardroundError
-from common.flower.adapter import check_version, superlink_answers
+from common.flower.calls import superlink_answers
+from common.flower.version import check_version
 from common.identity import certificates
 from common.system.wakeup import Sleeper, gateway_sleeper
 from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the latter without types

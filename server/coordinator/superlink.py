@@ -8,7 +8,7 @@ Started and watched by the launcher; what follows the socket are the options of 
 import sys
 from pathlib import Path
 
-from common.flower.adapter import run_superlink
+from common.flower.processes import run_superlink
 
 if __name__ == "__main__":
     run_superlink(Path(sys.argv[1]), sys.argv[2:])

@@ -29,7 +29,8 @@ from types import FrameType
 import psutil
 
 from common.errors import ConfigError, FederationError
-from common.flower.adapter import check_version, superexec_command, superlink_command, superlink_environment
+from common.flower.processes import superexec_command, superlink_command, superlink_environment
+from common.flower.version import check_version
 from common.system.locks import is_locked, locked
 from common.system.namespaces import PrivateNetwork, private_network
 from server.coordinator.doors import doors, write_processes

@@ -19,7 +19,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from common.errors import ErrorCode, UpdateError
-from common.flower.adapter import Inbox
+from common.flower.inbox import Inbox
 from common.wire.messages import EvaluateRequest, Refusal, Reply, Request
 from common.wire.records import reply_from_record, request_to_record
 from server.federation.members import Member, Members, State

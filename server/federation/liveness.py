@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from common.errors import FederationError
-from common.flower.adapter import SERVER_APP
+from common.flower.processes import SERVER_APP
 from common.system.locks import is_locked, left_behind, locked
 
 _NAME = "serverapp.lock"

@@ -44,7 +44,8 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 
 from common.errors import FederationError, UpdateError
-from common.flower.adapter import SuperLink, fleet_client, object_ids, public_key_pem, unpack_message
+from common.flower.calls import SuperLink, fleet_client, public_key_pem
+from common.flower.packing import object_ids, unpack_message
 from common.identity import certificates
 from common.wire.messages import Request
 from common.wire.records import request_from_record

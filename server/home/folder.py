@@ -40,7 +40,7 @@ from common.config.rundocument import RunDocument
 from common.crypto.keyfile import KeyFile
 from common.crypto.stream import Sealer
 from common.errors import ConfigError
-from common.flower.adapter import SuperLink
+from common.flower.calls import SuperLink
 from common.system.files import write_private
 from server.home import key_agent
 

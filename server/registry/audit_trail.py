@@ -21,7 +21,7 @@ from common.audit.log import AuditLog, Transaction
 from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
 from common.errors import AuditError, ErrorCode, UpdateError
-from common.flower.adapter import unpack_message
+from common.flower.packing import unpack_message
 from common.wire.messages import Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SiteCheckpoint

@@ -24,7 +24,7 @@ from client.home.identity import Identity, load_identity
 from client.home.templates import prepare_home
 from common.audit import notes, receipts, witness
 from common.audit.log import AuditLog
-from common.flower.adapter import object_ids, pack_message, unpack_message
+from common.flower.packing import object_ids, pack_message, unpack_message
 from common.identity import certificates, operators
 from common.system.files import write_private
 from common.wire import wardround_pb2, wardround_pb2_grpc

@@ -39,7 +39,7 @@ from client.worker.protocol import Describe, Question, Work
 from common.config import sha256_of
 from common.config.rundocument import from_toml, issue
 from common.errors import DataError
-from common.flower.adapter import pack_message
+from common.flower.packing import pack_message
 from common.learning.checkpoint import pack
 from common.learning.network import build_model
 from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest

@@ -16,7 +16,7 @@ from flwr.supercore import date
 
 from client.agent import fleet as fleets
 from client.agent.fleet import Fleet
-from common.flower.adapter import question_of, reply_to
+from common.flower.packing import question_of, reply_to
 from common.wire import clock
 from common.wire.channels import secure_channel
 from common.wire.messages import TrainReply

@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Message
 
 from common.errors import FederationError
-from common.flower import adapter
+from common.flower import calls
 from common.identity import certificates
 from common.wire import clock
 from common.wire.messages import TrainReply
@@ -48,11 +48,11 @@ def coordinator(home: Home) -> Iterator[Coordinator]:
 @pytest.fixture
 def run(coordinator: Coordinator) -> Iterator[int]:
     """Two rounds for sites a and b; round-timeout 60 s."""
-    run_id = adapter.start_run(coordinator.home.config.superlink_port, toy_bundle())
+    run_id = calls.start_run(coordinator.home.config.superlink_port, toy_bundle())
     coordinator.live_runs.add(run_id)
     yield run_id
     with contextlib.suppress(FederationError):  # it ends by itself just now
-        adapter.stop_run(coordinator.home.config.superlink_port, run_id)
+        calls.stop_run(coordinator.home.config.superlink_port, run_id)
     coordinator.live_runs.clear()
 
 

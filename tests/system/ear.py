@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata, RecordDict
 
-from common.flower.adapter import object_ids, unpack_message
+from common.flower.packing import object_ids, unpack_message
 from common.identity import certificates
 from common.wire import wardround_pb2
 from common.wire.messages import Request, TrainRequest

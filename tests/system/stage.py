@@ -28,7 +28,7 @@ from flwr.proto.node_pb2 import Node
 
 from client.agent.fleet import Fleet
 from common.config.rundocument import from_toml
-from common.flower import adapter
+from common.flower import calls
 from common.identity import certificates
 from common.wire.channels import MAX_MESSAGE_BYTES
 from common.wire.messages import TrainReply
@@ -196,7 +196,7 @@ class Stage:
 
     def _begin_run(self) -> None:
         proposal = self.registry.propose(from_toml(RUN_TOML), ())
-        run_id = adapter.start_run(self.home.superlink, bundle_of(PROJECT, SERVER_APP))
+        run_id = calls.start_run(self.home.superlink, bundle_of(PROJECT, SERVER_APP))
         self.registry.started(proposal.run_hash, run_id)
         self.run_id = run_id
 

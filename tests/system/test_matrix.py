@@ -35,7 +35,7 @@ from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.flower.adapter import pack_message
+from common.flower.packing import pack_message
 from common.identity import certificates, operators
 from common.wire import channels
 from common.wire.messages import TrainReply

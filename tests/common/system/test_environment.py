@@ -11,7 +11,7 @@ import pytest
 
 from client.commands import diagnosis
 from client.home import sitekey
-from common.flower.adapter import superlink_environment
+from common.flower.processes import superlink_environment
 from common.system.environment import for_child, without_secrets
 from deploy.processes import Processes
 from server.home import folder, root

@@ -12,7 +12,7 @@ import pytest
 from common.config import RunConfig, sha256_of
 from common.config.rundocument import from_bundle, from_text, from_toml, issue
 from common.errors import FederationError
-from common.flower import adapter
+from common.flower import calls
 from common.identity import certificates
 from server.coordinator.doors import read_processes, write_processes
 from server.coordinator.runs import MAX_STARTS, Runs
@@ -27,7 +27,7 @@ HASH = sha256_of(RUN)
 
 
 class SuperLink:
-    """Stands in for the control calls of common/flower/adapter.py."""
+    """Stands in for the control calls of common/flower/calls.py."""
 
     def __init__(self) -> None:
         self.started: list[bytes] = []
@@ -57,7 +57,7 @@ class SuperLink:
 def superlink(monkeypatch):
     fake = SuperLink()
     for name in ("start_run", "run_is_live", "stop_run", "stop_runs_of"):
-        monkeypatch.setattr(adapter, name, getattr(fake, name))
+        monkeypatch.setattr(calls, name, getattr(fake, name))
     return fake
 
 

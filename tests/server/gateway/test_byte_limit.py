@@ -17,7 +17,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 
 from client.agent import fleet as fleets
 from client.agent.fleet import Fleet
-from common.flower import adapter
+from common.flower import calls
 from common.wire.records import request_from_record
 from common.wire.wardround_pb2 import ListProposalsRequest
 from server.coordinator import serve
@@ -82,7 +82,7 @@ def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
     channel = coordinator.members["a"].channel(coordinator.home)
     fleet, other = Fleet(channel, threading.Event()), Agent(coordinator, "b")
     fleet.activate()
-    run_id = adapter.start_run(coordinator.home.superlink, toy_bundle())
+    run_id = calls.start_run(coordinator.home.superlink, toy_bundle())
     coordinator.live_runs.add(run_id)
     while (pulled := fleet.pull()) is None:
         pass

@@ -17,7 +17,7 @@ from flwr.proto.message_pb2 import Message as Proto
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 
 from client.agent.fleet import Fleet
-from common.flower import adapter
+from common.flower import calls, packing
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
 from server.gateway.deliveries import NAME, Deliveries, held
@@ -92,7 +92,7 @@ class Agent:
                     request = request_from_record(message.content)
                     reply = TrainReply(request.run_hash, request.round, {"weights": request.parts["weights"]}, 3, {})
                     try:
-                        self._fleet.push(adapter.reply_to(message, reply_to_record(reply)))
+                        self._fleet.push(packing.reply_to(message, reply_to_record(reply)))
                     except grpc.RpcError as error:
                         if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                             raise
@@ -112,7 +112,7 @@ class Play:
 
     def begin(self) -> None:
         superlink = self.coordinator.home.superlink
-        self.coordinator.live_runs.add(adapter.start_run(superlink, bundle_of(PROJECT, SERVER_APP)))
+        self.coordinator.live_runs.add(calls.start_run(superlink, bundle_of(PROJECT, SERVER_APP)))
 
     def answers(self) -> list[list[object]]:
         path = self.coordinator.home.path / "answers.json"

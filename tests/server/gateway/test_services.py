@@ -28,7 +28,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.audit import receipts
 from common.config import sha256_of
 from common.config.rundocument import from_bundle, from_toml
-from common.flower import adapter
+from common.flower import calls, packing, processes
 from common.identity import certificates
 from common.system.wakeup import gateway_sleeper
 from common.wire import channels
@@ -142,11 +142,11 @@ class Agent:
 
     def fetch(self, head: Any, tree: Any) -> Message:
         objects = {}
-        for object_id in adapter.object_ids(tree):
+        for object_id in packing.object_ids(tree):
             response = self.fleet.PullObject(self.object_request(head.metadata.run_id, object_id))
             assert response.object_available
             objects[object_id] = response.object_content
-        message = adapter.unpack_message(head, tree, objects)
+        message = packing.unpack_message(head, tree, objects)
         self.confirm(head)
         return message
 
@@ -164,7 +164,7 @@ class Agent:
             self.fleet.PushObject(self.upload(response.session_id, object_id, objects[object_id]))
 
     def announcement(self, reply: Message) -> tuple[Any, dict[str, bytes]]:
-        head, tree, objects = adapter.pack_message(reply)
+        head, tree, objects = packing.pack_message(reply)
         request = fleet_pb2.PushMessagesRequest(node=self.node, messages_list=[head], message_object_trees=[tree])
         return request, objects
 
@@ -186,14 +186,14 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 40.0) -> None:
 
 def start_superlink(home: Home) -> subprocess.Popen[bytes]:
     """With a SuperExec, which ends with it."""
-    environment = adapter.superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
+    environment = processes.superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
     port, path = home.config.superlink_port, home.superlink
     assert isinstance(path, Path)
     with (home.logs / "superlink.log").open("ab") as log:
-        process = subprocess.Popen(adapter.superlink_command(port, path), env=environment, stdout=log, stderr=log)
-        command = adapter.superexec_command(port, process.pid)
+        process = subprocess.Popen(processes.superlink_command(port, path), env=environment, stdout=log, stderr=log)
+        command = processes.superexec_command(port, process.pid)
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    wait_for(lambda: adapter.superlink_answers(path))
+    wait_for(lambda: calls.superlink_answers(path))
     return process
 
 
@@ -443,7 +443,7 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
         return load(self, object_id, lambda: (downloads.append(object_id), download())[1])
 
     monkeypatch.setattr(Objects, "get", counted)
-    run_id = adapter.start_run(coordinator.home.superlink, toy_bundle())
+    run_id = calls.start_run(coordinator.home.superlink, toy_bundle())
     coordinator.live_runs.add(run_id)
     about = run_pb2.GetRunRequest(node=first.node, run_id=run_id)
     assert status_of(first.fleet.GetRun, about) == DENIED  # it has asked this site for nothing yet
@@ -507,7 +507,7 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     first, second = agents
     for agent in agents:  # of a gateway that started anew nobody is here before they call
         agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
-    run_id = adapter.start_run(coordinator.home.superlink, toy_bundle())
+    run_id = calls.start_run(coordinator.home.superlink, toy_bundle())
     coordinator.live_runs.add(run_id)
     asked, other = first.fetch(*first.pull()), second.fetch(*second.pull())
     honest = request_from_record(asked.content)
@@ -528,7 +528,7 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     second.push(answer_to(other, b"update"))
     assert sign(second, honest.run_hash, honest.round, b"another model") == grpc.StatusCode.INVALID_ARGUMENT
     assert sign(second, honest.run_hash, honest.round) == OK
-    adapter.stop_run(coordinator.home.superlink, run_id)
+    calls.stop_run(coordinator.home.superlink, run_id)
     coordinator.live_runs.clear()
     signed = [entry for entry in open_log(coordinator.home).entries() if entry.kind == "round"]
     assert [entry.fields["receipt"]["site"] for entry in signed] == ["b"]
@@ -542,7 +542,7 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
     # A run of its own: for the other one the hospital may hold a receipt, after which no other update is noted.
     bundle = bundle_of(PROJECT, SERVER_APP.replace('"0" * 64', '"7" * 64'))
-    run_id = adapter.start_run(coordinator.home.superlink, bundle)
+    run_id = calls.start_run(coordinator.home.superlink, bundle)
     coordinator.live_runs.add(run_id)
     asked = agent.fetch(*agent.pull())
     handed_on, go_on = threading.Event(), threading.Event()
@@ -590,8 +590,8 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     assert refused[0] in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
     noted = [entry.fields["update"] for entry in open_log(coordinator.home).entries() if entry.kind == "arrived"]
     assert noted[-1] == sha256(b"first").hexdigest()
-    adapter.stop_runs_of(coordinator.home.superlink, bundle)
-    assert not adapter.run_is_live(coordinator.home.superlink, run_id)
+    calls.stop_runs_of(coordinator.home.superlink, bundle)
+    assert not calls.run_is_live(coordinator.home.superlink, run_id)
     coordinator.live_runs.clear()
 
 

@@ -22,7 +22,7 @@ from common.audit.log import AuditLog
 from common.config import sha256_of
 from common.config.rundocument import from_toml, issue
 from common.errors import AuditError, EnrolmentError
-from common.flower import adapter
+from common.flower import calls
 from common.identity import certificates
 from common.identity import operators as rules
 from common.identity.operators import Act
@@ -149,7 +149,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     fake = SuperLink()
     for name in ("start_run", "run_is_live", "stop_run", "stop_runs_of"):
-        monkeypatch.setattr(adapter, name, getattr(fake, name))
+        monkeypatch.setattr(calls, name, getattr(fake, name))
     return fake
 
 

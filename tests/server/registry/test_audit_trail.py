@@ -21,7 +21,7 @@ from common.audit.log import AuditLog
 from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
 from common.errors import ErrorCode, UpdateError
-from common.flower.adapter import pack_message
+from common.flower.packing import pack_message
 from common.identity import certificates
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from common.wire.records import reply_to_record

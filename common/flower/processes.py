@@ -1,0 +1,80 @@
+"""Flower's processes at a coordinator: how a SuperLink and its SuperExec are started, and with which environment.
+
+A SuperLink answers by its port on loopback, and by a unix socket where it has a network of its own.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.system.environment import PACKAGES, flower_variables, for_child
+from common.system.files import socket_address
+
+# The program that a SuperExec starts for each run.
+SERVER_APP = "flwr-serverapp"
+
+
+def superlink_command(port: int, path: Path | None = None) -> list[str]:
+    """A SuperLink on loopback, and on a unix socket; its state is in memory and disposable. See `superexec_command`."""
+    program = [str(Path(sys.executable).with_name("flower-superlink"))]
+    if path is not None:
+        program = [sys.executable, "-m", "server.coordinator.superlink", str(path)]
+    return [*program, *("--insecure", "--host", "127.0.0.1", "--port", str(port), "--isolation", "process")]
+
+
+def superexec_command(port: int, parent: int) -> list[str]:
+    """The SuperExec of a SuperLink, which starts a ServerApp for each run; it ends with its parent."""
+    return [
+        str(Path(sys.executable).with_name("flower-superexec")),
+        *("--insecure", "--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(parent)),
+    ]
+
+
+def run_superlink(path: Path, arguments: Sequence[str]) -> None:
+    """Be a SuperLink that answers on a unix socket too, which only its owner can use. Returns when it has ended.
+
+    Args:
+        path: of the socket; one that a killed process left is replaced.
+        arguments: of the command `flower-superlink`.
+    """
+    import uvicorn  # noqa: PLC0415 - with the next one 2 s, which no other caller of this module should pay
+    from flwr.superlink.cli.flower_superlink import flower_superlink  # noqa: PLC0415
+
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    with socket_address(path) as address:
+        listening.bind(address)
+    os.umask(before)
+
+    def run(app: Any, **settings: Any) -> None:
+        config = uvicorn.Config(app, **settings)
+        with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it has ended in order
+            uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
+
+    uvicorn.run = run
+    sys.argv = ["flower-superlink", *arguments]
+    flower_superlink()
+
+
+def superlink_environment(flower_home: Path) -> dict[str, str]:
+    """Environment of the SuperLink, its SuperExec and ServerApps: no secret in it, and nothing leaves this machine."""
+    packages = str(PACKAGES)
+    ours = {
+        **flower_variables(flower_home, quiet=False),
+        # A run starts within this time; each poll costs the SuperLink about 15 ms of CPU.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
+        # SuperLink and SuperExec start their children by name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+    return for_child(**ours)
+
+
+__all__ = ["SERVER_APP", "run_superlink", "superexec_command", "superlink_command", "superlink_environment"]
