@@ -10,7 +10,7 @@ from common.audit.entries import COORDINATOR
 from common.audit.history import Keys
 from common.audit.log import AuditLog
 from common.console.cli import JsonFlag, new_app
-from server.commands.keys import AsOption, HomeOption, asked
+from server.commands.options import AsOption, HomeOption, asked
 from server.registry import operators
 from server.registry.audit_trail import AUDIT_NAME, open_log
 from server.registry.registry import Registry

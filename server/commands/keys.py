@@ -1,38 +1,31 @@
 """wardround-server operator, root and key: who may propose runs, the federation's identity, what seals the rest."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
 from common.console.cli import JsonFlag, new_app, note, say, show_table
-from common.crypto.passphrase import passphrase_from
 from common.errors import ConfigError
 from common.identity.certificates import fingerprint, load_certificate
 from common.identity.operators import Act, Role
 from common.text import counted
+from server.commands.options import (
+    AsOption,
+    HomeOption,
+    KeyOption,
+    asked,
+    new_passphrase,
+    opened_home,
+    root_passphrase,
+)
 from server.home import folder as homes
 from server.home.folder import KEY_PASSPHRASE, Home
-from server.home.root import ROOT_PASSPHRASE, finish_rotation, is_root_sealed, protect_root, rotate_root
+from server.home.root import ROOT_PASSPHRASE, finish_rotation, protect_root, rotate_root
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 
-HomeOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option("--home", envvar=homes.ENVIRONMENT, help="The coordinator's folder [default: ./wardround-server]."),
-]
-AsOption: TypeAlias = Annotated[
-    str, typer.Option("--as", envvar="WARDROUND_OPERATOR", help="The operator who does it, and whose key signs it.")
-]
-KeyOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--key", envvar="WARDROUND_OPERATOR_KEY", help="That operator's key, when it lies elsewhere than in the home."
-    ),
-]
 NameArgument: TypeAlias = Annotated[str, typer.Argument(help="The operator's name, such as maria.")]
 
 operator_app = new_app("Who may do what. Hospitals check an operator's signature on every proposal.")
@@ -186,59 +179,6 @@ def key_unprotect(
     say("The coordinator's key is in the clear, mode 0600.")
 
 
-def asked(home: Path | None, action: str, name: str, key: Path | None) -> tuple[Home, Registry, operators.Signer]:
-    """The first step of every command that is not open to all: may this operator do it? Nothing is looked up before.
-
-    Args:
-        home: the coordinator's folder.
-        action: a key of `operators.RIGHTS`.
-        name: the operator's.
-        key: the operator's key, where it lies elsewhere; the passphrase of a sealed one is asked for.
-    """
-    opened, registry = opened_home(home)
-    return opened, registry, operators.acting(opened, registry, action, name, key=key, ask=operator_passphrase)
-
-
-def opened_home(home: Path | None) -> tuple[Home, Registry]:
-    """The coordinator's folder and its registry."""
-    opened = homes.open_home(home)
-    return opened, Registry(opened.registry)
-
-
-def root_passphrase(home: Home) -> str | None:
-    """The passphrase of a sealed root key: from the environment, else asked for on a terminal."""
-    if not is_root_sealed(home):
-        return None
-    return _asked(ROOT_PASSPHRASE, "Passphrase of the root key")
-
-
-def operator_passphrase(path: Path) -> str | None:
-    """The same for an operator's key."""
-    if not operators.is_key_sealed(path):
-        return None
-    return _asked(operators.PASSPHRASE_VARIABLE, "Passphrase of the operator's key")
-
-
-def new_passphrase(variable: str, prompt: str) -> str:
-    """A passphrase to seal with: from the environment, else asked for twice on a terminal.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    if (given := passphrase_from(variable)) is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise ConfigError(f"no passphrase was given. Set {variable} or {variable}_FILE, or use a terminal.")
-    return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=True))
-
-
 def _carry_out(home: Home, signer: operators.Signer, action: str, do: Callable[[Act], None]) -> None:
     """What is done to the keys that make this federation what it is."""
     operators.carry_out(home, signer, action, (fingerprint(load_certificate(home.root_pem)),), do)
-
-
-def _asked(variable: str, prompt: str) -> str | None:
-    given = passphrase_from(variable)
-    if given is None and sys.stdin.isatty():
-        given = str(typer.prompt(prompt, hide_input=True))
-    return given

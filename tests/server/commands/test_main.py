@@ -1,90 +1,23 @@
-import hashlib
 import json
 import stat
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from common.config import sha256_of
-from common.config.rundocument import from_toml, issue
+from common.config.rundocument import from_toml
 from common.crypto.passphrase import is_sealed
 from common.identity import certificates
-from common.identity.invitation import Invitation
-from common.tasks.segmentation import Segmentation
 from server.commands.main import app
-from server.coordinator import supervisor
-from server.federation.events import open_journal
 from server.home.folder import ENVIRONMENT, KEY_PASSPHRASE, open_home
 from server.home.root import server_credentials
 from server.registry.registry import Registry
-from server.views.watch import event_line, state_line
-from tests.server.coordinators import RUN, RUN_TOML, asked, enrol, free_ports, new_home
-
-HASH = sha256_of(RUN)
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
-
-
-@pytest.fixture
-def home(tmp_path):
-    return new_home(tmp_path / "wardround-server")
-
-
-@pytest.fixture
-def registry(home):
-    return Registry(home.registry)
-
-
-@pytest.fixture
-def document(tmp_path) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(RUN_TOML)
-    return path
-
-
-@pytest.fixture
-def running(monkeypatch):
-    monkeypatch.setattr(supervisor, "is_running", lambda _: True)
-
-
-def invoke(*words: str) -> Result:
-    return CliRunner().invoke(app, list(words))
-
-
-def succeeds(*words: str) -> str:
-    result = invoke(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fails(*words: str) -> str:
-    result = invoke(*words)
-    assert result.exit_code == 1, result.output
-    assert result.stderr.count("error: ") == 1
-    assert "Traceback" not in result.output
-    return result.stderr
-
-
-def add_result(home, status: str = "completed") -> Path:
-    folder = home.run_folder(issue(RUN))
-    folder.mkdir(parents=True, exist_ok=True)
-    dice = {"dice": 0.75}
-    scores = {"test": {"round": 2, "sites": {"a": dice}, "mean-of-sites": dice, "mean-of-patients": None}}
-    guarantee = {"sites": {"a": {"epsilon": 1.5, "delta": 0.001}}}
-    (folder / "summary.json").write_text(json.dumps({"status": status, "scores": scores, "guarantee": guarantee}))
-    for name in ("model.safetensors", "model.json"):
-        (folder / f"{name}.sealed").write_bytes(home.sealer_of(HASH).seal(name.encode(), name))
-    return folder
+from server.views.watch import state_line
+from tests.server.commands.calls import HASH, fails, invoke, succeeds
+from tests.server.coordinators import RUN_TOML, free_ports
 
 
 def test_init_makes_a_private_home_for_this_machine(tmp_path):
@@ -138,92 +71,12 @@ def test_a_home_open_to_others_is_refused(home):
     assert "chmod 700" in fails("sites")
 
 
-def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
-    path = Path(succeeds("invite", "st-mary").strip())
-    invitation = Invitation.from_text(path.read_text())
-    csr = certificates.csr_for("st-mary", certificates.new_key())
-    csr_pem, receipt_key, proof = asked("st-mary", csr)
-    registry.redeem("st-mary", invitation.token, csr_pem, receipt_key, proof)
-    rows = json.loads(succeeds("requests", "--json"))
-    phrase = certificates.phrase(certificates.request_digest(csr, receipt_key))
-    assert rows == [{"site": "st-mary", "wish": "joins", "phrase": phrase}]
-    assert "st-mary is active until 20" in succeeds("approve", "st-mary")
-    assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["active"]
-    succeeds("revoke", "st-mary")
-    assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["revoked"]
-
-
-def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
-    out = tmp_path / "usb" / "st-mary.json"
-    assert succeeds("invite", "st-mary", "--out", str(out.parent)).strip() == str(out)
-    assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert Invitation.from_text(out.read_text()).site == "st-mary"
-
-
 def test_mistakes_are_explained(home):
     assert "no site name" in fails("invite", "St Mary")
     assert "no site is called" in fails("approve", "nobody")
     assert "no site is called" in fails("approve", "nobody", "--wait")
     assert "no site is called" in fails("revoke", "nobody")
     assert "no run is called" in fails("report", "nothing")
-
-
-def test_run_needs_a_running_coordinator(home, document):
-    assert "wardround-server start" in fails("run", str(document))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("name = ", "not valid TOML"), (RUN_TOML + "\nroundz = 3\n", "unknown key"), ("", "is not there")],
-)
-def test_a_wrong_document_is_explained(home, running, tmp_path, text, message):
-    path = tmp_path / "wrong.toml"
-    path.write_text(text)
-    assert message in fails("run", str(path))
-
-
-def test_a_missing_document_is_explained(home, running):
-    assert "cannot be read" in fails("run", "missing.toml")
-
-
-def test_run_proposes_and_says_what_the_sites_type(home, registry, running, document):
-    result = invoke("run", str(document))
-    assert result.exit_code == 0
-    assert HASH in result.stdout
-    assert f"wardround-client approve {HASH[:8]}" in result.stderr
-    assert registry.proposal(HASH).state == "proposed"
-    assert "change its name or seed" in fails("run", str(document))
-
-
-def test_run_that_names_initial_weights_needs_exactly_these(home, registry, running, document, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_bytes(b"weights")
-    assert "names no initial weights" in fails("run", str(document), "--initial", str(model))
-    digest = hashlib.sha256(b"weights").hexdigest()
-    document.write_text(f'{RUN_TOML}\n[initial]\nsha256 = "{digest}"\n')
-    assert "is not there" in fails("run", str(document))
-    (model / "model.safetensors").write_bytes(b"other weights")
-    assert "another SHA-256" in fails("run", str(document), "--initial", str(model))
-    assert registry.proposals() == []
-    (model / "model.safetensors").write_bytes(b"weights")
-    succeeds("run", str(document), "--initial", str(model))
-    (proposal,) = registry.proposals()
-    assert (home.run_folder(proposal.document) / "initial.safetensors").read_bytes() == b"weights"
-
-
-def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registry):
-    succeeds("invite", "st-mary")
-    assert "st-mary" in fails("approve", "st-mary")
-    token = json.loads(home.invitation("st-mary").read_text())["token"]
-    later = threading.Timer(1.5, registry.redeem, ["st-mary", token, *asked("st-mary")])
-    later.start()
-    result = invoke("approve", "st-mary", "--wait")
-    assert result.exit_code == 0, result.output
-    assert "Waiting for st-mary" in result.stderr
-    phrase = certificates.phrase(registry.site("st-mary").request_sha256)
-    assert f"Phrase: {phrase}" in result.stdout
-    assert registry.site("st-mary").state == "active"
 
 
 def test_init_invites(tmp_path):
@@ -234,28 +87,6 @@ def test_init_invites(tmp_path):
     ]
     made = Registry(open_home(Path("new")).registry)
     assert [(site.name, site.state) for site in made.sites()] == [("north", "invited"), ("south", "invited")]
-
-
-def test_watching_ends_with_the_table_when_the_run_is_completed(home, registry, running, document, monkeypatch):
-    monkeypatch.setattr(
-        "server.views.watch.time.sleep", lambda _: (add_result(home), registry.close(HASH, "completed"))
-    )
-    result = invoke("run", str(document), "--watch")
-    assert result.exit_code == 0, result.output
-    assert "0.750" in result.stdout
-    assert str(home.run_folder(issue(RUN))) in result.stdout
-
-
-def test_watching_a_failed_run_gives_its_reason_and_exit_code_1(home, registry, running, document, monkeypatch):
-    monkeypatch.setattr("server.views.watch.time.sleep", lambda _: registry.close(HASH, "failed", "no quorum"))
-    assert "failed: no quorum" in fails("run", str(document), "--watch")
-
-
-def test_reason_of_a_failed_run_is_told_once_to_who_watches_it(home, registry, running, document):
-    invoke("run", str(document))
-    open_journal(home.run_folder(issue(RUN)), last_round=0).record("run-failed", {"reason": "no quorum"})
-    registry.close(HASH, "failed", "no quorum")
-    assert fails("watch", "lesions").count("no quorum") == 1
 
 
 def test_next_command_can_be_pasted_where_the_home_is_another_folder_than_the_usual(tmp_path, registry, document):
@@ -277,65 +108,6 @@ def test_next_command_can_be_pasted_where_the_home_is_another_folder_than_the_us
         assert state_line(made, seen, seen.proposal(HASH)).endswith(f"wardround-server stop {HASH[:8]})")
 
 
-def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_was_issued(home, registry, running, document):
-    result = invoke("run", str(document))
-    issued = home.run_folder(issue(RUN)) / "run.json"
-    assert str(issued) in result.stderr.replace("\n", "")
-    shown = subprocess.run(["sha256sum", issued], capture_output=True, text=True, check=True).stdout
-    assert shown.split()[0] == registry.proposals()[0].run_hash == HASH
-    assert HASH in result.stdout
-
-
-def test_runs_stop_and_resume(home, registry, running, document):
-    succeeds("run", str(document))
-    succeeds("stop", "lesions")
-    assert [row["state"] for row in json.loads(succeeds("runs", "--json"))] == ["stopped"]
-    assert "stopped already" in fails("stop", HASH[:8])
-    succeeds("resume", HASH[:8])
-    assert registry.proposal(HASH).state == "proposed"
-    assert "nothing to resume" in fails("resume", "lesions")
-
-
-def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_path):
-    registry.propose(from_toml(RUN_TOML), ())
-    assert "only a completed run" in fails("export", "lesions", "--out", "model")
-    add_result(home)
-    registry.close(HASH, "completed")
-    succeeds("export", "lesions", "--out", "model")
-    exported = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    assert exported == {name: name.encode() for name in ("model.json", "model.safetensors")}
-
-
-def test_run_that_no_hospital_scored_ends_with_the_epsilon_of_each_and_says_why_there_is_no_dice(home, registry):
-    registry.propose(from_toml(RUN_TOML), ())
-    folder = add_result(home)
-    summary = json.loads((folder / "summary.json").read_text())
-    summary["scores"]["test"] |= {"sites": {}, "mean-of-sites": {}}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    registry.close(HASH, "completed")
-    result = invoke("watch", "lesions")
-    assert result.exit_code == 0, result.output
-    row = next(line for line in result.stdout.splitlines() if "1.500" in line)
-    assert row.replace("│", " ").split() == ["a", "-", "-", "1.500", "0.001"]
-    assert "min-held-out" in result.stderr
-
-
-def test_noised_score_is_shown_beside_its_noise(home, registry):
-    registry.propose(from_toml(RUN_TOML), ())
-    folder = add_result(home)
-    summary = json.loads((folder / "summary.json").read_text())
-    summary["scores"]["test"]["sites"]["a"] |= {"dice": 0.812, "score-noise": 0.045}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    registry.close(HASH, "completed")
-    row = next(line for line in invoke("watch", "lesions").stdout.splitlines() if "0.812" in line)
-    assert row.replace("│", " ").split()[:3] == ["a", "0.812", "0.045"]
-
-
-def test_report_without_a_result_is_explained(home, registry):
-    registry.propose(from_toml(RUN_TOML), ())
-    assert "has not begun" in fails("report", "lesions")
-
-
 def test_status_of_a_stopped_coordinator_is_a_failure(home):
     result = invoke("status", "--json")
     assert result.exit_code == 1
@@ -355,23 +127,6 @@ def test_doctor_goes_on_where_a_certificate_is_missing(home):
     rows = {row["check"]: row for row in json.loads(invoke("doctor", "--json").stdout)}
     assert rows["certificates"]["result"] == "WRONG"
     assert {"flwr version", "coordinator key", "disk", "coordinator", "clocks"} <= rows.keys()
-
-
-def test_coordinators_key_goes_under_a_passphrase_and_out_again(home, monkeypatch):
-    key = home.key_file.path.read_bytes()
-    assert "no passphrase was given" in fails("key", "protect")
-    monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
-    succeeds("key", "protect")
-    assert key not in home.key_file.path.read_bytes()
-    assert "already" in fails("key", "protect")
-    succeeds("invite", "st-mary")
-    monkeypatch.delenv(KEY_PASSPHRASE)
-    assert f"Set {KEY_PASSPHRASE}" in fails("invite", "st-john")
-    assert f"Set {KEY_PASSPHRASE}" in fails("key", "unprotect", "--yes")
-    monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
-    succeeds("key", "unprotect", "--yes")
-    assert home.key_file.path.read_bytes() == key
-    assert "not under a passphrase" in fails("key", "unprotect", "--yes")
 
 
 def test_init_writes_no_key_in_the_clear_where_it_is_told_to_protect_it(tmp_path, monkeypatch):
@@ -403,26 +158,6 @@ def test_every_command_shows_an_example():
     for command in app.registered_commands:
         name = command.name or command.callback.__name__
         assert f"wardround-server {name}" in " ".join(succeeds(name, "--help").split()), name
-
-
-def test_the_waiting_line_names_the_silent_sites_and_what_to_type(home, registry):
-    for name in ("a", "b"):
-        enrol(home, registry, name)
-    registry.propose(from_toml(RUN_TOML), ())
-    registry.answer(HASH, "a", approved=True)
-    line = state_line(home, registry, registry.proposal(HASH))
-    assert "1 of 2 approvals; waiting for b" in line
-    assert f"wardround-client approve {HASH[:8]}" in line
-
-
-def test_a_round_line_names_who_was_left_out():
-    event = {
-        "event": "round", "round": 3, "sites": ["a"], "refused": {"b": "not-finite"}, "missing": ["c"],
-        "seconds": 1.25, "bytes-down": 3_000_000, "bytes-up": 1_000_000,
-    }  # fmt: skip
-    assert (
-        event_line(event, Segmentation()) == "round 3: 1 site, 1.2 s, 4.0 MB; b refused (not-finite), c did not answer"
-    )
 
 
 def test_the_certificate_follows_the_hosts(home):

@@ -1,0 +1,196 @@
+"""wardround-server new, run, runs, stop, resume and watch: a run, from its document to its end."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from common.config import RunConfig, rundocument
+from common.console.cli import Digest, JsonFlag, note, say, show_table
+from common.errors import ConfigError, FederationError
+from common.identity.operators import Act
+from common.system.files import write_atomically, write_private
+from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
+from server.commands.results import show_scores
+from server.commands.template import TEMPLATE
+from server.coordinator import supervisor
+from server.federation.events import INITIAL_NAME
+from server.home import folder as homes
+from server.home.checkpoints import MODEL_FILES
+from server.home.folder import Home
+from server.registry import operators
+from server.registry.audit_trail import open_log
+from server.registry.proposals import Proposal
+from server.registry.registry import Registry
+from server.views.progress import duration, progress_of
+
+# The document that hospitals approve, in a run's folder: its bytes are what the run's hash is of.
+ISSUED_NAME = "run.json"
+
+WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and show the run until it ends.")]
+
+
+def new(document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The file to write.")]) -> None:
+    """Write a run.toml to begin with: every setting, its default and its choices.
+
+    Example: `wardround-server new run.toml`
+    """
+    if document.exists():
+        raise ConfigError(f"{document} is there already. Give the name of a new file.")
+    write_atomically(document, TEMPLATE.encode())
+    say(document)
+    note(f"Look through it: data, spacing, classes, privacy. Then: wardround-server run {document}")
+
+
+def run(
+    document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="What to train, and how.")],
+    *,
+    home: HomeOption = None,
+    watch: WatchFlag = False,
+    signers: Annotated[
+        list[str] | None,
+        typer.Option("--as", envvar="WARDROUND_OPERATOR", help="Operator who signs; repeatable [default: admin]."),
+    ] = None,
+    key: KeyOption = None,
+    initial: Annotated[
+        Path | None, typer.Option("--initial", help="Folder of the model that [initial] in RUN.toml names.")
+    ] = None,
+) -> None:
+    """Propose a run to the sites, signed by an operator; it starts when its quorum has approved.
+
+    Example: `wardround-server run lesions.toml --watch`
+    """
+    several = [asked(home, "run", name, key) for name in signers or [operators.FIRST]]
+    opened, registry, _ = several[0]
+    acting = [signer for *_, signer in several]
+    run = rundocument.from_file(document)
+    _require_running(opened)
+    registry.must_be_new(run.hash)
+    folder = opened.run_folder(run)
+    weights = _initial_weights(run.config, initial, folder)
+    endorsements = [operators.endorse(signer, run.hash, run.bundle) for signer in acting]
+
+    def publish(_act: Act) -> Proposal:
+        if weights is not None:
+            write_private(folder / INITIAL_NAME, weights)
+        proposed = registry.propose(run, endorsements)
+        open_log(opened).append("proposed", {"run": run.hash})
+        return proposed
+
+    proposal = operators.carry_out(opened, acting, "run", (run.hash,), publish)
+    issued = folder / ISSUED_NAME
+    write_private(issued, run.text.encode())
+    say(f"Proposed {run.name} {run.hash}")
+    note(f"Issued as {issued}, of which that is the SHA-256")
+    note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
+    _follow(opened, registry, proposal, watch=watch)
+
+
+def runs(
+    home: HomeOption = None, json: JsonFlag = False, by: AsOption = operators.FIRST, key: KeyOption = None
+) -> None:
+    """All runs, the latest first.
+
+    Example: `wardround-server runs --json`
+    """
+    opened, registry, _ = asked(home, "runs", by, key)
+    rows = []
+    for one in registry.proposals():
+        done = progress_of(opened.run_folder(one.document), one)
+        left = done.seconds_left
+        shown = (f"{done.round} of {done.rounds}", done.scored, None if left is None else duration(left))
+        how_far = (done.round, done.rounds, done.headline, done.score, left) if json else shown
+        answers = (sorted(one.approved), sorted(one.denied), one.reason or None)
+        rows.append((one.name, Digest(one.run_hash), one.state, *how_far, *answers))
+    how_far_columns = (
+        ("round", "rounds", "headline", "score", "seconds-left") if json else ("round", "score", "time left")
+    )
+    show_table("Runs", ("run", "hash", "state", *how_far_columns, "approved", "denied", "reason"), rows, as_json=json)
+
+
+def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
+    """Withdraw a run. What it has learned stays in its folder; `resume` goes on from there.
+
+    Example: `wardround-server stop lesions`
+    """
+    opened, registry, signer = asked(home, "stop", by, key)
+    proposal = registry.proposal(run)
+
+    def close(act: Act) -> None:
+        if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
+            raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
+
+    operators.carry_out(opened, signer, "stop", (proposal.run_hash,), close)
+    open_log(opened).append("closed", {"run": proposal.run_hash})
+    say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
+
+
+def resume(
+    run: RunArgument,
+    home: HomeOption = None,
+    watch: WatchFlag = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
+    """Go on with a failed or stopped run, from its last checkpoint.
+
+    Example: `wardround-server resume lesions --watch`
+    """
+    opened, registry, signer = asked(home, "resume", by, key)
+    proposal = registry.proposal(run)
+    _require_running(opened)
+
+    def reopen(act: Act) -> None:
+        registry.reopen(proposal.run_hash, act, operators.endorse(signer, proposal.run_hash, proposal.bundle))
+        open_log(opened).append("proposed", {"run": proposal.run_hash})
+
+    operators.carry_out(opened, signer, "resume", (proposal.run_hash,), reopen)
+    say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
+    _follow(opened, registry, proposal, watch=watch)
+
+
+def watch(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
+    """Show a run until it ends; one that has ended is shown as it was. Exit code 0 only if it is completed.
+
+    Example: `wardround-server watch lesions`
+    """
+    opened, registry, _ = asked(home, "watch", by, key)
+    proposal = registry.proposal(run)
+    _follow(opened, registry, proposal, watch=True)
+
+
+def _require_running(home: Home) -> None:
+    if not supervisor.is_running(home):
+        raise FederationError("the coordinator is not running. Start it with `wardround-server start`, then try again.")
+
+
+def _initial_weights(config: RunConfig, model: Path | None, folder: Path) -> bytes | None:
+    """The weights that a run starts from, if it names any; its ServerApp looks for them in the run's folder."""
+    if config.initial is None:
+        if model is not None:
+            raise ConfigError("RUN.toml names no initial weights. Add an [initial] table, or leave --initial out.")
+        return None
+    source = folder / INITIAL_NAME if model is None else model / MODEL_FILES[0]
+    data = source.read_bytes() if source.exists() else b""
+    if sha256(data).hexdigest() != config.initial.sha256:
+        fault = "has another SHA-256 than" if data else "is not there; it must hold the weights that"
+        raise ConfigError(
+            f"{source} {fault} RUN.toml's [initial] names ({config.initial.sha256[:8]}). Give the model's folder with "
+            "--initial."
+        )
+    return data
+
+
+def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:
+    if not watch:
+        note(f"Follow it with: {homes.typed(f'watch {proposal.run_hash[:8]}', home)}")
+        return
+    from server.views.watch import watch as watch_run  # noqa: PLC0415 - loads jinja2
+
+    ended = watch_run(home, registry, proposal.run_hash)
+    if ended.state != "completed":
+        why = f": {ended.reason}" if ended.reason else ""
+        raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")
+    show_scores(home, ended, as_json=False)
+    say(f"Results: {home.run_folder(ended.document)}")

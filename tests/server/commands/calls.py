@@ -1,0 +1,43 @@
+"""Commands as they are typed: what they print, or the one error that they end with."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from common.config import sha256_of
+from common.config.rundocument import issue
+from server.commands.main import app
+from tests.server.coordinators import RUN
+
+HASH = sha256_of(RUN)
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def succeeds(*words: str) -> str:
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(*words: str) -> str:
+    result = invoke(*words)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def add_result(home, status: str = "completed") -> Path:
+    folder = home.run_folder(issue(RUN))
+    folder.mkdir(parents=True, exist_ok=True)
+    dice = {"dice": 0.75}
+    scores = {"test": {"round": 2, "sites": {"a": dice}, "mean-of-sites": dice, "mean-of-patients": None}}
+    guarantee = {"sites": {"a": {"epsilon": 1.5, "delta": 0.001}}}
+    (folder / "summary.json").write_text(json.dumps({"status": status, "scores": scores, "guarantee": guarantee}))
+    for name in ("model.safetensors", "model.json"):
+        (folder / f"{name}.sealed").write_bytes(home.sealer_of(HASH).seal(name.encode(), name))
+    return folder

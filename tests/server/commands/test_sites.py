@@ -1,0 +1,47 @@
+"""Hospitals are invited, ask, are approved and revoked."""
+
+import json
+import stat
+import threading
+from pathlib import Path
+
+from common.identity import certificates
+from common.identity.invitation import Invitation
+from tests.server.commands.calls import fails, invoke, succeeds
+from tests.server.coordinators import asked
+
+
+def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
+    path = Path(succeeds("invite", "st-mary").strip())
+    invitation = Invitation.from_text(path.read_text())
+    csr = certificates.csr_for("st-mary", certificates.new_key())
+    csr_pem, receipt_key, proof = asked("st-mary", csr)
+    registry.redeem("st-mary", invitation.token, csr_pem, receipt_key, proof)
+    rows = json.loads(succeeds("requests", "--json"))
+    phrase = certificates.phrase(certificates.request_digest(csr, receipt_key))
+    assert rows == [{"site": "st-mary", "wish": "joins", "phrase": phrase}]
+    assert "st-mary is active until 20" in succeeds("approve", "st-mary")
+    assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["active"]
+    succeeds("revoke", "st-mary")
+    assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["revoked"]
+
+
+def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
+    out = tmp_path / "usb" / "st-mary.json"
+    assert succeeds("invite", "st-mary", "--out", str(out.parent)).strip() == str(out)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert Invitation.from_text(out.read_text()).site == "st-mary"
+
+
+def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registry):
+    succeeds("invite", "st-mary")
+    assert "st-mary" in fails("approve", "st-mary")
+    token = json.loads(home.invitation("st-mary").read_text())["token"]
+    later = threading.Timer(1.5, registry.redeem, ["st-mary", token, *asked("st-mary")])
+    later.start()
+    result = invoke("approve", "st-mary", "--wait")
+    assert result.exit_code == 0, result.output
+    assert "Waiting for st-mary" in result.stderr
+    phrase = certificates.phrase(registry.site("st-mary").request_sha256)
+    assert f"Phrase: {phrase}" in result.stdout
+    assert registry.site("st-mary").state == "active"
