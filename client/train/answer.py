@@ -24,7 +24,7 @@ from common.config import RunConfig
 from common.config.rundocument import RunDocument
 from common.errors import DataError, ErrorCode, PolicyError, UpdateError
 from common.learning.checkpoint import pack, unpack
-from common.learning.network import load_model, tensor_shapes
+from common.learning.network import load_model, tensor_shapes, weights_of
 from common.privacy.guarantee import charge_round
 from common.privacy.scores import (
     SCORES_DELTA,
@@ -102,7 +102,7 @@ def _train(
     metrics = training.train_round(
         model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
     )
-    parts = {name: pack(state) for name, state in {WEIGHTS: model.state_dict(), **local.parts()}.items()}
+    parts = {name: pack(state) for name, state in {WEIGHTS: weights_of(model), **local.parts()}.items()}
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
 
@@ -192,7 +192,7 @@ def _check_held_out(patients: int, site: Site) -> None:
 
 def offer_of(cohort: Cohort, run: RunConfig, model: nn.Module | None = None) -> Offer:
     """What a site has for a run; with the run's model, where there is one, it need not be built to be measured."""
-    shapes = tensor_shapes(run) if model is None else {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    shapes = tensor_shapes(run) if model is None else {name: tuple(t.shape) for name, t in weights_of(model).items()}
     return Offer(
         patients=cohort.size,
         training=len(cohort.patients("train")),

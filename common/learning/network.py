@@ -22,7 +22,7 @@ def build_model(run: RunConfig) -> nn.Module:
         that are multiples of the network's stride.
 
     Raises:
-        ConfigError: the network cannot train on the run's crops.
+        ConfigError: the network cannot train on the run's crops, or keeps statistics over samples.
     """
     if problem := run.model.refuse(run.training.patch_size):
         raise ConfigError(problem)
@@ -31,6 +31,11 @@ def build_model(run: RunConfig) -> nn.Module:
         network = run.model.build(run.data.channels, run.task.outputs(len(run.data.classes)))
     for parent in list(network.modules()):
         for name, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) or getattr(child, "track_running_stats", False):
+                raise ConfigError(
+                    f"the network {run.model.architecture} normalises by statistics over patients ({name}), which "
+                    "would leave the hospital with it. Build it with norms of each sample."
+                )
             if isinstance(child, nn.PReLU):
                 setattr(parent, name, _faster(child))
     return network
@@ -45,14 +50,23 @@ def load_model(run: RunConfig, state: Mapping[str, Tensor]) -> nn.Module:
     """
     with torch.device("meta"):
         network = build_model(run)
-    if _schema(state) != _schema(network.state_dict()):
+    if _schema(state) != _schema(weights_of(network)):
         raise UpdateError("the weights do not fit the run's model by name, shape or type. Send the model of the run.")
-    if any(buffer not in network.state_dict() for buffer, _ in network.named_buffers()):
+    if next(network.buffers(), None) is not None:
         network = build_model(run)  # it holds what its weights do not
     else:
         network.to_empty(device="cpu")
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)  # of the buffers nothing is said
     return network
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """What is trained, averaged, sent and kept, by name: the parameters. Buffers are what the run's settings make them.
+
+    Returns:
+        The parameters' own tensors, detached.
+    """
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
 def freeze(network: nn.Module, run: RunConfig) -> None:
@@ -69,7 +83,7 @@ def freeze(network: nn.Module, run: RunConfig) -> None:
 def tensor_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the run's weights, without allocating them."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build_model(run).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in weights_of(build_model(run)).items()}
 
 
 def _schema(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -93,4 +107,4 @@ def _faster(slow: nn.PReLU) -> nn.PReLU:
     return fast
 
 
-__all__ = ["build_model", "freeze", "load_model", "tensor_shapes"]
+__all__ = ["build_model", "freeze", "load_model", "tensor_shapes", "weights_of"]

@@ -5,11 +5,23 @@ torch only where a network is built.
 """
 
 from common.document.choice import OneOf
+from common.models.attention_unet import AttentionUNet
+from common.models.dynunet import DynUNet
 from common.models.network import Network
+from common.models.plain_unet import PlainUNet
+from common.models.segnet import SegNet
+from common.models.segresnet import SegResNet
 from common.models.unet import UNet
+from common.models.wnet import WNet
 
 NETWORKS: tuple[type[Network], ...] = (
     UNet,
+    PlainUNet,
+    AttentionUNet,
+    SegNet,
+    SegResNet,
+    DynUNet,
+    WNet,
 )  # fmt: skip
 # Of the [model] table.
 NETWORK_CHOICE = OneOf("architecture", NETWORKS)

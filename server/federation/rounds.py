@@ -23,7 +23,7 @@ from common.config.rundocument import RunDocument
 from common.crypto.stream import Sealer
 from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
 from common.learning.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
-from common.learning.network import build_model
+from common.learning.network import build_model, weights_of
 from common.strategies import WEIGHTS
 from common.system.files import move
 from common.text import counted
@@ -347,7 +347,7 @@ def _model(round_: int, aggregation: Aggregation) -> _Model:
 
 def _initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
     """Those that the run names, or random ones from its seed."""
-    random = build_model(run).state_dict()
+    random = weights_of(build_model(run))
     if run.initial is None:
         return random
     path = out / INITIAL_NAME

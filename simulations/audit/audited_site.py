@@ -29,7 +29,7 @@ from common.config import RunConfig, SiteConfig, SourceConfig, validate
 from common.config.rundocument import issue
 from common.errors import ErrorCode, FederationError, PrivacyError
 from common.learning.checkpoint import pack, unpack
-from common.learning.network import build_model
+from common.learning.network import build_model, weights_of
 from common.measures.losses import dice_ce
 from common.privacy.ledger import Charge
 from common.wire.messages import TrainReply, TrainRequest
@@ -158,7 +158,7 @@ def release(site: Site, run: RunConfig, *, round_: int, attempt: str) -> Release
         PrivacyError: the update was not charged once and as a whole.
     """
     known = len(site.ledger.entries())
-    start, document = build_model(run).state_dict(), issue(run)
+    start, document = weights_of(build_model(run)), issue(run)
     with _same_seeds():
         reply = answer(TrainRequest(document.hash, round_, {"weights": pack(start)}), document, site, attempt)
     if not isinstance(reply, TrainReply):
@@ -189,7 +189,7 @@ def directions(run: RunConfig, patients: Iterable[Pictures]) -> Values:
 
 def tensor_parts(run: RunConfig, values: Values) -> list[Values]:
     """An update cut into the network's tensors."""
-    ends = np.cumsum([tensor.numel() for tensor in build_model(run).state_dict().values()])
+    ends = np.cumsum([tensor.numel() for tensor in weights_of(build_model(run)).values()])
     return np.split(values, ends[:-1])
 
 

@@ -1,0 +1,55 @@
+"""MONAI's SegResNet, an asymmetric residual encoder and decoder (Myronenko, BrainLes 2018), without its autoencoder."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import model_validator
+
+from common.models.levels import Levels
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_GROUPS = 4
+
+
+class SegResNet(Levels):
+    """Residual blocks, more of them on the way down than up; each level has twice the channels of the one above."""
+
+    architecture: Literal["segresnet"] = "segresnet"
+    norm: Literal["group", "instance"] = "group"
+
+    LEAST: ClassVar[int] = 2
+
+    @model_validator(mode="after")
+    def _doubles(self) -> "SegResNet":
+        first = self.channels[0]
+        doubled = tuple(first << level for level in range(len(self.channels)))
+        if self.channels != doubled:
+            raise ValueError(f"channels of segresnet double from level to level: write {list(doubled)}")
+        return self
+
+    def build(self, inputs: int, outputs: int) -> "nn.Module":
+        """MONAI's, with transposed convolutions on the way up: the gradient of its interpolation differs run by run."""
+        from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet  # noqa: PLC0415 - heavy
+
+        levels = len(self.channels)
+        return MonaiSegResNet(
+            spatial_dims=self.dims,
+            init_filters=self.channels[0],
+            in_channels=inputs,
+            out_channels=outputs,
+            dropout_prob=self.dropout or None,
+            norm=("GROUP", {"num_groups": _GROUPS}) if self.norm == "group" else ("INSTANCE", {"affine": True}),
+            # One block on the first level, two on those between, four at the bottom, as published.
+            blocks_down=(1, *(2,) * (levels - 2), 4),
+            blocks_up=(1,) * (levels - 1),
+            upsample_mode="deconv",
+        )
+
+    def head(self, network: "nn.Module") -> "nn.Module":
+        """Normalisation, activation and the convolution of one voxel that makes the outputs."""
+        last: nn.Module = network.conv_final  # type: ignore[assignment]  # a module of MONAI's
+        return last
+
+
+__all__ = ["SegResNet"]

@@ -1,0 +1,37 @@
+"""W-Net: two small U-Nets, the second of which mends what the first says (Galdran et al., Scientific Reports 2022)."""
+
+from typing import TYPE_CHECKING, Literal
+
+from common.document.table import Count
+from common.models.levels import Levels
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class WNet(Levels):
+    """About 70 thousand weights in 2D, and made for thin structures such as vessels."""
+
+    architecture: Literal["wnet"] = "wnet"
+    channels: tuple[Count, ...] = (8, 16, 32)
+
+    def build(self, inputs: int, outputs: int) -> "nn.Module":
+        """See `common.models.layers`."""
+        from common.models import layers  # noqa: PLC0415 - torch
+
+        return layers.WNet(
+            self.dims,
+            inputs,
+            outputs,
+            widths=self.channels,
+            dropout=self.dropout,
+            norm=self.normalisation,
+        )
+
+    def head(self, network: "nn.Module") -> "nn.Module":
+        """The convolution that makes the outputs of the second."""
+        last: nn.Module = network.second.head  # type: ignore[assignment, union-attr]  # a module of ours
+        return last
+
+
+__all__ = ["WNet"]
