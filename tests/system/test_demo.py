@@ -47,15 +47,20 @@ def play_until(stage: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]
 
 
 @pytest.mark.parametrize(
-    ("stage", "number"), [("2/6", signal.SIGINT), ("4/6", signal.SIGTERM)], ids=["coordinator", "agents"]
+    ("stage", "works", "number"),
+    [("2/6", "server.coordinator.serve", signal.SIGINT), ("4/6", "client.worker.main", signal.SIGTERM)],
+    ids=["coordinator", "agents"],
 )
 def test_interrupted_demo_leaves_no_process_and_can_be_played_again(
-    stage: str, number: signal.Signals, tmp_path: Path
+    stage: str, works: str, number: signal.Signals, tmp_path: Path
 ) -> None:
     folder = tmp_path / "demo"
     demo, log = play_until(stage, folder)
-    time.sleep(2.0)  # in the middle of that stage
-    assert processes_naming(folder), "the demo's processes must be found while they run"
+    deadline = time.monotonic() + 240
+    while not any(works in line for line in processes_naming(folder)):  # in the middle of that stage
+        assert demo.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
     demo.send_signal(number)
     assert demo.wait(timeout=60) == 130, log.read_text()
     deadline = time.monotonic() + 60

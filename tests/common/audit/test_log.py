@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -207,12 +208,12 @@ def test_a_transaction_that_fails_leaves_nothing(log, path):
     assert len(lines_of(path)) == 1
 
 
-def test_others_wait_while_a_transaction_reads_and_then_writes(log):
+def test_others_wait_while_a_transaction_reads_and_then_writes(log, path):
     with log.transaction() as transaction:
+        with closing(sqlite3.connect(path, timeout=0.0)) as impatient, pytest.raises(sqlite3.Error, match="is locked"):
+            impatient.execute("BEGIN IMMEDIATE")
         other = threading.Thread(target=log.append, args=("data-forgotten",))
         other.start()
-        other.join(timeout=0.2)
-        assert other.is_alive()
         assert transaction.append("policy-changed", {"policy": POLICY}) == 1
     other.join()
     assert [entry.kind for entry in log.entries()] == ["created", "policy-changed", "data-forgotten"]

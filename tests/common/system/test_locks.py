@@ -5,11 +5,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from common.errors import ConfigError
+from common.system import locks
 from common.system.locks import is_locked, left_behind, locked
 
 _HOLDS = """
@@ -24,16 +27,31 @@ with locked(Path(sys.argv[1])) as file:
 """
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def is_waited_for(path: Path) -> bool:
+    """Whether somebody waits for it, as the kernel says: `7: -> FLOCK ADVISORY WRITE pid major:minor:inode ...`."""
+    waiting = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return any(fields[6].endswith(f":{path.stat().st_ino}") for fields in waiting)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "lock"
 
 
-def test_second_holder_is_told_within_its_patience(path: Path) -> None:
-    begun = time.monotonic()
-    with locked(path), pytest.raises(ConfigError, match="busy"), locked(path, ConfigError("busy"), patience_s=0.05):
+def test_second_holder_is_told_when_its_patience_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + sum(waited), sleep=waited.append)
+    monkeypatch.setattr(locks, "time", clock)
+    with locked(path), pytest.raises(ConfigError, match="busy"), locked(path, ConfigError("busy"), patience_s=3.0):
         pass
-    assert time.monotonic() - begun < 5
+    assert 3.0 < sum(waited) <= 3.0 + 2 * max(waited)
 
 
 def test_without_an_error_the_holder_is_waited_for(path: Path) -> None:
@@ -49,7 +67,7 @@ def test_without_an_error_the_holder_is_waited_for(path: Path) -> None:
     thread.start()
     with locked(path):
         inside.set()
-        thread.join(timeout=0.2)
+        wait_for(lambda: is_waited_for(path))
         order.append("first")
     thread.join(timeout=10)
     assert order == ["first", "second"]
@@ -72,24 +90,26 @@ def test_whoever_only_looks_keeps_nobody_out(path: Path) -> None:
     """The lock was taken for a look, so that of two looks one saw a holder, and an agent did not start beside one."""
     with locked(path):
         pass
-    stopped, seen = threading.Event(), set()
+    stopped, seen, looks = threading.Event(), set(), threading.Semaphore(0)
 
     def look() -> None:
         while not stopped.is_set():
             seen.add(is_locked(path))
-            time.sleep(0.002)
+            looks.release()
 
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for one in lookers:
         one.start()
-    time.sleep(0.2)
-    assert seen == {False}
-    for _ in range(20):
-        with locked(path, ConfigError("busy")):
-            pass
-    stopped.set()
-    for one in lookers:
-        one.join()
+    try:
+        assert all(looks.acquire(timeout=60.0) for _ in range(200))
+        assert seen == {False}
+        for _ in range(20):
+            with locked(path, ConfigError("busy")):
+                pass
+    finally:
+        stopped.set()
+        for one in lookers:
+            one.join()
 
 
 def test_nobody_holds_what_was_never_there_and_a_look_makes_nothing(path: Path) -> None:

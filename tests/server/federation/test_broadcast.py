@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error
@@ -17,7 +18,7 @@ from server.federation.members import GridMembers, Member, State
 from server.federation.rounds import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
 
-LONG_S = 60.0  # no test waits for so long
+LONG_S = 60.0
 SHORT_S = 0.3
 REQUEST = TrainRequest("0" * 64, 1, {"weights": b"weights"})
 same: FakeSite = trains(lambda request: request.parts["weights"])
@@ -47,19 +48,29 @@ class Script:
         return found
 
 
+passed_s = [0.0]  # by the clock that deadlines are measured with
+
+
+def passes(seconds: float) -> None:
+    passed_s[0] += seconds
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.federation.broadcast._AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(
+        "server.federation.broadcast.time", SimpleNamespace(monotonic=lambda: passed_s[0], time=time.time)
+    )
 
 
 def answers(grid: FakeGrid, script: Script, timeout_s: float = LONG_S, wanted: int = 0) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
-    started = time.monotonic()
+    started = passed_s[0]
     lacking = lambda: wanted - sum(one.reply is not None for one in found.values())  # noqa: E731
-    for answer in ask(grid, script, REQUEST, timeout_s=timeout_s, wait=lambda _: time.sleep(0.001), wanted=lacking):
+    for answer in ask(grid, script, REQUEST, timeout_s=timeout_s, wait=passes, wanted=lacking):
         assert answer.site not in found
         found[answer.site] = answer
-    assert time.monotonic() - started < LONG_S
+    assert passed_s[0] - started < LONG_S
     return found
 
 
@@ -179,7 +190,7 @@ def test_failed_round_names_every_enrolled_site_and_why(tmp_path: Path) -> None:
         r"f has not approved the run\. .*wardround-server resume"
     )
     with pytest.raises(FederationError, match=expected):
-        federate(grid, issue(run), tmp_path, members=script, wake=lambda _: time.sleep(0.001))
+        federate(grid, issue(run), tmp_path, members=script, wake=passes)
 
 
 def test_run_that_finds_too_few_sites_names_every_enrolled_one(tmp_path: Path) -> None:
@@ -200,7 +211,7 @@ def test_journal_says_why_a_site_is_missing(tmp_path: Path) -> None:
             script.states |= {"b": State.LEFT, "c": State.REVOKED}
 
     run = a_run(rounds=1, quorum=1, federation={"round-timeout-s": SHORT_S})
-    federate(grid, issue(run), tmp_path, members=Script(grid, at_look), wake=lambda _: time.sleep(0.001))
+    federate(grid, issue(run), tmp_path, members=Script(grid, at_look), wake=passes)
     (event,) = [event for event in read_events(tmp_path / "metrics.jsonl") if event["event"] == "round"]
     assert (event["missing"], event["why-missing"]) == (["b", "c"], {"b": "left", "c": "revoked"})
     assert "b left, c was revoked" in (event_text := _line(event)), event_text

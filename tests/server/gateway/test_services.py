@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,6 @@ from common.wire.wardround_pb2_grpc import CoordinationStub
 from server.coordinator import serve
 from server.gateway.deliveries import Deliveries
 from server.gateway.limits import CALLS_AT_ONCE
-from server.gateway.node_proxy import NodeProxy
 from server.gateway.objects import Objects
 from server.gateway.services import Gateway
 from server.home.folder import ENVIRONMENT, Home, read_nodes
@@ -182,6 +182,22 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 40.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+
+
+class Turns:
+    """A lock that says when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self.waited_for = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def start_superlink(home: Home) -> subprocess.Popen[bytes]:
@@ -554,14 +570,9 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
         remove(self, message_id)
 
     monkeypatch.setattr(Deliveries, "remove", slow)
-    whole = threading.Semaphore(0)  # replies that are all here
-    hand_on = NodeProxy._hand_on
-
-    def counted(self: NodeProxy, upload: Any) -> None:
-        whole.release()
-        hand_on(self, upload)
-
-    monkeypatch.setattr(NodeProxy, "_hand_on", counted)
+    (proxy,) = [one for one in coordinator._gateway._proxies.values() if one.node_id == agent.node.node_id]
+    turns = Turns()
+    monkeypatch.setattr(proxy, "_handing_on", turns)
 
     def push(update: bytes) -> None:
         announcement, objects = agent.announcement(answer_to(asked, update))
@@ -580,8 +591,7 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     threads[0].start()
     assert handed_on.wait(30.0)
     threads[1].start()
-    assert all(whole.acquire(timeout=30.0) for _ in threads)
-    threads[1].join(1.0)  # were it let through, it would be so now
+    assert turns.waited_for.wait(30.0)  # the second is here too, and not let through
     go_on.set()
     for thread in threads:
         thread.join()
@@ -694,25 +704,28 @@ def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coord
     assert coordinator.registry.site("b").connected
 
 
-def test_objects_are_downloaded_once_however_many_ask():
-    objects, calls = Objects(), []
-    barrier = threading.Barrier(4)
+def test_objects_are_downloaded_once_however_many_ask(monkeypatch):
+    objects, calls, got = Objects(), [], []
+    waiting = threading.Semaphore(0)
+
+    class Expected(Future):
+        def result(self, timeout: float | None = None) -> bytes:
+            waiting.release()
+            return super().result(timeout)
+
+    monkeypatch.setattr("server.gateway.objects.Future", Expected)
 
     def download() -> bytes:
         calls.append(1)
-        time.sleep(0.05)
+        assert all(waiting.acquire(timeout=60.0) for _ in range(3))  # the others have asked too
         return b"content"
 
-    def ask() -> None:
-        barrier.wait()
-        assert objects.get("id", download) == b"content"
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: got.append(objects.get("id", download))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1
+    assert (len(calls), got) == (1, [b"content"] * 4)
 
 
 def test_the_least_recently_used_object_leaves_first():

@@ -28,8 +28,9 @@ def read(reference: Reference, wanted: object) -> Study:  # noqa: PLR0912 - one 
         match order.split()[0]:
             case "hang":
                 time.sleep(1000)
-            case "slow":
-                time.sleep(0.4)
+            case "until":
+                while not Path(order.split()[1]).exists():
+                    time.sleep(0.01)
             case "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "exit":
