@@ -93,13 +93,14 @@ ARROWS = {
     "common.flower": "common.system",
     "common.identity": "",
     "common.learning": "common.config common.crypto common.system",
+    "common.losses": "common.document",
     "common.measures": "",
     "common.models": "common.document",
     "common.pages": "common.system",
     "common.privacy": "common.config common.crypto common.strategies common.system common.tasks common.wire",
     "common.strategies": "common.document",
     "common.system": "",
-    "common.tasks": "common.document common.measures",
+    "common.tasks": "common.document common.losses common.measures",
     "common.wire": "",
     "server.app": (
         "common.config common.console common.system server.federation server.home server.registry server.views"
@@ -132,16 +133,16 @@ ARROWS = {
         "server.coordinator server.federation server.home server.registry"
     ),
     "simulations.audit": (
-        "client client.home client.train common.config common.learning common.measures common.pages "
+        "client client.home client.train common.config common.learning common.losses common.pages "
         "common.privacy common.system common.wire simulations.scenarios simulations.studies"
     ),
     "simulations.backends": "client client.app common.config",
     "simulations.bench": (
-        "client.data client.data.keep client.data.read common.config common.learning common.measures "
+        "client.data client.data.keep client.data.read common.config common.learning common.losses "
         "common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
-        "client client.data.prepare common.config common.console common.models common.privacy "
+        "client client.data.prepare common.config common.console common.losses common.models common.privacy "
         "common.strategies common.system common.tasks server.federation server.views simulations.audit "
         "simulations.backends simulations.bench simulations.partitions simulations.scenarios "
         "simulations.studies"
@@ -546,7 +547,7 @@ def test_wheel_holds_the_four_packages_and_nothing_else(tmp_path: Path) -> None:
 
 def test_no_file_but_its_own_says_the_name_of_a_network_strategy_or_headline_score() -> None:
     """They are known by their tables alone: a new one is a file and a line."""
-    tables = ("common/models", "common/tasks", "common/strategies")
+    tables = ("common/losses", "common/models", "common/tasks", "common/strategies")
     halves = ("client/train/strategies", "server/federation/strategies")
     headlines = {task.SCORES[0] for task in TASKS}
     names = {*NETWORK_CHOICE.by_name, *STRATEGY_CHOICE.by_name, *headlines}

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from client.rules import policy
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
+from common.losses import LOSSES
 from common.models import NETWORKS
 from common.strategies import STRATEGIES
 from common.tasks import TASKS
@@ -204,6 +205,11 @@ def test_every_setting_is_documented_with_its_true_default(document: str, headin
 def test_every_network_is_documented_with_its_true_defaults(network: type[Table]) -> None:
     name = network.model_fields["architecture"].default
     assert _documented("run.md", "[model]") | _documented("run.md", name) == _true(network)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_documented_with_its_true_defaults(loss: type[Table]) -> None:
+    assert _documented("run.md", loss.model_fields["kind"].default) == _true(loss)
 
 
 def test_every_table_of_a_run_is_documented() -> None:

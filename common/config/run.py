@@ -197,6 +197,8 @@ class RunConfig(Document):
         stride = self.model.stride
         if any(edge % stride for edge in self.training.patch_size):
             raise ValueError(f"training.patch-size must be multiples of {stride}, the network's total stride")
+        if problem := self.task.refuse(len(self.data.classes)):
+            raise ValueError(problem)
         spacing = self.preprocessing.spacing_mm
         if spacing is not None and len(spacing) != dims:
             raise ValueError(f"preprocessing.spacing-mm needs {dims} entries, one per axis of the model")

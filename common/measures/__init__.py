@@ -1,1 +1,1 @@
-"""How good a segmentation is, and the losses that train towards it: arithmetic on tensors."""
+"""How good a segmentation is: arithmetic on tensors."""

@@ -47,7 +47,7 @@ def check_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels:
         raise PrivacyError(
             "the loss of two crops is not the mean of their losses: it sums over the batch or couples its samples, so "
             "a patient's crops cannot be averaged. Use the mean over the samples of a loss of each, such as "
-            "common.measures.losses.dice_ce; of MONAI's losses batch=False and reduction='mean'.",
+            "common.losses.terms.dice_ce; of MONAI's losses batch=False and reduction='mean'.",
             ErrorCode.UNSUPPORTED,
         )
 

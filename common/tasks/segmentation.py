@@ -1,4 +1,4 @@
-"""Segmentation: a class for every voxel. Soft Dice plus cross entropy; overlap with the label, patient by patient.
+"""Segmentation: a class for every voxel. One of the losses; overlap with the label, patient by patient.
 
 Every score is a ratio of voxel counts. The unit is the patient: the matrices of all of a patient's images are added
 before any ratio is taken, so that an archive of single slices scores as the volumes it was cut from, and no slice that
@@ -14,8 +14,11 @@ of two readerships. Definitions: Taha and Hanbury, BMC Medical Imaging 2015.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from pydantic import Field
+
+from common.losses import LOSS_CHOICE, Loss
 from common.tasks.task import Task, mean_scores
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class Segmentation(Task):
     """Logits of the background and of each class, for every voxel."""
 
     kind: Literal["segmentation"] = "segmentation"
+    criterion: Annotated[Loss, LOSS_CHOICE, Field(alias="loss")] = LOSS_CHOICE.default()
 
     SCORES: ClassVar[tuple[str, ...]] = (
         *("dice", "foreground-dice", "iou", "sensitivity", "specificity", "precision"),
@@ -40,11 +44,13 @@ class Segmentation(Task):
         """The background has a channel of its own."""
         return 1 + classes
 
-    def loss(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
-        """See `common.measures.losses`."""
-        from common.measures.losses import dice_ce  # noqa: PLC0415 - torch
+    def refuse(self, classes: int) -> str | None:
+        """What its loss cannot take."""
+        return self.criterion.refuse(classes)
 
-        return dice_ce(outputs, labels)
+    def loss(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean of what [task.loss] says of each sample."""
+        return self.criterion.of_each(outputs, labels).mean()
 
     def answer(self, outputs: "Tensor") -> "Tensor":
         """(S, 1 + K, *spatial) to labels (S, *spatial) int64."""

@@ -41,6 +41,10 @@ class Task(Table):
         """The name of a class's own headline score."""
         return f"{self.headline}-{label}"
 
+    def refuse(self, classes: int) -> str | None:
+        """Why it cannot be the task of so many classes, the background not counted; None: it can."""
+        return None
+
     @abstractmethod
     def outputs(self, classes: int) -> int:
         """How many channels the network puts out for so many classes, the background not counted."""

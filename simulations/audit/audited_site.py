@@ -30,7 +30,7 @@ from common.config.rundocument import issue
 from common.errors import ErrorCode, FederationError, PrivacyError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model, weights_of
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 from common.privacy.ledger import Charge
 from common.wire.messages import TrainReply, TrainRequest
 from simulations.audit.bounds import Values

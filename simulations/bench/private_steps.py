@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from common.config import RunConfig, validate
 from common.learning.network import build_model
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 from common.privacy import engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import private_optimizer, private_step

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from client.data.prepare import STEPS
+from common.losses import LOSS_CHOICE
 from common.models import NETWORK_CHOICE, Network
 from common.privacy.guarantee import COVERED_PARTS
 from common.strategies import STRATEGY_CHOICE, WEIGHTS, Strategy
@@ -15,7 +16,7 @@ from common.tasks import TASK_CHOICE, Task
 from simulations.backends import BACKENDS
 from simulations.partitions import PARTITION_CHOICE
 
-What: TypeAlias = Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"]
+What: TypeAlias = Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "backends"]
 Rows: TypeAlias = tuple[list[str], list[list[object]]]
 
 
@@ -50,6 +51,10 @@ def _tasks() -> Rows:
         if issubclass(member, Task)
     ]
     return ["task", "headline", "scores", "what"], found
+
+
+def _losses() -> Rows:
+    return _named("loss", LOSS_CHOICE.by_name)
 
 
 def _strategies() -> Rows:
@@ -91,6 +96,7 @@ def _about(member: object) -> str:
 _TABLES: Mapping[str, Callable[[], Rows]] = {
     "networks": _networks,
     "tasks": _tasks,
+    "losses": _losses,
     "strategies": _strategies,
     "steps": _steps,
     "partitions": _partitions,

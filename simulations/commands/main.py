@@ -267,7 +267,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
 @app.command("list")
 def list_members(
     what: Annotated[
-        Literal["networks", "tasks", "strategies", "steps", "partitions", "backends"],
+        Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "backends"],
         typer.Argument(help="Which table."),
     ],
     as_json: JsonFlag = False,

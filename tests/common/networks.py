@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from common.config import RunConfig
 from common.learning.network import build_model
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 from common.privacy.gradients import Loss, Patient
 
 

@@ -11,7 +11,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.learning.inference import outputs
 from common.learning.network import build_model, freeze, load_model, tensor_shapes, weights_of
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 from common.models import NETWORKS, Network
 from common.models.plain_unet import PlainUNet
 from common.models.wnet import WNet

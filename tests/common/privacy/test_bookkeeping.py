@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import ErrorCode, PrivacyError
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
 from tests import ROOT
 from tests.common.networks import NETWORKS, Network, batch_of_one

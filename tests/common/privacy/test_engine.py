@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 from common.privacy import autotune, engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients

@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceLoss
 from torch.nn import functional
 
-from common.measures.losses import dice_ce
+from common.losses.terms import dice_ce
 
 
 def make_batch(samples: int = 3, classes: int = 3, edge: int = 7) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,54 @@
+"""What a loss is: how far the outputs for a voxel's image are from its label, sample by sample.
+
+A loss gives each sample its own number, and a step takes their mean: so no loss of the table can couple patients, which
+would void differential privacy. Settings are the [task.loss] table of a run, read by processes that hold no torch.
+"""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from common.document.table import Positive, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loss(Table):
+    """A loss of segmentation; class 0 is the background."""
+
+    kind: str
+
+    @abstractmethod
+    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The loss of each sample by itself.
+
+        Args:
+            logits: (N, 1 + K, *spatial); half precision is widened to float32 first.
+            labels: (N, *spatial) int64, 0..K.
+
+        Returns:
+            (N) float32.
+        """
+
+    def refuse(self, classes: int) -> str | None:  # noqa: ARG002 - for those that are weighted by class
+        """Why it cannot be the loss of so many classes, the background not counted; None: it can."""
+        return None
+
+
+class WeightedLoss(Loss):
+    """A loss to which some classes may count more than others."""
+
+    # Of the background and of each class, in label order; None: all alike.
+    class_weights: tuple[Positive, ...] | None = None
+
+    def refuse(self, classes: int) -> str | None:
+        """Weights that are not one for the background and one for each class."""
+        if self.class_weights is None or len(self.class_weights) == 1 + classes:
+            return None
+        return (
+            f"task.loss.class-weights has {len(self.class_weights)} entries, and the run has the background and "
+            f"{classes} classes: write {1 + classes}, the background's first"
+        )
+
+
+__all__ = ["Loss", "WeightedLoss"]

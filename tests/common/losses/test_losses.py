@@ -1,0 +1,191 @@
+"""Every loss of the table: sample by sample, finite, least where the answer is right; numbers of MONAI and torch."""
+
+import pytest
+import torch
+from monai.losses import FocalLoss, TverskyLoss
+from monai.losses.cldice import SoftclDiceLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.config import RunConfig, canonical, parse
+from common.errors import ConfigError
+from common.losses import LOSSES, Loss
+from common.losses.cldice import CLDice
+from common.losses.dice_ce import DiceCE
+from common.losses.focal import Focal
+from common.losses.terms import dice_ce
+from common.losses.tversky import Tversky
+from common.privacy.autotune import choose
+from common.privacy.gradients import Patient
+
+RUN = """
+name = "losses"
+[data]
+modality = "CT"
+classes = ["liver", "lesion"]
+[training]
+patch-size = [16, 16]
+[federation]
+rounds = 1
+"""
+EVERY = [
+    *[pytest.param(loss(), id=loss.__name__) for loss in LOSSES],
+    pytest.param(DiceCE(class_weights=(0.2, 1.0, 3.0), dice=0.5), id="DiceCE-weighted"),
+    pytest.param(Focal(class_weights=(0.2, 1.0, 3.0), dice=1.0), id="Focal-weighted"),
+    pytest.param(Tversky(gamma=0.75, cross_entropy=0.5), id="Tversky-focal"),
+]
+
+
+def batch(*spatial: int, samples: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn((samples, 3, *(spatial or (7, 9))), generator=generator)
+    return logits, torch.randint(3, (samples, *(spatial or (7, 9))), generator=generator)
+
+
+def with_loss(lines: str) -> str:
+    return f"format = 2\n{RUN}[task]\n[task.loss]\n{lines}\n"
+
+
+@pytest.mark.parametrize("loss", EVERY)
+@pytest.mark.parametrize("spatial", [(7, 9), (4, 5, 6)])
+def test_a_samples_loss_and_gradient_are_those_it_has_alone(loss: Loss, spatial: tuple[int, ...]) -> None:
+    logits, labels = batch(*spatial)
+    leaf = logits.clone().requires_grad_()
+    together = loss.of_each(leaf, labels)
+    assert together.shape == (3,)
+    alone = torch.cat([loss.of_each(logits[i : i + 1], labels[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together.detach(), alone)
+    (gradient,) = torch.autograd.grad(together[1], leaf)
+    assert not gradient[0].any()
+    assert not gradient[2].any()
+    assert gradient[1].any()
+
+
+@pytest.mark.parametrize("loss", EVERY)
+def test_the_right_answer_costs_least(loss: Loss) -> None:
+    logits, labels = batch()
+    right = 50.0 * functional.one_hot(labels, 3).movedim(-1, 1).float()
+    wrong = 50.0 * functional.one_hot((labels + 1) % 3, 3).movedim(-1, 1).float()
+    best, found, worst = (loss.of_each(some, labels) for some in (right, logits, wrong))
+    assert (best < 0.05).all()
+    assert (best < found).all()
+    assert (found < worst).all()
+
+
+@pytest.mark.parametrize("loss", EVERY)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_one_class_alone_gives_finite_loss_and_gradient(loss: Loss, scale: float, label: int) -> None:
+    logits = (scale * batch()[0]).requires_grad_()
+    value = loss.of_each(logits, torch.full((3, 7, 9), label)).mean()
+    value.backward()  # type: ignore[no-untyped-call]  # torch leaves it
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", EVERY)
+def test_half_precision_is_widened(loss: Loss) -> None:
+    logits, labels = batch()
+    found = loss.of_each(logits.bfloat16(), labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss.of_each(logits.bfloat16().float(), labels))
+
+
+@pytest.mark.parametrize("loss", EVERY)
+def test_a_private_step_can_take_it(loss: Loss) -> None:
+    """The probe refuses losses that couple samples, and compares gradients in groups with those of one patient."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    images = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(1))
+    assert choose(model, lambda logits, labels: loss.of_each(logits, labels).mean(), Patient(images, labels), 4)
+
+
+def test_the_first_is_what_runs_train_with_that_name_none() -> None:
+    logits, labels = batch()
+    run = parse(RunConfig, RUN)
+    assert torch.equal(run.task.loss(logits, labels), dice_ce(logits, labels))
+    named = parse(RunConfig, with_loss('kind = "dice-ce"'))
+    assert named.task == run.task
+    assert '"loss"' not in canonical(run)
+
+
+def test_weighted_cross_entropy_is_torchs() -> None:
+    logits, labels = batch()
+    weights = (0.2, 1.0, 3.0)
+    found = DiceCE(class_weights=weights, dice=0.0).of_each(logits, labels)
+    for place in range(3):
+        theirs = functional.cross_entropy(logits[place, None], labels[place, None], weight=torch.tensor(weights))
+        torch.testing.assert_close(found[place], theirs)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_is_monais(gamma: float) -> None:
+    logits, labels = batch()
+    theirs = FocalLoss(use_softmax=True, to_onehot_y=True, gamma=gamma, reduction="none")(logits, labels[:, None])
+    torch.testing.assert_close(Focal(gamma=gamma).of_each(logits, labels), theirs.sum(1).flatten(1).mean(1))
+
+
+def test_focal_without_focus_is_cross_entropy() -> None:
+    logits, labels = batch()
+    theirs = functional.cross_entropy(logits, labels, reduction="none").flatten(1).mean(1)
+    torch.testing.assert_close(Focal(gamma=0.0).of_each(logits, labels), theirs)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (0.5, 0.5), (0.9, 0.2)])
+def test_tversky_is_monais(alpha: float, beta: float) -> None:
+    logits, labels = batch()
+    theirs = TverskyLoss(
+        include_background=False,
+        to_onehot_y=True,
+        softmax=True,
+        alpha=alpha,
+        beta=beta,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+        reduction="none",
+    )(logits, labels[:, None])
+    found = Tversky(alpha=alpha, beta=beta).of_each(logits, labels)
+    torch.testing.assert_close(found, theirs.flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("spatial", [(12, 13), (8, 9, 7)])
+def test_cldice_is_monais_on_each_sample_and_class(spatial: tuple[int, ...]) -> None:
+    logits, labels = batch(*spatial)
+    found = CLDice(weight=1.0).of_each(logits, labels) - DiceCE().of_each(logits, labels)
+    truth = functional.one_hot(labels, 3).movedim(-1, 1).float()
+    theirs = SoftclDiceLoss(iter_=3, smooth=1e-12)
+    for place in range(3):
+        by_class = [
+            theirs(logits.softmax(1)[place : place + 1, number, None], truth[place : place + 1, number, None])
+            for number in (1, 2)
+        ]
+        torch.testing.assert_close(found[place], torch.stack(by_class).mean())
+
+
+def test_cldice_prices_a_cut_above_a_thinner_vessel() -> None:
+    vessel = torch.zeros(1, 15, 40, dtype=torch.int64)
+    vessel[:, 5:10, 2:38] = 1
+    cut, thin = vessel.clone(), vessel.clone()
+    cut[:, :, 18:22] = 0  # 20 voxels
+    thin[:, 5, 2:22] = 0  # 20 voxels too
+    found = {}
+    for name, answer in (("cut", cut), ("thin", thin)):
+        logits = 30.0 * functional.one_hot(answer, 2).movedim(-1, 1).float()
+        found[name] = [float(CLDice(weight=weight).of_each(logits, vessel)) for weight in (0.0, 1.0)]
+    assert found["cut"][0] == pytest.approx(found["thin"][0], rel=1e-3)  # the overlap is the same
+    assert found["cut"][1] - found["cut"][0] > found["thin"][1] - found["thin"][0] + 0.02
+
+
+def test_weights_must_be_one_for_each_class() -> None:
+    run = parse(RunConfig, with_loss("class-weights = [0.2, 1.0, 3.0]"))
+    assert isinstance(run.task.criterion, DiceCE)  # type: ignore[attr-defined]  # of segmentation
+    with pytest.raises(ConfigError, match="write 3, the background's first"):
+        parse(RunConfig, with_loss("class-weights = [0.2, 1.0]"))
+
+
+def test_a_key_of_another_loss_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        parse(RunConfig, with_loss('kind = "focal"\nalpha = 0.3'))
+    with pytest.raises(ConfigError, match="loss"):
+        parse(RunConfig, with_loss('kind = "focla"'))
