@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata
+from flwr.app.message import make_message
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2, transport_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 
@@ -213,7 +214,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         metadata = Metadata(
             self.run.run_id, "", 1, NODE_ID, "", "", certificates.now().timestamp(), DEFAULT_TTL, message_type or kind
         )
-        self.send(Message(metadata=metadata, content=request_to_record(request)))
+        self.send(make_message(metadata, request_to_record(request)))
 
     def send(self, message: Message, alter: Callable[[bytes], bytes] = lambda content: content) -> None:
         head, tree, objects = pack_message(message)

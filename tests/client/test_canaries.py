@@ -21,7 +21,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from flwr.app import DEFAULT_TTL, Message, Metadata
+from flwr.app import DEFAULT_TTL, Metadata
+from flwr.app.message import make_message
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom import config
@@ -235,7 +236,7 @@ def _work(one: Scene, folder: Path) -> None:
             assert not isinstance(answer, Offer | protocol.Ready)
             reply = exit_gate.release(answer, question.request, RUN)
             metadata = Metadata(1, "", 1, 2, "", "", 0.0, DEFAULT_TTL, "train")
-            head, tree, objects = pack_message(Message(metadata=metadata, content=reply_to_record(reply)))
+            head, tree, objects = pack_message(make_message(metadata, reply_to_record(reply)))
             sent = [head.SerializeToString(), tree.SerializeToString(), *objects.values()]
             one.out[f"sent {number}"] = b"\n".join(sent)
         else:

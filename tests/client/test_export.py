@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from client.commands.main import app
 from tests.client.data.studies import write_ct

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from client.agent.status import only_one
 from client.commands.main import _log_to, app

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from client.agent.worker_process import Worker
 from client.commands.main import app

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
@@ -141,7 +142,7 @@ def a_message(content: RecordDict, node: int, kind: str, group: str) -> Message:
         ttl=3600,
         message_type=kind,
     )
-    return Message(metadata=metadata, content=content)
+    return make_message(metadata, content)
 
 
 def reply_message(said: Said, to: Message) -> Message | None:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from common.config import sha256_of
 from common.config.rundocument import from_toml, issue

@@ -67,7 +67,7 @@ DO_WITHOUT = {"runs", "operator list"}
 
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize("name", ["registry.sqlite", AUDIT_NAME])
-def test_command_on_a_locked_file_says_so_in_one_sentence(home: Home, tmp_path, monkeypatch, words, name) -> None:  # type: ignore[no-untyped-def]
+def test_command_on_a_locked_file_says_so_in_one_sentence(home: Home, tmp_path, monkeypatch, words, name) -> None:
     monkeypatch.chdir(tmp_path)
     with held(home.path / name):
         result = CliRunner().invoke(app, [*words.split(), "--home", str(home.path)])
@@ -108,7 +108,7 @@ def test_gateway_waits_for_a_locked_registry_and_goes_on(
     try:
         with member.channel(home) as channel:
             grpc.channel_ready_future(channel).result(20)
-            list_proposals = CoordinationStub(channel).ListProposals  # type: ignore[no-untyped-call]
+            list_proposals = CoordinationStub(channel).ListProposals
             assert status_of(list_proposals, ListProposalsRequest(revision=99)) == grpc.StatusCode.OK
             for name in ("registry.sqlite", AUDIT_NAME):
                 with held(home.path / name):

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import DEFAULT_TTL, Message, MessageType, Metadata, RecordDict
+from flwr.app import DEFAULT_TTL, MessageType, Metadata, RecordDict
+from flwr.app.message import make_message
 
 from common.flower.packing import object_ids, unpack_message
 from common.identity import certificates
@@ -48,7 +49,7 @@ class Ear(Coordinator):
         kind = MessageType.TRAIN if isinstance(request, TrainRequest) else MessageType.EVALUATE
         now = certificates.now().timestamp()
         metadata = Metadata(flower_run, "", 1, NODE_ID, "", "", now, DEFAULT_TTL, kind)
-        self.send(Message(metadata=metadata, content=request_to_record(request)))
+        self.send(make_message(metadata, request_to_record(request)))
 
     def ListProposals(self, request: Any, context: Any) -> Any:
         deadline = time.monotonic() + _HOLD_S

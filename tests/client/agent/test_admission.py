@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, RecordDict
+from flwr.app.message import make_message
 
 from client.agent.fleet import Fleet
 from client.agent.status import read_status
@@ -35,7 +36,7 @@ LARGE = 20 << 20  # bytes
 
 def send(stage: Stage, content: RecordDict) -> None:
     metadata = Metadata(stage.coordinator.run.run_id, "", 1, NODE_ID, "", "1", 1_800_000_000.0, 3600.0, "train")
-    stage.coordinator.send(Message(metadata=metadata, content=content))
+    stage.coordinator.send(make_message(metadata, content))
 
 
 def array(size: int) -> Array:

@@ -20,7 +20,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import ConfigRecord, Metadata, RecordDict
+from flwr.app.message import make_message
 from safetensors.numpy import save
 
 from client.agent.fleet import Fleet
@@ -277,7 +278,7 @@ def test_message_that_is_no_request_is_refused(stage: Stage) -> None:
     stage.approve(run_hash)
     metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "query")
     content = RecordDict({"c": ConfigRecord({"code": "import os"})})
-    stage.coordinator.send(Message(metadata=metadata, content=content))
+    stage.coordinator.send(make_message(metadata, content))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.BAD_REQUEST)
 
 
@@ -286,7 +287,7 @@ def test_altered_message_is_dropped_and_the_next_one_answered(stage: Stage) -> N
     stage.approve(run_hash)
     metadata = Metadata(FLOWER_RUN, "", 1, NODE_ID, "", "", time.time(), 3600.0, "train")
     content = RecordDict({"c": ConfigRecord({"a": 1})})
-    stage.coordinator.send(Message(metadata=metadata, content=content), lambda data: data + b"x")
+    stage.coordinator.send(make_message(metadata, content), lambda data: data + b"x")
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 

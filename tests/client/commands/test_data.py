@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from client.commands.main import app
 from simulations.generators.phantoms import SCANNERS, write_study

@@ -17,8 +17,9 @@ import click
 import numpy as np
 import pytest
 import typer
+from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from client.agent.status import is_running, only_one
 from client.commands.main import app

@@ -18,11 +18,12 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from click.testing import Result
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.uid import ComputedRadiographyImageStorage
 from torch import nn
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 import client.predict.files
 import client.predict.prediction

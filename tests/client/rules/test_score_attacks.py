@@ -68,7 +68,7 @@ class Hospital:
 
     def start(self) -> None:
         self.worker = Worker(self.home, threads=1)
-        self.agent = Agent(self.home, load_identity(self.home), self.worker)  # type: ignore[arg-type]
+        self.agent = Agent(self.home, load_identity(self.home), self.worker)
         self.thread = threading.Thread(target=self.agent.run, daemon=True)
         self.thread.start()
 

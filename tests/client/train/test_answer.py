@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 
 from client.app import app
@@ -63,7 +64,7 @@ def message_of(record: RecordDict, kind: str = "train") -> Message:
         ttl=60,
         message_type=kind,
     )
-    return Message(metadata=metadata, content=record)
+    return make_message(metadata, record)
 
 
 def ask_app(request: Request | RecordDict, run: RunConfig, home: Path) -> Reply:

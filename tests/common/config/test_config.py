@@ -127,7 +127,7 @@ def test_canonical_is_inverted_and_hash_changes_with_any_value(seed: int, rounds
 def test_configuration_cannot_be_changed_after_it_was_read() -> None:
     run = parse(RunConfig, RUN)
     with pytest.raises(ValueError, match="frozen"):
-        run.seed = 3  # type: ignore[misc]  # the point of the test
+        run.seed = 3
 
 
 def test_shipped_policy_is_strict() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from common.console.cli import JsonFlag, configure_logging, new_app, progress, show_table
 from common.errors import ConfigError

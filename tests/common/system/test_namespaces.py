@@ -40,7 +40,7 @@ def without_rights() -> None:
 
 
 @pytest.mark.parametrize("prepare", [None, without_rights], ids=["as we are", "without rights"])
-def test_a_private_network_has_loopback_and_no_way_out(prepare) -> None:  # type: ignore[no-untyped-def]
+def test_a_private_network_has_loopback_and_no_way_out(prepare) -> None:
     found = subprocess.run(
         [sys.executable, "-c", MAKES_ONE], cwd=ROOT, preexec_fn=prepare, capture_output=True, text=True, check=False
     )

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from common.config import sha256_of
 from common.config.rundocument import issue

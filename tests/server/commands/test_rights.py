@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from client.home import enrolment as client_enrol
 from common.audit.log import Entry

@@ -85,4 +85,4 @@ def test_choices_that_it_names_are_those_that_there_are() -> None:
         (comment,) = re.findall(rf"^#? ?{key} = .*# (.*)$", TEMPLATE, re.MULTILINE)
         named = set(re.findall(r"[A-Za-z]+", comment.split(";")[0])) - {"or"}
         field = RunConfig.model_fields[table].annotation.model_fields[key]  # type: ignore[union-attr]
-        assert named == set(field.annotation.__args__)  # type: ignore[union-attr]
+        assert named == set(field.annotation.__args__)

@@ -106,7 +106,7 @@ def test_no_sequence_of_gradients_leads_adamw_beyond_the_bound() -> None:
     assert 0.9 * bound < worst <= bound
 
 
-def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path) -> None:
     # As the shipped defaults are: 20 steps of AdamW at 0.001. A model of norm 149 beside one of norm 25 took over.
     run = validate(
         RunConfig,
@@ -124,7 +124,7 @@ def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path) -> None:
     assert summary.sites_by_round[0]["refused"] == {"c": "update-too-large"}
 
 
-def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_path) -> None:
     # Plain SGD: nothing in the run bounds a step, so the others are what an update is held against.
     run = a_run(rounds=1, quorum=2, training={"optimizer": "sgd"})
     sites = {"a": nearly(0.010), "b": nearly(0.012), "c": nearly(0.030), "d": nearly(0.30)}
@@ -134,13 +134,13 @@ def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_pat
                                        "missing": []},)  # fmt: skip
 
 
-def test_two_sites_have_no_median_and_both_enter(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_two_sites_have_no_median_and_both_enter(tmp_path) -> None:
     run = a_run(rounds=1, training={"optimizer": "sgd"})
     grid = FakeGrid({"a": trains(nearly(0.001)), "b": trains(nearly(0.3))})
     assert federate(grid, issue(run), tmp_path, wake=lambda _: None).sites_by_round[0]["sites"] == ["a", "b"]
 
 
-def test_a_count_of_a_million_does_not_outvote_the_others(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_count_of_a_million_does_not_outvote_the_others(tmp_path) -> None:
     run = a_run(rounds=1, training={"optimizer": "sgd"})
     sites = {"a": (0.1, 30), "b": (0.1, 50), "c": (-0.1, 1_000_000)}
     grid = FakeGrid({name: trains(nearly(step), count) for name, (step, count) in sites.items()})
@@ -182,7 +182,7 @@ def states(run: RunConfig, patients: int, share: float, sign: float = 1.0) -> An
     return site
 
 
-def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path) -> None:
     # Its honest noise would lead so far, so it is not refused; but nobody can check that it has one patient.
     run = a_run(rounds=1, privacy={"target-epsilon": 8.0}, training={"learning-rate": 1.0})
     start = build_model(run).state_dict()

@@ -41,7 +41,7 @@ def shift(seed: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.randn(tensor.shape, generator=generator)
 
 
-def sends(change) -> FakeSite:  # type: ignore[no-untyped-def]
+def sends(change) -> FakeSite:
     """A site that answers training with whatever `change` makes of a good reply."""
     good = moves(9)
 
@@ -52,14 +52,14 @@ def sends(change) -> FakeSite:  # type: ignore[no-untyped-def]
     return site
 
 
-def with_tensor(reply: TrainReply, edit) -> TrainReply:  # type: ignore[no-untyped-def]
+def with_tensor(reply: TrainReply, edit) -> TrainReply:
     state = unpack(reply.parts["weights"])
     name = max(state, key=lambda key: state[key].ndim)
     state[name] = edit(state[name])
     return TrainReply(reply.run_hash, reply.round, {"weights": pack(state)}, reply.patients, reply.metrics)
 
 
-def run_it(grid: FakeGrid, run: RunConfig, out: Path):  # type: ignore[no-untyped-def]
+def run_it(grid: FakeGrid, run: RunConfig, out: Path):
     return federate(grid, issue(run), out, wake=lambda _: None)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
-from flwr.app import DEFAULT_TTL, Message, Metadata
+from flwr.app import DEFAULT_TTL, Metadata
+from flwr.app.message import make_message
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 
 from common.audit import notes, receipts, verify, witness
@@ -112,7 +113,7 @@ class Stage:
 
 def packed(reply: TrainReply) -> tuple[PushMessagesRequest, dict[str, bytes]]:
     metadata = Metadata(1, "", 1, 2, "", "", 0.0, DEFAULT_TTL, "train")
-    head, tree, objects = pack_message(Message(metadata=metadata, content=reply_to_record(reply)))
+    head, tree, objects = pack_message(make_message(metadata, reply_to_record(reply)))
     return PushMessagesRequest(messages_list=[head], message_object_trees=[tree]), objects
 
 

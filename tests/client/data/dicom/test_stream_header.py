@@ -19,7 +19,7 @@ FRAME, TABLE, SCAN = (LOSSLESS.index(marker) for marker in (b"\xff\xc3", b"\xff\
 
 def jpeg(**options: object) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.stack([VALUES] * 3, axis=-1)).save(file, "JPEG", **options)  # type: ignore[arg-type]
+    Image.fromarray(np.stack([VALUES] * 3, axis=-1)).save(file, "JPEG", **options)
     return file.getvalue()
 
 

@@ -24,7 +24,7 @@ def write_labelled(folder: Path, label: np.ndarray, label_affine: np.ndarray = A
     return voxels
 
 
-def read(folder: Path, **options: object):  # type: ignore[no-untyped-def]
+def read(folder: Path, **options: object):
     (reference,) = sources.find(source(path=".", **options), folder).references
     return sources.read(reference, Vocabulary.of_run(DATA, reference.label_map))
 

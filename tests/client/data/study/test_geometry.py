@@ -13,7 +13,7 @@ def positions(count: int, orientation: np.ndarray, step_mm: float = 2.5) -> np.n
     return np.array([3.0, -7.0, 11.0]) + np.arange(count)[:, None] * step_mm * normal
 
 
-def stack(where: np.ndarray, orientation: np.ndarray = OBLIQUE):  # type: ignore[no-untyped-def]
+def stack(where: np.ndarray, orientation: np.ndarray = OBLIQUE):
     count = len(where)
     return stack_slices(where, np.tile(orientation, (count, 1)), np.tile([0.7, 0.6], (count, 1)), 4.0)
 
