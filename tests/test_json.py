@@ -86,8 +86,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run_hash = approvals.record(home, carried(run), is_open=True).run_hash
     offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
     approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
-    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
-    open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost, rounds=3)
+    open_site(home).ledger.charge(
+        "cohort", run_hash, 1, "a",
+        noise_multiplier=2.0, sampling_rate=0.25, steps=20, delta=1e-3, lifetime_epsilon=10.0, rounds=3,
+    )  # fmt: skip
     status = Status(home, identity)
     status.connected(4711, 0.0)
     status.worked(Refusal(run_hash, 2, "disk-full"), "train", 0.5)  # type: ignore[arg-type]  # as it was read

@@ -136,7 +136,11 @@ def break_studies(folder: Path, rng: np.random.Generator) -> int:
     """
 
     def set_all(keyword: str, value: object) -> Callable[[list[Dataset], Dataset], None]:
-        return lambda slices, _seg: [setattr(ds, keyword, value) for ds in slices] and None
+        def change(slices: list[Dataset], _seg: Dataset) -> None:
+            for ds in slices:
+                setattr(ds, keyword, value)
+
+        return change
 
     def label(_slices: list[Dataset], seg: Dataset) -> None:
         seg.SegmentSequence[0].SegmentLabel = "CANARY90020^Jane"
@@ -194,7 +198,7 @@ def break_studies(folder: Path, rng: np.random.Generator) -> int:
         for path in study.glob("0*.dcm"):
             content = path.read_bytes()
             if isinstance(way, tuple):
-                path.write_bytes(content.replace(*way, 1))
+                path.write_bytes(content.replace(way[0], way[1], 1))
             elif way == "cut":
                 path.write_bytes(content[:-60])
             elif way == "noise":

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import grpc
 from cryptography import x509
@@ -145,7 +146,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self._lock = threading.Lock()
         self._server: grpc.Server | None = None
 
-    def start(self) -> "Coordinator":
+    def start(self) -> Self:
         def add(server: grpc.Server) -> None:
             add_FleetServicer_to_server(self, server)
             wardround_pb2_grpc.add_CoordinationServicer_to_server(self, server)
@@ -271,6 +272,15 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def GetRun(self, request, context):
         return run_pb2.GetRunResponse(run=self.run)
 
+    def GetFab(self, request, context):
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no agent asks for it")
+
+    def RegisterNode(self, request, context):
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no agent asks for it")
+
+    def UnregisterNode(self, request, context):
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no agent asks for it")
+
     def ActivateNode(self, request, context):
         self.limit("ActivateNode", context)
         assert request.public_key == b""
@@ -317,7 +327,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         (site_key,) = self._authority.receipt_keys.values()
         known = witness.last_seen(self.log, site_key)
         if request.from_size != (known.size if known else 0):
-            return wardround_pb2.ExchangeCheckpointsReply(seen_size=known.size)
+            return wardround_pb2.ExchangeCheckpointsReply(seen_size=known.size if known else 0)
         note, origin = request.checkpoint.decode(), notes.peek(request.checkpoint.decode()).origin
         try:
             seen = witness.observe(self.log, note, list(request.proof), site_key, origin=origin)

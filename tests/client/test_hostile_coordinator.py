@@ -166,6 +166,7 @@ def test_run_spends_its_target_whatever_is_asked_and_however_often(site: Site) -
         again = site.train(run, round_, pack({k: v * 1.5 for k, v in build_model(run).state_dict().items()}))
         assert again == Refusal(sha256_of(run), round_, ErrorCode.ROUND_REPEATED)
     assert site.charges(run) == [1, 2, 3]
+    assert isinstance(first, TrainReply)
     assert first.metrics["epsilon"] <= run.privacy.target_epsilon
 
 

@@ -15,7 +15,7 @@ from client.rules import approvals
 from client.trail.audit_trail import open_log
 from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import from_toml
-from common.errors import ErrorCode
+from common.errors import EnrolmentError, ErrorCode
 from common.identity import certificates, operators
 from common.wire.messages import Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import Endorsement
@@ -207,4 +207,4 @@ def test_signature_that_was_checked_outlives_its_certificate(
 
 
 def _out_of_date(*_: object) -> object:
-    raise operators.EnrolmentError("the operator's certificate is out of date. The coordinator has to renew it.")
+    raise EnrolmentError("the operator's certificate is out of date. The coordinator has to renew it.")

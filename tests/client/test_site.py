@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -53,7 +54,7 @@ def forget(home: Path) -> None:
     sitekey._held(home.resolve()).clear()
 
 
-def call(home: Path, *arguments: str, **options: object) -> Result:
+def call(home: Path, *arguments: str, **options: Any) -> Result:
     return CliRunner().invoke(app, [*arguments, "--home", str(home)], **options)
 
 
@@ -131,7 +132,12 @@ def test_passphrase_is_asked_for_on_a_terminal_once(home: Path, monkeypatch: pyt
     monkeypatch.delenv(PASSPHRASE_VARIABLE)
     asked: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("getpass.getpass", lambda prompt: asked.append(prompt) or PASSPHRASE)
+
+    def typed(prompt: str) -> str:
+        asked.append(prompt)
+        return PASSPHRASE
+
+    monkeypatch.setattr("getpass.getpass", typed)
     for name in ("north", "south"):  # the second time site.toml has changed
         (home / "site.toml").write_text(f'name = "{name}"\n')
         assert open_site(home).key == key

@@ -31,6 +31,7 @@ def threshold_network(run: RunConfig, thresholds: tuple[float, ...], window: tup
     make = nn.Conv2d if run.model.dims == 2 else nn.Conv3d
     network = make(run.data.channels, 1 + len(thresholds), 1)
     scaled = [(value - window[0]) / (window[1] - window[0]) for value in thresholds]
+    assert network.bias is not None
     with torch.no_grad():
         network.weight.zero_()
         for k in range(1 + len(thresholds)):

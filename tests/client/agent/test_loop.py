@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from client.agent.fleet import Fleet
 from client.agent.loop import Agent
 from client.agent.status import read_status
+from client.agent.worker_process import Worker
 from client.home.offer import Offer
 from client.rules import approvals
 from client.site import open_site
@@ -66,7 +67,7 @@ SOON_S = 10.0
 
 
 @dataclass
-class FakeWorker:
+class FakeWorker(Worker):
     """Answers as told, and remembers what it was asked."""
 
     answer: Callable[[Question], Answer]

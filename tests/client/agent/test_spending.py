@@ -247,8 +247,10 @@ def test_ledger_that_is_older_than_the_audit_log_is_refused_and_said(stage: Stag
     if how == "restored":
         path.write_bytes(copies[1])
     if how == "another":
-        cost = {"noise_multiplier": 9.0, "sampling_rate": 0.1, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 9.0}
-        open_site(stage.home).ledger.charge("cohort", "ab" * 32, 1, "a", **cost)
+        open_site(stage.home).ledger.charge(
+            "cohort", "ab" * 32, 1, "a",
+            noise_multiplier=9.0, sampling_rate=0.1, steps=1, delta=1e-3, lifetime_epsilon=9.0,
+        )  # fmt: skip
     before = charges(stage.home)
     stage.coordinator.ask(TrainRequest(run_hash, 3, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 3, ErrorCode.LEDGER_OUTDATED)
@@ -260,8 +262,14 @@ def test_private_round_reads_the_ledger_once_at_the_agent(stage: Stage, monkeypa
     stage.approve(run_hash)
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
-    read, readings = Rows._read, []
-    monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
+    read = Rows._read
+    readings: list[Rows] = []
+
+    def counted(rows: Rows) -> None:
+        readings.append(rows)
+        read(rows)
+
+    monkeypatch.setattr(Rows, "_read", counted)
     stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": UPDATED}))
     assert isinstance(stage.reply(), TrainReply)
     assert len(readings) == 1
@@ -377,8 +385,10 @@ def test_noised_scores_that_the_ledger_does_not_know_are_noticed(stage: Stage) -
     ):
         stage.coordinator.ask(request)
         assert stage.reply() == Refusal(run_hash, request.round, ErrorCode.LEDGER_OUTDATED)
-    cost = {"noise_multiplier": 4.0, "sampling_rate": 1.0, "steps": 1, "delta": 0.005, "lifetime_epsilon": 10.0}
-    open_site(stage.home).ledger.charge(held_out_cohort("cohort"), run_hash, 3, "test", **cost)
+    open_site(stage.home).ledger.charge(
+        held_out_cohort("cohort"), run_hash, 3, "test",
+        noise_multiplier=4.0, sampling_rate=1.0, steps=1, delta=0.005, lifetime_epsilon=10.0,
+    )  # fmt: skip
     stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
 

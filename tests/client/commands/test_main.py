@@ -388,9 +388,11 @@ def test_ledger_shows_what_was_charged(home: Path) -> None:
 def test_ledger_names_a_run_that_was_proposed_here_and_has_a_dash_for_one_that_was_not(home: Path) -> None:
     run = parse(RunConfig, RUN_TOML)
     propose(home)
-    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 90.0}
     for run_hash in (sha256_of(run), "ab" * 32):
-        open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost)
+        open_site(home).ledger.charge(
+            "cohort", run_hash, 1, "a",
+            noise_multiplier=2.0, sampling_rate=0.25, steps=20, delta=1e-3, lifetime_epsilon=90.0,
+        )  # fmt: skip
     rows = json.loads(succeed(home, "ledger", "--json"))
     assert [(row["run"], row["name"]) for row in rows] == [
         (sha256_of(run), run.name), ("ab" * 32, None), ("all", None)
@@ -401,10 +403,12 @@ def test_ledger_names_a_run_that_was_proposed_here_and_has_a_dash_for_one_that_w
 
 
 def test_ledger_tells_the_budgets_of_those_trained_on_and_held_out_apart(home: Path) -> None:
-    cost = {"noise_multiplier": 2.0, "steps": 1, "delta": 1e-3, "lifetime_epsilon": 10.0}
     cohort = "0123456789abcdef"
-    open_site(home).ledger.charge(cohort, "ab" * 32, 1, "a", sampling_rate=0.25, **cost)
-    open_site(home).ledger.charge(held_out_cohort(cohort), "ab" * 32, 1, "test", sampling_rate=1.0, **cost)
+    for charged, attempt, rate in ((cohort, "a", 0.25), (held_out_cohort(cohort), "test", 1.0)):
+        open_site(home).ledger.charge(
+            charged, "ab" * 32, 1, attempt,
+            noise_multiplier=2.0, sampling_rate=rate, steps=1, delta=1e-3, lifetime_epsilon=10.0,
+        )  # fmt: skip
     rows = json.loads(succeed(home, "ledger", "--json"))
     assert [row["cohort"] for row in rows] == ["0123456789ab", "0123456789ab/held-out"] * 2
     assert rows[0]["epsilon"] == rows[2]["epsilon"] < rows[1]["epsilon"] == rows[3]["epsilon"]
@@ -414,9 +418,11 @@ def test_ledger_tells_the_budgets_of_those_trained_on_and_held_out_apart(home: P
 
 
 def test_ledger_shows_what_a_run_has_reserved_and_gives_it_back_when_told(home: Path) -> None:
-    cost = {"noise_multiplier": 2.0, "sampling_rate": 0.25, "steps": 20, "delta": 1e-3, "lifetime_epsilon": 10.0}
     for run_hash in ("ab" * 32, "ac" * 32):
-        open_site(home).ledger.charge("cohort", run_hash, 1, "a", **cost, rounds=3)
+        open_site(home).ledger.charge(
+            "cohort", run_hash, 1, "a",
+            noise_multiplier=2.0, sampling_rate=0.25, steps=20, delta=1e-3, lifetime_epsilon=10.0, rounds=3,
+        )  # fmt: skip
     assert [row["reserved-steps"] for row in json.loads(succeed(home, "ledger", "--json"))] == [40, 40, 80]
     assert "2 runs" in fail(home, "ledger", "--release", "a")
     assert "0 runs" in fail(home, "ledger", "--release", "x")

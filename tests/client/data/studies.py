@@ -94,13 +94,13 @@ def ct_slices(
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     normal = np.cross(row, column)
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    slices = []
+    slices: list[Dataset] = []
     for z, plane in enumerate(stored):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = CTImageStorage
         meta.MediaStorageSOPInstanceUID = generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
         ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = patient, f"NAME^{patient}", "19700101", "O"
@@ -144,7 +144,7 @@ def segmentation(slices: list[Dataset], masks: dict[str, np.ndarray], kind: str 
     ]
     pixels = np.stack(list(masks.values()), axis=-1)
     if kind == "LABELMAP":
-        pixels = sum((mask.astype(np.uint8) * number for number, mask in enumerate(masks.values(), start=1)))
+        pixels = pixels.astype(np.uint8) @ np.arange(1, len(masks) + 1, dtype=np.uint8)
     return Segmentation(
         slices,
         pixels if kind == "LABELMAP" else pixels.astype(np.float64 if kind == "FRACTIONAL" else np.uint8),
@@ -175,7 +175,8 @@ def write_ct(folder: Path, shape: tuple[int, int, int] = (5, 24, 31), **options:
 def blob(shape: tuple[int, ...]) -> np.ndarray:
     """An ellipsoid that fills the middle of the array, uint8."""
     axes = np.meshgrid(*[np.linspace(-1, 1, edge) for edge in shape], indexing="ij")
-    return (sum(axis**2 for axis in axes) < 0.36).astype(np.uint8)
+    inside: np.ndarray = np.square(axes).sum(axis=0) < 0.36
+    return inside.astype(np.uint8)
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:

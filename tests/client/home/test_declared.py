@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_coordinator_whose_runs_nobody_approves_sets_no_number_and_learns_none(h
     hospital.has(53)
     hospital.start()
     for earlier in (one for one in approvals.load_all(hospital.home) if one.run.name.startswith("probe")):
-        eventually(lambda run=earlier.run: offer_is(hospital, run, (53, 40)))
+        eventually(partial(offer_is, hospital, earlier.run, (53, 40)))
     assert hospital.declared() == {"photo": 40}
 
 

@@ -236,7 +236,8 @@ def test_each_of_several_bad_studies_is_reported(tmp_path: Path, threshold_model
         series.images[2].unlink()
     prediction = predict_study(threshold_model(run_for(), 60.25), tmp_path / "s", tmp_path / "out")
     assert [failure.code for failure in prediction.failures] == [ErrorCode.MISSING_SLICES] * 2
-    assert prediction.files == prediction.latency == ()
+    assert prediction.files == ()
+    assert prediction.latency == ()
 
 
 def test_nothing_to_segment_is_an_error(tmp_path: Path, threshold_model: Any) -> None:
@@ -309,9 +310,9 @@ def test_nifti_label_map_has_the_affine_and_the_labels(
     source.header.set_xyzt_units("mm")
     nibabel.save(source, tmp_path / "scan.nii.gz")
     prediction = predict_study(threshold_model(run_for(dims), 60.5), tmp_path / "scan.nii.gz", tmp_path / "out")
-    result = nibabel.load(prediction.files[0])
+    result = nibabel.Nifti1Image.from_filename(prediction.files[0])
     assert prediction.files[0].name == "scan-labels.nii.gz"
-    assert np.array_equal(result.affine, nibabel.load(tmp_path / "scan.nii.gz").affine)
+    assert np.array_equal(result.affine, nibabel.Nifti1Image.from_filename(tmp_path / "scan.nii.gz").affine)
     assert np.array_equal(np.asarray(result.dataobj), volume > 60.5)
     assert result.get_data_dtype() == np.uint8
     assert result.header.get_xyzt_units()[0] == "mm"
@@ -418,7 +419,7 @@ def test_real_volumes_keep_their_grid(tmp_path: Path, threshold_model: Any) -> N
     data = Path(os.environ["WARDROUND_DATA"])
     volume = sorted((data / "hippocampus").rglob("*.nii*"))[0]
     prediction = predict_study(threshold_model(run_for(modality="MR"), 60.25), volume, tmp_path / "out")
-    source, result = nibabel.load(volume), nibabel.load(prediction.files[0])
+    source, result = (nibabel.Nifti1Image.from_filename(path) for path in (volume, prediction.files[0]))
     assert np.array_equal(result.affine, source.affine)
     assert np.array_equal(np.asarray(result.dataobj), np.asarray(source.dataobj) > 60.25)
 

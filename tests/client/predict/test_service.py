@@ -26,7 +26,7 @@ import client.predict.service
 from client.data.isolate.isolation import Readers
 from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Find
-from client.predict.prediction import Read
+from client.predict.prediction import Read, reading
 from client.predict.service import FAILED, RESULT_NAME, STATUS_NAME, watch
 from common.errors import ConfigError
 from common.learning.network import build_model
@@ -171,7 +171,7 @@ def test_study_waits_when_the_disk_is_full_and_is_not_lost(site: Site, monkeypat
 
 def test_study_that_changes_while_it_is_read_is_left_for_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     path = site.picture("a.png")
-    real = client.predict.service.reading
+    real = reading
 
     @contextmanager
     def changing() -> Iterator[tuple[Find, Read]]:

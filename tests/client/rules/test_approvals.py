@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,6 @@ from client.rules.approvals import Appraisal
 from common.config import RunConfig, sha256_of, validate
 from common.config.rundocument import from_text
 from common.errors import ConfigError
-from common.system import files
 from tests.documents import carried
 
 
@@ -53,7 +53,7 @@ def test_answer_is_on_the_disk_before_it_counts(
     """A consent that is told, and that a power failure then takes, would be one that nobody can show."""
     run_hash = approvals.record(tmp_path, carried(a_run()), is_open=True).run_hash
     flushed: dict[int, int] = {}
-    monkeypatch.setattr(files.os, "fsync", lambda one: flushed.update({os.fstat(one).st_ino: os.fstat(one).st_size}))
+    monkeypatch.setattr(os, "fsync", lambda one: flushed.update({os.fstat(one).st_ino: os.fstat(one).st_size}))
     approvals.answer(tmp_path, run_hash, approved=approved, by="person")
     folder = tmp_path / "proposals" / run_hash
     written = (folder / "answer.json").stat()
@@ -130,7 +130,12 @@ def test_a_proposal_is_parsed_once_however_often_it_is_read(tmp_path: Path, monk
     from_text.cache_clear()
     parsed: list[int] = []
     validate = RunConfig.model_validate
-    monkeypatch.setattr(RunConfig, "model_validate", lambda *some, **more: parsed.append(1) or validate(*some, **more))
+
+    def counted(*some: Any, **more: Any) -> RunConfig:
+        parsed.append(1)
+        return validate(*some, **more)
+
+    monkeypatch.setattr(RunConfig, "model_validate", counted)
     for _ in range(20):
         assert [one.run.name for one in approvals.load_all(tmp_path)] == [approvals.load(tmp_path, run_hash).run.name]
     assert len(parsed) == 1

@@ -19,9 +19,9 @@ from common.wire.messages import TrainReply
 KEY = bytes(range(32))
 RUN, OTHER = sha256(b"run").hexdigest(), sha256(b"other").hexdigest()
 WEIGHTS = os.urandom(5000)
-DIGESTS = {name: sha256(name.encode()).hexdigest() for name in ("received", "policy")}
+RECEIVED, POLICY = (sha256(name).hexdigest() for name in (b"received", b"policy"))
 RECEIPT = Receipt(
-    run=RUN, round=3, site="north", update=sha256(WEIGHTS).hexdigest(), size=len(WEIGHTS), minute=60, **DIGESTS
+    RUN, 3, "north", RECEIVED, update=sha256(WEIGHTS).hexdigest(), size=len(WEIGHTS), policy=POLICY, minute=60
 )
 PARCEL = Parcel(TrainReply(RUN, 3, {"weights": WEIGHTS}, 20, {"loss": 0.5}), RECEIPT, b"signature")
 

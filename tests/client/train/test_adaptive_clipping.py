@@ -15,6 +15,7 @@ from common.config import PolicyConfig, RunConfig, SiteConfig, validate
 from common.config.rundocument import issue
 from common.errors import ErrorCode, PolicyError, PrivacyError
 from common.learning.network import build_model
+from common.privacy.engine import private_step
 from common.privacy.guarantee import charge_round, plan
 from simulations.scenarios.scenario import make_site
 
@@ -85,7 +86,7 @@ def test_a_site_refuses_a_count_whose_noise_cannot_pay_for_it() -> None:
 
 def test_training_raises_the_noise_and_starts_each_round_from_the_first_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     run, seen = a_run(), []
-    real = training.private_step
+    real = private_step
 
     def record(model: Any, optimizer: Any, *rest: Any, **options: Any) -> Any:
         seen.append((optimizer.max_grad_norm, optimizer.noise_multiplier, optimizer.clipping_rule.expected_patients))

@@ -31,7 +31,7 @@ from common.errors import ConfigError, ErrorCode, PolicyError, PrivacyError, Upd
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model
 from common.privacy.accountant import epsilon
-from common.privacy.guarantee import plan
+from common.privacy.guarantee import charge_round, plan
 from common.privacy.journal import Rows
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
@@ -264,7 +264,7 @@ def test_of_requests_for_one_attempt_that_come_at_once_one_is_trained(
 ) -> None:
     trained: list[str] = []
     together = threading.Barrier(4)
-    charge = answering.charge_round
+    charge = charge_round
 
     def charged(*values: object, **named: object) -> object:
         together.wait(timeout=60)  # all ask at once
@@ -308,8 +308,14 @@ def test_ledger_is_charged_and_the_attempt_taken_before_the_first_step(
 def test_private_round_reads_the_ledger_once_where_it_is_trained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.cohort(PRIVATE)
     answer(train_request(PRIVATE, 1), issue(PRIVATE), site, "a")
-    read, readings = Rows._read, []
-    monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
+    read = Rows._read
+    readings: list[Rows] = []
+
+    def counted(rows: Rows) -> None:
+        readings.append(rows)
+        read(rows)
+
+    monkeypatch.setattr(Rows, "_read", counted)
     reply = answer(train_request(PRIVATE, 2), issue(PRIVATE), site, "b")
     assert len(readings) == 1
     assert isinstance(reply, TrainReply)

@@ -23,6 +23,7 @@ from common.errors import WardroundError
 from common.learning.checkpoint import pack
 from common.learning.network import build_model
 from common.privacy import autotune, engine
+from common.privacy.gradients import Strategy
 
 KEY = bytes(range(32))
 CLIP = 0.02  # far below any gradient here, so that each patient adds a whole clip
@@ -70,7 +71,7 @@ def a_case(patient: str, dims: int, number: int = 0) -> Case:
     generator = torch.Generator().manual_seed(sum(patient.encode()) + number)
     shape = (3, 40, 36) if dims == 2 else (1, 22, 24, 20)
     grid = torch.meshgrid(*(torch.arange(edge) for edge in shape[1:]), indexing="ij")
-    distance = sum((axis - edge / 2) ** 2 for axis, edge in zip(grid, shape[1:], strict=True))
+    distance = torch.stack([(axis - edge / 2) ** 2 for axis, edge in zip(grid, shape[1:], strict=True)]).sum(0)
     labels = ((distance < 6**2) & (patient != NAMES[0])).to(torch.uint8).expand(shape).clone()
     images = torch.rand(shape, generator=generator) + 0.5 * labels
     return Case(patient, f"{patient}-{number}", "train", images.unsqueeze(1), labels)
@@ -146,9 +147,9 @@ def test_neither_precision_nor_the_way_of_computing_couples_patients(
     assert_apart(a_run(deterministic=deterministic), steps)
 
 
-@pytest.mark.parametrize("way", list(autotune.Strategy), ids=str)
+@pytest.mark.parametrize("way", list(Strategy), ids=str)
 def test_each_way_that_is_chosen_keeps_patients_apart(
-    steps: list[Tensor], monkeypatch: pytest.MonkeyPatch, way: autotune.Strategy
+    steps: list[Tensor], monkeypatch: pytest.MonkeyPatch, way: Strategy
 ) -> None:
     """Whatever wins the trial: the others are made slow here."""
 

@@ -18,7 +18,7 @@ from common.learning.network import build_model
 from tests.client.train.test_training import PRIVACY, make_case, make_cohort, make_run
 
 PRIVATE = {**PRIVACY, "target_epsilon": 50.0}
-PLACES = {"plain": {}, "private": {"privacy": PRIVATE}}
+PLACES: dict[str, dict[str, Any]] = {"plain": {}, "private": {"privacy": PRIVATE}}
 
 
 def a_run(norm: str = "instance", dims: int = 2, trainable: str = "norm-and-head", **changes: Any) -> RunConfig:

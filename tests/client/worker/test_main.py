@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from common.errors import ErrorCode
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model
 from common.system import sandbox
+from common.wire.frames import Frame
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
@@ -67,7 +69,7 @@ def weights() -> bytes:
     return pack(build_model(RUN).state_dict())
 
 
-def python(code: str, **keywords: object) -> subprocess.Popen[bytes]:
+def python(code: str, **keywords: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **keywords
@@ -171,7 +173,7 @@ def test_prints_do_not_reach_the_frames() -> None:
     )
     process = python(code, stderr=subprocess.PIPE)
     assert process.stdin is not None
-    protocol.send(process.stdin.fileno(), protocol.Frame({"kind": "echo"}, {"one": b"payload"}))
+    protocol.send(process.stdin.fileno(), Frame({"kind": "echo"}, {"one": b"payload"}))
     output, log = process.communicate(timeout=30)
     assert process.returncode == 0, log
     length = len(json.dumps({"header": {"kind": "echo"}, "parts": [["one", 7]]}, separators=(",", ":")))

@@ -11,12 +11,12 @@ import pytest
 
 from client.home.offer import Offer
 from client.worker import protocol
-from client.worker.protocol import Answer, Describe, Frame, PipeError, Question, Ready, Work
+from client.worker.protocol import Answer, Describe, PipeError, Question, Ready, Work
 from common.config import RunConfig, validate
 from common.config.rundocument import issue
 from common.errors import ErrorCode
 from common.wire import messages
-from common.wire.frames import HEADER_LIMIT, PARTS_LIMIT
+from common.wire.frames import HEADER_LIMIT, PARTS_LIMIT, Frame
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest
 
 RUN = validate(

@@ -180,8 +180,14 @@ def test_a_check_sees_what_is_charged_and_stops_the_charge(ledger):
 
 def test_a_charge_reads_the_file_once_whatever_else_it_does(ledger, monkeypatch):
     charge(ledger, attempt="agent.1")
-    read, readings = Rows._read, []
-    monkeypatch.setattr(Rows, "_read", lambda rows: readings.append(read(rows)))
+    read = Rows._read
+    readings: list[Rows] = []
+
+    def counted(rows: Rows) -> None:
+        readings.append(rows)
+        read(rows)
+
+    monkeypatch.setattr(Rows, "_read", counted)
     charge(ledger, attempt="agent.2", carried="agent.", begin=True, check=list)
     assert len(readings) == 1
 

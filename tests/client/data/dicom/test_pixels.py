@@ -17,6 +17,7 @@ from pydicom import Dataset, uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
 
 from client.data.dicom.pixels import MOST_VALUES, decoded, palette_colours
 from client.data.study.study import parsing, quiet
@@ -71,7 +72,7 @@ def dataset(
     """An object that says it holds `values`, (Y, X) or (Y, X, 3), encoded as `frames`."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = syntax
+    ds.file_meta.TransferSyntaxUID = UID(syntax)
     ds.Rows, ds.Columns = values.shape[:2]
     ds.SamplesPerPixel = values.shape[2] if values.ndim == 3 else 1
     ds.PhotometricInterpretation = colours or ("RGB" if values.ndim == 3 else "MONOCHROME2")

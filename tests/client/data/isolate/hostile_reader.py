@@ -118,7 +118,7 @@ def serve(questions: int, answers: int, network: str, *, most_bytes: int) -> Non
 pipe = -1
 real, honest = answering.serve, answering._WORK["read"]
 answering.serve = serve
-answering._WORK["read"] = lie
+answering._WORK = {**answering._WORK, "read": lie}
 sources.read = read
 
 if __name__ == "__main__":

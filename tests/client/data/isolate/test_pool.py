@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,6 +184,7 @@ def test_children_end_with_the_context_also_in_the_middle_of_work(tmp_path: Path
         outcomes = readers.read([study(tmp_path, "a", "fine"), study(tmp_path, "b", "hang")])
         next(outcomes)
         assert _children() > before
+        assert isinstance(outcomes, Generator)
         outcomes.close()
     assert _children() == before
 

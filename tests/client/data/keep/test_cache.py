@@ -1,6 +1,7 @@
 """The cache gives back exactly what was put in, or nothing; it tells nobody whose it is, and never stops the work."""
 
 import errno
+import importlib.metadata
 import logging
 import os
 import shutil
@@ -8,6 +9,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ DIGEST = "d1"
 HEADER = 56  # as the vault's docstring says
 
 
-def reference(folder: Path, name: str = "SECRET1", **values: object) -> Reference:
+def reference(folder: Path, name: str = "SECRET1", **values: Any) -> Reference:
     """A study of two files; only their names, sizes and times count here."""
     paths = tuple(folder / f"{name}-{part}.png" for part in ("image", "label"))
     for path in paths:
@@ -226,7 +228,7 @@ def test_other_code_another_library_or_thread_count_starts_anew(
     one, folder = reference(tmp_path), tmp_path / "home" / "cache"
     keep(cache, one, tensors())
     with monkeypatch.context() as patch:
-        before = under_test.version
+        before = importlib.metadata.version
         patch.setattr(under_test, "version", lambda name: "99" if name == "pydicom" else before(name))
         assert look(Cache(folder, KEY, RUN), one) is None
     with monkeypatch.context() as patch:

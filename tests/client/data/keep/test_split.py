@@ -79,7 +79,8 @@ def test_one_patient_more_moves_nobody_else_where_splits_are_independent(
 
 @given(patients, independent_runs)
 def test_independent_places_have_one_test_fold_and_ask_no_file(ids: list[str], run: RunConfig) -> None:
-    places = assign(ids, run, dict.fromkeys(ids, ("train",) * (run.data.folds or 1)))
+    training: Place = tuple("train" for _ in range(run.data.folds or 1))
+    places = assign(ids, run, dict.fromkeys(ids, training))
     assert places == assign(ids, run, {})
     if run.data.folds is not None:
         assert all(place.count("test") == 1 for place in places.values())

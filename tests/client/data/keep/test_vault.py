@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_read_is_what_was_written(vault: Vault, path: Path, length: int) -> None:
     assert vault.read(path) is None
     vault.write(path, payload(length))
-    assert vault.read(path) == payload(length)
+    assert vault.read(path) == bytearray(payload(length))
 
 
 def test_file_opens_with_what_the_format_says(vault: Vault, path: Path) -> None:
@@ -64,7 +64,7 @@ def test_other_stamp_is_quietly_out_of_date(vault: Vault, path: Path, caplog: py
     vault.write(path, payload(), STAMP)
     assert vault.read(path) is None
     assert caplog.records == []
-    assert vault.read(path, STAMP) == payload()
+    assert vault.read(path, STAMP) == bytearray(payload())
 
 
 def _flip(position: int) -> Callable[[bytes], bytes]:
@@ -121,7 +121,7 @@ def test_damaged_file_is_not_there_and_says_so(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "damaged; its content is made again" in caplog.text
     vault.write(path, payload(), STAMP)
-    assert vault.read(path, STAMP) == payload()
+    assert vault.read(path, STAMP) == bytearray(payload())
 
 
 @pytest.mark.parametrize("part", ["file", "chunk", "stamp"])
@@ -183,7 +183,7 @@ def test_write_that_fails_leaves_the_old_file_and_no_debris(
     monkeypatch.setattr("client.data.keep.vault.seal", full)
     with pytest.raises(OSError, match="No space"):
         vault.write(path, b"new")
-    assert vault.read(path) == payload()
+    assert vault.read(path) == bytearray(payload())
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 

@@ -67,6 +67,7 @@ def test_restore_comes_back_on_the_studys_own_grid(
     turn = np.eye(3)[:, rng.permutation(3)] * rng.choice([-1, 1], 3)
     study = volume(rng.integers(0, 3, shape).astype(np.uint8), spacing, turn)
     run = run_config(dims, preprocessing={"spacing-mm": [1.0] * dims})
+    assert study.label is not None
     image, label = preprocess(study, run)
     assert label is not None
     assert image.shape[1:] == label.shape

@@ -5,7 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
-from pydicom.pixels import pack_bits
+from pydicom.pixels.utils import pack_bits
 from pydicom.uid import RLELossless, generate_uid
 
 from client.data.prepare.preprocess import preprocess

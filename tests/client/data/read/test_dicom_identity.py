@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 from pydicom.fileset import FileSet
-from pydicom.uid import generate_uid
+from pydicom.uid import UID, generate_uid
 
 from client.data.check.checkup import Checkup, check_site
 from client.data.check.tables import document, tables
@@ -261,7 +261,7 @@ def test_emptied_series_that_do_not_fit_into_one_stack_are_refused_with_the_tag_
 
 def test_file_that_says_nowhere_what_it_is_names_the_empty_tags(tmp_path: Path) -> None:
     (ds, *_) = ct()
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = ""
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID("")
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=False, implicit_vr=False)
     (reference,) = find(tmp_path).references
     assert "(0008,0016) is empty" in str(reference.problem)
@@ -270,7 +270,7 @@ def test_file_that_says_nowhere_what_it_is_names_the_empty_tags(tmp_path: Path) 
 
 def test_screenshot_whose_class_was_emptied_still_waits_for_a_persons_look(tmp_path: Path) -> None:
     (ds, *_) = ct()
-    ds.SOPClassUID, ds.file_meta.MediaStorageSOPClassUID = "", "1.2.840.10008.5.1.4.1.1.7"
+    ds.SOPClassUID, ds.file_meta.MediaStorageSOPClassUID = "", UID("1.2.840.10008.5.1.4.1.1.7")
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=False, implicit_vr=False)
     (reference,) = find(tmp_path).references
     assert reference.problem is not None

@@ -8,7 +8,8 @@ import pydicom
 import pytest
 import torch
 from pydicom import Dataset
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.uid import UID
 
 from client.data.prepare.preprocess import preprocess
 from client.data.read import sources
@@ -27,7 +28,7 @@ def stored(low: int = 0, high: int = 3000) -> np.ndarray:
 def projections(values: np.ndarray, **options: Any) -> list[Dataset]:
     views = ct_slices(values, **options)
     for ds in views:
-        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = DX
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID(DX)
         ds.Modality, ds.PhotometricInterpretation = "DX", "MONOCHROME1"
         del ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.FrameOfReferenceUID
     return views
@@ -46,9 +47,8 @@ def with_lut(slices: list[Dataset], table: np.ndarray, first: int) -> list[Datas
 def image_of(folder: Path, slices: list[Dataset]) -> np.ndarray:
     """(Z, Y, X), or of a projection (1, Y, X)."""
     save(folder, slices)
-    if slices[0].Modality == "DX":
-        return read_image(folder / "000.dcm").image[0]
-    return read_image(folder).image[0]
+    image: np.ndarray = read_image(folder / "000.dcm" if slices[0].Modality == "DX" else folder).image[0]
+    return image
 
 
 def oracle(slices: list[Dataset]) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_monochrome1_changes_no_hounsfield_unit(tmp_path: Path, signed: bool, lo
 def test_monochrome1_of_an_mr_is_not_turned(tmp_path: Path) -> None:
     slices = ct_slices(stored(), intercept=0)
     for ds in slices:
-        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.4")
         ds.Modality, ds.PhotometricInterpretation = "MR", "MONOCHROME1"
     assert (image_of(tmp_path, slices) == stored()).all()
 
@@ -154,7 +154,7 @@ def test_padding_may_be_a_range(tmp_path: Path) -> None:
 def test_padding_of_an_mr_is_the_darkest_that_was_measured(tmp_path: Path) -> None:
     slices = padded(stored(low=40), 0, vr="US", intercept=0)
     for ds in slices:
-        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.4")
         ds.Modality = "MR"
     image = image_of(tmp_path, slices)
     assert set(image[:, :5, :6].ravel()) == {image[:, 5:].min()}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.uid import UID
 
 from client.data.read import dicom_header, dicom_series
 from common.errors import DataError, ErrorCode
@@ -17,7 +18,7 @@ def write(folder: Path, kind: str, count: int = 3) -> None:
     """Instances of one series whose SOP class ends in this."""
     slices = ct_slices(np.random.default_rng(1).integers(0, 3000, (count, 16, 16)))
     for ds in slices:
-        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID(f"1.2.840.10008.5.1.4.1.1.{kind}")
     save(folder, slices)
 
 

@@ -9,6 +9,7 @@ from nibabel.processing import resample_from_to
 
 from client.data.read import sources
 from client.data.study.labels import Vocabulary
+from client.data.study.study import Study
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import read_image, source, write_volume
@@ -24,16 +25,22 @@ def write_labelled(folder: Path, label: np.ndarray, label_affine: np.ndarray = A
     return voxels
 
 
-def read(folder: Path, **options: object):
+def read(folder: Path, **options: object) -> Study:
     (reference,) = sources.find(source(path=".", **options), folder).references
     return sources.read(reference, Vocabulary.of_run(DATA, reference.label_map))
+
+
+def label_of(folder: Path, **options: object) -> np.ndarray:
+    label = read(folder, **options).label
+    assert label is not None
+    return label
 
 
 def set_codes(folder: Path, codes: tuple[int, int]) -> None:
     """Set sform_code of the image and of the label."""
     for name, code in zip(("images", "labels"), codes, strict=True):
         path = folder / name / "a.nii.gz"
-        file = nib.load(path)
+        file = nib.Nifti1Image.from_filename(path)
         file.set_sform(AFFINE, code)
         file.set_qform(None, 0)
         nib.save(nib.Nifti1Image(np.asarray(file.dataobj), None, file.header), path)
@@ -51,6 +58,8 @@ def test_volume_is_read_as_z_y_x_with_its_place_in_the_patient(tmp_path: Path) -
     voxels = write_labelled(tmp_path, label)
     study = read(tmp_path)
     assert study.image[0, 3, 2, 1] == voxels[1, 2, 3]
+    assert study.label is not None
+    assert study.affine is not None
     assert study.label[3, 2, 1] == 2
     # Oracle: nibabel's own mapping, RAS to LPS by hand.
     x, y, z = nib.affines.apply_affine(AFFINE, (1, 2, 3))
@@ -63,7 +72,7 @@ def test_scaled_integers_become_real_values(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
     image.header.set_slope_inter(0.5, -10)
     nib.save(image, tmp_path / "a.nii")
-    expected = nib.load(tmp_path / "a.nii").get_fdata()[1, 0, 1]
+    expected = nib.Nifti1Image.from_filename(tmp_path / "a.nii").get_fdata()[1, 0, 1]
     assert read_image(tmp_path / "a.nii").image[0, 1, 0, 1] == pytest.approx(expected)
 
 
@@ -80,7 +89,7 @@ def test_label_on_another_grid_is_resampled_as_nibabel_does(tmp_path: Path) -> N
     image, own = (nib.load(tmp_path / folder / "a.nii.gz") for folder in ("images", "labels"))
     expected = np.asarray(resample_from_to(own, image, order=0).dataobj).transpose()
     assert 0 < (expected > 0).sum() < expected.size
-    assert (read(tmp_path).label == expected).all()
+    assert (label_of(tmp_path) == expected).all()
 
 
 def test_label_one_voxel_away_moves_and_rounding_does_not(tmp_path: Path) -> None:
@@ -89,11 +98,11 @@ def test_label_one_voxel_away_moves_and_rounding_does_not(tmp_path: Path) -> Non
     moved = AFFINE.copy()
     moved[0, 3] += 1e-3
     write_labelled(tmp_path, label, moved)
-    assert np.argwhere(read(tmp_path).label).tolist() == [[4, 3, 2]]
+    assert np.argwhere(label_of(tmp_path)).tolist() == [[4, 3, 2]]
     moved[:, 3] = AFFINE[:, 3] + AFFINE[:, 1]
     write_labelled(tmp_path, label, moved)
     assert_refused(tmp_path, ErrorCode.LABEL_DOUBTFUL)  # it may have been drawn on these voxels
-    assert np.argwhere(read(tmp_path, labels_checked=True).label).tolist() == [[4, 4, 2]]
+    assert np.argwhere(label_of(tmp_path, labels_checked=True)).tolist() == [[4, 4, 2]]
 
 
 def test_label_beside_the_image_does_not_fit(tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_label_on_another_grid_without_a_common_space_does_not_fit(tmp_path: Pat
 def test_label_on_another_grid_in_a_common_space_fits(tmp_path: Path, codes: tuple[int, int]) -> None:
     write_labelled(tmp_path, np.zeros((5, 6, 8), np.uint8))
     set_codes(tmp_path, codes)
-    assert read(tmp_path).label.shape == (7, 6, 5)
+    assert label_of(tmp_path).shape == (7, 6, 5)
 
 
 def test_label_on_the_same_grid_needs_no_space(tmp_path: Path) -> None:
@@ -124,7 +133,7 @@ def test_label_on_the_same_grid_needs_no_space(tmp_path: Path) -> None:
     write_volume(tmp_path / "images" / "a.nii.gz", np.ones((5, 6, 7), np.uint8), np.eye(4))
     write_volume(tmp_path / "labels" / "a.nii.gz", np.ones((5, 6, 7), np.uint8), np.eye(4))
     set_codes(tmp_path, (0, 0))
-    assert read(tmp_path).label.all()
+    assert label_of(tmp_path).all()
 
 
 def test_wrong_label_value_is_unknown(tmp_path: Path) -> None:
@@ -168,8 +177,7 @@ def test_labels_of_every_number_type_are_whole_numbers(tmp_path: Path, kind: typ
     write_labelled(tmp_path, label)
     image = nib.Nifti1Image(label.astype(kind), AFFINE, dtype=kind)
     nib.save(image, tmp_path / "labels" / "a.nii.gz")
-    study = read(tmp_path)
-    assert (study.label == label.transpose()).all()
+    assert (label_of(tmp_path) == label.transpose()).all()
 
 
 def test_label_without_a_voxel_is_a_label(tmp_path: Path) -> None:
@@ -257,7 +265,7 @@ def test_lengths_are_in_the_headers_unit(tmp_path: Path, unit: str, mm: float) -
     for folder, file in (("images", image), ("labels", label)):
         (tmp_path / folder).mkdir()
         nib.save(file, tmp_path / folder / "a.nii.gz")
-    stored = nib.load(tmp_path / "images" / "a.nii.gz").header
+    stored = nib.Nifti1Image.from_filename(tmp_path / "images" / "a.nii.gz").header
     assert stored.get_xyzt_units()[0] == unit
     study = read(tmp_path)
     assert study.spacing_mm == pytest.approx(tuple(float(edge) * mm for edge in stored.get_zooms()[::-1]))
@@ -292,7 +300,7 @@ def test_label_whose_axes_run_the_other_way_is_in_its_place(tmp_path: Path) -> N
     assert turned.shape == own.shape
     (tmp_path / "labels").mkdir()
     nib.save(turned, tmp_path / "labels" / "a.nii.gz")
-    assert (read(tmp_path).label == label.transpose()).all()
+    assert (label_of(tmp_path) == label.transpose()).all()
 
 
 @pytest.mark.parametrize(
@@ -304,7 +312,7 @@ def test_label_off_a_whole_number_by_rounding_alone_is_that_number(tmp_path: Pat
     write_labelled(tmp_path, label)
     nib.save(nib.Nifti1Image(label.astype(np.float32) * np.float32(value), AFFINE), tmp_path / "labels" / "a.nii.gz")
     if whole:
-        assert (read(tmp_path).label == label.transpose()).all()
+        assert (label_of(tmp_path) == label.transpose()).all()
     else:
         assert_refused(tmp_path, ErrorCode.LABEL_UNKNOWN)
 
@@ -319,8 +327,8 @@ def test_label_of_bytes_with_a_scale_factor_is_read(tmp_path: Path) -> None:
     struct.pack_into("<ff", content, 112, 1 / 255, 0)
     path = tmp_path / "labels" / "a.nii.gz"
     path.write_bytes(gzip.compress(bytes(content), mtime=0))
-    assert 1 < np.asarray(nib.load(path).dataobj).max() < 1.000001
-    assert (read(tmp_path).label == label.transpose()).all()
+    assert 1 < np.asarray(nib.Nifti1Image.from_filename(path).dataobj).max() < 1.000001
+    assert (label_of(tmp_path) == label.transpose()).all()
 
 
 def test_copy_of_the_image_is_no_label(tmp_path: Path) -> None:

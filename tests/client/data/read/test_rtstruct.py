@@ -10,7 +10,7 @@ import pytest
 from matplotlib.path import Path as Polygon
 from pydicom import Dataset, FileDataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from client.data.read import sources
 from client.data.read.dicom_seg import Grid
@@ -66,9 +66,9 @@ def ct(orientation: tuple[float, ...] = AXIAL) -> list[Dataset]:
 def structure_set(slices: list[Dataset], rois: dict[str, Contours], *, images: bool = True) -> Dataset:
     """An RTSTRUCT drawn on slices; images: whether contours name the image they were drawn on."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = STRUCTURE_SET, generate_uid()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(STRUCTURE_SET), generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = STRUCTURE_SET, meta.MediaStorageSOPInstanceUID, "RTSTRUCT"
     ds.PatientID, ds.SeriesInstanceUID = slices[0].PatientID, generate_uid()
     series, study, frame = Dataset(), Dataset(), Dataset()
@@ -129,7 +129,7 @@ def label_of(folder: Path, data: DataConfig = LESION, **options: object) -> np.n
 
 def assert_refused(folder: Path, code: ErrorCode, match: str | None = None, **options: object) -> None:
     with pytest.raises(DataError, match=match) as error:
-        read(folder, **options)
+        read(folder, LESION, **options)
     assert error.value.code is code
 
 

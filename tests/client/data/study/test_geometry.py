@@ -10,7 +10,8 @@ OBLIQUE = np.array([0.8, 0.6, 0.0, -0.36, 0.48, 0.8])
 
 def positions(count: int, orientation: np.ndarray, step_mm: float = 2.5) -> np.ndarray:
     normal = np.cross(orientation[:3], orientation[3:])
-    return np.array([3.0, -7.0, 11.0]) + np.arange(count)[:, None] * step_mm * normal
+    where: np.ndarray = np.array([3.0, -7.0, 11.0]) + np.arange(count)[:, None] * step_mm * normal
+    return where
 
 
 def stack(where: np.ndarray, orientation: np.ndarray = OBLIQUE):
@@ -89,7 +90,7 @@ def test_every_storage_order_turns_into_the_same_body_axes(code: str) -> None:
     affine = np.diag([-1.0, -1, 1, 1]) @ stored.affine @ np.eye(4)[[2, 1, 0, 3]]
     voxels = np.asarray(stored.dataobj).transpose()
     axes, flips = body_axes(affine, keep_slices=False)
-    turned = np.flip(voxels.transpose(axes), [axis for axis, flip in enumerate(flips) if flip])
+    turned = np.flip(voxels.transpose(axes), tuple(axis for axis, flip in enumerate(flips) if flip))
     # RAS to (head, back, left): k up as it is, j and i reversed.
     assert (turned == anatomy.transpose()[:, ::-1, ::-1]).all()
 
