@@ -74,10 +74,15 @@ def with_group_norm(model: nn.Module) -> nn.Module:
     return model
 
 
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def without_in_place(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            vars(module)["inplace"] = False
     return model
 
 
@@ -118,6 +123,6 @@ def batch_of_one(model: nn.Module, loss: Loss, patient: Patient) -> Tensor:
     for crop, label in zip(crops, labels, strict=True):
         model.zero_grad()
         loss(model(crop[None]), label[None]).backward()
-        total += torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+        total += torch.cat([gradient_of(parameter).reshape(-1) for parameter in model.parameters()])
     model.zero_grad()
     return total / len(crops)

@@ -231,6 +231,7 @@ def writer(path, count):
     """A process that is ready to append, and waits for a line."""
     command = [sys.executable, "-c", APPEND, str(path), str(count)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 

@@ -86,7 +86,7 @@ def test_an_added_field_is_refused(signed):
 
 def test_both_signatures_are_right(federation, signed):
     assert receipts.is_signed_by_site(signed[0], signed[1], federation.public["north"])
-    assert receipts.is_countersigned(*signed, federation.public["coordinator"])
+    assert receipts.is_countersigned(signed[0], signed[1], signed[2], federation.public["coordinator"])
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_fork_that_has_grown_cannot_be_shown_to_continue(federation, north, co
     with pytest.raises(ConflictError, match="was not shown"):
         show(second, north)
     assert kinds(north)[-1] == "conflict"
-    assert witness.last_seen(north, coordinator.public_key).size == 4
+    assert last_size(north, coordinator) == 4
 
 
 def test_a_log_that_is_rolled_back_is_refused(federation, north, coordinator):
@@ -124,11 +124,19 @@ def test_the_coordinator_does_not_accept_a_view_of_its_log_that_is_not_its_log(f
     assert "checkpoint-received" not in kinds(coordinator)
 
 
+def last_size(log, coordinator):
+    seen = witness.last_seen(log, coordinator.public_key)
+    assert seen is not None
+    return seen.size
+
+
 def relay(federation, source, target, coordinator=None):
     """What one hospital signed, handed to another by the coordinator with the proof between the two views."""
     coordinator = coordinator or federation.logs["coordinator"]
     note = federation.logs[source].checkpoint()
-    sizes = [notes.peek(note).seen.size, witness.last_seen(federation.logs[target], coordinator.public_key).size]
+    seen = notes.peek(note).seen
+    assert seen is not None
+    sizes = [seen.size, last_size(federation.logs[target], coordinator)]
     return witness.heard(
         federation.logs[target],
         note,

@@ -24,7 +24,7 @@ def app() -> typer.Typer:
 
     @made.command()
     def table(as_json: JsonFlag = False) -> None:
-        rows = [["a", 0.5], ["b", None], ["c", 2e-5], ["d", float("nan")]]
+        rows: list[list[object]] = [["a", 0.5], ["b", None], ["c", 2e-5], ["d", float("nan")]]
         show_table("Title", ["name", "value"], rows, as_json=as_json)
 
     @made.command()

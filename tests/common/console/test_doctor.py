@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from common.console.doctor import Finding, examine, tell
+from common.console.doctor import Check, Finding, examine, tell
 from common.errors import ConfigError, EnrolmentError
 
 TROUBLES = (
@@ -27,7 +27,12 @@ def test_check_that_cannot_be_made_hides_no_other(trouble: Exception) -> None:
         yield Finding("a part", True, "fine")
         raise trouble
 
-    checks = {"first": lambda: "well", "second": breaks, "third": breaks_halfway, "last": lambda: "well too"}
+    checks: dict[str, Check] = {
+        "first": lambda: "well",
+        "second": breaks,
+        "third": breaks_halfway,
+        "last": lambda: "well too",
+    }
     findings = examine(checks)
     assert [(one.what, one.ok) for one in findings] == [
         ("first", True),

@@ -75,7 +75,12 @@ def test_passphrase_may_lie_in_a_file(file: KeyFile, monkeypatch: pytest.MonkeyP
 def test_passphrase_is_asked_for_on_a_terminal(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
     key = file.make(PASSPHRASE)
     asked: list[str] = []
-    monkeypatch.setattr("common.crypto.keyfile.getpass.getpass", lambda prompt: asked.append(prompt) or PASSPHRASE)
+
+    def typed(prompt: str) -> str:
+        asked.append(prompt)
+        return PASSPHRASE
+
+    monkeypatch.setattr("common.crypto.keyfile.getpass.getpass", typed)
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())
     assert file.open() == key
     assert asked == ["Passphrase of the any key: "]

@@ -118,7 +118,7 @@ def test_a_text_that_an_earlier_version_wrote_is_read_as_it_was_meant(text: str)
     assert canonical(read) == issued
 
 
-values = st.builds(
+values: st.SearchStrategy[dict[str, object]] = st.builds(
     dict,
     format=st.integers(1, 3),
     name=st.just("a"),

@@ -3,6 +3,7 @@ import hashlib
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import make_message
+from flwr.app.message.recorddict import RecordType
 
 from common.errors import UpdateError
 from common.flower.packing import object_ids, pack_message, unpack_message
@@ -15,7 +16,7 @@ def test_message_survives_packing():
     assert not head.content.ByteSize()
     received = unpack_message(head, tree, objects)
     assert received.content["head"] == sent.content["head"]
-    assert received.content["model"]["safetensors"].data == b"\x00\x01\x02"
+    assert received.content.array_records["model"]["safetensors"].data == b"\x00\x01\x02"
     assert received.metadata.message_id == sent.metadata.message_id == tree.object_id
     assert (received.metadata.dst_node_id, received.metadata.group_id) == (7, "1")
 
@@ -66,7 +67,9 @@ def test_objects_that_hash_right_but_are_no_message_are_refused():
 
 
 def test_record_is_deflated_and_hashed_once_when_a_message_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = {name: ConfigRecord({"bytes": name.encode() * 1000}) for name in ("head", "weights/0", "more/0")}
+    records: dict[str, RecordType] = {
+        name: ConfigRecord({"bytes": name.encode() * 1000}) for name in ("head", "weights/0", "more/0")
+    }
     sent = make_message(message().metadata, RecordDict(records))
     deflate, deflated = ConfigRecord.deflate, []
 

@@ -130,9 +130,7 @@ def test_receipt_key_of_another_root_or_site_is_not_believed(root):
 
 def test_receipt_key_that_was_altered_breaks_the_roots_signature(root):
     receipt_key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    der = certificates.load_certificate(vouched(root, receipt_key=receipt_key)).public_bytes(
-        certificates.serialization.Encoding.DER
-    )
+    der = certificates.load_certificate(vouched(root, receipt_key=receipt_key)).public_bytes(serialization.Encoding.DER)
     mine = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
     altered = x509.load_der_x509_certificate(der.replace(receipt_key, mine))
     with pytest.raises(EnrolmentError, match="no root that is known here"):
@@ -148,9 +146,7 @@ def test_certificate_without_a_receipt_key_or_with_another_kind_of_key_names_non
     ec_key = (
         certificates.new_key()
         .public_key()
-        .public_bytes(
-            certificates.serialization.Encoding.DER, certificates.serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
 
     def swapped(der: bytes) -> bytes:
@@ -283,9 +279,7 @@ def test_request_with_a_second_name_is_refused():
 
 
 def test_altered_request_is_refused():
-    der = bytearray(
-        certificates.csr_for("st-mary", certificates.new_key()).public_bytes(certificates.serialization.Encoding.DER)
-    )
+    der = bytearray(certificates.csr_for("st-mary", certificates.new_key()).public_bytes(serialization.Encoding.DER))
     der[-1] ^= 1
     altered = x509.load_der_x509_csr(bytes(der))
     with pytest.raises(EnrolmentError, match="signature"):

@@ -2,7 +2,8 @@ import dataclasses
 import datetime
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.errors import EnrolmentError
 from common.identity import certificates, operators
@@ -17,25 +18,26 @@ def root_key() -> certificates.PrivateKey:
 
 
 @pytest.fixture(scope="module")
-def root(root_key: certificates.PrivateKey) -> certificates.Certificate:
+def root(root_key: certificates.PrivateKey) -> x509.Certificate:
     return certificates.new_root(root_key, "root")
 
 
 def endorsed(
-    root: certificates.Certificate, root_key: certificates.PrivateKey, name: str = "maria", role: Role = "operator"
+    root: x509.Certificate, root_key: certificates.PrivateKey, name: str = "maria", role: Role = "operator"
 ) -> Endorsement:
     key = Ed25519PrivateKey.generate()
     pem = certificates.to_pem(operators.certificate(key.public_key(), name, role, root, root_key))
     return operators.endorse(key, pem, RUN, BUNDLE, AT)
 
 
-def check(root: certificates.Certificate, *endorsements: Endorsement) -> tuple[str, ...]:
+def check(root: x509.Certificate, *endorsements: Endorsement) -> tuple[str, ...]:
     return operators.people(operators.check_endorsements(endorsements, certificates.to_pem(root), RUN, BUNDLE))
 
 
 def test_statement_is_what_the_documentation_says(root, root_key):
     one = endorsed(root, root_key)
     key = certificates.load_certificate(one.certificate_pem).public_key()
+    assert isinstance(key, Ed25519PublicKey)
     key.verify(one.signature, f"wardround proposal 1\n{RUN}\n{BUNDLE}\nmaria\n{AT}\n".encode())
 
 
@@ -112,7 +114,7 @@ def test_successor_root_counts_beside_the_pinned_one(root, root_key):
 
 
 def acted(
-    root: certificates.Certificate, root_key: certificates.PrivateKey, action: str = "approve", role: Role = "admin"
+    root: x509.Certificate, root_key: certificates.PrivateKey, action: str = "approve", role: Role = "admin"
 ) -> Act:
     key = Ed25519PrivateKey.generate()
     pem = certificates.to_pem(operators.certificate(key.public_key(), "maria", role, root, root_key))
@@ -122,6 +124,7 @@ def acted(
 def test_act_is_signed_as_the_documentation_says(root, root_key):
     one = acted(root, root_key)
     key = certificates.load_certificate(one.certificate_pem).public_key()
+    assert isinstance(key, Ed25519PublicKey)
     key.verify(one.signature, f"wardround act 1\napprove\n{RUN}\nmaria\n{AT}\n{'0f' * 16}\n".encode())
     assert operators.check_act(one, certificates.to_pem(root)).name == "maria"
 

@@ -194,7 +194,7 @@ def test_the_study_is_never_changed() -> None:
 
 def test_the_generator_alone_decides() -> None:
     training = make_training((8, 8), flips=True, rotation_degrees=20, scaling=0.1, intensity=0.1)
-    results = []
+    results: list[Tensor] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(results))
         results.append(sample_crops([make_stack(3, 20, 20)] * 4, training, generator(seed))[0])

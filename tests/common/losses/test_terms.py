@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from monai.losses import DiceLoss
+from monai.losses.dice import DiceLoss
 from torch.nn import functional
 
 from common.losses.terms import dice_ce

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.metrics import compute_dice, compute_iou
+from monai.metrics.meandice import compute_dice
+from monai.metrics.meaniou import compute_iou
 
 from common.errors import ConfigError
 from common.measures.metrics import confusion
@@ -80,10 +81,10 @@ def test_dice_is_that_of_the_voxel_sets(pairs: list[tuple[int, int]]) -> None:
 def test_dice_and_iou_agree_with_monai_on_volumes() -> None:
     generator = torch.Generator().manual_seed(0)
     prediction, target = (torch.randint(3, (5, 6, 7), generator=generator, dtype=torch.uint8) for _ in range(2))
-    hot = [torch.stack([part == value for value in range(3)]).unsqueeze(0) for part in (prediction, target)]
+    one, two = (torch.stack([part == value for value in range(3)]).unsqueeze(0) for part in (prediction, target))
     result = scores(prediction, target, ORGAN)
-    assert result["dice"] == pytest.approx(float(compute_dice(*hot, include_background=False).mean()))
-    assert result["iou"] == pytest.approx(float(compute_iou(*hot, include_background=False).mean()))
+    assert result["dice"] == pytest.approx(float(compute_dice(one, two, include_background=False).mean()))
+    assert result["iou"] == pytest.approx(float(compute_iou(one, two, include_background=False).mean()))
 
 
 def test_the_matrices_of_slices_add_up_to_that_of_the_study() -> None:

@@ -1,5 +1,6 @@
 """What is put into a page is text there, whatever it says; only what a template made is more."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
@@ -14,7 +15,7 @@ FOREIGN_TEXTS = pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where templates of these tests lie."""
     monkeypatch.setattr(common.pages.html, "PACKAGES", tmp_path)
     common.pages.html._environment.cache_clear()

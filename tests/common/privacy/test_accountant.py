@@ -171,7 +171,12 @@ LONG = 500 * 1000  # steps: as many as the shipped policy lets a run have
 def test_noise_is_solved_in_few_questions_none_of_a_much_larger_epsilon(target, delta, rate, steps, monkeypatch):
     asked: list[float] = []
     counted = accountant._epsilon_prv
-    monkeypatch.setattr(accountant, "_epsilon_prv", lambda *about: (asked.append(found := counted(*about)), found)[1])
+
+    def noted(*about):
+        asked.append(counted(*about))
+        return asked[-1]
+
+    monkeypatch.setattr(accountant, "_epsilon_prv", noted)
     accountant._epsilon.cache_clear()
     noise = noise_multiplier_for.__wrapped__(target, delta, rate, steps)
     assert len(asked) <= 12

@@ -71,7 +71,7 @@ def opacus_hooks(network: Network) -> str:
     except RuntimeError as error:
         in_place = "is a view and is being modified inplace" in str(error)
         return "no: changes a hooked output in place" if in_place else str(error)
-    rows = torch.cat([parameter.grad_sample.flatten(1) for parameter in model.parameters()], 1)
+    rows = torch.cat([parameter.grad_sample.flatten(1) for parameter in wrapped.parameters()], 1)
     assert float(((rows - truth).norm(dim=1) / truth.norm(dim=1)).max()) < _SINGLE
     return "yes"
 
@@ -85,7 +85,8 @@ class Weighed(nn.Module):
         self.layer = layer
 
     def forward(self, value: Tensor) -> Tensor:
-        return self.layer(self.first(value)).sin()
+        output: Tensor = self.layer(self.first(value)).sin()
+        return output
 
 
 def squares(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS + OTHERS, ids=lambda value: str(value).replace(" ", ""))
+@pytest.mark.parametrize(("layer", "shape"), [*CONVOLUTIONS, *OTHERS], ids=lambda value: str(value).replace(" ", ""))
 @pytest.mark.parametrize("deep", [False, True], ids=["first", "after another"])
 def test_every_covered_layer_gives_each_patient_their_gradient(
     layer: nn.Module, shape: tuple[int, ...], deep: bool
@@ -165,7 +166,8 @@ class Twice(nn.Module):
         self.two.weight = self.one.weight
 
     def forward(self, value: Tensor) -> Tensor:
-        return self.two(self.again(self.one(self.again(value)).tanh()).tanh())
+        output: Tensor = self.two(self.again(self.one(self.again(value)).tanh()).tanh())
+        return output
 
 
 def test_layers_called_twice_and_weights_used_twice_add_up() -> None:
@@ -236,7 +238,8 @@ class _Windows(nn.Module):
         self.inner = nn.Linear(4, 4)
 
     def forward(self, value: Tensor) -> Tensor:
-        return self.inner(value.reshape(-1, 4)).reshape(len(value), -1)
+        output: Tensor = self.inner(value.reshape(-1, 4)).reshape(len(value), -1)
+        return output
 
 
 class _Tampering(nn.Module):
@@ -250,7 +253,8 @@ class _Tampering(nn.Module):
         self.first(value)
         output = self.first(value)
         value.mul_(2)
-        return self.second(output)
+        changed: Tensor = self.second(output)
+        return changed
 
 
 class _Nothing(nn.Module):

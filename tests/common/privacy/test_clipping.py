@@ -1,6 +1,7 @@
 """Adaptive clipping: its charge against dp-accounting, its norm against quantiles and sums known beforehand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from common.privacy.autotune import Plan
 from common.privacy.clipping import ClippingRule, gradient_noise_multiplier, next_norm, norm_bounds
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step
 from common.privacy.gradients import Patient, Strategy
+from common.privacy.noise import noised
 
 FIRST = 0.5
 # Noise that is as good as none, where a test needs the plain numbers; count noise is then allowed to be as small.
@@ -60,15 +62,15 @@ def adaptive(
     return optimizer
 
 
-def linear() -> nn.Module:
+def linear() -> nn.Linear:
     return nn.Linear(6, 1, bias=False)
 
 
 @pytest.fixture
-def noised_calls(monkeypatch) -> list[dict]:
+def noised_calls(monkeypatch) -> list[dict[str, Any]]:
     """All that the engine has had noised: sums, norm and multiplier; a step's gradients come before its count."""
-    calls: list[dict] = []
-    real = engine.noised
+    calls: list[dict[str, Any]] = []
+    real = noised
 
     def record(sums, *, clipping_norm: float, noise_multiplier: float):
         sums = list(sums)
@@ -130,7 +132,7 @@ def test_one_patient_moves_gradients_and_count_by_one_part_in_the_charged_noise(
     seen: list[Tensor] = []
     cohort = patients_of([*others, mine])
     with pytest.MonkeyPatch.context() as patch:
-        real = engine.noised
+        real = noised
 
         def record(sums, *, clipping_norm, noise_multiplier):
             seen.append(torch.cat([one.double().reshape(-1) for one in sums]) / (clipping_norm * noise_multiplier))

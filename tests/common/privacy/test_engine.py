@@ -14,12 +14,12 @@ from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
 from common.privacy.gradients import Patient, Strategy
 from common.privacy.noise import deviation, grid_step
-from tests.common.networks import ours
+from tests.common.networks import gradient_of, ours
 
 CLIP = 0.7
 
 
-def network(dims: int = 2) -> nn.Module:
+def network(dims: int = 2) -> nn.Sequential:
     conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -55,7 +55,7 @@ def clipped_gradient(model: nn.Module, one: Patient, loss) -> Tensor:
     for crop, label in zip(one.crops, one.labels, strict=True):
         model.zero_grad()
         loss(model(crop[None]), label[None]).backward()
-        total += torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+        total += torch.cat([gradient_of(parameter).reshape(-1) for parameter in model.parameters()])
     mean = total / len(one.crops)
     return mean * min(1.0, CLIP / float(mean.norm()))
 
@@ -86,9 +86,12 @@ def test_one_patient_moves_the_sum_by_at_most_the_clipping_norm():
 def test_clipping_holds_where_single_precision_finds_a_large_gradient_too_short(monkeypatch):
     """Ten million values that lie alike: adding their squares in single precision loses 0.8 %."""
     count, seen = 10_000_000, []
-    monkeypatch.setattr(
-        engine, "noised", lambda sums, **_: seen.extend(sums) or [torch.zeros_like(one) for one in sums]
-    )
+
+    def noted(sums, **_):
+        seen.extend(sums)
+        return [torch.zeros_like(one) for one in sums]
+
+    monkeypatch.setattr(engine, "noised", noted)
     model = nn.Linear(count, 1, bias=False)
     alone = Plan(Strategy.ONE_AT_A_TIME, 1)
     for value in (0.95e-3, 1.06e-3, 1.12e-3):
@@ -228,6 +231,8 @@ def test_an_unused_parameter_is_refused():
 
 class _Counting(nn.Module):
     """Keeps a statistic of what it sees, outside the gradient."""
+
+    seen: Tensor
 
     def __init__(self):
         super().__init__()

@@ -98,8 +98,10 @@ def test_plans_are_repeatable():
 
 def test_the_guarantee_says_all_it_rests_on():
     private = plan(run(), 80)
-    stated = guarantee(run(), epsilon=1.25, delta=private.delta, steps=40).as_dict()
-    assert json.loads(json.dumps(stated)) == {
+    stated = json.loads(json.dumps(guarantee(run(), epsilon=1.25, delta=private.delta, steps=40).as_dict()))
+    assert stated["public"]
+    assert stated["not-covered"]
+    assert stated == {
         "epsilon": 1.25,
         "delta": 1 / 800,
         "unit": "patient",
@@ -114,8 +116,8 @@ def test_the_guarantee_says_all_it_rests_on():
         "noise": NOISE,
         "accountant": "PRV",
         "held-out": "no scores",
-        "public": stated["public"] and list(stated["public"]),
-        "not-covered": stated["not-covered"] and list(stated["not-covered"]),
+        "public": stated["public"],
+        "not-covered": stated["not-covered"],
     }
     assert "a patient with data at several sites" in stated["not-covered"]
 
@@ -146,7 +148,7 @@ def test_the_guarantee_says_how_clipping_adapts_and_what_noise_the_gradients_got
     assert parts == pytest.approx(fixed.noise_multiplier**-2)
     assert stated["clipping-norm"] == 0.5
     for said in ("adaptive from 0.5 in each round", "quantile 0.6", "within 0.005 and 50", "deviation 4.5 patients"):
-        assert said in stated["clipping"]
+        assert said in str(stated["clipping"])
 
 
 def test_adaptive_clipping_changes_nothing_that_is_charged():

@@ -83,10 +83,22 @@ def test_nothing_that_was_charged_stands_in_the_file_or_its_journal(path):
     assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
     files = sorted(path.parent.iterdir())
     assert [one.name for one in files] == ["ledger.sqlite", "ledger.sqlite-journal"]
-    words = [COHORT, RUN, RUN[:20], ATTEMPT, "message-", "charge", "begin", "release", "cohort", "run_hash", str(NOISE)]
+    words: list[str | bytes] = [
+        COHORT,
+        RUN,
+        RUN[:20],
+        ATTEMPT,
+        "message-",
+        "charge",
+        "begin",
+        "release",
+        "cohort",
+        "run_hash",
+        str(NOISE),
+    ]
     words += [str(RATE), str(DELTA), Ledger(path, KEY).entries()[0].charged_at[:10], KEY]
     numbers = [struct.pack(order + "d", number) for order in "<>" for number in (NOISE, RATE, DELTA)]
-    assert found_in([*words, *numbers], files) == []
+    assert found_in([*words, KEY, *numbers], files) == []
 
 
 @pytest.mark.parametrize("dress", ["{}", "<{}>", "x{}", "xx{}y"])

@@ -166,7 +166,7 @@ def test_a_charge_that_carries_another_attempts_costs_nothing_and_is_taken_at_on
 
 def test_a_check_sees_what_is_charged_and_stops_the_charge(ledger):
     charge(ledger)
-    seen = []
+    seen: list[int] = []
 
     def check(charges):
         seen.extend(one.round for one in charges)
@@ -368,6 +368,7 @@ def test_a_killed_process_never_loses_an_acknowledged_charge(tmp_path):
     for attempt in range(4):
         command = [sys.executable, "-c", CHARGE_FOREVER, str(path), f"run-{attempt}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
             assert process.stdout.readline() == "1\n"
             time.sleep(random.uniform(0, 0.15))  # noqa: S311 -- any moment
             os.kill(process.pid, signal.SIGKILL)
@@ -453,8 +454,10 @@ def test_of_many_processes_and_threads_exactly_one_takes_an_attempt(ledger, tmp_
         command = [sys.executable, "-c", TAKE, str(path), str(number)]
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) for _ in range(3)]
         for process in processes:
+            assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
         for process in processes:
+            assert process.stdin is not None
             process.stdin.write(b"\n")
             process.stdin.flush()
         let_through = b"".join(process.communicate(timeout=60)[0] for process in processes)

@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from functools import partial
 from itertools import count
 
 import mpmath
@@ -107,7 +108,7 @@ def test_every_value_is_the_true_rounding_of_the_gaussian_that_its_bits_name(sca
     for number in range(10):
         key = hashlib.sha256(f"{scale} {number}".encode()).digest()
         words = np.frombuffer(keystream(key)(8 * CHUNK), dtype="<i8").reshape(2, -1)
-        steps = gaussian_steps(CHUNK, scale, lambda length, key=key: key if length == 32 else bytes(length))
+        steps = gaussian_steps(CHUNK, scale, partial(lambda key, length: key if length == 32 else bytes(length), key))
         assert_rounded_truly(words, steps, scale, range(100))
 
 
@@ -161,8 +162,13 @@ def test_any_number_of_values_can_be_drawn(size):
 
 def test_every_call_asks_the_operating_system_for_a_new_key(monkeypatch):
     asked = []
-    gaussian_steps(100, SCALE, lambda length: asked.append(length) or bytes(length))
-    gaussian_steps(100, SCALE, lambda length: asked.append(length) or bytes(length))
+
+    def zeros(length):
+        asked.append(length)
+        return bytes(length)
+
+    gaussian_steps(100, SCALE, zeros)
+    gaussian_steps(100, SCALE, zeros)
     assert asked.count(32) == 2
     assert not torch.equal(gaussian_steps(100, SCALE), gaussian_steps(100, SCALE))
 

@@ -65,7 +65,7 @@ def test_nothing_else_starts_a_process_or_hands_the_whole_environment_on() -> No
     allowed = {"get", "setdefault", "update", "keys"}
     wrong = []
     for name, tree in sources():
-        fine = set()
+        fine: set[ast.expr] = set()
         for node in ast.walk(tree):
             match node:
                 case ast.Attribute(value=ast.Attribute() as inner, attr=attr) if attr in allowed:

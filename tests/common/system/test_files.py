@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from common.system import files
 from common.system.files import append, create_private, move, write_atomically, write_private
 
 Write = Callable[[Path, bytes], None]
@@ -32,7 +31,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(
     def full_disk(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path / "file", b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
@@ -49,7 +48,7 @@ def test_private_file_and_its_folder_are_the_owners_alone_from_the_start(
         seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
         fsync(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", look)
     before = os.umask(0o022)
     try:
         write(tmp_path / "keys" / "site.key", b"secret")
@@ -94,7 +93,7 @@ def test_of_two_that_create_a_file_at_once_one_is_told_that_it_is_there(
         target.write_bytes(b"another's")
         link(source, target)
 
-    monkeypatch.setattr(files.os, "link", another_was_first)
+    monkeypatch.setattr(os, "link", another_was_first)
     assert not create_private(tmp_path / "key", b"ours")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"another's"]
 
@@ -109,7 +108,7 @@ def test_what_is_added_or_moved_is_on_the_disk_on_return(
     def look(descriptor: int) -> None:
         flushed.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
 
-    monkeypatch.setattr(files.os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", look)
     if step == "append":
         append(tmp_path / "fresh", b" and more")
         assert flushed == [((tmp_path / "fresh").stat().st_ino, len(b"new and more"))]

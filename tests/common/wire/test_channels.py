@@ -151,7 +151,8 @@ def test_connection_that_grew_old_ends_after_the_call_on_it(
     address = f"127.0.0.1:{free_port}"
     server = channels.serve(address, lambda: authority.credentials, add)
     with channels.secure_channel(address, *authority.client()) as channel:
-        assert [channel.unary_unary("/test/Slow")(b"", timeout=10.0) for _ in range(2)] == [b"done", b"done"]
+        call = channel.unary_unary("/test/Slow", None, None)
+        assert [call(b"", timeout=10.0) for _ in range(2)] == [b"done", b"done"]
     assert len(set(peers)) == 2  # each on a connection of its own
     server.stop(0).wait()
 
