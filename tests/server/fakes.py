@@ -3,11 +3,13 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
 from common.config import RunConfig, validate
 from common.errors import ErrorCode
@@ -23,7 +25,7 @@ FakeSite = Callable[[Request], Said]
 
 def a_run(rounds: int = 2, quorum: int = 2, **tables: Mapping[str, object]) -> RunConfig:
     """The smallest valid run. Of plain SGD, so that a fake site may move the model as far as its test wants."""
-    values = {
+    values: dict[str, Any] = {
         "name": "tiny",
         "model": {"channels": [4, 8], "residual-units": 0},
         "data": {"modality": "photo", "classes": ["lesion"]},
@@ -79,8 +81,8 @@ class FakeGrid(Grid):
         pass
 
     @property
-    def run(self) -> object:
-        return None
+    def run(self) -> Run:
+        raise AssertionError("the strategy knows its run")
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from flwr.app import Message
 
-from common.errors import FederationError
+from common.errors import FederationError, UpdateError
 from common.flower import calls
 from common.identity import certificates
 from common.wire import clock
@@ -150,9 +150,9 @@ def test_message_whose_time_is_over_takes_no_reply(monkeypatch: pytest.MonkeyPat
     now = 1_790_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     node_proxy._check_times(Dated(now - 10, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
-    with pytest.raises(node_proxy.UpdateError, match="the time for the reply is over"):
+    with pytest.raises(UpdateError, match="the time for the reply is over"):
         node_proxy._check_times(Dated(now - 70, 60), Dated(now - 70, 60))  # type: ignore[arg-type]
-    with pytest.raises(node_proxy.UpdateError, match="another clock than its message"):
+    with pytest.raises(UpdateError, match="another clock than its message"):
         node_proxy._check_times(Dated(now, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
 
 

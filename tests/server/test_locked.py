@@ -67,7 +67,9 @@ DO_WITHOUT = {"runs", "operator list"}
 
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize("name", ["registry.sqlite", AUDIT_NAME])
-def test_command_on_a_locked_file_says_so_in_one_sentence(home: Home, tmp_path, monkeypatch, words, name) -> None:
+def test_command_on_a_locked_file_says_so_in_one_sentence(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with held(home.path / name):
         result = CliRunner().invoke(app, [*words.split(), "--home", str(home.path)])

@@ -12,6 +12,7 @@ import pytest
 from client.home.identity import Identity
 from client.proposals import signers
 from common.config.rundocument import from_toml
+from common.errors import PolicyError
 from common.identity.operators import check_endorsements, people
 from common.wire.wardround_pb2 import ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
@@ -93,7 +94,7 @@ def test_damaged_list_is_written_anew(office: Office, tmp_path: Path) -> None:
     site = office.join(tmp_path / "site")
     path = tmp_path / "site" / "tls" / "removed-operators.json"
     path.write_text("{")
-    with pytest.raises(signers.PolicyError, match="the coordinator tells it again"):
+    with pytest.raises(PolicyError, match="the coordinator tells it again"):
         signers.removed(tmp_path / "site")
     assert learned(tmp_path / "site", site) == ["maria"]
     assert len(signers.removed(tmp_path / "site")) == 1

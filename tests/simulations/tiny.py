@@ -39,7 +39,7 @@ SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname =
 
 def tiny_run(**tables: Mapping[str, object]) -> RunConfig:
     """Two rounds of two steps; `tables` change single values."""
-    values = {
+    values: dict[str, Any] = {
         "name": "tiny",
         "seed": 3,
         "deterministic": True,

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from client.worker import loop, protocol
 from client.worker.protocol import Answer, Question
 from common.errors import DataError, WardroundError
+from common.wire.frames import Frame
 from tests.system.disguises import IDENTIFIERS, PATTERN, TEXT
 from tests.system.mishaps import Hospital, Mishap
 
@@ -37,7 +38,7 @@ class Inline:
     def ask(self, question: Question, _timeout_s: float) -> Answer:
         asked = protocol.question_from_frame(protocol.question_to_frame(question))
         frame = protocol.answer_to_frame(loop.answer(asked, self._home))
-        return protocol.answer_from_frame(protocol.Frame(json.loads(json.dumps(frame.header)), frame.parts))
+        return protocol.answer_from_frame(Frame(json.loads(json.dumps(frame.header)), frame.parts))
 
 
 def frame(header: object, weights: bytes | None = None, parts: object = None) -> bytes:
@@ -179,10 +180,10 @@ def _errors() -> Iterator[Mishap]:
         "an error with a code of its own": raising(code(TEXT)),
         "a group of errors": raising(ExceptionGroup(TEXT, [ValueError(TEXT)])),
         "tensors that do not fit": lambda: torch.zeros(2, 3) @ torch.zeros(5, 7),
-        "a name for an index": lambda: torch.zeros(1)[TEXT],
+        "a name for an index": lambda: torch.zeros(1)[TEXT],  # type: ignore[index]  # what it is about
     }.items():
 
-        def happen(site: Hospital, throw: Callable[[], None] = throw) -> None:
+        def happen(site: Hospital, throw: Callable[[], object] = throw) -> None:
             site.patch.setattr("client.train.training.train_round", lambda *_values, **_named: throw())
             site.train()
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,11 +63,7 @@ class Hospital:
     def train(self, **changes: Any) -> None:
         """Ask for a round of training that was not done before."""
         self.round += 1
-        self.ask(
-            TrainRequest(
-                **{"run_hash": self.run_hash, "round": self.round, "parts": {"weights": self.weights}} | changes
-            )
-        )
+        self.ask(replace(TrainRequest(self.run_hash, self.round, {"weights": self.weights}), **changes))
 
 
 @dataclass(frozen=True)

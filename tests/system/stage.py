@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtensionOID
 from flwr.app import Message
 from flwr.proto import fleet_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
@@ -186,7 +187,7 @@ class Stage:
         builder = builder.not_valid_before(now + datetime.timedelta(days=days[0]))
         builder = builder.not_valid_after(now + datetime.timedelta(days=days[1]))
         for extension in proper.extensions:
-            value = usage if usage and extension.oid == x509.ExtensionOID.EXTENDED_KEY_USAGE else extension.value
+            value = usage if usage and extension.oid == ExtensionOID.EXTENDED_KEY_USAGE else extension.value
             builder = builder.add_extension(value, extension.critical)
         return Member(name, key, certificates.to_pem(builder.sign(signer, hashes.SHA256())))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 
-class Tap(grpc.UnaryUnaryClientInterceptor):
+class Tap(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in its types alone
     """Writes each request down and passes it on."""
 
     def __init__(self, path: Path) -> None:

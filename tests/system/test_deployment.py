@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,10 @@ def status_of(folder: Path, site: str) -> dict[str, Any]:
     return values
 
 
+def offers(home: Path) -> list[Path]:
+    return list((home / "proposals").glob("*/offer.json"))
+
+
 def share_of_a_core(pid: int, seconds: float) -> float:
     """CPU time of a process and its children over wall time."""
 
@@ -218,7 +223,7 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
 
     run = stage.server("run", "run.toml", "--watch")
     for site in SITES:
-        eventually(lambda site=site: list((folder / site / "proposals").glob("*/offer.json")), f"offer of {site}")
+        eventually(partial(offers, folder / site), f"offer of {site}")
     for approval in [stage.client(site, "approve", "tiny") for site in SITES]:
         done(approval)
     done(run, timeout_s=90)

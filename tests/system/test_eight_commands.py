@@ -30,6 +30,7 @@ DEFAULT_PORTS = (9443, 9444, 9445)
 def block() -> str:
     """The block of the README that goes from nothing to the first round."""
     blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    found: str
     (found,) = [one for one in blocks if "wardround-server init" in one and "wardround-client join" in one]
     return found
 

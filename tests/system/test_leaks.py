@@ -297,16 +297,20 @@ def _opened(home: Path, worker: Worker, ear: Ear, patch: pytest.MonkeyPatch) -> 
     said = home.parent / "said"
     said.mkdir()
     frames = {}
-    for part, answer in {"ready": Ready(sandbox.REMOVED), "describe": offer}.items():
+    answers: dict[str, Answer] = {"ready": Ready(sandbox.REMOVED), "describe": offer}
+    for part, answer in answers.items():
         one = protocol.answer_to_frame(answer)
         frames[part] = frame(one.header)
         (said / part).write_bytes(frames[part])
     (said / "work").write_bytes(b"")
     (said / "log").write_text(TEXT)
     torch.manual_seed(0)
-    weights = pack(build_model(runs[0]).state_dict())
-    run_hash = sha256_of(runs[0])
-    site = Hospital(home.parent, home, *runs, worker, frames, weights, run_hash, lambda _request: None, patch)
+    plain, private, greedy = runs
+    weights = pack(build_model(plain).state_dict())
+    run_hash = sha256_of(plain)
+    site = Hospital(
+        home.parent, home, plain, private, greedy, worker, frames, weights, run_hash, lambda _request: None, patch
+    )
     return site, bundles
 
 

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, Metadata
+from flwr.app.message import make_message
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
@@ -52,9 +53,9 @@ from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 from server.commands import doctor
 from server.gateway import enrolment
 from server.gateway.limits import ANNOUNCEMENT, CALLS_AT_ONCE, CONTROL, ENROLMENT, OBJECT
-from tests import loopback
+from tests import ROOT, loopback
 from tests.server.coordinators import Member, asked, enrol_request, status_of
-from tests.system.stage import HOSTILE, ROOT, Stage, eventually, frame, headers, matching
+from tests.system.stage import HOSTILE, Stage, eventually, frame, headers, matching
 
 pytestmark = pytest.mark.system
 
@@ -241,7 +242,7 @@ def raw(path: str, data: bytes = b"", metadata: Any = None) -> Attack:
     """Bytes of our own to any method."""
 
     def attack(stage: Stage) -> grpc.StatusCode:
-        call = stage.channel.unary_unary(path)
+        call = stage.channel.unary_unary(path, None, None)
         return status_of(lambda request, timeout: call(request, timeout=timeout, metadata=metadata), data)
 
     return attack
@@ -257,6 +258,10 @@ REQUESTS: dict[str, Callable[[Node], Any]] = {
     "PushObject": lambda node: message_pb2.PushObjectRequest(node=node),
     "GetRun": lambda node: run_pb2.GetRunRequest(node=node),
 }
+
+
+def numbered(node_id: int) -> Callable[[Stage], Node]:
+    return lambda _: Node(node_id=node_id)
 
 
 def with_node(method: str, node: Callable[[Stage], Node]) -> Attack:
@@ -314,7 +319,7 @@ METHODS = [
     *(
         Case(
             f"node id {number} in {method}",
-            with_node(method, lambda _, n=number: Node(node_id=n)),
+            with_node(method, numbered(number)),
             Code.PERMISSION_DENIED,
             NOT_OWN,
         )
@@ -355,10 +360,8 @@ def reply_of(stage: Stage) -> Message:
         ttl=600.0,
         message_type=old.message_type,
     )
-    return Message(
-        metadata=metadata,
-        content=reply_to_record(TrainReply("0" * 64, 1, {"weights": b"x" * 1000}, 3, {"train-loss": 1.0})),
-    )
+    reply = TrainReply("0" * 64, 1, {"weights": b"x" * 1000}, 3, {"train-loss": 1.0})
+    return make_message(metadata, reply_to_record(reply))
 
 
 def pulls_object(object_id: Callable[[Stage], str], run_id: Callable[[Stage], int]) -> Attack:
@@ -546,6 +549,7 @@ def all_at_once(stage: Stage) -> grpc.StatusCode:
     futures = [stage.coordination.ListProposals.future(request, timeout=20.0) for _ in range(30)]
     codes = [future.code() for future in futures]
     assert codes.count(Code.OK) == CALLS_AT_ONCE
+    other: grpc.StatusCode
     (other,) = set(codes) - {Code.OK}
     return other
 
@@ -557,7 +561,7 @@ def bodiless(stage: Stage) -> grpc.StatusCode:
     for stream in range(1, 2 * CALLS_AT_ONCE + 8, 2):
         connection.socket.sendall(headers(stream, "/flwr.proto.Fleet/PushObject"))
     request = ListProposalsRequest()
-    code = eventually(
+    code: grpc.StatusCode = eventually(
         lambda: (code := status_of(stage.coordination.ListProposals, request)) != Code.OK and code,
         "its places are taken",
     )
@@ -775,7 +779,7 @@ def test_certificate_opens_nothing_at_the_enrolment_port(stage: Stage, door: Enr
     before, member = len(stage.log()), stage.members["north"]
     address, key = stage.home.enrolment_address, certificates.key_to_pem(member.key)
     with channels.secure_channel(address, stage.home.root_pem, key, member.certificate) as channel:
-        call = channel.unary_unary(f"/{service}")
+        call = channel.unary_unary(f"/{service}", None, None)
         assert status_of(call, b"") == Code.UNIMPLEMENTED
     eventually(lambda: matching(stage.log()[before:], "127.0.0.1 at .*not served"), "a line in the log")
 

@@ -83,7 +83,7 @@ def knocks(identity: Identity) -> grpc.StatusCode:
         return status_of(CoordinationStub(channel).ListProposals, ListProposalsRequest())
 
 
-def age(office: Office, identity: Identity, days: float) -> Identity:
+def age(office: Office, identity: Identity, days: float) -> x509.Certificate:
     """The same site with a certificate that was signed `days` ago; the registry knows it."""
     root_key, _ = roots.root_credentials(office.home)
     then = certificates.now() - datetime.timedelta(days=days)

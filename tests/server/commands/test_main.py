@@ -131,7 +131,12 @@ def test_doctor_goes_on_where_a_certificate_is_missing(home):
 
 def test_init_writes_no_key_in_the_clear_where_it_is_told_to_protect_it(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("common.crypto.keyfile.create_private", lambda _, data: written.append(data) is None)
+
+    def create(_, data):
+        written.append(data)
+        return True
+
+    monkeypatch.setattr("common.crypto.keyfile.create_private", create)
     monkeypatch.setenv(KEY_PASSPHRASE, "five random words would do")
     monkeypatch.setattr("server.home.folder.key_agent.ask", lambda _: None)
     invoke("init", "--protect")
@@ -156,6 +161,7 @@ def test_doctor_says_who_keeps_the_key(home, monkeypatch):
 
 def test_every_command_shows_an_example():
     for command in app.registered_commands:
+        assert command.callback is not None
         name = command.name or command.callback.__name__
         assert f"wardround-server {name}" in " ".join(succeeds(name, "--help").split()), name
 

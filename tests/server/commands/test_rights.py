@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from typer.testing import CliRunner
 
 from client.home import enrolment as client_enrol
-from common.audit.log import Entry
+from common.audit.entries import Entry
 from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import from_toml, issue
 from common.errors import AuditError
 from common.identity import certificates
-from common.identity.operators import RIGHTS, check_endorsements
+from common.identity.operators import RIGHTS, Role, check_endorsements
 from server.commands.main import app
 from server.coordinator import supervisor
 from server.gateway import enrolment
@@ -106,7 +106,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     home = new_home(folder / "wardround-server")
     registry = Registry(home.registry)
-    for name, role in (("maria", "operator"), ("omar", "auditor"), ("ida", "operator")):
+    people: list[tuple[str, Role]] = [("maria", "operator"), ("omar", "auditor"), ("ida", "operator")]
+    for name, role in people:
         operators.add(home, registry, name, role)
     enrol(home, registry, "north")
     for name in ("south", "east"):

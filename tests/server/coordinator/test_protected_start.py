@@ -24,7 +24,8 @@ from server.coordinator.runs import read_summary
 from server.federation.events import read_events
 from server.home.folder import KEY_PASSPHRASE, Home
 from server.registry.registry import Registry
-from tests.server.coordinator.test_supervisor import ROOT, alive, family, started, wait_for
+from tests import ROOT
+from tests.server.coordinator.test_supervisor import alive, family, started, wait_for
 from tests.server.coordinators import Member, enrol, new_home
 from tests.server.search import found, pieces, private_keys
 

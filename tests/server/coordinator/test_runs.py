@@ -113,7 +113,12 @@ def test_a_run_that_goes_on_is_parsed_once_however_often_it_is_looked_at(home, r
     for remembered in (from_bundle, from_text):
         remembered.cache_clear()
     parsed, validate = [], RunConfig.model_validate
-    monkeypatch.setattr(RunConfig, "model_validate", lambda *some, **more: parsed.append(1) or validate(*some, **more))
+
+    def counted(*some, **more):
+        parsed.append(1)
+        return validate(*some, **more)
+
+    monkeypatch.setattr(RunConfig, "model_validate", counted)
     registry.answer(HASH, "a", approved=True)
     registry.answer(HASH, "b", approved=True)
     runs = Runs(home, registry)
@@ -275,15 +280,18 @@ def loading(home):
     superexec = subprocess.Popen(
         [sys.executable, "-c", SUPEREXEC], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert superexec.stdin is not None
+    assert superexec.stdout is not None
+    orders, told = superexec.stdin, superexec.stdout
     write_processes(home, {"superexec": superexec.pid})
 
     def start() -> int:
-        superexec.stdin.write("\n")
-        superexec.stdin.flush()
-        return int(superexec.stdout.readline())
+        orders.write("\n")
+        orders.flush()
+        return int(told.readline())
 
     yield start
-    superexec.stdin.close()
+    orders.close()
     superexec.wait()
 
 

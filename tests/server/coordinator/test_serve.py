@@ -138,7 +138,7 @@ def test_enrolment_is_open_from_the_invitation_until_a_while_after_the_last_one_
     home: Home, registry: Registry, door: serve.EnrolmentDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, port = Time(), home.config.enrolment_port
-    monkeypatch.setattr(serve.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     door.step()
     assert not is_listening(port)
     enrolment.invite(home, registry, "st-mary")
@@ -161,7 +161,7 @@ def test_enrolment_stays_open_for_who_waits_for_approval_and_for_the_certificate
     home: Home, registry: Registry, door: serve.EnrolmentDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Time()
-    monkeypatch.setattr(serve.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     enrol(home, registry, "st-mary")  # approved, not collected
     door.step()
     clock.ahead += 3600.0
@@ -177,7 +177,7 @@ def test_port_that_another_program_holds_is_no_end_and_is_tried_again(
     home: Home, registry: Registry, door: serve.EnrolmentDoor, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     clock, port = Time(), home.config.enrolment_port
-    monkeypatch.setattr(serve.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     enrolment.invite(home, registry, "st-mary")
     with socket.create_server(("127.0.0.1", port)):
         door.step()
@@ -245,7 +245,7 @@ def test_call_that_takes_too_long_is_ended_and_its_place_is_free(
     server = serve.start_gateway(home, Gateway(home, registry), interceptor=counting)
     try:
         with enrol(home, registry, "a").channel(home) as channel:
-            never = channel.stream_unary("/flwr.proto.Fleet/PushObject")
+            never = channel.stream_unary("/flwr.proto.Fleet/PushObject", None, None)
             silence = threading.Event()
             call = never.future(iter(silence.wait, True), timeout=20.0)
             wait_for(lambda: counting._running)

@@ -52,7 +52,8 @@ def started(home: Home) -> Iterator[subprocess.Popen[str]]:
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return children
 
 
 def named(process: subprocess.Popen[str], word: str) -> psutil.Process:

@@ -1,6 +1,7 @@
 """No update of a run leads farther than its training could; what honest training makes always stays within."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +15,13 @@ from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model
 from common.learning.schedule import rates_of_round
 from common.privacy.guarantee import plan
-from common.wire.messages import TrainRequest
+from common.wire.messages import EvaluateReply, Request, TrainReply, TrainRequest
 from server.federation.bounds import farthest
 from server.federation.events import read_events
 from server.federation.rounds import federate
 from server.federation.strategies.weighing import capped, tempered
 from tests.client.train.test_training import make_case, make_run
-from tests.server.fakes import FakeGrid, a_run, price, trains
+from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, price, trains
 
 PRIVATE: dict[str, Any] = {"target_epsilon": 8.0, "sampling_rate": 0.5, "crops_per_patient": 2}
 
@@ -106,7 +107,7 @@ def test_no_sequence_of_gradients_leads_adamw_beyond_the_bound() -> None:
     assert 0.9 * bound < worst <= bound
 
 
-def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path) -> None:
+def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path: Path) -> None:
     # As the shipped defaults are: 20 steps of AdamW at 0.001. A model of norm 149 beside one of norm 25 took over.
     run = validate(
         RunConfig,
@@ -124,7 +125,7 @@ def test_an_update_that_replaces_the_model_is_refused_by_name(tmp_path) -> None:
     assert summary.sites_by_round[0]["refused"] == {"c": "update-too-large"}
 
 
-def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_path) -> None:
+def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_path: Path) -> None:
     # Plain SGD: nothing in the run bounds a step, so the others are what an update is held against.
     run = a_run(rounds=1, quorum=2, training={"optimizer": "sgd"})
     sites = {"a": nearly(0.010), "b": nearly(0.012), "c": nearly(0.030), "d": nearly(0.30)}
@@ -134,13 +135,13 @@ def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_pat
                                        "missing": []},)  # fmt: skip
 
 
-def test_two_sites_have_no_median_and_both_enter(tmp_path) -> None:
+def test_two_sites_have_no_median_and_both_enter(tmp_path: Path) -> None:
     run = a_run(rounds=1, training={"optimizer": "sgd"})
     grid = FakeGrid({"a": trains(nearly(0.001)), "b": trains(nearly(0.3))})
     assert federate(grid, issue(run), tmp_path, wake=lambda _: None).sites_by_round[0]["sites"] == ["a", "b"]
 
 
-def test_a_count_of_a_million_does_not_outvote_the_others(tmp_path) -> None:
+def test_a_count_of_a_million_does_not_outvote_the_others(tmp_path: Path) -> None:
     run = a_run(rounds=1, training={"optimizer": "sgd"})
     sites = {"a": (0.1, 30), "b": (0.1, 50), "c": (-0.1, 1_000_000)}
     grid = FakeGrid({name: trains(nearly(step), count) for name, (step, count) in sites.items()})
@@ -167,22 +168,23 @@ def test_largest_weight_is_at_most_that_of_the_others_together(counts: Any, weig
     assert capped(counts) == weights
 
 
-def states(run: RunConfig, patients: int, share: float, sign: float = 1.0) -> Any:
+def states(run: RunConfig, patients: int, share: float, sign: float = 1.0) -> FakeSite:
     """A site of a private run that declares so many patients, and moves this share of what it then may."""
     start = build_model(run).state_dict()
     values = sum(tensor.numel() for tensor in start.values())
     limit = farthest(run, 1, norm_of(start), delta=plan(run, patients).delta)
     update = trains(nearly(sign * share * limit / math.sqrt(values)), patients=0)
 
-    def site(request: Any) -> Any:
+    def site(request: Request) -> Said:
         reply = update(request)
+        assert isinstance(reply, TrainReply | EvaluateReply)
         reply.metrics.update(price(run, 1, patients))
         return reply
 
     return site
 
 
-def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path) -> None:
+def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path: Path) -> None:
     # Its honest noise would lead so far, so it is not refused; but nobody can check that it has one patient.
     run = a_run(rounds=1, privacy={"target-epsilon": 8.0}, training={"learning-rate": 1.0})
     start = build_model(run).state_dict()

@@ -1,6 +1,8 @@
 """Only an update that is the run's own tensors, finite, near and fairly counted may enter the average."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from common.config import RunConfig, sha256_of
 from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import pack
-from common.wire.messages import EvaluateReply, TrainReply
+from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.federation.checks import MAX_PATIENTS, check_scores, check_update
 from server.federation.price import check_price
 from tests.server.fakes import a_run, price
@@ -19,12 +21,12 @@ HASH = sha256_of(RUN)
 GLOBAL = {"bias": torch.zeros(4), "weight": torch.ones(4, 4)}
 
 
-def check(state: dict[str, Tensor], run: RunConfig = RUN, **changes: object) -> dict[str, Tensor]:
-    values = {"run_hash": sha256_of(run), "round": 3, "parts": {"weights": pack(state)}, "patients": 7, **changes}
-    return dict(check_update(TrainReply(**values), run, sha256_of(run), 3, GLOBAL).parts["weights"])
+def check(state: dict[str, Tensor], run: RunConfig = RUN, **changes: Any) -> dict[str, Tensor]:
+    good = TrainReply(sha256_of(run), 3, {"weights": pack(state)}, 7)
+    return dict(check_update(replace(good, **changes), run, sha256_of(run), 3, GLOBAL).parts["weights"])
 
 
-def refusal_of(state: dict[str, Tensor], run: RunConfig = RUN, **changes: object) -> ErrorCode:
+def refusal_of(state: dict[str, Tensor], run: RunConfig = RUN, **changes: Any) -> ErrorCode:
     with pytest.raises(UpdateError) as caught:
         check(state, run, **changes)
     return caught.value.code
@@ -168,6 +170,7 @@ def test_flood_of_metrics_is_refused() -> None:
 def test_scores_of_another_phase_round_or_run_are_refused() -> None:
     good = EvaluateReply(HASH, 3, "test", 5, {"dice": 0.5})
     check_scores(good, HASH, 3, "test")
-    for other in [("0" * 64, 3, "test"), (HASH, 2, "test"), (HASH, 3, "validation")]:
+    others: list[tuple[str, int, Phase]] = [("0" * 64, 3, "test"), (HASH, 2, "test"), (HASH, 3, "validation")]
+    for other in others:
         with pytest.raises(UpdateError):
             check_scores(good, *other)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from tests.server.fakes import FakeGrid, FakeSite, Said, trains
 PUBLIC = "trained on pictures of teapots, behind which no patient stands"
 
 
-def a_run(rounds: int = 2, **tables: Mapping[str, object]) -> RunConfig:
+def a_run(rounds: int = 2, **tables: Any) -> RunConfig:
     """With patience: here nobody is silent, and a busy machine is no reason to miss an answer."""
     federation = {"round-timeout-s": 60.0, **tables.pop("federation", {})}
     return fakes.a_run(rounds, federation=federation, **tables)
@@ -59,13 +59,13 @@ def events(out: Path, kind: str) -> list[dict[str, object]]:
     return [line for line in lines if line["event"] == kind]
 
 
-def initial_weights(**tables: Mapping[str, object]) -> bytes:
+def initial_weights(**tables: Any) -> bytes:
     """Weights of the run's network that no seed gives."""
     state = build_model(a_run(**tables)).state_dict()
     return pack({name: tensor + 0.25 for name, tensor in state.items()})
 
 
-def starts_from(weights: bytes, **tables: Mapping[str, object]) -> RunConfig:
+def starts_from(weights: bytes, **tables: Any) -> RunConfig:
     return a_run(initial={"sha256": hashlib.sha256(weights).hexdigest(), "public": PUBLIC}, **tables)
 
 
@@ -118,7 +118,7 @@ def test_altered_initial_weights_are_refused(tmp_path: Path, place: int) -> None
     [{"model": {"channels": [4, 8, 16]}}, {"model": {"channels": [4, 6]}}, {"data": {"classes": ["lesion", "disc"]}}],
     ids=["deeper", "narrower", "more classes"],
 )
-def test_initial_weights_of_another_network_are_refused(tmp_path: Path, tables: Mapping[str, object]) -> None:
+def test_initial_weights_of_another_network_are_refused(tmp_path: Path, tables: dict[str, Any]) -> None:
     weights = initial_weights(**tables)
     out = laid(tmp_path, weights)
     assert_refused(a_grid(), starts_from(weights), out, "another network.*Pretrain with the same")

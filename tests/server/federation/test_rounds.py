@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from common.errors import ConfigError, ErrorCode, FederationError
 from common.learning.checkpoint import load_model, pack, sha256, unpack
 from common.learning.network import build_model
 from common.wire.messages import EvaluateReply, Reply, Request, TrainReply, TrainRequest
+from common.wire.records import reply_from_record
 from server.federation import broadcast, rounds
 from server.federation.broadcast import LONGEST_WAIT_S, SHORTEST_WAIT_S
-from server.federation.events import OVERALL, read_events
+from server.federation.events import OVERALL, Summary, read_events
 from server.federation.rounds import federate
 from server.federation.strategies.weighing import weighted_mean
 from server.views.report import write_report
@@ -41,7 +43,7 @@ def shift(seed: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.randn(tensor.shape, generator=generator)
 
 
-def sends(change) -> FakeSite:
+def sends(change: Callable[[TrainReply], Said]) -> FakeSite:
     """A site that answers training with whatever `change` makes of a good reply."""
     good = moves(9)
 
@@ -52,14 +54,14 @@ def sends(change) -> FakeSite:
     return site
 
 
-def with_tensor(reply: TrainReply, edit) -> TrainReply:
+def with_tensor(reply: TrainReply, edit: Callable[[torch.Tensor], torch.Tensor]) -> TrainReply:
     state = unpack(reply.parts["weights"])
     name = max(state, key=lambda key: state[key].ndim)
     state[name] = edit(state[name])
     return TrainReply(reply.run_hash, reply.round, {"weights": pack(state)}, reply.patients, reply.metrics)
 
 
-def run_it(grid: FakeGrid, run: RunConfig, out: Path):
+def run_it(grid: FakeGrid, run: RunConfig, out: Path) -> Summary:
     return federate(grid, issue(run), out, wake=lambda _: None)
 
 
@@ -117,7 +119,7 @@ def test_mean_is_of_the_tensors_own_types() -> None:
     assert torch.equal(mean["x"], torch.full((2,), 0.25))
 
 
-BAD_UPDATES = {
+BAD_UPDATES: dict[str, tuple[Callable[[TrainReply], Said], str]] = {
     "nan": (lambda reply: with_tensor(reply, lambda t: t * float("nan")), "not-finite"),
     "infinite": (lambda reply: with_tensor(reply, lambda t: t + float("inf")), "not-finite"),
     "broadcast": (lambda reply: with_tensor(reply, lambda t: t[..., :1].clone()), "wrong-tensors"),
@@ -223,7 +225,9 @@ def test_reply_of_an_earlier_round_is_ignored(tmp_path: Path) -> None:
             message = grid.create_message(late, "train", 101, "1")
             message.metadata.__dict__["_message_id"] = "from-round-1"
             old = TrainReply(request.run_hash, 1, {"weights": request.parts["weights"]}, 10**6)
-            grid.stale.append(reply_message(old, message))
+            stale = reply_message(old, message)
+            assert stale is not None
+            grid.stale.append(stale)
         return moves(2)(request)
 
     grid.sites["b"] = b_is_late
@@ -304,10 +308,10 @@ def test_scores_are_averaged_by_site_and_by_patient(tmp_path: Path) -> None:
 
 
 def test_a_class_that_a_site_lacks_is_neither_a_score_of_it_nor_lifts_the_mean(tmp_path: Path) -> None:
-    def site(step: float, patients: int, **scores: float) -> FakeSite:
+    def site(seed: int, patients: int, **scores: float) -> FakeSite:
         def answer(request: Request) -> Said:
             if isinstance(request, TrainRequest):
-                return moves(step, patients=patients)(request)
+                return moves(seed, patients=patients)(request)
             metrics = {name.replace("_", "-"): value for name, value in scores.items()}
             return EvaluateReply(request.run_hash, request.round, request.phase, patients, metrics)
 
@@ -437,7 +441,7 @@ def test_a_check_that_breaks_on_every_update_fails_the_run_by_its_quorum(
 def test_a_reply_that_breaks_its_reader_is_refused_and_the_round_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = broadcast.reply_from_record
+    sound = reply_from_record
 
     def breaks(record: RecordDict) -> Reply:
         reply = sound(record)

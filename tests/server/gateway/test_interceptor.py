@@ -159,8 +159,8 @@ def test_too_many_calls_are_to_come_again_and_a_request_that_is_too_large_is_not
 
 def test_each_kind_of_refusal_at_the_gateway_is_recorded_with_its_site(gate: Gate) -> None:
     channel = gate.channels["a"]
-    status_of(channel.unary_unary("/wardround.v1.Coordination/Open"), b"")
-    status_of(channel.unary_unary("/wardround.v1.Coordination/ListProposals"), b"\xff\xff")
+    status_of(channel.unary_unary("/wardround.v1.Coordination/Open", None, None), b"")
+    status_of(channel.unary_unary("/wardround.v1.Coordination/ListProposals", None, None), b"\xff\xff")
     status_of(gate.stubs["a"].SubmitReceipt, SubmitReceiptRequest(receipt=bytes(70_000)))
     assert refusals(gate.home) == [
         {"status": status, "site": "a"} for status in ("permission-denied", "invalid-argument", "resource-exhausted")
@@ -169,7 +169,8 @@ def test_each_kind_of_refusal_at_the_gateway_is_recorded_with_its_site(gate: Gat
 
 def test_call_that_takes_too_long_is_recorded(gate: Gate, clock: Clock) -> None:
     silence = threading.Event()
-    call = gate.channels["a"].stream_unary("/wardround.v1.Coordination/Renew").future(iter(silence.wait, True))
+    renew = gate.channels["a"].stream_unary("/wardround.v1.Coordination/Renew", None, None)
+    call = renew.future(iter(silence.wait, True))
     deadline = _monotonic() + 10.0
     while not gate.interceptor._running:
         assert _monotonic() < deadline
@@ -182,7 +183,7 @@ def test_call_that_takes_too_long_is_recorded(gate: Gate, clock: Clock) -> None:
 
 
 def test_flood_of_refusals_is_recorded_ten_times_and_hides_no_other_kind(gate: Gate) -> None:
-    malformed = gate.channels["a"].unary_unary("/wardround.v1.Coordination/ListProposals")
+    malformed = gate.channels["a"].unary_unary("/wardround.v1.Coordination/ListProposals", None, None)
     for _ in range(3 * FIRST):
         status_of(malformed, b"\xff\xff")
     assert refusals(gate.home) == [{"status": "invalid-argument", "site": "a"}] * FIRST
@@ -214,7 +215,7 @@ def test_methods_and_limits_at_the_enrolment_door_are_recorded(
 ) -> None:
     home, _, stub = office
     with channels.secure_channel(home.enrolment_address, home.root_pem) as channel:
-        code = status_of(channel.unary_unary("/wardround.v1.Coordination/ListProposals"), b"")
+        code = status_of(channel.unary_unary("/wardround.v1.Coordination/ListProposals", None, None), b"")
     assert code == grpc.StatusCode.UNIMPLEMENTED
     monkeypatch.setattr("server.gateway.interceptor.rule_of", lambda _: Rule("slow", 100, 0.01, 1, 60.0))
     assert [status_of(stub.Collect, CollectRequest(site="x")) for _ in range(2)] == [grpc.StatusCode.OK, EXHAUSTED]
@@ -258,10 +259,10 @@ def test_doors_as_they_are_started_record_their_limits(tmp_path: Path) -> None:
     server = serve.start_gateway(home, gateway)
     try:
         with enrol(home, registry, "a").channel(home) as channel:
-            status_of(channel.unary_unary("/wardround.v1.Coordination/Open"), b"")
+            status_of(channel.unary_unary("/wardround.v1.Coordination/Open", None, None), b"")
         door.step()
         with channels.secure_channel(home.enrolment_address, home.root_pem) as channel:
-            status_of(channel.unary_unary("/wardround.v1.Enrolment/Open"), b"")
+            status_of(channel.unary_unary("/wardround.v1.Enrolment/Open", None, None), b"")
     finally:
         door.close()
         server.stop(0).wait()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -161,7 +162,7 @@ def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up
     whole = NodeProxy._forward
     broken = threading.Event()
 
-    def ends(self: NodeProxy, upload) -> None:
+    def ends(self: NodeProxy, upload: Any) -> None:
         if self.site != "a" or broken.is_set():
             return whole(self, upload)
         self._client.PushMessages(upload.request)  # announced, and nothing of it delivered

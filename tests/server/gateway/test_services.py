@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -456,7 +457,11 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     load = Objects.get
 
     def counted(self: Objects, object_id: str, download: Callable[[], bytes]) -> bytes:
-        return load(self, object_id, lambda: (downloads.append(object_id), download())[1])
+        def downloaded() -> bytes:
+            downloads.append(object_id)
+            return download()
+
+        return load(self, object_id, downloaded)
 
     monkeypatch.setattr(Objects, "get", counted)
     run_id = calls.start_run(coordinator.home.superlink, toy_bundle())
@@ -644,12 +649,16 @@ def test_a_site_whose_connection_breaks_is_away_before_its_silence_would_say_so_
     for agent in agents:
         agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
     request = ListProposalsRequest(revision=coordinator.registry.revision(), wait_s=30)
+
+    def is_held(name):
+        return held(coordinator, name) > 0
+
     for name in ("b", "a"):  # who calls again was gone first
         with coordinator.members[name].channel(coordinator.home) as channel:
             call = CoordinationStub(channel).ListProposals.future(request, timeout=40.0)
-            wait_for(lambda name=name: held(coordinator, name) > 0)
+            wait_for(partial(is_held, name))
         assert call.done()
-        wait_for(lambda name=name: name in coordinator._gateway._gone)
+        wait_for(partial(coordinator._gateway._gone.__contains__, name))
         if name == "b":
             second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     wait_for(lambda: not coordinator.registry.site("a").connected, timeout_s=SHORTER_S)

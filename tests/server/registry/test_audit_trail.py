@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import DEFAULT_TTL, Metadata
 from flwr.app.message import make_message
 from flwr.proto.fleet_pb2 import PushMessagesRequest
@@ -49,12 +50,12 @@ class Hospital:
     stub: Any
 
     def receipt(self, round_: int, update: bytes = b"update", **changes: Any) -> tuple[Receipt, bytes]:
-        values = {
+        values: dict[str, Any] = {
             "run": RUN, "round_": round_, "site": self.member.name, "received": sha256(b"model").hexdigest(),
             "update": sha256(update).hexdigest(), "size": len(update),
-            "policy": POLICY, "time": 1_790_000_000.0, "patients": 35, "spent": None,
+            "policy": POLICY, "time": 1_790_000_000.0, "patients": 35, "spent": None, **changes,
         }  # fmt: skip
-        receipt = receipts.receipt_for(**(values | changes))
+        receipt = receipts.receipt_for(**values)
         return receipt, receipts.sign(receipt, self.member.receipt_key)
 
     def submit(self, receipt: Receipt, signature: bytes) -> bytes:
@@ -333,7 +334,9 @@ def test_membership_is_recorded(stage: Stage) -> None:
     assert entries["enrolled"]["key"] == stage.south.log.public_key.hex()
     (member,) = [one for one in stage.registry.operators() if one.name == "maria"]
     fingerprint = certificates.fingerprint(certificates.load_certificate(member.certificate))
-    key = certificates.load_certificate(member.certificate).public_key().public_bytes_raw().hex()
+    signing = certificates.load_certificate(member.certificate).public_key()
+    assert isinstance(signing, Ed25519PublicKey)
+    key = signing.public_bytes_raw().hex()
     about = {"operator": "maria", "certificate": fingerprint, "key": key, "role": "operator"}
     assert entries["operator-added"] == about
     assert entries["operator-removed"] == {"certificate": fingerprint}

@@ -68,8 +68,9 @@ def test_failed_run_says_so_and_why(tmp_path: Path) -> None:
 
 
 def test_private_run_states_unit_and_spend(tmp_path: Path) -> None:
-    def site(request):
+    def site(request: Request) -> Said:
         reply = trains(lambda request: request.parts["weights"], patients=0)(request)
+        assert isinstance(reply, TrainReply | EvaluateReply)
         reply.metrics.update(price(PRIVATE, reply.round))
         return reply
 
@@ -136,8 +137,9 @@ def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_wh
     weights = pack(build_model(a_run()).state_dict())
     digest = hashlib.sha256(weights).hexdigest()
 
-    def site(request):
+    def site(request: Request) -> Said:
         reply = trains(lambda request: request.parts["weights"], patients=0)(request)
+        assert isinstance(reply, TrainReply | EvaluateReply)
         reply.metrics.update(price(PRIVATE, reply.round))
         return reply
 
@@ -201,7 +203,7 @@ def lines_of(chart: str) -> dict[str, str]:
 def test_a_site_has_one_colour_in_all_charts_also_where_another_is_missing(tmp_path: Path) -> None:
     """The first site trains and is not scored, so that in the two charts the others have different places."""
 
-    def unscored(request):
+    def unscored(request: Request) -> Said:
         return trains(lambda one: one.parts["weights"])(request) if isinstance(request, TrainRequest) else None
 
     sites = {

@@ -19,7 +19,8 @@ from client.data.cohort import Case, Cohort
 from client.train import training
 from common.errors import FederationError, PrivacyError
 from common.privacy import engine
-from common.privacy.gradients import Patient
+from common.privacy.engine import private_optimizer, private_step
+from common.privacy.gradients import Patient, patient_gradients
 from common.privacy.ledger import Charged, Ledger
 from simulations.audit import audited_site, fresh_process, privacy_audit
 from simulations.audit.apart import TOLERANCE, Setting, sensitivity
@@ -100,7 +101,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
 
 def replaced_settings(monkeypatch: pytest.MonkeyPatch, **factors: float) -> None:
     """The private optimiser gets other settings than the ledger was told."""
-    real = training.private_optimizer
+    real = private_optimizer
 
     def optimizer(model: nn.Module, inner: torch.optim.Optimizer, **settings: float) -> Any:
         return real(model, inner, **{name: value * factors.get(name, 1) for name, value in settings.items()})
@@ -123,7 +124,7 @@ def clipping_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def empty_batches_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.private_step
+    real = private_step
 
     def step(model: Any, optimizer: Any, patients: Iterable[Any], *rest: Any, **options: Any) -> Any:
         batch = list(patients)
@@ -136,7 +137,7 @@ def own_noise(
     monkeypatch: pytest.MonkeyPatch, draw: Callable[[nn.Parameter], torch.Tensor], new: Callable[[], object] = object
 ) -> None:
     """Noise of the right size that the test draws, in place of the engine's; `new` is called for each optimiser."""
-    real_optimizer, real_step = training.private_optimizer, training.private_step
+    real_optimizer, real_step = private_optimizer, private_step
     known: dict[str, Any] = {}
 
     def optimizer(model: nn.Module, inner: torch.optim.Optimizer, **settings: float) -> Any:
@@ -167,7 +168,7 @@ def noise_from_a_fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def noise_from_the_usual_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which a round seeds from the operating system; here it is a program that seeds it as it likes."""
-    monkeypatch.setattr(training.secrets, "randbits", lambda _bits: 7)
+    monkeypatch.setattr(secrets, "randbits", lambda _bits: 7)
     own_noise(monkeypatch, lambda parameter: torch.randn(parameter.shape))
 
 
@@ -223,7 +224,7 @@ def slices_as_patients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def crops_clipped_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.private_step
+    real = private_step
 
     def step(model: Any, optimizer: Any, patients: Iterable[Any], *rest: Any, **options: Any) -> Any:
         crops = [
@@ -265,13 +266,14 @@ def crops_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(chosen: list[str], crops: Any, streams: Any, step: int) -> Iterator[Patient]:
         generator = torch.Generator().manual_seed(1000 * streams.round + step)
         for name in chosen:
-            yield Patient(*crops.of([name] * crops.run.privacy.crops_per_patient, generator), 0)
+            images, labels = crops.of([name] * crops.run.privacy.crops_per_patient, generator)
+            yield Patient(images, labels, 0)
 
     monkeypatch.setattr(training, "_read", read)
 
 
 def streams_by_place_and_not_by_patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training._read
+    real: Callable[..., Iterator[Patient]] = training._read
 
     def read(chosen: list[str], crops: Any, streams: Any, step: int) -> Iterator[Patient]:
         class ByPlace:
@@ -296,7 +298,7 @@ def images_normalised_over_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dropout_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded once for the step, where it should be for each patient."""
-    real = engine.patient_gradients
+    real = patient_gradients
 
     def gradients(*asked: Any, **options: Any) -> Any:
         with monkeypatch.context() as patch:
@@ -304,7 +306,7 @@ def dropout_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
             return real(*asked, **options)
 
     monkeypatch.setattr(engine, "patient_gradients", gradients)
-    monkeypatch.setattr(training.secrets, "randbits", lambda _bits: 5)
+    monkeypatch.setattr(secrets, "randbits", lambda _bits: 5)
 
 
 def steps_without_charge(monkeypatch: pytest.MonkeyPatch) -> None:
