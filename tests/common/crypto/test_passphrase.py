@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_short_passphrase_is_refused() -> None:
         seal(b"a secret", "short", "root key")
 
 
-def test_passphrase_comes_from_a_variable_or_the_file_it_names(tmp_path) -> None:
+def test_passphrase_comes_from_a_variable_or_the_file_it_names(tmp_path: Path) -> None:
     path = tmp_path / "passphrase"
     path.write_text(f"{PASSPHRASE}\n", encoding="utf-8")
     assert passphrase_from("P", {}) is None

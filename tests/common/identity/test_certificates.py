@@ -1,5 +1,7 @@
 import datetime
 import hashlib
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 from cryptography import x509
@@ -10,9 +12,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from common.errors import EnrolmentError
 from common.identity import certificates, rotation
 
+Root: TypeAlias = tuple[certificates.PrivateKey, x509.Certificate]
+
 
 @pytest.fixture
-def root() -> tuple[certificates.PrivateKey, x509.Certificate]:
+def root() -> Root:
     key = certificates.new_key()
     return key, certificates.new_root(key, "Test root")
 
@@ -56,7 +60,9 @@ def test_site_certificate_names_the_site_and_cannot_act_as_a_server(root):
     )
 
 
-def vouched(root, site="st-mary", receipt_key=None, key=None) -> bytes:
+def vouched(
+    root: Root, site: str = "st-mary", receipt_key: bytes | None = None, key: certificates.PrivateKey | None = None
+) -> bytes:
     """A site's certificate, PEM."""
     signing = Ed25519PrivateKey.generate().public_key().public_bytes_raw() if receipt_key is None else receipt_key
     return certificates.to_pem(
@@ -66,7 +72,7 @@ def vouched(root, site="st-mary", receipt_key=None, key=None) -> bytes:
     )
 
 
-def resigned(root, pem: bytes, change) -> bytes:
+def resigned(root: Root, pem: bytes, change: Callable[[x509.Extension[Any]], x509.ExtensionType]) -> bytes:
     """The certificate with changed extensions, signed by the root anew."""
     old = certificates.load_certificate(pem)
     builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())

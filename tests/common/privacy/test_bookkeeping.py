@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -262,7 +263,7 @@ class _Nothing(nn.Module):
         super().__init__()
         self.inner, self.returned = nn.Linear(8, 8), returned
 
-    def forward(self, value: Tensor):
+    def forward(self, value: Tensor) -> Any:
         return self.returned(self.inner(value))
 
 

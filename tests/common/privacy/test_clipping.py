@@ -1,6 +1,7 @@
 """Adaptive clipping: its charge against dp-accounting, its norm against quantiles and sums known beforehand."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.optimizers import DPOptimizer
 from scipy import stats
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ def mean_output(logits: Tensor, _: Tensor) -> Tensor:
     return logits.mean()
 
 
-def patients_of(norms, *, crops: int = 1) -> list[Patient]:
+def patients_of(norms: Sequence[float] | np.ndarray, *, crops: int = 1) -> list[Patient]:
     """Patients whose gradients have these norms, in different directions."""
     directions = torch.randn(len(norms), 6, generator=torch.Generator().manual_seed(0))
     directions /= directions.norm(dim=1, keepdim=True)
@@ -49,7 +51,7 @@ def patients_of(norms, *, crops: int = 1) -> list[Patient]:
 
 def adaptive(
     model: nn.Module, *, noise: float = SILENT, count_noise: float = SILENT, expected: float = 10.0, **rest: float
-):
+) -> DPOptimizer:
     # The learning rate is too small to change a gradient's sum by rounding.
     optimizer = private_optimizer(
         model,
@@ -67,12 +69,12 @@ def linear() -> nn.Linear:
 
 
 @pytest.fixture
-def noised_calls(monkeypatch) -> list[dict[str, Any]]:
+def noised_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """All that the engine has had noised: sums, norm and multiplier; a step's gradients come before its count."""
     calls: list[dict[str, Any]] = []
     real = noised
 
-    def record(sums, *, clipping_norm: float, noise_multiplier: float):
+    def record(sums: Iterable[Tensor], *, clipping_norm: float, noise_multiplier: float) -> list[Tensor]:
         sums = list(sums)
         flat = torch.cat([tensor.double().reshape(-1) for tensor in sums])
         calls.append({"sums": flat, "norm": clipping_norm, "noise": noise_multiplier})

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
@@ -12,7 +13,7 @@ from common.losses.terms import dice_ce
 from common.privacy import autotune, engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
-from common.privacy.gradients import Patient, Strategy
+from common.privacy.gradients import Loss, Patient, Strategy
 from common.privacy.noise import deviation, grid_step
 from tests.common.networks import gradient_of, ours
 
@@ -33,12 +34,12 @@ def patient(crops: int, seed: int, dims: int = 2, scale: float = 1.0) -> Patient
     return Patient(images, torch.randint(0, 2, (crops, *edges), generator=generator))
 
 
-def wrapped(model: nn.Module, *, noise: float = 1.0, expected: float = 2.5, lr: float = 1.0):
+def wrapped(model: nn.Module, *, noise: float = 1.0, expected: float = 2.5, lr: float = 1.0) -> DPOptimizer:
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     return private_optimizer(model, optimizer, noise_multiplier=noise, clipping_norm=CLIP, expected_patients=expected)
 
 
-def noiseless(model: nn.Module, **settings):
+def noiseless(model: nn.Module, **settings: float) -> DPOptimizer:
     optimizer = wrapped(model, **settings)
     optimizer.noise_multiplier = 0.0
     return optimizer
@@ -48,7 +49,7 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).clone()
 
 
-def clipped_gradient(model: nn.Module, one: Patient, loss) -> Tensor:
+def clipped_gradient(model: nn.Module, one: Patient, loss: Loss) -> Tensor:
     """A patient's gradient by plain autograd, one crop at a time, on a copy."""
     model = copy.deepcopy(model)
     total = torch.zeros_like(flat(model))

@@ -21,7 +21,7 @@ from simulations.scenarios.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
 
-def run(**privacy) -> RunConfig:
+def run(**privacy: object) -> RunConfig:
     values = {
         "name": "phantoms",
         "data": {"modality": "CT", "classes": ["lesion"]},
@@ -191,7 +191,7 @@ def test_the_noise_is_what_the_guarantee_says():
     assert "seed" not in inspect.signature(noise.noised).parameters
 
 
-def test_all_sources_of_a_site_share_one_budget(tmp_path: Path):
+def test_all_sources_of_a_site_share_one_budget(tmp_path: Path) -> None:
     """Other images, labels or classes are another data set, but may be of the same patients."""
     key = b"k" * 32
     ledger = Ledger(tmp_path / "ledger.sqlite", key)
@@ -241,7 +241,7 @@ def charged(ledger: Ledger, round_: int, attempt: str, lifetime_epsilon: float) 
     )
 
 
-def test_a_run_that_would_pass_the_lifetime_budget_is_refused_before_its_first_round(tmp_path: Path):
+def test_a_run_that_would_pass_the_lifetime_budget_is_refused_before_its_first_round(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite", bytes(32))
     with pytest.raises(PrivacyError, match="would fit") as caught:
         charged(ledger, 1, "a", lifetime_epsilon=3.0)
@@ -249,7 +249,7 @@ def test_a_run_that_would_pass_the_lifetime_budget_is_refused_before_its_first_r
     assert ledger.entries() == ()
 
 
-def test_all_rounds_of_a_run_that_fits_are_charged_once_whoever_charges_first(tmp_path: Path):
+def test_all_rounds_of_a_run_that_fits_are_charged_once_whoever_charges_first(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite", bytes(32))
     for round_ in range(1, 6):
         for _ in ("agent", "worker"):

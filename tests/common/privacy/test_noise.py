@@ -5,8 +5,10 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import count
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -46,7 +48,7 @@ draw()
 """
 
 
-def repeatable(seed: int):
+def repeatable(seed: int) -> Callable[[int], bytes]:
     """Entropy that only a test may have."""
     numbers = count()
     return lambda length: hashlib.shake_256(f"{seed} {next(numbers)}".encode()).digest(length)
@@ -144,7 +146,7 @@ def near_half(radius, angle, scale):
     return np.abs(np.abs(pair - np.round(pair)) - 0.5).min(axis=0)
 
 
-def true_pair(radius: int, angle: int, scale: float):
+def true_pair(radius: int, angle: int, scale: float) -> tuple[Any, Any]:
     with mpmath.workdps(60):
         u = (mpmath.mpf(radius << 64) + 0.5) / mpmath.mpf(2) ** 127
         turn = (mpmath.mpf(angle << 64) + 0.5) / mpmath.mpf(2) ** 128

@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -40,7 +41,7 @@ def without_rights() -> None:
 
 
 @pytest.mark.parametrize("prepare", [None, without_rights], ids=["as we are", "without rights"])
-def test_a_private_network_has_loopback_and_no_way_out(prepare) -> None:
+def test_a_private_network_has_loopback_and_no_way_out(prepare: Callable[[], None] | None) -> None:
     found = subprocess.run(
         [sys.executable, "-c", MAKES_ONE], cwd=ROOT, preexec_fn=prepare, capture_output=True, text=True, check=False
     )

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,13 @@ import pytest
 from common.system import wakeup
 
 
-def elapsed(action) -> float:
+def elapsed(action: Callable[[], object]) -> float:
     start = time.monotonic()
     action()
     return time.monotonic() - start
 
 
-def wakes(sleep) -> bool:
+def wakes(sleep: Callable[[float], object]) -> bool:
     """Whether a sleep of an hour ends."""
     sleeper = threading.Thread(target=sleep, args=(3600.0,), daemon=True)
     sleeper.start()

@@ -17,6 +17,7 @@ from common.identity import certificates
 from server.coordinator.doors import read_processes, write_processes
 from server.coordinator.runs import MAX_STARTS, Runs
 from server.federation.liveness import has_died, on_their_way
+from server.home.folder import Home
 from server.registry import store
 from server.registry.registry import Registry
 from server.views.watch import state_line
@@ -92,7 +93,7 @@ def running(home, registry, superlink, clock):
     return runs
 
 
-def summary(home, status: str, reason: str | None = None) -> None:
+def summary(home: Home, status: str, reason: str | None = None) -> None:
     folder = home.run_folder(issue(RUN))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps({"status": status, "reason": reason}))
@@ -196,7 +197,7 @@ def test_a_server_app_that_died_is_started_again_but_not_for_ever(registry, runn
     assert f"ended {MAX_STARTS} times without completing a round" in registry.proposal(HASH).reason
 
 
-def complete_a_round(home, number: int) -> None:
+def complete_a_round(home: Home, number: int) -> None:
     (home.run_folder(issue(RUN)) / "checkpoint" / f"round-{number:05d}").mkdir(parents=True)
 
 
@@ -237,7 +238,7 @@ with alive(Path(sys.argv[1]), int(sys.argv[2])):
 """
 
 
-def server_app(home, run_id: int) -> subprocess.Popen[str]:
+def server_app(home: Home, run_id: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", HOLDER, str(home.run_folder(issue(RUN))), str(run_id)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

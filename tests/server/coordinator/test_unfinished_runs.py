@@ -11,7 +11,7 @@ from common.errors import FederationError
 from common.learning.checkpoint import load_model, pack, unpack
 from common.learning.network import build_model
 from server.federation.rounds import federate
-from server.home.folder import ENVIRONMENT
+from server.home.folder import ENVIRONMENT, Home
 from server.registry.registry import Registry
 from server.views.progress import _seconds_left, duration
 from tests.server.commands.test_main import fails, invoke, succeeds
@@ -38,7 +38,7 @@ def registry(home):
     return Registry(home.registry)
 
 
-def half_done(home, registry, state: str, *, averaging: float = 0.0, rounds: int = 3) -> RunConfig:
+def half_done(home: Home, registry: Registry, state: str, *, averaging: float = 0.0, rounds: int = 3) -> RunConfig:
     """A run of which two rounds are done, by the strategy itself, with sites that are functions."""
     toml = RUN_TOML.replace("rounds = 2", f"rounds = {rounds}\naveraging = {averaging}\nround-timeout-s = 0.1")
     toml += "[model]\nchannels = [4, 8]\n"

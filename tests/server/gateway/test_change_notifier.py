@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,17 +35,17 @@ SOON_S = 8.0
 
 
 @pytest.fixture
-def home(tmp_path) -> Home:
+def home(tmp_path: Path) -> Home:
     return new_home(tmp_path / "home")
 
 
 @pytest.fixture
-def registry(home) -> Registry:
+def registry(home: Home) -> Registry:
     return Registry(home.registry)
 
 
 @pytest.fixture
-def notifier(registry) -> Iterator[ChangeNotifier]:
+def notifier(registry: Registry) -> Iterator[ChangeNotifier]:
     made = ChangeNotifier(registry)
     yield made
     made.close()

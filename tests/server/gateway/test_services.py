@@ -215,12 +215,12 @@ def start_superlink(home: Home) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Home:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return new_home(tmp_path_factory.mktemp("c") / "home")
 
 
 @pytest.fixture(scope="module")
-def superlink(home) -> Iterator[list[subprocess.Popen[bytes]]]:
+def superlink(home: Home) -> Iterator[list[subprocess.Popen[bytes]]]:
     running = [start_superlink(home)]
     yield running
     running[-1].send_signal(signal.SIGINT)
@@ -228,14 +228,14 @@ def superlink(home) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 @pytest.fixture(scope="module")
-def coordinator(home, superlink) -> Iterator[Coordinator]:
+def coordinator(home: Home, superlink: list[subprocess.Popen[bytes]]) -> Iterator[Coordinator]:
     running = Coordinator(home)
     yield running
     running.stop()
 
 
 @pytest.fixture(scope="module")
-def agents(coordinator) -> Iterator[tuple[Agent, Agent]]:
+def agents(coordinator: Coordinator) -> Iterator[tuple[Agent, Agent]]:
     first, second = Agent(coordinator, "a"), Agent(coordinator, "b")
     yield first, second
     first.channel.close()

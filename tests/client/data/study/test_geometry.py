@@ -2,7 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client.data.study.geometry import body_axes, stack_slices
+from client.data.study.geometry import Stack, body_axes, stack_slices
 from common.errors import DataError, ErrorCode
 
 OBLIQUE = np.array([0.8, 0.6, 0.0, -0.36, 0.48, 0.8])
@@ -14,7 +14,7 @@ def positions(count: int, orientation: np.ndarray, step_mm: float = 2.5) -> np.n
     return where
 
 
-def stack(where: np.ndarray, orientation: np.ndarray = OBLIQUE):
+def stack(where: np.ndarray, orientation: np.ndarray = OBLIQUE) -> Stack:
     count = len(where)
     return stack_slices(where, np.tile(orientation, (count, 1)), np.tile([0.7, 0.6], (count, 1)), 4.0)
 
