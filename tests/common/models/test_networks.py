@@ -134,7 +134,7 @@ def test_a_network_learns(dims: int, architecture: str) -> None:
     run = run_of(dims, architecture)
     model = build_model(run).train()
     axes = torch.meshgrid(*[torch.arange(16.0)] * dims, indexing="ij")
-    labels = (sum((axis - 8) ** 2 for axis in axes) < 25).long()[None]
+    labels = (torch.stack([(axis - 8) ** 2 for axis in axes]).sum(0) < 25).long()[None]
     images = labels[:, None].float() + 0.3 * torch.randn(
         (1, 1, *(16,) * dims), generator=torch.Generator().manual_seed(0)
     )

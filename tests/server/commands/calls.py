@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from common.config import sha256_of
 from common.config.rundocument import issue
 from server.commands.main import app
+from server.home.folder import Home
 from tests.server.coordinators import RUN
 
 HASH = sha256_of(RUN)
@@ -32,7 +33,7 @@ def fails(*words: str) -> str:
     return result.stderr
 
 
-def add_result(home, status: str = "completed") -> Path:
+def add_result(home: Home, status: str = "completed") -> Path:
     folder = home.run_folder(issue(RUN))
     folder.mkdir(parents=True, exist_ok=True)
     dice = {"dice": 0.75}

@@ -27,7 +27,7 @@ def registry(home):
 
 
 @pytest.fixture
-def document(tmp_path) -> Path:
+def document(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
     path.write_text(RUN_TOML)
     return path

@@ -14,7 +14,7 @@ from server.federation.rounds import federate
 from server.home.folder import ENVIRONMENT, Home
 from server.registry.registry import Registry
 from server.views.progress import _seconds_left, duration
-from tests.server.commands.test_main import fails, invoke, succeeds
+from tests.server.commands.calls import fails, invoke, succeeds
 from tests.server.coordinators import RUN_TOML, new_home, signed
 from tests.server.fakes import FakeGrid, trains
 

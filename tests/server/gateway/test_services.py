@@ -717,7 +717,7 @@ def test_objects_are_downloaded_once_however_many_ask(monkeypatch):
     objects, calls, got = Objects(), [], []
     waiting = threading.Semaphore(0)
 
-    class Expected(Future):
+    class Expected(Future[bytes]):
         def result(self, timeout: float | None = None) -> bytes:
             waiting.release()
             return super().result(timeout)
