@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from client.rules import policy
+from client.rules.policy import Purpose
 from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from common.losses import LOSSES
@@ -229,7 +230,7 @@ def test_the_example_of_a_run_is_one() -> None:
     (example,) = re.findall(
         r"^```toml\n(.*?)^```", (ROOT / "docs" / "run.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    policy.check(config.parse(RunConfig, example), PolicyConfig())
+    policy.decide(config.parse(RunConfig, example), PolicyConfig(), Purpose.APPROVAL).enforce()
 
 
 @pytest.mark.parametrize("line", _readme_commands())
@@ -291,7 +292,7 @@ def test_lock_names_no_index() -> None:
 @pytest.mark.parametrize("document", sorted(ROOT.glob("deploy/runs/*.toml")), ids=lambda path: path.stem)
 def test_runs_of_the_demo_are_allowed_by_the_default_policy(document: Path) -> None:
     run = load(RunConfig, document)
-    policy.check(run, PolicyConfig())
+    policy.decide(run, PolicyConfig(), Purpose.APPROVAL).enforce()
     assert run.name == document.stem
 
 

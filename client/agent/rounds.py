@@ -1,7 +1,9 @@
 """One message of a coordinator, from its head to the answer: the story of a round at a hospital.
 
-Decide, charge, ask the worker, pass the gate, write it down. A refusal is a code; up to the charge it may say why, and
-after it only what the gate lets through. The reason stays in home/logs/agent.log.
+Decide, fetch, decide, charge, ask the worker, pass the gate, write it down, decide, answer: what the hospital writes
+into policy.toml meanwhile counts from the next of these on (client/rules/policy.py says what each decision asks). A
+refusal is a code; up to the charge it may say why, and after it only what the gate lets through. The reason stays in
+home/logs/agent.log.
 """
 
 import logging
@@ -23,18 +25,20 @@ from client.agent.fleet import Fleet, LostMessageError
 from client.agent.worker_process import Worker
 from client.home.declared import declare
 from client.home.offer import Offer
+from client.proposals import signers
 from client.rules import evaluations, exit_gate, policy
 from client.rules.approvals import Proposal
+from client.rules.policy import Purpose
 from client.site import current_site
 from client.trail.audit_trail import AuditTrail
 from client.trail.log_exchange import LogExchange
 from client.trail.outbox import Parcel
 from client.worker.protocol import PipeError, Work
-from common.config import PolicyConfig
+from common.config import PolicyConfig, sha256_of
 from common.config.rundocument import RunDocument
 from common.console.logs import told
 from common.errors import ErrorCode, PolicyError, UpdateError
-from common.wire.messages import EvaluateReply, Refusal, Reply, Request, TrainReply, TrainRequest
+from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import request_from_record
 
 _log = logging.getLogger(__name__)
@@ -89,27 +93,19 @@ class Rounds:
         run_hash, round_ = "", 0
         try:
             run_hash = self._admission.run_hash(fleet, head.metadata.run_id)
-            rules = current_site(self._home).policy
-            policy_hash = self._trail.policy(rules)
-            policy.check_participation(rules)
             self._exchange.check_conflict()
             proposal = self._admission.proposal(run_hash)
             self._trail.answered(proposal)
-            policy.check(proposal.run, rules)
+            self._decide(proposal, Purpose.EXCHANGE)
             message = fleet.fetch(head, tree, admission.most_bytes(self._known_offer(proposal)))
             request = request_from_record(message.content)
             round_ = request.round
             _check_belongs(request, message, proposal)
             if isinstance(request, TrainRequest):
                 if (parcel := self._trail.kept(request)) is None:
-                    return self._train(request, proposal.document, rules, policy_hash, coordination)
-                return exit_gate.shorten(parcel.reply, proposal.run, rules.metrics), parcel
-            policy.check_now(rules, rounds_today=0)
-            self._check(request, proposal.document, rules)
-            admission.check_room(self._home, request.size)
-            self._trail.check_scored(request, rules)
-            spending.check_ledger(current_site(self._home).ledger, self._trail.log)
-            reply = self._attempt(request, proposal.document, rules, _name, _name())
+                    return self._train(request, proposal, coordination)
+                return self._leaves(parcel, proposal), parcel
+            reply = self._evaluate(request, proposal)
             self._trail.replied(reply, request.sha256)
             return reply, None
         except (LostMessageError, grpc.RpcError):
@@ -120,57 +116,98 @@ class Rounds:
         self._trail.replied(refusal)
         return refusal, None
 
-    def _train(
-        self, request: TrainRequest, run: RunDocument, rules: PolicyConfig, policy_hash: str, coordination: Any
-    ) -> tuple[Reply, Parcel | None]:
+    def _train(self, request: TrainRequest, proposal: Proposal, coordination: Any) -> tuple[Reply, Parcel | None]:
         """One round. Up to the charge a refusal may say why; after it, only what the gate lets through."""
-        policy.check_now(rules, rounds_today=self._trail.attempts_today(rules.max_rounds_per_day))
+        run = proposal.document
         self._exchange.check_receipts(coordination)
-        offer = self._check(request, run, rules)
+        offer = self._offer(run)
+        today = self._trail.attempts_today(current_site(self._home).policy.max_rounds_per_day)
+
+        def decide() -> PolicyConfig:
+            return self._decide(proposal, Purpose.TRAINING, offer=offer, rounds_today=today)
+
+        rules = decide()
+        self._check(request, run, offer, rules)
         evaluations.begin_training(current_site(self._home), run.config, request)
-        admission.check_room(self._home, request.size)
         attempt = self._charge(request, run, offer)
+
+        def again() -> str:
+            decide()
+            return self._charge(request, run, offer)
+
         try:
-            reply = self._attempt(request, run, rules, lambda: self._charge(request, run, offer), attempt)
+            reply = self._attempt(request, run, again, attempt)
             if isinstance(reply, TrainReply):
-                parcel = self._trail.leaves(request, reply, policy_hash)
-                return parcel.reply, parcel
+                # Kept before it is decided whether it leaves: made and paid for, it may be asked for later.
+                parcel = self._trail.leaves(request, reply, sha256_of(rules))
+                return self._leaves(parcel, proposal), parcel
         except Exception as error:  # noqa: BLE001 - logged; see above
             code = told(_log, error, f"run {request.run_hash[:12]} round {request.round}")
             reply = Refusal(request.run_hash, request.round, exit_gate.after_charge(code, run.config))
         self._trail.replied(reply)
         return reply, None
 
-    def _attempt(
-        self, request: Request, run: RunDocument, rules: PolicyConfig, again: Callable[[], str], attempt: str
-    ) -> Reply:
+    def _evaluate(self, request: EvaluateRequest, proposal: Proposal) -> Reply:
+        """The scores of a model, if all that is asked before allows it."""
+        run = proposal.document
+        offer = self._offer(run)
+        rules = self._decide(proposal, Purpose.EVALUATION, offer=offer)
+        self._check(request, run, offer, rules)
+        self._trail.check_scored(request, rules)
+        spending.check_ledger(current_site(self._home).ledger, self._trail.log)
+
+        def again() -> str:
+            self._decide(proposal, Purpose.EVALUATION, offer=offer)
+            return _name()
+
+        reply = self._attempt(request, run, again, _name())
+        self._decide(proposal, Purpose.EXCHANGE)
+        return reply
+
+    def _decide(
+        self, proposal: Proposal, purpose: Purpose, *, offer: Offer | None = None, rounds_today: int | None = None
+    ) -> PolicyConfig:
+        """Ask the policy as it is written now; the one that allows it.
+
+        Raises:
+            PolicyError: it refuses, or cannot be read.
+        """
+        rules = current_site(self._home).policy
+        self._trail.policy(rules)
+        signed = signers.of(self._home, proposal.run_hash)
+        policy.decide(proposal.run, rules, purpose, signers=signed, offer=offer, rounds_today=rounds_today).enforce()
+        return rules
+
+    def _leaves(self, parcel: Parcel, proposal: Proposal) -> TrainReply:
+        """An update as it may leave now, however long ago it was made."""
+        rules = self._decide(proposal, Purpose.EXCHANGE)
+        return exit_gate.shorten(parcel.reply, proposal.run, rules.metrics)
+
+    def _attempt(self, request: Request, run: RunDocument, again: Callable[[], str], attempt: str) -> Reply:
         """Let the worker do it; once more, if it dies: it is started again, and nothing of the first time has left.
 
         Args:
             request: to train or to evaluate.
             run: it belongs to.
-            rules: the policy.
-            again: makes the name of a second attempt.
+            again: whether a second attempt may be made, and its name.
             attempt: name of the first.
         """
         started = time.monotonic()
         try:
-            return self._ask(request, run, rules, attempt, run.config.federation.round_timeout_s)
+            return self._ask(request, run, attempt, run.config.federation.round_timeout_s)
         except PipeError as error:
             left_s = run.config.federation.round_timeout_s - (time.monotonic() - started)
             if error.code != ErrorCode.WORKER_FAILED or left_s <= 0 or self._stop.is_set():
                 raise
             _log.warning("run %s round %d: %s; it is asked once more", request.run_hash[:12], request.round, error)
-        return self._ask(request, run, rules, again(), left_s)
+        return self._ask(request, run, again(), left_s)
 
-    def _check(self, request: Request, run: RunDocument, rules: PolicyConfig) -> Offer:
-        """Whether the policy allows it, and the request is the run's; what the site has for it."""
-        offer = self._offer(run)
-        policy.check(run.config, rules, offer)
+    def _check(self, request: Request, run: RunDocument, offer: Offer, rules: PolicyConfig) -> None:
+        """Whether the request is the run's, and there is room for it."""
         exit_gate.check_request(request, run.config, offer.parts, offer.training, rules.max_weight)
         # The run is approved. The number is set already, unless nobody had counted when it was.
         declare(current_site(self._home).config, run.config, offer.declared_size, self._home)
-        return offer
+        admission.check_room(self._home, request.size)
 
     def _charge(self, request: TrainRequest, run: RunDocument, offer: Offer) -> str:
         """Note an attempt, and what it costs, before anything is spent; its name in the ledger."""
@@ -179,11 +216,12 @@ class Rounds:
         spending.charge(current_site(self._home), self._trail, run, offer, round_=request.round, attempt=attempt)
         return attempt
 
-    def _ask(self, request: Request, run: RunDocument, rules: PolicyConfig, attempt: str, timeout_s: float) -> Reply:
+    def _ask(self, request: Request, run: RunDocument, attempt: str, timeout_s: float) -> Reply:
         """Let the worker do it; what passes the gate."""
         answer = self._worker.ask(Work(run, request, attempt), timeout_s)
         if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
             raise PipeError("the worker gave no reply")
+        rules = current_site(self._home).policy  # it may have changed while the worker worked
         return exit_gate.release(answer, request, run.config, rules.metrics, rules.scores)
 
     def _known_offer(self, proposal: Proposal) -> Offer:

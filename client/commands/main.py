@@ -35,9 +35,11 @@ from client.home import enrolment
 from client.home.declared import as_declared, declare
 from client.home.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME, check_private
 from client.home.identity import load_identity
+from client.proposals import signers
 from client.proposals.consequences import consequences, tensor_rows
 from client.rules import approvals, policy
 from client.rules.approvals import Proposal
+from client.rules.policy import Purpose
 from client.site import open_site
 from common.config import PolicyConfig, load
 from common.console.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table
@@ -214,7 +216,8 @@ def approve(
     if proposal.appraisal is not None and offer is not None:
         offer = as_declared(offer, site.config, proposal.run, home)
         proposal = replace(proposal, appraisal=replace(proposal.appraisal, offer=offer))
-    policy.check(proposal.run, site.policy, offer)
+    signed = signers.of(home, proposal.run_hash)
+    policy.decide(proposal.run, site.policy, Purpose.APPROVAL, signers=signed, offer=offer).enforce()
     if proposal.run.privacy is not None:
         spending.check_home(site)
     show_table("What you approve", ("what", "value"), consequences(proposal, site, approvals.load_all(home)))
@@ -266,7 +269,7 @@ def policy_check(
             verdict.show()
         show_table("Policy", ("rule", "value"), list(values.items()))
     if verdict is not None:
-        verdict.enforce()
+        verdict.decision.enforce()
 
 
 @app.command()

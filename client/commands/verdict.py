@@ -5,6 +5,7 @@ agent has counted the patients for a proposed run, and `data check --run` counts
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING
 from client.home.declared import as_declared, declared_size, outgrown
 from client.home.folder import SITE_NAME
 from client.home.offer import Offer
+from client.proposals import signers
 from client.rules import approvals, policy
+from client.rules.policy import Decision, Purpose, Refused
 from client.site import Site
 from common.config import PolicyConfig, SiteConfig, load
 from common.config.rundocument import RunDocument, from_file
 from common.console.cli import say
-from common.errors import PolicyError
+from common.errors import ErrorCode
+from common.identity.operators import Signer
 from common.text import counted
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ class Verdict:
     """Whether the policy lets a run train here."""
 
     document: RunDocument
-    refusals: tuple[str, ...]
+    decision: Decision
     patients: int | None  # usable for it; None: not counted, and the rules that need it are left out
     declared: int | None = None  # what a run with privacy is told instead
 
@@ -38,32 +42,20 @@ class Verdict:
         return {
             "name": self.document.name,
             "sha256": self.document.hash,
-            "allowed": not self.refusals,
-            "refusals": list(self.refusals),
+            "allowed": self.decision.allowed,
+            "refusals": [one.why for one in self.decision.refused],
             "patients": self.patients,
         }
 
     def show(self) -> None:
         """Print it."""
         known = "without a count of patients" if self.patients is None else f"with {counted(self.patients, 'patient')}"
-        say(f"{'REFUSED' if self.refusals else 'ALLOWED'} by policy.toml, {known}: {self.document.name}")
+        say(f"{'ALLOWED' if self.decision.allowed else 'REFUSED'} by policy.toml, {known}: {self.document.name}")
         say(f"SHA-256 of the run: {self.document.hash}")
-        for reason in self.refusals:
-            say(f"- {reason}")
+        for one in self.decision.refused:
+            say(f"- {one.why}")
         if self.patients is not None and self.declared is not None and (why := outgrown(self.declared, self.patients)):
             say(why)
-
-    def enforce(self) -> None:
-        """Raise where the policy refuses.
-
-        Raises:
-            PolicyError: it does.
-        """
-        if self.refusals:
-            raise PolicyError(
-                f"policy.toml refuses run {self.document.name!r}: {'; '.join(self.refusals)}. "
-                "Ask the coordinator for another run, or change policy.toml if the hospital agrees."
-            )
 
 
 def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
@@ -78,16 +70,18 @@ def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
     offer = proposal.appraisal.offer if proposal.appraisal else None
     if offer is not None:
         offer = as_declared(offer, load(SiteConfig, home / SITE_NAME), proposal.run, home)
-    return verdict_on(proposal.document, rules, offer)
+    return verdict_on(proposal.document, rules, offer, signers.of(home, proposal.run_hash))
 
 
-def verdict_on(document: RunDocument, rules: PolicyConfig, offer: Offer | None) -> Verdict:
-    """The verdict, with what the site has for the run; None: not known."""
-    reasons = tuple(policy.refusals(document.config, rules, offer))
+def verdict_on(
+    document: RunDocument, rules: PolicyConfig, offer: Offer | None, signed: Sequence[Signer] | None = None
+) -> Verdict:
+    """The verdict, with what the site has for the run and who has signed it; None: not known."""
+    decision = policy.decide(document.config, rules, Purpose.APPROVAL, signers=signed, offer=offer)
     if offer is None:
-        return Verdict(document, reasons, None)
+        return Verdict(document, decision, None)
     declared = None if document.config.privacy is None else offer.declared_size
-    return Verdict(document, reasons, offer.patients, declared)
+    return Verdict(document, decision, offer.patients, declared)
 
 
 def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
@@ -104,8 +98,9 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     run = checkup.document.config
     patients = {study.patient for study in checkup.usable}
     if not patients:  # neither noise nor delta can be said
-        reasons = (*policy.refusals(run, site.policy), "no patient is usable for it")
-        return Verdict(checkup.document, reasons, 0)
+        decision = policy.decide(run, site.policy, Purpose.APPROVAL)
+        nobody = Refused(ErrorCode.NO_DATA, "no patient is usable for it")
+        return Verdict(checkup.document, Decision(run.name, (*decision.refused, nobody)), 0)
     offer = Offer(
         patients=len(patients),
         declared_size=declared_size(site.config, run, len(patients), site.home),

@@ -16,12 +16,12 @@ from client.home.offer import Offer
 from client.proposals import signers
 from client.rules import approvals, policy
 from client.rules.approvals import Appraisal, Proposal
+from client.rules.policy import Purpose
 from client.site import changed, current_site
 from client.trail.audit_trail import AuditTrail
 from client.worker.protocol import PipeError
-from common.config import PolicyConfig, RunConfig
 from common.config.rundocument import RunDocument, from_bundle
-from common.errors import ConfigError, EnrolmentError, ErrorCode, PolicyError, WardroundError
+from common.errors import ConfigError, EnrolmentError, WardroundError
 from common.identity.operators import Act, Endorsement, Signer, check_act, check_endorsements, public_bytes, subject_of
 from common.text import shown
 from common.wire.messages import Refusal
@@ -70,7 +70,7 @@ class Proposals:
             if run.hash != proposal.run_hash:
                 raise ConfigError("the bundle is not the run it claims to be")
             found = self._signers(proposal, roots_pem)
-            signers.check_wanted(proposal.run_hash, found, current_site(self._home).policy.operators)
+            policy.decide(run.config, current_site(self._home).policy, Purpose.PROPOSAL, signers=found).enforce()
         except WardroundError as error:
             _log.error("a proposal was ignored: %s", error)
             return
@@ -138,11 +138,14 @@ class Proposals:
             site = current_site(self._home)
             rules = site.policy
             decides = rules.auto_approve
-            code = _code_of(proposal.run, rules)
-            policy.check(proposal.run, rules)
-            signers.check_wanted(proposal.run_hash, signers.of(self._home, proposal.run_hash), rules.operators)
+            counting = signers.of(self._home, proposal.run_hash)
+            decision = policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting)
+            # What the coordinator is told. What our patients are too few for is for a person to answer: a coordinator
+            # could ask about them with one proposal after the other.
+            code = decision.code
+            decision.enforce()
             offer = self._offer(proposal.document)
-            policy.check(proposal.run, rules, offer)
+            policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting, offer=offer).enforce()
             if decides and declare(site.config, proposal.run, offer.declared_size, self._home) != offer.declared_size:
                 return  # an approval has set another number just now: it is appraised again
         except PipeError as error:
@@ -157,16 +160,6 @@ class Proposals:
         self._appraised[proposal.run_hash] = stamp
         approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal, code))
         if code is not None:
-            self._trail.replied(Refusal(proposal.run_hash, 0, ErrorCode(code)))
+            self._trail.replied(Refusal(proposal.run_hash, 0, code))
         if decides:
             approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
-
-
-def _code_of(run: RunConfig, rules: PolicyConfig) -> str | None:
-    """What the coordinator is told where policy.toml refuses a run for what stands in it. What our patients are too few
-    for is for a person to answer: a coordinator could ask about them with one proposal after the other."""
-    try:
-        policy.check(run, rules)
-    except PolicyError as error:
-        return str(error.code)
-    return None

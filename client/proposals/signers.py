@@ -1,4 +1,4 @@
-"""Whose signatures under a run count: of operators whom no admin has removed, and of as many people as policy asks.
+"""Whose signatures under a run count: of operators whom no admin has removed. How many it takes, the policy says.
 
 Removals are in home/tls/removed-operators.json. The coordinator passes them on with its proposals; what an admin has
 signed is believed, and kept for good, by the removed operator's key. A coordinator can hold one back from a hospital
@@ -6,15 +6,14 @@ that has not heard of it: then the operator's certificate counts until it runs o
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from client.rules import approvals
-from common.errors import EnrolmentError, ErrorCode, PolicyError
+from common.errors import EnrolmentError, PolicyError
 from common.identity.certificates import common_name, fingerprint, load_certificate
-from common.identity.operators import Act, Signer, check_removal, people, subject_of
+from common.identity.operators import Act, Signer, check_removal, subject_of
 from common.system.files import write_private
-from common.text import counted
 from common.wire.wardround_pb2 import Removal
 
 NAME = "removed-operators.json"
@@ -33,26 +32,6 @@ def removed(home: Path) -> frozenset[str]:
         return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
     except (OSError, ValueError, TypeError) as error:
         raise PolicyError(f"{path} cannot be read. Delete it; the coordinator tells it again.") from error
-
-
-def check_wanted(run_hash: str, signers: Sequence[Signer], wanted: int) -> None:
-    """Refuse a run that fewer people have signed than the policy asks for.
-
-    Args:
-        run_hash: the run's.
-        signers: those that count.
-        wanted: people.
-
-    Raises:
-        PolicyError: NOT_APPROVED, so it is.
-    """
-    if (found := len(people(signers))) < wanted:
-        raise PolicyError(
-            f"run {run_hash[:12]} is signed by {counted(found, 'operator')} of this federation, the policy wants "
-            f"{wanted}. Names with one key count as one. Ask the coordinator to propose it with `run --as NAME`, or to "
-            "stop and resume it so.",
-            ErrorCode.NOT_APPROVED,
-        )
 
 
 def of(home: Path, run_hash: str) -> tuple[Signer, ...]:
@@ -98,4 +77,4 @@ def learn(home: Path, told: Iterable[Removal], roots_pem: bytes) -> list[tuple[S
     return new
 
 
-__all__ = ["check_wanted", "learn", "of", "removed"]
+__all__ = ["learn", "of", "removed"]

@@ -16,19 +16,21 @@ from client.data.cohort import Cohort
 from client.home.declared import declare
 from client.home.offer import Offer
 from client.rules import evaluations, exit_gate, policy
+from client.rules.policy import Purpose
 from client.site import Site
 from client.train import training
 from client.train.strategies import local_of
 from common.audit.entries import bucketed
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
-from common.errors import DataError, ErrorCode, PolicyError, UpdateError
+from common.errors import DataError, ErrorCode, UpdateError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import load_model, tensor_shapes, weights_of
 from common.privacy.guarantee import charge_round
 from common.privacy.scores import (
     SCORES_DELTA,
     SCORES_EPSILON,
+    ScorePlan,
     charge_scores,
     held_out_cohort,
     noised_scores,
@@ -69,7 +71,10 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         evaluations.begin_training(site, run, request)
     elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
         return kept
-    policy.check(run, site.policy, offer_of(site.cohort(run, keep=False), run, model))
+    found = site.cohort(run, keep=False)
+    cost = _score_plan(request, run, site, found)
+    offer, held_out = offer_of(found, run, model), _held_out(request, found, cost)
+    policy.decide(run, site.policy, Purpose.WORK, offer=offer, held_out=held_out).enforce()
     cohort = site.cohort(run)
     declare(site.config, run, cohort.declared_size, site.home)
     device = _device(site)
@@ -77,7 +82,7 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         case TrainRequest():
             return _train(request, document, site, cohort, model.to(device), attempt=attempt)
         case EvaluateRequest():
-            reply = _evaluate(request, document, site, cohort, model.to(device))
+            reply = _evaluate(request, document, site, cohort, model.to(device), cost=cost)
             evaluations.keep(site, request, reply)
             return reply
 
@@ -122,8 +127,28 @@ def _charge(request: TrainRequest, document: RunDocument, site: Site, cohort: Co
     return {"epsilon": charged.epsilon, "delta": charged.delta}
 
 
+def _score_plan(request: Request, run: RunConfig, site: Site, cohort: Cohort) -> ScorePlan | None:
+    """How the scores that are asked for are noised; None: they are not, or none are asked for."""
+    if isinstance(request, TrainRequest) or run.privacy is None or site.policy.scores != "noised":
+        return None
+    return score_plan(run, cohort.declared_size, request.phase, site.policy.run_scores_epsilon)
+
+
+def _held_out(request: Request, cohort: Cohort, cost: ScorePlan | None) -> int | None:
+    """The patients of the split that is scored: the public number where scores are noised; None: nothing is scored."""
+    if isinstance(request, TrainRequest):
+        return None
+    return len(cohort.patients(request.phase)) if cost is None else cost.held_out
+
+
 def _evaluate(
-    request: EvaluateRequest, document: RunDocument, site: Site, cohort: Cohort, model: nn.Module
+    request: EvaluateRequest,
+    document: RunDocument,
+    site: Site,
+    cohort: Cohort,
+    model: nn.Module,
+    *,
+    cost: ScorePlan | None,
 ) -> EvaluateReply:
     run = document.config
     device = next(model.parameters()).device
@@ -131,14 +156,10 @@ def _evaluate(
     def score(some: Cohort, *, every_class: bool = False) -> tuple[int, dict[str, float]]:
         return training.evaluate(model, some, run, request.phase, device, every_class=every_class)
 
-    if run.privacy is not None and site.policy.scores == "noised":
+    if cost is not None:
         # Which scores there are must not depend on who is a patient here.
-        scores = _noised(request, document, site, cohort, lambda some: score(some, every_class=True)[1])
+        scores = _noised(request, document, site, cohort, lambda some: score(some, every_class=True)[1], cost=cost)
         return EvaluateReply(request.run_hash, request.round, request.phase, 0, scores)
-    held_out = len(cohort.patients(request.phase))
-    if not held_out:
-        raise DataError(f"no patient is held out for {request.phase}", ErrorCode.NO_DATA)
-    _check_held_out(held_out, site)
     patients, scores = score(cohort)
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return EvaluateReply(request.run_hash, request.round, request.phase, counted, scores)
@@ -150,6 +171,8 @@ def _noised(
     site: Site,
     cohort: Cohort,
     score: Callable[[Cohort], dict[str, float]],
+    *,
+    cost: ScorePlan,
 ) -> dict[str, float]:
     """Charge, score each patient on their own, add noise: nothing that leaves depends on more than that sum.
 
@@ -157,8 +180,6 @@ def _noised(
     as 1/2, like one who is not there.
     """
     run = document.config
-    cost = score_plan(run, cohort.declared_size, request.phase, site.policy.run_scores_epsilon)
-    _check_held_out(cost.held_out, site)
     charged = charge_scores(
         site.ledger,
         document,
@@ -179,15 +200,6 @@ def _noised(
     site.ledger.begin(held_out, request.run_hash, request.round, request.phase)
     spent = {SCORES_EPSILON: charged.epsilon, SCORES_DELTA: charged.delta}
     return {**noised_scores(rows, run.task, run.data.classes, cost), **spent}
-
-
-def _check_held_out(patients: int, site: Site) -> None:
-    if patients < site.policy.min_held_out:
-        raise PolicyError(
-            f"{patients} patients are held out, fewer than min-held-out {site.policy.min_held_out} in policy.toml: too "
-            "few for a mean to hide one of them. Hold out more, or do without scores.",
-            ErrorCode.TOO_FEW_PATIENTS,
-        )
 
 
 def offer_of(cohort: Cohort, run: RunConfig, model: nn.Module | None = None) -> Offer:

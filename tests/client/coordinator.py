@@ -238,6 +238,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         )
 
     def PullObject(self, request, context):
+        self.limit("PullObject", context)
         self.fetched.append(request.object_id)
         content = self._objects.get(request.object_id, b"")
         return message_pb2.PullObjectResponse(

@@ -28,6 +28,7 @@ from common.config import RunConfig, canonical, sha256_of, validate
 from common.errors import EnrolmentError, ErrorCode, UpdateError
 from common.identity import certificates, operators
 from common.identity.invitation import Invitation
+from common.identity.operators import Signer
 from common.learning.checkpoint import Manifest, pack, save_model, sha256
 from tests.client.coordinator import Authority
 from tests.client.data.studies import ct_slices, save, segmentation
@@ -80,7 +81,8 @@ def succeed(home: Path, *arguments: object) -> str:
 
 
 def propose(home: Path, signers: tuple[str, ...] = ("maria",)) -> str:
-    run_hash = approvals.record(home, carried(RUN), is_open=True, signers=signers).run_hash
+    keys = [Signer(name, 64 * f"{number}") for number, name in enumerate(signers)]
+    run_hash = approvals.record(home, carried(RUN), is_open=True, keys=keys).run_hash
     approvals.note_appraisal(
         home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"weights": {ALL: (10, 100)}}, training=9), None)
     )
@@ -95,7 +97,7 @@ def test_a_proposal_cannot_forge_the_screen_on_which_it_is_approved(home: Path) 
     assert [value for name, value in rows if name == "policy"] == ["allows"]
     # What differs from the run approved last is shown as well.
     other = RUN.model_copy(update={"name": "other", "initial": None})
-    run_hash = approvals.record(home, carried(other), is_open=True).run_hash
+    run_hash = approvals.record(home, carried(other), is_open=True, keys=[Signer(ALL, 64 * "0")]).run_hash
     assert_plain(succeed(home, "approve", run_hash, "--yes"))
 
 

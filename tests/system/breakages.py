@@ -222,7 +222,7 @@ def _agents() -> Iterator[Mishap]:
 
     for where in (
         "client.rules.exit_gate.release",
-        "client.rules.policy.check",
+        "client.rules.policy.decide",
         "client.agent.rounds.current_site",
         "client.rules.exit_gate.check_received",
     ):

@@ -13,11 +13,12 @@ from safetensors.numpy import save
 from client.agent import spending
 from client.data.deidentify.pseudonym import cohort_id
 from client.rules import approvals, policy
+from client.rules.policy import Decision, Purpose
 from client.site import open_site
 from client.trail.audit_trail import open_log
 from client.worker.protocol import Answer, PipeError, Question, Work
 from common.audit.entries import decimal_text
-from common.config import RunConfig, parse
+from common.config import PolicyConfig, RunConfig, parse
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon
 from common.privacy.journal import Rows
@@ -102,15 +103,14 @@ def test_proposal_that_cannot_be_appraised_ends_no_agent_and_is_not_approved_by_
 ) -> None:
     """As with a delta of 1e-100, for which the accountant raised an IndexError."""
     (stage.home / "policy.toml").write_text("auto-approve = true\n")
-    real = policy.check
+    real = policy.decide
 
-    def check(run: RunConfig, *rest: Any) -> None:
-        if run.name == "odd":
+    def decide(run: RunConfig, rules: PolicyConfig, purpose: Purpose, **known: Any) -> Decision:
+        if run.name == "odd" and purpose is Purpose.APPROVAL:
             raise IndexError("index 32767 is out of bounds")
-        real(run, *rest)
+        return real(run, rules, purpose, **known)
 
-    monkeypatch.setattr("client.proposals.appraise.policy.check", check)
-    monkeypatch.setattr("client.proposals.appraise._code_of", lambda *_: None)
+    monkeypatch.setattr("client.proposals.appraise.policy.decide", decide)
     run = parse(RunConfig, PRIVATE_TOML)
     odd = stage.propose(PRIVATE_TOML.replace(f'"{run.name}"', '"odd"', 1))
     eventually(lambda: approvals.load(stage.home, odd).answer)

@@ -30,6 +30,7 @@ from client.rules.approvals import Appraisal
 from client.site import open_site
 from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha256_of
 from common.errors import ConfigError
+from common.identity.operators import Signer
 from common.privacy.scores import held_out_cohort
 from tests import ROOT
 from tests.client.coordinator import Authority
@@ -85,7 +86,7 @@ def fail(home: Path, *arguments: str) -> str:
 
 def propose(home: Path) -> str:
     run = parse(RunConfig, RUN_TOML)
-    return approvals.record(home, carried(run), is_open=True).run_hash
+    return approvals.record(home, carried(run), is_open=True, keys=[Signer("maria", "ab" * 32)]).run_hash
 
 
 def test_added_folder_is_listed_checked_and_the_file_keeps_its_comments(home: Path, pictures: Path) -> None:
@@ -180,7 +181,7 @@ def test_site_that_is_shut_out_is_told_where_the_reason_stands(home: Path) -> No
 def test_closed_run_is_found_by_its_name_and_not_approved_by_it(home: Path) -> None:
     """It may be resumed, so it can be denied; a run of the same name that is still to come is waited for."""
     run_hash = propose(home)
-    approvals.record(home, carried(parse(RunConfig, RUN_TOML)), is_open=False)
+    approvals.set_open(home, run_hash, is_open=False)
     assert "lesions" in succeed(home, "runs")
     assert json.loads(succeed(home, "policy", "check", "lesions", "--json"))["run"]["sha256"] == run_hash
     refused = call(home, "approve", "lesions", "--yes", "--timeout", "0")
@@ -210,6 +211,14 @@ def test_approval_against_the_policy_is_refused(home: Path) -> None:
     run_hash = propose(home)
     (home / "policy.toml").write_text("max-rounds = 2\n")
     assert "max-rounds 2" in fail(home, "approve", run_hash[:8])
+    assert approvals.load(home, run_hash).answer is None
+
+
+def test_run_that_too_few_operators_signed_is_not_approved_and_the_check_says_so_too(home: Path) -> None:
+    run_hash = propose(home)
+    (home / "policy.toml").write_text("operators = 2\n")
+    for command in (("approve", run_hash[:8], "--yes"), ("policy", "check", run_hash[:8])):
+        assert "fewer than operators 2" in " ".join(fail(home, *command).split())
     assert approvals.load(home, run_hash).answer is None
 
 

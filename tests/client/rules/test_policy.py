@@ -3,13 +3,16 @@
 import dataclasses
 import datetime
 import math
+from typing import Any
 
 import pytest
 
 from client.home.offer import Offer
 from client.rules import policy
+from client.rules.policy import Purpose
 from common.config import InitialConfig, PolicyConfig, RunConfig, validate
 from common.errors import ConfigError, ErrorCode, PolicyError
+from common.identity.operators import Signer
 
 
 def a_run(*, privacy: dict[str, float] | None = None, rounds: int = 3, local_steps: int = 20) -> RunConfig:
@@ -40,9 +43,13 @@ STRICT = PolicyConfig()
 OPEN = PolicyConfig(require_privacy=False)
 
 
+def check(run: RunConfig, rules: PolicyConfig, offer: Offer | None = None) -> None:
+    policy.decide(run, rules, Purpose.APPROVAL, offer=offer).enforce()
+
+
 def test_private_run_at_every_limit_is_allowed() -> None:
     rules = PolicyConfig(max_rounds=3, max_local_steps=20, max_parameters=1000, min_patients=10)
-    policy.check(PRIVATE, rules, an_offer())
+    check(PRIVATE, rules, an_offer())
 
 
 @pytest.mark.parametrize(
@@ -82,12 +89,12 @@ def test_one_step_beyond_a_limit_is_refused_by_name(
     run: RunConfig, rules: PolicyConfig, offer: Offer | None, named: str
 ) -> None:
     with pytest.raises(PolicyError, match=named):
-        policy.check(run, rules, offer)
+        check(run, rules, offer)
 
 
 def test_all_reasons_are_named_at_once() -> None:
     with pytest.raises(PolicyError) as caught:
-        policy.check(a_run(rounds=501, local_steps=1001), STRICT, an_offer(patients=1))
+        check(a_run(rounds=501, local_steps=1001), STRICT, an_offer(patients=1))
     text = str(caught.value)
     assert all(rule in text for rule in ("require-privacy", "max-rounds", "max-local-steps", "min-patients"))
     assert caught.value.code == ErrorCode.POLICY_REFUSED
@@ -95,7 +102,7 @@ def test_all_reasons_are_named_at_once() -> None:
 
 def test_too_few_patients_alone_has_its_own_code() -> None:
     with pytest.raises(PolicyError) as caught:
-        policy.check(PRIVATE, STRICT, an_offer(patients=5))
+        check(PRIVATE, STRICT, an_offer(patients=5))
     assert caught.value.code == ErrorCode.TOO_FEW_PATIENTS
 
 
@@ -104,7 +111,7 @@ def test_refusal_of_a_private_run_depends_on_the_declared_number_and_on_no_patie
     def refusal(patients: int) -> str:
         offer = dataclasses.replace(an_offer(patients=patients), declared_size=declared)
         try:
-            policy.check(PRIVATE, STRICT, offer)
+            check(PRIVATE, STRICT, offer)
         except PolicyError as error:
             return f"{error.code}: {error}"
         return "allowed"
@@ -118,14 +125,122 @@ def test_default_policy_refuses_a_run_without_privacy_and_asks_a_person() -> Non
     assert not STRICT.auto_approve
 
 
-def moment(rules: PolicyConfig, time: str = "12:00", rounds_today: int = 0) -> None:
-    policy.check_now(rules, rounds_today=rounds_today, now=datetime.time.fromisoformat(time))
+SIGNERS = (Signer("maria", "ab" * 32), Signer("ines", "cd" * 32))
+# Everything refuses.
+CLOSED = PolicyConfig(
+    participate=False,
+    operators=3,
+    max_rounds=2,
+    hours="20:00-06:00",
+    max_rounds_per_day=1,
+    max_parameters=999,
+    min_patients=11,
+    min_held_out=5,
+)
 
 
-def test_switch_stops_everything() -> None:
-    moment(PolicyConfig())
+def moment(
+    rules: PolicyConfig, time: str = "12:00", rounds_today: int = 0, purpose: Purpose = Purpose.TRAINING
+) -> None:
+    now = datetime.time.fromisoformat(time)
+    policy.decide(
+        PRIVATE, rules, purpose, signers=SIGNERS, offer=an_offer(), rounds_today=rounds_today, now=now
+    ).enforce()
+
+
+@pytest.mark.parametrize("purpose", [Purpose.EXCHANGE, Purpose.TRAINING, Purpose.EVALUATION, Purpose.WORK])
+def test_switch_stops_everything(purpose: Purpose) -> None:
+    moment(PolicyConfig(), purpose=purpose)
     with pytest.raises(PolicyError, match="participate = false"):
-        moment(PolicyConfig(participate=False))
+        moment(PolicyConfig(participate=False), purpose=purpose)
+
+
+@pytest.mark.parametrize(
+    ("purpose", "codes"),
+    [
+        (Purpose.PROPOSAL, ["not-approved"]),
+        (Purpose.APPROVAL, ["not-approved", "policy-refused", "policy-refused", "too-few-patients"]),
+        (Purpose.EXCHANGE, ["policy-refused", "not-approved", "policy-refused"]),
+        (
+            Purpose.TRAINING,
+            [
+                *("policy-refused", "not-approved", "policy-refused", "outside-hours", "rate-limited"),
+                *("policy-refused", "too-few-patients"),
+            ],
+        ),
+        (
+            Purpose.EVALUATION,
+            [
+                *("policy-refused", "not-approved", "policy-refused", "outside-hours"),
+                *("policy-refused", "too-few-patients"),
+            ],
+        ),
+        (Purpose.WORK, [*3 * ("policy-refused",), *2 * ("too-few-patients",)]),
+    ],
+)
+def test_each_purpose_asks_its_rules_and_says_all_that_refuse_with_their_codes(
+    purpose: Purpose, codes: list[str]
+) -> None:
+    decision = policy.decide(
+        PRIVATE,
+        CLOSED,
+        purpose,
+        signers=SIGNERS,
+        offer=an_offer(),
+        rounds_today=1,
+        held_out=4,
+        now=datetime.time(12, 0),
+    )
+    assert [str(one.code) for one in decision.refused] == codes
+    assert (decision.allowed, str(decision.code)) == (False, codes[0])
+    with pytest.raises(PolicyError) as caught:
+        decision.enforce()
+    assert str(caught.value.code) == codes[0]
+    assert all(one.why in str(caught.value) for one in decision.refused)
+
+
+@pytest.mark.parametrize(
+    ("purpose", "known", "named"),
+    [
+        (Purpose.PROPOSAL, {}, "signers"),
+        (Purpose.EXCHANGE, {}, "signers"),
+        (Purpose.TRAINING, {"offer": an_offer(), "rounds_today": 0}, "signers"),
+        (Purpose.TRAINING, {"signers": SIGNERS, "rounds_today": 0}, "offer"),
+        (Purpose.TRAINING, {"signers": SIGNERS, "offer": an_offer()}, "rounds_today"),
+        (Purpose.EVALUATION, {"signers": SIGNERS}, "offer"),
+        (Purpose.EVALUATION, {"offer": an_offer()}, "signers"),
+        (Purpose.WORK, {}, "offer"),
+    ],
+)
+def test_what_a_rule_must_know_is_not_left_out_by_mistake(purpose: Purpose, known: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        policy.decide(PRIVATE, PolicyConfig(), purpose, **known)
+
+
+@pytest.mark.parametrize(
+    ("signers", "wanted", "allowed"),
+    [
+        (SIGNERS, 2, True),
+        (SIGNERS[:1], 2, False),
+        ((SIGNERS[0], Signer("maria's other name", SIGNERS[0].key)), 2, False),
+        ((SIGNERS[0], Signer(SIGNERS[0].name, "ef" * 32)), 2, False),
+        ((), 1, False),
+    ],
+)
+def test_as_many_people_must_have_signed_as_the_hospital_wants(
+    signers: tuple[Signer, ...], wanted: int, allowed: bool
+) -> None:
+    decision = policy.decide(PRIVATE, PolicyConfig(operators=wanted), Purpose.PROPOSAL, signers=signers)
+    assert decision.allowed == allowed
+    assert decision.code == (None if allowed else ErrorCode.NOT_APPROVED)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "code"), [(None, None), (10, None), (9, ErrorCode.TOO_FEW_PATIENTS), (0, ErrorCode.NO_DATA)]
+)
+def test_scores_of_few_held_out_patients_are_refused(held_out: int | None, code: ErrorCode | None) -> None:
+    rules = PolicyConfig(min_held_out=10)
+    assert policy.decide(PRIVATE, rules, Purpose.WORK, offer=an_offer(), held_out=held_out).code == code
 
 
 @pytest.mark.parametrize(
@@ -151,8 +266,9 @@ def test_hours_hold_also_past_midnight(hours: str, time: str, open_: bool) -> No
     assert caught.value.code == ErrorCode.OUTSIDE_HOURS
 
 
-def test_rounds_of_a_day_are_limited() -> None:
+def test_rounds_of_a_day_are_limited_and_scores_are_not_counted_among_them() -> None:
     moment(PolicyConfig(max_rounds_per_day=3), rounds_today=2)
+    moment(PolicyConfig(max_rounds_per_day=3), rounds_today=3, purpose=Purpose.EVALUATION)
     with pytest.raises(PolicyError, match="max-rounds-per-day is 3") as caught:
         moment(PolicyConfig(max_rounds_per_day=3), rounds_today=3)
     assert caught.value.code == ErrorCode.RATE_LIMITED
@@ -166,5 +282,5 @@ def test_hours_of_another_form_are_refused(hours: str) -> None:
 
 def test_weights_that_are_declared_public_need_no_exception() -> None:
     declared = InitialConfig(sha256="0" * 64, public="trained on generated images alone")
-    policy.check(PRIVATE.model_copy(update={"initial": declared}), STRICT, an_offer())
-    policy.check(FROM_WEIGHTS, PolicyConfig(require_privacy=False), an_offer())
+    check(PRIVATE.model_copy(update={"initial": declared}), STRICT, an_offer())
+    check(FROM_WEIGHTS, PolicyConfig(require_privacy=False), an_offer())

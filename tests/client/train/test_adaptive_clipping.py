@@ -9,6 +9,7 @@ import torch
 from client.data.cohort import Case, Cohort
 from client.home.offer import Offer
 from client.rules import policy
+from client.rules.policy import Purpose
 from client.train import training
 from client.train.training import train_round
 from common.config import PolicyConfig, RunConfig, SiteConfig, validate
@@ -58,13 +59,14 @@ def a_cohort(patients: int = 2) -> Cohort:
     ],
 )
 def test_a_policy_limits_the_norms_that_may_be_reached_not_only_the_first(rules: PolicyConfig, named: str) -> None:
-    policy.check(a_run(None), rules)
+    policy.decide(a_run(None), rules, Purpose.APPROVAL).enforce()
     with pytest.raises(PolicyError, match=named):
-        policy.check(a_run(), rules)
+        policy.decide(a_run(), rules, Purpose.APPROVAL).enforce()
 
 
 def test_a_policy_that_allows_both_bounds_allows_the_run() -> None:
-    policy.check(a_run(), PolicyConfig(min_clipping=0.005, max_clipping=50.0))
+    rules = PolicyConfig(min_clipping=0.005, max_clipping=50.0)
+    policy.decide(a_run(), rules, Purpose.APPROVAL).enforce()
 
 
 def test_the_charge_is_that_of_a_fixed_norm(tmp_path: Path) -> None:
@@ -79,8 +81,9 @@ def test_the_charge_is_that_of_a_fixed_norm(tmp_path: Path) -> None:
 
 def test_a_site_refuses_a_count_whose_noise_cannot_pay_for_it() -> None:
     offer = Offer(20, 20, "cohort", 20, {}, {"weights": {"w": (10,)}}, training=14)
+    run = a_run(ADAPTIVE | {"count-noise": 0.1})
     with pytest.raises(PrivacyError, match="count-noise") as caught:
-        policy.check(a_run(ADAPTIVE | {"count-noise": 0.1}), PolicyConfig(), offer)
+        policy.decide(run, PolicyConfig(), Purpose.APPROVAL, offer=offer)
     assert caught.value.code is ErrorCode.BAD_REQUEST
 
 

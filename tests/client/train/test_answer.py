@@ -203,6 +203,37 @@ def test_strict_policy_is_the_default_and_is_held(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.TOO_FEW_PATIENTS
 
 
+@pytest.mark.parametrize(
+    ("rules", "code"),
+    [
+        ("participate = false", ErrorCode.POLICY_REFUSED),
+        ("min-clipping = 2.0", ErrorCode.POLICY_REFUSED),
+        ("min-noise-multiplier = 500.0", ErrorCode.POLICY_REFUSED),
+        ("min-patients = 11", ErrorCode.TOO_FEW_PATIENTS),
+    ],
+)
+def test_a_worker_and_a_simulated_site_charge_and_train_nothing_that_the_policy_refuses(
+    site: Site, rules: str, code: ErrorCode
+) -> None:
+    policy = site.home / "policy.toml"
+    lines = [line for line in policy.read_text().splitlines() if not line.startswith(rules.split(maxsplit=1)[0])]
+    policy.write_text("\n".join([*lines, rules, ""]))
+    evaluation = EvaluateRequest(sha256_of(PRIVATE), 1, "validation", train_request(PRIVATE).parts)
+    for request in (train_request(PRIVATE), evaluation):
+        assert ask_app(request, PRIVATE, site.home) == Refusal(sha256_of(PRIVATE), 1, code)
+    assert site.ledger.entries() == ()
+
+
+@pytest.mark.parametrize("scores", ["exact", "noised"])
+def test_scores_of_fewer_held_out_patients_than_the_policy_wants_are_not_made(site: Site, scores: str) -> None:
+    last = PRIVATE.federation.rounds
+    (site.home / "policy.toml").write_text(f'scores = "{scores}"\nmin-held-out = 10\n')
+    evaluation = EvaluateRequest(sha256_of(PRIVATE), last, "test", train_request(PRIVATE).parts)
+    refusal = Refusal(sha256_of(PRIVATE), last, ErrorCode.TOO_FEW_PATIENTS)
+    assert ask_app(evaluation, PRIVATE, site.home) == refusal
+    assert site.ledger.entries() == ()
+
+
 def test_declared_size_is_set_by_the_first_private_run_and_stays(tmp_path: Path) -> None:
     """40 patients or 41: delta, the noise and the denominators of what leaves are the same."""
     site = make_site(tmp_path, tiny_site(tmp_path / "data", "north", patients=10))

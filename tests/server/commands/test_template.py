@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from client.rules import policy
+from client.rules.policy import Purpose
 from common.config import PolicyConfig, RunConfig, Table, load, parse
 from server.commands.main import app
 from server.commands.template import TEMPLATE
@@ -46,7 +47,7 @@ def test_new_writes_a_run_that_the_strict_policy_of_a_hospital_allows(tmp_path: 
     run = load(RunConfig, path)
     assert run.name == "lesions"
     assert run.privacy is not None
-    policy.check(run, PolicyConfig())
+    policy.decide(run, PolicyConfig(), Purpose.APPROVAL).enforce()
 
 
 def test_new_overwrites_nothing(tmp_path: Path) -> None:
