@@ -165,7 +165,6 @@ LONG = ("common/wire/wardround_pb2_grpc.py", "common/wire/wardround_pb2.py", "cl
 # Longer than they should be, each to be parted; none may grow.
 STILL_LONG = {
     "common/identity/certificates.py": 401,
-    "common/privacy/ledger.py": 404,
     "server/federation/rounds.py": 438,
     "server/gateway/services.py": 507,
 }

@@ -23,8 +23,9 @@ from common.config import RunConfig
 from common.config.rundocument import RunDocument
 from common.errors import ConfigError, ErrorCode, PrivacyError
 from common.privacy.accountant import Row, noise_multiplier_for
+from common.privacy.charges import Charge
 from common.privacy.guarantee import charge_round, plan
-from common.privacy.ledger import Charge, Ledger
+from common.privacy.ledger import Ledger
 from common.privacy.scores import held_out_cohort, is_held_out
 
 # Of the attempts of an agent. Others, of a site without one, have no receipts: each of their charges stands for itself.

@@ -13,8 +13,9 @@ from common.config import DataConfig, PrivacyConfig, RunConfig
 from common.config.rundocument import RunDocument
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import ACCOUNTANT, epsilon, noise_multiplier_for
+from common.privacy.charges import Charge, Charged
 from common.privacy.clipping import gradient_noise_multiplier, norm_bounds
-from common.privacy.ledger import Charge, Charged, Ledger
+from common.privacy.ledger import Ledger
 from common.strategies import WEIGHTS
 from common.tasks import Task
 

@@ -21,66 +21,15 @@ reserved follows from them.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from common.crypto.record_box import RecordBox
 from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged
-from common.privacy.journal import Journal, Rows
+from common.privacy.charges import Book, Charge, Charged, Reservation, key_of, now
+from common.privacy.journal import Journal
 from common.text import counted
-
-# Rows are filled up to a multiple of this, so that their lengths do not tell what they are.
-_ROW_BYTES = 512
-
-_Key: TypeAlias = tuple[str, str, int, str]  # cohort, run hash, round, attempt
-
-
-@dataclass(frozen=True)
-class Charge:
-    """The steps of one attempt at one round."""
-
-    cohort: str
-    run_hash: str
-    round: int
-    attempt: str
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-    delta: float
-    charged_at: str  # UTC, ISO 8601
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Steps that a run may still want, kept free of other runs."""
-
-    cohort: str
-    run_hash: str
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-
-@dataclass(frozen=True)
-class Charged:
-    """All steps of a run at a cohort, without a round that is charged and with it; and at which delta they count."""
-
-    before: History
-    after: History
-    delta: float
-
-    @property
-    def epsilon(self) -> float:
-        """What the run has spent."""
-        return epsilon(self.after, self.delta)
-
-    @property
-    def cost(self) -> float:
-        """By how much the round raises that."""
-        return self.epsilon - epsilon(self.before, self.delta)
 
 
 class Ledger:
@@ -146,22 +95,22 @@ class Ledger:
             PrivacyError: the budget would be passed (nothing is recorded), or the attempt was charged with other
                 values.
         """
-        charge = Charge(cohort, run_hash, round_, attempt, noise_multiplier, sampling_rate, steps, delta, _now())
+        charge = Charge(cohort, run_hash, round_, attempt, noise_multiplier, sampling_rate, steps, delta, now())
         merged([(noise_multiplier, sampling_rate, steps)])
         with self._book() as book:
             check(book.charges.values())
-            if not (carried is not None and book.carry_last(_key(charge), carried)):
+            if not (carried is not None and book.carry_last(key_of(charge), carried)):
                 self._charge(book, charge, lifetime_epsilon, run_epsilon, rounds)
             if begin:
-                book.begin(_key(charge))
+                book.begin(key_of(charge))
             return book.charged(charge)
 
     def _charge(
-        self, book: "_Book", charge: Charge, lifetime_epsilon: float | None, run_epsilon: float | None, rounds: int
+        self, book: Book, charge: Charge, lifetime_epsilon: float | None, run_epsilon: float | None, rounds: int
     ) -> None:
         """Add a charge that is not there yet, if the budgets allow it."""
         cohort, run_hash = charge.cohort, charge.run_hash
-        if (recorded := book.charges.get(_key(charge))) is not None:
+        if (recorded := book.charges.get(key_of(charge))) is not None:
             _check_same(recorded, charge)
             return
         if run_epsilon is not None:
@@ -176,7 +125,7 @@ class Ledger:
                 raise PrivacyError(
                     _refusal(lifetime_epsilon, wanted, fitting, reserved=bool(others)), ErrorCode.BUDGET_SPENT
                 )
-        book.add("charge", _key(charge), charge.steps * (fitting - 1), *astuple(charge))
+        book.add("charge", key_of(charge), charge.steps * (fitting - 1), *astuple(charge))
 
     def begin(self, cohort: str, run_hash: str, round_: int, attempt: str) -> None:
         """Take a charged attempt for training, just before its first noisy step. On return the taking is on disk.
@@ -215,7 +164,7 @@ class Ledger:
         """
         with self._book() as book:
             if any(one.run_hash == run_hash for one in book.reservations.values()):
-                book.add("release", (run_hash, len(book.rows.contents)), run_hash, _now())
+                book.add("release", (run_hash, len(book.rows.contents)), run_hash, now())
 
     def history(self, cohort: str, run_hash: str | None = None) -> History:
         """All steps charged to a cohort, or those of one run."""
@@ -247,112 +196,13 @@ class Ledger:
             return tuple(book.reservations.values())
 
     @contextmanager
-    def _book(self) -> Iterator["_Book"]:
+    def _book(self) -> Iterator[Book]:
         """What the rows say, while the file is locked."""
         with self._journal.transaction() as rows:
-            book = _Book(rows, self._safe)
+            book = Book(rows, self._safe)
             for content in rows.contents:
                 book.enter(*json.loads(content))
             yield book
-
-
-@dataclass
-class _Book:
-    """What the rows of a ledger add up to."""
-
-    rows: Rows
-    safe: RecordBox
-    charges: dict[_Key, Charge] = field(default_factory=dict)  # oldest first
-    begun: set[_Key] = field(default_factory=set)
-    reservations: dict[tuple[str, str], Reservation] = field(default_factory=dict)  # by cohort and run hash
-
-    def add(self, kind: str, key: tuple[str | int, ...], *values: str | float) -> None:
-        """Write a row; there is only one of a kind and key."""
-        text = json.dumps([kind, *values]).encode()
-        self.rows.append(self.safe.name(kind, *key), text.ljust(-(-len(text) // _ROW_BYTES) * _ROW_BYTES))
-        self.enter(kind, *values)
-
-    def begin(self, key: _Key) -> None:
-        """Take a charged attempt; see `Ledger.begin`."""
-        if key not in self.charges:
-            raise PrivacyError(
-                f"round {key[2]} has no charge under this attempt, so it must not be trained. Charge it first.",
-                ErrorCode.BAD_REQUEST,
-            )
-        if key in self.begun:
-            raise PrivacyError(
-                f"the charge of round {key[2]} was used up under this attempt: it pays for one training only. "
-                "Start the round again under a new attempt.",
-                ErrorCode.BAD_REQUEST,
-            )
-        self.add("begin", key, *key, _now())
-
-    def carry_last(self, new: _Key, of: str) -> bool:
-        """Let the last charge of the round pay for this attempt, if it has one of theirs; see `Ledger.carry`."""
-        charged = [key for key in self.charges if key[:3] == new[:3] and key[3].startswith(of)]
-        if charged and (last := charged[-1]) != new:
-            self.add("carry", (*last, new[3]), *last, new[3], _now())
-        return bool(charged)
-
-    def charged(self, charge: Charge) -> Charged:
-        """What the charge's run has been charged, without its round and with it."""
-        rows = [one for one in self.charges.values() if (one.cohort, one.run_hash) == (charge.cohort, charge.run_hash)]
-        delta = next(one.delta for one in reversed(rows) if one.round == charge.round)
-        return Charged(_steps(one for one in rows if one.round != charge.round), _steps(rows), delta)
-
-    def enter(self, kind: str, *values: Any) -> None:
-        """Take in a row that stands in the file, as `add` wrote it."""
-        if kind == "charge":
-            reserved, charge = values[0], Charge(*values[1:])
-            self.charges[_key(charge)] = charge
-            self._reserve(charge, reserved)
-        elif kind == "begin":
-            cohort, run_hash, round_, attempt, _ = values
-            self.begun.add((cohort, run_hash, round_, attempt))
-        elif kind == "carry":
-            cohort, run_hash, round_, before, attempt, _ = values
-            self.carry((cohort, run_hash, round_, before), (cohort, run_hash, round_, attempt))
-        else:
-            for place in [place for place in self.reservations if place[1] == values[0]]:
-                del self.reservations[place]
-
-    def carry(self, before: _Key, after: _Key) -> None:
-        """The charge of one attempt is another's from now on."""
-        self.charges = {
-            after if key == before else key: replace(one, attempt=after[-1]) if key == before else one
-            for key, one in self.charges.items()
-        }
-
-    def history(self, cohort: str, run_hash: str | None = None) -> History:
-        """Steps charged to a cohort, or those of one run."""
-        return _steps(one for one in self.charges.values() if one.cohort == cohort and run_hash in (None, one.run_hash))
-
-    def reserved(self, cohort: str, but: str) -> History:
-        """What all runs but one have reserved."""
-        return _steps(one for one in self.reservations.values() if one.cohort == cohort and one.run_hash != but)
-
-    def delta(self, cohort: str, of_run: float) -> float:
-        """At which a cohort's budget is measured."""
-        return min((of_run, *(one.delta for one in self.charges.values() if one.cohort == cohort)))
-
-    def _reserve(self, charge: Charge, steps: int) -> None:
-        """What the charge's run has reserved from now on."""
-        place = (charge.cohort, charge.run_hash)
-        self.reservations.pop(place, None)
-        if steps:
-            self.reservations[place] = Reservation(*place, charge.noise_multiplier, charge.sampling_rate, steps)
-
-
-def _steps(some: Iterable[Charge | Reservation]) -> History:
-    return merged((one.noise_multiplier, one.sampling_rate, one.steps) for one in some)
-
-
-def _key(charge: Charge) -> _Key:
-    return (charge.cohort, charge.run_hash, charge.round, charge.attempt)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _check_same(recorded: Charge, charge: Charge) -> None:

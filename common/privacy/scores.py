@@ -20,8 +20,9 @@ from common.config import DataConfig, RunConfig
 from common.config.rundocument import RunDocument
 from common.errors import DataError, ErrorCode
 from common.privacy.accountant import noise_multiplier_for
+from common.privacy.charges import Charged
 from common.privacy.guarantee import plan
-from common.privacy.ledger import Charged, Ledger
+from common.privacy.ledger import Ledger
 from common.tasks import Task
 from common.wire.messages import Phase
 

@@ -31,7 +31,7 @@ from common.errors import ErrorCode, FederationError, PrivacyError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model, weights_of
 from common.losses.terms import dice_ce
-from common.privacy.ledger import Charge
+from common.privacy.charges import Charge
 from common.wire.messages import TrainReply, TrainRequest
 from simulations.audit.bounds import Values
 from simulations.scenarios.scenario import make_site
