@@ -20,12 +20,14 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.home.identity import Identity, check_receipt_key, load_identity
+from client.home.identity import Identity, check_own_receipt_key, load_identity
 from client.home.templates import prepare_home
 from common.errors import EnrolmentError
 from common.identity import certificates, rotation
 from common.identity.invitation import Invitation
 from common.identity.operators import key_to_bytes, public_bytes
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import prove_receipt_key, request_digest
 from common.system.files import write_private
 from common.wire.channels import certificate_trouble, secure_channel
 from common.wire.proxy import proxy_of, told_of_proxy
@@ -53,8 +55,8 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
     """
     tls = home / "tls"
     csr, receipt_key = _prepare(home, invitation)
-    digest = certificates.request_digest(csr, public_bytes(receipt_key))
-    show_phrase(certificates.phrase(digest))
+    digest = request_digest(csr, public_bytes(receipt_key))
+    show_phrase(as_phrase(digest))
     _await_port(invitation.enrolment, min(timeout_s, PORT_PATIENCE_S))
     with secure_channel(invitation.enrolment, invitation.root_pem.encode()) as channel:
         stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
@@ -81,11 +83,9 @@ def request_by_file(home: Path, invitation: Invitation) -> tuple[str, str]:
         "token": invitation.token,
         "csr_pem": certificates.to_pem(csr).decode(),
         "receipt_key": public_bytes(receipt_key).hex(),
-        "proof": certificates.prove_receipt_key(csr, invitation.site, receipt_key).hex(),
+        "proof": prove_receipt_key(csr, invitation.site, receipt_key).hex(),
     }
-    return certificates.phrase(certificates.request_digest(csr, public_bytes(receipt_key))), json.dumps(
-        values, indent=2
-    ) + "\n"
+    return as_phrase(request_digest(csr, public_bytes(receipt_key))), json.dumps(values, indent=2) + "\n"
 
 
 def accept_certificate(home: Path, certificate_pem: bytes) -> Identity:
@@ -131,7 +131,7 @@ def renew(home: Path, identity: Identity, *, to_successor: bool = False) -> Iden
             roots += successor
             write_private(tls / "root.pem", roots)
     certificates.check_site_certificate(reply.certificate_pem, roots, identity.site, key)
-    check_receipt_key(reply.certificate_pem, roots, identity.site, identity.receipt_key)
+    check_own_receipt_key(reply.certificate_pem, roots, identity.site, identity.receipt_key)
     write_private(tls / "certificate.pem", reply.certificate_pem)
     return load_identity(home)
 
@@ -166,7 +166,7 @@ def _become_member(home: Path, certificate_pem: bytes) -> Identity:
     key, root_pem = certificates.load_key((tls / "key.pem").read_bytes()), (tls / "root.pem").read_bytes()
     certificates.check_site_certificate(certificate_pem, root_pem, site, key)
     receipt_key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
-    check_receipt_key(certificate_pem, root_pem, site, receipt_key)
+    check_own_receipt_key(certificate_pem, root_pem, site, receipt_key)
     write_private(tls / "certificate.pem", certificate_pem)
     for name in ("request.pem", "token.sha256"):
         (tls / name).unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def _enrol(
         token=invitation.token,
         csr_pem=certificates.to_pem(csr),
         receipt_key=public_bytes(receipt_key),
-        proof=certificates.prove_receipt_key(csr, invitation.site, receipt_key),
+        proof=prove_receipt_key(csr, invitation.site, receipt_key),
     )
     try:
         stub.Enrol(request, timeout=CALL_TIMEOUT_S)

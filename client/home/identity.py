@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.errors import EnrolmentError
 from common.identity import certificates, rotation
 from common.identity.operators import public_bytes
+from common.identity.receipt_keys import receipt_key_of
 from common.system.files import move, write_private
 from common.wire.channels import MAX_NEWS_BYTES, secure_channel
 
@@ -86,20 +87,20 @@ def load_identity(home: Path) -> Identity:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     certificate = certificates.check_site_certificate(certificate_pem, root_pem, site, certificates.load_key(key_pem))
-    check_receipt_key(certificate_pem, root_pem, site, signing)
+    check_own_receipt_key(certificate_pem, root_pem, site, signing)
     if (kept := rotation.without_retired(root_pem, certificate)) != root_pem:
         write_private(tls / "root.pem", kept)
         root_pem = kept
     return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
 
 
-def check_receipt_key(certificate_pem: bytes, roots_pem: bytes, site: str, receipt_key: Ed25519PrivateKey) -> None:
+def check_own_receipt_key(certificate_pem: bytes, roots_pem: bytes, site: str, receipt_key: Ed25519PrivateKey) -> None:
     """Refuse a certificate by which other sites would take another's signatures for this site's.
 
     Raises:
         EnrolmentError: it names another receipt key, or none.
     """
-    if certificates.receipt_key_of(certificate_pem, roots_pem, site) != public_bytes(receipt_key):
+    if receipt_key_of(certificate_pem, roots_pem, site) != public_bytes(receipt_key):
         raise EnrolmentError(
             f"the certificate names another key for the receipts of site {site!r} than the one in tls/receipt.key. "
             "Tell the coordinator, and join again."
@@ -116,4 +117,4 @@ def _promoted_key(tls: Path, certificate_pem: bytes) -> bytes:
     return (tls / "key.pem").read_bytes()
 
 
-__all__ = ["Identity", "check_receipt_key", "load_identity"]
+__all__ = ["Identity", "check_own_receipt_key", "load_identity"]

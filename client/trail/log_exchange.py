@@ -27,7 +27,7 @@ from common.audit.receipts import Receipt, countersigned_fields, is_countersigne
 from common.audit.witness import ConflictError
 from common.console.logs import Trouble
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
-from common.identity import certificates
+from common.identity.receipt_keys import receipt_key_of
 from common.system.files import write_private
 from common.text import NAME_PATTERN
 from common.wire.pushback import retry_after
@@ -239,7 +239,7 @@ class LogExchange:
             note = bytes(other.checkpoint).decode("utf-8", errors="replace")
             try:
                 # The root says which key is that hospital's: not the coordinator.
-                key = certificates.receipt_key_of(other.certificate_pem, roots_pem, site)
+                key = receipt_key_of(other.certificate_pem, roots_pem, site)
                 if notes.read(note, key).origin != f"site/{site}":
                     raise AuditError("it is another site's")
             except (AuditError, EnrolmentError) as error:

@@ -3,10 +3,9 @@
 One root (ECDSA P-256) per coordinator signs two kinds of leaf: the coordinator's own certificate (serverAuth) and
 one certificate per site (clientAuth, common name = site name). A leaf of one kind is never accepted as the other
 (RFC 5280, section 4.2.1.12). A site's leaf also names the key that signs its receipts and audit log, in an extension of
-ours that is not critical: so other sites learn that key from the root. The key has signed the site's request, or no
-root would name it. What a root signs about another one is in common/identity/rotation.py. Fingerprints are SHA-256 over
-DER, in hex. People compare them as phrases: pronounceable five-letter words of 16 bits each (Wilkerson, "A Proposal for
-Proquints", arXiv:0901.4016).
+ours that is not critical (common/identity/receipt_keys.py). What a root signs about another one is in
+common/identity/rotation.py. Fingerprints are SHA-256 over DER, in hex; people compare them as phrases
+(common/identity/phrase.py).
 """
 
 import datetime
@@ -15,10 +14,10 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509 import Certificate, CertificateSigningRequest
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,21 +31,10 @@ SITE_LIFETIME = datetime.timedelta(days=90)
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 # What to do where a certificate does not hold at this time.
 COMPARE_CLOCKS = "Compare the clock with the coordinator's."
-# 64 bits: enough that nobody finds a second key with the same phrase while two people compare it.
-PHRASE_WORDS = 4
 # Of the extension with a site's receipt key, as SubjectPublicKeyInfo (RFC 8410). Under 2.25 stands a UUID (X.667).
 RECEIPT_KEY_OID = x509.ObjectIdentifier("2.25.161819248113119175532435940204733443825")
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
-
-# The only use of what a root signs for one before it, see `common.identity.rotation.vouch_for`.
-VOUCHER_USAGE = x509.ObjectIdentifier("2.25.236334221086911700291526143972707976965")
-
-# So that the signature is good for nothing else, and no other one for this.
-_PROOF_PREFIX = "wardround receipt key v1\n"
-
-_CONSONANTS = "bdfghjklmnprstvz"
-_VOWELS = "aiou"
 
 
 def now() -> datetime.datetime:
@@ -98,13 +86,6 @@ def fingerprint(item: Certificate | CertificateSigningRequest) -> str:
     return digest.finalize().hex()
 
 
-def phrase(fingerprint_hex: str) -> str:
-    """The first 64 bits of a fingerprint as four words two people can read to each other."""
-    digest = bytes.fromhex(fingerprint_hex)
-    words = (int.from_bytes(digest[2 * i : 2 * i + 2], "big") for i in range(PHRASE_WORDS))
-    return "-".join(_proquint(word) for word in words)
-
-
 def new_root(key: PrivateKey, name: str, after: Certificate | None = None) -> Certificate:
     """A self-signed root that may sign leaves and nothing else.
 
@@ -141,43 +122,7 @@ def server_certificate(key: PrivateKey, hosts: Iterable[str], root: Certificate,
 
 def csr_for(site: str, key: PrivateKey) -> CertificateSigningRequest:
     """A site's request; the private key stays at the site."""
-    return x509.CertificateSigningRequestBuilder().subject_name(_name(site)).sign(key, hashes.SHA256())
-
-
-def request_digest(csr: CertificateSigningRequest, receipt_key: bytes) -> str:
-    """SHA-256, hex, of a request and the receipt key that goes with it: what two people compare as a phrase."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(csr.public_bytes(serialization.Encoding.DER))
-    digest.update(receipt_key)
-    return digest.finalize().hex()
-
-
-def prove_receipt_key(csr: CertificateSigningRequest, site: str, receipt_key: Ed25519PrivateKey) -> bytes:
-    """The receipt key's signature under a site's request: whoever asks has the key, and has not only seen it."""
-    return receipt_key.sign(_proof_statement(csr, site, receipt_key.public_key().public_bytes_raw()))
-
-
-def check_receipt_key(raw: bytes, proof: bytes, csr: CertificateSigningRequest, site: str) -> bytes:
-    """The public key that signs a site's receipts, if the site has it.
-
-    Args:
-        raw: the key.
-        proof: its signature, see `prove_receipt_key`.
-        csr: the request that it comes with.
-        site: whose that is.
-
-    Raises:
-        EnrolmentError: not an Ed25519 public key, or the signature is not that key's for this request and site.
-    """
-    try:
-        Ed25519PublicKey.from_public_bytes(raw).verify(proof, _proof_statement(csr, site, raw))
-    except ValueError as error:
-        raise EnrolmentError("the receipt key is not an Ed25519 public key. Join again.") from error
-    except InvalidSignature as error:
-        raise EnrolmentError(
-            "the receipt key has not signed this request, so it need not be the site's own. Join again."
-        ) from error
-    return raw
+    return x509.CertificateSigningRequestBuilder().subject_name(subject_name(site)).sign(key, hashes.SHA256())
 
 
 def check_csr(pem: bytes, site: str) -> CertificateSigningRequest:
@@ -231,39 +176,6 @@ def site_certificate(
     return unsigned.sign(root_key, hashes.SHA256())
 
 
-def receipt_key_of(certificate_pem: bytes, roots_pem: bytes, site: str) -> bytes:
-    """The key that signs a site's receipts and audit log, as a trusted root says.
-
-    An expired certificate still tells: what was signed with the key stays signed.
-
-    Args:
-        certificate_pem: the site's, from whoever passes it on; after it vouchers, if a root before has signed it.
-        roots_pem: the pinned root, and its successor if there is one.
-        site: whose it should be.
-
-    Returns:
-        The Ed25519 public key, 32 bytes.
-
-    Raises:
-        EnrolmentError: not signed by one of the roots, not this site's, or it names no such key.
-    """
-    try:
-        certificate, *chain = x509.load_pem_x509_certificates(certificate_pem)
-        vouchers = b"".join(to_pem(one) for one in chain if _is_voucher(one, roots_pem))
-        if not is_signed_by_any(certificate, roots_pem + vouchers):
-            raise EnrolmentError("no root that is known here has signed it")
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        if certificate.subject != _name(site) or list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
-            raise EnrolmentError(f"it is not the certificate of site {site}")
-        extension = certificate.extensions.get_extension_for_oid(RECEIPT_KEY_OID).value
-        key = serialization.load_der_public_key(extension.public_bytes())
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise EnrolmentError("it is no certificate with a receipt key") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise EnrolmentError("its receipt key is not an Ed25519 key")
-    return key.public_bytes_raw()
-
-
 def is_signed_by_any(certificate: Certificate, roots_pem: bytes) -> bool:
     """Whether one of the roots signed a certificate."""
     for root in x509.load_pem_x509_certificates(roots_pem):
@@ -294,7 +206,7 @@ def check_site_certificate(certificate_pem: bytes, roots_pem: bytes, site: str, 
             raise ValueError("another issuer")
     except (ValueError, x509.ExtensionNotFound) as error:
         raise EnrolmentError("the certificate is not signed by this federation's root. Join again.") from error
-    if certificate.subject != _name(site) or certificate.public_key() != key.public_key():
+    if certificate.subject != subject_name(site) or certificate.public_key() != key.public_key():
         raise EnrolmentError(f"the certificate is not for site {site!r} and its key. Join again.")
     if list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
         raise EnrolmentError("the certificate is not a client certificate. Join again.")
@@ -326,6 +238,11 @@ def common_name(item: Certificate | CertificateSigningRequest) -> str:
     return str(names[0].value) if len(names) == 1 else ""
 
 
+def subject_name(common: str) -> x509.Name:
+    """A subject that is one common name and nothing else."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
 def hosts_of(certificate: Certificate) -> list[str]:
     """The DNS names and IP addresses a certificate is good for."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -343,30 +260,13 @@ def builder(
     """A certificate that lacks its extensions and its signature; it begins a little before now, unless told."""
     return (
         x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
+        .subject_name(subject_name(subject))
+        .issuer_name(subject_name(issuer))
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(begins or now() - CLOCK_SKEW)
         .not_valid_after(ends)
     )
-
-
-def _is_voucher(certificate: Certificate, roots_pem: bytes) -> bool:
-    """Whether a root that is trusted here vouches, now, for the key in it."""
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
-        return False
-    return is_valid_now(certificate) and list(usage) == [VOUCHER_USAGE] and is_signed_by_any(certificate, roots_pem)
-
-
-def _proof_statement(csr: CertificateSigningRequest, site: str, receipt_key: bytes) -> bytes:
-    return f"{_PROOF_PREFIX}{site}\n{request_digest(csr, receipt_key)}\n".encode()
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
 def key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
@@ -389,13 +289,3 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _proquint(word: int) -> str:
-    return (
-        _CONSONANTS[word >> 12 & 15]
-        + _VOWELS[word >> 10 & 3]
-        + _CONSONANTS[word >> 6 & 15]
-        + _VOWELS[word >> 4 & 3]
-        + _CONSONANTS[word & 15]
-    )

@@ -16,8 +16,9 @@ from cryptography.x509 import Certificate
 from common.errors import EnrolmentError
 from common.identity import certificates
 
-# The only use of a cross-signature. Under 2.25 stands a UUID (X.667).
+# The only use of a cross-signature, and of a voucher. Under 2.25 stands a UUID (X.667).
 _SUCCESSOR_USAGE = x509.ObjectIdentifier("2.25.117209318964803366950217480735264138911")
+_VOUCHER_USAGE = x509.ObjectIdentifier("2.25.236334221086911700291526143972707976965")
 
 
 def cross_sign(successor: Certificate, root: Certificate, root_key: certificates.PrivateKey) -> Certificate:
@@ -55,8 +56,21 @@ def vouch_for(
         certificates.builder(certificates.common_name(old), certificates.common_name(root), old.public_key(), until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(certificates.key_usage(sign_certificates=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([certificates.VOUCHER_USAGE]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([_VOUCHER_USAGE]), critical=True)
         .sign(root_key, hashes.SHA256())
+    )
+
+
+def is_voucher(certificate: Certificate, roots_pem: bytes) -> bool:
+    """Whether a root that is trusted here vouches, now, for the key in it."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        return False
+    return (
+        certificates.is_valid_now(certificate)
+        and list(usage) == [_VOUCHER_USAGE]
+        and certificates.is_signed_by_any(certificate, roots_pem)
     )
 
 
@@ -131,4 +145,4 @@ def _identity(root: Certificate) -> tuple[object, ...]:
     return root.subject, root.public_key(), root.not_valid_before_utc, root.not_valid_after_utc
 
 
-__all__ = ["check_successor", "cross_sign", "newest", "vouch_for", "without_retired"]
+__all__ = ["check_successor", "cross_sign", "is_voucher", "newest", "vouch_for", "without_retired"]

@@ -21,6 +21,8 @@ from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates
 from common.identity.invitation import Invitation
 from common.identity.operators import Act, public_bytes
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import receipt_key_of, request_digest
 from common.system.files import write_private
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from server.gateway.interceptor import address_of
@@ -177,7 +179,7 @@ def redeem_file(home: Home, registry: Registry, text: bytes, by: Signer | None =
 
 def phrase_of(site: Site) -> str:
     """What the administrator compares with the site before approving; empty when there is no request."""
-    return certificates.phrase(site.request_sha256) if site.request_sha256 else ""
+    return as_phrase(site.request_sha256) if site.request_sha256 else ""
 
 
 def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by: Signer | None) -> None:
@@ -221,11 +223,11 @@ def _receipt_key(home: Home, site: Site, csr: CertificateSigningRequest) -> byte
         EnrolmentError: the registry names another one.
     """
     if site.state != "pending":
-        key = certificates.receipt_key_of(site.certificate or b"", home.trusted_roots_pem, site.name)
+        key = receipt_key_of(site.certificate or b"", home.trusted_roots_pem, site.name)
         fits = key == site.receipt_key
     else:
         key = site.receipt_key or b""
-        fits = certificates.request_digest(csr, key) == site.request_sha256
+        fits = request_digest(csr, key) == site.request_sha256
     if not fits:
         raise EnrolmentError(
             f"the registry names another receipt key for site {site.name} than the one that was compared with the "

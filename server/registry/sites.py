@@ -16,6 +16,7 @@ from hashlib import sha256
 from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates
 from common.identity.operators import Act, subject_of
+from common.identity.receipt_keys import check_receipt_key, request_digest
 from common.text import NAME_PATTERN
 from server.registry.acts import Acts, act_from_text, act_to_text
 from server.registry.store import Store
@@ -151,7 +152,7 @@ class Sites(Store):
             EnrolmentError: no such invitation, used or expired, or request or receipt key are not the site's.
         """
         csr = certificates.check_csr(csr_pem, name)
-        request_sha256 = certificates.request_digest(csr, certificates.check_receipt_key(receipt_key, proof, csr, name))
+        request_sha256 = request_digest(csr, check_receipt_key(receipt_key, proof, csr, name))
         with self._writing() as database:
             row = database.execute("SELECT * FROM sites WHERE name = ?", (name,)).fetchone()
             if row is None or not _opens(row, token) or _site(row, self._acts).state == UNPROVEN:

@@ -15,6 +15,7 @@ from cryptography.x509 import CertificateSigningRequest
 from common.config import RunConfig, parse
 from common.identity import certificates
 from common.identity.operators import Act
+from common.identity.receipt_keys import prove_receipt_key
 from common.wire import channels
 from common.wire.wardround_pb2 import EnrolRequest
 from server.gateway import enrolment
@@ -88,7 +89,7 @@ def asked(
     return (
         certificates.to_pem(csr),
         signing.public_key().public_bytes_raw(),
-        certificates.prove_receipt_key(csr, site, signing),
+        prove_receipt_key(csr, site, signing),
     )
 
 

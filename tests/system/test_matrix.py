@@ -38,6 +38,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.flower.packing import pack_message
 from common.identity import certificates, operators
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import request_digest
 from common.wire import channels
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record
@@ -705,7 +707,7 @@ def swapped(stage: Stage) -> EnrolRequest:
     token = invited(stage, "st-olaf")
     honest, theirs = request_of("st-olaf", token), request_of("st-olaf", token)
     stage.registry.redeem("st-olaf", token, theirs.csr_pem, theirs.receipt_key, theirs.proof)
-    here = certificates.phrase(certificates.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
+    here = as_phrase(request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
     assert enrolment.phrase_of(stage.registry.site("st-olaf")) != here
     return honest
 
@@ -715,7 +717,7 @@ def another_receipt_key(stage: Stage) -> EnrolRequest:
     token = invited(stage, "st-ives")
     honest = request_of("st-ives", token)
     stage.registry.redeem("st-ives", token, *asked("st-ives", x509.load_pem_x509_csr(honest.csr_pem)))
-    here = certificates.phrase(certificates.request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
+    here = as_phrase(request_digest(x509.load_pem_x509_csr(honest.csr_pem), honest.receipt_key))
     assert enrolment.phrase_of(stage.registry.site("st-ives")) != here
     return honest
 

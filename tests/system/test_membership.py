@@ -19,6 +19,7 @@ from client.trail.log_exchange import LogExchange
 from common.crypto.passphrase import is_sealed
 from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates, rotation
+from common.identity.receipt_keys import receipt_key_of
 from common.system.files import write_private
 from common.wire import channels
 from common.wire.channels import Credentials
@@ -450,7 +451,7 @@ def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office:
     # Who has not renewed yet is believed all the same: the new root vouches for the one before.
     shown = roots.with_vouchers(office.home, office.registry.site("st-john").certificate or b"")
     receipt_key = john.receipt_key.public_key().public_bytes_raw()
-    assert certificates.receipt_key_of(shown, renewed.root_pem, "st-john") == receipt_key
+    assert receipt_key_of(shown, renewed.root_pem, "st-john") == receipt_key
 
 
 def test_next_root_that_the_present_one_did_not_sign_is_refused() -> None:

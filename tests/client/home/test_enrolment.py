@@ -24,6 +24,8 @@ from common.config import PolicyConfig, SiteConfig, load
 from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates
 from common.identity.invitation import Invitation
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import check_receipt_key
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
 from tests.client.coordinator import Authority
@@ -55,7 +57,7 @@ class Office(wardround_pb2_grpc.EnrolmentServicer):
         self.enrolled += 1
         self.csr = request.csr_pem
         csr = certificates.check_csr(self.csr, request.site)
-        self.receipt_key = certificates.check_receipt_key(request.receipt_key, request.proof, csr, request.site)
+        self.receipt_key = check_receipt_key(request.receipt_key, request.proof, csr, request.site)
         return wardround_pb2.EnrolReply()
 
     def Collect(self, request, context):
@@ -114,7 +116,7 @@ def test_joined_site_has_a_checked_certificate_and_strict_settings(
     home = tmp_path / "home"
     assert (identity.site, identity.gateway) == ("north", invitation.gateway)
     assert identity.days_left in (89, 90)
-    assert phrases == [certificates.phrase(double.digest)]
+    assert phrases == [as_phrase(double.digest)]
     assert load_identity(home).certificate == identity.certificate
     assert load(PolicyConfig, home / "policy.toml") == PolicyConfig()
     assert load(SiteConfig, home / "site.toml") == SiteConfig(name="north")
@@ -154,7 +156,7 @@ def test_join_that_was_interrupted_goes_on_with_the_same_key(tmp_path: Path, off
     identity, phrases = join(tmp_path, invitation)
     assert identity.key_pem == key
     assert double.enrolled == 1
-    assert phrases == [certificates.phrase(double.digest)]
+    assert phrases == [as_phrase(double.digest)]
 
 
 def test_refused_site_has_no_certificate(tmp_path: Path, office: tuple[Office, Invitation]) -> None:

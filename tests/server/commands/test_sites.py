@@ -7,6 +7,8 @@ from pathlib import Path
 
 from common.identity import certificates
 from common.identity.invitation import Invitation
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import request_digest
 from tests.server.commands.calls import fails, invoke, succeeds
 from tests.server.coordinators import asked
 
@@ -18,7 +20,7 @@ def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
     csr_pem, receipt_key, proof = asked("st-mary", csr)
     registry.redeem("st-mary", invitation.token, csr_pem, receipt_key, proof)
     rows = json.loads(succeeds("requests", "--json"))
-    phrase = certificates.phrase(certificates.request_digest(csr, receipt_key))
+    phrase = as_phrase(request_digest(csr, receipt_key))
     assert rows == [{"site": "st-mary", "wish": "joins", "phrase": phrase}]
     assert "st-mary is active until 20" in succeeds("approve", "st-mary")
     assert [row["state"] for row in json.loads(succeeds("sites", "--json"))] == ["active"]
@@ -42,6 +44,6 @@ def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registr
     result = invoke("approve", "st-mary", "--wait")
     assert result.exit_code == 0, result.output
     assert "Waiting for st-mary" in result.stderr
-    phrase = certificates.phrase(registry.site("st-mary").request_sha256)
+    phrase = as_phrase(registry.site("st-mary").request_sha256)
     assert f"Phrase: {phrase}" in result.stdout
     assert registry.site("st-mary").state == "active"

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from common.errors import EnrolmentError
 from common.identity import certificates
 from common.identity.invitation import Invitation
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import prove_receipt_key
 from common.wire import channels
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
 from common.wire.wardround_pb2_grpc import EnrolmentStub
@@ -50,7 +52,7 @@ def test_site_joins_with_invitation_request_and_approval(home, registry, stub):
     request = enrol_request("st-mary", invitation.token, certificates.csr_for("st-mary", key))
     digest = digest_of(request)
     stub.Enrol(request)
-    assert enrolment.phrase_of(registry.site("st-mary")) == certificates.phrase(digest)
+    assert enrolment.phrase_of(registry.site("st-mary")) == as_phrase(digest)
     question = CollectRequest(site="st-mary", request_sha256=digest)
     assert stub.Collect(question).state == CollectReply.PENDING
     enrolment.approve(home, registry, "st-mary")
@@ -98,21 +100,19 @@ def with_another_key(request: EnrolRequest) -> None:
 
 def with_another_keys_signature(request: EnrolRequest) -> None:
     csr = x509.load_pem_x509_csr(request.csr_pem)
-    request.proof = certificates.prove_receipt_key(csr, request.site, Ed25519PrivateKey.generate())
+    request.proof = prove_receipt_key(csr, request.site, Ed25519PrivateKey.generate())
 
 
 def with_a_signature_for_another_request(request: EnrolRequest) -> None:
     signing = Ed25519PrivateKey.generate()
     request.receipt_key = signing.public_key().public_bytes_raw()
-    request.proof = certificates.prove_receipt_key(
-        certificates.csr_for(request.site, certificates.new_key()), request.site, signing
-    )
+    request.proof = prove_receipt_key(certificates.csr_for(request.site, certificates.new_key()), request.site, signing)
 
 
 def with_a_signature_for_another_site(request: EnrolRequest) -> None:
     signing = Ed25519PrivateKey.generate()
     request.receipt_key = signing.public_key().public_bytes_raw()
-    request.proof = certificates.prove_receipt_key(x509.load_pem_x509_csr(request.csr_pem), "st-mary", signing)
+    request.proof = prove_receipt_key(x509.load_pem_x509_csr(request.csr_pem), "st-mary", signing)
 
 
 def with_a_signature_under_the_bare_digest(request: EnrolRequest) -> None:

@@ -25,6 +25,7 @@ from common.audit.witness import ConflictError
 from common.errors import ErrorCode, UpdateError
 from common.flower.packing import pack_message
 from common.identity import certificates
+from common.identity.receipt_keys import receipt_key_of
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from common.wire.records import reply_to_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SubmitReceiptRequest
@@ -252,7 +253,7 @@ def test_sites_and_coordinator_follow_each_other(stage: Stage) -> None:
             for other in reply.others:
                 witness.heard(
                     one.log, other.checkpoint.decode(), list(other.proof), site=other.site,
-                    site_key=certificates.receipt_key_of(other.certificate_pem, stage.home.root_pem, other.site),
+                    site_key=receipt_key_of(other.certificate_pem, stage.home.root_pem, other.site),
                     coordinator_key=one.log.coordinator_key or b"",
                 )  # fmt: skip
     assert [other.site for other in reply.others] == ["north"]

@@ -1,7 +1,7 @@
 """The root names each site's receipt key in its certificate: at approval, at renewal, and across a rotation.
 
 The coordinator's own code and the clients', over real TLS; what a site believes of another is asked of
-common/identity/certificates.py.
+common/identity/receipt_keys.py.
 """
 
 import sqlite3
@@ -16,6 +16,7 @@ from client.home.identity import Identity, load_identity
 from common.audit.entries import Entry
 from common.errors import EnrolmentError
 from common.identity import certificates
+from common.identity.receipt_keys import receipt_key_of
 from common.wire.wardround_pb2 import SiteCheckpoint
 from server.gateway import enrolment
 from server.home.folder import Home
@@ -67,7 +68,7 @@ def kinds(home: Home) -> list[str]:
 
 def test_approved_certificate_names_the_key_that_the_site_asked_for(home: Home, registry: Registry) -> None:
     member = enrol(home, registry, "north")
-    named = certificates.receipt_key_of(member.certificate, home.root_pem, "north")
+    named = receipt_key_of(member.certificate, home.root_pem, "north")
     assert named == member.receipt_key.public_key().public_bytes_raw()
 
 
@@ -85,7 +86,7 @@ def test_renewal_carries_the_key_on(office: Office, tmp_path: Path) -> None:
     first = office.join(tmp_path / "mary")
     renewed = client_enrol.renew(tmp_path / "mary", first)
     assert renewed.certificate != first.certificate
-    assert certificates.receipt_key_of(renewed.certificate_pem, office.home.root_pem, "st-mary") == public(first)
+    assert receipt_key_of(renewed.certificate_pem, office.home.root_pem, "st-mary") == public(first)
 
 
 def test_renewal_that_names_another_key_is_not_stored(
@@ -118,9 +119,7 @@ def test_checkpoints_are_passed_on_with_the_certificate_that_names_their_key(sta
     reply = stage.north.exchange(0)
     (other,) = reply.others
     assert isinstance(other, SiteCheckpoint)
-    assert (
-        certificates.receipt_key_of(other.certificate_pem, stage.home.root_pem, "south") == stage.south.log.public_key
-    )
+    assert receipt_key_of(other.certificate_pem, stage.home.root_pem, "south") == stage.south.log.public_key
 
 
 def test_sites_believe_each_other_through_a_rotation(office: Office, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_sites_believe_each_other_through_a_rotation(office: Office, tmp_path: P
 
     def believes(who: Identity, whom: Identity) -> bool:
         certificate = with_vouchers(office.home, certificate_of(office.registry, whom.site))  # as it is passed on
-        return certificates.receipt_key_of(certificate, who.root_pem, whom.site) == public(whom)
+        return receipt_key_of(certificate, who.root_pem, whom.site) == public(whom)
 
     assert believes(mary, john)
     assert believes(john, mary)
@@ -145,6 +144,6 @@ def test_sites_believe_each_other_through_a_rotation(office: Office, tmp_path: P
     luke = office.join(tmp_path / "luke", "st-luke")
     assert believes(luke, renewed)
     with pytest.raises(EnrolmentError, match="no root that is known here"):
-        certificates.receipt_key_of(certificate_of(office.registry, "st-john"), luke.root_pem, "st-john")
+        receipt_key_of(certificate_of(office.registry, "st-john"), luke.root_pem, "st-john")
     assert believes(luke, john)
     assert believes(luke, client_enrol.renew(tmp_path / "john", john))
