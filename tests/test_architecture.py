@@ -488,17 +488,18 @@ def test_long_lived_and_interactive_processes_start_without_torch(modules: str) 
     assert result.stdout.strip() == "False"
 
 
-def _at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+def _at_import(body: list[ast.stmt]) -> Iterator[ast.expr]:
     """All that runs when a module is imported: what stands in no function."""
     left: list[ast.AST] = list(body)
     while left:
         node = left.pop()
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield node
             left += ast.iter_child_nodes(node)
+            if isinstance(node, ast.expr):
+                yield node
 
 
-def _changes_the_environment(node: ast.AST) -> bool:
+def _changes_the_environment(node: ast.expr) -> bool:
     changing = ("setdefault", "update", "pop", "popitem", "clear", "putenv", "unsetenv")
     if isinstance(node, ast.Call):
         return called(node).startswith("os.") and called(node).endswith(changing)

@@ -5,7 +5,6 @@ bundle's run, and the coordinator still holds the run open, is anything fetched,
 has. A run that has ended is over here too, whatever the coordinator sends; one that an operator resumed is open again.
 """
 
-import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from common.errors import ConfigError, ErrorCode, PolicyError
 _HEADER_BYTES, _TENSOR_HEADER_BYTES, _BYTES_PER_VALUE = 4096, 512, 4
 # Beside two copies of the model: journals of the ledger and the audit log, status, logs.
 _SPARE_BYTES = 1 << 20
-
-_log = logging.getLogger(__name__)
 
 
 class Admission:

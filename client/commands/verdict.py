@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.data.deidentify.pseudonym import cohort_id
 from client.home.declared import as_declared, declared_size, outgrown
 from client.home.folder import SITE_NAME
 from client.home.offer import Offer
@@ -90,7 +91,6 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     Raises:
         ConfigError: state/declared.json is damaged.
     """
-    from client.data.deidentify.pseudonym import cohort_id  # noqa: PLC0415 - torch
     from common.learning.network import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.document is None:

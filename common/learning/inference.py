@@ -24,26 +24,11 @@ _OVERLAP = 0.25
 _WINDOWS = 4  # patches per forward pass of the sliding window
 
 
-def predict(model: nn.Module, image: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
-    """Answer one image; see `predict_stack`.
-
-    Args:
-        model: The run's network with its weights; left in evaluation mode on `device`.
-        image: (C, *spatial) float32.
-        run: The run the model comes from.
-        device: Where to compute.
-
-    Returns:
-        What the run's task says of it, on the CPU; of a segmentation labels (*spatial) int64.
-    """
-    return predict_stack(model, image.unsqueeze(0), run, device)[0]
-
-
 def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Tensor:
     """Answer each item of a stack on its own, several at a time.
 
     Args:
-        model: As for `predict`.
+        model: The run's network with its weights; left in evaluation mode on `device`.
         images: (S, C, *spatial) float32.
         run: The run the model comes from.
         device: Where to compute.
@@ -72,7 +57,7 @@ def outputs(model: nn.Module, images: Tensor, run: RunConfig, device: torch.devi
     """What the network puts out for each item of a stack, before its task makes an answer of it.
 
     Args:
-        model: As for `predict`.
+        model: The run's network with its weights; left in evaluation mode on `device`.
         images: (S, C, *spatial) float32; padded to what the network takes, or in windows where larger.
         run: The run the model comes from.
         device: Where to compute.
@@ -108,4 +93,4 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-__all__ = ["outputs", "precision", "predict", "predict_stack"]
+__all__ = ["outputs", "precision", "predict_stack"]

@@ -13,9 +13,6 @@ from common.system.files import write_private
 from server.home.folder import Home
 from server.registry.registry import Registry
 
-# The processes that `start` keeps alive, in the order in which they are needed.
-PROCESSES = ("superlink", "superexec", "gateway")
-
 _NAME = "processes.json"
 _PROBE_S = 3.0
 _FOREIGN = "held by another program, or does not answer"

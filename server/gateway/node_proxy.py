@@ -11,7 +11,6 @@ The gateway keeps the site's Flower key and speaks for it on loopback. Three pro
 
 import contextlib
 import hashlib
-import logging
 import secrets
 import threading
 import time
@@ -62,8 +61,6 @@ _OBJECT_WAIT_S = 60.0
 _OBJECT_PAUSE_S = 0.02
 _PUSHES_AT_ONCE = 3
 _TIME_TOLERANCE_S = 1e-3
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass

@@ -25,19 +25,6 @@ _MOST, _MOST_OF_TWO = 1.0, 4.0
 _MOST_MEDIANS, _FEWEST_FOR_A_MEDIAN = 5.0, 3
 
 
-def weighted_mean(states: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The mean in the tensors' own dtypes.
-
-    Args:
-        states: site -> tensors by name; the same names, shapes and dtypes for each, and at least one site.
-        weights: site -> weight > 0, as it shall count: see `capped`.
-    """
-    added = WeightedSum()
-    for site in sorted(states):
-        added.add(states[site], weights[site])
-    return added.mean()
-
-
 class WeightedSum:
     """States added up in float64, in the order in which they come."""
 
@@ -87,4 +74,4 @@ def tempered(weights: Mapping[str, float], distances: Mapping[str, float]) -> di
     }
 
 
-__all__ = ["WeightedSum", "capped", "tempered", "weighted_mean"]
+__all__ = ["WeightedSum", "capped", "tempered"]

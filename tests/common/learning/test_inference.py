@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import RunConfig
-from common.learning.inference import outputs, precision, predict, predict_stack
+from common.learning.inference import outputs, precision, predict_stack
 from common.learning.network import build_model
 
 
@@ -41,10 +41,15 @@ def probabilities_of(model: nn.Module, image: Tensor, run: RunConfig) -> Tensor:
     return outputs(model, image.unsqueeze(0), run, "cpu").softmax(1)[0]
 
 
+def predicted(model: nn.Module, image: Tensor, run: RunConfig) -> Tensor:
+    """Labels of one image."""
+    return predict_stack(model, image.unsqueeze(0), run, "cpu")[0]
+
+
 @pytest.mark.parametrize("spatial", [(16, 16), (17, 31), (1, 1), (5, 40), (97, 3), (70, 81)])
 def test_labels_lie_on_the_voxels_of_a_2d_image(spatial: tuple[int, ...]) -> None:
     image = make_image(*spatial)
-    labels = predict(Threshold(), image, make_run(), "cpu")
+    labels = predicted(Threshold(), image, make_run())
     assert labels.dtype == torch.int64
     assert torch.equal(labels, image[0].long())
 
@@ -52,14 +57,14 @@ def test_labels_lie_on_the_voxels_of_a_2d_image(spatial: tuple[int, ...]) -> Non
 @pytest.mark.parametrize("spatial", [(8, 8, 8), (7, 9, 11), (1, 30, 30), (25, 18, 31)])
 def test_labels_lie_on_the_voxels_of_a_volume(spatial: tuple[int, ...]) -> None:
     image = make_image(*spatial)
-    assert torch.equal(predict(Threshold(), image, make_run(3, (8, 8, 8)), "cpu"), image[0].long())
+    assert torch.equal(predicted(Threshold(), image, make_run(3, (8, 8, 8))), image[0].long())
 
 
 @pytest.mark.parametrize("spatial", [(1, 1), (15, 17), (50, 70)])
 def test_the_real_network_takes_any_size(spatial: tuple[int, ...]) -> None:
     run = make_run()
     model, image = build_model(run), make_image(*spatial)
-    labels = predict(model, image, run, "cpu")
+    labels = predicted(model, image, run)
     assert labels.shape == spatial
     assert set(labels.unique().tolist()) <= {0, 1, 2}
     probabilities = probabilities_of(model, image, run)
@@ -70,7 +75,7 @@ def test_the_real_network_takes_any_size(spatial: tuple[int, ...]) -> None:
 def test_the_largest_probability_is_the_label() -> None:
     run = make_run()
     model, image = build_model(run), make_image(33, 20)
-    assert torch.equal(probabilities_of(model, image, run).argmax(0), predict(model, image, run, "cpu"))
+    assert torch.equal(probabilities_of(model, image, run).argmax(0), predicted(model, image, run))
 
 
 def test_an_image_of_the_patch_size_goes_through_the_network_unchanged() -> None:
@@ -79,14 +84,14 @@ def test_an_image_of_the_patch_size_goes_through_the_network_unchanged() -> None
     with torch.no_grad():
         expected = model(image.unsqueeze(0)).softmax(1)[0]
     torch.testing.assert_close(probabilities_of(model, image, run), expected)
-    assert torch.equal(predict(model, image, run, "cpu"), expected.argmax(0))
+    assert torch.equal(predicted(model, image, run), expected.argmax(0))
 
 
 def test_items_of_a_stack_are_predicted_as_if_alone() -> None:
     run = make_run()
     model = build_model(run)
     stack = torch.rand(5, 1, 20, 13, generator=torch.Generator().manual_seed(1))
-    alone = torch.stack([predict(model, image, run, "cpu") for image in stack])
+    alone = torch.stack([predicted(model, image, run) for image in stack])
     assert torch.equal(predict_stack(model, stack, run, "cpu"), alone)
 
 
@@ -102,7 +107,7 @@ def test_large_stacks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dropout_is_off() -> None:
     run = make_run(model={"dims": 2, "channels": (4, 8, 16), "dropout": 0.5})
     model, image = build_model(run).train(), make_image(64, 64)
-    assert torch.equal(predict(model, image, run, "cpu"), predict(model, image, run, "cpu"))
+    assert torch.equal(predicted(model, image, run), predicted(model, image, run))
     model.train()
     assert torch.equal(probabilities_of(model, image, run), probabilities_of(model, image, run))
 
