@@ -217,6 +217,7 @@ def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: 
     """Plain steps; returns the mean loss."""
     run = crops.run
     optimizer, loss_of = _optimizer(model, run), _Loss(run.task)
+    trained = _trained(model)
     total = 0.0
     for step in range(run.training.local_steps):
         _set_rate(optimizer, run, round_, step)
@@ -227,8 +228,13 @@ def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: 
             raise _not_finite("the loss")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for weights in trained if run.training.l1 else ():
+            if weights.grad is not None:
+                weights.grad.add_(weights.detach().sign(), alpha=run.training.l1)
         if local is not None:
             local.steer()
+        if run.training.gradient_clipping is not None:
+            nn.utils.clip_grad_norm_(trained, run.training.gradient_clipping)
         optimizer.step()
         total += value
     return total / run.training.local_steps
@@ -287,10 +293,19 @@ def _counts(model: nn.Module, case: Case, run: RunConfig, device: torch.device |
 
 def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
     training = run.training
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(trained, training.learning_rate, training.momentum, weight_decay=training.weight_decay)
-    return torch.optim.AdamW(trained, training.learning_rate, weight_decay=training.weight_decay)
+        return torch.optim.SGD(
+            _trained(model),
+            training.learning_rate,
+            training.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=training.nesterov,
+        )
+    return torch.optim.AdamW(_trained(model), training.learning_rate, weight_decay=training.weight_decay)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, run: RunConfig, round_: int, step: int) -> None:

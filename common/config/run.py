@@ -96,14 +96,30 @@ class TrainingConfig(Table):
     foreground_fraction: Fraction = 0.5
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
-    # Over the whole run, from learning-rate down to 1 % of it.
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # Over the whole run, from learning-rate down to 1 % of it; poly by the power 0.9 of what remains.
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    # How often the schedule runs down, beginning again at learning-rate.
+    cycles: Annotated[int, Field(ge=1), Since(2)] = 1
+    # Steps of the run, before the schedule, in which the rate rises in equal parts to learning-rate.
+    warmup_steps: Annotated[int, Field(ge=0), Since(2)] = 0
     weight_decay: NonNegative = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    # Of sgd: look ahead by the momentum.
+    nesterov: Annotated[bool, Since(2)] = False
+    # Weight of the sum of the weights' absolute values beside the loss.
+    l1: Annotated[NonNegative, Since(2)] = 0.0
+    # The most that a step's gradient may be long (L2), over all weights; a longer one is shortened.
+    gradient_clipping: Annotated[Positive | None, Since(2)] = None
     augmentation: AugmentationConfig = AugmentationConfig()
     # Which weights a site trains: all; or the affine part of the normalisations, the PReLUs and the last block, for
     # fine-tuning a pretrained network with privacy, where every further weight costs noise.
     trainable: Literal["all", "norm-and-head"] = "all"
+
+    @model_validator(mode="after")
+    def _looks_ahead_by_something(self) -> Self:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov is for optimizer = 'sgd' with a momentum above 0")
+        return self
 
 
 class FederationConfig(Table):
@@ -204,6 +220,17 @@ class RunConfig(Document):
             raise ValueError(f"preprocessing.spacing-mm needs {dims} entries, one per axis of the model")
         if self.preprocessing.rows is not None and dims != 2:
             raise ValueError("preprocessing.rows is for dims = 2; use spacing-mm in 3D")
+        steps = self.federation.rounds * self.training.local_steps
+        if self.training.warmup_steps + self.training.cycles > steps:
+            raise ValueError(
+                f"training.warmup-steps and cycles do not fit into the {steps} steps of the run: rounds times "
+                "local-steps"
+            )
+        if self.privacy is not None and (self.training.l1 or self.training.gradient_clipping is not None):
+            raise ValueError(
+                "training.l1 and gradient-clipping are for runs without [privacy]: there each patient's gradient is "
+                "clipped to privacy.clipping-norm, and what is added to the sum is accounted for"
+            )
         if self.privacy is not None and self.federation.weighting == "patients":
             raise ValueError("federation.weighting 'patients' would reveal counts: with [privacy] use 'equal'")
         if self.privacy is not None and self.data.split == "proportional":

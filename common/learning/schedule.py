@@ -1,4 +1,4 @@
-"""The learning rate of a run, step by step: constant, or half a cosine from `learning-rate` down to 1 % of it.
+"""The learning rate of a run, step by step: constant, or by a cosine or a power from `learning-rate` down to 1 % of it.
 
 Sites train by it, and the coordinator derives from it how far an update can lie from the model that was sent.
 """
@@ -7,15 +7,24 @@ import math
 
 from common.config import RunConfig
 
-_LAST_RATE = 0.01  # of the learning rate, where the cosine ends
+_LAST_RATE = 0.01  # of the learning rate, where the schedule ends
+_POWER = 0.9  # as in nnU-Net
 
 
 def learning_rate(run: RunConfig, step: int) -> float:
     """Learning rate of the whole run's step, counted from 0."""
     training = run.training
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
     if training.schedule == "constant":
         return training.learning_rate
-    share = (1 + math.cos(math.pi * step / (run.federation.rounds * training.local_steps))) / 2
+    steps = run.federation.rounds * training.local_steps - training.warmup_steps
+    passed = (step - training.warmup_steps) * training.cycles
+    passed -= steps * min(passed // steps, training.cycles - 1)
+    if training.schedule == "cosine":
+        share = (1 + math.cos(math.pi * passed / steps)) / 2
+    else:
+        share = (1 - passed / steps) ** _POWER
     return training.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * share)
 
 

@@ -9,9 +9,10 @@ Where each step is bounded, so is the round, and the bound follows from the run 
 - SGD under privacy moves by lr times the noisy mean gradient. At most N patients of norm C are added and divided by
   q N, which is C / q; the noise of d values has deviation z C / (q N) each, and their norm exceeds sqrt(d) + 6
   deviations with a probability of 2e-8 (concentration of a Lipschitz function of Gaussians). Momentum carries each step
-  on into those after it.
+  on into those after it; Nesterov's adds a step's gradient once more, by the momentum.
+- SGD without privacy whose gradients are clipped moves by lr times that norm at most, and momentum as above.
 
-Weight decay draws towards zero, by no more than its share of the model. SGD without privacy has no such bound: there
+Weight decay draws towards zero, by no more than its share of the model. SGD with neither has no such bound: there
 `max-update-norm` and the other sites' updates (`server.federation.checks.outliers`) are what an update is held against.
 """
 
@@ -57,13 +58,16 @@ def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | N
         if max(rates) * training.weight_decay > 1:
             return math.inf  # it would overshoot zero
         reach = steps + min(1.0, decay) * start_norm
-    elif run.privacy is not None:
+    elif run.privacy is not None or training.gradient_clipping is not None:
         # How far a gradient of norm 1 in each step moves the weights by the end of the round.
-        carried = _carried(rates, training.momentum)
+        carried = _carried(rates, training.momentum, nesterov=training.nesterov)
         decay = sum(carried) * training.weight_decay
         if decay >= 1:
             return math.inf
-        reach = (_private_steps(run, run.privacy, carried, values, delta) + decay * start_norm) / (1 - decay)
+        steps = sum(carried) * (training.gradient_clipping or 0.0)
+        if run.privacy is not None:
+            steps = _private_steps(run, run.privacy, carried, values, delta)
+        reach = (steps + decay * start_norm) / (1 - decay)
     else:
         return math.inf
     return reach * _ROUNDING + start_norm * _RELATIVE_ROUNDING
@@ -90,12 +94,13 @@ def _largest_adam_step(step: int) -> float:
     return math.sqrt((1 - _BETA_1) ** 2 / (1 - _BETA_2) * series * corrections)
 
 
-def _carried(rates: Sequence[float], momentum: float) -> list[float]:
+def _carried(rates: Sequence[float], momentum: float, *, nesterov: bool = False) -> list[float]:
     """Sum of the rates that a step's gradient is multiplied with until the round ends, for each step."""
     carried, following = [], 0.0
     for rate in reversed(rates):
         following = rate + momentum * following
-        carried.append(following)
+        # Nesterov's step is the gradient and the momentum times what it has become with it.
+        carried.append(rate + momentum * following if nesterov else following)
     return carried[::-1]
 
 

@@ -19,7 +19,7 @@ from client.rules import approvals
 from common.config import RunConfig
 from common.config.rundocument import from_bundle, from_file, from_text
 kept = Path(sys.argv[1])
-assert "warmup-steps" in {one.alias for one in RunConfig.model_fields["training"].annotation.model_fields.values()}
+assert "pause-steps" in {one.alias for one in RunConfig.model_fields["training"].annotation.model_fields.values()}
 bundles = map(Path.read_bytes, (kept / "north" / "proposals").glob("*/bundle.fab"))
 print(json.dumps({
     "received": {one.name: one.hash for one in map(from_bundle, bundles)},
@@ -55,13 +55,13 @@ def issued() -> dict[str, str]:
 
 
 def test_a_new_key_changes_no_earlier_run(tmp_path: Path, issued: dict[str, str]) -> None:
-    told = next_version(tmp_path, "warmup_steps: Annotated[int, Since(99)] = 0")
+    told = next_version(tmp_path, "pause_steps: Annotated[int, Since(99)] = 0")
     assert told == {"received": issued, "stored": issued, "issued": issued}
 
 
 def test_even_a_key_that_says_no_format_makes_no_coordinator_hostile(tmp_path: Path, issued: dict[str, str]) -> None:
     """What was received keeps its hash. What is issued anew does not, which is how the mistake shows."""
-    told = next_version(tmp_path, "warmup_steps: int = 0")
+    told = next_version(tmp_path, "pause_steps: int = 0")
     assert told["received"] == told["stored"] == issued
     assert told["issued"].keys() == issued.keys()
     assert not set(told["issued"].values()) & set(issued.values())

@@ -101,6 +101,47 @@ def test_a_volume_is_learned_too() -> None:
     assert 0 <= evaluate(model, make_cohort(test_case), run, "test", "cpu")[1]["dice"] <= 1
 
 
+def moved(training: dict[str, Any], **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """All weights before and after one step of plain SGD with rate 0.5, as one vector each."""
+    steady = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.5, "schedule": "constant"}
+    run = make_run({**steady, "local_steps": 1, **training}, format=2, **changes)
+    model = build_model(run)
+    before = torch.cat([one.detach().flatten().clone() for one in model.parameters()])
+    train_round(model, make_cohort(), issue(run), round_=1, site="north", device="cpu")
+    return before, torch.cat([one.detach().flatten() for one in model.parameters()])
+
+
+@pytest.mark.parametrize("norm", [0.01, 0.1])
+def test_a_gradient_is_shortened_to_the_norm_and_keeps_its_direction(norm: float) -> None:
+    start, plain = moved({})
+    _, clipped = moved({"gradient_clipping": norm})
+    assert float((plain - start).norm()) > 0.5 * 0.1
+    assert float((clipped - start).norm()) == pytest.approx(0.5 * norm, rel=1e-3)
+    assert float(torch.cosine_similarity(plain - start, clipped - start, dim=0)) > 0.9999
+
+
+def test_a_short_gradient_is_left_alone() -> None:
+    assert torch.equal(moved({"gradient_clipping": 1e6})[1], moved({})[1])
+
+
+def test_l1_draws_each_weight_towards_zero_by_the_same_amount() -> None:
+    start, plain = moved({})
+    _, drawn = moved({"l1": 0.01})
+    torch.testing.assert_close(plain - drawn, 0.5 * 0.01 * start.sign(), rtol=0, atol=1e-6)
+
+
+def test_nesterov_steps_are_torchs() -> None:
+    start, plain = moved({})
+    _, ahead = moved({"momentum": 0.9, "nesterov": True})
+    torch.testing.assert_close(ahead - start, 1.9 * (plain - start), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [{"l1": 0.1}, {"gradient_clipping": 1.0}])
+def test_private_runs_refuse_what_their_own_clipping_replaces(training: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"clipped to privacy\.clipping-norm"):
+        make_run(training, format=2, privacy=PRIVACY)
+
+
 def test_a_round_repeats_bit_for_bit_and_not_with_another_seed_site_or_round() -> None:
     run = make_run()
     first = train(run)

@@ -101,7 +101,9 @@ def test_wrong_value_is_told_with_what_is_allowed(change: tuple[str, str], says:
 
 
 def test_what_a_choice_does_not_offer_is_said_to_be_all_there_is() -> None:
-    assert "must be 'unet'; this version has no other" in refused(RunConfig, RUN + '[model]\narchitecture = "resnet"\n')
+    said = refused(RunConfig, RUN + '[model]\narchitecture = "vgg"\n')
+    assert "must be 'unet', 'plain-unet'," in said
+    assert "this version has no other" in said
 
 
 def test_hours_and_digests_are_asked_for_by_their_form() -> None:

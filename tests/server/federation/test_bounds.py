@@ -65,6 +65,7 @@ def test_honest_adamw_stays_within_the_bound(training: dict[str, Any], privacy: 
     [
         {"momentum": 0.0},
         {"momentum": 0.9, "local_steps": 8},
+        {"momentum": 0.9, "local_steps": 8, "nesterov": True, "warmup_steps": 3},
         {"momentum": 0.9, "weight_decay": 0.1, "learning_rate": 0.1},
         {"trainable": "norm-and-head"},
     ],
@@ -73,10 +74,30 @@ def test_honest_adamw_stays_within_the_bound(training: dict[str, Any], privacy: 
 def test_honest_private_sgd_stays_within_the_bound_and_the_bound_is_near(
     training: dict[str, Any], patients: int, declared: int
 ) -> None:
-    run = make_run({"optimizer": "sgd", "learning_rate": 0.5, **training}, privacy=PRIVATE)
+    run = make_run({"optimizer": "sgd", "learning_rate": 0.5, **training}, privacy=PRIVATE, format=2)
     for _ in range(3):  # the noise is another one each time
         moved, bound = honest(run, patients, declared)
         assert 0.1 * bound < moved <= bound
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_honest_sgd_with_clipped_gradients_stays_within_the_bound(nesterov: bool) -> None:
+    clipped = {"optimizer": "sgd", "learning_rate": 0.5, "local_steps": 6, "gradient_clipping": 0.01}
+    moved, bound = honest(make_run({**clipped, "nesterov": nesterov, "schedule": "constant"}, format=2), 2, 5)
+    assert 0.3 * bound < moved <= bound
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_bound_is_reached_by_gradients_that_all_point_one_way(nesterov: bool) -> None:
+    steps = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "gradient_clipping": 1.0, "local_steps": 7}
+    run = make_run({**steps, "nesterov": nesterov, "cycles": 2}, format=2)
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.1, 0.9, nesterov=nesterov)
+    for rate in rates_of_round(run, 1):
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = torch.ones(1, dtype=torch.float64)
+        optimizer.step()
+    assert float(weight.detach().abs()) == pytest.approx(farthest(run, 1, 0.0), rel=2e-3)
 
 
 def test_honest_adaptive_clipping_and_a_delta_of_the_runs_own_stay_within_the_bound() -> None:
