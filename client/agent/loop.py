@@ -67,7 +67,7 @@ RENEWAL_PAUSE_S = 600.0
 # Between two looks whether a rotation to the next root, which is pinned already, is over.
 ROTATION_PAUSE_S = 3600.0
 
-# The gateway's words for "drop this message" (server/gateway/services.py).
+# The gateway's words for "drop this message" (server/gateway/access.py).
 _RUN_IS_OVER = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
 
 _log = logging.getLogger(__name__)

@@ -104,8 +104,8 @@ def start_gateway(
     """Open the gateway's port."""
 
     def add(server: grpc.Server) -> None:
-        add_FleetServicer_to_server(gateway, server)
-        wardround_pb2_grpc.add_CoordinationServicer_to_server(gateway, server)  # type: ignore[no-untyped-call]
+        add_FleetServicer_to_server(gateway.fleet, server)
+        wardround_pb2_grpc.add_CoordinationServicer_to_server(gateway.coordination, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(state or Health(gateway), server)
 
     server_credentials(home)

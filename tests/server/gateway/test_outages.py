@@ -192,7 +192,7 @@ def test_site_that_is_silent_for_longer_than_the_gateway_minds_is_waited_for(
     play.agents["a"].hold.set()
     play.begin()
     assert play.agents["a"].holds.wait(120.0)
-    monkeypatch.setattr("server.gateway.services.SILENCE_S", 0.5)
+    monkeypatch.setattr("server.gateway.nodes.SILENCE_S", 0.5)
     wait_for(lambda: play.presence("a") is Presence.AWAY)
     monkeypatch.undo()
     looks = play.coordinator.home.path / "looks"

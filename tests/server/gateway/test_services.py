@@ -11,7 +11,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -309,7 +308,7 @@ def test_certificate_of_our_root_that_was_never_recorded_is_denied(coordinator):
 
 def held(coordinator: Coordinator, site: str) -> int:
     """How many calls of a site the gateway holds now."""
-    return coordinator._gateway._notifier.calls(site)
+    return coordinator._gateway.nodes.notifier.calls(site)
 
 
 def test_revocation_acts_on_an_open_connection_and_a_held_call(coordinator):
@@ -638,7 +637,7 @@ def test_who_says_goodbye_is_away_until_it_calls_again(coordinator, agents):
     assert coordinator.registry.site("a").connected
 
 
-# The cache
+# Who is away
 
 
 def test_a_site_whose_connection_breaks_is_away_before_its_silence_would_say_so_and_one_that_calls_again_is_not(
@@ -658,7 +657,7 @@ def test_a_site_whose_connection_breaks_is_away_before_its_silence_would_say_so_
             call = CoordinationStub(channel).ListProposals.future(request, timeout=40.0)
             wait_for(partial(is_held, name))
         assert call.done()
-        wait_for(partial(coordinator._gateway._gone.__contains__, name))
+        wait_for(partial(coordinator._gateway.nodes._gone.__contains__, name))
         if name == "b":
             second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     wait_for(lambda: not coordinator.registry.site("a").connected, timeout_s=SHORTER_S)
@@ -679,7 +678,7 @@ def test_a_superlink_that_fails_says_nothing_of_the_node_and_no_site_is_let_go_f
     _, second = agents
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     gateway = coordinator._gateway
-    proxy = gateway._proxies["b"]
+    proxy = gateway.nodes._proxies["b"]
     request = httpx.Request("POST", "http://superlink")
 
     def fails(_: object) -> None:
@@ -698,7 +697,7 @@ def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coord
     _, second = agents
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     gateway = coordinator._gateway
-    proxy = gateway._proxies["b"]
+    proxy = gateway.nodes._proxies["b"]
     request = httpx.Request("POST", "http://superlink")
 
     def unknown(_: object) -> None:
@@ -711,53 +710,6 @@ def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coord
     assert not coordinator.registry.site("b").connected
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     assert coordinator.registry.site("b").connected
-
-
-def test_objects_are_downloaded_once_however_many_ask(monkeypatch):
-    objects, calls, got = Objects(), [], []
-    waiting = threading.Semaphore(0)
-
-    class Expected(Future[bytes]):
-        def result(self, timeout: float | None = None) -> bytes:
-            waiting.release()
-            return super().result(timeout)
-
-    monkeypatch.setattr("server.gateway.objects.Future", Expected)
-
-    def download() -> bytes:
-        calls.append(1)
-        assert all(waiting.acquire(timeout=60.0) for _ in range(3))  # the others have asked too
-        return b"content"
-
-    threads = [threading.Thread(target=lambda: got.append(objects.get("id", download))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(calls), got) == (1, [b"content"] * 4)
-
-
-def test_the_least_recently_used_object_leaves_first():
-    objects = Objects(limit_bytes=20)
-    for name in ("one", "two"):
-        objects.get(name, lambda: b"0123456789")
-    objects.get("one", _never)
-    objects.get("three", lambda: b"0123456789")
-    objects.get("one", _never)
-    objects.get("three", _never)
-    with pytest.raises(AssertionError):
-        objects.get("two", _never)
-
-
-def test_a_failed_download_is_tried_again():
-    objects = Objects()
-    with pytest.raises(AssertionError):
-        objects.get("id", _never)
-    assert objects.get("id", lambda: b"now") == b"now"
-
-
-def _never() -> bytes:
-    raise AssertionError("must come from the cache")
 
 
 def _json(path: Path) -> Any:

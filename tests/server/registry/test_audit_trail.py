@@ -96,7 +96,7 @@ class Stage:
 
     @property
     def trail(self) -> GatewayTrail:
-        return self.gateway._trail
+        return self.gateway.trail
 
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.trail.log.entries()]
