@@ -236,9 +236,9 @@ def test_an_added_strategy_resumes_to_the_same_model(pictures: Path) -> None:
     scenario = copy.scenario(STRATEGY)
     unbroken = copy.trained(scenario)
     kill = (
-        "import os; from server.federation import rounds; keep = rounds._keep\n"
-        "def kept(session, model):\n    keep(session, model); os._exit(9)\n"
-        "rounds._keep = kept\n"
+        "import os; from server.federation import rounds; keep = rounds.keep\n"
+        "def kept(*given):\n    keep(*given); os._exit(9)\n"
+        "rounds.keep = kept\n"
         "from simulations.commands.main import app\n"
         f"app(['run', {str(scenario)!r}, '--out', {str(copy.folder / 'broken')!r}])"
     )

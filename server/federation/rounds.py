@@ -7,30 +7,25 @@ Sites start each round with a fresh optimiser, so the resumed run makes the same
 """
 
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
 from common.crypto.stream import Sealer
-from common.errors import ConfigError, ErrorCode, FederationError, UpdateError, WardroundError
-from common.learning.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
-from common.learning.network import build_model, weights_of
+from common.errors import ErrorCode, FederationError, UpdateError, WardroundError
+from common.learning.checkpoint import save_model
 from common.strategies import WEIGHTS
-from common.system.files import move
 from common.text import counted
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
-    Parts,
     Phase,
     Refusal,
     Request,
@@ -40,15 +35,12 @@ from common.wire.messages import (
 from server.federation.broadcast import LONGEST_WAIT_S, Answer, Wait, ask
 from server.federation.checks import Update, check_scores, check_update, outliers
 from server.federation.events import (
-    INITIAL_NAME,
     OVERALL,
     SUMMARY_NAME,
     Journal,
     Observe,
     Summary,
     deltas_of,
-    guarantee_of,
-    latest_scores,
     mean_of_patients,
     mean_of_sites,
     open_journal,
@@ -56,9 +48,9 @@ from server.federation.events import (
     write_summary,
 )
 from server.federation.members import GridMembers, Members, present, who_is_missing
+from server.federation.model import Model, initial_weights, keep, last_checkpoint, manifest_of, model_of
 from server.federation.strategies import Aggregation, aggregation_of
 from server.federation.strategies.weighing import capped, tempered
-from server.home.checkpoints import at, folder_of, latest
 
 _GO_ON = "then run `wardround-server resume` with the run's name: it goes on from there"
 
@@ -92,20 +84,6 @@ class _Session:
     @property
     def run_hash(self) -> str:
         return self.document.hash
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What is held after a round, as the bytes that every site receives."""
-
-    round: int  # 0: initial weights
-    packed: Parts  # of all that the strategy holds
-    request: Parts  # of the next round
-
-    @cached_property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 (hex) of each, made once."""
-        return {name: sha256(part) for name, part in self.packed.items()}
 
 
 @dataclass
@@ -151,10 +129,10 @@ def federate(
     """
     run = document.config
     aggregation = aggregation_of(run)
-    kept = _last_checkpoint(document, out, sealer, aggregation.holds)
-    done, held = kept or (0, {WEIGHTS: _initial_weights(run, out)})
+    kept = last_checkpoint(document, out, sealer, aggregation.holds)
+    done, held = kept or (0, {WEIGHTS: initial_weights(run, out)})
     aggregation.start({name: {key: one.detach().clone() for key, one in state.items()} for name, state in held.items()})
-    model = _model(done, aggregation)
+    model = model_of(done, aggregation)
     journal = open_journal(out, last_round=model.round, observe=observe)
     members = members or GridMembers(grid)
     session = _Session(grid, document, aggregation, out, journal, members, wake, note_round, sealer)
@@ -164,7 +142,7 @@ def federate(
             _evaluate(session, model, "validation")
         for number in range(model.round + 1, run.federation.rounds + 1):
             model = _train(session, number, model)
-            _keep(session, model)
+            keep(model, document, journal.events, out, sealer)
             if run.validates_after(number):
                 _evaluate(session, model, "validation")
         _evaluate(session, model, "test")
@@ -197,7 +175,7 @@ def _start(session: _Session, resumed_from: int) -> None:
         session.wait(LONGEST_WAIT_S)
 
 
-def _train(session: _Session, number: int, model: _Model) -> _Model:
+def _train(session: _Session, number: int, model: Model) -> Model:
     """One round: the new global model."""
     start = time.monotonic()
     run = session.run
@@ -243,7 +221,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     for site in sorted(updates):
         session.aggregation.add(updates[site].parts, shares[site])
     session.aggregation.finish(number)
-    new = _model(number, session.aggregation)
+    new = model_of(number, session.aggregation)
     _note(session, number, entered, absent, new.digests[WEIGHTS])
     session.journal.record(
         "round",
@@ -262,7 +240,7 @@ def _train(session: _Session, number: int, model: _Model) -> _Model:
     return new
 
 
-def _evaluate(session: _Session, model: _Model, phase: Phase) -> None:
+def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     """Ask all sites for the scores of the global model, or of its average, on their held-out patients."""
     start = time.monotonic()
     weights = model.packed[session.aggregation.best]
@@ -337,102 +315,14 @@ def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) 
     return None
 
 
-def _model(round_: int, aggregation: Aggregation) -> _Model:
-    packed = {name: pack(state) for name, state in aggregation.held.items()}
-    request = aggregation.request()
-    held = aggregation.held
-    parts = {name: packed[name] if held.get(name) is state else pack(state) for name, state in request.items()}
-    return _Model(round_, packed, parts)
-
-
-def _initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
-    """Those that the run names, or random ones from its seed."""
-    random = weights_of(build_model(run))
-    if run.initial is None:
-        return random
-    path = out / INITIAL_NAME
-    data = path.read_bytes() if path.exists() else b""
-    if sha256(data) != run.initial.sha256:
-        raise ConfigError(
-            f"{path} {'holds other weights than' if data else 'is not there; it must hold the weights that'} [initial] "
-            f"sha256 names ({run.initial.sha256[:8]}). Give the model with --initial."
-        )
-    try:
-        state = unpack(data)
-    except UpdateError as error:
-        raise ConfigError(f"{path} holds no weights. Give a model as `export` or a simulation wrote it.") from error
-    if pack(state) != data:
-        raise ConfigError(f"{path} was not written by this program. Give a model as `export` or a simulation wrote it.")
-    if _kinds(state) != _kinds(random):
-        raise ConfigError(
-            "the initial weights are of another network than [model] and [data] describe. Pretrain with the same ones."
-        )
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise ConfigError("the initial weights are not all finite numbers. Pretrain with a lower learning rate.")
-    return state
-
-
-def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], object]]:
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-
-
-def _keep(session: _Session, model: _Model) -> None:
-    """Write this round's checkpoint whole, then remove older ones."""
-    folder = folder_of(session.out, model.round)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    sealer = at(session.sealer, folder.name)
-    for name, part in model.packed.items():
-        place, key = (partial, sealer) if name == WEIGHTS else (partial / name, at(sealer, name))
-        save_model(place, part, _manifest(session, model.round, model.digests[name]), key)
-    move(partial, folder)
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other)
-
-
-def _last_checkpoint(
-    document: RunDocument, out: Path, sealer: Sealer | None, holds: Sequence[str]
-) -> tuple[int, dict[str, Mapping[str, Tensor]]] | None:
-    """The round of the last checkpoint, and what the run's strategy held after it."""
-    folder = latest(out)
-    if folder is None:
-        return None
-    sealer = at(sealer, folder.name)
-    _, state, manifest = load_model(folder, sealer)
-    if manifest.run_hash != document.hash:
-        raise ConfigError(
-            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}). "
-            "Give another output folder, or remove this one."
-        )
-    held: dict[str, Mapping[str, Tensor]] = {WEIGHTS: state}
-    for name in holds:
-        if name != WEIGHTS:  # one that is missing would start anew, and the run would not be the same
-            _, held[name], _ = load_model(folder / name, at(sealer, name))
-    return manifest.round, held
-
-
-def _finish(session: _Session, model: _Model) -> Summary:
+def _finish(session: _Session, model: Model) -> Summary:
     best = session.aggregation.best
-    manifest = _manifest(session, model.round, model.digests[best])
+    manifest = manifest_of(model, best, session.document, session.journal.events)
     save_model(session.out, model.packed[best], manifest, session.sealer)
     summary = summarise(session.document, session.journal.events, status="completed", model_sha256=manifest.sha256)
     write_summary(session.out, summary)
     session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})
     return summary
-
-
-def _manifest(session: _Session, round_: int, digest: str) -> Manifest:
-    events = session.journal.events
-    return Manifest(
-        run=session.document.text,
-        run_hash=session.document.hash,
-        round=round_,
-        sites=tuple(sorted({site for event in events if event["event"] == "round" for site in event["sites"]})),
-        sha256=digest,
-        guarantee=guarantee_of(session.run, events),
-        scores=latest_scores(events),
-    )
 
 
 __all__ = ["NoteRound", "federate"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from flwr.app import Error, RecordDict
 
-from common.config import RunConfig, sha256_of
+from common.config import RunConfig
 from common.config.rundocument import issue
-from common.errors import ConfigError, ErrorCode, FederationError
-from common.learning.checkpoint import load_model, pack, sha256, unpack
+from common.errors import ErrorCode, FederationError
+from common.learning.checkpoint import load_model, pack, unpack
 from common.learning.network import build_model
 from common.wire.messages import EvaluateReply, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record
@@ -279,23 +279,6 @@ def test_interrupted_run_resumes_to_the_same_model(tmp_path: Path) -> None:
     assert resumed.sites_by_round == whole.sites_by_round
     assert resumed.scores == whole.scores
     assert {request.round for _, request in grid.requests if isinstance(request, TrainRequest)} == {3, 4}
-
-
-def test_folder_of_another_run_is_not_touched(tmp_path: Path) -> None:
-    run_it(FakeGrid({"a": moves(1), "b": moves(2)}), a_run(rounds=1), tmp_path)
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="holds another run"):
-        run_it(FakeGrid({"a": moves(1), "b": moves(2)}), a_run(rounds=2), tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_model_and_checkpoint_on_disk_are_the_ones_the_summary_names(tmp_path: Path) -> None:
-    run = a_run(rounds=2)
-    summary = run_it(FakeGrid({"a": moves(1), "b": moves(2)}), run, tmp_path)
-    assert sha256((tmp_path / "model.safetensors").read_bytes()) == summary.model_sha256
-    _, _, manifest = load_model(tmp_path)
-    assert (manifest.round, manifest.sites, manifest.run_hash) == (2, ("a", "b"), sha256_of(run))
-    assert [folder.name for folder in (tmp_path / "checkpoint").iterdir()] == ["round-00002"]
 
 
 def test_scores_are_averaged_by_site_and_by_patient(tmp_path: Path) -> None:

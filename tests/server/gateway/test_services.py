@@ -574,7 +574,7 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
         remove(self, message_id)
 
     monkeypatch.setattr(Deliveries, "remove", slow)
-    (proxy,) = [one for one in coordinator._gateway._proxies.values() if one.node_id == agent.node.node_id]
+    (proxy,) = [one for one in coordinator._gateway.nodes._proxies.values() if one.node_id == agent.node.node_id]
     turns = Turns()
     monkeypatch.setattr(proxy, "_handing_on", turns)
 

@@ -1,4 +1,4 @@
-"""A run starts from the weights it names or not at all; and what it keeps may be an average of its rounds."""
+"""A run starts from the weights it names or not at all; what it keeps is its own, and may be an average of rounds."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from common.config import RunConfig
+from common.config import RunConfig, sha256_of
 from common.config.rundocument import issue
 from common.errors import ConfigError
-from common.learning.checkpoint import load_model, pack, unpack
+from common.learning.checkpoint import load_model, pack, sha256, unpack
 from common.learning.network import build_model
 from common.wire.messages import EvaluateRequest, Request, TrainRequest
 from server.federation.events import INITIAL_NAME, Summary
@@ -255,3 +255,20 @@ def test_average_starts_from_the_first_round_and_not_from_the_initial_weights(tm
     go(grid, run, laid(tmp_path, weights))
     folder = tmp_path / "checkpoint" / "round-00001"
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_folder_of_another_run_is_not_touched(tmp_path: Path) -> None:
+    go(a_grid(), a_run(rounds=1), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="holds another run"):
+        go(a_grid(), a_run(rounds=2), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_model_and_checkpoint_on_disk_are_the_ones_the_summary_names(tmp_path: Path) -> None:
+    run = a_run(rounds=2)
+    summary = go(a_grid(), run, tmp_path)
+    assert sha256((tmp_path / "model.safetensors").read_bytes()) == summary.model_sha256
+    _, _, manifest = load_model(tmp_path)
+    assert (manifest.round, manifest.sites, manifest.run_hash) == (2, ("a", "b"), sha256_of(run))
+    assert [folder.name for folder in (tmp_path / "checkpoint").iterdir()] == ["round-00002"]
