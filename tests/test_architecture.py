@@ -43,8 +43,8 @@ ARROWS = {
         "client.data.study client.home common.config"
     ),
     "client.data.check": (
-        "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "
-        "client.data.study client.home common.config common.pages common.system"
+        "client.data client.data.isolate client.data.keep client.data.prepare client.data.quality client.data.study "
+        "client.home common.config common.pages common.system"
     ),
     "client.data.deidentify": "client.data.dicom client.data.study common.system",
     "client.data.dicom": "client.data.study",
@@ -56,7 +56,7 @@ ARROWS = {
         "common.config common.crypto common.system"
     ),
     "client.data.prepare": "client.data.study common.config",
-    "client.data.quality": "client.data.read client.data.study",
+    "client.data.quality": "client.data.study",
     "client.data.read": "client.data.deidentify client.data.dicom client.data.study common.config",
     "client.data.study": "common.config",
     "client.home": (
@@ -138,8 +138,8 @@ ARROWS = {
     ),
     "simulations.backends": "client client.app common.config",
     "simulations.bench": (
-        "client.data client.data.keep client.data.read common.config common.learning common.losses "
-        "common.privacy common.system simulations.generators"
+        "client.data client.data.isolate client.data.keep client.data.read client.data.study common.config "
+        "common.learning common.losses common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
         "client client.data.prepare common.config common.console common.losses common.models common.privacy "

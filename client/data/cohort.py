@@ -2,32 +2,32 @@
 
 They are read first and dealt to training, validation and test then: a run that is only looked at keeps no patient's
 place, and the same studies are dealt anew, and for good, when it trains. A study that cannot be used is quarantined
-with a code and a reason; it never stops the others.
+with a code and a reason; it never stops the others. How studies are found and judged: `client.data.survey`.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import Tensor
 
-from client.data.deidentify.pseudonym import cohort_id, pseudonym
+from client.data.deidentify.pseudonym import cohort_id
 from client.data.isolate.isolation import Job, Readers, Reading
-from client.data.keep.cache import Cache, Entry, Prepared
-from client.data.keep.forgotten import Forgotten
+from client.data.keep.cache import Cache, Prepared
 from client.data.keep.index import Index
 from client.data.keep.split import KeptSplits, Split
 from client.data.prepare.preprocess import as_samples, preprocess
-from client.data.quality.quality import without_duplicates
-from client.data.study.labels import Vocabulary
-from client.data.study.study import Found, Reference
+from client.data.survey import Survey, survey
 from client.home.declared import declared_size
 from client.home.folder import INDEX_NAME
 from common.config import RunConfig, SiteConfig
 from common.errors import DataError, ErrorCode
+
+Studies: TypeAlias = Survey[Prepared]  # all that was read for a run, before anybody is dealt a place
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +50,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A study that was left out. Only the code may leave the site."""
+    """A study that was left out. Only the code may leave the site. number: as in `data check`; key: a pseudonym."""
 
+    number: int
     key: str
     code: ErrorCode
     reason: str
@@ -88,19 +89,6 @@ class Cohort:
         for case in self.cases:
             groups.setdefault(case.patient, []).append(case)
         return {patient: tuple(cases) for patient, cases in groups.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Studies:
-    """All that was read for a run, before anybody is dealt a place.
-
-    usable: (number of the source from 0, reference, study as the network takes it); references hold raw ids, which
-    decide the places and go no further than this.
-    """
-
-    usable: tuple[tuple[int, Reference, Prepared], ...] = field(repr=False)
-    quarantined: tuple[Quarantined, ...]
-    ignored: int
 
 
 def load_cohort(
@@ -145,38 +133,31 @@ def read_studies(
         DataError: NO_DATA, no study is usable; the message says what was found.
         ReaderError: no process that parses could be started.
     """
-    with Readers(readers) as parsers:
-        left_out = Forgotten(forgotten, site_key)
-        memory = None if cache is None else Index(cache / INDEX_NAME, site_key)
-        found = [left_out.without(one) for one in _find(site, root, parsers, memory)]
-        jobs = [
-            Job(reference, Vocabulary.of_run(run.data, reference.label_map), source.empty_labels_are_negative)
-            for source, one in zip(site.data, found, strict=True)
-            for reference in one.references
-        ]
-        working_set = None if cache is None else Cache(cache, site_key, run)
-        prepared = _prepare(jobs, run, parsers, working_set)
-        outcomes = without_duplicates(prepared, lambda one: one.digest)
-    quarantined = []
-    for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True), start=1):
-        if isinstance(outcome, DataError):
-            name = pseudonym(site_key, job.reference.key)
-            quarantined.append(Quarantined(name, outcome.code, f"study {number} of {len(jobs)}: {outcome}"))
-            _log.warning("study %d of %d is left out (%s): %s", number, len(jobs), outcome.code, outcome)
-    ignored = sum(one.ignored for one in found)
-    owners = [number for number, one in enumerate(found) for _ in one.references]
-    usable = tuple(
-        (owner, job.reference, outcome)
-        for owner, job, outcome in zip(owners, jobs, outcomes, strict=True)
-        if isinstance(outcome, Prepared)
+    found = survey(
+        site,
+        run,
+        _Preparing(run, None if cache is None else Cache(cache, site_key, run)),
+        root=root,
+        site_key=site_key,
+        index=None if cache is None else Index(cache / INDEX_NAME, site_key),
+        forgotten=forgotten,
+        readers=readers,
     )
-    if not usable:
-        raise DataError(_nothing(site, len(jobs), quarantined, ignored), ErrorCode.NO_DATA)
-    return Studies(usable, tuple(quarantined), ignored)
+    for study, problem in found.refused:
+        _log.warning("study %d of %d is left out (%s): %s", study.number, len(found.studies), problem.code, problem)
+    if not found.usable:
+        raise DataError(_nothing(site, found), ErrorCode.NO_DATA)
+    return found
 
 
 def deal(
-    studies: Studies, site: SiteConfig, run: RunConfig, *, site_key: bytes, splits: Path | None, keep: bool = True
+    studies: Studies,
+    site: SiteConfig,
+    run: RunConfig,
+    *,
+    site_key: bytes,
+    splits: Path | None,
+    keep: bool = True,
 ) -> Cohort:
     """Split what was read for a run by patient.
 
@@ -191,71 +172,58 @@ def deal(
     Raises:
         ConfigError: the file of places is damaged.
     """
-    by_source = [
-        [reference.patient for owner, reference, _ in studies.usable if owner == number]
-        for number in range(len(site.data))
-    ]
-    split_of = KeptSplits(splits, site_key).split(run, by_source, keep=keep)
-    ordered = sorted(studies.usable, key=lambda study: (study[1].patient, study[1].key))
+    split_of = studies.deal(run, KeptSplits(splits, site_key), keep=keep)
+    ordered = sorted(studies.usable, key=lambda study: (study[0].reference.patient, study[0].reference.key))
     cases = tuple(
-        Case(
-            pseudonym(site_key, reference.patient),
-            pseudonym(site_key, reference.key),
-            split_of[reference.patient],
-            prepared.images,
-            prepared.labels,
-        )
-        for _, reference, prepared in ordered
+        Case(study.patient, study.name, split_of[study.reference.patient], prepared.images, prepared.labels)
+        for study, prepared in ordered
+    )
+    quarantined = tuple(
+        Quarantined(study.number, study.name, problem.code, str(problem)) for study, problem in studies.refused
     )
     size = declared_size(site, run, len({case.patient for case in cases}), None)
-    return Cohort(cases, studies.quarantined, cohort_id(site_key), size, studies.ignored)
+    return Cohort(cases, quarantined, cohort_id(site_key), size, sum(source.ignored for source in studies.sources))
 
 
-def _find(site: SiteConfig, root: Path, parsers: Readers, index: Index | None) -> list[Found]:
-    """What each source has."""
-    found = [parsers.find(source, root, memory=index) for source in site.data]
-    if index is not None:
-        index.save()
-    return found
+@dataclass(frozen=True)
+class _Preparing:
+    """Studies as the network takes them, from the cache or from their files."""
+
+    run: RunConfig
+    kept: Cache | None
+
+    def read(self, readers: Readers, jobs: Sequence[Job]) -> Iterator[Prepared | DataError]:
+        for reading in readers.read(jobs):
+            yield reading if isinstance(reading, DataError) else _prepared(reading, self.run)
+
+    def refusal(self, result: Prepared) -> None:
+        """What cannot be prepared was refused in preparing."""
+
+    def digest(self, result: Prepared) -> str:
+        return result.digest
 
 
-def _prepare(jobs: Sequence[Job], run: RunConfig, parsers: Readers, cache: Cache | None) -> list[Prepared | DataError]:
-    """Each study as the network takes it, from the cache or from its files."""
-    outcomes: dict[int, Prepared | DataError] = {}
-    entries: list[Entry | None] = [None] * len(jobs)
-    if cache is not None:
-        cache.keep_only(job.reference for job in jobs)
-        for index, job in enumerate(jobs):
-            entries[index] = entry = cache.entry(job.reference, empty_is_negative=job.empty_is_negative)
-            kept = None if entry is None else cache.read(entry)
-            if kept is not None:
-                outcomes[index] = kept
-    missing = [index for index in range(len(jobs)) if index not in outcomes]
-    for index, reading in zip(missing, parsers.read([jobs[index] for index in missing]), strict=True):
-        outcomes[index] = outcome = reading if isinstance(reading, DataError) else _preprocessed(reading, run)
-        entry = entries[index]
-        if cache is not None and entry is not None and isinstance(outcome, Prepared):
-            cache.write(entry, outcome)
-    return [outcomes[index] for index in range(len(jobs))]
-
-
-def _preprocessed(reading: Reading, run: RunConfig) -> Prepared | DataError:
+def _prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
     try:
         image, label = preprocess(reading.study, run)
     except DataError as error:
         return error
     if label is None:
-        return DataError("the study has no label. Add it, or take the study out.", ErrorCode.NO_LABEL)
+        raise ValueError("a study was read for training without its label")
     images, labels = as_samples(image, run.model.dims), as_samples(label[None], run.model.dims)[:, 0]
     return Prepared(images, labels, reading.digest)
 
 
-def _nothing(site: SiteConfig, total: int, quarantined: list[Quarantined], ignored: int) -> str:
+def _nothing(site: SiteConfig, found: Studies) -> str:
     if not site.data:
         return "the site has no data source. Add one: wardround-client data add FOLDER."
-    codes = ", ".join(f"{count} {code}" for code, count in Counter(study.code for study in quarantined).items())
+    counts = Counter(problem.code for _, problem in found.refused)
+    codes = f" ({', '.join(f'{count} {code}' for code, count in counts.items())})" if counts else ""
     return (
-        f"no study is usable: {total} found in {len(site.data)} source(s){f' ({codes})' if codes else ''}, "
-        f"{ignored} other file(s) ignored. Expected DICOM series with DICOM SEG, NIfTI pairs, or pictures with masks; "
-        "see wardround-client data check."
+        f"no study is usable: {len(found.studies)} found in {len(site.data)} source(s){codes}, "
+        f"{sum(source.ignored for source in found.sources)} other file(s) ignored. Expected DICOM series with DICOM "
+        "SEG, NIfTI pairs, or pictures with masks; see wardround-client data check."
     )
+
+
+__all__ = ["Case", "Cohort", "Quarantined", "Studies", "deal", "load_cohort", "read_studies"]

@@ -23,8 +23,10 @@ from monai.transforms.spatial.dictionary import Resized
 from monai.transforms.utility.dictionary import EnsureChannelFirstd
 
 from client.data.cohort import load_cohort
+from client.data.isolate.isolation import Job
 from client.data.keep.cache import Cache
 from client.data.read import sources
+from client.data.study.labels import Vocabulary
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
 from simulations.generators.phantoms import SCANNERS, write_study
 
@@ -102,7 +104,8 @@ def _ways(folder: Path, rows: int) -> dict[str, Callable[[], Any]]:
     site, run = SiteConfig(name="bench", data=(source,)), _run(rows)
     cache = folder / "cache"
     load_cohort(site, run, root=folder, site_key=_KEY, cache=cache)  # the first load fills it
-    found = sources.find(source, folder).references
+    references = sources.find(source, folder).references
+    jobs = [Job(reference, Vocabulary.of_run(run.data, {})) for reference in references]
     images = sorted((folder / "ct").glob("*/series-1/*.dcm"))
     folders = sorted((folder / "ct").glob("*/series-1"))
     smooth = _monai((rows, rows), mode="bilinear", anti_aliasing=True)
@@ -110,7 +113,7 @@ def _ways(folder: Path, rows: int) -> dict[str, Callable[[], Any]]:
 
     def read_cache() -> list[Any]:
         working_set = Cache(cache, _KEY, run)
-        entries = [working_set.entry(reference) for reference in found]
+        entries = [working_set.entry(job) for job in jobs]
         return [working_set.read(entry) for entry in entries if entry is not None]
 
     return {

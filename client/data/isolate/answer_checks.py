@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from client.data.isolate.answering import Job, Reading
 from client.data.quality import quality
@@ -41,8 +41,7 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         and (label is None or int(label.max()) <= len(classes))
         and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
         and (labelling is None or all(type(number) in (int, float) for number in vars(labelling).values()))
-        and (spacing is None or (len(spacing) == axes and np.isfinite(spacing).all()))
-        and (affine is None or (affine.shape == (4, 4) and axes == 3 and np.isfinite(affine).all()))
+        and _is_place(axes, spacing, affine)
         and all(type(index) is int and 0 <= index < len(job.reference.images) for index in order)
         and len(order) <= image.shape[1]
     )
@@ -70,9 +69,11 @@ def checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> qualit
     facts = quality.facts_from_json(values)
     numbers = [*facts.shape, *(facts.spacing_mm or ()), *facts.intensities, *facts.voxels.values(), facts.channels]
     numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes]
+    numbers += [number for row in facts.affine or () for number in row]
     texts = [facts.modality, facts.digest, *facts.voxels]
     sound = (
         all(type(number) in (int, float) for number in numbers)
+        and _is_place(len(facts.shape), facts.spacing_mm, facts.affine)
         and all(isinstance(text, str) and text.isprintable() for text in texts)
         and thumbnail.dtype == np.uint8
         and thumbnail.nbytes <= _MOST_THUMBNAIL
@@ -80,6 +81,12 @@ def checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> qualit
     if not sound:
         raise ValueError("not facts")
     return quality.Checked(facts, thumbnail.tobytes())
+
+
+def _is_place(axes: int, spacing_mm: Sequence[float] | None, affine: ArrayLike | None) -> bool:
+    """Whether this says where voxels of so many axes lie."""
+    spaced = spacing_mm is None or (len(spacing_mm) == axes and bool(np.isfinite(spacing_mm).all()))
+    return spaced and (affine is None or (np.shape(affine) == (4, 4) and axes == 3 and bool(np.isfinite(affine).all())))
 
 
 def found(header: Mapping[str, Any], _arrays: Sequence[NDArray[Any]]) -> Found:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from client.data.isolate import frames
 from client.data.quality import quality
+from client.data.quality.picture import thumbnail
 from client.data.read import dicom_header, sources
 from client.data.study.as_json import problem_to_json, reference_from_json, reference_to_json
 from client.data.study.labels import Vocabulary
@@ -42,18 +43,24 @@ class Reading:
 
 
 def read_study(job: Job) -> Reading:
-    """Read a study, and refuse what `data check` would refuse.
+    """Read a study, for training and for prediction; what `check_study` refuses is refused.
 
     Raises:
         DataError: whatever makes it unusable.
         ConfigError: the source's label map does not fit.
     """
-    study = sources.read(job.reference, job.wanted)
-    with parsing("study"):
-        # mini-MIAS says of each film what it shows: a normal one is a finding.
-        negative = job.empty_is_negative or job.reference.kind == "mias"
-        checked = job.reference.labels_checked
-        return Reading(study, quality.examine(study, empty_is_negative=negative, labels_checked=checked).digest)
+    study, facts = _judged(job)
+    return Reading(study, facts.digest)
+
+
+def check_study(job: Job) -> quality.Checked:
+    """Read a study and look at it: what `data check` does with each.
+
+    Raises:
+        DataError: whatever makes it unusable.
+        ConfigError: the source's label map does not fit.
+    """
+    return _checked(*_judged(job))
 
 
 def serve(questions: int, answers: int, network: str, *, most_bytes: int) -> None:
@@ -78,12 +85,7 @@ def answer_to(question: Mapping[str, Any], most_bytes: int) -> Answer:
     """Header and arrays for one question."""
     try:
         with parsing("study"):
-            header, arrays = _WORK[question["do"]](question)
-        if sum(array.nbytes for array in arrays) > most_bytes:
-            raise DataError(
-                f"the study takes more than {most_bytes >> 20} MiB when decoded. Split it, or take it out.",
-                ErrorCode.OUT_OF_MEMORY,
-            )
+            header, arrays = _WORK[question["do"]](question, most_bytes)
     except DataError as error:
         return {"kind": "problem", "problem": problem_to_json(error)}, ()
     except ConfigError as error:
@@ -91,21 +93,20 @@ def answer_to(question: Mapping[str, Any], most_bytes: int) -> Answer:
     return {"kind": "answer", **header}, arrays
 
 
-def _look(question: Mapping[str, Any]) -> Answer:
+def _look(question: Mapping[str, Any], _most_bytes: int) -> Answer:
     entry = dicom_header.look(Path(question["path"]))
     return {"entry": None if entry is None else dicom_header.entry_to_json(entry)}, ()
 
 
-def _find(question: Mapping[str, Any]) -> Answer:
+def _find(question: Mapping[str, Any], _most_bytes: int) -> Answer:
     found = sources.find(from_canonical(SourceConfig, question["source"]), Path(question["root"]))
     references = [reference_to_json(reference) for reference in found.references]
     return {"references": references, "left-out": dict(found.left_out), "assumed": dict(found.assumed)}, ()
 
 
-def _read(question: Mapping[str, Any]) -> Answer:
+def _read(question: Mapping[str, Any], most_bytes: int) -> Answer:
     job = _job(question)
-    reading = read_study(job)
-    study = reading.study
+    study, facts = _judged(job, most_bytes)
     places = {path: index for index, path in enumerate(job.reference.images)}
     header = {
         "spacing-mm": study.spacing_mm,
@@ -114,15 +115,35 @@ def _read(question: Mapping[str, Any]) -> Answer:
         "order": [places[path] for path in study.files],
         "classes": study.classes,
         "labelling": None if study.labelling is None else asdict(study.labelling),
-        "digest": reading.digest,
+        "digest": facts.digest,
     }
     return header, (study.image,) if study.label is None else (study.image, study.label)
 
 
-def _check(question: Mapping[str, Any]) -> Answer:
-    job = _job(question)
-    checked = quality.inspect(job.reference, job.wanted, empty_is_negative=job.empty_is_negative)
+def _check(question: Mapping[str, Any], most_bytes: int) -> Answer:
+    checked = _checked(*_judged(_job(question), most_bytes))
     return {"facts": quality.facts_to_json(checked.facts)}, (np.frombuffer(checked.thumbnail, np.uint8),)
+
+
+def _judged(job: Job, most_bytes: int | None = None) -> tuple[Study, quality.Facts]:
+    """A study, and the facts about it: whatever makes it unusable is refused here, whoever asks."""
+    study = sources.read(job.reference, job.wanted)
+    with parsing("study"):
+        # mini-MIAS says of each film what it shows: a normal one is a finding.
+        negative = job.empty_is_negative or job.reference.kind == "mias"
+        facts = quality.examine(study, empty_is_negative=negative, labels_checked=job.reference.labels_checked)
+    decoded = study.image.nbytes + (0 if study.label is None else study.label.nbytes)
+    if most_bytes is not None and decoded > most_bytes:
+        raise DataError(
+            f"the study takes more than {most_bytes >> 20} MiB when decoded. Split it, or take it out.",
+            ErrorCode.OUT_OF_MEMORY,
+        )
+    return study, facts
+
+
+def _checked(study: Study, facts: quality.Facts) -> quality.Checked:
+    with parsing("study"):
+        return quality.Checked(facts, thumbnail(study))
 
 
 def _job(question: Mapping[str, Any]) -> Job:
@@ -134,7 +155,7 @@ def _job(question: Mapping[str, Any]) -> Job:
     )
 
 
-_WORK: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
+_WORK: Mapping[str, Callable[[Mapping[str, Any], int], Answer]] = {
     "look": _look,
     "find": _find,
     "read": _read,

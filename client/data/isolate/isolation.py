@@ -139,7 +139,7 @@ class Readers:
         tasks = [
             Task(
                 _question("check", job),
-                partial(_inspect, job),
+                partial(answering.check_study, job),
                 answer_checks.checked,
                 _most_beats(job),
             )
@@ -184,10 +184,6 @@ def _question(what: str, job: Job) -> dict[str, Any]:
         "wanted": None if job.wanted is None else job.wanted.to_json(),
         "empty-is-negative": job.empty_is_negative,
     }
-
-
-def _inspect(job: Job) -> quality.Checked:
-    return quality.inspect(job.reference, job.wanted, empty_is_negative=job.empty_is_negative)
 
 
 def _stamp(path: Path) -> list[int]:

@@ -2,12 +2,20 @@
 
 import hashlib
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import client.data
 
 # Everything that reads and prepares studies, in whatever folder of it.
 READING_AND_PREPARING = Path(client.data.__path__[0])
+# What decides what a file holds, beside that code.
+_LIBRARIES = ("numpy", "pydicom", "nibabel", "pillow", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls")
+
+
+def reading_program() -> tuple[str, ...]:
+    """What reads and judges the studies: this package's code, and the versions of its libraries."""
+    return (code_digest(), *map(version, _LIBRARIES))
 
 
 @lru_cache
@@ -23,4 +31,4 @@ def code_digest(package: Path = READING_AND_PREPARING) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["code_digest"]
+__all__ = ["code_digest", "reading_program"]

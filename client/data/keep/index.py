@@ -6,18 +6,12 @@ so an update starts anew. Keys that nobody asked for since it was opened are gon
 """
 
 import json
-import logging
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from client.data.keep.code import code_digest
+from client.data.keep.code import reading_program
 from client.data.keep.vault import Vault
-
-_LIBRARIES = ("pydicom",)
-
-_log = logging.getLogger(__name__)
 
 
 class Index:
@@ -32,7 +26,7 @@ class Index:
         """
         self._path = path
         self._vault = Vault(site_key, "index")
-        self._stamp = self._vault.mac(*map(version, _LIBRARIES), code_digest())
+        self._stamp = self._vault.mac(*reading_program())
         self._before = self._read()
         self._now: dict[str, list[Any]] = {}
 
@@ -53,10 +47,7 @@ class Index:
         """Write it, where it changed. Best effort: without it the next load opens the files again."""
         if self._now == self._before:
             return
-        try:
-            self._vault.write(self._path, json.dumps(self._now, separators=(",", ":")).encode(), self._stamp)
-        except OSError as error:
-            _log.warning("the index of headers cannot be written (%s); the next load opens them again", error.strerror)
+        self._vault.keep(self._path, json.dumps(self._now, separators=(",", ":")).encode(), self._stamp)
         self._before = self._now
 
     def _read(self) -> dict[str, list[Any]]:

@@ -31,7 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 class Vault:
-    """Seals and opens files for one purpose. What was sealed for another purpose, or by another site, does not open."""
+    """Seals and opens files for one purpose. What was sealed for another purpose, or by another site, does not open.
+
+    Its state: whether the disk still takes what is kept by best effort.
+    """
 
     def __init__(self, site_key: bytes, purpose: str) -> None:
         """No file is touched yet.
@@ -42,6 +45,7 @@ class Vault:
         """
         self._site_key = site_key
         self._purpose = purpose
+        self._takes_more = True
 
     def read(self, path: Path, stamp: bytes = NO_STAMP) -> bytearray | None:
         """The payload as it was written; None when it is not there.
@@ -74,6 +78,21 @@ class Vault:
         """
         header = new_header(_MAGIC, stamp)
         write_private(path, seal(header, self._file_key(header), payload, _place(path)), durable=False)
+
+    def keep(self, path: Path, payload: Payload, stamp: bytes = NO_STAMP) -> None:
+        """`write`, by best effort: a full disk ends the keeping, with one line in the log, and not the work."""
+        if not self._takes_more:
+            return
+        try:
+            self.write(path, payload, stamp)
+        except OSError as error:
+            self._takes_more = False
+            _log.warning(
+                "the %s cannot be written (%s). The work goes on without it, and the next look makes its content "
+                "again. Free space in the site's home folder, or make it writable.",
+                self._purpose,
+                error.strerror,
+            )
 
     def name(self, *parts: object) -> str:
         """A file name that tells nothing about its parts; they must be JSON, or have a text."""

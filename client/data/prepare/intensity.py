@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.data.prepare.step import Geometry, Image, Label, Step
+from client.data.study.study import no_numbers
 from common.config import RunConfig
-from common.errors import DataError, ErrorCode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,15 +31,13 @@ class Intensity(Step):
         """Scaled in a copy; the label stays.
 
         Raises:
-            DataError: NOT_FINITE, the image holds NaN or infinity.
+            DataError: IMPLAUSIBLE, the image holds NaN or infinity; none that the quality gate let through does.
         """
         import torch  # noqa: PLC0415 - heavy
 
         voxels = torch.from_numpy(image.copy())
         if not bool(torch.isfinite(voxels.sum(dtype=torch.float64))):
-            raise DataError(
-                "the image holds values that are not finite (NaN or infinity). Replace them.", ErrorCode.NOT_FINITE
-            )
+            raise no_numbers()
         for channel in voxels:
             if run.preprocessing.window is not None:
                 _scale(channel, *run.preprocessing.window)

@@ -22,8 +22,12 @@ class Orientation(Step):
     always = True
 
     def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
-        """A picture in a run that trains on volumes."""
+        """A picture in a run that trains on volumes, and axes that span no volume."""
         if run.model.dims <= len(before.shape):
+            try:
+                _turns(before, run)
+            except DataError as error:
+                return error
             return None
         return DataError(
             f"the model takes volumes, and this is a picture with {len(before.shape)} axes. Give a volume, or use a "
@@ -38,11 +42,7 @@ class Orientation(Step):
         return replace(before, shape=tuple(before.shape[axis] for axis in axes), spacing_mm=spacing, affine=None)
 
     def apply(self, image: Image, label: Label | None, before: Geometry, run: RunConfig) -> tuple[Image, Label | None]:
-        """Reorder and reverse axes.
-
-        Raises:
-            DataError: GEOMETRY_MISMATCH, the affine has no volume.
-        """
+        """Reorder and reverse axes."""
         turns = _turns(before, run)
         return _turn(image, *turns), None if label is None else _turn(label, *turns)
 

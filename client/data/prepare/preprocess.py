@@ -26,7 +26,7 @@ def preprocess(study: Study, run: RunConfig) -> "tuple[Tensor, Tensor | None]":
         STUDY, (z, y, x) or (y, x), whatever the model; `as_samples` turns them into what the network takes.
 
     Raises:
-        DataError: UNSUPPORTED, the study does not fit the run; NOT_FINITE, it holds NaN or infinity.
+        DataError: `refusal`, the study does not fit the run; IMPLAUSIBLE, it holds NaN or infinity.
     """
     import torch  # noqa: PLC0415 - heavy
 
@@ -89,7 +89,7 @@ def _way(geometry: Geometry, run: RunConfig) -> Iterator[tuple[Step, Geometry]]:
     """The steps that the run asks for, each with where the voxels lie before it.
 
     Raises:
-        DataError: UNSUPPORTED, a step refuses, or the run asks for one that this program does not have.
+        DataError: a step refuses; UNSUPPORTED, the run asks for one that this program does not have.
     """
     if lacking := sorted(set(run.preprocessing.steps) - {step.name for step in STEPS}):
         raise DataError(

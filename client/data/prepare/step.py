@@ -40,7 +40,9 @@ class Step(ABC):
     always: ClassVar[bool] = False
 
     def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
-        """Why a study of this geometry cannot be prepared; None: it can."""
+        """Why a study of this geometry cannot be prepared; None: it can. All that a step refuses it refuses here, so
+        that a look at the data says it without a voxel.
+        """
         return None
 
     def after(self, before: Geometry, run: RunConfig) -> Geometry:
@@ -49,11 +51,7 @@ class Step(ABC):
 
     @abstractmethod
     def apply(self, image: Image, label: Label | None, before: Geometry, run: RunConfig) -> tuple[Image, Label | None]:
-        """Image (C, *sp) and label (*sp), both as `after` says.
-
-        Raises:
-            DataError: the values of this study cannot be prepared.
-        """
+        """Image (C, *sp) and label (*sp), both as `after` says."""
 
     def invert(self, labels: Label, before: Geometry, run: RunConfig) -> Label:
         """Labels (*sp) of `after` back to those of `before`."""

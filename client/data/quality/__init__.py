@@ -1,1 +1,1 @@
-"""Is a study fit to be used? What is measured in a reader's process, and its small picture. Imports `read`, `study`."""
+"""Is a study fit to be used? What is measured in a reader's process, and its small picture. Imports `study`."""

@@ -12,11 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.quality.picture import thumbnail
-from client.data.read import sources
 from client.data.study.label_checks import check_label, check_share, holes
-from client.data.study.labels import BACKGROUND, Vocabulary
-from client.data.study.study import Labelling, Reference, Study, parsing
+from client.data.study.labels import BACKGROUND
+from client.data.study.study import Labelling, Study, no_numbers
 from common.errors import DataError, ErrorCode
 
 # Along each axis. The finest clinical images (mammograms, fundus, intravascular) are above 0.005 mm, PET and scouts
@@ -47,6 +45,7 @@ class Facts:
     intensities: at PERCENTILES, in the source's units. voxels: by class, the background first. digest: SHA-256 (hex) of
     the image, the same for the same pixels. labels: label files drawn; resampled, by_place: how many of them, and lost:
     see `Labelling`. holes: the largest share of a class's slices that are empty, see `client.data.study.label_checks`.
+    affine: rows of `Study.affine`.
     """
 
     modality: str
@@ -61,6 +60,7 @@ class Facts:
     by_place: int = 0
     lost: float = 0.0
     holes: float = 0.0
+    affine: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -79,26 +79,6 @@ class Checked:
 
     facts: Facts
     thumbnail: bytes  # PNG; it shows the patient
-
-
-def inspect(reference: Reference, wanted: Vocabulary | None, *, empty_is_negative: bool) -> Checked:
-    """Read a study and look at it, all at once: what `data check` does with each.
-
-    Args:
-        reference: where it lies.
-        wanted: the label in these classes; None: the image alone.
-        empty_is_negative: see `examine`.
-
-    Raises:
-        DataError: whatever makes the study unusable.
-        ConfigError: the source's label map does not fit.
-    """
-    study = sources.read(reference, wanted)
-    with parsing("study"):
-        # mini-MIAS says of each film what it shows: a normal one is a finding.
-        negative = empty_is_negative or reference.kind == "mias"
-        facts = examine(study, empty_is_negative=negative, labels_checked=reference.labels_checked)
-        return Checked(facts, thumbnail(study))
 
 
 def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = False) -> Facts:
@@ -132,6 +112,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         told.by_place,
         told.lost,
         0.0 if study.label is None else holes(study.label),
+        None if study.affine is None else _rows(study.affine.tolist()),
     )
     if study.label is not None and not (facts.has_foreground or empty_is_negative):
         raise DataError(
@@ -181,7 +162,11 @@ def facts_from_json(values: Mapping[str, Any]) -> Facts:
     tuples = {
         name: None if values[name] is None else tuple(values[name]) for name in ("shape", "spacing_mm", "intensities")
     }
-    return Facts(**{**values, **tuples})
+    return Facts(**{**values, **tuples, "affine": None if values["affine"] is None else _rows(values["affine"])})
+
+
+def _rows(matrix: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, matrix))
 
 
 def _check_size(shape: Sequence[int]) -> None:
@@ -229,7 +214,7 @@ def _implausible(what: str) -> DataError:
 def _intensities(image: NDArray[np.float32]) -> tuple[float, ...]:
     low, high = float(image.min()), float(image.max())
     if not np.isfinite(low + high):  # a NaN anywhere makes min and max NaN
-        raise _implausible("the image holds values that are no numbers (NaN or infinity)")
+        raise no_numbers()
     if low == high:
         raise _implausible(f"all voxels of the image have the value {low:g}; it shows nothing")
     values = image.reshape(-1)
@@ -260,7 +245,5 @@ __all__ = [
     "examine",
     "facts_from_json",
     "facts_to_json",
-    "inspect",
-    "thumbnail",
     "without_duplicates",
 ]

@@ -149,6 +149,15 @@ def _not_decoded(what: str) -> DataError:
     )
 
 
+def no_numbers() -> DataError:
+    """Of an image that holds NaN or infinity."""
+    return DataError(
+        "the image holds values that are no numbers (NaN or infinity). Export the study again from its source, or take "
+        "it out.",
+        ErrorCode.IMPLAUSIBLE,
+    )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom and highdicom quiet: they warn and log about odd values and quote them, and one can be a name."""

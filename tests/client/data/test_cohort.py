@@ -12,7 +12,7 @@ import torch
 
 from client.data.cohort import Cohort, load_cohort
 from client.data.deidentify.pseudonym import cohort_id, pseudonym
-from client.data.isolate.isolation import Readers
+from client.data.isolate import child
 from client.data.read import sources
 from client.site import open_site
 from client.train.training import train_round
@@ -213,7 +213,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def forbid() -> None:
         monkeypatch.setattr(sources, "read", read)
-        monkeypatch.setattr(Readers, "_start", read)
+        monkeypatch.setattr(child, "_COMMAND", ("/nonexistent/python",))
 
     return forbid
 
@@ -326,9 +326,7 @@ def test_same_image_twice_is_used_once_also_from_the_cache(pictures: Path, tmp_p
         (pictures / kind / "other.png").write_bytes(content)
     for _ in range(2):
         cohort = load_cohort(site(source(path=".")), RUN, root=pictures, site_key=KEY, cache=cache if cached else None)
-        assert [(study.code, study.reason[:15]) for study in cohort.quarantined] == [
-            (ErrorCode.DUPLICATE, "study 5 of 8: t")
-        ]
+        assert [(study.number, study.code) for study in cohort.quarantined] == [(5, ErrorCode.DUPLICATE)]
         assert len(cohort.cases) == 7
 
 

@@ -17,9 +17,9 @@ from client.data.check.report import MOST_PICTURES, page, write_reports
 from client.data.check.tables import document, tables
 from client.data.cohort import load_cohort
 from client.data.deidentify.pseudonym import pseudonym
-from client.data.keep import catalogue
+from client.data.keep import code
 from client.data.keep.split import KeptSplits
-from client.data.quality import quality
+from client.data.read import sources
 from client.data.study.study import LONELY_LABEL, NO_IMAGE
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import issue
@@ -195,7 +195,7 @@ def test_second_check_reads_nothing_and_finds_the_same(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a study was read again")
 
-    monkeypatch.setattr(quality, "inspect", refuse)
+    monkeypatch.setattr(sources, "read", refuse)
     second = check(tmp_path, source(path=str(folder)))
     assert (first.remembered, second.remembered) == (0, 4)
     assert document(first)["studies"] == document(second)["studies"]
@@ -240,7 +240,7 @@ def test_new_version_of_the_program_makes_old_findings_void(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(tmp_path, source(path="pictures"))
-    monkeypatch.setattr(catalogue, "_program", lambda: ("another",))
+    monkeypatch.setattr(code, "code_digest", lambda: "another")
     assert check(tmp_path, source(path="pictures")).remembered == 0
 
 

@@ -61,10 +61,10 @@ def read(reference: Reference, wanted: object) -> Study:  # noqa: PLR0912 - one 
     return Study(image, None, None, None, "", "foreign", "foreign", reference.images[:1])
 
 
-def lie(question: Mapping[str, Any]) -> answering.Answer:  # noqa: PLR0911, PLR0912 - one branch a lie
+def lie(question: Mapping[str, Any], most_bytes: int) -> answering.Answer:  # noqa: PLR0911, PLR0912 - one branch a lie
     """A compromised process: whatever goes over the pipe is its own."""
     what = Path(question["reference"]["images"][0]).read_text()
-    header, arrays = honest(question)
+    header, arrays = honest(question, most_bytes)
     match what:
         case "lie spacing":
             return {**header, "spacing-mm": ["x", 1]}, arrays

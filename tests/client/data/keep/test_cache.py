@@ -8,6 +8,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 import client.data
-from client.data.keep import cache as under_test
+from client.data.isolate.isolation import Job
+from client.data.keep import code
 from client.data.keep.cache import Cache, Prepared
 from client.data.keep.code import code_digest
 from client.data.keep.vault import Vault
 from client.data.prepare import STEPS
+from client.data.study.labels import Vocabulary
 from client.data.study.study import Reference
 from common.config import RunConfig
 from common.errors import DataError
@@ -32,13 +35,13 @@ DIGEST = "d1"
 HEADER = 56  # as the vault's docstring says
 
 
-def reference(folder: Path, name: str = "SECRET1", **values: Any) -> Reference:
+def study(folder: Path, name: str = "SECRET1", **values: Any) -> Job:
     """A study of two files; only their names, sizes and times count here."""
     paths = tuple(folder / f"{name}-{part}.png" for part in ("image", "label"))
     for path in paths:
         if not path.exists():
             path.write_bytes(b"pixels of " + name.encode())
-    return Reference("images", name, name, paths[:1], paths[1:], **values)
+    return Job(Reference("images", name, name, paths[:1], paths[1:], **values), Vocabulary())
 
 
 def tensors(seed: int = 0, slices: int = 26, rows: int = 151, columns: int = 193) -> tuple[Tensor, Tensor]:
@@ -53,7 +56,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def keep(cache: Cache, one: Reference, content: tuple[Tensor, Tensor]) -> Path:
+def keep(cache: Cache, one: Job, content: tuple[Tensor, Tensor]) -> Path:
     """Write an entry; returns its file."""
     entry = cache.entry(one)
     assert entry is not None
@@ -61,7 +64,7 @@ def keep(cache: Cache, one: Reference, content: tuple[Tensor, Tensor]) -> Path:
     return entry.path
 
 
-def look(cache: Cache, one: Reference) -> tuple[Tensor, Tensor] | None:
+def look(cache: Cache, one: Job) -> tuple[Tensor, Tensor] | None:
     entry = cache.entry(one)
     assert entry is not None
     found = cache.read(entry)
@@ -87,7 +90,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.mark.parametrize("slices", [1, 26])
 def test_what_is_read_is_what_was_written_bit_for_bit(cache: Cache, tmp_path: Path, slices: int) -> None:
-    one, content = reference(tmp_path), tensors(slices=slices)
+    one, content = study(tmp_path), tensors(slices=slices)
     assert look(cache, one) is None
     keep(cache, one, content)
     assert is_hit(look(cache, one), content)
@@ -97,7 +100,7 @@ def test_what_is_read_is_what_was_written_bit_for_bit(cache: Cache, tmp_path: Pa
 def test_damaged_entry_is_a_miss_with_a_log_line_and_is_healed_by_the_next_write(
     cache: Cache, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, content = reference(tmp_path), tensors()
+    one, content = study(tmp_path), tensors()
     path = keep(cache, one, content)
     if damage == "a bit":
         data = bytearray(path.read_bytes())
@@ -114,9 +117,9 @@ def test_damaged_entry_is_a_miss_with_a_log_line_and_is_healed_by_the_next_write
 
 
 def test_stamp_cannot_be_changed_to_make_an_old_entry_current(cache: Cache, tmp_path: Path) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     path = keep(cache, one, tensors())
-    one.images[0].write_bytes(b"other pixels")
+    one.reference.images[0].write_bytes(b"other pixels")
     entry = cache.entry(one)
     assert entry is not None
     data = path.read_bytes()
@@ -125,7 +128,7 @@ def test_stamp_cannot_be_changed_to_make_an_old_entry_current(cache: Cache, tmp_
 
 
 def test_other_site_key_opens_nothing(cache: Cache, tmp_path: Path) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     path = keep(cache, one, tensors())
     other = Cache(tmp_path / "home" / "cache", b"x" * 32, RUN)
     assert look(other, one) is None
@@ -139,38 +142,38 @@ def test_other_site_key_opens_nothing(cache: Cache, tmp_path: Path) -> None:
     assert entry.stamp != foreign.stamp
 
 
-def _touch(one: Reference, _: Path) -> Reference:
-    os.utime(one.images[0], ns=(1, 1))
+def _touch(one: Job, _: Path) -> Job:
+    os.utime(one.reference.images[0], ns=(1, 1))
     return one
 
 
-def _grow(one: Reference, _: Path) -> Reference:
-    with one.labels[0].open("ab") as file:
+def _grow(one: Job, _: Path) -> Job:
+    with one.reference.labels[0].open("ab") as file:
         file.write(b"x")
     return one
 
 
-def _replace_and_backdate(one: Reference, _: Path) -> Reference:
+def _replace_and_backdate(one: Job, _: Path) -> Job:
     """Same name, same length, same time of modification: only the kernel's own time tells."""
-    before = one.images[0].stat()
-    one.images[0].write_bytes(b"X" * before.st_size)
-    os.utime(one.images[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    before = one.reference.images[0].stat()
+    one.reference.images[0].write_bytes(b"X" * before.st_size)
+    os.utime(one.reference.images[0], ns=(before.st_atime_ns, before.st_mtime_ns))
     return one
 
 
-def _lose_label(one: Reference, _: Path) -> Reference:
-    return Reference(one.kind, one.patient, one.key, one.images)
+def _lose_label(one: Job, _: Path) -> Job:
+    return replace(one, reference=replace(one.reference, labels=()))
 
 
-def _other_map(one: Reference, folder: Path) -> Reference:
-    return reference(folder, label_map={"255": "vessel"})
+def _other_map(one: Job, folder: Path) -> Job:
+    return study(folder, label_map={"255": "vessel"})
 
 
 @pytest.mark.parametrize("change", [_touch, _grow, _replace_and_backdate, _lose_label, _other_map])
 def test_changed_study_is_a_quiet_miss_and_replaces_the_old_entry(
-    cache: Cache, tmp_path: Path, change: Callable[[Reference, Path], Reference], caplog: pytest.LogCaptureFixture
+    cache: Cache, tmp_path: Path, change: Callable[[Job, Path], Job], caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     old = keep(cache, one, tensors(1))
     changed = change(one, tmp_path)
     assert look(cache, changed) is None
@@ -180,10 +183,10 @@ def test_changed_study_is_a_quiet_miss_and_replaces_the_old_entry(
 
 
 def test_study_that_changes_while_it_is_read_is_out_of_date_at_once(cache: Cache, tmp_path: Path) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     entry = cache.entry(one)
     assert entry is not None
-    one.images[0].write_bytes(b"new content, new length")
+    one.reference.images[0].write_bytes(b"new content, new length")
     cache.write(entry, Prepared(*tensors(), DIGEST))
     assert look(cache, one) is None
 
@@ -199,7 +202,7 @@ def test_study_that_changes_while_it_is_read_is_out_of_date_at_once(cache: Cache
     ids=["rows", "intensity", "classes", "dims"],
 )
 def test_other_settings_do_not_see_each_others_entries(cache: Cache, tmp_path: Path, other: RunConfig) -> None:
-    one, second = reference(tmp_path), Cache(tmp_path / "home" / "cache", KEY, other)
+    one, second = study(tmp_path), Cache(tmp_path / "home" / "cache", KEY, other)
     keep(cache, one, tensors(1))
     assert look(second, one) is None
     keep(second, one, tensors(2))
@@ -217,7 +220,7 @@ def test_other_settings_do_not_see_each_others_entries(cache: Cache, tmp_path: P
     ids=["seed", "name", "fold"],
 )
 def test_settings_that_change_no_image_share_entries(cache: Cache, tmp_path: Path, other: RunConfig) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     keep(cache, one, tensors())
     assert is_hit(look(Cache(tmp_path / "home" / "cache", KEY, other), one), tensors())
 
@@ -225,14 +228,14 @@ def test_settings_that_change_no_image_share_entries(cache: Cache, tmp_path: Pat
 def test_other_code_another_library_or_thread_count_starts_anew(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, folder = reference(tmp_path), tmp_path / "home" / "cache"
+    one, folder = study(tmp_path), tmp_path / "home" / "cache"
     keep(cache, one, tensors())
     with monkeypatch.context() as patch:
         before = importlib.metadata.version
-        patch.setattr(under_test, "version", lambda name: "99" if name == "pydicom" else before(name))
+        patch.setattr(code, "version", lambda name: "99" if name == "pydicom" else before(name))
         assert look(Cache(folder, KEY, RUN), one) is None
     with monkeypatch.context() as patch:
-        patch.setattr(under_test, "code_digest", lambda: "other")
+        patch.setattr(code, "code_digest", lambda: "other")
         assert look(Cache(folder, KEY, RUN), one) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert look(Cache(folder, KEY, RUN), one) is None
@@ -268,7 +271,7 @@ def test_code_digest_covers_the_readers_and_every_preparation_step(tmp_path: Pat
 
 
 def test_neither_names_nor_content_tell_whose_study_it_is(cache: Cache, tmp_path: Path) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     images = torch.full((1, 1, 64, 64), 0.25)
     path = keep(cache, one, (images, torch.ones(1, 64, 64, dtype=torch.uint8)))
     told = str(path.relative_to(tmp_path)).encode() + path.read_bytes()
@@ -280,7 +283,7 @@ def test_neither_names_nor_content_tell_whose_study_it_is(cache: Cache, tmp_path
 
 
 def test_files_are_for_their_owner_only(cache: Cache, tmp_path: Path) -> None:
-    path = keep(cache, reference(tmp_path), tensors())
+    path = keep(cache, study(tmp_path), tensors())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o700
@@ -289,16 +292,16 @@ def test_files_are_for_their_owner_only(cache: Cache, tmp_path: Path) -> None:
 def test_full_disk_is_said_once_and_leaves_no_debris(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = keep(cache, reference(tmp_path, "before"), tensors())
+    kept = keep(cache, study(tmp_path, "before"), tensors())
 
     def full(*_: object) -> Iterator[bytes]:
         yield b"a part"
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a path")
 
     monkeypatch.setattr("client.data.keep.vault.seal", full)
-    keep(cache, reference(tmp_path, "SECRET1"), tensors())
+    keep(cache, study(tmp_path, "SECRET1"), tensors())
     monkeypatch.undo()
-    keep(cache, reference(tmp_path, "SECRET2"), tensors())  # no second try, no second line
+    keep(cache, study(tmp_path, "SECRET2"), tensors())  # no second try, no second line
     assert len(caplog.records) == 1
     assert "cannot be written (No space left on device). The work goes on without it" in caplog.text
     assert str(tmp_path) not in caplog.text
@@ -308,7 +311,7 @@ def test_full_disk_is_said_once_and_leaves_no_debris(
 def test_cache_folder_that_cannot_be_made_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = Cache(tmp_path / "file" / "cache", KEY, RUN)
-    one = reference(tmp_path)
+    one = study(tmp_path)
     with caplog.at_level(logging.WARNING):
         keep(cache, one, tensors())
         cache.keep_only([one])
@@ -317,7 +320,7 @@ def test_cache_folder_that_cannot_be_made_is_no_error(tmp_path: Path, caplog: py
 
 
 def test_entry_that_is_a_folder_is_a_miss(cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     entry = cache.entry(one)
     assert entry is not None
     entry.path.mkdir(parents=True)
@@ -326,15 +329,15 @@ def test_entry_that_is_a_folder_is_a_miss(cache: Cache, tmp_path: Path, caplog: 
 
 
 def test_study_with_a_known_problem_or_a_lost_file_has_no_entry(cache: Cache, tmp_path: Path) -> None:
-    one = reference(tmp_path)
+    one = study(tmp_path)
     keep(cache, one, tensors())
-    assert cache.entry(reference(tmp_path, problem=DataError("patient not known"))) is None
-    one.labels[0].unlink()
+    assert cache.entry(study(tmp_path, problem=DataError("patient not known"))) is None
+    one.reference.labels[0].unlink()
     assert cache.entry(one) is None
 
 
 def test_studies_that_left_the_site_leave_the_cache_under_all_settings(cache: Cache, tmp_path: Path) -> None:
-    stays, goes = reference(tmp_path, "stays"), reference(tmp_path, "goes")
+    stays, goes = study(tmp_path, "stays"), study(tmp_path, "goes")
     second = Cache(tmp_path / "home" / "cache", KEY, photo_run(rows=32))
     kept = {keep(cache, stays, tensors()), keep(second, stays, tensors())}
     gone = {keep(cache, goes, tensors()), keep(second, goes, tensors())}
@@ -345,7 +348,7 @@ def test_studies_that_left_the_site_leave_the_cache_under_all_settings(cache: Ca
 
 
 def test_settings_used_longest_ago_are_dropped(tmp_path: Path) -> None:
-    one, folder = reference(tmp_path), tmp_path / "home" / "cache"
+    one, folder = study(tmp_path), tmp_path / "home" / "cache"
     caches = [Cache(folder, KEY, photo_run(rows=rows)) for rows in range(16, 22)]
     for age, cache in zip(range(6, 0, -1), caches, strict=True):
         path = keep(cache, one, tensors(slices=1))

@@ -175,8 +175,8 @@ def test_studies_that_do_not_fit_the_run_are_refused() -> None:
         (flat, run_config(3), ErrorCode.UNSUPPORTED),
         (flat, run_config(preprocessing={"spacing-mm": [1.0, 1.0]}), ErrorCode.UNSUPPORTED),
         (photo(np.zeros((4, 8, 8))), photo_run(), ErrorCode.UNSUPPORTED),
-        (photo(np.full((1, 8, 8), np.nan)), run_config(), ErrorCode.NOT_FINITE),
-        (photo(np.array([[[np.inf, -np.inf]]])), run_config(), ErrorCode.NOT_FINITE),
+        (photo(np.full((1, 8, 8), np.nan)), run_config(), ErrorCode.IMPLAUSIBLE),
+        (photo(np.array([[[np.inf, -np.inf]]])), run_config(), ErrorCode.IMPLAUSIBLE),
     ]
     for study, run, code in cases:
         with pytest.raises(DataError) as error:

@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.data.quality.picture import EDGE_PIXELS
+from client.data.isolate.answering import Job, check_study
+from client.data.quality.picture import EDGE_PIXELS, thumbnail
 from client.data.quality.quality import (
     PERCENTILES,
     examine,
     facts_from_json,
     facts_to_json,
-    inspect,
-    thumbnail,
     without_duplicates,
 )
 from client.data.read import sources
@@ -243,7 +242,7 @@ def test_phantom_of_every_scanner_passes(tmp_path: Path) -> None:
     references = sources.find(source(path="."), tmp_path).references
     assert len(references) == len(SCANNERS)
     for reference in references:
-        facts = inspect(reference, Vocabulary.as_found({}), empty_is_negative=False).facts
+        facts = check_study(Job(reference, Vocabulary())).facts
         assert (facts.modality, facts.shape, facts.has_foreground) == ("CT", (5, 64, 64), True)
 
 
@@ -252,7 +251,7 @@ def test_film_that_the_archive_calls_normal_is_a_finding(tmp_path: Path) -> None
     Image.fromarray(pixels).save(tmp_path / "mdb003.pgm")
     (tmp_path / "Info.txt").write_text("mdb003 D NORM\n")
     reference = Reference("mias", "mdb003", "mdb003", (tmp_path / "mdb003.pgm",), (tmp_path / "Info.txt",))
-    facts = inspect(reference, Vocabulary.as_found({}), empty_is_negative=False).facts
+    facts = check_study(Job(reference, Vocabulary())).facts
     assert (facts.modality, facts.has_foreground) == ("MG", False)
 
 
@@ -271,7 +270,7 @@ def test_real_images_pass(values: dict[str, Any], expected: int) -> None:
     refused = set()
     for reference in references[: expected * step : step]:
         try:
-            assert len(inspect(reference, Vocabulary.as_found({}), empty_is_negative=False).thumbnail) < 30_000
+            assert len(check_study(Job(reference, Vocabulary())).thumbnail) < 30_000
         except DataError as error:
             refused.add(error.code)
     assert refused <= {ErrorCode.NO_LABEL}  # films whose finding has no place

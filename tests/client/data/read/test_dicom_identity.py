@@ -14,7 +14,7 @@ from pydicom.uid import UID, generate_uid
 
 from client.data.check.checkup import Checkup, check_site
 from client.data.check.tables import document, tables
-from client.data.quality import quality
+from client.data.isolate.answering import Job, check_study
 from client.data.read import sources
 from client.data.read.dicom_series import BY_FOLDER, FROM_META
 from client.data.study.labels import Vocabulary
@@ -365,7 +365,7 @@ def test_lost_file_is_asked_for_again_when_the_disk_is_back(tmp_path: Path) -> N
         assert not any("not-opened" in str(value) for value in index._now.values())
     path.unlink()
     kept.rename(path)
-    assert quality.inspect(find(tmp_path).references[0], Vocabulary(), empty_is_negative=False).facts.shape == SHAPE
+    assert check_study(Job(find(tmp_path).references[0], Vocabulary())).facts.shape == SHAPE
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])

@@ -9,8 +9,8 @@ from pydicom import Dataset
 
 from client.data.check.checkup import Checkup, check_site
 from client.data.check.tables import document, tables
-from client.data.quality import quality
-from client.data.quality.quality import examine
+from client.data.isolate.answering import Job, check_study
+from client.data.quality.quality import Facts, examine
 from client.data.read import sources
 from client.data.study.label_checks import holes
 from client.data.study.labels import Vocabulary
@@ -33,10 +33,10 @@ def box(where: tuple[slice, slice, slice], shape: tuple[int, int, int] = SHAPE) 
     return mask
 
 
-def facts_of(folder: Path, **options: object) -> quality.Facts:
+def facts_of(folder: Path, **options: object) -> Facts:
     """As `data check` looks at the only study of a folder, without a run."""
     (reference,) = sources.find(source(path=".", **options), folder).references
-    return quality.inspect(reference, Vocabulary.as_found(reference.label_map), empty_is_negative=False).facts
+    return check_study(Job(reference, Vocabulary.as_found(reference.label_map))).facts
 
 
 def assert_doubtful(folder: Path, match: str) -> None:
