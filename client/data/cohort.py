@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -68,7 +68,6 @@ class Cohort:
     declared_size: (
         int  # the number of patients that may be told to others; a site's is set once, see client/home/declared.py
     )
-    ignored: int = 0  # files that were no study and no label
 
     def patients(self, split: Split) -> tuple[str, ...]:
         """Pseudonyms of the patients of a split, in the order of the cases."""
@@ -89,21 +88,6 @@ class Cohort:
         for case in self.cases:
             groups.setdefault(case.patient, []).append(case)
         return {patient: tuple(cases) for patient, cases in groups.items()}
-
-
-def load_cohort(
-    site: SiteConfig,
-    run: RunConfig,
-    *,
-    root: Path,
-    site_key: bytes,
-    cache: Path | None = None,
-    splits: Path | None = None,
-    readers: int = 0,
-) -> Cohort:
-    """Read, preprocess and split everything a site has for a run, and keep the places: `read_studies` and `deal`."""
-    studies = read_studies(site, run, root=root, site_key=site_key, cache=cache, readers=readers)
-    return deal(studies, site, run, site_key=site_key, splits=splits)
 
 
 def read_studies(
@@ -136,7 +120,9 @@ def read_studies(
     found = survey(
         site,
         run,
-        _Preparing(run, None if cache is None else Cache(cache, site_key, run)),
+        partial(_read, run),
+        digest=lambda prepared: prepared.digest,
+        kept=None if cache is None else Cache(cache, site_key, run),
         root=root,
         site_key=site_key,
         index=None if cache is None else Index(cache / INDEX_NAME, site_key),
@@ -182,25 +168,12 @@ def deal(
         Quarantined(study.number, study.name, problem.code, str(problem)) for study, problem in studies.refused
     )
     size = declared_size(site, run, len({case.patient for case in cases}), None)
-    return Cohort(cases, quarantined, cohort_id(site_key), size, sum(source.ignored for source in studies.sources))
+    return Cohort(cases, quarantined, cohort_id(site_key), size)
 
 
-@dataclass(frozen=True)
-class _Preparing:
-    """Studies as the network takes them, from the cache or from their files."""
-
-    run: RunConfig
-    kept: Cache | None
-
-    def read(self, readers: Readers, jobs: Sequence[Job]) -> Iterator[Prepared | DataError]:
-        for reading in readers.read(jobs):
-            yield reading if isinstance(reading, DataError) else _prepared(reading, self.run)
-
-    def refusal(self, result: Prepared) -> None:
-        """What cannot be prepared was refused in preparing."""
-
-    def digest(self, result: Prepared) -> str:
-        return result.digest
+def _read(run: RunConfig, readers: Readers, jobs: Sequence[Job]) -> Iterator[Prepared | DataError]:
+    for reading in readers.read(jobs):
+        yield reading if isinstance(reading, DataError) else _prepared(reading, run)
 
 
 def _prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
@@ -226,4 +199,4 @@ def _nothing(site: SiteConfig, found: Studies) -> str:
     )
 
 
-__all__ = ["Case", "Cohort", "Quarantined", "Studies", "deal", "load_cohort", "read_studies"]
+__all__ = ["Case", "Cohort", "Quarantined", "Studies", "deal", "read_studies"]

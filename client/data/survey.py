@@ -2,12 +2,13 @@
 
 Sources are searched, the forgotten left out, the studies numbered; what is remembered of a study is taken, and the rest
 is read in child processes and remembered; the same image twice is set aside; patients are dealt to training, validation
-and test. What is made of a study (`Way`) is all that the two differ in: what the check says of a study for a run is
-what training does with it. No torch here: a look at the data does without.
+and test. What is made of a study that was read is all that the two differ in: what the check says of a study for a run
+is what training does with it. No torch here: a look at the data does without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -40,23 +41,6 @@ class Kept(Protocol[T]):
 
     def keep_only(self, jobs: Sequence[Job]) -> None:
         """Drop what belongs to no study of the site any more."""
-
-
-class Way(Protocol[T]):
-    """What is made of each study, and what is remembered of it."""
-
-    @property
-    def kept(self) -> Kept[T] | None:
-        """None: nothing is remembered."""
-
-    def read(self, readers: Readers, jobs: Sequence[Job]) -> Iterator[T | DataError]:
-        """Studies from their files, in order."""
-
-    def refusal(self, result: T) -> DataError | None:
-        """Why the run cannot take a study that could be read, or was remembered."""
-
-    def digest(self, result: T) -> str:
-        """Of the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +88,11 @@ class Survey(Generic[T]):
 def survey(
     site: SiteConfig,
     run: RunConfig | None,
-    way: Way[T],
+    read: Callable[[Readers, Sequence[Job]], Iterator[T | DataError]],
     *,
+    digest: Callable[[T], str],
+    refusal: Callable[[T], DataError | None] = lambda _: None,
+    kept: Kept[T] | None,
     root: Path,
     site_key: bytes,
     index: Index | None,
@@ -119,7 +106,10 @@ def survey(
     Args:
         site: its sources.
         run: whose classes and modality count; None: labels as found.
-        way: what is made of each study.
+        read: what is made of studies that are read from their files, in order.
+        digest: of the image of a study.
+        refusal: why the run cannot take a study that could be read, or was remembered.
+        kept: what is remembered; None: every study is read from its files.
         root: folder that relative paths in `site` start from.
         site_key: secret key of the pseudonyms.
         index: what headers told earlier; None: they are all read.
@@ -143,9 +133,9 @@ def survey(
             _job(reference, site.data[owner], run, labels=labels)
             for reference, owner in zip(references, owners, strict=True)
         ]
-        results, remembered = _results(jobs, way, parsers, progress)
-    taken = (result if isinstance(result, DataError) else way.refusal(result) or result for result in results)
-    results = without_duplicates(list(taken), way.digest)
+        results, remembered = _results(jobs, partial(read, parsers), kept, progress)
+    taken = (result if isinstance(result, DataError) else refusal(result) or result for result in results)
+    results = without_duplicates(list(taken), digest)
     studies = tuple(
         Surveyed(
             number,
@@ -176,7 +166,10 @@ def _of_image(problem: DataError | None) -> DataError | None:
 
 
 def _results(
-    jobs: Sequence[Job], way: Way[T], readers: Readers, progress: Callable[[int, int], None]
+    jobs: Sequence[Job],
+    read: Callable[[Sequence[Job]], Iterator[T | DataError]],
+    kept: Kept[T] | None,
+    progress: Callable[[int, int], None],
 ) -> tuple[list[T | DataError], int]:
     """The result of each job, and how many were known from before; what found its problem already is not read."""
     results: dict[int, T | DataError] = {
@@ -184,21 +177,21 @@ def _results(
     }
     entries: dict[int, Entry] = {}
     remembered = 0
-    if way.kept is not None:
-        way.kept.keep_only(jobs)
-        entries = {index: entry for index, job in enumerate(jobs) if (entry := way.kept.entry(job)) is not None}
-        known = {index: result for index, entry in entries.items() if (result := way.kept.read(entry)) is not None}
+    if kept is not None:
+        kept.keep_only(jobs)
+        entries = {index: entry for index, job in enumerate(jobs) if (entry := kept.entry(job)) is not None}
+        known = {index: result for index, entry in entries.items() if (result := kept.read(entry)) is not None}
         results |= known
         remembered = len(known)
     if jobs:
         progress(len(results), len(jobs))
     unknown = [index for index in range(len(jobs)) if index not in results]
-    for index, result in zip(unknown, way.read(readers, [jobs[index] for index in unknown]), strict=True):
+    for index, result in zip(unknown, read([jobs[index] for index in unknown]), strict=True):
         results[index] = result
-        if way.kept is not None and index in entries:
-            way.kept.write(entries[index], result)
+        if kept is not None and index in entries:
+            kept.write(entries[index], result)
         progress(len(results), len(jobs))
     return [results[index] for index in range(len(jobs))], remembered
 
 
-__all__ = ["Kept", "Survey", "Surveyed", "Way", "survey"]
+__all__ = ["Kept", "Survey", "Surveyed", "survey"]

@@ -22,7 +22,7 @@ from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.spatial.dictionary import Resized
 from monai.transforms.utility.dictionary import EnsureChannelFirstd
 
-from client.data.cohort import load_cohort
+from client.data.cohort import read_studies
 from client.data.isolate.isolation import Job
 from client.data.keep.cache import Cache
 from client.data.read import sources
@@ -103,7 +103,7 @@ def _ways(folder: Path, rows: int) -> dict[str, Callable[[], Any]]:
     source = SourceConfig(path="ct", kind="dicom")
     site, run = SiteConfig(name="bench", data=(source,)), _run(rows)
     cache = folder / "cache"
-    load_cohort(site, run, root=folder, site_key=_KEY, cache=cache)  # the first load fills it
+    read_studies(site, run, root=folder, site_key=_KEY, cache=cache)  # the first load fills it
     references = sources.find(source, folder).references
     jobs = [Job(reference, Vocabulary.of_run(run.data, {})) for reference in references]
     images = sorted((folder / "ct").glob("*/series-1/*.dcm"))
@@ -117,10 +117,10 @@ def _ways(folder: Path, rows: int) -> dict[str, Callable[[], Any]]:
         return [working_set.read(entry) for entry in entries if entry is not None]
 
     return {
-        OURS: lambda: load_cohort(site, run, root=folder, site_key=_KEY, readers=1),
+        OURS: lambda: read_studies(site, run, root=folder, site_key=_KEY, readers=1),
         MONAI_SMOOTH: lambda: [smooth({"image": str(path)})["image"] for path in images],
         MONAI_PLAIN: lambda: [plain({"image": str(path)})["image"] for path in folders],
-        SECOND: lambda: load_cohort(site, run, root=folder, site_key=_KEY, cache=cache, readers=1),
+        SECOND: lambda: read_studies(site, run, root=folder, site_key=_KEY, cache=cache, readers=1),
         CACHE: read_cache,
     }
 

@@ -7,13 +7,14 @@ left out of its `repr` and of every report.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from client.data.isolate.isolation import Job, Readers
+from client.data.isolate.isolation import Readers
 from client.data.keep.catalogue import Catalogue
 from client.data.keep.index import Index
 from client.data.keep.split import KeptSplits, Split
@@ -131,7 +132,10 @@ def check_site(
     found = survey(
         site,
         run,
-        _Checking(run, Catalogue(home / CHECK_NAME / "catalogue", site_key)),
+        Readers.check,
+        digest=lambda checked: checked.facts.digest,
+        refusal=partial(_refusal, run),
+        kept=Catalogue(home / CHECK_NAME / "catalogue", site_key),
         root=home,
         site_key=site_key,
         index=Index(home / CACHE_NAME / INDEX_NAME, site_key),  # shared with training
@@ -152,26 +156,13 @@ def check_site(
     return Checkup(site.name, document, looked, outcomes, found.remembered, frozenset(own_words))
 
 
-@dataclass(frozen=True)
-class _Checking:
-    """Facts about studies, from an earlier check or from their files."""
-
-    run: RunConfig | None
-    kept: Catalogue
-
-    def read(self, readers: Readers, jobs: Sequence[Job]) -> Iterator[Checked | DataError]:
-        return readers.check(jobs)
-
-    def refusal(self, result: Checked) -> DataError | None:
-        """What preparing would refuse, told from the facts."""
-        if self.run is None:
-            return None
-        facts = result.facts
-        affine = None if facts.affine is None else np.array(facts.affine)
-        return refusal(Geometry(facts.shape, facts.channels, facts.spacing_mm, affine), self.run)
-
-    def digest(self, result: Checked) -> str:
-        return result.facts.digest
+def _refusal(run: RunConfig | None, checked: Checked) -> DataError | None:
+    """What preparing would refuse, told from the facts."""
+    if run is None:
+        return None
+    facts = checked.facts
+    affine = None if facts.affine is None else np.array(facts.affine)
+    return refusal(Geometry(facts.shape, facts.channels, facts.spacing_mm, affine), run)
 
 
 def _outcome(study: Surveyed[Checked], folder: Path, splits: Mapping[str, Split]) -> Outcome:

@@ -62,7 +62,7 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
     return Reading(study, text_of(header["digest"]))
 
 
-def checked(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quality.Checked:
+def checked(_job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quality.Checked:
     """What `data check` asked for: numbers, printable words and a small picture."""
     (thumbnail,) = arrays
     values = header["facts"]

@@ -53,14 +53,20 @@ def read_study(job: Job) -> Reading:
     return Reading(study, facts.digest)
 
 
-def check_study(job: Job) -> quality.Checked:
+def check_study(job: Job, most_bytes: int | None = None) -> quality.Checked:
     """Read a study and look at it: what `data check` does with each.
+
+    Args:
+        job: where it lies.
+        most_bytes: that it may take when decoded; None: there is no limit.
 
     Raises:
         DataError: whatever makes it unusable.
         ConfigError: the source's label map does not fit.
     """
-    return _checked(*_judged(job))
+    study, facts = _judged(job, most_bytes)
+    with parsing("study"):
+        return quality.Checked(facts, thumbnail(study))
 
 
 def serve(questions: int, answers: int, network: str, *, most_bytes: int) -> None:
@@ -121,7 +127,7 @@ def _read(question: Mapping[str, Any], most_bytes: int) -> Answer:
 
 
 def _check(question: Mapping[str, Any], most_bytes: int) -> Answer:
-    checked = _checked(*_judged(_job(question), most_bytes))
+    checked = check_study(_job(question), most_bytes)
     return {"facts": quality.facts_to_json(checked.facts)}, (np.frombuffer(checked.thumbnail, np.uint8),)
 
 
@@ -139,11 +145,6 @@ def _judged(job: Job, most_bytes: int | None = None) -> tuple[Study, quality.Fac
             ErrorCode.OUT_OF_MEMORY,
         )
     return study, facts
-
-
-def _checked(study: Study, facts: quality.Facts) -> quality.Checked:
-    with parsing("study"):
-        return quality.Checked(facts, thumbnail(study))
 
 
 def _job(question: Mapping[str, Any]) -> Job:

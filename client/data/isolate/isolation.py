@@ -10,11 +10,13 @@ Children are started when there is work for them, so what comes from the cache a
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
+
+from numpy.typing import NDArray
 
 from client.data.isolate import answer_checks, answering
 from client.data.isolate.answering import Job, Reading
@@ -32,6 +34,8 @@ FILE_LIMIT_S = 10.0  # for one file, to be opened or decoded
 MEMORY_LIMIT = 4 << 30  # bytes of address space of a child; a decoded study may take half of it
 
 _HEADERS_AT_ONCE = 64
+
+_T = TypeVar("_T")
 
 
 class Memory(Protocol):
@@ -118,15 +122,7 @@ class Readers:
             ConfigError: a label map does not fit.
             ReaderError: no child could be started.
         """
-        tasks = [
-            Task(
-                _question("read", job),
-                partial(answering.read_study, job),
-                partial(answer_checks.reading, job),
-                _most_beats(job),
-            )
-            for job in jobs
-        ]
+        tasks = _tasks("read", jobs, answering.read_study, answer_checks.reading)
         return self._pool.run(tasks, batch=1, ahead=self._count + 1)
 
     def check(self, jobs: Sequence[Job]) -> Iterator[quality.Checked | DataError]:
@@ -136,15 +132,7 @@ class Readers:
             ConfigError: a label map does not fit.
             ReaderError: no child could be started.
         """
-        tasks = [
-            Task(
-                _question("check", job),
-                partial(answering.check_study, job),
-                answer_checks.checked,
-                _most_beats(job),
-            )
-            for job in jobs
-        ]
+        tasks = _tasks("check", jobs, answering.check_study, answer_checks.checked)
         return self._pool.run(tasks, batch=1, ahead=4 * self._count + 1)
 
     def _look(self, paths: Sequence[Path], *, memory: Memory | None) -> Iterator[dicom_header.Entry | DataError | None]:
@@ -173,8 +161,18 @@ class Readers:
             yield entry
 
 
-def _most_beats(job: Job) -> int:
-    return BEATS_PER_FILE * (len(job.reference.images) + len(job.reference.labels))
+def _tasks(
+    what: str,
+    jobs: Sequence[Job],
+    here: Callable[[Job], _T],
+    decode: Callable[[Job, Mapping[str, Any], Sequence[NDArray[Any]]], _T],
+) -> list[Task[_T]]:
+    """A task for each study."""
+    files = [len(job.reference.images) + len(job.reference.labels) for job in jobs]
+    return [
+        Task(_question(what, job), partial(here, job), partial(decode, job), BEATS_PER_FILE * count)
+        for job, count in zip(jobs, files, strict=True)
+    ]
 
 
 def _question(what: str, job: Job) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.data.check.checkup import Checkup, check_site
-from client.data.cohort import Cohort, deal, read_studies
+from client.data.cohort import Cohort
 from client.data.isolate import child
 from client.data.keep.forgotten import Forgotten
 from client.data.prepare import STEPS, Geometry, Step
@@ -17,6 +17,7 @@ from client.home.folder import CACHE_NAME, FORGOTTEN_NAME, SPLITS_NAME
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import issue
 from common.errors import DataError, ErrorCode
+from tests.client.data.cohorts import load_cohort
 from tests.client.data.studies import (
     KEY,
     ct_slices,
@@ -127,9 +128,16 @@ def hospital(tmp_path: Path) -> SiteConfig:
 
 
 def trained(home: Path, where: SiteConfig, run: RunConfig = RUN, *, readers: int = 0) -> Cohort:
-    cache, forgotten = home / CACHE_NAME, home / FORGOTTEN_NAME
-    studies = read_studies(where, run, root=home, site_key=KEY, cache=cache, forgotten=forgotten, readers=readers)
-    return deal(studies, where, run, site_key=KEY, splits=home / SPLITS_NAME)
+    return load_cohort(
+        where,
+        run,
+        root=home,
+        site_key=KEY,
+        cache=home / CACHE_NAME,
+        splits=home / SPLITS_NAME,
+        forgotten=home / FORGOTTEN_NAME,
+        readers=readers,
+    )
 
 
 def checked(home: Path, where: SiteConfig, run: RunConfig = RUN, *, readers: int = 0) -> Checkup:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from client.data.cohort import load_cohort
 from client.rules.exit_gate import score_names, train_metrics
 from client.site import open_site
 from common.config import RunConfig, validate
@@ -18,6 +17,7 @@ from common.privacy.accountant import epsilon
 from common.privacy.guarantee import NOISE, PUBLIC, charge_round, guarantee, not_covered, plan
 from common.privacy.ledger import Ledger
 from simulations.scenarios.scenario import make_site
+from tests.client.data.cohorts import load_cohort
 from tests.simulations.tiny import tiny_run, tiny_site
 
 

@@ -31,8 +31,8 @@ def test_figures_are_per_image_and_per_second() -> None:
 def test_both_sides_give_the_same_pictures(tmp_path: Path) -> None:
     write_study(tmp_path / "ct" / "1", scanner=SCANNERS["a"], seed=0, slices=4, rows=128)
     ways = reading._ways(tmp_path, 64)
-    (case,) = ways[OURS]().cases
-    ours = case.images.numpy()
+    ((_, prepared),) = ways[OURS]().usable
+    ours = prepared.images.numpy()
     (cached,) = ways[CACHE]()
     assert ours.tobytes() == cached.images.numpy().tobytes()
     assert cached.labels.shape == (4, 64, 64)

@@ -15,7 +15,6 @@ import pytest
 from client.data.check.checkup import EMPTY_FOLDER, Checkup, check_site
 from client.data.check.report import MOST_PICTURES, page, write_reports
 from client.data.check.tables import document, tables
-from client.data.cohort import load_cohort
 from client.data.deidentify.pseudonym import pseudonym
 from client.data.keep import code
 from client.data.keep.split import KeptSplits
@@ -25,6 +24,7 @@ from common.config import RunConfig, SiteConfig
 from common.config.rundocument import issue
 from common.errors import ConfigError, DataError, ErrorCode
 from simulations.generators.phantoms import SCANNERS, write_study
+from tests.client.data.cohorts import load_cohort
 from tests.client.data.studies import (
     KEY,
     ct_slices,
