@@ -3,6 +3,7 @@
 Which steps there are, and in what order: `client.data.prepare`.
 """
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.prepare import STEPS, Geometry, Step
-from client.data.study.study import Study
+from client.data.study.study import MOST_VOXELS, Study
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
 
@@ -31,7 +32,7 @@ def preprocess(study: Study, run: RunConfig) -> "tuple[Tensor, Tensor | None]":
     import torch  # noqa: PLC0415 - heavy
 
     image, label = study.image, study.label
-    for step, before in _way(_geometry(study), run):
+    for step, before in list(_way(_geometry(study), run)):  # all refusals come before the first voxel
         image, label = step.apply(image, label, before, run)
     return torch.from_numpy(image), None if label is None else torch.from_numpy(label)
 
@@ -89,7 +90,8 @@ def _way(geometry: Geometry, run: RunConfig) -> Iterator[tuple[Step, Geometry]]:
     """The steps that the run asks for, each with where the voxels lie before it.
 
     Raises:
-        DataError: a step refuses; UNSUPPORTED, the run asks for one that this program does not have.
+        DataError: a step refuses; UNSUPPORTED, the run asks for one that this program does not have, or for more voxels
+            than fit into memory.
     """
     if lacking := sorted(set(run.preprocessing.steps) - {step.name for step in STEPS}):
         raise DataError(
@@ -102,8 +104,15 @@ def _way(geometry: Geometry, run: RunConfig) -> Iterator[tuple[Step, Geometry]]:
             continue
         if (problem := step.refuse(geometry, run)) is not None:
             raise problem
+        after = step.after(geometry, run)
+        if after.channels * math.prod(after.shape) > MOST_VOXELS:
+            raise DataError(
+                f"the run makes more than {MOST_VOXELS / 1e9:.1f} thousand million voxels of this study. Set a coarser "
+                "spacing-mm or fewer rows in run.toml, or take the study out.",
+                ErrorCode.UNSUPPORTED,
+            )
         yield step, geometry
-        geometry = step.after(geometry, run)
+        geometry = after
 
 
 def _geometry(study: Study) -> Geometry:

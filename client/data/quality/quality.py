@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 
 from client.data.study.label_checks import check_label, check_share, holes
 from client.data.study.labels import BACKGROUND
-from client.data.study.study import Labelling, Study, no_numbers
+from client.data.study.study import MOST_VOXELS, Labelling, Study, no_numbers
 from common.errors import DataError, ErrorCode
 
 # Along each axis. The finest clinical images (mammograms, fundus, intravascular) are above 0.005 mm, PET and scouts
 # below 50 mm; no table moves a body further than 3 m.
 SPACING_MM = (0.005, 50.0)
 MOST_MM = 3000.0
-# A picture narrower than this shows nothing; a study of more voxels takes over 8 GiB.
+# A picture narrower than this shows nothing.
 FEWEST_PIXELS = 8
-MOST_VOXELS = 2**31
 # Percentiles kept of the intensities; 0 and 100 are exact.
 PERCENTILES = (0.0, 1.0, 50.0, 90.0, 99.0, 100.0)
 

@@ -21,6 +21,9 @@ from common.errors import DataError, ErrorCode, WardroundError
 
 Kind = Literal["dicom", "nifti", "images", "mias"]
 
+# A study of more takes over 8 GiB, as it is read or as it is prepared.
+MOST_VOXELS = 2**31
+
 # Why a file was left out of all studies.
 NO_IMAGE = "neither image nor label"
 NO_IMAGE_INSIDE = "DICOM object that is neither image nor label"

@@ -1,10 +1,13 @@
+from typing import NoReturn
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.data.prepare.preprocess import as_samples, preprocess, restore
+from client.data.prepare import STEPS, Geometry
+from client.data.prepare.preprocess import as_samples, preprocess, refusal, restore
 from client.data.study.study import Study
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
@@ -182,6 +185,22 @@ def test_studies_that_do_not_fit_the_run_are_refused() -> None:
         with pytest.raises(DataError) as error:
             preprocess(study, run)
         assert error.value.code is code
+
+
+def test_study_that_the_run_would_blow_up_is_refused_before_a_voxel_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touch(*_: object) -> NoReturn:
+        raise AssertionError("a voxel was touched")
+
+    for step in STEPS:
+        monkeypatch.setattr(type(step), "apply", touch)
+    large = volume(blob((5, 20, 30)), (3.0, 0.8, 0.7))
+    run = run_config(preprocessing={"spacing-mm": [0.0005, 0.0005]})  # 5 x 32000 x 42000
+    told = refusal(Geometry((5, 20, 30), 1, large.spacing_mm, large.affine), run)
+    with pytest.raises(DataError, match=r"more than 2\.1 thousand million voxels") as refused:
+        preprocess(large, run)
+    assert told is not None
+    assert (told.code, str(told)) == (refused.value.code, str(refused.value))
+    assert told.code is ErrorCode.UNSUPPORTED
 
 
 def test_labels_of_another_shape_are_not_restored() -> None:
