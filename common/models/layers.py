@@ -1,38 +1,59 @@
 """What our own networks are made of. Imports torch: only where a network is built."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Normalisation = Callable[[int], nn.Module]
+
+@dataclass(frozen=True)
+class Blocks:
+    """What the layers of a network have in common. normalisation: made for so many channels; None: none."""
+
+    dims: int
+    dropout: float
+    normalisation: Callable[[int], nn.Module] | None
+
+    def convolution(self, before: int, after: int, size: int) -> nn.Module:
+        """Of `size` voxels along each axis, an odd number; the output has the input's size."""
+        return (nn.Conv2d if self.dims == 2 else nn.Conv3d)(before, after, size, padding=size // 2)
+
+    def twice(self, before: int, after: int) -> nn.Sequential:
+        """Two convolutions of 3 voxels, each with its normalisation, if any, and ReLU."""
+        layers: list[nn.Module] = []
+        for width in (before, after):
+            layers += [self.convolution(width, after, 3), self.norm(after), nn.ReLU()]
+        return nn.Sequential(*layers)
+
+    def norm(self, channels: int) -> nn.Module:
+        """The normalisation; nothing where there is none."""
+        return nn.Identity() if self.normalisation is None else self.normalisation(channels)
+
+    def drop(self) -> nn.Module:
+        """Dropout of whole channels."""
+        return (nn.Dropout2d if self.dims == 2 else nn.Dropout3d)(self.dropout)
+
+    def pool(self, *, return_indices: bool = False) -> nn.Module:
+        """The largest of two voxels along each axis."""
+        return (nn.MaxPool2d if self.dims == 2 else nn.MaxPool3d)(2, return_indices=return_indices)
 
 
 class PlainUNet(nn.Module):
     """Double convolutions, max pooling, nearest voxels on the way up; see `common.models.plain_unet`."""
 
-    def __init__(
-        self,
-        dims: int,
-        inputs: int,
-        outputs: int,
-        *,
-        widths: Sequence[int],
-        dropout: float,
-        norm: Normalisation | None,
-    ) -> None:
+    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        drop = nn.Dropout2d if dims == 2 else nn.Dropout3d
         levels = len(widths)
         self.down = nn.ModuleList(
-            nn.Sequential(_twice(dims, before, after, norm), drop(dropout if level >= levels - 2 else 0.0))
+            nn.Sequential(blocks.twice(before, after), *([blocks.drop()] if level >= levels - 2 else []))
             for level, (before, after) in enumerate(pairwise((inputs, *widths)))
         )
-        self.up = nn.ModuleList(_twice(dims, below + own, own, norm) for own, below in pairwise(widths))
-        self.head = convolution(dims, widths[0], outputs, 1)
-        self.pool = (nn.MaxPool2d if dims == 2 else nn.MaxPool3d)(2)
+        self.up = nn.ModuleList(blocks.twice(below + own, own) for own, below in pairwise(widths))
+        self.head = blocks.convolution(widths[0], outputs, 1)
+        self.pool = blocks.pool()
         self.apply(_he)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,29 +72,17 @@ class PlainUNet(nn.Module):
 class SegNet(nn.Module):
     """Pools with indices and unpools by them, without skip connections; see `common.models.segnet`."""
 
-    def __init__(
-        self,
-        dims: int,
-        inputs: int,
-        outputs: int,
-        *,
-        widths: Sequence[int],
-        dropout: float,
-        norm: Normalisation,
-    ) -> None:
+    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        drop = nn.Dropout2d if dims == 2 else nn.Dropout3d
         self.down = nn.ModuleList(
-            nn.Sequential(_twice(dims, before, after, norm), drop(dropout))
-            for before, after in pairwise((inputs, *widths))
+            nn.Sequential(blocks.twice(before, after), blocks.drop()) for before, after in pairwise((inputs, *widths))
         )
         self.up = nn.ModuleList(
-            nn.Sequential(_twice(dims, below, own, norm), drop(dropout))
-            for own, below in pairwise((widths[0], *widths))
+            nn.Sequential(blocks.twice(below, own), blocks.drop()) for own, below in pairwise((widths[0], *widths))
         )
-        self.head = convolution(dims, widths[0], outputs, 3)
-        self.pool = (nn.MaxPool2d if dims == 2 else nn.MaxPool3d)(2, return_indices=True)
-        self.unpool = (nn.MaxUnpool2d if dims == 2 else nn.MaxUnpool3d)(2)
+        self.head = blocks.convolution(widths[0], outputs, 3)
+        self.pool = blocks.pool(return_indices=True)
+        self.unpool = (nn.MaxUnpool2d if blocks.dims == 2 else nn.MaxUnpool3d)(2)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, inputs, *spatial) to (N, outputs, *spatial)."""
@@ -90,19 +99,10 @@ class SegNet(nn.Module):
 class WNet(nn.Module):
     """Two small U-Nets in a row; the second sees the image and what the first says; see `common.models.wnet`."""
 
-    def __init__(
-        self,
-        dims: int,
-        inputs: int,
-        outputs: int,
-        *,
-        widths: Sequence[int],
-        dropout: float,
-        norm: Normalisation,
-    ) -> None:
+    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.first = _SmallUNet(dims, inputs, outputs, widths=widths, dropout=dropout, norm=norm)
-        self.second = _SmallUNet(dims, inputs + outputs, outputs, widths=widths, dropout=dropout, norm=norm)
+        self.first = _SmallUNet(blocks, inputs, outputs, widths)
+        self.second = _SmallUNet(blocks, inputs + outputs, outputs, widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, inputs, *spatial) to (N, outputs, *spatial)."""
@@ -114,27 +114,18 @@ class WNet(nn.Module):
 class _SmallUNet(nn.Module):
     """Residual blocks; a convolution on each skip connection; transposed convolutions on the way up."""
 
-    def __init__(
-        self,
-        dims: int,
-        inputs: int,
-        outputs: int,
-        *,
-        widths: Sequence[int],
-        dropout: float,
-        norm: Normalisation,
-    ) -> None:
+    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        raised = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-        self.down = nn.ModuleList(_Residual(dims, before, after, norm) for before, after in pairwise((inputs, *widths)))
+        raised = nn.ConvTranspose2d if blocks.dims == 2 else nn.ConvTranspose3d
+        self.down = nn.ModuleList(_Residual(blocks, before, after) for before, after in pairwise((inputs, *widths)))
         self.bridges = nn.ModuleList(
-            nn.Sequential(convolution(dims, own, own, 3), nn.ReLU(), norm(own)) for own in widths[:-1]
+            nn.Sequential(blocks.convolution(own, own, 3), nn.ReLU(), blocks.norm(own)) for own in widths[:-1]
         )
         self.raised = nn.ModuleList(raised(below, own, 2, stride=2) for own, below in pairwise(widths))
-        self.up = nn.ModuleList(_Residual(dims, 2 * own, own, norm) for own in widths[:-1])
-        self.drop = (nn.Dropout2d if dims == 2 else nn.Dropout3d)(dropout)
-        self.head = convolution(dims, widths[0], outputs, 1)
-        self.pool = (nn.MaxPool2d if dims == 2 else nn.MaxPool3d)(2)
+        self.up = nn.ModuleList(_Residual(blocks, 2 * own, own) for own in widths[:-1])
+        self.drop = blocks.drop()
+        self.head = blocks.convolution(widths[0], outputs, 1)
+        self.pool = blocks.pool()
 
     def forward(self, images: Tensor) -> Tensor:
         skips = [self.down[0](images)]
@@ -150,30 +141,17 @@ class _SmallUNet(nn.Module):
 class _Residual(nn.Module):
     """Two convolutions, each with ReLU and a normalisation, beside one of a voxel."""
 
-    def __init__(self, dims: int, before: int, after: int, norm: Normalisation) -> None:
+    def __init__(self, blocks: Blocks, before: int, after: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            *(convolution(dims, before, after, 3), nn.ReLU(), norm(after)),
-            *(convolution(dims, after, after, 3), nn.ReLU(), norm(after)),
+            *(blocks.convolution(before, after, 3), nn.ReLU(), blocks.norm(after)),
+            *(blocks.convolution(after, after, 3), nn.ReLU(), blocks.norm(after)),
         )
-        self.shortcut = nn.Sequential(convolution(dims, before, after, 1), norm(after))
+        self.shortcut = nn.Sequential(blocks.convolution(before, after, 1), blocks.norm(after))
 
     def forward(self, values: Tensor) -> Tensor:
         summed: Tensor = self.block(values) + self.shortcut(values)
         return summed
-
-
-def convolution(dims: int, before: int, after: int, size: int) -> nn.Module:
-    """Of `size` voxels along each axis, an odd number; the output has the input's size."""
-    return (nn.Conv2d if dims == 2 else nn.Conv3d)(before, after, size, padding=size // 2)
-
-
-def _twice(dims: int, before: int, after: int, norm: Normalisation | None) -> nn.Sequential:
-    """Two convolutions of 3 voxels, each with its normalisation, if any, and ReLU."""
-    layers: list[nn.Module] = []
-    for width in (before, after):
-        layers += [convolution(dims, width, after, 3), *([norm(after)] if norm else []), nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 def _he(layer: nn.Module) -> None:
@@ -184,4 +162,4 @@ def _he(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-__all__ = ["PlainUNet", "SegNet", "WNet", "convolution"]
+__all__ = ["Blocks", "PlainUNet", "SegNet", "WNet"]

@@ -60,7 +60,8 @@ class PlainUNet(Network):
         instance = nn.InstanceNorm2d if self.dims == 2 else nn.InstanceNorm3d
         widths = [self.filters << level for level in range(self.levels)]
         norm = None if self.norm == "none" else lambda channels: instance(channels, affine=True)
-        return layers.PlainUNet(self.dims, inputs, outputs, widths=widths, dropout=self.dropout, norm=norm)
+        blocks = layers.Blocks(self.dims, self.dropout, norm)
+        return layers.PlainUNet(blocks, inputs, outputs, widths)
 
     def head(self, network: "nn.Module") -> "nn.Module":
         """The convolution of one voxel that makes the outputs."""

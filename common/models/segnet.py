@@ -22,14 +22,8 @@ class SegNet(Levels):
         """See `common.models.layers`."""
         from common.models import layers  # noqa: PLC0415 - torch
 
-        return layers.SegNet(
-            self.dims,
-            inputs,
-            outputs,
-            widths=self.channels,
-            dropout=self.dropout,
-            norm=self.normalisation,
-        )
+        blocks = layers.Blocks(self.dims, self.dropout, self.normalisation)
+        return layers.SegNet(blocks, inputs, outputs, self.channels)
 
     def head(self, network: "nn.Module") -> "nn.Module":
         """The convolution that makes the outputs."""

@@ -19,14 +19,8 @@ class WNet(Levels):
         """See `common.models.layers`."""
         from common.models import layers  # noqa: PLC0415 - torch
 
-        return layers.WNet(
-            self.dims,
-            inputs,
-            outputs,
-            widths=self.channels,
-            dropout=self.dropout,
-            norm=self.normalisation,
-        )
+        blocks = layers.Blocks(self.dims, self.dropout, self.normalisation)
+        return layers.WNet(blocks, inputs, outputs, self.channels)
 
     def head(self, network: "nn.Module") -> "nn.Module":
         """The convolution that makes the outputs of the second."""
