@@ -90,7 +90,7 @@ ARROWS = {
     "common.console": "common.system",
     "common.crypto": "common.system",
     "common.document": "",
-    "common.flower": "common.system",
+    "common.flower": "common.system common.wire",
     "common.identity": "",
     "common.learning": "common.config common.crypto common.system",
     "common.losses": "common.document",

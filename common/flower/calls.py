@@ -22,6 +22,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.errors import FederationError
+from common.flower.bodies import send_in_pieces
 from common.system.files import LONGEST_ADDRESS
 
 # Where a SuperLink is: its port on loopback, or its unix socket.
@@ -121,6 +122,7 @@ def _client(kind: type[ClientType], where: SuperLink, interceptors: Sequence[Any
         client._client.close()
         transport = httpx.HTTPTransport(uds=_short(where), verify=False)  # a unix socket
         client._client = httpx.Client(transport=transport, timeout=_CALL_S, follow_redirects=True)
+    send_in_pieces(client)
     return client
 
 

@@ -15,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
 
 from common.errors import UpdateError
+from common.flower.bodies import send_in_pieces
 from common.flower.packing import object_ids, unpack_message
 
 if TYPE_CHECKING:  # loads the ServerApp's half of Flower, which an agent has no use for
@@ -53,6 +54,8 @@ class Inbox:
         self._grid: Any = grid
         # Flower's HttpGrid has no public way to look and not to wait. Other grids wait for nothing.
         self._client: Any = getattr(grid, "_runtime_client", None)
+        if self._client is not None:  # by which the messages go out, too
+            send_in_pieces(self._client)
         self._arriving: dict[str, _Arriving] = {}
 
     def look(self, asked: Collection[str]) -> tuple[dict[str, Message | None], set[str]]:

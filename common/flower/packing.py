@@ -7,13 +7,13 @@ import hashlib
 import itertools
 from collections.abc import Mapping
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
-    _get_computed_object_ids,
+    InflatableObject,
     get_all_nested_objects,
     get_object_tree,
     iterate_object_tree,
@@ -22,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from common.errors import ErrorCode, UpdateError
+from common.wire.bytes_record import read
 
 
 def object_ids(tree: ObjectTree) -> list[str]:
@@ -51,38 +52,32 @@ def unpack_message(
     if tree.object_id != message.metadata.message_id:
         raise UpdateError("the message and its object tree do not belong together", ErrorCode.BAD_REQUEST)
     contents: dict[str, bytes] = {}
+    inflated: dict[str, InflatableObject] = {}
     for object_id in object_ids(tree):
         content = objects.get(object_id, b"")
         if not content or not (hashed or hashlib.sha256(content).hexdigest() == object_id):
             raise UpdateError("an object of the message is missing or was altered on the way", ErrorCode.BAD_REQUEST)
-        contents[object_id] = content
+        if (record := read(content)) is not None:
+            inflated[object_id] = record
+        else:
+            contents[object_id] = content
     try:
-        inflated = inflate_object_from_contents(tree.object_id, contents)
+        whole = inflate_object_from_contents(tree.object_id, contents, objects=inflated)
     except Exception as error:  # Flower raises KeyError, ValueError, TypeError, DecodeError, ...
         raise UpdateError("the message cannot be decoded", ErrorCode.BAD_REQUEST) from error
-    if not isinstance(inflated, Message):
+    if not isinstance(whole, Message):
         raise UpdateError("the object tree does not hold a message", ErrorCode.BAD_REQUEST)
     # Flower leaves the id out of the hashed bytes and sets it in this way itself.
-    inflated.metadata.__dict__["_message_id"] = tree.object_id
-    return inflated
+    whole.metadata.__dict__["_message_id"] = tree.object_id
+    return whole
 
 
 def pack_message(message: Message) -> tuple[MessageProto, ObjectTree, dict[str, bytes]]:
     """Split a message into its head (without content), its object tree and the bytes of its objects by id."""
-    objects: dict[str, bytes] = {}
     with no_object_id_recompute():
-        # A large record is deflated and hashed once: Flower would do so for its id, and deflate it again for its bytes.
-        for record in message.content.values() if message.has_content() else ():
-            if isinstance(record, ConfigRecord):
-                content = record.deflate()
-                record.__dict__["_object_id"] = object_id = hashlib.sha256(content).hexdigest()
-                _get_computed_object_ids().add(object_id)
-                objects[object_id] = content
         message.metadata.__dict__["_message_id"] = message.object_id
         tree = get_object_tree(message)
-        for object_id, item in get_all_nested_objects(message).items():
-            if object_id not in objects:
-                objects[object_id] = item.deflate()
+        objects = {object_id: item.deflate() for object_id, item in get_all_nested_objects(message).items()}
     return message_to_proto(remove_content_from_message(message)), tree, objects
 
 

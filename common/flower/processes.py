@@ -14,6 +14,9 @@ from typing import Any
 from common.system.environment import PACKAGES, flower_variables, for_child
 from common.system.files import socket_address
 
+# Of a request's body, which a SuperLink reads before it waits for the program to take it. At uvicorn's own 64 kB each
+# part goes through five layers by itself, and a model costs twice the CPU; all of it comes to lie in memory either way.
+READ_AHEAD_BYTES = 16 * 1024 * 1024
 # The program that a SuperExec starts for each run.
 SERVER_APP = "flwr-serverapp"
 
@@ -43,6 +46,7 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
     """
     import uvicorn  # noqa: PLC0415 - with the next one 2 s, which no other caller of this module should pay
     from flwr.superlink.cli.flower_superlink import flower_superlink  # noqa: PLC0415
+    from uvicorn.protocols.http import h11_impl, httptools_impl  # noqa: PLC0415
 
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -56,6 +60,8 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it has ended in order
             uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
 
+    for protocol in (h11_impl, httptools_impl):
+        protocol.HIGH_WATER_LIMIT = READ_AHEAD_BYTES
     uvicorn.run = run
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()

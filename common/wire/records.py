@@ -13,6 +13,7 @@ import json
 from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ErrorCode, UpdateError
+from common.wire.bytes_record import BytesRecord
 from common.wire.frames import Frame
 from common.wire.messages import (
     Reply,
@@ -61,10 +62,10 @@ def reply_from_record(record: RecordDict) -> Reply:
 
 def _to_record(frame: Frame) -> RecordDict:
     header = json.dumps(frame.header, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
-    record = RecordDict({_HEAD: ConfigRecord({_JSON: header})})
+    record = RecordDict({_HEAD: BytesRecord(_JSON, header)})
     for name, part in frame.parts.items():
         for index, start in enumerate(range(0, max(1, len(part)), PIECE_BYTES)):
-            record[f"{name}/{index}"] = ConfigRecord({_BYTES: part[start : start + PIECE_BYTES]})
+            record[f"{name}/{index}"] = BytesRecord(_BYTES, part[start : start + PIECE_BYTES])
     return record
 
 

@@ -7,6 +7,7 @@ from flwr.app.message.recorddict import RecordType
 
 from common.errors import UpdateError
 from common.flower.packing import object_ids, pack_message, unpack_message
+from common.wire.bytes_record import BytesRecord
 from tests.common.flower.messages import message
 
 
@@ -68,16 +69,21 @@ def test_objects_that_hash_right_but_are_no_message_are_refused():
 
 def test_record_is_deflated_and_hashed_once_when_a_message_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     records: dict[str, RecordType] = {
-        name: ConfigRecord({"bytes": name.encode() * 1000}) for name in ("head", "weights/0", "more/0")
+        name: BytesRecord("bytes", name.encode() * 1000) for name in ("head", "weights/0", "more/0")
     }
     sent = make_message(message().metadata, RecordDict(records))
-    deflate, deflated = ConfigRecord.deflate, []
+    deflate, deflated = BytesRecord.deflate, []
 
-    def noted(record: ConfigRecord) -> bytes:
+    def noted(record: BytesRecord) -> bytes:
         deflated.append(record)
         return deflate(record)
 
-    monkeypatch.setattr(ConfigRecord, "deflate", noted)
+    def never(record: ConfigRecord) -> bytes:
+        raise AssertionError("Flower's own way copies a model six times")
+
+    monkeypatch.setattr(BytesRecord, "deflate", noted)
+    monkeypatch.setattr(ConfigRecord, "deflate", never)
+    monkeypatch.setattr(ConfigRecord, "inflate", never)
     head, tree, objects = pack_message(sent)
     assert len(deflated) == len(records)
     assert all(hashlib.sha256(content).hexdigest() == object_id for object_id, content in objects.items())
