@@ -13,6 +13,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
+from flwr.supercore.protobuf.client import ProtobufClient
 
 from common.errors import UpdateError
 from common.flower.bodies import send_in_pieces
@@ -54,7 +55,7 @@ class Inbox:
         self._grid: Any = grid
         # Flower's HttpGrid has no public way to look and not to wait. Other grids wait for nothing.
         self._client: Any = getattr(grid, "_runtime_client", None)
-        if self._client is not None:  # by which the messages go out, too
+        if isinstance(self._client, ProtobufClient):  # by which the messages go out, too
             send_in_pieces(self._client)
         self._arriving: dict[str, _Arriving] = {}
 
