@@ -75,6 +75,8 @@ def ask(
     exchange = _Exchange(grid, members, request, timeout_s)
     start = time.monotonic()
     exchange.send(lambda one: one.state is State.HERE or one.is_briefly_away)
+    if exchange.open:
+        wait(0.0)  # nothing can be here yet; and with the wait goes the hint that something is there for the sites
     while True:
         arrived = False
         for answer in exchange.receive():

@@ -92,6 +92,16 @@ def late(grid: FakeGrid, site: str, after: int) -> Callable[[Script, int], None]
     return at_look
 
 
+def test_hint_that_messages_wait_goes_out_before_the_first_look_for_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway does not look by itself (common/system/wakeup.py): with each look before it the sites begin later."""
+    grid, order = FakeGrid({"north": same}), list[str]()
+    pull = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda asked: order.append("look") or pull(asked))
+    replies = list(ask(grid, Script(grid), REQUEST, timeout_s=LONG_S, wait=lambda _: order.append("hint")))
+    assert order == ["hint", "look"]
+    assert [one.site for one in replies] == ["north"]
+
+
 def test_site_that_leaves_in_a_round_is_waited_for_and_asked_once() -> None:
     grid = FakeGrid({"a": same, "b": same})
     found = answers(grid, Script(grid, late(grid, "b", after=50)))
