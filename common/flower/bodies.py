@@ -8,16 +8,14 @@ nothing is copied twice.
 from collections.abc import Iterator
 
 import httpx
-from flwr.supercore.protobuf.client import ProtobufClient
 
 PIECE_BYTES = 128 * 1024
 
 
-def send_in_pieces(client: ProtobufClient) -> None:
+def send_in_pieces(client: httpx.Client) -> None:
     """From now on a client sends its bodies in pieces."""
-    inner = client._client._transport
-    if not isinstance(inner, _InPieces):
-        client._client._transport = _InPieces(inner)
+    if not isinstance(client._transport, _InPieces):
+        client._transport = _InPieces(client._transport)
 
 
 class _InPieces(httpx.BaseTransport):

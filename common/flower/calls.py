@@ -122,7 +122,7 @@ def _client(kind: type[ClientType], where: SuperLink, interceptors: Sequence[Any
         client._client.close()
         transport = httpx.HTTPTransport(uds=_short(where), verify=False)  # a unix socket
         client._client = httpx.Client(transport=transport, timeout=_CALL_S, follow_redirects=True)
-    send_in_pieces(client)
+    send_in_pieces(client._client)
     return client
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode as FlowerError
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
@@ -13,7 +14,6 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
-from flwr.supercore.protobuf.client import ProtobufClient
 
 from common.errors import UpdateError
 from common.flower.bodies import send_in_pieces
@@ -55,8 +55,9 @@ class Inbox:
         self._grid: Any = grid
         # Flower's HttpGrid has no public way to look and not to wait. Other grids wait for nothing.
         self._client: Any = getattr(grid, "_runtime_client", None)
-        if isinstance(self._client, ProtobufClient):  # by which the messages go out, too
-            send_in_pieces(self._client)
+        http = getattr(self._client, "_client", None)
+        if isinstance(http, httpx.Client):  # by which the messages go out, too
+            send_in_pieces(http)
         self._arriving: dict[str, _Arriving] = {}
 
     def look(self, asked: Collection[str]) -> tuple[dict[str, Message | None], set[str]]:

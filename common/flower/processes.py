@@ -61,7 +61,7 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
             uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
 
     for protocol in (h11_impl, httptools_impl):
-        protocol.HIGH_WATER_LIMIT = READ_AHEAD_BYTES
+        vars(protocol)["HIGH_WATER_LIMIT"] = READ_AHEAD_BYTES
     uvicorn.run = run
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()

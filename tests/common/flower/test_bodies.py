@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import httpx
 import pytest
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from httpcore._backends import sync
 
 from common.flower.bodies import PIECE_BYTES
 from common.flower.calls import fleet_client
@@ -54,13 +54,13 @@ def test_update_goes_to_the_superlink_whole_in_parts_that_a_socket_takes_at_once
 ) -> None:
     """What is handed to a socket in one part is copied again for each time that the socket took some of it."""
     handed: list[int] = []
-    write = httpcore._backends.sync.SyncStream.write
+    write = sync.SyncStream.write
 
     def noted(stream: Any, buffer: bytes, timeout: float | None = None) -> None:
         handed.append(len(buffer))
         write(stream, buffer, timeout)
 
-    monkeypatch.setattr(httpcore._backends.sync.SyncStream, "write", noted)
+    monkeypatch.setattr(sync.SyncStream, "write", noted)
     request = PushObjectRequest(object_id="ab" * 32, object_content=CONTENT)
     with superlink(tmp_path / "link.sock") as requests:
         client = fleet_client(tmp_path / "link.sock", certificates.new_key())

@@ -1,12 +1,12 @@
 """Who is asked is waited for within the round's timeout, whoever gets no message is asked again, and all are named."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Error
+from flwr.app import Error, Message
 
 from common.config.rundocument import issue
 from common.errors import FederationError
@@ -96,7 +96,12 @@ def test_hint_that_messages_wait_goes_out_before_the_first_look_for_replies(monk
     """The gateway does not look by itself (common/system/wakeup.py): with each look before it the sites begin later."""
     grid, order = FakeGrid({"north": same}), list[str]()
     pull = grid.pull_messages
-    monkeypatch.setattr(grid, "pull_messages", lambda asked: order.append("look") or pull(asked))
+
+    def look(asked: Iterable[str]) -> Iterable[Message]:
+        order.append("look")
+        return pull(asked)
+
+    monkeypatch.setattr(grid, "pull_messages", look)
     replies = list(ask(grid, Script(grid), REQUEST, timeout_s=LONG_S, wait=lambda _: order.append("hint")))
     assert order == ["hint", "look"]
     assert [one.site for one in replies] == ["north"]

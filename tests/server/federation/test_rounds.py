@@ -347,7 +347,8 @@ def test_looks_come_often_at_first_and_never_rarer_than_four_a_second(tmp_path: 
     waits: list[float] = []
     run = a_run(rounds=1, federation={"round-timeout-s": 0.2, "quorum": 1})
     federate(FakeGrid({"a": moves(1), "b": lambda _: None}), issue(run), tmp_path, wake=waits.append)
-    assert min(waits) == SHORTEST_WAIT_S
+    assert waits[0] == 0  # the hint to the gateway, before the first look
+    assert min(one for one in waits if one) == SHORTEST_WAIT_S
     assert max(waits) <= LONGEST_WAIT_S
 
 
