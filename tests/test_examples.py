@@ -1,6 +1,8 @@
 """The worked examples of docs/architecture.md, taken from the page and trained: one new file and one line in a table.
 
-Each is put into a copy of the packages, and nothing else there is touched; processes of that copy then do the rest.
+Each is put into a copy of the packages, and nothing else there is touched; processes of that copy then do the rest. To
+load the libraries takes each of them longer than its work: a copy loads them once, and every command is a process that
+is parted from there, with the module that a person starts.
 """
 
 import json
@@ -9,8 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -76,32 +80,95 @@ def with_line(text: str, table: str, added: str) -> str:
     return text[: last.end()] + imported + text[last.end() :]
 
 
-class Copy:
-    """The packages with an example in them, and a folder to work in."""
+# Reads what to run, one line of JSON each, and answers with its exit code. What is loaded here is the same for all.
+PARTS = """
+import contextlib, importlib, json, os, sys, traceback
+import client.commands.main, client.predict.prediction, simulations.commands.main
+import server.federation.rounds, simulations.backends.in_process, simulations.scenarios.scenario
+
+def work(folder, after, module, arguments):
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    exec(after, {"os": os})
+    importlib.import_module(module).app(arguments)
+
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            work(*json.loads(line))
+        except SystemExit as ended:
+            status = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Packages:
+    """The packages with an example in them, and the process that its commands come from."""
 
     def __init__(self, folder: Path, example: str) -> None:
-        self.packages, self.folder = folder / "packages", folder
+        self.folder = folder
         for package in PACKAGES:
-            shutil.copytree(ROOT / package, self.packages / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / package, folder / package)  # with what is compiled already
         for path, table, text in EXAMPLES[example]:
-            target = self.packages / path
+            target = folder / path
             assert target.exists() == (table is not None), f"{path} is {'not there' if table else 'there already'}"
             target.write_text(text if table is None else with_line(target.read_text(), table, text))
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        self._commands = subprocess.Popen(
+            [sys.executable, "-c", PARTS],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, folder: Path, module: str, *arguments: object, after: str = "") -> tuple[int, str, str]:
+        """A command to its end, in a process of its own.
+
+        Args:
+            folder: where it is typed.
+            module: whose `app` it is.
+            arguments: of the command line.
+            after: Python that is run in the process before.
+
+        Returns:
+            Its exit code, and what it wrote to stdout and stderr.
+        """
+        asked = [str(folder), after, module, [str(argument) for argument in arguments]]
+        assert self._commands.stdin is not None
+        assert self._commands.stdout is not None
+        print(json.dumps(asked), file=self._commands.stdin, flush=True)
+        code = int(self._commands.stdout.readline())
+        return code, (folder / "stdout").read_text(), (folder / "stderr").read_text()
+
+    def close(self) -> None:
+        """End the process."""
+        self._commands.communicate(timeout=60)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Packages with an example, and a folder to work in."""
+
+    packages: Packages
+    folder: Path
 
     def run(self, module: str, *arguments: object, fails: bool = False) -> str:
         """A command to its end; what it printed, to both streams where it shall fail."""
-        environment = {**os.environ, "PYTHONPATH": str(self.packages), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr if fails else done.stdout
+        code, out, err = self.packages.command(self.folder, module, *arguments)
+        assert (code != 0) == fails, out + err
+        return out + err if fails else out
 
     def scenario(self, more: str, *, model: str = UNET, sites: str = SITES_OF_THEIR_OWN) -> Path:
         path = self.folder / "example.toml"
@@ -121,11 +188,30 @@ class Copy:
         return summary
 
 
+Copies: TypeAlias = Callable[[str], Copy]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Packages]]:
+    """The packages with each example that was asked for."""
+    examples: dict[str, Packages] = {}
+    yield examples
+    for one in examples.values():
+        one.close()
+
+
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    for site in SITES:
-        tiny_site(tmp_path / site, site)
-    return tmp_path
+def copies(made: dict[str, Packages], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    """Makes a copy with an example, in a folder with the pictures of two sites."""
+
+    def copy_of(example: str) -> Copy:
+        if example not in made:
+            made[example] = Packages(tmp_path_factory.mktemp("packages"), example)
+        for site in SITES:
+            tiny_site(tmp_path / site, site)
+        return Copy(made[example], tmp_path)
+
+    return copy_of
 
 
 def test_the_page_tells_how_to_add_each_kind_of_member() -> None:
@@ -145,9 +231,9 @@ def test_an_example_is_one_short_file_and_one_line_in_a_table(example: str) -> N
     assert sorted(str(Path(path).parent) for path, _ in new) == sorted(str(Path(path).parent) for path, _ in lines)
 
 
-def test_an_added_network_trains(pictures: Path) -> None:
-    copy = Copy(pictures, "network")
-    assert [row["network"] for row in copy.listed("networks")][1:] == ["plain"]
+def test_an_added_network_trains(copies: Copies) -> None:
+    copy = copies("network")
+    assert [row["network"] for row in copy.listed("networks")][-1] == "plain"
     summary = copy.trained(copy.scenario("", model='architecture = "plain"\nlayers = 2'))
     assert summary["settings"]["model"] == {"architecture": "plain", "dims": 2, "width": 8, "layers": 2}
     assert "dice" in summary["scores"]["test"]["mean-of-sites"]
@@ -157,8 +243,8 @@ def test_an_added_network_trains(pictures: Path) -> None:
     assert "'layers'" in told  # a key of another network
 
 
-def test_an_added_task_trains_and_is_scored_by_its_own_names(pictures: Path) -> None:
-    copy = Copy(pictures, "task")
+def test_an_added_task_trains_and_is_scored_by_its_own_names(copies: Copies) -> None:
+    copy = copies("task")
     assert copy.listed("tasks")[1]["headline"] == "accuracy"
     summary = copy.trained(copy.scenario('[run.task]\nkind = "presence"\n'))
     for scores in summary["scores"]["test"]["sites"].values():
@@ -168,25 +254,31 @@ def test_an_added_task_trains_and_is_scored_by_its_own_names(pictures: Path) -> 
     assert "Accuracy on validation patients" in report
     assert "ice on validation" not in report
     told = copy.run(
-        "client.commands.main", "predict", copy.folder / "out", pictures / "north" / "images", "--out", "no", fails=True
+        "client.commands.main",
+        "predict",
+        copy.folder / "out",
+        copy.folder / "north" / "images",
+        "--out",
+        "no",
+        fails=True,
     )
     assert "draws nothing" in told
 
 
-def test_an_added_step_is_applied_where_a_run_names_it(pictures: Path) -> None:
-    copy = Copy(pictures, "preparation step")
+def test_an_added_step_is_applied_where_a_run_names_it(copies: Copies) -> None:
+    copy = copies("preparation step")
     assert copy.listed("steps")[-1]["step"] == "mirroring"
     mirrored = copy.trained(copy.scenario('[run.preprocessing]\nsteps = ["mirroring"]\n'))
     plain = copy.trained(copy.scenario(""), out="plain")
     assert mirrored["model-sha256"] != plain["model-sha256"]
 
 
-def test_an_added_partition_deals_patients_as_it_says(pictures: Path) -> None:
-    copy = Copy(pictures, "partition")
+def test_an_added_partition_deals_patients_as_it_says(copies: Copies) -> None:
+    copy = copies("partition")
     assert [row["partition"] for row in copy.listed("partitions")] == ["equal", "shares"]
-    for path in (pictures / "archive" / kind for kind in ("images", "labels")):
+    for path in (copy.folder / "archive" / kind for kind in ("images", "labels")):
         path.mkdir(parents=True)
-    tiny_site(pictures / "archive", "archive", patients=15)
+    tiny_site(copy.folder / "archive", "archive", patients=15)
     sites = (
         f'\n[partition]\nkind = "shares"\nshares = [2, 1]\nsites = {list(SITES)}\n'
         '[partition.source]\npath = "archive"\nkind = "images"\n'
@@ -198,8 +290,8 @@ def test_an_added_partition_deals_patients_as_it_says(pictures: Path) -> None:
     assert len({patient for one in patients for patient in one}) == 15
 
 
-def test_an_added_backend_gives_the_same_model(pictures: Path) -> None:
-    copy = Copy(pictures, "backend")
+def test_an_added_backend_gives_the_same_model(copies: Copies) -> None:
+    copy = copies("backend")
     assert [row["backend"] for row in copy.listed("backends")] == ["in-process", "shuffled"]
     shuffled = copy.trained(copy.scenario(""), "--backend", "shuffled")
     usual = copy.trained(copy.scenario(""), out="usual")
@@ -214,8 +306,8 @@ STRATEGY = '[run.strategy]\nkind = "mimelite"\nbeta = 0.5\n'
 PRIVACY = "[run.privacy]\ntarget-epsilon = 50\n"
 
 
-def test_an_added_strategy_trains_with_its_second_part(pictures: Path) -> None:
-    copy = Copy(pictures, "strategy")
+def test_an_added_strategy_trains_with_its_second_part(copies: Copies) -> None:
+    copy = copies("strategy")
     row = copy.listed("strategies")[1]
     assert (row["down"], row["up"], row["private"]) == (["weights", "momentum"], ["weights", "gradient"], False)
     out = copy.folder / "out"
@@ -230,27 +322,26 @@ def test_an_added_strategy_trains_with_its_second_part(pictures: Path) -> None:
     assert (out / "checkpoint" / "round-00002" / "momentum" / "model.safetensors").is_file()
 
 
-def test_an_added_strategy_resumes_to_the_same_model(pictures: Path) -> None:
+def test_an_added_strategy_resumes_to_the_same_model(copies: Copies) -> None:
     """Killed after its first round: the momentum goes on from the checkpoint."""
-    copy = Copy(pictures, "strategy")
+    copy = copies("strategy")
     scenario = copy.scenario(STRATEGY)
     unbroken = copy.trained(scenario)
     kill = (
-        "import os; from server.federation import rounds; keep = rounds.keep\n"
-        "def kept(*given):\n    keep(*given); os._exit(9)\n"
-        "rounds.keep = kept\n"
-        "from simulations.commands.main import app\n"
-        f"app(['run', {str(scenario)!r}, '--out', {str(copy.folder / 'broken')!r}])"
+        "from server.federation import rounds\nkeep = rounds.keep\n"
+        "def kept(*given):\n    keep(*given)\n    os._exit(9)\n"
+        "rounds.keep = kept"
     )
-    environment = {**os.environ, "PYTHONPATH": str(copy.packages), "OMP_NUM_THREADS": "1"}
-    broken = subprocess.run([sys.executable, "-c", kill], cwd=copy.folder, env=environment, check=False, timeout=500)
-    assert broken.returncode == 9
+    broken, *_ = copy.packages.command(
+        copy.folder, "simulations.commands.main", "run", scenario, "--out", copy.folder / "broken", after=kill
+    )
+    assert broken == 9
     assert [path.name for path in (copy.folder / "broken" / "checkpoint").iterdir()] == ["round-00001"]
     assert copy.trained(scenario, out="broken")["model-sha256"] == unbroken["model-sha256"]
 
 
-def test_an_added_strategy_is_refused_under_privacy(pictures: Path) -> None:
-    copy = Copy(pictures, "strategy")
+def test_an_added_strategy_is_refused_under_privacy(copies: Copies) -> None:
+    copy = copies("strategy")
     told = copy.run("simulations.commands.main", "run", copy.scenario(STRATEGY + PRIVACY), "--out", "out", fails=True)
     assert "quorum" in told
     failed = next(event for event in events(copy.folder / "out") if event["event"] == "run-failed")
@@ -278,11 +369,11 @@ strategy = { kind = "mimelite" }
 
 @pytest.mark.system
 def test_an_added_strategy_trains_deployed_and_is_refused_there_under_privacy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real processes and channels: the second part passes codec, gate, checks and receipts, which know no name."""
-    copy = Copy(tmp_path / "copy", "strategy")
-    monkeypatch.setattr(play, "ROOT", copy.packages)
+    copy = copies("strategy")
+    monkeypatch.setattr(play, "ROOT", copy.packages.folder)
     folder = tmp_path / "stage"
     folder.mkdir()
     with playing(folder) as stage:
