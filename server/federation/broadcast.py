@@ -43,11 +43,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """What one site said; `reply` is None when it did not answer in time, and `why` says why."""
+    """What one site said; `reply` is None when it did not answer in time, and `why` says why.
+
+    rejected: what came is no reply to the request, so it is refused here with this code; the reply is None then too.
+    """
 
     site: str
     reply: Reply | None
     why: str = ""
+    rejected: ErrorCode | None = None
+
+    @property
+    def came(self) -> bool:
+        """Whether the site answered at all."""
+        return self.reply is not None or self.rejected is not None
 
 
 def ask(
@@ -148,7 +157,7 @@ class _Exchange:
         for message_id, message in replies.items():
             if message_id in self._under_way:
                 site, _ = self._under_way.pop(message_id)
-                yield self._close(Answer(site, _read(message, self._request)))
+                yield self._close(_read(site, message, self._request))
         for message_id in (lost | self._members.unheld(self._under_way)) & set(self._under_way):
             site, _ = self._under_way.pop(message_id)
             self._not_before[site] = time.monotonic() + _AGAIN_AFTER_S
@@ -172,19 +181,22 @@ class _Exchange:
         return answer
 
 
-def _read(message: Message | None, request: Request) -> Reply:
+def _read(site: str, message: Message | None, request: Request) -> Answer:
+    about = f"round {request.round}: the coordinator refuses the answer of {site}"
     if message is None:
-        return Refusal(request.run_hash, request.round, ErrorCode.BAD_REQUEST)
+        _log.warning("%s (%s): it is no message", about, ErrorCode.BAD_REQUEST)
+        return Answer(site, None, rejected=ErrorCode.BAD_REQUEST)
     if message.has_error():
         # The text of a Flower error is written at the site and may hold anything: it is not looked at.
-        return Refusal(request.run_hash, request.round, ErrorCode.WORKER_FAILED)
+        return Answer(site, Refusal(request.run_hash, request.round, ErrorCode.WORKER_FAILED))
     try:
-        return reply_from_record(message.content)
+        return Answer(site, reply_from_record(message.content))
     except UpdateError as error:
-        return Refusal(request.run_hash, request.round, error.code)
+        _log.warning("%s (%s): %s", about, error.code, error)
+        return Answer(site, None, rejected=error.code)
     except Exception:  # noqa: BLE001 - logged; whatever a site sends, it costs that site's reply and not the run
-        _log.exception("a reply cannot be read, so it is refused")
-        return Refusal(request.run_hash, request.round, ErrorCode.INTERNAL)
+        _log.exception("%s (%s): it cannot be read", about, ErrorCode.INTERNAL)
+        return Answer(site, None, rejected=ErrorCode.INTERNAL)
 
 
 __all__ = ["LONGEST_WAIT_S", "NO_ANSWER", "SHORTEST_WAIT_S", "Answer", "Wait", "ask"]

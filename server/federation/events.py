@@ -5,15 +5,17 @@ that was killed and resumed tells the same story as one that was not. Events, ea
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported)
-    round         round, sites, refused {site: code}, missing, why-missing {site: away ...}, seconds, bytes-down,
-                  bytes-up, model-sha256,
+    round         round, sites, refused {site: code}, refused-by-coordinator: of these the sites whose answer the
+                  coordinator refused, where the others refused what they were asked; missing,
+                  why-missing {site: away ...}, seconds, bytes-down, bytes-up, model-sha256,
                   capped: sites that weighed less than their count of patients says
                   (server/federation/strategies/weighing.py)
     evaluate      round, phase, site, patients, and the scores of the run's task (common/tasks)
                   scores that a site has noised: also score-noise, class-score-noise (standard deviations, of the
                   headline score and of each class's), scores-epsilon, scores-delta
                   site "overall": the mean of the sites' scores, with its noise; under "mean-of-patients" the mean
-                  weighted by patients, where the sites gave counts; refused, missing, seconds, bytes-down
+                  weighted by patients, where the sites gave counts; refused, refused-by-coordinator, missing,
+                  seconds, bytes-down
     run-finished  seconds, model-sha256
     run-failed    reason: why it ended
     run-interrupted  reason: what stopped it before it ended; it can go on
@@ -40,6 +42,7 @@ JOURNAL_NAME = "metrics.jsonl"
 INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
+BY_COORDINATOR = "refused-by-coordinator"
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
@@ -50,7 +53,9 @@ Status: TypeAlias = Literal["completed", "failed", "running", "stopped", "propos
 _WHY_MISSING = {"here": "did not answer", "away": "is away", "left": "left", "revoked": "was revoked"}
 
 _ABOUT = frozenset({"event", "time", "round", "phase", "site", "patients"})
-_ABOUT_OVERALL = _ABOUT | {"mean-of-patients", "refused", "missing", "why-missing", "seconds", "bytes-down"}
+_ABOUT_OVERALL = _ABOUT | {
+    *("mean-of-patients", "refused", BY_COORDINATOR, "missing", "why-missing", "seconds", "bytes-down")
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Summary:
     reason: str | None
     seed: int
     rounds: int  # completed
-    # Per round: sites whose update entered, refused {site: code}, missing.
+    # Per round: sites whose update entered, refused {site: code} (by the site, or by the coordinator), missing.
     sites_by_round: tuple[dict[str, Any], ...]
     # phase -> {"round", "sites": {site: scores}, "mean-of-sites": scores, "mean-of-patients": scores | None}
     scores: dict[str, Any]
@@ -145,7 +150,10 @@ def summarise(
         reason=reason,
         seed=run.seed,
         rounds=len(rounds),
-        sites_by_round=tuple({key: event[key] for key in ("round", "sites", "refused", "missing")} for event in rounds),
+        sites_by_round=tuple(
+            {key: event.get(key, []) for key in ("round", "sites", "refused", BY_COORDINATOR, "missing")}
+            for event in rounds
+        ),
         scores=latest_scores(events),
         guarantee=guarantee_of(run, events),
         seconds=sum(event["seconds"] for event in events if _is_exchange(event)),
@@ -250,6 +258,17 @@ def not_scored(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | N
         f"Not scored: {told}. None of the site's patients here has the class, or its policy keeps the score. Its own "
         "means are over the other classes, and a mean of sites is over the sites that have the score."
     )
+
+
+def refusal(site: str, code: str, *, here: bool = False) -> str:
+    """That a site refused, or that what it answered was refused here, as a sentence with the code."""
+    return f"the coordinator refused {site}'s answer ({code})" if here else f"{site} refused ({code})"
+
+
+def refused_of(event: Event) -> list[str]:
+    """Who refused in a round, and whose answer was refused; a journal from before this was told knows no difference."""
+    here = event.get(BY_COORDINATOR, [])
+    return [refusal(site, code, here=site in here) for site, code in event["refused"].items()]
 
 
 def in_words(why: str) -> str:

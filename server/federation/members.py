@@ -14,7 +14,7 @@ from typing import Protocol
 
 from flwr.serverapp import Grid
 
-from common.errors import AuditError, ErrorCode, FederationError
+from common.errors import AuditError, FederationError
 from common.system.wakeup import gateway_started_at
 from server.federation.events import in_words
 from server.gateway import deliveries
@@ -148,20 +148,23 @@ def present(members: Members) -> list[str]:
     return [site for site, one in members.look().items() if one.state is State.HERE]
 
 
-def who_is_missing(members: Members, there: Collection[str], why: Mapping[str, str]) -> str:
+def who_is_missing(
+    members: Members, there: Collection[str], why: Mapping[str, str], refusals: Mapping[str, str]
+) -> str:
     """The end of a sentence that names every member that is not `there`, each with the reason.
 
     Args:
         members: all of them.
         there: whom not to name.
-        why: what is known of some: the code of a refusal, or why there was no answer (server/federation/broadcast.py).
+        why: why some gave no answer (server/federation/broadcast.py), where that is known.
+        refusals: of others who refused what, as a sentence.
     """
     known = members.look()
     reasons = []
-    for site in sorted((known.keys() | why.keys()) - set(there)):
+    for site in sorted((known.keys() | why.keys() | refusals.keys()) - set(there)):
         reason, member = why.get(site), known.get(site)
-        if isinstance(reason, ErrorCode):
-            reasons.append(f"{site} refused ({reason})")
+        if site in refusals:
+            reasons.append(refusals[site])
         elif member is not None and not member.willing:
             reasons.append(f"{site} has not approved the run")
         else:

@@ -9,7 +9,7 @@ Sites start each round with a fresh optimiser, so the resumed run makes the same
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -35,6 +35,7 @@ from common.wire.messages import (
 from server.federation.broadcast import LONGEST_WAIT_S, Answer, Wait, ask
 from server.federation.checks import Update, check_scores, check_update, outliers
 from server.federation.events import (
+    BY_COORDINATOR,
     OVERALL,
     SUMMARY_NAME,
     Journal,
@@ -44,6 +45,7 @@ from server.federation.events import (
     mean_of_patients,
     mean_of_sites,
     open_journal,
+    refusal,
     summarise,
     write_summary,
 )
@@ -90,13 +92,26 @@ class _Session:
 class _Absent:
     """Who did not contribute to an exchange, and why."""
 
-    refused: dict[str, ErrorCode]
-    missing: dict[str, str]  # site -> why it did not answer, see server/federation/broadcast.py
+    refused: dict[str, ErrorCode] = field(default_factory=dict)
+    # Of these the sites whose answer was refused here; the others have refused what they were asked.
+    here: set[str] = field(default_factory=set)
+    # Site -> why it did not answer, see server/federation/broadcast.py.
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def reject(self, site: str, code: ErrorCode) -> None:
+        """What the site answered does not count."""
+        self.refused[site] = code
+        self.here.add(site)
 
     def as_event(self) -> dict[str, Any]:
         refused = {site: str(code) for site, code in sorted(self.refused.items())}
         missing = dict(sorted(self.missing.items()))
-        return {"refused": refused, "missing": list(missing), "why-missing": missing}
+        here = sorted(self.here & refused.keys())
+        return {"refused": refused, BY_COORDINATOR: here, "missing": list(missing), "why-missing": missing}
+
+    def refusals(self) -> dict[str, str]:
+        """Who refused what, as a sentence for each site."""
+        return {site: refusal(site, code, here=site in self.here) for site, code in self.refused.items()}
 
 
 def federate(
@@ -167,7 +182,7 @@ def _start(session: _Session, resumed_from: int) -> None:
     deadline = time.monotonic() + federation.join_timeout_s
     while len(here := present(session.members)) < federation.quorum:
         if time.monotonic() > deadline:
-            others = who_is_missing(session.members, here, {})
+            others = who_is_missing(session.members, here, {}, {})
             raise FederationError(
                 f"{counted(len(here), 'site')} connected within {federation.join_timeout_s:g} s, the quorum is "
                 f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}."
@@ -182,21 +197,23 @@ def _train(session: _Session, number: int, model: Model) -> Model:
     updates: dict[str, Update] = {}
     weights: dict[str, float] = {}
     entered: dict[str, str] = {}  # site -> SHA-256 of its update
-    absent = _Absent({}, {})
+    absent = _Absent()
     bytes_up = answered = 0
 
     def wanted() -> int:
         return run.federation.quorum - len(entered)
 
     for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted):
-        answered += answer.reply is not None
+        answered += answer.came
         reply = _expect(answer, TrainReply, absent)
         if reply is None:
             continue
         bytes_up += reply.size
         before, sent = deltas_of(session.journal.events, answer.site), session.aggregation.held[WEIGHTS]
         judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before)
-        if (update := _judged(judge, answer.site, f"round {number}: the update", absent)) is None:
+        if (
+            update := _judged(judge, answer.site, f"round {number}: the coordinator refuses the update", absent)
+        ) is None:
             continue
         updates[answer.site] = update
         weights[answer.site] = reply.patients if run.weighting == "patients" else 1
@@ -204,12 +221,13 @@ def _train(session: _Session, number: int, model: Model) -> Model:
         about = {"round": number, "site": answer.site, "patients": reply.patients}
         session.journal.record("train", {**reply.metrics, **about})
     for site in outliers(updates, run):
-        _log.warning("round %d: the update of %s is refused: it lies far beyond the others'", number, site)
-        absent.refused[site] = ErrorCode.UPDATE_TOO_LARGE
+        about = f"round {number}: the coordinator refuses the update of {site}"
+        _log.warning("%s (%s): it lies far beyond the others'", about, ErrorCode.UPDATE_TOO_LARGE)
+        absent.reject(site, ErrorCode.UPDATE_TOO_LARGE)
         del updates[site], weights[site], entered[site]
     if len(entered) < run.federation.quorum:
         _note(session, number, entered, absent, None)
-        others = who_is_missing(session.members, entered, absent.refused | absent.missing)
+        others = who_is_missing(session.members, entered, absent.missing, absent.refusals())
         kept = "The model of the round before is kept" if number > 1 else "No round is done yet"
         raise FederationError(
             f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
@@ -245,15 +263,17 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     start = time.monotonic()
     weights = model.packed[session.aggregation.best]
     replies: dict[str, EvaluateReply] = {}
-    absent = _Absent({}, {})
+    absent = _Absent()
     answered = 0
     for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, {WEIGHTS: weights})):
-        answered += answer.reply is not None
+        answered += answer.came
         reply = _expect(answer, EvaluateReply, absent)
         if reply is None:
             continue
         judge = partial(check_scores, reply, session.run_hash, model.round, phase)
-        if (scored := _judged(judge, answer.site, f"round {model.round}: the scores", absent)) is not None:
+        if (
+            scored := _judged(judge, answer.site, f"round {model.round}: the coordinator refuses the scores", absent)
+        ) is not None:
             replies[answer.site] = scored
     # A site without patients in this part of the split has nothing to say; that is no fault.
     absent.refused = {site: code for site, code in absent.refused.items() if code is not ErrorCode.NO_DATA}
@@ -291,14 +311,21 @@ def _ask(session: _Session, request: Request, wanted: Callable[[], int] = lambda
 def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType | None:
     """The reply if it is of this kind; otherwise None, with the reason noted."""
     match answer.reply:
+        case None if answer.rejected is not None:
+            absent.reject(answer.site, answer.rejected)
         case None:
             absent.missing[answer.site] = answer.why
-        case Refusal(code=code):
+        case Refusal(code=code, round=number):
+            _log.info("round %d: %s", number, refusal(answer.site, code))
             absent.refused[answer.site] = code
         case reply if isinstance(reply, kind):
             return reply
         case _:
-            absent.refused[answer.site] = ErrorCode.BAD_REQUEST
+            code = ErrorCode.BAD_REQUEST
+            _log.warning(
+                "the coordinator refuses the answer of %s (%s): it is one to another question", answer.site, code
+            )
+            absent.reject(answer.site, code)
     return None
 
 
@@ -307,11 +334,11 @@ def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) 
     try:
         return judge()
     except UpdateError as error:
-        _log.warning("%s of %s is refused: %s", what, site, error)
-        absent.refused[site] = error.code
+        _log.warning("%s of %s (%s): %s", what, site, error.code, error)
+        absent.reject(site, error.code)
     except Exception:  # noqa: BLE001 - logged; what a site sends must not end a run, whatever it does to a check
-        _log.exception("%s of %s cannot be checked, so it is refused", what, site)
-        absent.refused[site] = ErrorCode.INTERNAL
+        _log.exception("%s of %s (%s): it cannot be checked", what, site, ErrorCode.INTERNAL)
+        absent.reject(site, ErrorCode.INTERNAL)
     return None
 
 

@@ -19,7 +19,16 @@ from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.system.files import write_atomically
 from common.tasks import Task, task_of
 from common.text import counted
-from server.federation.events import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, missing_of, not_scored, read_events
+from server.federation.events import (
+    JOURNAL_NAME,
+    OVERALL,
+    SUMMARY_NAME,
+    Event,
+    missing_of,
+    not_scored,
+    read_events,
+    refused_of,
+)
 from server.views.chart import Points, colours_of, line_chart
 
 REPORT_NAME = "report.html"
@@ -213,7 +222,7 @@ def _rounds(events: Sequence[Event]) -> list[list[object]]:
         [
             event["round"],
             ", ".join(event["sites"]),
-            ", ".join(f"{site} ({code})" for site, code in event["refused"].items()) or "-",
+            ", ".join(refused_of(event)) or "-",
             ", ".join(missing_of(event)) or "-",
             f"{event['seconds']:.1f}",
             f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}",

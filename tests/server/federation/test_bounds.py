@@ -152,8 +152,15 @@ def test_an_update_far_beyond_the_median_of_the_round_is_refused_by_name(tmp_pat
     sites = {"a": nearly(0.010), "b": nearly(0.012), "c": nearly(0.030), "d": nearly(0.30)}
     grid = FakeGrid({name: trains(change) for name, change in sites.items()})
     summary = federate(grid, issue(run), tmp_path, wake=lambda _: None)
-    assert summary.sites_by_round == ({"round": 1, "sites": ["a", "b", "c"], "refused": {"d": "update-too-large"},
-                                       "missing": []},)  # fmt: skip
+    assert summary.sites_by_round == (
+        {
+            "round": 1,
+            "sites": ["a", "b", "c"],
+            "refused": {"d": "update-too-large"},
+            "refused-by-coordinator": ["d"],
+            "missing": [],
+        },
+    )
 
 
 def test_two_sites_have_no_median_and_both_enter(tmp_path: Path) -> None:

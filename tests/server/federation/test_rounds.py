@@ -1,5 +1,6 @@
 """A run averages what may enter, names what may not, fails below the quorum, and goes on from where it was."""
 
+import html
 import itertools
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from common.config.rundocument import issue
 from common.errors import ErrorCode, FederationError
 from common.learning.checkpoint import load_model, pack, unpack
 from common.learning.network import build_model
+from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateReply, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record
 from server.federation import broadcast, rounds
@@ -23,6 +25,7 @@ from server.federation.events import OVERALL, Summary, read_events
 from server.federation.rounds import federate
 from server.federation.strategies.weighing import WeightedSum
 from server.views.report import write_report
+from server.views.watch import event_line
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, refuses, reply_message, trains
 from tests.server.fakes import price as cost_of
 
@@ -154,7 +157,9 @@ def test_bad_update_is_refused_by_name_and_the_others_go_on(fault: str, tmp_path
     good = {"a": moves(1), "b": moves(2)}
     summary = run_it(FakeGrid({**good, "c": sends(change)}), a_run(rounds=1), tmp_path / "with")
     without = run_it(FakeGrid(good), a_run(rounds=1), tmp_path / "without")
-    assert summary.sites_by_round == ({"round": 1, "sites": ["a", "b"], "refused": {"c": code}, "missing": []},)
+    (first,) = summary.sites_by_round
+    assert (first["sites"], first["refused"], first["missing"]) == (["a", "b"], {"c": code}, [])
+    assert first["refused-by-coordinator"] == ([] if code == "worker-failed" else ["c"])  # Flower's error is the site's
     assert summary.model_sha256 == without.model_sha256
     assert "DOE" not in (tmp_path / "with" / "metrics.jsonl").read_text()
 
@@ -210,7 +215,36 @@ def test_refusal_and_silence_are_told_apart(tmp_path: Path) -> None:
     run = a_run(rounds=1, federation={"round-timeout-s": 0.05})
     summary = run_it(FakeGrid(sites, unreachable=["e"]), run, tmp_path)
     (first,) = summary.sites_by_round
-    assert first == {"round": 1, "sites": ["a", "b"], "refused": {"c": "not-approved"}, "missing": ["d", "e"]}
+    refused: dict[str, object] = {"refused": {"c": "not-approved"}, "refused-by-coordinator": []}
+    assert first == {"round": 1, "sites": ["a", "b"], **refused, "missing": ["d", "e"]}
+
+
+def test_whether_a_site_refused_or_the_coordinator_its_answer_is_told_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    nan, _ = BAD_UPDATES["nan"]
+    other = sends(lambda reply: EvaluateReply(reply.run_hash, reply.round, "test", 3, {}))
+    sites = {"a": moves(1), "b": sends(nan), "c": refuses(ErrorCode.NOT_FINITE), "d": other}
+    run_it(FakeGrid(sites), a_run(rounds=1, quorum=1), tmp_path / "done")
+    (event,) = of_kind(tmp_path / "done", "round")
+    assert (event["refused"], event["refused-by-coordinator"]) == (
+        {"b": "not-finite", "c": "not-finite", "d": "bad-request"},
+        ["b", "d"],
+    )
+    told = ("the coordinator refused b's answer (not-finite)", "c refused (not-finite)")
+    told += ("the coordinator refused d's answer (bad-request)",)
+    line = event_line(event, Segmentation())
+    page = html.unescape(write_report(tmp_path / "done").read_text())
+    with pytest.raises(FederationError) as failed:
+        run_it(FakeGrid(sites), a_run(rounds=1, quorum=2), tmp_path / "failed")
+    for text in (line, page, str(failed.value)):
+        assert all(one in text for one in told), text
+        assert "b refused" not in text
+    logged = [record.getMessage() for record in caplog.records]
+    assert any(one.startswith("round 1: the coordinator refuses the update of b (not-finite): ") for one in logged)
+    assert "round 1: c refused (not-finite)" in logged
+    assert any(one.startswith("the coordinator refuses the answer of d (bad-request): ") for one in logged)
 
 
 def test_reply_of_an_earlier_round_is_ignored(tmp_path: Path) -> None:
@@ -404,7 +438,7 @@ def test_a_check_that_breaks_on_one_reply_refuses_that_reply_and_the_round_goes_
     assert refused
     assert all(one == {"c": "internal"} for one in refused)
     assert "ZeroDivisionError: a fault that nobody thought of" in caplog.text  # the traceback, for the coordinator
-    assert " of c cannot be checked" in caplog.text
+    assert " of c (internal): it cannot be checked" in caplog.text
 
 
 def test_a_check_that_breaks_on_every_update_fails_the_run_by_its_quorum(
@@ -414,9 +448,8 @@ def test_a_check_that_breaks_on_every_update_fails_the_run_by_its_quorum(
         raise RuntimeError
 
     monkeypatch.setattr(rounds, "check_update", breaks)
-    with pytest.raises(
-        FederationError, match=r"0 updates could enter round 1, the quorum is 2: a refused \(internal\), b refused"
-    ):
+    said = r"the quorum is 2: the coordinator refused a's answer \(internal\), the coordinator refused b's"
+    with pytest.raises(FederationError, match=said):
         run_it(FakeGrid({"a": moves(1), "b": moves(2)}), a_run(rounds=1), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -435,4 +468,5 @@ def test_a_reply_that_breaks_its_reader_is_refused_and_the_round_goes_on(
     monkeypatch.setattr(broadcast, "reply_from_record", breaks)
     grid = FakeGrid({"a": moves(1), "b": moves(2), "c": moves(3, patients=13)})
     summary = run_it(grid, a_run(rounds=1), tmp_path)
-    assert summary.sites_by_round == ({"round": 1, "sites": ["a", "b"], "refused": {"c": "internal"}, "missing": []},)
+    (first,) = summary.sites_by_round
+    assert (first["refused"], first["refused-by-coordinator"]) == ({"c": "internal"}, ["c"])
