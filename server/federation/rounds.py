@@ -221,8 +221,8 @@ def _train(session: _Session, number: int, model: Model) -> Model:
         about = {"round": number, "site": answer.site, "patients": reply.patients}
         session.journal.record("train", {**reply.metrics, **about})
     for site in outliers(updates, run):
-        about = f"round {number}: the coordinator refuses the update of {site}"
-        _log.warning("%s (%s): it lies far beyond the others'", about, ErrorCode.UPDATE_TOO_LARGE)
+        refusal = f"round {number}: the coordinator refuses the update of {site}"
+        _log.warning("%s (%s): it lies far beyond the others'", refusal, ErrorCode.UPDATE_TOO_LARGE)
         absent.reject(site, ErrorCode.UPDATE_TOO_LARGE)
         del updates[site], weights[site], entered[site]
     if len(entered) < run.federation.quorum:

@@ -232,8 +232,11 @@ def test_whether_a_site_refused_or_the_coordinator_its_answer_is_told_everywhere
         {"b": "not-finite", "c": "not-finite", "d": "bad-request"},
         ["b", "d"],
     )
-    told = ("the coordinator refused b's answer (not-finite)", "c refused (not-finite)")
-    told += ("the coordinator refused d's answer (bad-request)",)
+    told = [
+        "the coordinator refused b's answer (not-finite)",
+        "c refused (not-finite)",
+        "the coordinator refused d's answer (bad-request)",
+    ]
     line = event_line(event, Segmentation())
     page = html.unescape(write_report(tmp_path / "done").read_text())
     with pytest.raises(FederationError) as failed:
