@@ -71,8 +71,7 @@ ARROWS = {
         "common.privacy common.system common.wire"
     ),
     "client.rules": (
-        "client client.home common.audit common.config common.identity common.privacy common.strategies "
-        "common.system common.wire"
+        "client client.home common.audit common.config common.identity common.privacy common.system common.wire"
     ),
     "client.trail": (
         "client.home client.rules common.audit common.config common.console common.crypto common.identity "
@@ -80,7 +79,7 @@ ARROWS = {
     ),
     "client.train": (
         "client client.data client.home client.rules client.train.strategies common.audit common.config "
-        "common.crypto common.learning common.privacy common.strategies common.tasks common.wire"
+        "common.crypto common.learning common.privacy common.tasks common.wire"
     ),
     "client.train.strategies": "common.strategies",
     "client.worker": "client client.home client.train common.config common.console common.system common.wire",
@@ -115,9 +114,8 @@ ARROWS = {
         "server.gateway server.home server.registry"
     ),
     "server.federation": (
-        "common.config common.crypto common.flower common.learning common.privacy common.strategies "
-        "common.system common.tasks common.wire server.federation.strategies server.gateway server.home "
-        "server.registry"
+        "common.config common.crypto common.flower common.learning common.privacy common.system common.tasks "
+        "common.wire server.federation.strategies server.gateway server.home server.registry"
     ),
     "server.federation.strategies": "common.config common.strategies server.home",
     "server.gateway": (

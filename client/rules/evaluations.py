@@ -29,7 +29,6 @@ from client.rules.exit_gate import score_names
 from client.site import Site
 from common.config import PolicyConfig, RunConfig, Table
 from common.errors import ConfigError, ErrorCode, PolicyError, UpdateError
-from common.strategies import WEIGHTS
 from common.system.locks import locked
 from common.text import counted
 from common.wire.messages import EvaluateReply, EvaluateRequest, Request, TrainRequest
@@ -85,7 +84,7 @@ def begin_training(site: Site, run: RunConfig, request: TrainRequest) -> None:
                 ErrorCode.ROUND_REPEATED,
             )
         before = known.rounds.get(request.round - 1, _Round()).model
-        weights = request.sha256_of(WEIGHTS)
+        weights = request.sha256_of(run.strategy.MODEL)
         if before not in (None, weights) and not run.federation.averaging:
             raise UpdateError(
                 f"round {request.round} does not start from the model that was scored after round {request.round - 1}",

@@ -28,7 +28,6 @@ from common.config import METRICS, TRAIN_LOSS, RunConfig, Scores
 from common.errors import ErrorCode, UpdateError
 from common.privacy.guarantee import uncovered
 from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
-from common.strategies import WEIGHTS
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -103,7 +102,7 @@ def release(
             return Refusal(run_hash, round_, after_scoring(ErrorCode(reply.code), run))
         case TrainReply(), TrainRequest():
             check_covered(run)
-            parts = _rebuilt(reply.parts, run.strategy.up, request.parts[WEIGHTS])
+            parts = _rebuilt(reply.parts, run.strategy.up, request.parts[run.strategy.MODEL])
             metrics = _scalars(reply.metrics, train_metrics(run, allowed))
             return TrainReply(run_hash, round_, parts, _count(reply.patients, run), metrics)
         case EvaluateReply(), EvaluateRequest():
@@ -184,7 +183,7 @@ def check_request(
     if isinstance(request, TrainRequest) and run.privacy is None and not training_patients:
         raise UpdateError("no patient is left for training. Add studies with labels.", ErrorCode.NO_DATA)
     check_covered(run)
-    wanted = run.strategy.down if isinstance(request, TrainRequest) else (WEIGHTS,)
+    wanted = run.strategy.down if isinstance(request, TrainRequest) else (run.strategy.MODEL,)
     if request.parts.keys() != set(wanted):
         raise UpdateError(
             f"the message's {len(request.parts)} parts are not the {len(wanted)} of the approved run, by name. Nothing "
@@ -193,7 +192,7 @@ def check_request(
     check_start(request, run)
     for name, part in request.parts.items():
         # Only weights can be made to copy what they see; another part may well be all zeros.
-        check_received(part, largest, parts[WEIGHTS], weights=name == WEIGHTS)
+        check_received(part, largest, parts[run.strategy.MODEL], weights=name == run.strategy.MODEL)
 
 
 def check_covered(run: RunConfig) -> None:
@@ -217,9 +216,9 @@ def check_start(request: Request, run: RunConfig) -> None:
     """
     if run.initial is None or not isinstance(request, TrainRequest) or request.round != 1:
         return
-    if WEIGHTS not in request.parts:
+    if run.strategy.MODEL not in request.parts:
         raise UpdateError("the message has no weights")
-    if request.sha256_of(WEIGHTS) != run.initial.sha256:
+    if request.sha256_of(run.strategy.MODEL) != run.initial.sha256:
         raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
 
 

@@ -36,7 +36,6 @@ from common.privacy.scores import (
     noised_scores,
     score_plan,
 )
-from common.strategies import WEIGHTS
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -107,7 +106,7 @@ def _train(
     metrics = training.train_round(
         model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
     )
-    parts = {name: pack(state) for name, state in {WEIGHTS: weights_of(model), **local.parts()}.items()}
+    parts = {name: pack(state) for name, state in {run.strategy.MODEL: weights_of(model), **local.parts()}.items()}
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
 
@@ -217,15 +216,15 @@ def offer_of(cohort: Cohort, run: RunConfig, model: nn.Module | None = None) -> 
 
 
 def _model(request: Request, run: RunConfig) -> nn.Module:
-    wanted = run.strategy.down if isinstance(request, TrainRequest) else (WEIGHTS,)
+    wanted = run.strategy.down if isinstance(request, TrainRequest) else (run.strategy.MODEL,)
     if request.parts.keys() != set(wanted):
         raise UpdateError("the request's parts are not those of the run. Send the model of the run.")
     states = {name: unpack(part) for name, part in request.parts.items()}
-    if any(_schema(state) != _schema(states[WEIGHTS]) for state in states.values()):
+    if any(_schema(state) != _schema(states[run.strategy.MODEL]) for state in states.values()):
         raise UpdateError(
             "a part has other tensors than the weights, by name, shape or type. Send the parts of the run."
         )
-    return load_model(run, states[WEIGHTS])
+    return load_model(run, states[run.strategy.MODEL])
 
 
 def _schema(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

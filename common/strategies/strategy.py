@@ -1,14 +1,14 @@
 """What a strategy is to both sides: its settings, and the parts that travel beside the model's weights.
 
 Each part has the tensors of the model, by name, shape and type. Codec, gate, checks and checkpoints loop over the parts
-and learn no name but that of the weights.
+and learn no name: which part holds the model the strategy says.
 """
 
 from typing import ClassVar, Literal
 
 from common.document.table import Table
 
-# The part of every request and update that holds the model.
+# The part of requests and updates that holds the model, where a strategy does not name it otherwise.
 WEIGHTS = "weights"
 
 
@@ -17,7 +17,9 @@ class Strategy(Table):
 
     kind: str
 
-    # Parts beside the weights: of a training request, and of an update.
+    # The part of every request and update that holds the model's weights.
+    MODEL: ClassVar[str] = WEIGHTS
+    # Parts beside it: of a training request, and of an update.
     DOWN: ClassVar[tuple[str, ...]] = ()
     UP: ClassVar[tuple[str, ...]] = ()
     # Whether the client half changes the gradients of training steps.
@@ -28,12 +30,12 @@ class Strategy(Table):
     @property
     def down(self) -> tuple[str, ...]:
         """All parts of a training request; a request for scores carries the weights alone."""
-        return (WEIGHTS, *self.DOWN)
+        return (self.MODEL, *self.DOWN)
 
     @property
     def up(self) -> tuple[str, ...]:
         """All parts of an update."""
-        return (WEIGHTS, *self.UP)
+        return (self.MODEL, *self.UP)
 
 
 __all__ = ["WEIGHTS", "Strategy"]

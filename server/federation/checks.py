@@ -20,7 +20,6 @@ from torch import Tensor
 from common.config import RunConfig
 from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import unpack
-from common.strategies import WEIGHTS
 from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.federation.bounds import farthest, trained
 from server.federation.price import MAX_PATIENTS, check_price
@@ -85,9 +84,9 @@ def check_update(
     parts = {name: unpack(part) for name, part in reply.parts.items()}
     for name, part in parts.items():
         _check_tensors(part, global_state)
-        if name != WEIGHTS and not all(bool(tensor.isfinite().all()) for tensor in part.values()):
+        if name != run.strategy.MODEL and not all(bool(tensor.isfinite().all()) for tensor in part.values()):
             raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
-    state = parts[WEIGHTS]
+    state = parts[run.strategy.MODEL]
     distance = _distance(state, global_state)
     if not math.isfinite(distance):
         raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)

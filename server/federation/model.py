@@ -18,7 +18,6 @@ from common.crypto.stream import Sealer
 from common.errors import ConfigError, UpdateError
 from common.learning.checkpoint import Manifest, load_model, pack, save_model, sha256, unpack
 from common.learning.network import build_model, weights_of
-from common.strategies import WEIGHTS
 from common.system.files import move
 from common.wire.messages import Parts
 from server.federation.events import INITIAL_NAME, Event, guarantee_of, latest_scores
@@ -31,6 +30,7 @@ class Model:
     """What is held after a round, as the bytes that every site receives."""
 
     round: int  # 0: initial weights
+    name: str  # of the part that holds the weights
     packed: Parts  # of all that the strategy holds
     request: Parts  # of the next round
 
@@ -46,7 +46,7 @@ def model_of(round_: int, aggregation: Aggregation) -> Model:
     request = aggregation.request()
     held = aggregation.held
     parts = {name: packed[name] if held.get(name) is state else pack(state) for name, state in request.items()}
-    return Model(round_, packed, parts)
+    return Model(round_, aggregation.model, packed, parts)
 
 
 def initial_weights(run: RunConfig, out: Path) -> Mapping[str, Tensor]:
@@ -83,7 +83,7 @@ def keep(model: Model, document: RunDocument, events: Sequence[Event], out: Path
     shutil.rmtree(partial, ignore_errors=True)
     sealer = at(sealer, folder.name)
     for name, part in model.packed.items():
-        place, key = (partial, sealer) if name == WEIGHTS else (partial / name, at(sealer, name))
+        place, key = (partial, sealer) if name == model.name else (partial / name, at(sealer, name))
         save_model(place, part, manifest_of(model, name, document, events), key)
     move(partial, folder)
     for other in folder.parent.iterdir():
@@ -94,7 +94,7 @@ def keep(model: Model, document: RunDocument, events: Sequence[Event], out: Path
 def last_checkpoint(
     document: RunDocument, out: Path, sealer: Sealer | None, holds: Sequence[str]
 ) -> tuple[int, dict[str, Mapping[str, Tensor]]] | None:
-    """The round of the last checkpoint, and what the run's strategy held after it."""
+    """The round of the last checkpoint, and what the run's strategy held after it: `holds`, the weights first."""
     folder = latest(out)
     if folder is None:
         return None
@@ -105,10 +105,10 @@ def last_checkpoint(
             f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}). "
             "Give another output folder, or remove this one."
         )
-    held: dict[str, Mapping[str, Tensor]] = {WEIGHTS: state}
-    for name in holds:
-        if name != WEIGHTS:  # one that is missing would start anew, and the run would not be the same
-            _, held[name], _ = load_model(folder / name, at(sealer, name))
+    weights, *others = holds
+    held: dict[str, Mapping[str, Tensor]] = {weights: state}
+    for name in others:  # one that is missing would start anew, and the run would not be the same
+        _, held[name], _ = load_model(folder / name, at(sealer, name))
     return manifest.round, held
 
 

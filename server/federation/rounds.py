@@ -21,7 +21,6 @@ from common.config.rundocument import RunDocument
 from common.crypto.stream import Sealer
 from common.errors import ErrorCode, FederationError, UpdateError, WardroundError
 from common.learning.checkpoint import save_model
-from common.strategies import WEIGHTS
 from common.text import counted
 from common.wire.messages import (
     EvaluateReply,
@@ -145,7 +144,7 @@ def federate(
     run = document.config
     aggregation = aggregation_of(run)
     kept = last_checkpoint(document, out, sealer, aggregation.holds)
-    done, held = kept or (0, {WEIGHTS: initial_weights(run, out)})
+    done, held = kept or (0, {aggregation.model: initial_weights(run, out)})
     aggregation.start({name: {key: one.detach().clone() for key, one in state.items()} for name, state in held.items()})
     model = model_of(done, aggregation)
     journal = open_journal(out, last_round=model.round, observe=observe)
@@ -209,7 +208,10 @@ def _train(session: _Session, number: int, model: Model) -> Model:
         if reply is None:
             continue
         bytes_up += reply.size
-        before, sent = deltas_of(session.journal.events, answer.site), session.aggregation.held[WEIGHTS]
+        before, sent = (
+            deltas_of(session.journal.events, answer.site),
+            session.aggregation.held[session.aggregation.model],
+        )
         judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before)
         if (
             update := _judged(judge, answer.site, f"round {number}: the coordinator refuses the update", absent)
@@ -240,7 +242,7 @@ def _train(session: _Session, number: int, model: Model) -> Model:
         session.aggregation.add(updates[site].parts, shares[site])
     session.aggregation.finish(number)
     new = model_of(number, session.aggregation)
-    _note(session, number, entered, absent, new.digests[WEIGHTS])
+    _note(session, number, entered, absent, new.digests[new.name])
     session.journal.record(
         "round",
         {
@@ -250,9 +252,9 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             "seconds": time.monotonic() - start,
             "bytes-down": sum(map(len, model.request.values())) * answered,
             "bytes-up": bytes_up,
-            "model-sha256": new.digests[WEIGHTS],
+            "model-sha256": new.digests[new.name],
             "capped": sorted(site for site in shares if shares[site] != weights[site]),
-            **{f"{name}-sha256": digest for name, digest in new.digests.items() if name != WEIGHTS},
+            **{f"{name}-sha256": digest for name, digest in new.digests.items() if name != new.name},
         },
     )
     return new
@@ -265,7 +267,9 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     replies: dict[str, EvaluateReply] = {}
     absent = _Absent()
     answered = 0
-    for answer in _ask(session, EvaluateRequest(session.run_hash, model.round, phase, {WEIGHTS: weights})):
+    for answer in _ask(
+        session, EvaluateRequest(session.run_hash, model.round, phase, {session.aggregation.model: weights})
+    ):
         answered += answer.came
         reply = _expect(answer, EvaluateReply, absent)
         if reply is None:

@@ -11,7 +11,7 @@ from client.data.prepare import STEPS
 from common.losses import LOSS_CHOICE
 from common.models import NETWORK_CHOICE, Network
 from common.privacy.guarantee import COVERED_PARTS
-from common.strategies import STRATEGY_CHOICE, WEIGHTS, Strategy
+from common.strategies import STRATEGY_CHOICE, Strategy
 from common.tasks import TASK_CHOICE, Task
 from simulations.backends import BACKENDS
 from simulations.partitions import PARTITION_CHOICE
@@ -59,7 +59,14 @@ def _losses() -> Rows:
 
 def _strategies() -> Rows:
     found: list[list[object]] = [
-        [name, [WEIGHTS, *member.DOWN], [WEIGHTS, *member.UP], member.NEEDS, _is_private(member), _about(member)]
+        [
+            name,
+            [member.MODEL, *member.DOWN],
+            [member.MODEL, *member.UP],
+            member.NEEDS,
+            _is_private(member),
+            _about(member),
+        ]
         for name, member in STRATEGY_CHOICE.by_name.items()
         if issubclass(member, Strategy)
     ]

@@ -297,7 +297,7 @@ def _test_scores(
     A private model too is scored by the rules of a plain run: the columns must not differ by how they are measured.
     """
     document = issue(run.model_copy(update={"privacy": None}))
-    request = EvaluateRequest(document.hash, run.federation.rounds, "test", {"weights": weights})
+    request = EvaluateRequest(document.hash, run.federation.rounds, "test", {run.strategy.MODEL: weights})
     scores: dict[str, dict[str, float]] = {}
     with opened(sites, document, backend) as grid:
         answers = list(ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s))

@@ -16,7 +16,7 @@ from typing import Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from common.strategies import WEIGHTS, Strategy
+from common.strategies import Strategy
 from server.federation.strategies.weighing import WeightedSum
 
 State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
@@ -26,9 +26,17 @@ StrategyType = TypeVar("StrategyType", bound=Strategy)
 class Aggregation(ABC):
     """A run's updates on their way into its model."""
 
-    # Which of the states is scored, and kept as the run's model.
-    best = WEIGHTS
     held: Mapping[str, State]
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """Which of the states each round goes on from."""
+
+    @property
+    def best(self) -> str:
+        """Which of the states is scored, and kept as the run's model."""
+        return self.model
 
     @property
     @abstractmethod
@@ -60,13 +68,18 @@ class Mean(Aggregation, Generic[StrategyType]):
         self._sums: dict[str, WeightedSum] = {}
 
     @property
+    def model(self) -> str:
+        """As the strategy names it."""
+        return self.settings.MODEL
+
+    @property
     def holds(self) -> tuple[str, ...]:
         """What goes down."""
         return self.settings.down
 
     def start(self, held: Mapping[str, State]) -> None:
         """Zeros for the parts that only later rounds fill."""
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in held[WEIGHTS].items()}
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in held[self.model].items()}
         self.held = dict.fromkeys(self.settings.DOWN, zeros) | dict(held)
 
     def request(self) -> Mapping[str, State]:
@@ -85,7 +98,7 @@ class Mean(Aggregation, Generic[StrategyType]):
 
     def finish(self, round_: int) -> None:
         """The mean of the weights is the model."""
-        self.held = {**self.held, WEIGHTS: self.means()[WEIGHTS]}
+        self.held = {**self.held, self.model: self.means()[self.model]}
 
 
 __all__ = ["Aggregation", "Mean", "State"]

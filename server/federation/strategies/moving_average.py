@@ -6,7 +6,6 @@ noise does to single rounds.
 
 from collections.abc import Mapping
 
-from common.strategies import WEIGHTS
 from server.federation.strategies.aggregation import Aggregation, State
 from server.home.checkpoints import AVERAGE
 
@@ -14,10 +13,18 @@ from server.home.checkpoints import AVERAGE
 class MovingAverage(Aggregation):
     """Holds what the strategy inside holds, and the average beside it."""
 
-    best = AVERAGE
-
     def __init__(self, inner: Aggregation, decay: float) -> None:
         self._inner, self._decay = inner, decay
+
+    @property
+    def model(self) -> str:
+        """As the strategy inside."""
+        return self._inner.model
+
+    @property
+    def best(self) -> str:
+        """The average."""
+        return AVERAGE
 
     @property
     def holds(self) -> tuple[str, ...]:
@@ -27,7 +34,7 @@ class MovingAverage(Aggregation):
     def start(self, held: Mapping[str, State]) -> None:
         """The average of no round is the model that is there."""
         self._inner.start({name: state for name, state in held.items() if name != AVERAGE})
-        self.held = {**self._inner.held, AVERAGE: held.get(AVERAGE, held[WEIGHTS])}
+        self.held = {**self._inner.held, AVERAGE: held.get(AVERAGE, held[self.model])}
 
     def request(self) -> Mapping[str, State]:
         """As the strategy inside."""
@@ -40,7 +47,7 @@ class MovingAverage(Aggregation):
     def finish(self, round_: int) -> None:
         """One more round; at first the plain mean, so that no round weighs double."""
         self._inner.finish(round_)
-        old, new = self.held[AVERAGE], self._inner.held[WEIGHTS]
+        old, new = self.held[AVERAGE], self._inner.held[self.model]
         kept = min(self._decay, 1 - 1 / round_)
         average = {name: kept * old[name] + (1 - kept) * tensor for name, tensor in new.items()}
         self.held = {**self._inner.held, AVERAGE: average}

@@ -1,11 +1,12 @@
 """The in-process grid shares nothing that a wire would not carry, and changes nothing about the result."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import MessageType
+from flwr.app import Message, MessageType
 
 from client.site import Site
 from client.train.training import train_round
@@ -14,8 +15,10 @@ from common.config.rundocument import issue
 from common.errors import FederationError
 from common.learning.checkpoint import load_model, pack
 from common.learning.network import build_model
+from common.strategies.fedavg import FedAvg
 from common.wire.messages import EvaluateRequest, TrainReply, TrainRequest
-from common.wire.records import reply_from_record, request_to_record
+from common.wire.records import reply_from_record, request_from_record, request_to_record
+from server.federation.events import Event
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios.scenario import make_site
@@ -54,6 +57,39 @@ def test_same_simulation_twice_gives_the_same_model(sites: list[Site], tmp_path:
     first = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "1")
     second = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "2")
     assert first.model_sha256 == second.model_sha256
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_strategy_may_name_the_part_that_holds_the_model_otherwise(
+    sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, averaging: float
+) -> None:
+    """Down, up, scored, kept and gone on from: to the bit as under the usual name."""
+    run = tiny_run(federation={"averaging": averaging})
+    usual = federate(InProcessGrid(sites, issue(run)), issue(run), tmp_path / "usual")
+    monkeypatch.setattr(FedAvg, "MODEL", "model")
+    sent: list[set[str]] = []
+    push = InProcessGrid.push_messages
+
+    def watched(self: InProcessGrid, messages: Iterable[Message]) -> Iterable[str]:
+        several = list(messages)
+        sent.extend(set(request_from_record(one.content).parts) for one in several)
+        return push(self, several)
+
+    monkeypatch.setattr(InProcessGrid, "push_messages", watched)
+
+    def stop(event: Event) -> None:
+        if event["event"] == "evaluate" and event["round"] == 1:
+            raise KeyboardInterrupt
+
+    again = [make_site(tmp_path / "again", site.config) for site in sites]
+    with pytest.raises(KeyboardInterrupt):
+        federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "broken", observe=stop)
+    assert [one.name for one in (tmp_path / "broken" / "checkpoint").iterdir()] == ["round-00001"]
+    renamed = federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "broken")
+    assert sent
+    assert all(parts == {"model"} for parts in sent)
+    assert renamed.model_sha256 == usual.model_sha256
+    assert renamed.rounds == usual.rounds == 2
 
 
 def test_order_of_the_sites_does_not_matter(sites: list[Site], tmp_path: Path) -> None:
