@@ -57,7 +57,7 @@ def audit_export(
     """
     opened, _, signer = asked(home, "audit-export", by, operator_key)
     log = open_log(opened)
-    operators.carry_out(opened, signer, "audit-export", (log.public_key.hex(),), lambda _act: export_log(log, out))
+    operators.carry_out(opened, signer, (log.public_key.hex(),), lambda _act: export_log(log, out))
 
 
 def _keys(log: AuditLog, registry: Registry) -> Keys:

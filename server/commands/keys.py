@@ -99,7 +99,7 @@ def root_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: K
     opened, _, signer = asked(home, "root-protect", by, key)
     old = root_passphrase(opened)
     chosen = new_passphrase(ROOT_PASSPHRASE, "New passphrase for the root key")
-    _carry_out(opened, signer, "root-protect", lambda _act: protect_root(opened, chosen, old))
+    _carry_out(opened, signer, lambda _act: protect_root(opened, chosen, old))
     say("The root key is under a passphrase now.")
 
 
@@ -111,7 +111,7 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
     """
     opened, _, signer = asked(home, "root-rotate", by, key)
     passphrase = root_passphrase(opened)
-    _carry_out(opened, signer, "root-rotate", lambda _act: rotate_root(opened, passphrase))
+    _carry_out(opened, signer, lambda _act: rotate_root(opened, passphrase))
     say(f"The next root is made. When every site knows it: {homes.typed('root finish', opened)}")
 
 
@@ -134,7 +134,7 @@ def root_finish(
             "They learn of it when they renew (wardround-client renew); with --force they have to join again."
         )
     passphrase = root_passphrase(opened)
-    _carry_out(opened, signer, "root-finish", lambda _act: finish_rotation(opened, passphrase))
+    _carry_out(opened, signer, lambda _act: finish_rotation(opened, passphrase))
     operators.certify_again(opened, registry, signer, passphrase)
     registry.forget_successor()
     open_log(opened).append("root-rotated", {"certificate": fingerprint(load_certificate(opened.root_pem))})
@@ -154,7 +154,7 @@ def key_protect(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
             "`wardround-server key unprotect`."
         )
     chosen = new_passphrase(KEY_PASSPHRASE, "New passphrase for the coordinator's key")
-    _carry_out(opened, signer, "key-protect", lambda _act: opened.key_file.write(opened.key, chosen))
+    _carry_out(opened, signer, lambda _act: opened.key_file.write(opened.key, chosen))
     say("The coordinator's key is under a passphrase.")
     note("A lost passphrase is a lost key, and with it all that is sealed. Old backups may hold the key in the clear.")
 
@@ -175,10 +175,10 @@ def key_unprotect(
         raise ConfigError("the coordinator's key is not under a passphrase.")
     if not yes:
         typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
-    _carry_out(opened, signer, "key-unprotect", lambda _act: opened.key_file.write(opened.key, None))
+    _carry_out(opened, signer, lambda _act: opened.key_file.write(opened.key, None))
     say("The coordinator's key is in the clear, mode 0600.")
 
 
-def _carry_out(home: Home, signer: operators.Signer, action: str, do: Callable[[Act], None]) -> None:
+def _carry_out(home: Home, signer: operators.Signer, do: Callable[[Act], None]) -> None:
     """What is done to the keys that make this federation what it is."""
-    operators.carry_out(home, signer, action, (fingerprint(load_certificate(home.root_pem)),), do)
+    operators.carry_out(home, signer, (fingerprint(load_certificate(home.root_pem)),), do)

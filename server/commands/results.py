@@ -41,7 +41,7 @@ def report(
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
     path = operators.carry_out(
-        opened, signer, "report", (proposal.run_hash,), lambda _act: write_report(folder, summary_of(folder, proposal))
+        opened, signer, (proposal.run_hash,), lambda _act: write_report(folder, summary_of(folder, proposal))
     )
     show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
@@ -74,7 +74,7 @@ def export(
         for name, data in files.items():
             write_atomically(out / name, data)
 
-    operators.carry_out(opened, signer, "export", (proposal.run_hash,), write)
+    operators.carry_out(opened, signer, (proposal.run_hash,), write)
     say(model)
 
 

@@ -78,7 +78,7 @@ def run(
         open_log(opened).append("proposed", {"run": run.hash})
         return proposed
 
-    proposal = operators.carry_out(opened, acting, "run", (run.hash,), publish)
+    proposal = operators.carry_out(opened, acting, (run.hash,), publish)
     issued = folder / ISSUED_NAME
     write_private(issued, run.text.encode())
     say(f"Proposed {run.name} {run.hash}")
@@ -121,7 +121,7 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
         if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
             raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
 
-    operators.carry_out(opened, signer, "stop", (proposal.run_hash,), close)
+    operators.carry_out(opened, signer, (proposal.run_hash,), close)
     open_log(opened).append("closed", {"run": proposal.run_hash})
     say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
 
@@ -145,7 +145,7 @@ def resume(
         registry.reopen(proposal.run_hash, act, operators.endorse(signer, proposal.run_hash, proposal.bundle))
         open_log(opened).append("proposed", {"run": proposal.run_hash})
 
-    operators.carry_out(opened, signer, "resume", (proposal.run_hash,), reopen)
+    operators.carry_out(opened, signer, (proposal.run_hash,), reopen)
     say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
     _follow(opened, registry, proposal, watch=watch)
 

@@ -74,7 +74,7 @@ def invite(home: Home, registry: Registry, site: str, by: Signer | None = None) 
         write_private(home.invitation(site), invitation.to_text().encode())
         return invitation
 
-    return operators.carry_out(home, by, "invite", about_invitation(site, invitation.token, expires), put)
+    return operators.carry_out(home, by, about_invitation(site, invitation.token, expires), put, only="invite")
 
 
 def approve(home: Home, registry: Registry, site: str, passphrase: str | None = None, by: Signer | None = None) -> None:
@@ -119,7 +119,7 @@ def revoke(home: Home, registry: Registry, site: str, by: Signer) -> None:
         EnrolmentError: unknown.
     """
     fingerprint = registry.site(site).fingerprint
-    operators.carry_out(home, by, "revoke", (site,), lambda act: registry.revoke(site, act))
+    operators.carry_out(home, by, (site,), lambda act: registry.revoke(site, act), only="revoke")
     open_log(home).append("revoked", {"site": site} | ({"certificate": fingerprint} if fingerprint else {}))
 
 
@@ -173,7 +173,7 @@ def redeem_file(home: Home, registry: Registry, text: bytes, by: Signer | None =
     registry.site(site)  # known, or there is nothing to enter
     by = by or operators.acting(home, registry, "enrol")
     put = partial(registry.redeem, site, token, csr_pem.encode(), receipt_key, proof)
-    operators.carry_out(home, by, "enrol", (site,), lambda _act: put())
+    operators.carry_out(home, by, (site,), lambda _act: put(), only="enrol")
     return site
 
 
@@ -213,7 +213,7 @@ def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by:
     if by is None:
         put(None)
     else:
-        operators.carry_out(home, by, "approve", (site, about["certificate"], key), put)
+        operators.carry_out(home, by, (site, about["certificate"], key), put, only="approve")
 
 
 def _receipt_key(home: Home, site: Site, csr: CertificateSigningRequest) -> bytes:

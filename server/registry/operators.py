@@ -14,7 +14,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -46,18 +46,19 @@ ResultType = TypeVar("ResultType")
 
 @dataclass(frozen=True)
 class Signer:
-    """An operator with the key."""
+    """An operator with the key, who may do one thing and signs nothing else."""
 
     name: str
     certificate: bytes  # PEM
     key: Ed25519PrivateKey = field(repr=False)
+    action: str  # a key of `operators.RIGHTS`
 
-    def sign(self, action: str, *about: str) -> Act:
+    def sign(self, *about: str) -> Act:
         """Sign what is done; see `subject_of` for what it is about."""
         nonce = secrets.token_hex(16)
         signed_at = int(time.time())
         subject = subject_of(*about)
-        return operators.sign_act(self.key, self.certificate, action, subject, signed_at=signed_at, nonce=nonce)
+        return operators.sign_act(self.key, self.certificate, self.action, subject, signed_at=signed_at, nonce=nonce)
 
 
 def add(
@@ -122,12 +123,16 @@ def certify_again(home: Home, registry: Registry, by: Signer | None, root_passph
     Args:
         home: the coordinator's.
         registry: its registry.
-        by: an admin; None: the root key alone does it.
+        by: an admin who may finish a rotation, of which this is the end; None: the root key alone does it.
         root_passphrase: of a sealed root key.
 
     Raises:
         ConfigError: the root key does not open.
+        ValueError: the admin was asked for another right.
     """
+    if by is not None and by.action != "root-finish":
+        raise ValueError(f"who may {by.action} does not sign operators' certificates anew")
+    adds, removes = (by and replace(by, action=action) for action in ("operator-add", "operator-remove"))
     root_key, root = root_credentials(home, root_passphrase)
     # Whoever does it comes last: what they sign after the removal of their earlier certificate would not count.
     for member in sorted(registry.operators(), key=lambda one: by is not None and one.name == by.name):
@@ -137,13 +142,13 @@ def certify_again(home: Home, registry: Registry, by: Signer | None, root_passph
         if not member.active or role is None or not isinstance(public, Ed25519PublicKey):
             continue
         certificate = operators.certificate(public, member.name, role, root, root_key)
-        _add(home, member.name, role, certificate, by, put=lambda: None)
+        _add(home, member.name, role, certificate, adds, put=lambda: None)
         # The key goes on, so the hospitals need not know.
         _remove(
             home,
             member.name,
             certificates.fingerprint(earlier),
-            by,
+            removes,
             partial(_put_again, registry, member.name, role, certificate),
         )
 
@@ -186,25 +191,35 @@ def acting(
     except (EnrolmentError, ConfigError):
         open_log(home).append("act-refused", about)
         raise
-    return Signer(name, member.certificate, secret)
+    return Signer(name, member.certificate, secret, action)
 
 
 def carry_out(
-    home: Home, signers: Signer | Sequence[Signer], action: str, about: Sequence[str], do: Callable[[Act], ResultType]
+    home: Home,
+    signers: Signer | Sequence[Signer],
+    about: Sequence[str],
+    do: Callable[[Act], ResultType],
+    *,
+    only: str | None = None,
 ) -> ResultType:
     """Sign what is done, enter it in the audit log, and only then do it; what ends something is done first.
 
     Args:
         home: the coordinator's.
-        signers: whoever does it, found by `acting`; each signs.
-        action: a key of `operators.RIGHTS`.
+        signers: whoever does it, found by `acting` for what is done; each signs.
         about: see `subject_of`.
         do: is given the first signer's act; writes whatever is to be written.
+        only: what `do` does, where it can be no other.
 
     Raises:
+        ValueError: the signers were asked for another right.
         AuditError: the log cannot be written. Nothing was done, unless it ends something: that is done.
     """
-    acts = [signer.sign(action, *about) for signer in ([signers] if isinstance(signers, Signer) else signers)]
+    several = [signers] if isinstance(signers, Signer) else list(signers)
+    (action,) = {signer.action for signer in several}
+    if only not in (None, action):
+        raise ValueError(f"who may {action} does not sign {only}")
+    acts = [signer.sign(*about) for signer in several]
     if action in _ENDS:
         done = do(acts[0])
     for act in acts:
@@ -303,7 +318,7 @@ def _add(
     if by is None:
         add(None)
     else:
-        carry_out(home, by, "operator-add", (name, about["certificate"]), add)
+        carry_out(home, by, (name, about["certificate"]), add, only="operator-add")
 
 
 def _put_again(registry: Registry, name: str, role: Role, certificate: Certificate, _act: Act | None) -> None:
@@ -314,5 +329,5 @@ def _remove(home: Home, name: str, fingerprint: str, by: Signer | None, put: Cal
     if by is None:
         put(None)
     else:
-        carry_out(home, by, "operator-remove", (name, fingerprint), put)
+        carry_out(home, by, (name, fingerprint), put, only="operator-remove")
     open_log(home).append("operator-removed", {"certificate": fingerprint})

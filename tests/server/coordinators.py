@@ -103,7 +103,7 @@ def enrol_request(
 
 def signed(home: Home, registry: Registry, action: str, *about: str, name: str = operators.FIRST) -> Act:
     """An operator's act, entered in the audit log as the commands do."""
-    act = operators.acting(home, registry, action, name).sign(action, *about)
+    act = operators.acting(home, registry, action, name).sign(*about)
     operators.enter(home, act)
     return act
 

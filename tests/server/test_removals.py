@@ -109,7 +109,7 @@ def test_run_of_a_removed_operator_is_signed_by_whoever_resumes_it(office: Offic
     admin = operators.acting(office.home, office.registry, "resume")
     for _ in range(2):  # once is enough
         endorsement = operators.endorse(admin, run_hash, bundle)
-        act = admin.sign("resume", run_hash)
+        act = admin.sign(run_hash)
         operators.enter(office.home, act)
         office.registry.reopen(run_hash, act, endorsement)
         office.registry.close(run_hash, "failed")

@@ -10,6 +10,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,22 +103,22 @@ class Office:
         marks = ", ".join("?" * len(row))
         self.writes(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", *row.values())  # noqa: S608 - of this test
 
-    def signer(self, name: str) -> Signer:
+    def signer(self, name: str, action: str = "approve") -> Signer:
         """An operator's, without the question what they may do."""
         member = next(one for one in self.registry.operators() if one.name == name)
         path = self.home.path / "operators" / f"{name}.key"
-        return Signer(name, member.certificate, operators.load_key(self.home, name, path, None))
+        return Signer(name, member.certificate, operators.load_key(self.home, name, path, None), action)
 
     def admits(self, site: str, by: Signer | None, inviter: Signer | None = None, *, enters: bool = True) -> Member:
         """Let a pending site in by hand, with a certificate of the root's, and whatever act there is."""
         key, receipts = certificates.new_key(), Ed25519PrivateKey.generate()
         root_key, root = root_credentials(self.home)
         signed_now = certificates.site_certificate(certificates.csr_for(site, key), site, root, root_key)
-        invitation = enrolment.invite(self.home, self.registry, site, inviter)
+        invitation = enrolment.invite(self.home, self.registry, site, inviter and replace(inviter, action="invite"))
         csr_pem, public, proof = asked(site, certificates.csr_for(site, key), receipts)
         self.registry.redeem(site, invitation.token, csr_pem, public, proof)
         about = {"site": site, "certificate": certificates.fingerprint(signed_now), "key": public.hex()}
-        act = None if by is None else by.sign("approve", *about.values())
+        act = None if by is None else by.sign(*about.values())
         if act is not None and enters:
             open_log(self.home).append("act", entered_fields(act))
         fields = about | {"coordinator-key": open_log(self.home).public_key.hex()}
@@ -174,7 +175,7 @@ def test_site_that_an_admin_approved_is_in(office: Office) -> None:
 
 def test_revoked_site_whose_row_is_put_back_stays_out(office: Office) -> None:
     before = office.row("sites", name="st-mary")
-    enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin"))
+    enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin", "revoke"))
     assert office.knocks(office.member) == OUT
     office.puts_back("sites", before)  # with its approval, by an admin, and entered
     assert office.row("sites", name="st-mary")["state"] == "active"
@@ -184,7 +185,7 @@ def test_revoked_site_whose_row_is_put_back_stays_out(office: Office) -> None:
 
 def test_entering_its_enrolment_a_second_time_does_not_bring_a_revoked_site_back(office: Office) -> None:
     before, log = office.row("sites", name="st-mary"), open_log(office.home)
-    enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin"))
+    enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin", "revoke"))
     office.puts_back("sites", before)
     for kind in ("act", "enrolled"):
         log.append(
@@ -218,7 +219,7 @@ def test_while_the_log_cannot_be_written_sites_are_shut_out_and_none_is_let_in(
     for change in (
         lambda: enrolment.approve(office.home, office.registry, "st-john"),
         lambda: enrolment.invite(office.home, office.registry, "st-luke"),
-        lambda: enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin")),
+        lambda: enrolment.revoke(office.home, office.registry, "st-mary", office.signer("admin", "revoke")),
     ):
         with pytest.raises(AuditError):
             change()
@@ -290,14 +291,14 @@ def test_operator_of_another_root_lets_nobody_in_though_the_log_names_them(offic
     inviter = office.signer("admin")
     open_log(office.home).append("operator-added", about | {"key": rules.public_bytes(key).hex()})
     office.registry.put_operator("admin", "admin", certificates.to_pem(certificate))
-    forged = Signer("admin", certificates.to_pem(certificate), key)
+    forged = Signer("admin", certificates.to_pem(certificate), key, "approve")
     assert office.knocks(office.admits("st-john", forged, inviter)) == OUT
 
 
 def test_what_a_removed_admin_approved_before_stays_and_after_does_not_count(office: Office) -> None:
     signer = office.signer("admin")
-    operators.add(office.home, office.registry, "zoe", "admin", by=signer)
-    operators.remove(office.home, office.registry, "admin", office.signer("zoe"))
+    operators.add(office.home, office.registry, "zoe", "admin", by=replace(signer, action="operator-add"))
+    operators.remove(office.home, office.registry, "admin", office.signer("zoe", "operator-remove"))
     assert office.knocks(office.member) == IN
     assert office.knocks(office.admits("st-john", signer, office.signer("zoe"))) == OUT
     assert office.knocks(office.admits("st-luke", office.signer("zoe"), office.signer("zoe"))) == IN
@@ -316,7 +317,7 @@ def test_act_entered_after_the_certificate_ran_out_lets_nobody_in(office: Office
 
 def test_certificate_of_another_site_does_not_become_this_sites(office: Office) -> None:
     other = enrol(office.home, office.registry, "st-john")
-    enrolment.revoke(office.home, office.registry, "st-john", office.signer("admin"))
+    enrolment.revoke(office.home, office.registry, "st-john", office.signer("admin", "revoke"))
     stolen = certificates.fingerprint(certificates.load_certificate(other.certificate))
     office.writes("UPDATE sites SET fingerprint = NULL WHERE name = 'st-john'")
     for column in ("earlier_fingerprint", "fingerprint"):
@@ -381,7 +382,7 @@ def test_spent_invitation_that_is_put_back_opens_nothing(office: Office, end: st
         assert office.asks("st-john", token) == IN
         enrolment.approve(office.home, office.registry, "st-john")
     else:
-        enrolment.revoke(office.home, office.registry, "st-john", office.signer("admin"))
+        enrolment.revoke(office.home, office.registry, "st-john", office.signer("admin", "revoke"))
     office.puts_back("sites", before)
     assert office.asks("st-john", token) == UNKNOWN
 
@@ -390,7 +391,7 @@ def test_spent_invitation_that_is_put_back_opens_nothing(office: Office, end: st
 def test_invitation_by_an_operator_or_auditor_opens_nothing(office: Office, name: str) -> None:
     with pytest.raises(EnrolmentError, match="may not invite"):
         signed(office.home, office.registry, "invite", "st-john", name=name)
-    invitation = enrolment.invite(office.home, office.registry, "st-john", office.signer(name))
+    invitation = enrolment.invite(office.home, office.registry, "st-john", office.signer(name, "invite"))
     assert office.asks("st-john", invitation.token) == UNKNOWN
 
 
@@ -464,7 +465,7 @@ def test_old_resumption_is_not_good_for_a_second_time(running: Office, superlink
 
 def test_auditor_or_another_runs_operator_resumes_nothing(running: Office, superlink: SuperLink) -> None:
     stop(running)
-    for act in (running.signer("omar").sign("resume", HASH), running.signer("maria").sign("resume", "00" * 32)):
+    for act in (running.signer("omar", "resume").sign(HASH), running.signer("maria", "resume").sign("00" * 32)):
         open_log(running.home).append("act", entered_fields(act))
         running.registry.reopen(HASH, act)
         assert running.runs.step() == set()
@@ -481,3 +482,18 @@ def test_run_whose_stop_nobody_signed_is_stopped_told_of_and_can_be_resumed(
     assert any(f"run {HASH[:8]} is stopped" in one.message for one in caplog.records)
     running.registry.reopen(HASH, signed(running.home, running.registry, "resume", HASH))
     assert running.runs.step() == {2}
+
+
+def test_who_was_asked_for_one_right_signs_nothing_else(office: Office) -> None:
+    before = [entry.kind for entry in open_log(office.home).entries()]
+    asked_to_stop = operators.acting(office.home, office.registry, "stop")
+    assert asked_to_stop.sign(HASH).action == "stop"
+    with pytest.raises(ValueError, match="who may stop does not sign revoke"):
+        enrolment.revoke(office.home, office.registry, "st-mary", asked_to_stop)
+    with pytest.raises(ValueError, match="who may stop does not sign invite"):
+        enrolment.invite(office.home, office.registry, "st-john", asked_to_stop)
+    assert office.registry.site("st-mary").state == "active"
+    assert [entry.kind for entry in open_log(office.home).entries()] == before
+    done: list[str] = []
+    operators.carry_out(office.home, asked_to_stop, (HASH,), lambda act: done.append(act.action))
+    assert done == ["stop"]
