@@ -66,10 +66,12 @@ class Proposals:
                     current_site(self._home).ledger.release(known.run_hash)
             return
         try:
+            # What nobody signed is not even read.
+            found = self._signers(proposal, roots_pem)
+            policy.check_signed(found, current_site(self._home).policy, proposal.run_hash)
             run = from_bundle(proposal.bundle)
             if run.hash != proposal.run_hash:
                 raise ConfigError("the bundle is not the run it claims to be")
-            found = self._signers(proposal, roots_pem)
             policy.decide(run.config, current_site(self._home).policy, Purpose.PROPOSAL, signers=found).enforce()
         except WardroundError as error:
             _log.error("a proposal was ignored: %s", error)

@@ -120,6 +120,15 @@ def decide(
     return Decision(run.name, tuple(one for rule in _RULES[purpose] for one in rule(asked)))
 
 
+def check_signed(signers: Sequence[Signer], policy: PolicyConfig, run_hash: str) -> None:
+    """The rule about operators alone, of a proposal that nobody has read yet.
+
+    Raises:
+        PolicyError: too few signed it.
+    """
+    Decision(run_hash[:12], tuple(_unsigned(signers, policy))).enforce()
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What is known when a rule is asked; see `decide`."""
@@ -142,7 +151,12 @@ def _switch(asked: _Asked) -> Iterator[Refused]:
 
 
 def _operators(asked: _Asked) -> Iterator[Refused]:
-    if asked.signers is not None and (found := len(people(asked.signers))) < (wanted := asked.policy.operators):
+    if asked.signers is not None:
+        yield from _unsigned(asked.signers, asked.policy)
+
+
+def _unsigned(signers: Sequence[Signer], policy: PolicyConfig) -> Iterator[Refused]:
+    if (found := len(people(signers))) < (wanted := policy.operators):
         yield _refused(
             f"it is signed by {counted(found, 'operator')} of this federation, fewer than operators {wanted} (names "
             "with one key count as one; the coordinator proposes it with `run --as NAME`, or stops and resumes it so)",

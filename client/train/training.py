@@ -151,7 +151,7 @@ class _Network(nn.Module):
     def __init__(self, model: nn.Module, run: RunConfig, device: torch.device | str) -> None:
         super().__init__()
         self.model = model
-        self.precision = precision(run, device)
+        self.precision = precision(run, device, training=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, *patch) to the task's outputs (N, outputs, *patch)."""

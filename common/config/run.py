@@ -91,7 +91,7 @@ class TrainingConfig(Table):
     # Crops in a step, without DP. With DP the expected number of patients follows from the sampling rate.
     batch_size: Count = 4
     # Crop size in voxels after preprocessing; the network sees nothing larger in training.
-    patch_size: tuple[Count, ...]
+    patch_size: tuple[Annotated[int, Field(ge=1, le=8192)], ...]
     # Share of crops centred on a foreground voxel, against class imbalance.
     foreground_fraction: Fraction = 0.5
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -6,7 +6,8 @@ does not know. Keys are dotted, with the table before them: `training.learning-r
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,7 +19,6 @@ _ABSENT = {
     "aggregation": "how updates become a model is said in [strategy]",
     "algorithm": "how updates become a model is said in [strategy]",
     "proximal-mu": "how updates become a model is said in [strategy]",
-    "loss": "the loss follows from the task, see [task]",
     "secure-aggregation": "the coordinator sees each site's update",
     "epochs": "a round is counted in steps, with local-steps in [training]",
     "local-epochs": "a round is counted in steps, with local-steps in [training]",
@@ -43,7 +43,7 @@ _BOUNDS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "
     "less_than": ("below", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-_LONGEST = 80
+_LONGEST, _LONGEST_REASON = 80, 400
 
 
 def explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
@@ -59,9 +59,10 @@ def explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
             # Only a choice of kinds has it: see common/document/choice.py.
             choice, about = _choice_at(table, path), problem["ctx"]
             key = f"{name}.{choice.key}" if choice is not None else name
-            return f"{key} is {_said(about['tag'])}, must be {about['expected_tags']}; this version has no other"
+            near = _nearest(about["tag"], choice.by_name) if choice is not None else ""
+            return f"{key} is {_said(about['tag'])}, must be {about['expected_tags']}; this version has no other{near}"
         case "value_error":
-            reason = str(problem["ctx"]["error"])
+            reason = _shortened(str(problem["ctx"]["error"]), _LONGEST_REASON)
             return f"{name}: {reason}" if name else reason
     return f"{name} is {_said(problem['input'])}, must be {_allowed(problem)}"
 
@@ -90,7 +91,8 @@ def _unknown(model: type[BaseModel], path: Sequence[str], table: type[BaseModel]
 def _allowed(problem: Mapping[str, Any]) -> str:
     kind, about = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
-        return f"{about['expected']}; this version has no other"
+        offered = re.findall("'([^']+)'", about["expected"])
+        return f"{about['expected']}; this version has no other{_nearest(problem['input'], offered)}"
     if kind == "string_pattern_mismatch":
         return _PATTERNS.get(about["pattern"], f"of the form {about['pattern']}")
     if kind in _BOUNDS:
@@ -119,7 +121,16 @@ def _counted(count: int, kind: str) -> str:
 
 def _said(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return _shortened(text, _LONGEST)
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def _nearest(value: object, offered: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(value), list(offered), n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
 
 
 def _whole(keys: Sequence[str]) -> str:

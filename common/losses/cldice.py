@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from common.document.table import NonNegative
-from common.losses.loss import Loss
+from common.losses.loss import Loss, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +14,7 @@ class CLDice(Loss):
     """Soft Dice and cross entropy, plus `weight` times 1 - clDice: overlap of each one's skeleton with the other."""
 
     kind: Literal["cldice"] = "cldice"
-    weight: NonNegative = 0.5
+    weight: Share = 0.5
     # Half the width, in voxels, of the widest structure that becomes a line.
     iterations: Annotated[int, Field(ge=1, le=50)] = 3
 

@@ -1,9 +1,10 @@
 """Focal loss: voxels that are right already count less (Lin et al., ICCV 2017)."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from common.document.table import NonNegative
-from common.losses.loss import WeightedLoss
+from pydantic import Field
+
+from common.losses.loss import Share, WeightedLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,8 +14,8 @@ class Focal(WeightedLoss):
     """Mean over the voxels of -(1 - p)^gamma log p, p the probability of the true class; soft Dice may be added."""
 
     kind: Literal["focal"] = "focal"
-    gamma: NonNegative = 2.0
-    dice: NonNegative = 0.0
+    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    dice: Share = 0.0
 
     def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """With gamma 0 and no Dice it is the cross entropy."""

@@ -5,12 +5,20 @@ would void differential privacy. Settings are the [task.loss] table of a run, re
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from common.document.table import Positive, Table
+from pydantic import Field
+
+from common.document.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# Bounds within which float32 can compute: of a part of a loss, of a class or an error, of an exponent.
+Share = Annotated[float, Field(ge=0, le=1000)]
+Price = Annotated[float, Field(ge=1e-3, le=1000)]
+Exponent = Annotated[float, Field(ge=0.1, le=10)]
 
 
 class Loss(Table):
@@ -39,7 +47,7 @@ class WeightedLoss(Loss):
     """A loss to which some classes may count more than others."""
 
     # Of the background and of each class, in label order; None: all alike.
-    class_weights: tuple[Positive, ...] | None = None
+    class_weights: tuple[Price, ...] | None = None
 
     def refuse(self, classes: int) -> str | None:
         """Weights that are not one for the background and one for each class."""

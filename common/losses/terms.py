@@ -9,6 +9,8 @@ from torch.nn import functional
 
 # Keeps 0/0 out of a sample without foreground: a ratio is then constant or pulls towards "nothing", never NaN.
 _SMOOTH = 1e-5
+# A base of a power, whose slope at 0 is infinite for exponents below 1.
+_SMALLEST = 1e-7
 
 
 class Voxels:
@@ -53,7 +55,8 @@ def cross_entropy(voxels: Voxels, class_weights: Sequence[float] | None = None, 
     """
     logs, truth = voxels.log_probabilities, voxels.truth
     if gamma:
-        logs = logs * (1 - logs.exp()).clamp(min=0).pow(gamma)
+        # Of p = 1 the power has no finite slope where gamma is below 1.
+        logs = logs * (-torch.expm1(logs)).clamp(min=_SMALLEST).pow(gamma)
     if class_weights is None:
         return -(logs * truth).sum(1).mean(1)
     weighed = truth * truth.new_tensor(class_weights).view(1, -1, 1)
@@ -68,12 +71,13 @@ def dice(voxels: Voxels) -> Tensor:
     return 1 - ratio.mean(1)
 
 
-def tversky(voxels: Voxels, alpha: float, beta: float) -> Tensor:
-    """(N, K) 1 - hits / (hits + alpha false + beta missed)."""
+def tversky(voxels: Voxels, alpha: float, beta: float, gamma: float = 1.0) -> Tensor:
+    """(N) 1 - hits / (hits + alpha false + beta missed), to the power gamma, mean over the classes."""
     claimed, present = voxels.claimed, voxels.present
     hits = (claimed * present).sum(2)
     false, missed = claimed.sum(2) - hits, present.sum(2) - hits
-    return 1 - (hits + _SMOOTH) / (hits + alpha * false + beta * missed + _SMOOTH)
+    lacking = 1 - (hits + _SMOOTH) / (hits + alpha * false + beta * missed + _SMOOTH)
+    return lacking.mean(1) if gamma == 1 else lacking.clamp(min=_SMALLEST).pow(gamma).mean(1)
 
 
 def cldice(voxels: Voxels, iterations: int) -> Tensor:

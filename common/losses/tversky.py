@@ -5,8 +5,7 @@ Salehi et al., MLMI 2017; the exponent after Abraham and Khan, ISBI 2019.
 
 from typing import TYPE_CHECKING, Literal
 
-from common.document.table import NonNegative, Positive
-from common.losses.loss import Loss
+from common.losses.loss import Exponent, Loss, Price, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,17 +16,17 @@ class Tversky(Loss):
 
     kind: Literal["tversky"] = "tversky"
     # Of voxels claimed falsely, and of those missed: small lesions want a higher price for the latter.
-    alpha: NonNegative = 0.3
-    beta: NonNegative = 0.7
-    gamma: Positive = 1.0
-    cross_entropy: NonNegative = 0.0
+    alpha: Price = 0.3
+    beta: Price = 0.7
+    gamma: Exponent = 1.0
+    cross_entropy: Share = 0.0
 
     def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """The classes alone; cross entropy may be added, whose gradient does not vanish where nothing is hit."""
         from common.losses import terms  # noqa: PLC0415 - torch
 
         voxels = terms.Voxels(logits, labels)
-        found = terms.tversky(voxels, self.alpha, self.beta).clamp(min=0).pow(self.gamma).mean(1)
+        found = terms.tversky(voxels, self.alpha, self.beta, self.gamma)
         return found + self.cross_entropy * terms.cross_entropy(voxels) if self.cross_entropy else found
 
 

@@ -1,5 +1,6 @@
 """What our own networks are made of. Imports torch: only where a network is built."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -82,7 +83,6 @@ class SegNet(nn.Module):
         )
         self.head = blocks.convolution(widths[0], outputs, 3)
         self.pool = blocks.pool(return_indices=True)
-        self.unpool = (nn.MaxUnpool2d if blocks.dims == 2 else nn.MaxUnpool3d)(2)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, inputs, *spatial) to (N, outputs, *spatial)."""
@@ -91,7 +91,7 @@ class SegNet(nn.Module):
             values, indices = self.pool(block(values))
             places.append(indices)
         for block in reversed(self.up):
-            values = block(self.unpool(values, places.pop()))
+            values = block(_unpooled(values, places.pop()))
         logits: Tensor = self.head(values)
         return logits
 
@@ -152,6 +152,18 @@ class _Residual(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         summed: Tensor = self.block(values) + self.shortcut(values)
         return summed
+
+
+def _unpooled(values: Tensor, places: Tensor) -> Tensor:
+    """Each value back where pooling by 2 took it from, zeros beside it; torch's own is not deterministic.
+
+    Args:
+        values: (N, C, *spatial).
+        places: of the same shape, in the image of twice the size, its axes flattened.
+    """
+    size = [2 * edge for edge in values.shape[2:]]
+    empty = values.new_zeros((*values.shape[:2], math.prod(size)))
+    return empty.scatter(2, places.flatten(2), values.flatten(2)).reshape(*values.shape[:2], *size)
 
 
 def _he(layer: nn.Module) -> None:

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.document.table import Count
 from common.models.network import Network
 
 if TYPE_CHECKING:
     from torch import nn
 
 _GROUPS = 4
+# What a level may be wide: bounded, since hospitals build the network to look at a proposal.
+Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Levels(Network):
     """A network that halves the image from each level to the next."""
 
     # Four levels: enough context for organs at 256 pixels; as U-Net 0.2 million weights in 2D, 0.8 MB on the wire.
-    channels: tuple[Count, ...] = (16, 32, 64, 128)
+    channels: Annotated[tuple[Width, ...], Field(max_length=10)] = (16, 32, 64, 128)
     # Normalisation per sample.
     norm: Literal["group", "instance"] = "instance"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -70,4 +71,4 @@ class Levels(Network):
         return network
 
 
-__all__ = ["Levels"]
+__all__ = ["Levels", "Width"]

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from common.document.table import Count
 from common.models.network import Network
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class PlainUNet(Network):
 
     architecture: Literal["plain-unet"] = "plain-unet"
     # Of the first level; each further one has twice as many.
-    filters: Count = 64
+    filters: Annotated[int, Field(ge=1, le=512)] = 64
     levels: Annotated[int, Field(ge=2, le=7)] = 5
     # Of the two lowest levels on the way down.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5

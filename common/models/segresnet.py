@@ -1,5 +1,6 @@
 """MONAI's SegResNet, an asymmetric residual encoder and decoder (Myronenko, BrainLes 2018), without its autoencoder."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
@@ -22,10 +23,9 @@ class SegResNet(Levels):
 
     @model_validator(mode="after")
     def _doubles(self) -> "SegResNet":
-        first = self.channels[0]
-        doubled = tuple(first << level for level in range(len(self.channels)))
-        if self.channels != doubled:
-            raise ValueError(f"channels of segresnet double from level to level: write {list(doubled)}")
+        for above, below in pairwise(self.channels):
+            if below != 2 * above:
+                raise ValueError(f"channels of segresnet double from level to level: below {above} write {2 * above}")
         return self
 
     def build(self, inputs: int, outputs: int) -> "nn.Module":

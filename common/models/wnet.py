@@ -1,9 +1,10 @@
 """W-Net: two small U-Nets, the second of which mends what the first says (Galdran et al., Scientific Reports 2022)."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from common.document.table import Count
-from common.models.levels import Levels
+from pydantic import Field
+
+from common.models.levels import Levels, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +14,7 @@ class WNet(Levels):
     """About 70 thousand weights in 2D, and made for thin structures such as vessels."""
 
     architecture: Literal["wnet"] = "wnet"
-    channels: tuple[Count, ...] = (8, 16, 32)
+    channels: Annotated[tuple[Width, ...], Field(max_length=10)] = (8, 16, 32)
 
     def build(self, inputs: int, outputs: int) -> "nn.Module":
         """See `common.models.layers`."""

@@ -7,6 +7,9 @@ anything about patients. Patients may go through the network together only where
   layers that mix the batch) shows there;
 - a patient's gradient is the same, bit for bit, in each place of a group and beside any other patient. The size of a
   group decides which kernels run, so it is fixed, and tried at that size;
+- it is the same, bit for bit, whatever the memory held before that a kernel is given to work in: it is tried again
+  after freed memory was filled with NaN. A kernel that reads what it never wrote reads other patients. This is asked of
+  one patient at a time as well, and where it fails nothing private is trained;
 - the network draws nothing: dropout for a group would give a patient another mask beside others.
 
 Memory is bounded, not compared: what autograd keeps for one crop is counted, and how many crops go through the network
@@ -25,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.errors import PrivacyError
+from common.errors import ErrorCode, PrivacyError
 from common.privacy.checks import check_loss, unchanged_buffers
 from common.privacy.gradients import Gradients, Loss, Patient, Strategy, patient_gradients
 
@@ -43,6 +46,8 @@ _NEIGHBOURS = (1e30, 0.0)
 _ROUNDING, _FLOOR = 1e-3, 1e-4
 _HALF = 30
 _NEGLIGIBLE = 1e-9  # probability of so many patients in a step
+# Of freed memory, in values: from what a small layer's gradient takes to a few megabytes, several of each.
+_BLOCKS, _BLOCKS_EACH = tuple(1 << power for power in range(8, 21)), 8
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +131,7 @@ def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
         most = max(1, min(math.ceil(expected_patients), _MOST_PATIENTS, max_crops // crops))
         patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(max(2, most))]
         definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
+        _check_memory(model, loss, patients, definition)
         outputs = [_logits(model, one) for one in patients[:2]]
     logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     check_loss(loss, logits, labels)
@@ -215,9 +221,12 @@ def _objection(
 def _is_apart(model: nn.Module, loss: Loss, patients: Sequence[Patient], strategy: Strategy, found: Gradients) -> bool:
     """Whether each patient's gradient is the same, bit for bit, in the others' places and beside other neighbours."""
     count = len(patients)
+    _spoil_freed_memory()
+    again = patient_gradients(model, loss, patients, strategy)
     turned = [patients[(place + 1) % count] for place in range(count)]
     elsewhere = patient_gradients(model, loss, turned, strategy)
     pairs = [(found, place, elsewhere, (place - 1) % count) for place in range(count)]
+    pairs += [(found, place, again, place) for place in range(count)]
     for scale in _NEIGHBOURS:
         first, *others = patients
         beside = [first, *(Patient(other.crops * scale, torch.zeros_like(other.labels)) for other in others)]
@@ -227,6 +236,33 @@ def _is_apart(model: nn.Module, loss: Loss, patients: Sequence[Patient], strateg
         for one, here, other, there in pairs
         for parameter in found.of
     )
+
+
+def _check_memory(model: nn.Module, loss: Loss, patients: Sequence[Patient], definition: Gradients) -> None:
+    """Refuse a network of which a patient's gradient, alone, depends on what memory held before.
+
+    Raises:
+        PrivacyError: UNSUPPORTED, it does.
+    """
+    _spoil_freed_memory()
+    again = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
+    on_cpu = patients[0].crops.device.type == "cpu"
+    whole = sum(_norms(gradient) ** 2 for gradient in definition.of.values()) ** 0.5
+    for parameter, truth in definition.of.items():
+        # On a GPU sums are added up in whatever order; on a CPU nothing may differ.
+        allowed = torch.zeros_like(whole) if on_cpu else _ROUNDING * _norms(truth) + _FLOOR * whole
+        if not bool((_norms(again.of[parameter] - truth) <= allowed).all()):
+            raise PrivacyError(
+                "a gradient of this network comes out differently when it is computed again, so it may depend on what "
+                "another patient left in memory. Set deterministic = true in run.toml, or use another patch-size.",
+                ErrorCode.UNSUPPORTED,
+            )
+
+
+def _spoil_freed_memory() -> None:
+    """Leave NaN where a kernel that was given no clean memory will find it."""
+    blocks = [torch.full((size,), float("nan")) for size in _BLOCKS for _ in range(_BLOCKS_EACH)]
+    del blocks
 
 
 def _of_first(gradients: Gradients, count: int) -> Gradients:

@@ -22,6 +22,7 @@ from common.config.rundocument import issue
 from common.errors import WardroundError
 from common.learning.checkpoint import pack
 from common.learning.network import build_model
+from common.models import NETWORK_CHOICE, NETWORKS
 from common.privacy import autotune, engine
 from common.privacy.gradients import Strategy
 
@@ -100,6 +101,16 @@ def test_a_patient_more_adds_their_contribution_and_moves_nothing_else(
     assert_apart(run, steps)
 
 
+@pytest.mark.parametrize("architecture", [network.model_fields["architecture"].default for network in NETWORKS])
+def test_volumes_that_shrink_to_two_slices_keep_patients_apart(steps: list[Tensor], architecture: str) -> None:
+    """As the shipped precision computes them: where a level is two voxels deep, a kernel read memory of others."""
+    sizes = {"plain-unet": {"filters": 4, "levels": 3}}.get(architecture, {"channels": (4, 8, 16)})
+    model = {"architecture": architecture, "dims": 3, **sizes}
+    deep = 2 * NETWORK_CHOICE.by_name[architecture].model_validate(model).stride  # type: ignore[attr-defined]
+    training_ = {"patch_size": (deep, 16, 16), "local_steps": STEPS}
+    assert_apart(a_run(dims=3, crops=2, model=model, training=training_), steps)
+
+
 def test_patients_whose_studies_go_by_one_key_in_two_sources_keep_their_own_images(steps: list[Tensor]) -> None:
     """Such as image 1 of two tables, each of another patient."""
     run, anna, bert = a_run(), replace(a_case("anna", 2), key="1"), replace(a_case("bert", 2), key="1")
@@ -143,7 +154,7 @@ def assert_apart(run: RunConfig, steps: list[Tensor]) -> None:
 def test_neither_precision_nor_the_way_of_computing_couples_patients(
     steps: list[Tensor], monkeypatch: pytest.MonkeyPatch, deterministic: bool, bf16: bool
 ) -> None:
-    monkeypatch.setattr(training, "precision", lambda *_: torch.autocast("cpu", torch.bfloat16, enabled=bf16))
+    monkeypatch.setattr(training, "precision", lambda *_, **__: torch.autocast("cpu", torch.bfloat16, enabled=bf16))
     assert_apart(a_run(deterministic=deterministic), steps)
 
 
@@ -156,7 +167,7 @@ def test_each_way_that_is_chosen_keeps_patients_apart(
     def seconds(*work: Any) -> float:
         return 1.0 if work[-1] is way else 1000.0
 
-    monkeypatch.setattr(training, "precision", lambda *_: torch.autocast("cpu", torch.bfloat16, enabled=False))
+    monkeypatch.setattr(training, "precision", lambda *_, **__: torch.autocast("cpu", torch.bfloat16, enabled=False))
     monkeypatch.setattr(autotune, "_seconds", seconds)
     assert_apart(a_run(), steps)
 

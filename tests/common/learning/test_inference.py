@@ -112,6 +112,14 @@ def test_dropout_is_off() -> None:
     assert torch.equal(probabilities_of(model, image, run), probabilities_of(model, image, run))
 
 
+def test_volumes_are_trained_in_single_precision_on_a_cpu() -> None:
+    flat = make_run(deterministic=False)
+    volume = make_run(3, (8, 8, 8), deterministic=False)
+    assert not precision(volume, "cpu", training=True)._enabled
+    native = precision(flat, "cpu")._enabled  # as the processor has it
+    assert precision(flat, "cpu", training=True)._enabled == precision(volume, "cpu")._enabled == native
+
+
 def test_half_precision_changes_probabilities_little_and_never_in_deterministic_runs() -> None:
     exact, fast = make_run(), make_run(deterministic=False)
     model, image = build_model(exact), make_image(32, 32)
