@@ -34,6 +34,8 @@ EVERY = [
     pytest.param(DiceCE(class_weights=(0.2, 1.0, 3.0), dice=0.5), id="DiceCE-weighted"),
     pytest.param(Focal(class_weights=(0.2, 1.0, 3.0), dice=1.0), id="Focal-weighted"),
     pytest.param(Tversky(gamma=0.75, cross_entropy=0.5), id="Tversky-focal"),
+    pytest.param(Tversky(gamma=0.5), id="Tversky-steep"),
+    pytest.param(Focal(gamma=0.5), id="Focal-steep"),
 ]
 
 
@@ -74,7 +76,7 @@ def test_the_right_answer_costs_least(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", EVERY)
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 20.0, 1e4])
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_one_class_alone_gives_finite_loss_and_gradient(loss: Loss, scale: float, label: int) -> None:
     logits = (scale * batch()[0]).requires_grad_()
@@ -176,6 +178,34 @@ def test_cldice_prices_a_cut_above_a_thinner_vessel() -> None:
         found[name] = [float(CLDice(weight=weight).of_each(logits, vessel)) for weight in (0.0, 1.0)]
     assert found["cut"][0] == pytest.approx(found["thin"][0], rel=1e-3)  # the overlap is the same
     assert found["cut"][1] - found["cut"][0] > found["thin"][1] - found["thin"][0] + 0.02
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "class-weights = [1e300, 1.0, 1.0]",
+        "class-weights = [1e-300, 1.0, 1.0]",
+        "dice = 1e300",
+        "dice = 0.0\ncross-entropy = 0.0",
+        'kind = "focal"\ngamma = 1e300',
+        'kind = "tversky"\nalpha = 0.0\nbeta = 0.0',
+        'kind = "tversky"\ngamma = 0.0',
+        'kind = "cldice"\niterations = 51',
+    ],
+)
+def test_what_cannot_be_computed_is_refused(lines: str) -> None:
+    with pytest.raises(ConfigError, match=r"task\.loss"):
+        parse(RunConfig, with_loss(lines))
+
+
+@pytest.mark.parametrize("loss", EVERY)
+@pytest.mark.parametrize("scale", [5.0, 20.0, 100.0])
+def test_voxels_that_are_certain_leave_the_gradient_finite(loss: Loss, scale: float) -> None:
+    logits, labels = batch()
+    certain = (scale * functional.one_hot(labels, 3).movedim(-1, 1).float() + 0.01 * logits).requires_grad_()
+    loss.of_each(certain, labels).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
 
 
 def test_weights_must_be_one_for_each_class() -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.config import RunConfig
+from common.config import RunConfig, validate
 from common.errors import ConfigError
 from common.learning.inference import outputs
 from common.learning.network import build_model, freeze, load_model, tensor_shapes, weights_of
 from common.losses.terms import dice_ce
-from common.models import NETWORKS, Network
+from common.models import NETWORKS, Network, layers
 from common.models.plain_unet import PlainUNet
 from common.models.wnet import WNet
 from common.privacy.autotune import choose
@@ -146,6 +146,47 @@ def test_a_network_learns(dims: int, architecture: str) -> None:
         optimizer.step()
     found = model.eval()(images).argmax(1) == 1
     assert 2 * (found & (labels == 1)).sum() > 0.9 * (found.sum() + (labels == 1).sum())
+
+
+@pytest.mark.parametrize(("dims", "architecture"), EVERY)
+def test_deterministic_kernels_are_there_and_repeat_bit_for_bit(dims: int, architecture: str) -> None:
+    run = run_of(dims, architecture)
+    labels = torch.randint(3, (2, *(16,) * dims), generator=torch.Generator().manual_seed(1))
+    found = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            model = build_model(run)
+            dice_ce(model(crops(2, *(16,) * dims)), labels).backward()  # type: ignore[no-untyped-call]  # torch leaves it
+            found.append(torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*found)
+
+
+def test_segnet_puts_values_back_as_torch_does() -> None:
+    values, places = nn.functional.max_pool2d(crops(2, 8, 6), 2, return_indices=True)
+    torch.testing.assert_close(layers._unpooled(values, places), nn.functional.max_unpool2d(values, places, 2))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("unet", {"channels": [4] * 11}),
+        ("segresnet", {"channels": [4] * 14_000}),
+        ("wnet", {"channels": [1] * 2000}),
+        ("dynunet", {"channels": [4, 8, 4097]}),
+        ("plain-unet", {"filters": 10**9}),
+        ("plain-unet", {"levels": 8}),
+    ],
+)
+def test_a_network_that_nobody_could_build_is_refused_at_once_in_a_few_words(
+    architecture: str, sizes: dict[str, Any]
+) -> None:
+    values = run_of(2, "unet").model_dump(by_alias=True) | {"model": {"architecture": architecture, **sizes}}
+    with pytest.raises(ConfigError) as refused:
+        validate(RunConfig, values, "run.toml")
+    assert len(str(refused.value)) < 400
 
 
 def test_plain_unet_has_the_published_number_of_weights() -> None:
