@@ -121,18 +121,13 @@ class Rounds:
         run = proposal.document
         self._exchange.check_receipts(coordination)
         offer = self._offer(run)
-        today = self._trail.attempts_today(current_site(self._home).policy.max_rounds_per_day)
-
-        def decide() -> PolicyConfig:
-            return self._decide(proposal, Purpose.TRAINING, offer=offer, rounds_today=today)
-
-        rules = decide()
+        rules = self._decide(proposal, Purpose.TRAINING, offer=offer, attempts=0)
         self._check(request, run, offer, rules)
         evaluations.begin_training(current_site(self._home), run.config, request)
         attempt = self._charge(request, run, offer)
 
         def again() -> str:
-            decide()
+            self._decide(proposal, Purpose.TRAINING, offer=offer, attempts=1)
             return self._charge(request, run, offer)
 
         try:
@@ -165,17 +160,25 @@ class Rounds:
         return reply
 
     def _decide(
-        self, proposal: Proposal, purpose: Purpose, *, offer: Offer | None = None, rounds_today: int | None = None
+        self, proposal: Proposal, purpose: Purpose, *, offer: Offer | None = None, attempts: int | None = None
     ) -> PolicyConfig:
         """Ask the policy as it is written now; the one that allows it.
+
+        Args:
+            proposal: the run.
+            purpose: what is to be done.
+            offer: what the site has for it.
+            attempts: at a round, of this message so far: they are no further rounds of the day.
 
         Raises:
             PolicyError: it refuses, or cannot be read.
         """
         rules = current_site(self._home).policy
         self._trail.policy(rules)
+        # Counted for the limit of these rules, which may be another one than a moment ago.
+        today = None if attempts is None else self._trail.attempts_today(rules.max_rounds_per_day + attempts) - attempts
         signed = signers.of(self._home, proposal.run_hash)
-        policy.decide(proposal.run, rules, purpose, signers=signed, offer=offer, rounds_today=rounds_today).enforce()
+        policy.decide(proposal.run, rules, purpose, signers=signed, offer=offer, rounds_today=today).enforce()
         return rules
 
     def _leaves(self, parcel: Parcel, proposal: Proposal) -> TrainReply:

@@ -35,7 +35,7 @@ from client.trail import log_exchange
 from client.trail.audit_trail import open_log
 from client.worker.protocol import Answer, Describe, PipeError, Question, Work
 from common.config import RunConfig, parse, sha256_of
-from common.config.rundocument import from_toml
+from common.config.rundocument import RunDocument, from_bundle, from_toml
 from common.errors import AuditError, ErrorCode
 from common.system import database
 from common.wire import pushback
@@ -611,6 +611,22 @@ def test_bundle_that_is_not_what_it_claims_is_ignored(stage: Stage) -> None:
     stage.coordinator.propose(sha256_of(run), bundle + b"import os", hashlib.sha256(bundle).hexdigest())
     honest = stage.propose(PRIVATE_TOML)
     assert [proposal.run_hash for proposal in approvals.load_all(stage.home)] == [honest]
+
+
+def test_a_proposal_that_nobody_signed_is_not_even_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the coordinator has no operator's key, and could have a hospital work on bundles without end."""
+    read: list[bytes] = []
+
+    def reads(bundle: bytes) -> RunDocument:
+        read.append(bundle)
+        return from_bundle(bundle)
+
+    monkeypatch.setattr("client.proposals.appraise.from_bundle", reads)
+    run, bundle = parse(RunConfig, RUN_TOML), from_toml(RUN_TOML).bundle
+    stage.coordinator.propose(sha256_of(run), bundle, hashlib.sha256(bundle).hexdigest(), endorsements=[])
+    honest = stage.propose(PRIVATE_TOML)
+    assert [proposal.run_hash for proposal in approvals.load_all(stage.home)] == [honest]
+    assert read == [from_toml(PRIVATE_TOML).bundle]
 
 
 def test_agent_finds_back_after_the_coordinator_was_away(stage: Stage) -> None:
