@@ -118,7 +118,7 @@ class TrainingConfig(Table):
     @model_validator(mode="after")
     def _looks_ahead_by_something(self) -> Self:
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise ValueError("nesterov is for optimizer = 'sgd' with a momentum above 0")
+            raise ValueError("nesterov is for optimizer = 'sgd' with a momentum above 0: set both, or take it out")
         return self
 
 
@@ -212,7 +212,11 @@ class RunConfig(Document):
             raise ValueError(f"training.patch-size needs {dims} entries, one per axis of the model")
         stride = self.model.stride
         if any(edge % stride for edge in self.training.patch_size):
-            raise ValueError(f"training.patch-size must be multiples of {stride}, the network's total stride")
+            fits = [max(1, round(edge / stride)) * stride for edge in self.training.patch_size]
+            raise ValueError(
+                f"training.patch-size {list(self.training.patch_size)} must be multiples of {stride}, the network's "
+                f"total stride, such as {fits}"
+            )
         if problem := self.task.refuse(len(self.data.classes)):
             raise ValueError(problem)
         spacing = self.preprocessing.spacing_mm
@@ -227,9 +231,10 @@ class RunConfig(Document):
                 "local-steps"
             )
         if self.privacy is not None and (self.training.l1 or self.training.gradient_clipping is not None):
+            which = "l1" if self.training.l1 else "gradient-clipping"
             raise ValueError(
-                "training.l1 and gradient-clipping are for runs without [privacy]: there each patient's gradient is "
-                "clipped to privacy.clipping-norm, and what is added to the sum is accounted for"
+                f"training.{which} is for runs without [privacy]: there each patient's gradient is clipped to "
+                "privacy.clipping-norm, and what is added to the sum is accounted for. Take it out"
             )
         if self.privacy is not None and self.federation.weighting == "patients":
             raise ValueError("federation.weighting 'patients' would reveal counts: with [privacy] use 'equal'")

@@ -73,8 +73,8 @@ def _unknown(model: type[BaseModel], path: Sequence[str], table: type[BaseModel]
     own = list(_keys(table)) if table is not None else []
     name = ".".join(path)
     hyphened = key.replace("_", "-")
-    if hyphened != key and hyphened in own:
-        return f"unknown key {name!r}: keys are written with hyphens. Write {hyphened!r}"
+    if (own_fault := _of_its_table(model, path, table)) is not None:
+        return f"unknown key {name!r}{own_fault}"
     if homes := [place for place, keys in _tables(model) if hyphened in keys and place != ".".join(above)]:
         return f"unknown key {name!r}. {hyphened!r} stands {' and '.join(map(_place, homes))}. Move or remove it"
     near = difflib.get_close_matches(hyphened, own, n=1)
@@ -86,6 +86,21 @@ def _unknown(model: type[BaseModel], path: Sequence[str], table: type[BaseModel]
         if near := difflib.get_close_matches(hyphened, keys, n=1):
             return f"unknown key {name!r}. Did you mean {near[0]!r} {_place(place)}? Remove or correct it"
     return f"unknown key {name!r}. {_whole(own)}Remove or correct it"
+
+
+def _of_its_table(model: type[BaseModel], path: Sequence[str], table: type[BaseModel] | None) -> str | None:
+    """A key written otherwise, or one of another kind of this table; None: it is neither."""
+    *above, key = path
+    own = list(_keys(table)) if table is not None else []
+    hyphened = key.replace("_", "-")
+    if hyphened != key and hyphened in own:
+        return f": keys are written with hyphens. Write {hyphened!r}"
+    choice = _choice_along(model, above)
+    kinds = [kind for kind, member in choice.by_name.items() if hyphened in _keys(member)] if choice else []
+    if table is None or choice is None or not kinds:
+        return None
+    kind = table.model_fields[choice.key].default
+    return f". It is a key of {' and '.join(kinds)}; {kind} has {', '.join(own)}. Remove it"
 
 
 def _allowed(problem: Mapping[str, Any]) -> str:
@@ -148,6 +163,8 @@ def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, list[
         place = f"{path}.{name}" if path else name
         if (choice := choice_of(field.annotation, field.metadata)) is not None:
             yield place, sorted({key for member in choice.members for key in _keys(member)})
+            for member in choice.members:
+                yield from list(_tables(member, place))[1:]
         elif (below := _below(field.annotation)) is not None:
             yield from _tables(below, place)
 
@@ -174,6 +191,18 @@ def _place_of(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], ty
 def _choice_at(table: type[BaseModel] | None, path: Sequence[str]) -> OneOf | None:
     field = next((one for name, one in _fields(table) if name == path[-1]), None) if table is not None else None
     return None if field is None else choice_of(field.annotation, field.metadata)
+
+
+def _choice_along(model: type[BaseModel], path: Sequence[str]) -> OneOf | None:
+    """The choice of kinds that the table at a place is one of; None: it is a table of its own."""
+    found: list[type[BaseModel]] = [model]
+    choice: OneOf | None = None
+    for part in path:
+        field = next((one for table in found for name, one in _fields(table) if name == part), None)
+        choice = None if field is None else choice_of(field.annotation, field.metadata)
+        below = None if field is None or choice is not None else _below(field.annotation)
+        found = list(choice.members) if choice is not None else [below] if below is not None else []
+    return choice
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:

@@ -68,7 +68,9 @@ class Document(Table):
             document = handler(values)
         for key, format_, is_earliest in later_keys(document):
             if format_ > document.format and not is_earliest and key != "format":
-                raise ValueError(f"{key} is a key of format {format_}. Write format = {format_} at the top of the file")
+                raise ValueError(
+                    f"{key} is a key of format {format_}. Write format = {format_} at the top of the {cls.KIND}"
+                )
         return document
 
 

@@ -8,6 +8,7 @@ out. docs/run.md tells more of each key.
 import json
 import re
 
+from common.losses import LOSS_CHOICE
 from common.models import NETWORK_CHOICE
 from common.strategies import STRATEGY_CHOICE
 from common.tasks import TASK_CHOICE
@@ -23,7 +24,7 @@ name = "lesions"             # small letters, digits and hyphens
 # deterministic = false      # bit-equal results on the same machine, at some cost in speed
 
 [model]
-# architecture = NETWORK      # what there is: wardround-sim list networks
+# architecture = NETWORK      # what there is: wardround-sim list networks; each has keys of its own, see docs/run.md
 # dims = 2                   # 2: slices and pictures; 3: volumes
 channels = [8, 8, 8]         # width of each level, two levels at least
 residual-units = 0           # of a level, 0 to 4
@@ -43,6 +44,12 @@ classes = ["lesion"]         # in label order; 0 is the background
 [task]                       # what is learned of the classes: wardround-sim list tasks
 # kind = TASK
 
+[task.loss]                  # what it trains with: wardround-sim list losses; each has keys of its own
+# kind = LOSS
+# dice = 1.0
+# cross-entropy = 1.0
+# class-weights = [0.2, 1.0] # of the background and each class, where classes are rare
+
 [preprocessing]
 spacing-mm = [3.0, 3.0]      # resample to this; for images that know their spacing (DICOM, NIfTI)
 # rows = 256                 # for pictures, in place of spacing-mm: resize to so many rows
@@ -57,9 +64,14 @@ patch-size = [64, 64]        # crop in voxels; multiples of 2 to the power of th
 # foreground-fraction = 0.5  # share of crops around a foreground voxel
 optimizer = "sgd"            # sgd or adamw
 learning-rate = 2.0
-# schedule = "cosine"        # cosine or constant
+# schedule = "cosine"        # cosine, poly or constant
+# cycles = 1                 # how often the schedule runs down
+# warmup-steps = 0           # first steps of the run, in which the rate rises
 # weight-decay = 0.00001
 momentum = 0.0               # of sgd
+# nesterov = false           # of sgd with a momentum
+# l1 = 0.0                   # without [privacy]: weight of the sum of the weights' absolute values
+# gradient-clipping = 1.0    # without [privacy]: the most that a step's gradient may be long
 # trainable = "all"          # all or norm-and-head
 
 [training.augmentation]
@@ -97,7 +109,7 @@ crops-per-patient = 2
 # sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 # public = "which images made these weights, and why no patient of a hospital is among them"
 """
-_DEFAULTS = {"NETWORK": NETWORK_CHOICE, "TASK": TASK_CHOICE, "STRATEGY": STRATEGY_CHOICE}
+_DEFAULTS = {"NETWORK": NETWORK_CHOICE, "LOSS": LOSS_CHOICE, "TASK": TASK_CHOICE, "STRATEGY": STRATEGY_CHOICE}
 TEMPLATE = re.sub("|".join(_DEFAULTS), lambda found: json.dumps(_DEFAULTS[found[0]].first), _TEXT)
 
 

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import model_validator
 
@@ -149,6 +149,16 @@ class ScenarioConfig(Table):
     partition: Annotated[Partition, PARTITION_CHOICE] | None = None
     pretraining: PretrainingConfig | None = None
     compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_run(cls, values: Any) -> Any:
+        if isinstance(values, dict) and {"federation", "training"} <= values.keys():
+            raise ValueError(
+                "this is a run.toml. A scenario holds a run below [run], [run.data] and so on, with its images beside "
+                "it, such as [phantoms]: see docs/scenarios.md"
+            )
+        return values
 
     @model_validator(mode="after")
     def _has_one_kind_of_sites(self) -> Self:

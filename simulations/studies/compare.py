@@ -208,21 +208,24 @@ def as_data(results: Sequence[Result], task: Task) -> dict[str, Any]:
 
 
 def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
-    """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds."""
+    """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds.
+
+    One to a model that finds nothing, whose score is 0, is left out.
+    """
 
     def mean(name: str) -> float:
         return statistics.fmean(Measure(task).mean(result) for result in results if result.column == name)
 
     names = list(dict.fromkeys(result.column for result in results))
     alone = [name for name in names if name.startswith(ALONE.format(""))]
-    ratios = {"federated / pooled": mean(FEDERATED) / mean(POOLED)}
+    pairs = {"federated / pooled": (mean(FEDERATED), mean(POOLED))}
     if alone:
-        ratios["federated / best alone"] = mean(FEDERATED) / max(map(mean, alone))
+        pairs["federated / best alone"] = mean(FEDERATED), max(map(mean, alone))
     for name in names:
         plain = name.partition(", ")[0]
         if name != plain:
-            ratios[f"{name} / {plain}"] = mean(name) / mean(plain)
-    return ratios
+            pairs[f"{name} / {plain}"] = mean(name), mean(plain)
+    return {name: over / under for name, (over, under) in pairs.items() if under}
 
 
 def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:

@@ -106,6 +106,28 @@ def test_what_a_choice_does_not_offer_is_said_to_be_all_there_is() -> None:
     assert "this version has no other" in said
 
 
+def test_a_misspelt_kind_or_choice_is_told_the_nearest() -> None:
+    for lines, meant in (
+        ('[model]\narchitecture = "attention_unet"\n', "attention-unet"),
+        ('[task]\n[task.loss]\nkind = "tverksy"\n', "tversky"),
+        ('[preprocessing]\nintensity = "zsocre"\n', "zscore"),
+    ):
+        assert f"Did you mean '{meant}'?" in refused(RunConfig, "format = 2\n" + RUN + lines)
+
+
+def test_a_key_of_another_kind_says_whose_it_is() -> None:
+    said = refused(RunConfig, RUN + '[model]\narchitecture = "attention-unet"\nfilters = 8\n')
+    assert "unknown key 'model.filters'. It is a key of plain-unet; attention-unet has " in said
+    said = refused(RunConfig, "format = 2\n" + RUN + '[task.loss]\nkind = "tversky"\nclass-weights = [1.0, 1.0]\n')
+    assert "unknown key 'task.loss.class-weights'. It is a key of dice-ce and focal; tversky has " in said
+
+
+def test_a_loss_that_stands_in_the_wrong_table_is_told_the_right_one() -> None:
+    for key, home in (("loss", "[task]"), ("gamma", "[task.loss]")):
+        said = refused(RunConfig, RUN.replace("[training]\n", f"[training]\n{key} = 1.0\n"))
+        assert f"{key!r} stands in {home}" in said
+
+
 def test_hours_and_digests_are_asked_for_by_their_form() -> None:
     assert 'hours is "8 to 5", must be hours such as 20:00-06:00' in refused(PolicyConfig, 'hours = "8 to 5"\n')
     assert "64 hexadecimal digits" in refused(RunConfig, RUN + '[initial]\nsha256 = "abc"\n')

@@ -157,7 +157,7 @@ def test_deterministic_kernels_are_there_and_repeat_bit_for_bit(dims: int, archi
     try:
         for _ in range(2):
             model = build_model(run)
-            dice_ce(model(crops(2, *(16,) * dims)), labels).backward()  # type: ignore[no-untyped-call]  # torch leaves it
+            dice_ce(model(crops(2, *(16,) * dims)), labels).backward()
             found.append(torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]))
     finally:
         torch.use_deterministic_algorithms(False)
@@ -166,7 +166,7 @@ def test_deterministic_kernels_are_there_and_repeat_bit_for_bit(dims: int, archi
 
 def test_segnet_puts_values_back_as_torch_does() -> None:
     values, places = nn.functional.max_pool2d(crops(2, 8, 6), 2, return_indices=True)
-    torch.testing.assert_close(layers._unpooled(values, places), nn.functional.max_unpool2d(values, places, 2))
+    torch.testing.assert_close(layers._unpooled(values, places), nn.functional.max_unpool2d(values, places, [2, 2]))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Careless(nn.Module):
         self.convolution = nn.Conv2d(1, 2, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = _Dirty.apply(self.convolution(images))  # type: ignore[no-untyped-call]  # torch leaves it
+        logits: Tensor = _Dirty.apply(self.convolution(images))
         return logits
 
 
@@ -82,7 +82,7 @@ def test_half_precision_volumes_of_two_slices_are_refused_or_repeat_bit_for_bit(
         blocks = [torch.full((1 << power,), filled) for power in range(8, 20) for _ in range(8)]
         del blocks
         model.zero_grad(set_to_none=True)
-        dice_ce(model(crops), labels).backward()  # type: ignore[no-untyped-call]  # torch leaves it
+        dice_ce(model(crops), labels).backward()
         return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
 
     first = gradient(0.0)

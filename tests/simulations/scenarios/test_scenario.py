@@ -7,6 +7,7 @@ import pytest
 
 from common.config import SiteConfig, SourceConfig, load
 from common.errors import ConfigError
+from server.commands.template import TEMPLATE
 from simulations.partitions.equal import Equal
 from simulations.scenarios.scenario import (
     SHIPPED,
@@ -34,6 +35,14 @@ def test_shipped_scenarios_are_valid_and_titled() -> None:
     assert {"hippocampus", "phantoms", "vessels"} <= set(NAMES)
     assert all(one.config.title and len(one.config.site_names) == 3 for one in scenarios)
     assert all(one.config.run.name == one.name for one in scenarios)
+
+
+def test_a_run_in_place_of_a_scenario_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(TEMPLATE)
+    with pytest.raises(ConfigError, match=r"this is a run\.toml\. A scenario holds a run below") as refused:
+        load_scenario(str(path))
+    assert len(str(refused.value)) < 300
 
 
 def test_relative_paths_start_from_the_data_folder(tmp_path: Path) -> None:

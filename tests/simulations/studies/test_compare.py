@@ -215,6 +215,10 @@ def test_verdict_is_the_ratio_of_means_over_sites_and_seeds() -> None:
     assert ratios["federated / best alone"] == pytest.approx(0.78 / 0.6)
 
 
+def test_no_ratio_is_taken_to_a_model_that_finds_nothing() -> None:
+    assert verdict([a_result(POOLED, 0, 0.0), a_result(FEDERATED, 0, 0.4)], RUN.task) == {}
+
+
 def test_private_models_are_held_against_the_same_model_without_privacy() -> None:
     results = [
         a_result(ZERO_SHOT, 0, 0.1),
