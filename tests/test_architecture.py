@@ -105,8 +105,8 @@ ARROWS = {
         "common.config common.console common.system server.federation server.home server.registry server.views"
     ),
     "server.commands": (
-        "common.audit common.config common.console common.crypto common.flower common.identity common.models "
-        "common.strategies common.system common.tasks common.wire server.coordinator server.federation "
+        "common.audit common.config common.console common.crypto common.flower common.identity common.losses "
+        "common.models common.strategies common.system common.tasks common.wire server.coordinator server.federation "
         "server.gateway server.home server.registry server.views"
     ),
     "server.coordinator": (
