@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.data.deidentify.pseudonym import cohort_id
 from client.home.declared import as_declared, declared_size, outgrown
 from client.home.folder import SITE_NAME
 from client.home.offer import Offer
@@ -91,6 +90,7 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
     Raises:
         ConfigError: state/declared.json is damaged.
     """
+    from client.data.deidentify.pseudonym import cohort_id  # noqa: PLC0415 - of the data, of which an agent loads nothing
     from common.learning.network import tensor_shapes  # noqa: PLC0415 - torch
 
     if checkup.document is None:

@@ -352,13 +352,13 @@ def test_one_patient_moves_the_sum_of_scores_by_no_more_than_is_charged(
         return seen[0]
 
     held = make_site(tmp_path / "look", tiny_site(tmp_path / "look" / "data", "north", patients=30)).cohort(PRIVATE)
-    whole = sums(lambda *_: replace(held, declared_size=100))
+    whole = sums(lambda *_, **__: replace(held, declared_size=100))
     limit = private_scores.score_plan(PRIVATE, 100, "validation", 1.0).sensitivity
     assert limit == math.sqrt(1) / 2
     names = held.patients("validation")
     assert len(names) >= 3
     for gone in (names[0], names[len(names) // 2], names[-1]):
         cases = tuple(case for case in held.cases if case.patient != gone)
-        without = sums(lambda *_, cases=cases: replace(held, cases=cases, declared_size=100))
+        without = sums(lambda *_, cases=cases, **__: replace(held, cases=cases, declared_size=100))
         moved = float((whole - without).norm())
         assert 0 < moved <= limit
