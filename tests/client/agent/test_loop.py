@@ -442,6 +442,8 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
 ) -> None:
     monkeypatch.setattr(log_exchange, "RETRY_S", 0.01)
     monkeypatch.setattr(log_exchange, "IDLE_S", 0.01)
+    # Of what is opened before the file is held and asks for it after: it may wait no longer than the test.
+    monkeypatch.setattr(database, "_LOCK_TIMEOUT_S", 2.0)
     tries = threading.Semaphore(0)
     exchange = log_exchange.LogExchange.exchange
 
@@ -458,9 +460,9 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
     with sqlite3.connect(stage.home / "audit.sqlite", isolation_level=None) as holder:
-        holder.execute("BEGIN EXCLUSIVE")
         with monkeypatch.context() as impatient:
             impatient.setattr(database, "_LOCK_TIMEOUT_S", 0.01)
+            holder.execute("BEGIN EXCLUSIVE")
             assert all(tries.acquire(timeout=60.0) for _ in range(10))
         holder.execute("ROLLBACK")
     told = [text for text in caplog.messages if "database is locked" in text]
