@@ -1,7 +1,7 @@
 """MONAI's SegResNet, an asymmetric residual encoder and decoder (Myronenko, BrainLes 2018), without its autoencoder."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
@@ -18,8 +18,6 @@ class SegResNet(Levels):
 
     architecture: Literal["segresnet"] = "segresnet"
     norm: Literal["group", "instance"] = "group"
-
-    LEAST: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _doubles(self) -> "SegResNet":

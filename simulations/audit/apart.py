@@ -45,6 +45,8 @@ _PATIENTS = 9
 _PLACES = {"first": 0, "middle": _PATIENTS // 2, "last": _PATIENTS - 1}
 _STEPS = 2
 _IMAGE, _PATCH = {2: (40, 36), 3: (20, 24, 18)}, {2: (16, 16), 3: (8, 8, 8)}
+# Two voxels deep at the network's lowest level, where other kernels run.
+_FLAT_PATCH = (4, 8, 8)
 _ATTACKED = 40  # patients: the more of them move with the first one, the better it is seen
 _EPSILON, _DELTA = 1.0, 1e-4  # of a trial; a larger delta would excuse good guesses
 
@@ -58,15 +60,24 @@ class Setting:
     dims: int
     crops: int  # of a patient in a step
     dropout: float = 0.0
+    flat: bool = False  # volumes of few slices
 
     @property
     def name(self) -> str:
         """For people."""
         crops = "1 crop" if self.crops == 1 else f"{self.crops} crops"
-        return f"{self.dims}D, {crops}{', dropout' if self.dropout else ''}"
+        return f"{self.dims}D, {crops}{', dropout' if self.dropout else ''}{', flat' if self.flat else ''}"
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Size of a crop."""
+        return _FLAT_PATCH if self.flat else _PATCH[self.dims]
 
 
-SETTINGS = tuple(Setting(dims, crops, dropout) for dims in (2, 3) for crops, dropout in ((1, 0.0), (4, 0.0), (4, 0.2)))
+SETTINGS = (
+    *(Setting(dims, crops, dropout) for dims in (2, 3) for crops, dropout in ((1, 0.0), (4, 0.0), (4, 0.2))),
+    Setting(3, 4, flat=True),
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ def _moved(setting: Setting, sites: dict[str, Site]) -> Moved:
         sampling_rate=1.0,
         steps=_STEPS,
         crops=setting.crops,
-        patch=_PATCH[setting.dims],
+        patch=setting.patch,
         dropout=setting.dropout,
         shipped_augmentation=True,
     )

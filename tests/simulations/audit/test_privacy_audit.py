@@ -377,6 +377,7 @@ def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monk
     [
         (crops_from_one_stream, Setting(2, 1)),
         (crops_from_one_stream, Setting(3, 4)),
+        (crops_from_one_stream, Setting(3, 4, flat=True)),
         (streams_by_place_and_not_by_patient, Setting(2, 1)),
         (images_normalised_over_everybody, Setting(2, 1)),
         (dropout_from_one_stream, Setting(2, 4, 0.2)),
@@ -434,7 +435,7 @@ def test_the_client_as_it_is_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["audit", "--canaries", "40", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     checks = [row["check"] for row in json.loads(done.stdout)]
-    assert len(checks) == len(set(checks)) == 14
+    assert len(checks) == len(set(checks)) == 15
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.html"]
 
 
