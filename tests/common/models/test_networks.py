@@ -80,8 +80,8 @@ def test_the_image_reaches_the_answer_and_the_loss_every_weight(dims: int, archi
     for name, weights in model.named_parameters():
         assert weights.grad is not None, name
         assert weights.grad.isfinite().all(), name
-    moved = sum(float(weights.grad.abs().sum()) > 0 for weights in model.parameters() if weights.grad is not None)
-    assert moved > 0.6 * sum(1 for _ in model.parameters())  # a bias before a norm moves nothing
+        # Of convolutions each must tell: what a skip connection carries, too. A bias before a norm moves nothing.
+        assert weights.ndim == 1 or float(weights.grad.abs().max()) > 1e-7, name
 
 
 @pytest.mark.parametrize(("dims", "architecture"), EVERY)

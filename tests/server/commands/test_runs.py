@@ -8,6 +8,7 @@ import pytest
 
 from common.config.rundocument import issue
 from server.federation.events import open_journal
+from server.registry.audit_trail import open_log
 from tests.server.commands.calls import HASH, add_result, fails, invoke, succeeds
 from tests.server.coordinators import RUN, RUN_TOML
 
@@ -85,6 +86,21 @@ def test_hash_of_a_run_is_the_sha256sum_of_the_document_that_was_issued(home, re
     shown = subprocess.run(["sha256sum", issued], capture_output=True, text=True, check=True).stdout
     assert shown.split()[0] == registry.proposals()[0].run_hash == HASH
     assert HASH in result.stdout
+
+
+def test_stopping_and_resuming_stand_in_the_audit_log_after_who_signed_them(home, registry, running, document):
+    for words in (("run", str(document)), ("stop", "lesions"), ("resume", "lesions")):
+        succeeds(*words)
+    told = [
+        (entry.kind, entry.fields.get("action") or entry.fields["run"])
+        for entry in open_log(home).entries()
+        if entry.kind in {"act", "proposed", "closed"}
+    ]
+    assert told == [
+        *(("act", "run"), ("proposed", HASH)),
+        *(("act", "stop"), ("closed", HASH)),
+        *(("act", "resume"), ("proposed", HASH)),
+    ]
 
 
 def test_runs_stop_and_resume(home, registry, running, document):

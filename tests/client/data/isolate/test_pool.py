@@ -70,6 +70,15 @@ def test_bad_studies_are_refused_and_the_good_ones_come_in_order(tmp_path: Path,
 
 
 @pytest.mark.usefixtures("hostile")
+def test_child_that_the_kernel_killed_ran_out_of_memory_and_the_next_study_is_read(tmp_path: Path) -> None:
+    jobs = [study(tmp_path, "large", "kill"), study(tmp_path, "small", "fine")]
+    with Readers(1, file_limit_s=LIMIT_S) as readers:
+        large, small = readers.read(jobs)
+    assert_refused(large, ErrorCode.OUT_OF_MEMORY, "not enough memory")
+    assert isinstance(small, Reading)
+
+
+@pytest.mark.usefixtures("hostile")
 def test_limit_of_time_is_for_a_file_not_for_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file takes 100 s by the clock that counts, and may take 190 s."""
     late, wait = [0.0], Pool._wait
