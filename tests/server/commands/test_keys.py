@@ -1,6 +1,6 @@
 """The coordinator's key goes under a passphrase; a next root is made, and takes over."""
 
-from common.identity.certificates import load_certificate
+from common.identity.certificates import is_signed_by_any, load_certificate
 from server.home.folder import KEY_PASSPHRASE
 from server.registry.audit_trail import open_log
 from tests.server.commands.calls import fails, succeeds
@@ -23,7 +23,7 @@ def test_coordinators_key_goes_under_a_passphrase_and_out_again(home, monkeypatc
     assert "not under a passphrase" in fails("key", "unprotect", "--yes")
 
 
-def test_the_next_root_is_made_and_takes_over_and_both_acts_are_signed(home):
+def test_the_next_root_is_made_and_takes_over_and_both_acts_are_signed(home, registry):
     before = home.root_pem
     succeeds("root", "rotate")
     following = home.successor_pem
@@ -37,4 +37,8 @@ def test_the_next_root_is_made_and_takes_over_and_both_acts_are_signed(home):
     acts = [entry.fields["action"] for entry in entries if entry.kind == "act"]
     assert acts.index("root-rotate") < acts.index("root-finish")
     assert "root-rotated" in [entry.kind for entry in entries]
-    succeeds("invite", "st-mary")  # by an operator whom the new root certified
+    # The operator is the new root's now, and goes on.
+    assert [is_signed_by_any(load_certificate(one.certificate), home.root_pem) for one in registry.operators()] == [
+        True
+    ]
+    succeeds("invite", "st-mary")
