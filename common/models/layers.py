@@ -1,4 +1,7 @@
-"""What our own networks are made of. Imports torch: only where a network is built."""
+"""What our own networks are made of. Imports torch: only where a network is built.
+
+Imports nothing else: a MONAI bundle of such a network holds a copy of this file.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,32 @@ class Blocks:
     def pool(self, *, return_indices: bool = False) -> nn.Module:
         """The largest of two voxels along each axis."""
         return (nn.MaxPool2d if self.dims == 2 else nn.MaxPool3d)(2, return_indices=return_indices)
+
+
+def normaliser(dims: int, norm: str) -> Callable[[int], nn.Module] | None:
+    """What makes a layer that normalises each sample by itself, with a weight and a bias for each of so many channels.
+
+    Args:
+        dims: axes of the image.
+        norm: instance, group, or none.
+    """
+    if norm == "none":
+        return None
+    if norm == "group":
+        return lambda channels: nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    instance = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
+    return lambda channels: instance(channels, affine=True)
+
+
+def normalised(network: nn.Module, dims: int, norm: str) -> nn.Module:
+    """The network of a library with its normalisations replaced by `normaliser`'s; its other weights stay."""
+    theirs = nn.BatchNorm2d | nn.BatchNorm3d | nn.InstanceNorm2d | nn.InstanceNorm3d
+    made = normaliser(dims, norm)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, theirs) and made is not None:
+                setattr(parent, name, made(child.num_features))
+    return network
 
 
 class PlainUNet(nn.Module):
@@ -174,4 +205,4 @@ def _he(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Blocks", "PlainUNet", "SegNet", "WNet"]
+__all__ = ["Blocks", "PlainUNet", "SegNet", "WNet", "normalised", "normaliser"]

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.models.network import Network
+from common.models.network import LAYERS, Network
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from common.models.layers import Blocks
 
 _GROUPS = 4
 # What a level may be wide: bounded, since hospitals build the network to look at a proposal.
@@ -53,22 +55,38 @@ class Levels(Network):
 
     def normalisation(self, channels: int) -> "nn.Module":
         """A layer that normalises each sample by itself, with a weight and a bias for each channel."""
-        from torch import nn  # noqa: PLC0415 - heavy
+        from common.models import layers  # noqa: PLC0415 - torch
 
-        if self.norm == "group":
-            return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
-        return (nn.InstanceNorm2d if self.dims == 2 else nn.InstanceNorm3d)(channels, affine=True)
+        made = layers.normaliser(self.dims, self.norm)
+        assert made is not None  # noqa: S101  # norm is one of two kinds here
+        return made(channels)
 
     def normalised(self, network: "nn.Module") -> "nn.Module":
-        """The network of a library with its normalisations replaced by `normalisation`; its other weights stay."""
-        from torch import nn  # noqa: PLC0415 - heavy
+        """The network of a library with its normalisations replaced by the run's; its other weights stay."""
+        from common.models import layers  # noqa: PLC0415 - torch
 
-        theirs = nn.BatchNorm2d | nn.BatchNorm3d | nn.InstanceNorm2d | nn.InstanceNorm3d
-        for parent in list(network.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, theirs):
-                    setattr(parent, name, self.normalisation(child.num_features))
-        return network
+        return layers.normalised(network, self.dims, self.norm)
+
+    def described_normalised(self, network: dict[str, Any]) -> dict[str, Any]:
+        """`normalised` as `described` tells it."""
+        return {"_target_": f"{LAYERS}.normalised", "network": network, "dims": self.dims, "norm": self.norm}
+
+    def blocks(self) -> "Blocks":
+        """What the layers of a network of our own have in common."""
+        from common.models import layers  # noqa: PLC0415 - torch
+
+        return layers.Blocks(self.dims, self.dropout, layers.normaliser(self.dims, self.norm))
+
+    def described_blocks(self) -> dict[str, Any]:
+        """`blocks` as `described` tells it."""
+        return described_blocks(self.dims, self.dropout, self.norm)
 
 
-__all__ = ["Levels", "Width"]
+def described_blocks(dims: int, dropout: float, norm: str) -> dict[str, Any]:
+    """What `layers.Blocks` of such layers is, as `Network.described` tells it."""
+    # MONAI's parser drops an argument that is made by a function and comes out as None.
+    made = None if norm == "none" else {"_target_": f"{LAYERS}.normaliser", "dims": dims, "norm": norm}
+    return {"_target_": f"{LAYERS}.Blocks", "dims": dims, "dropout": dropout, "normalisation": made}
+
+
+__all__ = ["Levels", "Width", "described_blocks"]

@@ -7,12 +7,15 @@ library that it comes from, where it builds.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from common.document.table import Table
 
 if TYPE_CHECKING:
     from torch import nn
+
+# The module of a MONAI bundle that holds a copy of common/models/layers.py, for what MONAI has no class of.
+LAYERS = "scripts.layers"
 
 
 class Network(Table):
@@ -38,9 +41,17 @@ class Network(Table):
     def head(self, network: "nn.Module") -> "nn.Module":
         """The last block of a built network: what fine-tuning trains beside the normalisations."""
 
+    def described(self, inputs: int, outputs: int) -> dict[str, Any] | None:
+        """What `build` builds, as a MONAI bundle writes it: a class under `_target_`, and its arguments.
+
+        Returns:
+            Plain values of JSON; None: it cannot be told in classes of MONAI and of `LAYERS`.
+        """
+        return None
+
     def refuse(self, patch_size: Sequence[int]) -> str | None:
         """Why it cannot train on crops of this size, beside the stride; None: it can."""
         return None
 
 
-__all__ = ["Network"]
+__all__ = ["LAYERS", "Network"]

@@ -15,11 +15,12 @@ ends it. A convolution of k^d voxels from a to b channels has k^d a b + b weight
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from common.models.network import Network
+from common.models.levels import described_blocks
+from common.models.network import LAYERS, Network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,20 +53,27 @@ class PlainUNet(Network):
 
     def build(self, inputs: int, outputs: int) -> "nn.Module":
         """See the module."""
-        from torch import nn  # noqa: PLC0415 - heavy
-
         from common.models import layers  # noqa: PLC0415 - torch
 
-        instance = nn.InstanceNorm2d if self.dims == 2 else nn.InstanceNorm3d
-        widths = [self.filters << level for level in range(self.levels)]
-        norm = None if self.norm == "none" else lambda channels: instance(channels, affine=True)
-        blocks = layers.Blocks(self.dims, self.dropout, norm)
-        return layers.PlainUNet(blocks, inputs, outputs, widths)
+        blocks = layers.Blocks(self.dims, self.dropout, layers.normaliser(self.dims, self.norm))
+        return layers.PlainUNet(blocks, inputs, outputs, self._widths())
+
+    def described(self, inputs: int, outputs: int) -> dict[str, Any]:
+        """See `build`."""
+        sizes = {"inputs": inputs, "outputs": outputs, "widths": self._widths()}
+        return {
+            "_target_": f"{LAYERS}.PlainUNet",
+            "blocks": described_blocks(self.dims, self.dropout, self.norm),
+            **sizes,
+        }
 
     def head(self, network: "nn.Module") -> "nn.Module":
         """The convolution of one voxel that makes the outputs."""
         last: nn.Module = network.head  # type: ignore[assignment]  # a module of ours
         return last
+
+    def _widths(self) -> tuple[int, ...]:
+        return tuple(self.filters << level for level in range(self.levels))
 
 
 __all__ = ["PlainUNet"]

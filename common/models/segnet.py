@@ -1,8 +1,9 @@
 """SegNet: the way up puts each value back where pooling took it from (Badrinarayanan et al., TPAMI 2017)."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from common.models.levels import Levels
+from common.models.network import LAYERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,8 +23,12 @@ class SegNet(Levels):
         """See `common.models.layers`."""
         from common.models import layers  # noqa: PLC0415 - torch
 
-        blocks = layers.Blocks(self.dims, self.dropout, self.normalisation)
-        return layers.SegNet(blocks, inputs, outputs, self.channels)
+        return layers.SegNet(self.blocks(), inputs, outputs, self.channels)
+
+    def described(self, inputs: int, outputs: int) -> dict[str, Any]:
+        """See `build`."""
+        sizes = {"inputs": inputs, "outputs": outputs, "widths": self.channels}
+        return {"_target_": f"{LAYERS}.SegNet", "blocks": self.described_blocks(), **sizes}
 
     def head(self, network: "nn.Module") -> "nn.Module":
         """The convolution that makes the outputs."""

@@ -1,10 +1,11 @@
 """W-Net: two small U-Nets, the second of which mends what the first says (Galdran et al., Scientific Reports 2022)."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from common.models.levels import Levels, Width
+from common.models.network import LAYERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +21,12 @@ class WNet(Levels):
         """See `common.models.layers`."""
         from common.models import layers  # noqa: PLC0415 - torch
 
-        blocks = layers.Blocks(self.dims, self.dropout, self.normalisation)
-        return layers.WNet(blocks, inputs, outputs, self.channels)
+        return layers.WNet(self.blocks(), inputs, outputs, self.channels)
+
+    def described(self, inputs: int, outputs: int) -> dict[str, Any]:
+        """See `build`."""
+        sizes = {"inputs": inputs, "outputs": outputs, "widths": self.channels}
+        return {"_target_": f"{LAYERS}.WNet", "blocks": self.described_blocks(), **sizes}
 
     def head(self, network: "nn.Module") -> "nn.Module":
         """The convolution that makes the outputs of the second."""

@@ -1,10 +1,14 @@
 """Every network of the table: shapes, weights, samples that stay apart, gradients, and private steps."""
 
+import json
 import math
+import sys
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from monai.bundle.config_parser import ConfigParser
 from torch import Tensor, nn
 
 from common.config import RunConfig, validate
@@ -13,6 +17,7 @@ from common.learning.inference import outputs
 from common.learning.network import build_model, freeze, load_model, tensor_shapes, weights_of
 from common.losses.terms import dice_ce
 from common.models import NETWORKS, Network, layers
+from common.models.network import LAYERS
 from common.models.plain_unet import PlainUNet
 from common.models.wnet import WNet
 from common.privacy.autotune import choose
@@ -251,3 +256,26 @@ def test_a_network_with_statistics_over_patients_is_refused() -> None:
     run = run_of(2, "unet").model_copy(update={"model": BatchNormalised()})
     with pytest.raises(ConfigError, match="statistics over patients"):
         build_model(run)
+
+
+@pytest.mark.parametrize(("dims", "architecture"), EVERY)
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_bundle_builds_the_same_network_from_its_description(
+    dims: int, architecture: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MONAI's own parser, from what JSON keeps of it."""
+    if architecture == "plain-unet":
+        norm = {"group": "none"}.get(norm, norm)
+    settings = run_of(dims, architecture, norm=norm).model
+    described = settings.described(1, 3)
+    if described is None:
+        pytest.skip(f"{architecture} has no description for a MONAI bundle")
+    scripts = ModuleType("scripts")
+    scripts.__dict__["layers"] = layers
+    monkeypatch.setitem(sys.modules, "scripts", scripts)
+    monkeypatch.setitem(sys.modules, LAYERS, layers)
+    built = ConfigParser({"network": json.loads(json.dumps(described))}).get_parsed_content("network")
+    ours = settings.build(1, 3).eval()
+    built.load_state_dict(ours.state_dict())
+    images = crops(1, *(4 * settings.stride,) * dims)
+    torch.testing.assert_close(built.eval()(images), ours(images), rtol=0, atol=0)
