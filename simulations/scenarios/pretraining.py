@@ -31,13 +31,14 @@ from server.federation.events import INITIAL_NAME
 from server.federation.rounds import federate
 from simulations.backends import opened
 from simulations.generators.hippocampi import write_hippocampi
+from simulations.generators.mammograms import write_mammograms
 from simulations.generators.retina import write_retinas
 
 
 class PretrainingConfig(Table):
     """Which images, how many, and how long to train on them."""
 
-    images: Literal["hippocampi", "retinas"]
+    images: Literal["hippocampi", "mammograms", "retinas"]
     patients: Count = 200
     # Of the images. The run's seed sets the initial weights and crops, so each seed has a pretraining of its own.
     seed: int = 0
@@ -56,6 +57,7 @@ class _Writer(Protocol):
 
 _WRITERS: dict[str, tuple[_Writer, Literal["nifti", "images"]]] = {
     "hippocampi": (write_hippocampi, "nifti"),
+    "mammograms": (write_mammograms, "images"),
     "retinas": (write_retinas, "images"),
 }
 

@@ -196,6 +196,14 @@ def test_real_hippocampi_pretrain_their_scenarios_network(tmp_path: Path) -> Non
     assert "4 generated images (hippocampi, seed 0)" in initial.public
 
 
+def test_mammograms_pretrain_a_network_of_two_classes(tmp_path: Path) -> None:
+    run = tiny_run(data={"modality": "MG", "classes": ["benign", "malignant"]}, preprocessing={"rows": 64})
+    weights, initial = pretrain(run, PretrainingConfig(images="mammograms", patients=3, rounds=1), tmp_path)
+    assert distance(weights, pack(build_model(run).state_dict())) > 1e-4
+    assert initial.public is not None
+    assert "3 generated images (mammograms, seed 0)" in initial.public
+
+
 # --- published images ------------------------------------------------------------------------------------------------
 
 

@@ -166,7 +166,7 @@ def test_scenario_needs_exactly_one_kind_of_sites(tmp_path: Path) -> None:
         ("[phantoms]\npatiens = 3", "Did you mean 'patients'?"),
         ('[phantoms]\nscanners = ["a"]', "1 sites cannot reach federation.quorum 2"),
         ('[[sites]]\nname = "a"\n[[sites]]\nname = "a"', "site names must be distinct"),
-        ('[phantoms]\n[pretraining]\nimages = "teapots"', "'hippocampi' or 'retinas'"),
+        ('[phantoms]\n[pretraining]\nimages = "teapots"', "'hippocampi', 'mammograms' or 'retinas'"),
         ('[phantoms]\n[pretraining]\nimages = "retinas"\npatients = 0', "pretraining.patients"),
         ("[phantoms]\n[compare]\nepsilons = [0.0]", "compare.epsilons"),
         ("[phantoms]\n[compare]\nepsilons = [1.0, 2.0]\nlearning-rates = [0.1]", "one entry for each of epsilons"),
