@@ -148,12 +148,13 @@ ARROWS = {
     "simulations.generators": "client.predict",
     "simulations.partitions": "common.config common.document",
     "simulations.scenarios": (
-        "client client.data.read client.home common.config common.document common.learning common.system "
-        "server.federation simulations.backends simulations.generators simulations.partitions"
+        "client client.data.read client.home common.config common.document common.learning common.models "
+        "common.system server.federation simulations.backends simulations.generators simulations.partitions"
     ),
     "simulations.studies": (
-        "client client.data client.predict common.config common.learning common.pages common.system "
-        "common.tasks common.wire server.federation server.views simulations.backends simulations.scenarios"
+        "client client.data client.predict common.config common.learning common.models common.pages "
+        "common.system common.tasks common.wire server.federation server.views simulations.backends "
+        "simulations.scenarios"
     ),
 }
 MOST_FILES = 15

@@ -13,6 +13,7 @@ from common.console.cli import JsonFlag, configure_logging, new_app, note, progr
 from common.errors import ConfigError
 from common.text import counted
 from simulations.commands.bench import bench_app
+from simulations.commands.networks import compare_networks
 from simulations.commands.options import (
     BackendOption,
     DataOption,
@@ -110,6 +111,10 @@ def compare(
     out: OutOption,
     data: DataOption = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One model of each kind for each seed, such as 0,1,2.")] = "0",
+    networks: Annotated[
+        bool,
+        typer.Option("--networks", help="The networks of the scenario's [compare], pooled, federated and private."),
+    ] = False,
     rounds: RoundsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -136,6 +141,9 @@ def compare(
     if rounds:
         wanted = wanted.model_copy(update={"rounds": rounds})
     sites = prepare_sites(chosen, config, out, data, device)
+    if networks:
+        compare_networks(config, wanted, sites, out, seeds=numbers, backend=backend, as_json=as_json)
+        return
     pretraining = chosen.config.pretraining
     private = len(wanted.private_runs(config)) * (1 + wanted.private_pooled)
     total = len(numbers) * (len(sites) * wanted.alone + 2 + private + (pretraining is not None))

@@ -41,6 +41,7 @@ from common.config import (
 )
 from common.document.tomlfile import to_toml
 from common.errors import ConfigError
+from common.models import NETWORK_CHOICE, Network
 from common.system.files import write_atomically
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.partitions import PARTITION_CHOICE, Partition
@@ -108,6 +109,8 @@ class CompareConfig(Table):
     alone: bool = True
     # Private columns also for one hospital that holds the patients of all.
     private_pooled: bool = False
+    # What `compare --networks` compares: tables as [run.model], each in place of it.
+    networks: tuple[Annotated[Network, NETWORK_CHOICE], ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
