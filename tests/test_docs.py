@@ -191,6 +191,7 @@ def _plain(default: object) -> str:
         ("run.md", "[preprocessing]", config.PreprocessingConfig),
         ("run.md", "[training]", config.TrainingConfig),
         ("run.md", "[training.augmentation]", config.AugmentationConfig),
+        ("run.md", "[training.augmentation.probability]", config.AugmentationProbability),
         ("run.md", "[federation]", config.FederationConfig),
         ("run.md", "[strategy]", STRATEGIES[0]),
         ("run.md", "[privacy]", config.PrivacyConfig),

@@ -4,10 +4,10 @@ Each document has a file, over one engine of tables (`common.document.table`). I
 the tables of what a run may choose: `common.models`, `common.tasks`, `common.strategies`.
 """
 
+from common.config.augmentation import AugmentationConfig, AugmentationProbability
 from common.config.policy import HOURS_PATTERN, METRICS, TRAIN_LOSS, PolicyConfig, Scores
 from common.config.run import (
     AdaptiveClippingConfig,
-    AugmentationConfig,
     DataConfig,
     FederationConfig,
     InitialConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "TRAIN_LOSS",
     "AdaptiveClippingConfig",
     "AugmentationConfig",
+    "AugmentationProbability",
     "Count",
     "DataConfig",
     "Device",

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.augmentation import AugmentationConfig
 from common.document.formats import Since
 from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.models import NETWORK_CHOICE, Network
@@ -69,18 +70,6 @@ class PreprocessingConfig(Table):
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError("window must be [low, high] with low < high")
         return self
-
-
-class AugmentationConfig(Table):
-    """Random changes of a training crop that keep its label true."""
-
-    flips: bool = True
-    # Rotation in the image plane, drawn from [-x, x].
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    # Zoom drawn from [1 - x, 1 + x].
-    scaling: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    # Gain drawn from [1 - x, 1 + x], offset from [-x, x], per crop.
-    intensity: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
 
 class TrainingConfig(Table):
@@ -218,6 +207,8 @@ class RunConfig(Document):
                 f"total stride, such as {fits}"
             )
         if problem := self.task.refuse(len(self.data.classes)):
+            raise ValueError(problem)
+        if problem := self.training.augmentation.refuse(self.data.channels):
             raise ValueError(problem)
         spacing = self.preprocessing.spacing_mm
         if spacing is not None and len(spacing) != dims:

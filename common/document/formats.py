@@ -52,6 +52,11 @@ def read_as(format_: int) -> Iterator[int]:
         _read_as.reset(token)
 
 
+def reading() -> int | None:
+    """The format whose defaults are filled in just now; None: no document is being read."""
+    return _read_as.get()
+
+
 def with_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """A table as read, with the defaults of the format that it is read as, where those were others."""
     format_ = _read_as.get()
@@ -121,4 +126,4 @@ def _marks(field: FieldInfo, kind: type[Any]) -> list[Any]:
     return [mark for mark in field.metadata if isinstance(mark, kind)]
 
 
-__all__ = ["FIRST", "Since", "Was", "later_keys", "read_as", "with_defaults", "written"]
+__all__ = ["FIRST", "Since", "Was", "later_keys", "read_as", "reading", "with_defaults", "written"]

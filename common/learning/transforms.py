@@ -2,9 +2,12 @@
 
 Convention: a stack is images (S, C, *spatial) with labels (S, *spatial), S slices in 2D and 1 in 3D; the last two axes
 are the image plane (y, x). All randomness comes from the generator passed in, so a round can be repeated. Outside the
-image is 0 with label 0, as in the network's own padding. A window is cut wider than the patch by what rotation and zoom
-need, so that a rotated crop shows real tissue and not a black corner; then one affine resampling serves the whole batch
-(bilinear for images, nearest for labels).
+image is 0 with label 0, as in the network's own padding, unless the run fills it with what is nearest.
+
+With rotation and scaling alone, as by default, a window is cut wider than the patch by what they need, so that a
+rotated crop shows real tissue and not a black corner; then one affine resampling serves the whole batch (bilinear for
+images, nearest for labels). Whatever else a run asks for is drawn and resampled crop by crop, straight from the study:
+see `common.learning.augment`.
 """
 
 import math
@@ -17,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config import AugmentationConfig, TrainingConfig
+from common.learning.augment import intensity, spatial
+from common.learning.augment.draws import chosen, spread
 
 # More candidates per study than this change nothing but memory; an even stride through them keeps the choice uniform.
 _MAX_FOREGROUND = 2**16
@@ -59,46 +64,81 @@ def sample_crops(
     Returns:
         (N, C, *patch) float32 and (N, *patch) int64.
     """
-    images, labels = zip(*(_draw_window(stack, training, generator) for stack in stacks), strict=True)
-    return _augment(torch.stack(images).to(device), torch.stack(labels).to(device), training, generator)
+    config = training.augmentation
+    places = [_draw_place(stack, training, generator) for stack in stacks]
+    if spatial.is_asked(config):
+        images, labels = _warp(stacks, places, training, generator, device)
+    else:
+        images, labels = _cut_and_turn(stacks, places, training, generator, device)
+    if config.flips:
+        _flip(images, labels, generator)
+    if config.intensity:
+        images = _change_intensity(images, config, generator)
+    return intensity.change(images, config, generator), labels.long()
 
 
-def _draw_window(stack: Stack, training: TrainingConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(C, *window) and (*window); views of the stack where nothing is padded."""
-    spatial, patch, window = stack.labels.shape[1:], training.patch_size, _window_size(training)
+def _draw_place(stack: Stack, training: TrainingConfig, generator: torch.Generator) -> tuple[int, list[int]]:
+    """Which item, and where its patch begins."""
+    spatial_, patch = stack.labels.shape[1:], training.patch_size
     if float(torch.rand((), generator=generator)) < training.foreground_fraction and len(stack.foreground):
         voxel = stack.foreground[_integer(len(stack.foreground), generator)]
         item, *centre = (int(part) for part in torch.unravel_index(voxel, stack.labels.shape))
         starts = [at - edge // 4 - _integer(edge // 2 + 1, generator) for at, edge in zip(centre, patch, strict=True)]
     else:
         item = _integer(len(stack.labels), generator)
-        starts = [_integer(max(size - edge, 0) + 1, generator) for size, edge in zip(spatial, patch, strict=True)]
-    origin = [
-        _inside(start, size, edge) - (wide - edge) // 2
-        for start, size, edge, wide in zip(starts, spatial, patch, window, strict=True)
-    ]
-    return _cut(stack.images[item], origin, window), _cut(stack.labels[item], origin, window)
+        starts = [_integer(max(size - edge, 0) + 1, generator) for size, edge in zip(spatial_, patch, strict=True)]
+    return item, [_inside(start, size, edge) for start, size, edge in zip(starts, spatial_, patch, strict=True)]
 
 
-def _augment(
-    images: Tensor, labels: Tensor, training: TrainingConfig, generator: torch.Generator
+def _cut_and_turn(
+    stacks: Sequence[Stack],
+    places: Sequence[tuple[int, list[int]]],
+    training: TrainingConfig,
+    generator: torch.Generator,
+    device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
-    """Windows (N, C, *window) to patches; rotation is in the image plane, zoom the same along all axes."""
-    config = training.augmentation
+    """Windows, turned and zoomed to patches (N, C, *patch) in one resampling; zoom is the same along all axes."""
+    config, patch, window = training.augmentation, training.patch_size, _window_size(training)
+    images, labels = [], []
+    for stack, (item, starts) in zip(stacks, places, strict=True):
+        origin = [start - (wide - edge) // 2 for start, edge, wide in zip(starts, patch, window, strict=True)]
+        images.append(_cut(stack.images[item], origin, window))
+        labels.append(_cut(stack.labels[item], origin, window))
+    crops, masks = torch.stack(images).to(device), torch.stack(labels).to(device)
     if config.rotation_degrees or config.scaling:
-        matrices = _affine(len(images), images.ndim - 2, config, generator)
-        images, labels = _resample(images, labels, matrices, training.patch_size)
-    if config.flips:
-        _flip(images, labels, generator)
-    if config.intensity:
-        images = _change_intensity(images, config.intensity, generator)
-    return images, labels.long()
+        return _resample(crops, masks, _affine(len(crops), len(patch), config, generator), patch)
+    return crops, masks
+
+
+def _warp(
+    stacks: Sequence[Stack],
+    places: Sequence[tuple[int, list[int]]],
+    training: TrainingConfig,
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """Patches (N, C, *patch), each from its study by a warp of its own; as it is, where nothing moves it."""
+    config, patch = training.augmentation, training.patch_size
+    warps = spatial.draw(len(stacks), patch, config, generator)
+    crops = []
+    for stack, (item, starts), warp in zip(stacks, places, warps, strict=True):
+        image, label = stack.images[item], stack.labels[item]
+        if warp.moves:
+            middle = [start + (edge - 1) / 2 for start, edge in zip(starts, patch, strict=True)]
+            moved = spatial.resampled(image, label, middle, warp, patch, fill=config.fill, device=device)
+        elif config.fill == "nearest":
+            moved = spatial.nearest(image, starts, patch), spatial.nearest(label, starts, patch)
+        else:
+            moved = _cut(image, starts, patch), _cut(label, starts, patch)
+        crops.append(moved)
+    images, labels = (torch.stack([part.to(device) for part in parts]) for parts in zip(*crops, strict=True))
+    return images, labels
 
 
 def _affine(count: int, dims: int, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
     """(N, dims, dims): from an offset in the patch to the offset in the window, in voxels from the centres."""
-    angle = torch.deg2rad(_spread(count, config.rotation_degrees, generator))
-    zoom = 1 + _spread(count, config.scaling, generator)
+    angle = torch.deg2rad(spread(count, config.rotation_degrees, generator))
+    zoom = 1 + spread(count, config.scaling, generator)
     matrices = torch.eye(dims).repeat(count, 1, 1)
     matrices[:, -2, -2] = matrices[:, -1, -1] = angle.cos()
     matrices[:, -1, -2] = angle.sin()
@@ -122,19 +162,20 @@ def _resample(images: Tensor, labels: Tensor, matrices: Tensor, patch: Sequence[
 def _flip(images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
     """Flip each sample, in place, along a random set of its axes."""
     choices = torch.randint(2, (len(images), labels.ndim - 1), generator=generator).tolist()
-    for image, label, chosen in zip(images, labels, choices, strict=True):
+    for image, label, flips in zip(images, labels, choices, strict=True):
         # Counted from the end, as an image has a channel axis before them and its label has not.
-        axes = [axis - len(chosen) for axis, flipped in enumerate(chosen) if flipped]
+        axes = [axis - len(flips) for axis, flipped in enumerate(flips) if flipped]
         if axes:
             image.copy_(image.flip(axes))
             label.copy_(label.flip(axes))
 
 
-def _change_intensity(images: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+def _change_intensity(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
     shape = (-1, *[1] * (images.ndim - 1))
-    gain = 1 + _spread(len(images), spread, generator).to(images.device).view(shape)
-    offset = _spread(len(images), spread, generator).to(images.device).view(shape)
-    return images * gain + offset
+    changes = chosen(len(images), config.probability.intensity, generator)
+    gain = 1 + spread(len(images), config.intensity, generator) * changes
+    offset = spread(len(images), config.intensity, generator) * changes
+    return images * gain.to(images.device).view(shape) + offset.to(images.device).view(shape)
 
 
 def _window_size(training: TrainingConfig) -> list[int]:
@@ -168,10 +209,6 @@ def _cut(array: Tensor, origin: Sequence[int], window: Sequence[int]) -> Tensor:
         array = array.narrow(axis, low, high - low)
         padding = [low - start, start + edge - high, *padding]
     return functional.pad(array, padding) if any(padding) else array
-
-
-def _spread(count: int, limit: float, generator: torch.Generator) -> Tensor:
-    return (2 * torch.rand(count, generator=generator) - 1) * limit
 
 
 def _integer(limit: int, generator: torch.Generator) -> int:

@@ -75,10 +75,43 @@ momentum = 0.0               # of sgd
 # trainable = "all"          # all or norm-and-head
 
 [training.augmentation]
+# preset = "guide"           # guide, nnunet or photograph: what the keys below are where they are not said
 # flips = true
 # rotation-degrees = 15.0
+# tilt-degrees = 0.0         # of volumes: about the axes in the image plane
 # scaling = 0.1
+# zoom = [0.7, 1.4]          # in place of scaling
+# shift = 0.0
+# shear = 0.0
+# elastic = 0.0              # up to 0.4
+# fill = "zero"              # what lies outside the image: zero, or what is nearest
 # intensity = 0.1
+# noise = 0.0
+# blur = [0.5, 1.0]          # in voxels
+# brightness = 0.0
+# contrast = 0.0
+# low-resolution = 1.0
+# gamma = [0.7, 1.5]
+# inverted-gamma = [0.7, 1.5]
+# saturation = 0.0           # of colour, as hue
+# hue = 0.0
+
+[training.augmentation.probability]  # of a crop to be changed
+# rotation = 1.0
+# scaling = 1.0
+# shift = 1.0
+# shear = 1.0
+# elastic = 1.0
+# intensity = 1.0
+# noise = 1.0
+# blur = 1.0
+# brightness = 1.0
+# contrast = 1.0
+# low-resolution = 1.0
+# gamma = 1.0
+# inverted-gamma = 1.0
+# saturation = 1.0
+# hue = 1.0
 
 [strategy]                   # how updates become a model: wardround-sim list strategies
 # kind = STRATEGY

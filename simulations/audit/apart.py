@@ -61,12 +61,14 @@ class Setting:
     crops: int  # of a patient in a step
     dropout: float = 0.0
     flat: bool = False  # volumes of few slices
+    preset: str | None = None  # of how crops are changed; None: the shipped defaults
 
     @property
     def name(self) -> str:
         """For people."""
         crops = "1 crop" if self.crops == 1 else f"{self.crops} crops"
-        return f"{self.dims}D, {crops}{', dropout' if self.dropout else ''}{', flat' if self.flat else ''}"
+        more = f"{', dropout' if self.dropout else ''}{', flat' if self.flat else ''}"
+        return f"{self.dims}D, {crops}{more}{'' if self.preset is None else f', {self.preset}'}"
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -77,6 +79,8 @@ class Setting:
 SETTINGS = (
     *(Setting(dims, crops, dropout) for dims in (2, 3) for crops, dropout in ((1, 0.0), (4, 0.0), (4, 0.2))),
     Setting(3, 4, flat=True),
+    Setting(2, 4, preset="guide"),
+    Setting(3, 4, preset="nnunet"),
 )
 
 
@@ -160,6 +164,7 @@ def _moved(setting: Setting, sites: dict[str, Site]) -> Moved:
         patch=setting.patch,
         dropout=setting.dropout,
         shipped_augmentation=True,
+        preset=setting.preset,
     )
     sums = {}
     for name, site in sites.items():

@@ -111,10 +111,12 @@ def audited_run(
     dropout: float = 0.0,
     delta: float | None = None,
     shipped_augmentation: bool = False,
+    preset: str | None = None,
 ) -> RunConfig:
     """A private run that is plain to see through: SGD without momentum, decay or schedule.
 
-    Crops are left as they are, or drawn and changed by the settings that a run has where it names none. Without a name
+    Crops are left as they are, or drawn and changed by the settings that a run has where it names none, or by a preset
+    (common/config/augmentation.py). Without a name
     it gets one of its own, so that what other audits of a site have spent does not count for it.
     """
     values: dict[str, Any] = {
@@ -145,7 +147,10 @@ def audited_run(
             "crops-per-patient": crops,
         },
     }
-    if not shipped_augmentation:
+    if preset is not None:
+        values["format"] = RunConfig.LATEST
+        values["training"] |= {"augmentation": {"preset": preset}}
+    elif not shipped_augmentation:
         still = {"flips": False, "rotation-degrees": 0.0, "scaling": 0.0, "intensity": 0.0}
         values["training"] |= {"foreground-fraction": 0.0, "augmentation": still}
     return validate(RunConfig, values, "the audit's run")

@@ -81,6 +81,11 @@ def a_case(patient: str, dims: int, number: int = 0) -> Case:
 def sums_of(names: tuple[str, ...], run: RunConfig, steps: list[Tensor], **changes: Case) -> list[Tensor]:
     """Each step's sum for a cohort of these patients; one of them may bring another case than usual."""
     cases = [changes.get(name, a_case(name, run.model.dims, number)) for name in names for number in range(2)]
+    if run.data.channels == 3:
+        cases = [
+            replace(case, images=case.images * torch.tensor([0.9, 0.6, 0.3]).view(3, *[1] * run.model.dims))
+            for case in cases
+        ]
     steps.clear()
     cohort = Cohort(tuple(cases), (), "cohort", 10)
     train_round(build_model(run), cohort, issue(run), round_=1, site="north", device="cpu", site_key=KEY)
@@ -99,6 +104,14 @@ def test_a_patient_more_adds_their_contribution_and_moves_nothing_else(
 ) -> None:
     run = a_run(dims=dims, crops=crops, dropout=dropout)
     assert_apart(run, steps)
+
+
+@pytest.mark.parametrize(("dims", "preset"), [(2, "guide"), (3, "nnunet"), (2, "photograph")])
+def test_no_way_to_change_crops_couples_patients(steps: list[Tensor], dims: int, preset: str) -> None:
+    data = {"modality": "photo", "channels": 3 if preset == "photograph" else 1, "classes": ("disc",)}
+    changes = {"preset": preset, "elastic": 0.4, "probability": {"rotation": 1.0, "noise": 0.5}}
+    training_ = {"patch_size": (16,) * dims, "local_steps": STEPS, "augmentation": changes}
+    assert_apart(a_run(dims=dims, crops=2, format=2, data=data, training=training_), steps)
 
 
 @pytest.mark.parametrize("architecture", [network.model_fields["architecture"].default for network in NETWORKS])

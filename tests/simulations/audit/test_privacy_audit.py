@@ -378,6 +378,7 @@ def test_an_update_without_a_charge_stops_the_audit(parts: dict[str, Part], monk
         (crops_from_one_stream, Setting(2, 1)),
         (crops_from_one_stream, Setting(3, 4)),
         (crops_from_one_stream, Setting(3, 4, flat=True)),
+        (crops_from_one_stream, Setting(3, 4, preset="nnunet")),
         (streams_by_place_and_not_by_patient, Setting(2, 1)),
         (images_normalised_over_everybody, Setting(2, 1)),
         (dropout_from_one_stream, Setting(2, 4, 0.2)),
