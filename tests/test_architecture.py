@@ -44,7 +44,7 @@ ARROWS = {
     ),
     "client.data.check": (
         "client.data client.data.isolate client.data.keep client.data.prepare client.data.quality client.data.study "
-        "client.home common.config common.pages common.system"
+        "client.home common.config common.pages common.preparation common.system"
     ),
     "client.data.deidentify": "client.data.dicom client.data.study common.system",
     "client.data.dicom": "client.data.study",
@@ -52,10 +52,10 @@ ARROWS = {
         "client.data.quality client.data.read client.data.study common.config common.system common.wire"
     ),
     "client.data.keep": (
-        "client.data.deidentify client.data.isolate client.data.quality client.data.study client.home "
-        "common.config common.crypto common.system"
+        "client.data.deidentify client.data.isolate client.data.quality client.data.study client.home common.config "
+        "common.crypto common.preparation common.system"
     ),
-    "client.data.prepare": "client.data.study common.config",
+    "client.data.prepare": "client.data.study common.config common.preparation",
     "client.data.quality": "client.data.study",
     "client.data.read": "client.data.deidentify client.data.dicom client.data.study common.config",
     "client.data.study": "common.config",
@@ -85,7 +85,7 @@ ARROWS = {
     "client.worker": "client client.home client.train common.config common.console common.system common.wire",
     "common": "",
     "common.audit": "common.console common.identity common.system",
-    "common.config": "common.document common.models common.strategies common.tasks",
+    "common.config": "common.document common.models common.preparation common.strategies common.tasks",
     "common.console": "common.system",
     "common.crypto": "common.system",
     "common.document": "",
@@ -97,6 +97,7 @@ ARROWS = {
     "common.measures": "",
     "common.models": "common.document",
     "common.pages": "common.system",
+    "common.preparation": "common.document",
     "common.privacy": "common.config common.crypto common.strategies common.system common.tasks common.wire",
     "common.strategies": "common.document",
     "common.system": "",
@@ -141,10 +142,9 @@ ARROWS = {
         "common.learning common.losses common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
-        "client client.data.prepare common.config common.console common.losses common.models common.privacy "
+        "client common.config common.console common.losses common.models common.preparation common.privacy "
         "common.strategies common.system common.tasks server.federation server.views simulations.audit "
-        "simulations.backends simulations.bench simulations.partitions simulations.scenarios "
-        "simulations.studies"
+        "simulations.backends simulations.bench simulations.partitions simulations.scenarios simulations.studies"
     ),
     "simulations.generators": "client.predict",
     "simulations.partitions": "common.config common.document",

@@ -19,6 +19,8 @@ from common import config
 from common.config import PolicyConfig, RunConfig, SiteConfig, SourceConfig, Table, load
 from common.losses import LOSSES
 from common.models import NETWORKS
+from common.preparation import STEPS, Step
+from common.preparation.windows import WINDOWS
 from common.strategies import STRATEGIES
 from common.tasks import TASKS
 from deploy import bootstrap
@@ -212,6 +214,20 @@ def test_every_network_is_documented_with_its_true_defaults(network: type[Table]
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_documented_with_its_true_defaults(loss: type[Table]) -> None:
     assert _documented("run.md", loss.model_fields["kind"].default) == _true(loss)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_is_documented_with_its_true_defaults_and_its_place(step: type[Step]) -> None:
+    name = step.model_fields["kind"].default
+    assert _documented("run.md", name) == _true(step)
+    about = (ROOT / "docs" / "run.md").read_text(encoding="utf-8").split(f"\n### {name}\n")[1].split("|")[0]
+    place = {"acquired": "On acquired voxels.", "scaled": "On scaled intensities."}[step.PLACE]
+    assert " ".join(about.split()).endswith(place)
+
+
+def test_every_window_is_documented_with_its_level_and_width() -> None:
+    text = " ".join((ROOT / "docs" / "run.md").read_text(encoding="utf-8").split())
+    assert [name for name, (level, width) in WINDOWS.items() if f"`{name}` {level}, {width}" not in text] == []
 
 
 def test_every_table_of_a_run_is_documented() -> None:

@@ -268,7 +268,7 @@ def test_an_added_task_trains_and_is_scored_by_its_own_names(copies: Copies) -> 
 def test_an_added_step_is_applied_where_a_run_names_it(copies: Copies) -> None:
     copy = copies("preparation step")
     assert copy.listed("steps")[-1]["step"] == "mirroring"
-    mirrored = copy.trained(copy.scenario('[run.preprocessing]\nsteps = ["mirroring"]\n'))
+    mirrored = copy.trained(copy.scenario('[run.preprocessing]\nsteps = [{ kind = "mirroring" }]\n'))
     plain = copy.trained(copy.scenario(""), out="plain")
     assert mirrored["model-sha256"] != plain["model-sha256"]
 

@@ -178,7 +178,7 @@ def _read(run: RunConfig, readers: Readers, jobs: Sequence[Job]) -> Iterator[Pre
 
 def _prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
     try:
-        image, label = preprocess(reading.study, run)
+        image, label, _ = preprocess(reading.study, run)
     except DataError as error:
         return error
     if label is None:

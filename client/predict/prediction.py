@@ -339,9 +339,9 @@ def _segment(segmenter: Segmenter, study: Study) -> NDArray[np.uint8]:
     """Labels (*sp) on the study's own grid."""
     run = segmenter.run
     try:
-        image, _ = preprocess(study, run)
+        image, _, way = preprocess(study, run)
         labels = predict_stack(segmenter.network, as_samples(image, run.model.dims), run, segmenter.device)
-        return restore(labels.reshape(image.shape[1:]).to(torch.uint8), study, run)
+        return restore(labels.reshape(image.shape[1:]).to(torch.uint8), way)
     except (MemoryError, RuntimeError) as error:
         # On a CPU torch says so in the text only.
         if isinstance(error, RuntimeError) and "memory" not in str(error):

@@ -3,14 +3,17 @@
 Lengths are in mm or voxels and ordered like the array axes: (z, y, x) or (y, x).
 """
 
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.augmentation import AugmentationConfig
 from common.document.formats import Since
 from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.models import NETWORK_CHOICE, Network
+from common.preparation import STEP_CHOICE, Expected, Step
+from common.preparation.windows import window_of
 from common.strategies import STRATEGY_CHOICE, Strategy
 from common.tasks import TASK_CHOICE, Task
 
@@ -48,18 +51,29 @@ class DataConfig(Table):
 
 
 class PreprocessingConfig(Table):
-    """Study to network input. Applied in this order: spacing, rows, intensity."""
+    """Study to network input. In this order: steps on the voxels as acquired; spacing or rows; intensity; steps on
+    scaled intensities.
+    """
 
     # Resample to this spacing; needs images that know theirs (DICOM, NIfTI). (y, x) or (z, y, x).
     spacing_mm: tuple[Positive, ...] | None = None
     # Resize to this many rows, keeping the aspect ratio; for photographs, which have no spacing.
     rows: Count | None = None
-    # window: linear from [low, high] to [0, 1], clipped (CT in HU). zscore: mean 0, variance 1 per study.
-    # percentile: 0.5th and 99.5th percentile of the study to [0, 1], clipped.
-    intensity: Literal["window", "zscore", "percentile"] = "percentile"
-    window: tuple[float, float] | None = None
-    # Further steps that a site must have, by name (`wardround-sim list steps`).
-    steps: Annotated[tuple[Name, ...], Since(2)] = ()
+    # window: linear from [low, high] to [0, 1], clipped (CT in HU). zscore: mean 0, variance 1 per study;
+    # zscore-foreground: of its brighter part. percentile: 0.5th and 99.5th percentile of the study to [0, 1], clipped.
+    # min-max: its lowest and highest value to [0, 1].
+    intensity: Literal["window", "zscore", "percentile", "min-max", "zscore-foreground"] = "percentile"
+    # Two values, or the name of a window of CT, which stands for its two.
+    window: Annotated[
+        tuple[float, float] | None, BeforeValidator(lambda value: window_of(value) if isinstance(value, str) else value)
+    ] = None
+    # Further steps, in the order in which they are done; each a table with its own keys.
+    steps: Annotated[tuple[Annotated[Step, STEP_CHOICE], ...], Field(max_length=20), Since(2)] = ()
+
+    @property
+    def scaled(self) -> bool:
+        """Whether intensities are brought to [0, 1]."""
+        return not self.intensity.startswith("zscore")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -69,6 +83,12 @@ class PreprocessingConfig(Table):
             raise ValueError("window = [low, high] goes with intensity = 'window', and only with it")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError("window must be [low, high] with low < high")
+        for first, second in pairwise(self.steps):
+            if (first.PLACE, second.PLACE) == ("scaled", "acquired"):
+                raise ValueError(
+                    f"steps: {second.kind} works on the voxels as they were acquired, {first.kind} on scaled "
+                    f"intensities, which come later. Write {second.kind} first"
+                )
         return self
 
 
@@ -215,6 +235,10 @@ class RunConfig(Document):
             raise ValueError(f"preprocessing.spacing-mm needs {dims} entries, one per axis of the model")
         if self.preprocessing.rows is not None and dims != 2:
             raise ValueError("preprocessing.rows is for dims = 2; use spacing-mm in 3D")
+        expected = Expected(dims, self.data.channels, self.data.modality, self.preprocessing.scaled)
+        for step in self.preprocessing.steps:
+            if (problem := step.misfit(expected)) is not None:
+                raise ValueError(f"preprocessing.steps: {step.kind} {problem}")
         steps = self.federation.rounds * self.training.local_steps
         if self.training.warmup_steps + self.training.cycles > steps:
             raise ValueError(

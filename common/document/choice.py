@@ -4,6 +4,9 @@
     model: Annotated[Network, choice] = choice.default()
 
 The first kind is what a table without that key means, so that a document from before there was a choice reads as ever.
+In a list of tables there is none before the first one is written, and each says its kind:
+
+    steps: tuple[Annotated[Step, OneOf("kind", STEPS, always_said=True)], ...] = ()
 """
 
 from collections.abc import Sequence
@@ -16,10 +19,14 @@ from pydantic_core import CoreSchema, core_schema
 
 @dataclass(frozen=True)
 class OneOf:
-    """The kinds that a field may have; each has the key, with its own name as the only value and default."""
+    """The kinds that a field may have; each has the key, with its own name as the only value and default.
+
+    always_said: whether a table without the key is refused.
+    """
 
     key: str
     members: Sequence[type[BaseModel]]
+    always_said: bool = False
 
     @property
     def by_name(self) -> dict[str, type[BaseModel]]:
@@ -40,10 +47,12 @@ class OneOf:
         choices = {name: handler.generate_schema(member) for name, member in self.by_name.items()}
         return core_schema.tagged_union_schema(choices, discriminator=self._name_of)
 
-    def _name_of(self, value: Any) -> str:
+    def _name_of(self, value: Any) -> str | None:
+        unsaid = None if self.always_said else self.first
         if isinstance(value, BaseModel):
             return str(getattr(value, self.key, self.first))
-        return str(value.get(self.key, self.first)) if isinstance(value, dict) else self.first
+        name = value.get(self.key, unsaid) if isinstance(value, dict) else unsaid
+        return None if name is None else str(name)
 
 
 def choice_of(annotation: Any, metadata: Sequence[Any] = ()) -> OneOf | None:

@@ -55,12 +55,8 @@ def explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
             return _unknown(model, path, table)
         case "missing":
             return f"{name} is not there, and has no default{_choices(table, path)}"
-        case "union_tag_invalid":
-            # Only a choice of kinds has it: see common/document/choice.py.
-            choice, about = _choice_at(table, path), problem["ctx"]
-            key = f"{name}.{choice.key}" if choice is not None else name
-            near = _nearest(about["tag"], choice.by_name) if choice is not None else ""
-            return f"{key} is {_said(about['tag'])}, must be {about['expected_tags']}; this version has no other{near}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return _no_such_kind(_choice_at(table, path), name, problem)
         case "value_error":
             reason = _shortened(str(problem["ctx"]["error"]), _LONGEST_REASON)
             return f"{name}: {reason}" if name else reason
@@ -101,6 +97,23 @@ def _of_its_table(model: type[BaseModel], path: Sequence[str], table: type[BaseM
         return None
     kind = table.model_fields[choice.key].default
     return f". It is a key of {' and '.join(kinds)}; {kind} has {', '.join(own)}. Remove it"
+
+
+def _no_such_kind(choice: OneOf | None, name: str, problem: Mapping[str, Any]) -> str:
+    """Of a choice of kinds (common/document/choice.py): one that is not there, or a table that says none."""
+    if choice is None:  # only a choice has these problems
+        return f"{name}: {problem['msg']}"
+    kinds, value = ", ".join(map(repr, choice.by_name)), problem["input"]
+    if problem["type"] == "union_tag_invalid":
+        tag = problem["ctx"]["tag"]
+        return (
+            f"{name}.{choice.key} is {_said(tag)}, must be {kinds}; this version has no other"
+            f"{_nearest(tag, choice.by_name)}"
+        )
+    if isinstance(value, Mapping):
+        return f"{name}.{choice.key} is not there. Write one of {kinds}"
+    near = next(iter(difflib.get_close_matches(str(value), list(choice.by_name), n=1)), choice.first)
+    return f"{name} is {_said(value)}, must be a table such as {{ {choice.key} = {json.dumps(near)} }}"
 
 
 def _allowed(problem: Mapping[str, Any]) -> str:
@@ -182,14 +195,19 @@ def _place_of(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], ty
         field = next((one for name, one in _fields(found) if name == part), None) if found is not None else None
         choice = choice_of(field.annotation, field.metadata) if field is not None else None
         if choice is not None:
-            found = choice.by_name.get(next(parts, ""))
+            kind = next(parts, "")
+            if kind.isdecimal():  # one of a list of them
+                path.append(kind)
+                kind = next(parts, "")
+            found = choice.by_name.get(kind)
         else:
             found = _below(field.annotation) if field is not None else None
     return path, inside
 
 
 def _choice_at(table: type[BaseModel] | None, path: Sequence[str]) -> OneOf | None:
-    field = next((one for name, one in _fields(table) if name == path[-1]), None) if table is not None else None
+    key = next((part for part in reversed(path) if not part.isdecimal()), "")
+    field = next((one for name, one in _fields(table) if name == key), None) if table is not None else None
     return None if field is None else choice_of(field.annotation, field.metadata)
 
 
@@ -198,6 +216,8 @@ def _choice_along(model: type[BaseModel], path: Sequence[str]) -> OneOf | None:
     found: list[type[BaseModel]] = [model]
     choice: OneOf | None = None
     for part in path:
+        if part.isdecimal():  # in a list of tables
+            continue
         field = next((one for table in found for name, one in _fields(table) if name == part), None)
         choice = None if field is None else choice_of(field.annotation, field.metadata)
         below = None if field is None or choice is not None else _below(field.annotation)

@@ -53,9 +53,9 @@ classes = ["lesion"]         # in label order; 0 is the background
 [preprocessing]
 spacing-mm = [3.0, 3.0]      # resample to this; for images that know their spacing (DICOM, NIfTI)
 # rows = 256                 # for pictures, in place of spacing-mm: resize to so many rows
-intensity = "window"         # window, zscore or percentile
-window = [-100, 250]         # with window: from [low, high] (for CT in HU) to [0, 1]
-# steps = []                 # further steps that every hospital must have: wardround-sim list steps
+intensity = "window"         # window, percentile, min-max, zscore or zscore-foreground
+window = [-100, 250]         # with window: from [low, high] (for CT in HU) to [0, 1]; or a name, such as "liver"
+# steps = []                 # such as [{ kind = "gaussian", sigma = 0.8 }]: wardround-sim list steps
 
 [training]                   # one hospital's work in one round
 local-steps = 4

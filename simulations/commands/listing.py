@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 import torch
 from pydantic import ValidationError
 
-from client.data.prepare import STEPS
 from common.losses import LOSS_CHOICE
 from common.models import NETWORK_CHOICE, Network
+from common.preparation import STEP_CHOICE, Step
 from common.privacy.guarantee import COVERED_PARTS
 from common.strategies import STRATEGY_CHOICE, Strategy
 from common.tasks import TASK_CHOICE, Task
@@ -79,7 +79,17 @@ def _is_private(member: type[Strategy]) -> bool:
 
 
 def _steps() -> Rows:
-    return ["step", "always", "what"], [[step.name, step.always, _about(step)] for step in STEPS]
+    found: list[list[object]] = [
+        [
+            name,
+            member.PLACE,
+            [str(field.alias) for key, field in member.model_fields.items() if key != "kind"],
+            _about(member),
+        ]
+        for name, member in STEP_CHOICE.by_name.items()
+        if issubclass(member, Step)
+    ]
+    return ["step", "place", "keys", "what"], found
 
 
 def _partitions() -> Rows:

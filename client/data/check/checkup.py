@@ -18,7 +18,6 @@ from client.data.isolate.isolation import Readers
 from client.data.keep.catalogue import Catalogue
 from client.data.keep.index import Index
 from client.data.keep.split import KeptSplits, Split
-from client.data.prepare import Geometry
 from client.data.prepare.preprocess import refusal
 from client.data.quality.quality import Checked, Facts
 from client.data.study.labels import BACKGROUND
@@ -28,6 +27,7 @@ from client.home.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAM
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import RunDocument
 from common.errors import DataError
+from common.preparation import Geometry
 
 EMPTY_FOLDER = "empty folder"
 

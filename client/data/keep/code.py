@@ -6,16 +6,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import client.data
+import common.preparation
 
 # Everything that reads and prepares studies, in whatever folder of it.
 READING_AND_PREPARING = Path(client.data.__path__[0])
-# What decides what a file holds, beside that code.
-_LIBRARIES = ("numpy", "pydicom", "nibabel", "pillow", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls")
+PREPARATION_STEPS = Path(common.preparation.__path__[0])
+# What decides what a file holds, beside that code, and what a step makes of it.
+_LIBRARIES = (
+    *("numpy", "pydicom", "nibabel", "pillow", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls"),
+    *("scipy", "scikit-image", "simpleitk"),
+)
 
 
 def reading_program() -> tuple[str, ...]:
-    """What reads and judges the studies: this package's code, and the versions of its libraries."""
-    return (code_digest(), *map(version, _LIBRARIES))
+    """What reads, judges and prepares the studies: the code of these packages, and the versions of their libraries."""
+    return (code_digest(), code_digest(PREPARATION_STEPS), *map(version, _LIBRARIES))
 
 
 @lru_cache

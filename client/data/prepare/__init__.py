@@ -1,21 +1,29 @@
-"""Study to network input, and the network's labels back to the study's own grid: a list of steps.
+"""Study to network input, and the network's labels back to the study's own grid: a list of changes.
 
-Preparing folds over `STEPS`, restoring folds back, a look at the data folds over the refusals. A step runs in the order
-of the table, where the run asks for it. Imports `client.data.study.study`, `client.data.study.geometry` and `common`;
-no torch before a step is applied.
+Preparing folds over the list, restoring folds back, a look at the data folds over the refusals. What every run has is
+here; what a run asks for besides, and what a step is, is `common.preparation`. Imports that, `client.data.study` and
+`common.config`; no torch before a change is applied.
 """
 
 from client.data.prepare.channels import Channels
 from client.data.prepare.intensity import Intensity
 from client.data.prepare.orientation import Orientation
 from client.data.prepare.resampling import Resampling
-from client.data.prepare.step import Geometry, Step
+from common.config import RunConfig
+from common.preparation import Change
 
-STEPS: tuple[Step, ...] = (
-    Orientation(),
-    Channels(),
-    Resampling(),
-    Intensity(),
-)
 
-__all__ = ["STEPS", "Geometry", "Step"]
+def changes_of(run: RunConfig) -> tuple[Change, ...]:
+    """All that is done to a study for a run, in order."""
+    asked = run.preprocessing.steps
+    return (
+        Orientation(run),
+        Channels(run),
+        *(step for step in asked if step.PLACE == "acquired"),
+        Resampling(run),
+        Intensity(run),
+        *(step for step in asked if step.PLACE == "scaled"),
+    )
+
+
+__all__ = ["changes_of"]

@@ -3,29 +3,30 @@
 With a 2D model the acquired slices stay slices. A picture has no body axes and stays as it is.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.prepare.step import Geometry, Image, Label, Step, reverse
 from client.data.study.geometry import body_axes
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
+from common.preparation import Change, Geometry, Voxels
+from common.preparation.step import Label
 
 
-class Orientation(Step):
-    """The first step: those after it see one order of axes."""
+@dataclass(frozen=True)
+class Orientation(Change):
+    """The first change: those after it see one order of axes."""
 
-    name = "orientation"
-    always = True
+    run: RunConfig
 
-    def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
+    def refuse(self, before: Geometry) -> DataError | None:
         """A picture in a run that trains on volumes, and axes that span no volume."""
-        if run.model.dims <= len(before.shape):
+        if self.run.model.dims <= len(before.shape):
             try:
-                _turns(before, run)
+                self._turns(before)
             except DataError as error:
                 return error
             return None
@@ -35,36 +36,46 @@ class Orientation(Step):
             ErrorCode.UNSUPPORTED,
         )
 
-    def after(self, before: Geometry, run: RunConfig) -> Geometry:
+    def after(self, before: Geometry) -> Geometry:
         """The axes in their new order."""
-        axes, _ = _turns(before, run)
+        axes, _ = self._turns(before)
         spacing = None if before.spacing_mm is None else tuple(before.spacing_mm[axis] for axis in axes)
         return replace(before, shape=tuple(before.shape[axis] for axis in axes), spacing_mm=spacing, affine=None)
 
-    def apply(self, image: Image, label: Label | None, before: Geometry, run: RunConfig) -> tuple[Image, Label | None]:
+    def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
         """Reorder and reverse axes."""
-        turns = _turns(before, run)
-        return _turn(image, *turns), None if label is None else _turn(label, *turns)
+        turns = self._turns(before)
+        label, inside = voxels.label, voxels.inside
+        return Voxels(
+            _turn(voxels.image, *turns),
+            None if label is None else _turn(label, *turns),
+            None if inside is None else _turn(inside, *turns),
+        )
 
-    def invert(self, labels: Label, before: Geometry, run: RunConfig) -> Label:
+    def invert(self, labels: Label, before: Geometry) -> Label:
         """The study's own order."""
-        axes, flips = _turns(before, run)
-        return np.ascontiguousarray(reverse(labels, flips).transpose(np.argsort(axes)))
+        axes, flips = self._turns(before)
+        return np.ascontiguousarray(_reverse(labels, flips).transpose(np.argsort(axes)))
 
-
-def _turns(before: Geometry, run: RunConfig) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """For each new axis, the old axis it comes from, and whether it is reversed."""
-    count = len(before.shape)
-    if before.affine is None:
-        return tuple(range(count)), (False,) * count
-    return body_axes(before.affine, keep_slices=run.model.dims == 2)
+    def _turns(self, before: Geometry) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """For each new axis, the old axis it comes from, and whether it is reversed."""
+        count = len(before.shape)
+        if before.affine is None:
+            return tuple(range(count)), (False,) * count
+        return body_axes(before.affine, keep_slices=self.run.model.dims == 2)
 
 
 def _turn(voxels: NDArray[Any], axes: tuple[int, ...], flips: tuple[bool, ...]) -> NDArray[Any]:
     """Reorder and reverse the last axes."""
     leading = voxels.ndim - len(axes)
     turned = voxels.transpose(*range(leading), *(leading + axis for axis in axes))
-    return np.ascontiguousarray(reverse(turned, flips))
+    return np.ascontiguousarray(_reverse(turned, flips))
+
+
+def _reverse(voxels: NDArray[Any], flips: tuple[bool, ...]) -> NDArray[Any]:
+    """Reverse some of the last axes; not those of length 1, whose negative stride would survive ascontiguousarray."""
+    first = voxels.ndim - len(flips)
+    return np.flip(voxels, tuple(a for a, flip in enumerate(flips, start=first) if flip and voxels.shape[a] > 1))
 
 
 __all__ = ["Orientation"]

@@ -1,40 +1,91 @@
-"""The fold over the preparation steps: forward for training, back for a prediction, and over what they refuse.
+"""The fold over all changes of a study: forward for training, back for a prediction, and over what they refuse.
 
-Which steps there are, and in what order: `client.data.prepare`.
+Which there are, and in what order: `client.data.prepare`. Some follow from what the voxels show, such as a crop; so the
+way back is made on the way, and a prediction goes back over that one.
 """
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.prepare import STEPS, Geometry, Step
+from client.data.prepare import changes_of
 from client.data.study.study import MOST_VOXELS, Study
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
+from common.preparation import Change, Geometry, Voxels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def preprocess(study: Study, run: RunConfig) -> "tuple[Tensor, Tensor | None]":
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One change of one study: what there was, and what there is then."""
+
+    change: Change
+    before: Geometry
+    given: Voxels
+    after: Geometry
+    made: Voxels
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """The way back from the preprocessed grid to the study's own.
+
+    changes: in the order in which they were made, each with where the voxels lay before it. shape: (*sp) at the end.
+    """
+
+    changes: tuple[tuple[Change, Geometry], ...]
+    shape: tuple[int, ...]
+
+
+class Preprocessed(NamedTuple):
+    """Image (C, *sp) float32; label (*sp) uint8, None when the study has none; and the way back for labels."""
+
+    image: "Tensor"
+    label: "Tensor | None"
+    way: Way
+
+
+def preprocess(study: Study, run: RunConfig) -> Preprocessed:
     """Prepare a study as the run asks.
 
     Returns:
-        Image (C, *sp) float32 and label (*sp) uint8 (None when the study has none). *sp are the axes of the
-        STUDY, (z, y, x) or (y, x), whatever the model; `as_samples` turns them into what the network takes.
+        Image, label and the way back. *sp are the axes of the STUDY, (z, y, x) or (y, x), whatever the model;
+        `as_samples` turns them into what the network takes.
 
     Raises:
-        DataError: `refusal`, the study does not fit the run; IMPLAUSIBLE, it holds NaN or infinity.
+        DataError: `refusal`, the study does not fit the run; IMPLAUSIBLE, it holds NaN or infinity; LABEL_DOUBTFUL, a
+            step would cut its label.
     """
     import torch  # noqa: PLC0415 - heavy
 
-    image, label = study.image, study.label
-    for step, before in list(_way(_geometry(study), run)):  # all refusals come before the first voxel
-        image, label = step.apply(image, label, before, run)
-    return torch.from_numpy(image), None if label is None else torch.from_numpy(label)
+    done = []
+    for stage in stages(study, run):
+        made, shape = stage.made, stage.after.shape
+        done.append((stage.change, stage.before))
+    label = None if made.label is None else torch.from_numpy(made.label)
+    return Preprocessed(torch.from_numpy(made.image), label, Way(tuple(done), shape))
+
+
+def stages(study: Study, run: RunConfig) -> Iterator[Stage]:
+    """What is made of a study, change by change; see `preprocess`. All that the geometry refuses comes before the first
+    voxel is touched.
+    """
+    for _ in _way(_geometry(study), run):
+        pass
+    geometry, voxels = _geometry(study), Voxels(study.image, study.label)
+    for change in changes_of(run):
+        exact = change.on(voxels, geometry)
+        after = _checked(exact, geometry)
+        made = exact.apply(voxels, geometry)
+        yield Stage(exact, geometry, voxels, after, made)
+        geometry, voxels = after, made
 
 
 def as_samples(volume: "Tensor", dims: int) -> "Tensor":
@@ -52,27 +103,24 @@ def as_samples(volume: "Tensor", dims: int) -> "Tensor":
     return volume[None]
 
 
-def restore(labels: "Tensor | NDArray[np.uint8]", study: Study, run: RunConfig) -> NDArray[np.uint8]:
+def restore(labels: "Tensor | NDArray[np.uint8]", way: Way) -> NDArray[np.uint8]:
     """Bring labels from the preprocessed grid back to exactly the study's own grid.
 
     Args:
         labels: (*sp) of the preprocessed image; the samples of a 2D model on a series stacked along z.
-        study: the study that was preprocessed.
-        run: the run it was preprocessed for.
+        way: of the study, as `preprocess` gave it.
 
     Returns:
-        (*sp) uint8 of `study.image`.
+        (*sp) uint8 of the study's image.
 
     Raises:
         ValueError: the labels do not have the shape that `preprocess` gave.
     """
     found = np.asarray(labels if isinstance(labels, np.ndarray) else labels.cpu()).astype(np.uint8)
-    way = list(_way(_geometry(study), run))
-    expected = way[-1][0].after(way[-1][1], run).shape
-    if found.shape != expected:
-        raise ValueError(f"labels have shape {found.shape}; preprocess gave {expected}. Stack the samples along z.")
-    for step, before in reversed(way):
-        found = step.invert(found, before, run)
+    if found.shape != way.shape:
+        raise ValueError(f"labels have shape {found.shape}; preprocess gave {way.shape}. Stack the samples along z.")
+    for change, before in reversed(way.changes):
+        found = change.invert(found, before)
     return found
 
 
@@ -86,37 +134,38 @@ def refusal(geometry: Geometry, run: RunConfig) -> DataError | None:
     return None
 
 
-def _way(geometry: Geometry, run: RunConfig) -> Iterator[tuple[Step, Geometry]]:
-    """The steps that the run asks for, each with where the voxels lie before it.
+def _way(geometry: Geometry, run: RunConfig) -> Iterator[tuple[Change, Geometry]]:
+    """All changes, each with where the voxels lie before it, as far as that is known without them.
 
     Raises:
-        DataError: a step refuses; UNSUPPORTED, the run asks for one that this program does not have, or for more voxels
-            than fit into memory.
+        DataError: see `_checked`.
     """
-    if lacking := sorted(set(run.preprocessing.steps) - {step.name for step in STEPS}):
+    for change in changes_of(run):
+        after = _checked(change, geometry)
+        yield change, geometry
+        geometry = after
+
+
+def _checked(change: Change, geometry: Geometry) -> Geometry:
+    """Where the voxels lie after a change.
+
+    Raises:
+        DataError: it refuses; UNSUPPORTED, it makes more voxels than fit into memory.
+    """
+    if (problem := change.refuse(geometry)) is not None:
+        raise problem
+    after = change.after(geometry)
+    if after.channels * math.prod(after.shape) > MOST_VOXELS:
         raise DataError(
-            f"the run asks for preparation steps that this program does not have: {', '.join(lacking)}. Update "
-            "Wardround here, or take them out of run.toml.",
+            f"the run makes more than {MOST_VOXELS / 1e9:.1f} thousand million voxels of this study. Set a coarser "
+            "spacing-mm or fewer rows in run.toml, or take the study out.",
             ErrorCode.UNSUPPORTED,
         )
-    for step in STEPS:
-        if not (step.always or step.name in run.preprocessing.steps):
-            continue
-        if (problem := step.refuse(geometry, run)) is not None:
-            raise problem
-        after = step.after(geometry, run)
-        if after.channels * math.prod(after.shape) > MOST_VOXELS:
-            raise DataError(
-                f"the run makes more than {MOST_VOXELS / 1e9:.1f} thousand million voxels of this study. Set a coarser "
-                "spacing-mm or fewer rows in run.toml, or take the study out.",
-                ErrorCode.UNSUPPORTED,
-            )
-        yield step, geometry
-        geometry = after
+    return after
 
 
 def _geometry(study: Study) -> Geometry:
     return Geometry(study.image.shape[1:], study.image.shape[0], study.spacing_mm, study.affine)
 
 
-__all__ = ["as_samples", "preprocess", "refusal", "restore"]
+__all__ = ["Preprocessed", "Stage", "Way", "as_samples", "preprocess", "refusal", "restore", "stages"]

@@ -5,37 +5,38 @@ linearly with anti-aliasing, labels by nearest neighbour, which invents no value
 they occur. With a 2D model a series is resampled within its slices only.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.data.prepare.step import Geometry, Image, Label, Step
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
+from common.preparation import Change, Geometry, Voxels
+from common.preparation.step import Image, Label
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Resampling(Step):
+@dataclass(frozen=True)
+class Resampling(Change):
     """[preprocessing] spacing-mm or rows; a run with neither leaves the voxels where they are."""
 
-    name = "resampling"
-    always = True
+    run: RunConfig
 
-    def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
+    def refuse(self, before: Geometry) -> DataError | None:
         """A picture without spacing in a run that sets one."""
-        if run.preprocessing.spacing_mm is None or before.spacing_mm is not None:
+        if self.run.preprocessing.spacing_mm is None or before.spacing_mm is not None:
             return None
         return DataError(
             "the run sets spacing-mm, and this image does not know its spacing. Use rows in run.toml instead.",
             ErrorCode.UNSUPPORTED,
         )
 
-    def after(self, before: Geometry, run: RunConfig) -> Geometry:
+    def after(self, before: Geometry) -> Geometry:
         """The new shape, with the spacing that it has exactly."""
-        target, size = run.preprocessing, list(before.shape)
+        target, size = self.run.preprocessing, list(before.shape)
         if target.rows is not None:
             size[-2:] = target.rows, max(1, round(size[-1] * target.rows / size[-2]))
         elif target.spacing_mm is not None and before.spacing_mm is not None:
@@ -46,12 +47,16 @@ class Resampling(Step):
             spacing = tuple(mm * old / new for mm, old, new in zip(before.spacing_mm, before.shape, size, strict=True))
         return replace(before, shape=tuple(size), spacing_mm=spacing)
 
-    def apply(self, image: Image, label: Label | None, before: Geometry, run: RunConfig) -> tuple[Image, Label | None]:
-        """The image linearly, the label by nearest neighbour."""
-        size = self.after(before, run).shape
-        return _resize(image, size), None if label is None else _nearest(label, size)
+    def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
+        """The image linearly, label and region by nearest neighbour."""
+        size, label, inside = self.after(before).shape, voxels.label, voxels.inside
+        return Voxels(
+            _resize(voxels.image, size),
+            None if label is None else _nearest(label, size),
+            None if inside is None else _nearest(inside.astype(np.uint8), size).astype(np.bool_),
+        )
 
-    def invert(self, labels: Label, before: Geometry, run: RunConfig) -> Label:
+    def invert(self, labels: Label, before: Geometry) -> Label:
         """By nearest neighbour."""
         return _nearest(labels, before.shape)
 

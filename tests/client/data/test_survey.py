@@ -10,13 +10,13 @@ from client.data.check.checkup import Checkup, check_site
 from client.data.cohort import Cohort
 from client.data.isolate import child
 from client.data.keep.forgotten import Forgotten
-from client.data.prepare import STEPS, Geometry, Step
+from client.data.prepare import changes_of
 from client.data.prepare import preprocess as fold
-from client.data.prepare.step import Image, Label
 from client.home.folder import CACHE_NAME, FORGOTTEN_NAME, SPLITS_NAME
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import issue
 from common.errors import DataError, ErrorCode
+from common.preparation import Change, Geometry, Voxels
 from tests.client.data.cohorts import load_cohort
 from tests.client.data.studies import (
     KEY,
@@ -174,27 +174,25 @@ def test_check_for_a_run_says_what_training_does(
         assert_same(checkup, cohort)
 
 
-class Tall(Step):
+class Tall(Change):
     """Refuses a body that is lower than 20 voxels, whichever axis of the file runs to the head."""
 
-    name = "tall"
-
-    def refuse(self, before: Geometry, run: RunConfig) -> DataError | None:
+    def refuse(self, before: Geometry) -> DataError | None:
         return DataError("the body is too low", ErrorCode.UNSUPPORTED) if before.shape[0] < 20 else None
 
-    def apply(self, image: Image, label: Label | None, before: Geometry, run: RunConfig) -> tuple[Image, Label | None]:
-        return image, label
+    def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
+        return voxels
 
 
 def test_step_that_refuses_by_the_bodys_axes_refuses_the_same_studies_in_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fold, "STEPS", (*STEPS, Tall()))
+    monkeypatch.setattr(fold, "changes_of", lambda run: (*changes_of(run), Tall()))
     sagittal = np.array([[0, 0, 3.0, 0], [0.8, 0, 0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1]])  # columns: i, j, k in RAS
     for number in range(1, 4):
         a_volume(tmp_path / "scans", f"axial-{number}", pixels=number)
         a_volume(tmp_path / "scans", f"sagittal-{number}", pixels=10 + number, grid=sagittal)
-    run, where = run_config(3, format=2, preprocessing={"steps": ["tall"]}), site(source(path="scans"))
+    run, where = run_config(3), site(source(path="scans"))
     checkup, cohort = checked(tmp_path, where, run), trained(tmp_path, where, run)
     assert [one.number for one in cohort.quarantined] == [1, 2, 3]
     assert_same(checkup, cohort)
@@ -204,8 +202,8 @@ def test_check_prepares_no_image(hospital: SiteConfig, tmp_path: Path, monkeypat
     def prepare(*_: object, **__: object) -> NoReturn:
         raise AssertionError("an image was prepared")
 
-    for step in STEPS:
-        monkeypatch.setattr(type(step), "apply", prepare)
+    for change in changes_of(RUN):
+        monkeypatch.setattr(type(change), "apply", prepare)
     assert len(checked(tmp_path / "home", hospital).usable) == 16
 
 

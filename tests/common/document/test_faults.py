@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from common.config import PolicyConfig, RunConfig, SiteConfig, Table, from_canonical, parse, validate
+from common.config import PolicyConfig, RunConfig, SiteConfig, Table, canonical, from_canonical, parse, validate
 from common.errors import ConfigError
 from tests.common.config.test_config import RUN
 
@@ -120,6 +120,44 @@ def test_a_key_of_another_kind_says_whose_it_is() -> None:
     assert "unknown key 'model.filters'. It is a key of plain-unet; attention-unet has " in said
     said = refused(RunConfig, "format = 2\n" + RUN + '[task.loss]\nkind = "tversky"\nclass-weights = [1.0, 1.0]\n')
     assert "unknown key 'task.loss.class-weights'. It is a key of dice-ce and focal; tversky has " in said
+
+
+STEPS = "format = 2\n" + RUN + "[preprocessing]\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ('steps = [{ kind = "gausian" }]', 'steps.0.kind is "gausian", must be '),
+        ('steps = [{ kind = "gausian" }]', "Did you mean 'gaussian'?"),
+        ('steps = ["clahe"]', 'steps.0 is "clahe", must be a table such as { kind = "clahe" }'),
+        ("steps = [{ sigma = 1.0 }]", "steps.0.kind is not there. Write one of "),
+        ('steps = [{ kind = "clahe" }, { kind = "clahe", clip-limt = 0.1 }]', "Did you mean 'clip-limit'?"),
+        ('steps = [{ kind = "clahe", sigma = 1.0 }]', "'preprocessing.steps.0.sigma'. It is a key of gaussian"),
+        ('steps = [{ kind = "clahe", clip_limit = 0.1 }]', "keys are written with hyphens. Write 'clip-limit'"),
+        ('[[preprocessing.steps]]\nkind = "clahe"\nclip-limit = 2', "steps.0.clip-limit is 2, must be at most 1"),
+        ('steps = [{ kind = "clahe" }, { kind = "gaussian" }]', "Write gaussian first"),
+        ('intensity = "zscore"\nsteps = [{ kind = "clahe" }]', "clahe needs intensities on [0, 1]"),
+        ("steps = [" + '{ kind = "clahe" }, ' * 21 + "]", "must be 20 entries or fewer"),
+        ('intensity = "window"\nwindow = "lungs"', "there is no window 'lungs'"),
+        ('intensity = "window"\nwindow = "lungs"', "Did you mean 'lung'?"),
+        ('window = "lung"', "goes with intensity = 'window'"),
+    ],
+)
+def test_a_step_that_is_not_there_or_cannot_be_is_refused_when_the_run_is_read(lines: str, says: str) -> None:
+    assert says in refused(RunConfig, STEPS + lines + "\n")
+
+
+def test_a_run_of_the_first_format_has_no_steps() -> None:
+    lines = '[[preprocessing.steps]]\nkind = "clahe"\n'
+    assert "preprocessing.steps is a key of format 2" in refused(RunConfig, RUN + lines)
+
+
+def test_a_windows_name_stands_for_its_two_values() -> None:
+    named, written = (
+        parse(RunConfig, f'{STEPS}intensity = "window"\nwindow = {window}\n') for window in ('"lung"', "[-1350, 150]")
+    )
+    assert canonical(named) == canonical(written)  # so a hospital's older version reads it, too
 
 
 def test_a_loss_that_stands_in_the_wrong_table_is_told_the_right_one() -> None:

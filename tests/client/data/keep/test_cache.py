@@ -21,13 +21,14 @@ import client.data
 from client.data.isolate.isolation import Job
 from client.data.keep import code
 from client.data.keep.cache import Cache, Prepared
-from client.data.keep.code import code_digest
+from client.data.keep.code import code_digest, reading_program
 from client.data.keep.vault import Vault
-from client.data.prepare import STEPS
+from client.data.prepare import changes_of
 from client.data.study.labels import Vocabulary
 from client.data.study.study import Reference
 from common.config import RunConfig
 from common.errors import DataError
+from common.preparation import STEPS
 from tests.client.data.studies import KEY, photo_run
 
 RUN = photo_run(rows=16)
@@ -235,7 +236,7 @@ def test_other_code_another_library_or_thread_count_starts_anew(
         patch.setattr(code, "version", lambda name: "99" if name == "pydicom" else before(name))
         assert look(Cache(folder, KEY, RUN), one) is None
     with monkeypatch.context() as patch:
-        patch.setattr(code, "code_digest", lambda: "other")
+        patch.setattr(code, "code_digest", lambda *_: "other")
         assert look(Cache(folder, KEY, RUN), one) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert look(Cache(folder, KEY, RUN), one) is None
@@ -256,18 +257,24 @@ def test_code_digest_sees_every_module_of_the_package_and_of_its_folders(tmp_pat
 
 def test_code_digest_covers_the_readers_and_every_preparation_step(tmp_path: Path) -> None:
     """Of this program's own code: a change anywhere in it makes what was kept out of date."""
-    package = Path(client.data.__path__[0])
-    assert code_digest() == code_digest(package)
-    own = tmp_path / "data"
-    shutil.copytree(package, own, ignore=shutil.ignore_patterns("__pycache__"))
-    before = code_digest.__wrapped__(own)
-    steps = [own / Path(sys.modules[type(step).__module__].__file__ or "").relative_to(package) for step in STEPS]
-    for path in (own / "dicom" / "pixels.py", own / "read" / "nifti.py", *steps):
-        text = path.read_text()
-        path.write_text(f"{text}\nCHANGED = True\n")
-        assert code_digest.__wrapped__(own) != before, path.name
-        path.write_text(text)
-    assert code_digest.__wrapped__(own) == before
+    changes = [Path(sys.modules[type(one).__module__].__file__ or "") for one in changes_of(RUN)]
+    steps = [Path(sys.modules[step.__module__].__file__ or "") for step in STEPS]
+    reading = Path(client.data.__path__[0])
+    covered = {
+        code.READING_AND_PREPARING: [reading / "dicom" / "pixels.py", reading / "read" / "nifti.py", *changes],
+        code.PREPARATION_STEPS: steps,
+    }
+    for package, files in covered.items():
+        assert code_digest(package) in reading_program()
+        own = tmp_path / package.name
+        shutil.copytree(package, own, ignore=shutil.ignore_patterns("__pycache__"))
+        before = code_digest.__wrapped__(own)
+        for path in (own / file.relative_to(package) for file in files):
+            text = path.read_text()
+            path.write_text(f"{text}\nCHANGED = True\n")
+            assert code_digest.__wrapped__(own) != before, path.name
+            path.write_text(text)
+        assert code_digest.__wrapped__(own) == before
 
 
 def test_neither_names_nor_content_tell_whose_study_it_is(cache: Cache, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_run_on_grey_images_sees_the_brightness_of_colour(tmp_path: Path) -> N
     ds, colours = coloured()
     save(tmp_path, [ds])
     run = run_config(data={"modality": "US", "classes": ["lesion"]}, preprocessing={"intensity": "zscore"})
-    image, _ = preprocess(read_image(tmp_path), run)
+    image, *_ = preprocess(read_image(tmp_path), run)
     # ITU-R BT.601
     brightness = colours @ np.array([0.299, 0.587, 0.114])
     expected = (brightness - brightness.mean()) / brightness.std()

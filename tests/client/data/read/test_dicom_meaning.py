@@ -185,7 +185,7 @@ def test_tissue_is_alike_whether_a_scanner_pads_or_not(tmp_path: Path, intensity
             if name == "padded":
                 ds.add_new("PixelPaddingValue", "SS", -2000)
         save(tmp_path / name, slices)
-        image, _ = preprocess(read_image(tmp_path / name), run_config(preprocessing={"intensity": intensity}))
+        image, *_ = preprocess(read_image(tmp_path / name), run_config(preprocessing={"intensity": intensity}))
         tissue.append(image[0][:, away < 20])
     spread = float(tissue[0].std())
     assert abs(float(tissue[0].mean() - tissue[1].mean())) < spread / 2
