@@ -541,7 +541,7 @@ def test_wheel_holds_the_four_packages_and_nothing_else(tmp_path: Path) -> None:
 
 def test_no_file_but_its_own_says_the_name_of_a_network_strategy_or_headline_score() -> None:
     """They are known by their tables alone: a new one is a file and a line."""
-    tables = ("common/losses", "common/models", "common/tasks", "common/strategies")
+    tables = ("common/losses", "common/measures", "common/models", "common/tasks", "common/strategies")
     halves = ("client/train/strategies", "server/federation/strategies")
     headlines = {task.SCORES[0] for task in TASKS}
     names = {*NETWORK_CHOICE.by_name, *STRATEGY_CHOICE.by_name, *headlines}

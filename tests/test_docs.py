@@ -211,6 +211,11 @@ def test_every_network_is_documented_with_its_true_defaults(network: type[Table]
     assert _documented("run.md", "[model]") | _documented("run.md", name) == _true(network)
 
 
+@pytest.mark.parametrize("task", TASKS[1:])
+def test_every_further_task_is_documented_with_its_true_defaults(task: type[Table]) -> None:
+    assert _documented("run.md", task.model_fields["kind"].default) == _true(task)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_documented_with_its_true_defaults(loss: type[Table]) -> None:
     assert _documented("run.md", loss.model_fields["kind"].default) == _true(loss)

@@ -25,7 +25,7 @@ from common.errors import ConfigError, DataError, ErrorCode
 from common.text import counted
 
 if TYPE_CHECKING:
-    from client.data.study.study import Found
+    from client.data.study.study import Found, Reference
 
 data_app = new_app("The images this hospital offers.")
 
@@ -39,6 +39,9 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     image_column: str = "image",
     mask_column: str = "mask",
     patient_column: str = "id",
+    class_column: Annotated[
+        str | None, typer.Option(help="The CSV's column with the class of the image as a whole.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
     images: Annotated[str, typer.Option(help="Sub-folder of the images (NIfTI, pictures without CSV).")] = "images",
     labels: Annotated[str, typer.Option(help="Sub-folder of the labels.")] = "labels",
@@ -79,6 +82,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "image_column": image_column,
         "mask_column": mask_column,
         "patient_column": patient_column,
+        "class_column": class_column,
         "where": _pairs(where, "--where"),
         "images": images,
         "labels": labels,
@@ -110,14 +114,14 @@ def data_add(  # noqa: PLR0917 - one parameter an option
             f"Found: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. Nothing was added."
         )
         _tell(found)
-        if readable and not any(reference.labels for reference in readable):
+        if readable and not any(_is_labelled(reference) for reference in readable):
             note(f"None has a label.{_named_in_csv(path, csv)}")
         return
     if not (home / SITE_NAME).exists():
         prepare_home(home)
         note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
     # As it was read now, so that a stray file that comes later does not change how the whole folder is read.
-    (read_as,) = {reference.kind for reference in found.references}
+    (read_as,) = {"images" if source.csv is not None else reference.kind for reference in found.references}
     site = add_source(home / SITE_NAME, source.model_copy(update={"kind": read_as}))
     audit_trail.note(home, "data-added", audit_trail.count_fields(patients))
     say(
@@ -125,11 +129,15 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         f"Read as: {read_as}. Sources: {len(site.data)}."
     )
     _tell(found)
-    if not readable or any(reference.labels for reference in readable):
+    if not readable or any(_is_labelled(reference) for reference in readable):
         note(f"Next: {typed('data check', home)}")
     else:
         note(f"None has a label yet.{_named_in_csv(path, csv)}")
         note(f"Whether the images can be read: {typed('data check --without-labels', home)}")
+
+
+def _is_labelled(reference: "Reference") -> bool:
+    return bool(reference.labels or reference.words or reference.class_attribute)
 
 
 @data_app.command("remove")

@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from client.data.deidentify.pseudonym import cohort_id
@@ -21,6 +22,8 @@ from client.data.keep.cache import Cache, Prepared
 from client.data.keep.index import Index
 from client.data.keep.split import KeptSplits, Split
 from client.data.prepare.preprocess import as_samples, preprocess
+from client.data.quality.quality import no_region
+from client.data.regions import cut_regions
 from client.data.survey import Survey, survey
 from client.home.declared import declared_size
 from client.home.folder import INDEX_NAME
@@ -37,7 +40,9 @@ class Case:
     """One study, ready for the network.
 
     images: (S, C, *sp) float32; labels: (S, *sp) uint8, 0 background, 1..K the classes. *sp has as many axes as
-    the model: with a 2D model S counts the slices of a series (1 for a photograph), with a 3D model S is 1.
+    the model: with a 2D model S counts the slices of a series (1 for a photograph), with a 3D model S is 1. Where the
+    label is of the image as a whole it is the same at every voxel, what the task's `mark` says; of several classes
+    int32. Where regions are classified S counts the study's regions: `client.data.regions`.
     patient and key are pseudonyms.
     """
 
@@ -161,7 +166,7 @@ def deal(
     split_of = studies.deal(run, KeptSplits(splits, site_key), keep=keep)
     ordered = sorted(studies.usable, key=lambda study: (study[0].reference.patient, study[0].reference.key))
     cases = tuple(
-        Case(study.patient, study.name, split_of[study.reference.patient], prepared.images, prepared.labels)
+        _case(study.patient, study.name, split_of[study.reference.patient], prepared, run)
         for study, prepared in ordered
     )
     quarantined = tuple(
@@ -169,6 +174,13 @@ def deal(
     )
     size = declared_size(site, run, len({case.patient for case in cases}), None)
     return Cohort(cases, quarantined, cohort_id(site_key), size)
+
+
+def _case(patient: str, key: str, split: Split, prepared: Prepared, run: RunConfig) -> Case:
+    images, labels = prepared.images, prepared.labels
+    if run.task.of_regions:
+        images, labels = cut_regions(images, labels, run, held_out=split != "train")
+    return Case(patient, key, split, images, labels)
 
 
 def _read(run: RunConfig, readers: Readers, jobs: Sequence[Job]) -> Iterator[Prepared | DataError]:
@@ -179,12 +191,26 @@ def _read(run: RunConfig, readers: Readers, jobs: Sequence[Job]) -> Iterator[Pre
 def _prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
     try:
         image, label, _ = preprocess(reading.study, run)
+        images = as_samples(image, run.model.dims)
+        if run.task.whole:
+            labels = _constant(run, reading.study.findings, images)
+        elif label is None:
+            raise ValueError("a study was read for training without its label")
+        else:
+            labels = as_samples(label[None], run.model.dims)[:, 0]
+        if run.task.of_regions and not labels.any():
+            raise no_region()
     except DataError as error:
         return error
-    if label is None:
-        raise ValueError("a study was read for training without its label")
-    images, labels = as_samples(image, run.model.dims), as_samples(label[None], run.model.dims)[:, 0]
     return Prepared(images, labels, reading.digest)
+
+
+def _constant(run: RunConfig, findings: tuple[int, ...] | None, images: Tensor) -> Tensor:
+    """(S, *sp): the label of images as a whole; it takes no memory."""
+    if findings is None:
+        raise ValueError("a study was read for training without its class")
+    dtype = torch.int32 if run.task.label == "classes" else torch.uint8
+    return torch.tensor(run.task.mark(findings), dtype=dtype).expand(len(images), *images.shape[2:])
 
 
 def _nothing(site: SiteConfig, found: Studies) -> str:

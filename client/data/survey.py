@@ -157,7 +157,7 @@ def _job(reference: Reference, source: SourceConfig, run: RunConfig | None, *, l
     elif run is None:
         wanted = Vocabulary.as_found(reference.label_map)
     else:
-        wanted = Vocabulary.of_run(run.data, reference.label_map)
+        wanted = Vocabulary.of_run(run.data, reference.label_map, whole=run.task.whole)
     return Job(reference, wanted, source.empty_labels_are_negative)
 
 

@@ -6,7 +6,8 @@ The new text is checked as a whole before it replaces the old one.
 from pathlib import Path
 
 from common.config import SiteConfig, SourceConfig, parse
-from common.document.tomlfile import with_entry, without_entry
+from common.document.formats import later_keys
+from common.document.tomlfile import with_entry, with_value, without_entry
 from common.errors import ConfigError
 from common.system.files import write_atomically
 from common.text import counted
@@ -24,8 +25,9 @@ def add_source(path: Path, source: SourceConfig) -> SiteConfig:
     old = path.read_text(encoding="utf-8")
     before = parse(SiteConfig, old, source=str(path))
     values = source.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    text = with_entry(old, "data", values)
-    return _replaced(path, text, before.model_copy(update={"data": (*before.data, source)}))
+    wanted = max([before.format, *(format_ for _, format_, earliest in later_keys(source) if not earliest)])
+    text = with_entry(old if wanted == before.format else with_value(old, "format", wanted), "data", values)
+    return _replaced(path, text, before.model_copy(update={"data": (*before.data, source), "format": wanted}))
 
 
 def remove_source(path: Path, number: int) -> SiteConfig:

@@ -23,14 +23,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
+from client.data.regions import centres
 from client.train.strategies import Local
-from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig
+from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig, TrainingConfig
 from common.config.rundocument import RunDocument
 from common.crypto.derivation import derived
 from common.errors import DataError, ErrorCode, WardroundError
@@ -124,7 +126,7 @@ def evaluate(
 ) -> tuple[int, dict[str, float]]:
     """Score the model on the site's held-out patients.
 
-    A patient is scored over all voxels of all of their images, never by image or slice; scores are means over patients.
+    How the scores of a site come from its patients' images is the task's: `common.tasks`.
 
     Args:
         model: on `device`.
@@ -139,7 +141,7 @@ def evaluate(
     """
     patients = cohort.patients(phase)
     counts = [
-        torch.stack([_counts(model, case, run, device) for case in cohort.cases_of(patient)]).sum(dim=0)
+        run.task.together([_counts(model, case, run, device) for case in cohort.cases_of(patient)])
         for patient in patients
     ]
     return len(patients), run.task.scores(counts, run.data.classes, every_class=every_class)
@@ -183,7 +185,13 @@ class _Crops:
     def of(self, patients: Iterable[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One crop for each entry, from one of the patient's cases drawn uniformly."""
         stacks = [self._stack(self.patients[patient], generator) for patient in patients]
-        return sample_crops(stacks, self.run.training, generator, self.device)
+        return sample_crops(stacks, self.training, generator, self.device)
+
+    @cached_property
+    def training(self) -> TrainingConfig:
+        """How crops are drawn: of a region all around its middle."""
+        training = self.run.training
+        return training.model_copy(update={"foreground_fraction": 1.0}) if self.run.task.of_regions else training
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One crop from each of `batch-size` patients, drawn uniformly with replacement."""
@@ -194,7 +202,7 @@ class _Crops:
     def _stack(self, cases: Sequence[Case], generator: torch.Generator) -> Stack:
         case = cases[_integer(len(cases), generator)]
         if case not in self.stacks:
-            self.stacks[case] = Stack.of(case.images, case.labels)
+            self.stacks[case] = _stack_of(case, self.run.task)
         return self.stacks[case]
 
 
@@ -277,6 +285,15 @@ def _read(chosen: Iterable[str], crops: _Crops, streams: _Streams, step: int) ->
             _log.exception("a patient could not be cropped, and is left out of a private step")
             continue
         yield Patient(images, labels, streams.seed(step, name, "dropout"))
+
+
+def _stack_of(case: Case, task: Task) -> Stack:
+    """What crops are drawn around: voxels of the foreground, the middles of regions, or nothing in particular."""
+    if task.of_regions:
+        return Stack(case.images, case.labels, centres(case.labels))
+    if task.whole:
+        return Stack(case.images, case.labels, torch.empty(0, dtype=torch.int64))
+    return Stack.of(case.images, case.labels)
 
 
 def _nobody(crops: _Crops, privacy: PrivacyConfig) -> Patient:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from common.config.augmentation import AugmentationConfig
 from common.document.formats import Since
 from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
-from common.models import NETWORK_CHOICE, Network
+from common.models import NETWORK_CHOICE, NETWORKS, Network
 from common.preparation import STEP_CHOICE, Expected, Step
 from common.preparation.windows import window_of
 from common.strategies import STRATEGY_CHOICE, Strategy
@@ -213,6 +213,16 @@ class RunConfig(Document):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Bit-equal results on the same machine and thread count, at some cost in speed.
     deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _network_can_do_the_task(self) -> Self:
+        if self.task.DRAWS and not self.model.DENSE:
+            fits = ", ".join(network.model_fields["architecture"].default for network in NETWORKS if network.DENSE)
+            raise ValueError(
+                f"model.architecture {self.model.architecture!r} answers an image as a whole, and task.kind "
+                f"{self.task.kind!r} wants an answer for every voxel. Use one of {fits}, or another task"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from common.document.formats import Since
 from common.document.table import Count, Document, Name, Table
 
 
@@ -19,6 +20,9 @@ class SourceConfig(Table):
     image_column: str = "image"
     mask_column: str = "mask"
     patient_column: str = "id"
+    # Its column with the class of the image as a whole, in a site's own words ("a|b" for several): see label-map. The
+    # mask column need not be there then.
+    class_column: Annotated[str | None, Since(2)] = None
     # Rows of the CSV to use, such as {site = "drive"}.
     where: dict[str, str] = Field(default_factory=dict)
     # nifti, and images without a CSV: sub-folders; image and label share the file name.
@@ -29,8 +33,8 @@ class SourceConfig(Table):
     channel: Annotated[int, Field(ge=0)] | None = None
     # Regular expression whose first group names the patient within a file or CSV name.
     patient_pattern: str | None = None
-    # Local label value, segment label, code of a segment's property type (such as "SCT:10200004") or ROI name -> class
-    # of the run. Empty: names and order as in the run.
+    # Local label value, class of the whole image, segment label, code of a segment's property type (such as
+    # "SCT:10200004") or ROI name -> class of the run. Empty: names and order as in the run.
     label_map: dict[str, Name] = Field(default_factory=dict)
     # dicom: a voxel of a fractional segmentation counts from this share of its maximum on.
     fractional_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -54,6 +58,7 @@ class SiteConfig(Document):
     """site.toml: what a hospital offers. Stays at the hospital."""
 
     KIND: ClassVar[str] = "site.toml"
+    LATEST: ClassVar[int] = 2
 
     name: Name
     data: tuple[SourceConfig, ...] = ()

@@ -49,6 +49,25 @@ def with_entry(text: str, name: str, values: Mapping[str, Any]) -> str:
         raise ConfigError(f"nothing can be added to {name} as it is written. Add it there by hand.") from error
 
 
+def with_value(text: str, name: str, value: int) -> str:
+    """A document with `name = value`, at its top where it was not there.
+
+    Raises:
+        ConfigError: it is no TOML.
+    """
+    import tomlkit  # noqa: PLC0415
+    from tomlkit.exceptions import TOMLKitError  # noqa: PLC0415
+
+    try:
+        document = tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ConfigError(f"{name} cannot be written. Write {name} = {value} at the top by hand.") from error
+    if name not in document:
+        return f"{name} = {value}\n{text}"
+    document[name] = value
+    return tomlkit.dumps(document)
+
+
 def without_entry(text: str, name: str, index: int) -> str:
     """A document without one of its `[[name]]`, counted from 0.
 
@@ -74,4 +93,4 @@ def _ended(text: str) -> str:
     return text.rstrip() + "\n"
 
 
-__all__ = ["to_toml", "with_entry", "without_entry"]
+__all__ = ["to_toml", "with_entry", "with_value", "without_entry"]

@@ -10,6 +10,7 @@ only near the training size: on retinas of 17 patches the whole image scored 0.0
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from monai.inferers.utils import sliding_window_inference
@@ -67,7 +68,8 @@ def outputs(model: nn.Module, images: Tensor, run: RunConfig, device: torch.devi
         device: Where to compute.
 
     Returns:
-        (S, K, *spatial) float32 on `device`, K outputs.
+        (S, K, *spatial) float32 on `device`, K outputs; of a network that answers an image as a whole (S, K), the mean
+        over the windows where there are several.
     """
     model.to(device).eval()
     patch, spatial = run.training.patch_size, images.shape[2:]
@@ -79,8 +81,12 @@ def outputs(model: nn.Module, images: Tensor, run: RunConfig, device: torch.devi
     with precision(run, device):
         if math.prod(padded.shape[2:]) <= _WHOLE * math.prod(patch):
             logits: Tensor = model(padded)
-        else:
+        elif run.model.DENSE:
             logits = _sliding_window(padded, patch, model)
+        else:
+            logits = _mean_of_windows(padded, patch, model)
+    if not run.model.DENSE:
+        return logits.float()
     for axis, (low, size) in enumerate(zip(lows, spatial, strict=True), start=2):
         logits = logits.narrow(axis, low, size)
     return logits.float()
@@ -90,6 +96,29 @@ def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> T
     logits = sliding_window_inference(images, patch, _WINDOWS, model, overlap=_OVERLAP, mode="gaussian")
     assert isinstance(logits, Tensor)  # noqa: S101  # only a network with several outputs gives something else
     return logits
+
+
+def _mean_of_windows(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
+    """(S, K): windows of a patch, evenly spread over the image, that overlap by `_OVERLAP` at least."""
+    starts = []
+    for size, edge in zip(images.shape[2:], patch, strict=True):
+        count = 1 + math.ceil((size - edge) / max(1, edge * (1 - _OVERLAP)))
+        starts.append([round(place * (size - edge) / max(1, count - 1)) for place in range(count)])
+    places = list(product(*starts))
+    total: Tensor | None = None
+    for begin in range(0, len(places), _WINDOWS):
+        some = places[begin : begin + _WINDOWS]
+        windows = torch.cat([_window(images, place, patch) for place in some])
+        summed = model(windows).float().unflatten(0, (len(some), len(images))).sum(0)
+        total = summed if total is None else total + summed
+    assert total is not None  # noqa: S101 - an image has a window at least
+    return total / len(places)
+
+
+def _window(images: Tensor, place: Sequence[int], patch: Sequence[int]) -> Tensor:
+    for axis, (start, edge) in enumerate(zip(place, patch, strict=True), start=2):
+        images = images.narrow(axis, start, edge)
+    return images
 
 
 def _cpu_has_bf16() -> bool:

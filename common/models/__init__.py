@@ -6,9 +6,11 @@ torch only where a network is built.
 
 from common.document.choice import OneOf
 from common.models.attention_unet import AttentionUNet
+from common.models.cnn import CNN
 from common.models.dynunet import DynUNet
 from common.models.network import Network
 from common.models.plain_unet import PlainUNet
+from common.models.resnet import ResNet
 from common.models.segnet import SegNet
 from common.models.segresnet import SegResNet
 from common.models.unet import UNet
@@ -22,6 +24,8 @@ NETWORKS: tuple[type[Network], ...] = (
     SegResNet,
     DynUNet,
     WNet,
+    ResNet,
+    CNN,
 )  # fmt: skip
 # Of the [model] table.
 NETWORK_CHOICE = OneOf("architecture", NETWORKS)

@@ -73,6 +73,18 @@ def normalised(network: nn.Module, dims: int, norm: str) -> nn.Module:
     return network
 
 
+def of_images(network: nn.Module, dims: int, norm: str) -> nn.Module:
+    """A ResNet of a library as ours: `normalised`, a mean that is deterministic, and no layer that writes to its input.
+
+    Where gradients are those of one patient each, what goes into a layer is looked at afterwards.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    network.avgpool = Mean(keep_axes=True)
+    return normalised(network, dims, norm)
+
+
 class PlainUNet(nn.Module):
     """Double convolutions, max pooling, nearest voxels on the way up; see `common.models.plain_unet`."""
 
@@ -142,6 +154,37 @@ class WNet(nn.Module):
         return logits
 
 
+class CNN(nn.Module):
+    """Levels, the mean over the last one's voxels, and a layer of outputs; see `common.models.cnn`."""
+
+    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(blocks.twice(before, after) for before, after in pairwise((inputs, *widths)))
+        self.pool, self.mean, self.drop = blocks.pool(), Mean(), nn.Dropout(blocks.dropout)
+        self.head = nn.Linear(widths[-1], outputs)
+        self.apply(_he)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, inputs, *spatial) to (N, outputs)."""
+        values = self.down[0](images)
+        for block in list(self.down)[1:]:
+            values = block(self.pool(values))
+        logits: Tensor = self.head(self.drop(self.mean(values)))
+        return logits
+
+
+class Mean(nn.Module):
+    """Over the voxels; torch's own pooling is not deterministic on a GPU."""
+
+    def __init__(self, *, keep_axes: bool = False) -> None:
+        super().__init__()
+        self.keep_axes = keep_axes
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, C, *spatial) to (N, C), or with its axes kept to (N, C, 1, ...)."""
+        return values.mean(tuple(range(2, values.ndim)), keepdim=self.keep_axes)
+
+
 class _SmallUNet(nn.Module):
     """Residual blocks; a convolution on each skip connection; transposed convolutions on the way up."""
 
@@ -205,4 +248,4 @@ def _he(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Blocks", "PlainUNet", "SegNet", "WNet", "normalised", "normaliser"]
+__all__ = ["CNN", "Blocks", "Mean", "PlainUNet", "SegNet", "WNet", "normalised", "normaliser", "of_images"]

@@ -7,7 +7,7 @@ library that it comes from, where it builds.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from common.document.table import Table
 
@@ -24,6 +24,9 @@ class Network(Table):
     architecture: str
     dims: Literal[2, 3] = 2
 
+    # Whether it answers each voxel; else the image as a whole, whatever its size.
+    DENSE: ClassVar[bool] = True
+
     @property
     @abstractmethod
     def stride(self) -> int:
@@ -34,7 +37,8 @@ class Network(Table):
         """The network with fresh weights from torch's global generator.
 
         Returns:
-            A module from images (N, inputs, *spatial) to (N, outputs, *spatial), float32; axes are `dims`.
+            A module from images (N, inputs, *spatial) to (N, outputs, *spatial), float32; axes are `dims`. Without
+            DENSE to (N, outputs).
         """
 
     @abstractmethod

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter
 
 from common.document.choice import OneOf
+from common.tasks.classification import Classification
 from common.tasks.segmentation import Segmentation
 from common.tasks.task import Task
 
 TASKS: tuple[type[Task], ...] = (
     Segmentation,
+    Classification,
 )  # fmt: skip
 # Of the [task] table.
 TASK_CHOICE = OneOf("kind", TASKS)

@@ -1,12 +1,13 @@
 """What a task is: what the network puts out for an image, the loss, and how good an answer is.
 
 Settings are the [task] table of a run, read by processes that hold no torch: a task imports it where it computes. Every
-label is a map of classes on the image's grid, 0 the background; what a task makes of it is its own.
+label is a map of classes on the image's grid, 0 the background, or a constant one where the classes are those of the
+image as a whole; what a task makes of it is its own.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.document.table import Table
 
@@ -31,6 +32,21 @@ class Task(Table):
     BY_CLASS: ClassVar[bool] = False
     # Whether an answer is a label map of the image, as a prediction writes it and an overlay draws it.
     DRAWS: ClassVar[bool] = False
+
+    @property
+    def label(self) -> Literal["map", "class", "classes"]:
+        """What the label of an image is: a map, or of the image as a whole one class at most, or several."""
+        return "map"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the label is of an image as a whole; then `mark` says what stands at every voxel."""
+        return self.label != "map"
+
+    @property
+    def of_regions(self) -> bool:
+        """Whether each region that a map marks is an image of its own, cut out around it."""
+        return False
 
     @property
     def headline(self) -> str:
@@ -71,6 +87,20 @@ class Task(Table):
             labels: (S, *spatial) integer, 0..K.
             classes: K.
         """
+
+    def mark(self, classes: Sequence[int]) -> int:
+        """What stands at every voxel of the label of an image that shows these classes of 1..K; for tasks of `whole`.
+
+        Raises:
+            DataError: an image of the task may not show so many.
+        """
+        raise NotImplementedError
+
+    def together(self, counts: "Sequence[Tensor]") -> "Tensor":
+        """What is known of a patient, from the counts of each of their images."""
+        import torch  # noqa: PLC0415 - heavy
+
+        return torch.stack(list(counts)).sum(dim=0)
 
     @abstractmethod
     def scores(

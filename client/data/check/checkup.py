@@ -19,7 +19,7 @@ from client.data.keep.catalogue import Catalogue
 from client.data.keep.index import Index
 from client.data.keep.split import KeptSplits, Split
 from client.data.prepare.preprocess import refusal
-from client.data.quality.quality import Checked, Facts
+from client.data.quality.quality import Checked, Facts, no_region
 from client.data.study.labels import BACKGROUND
 from client.data.study.study import Found
 from client.data.survey import Surveyed, survey
@@ -162,7 +162,19 @@ def _refusal(run: RunConfig | None, checked: Checked) -> DataError | None:
         return None
     facts = checked.facts
     affine = None if facts.affine is None else np.array(facts.affine)
-    return refusal(Geometry(facts.shape, facts.channels, facts.spacing_mm, affine), run)
+    problem = refusal(Geometry(facts.shape, facts.channels, facts.spacing_mm, affine), run)
+    return problem or _refused_label(run, facts)
+
+
+def _refused_label(run: RunConfig, facts: Facts) -> DataError | None:
+    if run.task.of_regions and not facts.has_foreground:
+        return no_region()
+    if run.task.whole and facts.findings is not None:
+        try:
+            run.task.mark([1 + run.data.classes.index(name) for name in facts.findings])
+        except DataError as error:
+            return error
+    return None
 
 
 def _outcome(study: Surveyed[Checked], folder: Path, splits: Mapping[str, Split]) -> Outcome:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from client.data.check.checkup import Checkup, Outcome
 from client.data.check.tables import Table, counts, document, shown_names, tables
+from client.data.quality.quality import Facts
 from client.data.study.drawing import COLOURS
 from client.data.study.labels import BACKGROUND
 from common.pages.html import render
@@ -129,8 +130,15 @@ def _figures(studies: Sequence[Outcome], shown: Mapping[str, str]) -> Iterator[_
             size=facts.shape,
             spacing=tuple(f"{edge:.3g}" for edge in facts.spacing_mm or ()),
             marked=tuple((_colour(place), shown[name]) for place, (name, count) in enumerate(classes) if count),
-            unmarked="no foreground" if facts.voxels else "label not looked at",
+            unmarked=_as_a_whole(facts, shown),
         )
+
+
+def _as_a_whole(facts: Facts, shown: Mapping[str, str]) -> str:
+    """What is said of a study whose map marks nothing, or that has none."""
+    if facts.findings is not None:
+        return ", ".join(shown[name] for name in facts.findings) or "none of the classes"
+    return "no foreground" if facts.voxels else "label not looked at"
 
 
 __all__ = ["page", "write_reports"]

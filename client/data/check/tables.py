@@ -5,6 +5,7 @@ name is free text from the files is called "name 1" and so on: such text may nam
 given only to who asks for them, which is for the terminal.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +45,7 @@ def tables(checkup: Checkup, *, names: bool = False, paths: bool = False) -> lis
         _splits(checkup),
         _images(checkup),
         _classes(checkup, shown),
+        _findings(checkup, shown),
         _labels(checkup),
     ]
     if paths:
@@ -75,6 +77,7 @@ def document(checkup: Checkup) -> dict[str, Any]:
         "classes": [
             {"class": name, "studies": studies, "share": share} for name, studies, share in _shares(checkup, shown)
         ],
+        "findings": [{"class": name, "studies": studies} for name, studies in _found(checkup, shown)],
         "images": [_group(modality, group) for modality, group in _groups(checkup)],
         "labels": [{"what": what, "studies": count, "most": most} for what, count, most, _ in _handled(checkup)],
     }
@@ -93,7 +96,7 @@ def counts(checkup: Checkup) -> dict[str, int]:
 
 def shown_names(checkup: Checkup, *, all_of_them: bool = False) -> dict[str, str]:
     """What each class is called: its own name where that is the site's word, the run's or a number."""
-    found = dict.fromkeys(chain.from_iterable(facts.voxels for facts in _facts(checkup)))
+    found = dict.fromkeys(chain.from_iterable((*facts.voxels, *(facts.findings or ())) for facts in _facts(checkup)))
     free = [name for name in found if not (name.isdecimal() or name in checkup.own_words)]
     numbered = {name: f"name {number}" for number, name in enumerate(free, start=1)}
     return {name: name if all_of_them else numbered.get(name, name) for name in found}
@@ -220,6 +223,18 @@ def _classes(checkup: Checkup, shown: Mapping[str, str]) -> Table:
     return Table("Classes", ("class", "studies with it", "share of their voxels"), tuple(rows))
 
 
+def _findings(checkup: Checkup, shown: Mapping[str, str]) -> Table:
+    return Table("Classes of whole images", ("class", "studies with it"), tuple(_found(checkup, shown)))
+
+
+def _found(checkup: Checkup, shown: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Each class of an image as a whole, with the number of its studies; last the studies that show none of them."""
+    told = [facts.findings for facts in _facts(checkup) if facts.findings is not None]
+    counted = Counter(chain.from_iterable(told))
+    rows = [(shown[name], count) for name, count in sorted(counted.items())]
+    return [*rows, ("none of them", sum(not names for names in told))] if told else []
+
+
 def _labels(checkup: Checkup) -> Table:
     rows = tuple((what, count, form(most)) for what, count, most, form in _handled(checkup))
     return Table("Labels", ("what happened to them", "studies", "at most"), rows)
@@ -278,6 +293,7 @@ def _study(study: Outcome, shown: Mapping[str, str]) -> dict[str, Any]:
             "spacing-mm": None if facts.spacing_mm is None else list(facts.spacing_mm),
             "intensities": dict(zip(map("{:g}".format, PERCENTILES), facts.intensities, strict=True)),
             "voxels": {shown[name]: count for name, count in facts.voxels.items()},
+            "findings": None if facts.findings is None else [shown[name] for name in facts.findings],
             "labels": {
                 "files": facts.labels,
                 "by-place": facts.by_place,

@@ -6,6 +6,7 @@ it raises a ValueError, KeyError or the like, and `client.data.isolate.pool` tre
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from client.data.isolate.answering import Job, Reading
 from client.data.quality import quality
 from client.data.read import dicom_header
 from client.data.study.as_json import problem_to_json, reference_from_json, text_of
+from client.data.study.labels import Vocabulary
 from client.data.study.study import Found, Labelling, Study
 from common.errors import DataError
 
@@ -30,13 +32,13 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
     classes = tuple(map(text_of, header["classes"]))
     spacing = None if header["spacing-mm"] is None else tuple(map(float, header["spacing-mm"]))
     affine = None if header["affine"] is None else np.array(header["affine"], np.float64)
-    order = header["order"]
+    order, found = header["order"], header["findings"]
     labelling = None if header["labelling"] is None else Labelling(**header["labelling"])
     sound = (
         image.dtype == np.float32
         and axes in (2, 3)
         and image.size
-        and (label is None) == (job.wanted is None)
+        and _is_told(job.wanted, label, found, len(classes))
         and (label is None or (label.dtype == np.uint8 and label.shape == image.shape[1:]))
         and (label is None or int(label.max()) <= len(classes))
         and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
@@ -58,8 +60,23 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         tuple(job.reference.images[index] for index in order),
         classes,
         labelling,
+        None if found is None else tuple(found),
     )
     return Reading(study, text_of(header["digest"]))
+
+
+def _is_told(wanted: Vocabulary | None, label: NDArray[Any] | None, found: Any, classes: int) -> bool:
+    """Whether label and findings are what was wanted, and the findings classes of the image."""
+    if wanted is None:
+        return label is None and found is None
+    if found is None:
+        return label is not None and not wanted.whole
+    return (
+        isinstance(found, list)
+        and all(type(number) is int and 0 < number <= classes for number in found)
+        and all(low < high for low, high in pairwise(found))
+        and (wanted.whole or wanted.classes is None)
+    )
 
 
 def checked(_job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> quality.Checked:
@@ -70,7 +87,7 @@ def checked(_job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
     numbers = [*facts.shape, *(facts.spacing_mm or ()), *facts.intensities, *facts.voxels.values(), facts.channels]
     numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes]
     numbers += [number for row in facts.affine or () for number in row]
-    texts = [facts.modality, facts.digest, *facts.voxels]
+    texts = [facts.modality, facts.digest, *facts.voxels, *(facts.findings or ())]
     sound = (
         all(type(number) in (int, float) for number in numbers)
         and _is_place(len(facts.shape), facts.spacing_mm, facts.affine)

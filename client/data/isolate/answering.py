@@ -121,6 +121,7 @@ def _read(question: Mapping[str, Any], most_bytes: int) -> Answer:
         "order": [places[path] for path in study.files],
         "classes": study.classes,
         "labelling": None if study.labelling is None else asdict(study.labelling),
+        "findings": study.findings,
         "digest": facts.digest,
     }
     return header, (study.image,) if study.label is None else (study.image, study.label)

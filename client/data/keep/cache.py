@@ -29,7 +29,7 @@ from common.config import RunConfig, canonical
 from common.errors import DataError
 
 _SUFFIX = ".case"
-_TYPES = {"F32": torch.float32, "U8": torch.uint8}  # as safetensors names them
+_TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}  # as safetensors names them
 # Ways of preprocessing that are kept; those used longest ago go first.
 _KEPT_SETTINGS = 4
 
@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 class Prepared:
     """A study as it is kept.
 
-    images: (S, C, *sp) float32; labels: (S, *sp) uint8; digest: of the image before preprocessing, by which the same
-    image in two studies is known.
+    images: (S, C, *sp) float32; labels: (S, *sp) uint8, or int32 where a label is a sum of classes; digest: of the
+    image before preprocessing, by which the same image in two studies is known.
     """
 
     images: Tensor
@@ -58,13 +58,14 @@ class Cache:
         Args:
             folder: of the site's cache; made with the first entry, for its owner only.
             site_key: secret key of the site; the cache's own keys are derived from it.
-            run: its modality, channels, classes, preprocessing and model axes are part of the place. So are the code
-                that reads and preprocesses, the versions of its libraries, and the number of threads.
+            run: its modality, channels, classes, what labels are, preprocessing and model axes are part of the place.
+                So are the code that reads and preprocesses, the versions of its libraries, and the number of threads.
         """
         self._root = folder
         self._vault = Vault(site_key, "cache")
         data = run.data  # what of it decides the images; splits and folds do not
-        settings = (data.modality, data.channels, data.classes, canonical(run.preprocessing), run.model.dims)
+        label = (run.task.label, run.task.of_regions)
+        settings = (data.modality, data.channels, data.classes, canonical(run.preprocessing), run.model.dims, *label)
         # A sum's rounding depends on the number of threads.
         program = (torch.get_num_threads(), version("torch"), *reading_program())
         self._folder = folder / self._vault.name("settings", *settings, *program)

@@ -1,9 +1,9 @@
 """What earlier checks found out, so that a second check reads only what is new or has changed.
 
-One file per study and way of naming labels (as found, or as a run does; of several runs the last), sealed by the site's
-vault and named by an HMAC; what makes it out of date: `client.data.keep.entry`. Its payload is facts, or code and
-reason, as JSON; a newline; the thumbnail as PNG. A study that could not be read at all is not kept: the disk may have
-been away, and to try again costs little.
+One file per study and way of naming labels (as found, or as a run does, of maps or of whole images; of several runs the
+last), sealed by the site's vault and named by an HMAC; what makes it out of date: `client.data.keep.entry`. Its payload
+is facts, or code and reason, as JSON; a newline; the thumbnail as PNG. A study that could not be read at all is not
+kept: the disk may have been away, and to try again costs little.
 """
 
 import json
@@ -61,13 +61,15 @@ class Catalogue:
 
     def keep_only(self, jobs: Iterable[Job]) -> None:
         """Drop what belongs to no study of the site any more, and what a crash left behind."""
-        ways = (Vocabulary(), Vocabulary(classes=()), None)  # the two ways of naming labels, and without
+        # As found, as a run's maps, as a run's images as a whole, and without labels.
+        ways = (Vocabulary(), Vocabulary(classes=()), Vocabulary(classes=(), whole=True), None)
         keep_only(
             {self._name(Job(job.reference, wanted)) for job in jobs for wanted in ways}, self._folder, "catalogue"
         )
 
     def _name(self, job: Job) -> str:
-        way = "images" if job.wanted is None else job.wanted.classes is None
+        wanted = job.wanted
+        way = "images" if wanted is None else "whole" if wanted.whole else wanted.classes is None
         return name_of(self._vault, job.reference, way)
 
 

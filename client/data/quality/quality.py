@@ -44,7 +44,7 @@ class Facts:
     intensities: at PERCENTILES, in the source's units. voxels: by class, the background first. digest: SHA-256 (hex) of
     the image, the same for the same pixels. labels: label files drawn; resampled, by_place: how many of them, and lost:
     see `Labelling`. holes: the largest share of a class's slices that are empty, see `client.data.study.label_checks`.
-    affine: rows of `Study.affine`.
+    affine: rows of `Study.affine`. findings: names of the classes that the image shows as a whole; None: not told.
     """
 
     modality: str
@@ -60,6 +60,7 @@ class Facts:
     lost: float = 0.0
     holes: float = 0.0
     affine: tuple[tuple[float, ...], ...] | None = None
+    findings: tuple[str, ...] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -112,6 +113,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         told.lost,
         0.0 if study.label is None else holes(study.label),
         None if study.affine is None else _rows(study.affine.tolist()),
+        None if study.findings is None else tuple(study.classes[number - 1] for number in study.findings),
     )
     if study.label is not None and not (facts.has_foreground or empty_is_negative):
         raise DataError(
@@ -123,6 +125,13 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         check_label(told, facts.holes)
         check_share(facts.voxels, BACKGROUND)
     return facts
+
+
+def no_region() -> DataError:
+    """Of a study that a run of regions has no use for."""
+    return DataError(
+        "the label marks nothing, and the run classifies marked regions. Nothing to do.", ErrorCode.LABEL_EMPTY
+    )
 
 
 def without_duplicates(
@@ -159,7 +168,8 @@ def facts_to_json(facts: Facts) -> dict[str, Any]:
 def facts_from_json(values: Mapping[str, Any]) -> Facts:
     """Inverse of `facts_to_json`, also after a trip through JSON text."""
     tuples = {
-        name: None if values[name] is None else tuple(values[name]) for name in ("shape", "spacing_mm", "intensities")
+        name: None if values[name] is None else tuple(values[name])
+        for name in ("shape", "spacing_mm", "intensities", "findings")
     }
     return Facts(**{**values, **tuples, "affine": None if values["affine"] is None else _rows(values["affine"])})
 
@@ -244,5 +254,6 @@ __all__ = [
     "examine",
     "facts_from_json",
     "facts_to_json",
+    "no_region",
     "without_duplicates",
 ]

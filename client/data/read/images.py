@@ -8,6 +8,7 @@ map any one value beside 0 is the class (0/1 and 0/255 are both usual); a mask w
 
 import csv
 import difflib
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from client.data.read.nifti import SUFFIXES as NIFTI_SUFFIXES
 from client.data.read.pairs import find_pairs, has_suffix, own_label, patient_of
 from client.data.study.label_checks import check_not_the_image, check_one_value
 from client.data.study.labels import Naming
 from client.data.study.listing import files_under
-from client.data.study.study import NO_IMAGE, NOT_IN_TABLE, Found, Reference, Study, parsing
+from client.data.study.study import NO_IMAGE, NOT_IN_TABLE, Found, Kind, Reference, Study, parsing
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -30,6 +32,7 @@ MASK_SUFFIXES = (".gif",)  # of masks alone: 256 colours make no picture
 
 _FORMATS = ("PNG", "JPEG", "PPM", "TIFF", "BMP")
 _MASK_FORMATS = (*_FORMATS, "GIF")
+_BETWEEN = r"[|;]"  # classes of an image that shows several
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # one channel of more than 8 bits
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
 _MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "YCbCr")
@@ -54,7 +57,7 @@ def find(source: SourceConfig, folder: Path) -> Found:
     references = [_reference(source, folder, same, files) for same in rows.values()]
     named = {path.resolve() for one in references for path in (*one.images, *one.labels, folder / str(source.csv))}
     others = [path for path in files if path.resolve() not in named]
-    pictures = sum(has_suffix(path, SUFFIXES + MASK_SUFFIXES) for path in others)
+    pictures = sum(has_suffix(path, SUFFIXES + MASK_SUFFIXES + NIFTI_SUFFIXES) for path in others)
     return Found(tuple(references), +Counter({NOT_IN_TABLE: pictures, NO_IMAGE: len(others) - pictures}))
 
 
@@ -174,11 +177,12 @@ def _reference(
     """The study of the rows that name one image, which should be one row."""
     number, row = rows[0]
     patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
-    image, mask = (_place(folder, row[column]) for column in (source.image_column, source.mask_column))
-    if len({(one[source.mask_column], one[source.patient_column]) for _, one in rows}) > 1:
+    image, mask = (_place(folder, row.get(column, "")) for column in (source.image_column, source.mask_column))
+    told = (source.mask_column, source.patient_column, source.class_column)
+    if len({tuple(one.get(column or "", "") for column in told) for _, one in rows}) > 1:
         problem = DataError(
-            f"{len(rows)} rows of the table name the image of line {number}, with other masks or for other patients. "
-            "Join the masks in one, or keep the row that is right.",
+            f"{len(rows)} rows of the table name the image of line {number}, with other masks or classes or for other "
+            "patients. Join the masks in one, the classes in one cell (a|b), or keep the row that is right.",
             ErrorCode.UNSUPPORTED,
         )
     if image is None:
@@ -189,7 +193,10 @@ def _reference(
         problem = _absent(source.mask_column, number, _how_absent(mask, files), ErrorCode.NO_LABEL)
     masks = () if mask is None else (mask,)
     problem = problem or own_label((image,), masks)
-    return Reference("images", patient, row[source.image_column], (image,), masks, source.label_map, problem)
+    words = None if source.class_column is None else tuple(map(str.strip, re.split(_BETWEEN, row[source.class_column])))
+    kind: Kind = "nifti" if has_suffix(image, NIFTI_SUFFIXES) else "images"
+    key = row[source.image_column]
+    return Reference(kind, patient, key, (image,), masks, source.label_map, problem, words=words)
 
 
 def _place(folder: Path, cell: str) -> Path | None:
@@ -241,13 +248,16 @@ def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, st
             f"the CSV {source.csv!r} cannot be read ({why}). Set csv in site.toml to a UTF-8 CSV file, relative to the "
             "source's path."
         ) from error
-    wanted = {
+    wanted: dict[str, str | None] = {
         "image-column": source.image_column,
         "mask-column": source.mask_column,
         "patient-column": source.patient_column,
+        "class-column": source.class_column,
     }
+    if source.class_column is not None:  # a table of classes need not have masks
+        wanted["mask-column"] = None
     for key, column in [*wanted.items(), *(("where", column) for column in source.where)]:
-        if column not in columns:
+        if column is not None and column not in columns:
             near = difflib.get_close_matches(column, columns, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(

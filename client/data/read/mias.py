@@ -3,8 +3,8 @@
 A circle is a WEAK mask: it encloses the abnormality (for calcifications a whole cluster), and its edge is no edge in
 the tissue. Some are wrong (those of mdb212 and mdb214 lie beside the breast), so scores against them have a ceiling.
 Rows count y from the BOTTOM: row = 1023 - y. An image can have several rows. Rows without coordinates ("NOTE 3" in the
-file, note 4 in its text: spread over the breast) leave the image without a label. An odd film and the even one after
-it are the breasts of one woman, hence one patient. 1024 x 1024 pixels of 0.2 mm.
+file, note 4 in its text: spread over the breast) leave the image without a map; its class as a whole is known. An odd
+film and the even one after it are the breasts of one woman, hence one patient. 1024 x 1024 pixels of 0.2 mm.
 Source: J Suckling et al (1994), Excerpta Medica International Congress Series 1069, 375-378; notes in Info.txt.
 """
 
@@ -94,8 +94,13 @@ def read(reference: Reference, naming: Naming | None) -> Study:
         DataError: UNREADABLE, NO_LABEL, LABEL_UNKNOWN or GEOMETRY_MISMATCH.
     """
     study = images.read(reference, None)
-    label = None if naming is None else _label(reference, study.image.shape[1:], naming)
-    return replace(study, label=label, spacing_mm=(_PIXEL_MM, _PIXEL_MM), modality="MG")
+    study = replace(study, spacing_mm=(_PIXEL_MM, _PIXEL_MM), modality="MG")
+    if naming is None:
+        return study
+    if naming.whole:
+        drawn = {_class_of(row, reference, naming) for row in _rows_of(reference)}
+        return replace(study, findings=tuple(sorted(drawn - {0})))
+    return replace(study, label=_label(reference, study.image.shape[1:], naming))
 
 
 def _label(reference: Reference, shape: tuple[int, ...], naming: Naming) -> NDArray[np.uint8]:
@@ -105,16 +110,21 @@ def _label(reference: Reference, shape: tuple[int, ...], naming: Naming) -> NDAr
             "Use the archive as published.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
-    with parsing(TABLE):
-        rows = [row for film, row in _rows(reference.labels[0]) if film == reference.key]
-    if not rows:
-        raise DataError(f"{TABLE} has no row on this film. Use the archive as published.", ErrorCode.NO_LABEL)
+    rows = _rows_of(reference)
     label = np.zeros(shape, np.uint8)
     for row in rows:
         drawn = _class_of(row, reference, naming)
         if drawn:  # what is background needs no place
             np.maximum(label, _disc(row) * np.uint8(drawn), out=label)
     return label
+
+
+def _rows_of(reference: Reference) -> list[_Row]:
+    with parsing(TABLE):
+        rows = [row for film, row in _rows(reference.labels[0]) if film == reference.key]
+    if not rows:
+        raise DataError(f"{TABLE} has no row on this film. Use the archive as published.", ErrorCode.NO_LABEL)
+    return rows
 
 
 def _class_of(row: _Row, reference: Reference, naming: Naming) -> int:

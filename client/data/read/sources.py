@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from client.data.read import dicom, dicom_header, dicom_series, images, layouts, mias, nifti
 from client.data.read.beside import with_label_maps
 from client.data.read.pairs import has_suffix
@@ -112,7 +114,12 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
     if reference.problem is not None:
         raise DataError(str(reference.problem), reference.problem.code)
     naming = None if wanted is None else wanted.naming()
-    study: Study = _reader(reference.kind).read(reference, naming)
+    by_word = reference.words is not None or reference.class_attribute is not None
+    if naming is not None:
+        naming.by_word = by_word
+    # Where a word tells the class of the whole, a map is read only for who wants one.
+    without_map = naming is None or (by_word and (naming.whole or not reference.labels))
+    study: Study = _reader(reference.kind).read(reference, None if without_map else naming)
     if wanted is None or naming is None:
         return study
     if wanted.modality is not None and study.modality not in ("", wanted.modality):
@@ -121,7 +128,23 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
             f"Name a folder of {wanted.modality} studies.",
             ErrorCode.UNSUPPORTED,
         )
-    return replace(study, classes=naming.classes, labelling=naming.labelling)
+    findings = study.findings
+    if by_word and (naming.whole or naming.as_found):
+        findings = naming.findings(_words(reference))
+    if wanted.whole and findings is None and study.label is not None:
+        findings = tuple(int(number) for number in np.flatnonzero(np.bincount(study.label.ravel())) if number)
+    if not wanted.whole and wanted.classes is not None and study.label is None:
+        raise DataError(
+            "the label of this image is a class of the whole, and the run wants a map of what lies where. Name masks "
+            "in site.toml, or ask for a run that classifies images.",
+            ErrorCode.NO_LABEL,
+        )
+    return replace(study, classes=naming.classes, labelling=naming.labelling, findings=findings)
+
+
+def _words(reference: Reference) -> tuple[str, ...]:
+    """What the source calls the image as a whole."""
+    return reference.words or ()
 
 
 def find_images(

@@ -35,6 +35,8 @@ def reference_to_json(reference: Reference) -> dict[str, Any]:
         "problem": problem_to_json(reference.problem),
         "fractional-threshold": reference.fractional_threshold,
         "labels-checked": reference.labels_checked,
+        "words": None if reference.words is None else list(reference.words),
+        "class-attribute": reference.class_attribute,
     }
 
 
@@ -53,6 +55,8 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
         problem_from_json(values["problem"]),
         float(values["fractional-threshold"]),
         bool(values["labels-checked"]),
+        words=None if values["words"] is None else tuple(map(text_of, values["words"])),
+        class_attribute=None if values["class-attribute"] is None else text_of(values["class-attribute"]),
     )
 
 

@@ -36,17 +36,19 @@ _SAME_VOXEL = 0.1
 class Vocabulary:
     """Which labels a reader shall give.
 
-    classes: those of a run; None: whatever is found. modality: that a study must have; None: any.
+    classes: those of a run; None: whatever is found. modality: that a study must have; None: any. whole: the classes
+    of an image as a whole are wanted, and no map.
     """
 
     label_map: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     modality: str | None = None
+    whole: bool = False
 
     @classmethod
-    def of_run(cls, data: DataConfig, label_map: Mapping[str, str]) -> Self:
+    def of_run(cls, data: DataConfig, label_map: Mapping[str, str], *, whole: bool = False) -> Self:
         """The classes of a run, and a source's names for them."""
-        return cls(label_map, data.classes, data.modality)
+        return cls(label_map, data.classes, data.modality, whole)
 
     @classmethod
     def as_found(cls, label_map: Mapping[str, str]) -> Self:
@@ -57,7 +59,8 @@ class Vocabulary:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         classes = values["classes"]
-        return cls(dict(values["label-map"]), None if classes is None else tuple(classes), values["modality"])
+        named = None if classes is None else tuple(classes)
+        return cls(dict(values["label-map"]), named, values["modality"], bool(values["whole"]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for another process."""
@@ -65,6 +68,7 @@ class Vocabulary:
             "label-map": dict(self.label_map),
             "classes": None if self.classes is None else list(self.classes),
             "modality": self.modality,
+            "whole": self.whole,
         }
 
     def naming(self) -> "Naming":
@@ -83,10 +87,12 @@ class Naming:
 
     def __init__(self, wanted: Vocabulary) -> None:
         self.as_found = wanted.classes is None
+        self.whole = wanted.whole
         self._map = wanted.label_map
         self._classes = list(wanted.classes or ())
         self._numbers = {_plain(name): number for number, name in enumerate(self._classes, start=1)}
         self._renamed = {_plain(local): name for local, name in self._map.items()}
+        self.by_word = False  # whether the label map has words for whole images as well
         self.labelling = Labelling(files=1)  # what readers found out on the way; they replace it
         self.heard: set[tuple[str, int]] = set()  # local names and their classes; readers of several files clear it
         self.drawn: set[int] = set()  # classes of which a voxel was drawn, before others were drawn over it
@@ -102,7 +108,12 @@ class Naming:
     @property
     def any_value(self) -> bool:
         """Whether a label image may use any value but 0 for its class: a run with one class, and no label map."""
-        return len(self._classes) == 1 and not self._map and not self.as_found
+        return len(self._classes) == 1 and not self._of_values and not self.as_found
+
+    @property
+    def _of_values(self) -> Mapping[str, str]:
+        """The label map of label values."""
+        return {local: name for local, name in self._map.items() if not self.by_word or local.isdecimal()}
 
     def find(self, names: Sequence[str]) -> int | None:
         """The class of the first of several names that the label map or the run has; None when none has one.
@@ -143,6 +154,28 @@ class Naming:
             )
         return found
 
+    def findings(self, words: Sequence[str]) -> tuple[int, ...]:
+        """The classes that an image shows as a whole, from local words for them; "background" says none of them.
+
+        Raises:
+            DataError: NO_LABEL, there is no word; LABEL_UNKNOWN, one has no class.
+        """
+        given = [word for word in words if _plain(word)]
+        if not given:
+            raise DataError(
+                "the image has no class: its entry is empty. Fill it in, or take the image out; an image that shows "
+                f'none of the classes needs a word of its own, mapped to "{BACKGROUND}" in label-map in site.toml.',
+                ErrorCode.NO_LABEL,
+            )
+        found = [0 if _plain(word) == BACKGROUND else self.find([word]) for word in given]
+        if None in found:
+            raise DataError(
+                f"the image is classed by a word that is no class of this run ({', '.join(self._classes)}). Name it in "
+                f'label-map in site.toml, or map it to "{BACKGROUND}" where it says that none of them is there.',
+                ErrorCode.LABEL_UNKNOWN,
+            )
+        return tuple(sorted({number for number in found if number}))
+
     def numbers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """A label image (*sp) of any number type, whole numbers, to classes.
 
@@ -181,14 +214,14 @@ class Naming:
 
     def _table(self, found: Sequence[int]) -> dict[int, int]:
         """Class of each value."""
-        if not self._map and not self.as_found:
+        if not self._of_values and not self.as_found:
             return {value: value for value in range(len(self._classes) + 1)}
-        wrong = next((local for local in self._map if not local.isdecimal()), None)
+        wrong = next((local for local in self._of_values if not local.isdecimal()), None)
         if wrong is not None:
             raise ConfigError(
                 f"label-map key {wrong!r} is no label value; its labels are numbers. Write a number, such as 1."
             )
-        renamed = {int(local): name for local, name in self._map.items()}
+        renamed = {int(local): name for local, name in self._of_values.items()}
         if self.as_found:
             renamed = {value: renamed.get(value, str(value) if value else BACKGROUND) for value in found}
         return {0: 0} | {value: self._target(name) for value, name in renamed.items()}

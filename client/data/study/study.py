@@ -58,7 +58,8 @@ class Study:
     """One image, or one series, with its label.
 
     image: (C, *sp) float32 in the source's units (HU for CT, 0-255 for 8-bit photographs).
-    label: (*sp) uint8, 0 background, 1..K the classes; None when read for prediction.
+    label: (*sp) uint8, 0 background, 1..K the classes; None when read for prediction, and where no map is told.
+    findings: the classes, of 1..K and rising, that the image shows as a whole; () none of them, None: not told.
     spacing_mm: one per axis of *sp; None when the source has none (photographs).
     affine: (4, 4), index (z, y, x, 1) -> LPS mm (x, y, z, 1); None when the source has none.
     modality: as DICOM names it; "" when the source does not say.
@@ -77,6 +78,7 @@ class Study:
     files: tuple[Path, ...] = field(repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
     labelling: Labelling | None = None
+    findings: tuple[int, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ class Reference:
     """Where a study lies. Cheap to make: headers only, no pixels.
 
     patient and key are raw; key is unique within a site. label_map, fractional_threshold and labels_checked are the
-    source's. problem: why it cannot be read, when that was already clear on finding it. beside: files that cannot be
-    seen and may belong to it, where that is why.
+    source's. words: what the source's table calls the image as a whole, and class_attribute the DICOM attribute that
+    says it; None where the source names neither. problem: why it cannot be read, when that was already clear on finding
+    it. beside: files that cannot be seen and may belong to it, where that is why.
     """
 
     kind: Kind
@@ -98,6 +101,8 @@ class Reference:
     fractional_threshold: float = 0.5
     labels_checked: bool = False
     beside: tuple[Path, ...] = field(default=(), repr=False)
+    words: tuple[str, ...] | None = field(default=None, repr=False)
+    class_attribute: str | None = None
 
 
 @dataclass(frozen=True)

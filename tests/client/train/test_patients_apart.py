@@ -114,7 +114,36 @@ def test_no_way_to_change_crops_couples_patients(steps: list[Tensor], dims: int,
     assert_apart(a_run(dims=dims, crops=2, format=2, data=data, training=training_), steps)
 
 
-@pytest.mark.parametrize("architecture", [network.model_fields["architecture"].default for network in NETWORKS])
+DENSE = [network.model_fields["architecture"].default for network in NETWORKS if network.DENSE]
+OF_IMAGES = [network.model_fields["architecture"].default for network in NETWORKS if not network.DENSE]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [(name, task) for name in OF_IMAGES for task in ({}, {"multi-label": True})]
+    + [("cnn", {"of": "region"}), ("unet", {})],
+)
+def test_classification_keeps_patients_apart(steps: list[Tensor], architecture: str, task: dict[str, Any]) -> None:
+    """Losses that weigh, focus and smooth; labels as each kind of task has them, of all images or of regions."""
+    sizes = {"filters": 4, "depth": 10} if architecture == "resnet" else {"channels": (4, 8, 16)}
+    weights = [0.5, 3.0] if task else [0.5, 1.0, 3.0]
+    settings = {"kind": "classification", "class-weights": weights, "focal-gamma": 1.5, "label-smoothing": 0.1, **task}
+    run = a_run(
+        format=2,
+        training={"patch_size": (24, 24), "local_steps": STEPS},
+        model={"architecture": architecture, **sizes},
+        task=settings,
+        data={"modality": "CT", "classes": ("disc", "ring")},
+    )
+    cases = {}
+    for place, name in enumerate(NAMES):
+        case = a_case(name, 2)
+        mark = 1 + place % 2 if task.get("of") == "region" else place % 3
+        cases[name] = replace(case, labels=torch.full_like(case.labels, mark))
+    assert_apart(run, steps, **cases)
+
+
+@pytest.mark.parametrize("architecture", DENSE)
 def test_volumes_that_shrink_to_two_slices_keep_patients_apart(steps: list[Tensor], architecture: str) -> None:
     """As the shipped precision computes them: where a level is two voxels deep, a kernel read memory of others."""
     sizes = {"plain-unet": {"filters": 4, "levels": 3}}.get(architecture, {"channels": (4, 8, 16)})
@@ -151,12 +180,12 @@ def test_threads_do_not_couple_patients(steps: list[Tensor], dims: int) -> None:
     assert_apart(a_run(dims=dims), steps)
 
 
-def assert_apart(run: RunConfig, steps: list[Tensor]) -> None:
+def assert_apart(run: RunConfig, steps: list[Tensor], **cases: Case) -> None:
     """With the first, a middle and the last patient left out, the sum lacks what they add alone, bit for bit."""
-    everybody = sums_of(NAMES, run, steps)
+    everybody = sums_of(NAMES, run, steps, **cases)
     assert len(everybody) == STEPS
     for name in (NAMES[0], NAMES[2], NAMES[-1]):
-        fewer, alone = sums_of(without(name), run, steps), sums_of((name,), run, steps)
+        fewer, alone = sums_of(without(name), run, steps, **cases), sums_of((name,), run, steps, **cases)
         for together, rest, own in zip(everybody, fewer, alone, strict=True):
             assert torch.equal(together - rest, own)
             assert 0.9 * CLIP < float(own.norm()) <= CLIP * (1 + 1e-5)

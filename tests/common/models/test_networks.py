@@ -1,4 +1,4 @@
-"""Every network of the table: shapes, weights, samples that stay apart, gradients, and private steps."""
+"""Every network that answers each voxel: shapes, weights, samples that stay apart, gradients, and private steps."""
 
 import json
 import math
@@ -30,6 +30,7 @@ EVERY = [
     pytest.param(dims, member.model_fields["architecture"].default, id=f"{member.__name__}-{dims}d")
     for dims in (2, 3)
     for member in NETWORKS
+    if member.DENSE
 ]
 
 
