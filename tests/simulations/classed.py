@@ -38,7 +38,7 @@ def picture(word: str, rng: np.random.Generator) -> np.ndarray:
     centre = rng.uniform([6, 6], [ROWS - 6, COLUMNS - 6])
     disc = np.hypot(rows - centre[0], columns - centre[1]) < rng.uniform(3, 5)
     change = {"bright": 80.0, "dark": -60.0}.get(word, 0.0)
-    return (100 + change * disc + rng.normal(0, 10, disc.shape)).clip(0, 255).astype(np.uint8)
+    return np.asarray(100 + change * disc + rng.normal(0, 10, disc.shape)).clip(0, 255).astype(np.uint8)
 
 
 def classed_site(

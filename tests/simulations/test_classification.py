@@ -53,7 +53,7 @@ def test_sites_where_all_images_show_one_class_tell_no_ranking(tmp_path: Path) -
 def test_under_privacy_no_score_leaves_unless_the_policy_lets_exact_ones_go(scores: Any, leave: set[str]) -> None:
     private = classed_run(privacy={"target-epsilon": 5.0})
     assert exit_gate.score_names(private, scores=scores) & set(SCORES) == leave
-    request = EvaluateRequest("hash", 2, {}, "test")
+    request = EvaluateRequest("hash", 2, "test", {})
     reply = EvaluateReply("hash", 2, "test", 0, {**SCORES, "auroc-dark": 0.9, "patient": 1.0})
     if scores == "noised":
         with pytest.raises(UpdateError, match="no noise"):
