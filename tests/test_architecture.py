@@ -153,7 +153,7 @@ ARROWS = {
         "common.system server.federation simulations.backends simulations.generators simulations.partitions"
     ),
     "simulations.studies": (
-        "client client.data client.predict common.config common.learning common.models common.pages "
+        "client client.data client.predict common.config common.learning common.measures common.models common.pages "
         "common.system common.tasks common.wire server.federation server.views simulations.backends "
         "simulations.scenarios"
     ),

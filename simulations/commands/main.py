@@ -13,6 +13,7 @@ from common.console.cli import JsonFlag, configure_logging, new_app, note, progr
 from common.errors import ConfigError
 from common.text import counted
 from simulations.commands.bench import bench_app
+from simulations.commands.diagnosis import baseline
 from simulations.commands.networks import compare_networks
 from simulations.commands.options import (
     BackendOption,
@@ -28,6 +29,7 @@ from simulations.commands.preparation import changed, parse_seeds, prepare_sites
 
 app = new_app("Simulate a federation of hospitals on one machine.")
 app.add_typer(bench_app, name="bench")
+app.command()(baseline)
 
 
 def main() -> None:
