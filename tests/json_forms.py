@@ -29,6 +29,14 @@ FINDINGS = [{"check": str, "result": str, "detail": str}]
 VERDICT = {"name": str, "sha256": digest, "allowed": bool, "refusals": [str], "patients": (int, None)}
 AUDIT = [{"severity": str, "log": str, "finding": str}]
 LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str}, None)
+BINS = ({"value": NUMBER, "low": MAYBE, "high": MAYBE, "bins": {"low": NUMBER, "high": NUMBER}}, None)
+PLAIN = (*NUMBER, str, None, [str], [NUMBER], [[int]], SCORES, BINS)
+EVALUATION = {
+    "format": int, "run": str, "run-hash": digest, "model-sha256": digest, "task": str, "classes": [str], "site": str,
+    "split": str, "patients": int, "studies": int, "left-out": {str: int}, "trained-here": bool,
+    "trained-on": {str: int}, "intervals": {"level": NUMBER, "resamples": int, "seed": int, "drawn": str},
+    str: ({str: (PLAIN, {str: PLAIN})}, str),
+}  # fmt: skip
 
 FORMS: dict[str, Form] = {
     "wardround-client status": {str: (str, *NUMBER, None, moment, LAST[0])},
@@ -81,6 +89,7 @@ FORMS: dict[str, Form] = {
         "latency-ms": [{str: (str, *NUMBER)}],
         "seconds": NUMBER,
     },
+    "wardround-client evaluate": EVALUATION,
     "wardround-server requests": [{"site": str, "wish": str, "phrase": TEXT}],
     "wardround-server sites": [
         {"site": str, "state": str, "connected": bool, "certificate-until": (moment, None)},
@@ -114,6 +123,7 @@ FORMS: dict[str, Form] = {
     "wardround-sim audit": [
         {"check": str, "result": str, "figure": (str, *NUMBER), "limit": (str, *NUMBER), "p-value": MAYBE}
     ],
+    "wardround-sim evaluate": EVALUATION,
     "wardround-sim scenarios": [{"name": str, "what": str, "model": str, "sites": [str]}],
     "wardround-sim list": [{"what": str, str: (str, bool, int, [str])}],
     "wardround-sim bench data": [{"way": str, str: NUMBER}],

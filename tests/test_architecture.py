@@ -34,8 +34,8 @@ ARROWS = {
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
         "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
-        "client.data.study client.home client.predict client.proposals client.rules client.trail common.audit "
-        "common.config common.console common.crypto common.flower common.identity common.learning "
+        "client.data.study client.evaluate client.home client.predict client.proposals client.rules client.trail "
+        "common.audit common.config common.console common.crypto common.flower common.identity common.learning "
         "common.privacy common.system common.wire"
     ),
     "client.data": (
@@ -59,6 +59,11 @@ ARROWS = {
     "client.data.quality": "client.data.study",
     "client.data.read": "client.data.deidentify client.data.dicom client.data.study common.config",
     "client.data.study": "common.config",
+    "client.evaluate": (
+        "client client.data client.data.check client.data.deidentify client.data.isolate client.data.keep "
+        "client.data.prepare client.data.study client.home client.predict client.rules common.config common.learning "
+        "common.measures common.pages common.system common.tasks"
+    ),
     "client.home": (
         "common.config common.crypto common.document common.identity common.models common.system common.wire"
     ),
@@ -142,7 +147,7 @@ ARROWS = {
         "common.learning common.losses common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
-        "client common.config common.console common.losses common.models common.preparation common.privacy "
+        "client client.evaluate common.config common.console common.losses common.models common.preparation common.privacy "
         "common.strategies common.system common.tasks server.federation server.views simulations.audit "
         "simulations.backends simulations.bench simulations.partitions simulations.scenarios simulations.studies"
     ),

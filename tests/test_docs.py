@@ -36,14 +36,14 @@ APPS = {
 }
 # The command contract, as far as it is built.
 CONTRACT = """
-wardround-sim run | compare | crossval | baseline | scenarios | list | bench data | bench privacy | audit
+wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server key protect | key unprotect
 wardround-server new | run | watch | runs | stop | resume | report | export | audit verify | audit export
 wardround-client join | renew | start | status | doctor
 wardround-client data add | data remove | data check | data list | data forget | data export
-wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export | predict
+wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export | predict | evaluate
 wardround-client key protect | key unprotect
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ only near the training size: on retinas of 17 patches the whole image scored 0.0
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -37,9 +37,13 @@ def predict_stack(model: nn.Module, images: Tensor, run: RunConfig, device: torc
     Returns:
         (S, ...) what the run's task says of each, on the CPU; of a segmentation labels (S, *spatial) int64.
     """
-    count = max(1, _BATCH_VOXELS // math.prod(images.shape[2:]))
-    parts = torch.split(images, count)
-    return torch.cat([run.task.answer(outputs(model, part, run, device)).cpu() for part in parts])
+    return torch.cat([run.task.answer(part).cpu() for part in outputs_of_parts(model, images, run, device)])
+
+
+def outputs_of_parts(model: nn.Module, images: Tensor, run: RunConfig, device: torch.device | str) -> Iterator[Tensor]:
+    """`outputs` of a stack, as many items at a time as a pass takes."""
+    for part in torch.split(images, max(1, _BATCH_VOXELS // math.prod(images.shape[2:]))):
+        yield outputs(model, part, run, device)
 
 
 def precision(run: RunConfig, device: torch.device | str, *, training: bool = False) -> torch.autocast:
@@ -126,4 +130,4 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-__all__ = ["outputs", "precision", "predict_stack"]
+__all__ = ["outputs", "outputs_of_parts", "precision", "predict_stack"]

@@ -10,7 +10,7 @@ takes cases for independent: one a patient. Where all pairs are in order it is 0
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -53,22 +53,30 @@ def bootstrap(
     """Percentile interval of a statistic over patients.
 
     Args:
-        patients: (N, ...) a row for each patient.
+        patients: (N, ...) a row for each patient, at least one.
         statistic: of such rows; NaN where it is not defined. Resamples without it do not count.
         rng: draws the patients.
         resamples: how often.
         level: of the interval.
     """
+    return bootstrap_each(patients, lambda rows: [statistic(rows)], rng, resamples=resamples, level=level)[0]
+
+
+def bootstrap_each(
+    patients: ArrayLike,
+    statistics: Callable[[NDArray[Any]], Sequence[float]],
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> list[Interval]:
+    """The same of several statistics at once, over the same draws; see `bootstrap`."""
     rows = np.asarray(patients)
-    value = float(statistic(rows)) if len(rows) else math.nan
+    values = list(statistics(rows))
     if len(rows) < 2:
-        return Interval(value, None, None)
-    drawn = np.array([statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)])
-    drawn = drawn[~np.isnan(drawn)]
-    if not drawn.size or math.isnan(value):
-        return Interval(value, None, None)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+        return [Interval(float(value), None, None) for value in values]
+    drawn = np.array([statistics(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)], np.float64)
+    return [_interval(float(value), column, level) for value, column in zip(values, drawn.T, strict=True)]
 
 
 def delong(scores: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -125,6 +133,14 @@ def auroc_difference(first: ArrayLike, second: ArrayLike, outcomes: ArrayLike, l
     return Difference(value, value - half, value + half, 2 * (1 - NormalDist().cdf(abs(value) / error)))
 
 
+def _interval(value: float, drawn: NDArray[np.float64], level: float) -> Interval:
+    drawn = drawn[~np.isnan(drawn)]
+    if not drawn.size or math.isnan(value):
+        return Interval(value, None, None)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
 def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks from 1; equal values share the mean of theirs."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -138,4 +154,13 @@ def _covariance(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.atleast_2d(np.cov(rows))
 
 
-__all__ = ["RESAMPLES", "Difference", "Interval", "auroc_difference", "auroc_interval", "bootstrap", "delong"]
+__all__ = [
+    "RESAMPLES",
+    "Difference",
+    "Interval",
+    "auroc_difference",
+    "auroc_interval",
+    "bootstrap",
+    "bootstrap_each",
+    "delong",
+]

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.config import TRAIN_LOSS
 from common.errors import ConfigError
+from common.pages.chart import Points, colours_of, line_chart
 from common.pages.html import Markup, picture, render
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.system.files import write_atomically
@@ -29,7 +30,6 @@ from server.federation.events import (
     read_events,
     refused_of,
 )
-from server.views.chart import Points, colours_of, line_chart
 
 REPORT_NAME = "report.html"
 OVERLAYS = "overlays"

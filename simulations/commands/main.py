@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.text import counted
 from simulations.commands.bench import bench_app
 from simulations.commands.diagnosis import baseline
+from simulations.commands.evaluate import evaluate
 from simulations.commands.networks import compare_networks
 from simulations.commands.options import (
     BackendOption,
@@ -30,6 +31,7 @@ from simulations.commands.preparation import changed, parse_seeds, prepare_sites
 app = new_app("Simulate a federation of hospitals on one machine.")
 app.add_typer(bench_app, name="bench")
 app.command()(baseline)
+app.command()(evaluate)
 
 
 def main() -> None:

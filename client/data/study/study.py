@@ -66,6 +66,7 @@ class Study:
     files: what it was read from; DICOM: one per slice, in the order of the z axis.
     classes: names of 1..K; none when read for prediction.
     labelling: of the label; None when read for prediction.
+    region: (*sp), not 0 in the field of view; None where the source names none, or when read for prediction.
     """
 
     image: NDArray[np.float32] = field(repr=False)
@@ -79,6 +80,7 @@ class Study:
     classes: tuple[str, ...] = field(default=(), repr=False)
     labelling: Labelling | None = None
     findings: tuple[int, ...] | None = field(default=None, repr=False)
+    region: NDArray[np.uint8] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

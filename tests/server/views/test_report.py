@@ -14,11 +14,11 @@ from common.config.rundocument import issue
 from common.errors import ConfigError, FederationError
 from common.learning.checkpoint import pack
 from common.learning.network import build_model
+from common.pages.chart import line_chart
 from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateReply, Request, TrainReply, TrainRequest
 from server.federation.events import read_events
 from server.federation.rounds import federate
-from server.views.chart import line_chart
 from server.views.report import write_report
 from server.views.watch import event_line
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, price, trains

@@ -1,4 +1,4 @@
-"""A line chart as inline SVG: enough for curves per site, without a plotting library at the coordinator.
+"""A line chart as inline SVG: enough for curves per site, without a plotting library.
 
 Convention: data units in, pixels out; y grows upwards. Colours are Okabe and Ito's, which people with any colour vision
 can tell apart (https://jfly.uni-koeln.de/color/).
@@ -57,7 +57,7 @@ def line_chart(
         return Markup("")
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     y_low, y_high = min(y for _, y in points), max(y for _, y in points)
-    ticks = _ticks(min(0.0, y_low) if y_from_zero else y_low, y_high)
+    ticks = ticks_of(min(0.0, y_low) if y_from_zero else y_low, y_high)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
@@ -77,7 +77,7 @@ def line_chart(
         for index, (name, line) in enumerate(sorted(series.items()))
     ]
     return fragment(
-        "server/views/chart.svg",
+        "common/pages/chart.svg",
         title=title,
         width=_WIDTH,
         height=_HEIGHT,
@@ -89,7 +89,7 @@ def line_chart(
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks_of(low: float, high: float) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, at least two."""
     if high <= low:
         high = low + (abs(low) or 1.0)
@@ -99,3 +99,6 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+__all__ = ["COLOURS", "Points", "colours_of", "line_chart", "ticks_of"]

@@ -1,0 +1,69 @@
+"""wardround-client evaluate: how good a model is on this site's own labelled patients."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from client.commands.options import HOME, Home, counted_progress
+from client.site import open_site
+from common.console.cli import JsonFlag, note, say, show_json, show_table
+
+
+def evaluate(  # noqa: PLR0917 - one parameter an option
+    model: Annotated[Path, typer.Argument(help="model.safetensors or its folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results, which stay here.")],
+    home: Home = HOME,
+    split: Annotated[
+        Literal["all", "test", "validation", "train"] | None,
+        typer.Option(help="all, test, validation or train; default: test where the model was trained here, else all."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Of the surface Dice, mm; pixels of images without spacing.")
+    ] = 1.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation in --out.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score a model on the labelled studies in site.toml. Nothing of it leaves the site.
+
+    Writes patients.csv (pseudonyms), summary.json and report.html, for their owner only.
+
+    Example: `wardround-client evaluate wardround-runs/lesions --out evaluation --split test`
+    """
+    from client.evaluate import report  # noqa: PLC0415 - torch
+    from client.evaluate.model import evaluate as score  # noqa: PLC0415
+    from client.predict.prediction import check_apart  # noqa: PLC0415
+
+    site = open_site(home)
+    for source in site.config.data:
+        check_apart(site.home / Path(source.path).expanduser(), out)
+    if not overwrite:
+        report.refuse_to_overwrite(out)
+    with counted_progress("studies") as advance:
+        found = score(
+            model,
+            [site],
+            wanted=split,
+            tolerance=tolerance,
+            device=device,
+            readers=site.config.threads or os.cpu_count() or 1,
+            progress=lambda _site, done, total: advance(done, total),
+        )
+    (one,) = found.sites
+    page = report.write(out, found, one)
+    if as_json:
+        show_json(report.summary(found, one))
+    else:
+        for table in one.findings.tables:
+            show_table(table.title, table.columns, table.rows)
+        say(f"Report: {page}")
+    if text := report.warning(one):
+        note(text)
+    for code, count in one.left_out.items():
+        note(f"{count} left out: {code}. Why: wardround-client data check")
+    note("It shows patients, under pseudonyms, and stays here.")
+
+
+__all__ = ["evaluate"]

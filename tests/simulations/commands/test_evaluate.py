@@ -1,0 +1,131 @@
+"""A model of a real simulated federation, scored: federated figures that add up equal those of one pooled hospital."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from client.data.isolate.isolation import Readers
+from client.evaluate import segmentation
+from client.evaluate.model import evaluate
+from client.site import Site, open_site
+from common.config import SiteConfig
+from simulations.commands.main import app
+from simulations.scenarios.scenario import make_site
+from tests.json_forms import conforms
+from tests.simulations.tiny import RUN_TOML, SITES, tiny_site
+
+
+def sim(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two sites of 5 and 11 patients: its folder, with the sites' images in images/."""
+    folder = tmp_path_factory.mktemp("federation")
+    for name, patients in (("north", 5), ("south", 11)):
+        tiny_site(folder / name, name, patients)
+    (folder / "mine.toml").write_text(f"{RUN_TOML}\n{SITES}")
+    done = sim("run", folder / "mine.toml", "--out", folder / "out", "--rounds", 4, "--threads", 1)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in this process; intervals are not what is tested here."""
+    monkeypatch.setattr("client.data.survey.Readers", lambda _count: Readers(0))
+    for name in ("bootstrap", "bootstrap_each"):
+        plain = getattr(segmentation, name)
+        monkeypatch.setattr(segmentation, name, lambda *given, plain=plain: plain(*given, resamples=20))
+
+
+def sites_of(federation: Path) -> list[Site]:
+    return [open_site(federation / "out" / "sites" / name) for name in ("north", "south")]
+
+
+def test_test_patients_score_as_in_the_run(federation: Path) -> None:
+    summary = json.loads((federation / "out" / "summary.json").read_text())
+    found = evaluate(federation / "out", sites_of(federation), readers=0)
+    assert {one.wanted for one in found.sites} == {"test"}
+    for one in found.sites:
+        run = summary["scores"]["test"]["sites"][one.site]
+        ours = one.findings.summary["mean-of-patients"]
+        assert {name: ours[name]["value"] for name in run} == pytest.approx(run)
+    assert found.together is not None
+    assert found.together.findings.summary["mean-of-sites"]["dice"] == pytest.approx(
+        summary["scores"]["test"]["mean-of-sites"]["dice"]
+    )
+
+
+def test_what_adds_up_over_sites_is_what_one_pooled_hospital_finds(federation: Path, tmp_path: Path) -> None:
+    sites = sites_of(federation)
+    found = evaluate(federation / "out", sites, wanted="all", readers=0)
+    sources = tuple(source for site in sites for source in site.config.data)
+    pooled = make_site(tmp_path, SiteConfig(name="pooled", data=sources))
+    (alone,) = evaluate(federation / "out", [pooled], wanted="all", readers=0).sites
+    assert found.together is not None
+    ours, theirs = found.together.findings.summary, alone.findings.summary
+    for kind in ("mean-of-patients", "pooled"):
+        assert {name: one["value"] for name, one in ours[kind].items()} == pytest.approx(
+            {name: one["value"] for name, one in theirs[kind].items()}, rel=1e-12
+        )
+    assert ours["confusion"] == theirs["confusion"]
+    # To the last bit: counts of bins are whole numbers.
+    for name in ("roc-auc", "average-precision"):
+        one, other = (values["ranking"]["disc"][name] for values in (ours, theirs))
+        assert (one["value"], one["bins"]) == (other["value"], other["bins"])
+    assert ours["volumes"]["disc"]["bias"] == pytest.approx(theirs["volumes"]["disc"]["bias"])
+    # Weighted by their patients the sites' means are that of all; unweighted they are not, and are called otherwise.
+    weights = [one.patients for one in found.sites]
+    means = [one.findings.summary["mean-of-patients"]["dice"]["value"] for one in found.sites]
+    assert np.average(means, weights=weights) == pytest.approx(ours["mean-of-patients"]["dice"]["value"])
+    assert ours["mean-of-sites"]["dice"] == pytest.approx(np.mean(means))
+    assert ours["mean-of-sites"]["dice"] != pytest.approx(ours["mean-of-patients"]["dice"]["value"], abs=1e-6)
+    aurocs = [one.findings.summary["ranking"]["disc"]["roc-auc"]["value"] for one in found.sites]
+    assert np.average(aurocs, weights=weights) != pytest.approx(ours["ranking"]["disc"]["roc-auc"]["value"], abs=1e-6)
+
+
+def test_the_worst_site_stands_beside_the_mean(federation: Path, tmp_path: Path) -> None:
+    done = sim(
+        "evaluate", federation / "out", "--scenario", federation / "mine.toml", "--out", tmp_path / "out", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    conforms("wardround-sim evaluate", printed)
+    means = {site: own["dice"] for site, own in printed["sites"].items()}
+    assert printed["worst-site"] == min(means, key=lambda site: means[site])
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert f"worst site: {printed['worst-site']}" in text
+    assert text.index("mean of sites") < text.index("worst site:")
+    for site in ("north", "south"):
+        rows = list(csv.DictReader((tmp_path / "out" / site / "patients.csv").open(newline="")))
+        assert {row["split"] for row in rows} == {"test"}
+    everybody = list(csv.DictReader((tmp_path / "out" / "patients.csv").open(newline="")))
+    assert len(everybody) == printed["patients"]
+
+
+def test_a_folder_that_is_no_site_is_scored_whole(federation: Path, tmp_path: Path) -> None:
+    done = sim("evaluate", federation / "out", "--data", federation / "south", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    conforms("wardround-sim evaluate", printed)
+    assert (printed["split"], printed["patients"], printed["trained-here"]) == ("all", 11, False)
+    assert "sites" not in printed
+    table = sim("evaluate", federation / "out", "--data", federation / "south", "--out", tmp_path / "other")
+    assert "Hausdorff 95" in table.output
+
+
+def test_nothing_to_score_and_an_earlier_result_are_refused(federation: Path, tmp_path: Path) -> None:
+    nothing = sim("evaluate", federation / "out", "--out", tmp_path / "out")
+    assert nothing.exit_code != 0
+    assert "--data" in nothing.stderr
+    (tmp_path / "summary.json").write_text("{}")
+    kept = sim("evaluate", federation / "out", "--data", federation / "south", "--out", tmp_path)
+    assert kept.exit_code != 0
+    assert (tmp_path / "summary.json").read_text() == "{}"
