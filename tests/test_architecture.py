@@ -147,8 +147,8 @@ ARROWS = {
         "common.learning common.losses common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
-        "client client.evaluate common.config common.console common.losses common.models common.preparation common.privacy "
-        "common.strategies common.system common.tasks server.federation server.views simulations.audit "
+        "client client.evaluate common.config common.console common.losses common.models common.preparation "
+        "common.privacy common.strategies common.system common.tasks server.federation server.views simulations.audit "
         "simulations.backends simulations.bench simulations.partitions simulations.scenarios simulations.studies"
     ),
     "simulations.generators": "client.predict",
