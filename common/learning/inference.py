@@ -2,7 +2,7 @@
 
 Convention: images are (C, *spatial) as preprocessed for the run. An image is zero-padded
 evenly to at least the training patch and to multiples of the network's stride, and cropped back. What is then no larger
-than `_WHOLE` patches goes through the network at once; anything larger in overlapping patches with Gaussian weights
+than `WHOLE` patches goes through the network at once; anything larger in overlapping patches with Gaussian weights
 (MONAI's sliding window, after Isensee et al., Nature Methods 2021). Normalisation sees the statistics it was trained on
 only near the training size: on retinas of 17 patches the whole image scored 0.018 Dice below the window, of 4 patches
 0.011.
@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from common.config import RunConfig
 
-_WHOLE = 2  # patches
+WHOLE = 2  # patches
 _BATCH_VOXELS = 2**20  # per forward pass: bounds memory, and fills the vector units with small slices
-_OVERLAP = 0.25
+OVERLAP = 0.25
 _WINDOWS = 4  # patches per forward pass of the sliding window
 
 
@@ -77,13 +77,10 @@ def outputs(model: nn.Module, images: Tensor, run: RunConfig, device: torch.devi
     """
     model.to(device).eval()
     patch, spatial = run.training.patch_size, images.shape[2:]
-    stride = run.model.stride
-    lacking = [max(edge, math.ceil(size / stride) * stride) - size for edge, size in zip(patch, spatial, strict=True)]
-    lows = [lack // 2 for lack in lacking]
-    sides = [side for low, lack in zip(lows, lacking, strict=True) for side in (lack - low, low)]
-    padded = functional.pad(images.to(device), sides[::-1])
+    around = margins(spatial, run)
+    padded = functional.pad(images.to(device), [side for pair in reversed(around) for side in pair])
     with precision(run, device):
-        if math.prod(padded.shape[2:]) <= _WHOLE * math.prod(patch):
+        if math.prod(padded.shape[2:]) <= WHOLE * math.prod(patch):
             logits: Tensor = model(padded)
         elif run.model.DENSE:
             logits = _sliding_window(padded, patch, model)
@@ -91,13 +88,23 @@ def outputs(model: nn.Module, images: Tensor, run: RunConfig, device: torch.devi
             logits = _mean_of_windows(padded, patch, model)
     if not run.model.DENSE:
         return logits.float()
-    for axis, (low, size) in enumerate(zip(lows, spatial, strict=True), start=2):
+    for axis, ((low, _), size) in enumerate(zip(around, spatial, strict=True), start=2):
         logits = logits.narrow(axis, low, size)
     return logits.float()
 
 
+def margins(spatial: Sequence[int], run: RunConfig) -> list[tuple[int, int]]:
+    """Voxels of zero before and behind an image on each axis: to the training patch, and to the network's stride."""
+    stride = run.model.stride
+    lacking = [
+        max(edge, math.ceil(size / stride) * stride) - size
+        for edge, size in zip(run.training.patch_size, spatial, strict=True)
+    ]
+    return [(lack // 2, lack - lack // 2) for lack in lacking]
+
+
 def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
-    logits = sliding_window_inference(images, patch, _WINDOWS, model, overlap=_OVERLAP, mode="gaussian")
+    logits = sliding_window_inference(images, patch, _WINDOWS, model, overlap=OVERLAP, mode="gaussian")
     assert isinstance(logits, Tensor)  # noqa: S101  # only a network with several outputs gives something else
     return logits
 
@@ -130,4 +137,4 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-__all__ = ["outputs", "outputs_of_parts", "precision", "predict_stack"]
+__all__ = ["OVERLAP", "WHOLE", "margins", "outputs", "outputs_of_parts", "precision", "predict_stack"]
