@@ -34,7 +34,8 @@ ARROWS = {
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
         "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
-        "client.data.study client.evaluate client.home client.predict client.proposals client.rules client.trail "
+        "client.data.study client.evaluate client.explain client.home client.predict client.proposals client.rules "
+        "client.trail "
         "common.audit common.config common.console common.crypto common.flower common.identity common.learning "
         "common.privacy common.system common.wire"
     ),
@@ -63,6 +64,9 @@ ARROWS = {
         "client client.data client.data.check client.data.deidentify client.data.isolate client.data.keep "
         "client.data.prepare client.data.study client.home client.predict client.rules common.config common.learning "
         "common.measures common.pages common.system common.tasks"
+    ),
+    "client.explain": (
+        "client.data.dicom client.data.prepare client.data.study client.predict common.config common.learning"
     ),
     "client.home": (
         "common.config common.crypto common.document common.identity common.models common.system common.wire"

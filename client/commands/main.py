@@ -28,6 +28,7 @@ from client.commands import diagnosis
 from client.commands.audit import audit_app
 from client.commands.data import data_add, data_app
 from client.commands.evaluate import evaluate
+from client.commands.explain import explain
 from client.commands.key import key_app
 from client.commands.options import HOME, Home, NewHome, typed
 from client.commands.predict import predict
@@ -65,6 +66,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
 app.command()(predict)
 app.command()(evaluate)
+app.command()(explain)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Label maps as DICOM SEG objects: the one place that wraps highdicom.
+"""Label maps as DICOM SEG objects: the one place that wraps highdicom's segmentations.
 
 Convention: a label map holds 0 for background and k for the k-th class; its first axis runs over the source images in
 the order given, or over the frames of one multi-frame image. Every class becomes one segment of a BINARY segmentation

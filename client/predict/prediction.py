@@ -253,7 +253,7 @@ def predict_one(
     study = read(reference)
     have_read = time.perf_counter()
     try:
-        _check(study, segmenter.run)
+        check_fits(study, segmenter.run)
         labels = _segment(segmenter, study)
         have_labels = time.perf_counter()
         contents = encode(reference, stem, study, labels, run=segmenter.run, model_sha256=segmenter.sha256)
@@ -326,7 +326,12 @@ def _write_index(out: Path, references: Sequence[Reference], root: Path) -> None
         ) from error
 
 
-def _check(study: Study, run: RunConfig) -> None:
+def check_fits(study: Study, run: RunConfig) -> None:
+    """Refuse a study of another modality than the model's.
+
+    Raises:
+        DataError: UNSUPPORTED.
+    """
     if study.modality and study.modality != run.data.modality:
         raise DataError(
             f"the study is of modality {study.modality}, the model was trained on {run.data.modality}. "
@@ -375,6 +380,7 @@ __all__ = [
     "Segmenter",
     "StudyResult",
     "check_apart",
+    "check_fits",
     "load_segmenter",
     "predict_one",
     "predict_study",

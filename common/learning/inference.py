@@ -110,10 +110,10 @@ def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> T
 
 
 def _mean_of_windows(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
-    """(S, K): windows of a patch, evenly spread over the image, that overlap by `_OVERLAP` at least."""
+    """(S, K): windows of a patch, evenly spread over the image, that overlap by `OVERLAP` at least."""
     starts = []
     for size, edge in zip(images.shape[2:], patch, strict=True):
-        count = 1 + math.ceil((size - edge) / max(1, edge * (1 - _OVERLAP)))
+        count = 1 + math.ceil((size - edge) / max(1, edge * (1 - OVERLAP)))
         starts.append([round(place * (size - edge) / max(1, count - 1)) for place in range(count)])
     places = list(product(*starts))
     total: Tensor | None = None

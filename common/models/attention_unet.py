@@ -1,5 +1,6 @@
 """MONAI's Attention U-Net: a gate on each skip connection says where to look (Oktay et al., MIDL 2018)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.models.levels import Levels
@@ -38,6 +39,12 @@ class AttentionUNet(Levels):
             "strides": (2,) * (len(self.channels) - 1),
             "dropout": self.dropout,
         }
+
+    def attention(self, network: "nn.Module") -> "Sequence[nn.Module]":
+        """The gates of the skip connections, from the uppermost level down."""
+        from monai.networks.nets.attentionunet import AttentionBlock  # noqa: PLC0415 - heavy
+
+        return [module.psi for module in network.modules() if isinstance(module, AttentionBlock)]
 
 
 __all__ = ["AttentionUNet"]

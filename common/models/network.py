@@ -53,6 +53,13 @@ class Network(Table):
         """
         return None
 
+    def attention(self, network: "nn.Module") -> "Sequence[nn.Module]":
+        """The modules of a built network that say where it looks, the finest grid first; most have none.
+
+        What each puts out is (N, 1, *spatial) from 0 to 1, on a grid of its own.
+        """
+        return ()
+
     def refuse(self, patch_size: Sequence[int]) -> str | None:
         """Why it cannot train on crops of this size, beside the stride; None: it can."""
         return None

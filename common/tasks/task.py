@@ -78,6 +78,13 @@ class Task(Table):
     def answer(self, outputs: "Tensor") -> "Tensor":
         """What the network says of each image: (S, outputs, *spatial) float32 to (S, ...)."""
 
+    def log_odds(self, outputs: "Tensor") -> "Tensor":
+        """log(p / (1 - p)) of each class, what an explanation explains: (S, outputs, ...) to (S, K, ...).
+
+        Here of a task whose outputs are a logit of each class by itself. Derivatives pass.
+        """
+        return outputs
+
     @abstractmethod
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
         """Counts, on the CPU, that add up over a patient's images, and from which `scores` follow.
