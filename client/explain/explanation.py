@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.data.prepare.preprocess import as_samples, preprocess, restore
+from client.data.prepare.preprocess import Way, as_samples, preprocess, restore
 from client.data.study.study import Reference, Study
 from client.explain import METHODS, Method
 from client.explain.grad_cam import LAYERS
@@ -142,7 +142,7 @@ def _explained(
 ) -> Explanation:
     first = models[0]
     run = first.run
-    prepared, _ = preprocess(study, run)
+    prepared, _, way = preprocess(study, run)
     samples = as_samples(prepared, run.model.dims)
     drawn = run.task.answer(outputs(first.network, samples, run, first.device)).cpu() if run.task.DRAWS else None
     names = tuple(wanted.classes) or run.data.classes
@@ -152,9 +152,9 @@ def _explained(
         *([model.network for model in models], run, samples[chosen], regions[chosen], names, first.device),
         *(wanted.layer, wanted.passes, wanted.seed, _counter(progress, 2 * len(methods) * len(chosen))),
     )
-    grid = _Grid(study, run, tuple(prepared.shape[1:]), chosen, len(samples))
+    grid = _Grid(way, chosen, len(samples))
     found = [_of_method(method, subject, grid) for method in methods]
-    labels = None if drawn is None else restore(drawn.reshape(prepared.shape[1:]).to(torch.uint8), study, run)
+    labels = None if drawn is None else restore(drawn.reshape(prepared.shape[1:]).to(torch.uint8), way)
     voxels = {} if drawn is None else {name: int(regions[:, k].sum()) for k, name in enumerate(names)}
     odds = explained_numbers(subject).mean(0).tolist()
     return Explanation(
@@ -165,11 +165,9 @@ def _explained(
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """Where the samples of a study lie. shape: prepared. chosen: of `count` samples, those that are explained."""
+    """Where the samples of a study lie. chosen: of `count` samples, those that are explained."""
 
-    study: Study
-    run: RunConfig
-    shape: tuple[int, ...]
+    way: Way
     chosen: Sequence[int]
     count: int
 
@@ -177,7 +175,7 @@ class _Grid:
         """Values (S, *sp) of the chosen samples on the study's own grid."""
         whole = torch.full((self.count, *values.shape[1:]), torch.nan)
         whole[list(self.chosen)] = values
-        return restored(whole.reshape(self.shape), self.study, self.run)
+        return restored(whole.reshape(self.way.shape), self.way)
 
 
 def _of_method(method: Method, subject: Subject, grid: _Grid) -> Explained:

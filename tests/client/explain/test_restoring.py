@@ -22,19 +22,20 @@ def test_what_preparation_turned_is_turned_back(tmp_path: Path, axes: str, dims:
     write_study(tmp_path, scanner=SCANNERS["a"], seed=1, slices=5, rows=33, labelled=False, axes=AXES[axes])
     study = read_image(tmp_path)
     run = run_for(dims)
-    prepared, _ = preprocess(study, run)
+    prepared, _, way = preprocess(study, run)
     wanted = np.clip((study.image[0] + 100) / 400, 0, 1)
-    found = restored(prepared[0] - 0.5, study, run)
+    found = restored(prepared[0] - 0.5, way)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted - 0.5, atol=1.1 / 2**17 + 1e-6)
 
 
 def test_where_the_map_says_nothing_it_is_nan_and_one_value_everywhere_stays(tmp_path: Path) -> None:
     write_study(tmp_path, scanner=SCANNERS["a"], seed=1, slices=4, rows=20, labelled=False)
-    study, run = read_image(tmp_path), run_for()
+    study = read_image(tmp_path)
+    way = preprocess(study, run_for()).way
     values = torch.full(study.image.shape[1:], -2.5)
     values[1] = torch.nan
-    found = restored(values, study, run)
+    found = restored(values, way)
     assert np.isnan(found[1]).all()
     assert (found[[0, 2, 3]] == -2.5).all()
-    assert np.isnan(restored(torch.full_like(values, torch.nan), study, run)).all()
+    assert np.isnan(restored(torch.full_like(values, torch.nan), way)).all()
