@@ -50,7 +50,7 @@ def _map(subject: Subject, sample: Sample, gates: Sequence[nn.Module]) -> Tensor
     parts = []
     try:
         for window in sample.windows:
-            subject.networks[0](sample.image[(slice(None), *window.place)][None])
+            subject.networks[0](window.of(sample.image)[None])
             size = tuple(window.share.shape)
             resized = [functional.interpolate(seen[number], size, mode=mode)[0, 0] for number in range(len(gates))]
             parts.append(torch.stack(resized))

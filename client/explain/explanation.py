@@ -114,9 +114,9 @@ def explain_study(
         DataError: there is no study, more than one, or it cannot be used.
     """
     asked = _asked(wanted, members)
-    first = load_segmenter(model, device)
+    first = load_segmenter(model, device, must_draw=False)
     _check_classes(wanted.classes, first.run)
-    ensemble = [first, *(_member(load_segmenter(path, device), first.run) for path in members)]
+    ensemble = [first, *(_member(load_segmenter(path, device, must_draw=False), first.run) for path in members)]
     with reading() as (find, read):
         references = find(study.absolute(), None)
         if len(references) != 1:
@@ -147,10 +147,17 @@ def _explained(
     drawn = run.task.answer(outputs(first.network, samples, run, first.device)).cpu() if run.task.DRAWS else None
     names = tuple(wanted.classes) or run.data.classes
     regions = torch.stack([_region(drawn, samples, run.data.classes.index(name)) for name in names], 1)
-    chosen = _chosen(regions, wanted.slices)
-    subject = Subject(
-        *([model.network for model in models], run, samples[chosen], regions[chosen], names, first.device),
-        *(wanted.layer, wanted.passes, wanted.seed, _counter(progress, 2 * len(methods) * len(chosen))),
+    everything = Subject([model.network for model in models], run, samples, regions, names, first.device)
+    answered = regions.flatten(1).sum(1) if run.task.DRAWS else explained_numbers(everything).amax(1)
+    chosen = _chosen(answered, wanted.slices)
+    subject = replace(
+        everything,
+        samples=samples[chosen],
+        regions=regions[chosen],
+        layer=wanted.layer,
+        passes=wanted.passes,
+        seed=wanted.seed,
+        step=_counter(progress, 2 * len(methods) * len(chosen)),
     )
     grid = _Grid(way, chosen, len(samples))
     found = [_of_method(method, subject, grid) for method in methods]
@@ -208,11 +215,12 @@ def _region_of(name: str, subject: Subject) -> Tensor:
     return subject.regions[:, subject.classes.index(max(of, key=len))]
 
 
-def _chosen(regions: Tensor, most: int) -> list[int]:
-    """The samples with the most voxels of the classes asked for, in order; the middle one where there are none."""
-    voxels = regions.flatten(1).sum(1)
-    ranked = [int(index) for index in voxels.argsort(descending=True, stable=True) if voxels[index] > 0]
-    return sorted(ranked[:most]) or [len(regions) // 2]
+def _chosen(answered: Tensor, most: int) -> list[int]:
+    """The samples with the largest answer, voxels or log-odds, in order; the middle one where no voxel is found."""
+    if answered.dtype == torch.int64 and not answered.any():
+        return [len(answered) // 2]
+    ranked = [int(index) for index in answered.argsort(descending=True, stable=True)]
+    return sorted(index for index in ranked[:most] if answered.dtype != torch.int64 or answered[index] > 0)
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[], None]:

@@ -40,13 +40,12 @@ def explain(subject: Subject) -> Answer:
 
 def _map(subject: Subject, sample: Sample) -> Tensor:
     """(K, *sp)."""
-    network, run, indices = subject.networks[0], subject.run, subject.indices
+    network, run = subject.networks[0], subject.run
     features: list[Tensor] = []
     slopes: list[Tensor] = []
     for window in sample.windows:
         with torch.enable_grad(), watched(network, run, subject.layer) as seen:
-            weights = sample.weights[(slice(None), *window.place)] * window.share
-            numbers = scores(network, sample.image[(slice(None), *window.place)][None], weights, run, indices)[0]
+            numbers = scores(subject, network, window, window.of(sample.image)[None])[0]
             layer = chosen(seen, subject.layer, run.model.dims)
             found = [torch.autograd.grad(number, layer, retain_graph=True)[0][0] for number in numbers]
         features.append(layer.detach()[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.explain.attribution import integrated_gradients
 from client.explain.method import Answer, Method, Subject
-from client.explain.windows import Sample, samples, scores
+from client.explain.windows import Sample, Window, samples, scores
 
 STEPS = 32
 _BLUR = 1 / 8
@@ -43,20 +43,18 @@ def explain(subject: Subject) -> Answer:
 
 def _map(subject: Subject, sample: Sample) -> tuple[Tensor, Tensor]:
     """(K, *sp), and for each class the share of the difference that is missing."""
-    network, run = subject.networks[0], subject.run
+    network = subject.networks[0]
     baseline = sample.image.clone()
     sample.cropped(baseline)[:] = _blurred(sample.cropped(sample.image))
     parts, missing = [], sample.image.new_zeros(len(subject.classes))
     differences = torch.zeros_like(missing)
     for window in sample.windows:
-        place = (slice(None), *window.place)
-        image, start = sample.image[place][None], baseline[place][None]
-        weights = sample.weights[place] * window.share
+        image, start = window.of(sample.image)[None], window.of(baseline)[None]
         found = []
-        for k, index in enumerate(subject.indices):
+        for k in range(len(subject.classes)):
 
-            def score(images: Tensor, k: int = k, index: int = index, weights: Tensor = weights) -> Tensor:
-                return scores(network, images, weights[k : k + 1], run, [index])[:, 0]
+            def score(images: Tensor, k: int = k, window: Window = window) -> Tensor:
+                return scores(subject, network, window, images)[:, k]
 
             at_once = max(1, _BATCH_VOXELS // window.share.numel())
             attribution = integrated_gradients(score, image, start, steps=STEPS, at_once=at_once)[0].sum(0)

@@ -101,10 +101,9 @@ def _scores(subject: Subject, sample: Sample, number: int, hidden: Sequence[tupl
     for box, value in hidden:
         image = sample.image.clone()
         image[(slice(None), *box)] = value.view(-1, *[1] * len(box))
-        images.append(image[(slice(None), *window.place)])
-    stack = torch.stack(images or [sample.image[(slice(None), *window.place)]])
-    weights = sample.weights[(slice(None), *window.place)] * window.share
-    return scores(subject.networks[0], stack, weights, subject.run, subject.indices)
+        images.append(window.of(image))
+    stack = torch.stack(images or [window.of(sample.image)])
+    return scores(subject, subject.networks[0], window, stack)
 
 
 METHOD = Method(

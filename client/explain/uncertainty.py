@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from client.explain.method import Answer, Method, Subject
-from client.explain.windows import Sample, samples
+from client.explain.windows import Sample, answer, samples
 from common.errors import ConfigError
 
 DRAWS = 20
@@ -97,8 +97,7 @@ def _spread(subject: Subject, networks: Sequence[nn.Module], settings: dict[str,
 
 def _probabilities(subject: Subject, sample: Sample, network: nn.Module) -> Tensor:
     """(K, *sp) of the classes asked for; the windows' logits are blended first, as in prediction."""
-    parts = [network(sample.image[(slice(None), *window.place)][None]).float()[0] for window in sample.windows]
-    logits = parts[0] if parts[0].ndim == 1 else sample.blended(parts)
+    logits = answer(network, sample, subject.run)
     return subject.run.task.log_odds(logits[None])[0, subject.indices].sigmoid()
 
 

@@ -16,29 +16,33 @@ from torch.nn import functional
 
 from client.explain.method import Subject
 from common.config import RunConfig
-from common.learning.inference import OVERLAP, WHOLE, margins
+from common.learning.inference import OVERLAP, WHOLE, even_places, margins
 
 _SIGMA = 0.125  # of a window's edge, as in MONAI's sliding window
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A part of a padded sample. place: where. share: (*window) of each voxel's answer that comes from this window."""
+    """A part of a padded sample.
+
+    place: where. share: (*window) of each voxel's answer that comes from this window. weights: (K, *window) of the
+    log-odds of the classes asked for in the number that is explained: they add up to 1 over all windows.
+    """
 
     place: tuple[slice, ...]
     share: Tensor
+    weights: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """(C, *padded) to (C, *window)."""
+        return values[(slice(None), *self.place)]
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample, padded as the network takes it.
-
-    image: (C, *padded) on the device. weights: (K, *padded), of the log-odds of the classes asked for in the number
-    that is explained: 1 over the voxels of its region, elsewhere 0.
-    """
+    """One sample, padded as the network takes it. image: (C, *padded) on the device."""
 
     image: Tensor
-    weights: Tensor
     windows: tuple[Window, ...]
     size: tuple[int, ...]
     lows: tuple[int, ...]
@@ -68,41 +72,51 @@ def samples(subject: Subject) -> Iterator[Sample]:
         yield _sample(image, regions, subject.run, subject.device)
 
 
-def scores(network: nn.Module, images: Tensor, weights: Tensor, run: RunConfig, indices: Sequence[int]) -> Tensor:
+def scores(subject: Subject, network: nn.Module, window: Window, images: Tensor) -> Tensor:
     """A window's part of the numbers that are explained.
 
     Args:
+        subject: whose classes are asked for.
         network: of the run.
-        images: (N, C, *window).
-        weights: (K, *window); see `Sample`. Of an answer for the image as a whole, of no meaning.
-        run: the run.
-        indices: of the K classes.
+        window: where.
+        images: (N, C, *window), what the network shall see there.
 
     Returns:
         (N, K).
     """
-    odds = run.task.log_odds(network(images).float())[:, indices]
-    return odds if odds.ndim == 2 else (odds * weights).flatten(2).sum(2)
+    answered = network(images).float()
+    if subject.run.task.DRAWS:
+        odds = subject.run.task.log_odds(answered)[:, subject.indices]
+        return (odds * window.weights).flatten(2).sum(2)
+    return subject.run.task.log_odds(_whole(answered, window))[:, subject.indices] * window.weights[0].sum()
+
+
+def answer(network: nn.Module, sample: Sample, run: RunConfig) -> Tensor:
+    """What the network puts out for a sample, as prediction has it: (outputs, *sp), or (outputs) for the whole."""
+    parts = [network(window.of(sample.image)[None]).float() for window in sample.windows]
+    if run.task.DRAWS:
+        return sample.blended([part[0] for part in parts])
+    windows = zip(parts, sample.windows, strict=True)
+    return torch.stack([_whole(part, window)[0] * window.weights[0].sum() for part, window in windows]).sum(0)
 
 
 @torch.no_grad()
 def explained_numbers(subject: Subject) -> Tensor:
     """(S, K) what is explained, of the first network."""
+    network = subject.networks[0]
     rows = []
     for sample in samples(subject):
-        places = [(slice(None), *window.place) for window in sample.windows]
-        parts = [
-            scores(
-                subject.networks[0],
-                sample.image[place][None],
-                sample.weights[place] * window.share,
-                subject.run,
-                subject.indices,
-            )[0]
-            for place, window in zip(places, sample.windows, strict=True)
-        ]
+        parts = [scores(subject, network, window, window.of(sample.image)[None])[0] for window in sample.windows]
         rows.append(torch.stack(parts).sum(0).cpu())
     return torch.stack(rows)
+
+
+def _whole(answered: Tensor, window: Window) -> Tensor:
+    """(N, outputs, ...) to (N, outputs): of a network that answers each voxel the mean over those of the image."""
+    if answered.ndim == 2:
+        return answered
+    share = window.weights[0] / window.weights[0].sum()
+    return (answered * share).flatten(2).sum(2)
 
 
 def _sample(image: Tensor, regions: Tensor, run: RunConfig, device: torch.device) -> Sample:
@@ -112,25 +126,33 @@ def _sample(image: Tensor, regions: Tensor, run: RunConfig, device: torch.device
     chosen = regions | ~regions.flatten(1).any(1).view(-1, *[1] * (regions.ndim - 1))
     counts = chosen.flatten(1).sum(1).view(-1, *[1] * (regions.ndim - 1))
     weights = functional.pad((chosen / counts).to(device), sides)
-    windows = tuple(_windows(padded.shape[1:], run, device))
-    return Sample(padded, weights, windows, tuple(image.shape[1:]), tuple(low for low, _ in around))
+    windows = tuple(_windows(padded.shape[1:], weights, run))
+    return Sample(padded, windows, tuple(image.shape[1:]), tuple(low for low, _ in around))
 
 
-def _windows(shape: Sequence[int], run: RunConfig, device: torch.device) -> Iterator[Window]:
+def _windows(shape: Sequence[int], weights: Tensor, run: RunConfig) -> Iterator[Window]:
+    """One as large as the image, or those that prediction has."""
     patch = run.training.patch_size
-    if not run.task.DRAWS or math.prod(shape) <= WHOLE * math.prod(patch):
-        yield Window(tuple(slice(0, edge) for edge in shape), torch.ones(tuple(shape), device=device))
+    if math.prod(shape) <= WHOLE * math.prod(patch):
+        yield Window(tuple(slice(0, edge) for edge in shape), weights.new_ones(tuple(shape)), weights)
         return
-    steps = tuple(
-        edge if edge == size else max(1, int(edge * (1 - OVERLAP))) for edge, size in zip(patch, shape, strict=True)
-    )
-    places = [tuple(place) for place in dense_patch_slices(shape, patch, steps)]
-    share = compute_importance_map(tuple(patch), mode="gaussian", sigma_scale=_SIGMA, device=device)
+    if run.model.DENSE:
+        steps = tuple(
+            edge if edge == size else max(1, int(edge * (1 - OVERLAP))) for edge, size in zip(patch, shape, strict=True)
+        )
+        places = [tuple(place) for place in dense_patch_slices(shape, patch, steps)]
+        share = compute_importance_map(tuple(patch), mode="gaussian", sigma_scale=_SIGMA, device=weights.device)
+    else:
+        corners = even_places(shape, patch)
+        places = [tuple(slice(start, start + edge) for start, edge in zip(one, patch, strict=True)) for one in corners]
+        share = weights.new_ones(tuple(patch))
     total = share.new_zeros(tuple(shape))
     for place in places:
         total[place] += share
     for place in places:
-        yield Window(place, share / total[place])
+        mine = share / total[place]
+        alike = weights.new_full((len(weights), *patch), 1 / math.prod(patch) / len(places))
+        yield Window(place, mine, weights[(slice(None), *place)] * mine if run.model.DENSE else alike)
 
 
-__all__ = ["Sample", "Window", "explained_numbers", "samples", "scores"]
+__all__ = ["Sample", "Window", "answer", "explained_numbers", "samples", "scores"]

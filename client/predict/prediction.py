@@ -209,14 +209,19 @@ def reading() -> Iterator[tuple[Find, Read]]:
         yield readers.find_images, read
 
 
-def load_segmenter(path: Path, device: str | torch.device) -> Segmenter:
+def load_segmenter(path: Path, device: str | torch.device, *, must_draw: bool = True) -> Segmenter:
     """Load a model and let it run once.
+
+    Args:
+        path: as for `predict_study`.
+        device: as for `predict_study`.
+        must_draw: whether one that answers for images as a whole is refused.
 
     Raises:
         ConfigError: it cannot be loaded, or there is no such device.
     """
     run, state, manifest = load_model(path)
-    if not run.task.DRAWS:
+    if must_draw and not run.task.DRAWS:
         raise ConfigError(
             f"the model answers {run.task.kind}, which draws nothing into an image. Predict with one that segments."
         )

@@ -110,12 +110,8 @@ def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> T
 
 
 def _mean_of_windows(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
-    """(S, K): windows of a patch, evenly spread over the image, that overlap by `OVERLAP` at least."""
-    starts = []
-    for size, edge in zip(images.shape[2:], patch, strict=True):
-        count = 1 + math.ceil((size - edge) / max(1, edge * (1 - OVERLAP)))
-        starts.append([round(place * (size - edge) / max(1, count - 1)) for place in range(count)])
-    places = list(product(*starts))
+    """(S, K) over `even_places`."""
+    places = even_places(images.shape[2:], patch)
     total: Tensor | None = None
     for begin in range(0, len(places), _WINDOWS):
         some = places[begin : begin + _WINDOWS]
@@ -124,6 +120,15 @@ def _mean_of_windows(images: Tensor, patch: Sequence[int], model: nn.Module) -> 
         total = summed if total is None else total + summed
     assert total is not None  # noqa: S101 - an image has a window at least
     return total / len(places)
+
+
+def even_places(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, ...]]:
+    """First voxels of windows of a patch, evenly spread over an image, that overlap by `OVERLAP` at least."""
+    starts = []
+    for size, edge in zip(shape, patch, strict=True):
+        count = 1 + math.ceil((size - edge) / max(1, edge * (1 - OVERLAP)))
+        starts.append([round(place * (size - edge) / max(1, count - 1)) for place in range(count)])
+    return list(product(*starts))
 
 
 def _window(images: Tensor, place: Sequence[int], patch: Sequence[int]) -> Tensor:
@@ -137,4 +142,4 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-__all__ = ["OVERLAP", "WHOLE", "margins", "outputs", "outputs_of_parts", "precision", "predict_stack"]
+__all__ = ["OVERLAP", "WHOLE", "even_places", "margins", "outputs", "outputs_of_parts", "precision", "predict_stack"]

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from common.errors import DataError, ErrorCode
 from common.losses.loss import Price
-from common.tasks.task import Task, mean_scores
+from common.tasks.task import Task, against_others, mean_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +117,14 @@ class Classification(Task):
     def answer(self, outputs: "Tensor") -> "Tensor":
         """(S, outputs, *spatial), or (S, outputs), to logits (S, outputs) float32."""
         return _pooled(outputs).float()
+
+    def log_odds(self, outputs: "Tensor") -> "Tensor":
+        """Of each class by itself with multi-label, else against the others and none of them."""
+        logits = _pooled(outputs)
+        if self.multi_label:
+            return logits
+        odds = against_others(logits)
+        return odds if self._without_none else odds[:, 1:]
 
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
         """(images, outputs + 1) float64: the logits of each image of a study, and its label as `mark` gives it."""

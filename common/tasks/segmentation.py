@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from common.losses import LOSS_CHOICE, Loss
-from common.tasks.task import Task, mean_scores
+from common.tasks.task import Task, against_others, mean_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,12 +58,8 @@ class Segmentation(Task):
         return outputs.max(1).indices
 
     def log_odds(self, outputs: "Tensor") -> "Tensor":
-        """The logit of a class less that of all else: what is added to every logit of a voxel changes nothing."""
-        import torch  # noqa: PLC0415 - heavy
-
-        channels = range(outputs.shape[1])
-        others = [torch.cat([outputs[:, :k], outputs[:, k + 1 :]], 1).logsumexp(1) for k in channels[1:]]
-        return outputs[:, 1:] - torch.stack(others, 1)
+        """Of each class against the background and the other classes."""
+        return against_others(outputs)[:, 1:]
 
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
         """(K+1, K+1) confusion matrix over all slices."""

@@ -81,9 +81,9 @@ class Task(Table):
     def log_odds(self, outputs: "Tensor") -> "Tensor":
         """log(p / (1 - p)) of each class, what an explanation explains: (S, outputs, ...) to (S, K, ...).
 
-        Here of a task whose outputs are a logit of each class by itself. Derivatives pass.
+        Of an answer for the image as a whole (S, K). Derivatives pass.
         """
-        return outputs
+        raise NotImplementedError
 
     @abstractmethod
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
@@ -129,9 +129,17 @@ class Task(Table):
         return None
 
 
+def against_others(logits: "Tensor") -> "Tensor":
+    """(S, outputs, ...) of a softmax to log(p / (1 - p)) of each: its logit less that of all others together."""
+    import torch  # noqa: PLC0415 - heavy
+
+    others = [torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1) for k in range(logits.shape[1])]
+    return logits - torch.stack(others, 1)
+
+
 def mean_scores(rows: "Sequence[dict[str, float]]") -> dict[str, float]:
     """Mean of each score over rows that all have the same ones; of no rows, no scores."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
 
 
-__all__ = ["Task", "mean_scores"]
+__all__ = ["Task", "against_others", "mean_scores"]

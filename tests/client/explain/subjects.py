@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from client.explain.method import Subject
 from common.config import RunConfig
 from common.learning.network import build_model
+from common.models import NETWORK_CHOICE
 from tests.client.thresholds import run_for
 
 SLOPE, OFFSET = 3.0, -1.0  # of the log-odds, in the one channel of the image
@@ -33,16 +34,24 @@ def linear_subject(shape: tuple[int, ...], patch: int = 16, **options: Any) -> S
 
 
 def subject_of(model: dict[str, Any], size: tuple[int, ...], patch: int = 16, **options: Any) -> Subject:
-    """One random sample for a freshly built network; the region is a corner of it."""
+    """One random sample for a freshly built network; the region is a corner of it.
+
+    Options beside those of a subject: `task`, and `names` of the classes; what answers for the whole classifies.
+    """
     dims = len(size)
+    dense = NETWORK_CHOICE.by_name[model["architecture"]].DENSE  # type: ignore[attr-defined]
+    task = options.pop("task", {} if dense else {"kind": "classification"})
+    names = options.pop("names", ("lesion",))
+    values = run_for(dims, patch if dense else 20, classes=names).model_dump(by_alias=True)
     run = RunConfig.model_validate(
-        run_for(dims, patch).model_dump(by_alias=True) | {"model": {"dims": dims, **model}, "format": 2}
+        values | {"model": {"dims": dims, **model}, "format": 2} | ({"task": task} if task else {})
     )
     samples = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2))
-    regions = torch.zeros(1, 1, *size, dtype=torch.bool)
-    regions[0, 0][tuple([slice(2, 7)] * dims)] = True
+    regions = torch.zeros(1, len(names), *size, dtype=torch.bool)
+    if run.task.DRAWS:
+        regions[0, 0][tuple([slice(2, 7)] * dims)] = True
     network = build_model(run).eval()
-    return Subject([network], run, samples, regions, ("lesion",), torch.device("cpu"), **options)
+    return Subject([network], run, samples, regions, names, torch.device("cpu"), **options)
 
 
 def log_odds(subject: Subject) -> Tensor:

@@ -20,11 +20,13 @@ from common.models import NETWORK_CHOICE
 from tests.client.explain.subjects import SLOPE, linear_network, linear_subject, log_odds, subject_of
 
 SMALL: dict[str, dict[str, object]] = {"plain-unet": {"filters": 4, "levels": 3}, "dynunet": {"channels": [4, 8, 16]}}
+SMALL |= {"cnn": {"channels": [4, 8]}, "resnet": {"filters": 4, "depth": 10}}
 SMALL |= {"segresnet": {"channels": [4, 8]}, "wnet": {"channels": [4, 8, 16]}}
 
 
 def small(name: str) -> dict[str, object]:
-    return {"architecture": name, "dropout": 0.25} | SMALL.get(name, {"channels": [4, 8, 16]})
+    dropout = {} if name == "resnet" else {"dropout": 0.25}
+    return {"architecture": name} | dropout | SMALL.get(name, {"channels": [4, 8, 16]})
 
 
 def expected_regions(subject: Subject) -> list[torch.Tensor]:
@@ -100,13 +102,47 @@ def test_without_captum_integrated_gradients_say_what_to_install_and_the_others_
 @pytest.mark.parametrize("name", NETWORK_CHOICE.by_name)
 @pytest.mark.parametrize("size", [(15, 12), (37, 41), (9, 11, 13)], ids=["small", "in windows", "3D"])
 def test_every_network_has_a_grad_cam_on_the_grid_of_its_image(name: str, size: tuple[int, ...]) -> None:
-    for layer in grad_cam.LAYERS:
+    dense = subject_of(small(name), size).run.task.DRAWS
+    for layer in grad_cam.LAYERS if dense else grad_cam.LAYERS[:1]:
         subject = subject_of(small(name), size, layer=layer)
         (values,) = grad_cam.explain(subject).maps["lesion"]
         assert values.shape == size
         assert values.isfinite().all()
         assert values.min() >= 0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in subject.networks[0].modules())
+
+
+KINDS = {
+    "one class": ({"kind": "classification"}, ("a",)),
+    "several": ({"kind": "classification"}, ("a", "b", "c")),
+    "multi-label": ({"kind": "classification", "multi-label": True}, ("a", "b")),
+    "regions": ({"kind": "classification", "of": "region"}, ("a", "b")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["cnn", "unet"])
+def test_what_is_explained_of_a_classifier_are_the_log_odds_of_its_probabilities(name: str, kind: str) -> None:
+    """In windows too, where these average the logits: equal unless a softmax has three outputs or more."""
+    task, names = KINDS[kind]
+    for size in ((17, 13), (61, 45)):
+        subject = subject_of(small(name), size, task=task, names=names)
+        logits = subject.run.task.answer(outputs(subject.networks[0], subject.samples, subject.run, "cpu"))
+        chances = subject.run.task.chances(logits)[:, -len(names) :]  # type: ignore[attr-defined]
+        wanted = (chances / (1 - chances)).log()
+        torch.testing.assert_close(explained_numbers(subject), wanted, atol=2e-3 if kind == "several" else 1e-4, rtol=0)
+
+
+def test_a_classifier_is_explained_by_every_method_that_needs_no_gates() -> None:
+    subject = subject_of(small("cnn"), (41, 30), passes=60)
+    fall = occlusion.explain(subject).maps["lesion"]
+    assert fall.shape == (1, 41, 30)
+    assert integrated_gradients.explain(subject).numbers["lesion-remainder"] < 0.1
+    spread = uncertainty.by_dropout(subject)
+    assert not spread.maps
+    assert 0 <= spread.numbers["lesion-entropy"] <= 1
+    with pytest.raises(ConfigError, match="--layer deepest"):
+        grad_cam.explain(replace(subject, layer="last"))
 
 
 def test_grad_cam_is_captums_of_the_deepest_layer() -> None:
