@@ -43,7 +43,8 @@ wardround-server key protect | key unprotect
 wardround-server new | run | watch | runs | stop | resume | report | export | audit verify | audit export
 wardround-client join | renew | start | status | doctor
 wardround-client data add | data remove | data check | data list | data forget | data export
-wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export | predict | evaluate | explain
+wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export
+wardround-client predict | evaluate | explain
 wardround-client key protect | key unprotect
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")
