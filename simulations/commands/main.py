@@ -15,6 +15,7 @@ from common.text import counted
 from simulations.commands.bench import bench_app
 from simulations.commands.diagnosis import baseline
 from simulations.commands.evaluate import evaluate
+from simulations.commands.exchange import export, import_bundle
 from simulations.commands.networks import compare_networks
 from simulations.commands.options import (
     BackendOption,
@@ -26,12 +27,22 @@ from simulations.commands.options import (
     ThreadsOption,
     VerboseOption,
 )
-from simulations.commands.preparation import changed, parse_seeds, prepare_sites, pretrained, teller, use_threads
+from simulations.commands.preparation import (
+    changed,
+    parse_seeds,
+    prepare_sites,
+    pretrained,
+    take_initial,
+    teller,
+    use_threads,
+)
 
 app = new_app("Simulate a federation of hospitals on one machine.")
 app.add_typer(bench_app, name="bench")
 app.command()(baseline)
 app.command()(evaluate)
+app.command()(export)
+app.command("import-bundle")(import_bundle)
 
 
 def main() -> None:
@@ -51,6 +62,9 @@ def run(
         bool, typer.Option("--privacy/--no-privacy", help="Train with differential privacy, where the scenario has it.")
     ] = True,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-equal results, slower.")] = False,
+    initial: Annotated[
+        Path | None, typer.Option("--initial", help="Folder of the model that [run.initial] of the scenario names.")
+    ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
@@ -84,6 +98,8 @@ def run(
     sites = prepare_sites(chosen, config, out, data, device)
     if chosen.config.pretraining is not None:
         config = pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
+    if initial is not None:
+        take_initial(config, initial, out)
     document = issue(config)
     with progress("round", config.federation.rounds) as advance, opened(sites, document, backend) as grid:
         summary = federate(grid, document, out, observe=teller(advance, config.task))

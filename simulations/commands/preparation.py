@@ -89,6 +89,21 @@ def pretrained(
     return changed(config, {"initial": initial.model_dump(by_alias=True)})
 
 
+def take_initial(config: RunConfig, model: Path, out: Path) -> None:
+    """Put the weights that a run names where `federate` looks for them; it checks them."""
+    from common.learning.checkpoint import WEIGHTS_NAME  # noqa: PLC0415
+    from server.federation.events import INITIAL_NAME  # noqa: PLC0415
+
+    if config.initial is None:
+        raise ConfigError(
+            "the scenario names no initial weights. Add [run.initial] with their sha256, or leave out --initial."
+        )
+    path = model / WEIGHTS_NAME
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there. Give the folder of a model with --initial.")
+    write_atomically(out / INITIAL_NAME, path.read_bytes())
+
+
 def teller(advance: Advance, task: "Task") -> Callable[[dict[str, Any]], None]:
     """Turn the journal's events into progress."""
     done = 0

@@ -1,0 +1,62 @@
+"""ONNX says what the model says, on images of sizes it was not exported with, and tells how to prepare them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from common.errors import ConfigError
+from common.learning.checkpoint import load_model as read_model
+from common.learning.network import load_model
+from simulations.exchange import onnx_file
+from simulations.exchange.onnx_file import export_onnx
+from tests.simulations.exchange.models import finished, run_of
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model and its ONNX."""
+    folder = tmp_path_factory.mktemp("onnx")
+    done = export_onnx(finished(folder / "model", run_of()), folder / "model.onnx")
+    assert done.fixed is None
+    return folder / "model", done.path
+
+
+def test_onnx_runtime_puts_out_what_the_network_does_on_images_of_other_sizes(exported: tuple[Path, Path]) -> None:
+    model, graph = exported
+    run, state, manifest = read_model(model)
+    network = load_model(run, state).eval()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    for size in ((1, 1, 4, 40), (5, 1, 22, 6)):
+        images = torch.randn(size, generator=torch.Generator().manual_seed(1))
+        (found,) = session.run(None, {"image": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), network(images), rtol=1e-4, atol=1e-4)
+    said = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
+    assert said["wardround.run-hash"] == manifest.run_hash
+    assert json.loads(said["wardround.classes"]) == ["liver", "lesion"]
+    prepared: dict[str, Any] = json.loads(said["wardround.preprocessing"])
+    assert prepared["preprocessing"]["window"] == [-100, 250]
+    assert prepared["pad-to-multiple-of"] == 2
+
+
+def _graph(path: Path) -> onnx.ModelProto:
+    graph = onnx.load(path)
+    del graph.metadata_props[:]
+    return graph
+
+
+def test_a_graph_that_says_another_thing_is_not_written(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter gives the graph of a network whose weights are one part in a thousand larger."""
+    run, state, _ = read_model(exported[0])
+    model = finished(tmp_path / "model", run, {name: 0.999 * tensor for name, tensor in state.items()})
+    monkeypatch.setattr(onnx_file, "_graph", lambda _network, _run: (_graph(exported[1]), None))
+    with pytest.raises(ConfigError, match="does not say what the model says"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()

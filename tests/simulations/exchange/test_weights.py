@@ -1,0 +1,160 @@
+"""A run starts from a bundle's weights, of which nothing is executed, and says what the bundle's own network says."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.networks.nets.unet import UNet
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from common.errors import ConfigError
+from common.learning.checkpoint import load_model as read_model
+from common.learning.network import load_model
+from simulations.exchange.weights import Imported, import_bundle
+from tests.simulations.exchange.models import run_of
+
+NETWORK: dict[str, Any] = {
+    "_target_": "UNet",
+    "spatial_dims": 2,
+    "in_channels": "@channels",
+    "out_channels": 3,
+    "channels": [4, 8],
+    "strides": [2],
+    "num_res_units": 1,
+    "norm": ["INSTANCE", {"affine": True}],
+}
+
+
+def _bundle(folder: Path, changes: dict[str, Any] | None = None, rename: str = "") -> tuple[Path, nn.Module]:
+    """A bundle as MONAI's training leaves it, and its network."""
+    definition = NETWORK | (changes or {})
+    arguments = {key: value for key, value in definition.items() if key != "_target_"} | {"in_channels": 1}
+    torch.manual_seed(7)
+    network = UNet(**arguments)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    (folder / "models").mkdir(parents=True)
+    (folder / "configs").mkdir()
+    state = {f"{rename}{name}": tensor for name, tensor in network.state_dict().items()}
+    save_file(state, folder / "models" / "model.safetensors")
+    (folder / "configs" / "inference.json").write_text(json.dumps({"channels": 1, "network_def": definition}))
+    return folder, network.eval()
+
+
+def _taken(bundle: Path, out: Path, **options: Any) -> Imported:
+    return import_bundle(bundle, run_of(), out, **options)
+
+
+def _outputs(folder: Path, images: Tensor) -> Tensor:
+    run, state, _ = read_model(folder)
+    with torch.no_grad():
+        found: Tensor = load_model(run, state).eval()(images)
+    return found
+
+
+def test_a_run_starts_where_the_bundle_ended(tmp_path: Path) -> None:
+    """As MONAI's handlers keep it: a state dict beside the epoch, pickled."""
+    bundle, network = _bundle(tmp_path / "bundle")
+    (bundle / "models" / "model.safetensors").unlink()
+    torch.save({"model": network.state_dict(), "epoch": 3}, bundle / "models" / "model.pt")
+    done = _taken(bundle, tmp_path / "start")
+    assert (done.fresh, done.neutral, done.renamed, done.not_compared) == ((), 0, 0, None)
+    images = torch.rand((2, 1, 12, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(_outputs(tmp_path / "start", images), network(images), rtol=0, atol=1e-5)
+
+
+def test_normalisations_without_weights_are_begun_as_what_changes_nothing(tmp_path: Path) -> None:
+    bundle, network = _bundle(tmp_path / "bundle", {"norm": "INSTANCE"})
+    done = _taken(bundle, tmp_path / "start")
+    assert done.neutral > 0
+    images = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(_outputs(tmp_path / "start", images), network(images), rtol=0, atol=1e-5)
+
+
+def test_another_head_is_refused_or_drawn_anew_and_named(tmp_path: Path) -> None:
+    bundle, _ = _bundle(tmp_path / "bundle", {"out_channels": 7})
+    with pytest.raises(ConfigError, match=r"--new-head"):
+        _taken(bundle, tmp_path / "start")
+    done = _taken(bundle, tmp_path / "start", new_head=True)
+    assert done.fresh
+    assert all(name.startswith("model.2.") for name in done.fresh)
+    assert done.apart is not None
+    assert done.apart < 1e-5
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    bundle, _ = _bundle(tmp_path / "bundle", {"channels": [4, 12]})
+    with pytest.raises(ConfigError, match="where the run's has"):
+        _taken(bundle, tmp_path / "start", new_head=True)
+    bundle, _ = _bundle(tmp_path / "deeper", {"channels": [4, 8, 16], "strides": [2, 2]})
+    with pytest.raises(ConfigError, match="of another network"):
+        _taken(bundle, tmp_path / "start")
+
+
+def test_a_network_that_says_another_thing_with_the_same_weights_is_refused(tmp_path: Path) -> None:
+    """Leaky ReLU has no weights, PReLU has: by name all fits but for one."""
+    bundle, _ = _bundle(tmp_path / "bundle", {"norm": "INSTANCE"})
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    config["network_def"]["adn_ordering"] = "ADN"
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="does not say what the bundle's own says"):
+        _taken(bundle, tmp_path / "start")
+
+
+def test_statistics_over_patients_are_refused(tmp_path: Path) -> None:
+    bundle, _ = _bundle(tmp_path / "bundle", {"norm": "BATCH"})
+    with pytest.raises(ConfigError, match="statistics over patients"):
+        _taken(bundle, tmp_path / "start")
+
+
+def test_what_a_wrapper_put_before_all_names_is_not_part_of_them(tmp_path: Path) -> None:
+    bundle, network = _bundle(tmp_path / "bundle", rename="module.backbone.")
+    done = _taken(bundle, tmp_path / "start")
+    assert done.renamed == len(network.state_dict())
+    assert done.apart is not None
+    assert done.apart < 1e-5
+
+
+class _Code:
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (self.place, "w")
+
+
+def test_a_pickle_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    bundle, _ = _bundle(tmp_path / "bundle")
+    (bundle / "models" / "model.safetensors").unlink()
+    torch.save({"model": _Code(str(tmp_path / "ran"))}, bundle / "models" / "model.pt", pickle_module=pickle)
+    with pytest.raises(ConfigError, match="without running code"):
+        _taken(bundle, tmp_path / "start")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_expressions_and_classes_of_a_bundle_are_not_evaluated(tmp_path: Path) -> None:
+    bundle, _ = _bundle(tmp_path / "bundle")
+    config = bundle / "configs" / "inference.json"
+    for definition in (
+        {"_target_": "UNet", "channels": f"$open({str(tmp_path / 'ran')!r}, 'w')"},
+        {"_target_": "os.mkdir"},
+    ):
+        config.write_text(json.dumps({"network_def": definition}))
+        done = _taken(bundle, tmp_path / "start")
+        assert done.apart is None
+        assert done.not_compared
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_in_place_of_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "models").mkdir(parents=True)
+    (tmp_path / "bundle" / "models" / "model.ts").touch()
+    with pytest.raises(ConfigError, match="TorchScript"):
+        _taken(tmp_path / "bundle", tmp_path / "start")
