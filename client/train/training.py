@@ -1,8 +1,8 @@
 """One local round at a hospital, in the order of events: draw crops, step, and count.
 
-Without differential privacy a step takes `batch-size` crops, each from a patient drawn uniformly, so that patients with
-many slices do not outweigh the others; crops follow from the run's seed, the site and the round, so that a round can be
-repeated by anyone.
+Without differential privacy a step takes `batch-size` crops, each from a patient drawn uniformly (or a class first), so
+that patients with many slices do not outweigh the others; crops follow from the run's seed, the site and the round, so
+that a round can be repeated by anyone.
 
 With it a step takes each patient with the same small probability and their gradient is clipped and noised (Abadi et
 al., CCS 2016, with the patient as unit); the caller has charged the ledger before. Then nothing that is drawn is shared
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
 from client.data.regions import centres
+from client.train.sampling import draw, groups_of
 from client.train.strategies import Local
 from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig, TrainingConfig
 from common.config.rundocument import RunDocument
@@ -96,7 +97,9 @@ def train_round(
     patients = {name: cohort.cases_of(name) for name in names}
     if run.privacy is None:
         seed = _seed(run, site, round_)
-        crops = _Crops(patients, run, device)
+        balanced = run.training.sampling == "balanced"
+        groups = groups_of(patients, len(run.data.classes), run.task) if balanced else (names,)
+        crops = _Crops(patients, run, device, groups)
         with _reproducible(run, seed):
             loss = {TRAIN_LOSS: _train(network, crops, torch.Generator().manual_seed(seed), round_, local)}
         if not _is_finite(model):
@@ -180,6 +183,7 @@ class _Crops:
     patients: Mapping[str, Sequence[Case]]
     run: RunConfig
     device: torch.device | str
+    groups: Sequence[Sequence[str]] = ()  # see `client.train.sampling`
     stacks: dict[Case, Stack] = field(default_factory=dict)  # by the case itself: two sources may use one key
 
     def of(self, patients: Iterable[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -194,15 +198,13 @@ class _Crops:
         return training.model_copy(update={"foreground_fraction": 1.0}) if self.run.task.of_regions else training
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One crop from each of `batch-size` patients, drawn uniformly with replacement."""
-        names = list(self.patients)
-        drawn = (names[_integer(len(names), generator)] for _ in range(self.run.training.batch_size))
-        return self.of(drawn, generator)
+        """One crop from each of `batch-size` patients, drawn with replacement."""
+        return self.of(draw(self.groups, self.run.training.batch_size, generator), generator)
 
     def _stack(self, cases: Sequence[Case], generator: torch.Generator) -> Stack:
         case = cases[_integer(len(cases), generator)]
         if case not in self.stacks:
-            self.stacks[case] = _stack_of(case, self.run.task)
+            self.stacks[case] = _stack_of(case, self.run)
         return self.stacks[case]
 
 
@@ -287,13 +289,12 @@ def _read(chosen: Iterable[str], crops: _Crops, streams: _Streams, step: int) ->
         yield Patient(images, labels, streams.seed(step, name, "dropout"))
 
 
-def _stack_of(case: Case, task: Task) -> Stack:
+def _stack_of(case: Case, run: RunConfig) -> Stack:
     """What crops are drawn around: voxels of the foreground, the middles of regions, or nothing in particular."""
-    if task.of_regions:
-        return Stack(case.images, case.labels, centres(case.labels))
-    if task.whole:
-        return Stack(case.images, case.labels, torch.empty(0, dtype=torch.int64))
-    return Stack.of(case.images, case.labels)
+    if run.task.whole:
+        return Stack(case.images, case.labels, ())
+    index = centres(case.labels) if run.task.of_regions else None
+    return Stack.of(case.images, case.labels, index, by_class=run.training.foreground_classes == "balanced")
 
 
 def _nobody(crops: _Crops, privacy: PrivacyConfig) -> Patient:

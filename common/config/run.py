@@ -103,6 +103,10 @@ class TrainingConfig(Table):
     patch_size: tuple[Annotated[int, Field(ge=1, le=8192)], ...]
     # Share of crops centred on a foreground voxel, against class imbalance.
     foreground_fraction: Fraction = 0.5
+    # Whose voxel that is: any alike, or of a class that is drawn first, of those in the study.
+    foreground_classes: Annotated[Literal["all", "balanced"], Since(2)] = "all"
+    # Of patients: each as often, or each class, and then somebody who has it.
+    sampling: Annotated[Literal["uniform", "balanced"], Since(2)] = "uniform"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     # Over the whole run, from learning-rate down to 1 % of it; poly by the power 0.9 of what remains.
@@ -255,15 +259,28 @@ class RunConfig(Document):
                 f"training.warmup-steps and cycles do not fit into the {steps} steps of the run: rounds times "
                 "local-steps"
             )
-        if self.privacy is not None and (self.training.l1 or self.training.gradient_clipping is not None):
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_patients_apart(self) -> Self:
+        """With [privacy]: what would let one patient move others, or be counted without noise."""
+        if self.privacy is None:
+            return self
+        if self.training.l1 or self.training.gradient_clipping is not None:
             which = "l1" if self.training.l1 else "gradient-clipping"
             raise ValueError(
                 f"training.{which} is for runs without [privacy]: there each patient's gradient is clipped to "
                 "privacy.clipping-norm, and what is added to the sum is accounted for. Take it out"
             )
-        if self.privacy is not None and self.federation.weighting == "patients":
+        if self.training.sampling != "uniform":
+            raise ValueError(
+                "training.sampling 'balanced' lets the labels of others decide how often a patient is taken, and what "
+                "epsilon counts with is one probability, the same for all and known before (Poisson sampling): with "
+                "[privacy] use 'uniform', and foreground-classes or task.loss.class-weights against imbalance"
+            )
+        if self.federation.weighting == "patients":
             raise ValueError("federation.weighting 'patients' would reveal counts: with [privacy] use 'equal'")
-        if self.privacy is not None and self.data.split == "proportional":
+        if self.data.split == "proportional":
             raise ValueError(
                 "data.split 'proportional' lets one patient move others between training and testing: with [privacy] "
                 "use 'independent', or leave it out"

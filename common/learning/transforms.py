@@ -33,14 +33,19 @@ class Stack:
 
     images: Tensor  # (S, C, *spatial) float32
     labels: Tensor  # (S, *spatial) integer, 0 the background
-    foreground: Tensor  # (F) int64, flat indices into labels
+    # (F) int64 each, flat indices into labels, none empty: of the whole foreground, or of each class that is there.
+    foreground: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor) -> Self:
-        """Index the foreground of a study."""
-        index = labels.flatten().nonzero().squeeze(1)
-        thinning = max(1, math.ceil(len(index) / _MAX_FOREGROUND))
-        return cls(images, labels, index[::thinning].clone())
+    def of(cls, images: Tensor, labels: Tensor, index: Tensor | None = None, *, by_class: bool = False) -> Self:
+        """Index the foreground of a study, or each of its classes; index: some of its voxels alone."""
+        if index is None:
+            index = labels.flatten().nonzero().squeeze(1)
+        parts = [index]
+        if by_class:
+            numbers = labels.flatten()[index]
+            parts = [index[numbers == number] for number in torch.unique(numbers)]
+        return cls(images, labels, tuple(map(_thinned, filter(len, parts))))
 
 
 def sample_crops(
@@ -51,9 +56,9 @@ def sample_crops(
 ) -> tuple[Tensor, Tensor]:
     """Draw one augmented crop from each stack.
 
-    With probability `foreground-fraction` a crop lies around a foreground voxel drawn uniformly, which falls anywhere
-    within the crop's central half. Otherwise, and where there is no foreground, it lies anywhere in a slice drawn
-    uniformly.
+    With probability `foreground-fraction` a crop lies around a foreground voxel drawn uniformly, of a class drawn
+    uniformly where a stack is indexed by class; it falls anywhere within the crop's central half. Otherwise, and
+    where there is no foreground, a crop lies anywhere in a slice drawn uniformly.
 
     Args:
         stacks: N stacks, the same one as often as wanted.
@@ -81,7 +86,9 @@ def _draw_place(stack: Stack, training: TrainingConfig, generator: torch.Generat
     """Which item, and where its patch begins."""
     spatial_, patch = stack.labels.shape[1:], training.patch_size
     if float(torch.rand((), generator=generator)) < training.foreground_fraction and len(stack.foreground):
-        voxel = stack.foreground[_integer(len(stack.foreground), generator)]
+        classes = stack.foreground
+        foreground = classes[_integer(len(classes), generator)] if len(classes) > 1 else classes[0]
+        voxel = foreground[_integer(len(foreground), generator)]
         item, *centre = (int(part) for part in torch.unravel_index(voxel, stack.labels.shape))
         starts = [at - edge // 4 - _integer(edge // 2 + 1, generator) for at, edge in zip(centre, patch, strict=True)]
     else:
@@ -192,6 +199,11 @@ def _window_size(training: TrainingConfig) -> list[int]:
 def _turned(along: float, across: float, config: AugmentationConfig) -> float:
     angle = min(math.radians(config.rotation_degrees), math.atan2(across, along))
     return along * math.cos(angle) + across * math.sin(angle)
+
+
+def _thinned(index: Tensor) -> Tensor:
+    thinning = max(1, math.ceil(len(index) / _MAX_FOREGROUND))
+    return index[::thinning].clone()
 
 
 def _inside(start: int, size: int, edge: int) -> int:

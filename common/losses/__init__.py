@@ -8,6 +8,7 @@ from common.losses.cldice import CLDice
 from common.losses.dice_ce import DiceCE
 from common.losses.focal import Focal
 from common.losses.loss import Loss
+from common.losses.skeleton_recall import SkeletonRecall
 from common.losses.tversky import Tversky
 
 LOSSES: tuple[type[Loss], ...] = (
@@ -15,6 +16,7 @@ LOSSES: tuple[type[Loss], ...] = (
     Focal,
     Tversky,
     CLDice,
+    SkeletonRecall,
 )  # fmt: skip
 # Of the [task.loss] table.
 LOSS_CHOICE = OneOf("kind", LOSSES)

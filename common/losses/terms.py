@@ -92,4 +92,16 @@ def cldice(voxels: Voxels, iterations: int) -> Tensor:
     return 1 - (2 * precision * sensitivity / (precision + sensitivity)).mean(1)
 
 
-__all__ = ["Voxels", "cldice", "cross_entropy", "dice", "dice_ce", "tversky"]
+def skeleton_recall(voxels: Voxels, iterations: int) -> Tensor:
+    """(N) part of each class's tube that is not claimed, mean over the classes."""
+    from monai.losses.cldice import soft_skel  # noqa: PLC0415 - heavy
+
+    shape = (*voxels.present.shape[:2], *voxels.spatial)
+    truth = voxels.present.reshape(shape)
+    widened = functional.max_pool2d if len(voxels.spatial) == 2 else functional.max_pool3d
+    tube = (widened(soft_skel(truth, iterations), 5, stride=1, padding=2) * truth).flatten(2)
+    claimed = (tube * voxels.claimed).sum(2)
+    return 1 - ((claimed + _SMOOTH) / (tube.sum(2) + _SMOOTH)).mean(1)
+
+
+__all__ = ["Voxels", "cldice", "cross_entropy", "dice", "dice_ce", "skeleton_recall", "tversky"]

@@ -111,6 +111,7 @@ def test_no_way_to_change_crops_couples_patients(steps: list[Tensor], dims: int,
     data = {"modality": "photo", "channels": 3 if preset == "photograph" else 1, "classes": ("disc",)}
     changes = {"preset": preset, "elastic": 0.4, "probability": {"rotation": 1.0, "noise": 0.5}}
     training_ = {"patch_size": (16,) * dims, "local_steps": STEPS, "augmentation": changes}
+    training_ |= {"foreground_classes": "balanced", "foreground_fraction": 0.9}
     assert_apart(a_run(dims=dims, crops=2, format=2, data=data, training=training_), steps)
 
 

@@ -110,9 +110,38 @@ def test_foreground_is_drawn_uniformly_over_voxels_of_all_slices() -> None:
     assert share == pytest.approx(1 / 65, abs=0.02)
 
 
+def test_balanced_foreground_draws_a_class_and_then_a_voxel_of_it() -> None:
+    """Of 1 voxel among 4,161; by the shares of a fair coin of three sides, and by the places of each class."""
+    labels = torch.zeros(2, 80, 80, dtype=torch.uint8)
+    labels[0, 8, 8] = 1
+    labels[1, 4:68, 4:68] = 2
+    labels[0, 40:46, 40:50] = 7
+    stack = Stack.of(torch.zeros(2, 1, 80, 80), labels, by_class=True)
+    assert [len(index) for index in stack.foreground] == [1, 64 * 64, 60]
+    _, crops = sample_crops([stack] * 900, make_training((4, 4), 1.0), generator())
+    shares = [float((crops == number).flatten(1).any(1).float().mean()) for number in (1, 2, 7)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
+    usual = Stack.of(torch.zeros(2, 1, 80, 80), labels)
+    _, crops = sample_crops([usual] * 900, make_training((4, 4), 1.0), generator())
+    assert float((crops == 1).flatten(1).any(1).float().mean()) < 0.01
+
+
+def test_nothing_labelled_is_cropped_anywhere_however_it_is_indexed() -> None:
+    empty = torch.zeros(1, 9, 9, dtype=torch.uint8)
+    seen = [
+        sample_crops(
+            [Stack.of(torch.rand(1, 1, 9, 9, generator=generator()), empty, by_class=by_class)] * 3,
+            make_training((4, 4), 1.0),
+            generator(),
+        )[0]
+        for by_class in (False, True)
+    ]
+    assert torch.equal(*seen)
+
+
 def test_a_huge_foreground_is_thinned_evenly() -> None:
     labels = torch.ones(1, 512, 512, dtype=torch.uint8)
-    index = Stack.of(torch.zeros(1, 1, 512, 512), labels).foreground
+    (index,) = Stack.of(torch.zeros(1, 1, 512, 512), labels).foreground
     assert len(index) <= 2**16
     assert len({int(step) for step in index.diff()}) == 1
 

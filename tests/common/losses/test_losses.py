@@ -5,15 +5,17 @@ import torch
 from monai.losses.cldice import SoftclDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from monai.losses.tversky import TverskyLoss
+from skimage.morphology import skeletonize
 from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config import RunConfig, canonical, parse
 from common.errors import ConfigError
-from common.losses import LOSSES, Loss
+from common.losses import LOSSES, Loss, terms
 from common.losses.cldice import CLDice
 from common.losses.dice_ce import DiceCE
 from common.losses.focal import Focal
+from common.losses.skeleton_recall import SkeletonRecall
 from common.losses.terms import dice_ce
 from common.losses.tversky import Tversky
 from common.privacy.autotune import choose
@@ -180,6 +182,38 @@ def test_cldice_prices_a_cut_above_a_thinner_vessel() -> None:
     assert found["cut"][1] - found["cut"][0] > found["thin"][1] - found["thin"][0] + 0.02
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_tube_of_skeleton_recall_holds_scikit_images_skeleton(dims: int) -> None:
+    """Thinning and the morphological skeleton choose other voxels; within the tube lie both."""
+    vessel = _vessel(dims)
+    line = skeletonize(vessel.numpy())
+    missed = {}
+    for name, answer in (("line", torch.from_numpy(line)), ("nothing", torch.zeros_like(vessel)), ("all", vessel > 0)):
+        logits = 60.0 * functional.one_hot(answer.long(), 2).movedim(-1, 0).float()[None] - 30
+        of_parts = [SkeletonRecall(weight=weight).of_each(logits, vessel[None].long()) for weight in (1.0, 0.0)]
+        missed[name] = float(of_parts[0] - of_parts[1])
+    assert missed["nothing"] == pytest.approx(1, abs=1e-3)
+    assert missed["all"] == pytest.approx(0, abs=1e-3)
+    # The line is a part of the tube that is as large as itself: all of it lies within.
+    logits = torch.zeros(1, 2, *vessel.shape)
+    tube = torch.autograd.grad(_recall(leaf := logits.clone().requires_grad_(), vessel), leaf)[0][0, 1] != 0
+    assert (tube.numpy() & line).sum() >= 0.95 * line.sum()
+    assert int(tube.sum()) < int(vessel.sum())  # and it is less than the whole
+
+
+def _recall(logits: Tensor, vessel: Tensor) -> Tensor:
+    return terms.skeleton_recall(terms.Voxels(logits, vessel[None].long()), 5).sum()
+
+
+def _vessel(dims: int) -> Tensor:
+    """A bar of 9 voxels that bends."""
+    vessel = torch.zeros((40,) * dims)
+    middle = (slice(16, 25),) * (dims - 2)
+    vessel[(*middle, slice(6, 15), slice(4, 36))] = 1
+    vessel[(*middle, slice(6, 36), slice(27, 36))] = 1
+    return vessel
+
+
 @pytest.mark.parametrize(
     "lines",
     [
@@ -191,6 +225,7 @@ def test_cldice_prices_a_cut_above_a_thinner_vessel() -> None:
         'kind = "tversky"\nalpha = 0.0\nbeta = 0.0',
         'kind = "tversky"\ngamma = 0.0',
         'kind = "cldice"\niterations = 51',
+        'kind = "skeleton-recall"\nweight = -1.0',
     ],
 )
 def test_what_cannot_be_computed_is_refused(lines: str) -> None:

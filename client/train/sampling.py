@@ -1,0 +1,49 @@
+"""Whose crops a step takes, without differential privacy: every patient as often, or every class.
+
+Balanced sampling draws a class first and then a patient who has it, so that patients of a rare class are taken more
+often than their share (over-sampling) and those of common ones less often (under-sampling). Who has nothing labelled
+is a class of its own. It is for runs without privacy: there each patient is in a step with one public probability,
+which is what the accountant counts with, and not with one that the other patients' labels decide.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from client.data.cohort import Case
+from common.tasks import Task
+
+
+def groups_of(patients: Mapping[str, Sequence[Case]], classes: int, task: Task) -> tuple[tuple[str, ...], ...]:
+    """The patients of each class that somebody has, in label order; first those who have none of 1..K."""
+    groups: dict[int, list[str]] = {}
+    for patient, cases in patients.items():
+        there = {number for case in cases for number in _shown(case, classes, task)}
+        for number in there or {0}:
+            groups.setdefault(number, []).append(patient)
+    return tuple(tuple(groups[number]) for number in sorted(groups))
+
+
+def draw(groups: Sequence[Sequence[str]], count: int, generator: torch.Generator) -> list[str]:
+    """So many patients, with replacement: a group uniformly, where there are several, then one of it uniformly."""
+    drawn = []
+    for _ in range(count):
+        group = groups[_integer(len(groups), generator)] if len(groups) > 1 else groups[0]
+        drawn.append(group[_integer(len(group), generator)])
+    return drawn
+
+
+def _shown(case: Case, classes: int, task: Task) -> list[int]:
+    """The classes that a study shows; see `Task.mark`."""
+    numbers = range(1, classes + 1)
+    if task.label == "classes":
+        marks = [int(mark) for mark in case.labels.flatten(1).amax(1)]
+        return [number for number in numbers if any(mark >> (number - 1) & 1 for mark in marks)]
+    return [number for number in numbers if bool((case.labels == number).any())]
+
+
+def _integer(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+__all__ = ["draw", "groups_of"]
