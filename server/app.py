@@ -19,10 +19,11 @@ from common.console.logs import log_to
 from common.errors import ConfigError, FederationError
 from common.system.wakeup import strategy_wake
 from common.text import counted
-from server.federation.events import SUMMARY_NAME
+from server.federation.events import SUMMARY_NAME, summary_as_dict
 from server.federation.liveness import alive
 from server.federation.members import HomeMembers
 from server.federation.rounds import federate
+from server.federation.selection import in_words
 from server.home.folder import ENVIRONMENT, folder_name, open_home
 from server.registry.audit_trail import RoundNotes
 from server.views.report import write_report
@@ -63,6 +64,8 @@ def main(grid: Grid, context: Context) -> None:
         if (out / SUMMARY_NAME).exists():
             write_report(out)
     scores = summary.scores.get("test", {}).get("mean-of-sites") or "no test scores"
+    for sentence in in_words(summary_as_dict(summary)):
+        _log.info("run %s: %s", run.name, sentence)
     _log.info("run %s is complete after %s: %s", run.name, counted(summary.rounds, "round"), scores)
 
 

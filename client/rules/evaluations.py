@@ -2,13 +2,16 @@
 
 A score of any model at any time would be an oracle: with enough questions a patient's label can be rebuilt from exact
 scores. So a site scores one model a round: in a round that is due, once for each phase, in order, the model that the
-next round starts from. The same question again gets the same answer, from disk; noise is never drawn a second time.
+next round starts from; and one model a run for the test. The same question again gets the same answer, from disk; noise
+is never drawn a second time.
 
 What a site can know. The weights that come for training round r + 1 are the global model of round r. So the model
 scored after round r must be the one that round r + 1 starts from, and a coordinator that sends another is refused. With
 [federation] averaging the model scored is an average of rounds, which the site cannot make itself: there the first that
-comes for a round is the round's. In the last round nothing follows, and both phases must name one model. Training is in
-order too, and a round starts from one model: a round that was begun is not begun from other weights.
+comes for a round is the round's. In the last round nothing follows, and both phases must name one model. A run that may
+stop early is tested after any round that is due; one that keeps its best model, for a round that is over, if the model
+is the one that the site scored then. Training is in order too, and a round starts from one model: a round that was
+begun is not begun from other weights.
 
     home/state/evaluations/<run hash>.sealed   what was trained from and scored in each round, and the answers
 
@@ -119,7 +122,10 @@ def begin_scoring(site: Site, run: RunConfig, request: EvaluateRequest) -> Evalu
             return EvaluateReply(request.run_hash, request.round, request.phase, before.patients, before.metrics)
         _check_due(request, run)
         _check_first(known, request, run, rules)
-        if any(number > request.round and (one.start or one.model) for number, one in known.rounds.items()):
+        _check_one_test(known, request)
+        over = any(number > request.round and (one.start or one.model) for number, one in known.rounds.items())
+        chosen = request.phase == "test" and run.federation.keep == "best" and this.model == digest
+        if over and not chosen:
             raise UpdateError(f"round {request.round} is over here: a later one has begun.", ErrorCode.ROUND_REPEATED)
         if before is None:
             _check_limit(site)
@@ -156,16 +162,24 @@ def _check_first(known: _Run, request: Request, run: RunConfig, rules: PolicyCon
 
 def _check_due(request: EvaluateRequest, run: RunConfig) -> None:
     last = run.federation.rounds
-    if request.round == last if request.phase == "test" else run.validates_after(request.round):
+    anytime = request.phase == "validation" or run.chooses
+    if run.validates_after(request.round) if anytime else request.round == last:
         return
     when = (
         f"round {last}, the last"
-        if request.phase == "test"
+        if not anytime
         else f"{counted(run.evaluate_every, 'round')} after the one before, and the last"
     )
     raise UpdateError(
         f"{request.phase} scores are due after {when}, not after round {request.round}.", ErrorCode.WRONG_RUN
     )
+
+
+def _check_one_test(known: _Run, request: EvaluateRequest) -> None:
+    """Whoever may ask for the test of several rounds chooses by it, and it tests nothing any more."""
+    others = (number for number, one in known.rounds.items() if number != request.round and "test" in one.answers)
+    if request.phase == "test" and (other := next(others, None)) is not None:
+        raise UpdateError(f"this run was tested after round {other}; a run has one test.", ErrorCode.ROUND_REPEATED)
 
 
 def _check_limit(site: Site) -> None:

@@ -155,6 +155,10 @@ class FederationConfig(Table):
     # What is evaluated and kept is an exponential moving average of the rounds' models; the rounds themselves go on
     # from the last one. 0: no average. It costs no privacy, and smooths what the noise does to single rounds.
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Which round's model is kept: the last, or that of the best validation scores.
+    keep: Annotated[Literal["last", "best"], Since(2)] = "last"
+    # Evaluations in a row whose validation score is no better than the best before, after which a run stops.
+    patience: Annotated[Count | None, Since(2)] = None
 
 
 class AdaptiveClippingConfig(Table):
@@ -262,6 +266,22 @@ class RunConfig(Document):
         return self
 
     @model_validator(mode="after")
+    def _has_scores_to_choose_by(self) -> Self:
+        if not self.chooses:
+            return self
+        which = "patience" if self.federation.patience is not None else "keep = 'best'"
+        if self.data.validation_fraction == 0:
+            raise ValueError(f"federation.{which} goes by validation scores: data.validation-fraction must be above 0")
+        if self.evaluations <= 2 and self.federation.rounds > 1:  # one, and the test
+            why = "with [privacy] hospitals are asked for scores" if self.privacy else "scores are asked for"
+            raise ValueError(
+                f"federation.{which} compares the scores of several rounds, and {why} only after the last one: set "
+                "federation.evaluate-every, such as to a tenth of the rounds"
+                f"{'. The more evaluations, the more noise each has' if self.privacy else ''}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _keeps_patients_apart(self) -> Self:
         """With [privacy]: what would let one patient move others, or be counted without noise."""
         if self.privacy is None:
@@ -306,6 +326,11 @@ class RunConfig(Document):
         """Whether the model of a round is scored on the validation patients."""
         last = self.federation.rounds
         return 1 <= round_ <= last and (round_ % self.evaluate_every == 0 or round_ == last)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation scores decide which round's model is kept, or when the run stops."""
+        return self.federation.keep == "best" or self.federation.patience is not None
 
     @property
     def evaluations(self) -> int:

@@ -124,9 +124,11 @@ rounds = 18
 # weighting = "equal"        # equal or patients; with [privacy] always equal
 # round-timeout-s = 3600.0   # who has not answered by then is left out of the round
 # join-timeout-s = 600.0     # how long to wait for the quorum to connect
-# evaluate-every = 18        # rounds between scores; with [privacy] each makes all of them noisier
+# evaluate-every = 6         # rounds between scores; with [privacy] each makes all of them noisier
 # max-update-norm = 1000.0
 # averaging = 0.0            # decay of the average of the rounds' models
+# keep = "last"              # which round's model is kept: last, or best by its validation scores
+# patience = 5               # stop after so many evaluations in a row without a better score
 
 [privacy]                    # for a patient; without this table there is none, and most hospitals refuse the run
 target-epsilon = 8.0         # over the whole run, per hospital

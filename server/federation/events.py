@@ -16,7 +16,8 @@ that was killed and resumed tells the same story as one that was not. Events, ea
                   site "overall": the mean of the sites' scores, with its noise; under "mean-of-patients" the mean
                   weighted by patients, where the sites gave counts; refused, refused-by-coordinator, missing,
                   seconds, bytes-down
-    run-finished  seconds, model-sha256
+    stopped-early round, best-round, patience, the best validation score: see server/federation/selection.py
+    run-finished  seconds, model-sha256, model-round: whose model is kept
     run-failed    reason: why it ended
     run-interrupted  reason: what stopped it before it ended; it can go on
 """
@@ -43,6 +44,7 @@ INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
 BY_COORDINATOR = "refused-by-coordinator"
+STOPPED = "stopped-early"
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
@@ -79,6 +81,10 @@ class Summary:
     bytes_down: int
     bytes_up: int
     model_sha256: str | None
+    # Of a run that has completed: the round of the model that it keeps.
+    model_round: int | None = None
+    # Of a run that ended before its last round, as its scores grew no better: the journal's event. None: it did not.
+    stopped_early: dict[str, Any] | None = None
 
 
 @dataclass
@@ -138,8 +144,9 @@ def summarise(
     status: Status,
     reason: str | None = None,
     model_sha256: str | None = None,
+    model_round: int | None = None,
 ) -> Summary:
-    """What the events amount to."""
+    """What the events amount to; of a model that is kept the validation scores are its own round's."""
     run = document.config
     rounds = [event for event in events if event["event"] == "round"]
     return Summary(
@@ -154,12 +161,14 @@ def summarise(
             {key: event.get(key, []) for key in ("round", "sites", "refused", BY_COORDINATOR, "missing")}
             for event in rounds
         ),
-        scores=latest_scores(events),
+        scores=latest_scores(events if model_round is None else up_to(events, model_round)),
         guarantee=guarantee_of(run, events),
         seconds=sum(event["seconds"] for event in events if _is_exchange(event)),
         bytes_down=sum(event["bytes-down"] for event in events if _is_exchange(event)),
         bytes_up=sum(event.get("bytes-up", 0) for event in events if _is_exchange(event)),
         model_sha256=model_sha256,
+        model_round=model_round,
+        stopped_early=next((_only_values(event) for event in events if event["event"] == STOPPED), None),
     )
 
 
@@ -212,6 +221,11 @@ def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
         else:
             phase["sites"][event["site"]] = scores_of(event)
     return found
+
+
+def up_to(events: Sequence[Event], round_: int) -> list[Event]:
+    """The events without scores of later rounds."""
+    return [event for event in events if event["event"] != "evaluate" or event["round"] <= round_]
 
 
 def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | None:
@@ -290,6 +304,10 @@ def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, f
         total = sum(weights[site] for site in sites)
         found[name] = math.fsum(scores[site][name] * weights[site] for site in sites) / total
     return found
+
+
+def _only_values(event: Event) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name not in ("event", "time")}
 
 
 def _is_exchange(event: Event) -> bool:

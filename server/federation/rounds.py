@@ -31,11 +31,13 @@ from common.wire.messages import (
     TrainReply,
     TrainRequest,
 )
+from server.federation.best_model import keep_best, kept_model, prune
 from server.federation.broadcast import LONGEST_WAIT_S, Answer, Wait, ask
 from server.federation.checks import Update, check_scores, check_update, outliers
 from server.federation.events import (
     BY_COORDINATOR,
     OVERALL,
+    STOPPED,
     SUMMARY_NAME,
     Journal,
     Observe,
@@ -46,10 +48,12 @@ from server.federation.events import (
     open_journal,
     refusal,
     summarise,
+    up_to,
     write_summary,
 )
 from server.federation.members import GridMembers, Members, present, who_is_missing
 from server.federation.model import Model, initial_weights, keep, last_checkpoint, manifest_of, model_of
+from server.federation.selection import has_seen_enough
 from server.federation.strategies import Aggregation, aggregation_of
 from server.federation.strategies.weighing import capped, tempered
 
@@ -152,13 +156,11 @@ def federate(
     session = _Session(grid, document, aggregation, out, journal, members, wake, note_round, sealer)
     try:
         _start(session, model.round)
-        if run.validates_after(model.round):
-            _evaluate(session, model, "validation")
-        for number in range(model.round + 1, run.federation.rounds + 1):
-            model = _train(session, number, model)
+        while not _is_over(session, model):
+            model = _train(session, model.round + 1, model)
             keep(model, document, journal.events, out, sealer)
-            if run.validates_after(number):
-                _evaluate(session, model, "validation")
+            prune(journal.events, run.task, out)
+        model = kept_model(model, aggregation.best, document, journal.events, out=out, sealer=sealer)
         _evaluate(session, model, "test")
         return _finish(session, model)
     except WardroundError as error:
@@ -187,6 +189,19 @@ def _start(session: _Session, resumed_from: int) -> None:
                 f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}."
             )
         session.wait(LONGEST_WAIT_S)
+
+
+def _is_over(session: _Session, model: Model) -> bool:
+    """Score the model of a round where that is due; whether it was the run's last round."""
+    run, events = session.run, session.journal.events
+    if run.validates_after(model.round):
+        _evaluate(session, model, "validation")
+        if run.federation.keep == "best":
+            keep_best(model, session.aggregation.best, session.document, events, out=session.out, sealer=session.sealer)
+        if model.round < run.federation.rounds and (told := has_seen_enough(run, events)) is not None:
+            session.journal.record(STOPPED, told)
+            return True
+    return model.round >= run.federation.rounds
 
 
 def _train(session: _Session, number: int, model: Model) -> Model:
@@ -348,11 +363,15 @@ def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) 
 
 def _finish(session: _Session, model: Model) -> Summary:
     best = session.aggregation.best
-    manifest = manifest_of(model, best, session.document, session.journal.events)
+    events = session.journal.events
+    manifest = manifest_of(model, best, session.document, up_to(events, model.round))
     save_model(session.out, model.packed[best], manifest, session.sealer)
-    summary = summarise(session.document, session.journal.events, status="completed", model_sha256=manifest.sha256)
+    summary = summarise(
+        session.document, events, status="completed", model_sha256=manifest.sha256, model_round=model.round
+    )
     write_summary(session.out, summary)
-    session.journal.record("run-finished", {"seconds": summary.seconds, "model-sha256": manifest.sha256})
+    about = {"model-sha256": manifest.sha256, "model-round": model.round}
+    session.journal.record("run-finished", {"seconds": summary.seconds, **about})
     return summary
 
 

@@ -11,6 +11,7 @@ from common.crypto.stream import SUFFIX, Sealer
 from common.errors import ConfigError
 
 CHECKPOINTS = "checkpoint"
+BEST = "best"  # beside them, where a run keeps the model of its best round
 AVERAGE = "average"  # within a checkpoint's folder
 MODEL_FILES = ("model.safetensors", "model.json")
 
@@ -20,6 +21,11 @@ _PREFIX = "round-"
 def folder_of(out: Path, round_: int) -> Path:
     """The folder of a round's checkpoint."""
     return out / CHECKPOINTS / f"{_PREFIX}{round_:05d}"
+
+
+def best_folder_of(out: Path, round_: int) -> Path:
+    """The folder of a round's model, where it is the best so far."""
+    return out / BEST / f"{_PREFIX}{round_:05d}"
 
 
 def latest(out: Path) -> Path | None:
@@ -52,4 +58,15 @@ def open_files(folder: Path, sealer: Sealer) -> dict[str, bytes]:
         raise ConfigError(f"{folder} is gone: a later round is done. Give its number, or none to see which.") from error
 
 
-__all__ = ["AVERAGE", "CHECKPOINTS", "MODEL_FILES", "at", "folder_of", "latest", "open_files", "round_of"]
+__all__ = [
+    "AVERAGE",
+    "BEST",
+    "CHECKPOINTS",
+    "MODEL_FILES",
+    "at",
+    "best_folder_of",
+    "folder_of",
+    "latest",
+    "open_files",
+    "round_of",
+]

@@ -30,6 +30,7 @@ from server.federation.events import (
     read_events,
     refused_of,
 )
+from server.federation.selection import in_words
 
 REPORT_NAME = "report.html"
 OVERLAYS = "overlays"
@@ -121,6 +122,7 @@ def _facts(summary: dict[str, Any], events: Sequence[Event]) -> list[tuple[str, 
     facts += [
         (f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.0f} s", None),
         (f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them", None),
+        *((sentence, None) for sentence in in_words(summary)),
         (f"seed {summary['seed']}", None),
         ("run", summary["run-hash"]),
     ]

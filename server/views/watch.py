@@ -13,7 +13,7 @@ from common.config import TRAIN_LOSS
 from common.console.cli import live_table, note
 from common.tasks import Task
 from common.text import counted
-from server.federation.events import JOURNAL_NAME, OVERALL, Event, missing_of, read_events, refused_of
+from server.federation.events import JOURNAL_NAME, OVERALL, STOPPED, Event, missing_of, read_events, refused_of
 from server.home.folder import Home, typed
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
@@ -75,6 +75,11 @@ def event_line(event: Event, task: Task) -> str:
         case "evaluate" if event["site"] == OVERALL:
             score = f"{task.headline} {_number(_score([event], task))}"
             return f"round {event['round']}: {event['phase']} {score} (mean of sites)"
+        case kind if kind == STOPPED:
+            return (
+                f"round {event['round']}: stopped early, no better {task.headline} in "
+                f"{counted(event['patience'], 'evaluation')} since round {event['best-round']}"
+            )
         case _:
             return ""
 

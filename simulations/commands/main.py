@@ -76,8 +76,9 @@ def run(
     Example: wardround-sim run phantoms --out results/phantoms
     """
     configure_logging(verbose=verbose)
-    from server.federation.events import not_scored  # noqa: PLC0415
+    from server.federation.events import not_scored, summary_as_dict  # noqa: PLC0415
     from server.federation.rounds import federate  # noqa: PLC0415
+    from server.federation.selection import in_words  # noqa: PLC0415
     from server.views.report import write_report  # noqa: PLC0415
     from simulations.backends import opened  # noqa: PLC0415
     from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
@@ -115,9 +116,16 @@ def run(
         for row in rows:
             stated = summary.guarantee["sites"].get(row[0], {})
             row += [stated.get("epsilon"), stated.get("delta")]
-    show_table(f"{config.name}: test patients after {counted(summary.rounds, 'round')}", columns, rows, as_json=as_json)
+    show_table(
+        f"{config.name}: test patients after {counted(summary.model_round or summary.rounds, 'round')}",
+        columns,
+        rows,
+        as_json=as_json,
+    )
     if lacking := not_scored(scores["sites"], config.task):
         note(lacking)
+    for sentence in in_words(summary_as_dict(summary)):
+        note(sentence)
     if config.privacy is not None:
         note(EXACT_SCORES)
     note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})")

@@ -231,7 +231,8 @@ def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
 def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:
     """The scenario's run without privacy, for a seed."""
     # Only the end counts here; scoring every round would cost more than it tells.
-    federation = run.federation.model_copy(update={"evaluate_every": run.federation.rounds})
+    ends = {"evaluate_every": run.federation.rounds, "keep": "last", "patience": None}
+    federation = run.federation.model_copy(update=ends)
     changes = {"seed": seed, "privacy": None, "initial": initial, "federation": federation}
     return validate(RunConfig, run.model_copy(update=changes).model_dump(by_alias=True), "the scenario")
 

@@ -23,9 +23,10 @@ Said = Reply | Error | RecordDict | None
 FakeSite = Callable[[Request], Said]
 
 
-def a_run(rounds: int = 2, quorum: int = 2, **tables: Mapping[str, object]) -> RunConfig:
+def a_run(rounds: int = 2, quorum: int = 2, *, format_: int = 1, **tables: Mapping[str, object]) -> RunConfig:
     """The smallest valid run. Of plain SGD, so that a fake site may move the model as far as its test wants."""
     values: dict[str, Any] = {
+        "format": format_,
         "name": "tiny",
         "model": {"channels": [4, 8], "residual-units": 0},
         "data": {"modality": "photo", "classes": ["lesion"]},

@@ -37,9 +37,10 @@ rounds = 2
 SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]\n'
 
 
-def tiny_run(**tables: Mapping[str, object]) -> RunConfig:
+def tiny_run(*, format_: int = 1, **tables: Mapping[str, object]) -> RunConfig:
     """Two rounds of two steps; `tables` change single values."""
     values: dict[str, Any] = {
+        "format": format_,
         "name": "tiny",
         "seed": 3,
         "deterministic": True,

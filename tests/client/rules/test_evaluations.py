@@ -132,6 +132,44 @@ def test_validation_and_test_of_the_last_round_name_one_model(site: Site) -> Non
     assert isinstance(score(site, PLAIN, ROUNDS, 0, "test"), EvaluateReply)
 
 
+def choosing(**federation: object) -> RunConfig:
+    return tiny_run(format_=2, federation={"rounds": ROUNDS, "evaluate-every": 2, **federation})
+
+
+def test_a_run_that_keeps_its_best_is_tested_with_the_model_that_was_scored_in_that_round(site: Site) -> None:
+    run = choosing(keep="best")
+    assert isinstance(score(site, run, 2, 1), EvaluateReply)
+    assert isinstance(train(site, run, 3, 1), TrainReply)
+    assert isinstance(score(site, run, 4, 2), EvaluateReply)
+    assert score(site, run, 2, 3, "test") is ErrorCode.ROUND_REPEATED  # another model than was scored then
+    assert score(site, run, 3, 1, "test") is ErrorCode.WRONG_RUN  # of a round that was never due
+    found = score(site, run, 2, 1, "test")
+    assert isinstance(found, EvaluateReply)
+    assert score(site, run, 2, 1, "test") == found
+    assert score(site, run, 4, 2, "test") is ErrorCode.ROUND_REPEATED  # a run has one test
+    assert score(site, run, ROUNDS, 4, "test") is ErrorCode.ROUND_REPEATED
+
+
+def test_a_round_that_is_over_and_was_not_scored_here_is_not_tested(site: Site) -> None:
+    """The hospital was away then, and cannot know which model was the round's."""
+    run = choosing(keep="best")
+    assert isinstance(score(site, run, 4, 2), EvaluateReply)
+    assert score(site, run, 2, 1, "test") is ErrorCode.ROUND_REPEATED
+
+
+def test_a_run_that_may_stop_is_tested_where_it_stands_and_not_behind(site: Site) -> None:
+    run = choosing(patience=1)
+    assert isinstance(score(site, run, 2, 1), EvaluateReply)
+    assert isinstance(score(site, run, 4, 2), EvaluateReply)
+    assert score(site, run, 2, 1, "test") is ErrorCode.ROUND_REPEATED
+    assert isinstance(score(site, run, 4, 2, "test"), EvaluateReply)
+
+
+def test_a_run_that_chooses_nothing_is_tested_after_its_last_round_alone(site: Site) -> None:
+    assert isinstance(score(site, PLAIN, 2, 1), EvaluateReply)
+    assert score(site, PLAIN, 2, 1, "test") is ErrorCode.WRONG_RUN
+
+
 def test_no_round_is_trained_after_its_model_was_scored_nor_from_two_starts(site: Site) -> None:
     assert isinstance(train(site, PLAIN, 1, 0), TrainReply)
     assert train(site, PLAIN, 1, 1) is ErrorCode.ROUND_REPEATED

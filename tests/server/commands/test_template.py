@@ -78,6 +78,8 @@ def test_each_line_may_be_taken_into_use_alone_and_nearly_all_of_them_together()
             text = text.replace("spacing-mm", "# spacing-mm", 1)
         if line.startswith("gradient-clipping"):
             text = text[: text.index("\n[privacy]")]
+        if line.startswith("patience"):
+            text = text.replace("# evaluate-every", "evaluate-every")
         parse(RunConfig, text)
     parse(RunConfig, re.sub(r"^(rows|gradient-clipping) = ", r"# \1 = ", OPEN, flags=re.MULTILINE))
 
@@ -86,6 +88,6 @@ def test_choices_that_it_names_are_those_that_there_are() -> None:
     """Each value in a comment that lists choices is accepted, and the list is whole."""
     for key, table in (("modality", "data"), ("intensity", "preprocessing"), ("optimizer", "training")):
         (comment,) = re.findall(rf"^#? ?{key} = .*# (.*)$", TEMPLATE, re.MULTILINE)
-        named = set(re.findall(r"[A-Za-z]+", comment.split(";")[0])) - {"or"}
+        named = set(re.findall(r"[A-Za-z-]+", comment.split(";")[0])) - {"or"}
         field = RunConfig.model_fields[table].annotation.model_fields[key]  # type: ignore[union-attr]
         assert named == set(field.annotation.__args__)
