@@ -37,10 +37,18 @@ rounds = 2
 SITES = '[[sites]]\nname = "north"\ndata = [{path = "north"}]\n[[sites]]\nname = "south"\ndata = [{path = "south"}]\n'
 
 
-def tiny_run(*, format_: int = 1, **tables: Mapping[str, object]) -> RunConfig:
+def tiny_run(**tables: Mapping[str, object]) -> RunConfig:
     """Two rounds of two steps; `tables` change single values."""
+    return validate(RunConfig, _tiny(tables))
+
+
+def tiny_run_of_format(format_: int, **tables: Mapping[str, object]) -> RunConfig:
+    """The same, with the keys of a later format."""
+    return validate(RunConfig, {**_tiny(tables), "format": format_})
+
+
+def _tiny(tables: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "format": format_,
         "name": "tiny",
         "seed": 3,
         "deterministic": True,
@@ -51,7 +59,7 @@ def tiny_run(*, format_: int = 1, **tables: Mapping[str, object]) -> RunConfig:
     }
     for table, changes in tables.items():
         values[table] = {**values.get(table, {}), **changes}
-    return validate(RunConfig, values)
+    return values
 
 
 def tiny_site(folder: Path, name: str, patients: int = 5, seed: int = 0) -> SiteConfig:

@@ -21,7 +21,7 @@ from common.learning.network import build_model
 from common.privacy import scores as private_scores
 from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Request, TrainReply, TrainRequest
 from simulations.scenarios.scenario import make_site
-from tests.simulations.tiny import tiny_run, tiny_site
+from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 ROUNDS = 6
 PLAIN = tiny_run(federation={"rounds": ROUNDS, "evaluate-every": 2})
@@ -133,7 +133,7 @@ def test_validation_and_test_of_the_last_round_name_one_model(site: Site) -> Non
 
 
 def choosing(**federation: object) -> RunConfig:
-    return tiny_run(format_=2, federation={"rounds": ROUNDS, "evaluate-every": 2, **federation})
+    return tiny_run_of_format(2, federation={"rounds": ROUNDS, "evaluate-every": 2, **federation})
 
 
 def test_a_run_that_keeps_its_best_is_tested_with_the_model_that_was_scored_in_that_round(site: Site) -> None:

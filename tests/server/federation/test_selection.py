@@ -28,7 +28,7 @@ from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios.scenario import make_site
 from tests.server import fakes
 from tests.server.fakes import FakeGrid, FakeSite, Said
-from tests.simulations.tiny import tiny_run, tiny_site
+from tests.simulations.tiny import tiny_run_of_format, tiny_site
 
 # Validation scores of rounds 1 to 7: best in round 3, then no better.
 SCORES = (0.2, 0.5, 0.8, 0.7, 0.8, 0.6, 0.9)
@@ -265,7 +265,7 @@ def test_hospitals_that_bind_scores_to_rounds_answer_the_test_of_the_best(
 ) -> None:
     """Killed before its test and resumed: the same model, tested once; the best is what each hospital scored then."""
     federation = {"rounds": 5, "keep": "best", "patience": 2, "evaluate-every": 1}
-    document = issue(tiny_run(format_=2, federation=federation, training={"learning-rate": 0.3}, **privacy))
+    document = issue(tiny_run_of_format(2, federation=federation, training={"learning-rate": 0.3}, **privacy))
     sites, out = hospitals(tmp_path / "sites"), tmp_path / "out"
     with monkeypatch.context() as patched:
         _killed_at(patched, "kept_model", 1)
