@@ -22,7 +22,6 @@ from common.config import RunConfig
 WHOLE = 2  # patches
 _BATCH_VOXELS = 2**20  # per forward pass: bounds memory, and fills the vector units with small slices
 OVERLAP = 0.25
-_WINDOWS = 4  # patches per forward pass of the sliding window
 WINDOWS = 4  # patches per forward pass of the sliding window
 
 
@@ -105,7 +104,6 @@ def margins(spatial: Sequence[int], run: RunConfig) -> list[tuple[int, int]]:
 
 
 def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
-    logits = sliding_window_inference(images, patch, _WINDOWS, model, overlap=OVERLAP, mode="gaussian")
     logits = sliding_window_inference(images, patch, WINDOWS, model, overlap=OVERLAP, mode="gaussian")
     assert isinstance(logits, Tensor)  # noqa: S101  # only a network with several outputs gives something else
     return logits
@@ -114,12 +112,6 @@ def _sliding_window(images: Tensor, patch: Sequence[int], model: nn.Module) -> T
 def _mean_of_windows(images: Tensor, patch: Sequence[int], model: nn.Module) -> Tensor:
     """(S, K) over `even_places`."""
     places = even_places(images.shape[2:], patch)
-    """(S, K): windows of a patch, evenly spread over the image, that overlap by `OVERLAP` at least."""
-    starts = []
-    for size, edge in zip(images.shape[2:], patch, strict=True):
-        count = 1 + math.ceil((size - edge) / max(1, edge * (1 - OVERLAP)))
-        starts.append([round(place * (size - edge) / max(1, count - 1)) for place in range(count)])
-    places = list(product(*starts))
     total: Tensor | None = None
     for begin in range(0, len(places), WINDOWS):
         some = places[begin : begin + WINDOWS]
