@@ -34,10 +34,9 @@ ARROWS = {
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
         "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
-        "client.data.study client.evaluate client.explain client.home client.predict client.proposals client.rules "
-        "client.trail "
-        "common.audit common.config common.console common.crypto common.flower common.identity common.learning "
-        "common.privacy common.system common.wire"
+        "client.data.read client.data.study client.evaluate client.explain client.home client.predict "
+        "client.proposals client.rules client.trail common.audit common.config common.console common.crypto "
+        "common.flower common.identity common.learning common.privacy common.system common.wire"
     ),
     "client.data": (
         "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "

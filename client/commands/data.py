@@ -114,6 +114,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
             f"Found: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. Nothing was added."
         )
         _tell(found)
+        _offer_names(source)
         if readable and not any(_is_labelled(reference) for reference in readable):
             note(f"None has a label.{_named_in_csv(path, csv)}")
         return
@@ -129,6 +130,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         f"Read as: {read_as}. Sources: {len(site.data)}."
     )
     _tell(found)
+    _offer_names(source)
     if not readable or any(_is_labelled(reference) for reference in readable):
         note(f"Next: {typed('data check', home)}")
     else:
@@ -331,6 +333,21 @@ def _tell(found: "Found") -> None:
     for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
         if counts:
             say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
+
+
+def _offer_names(source: SourceConfig) -> None:
+    """Tell what dataset.json calls the labels, as a label map to choose from."""
+    from client.data.read.dataset_json import NAME, names_in  # noqa: PLC0415 - only here
+
+    names = names_in(Path(source.path))
+    if names.labels and not source.label_map:
+        options = " ".join(f"--label-map {value}={name}" for value, name in names.labels.items())
+        note(f"{NAME} has names for the labels. Where a run's classes are called so, they may be added: {options}")
+    if names.regions:
+        note(
+            f"{NAME} has regions of several labels ({', '.join(names.regions)}): a label map joins labels to one "
+            "class, such as --label-map 1=whole --label-map 2=whole; classes that overlap are not told apart."
+        )
 
 
 def _named_in_csv(folder: Path, given: str | None) -> str:

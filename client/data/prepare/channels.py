@@ -19,11 +19,16 @@ class Channels(Change):
     run: RunConfig
 
     def refuse(self, before: Geometry) -> DataError | None:
-        """Neither grey nor in colour."""
+        """Neither grey nor in colour; three channels of a CT or MR volume are no colours."""
         given, wanted = before.channels, self.run.data.channels
-        if given in (wanted, 1) or (given, wanted) == (3, 1):
+        coloured = self.run.data.modality not in ("CT", "MR") or before.spacing_mm is None
+        if given in (wanted, 1) or (given, wanted, coloured) == (3, 1, True):
             return None
-        return DataError(f"the image has {given} channels; expected {wanted}. Convert it.", ErrorCode.UNSUPPORTED)
+        return DataError(
+            f"the image has {given} channels; expected {wanted}. Name the one to use with channel in site.toml, or "
+            "convert it.",
+            ErrorCode.UNSUPPORTED,
+        )
 
     def after(self, before: Geometry) -> Geometry:
         """The channels that the run has."""

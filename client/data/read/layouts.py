@@ -18,6 +18,8 @@ from common.config import SourceConfig
 from common.errors import ConfigError
 
 _DEFAULTS = tuple(SourceConfig.model_fields[name].default for name in ("images", "labels"))
+# nnU-Net and the Medical Segmentation Decathlon keep images without labels there.
+_TEST_FOLDERS = ("imagests",)
 _IMAGE_FOLDERS = ("images", "imagestr", "image", "img", "imgs")
 _LABEL_FOLDERS = (
     *("labels", "labelstr", "masks", "label", "mask", "seg", "segs", "segmentation", "segmentations"),
@@ -38,13 +40,16 @@ class Named:
 
 @dataclass(frozen=True)
 class Roles:
-    """others: files that are neither. beside: those that could be, outside of the sub-folders. assumed: see `Found`."""
+    """others: files that are neither. beside: those that could be, outside of the sub-folders. assumed: see `Found`.
+    test: images of a test set.
+    """
 
     images: tuple[Named, ...]
     labels: tuple[Named, ...]
     others: int
     beside: int
     assumed: Mapping[str, int]
+    test: int = 0
 
 
 def roles_of(
@@ -134,7 +139,7 @@ def _by_folders(
     *,
     told: bool,
 ) -> Roles:
-    images, labels, others, beside = [], [], 0, 0
+    images, labels, others, beside, test = [], [], 0, 0, 0
     image_folder, label_folder = (folder / name for name in pair)
     for path in files:
         if path.is_relative_to(label_folder):
@@ -147,11 +152,13 @@ def _by_folders(
                 images.append(Named(path, (stem,)))
         else:
             stem = stem_of(path, folder, of_labels)
-            beside += stem is not None
+            of_test = path.relative_to(folder).parts[0].lower() in _TEST_FOLDERS
+            test += stem is not None and of_test
+            beside += stem is not None and not of_test
         others += stem is None
     where = "beside them" if pair[0] == "." else f"in {pair[0]}/"
     assumed = {f"labels taken from {pair[1]}/, with their images {where}": len(labels)} if told else {}
-    return Roles(tuple(images), tuple(labels), others, beside, assumed)
+    return Roles(tuple(images), tuple(labels), others, beside, assumed, test)
 
 
 def _by_names(files: Sequence[Path], folder: Path, suffixes: Collection[str], of_labels: Collection[str]) -> Roles:

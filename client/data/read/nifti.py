@@ -5,7 +5,8 @@ A label map on another grid is resampled when the headers of both name the same 
 codes 1 and 2), or the same atlas. Of sform and qform the sform counts, as in nibabel; when both name the same space and
 put the volume at different places in it, nobody knows which is right, and the file is refused. Likewise a label map of
 the image's size that its header puts elsewhere: it may have been drawn on these voxels, and lost its header. Lengths
-are in the header's unit; where it names none they are mm. An image of several files has a channel from each.
+are in the header's unit; where it names none they are mm. An image of several files has a channel from each, and so
+has one of several volumes, as the Medical Segmentation Decathlon keeps them.
 Source: https://nifti.nimh.nih.gov/nifti-1
 """
 
@@ -43,6 +44,8 @@ _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 _OFFSETS = {348: ("f", 108), 540: ("q", 168)}
 _START = 176
 _LARGEST_OFFSET = 64 * 2**20
+# Volumes in one file that may be channels of an image; more are phases of a time series.
+_MOST_CHANNELS = 8
 
 
 def find(source: SourceConfig, folder: Path) -> Found:
@@ -61,7 +64,15 @@ def read(reference: Reference, naming: Naming | None) -> Study:
         DataError: UNREADABLE, NO_LABEL, GEOMETRY_MISMATCH, LABEL_UNKNOWN, LABEL_DOUBTFUL or UNSUPPORTED.
     """
     with parsing("NIfTI file"):
-        first, *others = [_load(path) for path in watched(reference.images)]
+        first, *others = [one for path in watched(reference.images) for one in _volumes(path, _MOST_CHANNELS)]
+    if reference.channel is not None and others:
+        if reference.channel > len(others):
+            raise DataError(
+                f"site.toml asks for channel {reference.channel} of each image, counted from 0, and this one has "
+                f"{1 + len(others)} channels.",
+                ErrorCode.UNSUPPORTED,
+            )
+        first, others = [first, *others][reference.channel], []
     for one in others:
         if one.voxels.shape != first.voxels.shape or _corner_distance(first, one) > _GRID_TOLERANCE:
             raise DataError(
@@ -114,12 +125,20 @@ class _Volume:
 
 
 def _load(path: Path) -> _Volume:
+    (one,) = _volumes(path, 1)
+    return one
+
+
+def _volumes(path: Path, most: int) -> list[_Volume]:
+    """The volumes of a file, at most so many."""
     _check_start(path)
     file: Any = nib.load(path)  # nibabel types the base class only
     shape, kind = tuple(file.shape) + (1,) * (3 - len(file.shape)), file.get_data_dtype()
-    if set(shape[3:]) - {1} or kind.kind not in "buif":
+    count = math.prod(shape[3:])
+    if not 1 <= count <= most or kind.kind not in "buif":
+        expected = "one volume" if most == 1 else f"one volume, or at most {most} as channels,"
         raise DataError(
-            f"the NIfTI file holds {shape} voxels of type {kind}; expected one volume of plain numbers. "
+            f"the NIfTI file holds {shape} voxels of type {kind}; expected {expected} of plain numbers. "
             "Export each phase or channel to a file.",
             ErrorCode.UNSUPPORTED,
         )
@@ -127,10 +146,10 @@ def _load(path: Path) -> _Volume:
         raise _too_large(f"{math.prod(shape)} voxels")
     space = _space(file.header, shape[:3])
     # No get_fdata: it makes float64 of everything. Whole numbers without scaling stay whole.
-    voxels = np.asanyarray(file.dataobj).reshape(shape[:3])
+    voxels = np.asanyarray(file.dataobj).reshape((*shape[:3], count))
     affine = _LPS @ np.asarray(file.affine, np.float64) @ _REVERSED
     affine[:3] *= _MM.get(file.header.get_xyzt_units()[0], 1.0)
-    return _Volume(voxels.transpose(), affine, space)
+    return [_Volume(voxels[..., number].transpose(), affine, space) for number in range(count)]
 
 
 def _check_start(path: Path) -> None:

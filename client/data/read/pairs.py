@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from client.data.read import bids, layouts
+from client.data.read import bids, dataset_json, layouts
 from client.data.read.layouts import Roles
 from client.data.study.listing import files_under
-from client.data.study.study import BESIDE, LONELY_LABEL, NO_IMAGE, Found, Kind, Reference
+from client.data.study.study import BESIDE, LONELY_LABEL, NO_IMAGE, TEST_SET, Found, Kind, Reference
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -54,7 +54,7 @@ def find_pairs(
         roles = bids.roles_of(files, folder, suffixes)
     else:
         roles = layouts.roles_of(files, folder, source, suffixes, {*suffixes, *of_labels})
-    pairs, lonely, assumed = _matched(roles, whole_cases=(folder / "dataset.json").is_file())
+    pairs, lonely, assumed = _matched(roles, whole_cases=(folder / dataset_json.NAME).is_file())
     references = []
     for key, pair in sorted(pairs.items()):
         if as_bids and source.patient_pattern is None:
@@ -66,11 +66,12 @@ def find_pairs(
         if problem is None and pair.channels > 1 and source.channel is not None:
             problem = _lacking(source.channel, pair.channels)
             images = images[source.channel :][:1] or images
-        references.append(Reference(kind, patient, key, images, labels, source.label_map, problem))
+        within = source.channel if pair.channels == 1 else None
+        references.append(Reference(kind, patient, key, images, labels, source.label_map, problem, channel=within))
     told = {**roles.assumed, **assumed}
     if not as_bids and source.patient_pattern is None and len(references) > 1:
         told[_OWN_PATIENT] = len(references)
-    left_out = +Counter({NO_IMAGE: roles.others, BESIDE: roles.beside, LONELY_LABEL: lonely})
+    left_out = +Counter({NO_IMAGE: roles.others, BESIDE: roles.beside, TEST_SET: roles.test, LONELY_LABEL: lonely})
     return Found(tuple(references), left_out, told)
 
 

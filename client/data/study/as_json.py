@@ -37,6 +37,7 @@ def reference_to_json(reference: Reference) -> dict[str, Any]:
         "labels-checked": reference.labels_checked,
         "words": None if reference.words is None else list(reference.words),
         "class-attribute": reference.class_attribute,
+        "channel": reference.channel,
     }
 
 
@@ -57,6 +58,7 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
         bool(values["labels-checked"]),
         words=None if values["words"] is None else tuple(map(text_of, values["words"])),
         class_attribute=None if values["class-attribute"] is None else text_of(values["class-attribute"]),
+        channel=None if values["channel"] is None else int(values["channel"]),
     )
 
 

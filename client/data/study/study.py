@@ -30,6 +30,7 @@ NO_IMAGE_INSIDE = "DICOM object that is neither image nor label"
 SECOND_COPY = "second copy of a file"
 LONELY_LABEL = "label without its image"
 BESIDE = "image or label outside of the folders of images and labels"
+TEST_SET = "image of a test set, which has no labels"
 NOT_IN_TABLE = "image or label that no row of the table names"
 OTHER_PATIENTS_LABEL = "label whose Patient ID is not that of its image"
 AMBIGUOUS_LABEL = "label that names no image here, and may belong to several"
@@ -90,7 +91,8 @@ class Reference:
     patient and key are raw; key is unique within a site. label_map, fractional_threshold and labels_checked are the
     source's. words: what the source's table calls the image as a whole, and class_attribute the DICOM attribute that
     says it; None where the source names neither. problem: why it cannot be read, when that was already clear on finding
-    it. beside: files that cannot be seen and may belong to it, where that is why.
+    it. beside: files that cannot be seen and may belong to it, where that is why. channel: the one to take of a file
+    with several, from 0; None: all.
     """
 
     kind: Kind
@@ -105,6 +107,7 @@ class Reference:
     beside: tuple[Path, ...] = field(default=(), repr=False)
     words: tuple[str, ...] | None = field(default=None, repr=False)
     class_attribute: str | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def test_volume_without_label_map_has_no_label(tmp_path: Path) -> None:
 
 def test_time_series_is_not_supported(tmp_path: Path) -> None:
     write_labelled(tmp_path, np.zeros((5, 6, 7), np.uint8))
-    write_volume(tmp_path / "images" / "a.nii.gz", np.zeros((5, 6, 7, 2), np.float32), AFFINE)
+    write_volume(tmp_path / "images" / "a.nii.gz", np.zeros((5, 6, 7, 9), np.float32), AFFINE)
     assert_refused(tmp_path, ErrorCode.UNSUPPORTED)
 
 
@@ -161,13 +161,13 @@ def test_cut_file_is_unreadable(tmp_path: Path, keep: int) -> None:
     assert_refused(tmp_path, ErrorCode.UNREADABLE)
 
 
-def test_fourth_axis_is_taken_off_when_it_holds_one_volume_only(tmp_path: Path) -> None:
-    voxels = np.random.default_rng(1).normal(size=(5, 6, 7, 2, 1)).astype(np.float32)
+def test_fourth_axis_is_taken_off_where_it_holds_one_volume_and_refused_where_many(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(1).normal(size=(5, 6, 7, 9, 1)).astype(np.float32)
     write_volume(tmp_path / "one.nii", voxels[..., :1, :], AFFINE)
     assert (read_image(tmp_path / "one.nii").image[0] == voxels[..., 0, 0].transpose()).all()
-    write_volume(tmp_path / "two.nii", voxels, AFFINE)
+    write_volume(tmp_path / "nine.nii", voxels, AFFINE)
     with pytest.raises(DataError) as error:
-        read_image(tmp_path / "two.nii")
+        read_image(tmp_path / "nine.nii")
     assert error.value.code is ErrorCode.UNSUPPORTED
 
 

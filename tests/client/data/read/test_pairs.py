@@ -9,7 +9,7 @@ from PIL import Image
 
 from client.data.read import sources
 from client.data.study.labels import Vocabulary
-from client.data.study.study import BESIDE, LONELY_LABEL, NO_IMAGE, Found, Reference
+from client.data.study.study import LONELY_LABEL, NO_IMAGE, TEST_SET, Found, Reference
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import source, write_picture, write_volume
@@ -148,7 +148,7 @@ def test_channels_of_an_image_come_in_their_order(tmp_path: Path) -> None:
     found = find(tmp_path)
     (reference,) = found.references
     assert (reference.key, reference.patient) == ("case", "case")
-    assert found.left_out == {NO_IMAGE: 1, BESIDE: 1}
+    assert found.left_out == {NO_IMAGE: 1, TEST_SET: 1}
     study = sources.read(reference, Vocabulary.as_found({}))
     assert study.image.shape == (3, 7, 6, 5)
     for number in range(3):
