@@ -9,7 +9,7 @@ from PIL import Image
 
 from client.data.read import sources
 from client.data.study.labels import Vocabulary
-from client.data.study.study import LONELY_LABEL, NO_IMAGE, TEST_SET, Found, Reference
+from client.data.study.study import BESIDE, LONELY_LABEL, NO_IMAGE, TEST_SET, Found, Reference
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import source, write_picture, write_volume
