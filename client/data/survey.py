@@ -158,7 +158,12 @@ def _job(reference: Reference, source: SourceConfig, run: RunConfig | None, *, l
         wanted = Vocabulary.as_found(reference.label_map)
     else:
         wanted = Vocabulary.of_run(run.data, reference.label_map, whole=run.task.whole)
-    return Job(reference, wanted, source.empty_labels_are_negative)
+    return Job(
+        reference,
+        wanted,
+        source.empty_labels_are_negative,
+        0.0 if run is None else run.preprocessing.most_missing,
+    )
 
 
 def _of_image(problem: DataError | None) -> DataError | None:

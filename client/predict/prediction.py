@@ -164,7 +164,7 @@ def predict_study(
     start = time.perf_counter()
     segmenter = load_segmenter(model, device)
     check_apart(study, out)
-    with reading() as (find, read):
+    with reading(segmenter.run) as (find, read):
         references = find(study.absolute(), None)
         folders = [out / f"{number:03}" for number in range(1, len(references) + 1)] if len(references) > 1 else [out]
         if not overwrite:
@@ -193,15 +193,16 @@ def predict_study(
 
 
 @contextmanager
-def reading() -> Iterator[tuple[Find, Read]]:
+def reading(run: RunConfig) -> Iterator[tuple[Find, Read]]:
     """How studies are found and read for prediction: by a child process, so that no file takes this one down.
 
-    Paths must be absolute.
+    Args:
+        run: of the model, which may take studies with missing values. Paths must be absolute.
     """
     with Readers(1) as readers:
 
         def read(reference: Reference) -> Study:
-            (outcome,) = readers.read([Job(reference, None)])
+            (outcome,) = readers.read([Job(reference, None, most_missing=run.preprocessing.most_missing)])
             if isinstance(outcome, DataError):
                 raise outcome
             return outcome.study

@@ -73,11 +73,12 @@ def watch(
     if not folder.is_dir():
         raise ConfigError("--watch needs a folder that is there. Make it, or leave out --watch for a single file.")
     check_apart(folder, out)
-    with _only_one(out), reading() as (find, read):
+    with _only_one(out):
         segmenter = load_segmenter(model, device)
         _claim(out, segmenter.sha256)
-        drop = DropFolder(folder.absolute(), find, settle_s)
-        _Service(segmenter, read, drop, out, stopped).run(poll_s)
+        with reading(segmenter.run) as (find, read):
+            drop = DropFolder(folder.absolute(), find, settle_s)
+            _Service(segmenter, read, drop, out, stopped).run(poll_s)
 
 
 class _Service:

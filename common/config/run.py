@@ -13,6 +13,7 @@ from common.document.formats import Since
 from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.models import NETWORK_CHOICE, NETWORKS, Network
 from common.preparation import STEP_CHOICE, Expected, Step
+from common.preparation.missing_values import MissingValues
 from common.preparation.windows import window_of
 from common.strategies import STRATEGY_CHOICE, Strategy
 from common.tasks import TASK_CHOICE, Task
@@ -71,6 +72,16 @@ class PreprocessingConfig(Table):
     steps: Annotated[tuple[Annotated[Step, STEP_CHOICE], ...], Field(max_length=20), Since(2)] = ()
 
     @property
+    def missing_values(self) -> MissingValues | None:
+        """The step that knows what was not measured; None where the run has none."""
+        return next((step for step in self.steps if isinstance(step, MissingValues)), None)
+
+    @property
+    def most_missing(self) -> float:
+        """The share of a study's values that may be no numbers."""
+        return 0.0 if self.missing_values is None else self.missing_values.most
+
+    @property
     def scaled(self) -> bool:
         """Whether intensities are brought to [0, 1]."""
         return not self.intensity.startswith("zscore")
@@ -83,6 +94,8 @@ class PreprocessingConfig(Table):
             raise ValueError("window = [low, high] goes with intensity = 'window', and only with it")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError("window must be [low, high] with low < high")
+        if any(isinstance(step, MissingValues) for step in self.steps[1:]):
+            raise ValueError("steps: missing-values comes first and once, for others would spread what is missing")
         for first, second in pairwise(self.steps):
             if (first.PLACE, second.PLACE) == ("scaled", "acquired"):
                 raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from common.preparation.regions import on_brightness
+from common.preparation.regions import by_plane, on_brightness
 from common.preparation.step import Expected, Geometry, Place, Step, Voxels
 
 _BINS = 256
@@ -28,18 +28,18 @@ class CLAHE(Step):
         return None if expected.scaled else "needs intensities on [0, 1]: take another intensity than a zscore"
 
     def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
-        """Slice by slice, but on one scale of grey: a dark slice stays a dark one."""
-        return replace(voxels, image=on_brightness(voxels.image, self._equalised))
+        """Slice by slice; each keeps its darkest and its brightest value, so that a dark slice stays a dark one."""
+        return replace(voxels, image=on_brightness(voxels.image, lambda value: by_plane(value, self._equalised)))
 
-    def _equalised(self, value: NDArray[np.float32]) -> NDArray[np.floating]:
+    def _equalised(self, plane: NDArray[np.float32]) -> NDArray[np.floating]:
         from skimage.exposure import equalize_adapthist  # noqa: PLC0415 - heavy
 
-        low, high = float(value.min()), float(value.max())
+        low, high = float(plane.min()), float(plane.max())
         if not low < high:
-            return value
-        tile = (*(1 for _ in value.shape[:-2]), *(max(1, edge // self.tiles) for edge in value.shape[-2:]))
-        found = equalize_adapthist(value, kernel_size=tile, clip_limit=self.clip_limit, nbins=_BINS)
-        return np.clip(np.asarray(found, np.float32), 0, 1)
+            return plane
+        tile = tuple(max(1, edge // self.tiles) for edge in plane.shape)
+        found = equalize_adapthist(plane, kernel_size=tile, clip_limit=self.clip_limit, nbins=_BINS)
+        return low + (high - low) * np.clip(np.asarray(found, np.float32), 0, 1)
 
 
 __all__ = ["CLAHE"]

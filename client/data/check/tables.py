@@ -44,6 +44,7 @@ def tables(checkup: Checkup, *, names: bool = False, paths: bool = False) -> lis
         _assumed(checkup),
         _splits(checkup),
         _images(checkup),
+        _missing(checkup),
         _classes(checkup, shown),
         _findings(checkup, shown),
         _labels(checkup),
@@ -169,6 +170,13 @@ def _images(checkup: Checkup) -> Table:
     return Table("Images", ("modality", "studies", "size", "spacing mm", *ends), tuple(rows))
 
 
+def _missing(checkup: Checkup) -> Table:
+    """Studies that the run takes although some of their values are no numbers."""
+    shares = [facts.missing for facts in _facts(checkup) if facts.missing]
+    rows = [(len(shares), f"{max(shares):.2%}")] if shares else []
+    return Table("Values that are no numbers, filled in for the run", ("studies", "at most"), tuple(rows))
+
+
 def _groups(checkup: Checkup) -> list[tuple[str, list[Facts]]]:
     """The usable studies by modality and number of axes."""
     groups: dict[tuple[str, int], list[Facts]] = {}
@@ -290,6 +298,7 @@ def _study(study: Outcome, shown: Mapping[str, str]) -> dict[str, Any]:
             "modality": facts.modality or None,
             "shape": list(facts.shape),
             "channels": facts.channels,
+            "missing": facts.missing,
             "spacing-mm": None if facts.spacing_mm is None else list(facts.spacing_mm),
             "intensities": dict(zip(map("{:g}".format, PERCENTILES), facts.intensities, strict=True)),
             "voxels": {shown[name]: count for name, count in facts.voxels.items()},

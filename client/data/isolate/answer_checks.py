@@ -26,8 +26,9 @@ _MOST_THUMBNAIL = 1 << 20  # bytes
 
 def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Reading:
     """A study as a child told it. Whose it is, we know ourselves."""
-    image, *labels = arrays
-    label = labels[0] if labels else None
+    image, *others = arrays
+    padding = others.pop() if header["padded"] is True else None
+    label = others.pop() if others else None
     axes = image.ndim - 1
     classes = tuple(map(text_of, header["classes"]))
     spacing = None if header["spacing-mm"] is None else tuple(map(float, header["spacing-mm"]))
@@ -39,6 +40,8 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         and axes in (2, 3)
         and image.size
         and _is_told(job.wanted, label, found, len(classes))
+        and not others
+        and (padding is None or (padding.dtype == np.uint8 and padding.shape == image.shape[1:]))
         and (label is None or (label.dtype == np.uint8 and label.shape == image.shape[1:]))
         and (label is None or int(label.max()) <= len(classes))
         and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
@@ -61,6 +64,7 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         classes,
         labelling,
         None if found is None else tuple(found),
+        padding=None if padding is None else padding.astype(np.bool_),
     )
     return Reading(study, text_of(header["digest"]))
 
@@ -85,7 +89,7 @@ def checked(_job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
     values = header["facts"]
     facts = quality.facts_from_json(values)
     numbers = [*facts.shape, *(facts.spacing_mm or ()), *facts.intensities, *facts.voxels.values(), facts.channels]
-    numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes]
+    numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes, facts.missing]
     numbers += [number for row in facts.affine or () for number in row]
     texts = [facts.modality, facts.digest, *facts.voxels, *(facts.findings or ())]
     sound = (

@@ -27,11 +27,14 @@ Answer = tuple[dict[str, Any], Sequence[NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Job:
-    """A study to read. wanted: the label in these classes; None: no label, for prediction."""
+    """A study to read. wanted: the label in these classes; None: no label, for prediction. most_missing: share of its
+    values that may be no numbers.
+    """
 
     reference: Reference
     wanted: Vocabulary | None
     empty_is_negative: bool = False
+    most_missing: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +126,11 @@ def _read(question: Mapping[str, Any], most_bytes: int) -> Answer:
         "labelling": None if study.labelling is None else asdict(study.labelling),
         "findings": study.findings,
         "digest": facts.digest,
+        "padded": study.padding is not None,
     }
-    return header, (study.image,) if study.label is None else (study.image, study.label)
+    label = () if study.label is None else (study.label,)
+    padding = () if study.padding is None else (study.padding.astype(np.uint8),)
+    return header, (study.image, *label, *padding)
 
 
 def _check(question: Mapping[str, Any], most_bytes: int) -> Answer:
@@ -138,8 +144,13 @@ def _judged(job: Job, most_bytes: int | None = None) -> tuple[Study, quality.Fac
     with parsing("study"):
         # mini-MIAS says of each film what it shows: a normal one is a finding.
         negative = job.empty_is_negative or job.reference.kind == "mias"
-        facts = quality.examine(study, empty_is_negative=negative, labels_checked=job.reference.labels_checked)
-    decoded = study.image.nbytes + (0 if study.label is None else study.label.nbytes)
+        facts = quality.examine(
+            study,
+            empty_is_negative=negative,
+            labels_checked=job.reference.labels_checked,
+            most_missing=job.most_missing,
+        )
+    decoded = sum(one.nbytes for one in (study.image, study.label, study.padding) if one is not None)
     if most_bytes is not None and decoded > most_bytes:
         raise DataError(
             f"the study takes more than {most_bytes >> 20} MiB when decoded. Split it, or take it out.",
@@ -154,6 +165,7 @@ def _job(question: Mapping[str, Any]) -> Job:
         reference_from_json(question["reference"]),
         None if wanted is None else Vocabulary.from_json(wanted),
         question["empty-is-negative"],
+        question["most-missing"],
     )
 
 

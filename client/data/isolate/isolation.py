@@ -181,6 +181,7 @@ def _question(what: str, job: Job) -> dict[str, Any]:
         "reference": reference_to_json(job.reference),
         "wanted": None if job.wanted is None else job.wanted.to_json(),
         "empty-is-negative": job.empty_is_negative,
+        "most-missing": job.most_missing,
     }
 
 

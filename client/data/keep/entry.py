@@ -44,7 +44,7 @@ def entry_of(job: Job, path: Path, vault: Vault, *program: str) -> Entry | None:
     except OSError:
         return None  # reading it will say why
     times = [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files]
-    way = (None if job.wanted is None else job.wanted.to_json(), job.empty_is_negative)
+    way = (None if job.wanted is None else job.wanted.to_json(), job.empty_is_negative, job.most_missing)
     return Entry(path, vault.mac("stamp", vars(reference), times, way, program))
 
 

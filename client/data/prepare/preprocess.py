@@ -79,7 +79,9 @@ def stages(study: Study, run: RunConfig) -> Iterator[Stage]:
     """
     for _ in _way(_geometry(study), run):
         pass
-    geometry, voxels = _geometry(study), Voxels(study.image, study.label)
+    mends = run.preprocessing.missing_values
+    inside = ~study.padding if study.padding is not None and mends is not None and mends.padding else None
+    geometry, voxels = _geometry(study), Voxels(study.image, study.label, inside)
     for change in changes_of(run):
         exact = change.on(voxels, geometry)
         after = _checked(exact, geometry)

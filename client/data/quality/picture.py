@@ -41,6 +41,8 @@ def thumbnail(study: Study) -> bytes:
 
 def _grey(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(Y, X) to 0.._GREYS - 1."""
+    plane = np.where(np.isfinite(plane), plane, np.min(plane, where=np.isfinite(plane), initial=np.inf))
+    plane = np.where(np.isfinite(plane), plane, 0)  # a plane without any number
     inside = plane[plane > plane.min()]  # without the padding around many images, which would take most of the window
     low, high = np.percentile(inside if inside.size else plane, _PERCENTILES)
     return (windowed(plane, low, high) * (_GREYS - 1)).astype(np.uint8)

@@ -44,7 +44,8 @@ class Facts:
     intensities: at PERCENTILES, in the source's units. voxels: by class, the background first. digest: SHA-256 (hex) of
     the image, the same for the same pixels. labels: label files drawn; resampled, by_place: how many of them, and lost:
     see `Labelling`. holes: the largest share of a class's slices that are empty, see `client.data.study.label_checks`.
-    affine: rows of `Study.affine`. findings: names of the classes that the image shows as a whole; None: not told.
+    affine: rows of `Study.affine`. findings: names of the classes that the image shows as a whole; None: not told. missing:
+    share of the values that are no numbers.
     """
 
     modality: str
@@ -61,6 +62,7 @@ class Facts:
     holes: float = 0.0
     affine: tuple[tuple[float, ...], ...] | None = None
     findings: tuple[str, ...] | None = None
+    missing: float = 0.0
 
     @property
     def is_empty(self) -> bool:
@@ -81,13 +83,14 @@ class Checked:
     thumbnail: bytes  # PNG; it shows the patient
 
 
-def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = False) -> Facts:
+def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = False, most_missing: float = 0.0) -> Facts:
     """The facts about a study.
 
     Args:
         study: as read.
         empty_is_negative: whether a label that marks nothing says that nothing is there.
         labels_checked: whether a person has looked at a label that would be called doubtful.
+        most_missing: share of its values that may be no numbers, because the run fills them in.
 
     Raises:
         DataError: IMPLAUSIBLE, LABEL_EMPTY or LABEL_DOUBTFUL.
@@ -95,7 +98,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
     _check_size(study.image.shape)
     if study.spacing_mm is not None:
         _check_spacing(study.image.shape[1:], study.spacing_mm)
-    intensities = _intensities(study.image)
+    intensities, missing = _intensities(study.image, most_missing)
     if study.modality == "CT":
         _check_hounsfield(dict(zip(PERCENTILES, intensities, strict=True)))
     told = study.labelling or Labelling()
@@ -114,6 +117,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         0.0 if study.label is None else holes(study.label),
         None if study.affine is None else _rows(study.affine.tolist()),
         None if study.findings is None else tuple(study.classes[number - 1] for number in study.findings),
+        missing,
     )
     if study.label is not None and not (facts.has_foreground or empty_is_negative):
         raise DataError(
@@ -220,17 +224,22 @@ def _implausible(what: str) -> DataError:
     return DataError(f"{what}. Export the study again from its source, or take it out.", ErrorCode.IMPLAUSIBLE)
 
 
-def _intensities(image: NDArray[np.float32]) -> tuple[float, ...]:
-    low, high = float(image.min()), float(image.max())
+def _intensities(image: NDArray[np.float32], most_missing: float) -> tuple[tuple[float, ...], float]:
+    """At PERCENTILES, of the values that are numbers; and the share of those that are none."""
+    low, high, missing = float(image.min()), float(image.max()), 0.0
     if not np.isfinite(low + high):  # a NaN anywhere makes min and max NaN
-        raise no_numbers()
+        numbers = image[np.isfinite(image)]
+        missing = 1 - numbers.size / image.size
+        if not missing <= most_missing or not numbers.size:
+            raise no_numbers()
+        image, low, high = numbers, float(numbers.min()), float(numbers.max())
     if low == high:
         raise _implausible(f"all voxels of the image have the value {low:g}; it shows nothing")
     values = image.reshape(-1)
     # An odd step that is no multiple of a usual edge does not stay in one column.
     step = max(1, values.size // _SAMPLE) | 1
     middle = np.percentile(values[::step], PERCENTILES[1:-1])
-    return low, *(float(value) for value in middle), high
+    return (low, *(float(value) for value in middle), high), missing
 
 
 def _voxels(study: Study) -> dict[str, int]:

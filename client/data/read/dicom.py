@@ -80,7 +80,7 @@ def read(reference: Reference, naming: Naming | None) -> Study:
         _check_units(images, frames)
         stack = _stack(images, frames)
         order = np.arange(len(frames)) if stack is None else stack.order
-        image = _volume(images, frames, np.argsort(order))
+        image, padding = _volume(images, frames, np.argsort(order))
         label = None
         if naming is not None:
             grid = Grid(
@@ -103,6 +103,7 @@ def read(reference: Reference, naming: Naming | None) -> Study:
             reference.patient,
             reference.key,
             tuple(paths[index] for index in order),
+            padding=padding,
         )
 
 
@@ -151,8 +152,11 @@ def _flat_spacing(ds: Dataset) -> tuple[float, float, float] | None:
     return (1.0, spacing[0], spacing[1]) if known else None
 
 
-def _volume(images: Sequence[Dataset], frames: Sequence[Frame], slices: NDArray[np.intp]) -> NDArray[np.float32]:
-    """(C, Z, Y, X), C 3 for colour; filled slice by slice, since a second copy would cost more time than decoding.
+def _volume(
+    images: Sequence[Dataset], frames: Sequence[Frame], slices: NDArray[np.intp]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """(C, Z, Y, X), C 3 for colour; filled slice by slice, since a second copy would cost more time than decoding. And
+    (Z, Y, X) where it is padding; None where there is none.
 
     Args:
         images: with their pixels, which are let go one after the other.
@@ -186,8 +190,8 @@ def _volume(images: Sequence[Dataset], frames: Sequence[Frame], slices: NDArray[
                     volume[0, z][_padding(values, ds)] = np.nan
         del ds.PixelData
     if any("PixelPaddingValue" in ds for ds in images):
-        _fill_padding(volume, _modality(images[0]))
-    return volume
+        return volume, _fill_padding(volume, _modality(images[0]))
+    return volume, None
 
 
 def _is_colour(ds: Dataset) -> bool:
@@ -245,16 +249,19 @@ def _as_stored(value: int, ds: Dataset) -> int:
     return value - count if ds.PixelRepresentation == 1 and value >= count // 2 else value
 
 
-def _fill_padding(volume: NDArray[np.float32], modality: str) -> None:
-    """Put air, or the darkest value there is, where padding (NaN) is."""
+def _fill_padding(volume: NDArray[np.float32], modality: str) -> NDArray[np.bool_] | None:
+    """Put air, or the darkest value there is, where padding (NaN) is, and say where that was; None: nowhere."""
     padding = np.isnan(volume)
     if padding.all():
         raise DataError(
             f"all pixels have the {name_of('PixelPaddingValue')}, so the image shows nothing. Take it out.",
             ErrorCode.IMPLAUSIBLE,
         )
-    if padding.any():
-        volume[padding] = _AIR_HU if modality == "CT" else np.nanmin(volume)
+    if not padding.any():
+        return None
+    volume[padding] = _AIR_HU if modality == "CT" else np.nanmin(volume)
+    place: NDArray[np.bool_] = padding[0]
+    return place
 
 
 __all__ = ["find", "read"]

@@ -68,6 +68,8 @@ class Study:
     classes: names of 1..K; none when read for prediction.
     labelling: of the label; None when read for prediction.
     region: (*sp), not 0 in the field of view; None where the source names none, or when read for prediction.
+    padding: (*sp), the voxels that the source says are none, around an image; None where it has none. In the image they
+    are air, or its darkest value.
     """
 
     image: NDArray[np.float32] = field(repr=False)
@@ -82,6 +84,7 @@ class Study:
     labelling: Labelling | None = None
     findings: tuple[int, ...] | None = field(default=None, repr=False)
     region: NDArray[np.uint8] | None = field(default=None, repr=False)
+    padding: NDArray[np.bool_] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
