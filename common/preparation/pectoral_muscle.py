@@ -30,7 +30,7 @@ class PectoralMuscle(Step):
     """`contrast` is the least fall of brightness across the line, as a share of the breast's range of brightness."""
 
     kind: Literal["pectoral-muscle"] = "pectoral-muscle"
-    contrast: Annotated[float, Field(gt=0, lt=1)] = 0.04
+    contrast: Annotated[float, Field(gt=0, lt=1)] = 0.05
     PLACE: ClassVar[Place] = "acquired"
 
     def misfit(self, expected: Expected) -> str | None:
@@ -114,7 +114,7 @@ def _falls(
     column, row = a * (1 - share), d * share
     length = np.hypot(a, d)
     outward = (a * d / length / d, a * d / length / a)  # unit normal (row, column), away from the corner
-    drop, counted = np.zeros(column.shape), np.ones(column.shape)
+    drop, counted = np.zeros((_LINES, _LINES, _POINTS)), np.ones((_LINES, _LINES, _POINTS))
     for apart in _APART:
         places = [
             np.stack(np.broadcast_arrays(row + side * apart * outward[0], column + side * apart * outward[1]))

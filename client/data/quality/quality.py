@@ -44,8 +44,8 @@ class Facts:
     intensities: at PERCENTILES, in the source's units. voxels: by class, the background first. digest: SHA-256 (hex) of
     the image, the same for the same pixels. labels: label files drawn; resampled, by_place: how many of them, and lost:
     see `Labelling`. holes: the largest share of a class's slices that are empty, see `client.data.study.label_checks`.
-    affine: rows of `Study.affine`. findings: names of the classes that the image shows as a whole; None: not told. missing:
-    share of the values that are no numbers.
+    affine: rows of `Study.affine`. findings: names of the classes that the image shows as a whole; None: not told.
+    missing: share of the values that are no numbers.
     """
 
     modality: str

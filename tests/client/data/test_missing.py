@@ -109,9 +109,7 @@ def test_padding_counts_in_no_statistic_where_the_run_knows_of_it(tmp_path: Path
     np.testing.assert_array_equal(study.padding, ~seen)
     tissue = study.image[0][seen]
     for keys, counted in (({}, tissue), ({"padding": False}, study.image)):
-        run = run_config(
-            format=2, preprocessing={"intensity": "zscore", "steps": [{"kind": "missing-values", **keys}]}
-        )
+        run = run_config(format=2, preprocessing={"intensity": "zscore", "steps": [{"kind": "missing-values", **keys}]})
         image = preprocess(study, run).image[0].numpy()
         assert image[seen] == pytest.approx((tissue - counted.mean()) / counted.std(), abs=1e-3)
     plain = preprocess(study, run_config(preprocessing={"intensity": "zscore"})).image[0].numpy()
@@ -128,9 +126,7 @@ def test_padding_and_missing_values_cross_the_pipe_from_the_process_that_reads(
     jobs = [Job(series, None), Job(labelled, Vocabulary({}, ("lesion",))), Job(volume, None, most_missing=0.01)]
     with Readers(1) as readers:
         outcomes = list(readers.read(jobs))
-    unlabelled, with_label, missing = (
-        outcome.study for outcome in outcomes if not isinstance(outcome, DataError)
-    )
+    unlabelled, with_label, missing = (outcome.study for outcome in outcomes if not isinstance(outcome, DataError))
     for study in (unlabelled, with_label):
         assert study.padding is not None
         np.testing.assert_array_equal(study.padding, ~seen)

@@ -28,6 +28,7 @@ from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Find
 from client.predict.prediction import Read, reading
 from client.predict.service import FAILED, RESULT_NAME, STATUS_NAME, watch
+from common.config import RunConfig
 from common.errors import ConfigError
 from common.learning.network import build_model
 from simulations.generators.phantoms import SCANNERS, write_study
@@ -174,8 +175,8 @@ def test_study_that_changes_while_it_is_read_is_left_for_later(site: Site, monke
     real = reading
 
     @contextmanager
-    def changing() -> Iterator[tuple[Find, Read]]:
-        with real() as (find, read):
+    def changing(run: RunConfig) -> Iterator[tuple[Find, Read]]:
+        with real(run) as (find, read):
 
             def slow(reference: Reference) -> Study:
                 study = read(reference)

@@ -52,9 +52,11 @@ def test_a_planted_dead_line_is_found_and_no_other(number: int, fault: str, rows
     sound = dead_lines(plane.astype(np.float32))
     line = plane.shape[0] // 2 + 7
     broken = plane.copy()
-    broken[line] = {"constant": np.full(plane.shape[1], 31.0), "brighter": plane[line] + 60, "darker": plane[line] - 60}[
-        fault
-    ]
+    broken[line] = {
+        "constant": np.full(plane.shape[1], 31.0),
+        "brighter": plane[line] + 60,
+        "darker": plane[line] - 60,
+    }[fault]
     assert set(dead_lines(broken.astype(np.float32))) - set(sound) == {line}
     found = mended(broken if rows else broken.T)
     expected = (plane[line - 1] + plane[line + 1]) / 2

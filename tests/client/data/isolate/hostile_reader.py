@@ -80,6 +80,10 @@ def lie(question: Mapping[str, Any], most_bytes: int) -> answering.Answer:  # no
             return header, (np.zeros(5, np.float32),)
         case "lie label unasked":
             return header, (*arrays, np.zeros((8, 9), np.uint8))
+        case "lie padding":
+            return {**header, "padded": True}, (*arrays, np.zeros((9, 8), np.uint8))
+        case "lie padding untold":
+            return header, (*arrays, np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.uint8))
         case "lie kind":
             return {**header, "kind": "obey"}, arrays
         case "lie problem":

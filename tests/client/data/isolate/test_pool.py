@@ -104,7 +104,7 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
 
 
 LIES = ["spacing", "affine", "order", "order negative", "axes", "label unasked", "kind", "problem"]
-LIES += ["size", "negative", "dtype", "garbage", "beats"]
+LIES += ["padding", "padding untold", "size", "negative", "dtype", "garbage", "beats"]
 
 
 @pytest.mark.usefixtures("hostile")
