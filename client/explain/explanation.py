@@ -117,7 +117,7 @@ def explain_study(
     first = load_segmenter(model, device, must_draw=False)
     _check_classes(wanted.classes, first.run)
     ensemble = [first, *(_member(load_segmenter(path, device, must_draw=False), first.run) for path in members)]
-    with reading() as (find, read):
+    with reading(first.run) as (find, read):
         references = find(study.absolute(), None)
         if len(references) != 1:
             raise DataError(

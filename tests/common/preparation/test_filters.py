@@ -23,7 +23,8 @@ Floats = NDArray[np.float64]
 def applied(step: Step, image: np.ndarray, spacing_mm: tuple[float, ...] | None = None) -> np.ndarray:
     """The first channel of (*sp) after a step."""
     geometry = Geometry(image.shape, 1, spacing_mm)
-    return step.apply(Voxels(image[None].astype(np.float32)), geometry).image[0]
+    changed: np.ndarray = step.apply(Voxels(image[None].astype(np.float32)), geometry).image[0]
+    return changed
 
 
 def windows(plane: np.ndarray, reach: int) -> Floats:

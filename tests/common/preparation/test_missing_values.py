@@ -11,7 +11,8 @@ from simulations.generators.retina import draw_retina
 
 def mended(image: np.ndarray, step: MissingValues | None = None) -> np.ndarray:
     voxels = Voxels(image.astype(np.float32)[None])
-    return (step or MissingValues()).apply(voxels, Geometry(image.shape, 1, None)).image[0]
+    changed: np.ndarray = (step or MissingValues()).apply(voxels, Geometry(image.shape, 1, None)).image[0]
+    return changed
 
 
 def test_each_missing_value_becomes_the_nearest_that_was_measured() -> None:

@@ -169,11 +169,11 @@ def test_crop_is_monais_box(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(4)
     image = np.zeros((1, *shape), np.float32)
     inner = tuple(slice(edge // 4, edge - edge // 3) for edge in shape)
-    image[(0, *inner)] = rng.random(image[(0, *inner)].shape) - 0.7
+    image[0][inner] = rng.random(image[0][inner].shape) - 0.7
     for margin in (0, 2):
         start, end = generate_spatial_bounding_box(
             image, select_fn=lambda x: x > 0.1, margin=margin, allow_smaller=True
         )
         step = CropToForeground(threshold=0.1, margin=margin)
         part = applied(step, image).image
-        np.testing.assert_array_equal(part, image[(0, *map(slice, start, end))][None])
+        np.testing.assert_array_equal(part, image[0][tuple(map(slice, start, end))][None])

@@ -93,7 +93,7 @@ def test_many_steps_with_resampling_come_back_on_the_studys_own_grid(
     dims: int, shape: tuple[int, int, int], seed: int
 ) -> None:
     kinds = ("missing-values", "crop-to-foreground", "median", "gaussian", "field-of-view", "equalisation", "clahe")
-    run, study = run_with(*kinds, dims=dims, **{"spacing-mm": [0.8] * dims}), a_study(shape, seed)
+    run, study = run_with(*kinds, dims=dims, spacing_mm=[0.8] * dims), a_study(shape, seed)
     image, label, way = preprocess(study, run)
     assert study.label is not None
     assert label is not None
@@ -108,7 +108,7 @@ def test_image_and_label_move_together() -> None:
     label = np.zeros((5, 20, 30), np.uint8)
     label[1:4, 3:11, 9:28] = 1
     study = Study(label[None].astype(np.float32), label, (1.0, 1.0, 1.0), None, "", "", "", ())
-    run = run_with("crop-to-foreground", intensity="min-max", **{"spacing-mm": [0.5, 0.5]})
+    run = run_with("crop-to-foreground", intensity="min-max", spacing_mm=[0.5, 0.5])
     image, moved, _ = preprocess(study, run)
     assert moved is not None
     assert moved.shape == (5, 20, 42)  # the box with its margin, at half the spacing

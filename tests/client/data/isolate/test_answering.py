@@ -17,8 +17,7 @@ def test_study_too_large_when_decoded_is_refused_by_check_and_reading_alike(tmp_
     write_pair(tmp_path, "p1", (20, 31))
     (reference,) = sources.find(source(path="."), tmp_path).references
     of = {"reference": reference_to_json(reference), "wanted": Vocabulary().to_json()}
-    of |= {"empty-is-negative": False, "most-missing": 0.0}
-    question = {"do": what, **of}
+    question = {"do": what, **of, "empty-is-negative": False, "most-missing": 0.0}
     decoded = 20 * 31 * (3 * 4 + 1)  # three channels of float32, and a label
     assert answer_to(question, decoded)[0]["kind"] == "answer"
     header, arrays = answer_to(question, decoded - 1)
