@@ -36,7 +36,7 @@ APPS = {
 }
 # The command contract, as far as it is built.
 CONTRACT = """
-wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
+wardround-sim run | compare | crossval | baseline | diagnosis | evaluate | scenarios | list | bench data | bench privacy | audit
 wardround-sim export | import-bundle
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish

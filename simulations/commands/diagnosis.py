@@ -3,12 +3,22 @@
 Heavy modules are imported inside the commands: see common/console/cli.py.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from common.console.cli import JsonFlag, configure_logging, note, progress, show_json, show_table
-from simulations.commands.options import DataOption, OutOption, ScenarioArgument, ThreadsOption, VerboseOption
+from common.errors import ConfigError
+from simulations.commands.options import (
+    BackendOption,
+    DataOption,
+    DeviceOption,
+    OutOption,
+    RoundsOption,
+    ScenarioArgument,
+    ThreadsOption,
+    VerboseOption,
+)
 from simulations.commands.preparation import changed, parse_seeds, prepare_sites, use_threads
 
 FoldsOption = Annotated[
@@ -54,4 +64,65 @@ def baseline(
     note(f"results {out / 'baseline.json'}")
 
 
-__all__ = ["baseline"]
+def diagnosis(
+    scenarios: Annotated[list[str], typer.Argument(help="Scenarios with other networks on the same sites.")],
+    *,
+    out: OutOption,
+    folds: FoldsOption = None,
+    seeds: SeedsOption = "0",
+    rounds: RoundsOption = None,
+    data: DataOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+    as_json: JsonFlag = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Tell two classes of marked regions apart by networks (alone, pooled, federated) and without, with intervals.
+
+    Example: wardround-sim diagnosis mini-mias mini-mias-cnn --data images/mini_mias --out results/diagnosis
+    """
+    configure_logging(verbose=verbose)
+    from simulations.scenarios.scenario import load_scenario  # noqa: PLC0415
+    from simulations.studies import diagnosis as study  # noqa: PLC0415
+    from simulations.studies.decisions import as_data, summary_rows, told  # noqa: PLC0415
+
+    use_threads(threads)
+    numbers = parse_seeds(seeds)
+    chosen = [load_scenario(name) for name in scenarios]
+    if len({(one.config.sites, one.config.partition, one.config.images) for one in chosen}) > 1:
+        raise ConfigError("the scenarios have other sites, and a diagnosis is of the same patients. Give one of them.")
+    changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}} if folds else {}
+    if rounds is not None:
+        changes["federation"] = {"rounds": rounds, "evaluate-every": rounds}
+    runs = {one.name: (changed(one.config.run, changes), one.config.pretraining) for one in chosen}
+    sites = prepare_sites(chosen[0], next(iter(runs.values()))[0], out, data, device)
+    with progress("row", len(numbers) * study.rows_of(runs, len(sites))) as advance:
+        done = 0
+
+        def finished(count: int, last: str) -> None:
+            nonlocal done
+            done = count
+            advance(done, last)
+
+        result = study.diagnose(
+            runs,
+            sites,
+            out,
+            seeds=numbers,
+            backend=backend,
+            tell=lambda text: advance(done, text),
+            finished=finished,
+        )
+    found = result.scores()
+    if as_json:
+        show_json(as_data(found))
+    else:
+        show_table(f"{' or '.join(result.classes)}: every region answered once", *summary_rows(found))
+    note(result.facts())
+    for name, one in result.differences().items():
+        note(f"AUROC of {name}: {told(one)}")
+    note(f"report {out / 'report.html'}")
+
+
+__all__ = ["baseline", "diagnosis"]

@@ -13,7 +13,7 @@ from common.console.cli import JsonFlag, configure_logging, new_app, note, progr
 from common.errors import ConfigError
 from common.text import counted
 from simulations.commands.bench import bench_app
-from simulations.commands.diagnosis import baseline
+from simulations.commands.diagnosis import baseline, diagnosis
 from simulations.commands.evaluate import evaluate
 from simulations.commands.exchange import export, import_bundle
 from simulations.commands.networks import compare_networks
@@ -40,6 +40,7 @@ from simulations.commands.preparation import (
 app = new_app("Simulate a federation of hospitals on one machine.")
 app.add_typer(bench_app, name="bench")
 app.command()(baseline)
+app.command()(diagnosis)
 app.command()(evaluate)
 app.command()(export)
 app.command("import-bundle")(import_bundle)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from client.data.read.sources import list_patients
 from client.home.folder import POLICY_NAME, SITE_NAME
@@ -145,7 +145,7 @@ class ScenarioConfig(Table):
 
     title: str = ""
     # Its images are in this folder of WARDROUND_DATA; None: in the one that is called like the scenario.
-    images: Name | None = None
+    images: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]*$")] | None = None
     run: RunConfig
     sites: tuple[SiteConfig, ...] = ()
     phantoms: PhantomsConfig | None = None
