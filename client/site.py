@@ -58,7 +58,12 @@ class Site:
         """
         from client.data.cohort import deal, read_studies  # noqa: PLC0415 - torch, see above
 
-        asked = f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split}"
+        # Regions are cut to the run's patch.
+        cut = run.training.patch_size if run.task.of_regions else None
+        asked = (
+            f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split},"
+            f"{run.task.label},{cut}"
+        )
         if asked not in self._studies:
             # One at a time: a second run's studies take the place of the first, memory holds one.
             self.let_go()

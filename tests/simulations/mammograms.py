@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.config import RunConfig, SiteConfig, SourceConfig
+from common.config import RunConfig, SiteConfig, SourceConfig, validate
 from simulations.generators.mammograms import Film, draw_mammogram
 from tests.simulations.tiny import tiny_run
 
@@ -45,6 +45,19 @@ def mass_run(**tables: dict[str, object]) -> RunConfig:
         "training": {"patch-size": [32, 32]},
     }
     return tiny_run(**{name: {**own.get(name, {}), **tables.get(name, {})} for name in {**own, **tables}})
+
+
+def region_run(**tables: dict[str, object]) -> RunConfig:
+    """The same by a small network that classifies regions, one round of two steps; [task] is taken as it is given."""
+    values = mass_run(federation={"rounds": 1}).model_dump(by_alias=True)
+    values |= {
+        "format": 2,
+        "model": {"architecture": "cnn", "dims": 2, "channels": [4, 8]},
+        "task": {"kind": "classification", "of": "region"},
+    }
+    for table, changes in tables.items():
+        values[table] = changes if table in ("task", "model") else {**values[table], **changes}
+    return validate(RunConfig, values)
 
 
 def _film(rng: np.random.Generator, *, wanted: bool) -> Film:
