@@ -27,6 +27,7 @@ from common.crypto.passphrase import is_sealed, seal
 from common.errors import ConfigError
 from common.system.files import write_private
 from simulations.scenarios.scenario import make_site
+from tests.simulations.mammograms import mass_run, region_run, write_archive
 from tests.simulations.tiny import tiny_run, tiny_site
 
 PASSPHRASE = "five random words on paper"  # noqa: S105
@@ -259,3 +260,17 @@ def test_worker_that_is_not_handed_a_key_ends(tmp_path: Path) -> None:
     with pytest.raises(PipeError, match="site key"):
         loop.serve(tmp_path, questions[0], answers[1], "removed")
     assert not (tmp_path / "site.key").exists()
+
+
+def test_a_cohort_is_of_the_task_and_the_patch_that_are_asked_for(tmp_path: Path) -> None:
+    """One open site serves maps, regions and images as a whole by turns; none may be taken for another."""
+    site = make_site(tmp_path / "homes", write_archive(tmp_path / "north", 4))
+    maps = mass_run(data={"folds": 2})
+    small, large = (region_run(data={"folds": 2}, training={"patch-size": [edge, edge]}) for edge in (32, 48))
+    for _ in range(2):
+        assert {case.labels.shape[1:] for case in site.cohort(maps).cases} == {(128, 128)}
+        for run, edge in ((small, 32), (large, 48)):
+            cases = site.cohort(run).cases
+            assert {case.labels.shape[1:] for case in cases if case.split == "test"} == {(edge, edge)}
+            assert {case.labels.shape[1:] for case in cases if case.split == "train"} == {(2 * edge, 2 * edge)}
+            assert sum(len(case.labels) for case in cases) > len(cases), "films with two regions"
