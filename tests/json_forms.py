@@ -120,6 +120,7 @@ FORMS: dict[str, Form] = {
     },
     "wardround-sim crossval": [{"site": str, "fold": (int, str), str: MAYBE}],
     "wardround-sim baseline": [{"model": str, str: {"value": MAYBE, "low": MAYBE, "high": MAYBE}}],
+    "wardround-sim diagnosis": [{"model": str, str: {"value": MAYBE, "low": MAYBE, "high": MAYBE}}],
     "wardround-sim audit": [
         {"check": str, "result": str, "figure": (str, *NUMBER), "limit": (str, *NUMBER), "p-value": MAYBE}
     ],

@@ -90,7 +90,8 @@ def diagnosis(
     use_threads(threads)
     numbers = parse_seeds(seeds)
     chosen = [load_scenario(name) for name in scenarios]
-    if len({(one.config.sites, one.config.partition, one.config.images) for one in chosen}) > 1:
+    patients = [(one.config.sites, one.config.partition, one.config.phantoms) for one in chosen]
+    if any(theirs != patients[0] for theirs in patients):
         raise ConfigError("the scenarios have other sites, and a diagnosis is of the same patients. Give one of them.")
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}} if folds else {}
     if rounds is not None:

@@ -29,6 +29,7 @@ from common.measures.intervals import Interval, bootstrap
 SCORES = ("sensitivity", "specificity", "precision", "recall", "AUROC")
 
 _YES = 0.5
+_RESAMPLES = 2000
 _LEVEL = 0.95
 
 Chances = NDArray[np.float64]
@@ -158,6 +159,7 @@ def _interval(regions: Regions, seed: int, statistic: Callable[[NDArray[np.int64
         np.arange(len(places)),
         lambda drawn: statistic(np.concatenate([places[one] for one in drawn])),
         np.random.default_rng(seed),
+        resamples=_RESAMPLES,
         level=_LEVEL,
     )
 

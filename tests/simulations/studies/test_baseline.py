@@ -18,7 +18,7 @@ from client.site import Site
 from common.errors import ConfigError, DataError
 from simulations.commands.main import app
 from simulations.scenarios.scenario import make_site
-from simulations.studies import baseline
+from simulations.studies import baseline, decisions
 from simulations.studies.baseline import CLASSIFIERS, Features, Row, answer_all, answers, classifier, majority, measure
 from simulations.studies.radiomics import features
 from tests.json_forms import conforms
@@ -59,6 +59,7 @@ def table(sites: list[Site]) -> Features:
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline, "_TREES", 25)
+    monkeypatch.setattr(decisions, "_RESAMPLES", 100)
 
 
 def invented(*, patients: int = 20, apart: float = 0.0, share: float = 0.25, seed: int = 0) -> Features:
