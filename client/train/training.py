@@ -37,6 +37,7 @@ from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig, TrainingConfig
 from common.config.rundocument import RunDocument
 from common.crypto.derivation import derived
 from common.errors import DataError, ErrorCode, WardroundError
+from common.learning.augment.mixup import mixed_loss
 from common.learning.inference import precision, predict_stack
 from common.learning.network import freeze
 from common.learning.schedule import learning_rate
@@ -167,13 +168,19 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True)
 class _Loss:
-    """The task's loss; equal for equal tasks, so that how its gradients are computed is chosen once."""
+    """The task's loss; equal for equal runs, so that how its gradients are computed is chosen once."""
 
     task: Task
+    auxiliary: tuple[float, ...] = ()  # see `Network.auxiliary`
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """See `Task.loss`."""
-        return self.task.loss(outputs, labels)
+        """See `Task.loss`; the weighted mean over all answers of a network, where it gives several."""
+        if not self.auxiliary:
+            return self.task.loss(outputs, labels)
+        weights = (1.0, *self.auxiliary)
+        answers = outputs.chunk(len(weights), 1)
+        losses = [weight * self.task.loss(one, labels) for weight, one in zip(weights, answers, strict=True)]
+        return torch.stack(losses).sum() / sum(weights)
 
 
 @dataclass(frozen=True)
@@ -226,13 +233,16 @@ class _Streams:
 def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: int, local: Local[Any] | None) -> float:
     """Plain steps; returns the mean loss."""
     run = crops.run
-    optimizer, loss_of = _optimizer(model, run), _Loss(run.task)
+    optimizer, loss_of = _optimizer(model, run), _Loss(run.task, run.model.auxiliary)
     trained = _trained(model)
     total = 0.0
     for step in range(run.training.local_steps):
         _set_rate(optimizer, run, round_, step)
         images, labels = crops.batch(generator)
-        loss = loss_of(model(images), labels)
+        if mixup := run.training.augmentation.mixup:
+            loss = mixed_loss(model, loss_of, (images, labels), mixup, generator)
+        else:
+            loss = loss_of(model(images), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite("the loss")
@@ -267,7 +277,7 @@ def _train_privately(
     if privacy.adaptive_clipping is not None:
         adapt_clipping(optimizer, privacy.adaptive_clipping, expected_patients=budget.expected_in_training)
     # Before anybody is sampled: what is refused, and how gradients are computed, depends on nobody.
-    loss = _Loss(run.task)
+    loss = _Loss(run.task, run.model.auxiliary)
     way = choose(model, loss, _nobody(crops, privacy), budget.expected_patients)
     for step in range(budget.steps_per_round):
         _set_rate(inner, run, streams.round, step)

@@ -109,6 +109,8 @@ class AugmentationConfig(Table):
     # Of colour: distances from grey times a factor from [1 - x, 1 + x]; the colour circle turned by [-x, x] turns.
     saturation: Annotated[float, Field(ge=0, le=1), Since(2)] = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5), Since(2)] = 0.0
+    # Of classification: two crops of a step laid over each other, by a share from Beta(x, x).
+    mixup: Annotated[float, Field(ge=0, le=10), Since(2)] = 0.0
     probability: Annotated[AugmentationProbability, Since(2)] = AugmentationProbability()
 
     @model_validator(mode="before")
@@ -127,8 +129,10 @@ class AugmentationConfig(Table):
                 raise ValueError(f"{name.replace('_', '-')} must be [low, high] with low at most high")
         return self
 
-    def refuse(self, channels: int) -> str | None:
-        """Why images of so many channels cannot be changed like this; None: they can."""
+    def refuse(self, channels: int, *, draws: bool) -> str | None:
+        """Why images of so many channels cannot be changed like this; None: they can. draws: for labels by voxel."""
+        if self.mixup and draws:
+            return "training.augmentation.mixup is for classification: two images have no common label of a voxel"
         if channels == 3 or not (self.saturation or self.hue):
             return None
         return (

@@ -243,6 +243,11 @@ class RunConfig(Document):
                 f"model.architecture {self.model.architecture!r} answers an image as a whole, and task.kind "
                 f"{self.task.kind!r} wants an answer for every voxel. Use one of {fits}, or another task"
             )
+        if self.model.auxiliary and self.training.trainable != "all":
+            raise ValueError(
+                "training.trainable 'norm-and-head' trains one head, and this network has further ones for deep "
+                "supervision or an auxiliary loss: take that out of [model], or train all"
+            )
         return self
 
     @model_validator(mode="after")
@@ -259,7 +264,7 @@ class RunConfig(Document):
             )
         if problem := self.task.refuse(len(self.data.classes)):
             raise ValueError(problem)
-        if problem := self.training.augmentation.refuse(self.data.channels):
+        if problem := self.training.augmentation.refuse(self.data.channels, draws=self.task.DRAWS):
             raise ValueError(problem)
         spacing = self.preprocessing.spacing_mm
         if spacing is not None and len(spacing) != dims:
@@ -304,6 +309,11 @@ class RunConfig(Document):
             raise ValueError(
                 f"training.{which} is for runs without [privacy]: there each patient's gradient is clipped to "
                 "privacy.clipping-norm, and what is added to the sum is accounted for. Take it out"
+            )
+        if self.training.augmentation.mixup:
+            raise ValueError(
+                "training.augmentation.mixup lays two patients' images over each other, and clipping bounds what one "
+                "patient adds only where each gradient is one patient's: with [privacy] take it out"
             )
         if self.training.sampling != "uniform":
             raise ValueError(

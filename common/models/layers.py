@@ -4,7 +4,7 @@ Imports nothing else: a MONAI bundle of such a network holds a copy of this file
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -86,9 +86,14 @@ def of_images(network: nn.Module, dims: int, norm: str) -> nn.Module:
 
 
 class PlainUNet(nn.Module):
-    """Double convolutions, max pooling, nearest voxels on the way up; see `common.models.plain_unet`."""
+    """Double convolutions, max pooling, nearest voxels on the way up; see `common.models.plain_unet`.
 
-    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
+    supervised: levels below the first that answer too, in training.
+    """
+
+    def __init__(
+        self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int], *, supervised: int = 0
+    ) -> None:
         super().__init__()
         levels = len(widths)
         self.down = nn.ModuleList(
@@ -98,19 +103,58 @@ class PlainUNet(nn.Module):
         self.up = nn.ModuleList(blocks.twice(below + own, own) for own, below in pairwise(widths))
         self.head = blocks.convolution(widths[0], outputs, 1)
         self.pool = blocks.pool()
+        if supervised:
+            self.heads = nn.ModuleList(blocks.convolution(own, outputs, 1) for own in widths[1 : 1 + supervised])
+        self.supervised = supervised
         self.apply(_he)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, inputs, *spatial) to (N, outputs, *spatial)."""
+        """(N, inputs, *spatial) to (N, outputs, *spatial); with `supervised`, in training, to more: see `_beside`."""
         skips = [self.down[0](images)]
         for block in list(self.down)[1:]:
             skips.append(block(self.pool(skips[-1])))
-        values = skips.pop()
+        values, levels = skips.pop(), []
         for block in reversed(self.up):
             above = skips.pop()
             values = block(torch.cat([above, functional.interpolate(values, scale_factor=2, mode="nearest")], 1))
+            levels.append(values)
         logits: Tensor = self.head(values)
-        return logits
+        return _beside(logits, self.heads, levels[-2::-1]) if self.supervised and self.training else logits
+
+
+class SupervisedDynUNet(nn.Module):
+    """MONAI's DynUNet, whose levels below the first answer too, in training; see `common.models.dynunet`.
+
+    Its own way to do so keeps what it computed for one batch in the network, where the next would find it.
+
+    network: without deep supervision; its parts are taken. supervised: how many levels answer.
+    """
+
+    input_block: nn.Module
+    downsamples: nn.ModuleList
+    bottleneck: nn.Module
+    upsamples: nn.ModuleList
+    output_block: nn.Module
+
+    def __init__(self, network: nn.Module, dims: int, outputs: int, supervised: int) -> None:
+        super().__init__()
+        for name in ("input_block", "downsamples", "bottleneck", "upsamples", "output_block"):
+            setattr(self, name, getattr(network, name))
+        convolution = nn.Conv2d if dims == 2 else nn.Conv3d
+        widths: Sequence[int] = network.filters  # type: ignore[assignment]  # MONAI has numbers there
+        self.heads = nn.ModuleList(convolution(own, outputs, 1) for own in widths[1 : 1 + supervised])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, inputs, *spatial) to (N, outputs, *spatial); in training to more: see `_beside`."""
+        skips = [self.input_block(images)]
+        for block in self.downsamples:
+            skips.append(block(skips[-1]))
+        values, levels = self.bottleneck(skips[-1]), []
+        for block in self.upsamples:
+            values = block(values, skips.pop())
+            levels.append(values)
+        logits: Tensor = self.output_block(values)
+        return _beside(logits, self.heads, levels[-2::-1]) if self.training else logits
 
 
 class SegNet(nn.Module):
@@ -140,10 +184,14 @@ class SegNet(nn.Module):
 
 
 class WNet(nn.Module):
-    """Two small U-Nets in a row; the second sees the image and what the first says; see `common.models.wnet`."""
+    """Two small U-Nets in a row; the second sees the image and what the first says; see `common.models.wnet`.
 
-    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int]) -> None:
+    both: in training the first one's answer stands beside the second's.
+    """
+
+    def __init__(self, blocks: Blocks, inputs: int, outputs: int, widths: Sequence[int], *, both: bool = False) -> None:
         super().__init__()
+        self.both = both
         self.first = _SmallUNet(blocks, inputs, outputs, widths)
         self.second = _SmallUNet(blocks, inputs + outputs, outputs, widths)
 
@@ -151,7 +199,7 @@ class WNet(nn.Module):
         """(N, inputs, *spatial) to (N, outputs, *spatial)."""
         guess: Tensor = self.first(images)
         logits: Tensor = self.second(torch.cat([images, guess.softmax(1)], 1))
-        return logits
+        return torch.cat([logits, guess], 1) if self.both and self.training else logits
 
 
 class CNN(nn.Module):
@@ -228,6 +276,16 @@ class _Residual(nn.Module):
         return summed
 
 
+def _beside(logits: Tensor, heads: Iterable[nn.Module], levels: Sequence[Tensor]) -> Tensor:
+    """(N, (1 + A) outputs, *spatial): the answer, and beside it those of the levels below, each voxel repeated."""
+    sizes = logits.shape[2:]
+    further = [
+        functional.interpolate(head(values), size=sizes, mode="nearest")
+        for head, values in zip(heads, levels, strict=False)  # the lowest level answers nothing
+    ]
+    return torch.cat([logits, *further], 1)
+
+
 def _unpooled(values: Tensor, places: Tensor) -> Tensor:
     """Each value back where pooling by 2 took it from, zeros beside it; torch's own is not deterministic.
 
@@ -248,4 +306,15 @@ def _he(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-__all__ = ["CNN", "Blocks", "Mean", "PlainUNet", "SegNet", "WNet", "normalised", "normaliser", "of_images"]
+__all__ = [
+    "CNN",
+    "Blocks",
+    "Mean",
+    "PlainUNet",
+    "SegNet",
+    "SupervisedDynUNet",
+    "WNet",
+    "normalised",
+    "normaliser",
+    "of_images",
+]

@@ -18,6 +18,21 @@ _GROUPS = 4
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 
+# Levels that a network needs for deep supervision: of the way up the lowest gives no answer, as in nnU-Net.
+_SUPERVISED_LEAST = 4
+
+
+def level_weights(levels: int, *, supervised: bool) -> tuple[float, ...]:
+    """Of the answers of the levels below the first, each half of the one above."""
+    return tuple(0.5**level for level in range(1, levels - 2)) if supervised else ()
+
+
+def check_supervised(levels: int, *, supervised: bool) -> None:
+    """Raises ValueError where there is no level to answer."""
+    if supervised and levels < _SUPERVISED_LEAST:
+        raise ValueError(f"deep-supervision needs {_SUPERVISED_LEAST} levels, and this network has {levels}")
+
+
 class Levels(Network):
     """A network that halves the image from each level to the next."""
 
@@ -89,4 +104,4 @@ def described_blocks(dims: int, dropout: float, norm: str) -> dict[str, Any]:
     return {"_target_": f"{LAYERS}.Blocks", "dims": dims, "dropout": dropout, "normalisation": made}
 
 
-__all__ = ["Levels", "Width", "described_blocks"]
+__all__ = ["Levels", "Width", "check_supervised", "described_blocks", "level_weights"]

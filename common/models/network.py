@@ -45,6 +45,15 @@ class Network(Table):
     def head(self, network: "nn.Module") -> "nn.Module":
         """The last block of a built network: what fine-tuning trains beside the normalisations."""
 
+    @property
+    def auxiliary(self) -> tuple[float, ...]:
+        """Weights of further answers beside the first, which weighs 1, each with a loss of its own.
+
+        In training alone a network with some puts out all answers beside each other, (N, (1 + A) outputs, *spatial),
+        the first one first. They are of the same sample, so that patients stay apart.
+        """
+        return ()
+
     def described(self, inputs: int, outputs: int) -> dict[str, Any] | None:
         """What `build` builds, as a MONAI bundle writes it: a class under `_target_`, and its arguments.
 

@@ -15,11 +15,12 @@ ends it. A convolution of k^d voxels from a to b channels has k^d a b + b weight
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from common.models.levels import described_blocks
+from common.document.formats import Since
+from common.models.levels import check_supervised, described_blocks, level_weights
 from common.models.network import LAYERS, Network
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ class PlainUNet(Network):
     # Of the two lowest levels on the way down.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     norm: Literal["none", "instance"] = "none"
+    # In training the levels below the first answer too, each with a head and a loss of its own.
+    deep_supervision: Annotated[bool, Since(2)] = False
+
+    @model_validator(mode="after")
+    def _has_levels_to_supervise(self) -> Self:
+        check_supervised(self.levels, supervised=self.deep_supervision)
+        return self
+
+    @property
+    def auxiliary(self) -> tuple[float, ...]:
+        """1/2, 1/4 and so on down."""
+        return level_weights(self.levels, supervised=self.deep_supervision)
 
     @property
     def stride(self) -> int:
@@ -56,7 +69,7 @@ class PlainUNet(Network):
         from common.models import layers  # noqa: PLC0415 - torch
 
         blocks = layers.Blocks(self.dims, self.dropout, layers.normaliser(self.dims, self.norm))
-        return layers.PlainUNet(blocks, inputs, outputs, self._widths())
+        return layers.PlainUNet(blocks, inputs, outputs, self._widths(), supervised=len(self.auxiliary))
 
     def described(self, inputs: int, outputs: int) -> dict[str, Any]:
         """See `build`."""
@@ -65,6 +78,7 @@ class PlainUNet(Network):
             "_target_": f"{LAYERS}.PlainUNet",
             "blocks": described_blocks(self.dims, self.dropout, self.norm),
             **sizes,
+            **({"supervised": len(self.auxiliary)} if self.auxiliary else {}),
         }
 
     def head(self, network: "nn.Module") -> "nn.Module":

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from common.document.formats import Since
 from common.models.levels import Levels, Width
 from common.models.network import LAYERS
 
@@ -16,12 +17,19 @@ class WNet(Levels):
 
     architecture: Literal["wnet"] = "wnet"
     channels: Annotated[tuple[Width, ...], Field(max_length=10)] = (8, 16, 32)
+    # Weight of what the first one says, beside what the second says, which weighs 1.
+    auxiliary_loss: Annotated[float, Field(ge=0, le=10), Since(2)] = 0.0
+
+    @property
+    def auxiliary(self) -> tuple[float, ...]:
+        """As it says."""
+        return (self.auxiliary_loss,) if self.auxiliary_loss else ()
 
     def build(self, inputs: int, outputs: int) -> "nn.Module":
         """See `common.models.layers`."""
         from common.models import layers  # noqa: PLC0415 - torch
 
-        return layers.WNet(self.blocks(), inputs, outputs, self.channels)
+        return layers.WNet(self.blocks(), inputs, outputs, self.channels, both=bool(self.auxiliary))
 
     def described(self, inputs: int, outputs: int) -> dict[str, Any]:
         """See `build`."""

@@ -97,6 +97,7 @@ momentum = 0.0               # of sgd
 # inverted-gamma = [0.7, 1.5]
 # saturation = 0.0           # of colour, as hue
 # hue = 0.0
+# mixup = 0.0                # of classification, without [privacy]
 
 [training.augmentation.probability]  # of a crop to be changed
 # rotation = 1.0

@@ -41,6 +41,14 @@ def test_a_federation_classifies(tmp_path: Path, privacy: dict[str, float] | Non
     assert (summary["guarantee"] is None) == (privacy is None)
 
 
+def test_a_federation_classifies_from_mixed_images_of_balanced_patients(tmp_path: Path) -> None:
+    steps = {"local-steps": 12, "batch-size": 6, "learning-rate": 1e-2, "sampling": "balanced"}
+    config = classed_run(training={**steps, "augmentation": {"preset": "guide", "mixup": 0.2}})
+    summary = run(tmp_path, config)
+    assert summary["status"] == "completed"
+    assert summary["scores"]["test"]["mean-of-sites"]["auroc"] > 0.9
+
+
 def test_sites_where_all_images_show_one_class_tell_no_ranking(tmp_path: Path) -> None:
     summary = run(tmp_path, classed_run(), words=("dark",))
     assert summary["status"] == "completed"
