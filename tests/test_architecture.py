@@ -87,7 +87,7 @@ ARROWS = {
     ),
     "client.train": (
         "client client.data client.home client.rules client.train.strategies common.audit common.config "
-        "common.crypto common.learning common.privacy common.tasks common.wire"
+        "common.crypto common.learning common.learning.augment common.privacy common.tasks common.wire"
     ),
     "client.train.strategies": "common.strategies",
     "client.worker": "client client.home client.train common.config common.console common.system common.wire",
@@ -169,7 +169,7 @@ ARROWS = {
     "simulations.studies": (
         "client client.data client.predict common.config common.learning common.measures common.models common.pages "
         "common.system common.tasks common.wire server.federation server.views simulations.backends "
-        "simulations.scenarios"
+        "simulations.generators simulations.scenarios"
     ),
 }
 MOST_FILES = 15
