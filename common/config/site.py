@@ -23,6 +23,8 @@ class SourceConfig(Table):
     # Its column with the class of the image as a whole, in a site's own words ("a|b" for several): see label-map. The
     # mask column need not be there then.
     class_column: Annotated[str | None, Since(2)] = None
+    # Its column with a mask of the field of view, not 0 inside: an evaluation (docs/evaluation.md) counts there alone.
+    region_column: Annotated[str | None, Since(2)] = None
     # Rows of the CSV to use, such as {site = "drive"}.
     where: dict[str, str] = Field(default_factory=dict)
     # nifti, and images without a CSV: sub-folders; image and label share the file name.

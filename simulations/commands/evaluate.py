@@ -36,6 +36,9 @@ def evaluate(
     image_column: str = "image",
     mask_column: str = "mask",
     patient_column: str = "id",
+    region_column: Annotated[
+        str | None, typer.Option(help="The CSV's column with a mask of the field of view; only what is inside counts.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
     patient_pattern: Annotated[
         str | None, typer.Option(help="Regular expression; its first group is the patient.")
@@ -72,13 +75,19 @@ def evaluate(
             "image_column": image_column,
             "mask_column": mask_column,
             "patient_column": patient_column,
+            "region_column": region_column,
             "where": _pairs(where, "--where"),
             "patient_pattern": patient_pattern,
             "label_map": _pairs(label_map, "--label-map"),
             "empty_labels_are_negative": empty_labels_are_negative,
         }
         source = validate(SourceConfig, values, "evaluate")
-        sites = [make_site(out / "sites", SiteConfig(name=FOLDER, data=(source,), device=device or "auto"))]
+        sites = [
+            make_site(
+                out / "sites",
+                SiteConfig(format=SiteConfig.LATEST, name=FOLDER, data=(source,), device=device or "auto"),
+            )
+        ]
     found = score(
         model,
         sites,

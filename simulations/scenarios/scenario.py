@@ -325,7 +325,7 @@ def _partition(config: Partition, root: Path) -> list[SiteConfig]:
             "Name fewer sites in [partition], or check its source."
         )
     return [
-        SiteConfig(name=name, data=(source.model_copy(update={"patients": patients}),))
+        SiteConfig(format=SiteConfig.LATEST, name=name, data=(source.model_copy(update={"patients": patients}),))
         for name, patients in shares.items()
     ]
 

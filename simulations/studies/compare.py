@@ -158,7 +158,9 @@ def columns(
     """The models to compare, in the order of the table."""
     config = config or CompareConfig()
     sources = tuple(source for site in sites for source in site.config.data)
-    pooled = make_site(out / "pooled", SiteConfig(name=POOLED, data=sources, device=sites[0].config.device))
+    pooled = make_site(
+        out / "pooled", SiteConfig(format=SiteConfig.LATEST, name=POOLED, data=sources, device=sites[0].config.device)
+    )
     together, one = tuple(sites), (pooled,)
     base = _plain(run, seed, initial)
     if columns_with_privacy := config.private_runs(base):

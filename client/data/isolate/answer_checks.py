@@ -27,6 +27,7 @@ _MOST_THUMBNAIL = 1 << 20  # bytes
 def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Reading:
     """A study as a child told it. Whose it is, we know ourselves."""
     image, *others = arrays
+    region = others.pop() if header["within"] is True else None
     padding = others.pop() if header["padded"] is True else None
     label = others.pop() if others else None
     axes = image.ndim - 1
@@ -44,6 +45,8 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         and (padding is None or (padding.dtype == np.uint8 and padding.shape == image.shape[1:]))
         and (label is None or (label.dtype == np.uint8 and label.shape == image.shape[1:]))
         and (label is None or int(label.max()) <= len(classes))
+        and (region is None or (region.dtype == np.uint8 and region.shape == image.shape[1:] and region.any()))
+        and (region is None or (job.reference.region is not None and job.wanted is not None))
         and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
         and (labelling is None or all(type(number) in (int, float) for number in vars(labelling).values()))
         and _is_place(axes, spacing, affine)
@@ -65,6 +68,7 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         labelling,
         None if found is None else tuple(found),
         padding=None if padding is None else padding.astype(np.bool_),
+        region=region,
     )
     return Reading(study, text_of(header["digest"]))
 

@@ -127,10 +127,12 @@ def _read(question: Mapping[str, Any], most_bytes: int) -> Answer:
         "findings": study.findings,
         "digest": facts.digest,
         "padded": study.padding is not None,
+        "within": study.region is not None,
     }
     label = () if study.label is None else (study.label,)
     padding = () if study.padding is None else (study.padding.astype(np.uint8),)
-    return header, (study.image, *label, *padding)
+    region = () if study.region is None else (study.region,)
+    return header, (study.image, *label, *padding, *region)
 
 
 def _check(question: Mapping[str, Any], most_bytes: int) -> Answer:

@@ -21,7 +21,7 @@ HEADER_LIMIT = 64 << 20  # bytes: the rows of a large CSV
 
 _TYPES: dict[str, np.dtype[Any]] = {"f4": np.dtype(np.float32), "u1": np.dtype(np.uint8)}
 _MOST_AXES = 4
-_MOST_ARRAYS = 3
+_MOST_ARRAYS = 4  # image, label, padding, field of view
 
 
 def send(

@@ -104,7 +104,7 @@ class Readers:
         if isinstance(found, DataError):
             raise ConfigError(f"the table of the source {source.path!r} cannot be read: {found}")
         # Of files elsewhere the names in the folder tell nothing: they may come and go.
-        paths = [path for reference in found.references for path in (*reference.images, *reference.labels)]
+        paths = [path for reference in found.references for path in reference.files]
         if memory is not None and all(path.is_relative_to(folder) for path in paths):
             references = [reference_to_json(reference) for reference in found.references]
             told = {"references": references, "left-out": dict(found.left_out), "assumed": dict(found.assumed)}
@@ -168,7 +168,7 @@ def _tasks(
     decode: Callable[[Job, Mapping[str, Any], Sequence[NDArray[Any]]], _T],
 ) -> list[Task[_T]]:
     """A task for each study."""
-    files = [len(job.reference.images) + len(job.reference.labels) for job in jobs]
+    files = [len(job.reference.files) for job in jobs]
     return [
         Task(_question(what, job), partial(here, job), partial(decode, job), BEATS_PER_FILE * count)
         for job, count in zip(jobs, files, strict=True)

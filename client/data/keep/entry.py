@@ -1,7 +1,7 @@
 """Where what was made of a study is kept, and what it was made from: the name and the stamp of its sealed file.
 
 The stamp tells an old entry from a current one: all of the study's reference (paths, patient, label map), how its label
-is read, and of every image and label file the size and the times of modification and of change, to the nanosecond. To
+is read, and of every file of it the size and the times of modification and of change, to the nanosecond. To
 look at them takes microseconds, where hashing the content would cost more than reading the entry. The time of change is
 set by the kernel alone, so a file that was replaced and given its old time back is seen. What it cannot see is a second
 write of the same length within one tick of the file system's clock.
@@ -40,7 +40,7 @@ def entry_of(job: Job, path: Path, vault: Vault, *program: str) -> Entry | None:
     if reference.problem is not None:
         return None
     try:
-        files = [path.stat() for path in (*reference.images, *reference.labels)]
+        files = [path.stat() for path in reference.files]
     except OSError:
         return None  # reading it will say why
     times = [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files]

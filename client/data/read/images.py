@@ -55,7 +55,7 @@ def find(source: SourceConfig, folder: Path) -> Found:
     for number, row in _rows(source, folder):
         rows.setdefault(row[source.image_column], []).append((number, row))
     references = [_reference(source, folder, same, files) for same in rows.values()]
-    named = {path.resolve() for one in references for path in (*one.images, *one.labels, folder / str(source.csv))}
+    named = {path.resolve() for one in references for path in (*one.files, folder / str(source.csv))}
     others = [path for path in files if path.resolve() not in named]
     pictures = sum(has_suffix(path, SUFFIXES + MASK_SUFFIXES + NIFTI_SUFFIXES) for path in others)
     return Found(tuple(references), +Counter({NOT_IN_TABLE: pictures, NO_IMAGE: len(others) - pictures}))
@@ -80,15 +80,37 @@ def read(reference: Reference, naming: Naming | None) -> Study:
         pixels = np.concatenate([pixels, channel], axis=2)
     label = None if naming is None else _label(reference, pixels, turn, naming)
     image = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
-    return Study(image, label, None, None, "", reference.patient, reference.key, (path,))
+    region = None if naming is None or reference.region is None else _region(reference.region, pixels.shape[:2], turn)
+    return Study(image, label, None, None, "", reference.patient, reference.key, (path,), region=region)
 
 
 def _label(reference: Reference, pixels: NDArray[Any], turn: int, naming: Naming) -> NDArray[np.uint8]:
-    shape = pixels.shape[:2]
     if not reference.labels:
         raise DataError("the picture has no mask. Add the mask file, or take the picture out.", ErrorCode.NO_LABEL)
+    values = _drawn(reference.labels[0], pixels.shape[:2], turn)
+    check_not_the_image(values, pixels[..., 0])
+    if naming.any_value:
+        if not reference.labels_checked:
+            check_one_value(values)
+        return np.asarray(values != 0).astype(np.uint8)
+    return naming.numbers(values)
+
+
+def _region(path: Path, shape: tuple[int, ...], turn: int) -> NDArray[np.uint8]:
+    """The field of view: 1 inside."""
+    inside = np.asarray(_drawn(path, shape, turn) != 0).astype(np.uint8)
+    if not inside.any():
+        raise DataError(
+            "the mask of the picture's field of view is empty. Export it again, or leave out region-column.",
+            ErrorCode.IMPLAUSIBLE,
+        )
+    return inside
+
+
+def _drawn(path: Path, shape: tuple[int, ...], turn: int) -> NDArray[Any]:
+    """A mask (*sp) that was drawn on a picture of a shape, turned as the picture is."""
     with parsing("mask"):
-        mask, mask_turn = _open(reference.labels[0], _MASK_FORMATS)
+        mask, mask_turn = _open(path, _MASK_FORMATS)
         values = _mask(mask)
     if values.shape != shape:
         raise DataError(
@@ -102,12 +124,7 @@ def _label(reference: Reference, pixels: NDArray[Any], turn: int, naming: Naming
             "the mask was drawn on the turned picture. Save both upright.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
-    check_not_the_image(values, pixels[..., 0])
-    if naming.any_value:
-        if not reference.labels_checked:
-            check_one_value(values)
-        return np.asarray(values != 0).astype(np.uint8)
-    return naming.numbers(values)
+    return values
 
 
 def _pixels(image: Image.Image) -> NDArray[Any]:
@@ -177,8 +194,9 @@ def _reference(
     """The study of the rows that name one image, which should be one row."""
     number, row = rows[0]
     patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
-    image, mask = (_place(folder, row.get(column, "")) for column in (source.image_column, source.mask_column))
-    told = (source.mask_column, source.patient_column, source.class_column)
+    columns = (source.image_column, source.mask_column, source.region_column or "")
+    image, mask, region = (_place(folder, row.get(column, "")) for column in columns)
+    told = (source.mask_column, source.patient_column, source.class_column, source.region_column)
     if len({tuple(one.get(column or "", "") for column in told) for _, one in rows}) > 1:
         problem = DataError(
             f"{len(rows)} rows of the table name the image of line {number}, with other masks or classes or for other "
@@ -191,12 +209,28 @@ def _reference(
         problem = _absent(source.image_column, number, _how_absent(image, files))
     elif mask is not None and not mask.is_file():
         problem = _absent(source.mask_column, number, _how_absent(mask, files), ErrorCode.NO_LABEL)
+    elif source.region_column is not None:
+        problem = problem or _region_problem(region, image, source.region_column, number, files)
     masks = () if mask is None else (mask,)
     problem = problem or own_label((image,), masks)
     words = None if source.class_column is None else tuple(map(str.strip, re.split(_BETWEEN, row[source.class_column])))
     kind: Kind = "nifti" if has_suffix(image, NIFTI_SUFFIXES) else "images"
     key = row[source.image_column]
-    return Reference(kind, patient, key, (image,), masks, source.label_map, problem, words=words)
+    return Reference(kind, patient, key, (image,), masks, source.label_map, problem, words=words, region=region)
+
+
+def _region_problem(
+    region: Path | None, image: Path, column: str, number: int, files: Collection[Path]
+) -> DataError | None:
+    """What is wrong with the field of view that the table names."""
+    if has_suffix(image, NIFTI_SUFFIXES):
+        return DataError(
+            "a field of view is of pictures, and the table names a volume. Take region-column out of site.toml.",
+            ErrorCode.UNSUPPORTED,
+        )
+    if region is None:
+        return _absent(column, number, "it names no mask of the field of view")
+    return None if region.is_file() else _absent(column, number, _how_absent(region, files))
 
 
 def _place(folder: Path, cell: str) -> Path | None:
@@ -253,6 +287,7 @@ def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, st
         "mask-column": source.mask_column,
         "patient-column": source.patient_column,
         "class-column": source.class_column,
+        "region-column": source.region_column,
     }
     if source.class_column is not None:  # a table of classes need not have masks
         wanted["mask-column"] = None

@@ -38,6 +38,7 @@ def reference_to_json(reference: Reference) -> dict[str, Any]:
         "words": None if reference.words is None else list(reference.words),
         "class-attribute": reference.class_attribute,
         "channel": reference.channel,
+        "region": None if reference.region is None else str(reference.region),
     }
 
 
@@ -59,6 +60,7 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
         words=None if values["words"] is None else tuple(map(text_of, values["words"])),
         class_attribute=None if values["class-attribute"] is None else text_of(values["class-attribute"]),
         channel=None if values["channel"] is None else int(values["channel"]),
+        region=None if values["region"] is None else Path(text_of(values["region"])),
     )
 
 

@@ -95,7 +95,7 @@ class Reference:
     source's. words: what the source's table calls the image as a whole, and class_attribute the DICOM attribute that
     says it; None where the source names neither. problem: why it cannot be read, when that was already clear on finding
     it. beside: files that cannot be seen and may belong to it, where that is why. channel: the one to take of a file
-    with several, from 0; None: all.
+    with several, from 0; None: all. region: the mask of its field of view.
     """
 
     kind: Kind
@@ -111,6 +111,12 @@ class Reference:
     words: tuple[str, ...] | None = field(default=None, repr=False)
     class_attribute: str | None = None
     channel: int | None = None
+    region: Path | None = field(default=None, repr=False)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read of it."""
+        return (*self.images, *self.labels, *(() if self.region is None else (self.region,)))
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,8 @@ def test_findings_that_make_no_sense_are_a_child_that_crashed(found: Any) -> Non
         "classes": ["bright", "dark"],
         "labelling": None,
         "findings": found,
+        "padded": False,
+        "within": False,
         "digest": "",
     }
     image = np.zeros((1, 8, 8), np.float32)

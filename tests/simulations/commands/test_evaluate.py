@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from client.data.isolate.isolation import Readers
@@ -129,3 +130,24 @@ def test_nothing_to_score_and_an_earlier_result_are_refused(federation: Path, tm
     kept = sim("evaluate", federation / "out", "--data", federation / "south", "--out", tmp_path)
     assert kept.exit_code != 0
     assert (tmp_path / "summary.json").read_text() == "{}"
+
+
+def test_only_what_is_inside_the_field_of_view_counts(federation: Path, tmp_path: Path) -> None:
+    """A copy of a site's pictures with a table; the field of view is their left half."""
+    rows = ["id,image,mask,fov"]
+    for path in sorted((federation / "south" / "images").iterdir()):
+        image, mask = (Image.open(federation / "south" / kind / path.name) for kind in ("images", "labels"))
+        half = np.zeros((image.height, image.width), np.uint8)
+        half[:, : image.width // 2] = 255
+        for kind, picture in (("images", image), ("labels", mask), ("fov", Image.fromarray(half))):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "data" / kind / path.name)
+        rows.append(",".join([path.stem, *(f"{kind}/{path.name}" for kind in ("images", "labels", "fov"))]))
+    (tmp_path / "data" / "t.csv").write_text("\n".join(rows))
+    asked = ["evaluate", federation / "out", "--data", tmp_path / "data", "--csv", "t.csv", "--json", "--out"]
+    whole = json.loads(sim(*asked, tmp_path / "whole").stdout)
+    inside = json.loads(sim(*asked, tmp_path / "inside", "--region-column", "fov").stdout)
+    assert (whole["field-of-view"]["studies"], inside["field-of-view"]["studies"]) == (0, 11)
+    pixels = [np.sum(one["confusion"]["truth-by-answer"]) for one in (whole, inside)]
+    assert pixels[1] == pixels[0] // 2
+    assert "inside their field of view only" in (tmp_path / "inside" / "report.html").read_text()
