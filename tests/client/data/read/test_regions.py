@@ -1,14 +1,13 @@
 """A picture's field of view, named by a column of the table: read with the label, checked, and no image of training."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from client.data.isolate import answer_checks
 from client.data.isolate.answering import answer_to
-from client.data.isolate.isolation import Job, Readers
+from client.data.isolate.isolation import Job, Readers, _question
 from client.data.keep.entry import entry_of
 from client.data.keep.vault import Vault
 from client.data.read import sources
@@ -109,13 +108,7 @@ def test_it_crosses_a_pipe_and_a_changed_one_makes_what_was_kept_out_of_date(tmp
 def test_a_child_that_tells_of_a_region_that_is_none_is_not_believed(tmp_path: Path) -> None:
     reference = one(write_table(tmp_path))
     job = Job(reference, Vocabulary.of_run(VESSEL, {}))
-    question: dict[str, Any] = {
-        "do": "read",
-        "reference": reference_to_json(reference),
-        "wanted": job.wanted.to_json() if job.wanted is not None else None,
-        "empty-is-negative": False,
-    }
-    header, arrays = answer_to(question, 1 << 30)
+    header, arrays = answer_to(_question("read", job), 1 << 30)
     assert answer_checks.reading(job, header, arrays).study.region is not None
     image, label, region = arrays
     for wrong in (region[:-1], region.astype(np.float32), np.zeros_like(region)):
