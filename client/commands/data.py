@@ -42,9 +42,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     class_column: Annotated[
         str | None, typer.Option(help="The CSV's column with the class of the image as a whole.")
     ] = None,
-    region_column: Annotated[
-        str | None, typer.Option(help="The CSV's column with a mask of the field of view.")
-    ] = None,
+    region_column: str | None = None,
     where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
     images: Annotated[str, typer.Option(help="Sub-folder of the images (NIfTI, pictures without CSV).")] = "images",
     labels: Annotated[str, typer.Option(help="Sub-folder of the labels.")] = "labels",
