@@ -119,6 +119,14 @@ FORMS: dict[str, Form] = {
         "ratios": {str: NUMBER},
     },
     "wardround-sim crossval": [{"site": str, "fold": (int, str), str: MAYBE}],
+    "wardround-sim sweep": [
+        {"trial": int, "state": str, "rounds": int, "reason": TEXT, str: (*NUMBER, str, None, [NUMBER], [str])}
+    ],
+    "wardround-sim export": {str: {"path": str, "largest-difference": (NUMBER, {str: MAYBE}), str: ([str], TEXT)}},
+    "wardround-sim import-bundle": {
+        "path": str, "sha256": digest, "tensors": int, "drawn": [str], "neutral": int, "renamed": int,
+        "largest-difference": MAYBE, "not-compared": TEXT,
+    },
     "wardround-sim baseline": [{"model": str, str: {"value": MAYBE, "low": MAYBE, "high": MAYBE}}],
     "wardround-sim diagnosis": [{"model": str, str: {"value": MAYBE, "low": MAYBE, "high": MAYBE}}],
     "wardround-sim audit": [

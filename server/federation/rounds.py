@@ -127,6 +127,7 @@ def federate(
     wake: Wait = time.sleep,
     note_round: NoteRound | None = None,
     sealer: Sealer | None = None,
+    test: bool = True,
 ) -> Summary:
     """Train one model with all sites; go on from the last checkpoint where `out` holds one.
 
@@ -139,6 +140,7 @@ def federate(
         wake: sleeps about the given seconds; returns early when a reply is known to be there.
         note_round: told what became of each update, before a model is made of a round.
         sealer: seals the checkpoints and the model; None: they are plain files.
+        test: score the model on the test patients at the end; False while settings are still being chosen.
 
     Raises:
         FederationError: too few sites joined, or too few updates could enter a round.
@@ -161,7 +163,8 @@ def federate(
             keep(model, document, journal.events, out, sealer)
             prune(journal.events, run.task, out)
         model = kept_model(model, aggregation.best, document, journal.events, out=out, sealer=sealer)
-        _evaluate(session, model, "test")
+        if test:
+            _evaluate(session, model, "test")
         return _finish(session, model)
     except WardroundError as error:
         journal.record("run-failed", {"reason": str(error)})

@@ -36,6 +36,7 @@ from simulations.commands.preparation import (
     teller,
     use_threads,
 )
+from simulations.commands.sweep import sweep
 
 app = new_app("Simulate a federation of hospitals on one machine.")
 app.add_typer(bench_app, name="bench")
@@ -43,6 +44,7 @@ app.command()(baseline)
 app.command()(diagnosis)
 app.command()(evaluate)
 app.command()(export)
+app.command()(sweep)
 app.command("import-bundle")(import_bundle)
 
 
