@@ -44,7 +44,7 @@ wardround-server operator add | operator list | operator remove | root protect |
 wardround-server key protect | key unprotect
 wardround-server new | run | watch | runs | stop | resume | report | export | audit verify | audit export
 wardround-client join | renew | start | status | doctor
-wardround-client data add | data remove | data check | data list | data forget | data export
+wardround-client data add | data remove | data check | data preview | data list | data forget | data export
 wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export
 wardround-client predict | evaluate | explain
 wardround-client key protect | key unprotect

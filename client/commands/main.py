@@ -32,6 +32,7 @@ from client.commands.explain import explain
 from client.commands.key import key_app
 from client.commands.options import HOME, Home, NewHome, typed
 from client.commands.predict import predict
+from client.commands.preview import data_preview
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
 from client.home.declared import as_declared, declare
@@ -60,6 +61,7 @@ app = new_app(
     "Take part in a federation as a hospital. Images never leave; what leaves passes your policy and the gate."
 )
 policy_app = new_app("The hospital's own rules.")
+data_app.command("preview")(data_preview)
 app.add_typer(data_app, name="data")
 app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")

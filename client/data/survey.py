@@ -130,7 +130,7 @@ def survey(
         owners = [number for number, one in enumerate(found) for _ in one.references]
         references = (reference for one in found for reference in one.references)
         jobs = [
-            _job(reference, site.data[owner], run, labels=labels)
+            job_of(reference, site.data[owner], run, labels=labels)
             for reference, owner in zip(references, owners, strict=True)
         ]
         results, remembered = _results(jobs, partial(read, parsers), kept, progress)
@@ -150,7 +150,8 @@ def survey(
     return Survey(found, studies, remembered)
 
 
-def _job(reference: Reference, source: SourceConfig, run: RunConfig | None, *, labels: bool) -> Job:
+def job_of(reference: Reference, source: SourceConfig, run: RunConfig | None, *, labels: bool) -> Job:
+    """How a study is read: in the classes of a run, else as found, or the image alone."""
     wanted: Vocabulary | None = None
     if not labels:
         reference = replace(reference, labels=(), problem=_of_image(reference.problem))
@@ -199,4 +200,4 @@ def _results(
     return [results[index] for index in range(len(jobs))], remembered
 
 
-__all__ = ["Kept", "Survey", "Surveyed", "survey"]
+__all__ = ["Kept", "Survey", "Surveyed", "job_of", "survey"]

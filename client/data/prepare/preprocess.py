@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One change of one study: what there was, and what there is then."""
+    """One change of one study: what there was, and what there is then.
 
+    asked: as the run asks for it. change: as it is on these voxels, see `Change.on`.
+    """
+
+    asked: Change
     change: Change
     before: Geometry
     given: Voxels
@@ -86,7 +90,7 @@ def stages(study: Study, run: RunConfig) -> Iterator[Stage]:
         exact = change.on(voxels, geometry)
         after = _checked(exact, geometry)
         made = exact.apply(voxels, geometry)
-        yield Stage(exact, geometry, voxels, after, made)
+        yield Stage(change, exact, geometry, voxels, after, made)
         geometry, voxels = after, made
 
 
