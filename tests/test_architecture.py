@@ -43,8 +43,9 @@ ARROWS = {
         "client.data.study client.home common.config"
     ),
     "client.data.check": (
-        "client.data client.data.isolate client.data.keep client.data.prepare client.data.quality client.data.study "
-        "client.home common.config common.pages common.preparation common.system"
+        "client.data client.data.deidentify client.data.isolate client.data.keep client.data.prepare "
+        "client.data.quality client.data.study client.home common.config common.pages common.preparation "
+        "common.system"
     ),
     "client.data.deidentify": "client.data.dicom client.data.study common.system",
     "client.data.dicom": "client.data.study",
@@ -153,13 +154,17 @@ ARROWS = {
         "client client.evaluate common.config common.console common.learning common.losses common.models "
         "common.preparation common.privacy common.strategies common.system common.tasks server.federation "
         "server.views simulations.audit simulations.backends simulations.bench simulations.exchange "
-        "simulations.partitions simulations.scenarios simulations.studies"
+        "simulations.gallery simulations.partitions simulations.scenarios simulations.studies"
     ),
     "simulations.exchange": (
         "client.data.prepare client.data.read client.data.study common.config common.learning common.models "
         "common.system"
     ),
     "simulations.exchange.scripts": "",
+    "simulations.gallery": (
+        "client.data.check client.data.prepare client.data.study common.config common.preparation "
+        "common.system simulations.generators"
+    ),
     "simulations.generators": "client.predict",
     "simulations.partitions": "common.config common.document",
     "simulations.scenarios": (

@@ -37,8 +37,7 @@ APPS = {
 # The command contract, as far as it is built.
 CONTRACT = """
 wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
-wardround-sim diagnosis | export | import-bundle
-wardround-sim export | import-bundle | sweep
+wardround-sim diagnosis | sweep | gallery | export | import-bundle
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server key protect | key unprotect

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from common.preparation.regions import largest, otsu
+from common.preparation.regions import largest, stands_out
 from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels
 
 # Modalities of projections that may be a breast.
@@ -55,9 +55,7 @@ def breast(plane: NDArray[np.float32], margin: int = 0) -> Mask:
 
     edge = min(plane.shape)
     smooth = ndimage.gaussian_filter(plane, edge * _SMOOTHED, mode="nearest")
-    spread = max(float(smooth.max()) - float(smooth.min()), 1e-6)
-    dark = np.log1p(255 * (smooth - smooth.min()) / spread).astype(np.float32)
-    found = largest(dark > otsu(dark))
+    found = largest(stands_out(smooth))
     radius = edge * _OPENED
     # Beyond the image counts as breast, so that the chest wall is no edge.
     kept = ndimage.distance_transform_edt(found) > radius if not found.all() else found

@@ -1,7 +1,8 @@
 """N4: the slow change of brightness over an MR image, from the coils, is estimated and divided out.
 
-The field is multiplicative, smooth (a B-spline) and is fitted where there is tissue, brighter than Otsu's threshold. A
-volume of few slices is corrected slice by slice.
+The field is multiplicative, smooth (a B-spline) and is fitted where there is tissue, brighter than Otsu's
+threshold of the logarithm of brightness, which the field shifts and does not stretch. A volume of few slices is
+corrected slice by slice.
 Source: Tustison et al, N4ITK: improved N3 bias correction, IEEE Trans. Med. Imaging 2010.
 """
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from common.errors import DataError
-from common.preparation.regions import otsu
+from common.preparation.regions import stands_out
 from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels, too_small
 
 # Voxels along an axis that a spline can be fitted to, after shrinking too.
@@ -42,7 +43,7 @@ class N4(Step):
     def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
         """Where the mean of the field is 1: the brightness of the whole stays about what it was."""
         grey = voxels.image[0]
-        tissue: Mask = grey > max(0.0, otsu(grey if voxels.inside is None else grey[voxels.inside]))
+        tissue = stands_out(grey) & (grey > 0)
         if voxels.inside is not None:
             tissue &= voxels.inside
         spacing = before.spacing_mm or (1.0,) * grey.ndim

@@ -62,6 +62,16 @@ def otsu(values: NDArray[np.float32]) -> float:
     return float(threshold_otsu(every_so_often(values).astype(np.float64)))
 
 
+def stands_out(values: NDArray[np.float32]) -> Mask:
+    """What is brighter than Otsu's threshold of the logarithm of brightness: all that is no background, where the dark
+    parts of what is shown are hardly brighter than that, and the bright ones much.
+    """
+    low, high = float(values.min()), float(values.max())
+    logarithm = np.log1p(255 * ((values.astype(np.float64) - low) / max(high - low, 1e-6))).astype(np.float32)
+    found: Mask = logarithm > otsu(logarithm)
+    return found
+
+
 def every_so_often(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Values of an array spread evenly over it, all where there are few."""
     flat = values.reshape(-1)
@@ -108,4 +118,5 @@ __all__ = [
     "on_brightness",
     "otsu",
     "planes",
+    "stands_out",
 ]

@@ -303,6 +303,23 @@ def scenarios(as_json: JsonFlag = False) -> None:
     show_table("Scenarios", ["name", "what", "model", "sites"], rows, as_json=as_json)
 
 
+@app.command()
+def gallery(
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures; the page lies beside it.")],
+) -> None:
+    """Draw the pictures of the documentation: what a run may ask for, on generated images.
+
+    Example: wardround-sim gallery --out docs/gallery
+    """
+    from simulations.gallery import SECTIONS  # noqa: PLC0415 - torch
+    from simulations.gallery.page import write_gallery  # noqa: PLC0415
+
+    with progress("section", len(SECTIONS)) as advance:
+        page = write_gallery(out, SECTIONS, progress=advance)
+    note(f"page {page}")
+
+
 @app.command("list")
 def list_members(
     what: Annotated[

@@ -21,7 +21,14 @@ _MISSING = COLOURS[4]
 
 
 def before_and_after(
-    given: Voxels, before: Geometry, made: Voxels, after: Geometry, *, same_units: bool, edge: int = EDGE_PIXELS
+    given: Voxels,
+    before: Geometry,
+    made: Voxels,
+    after: Geometry,
+    *,
+    same_units: bool,
+    window: tuple[float, float] | None = None,
+    edge: int = EDGE_PIXELS,
 ) -> Image.Image:
     """Two pictures side by side, each `edge` pixels high or wide.
 
@@ -31,13 +38,12 @@ def before_and_after(
         made: the voxels after it.
         after: where those lie.
         same_units: whether both have one unit, and one window.
+        window: what is shown black and white after the step; None: as its units say.
         edge: the longer side of each, in pixels.
     """
-    window = window_of(given)
-    sides = [
-        side(given, before, window, edge),
-        side(made, after, window if same_units else window_of(made), edge),
-    ]
+    usual = window_of(given)
+    later = window or (usual if same_units else window_of(made))
+    sides = [side(given, before, usual, edge), side(made, after, later, edge)]
     width, height = sum(one.width for one in sides) + _GAP, max(one.height for one in sides)
     sheet = Image.new("RGB", (width, height), (255, 255, 255))
     sheet.paste(sides[0], (0, 0))

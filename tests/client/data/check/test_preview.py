@@ -110,7 +110,7 @@ def test_both_sides_have_one_window_and_missing_values_are_marked() -> None:
     label = np.zeros((20, 20), np.uint8)
     label[8:12, 8:12] = 1
     geometry = Geometry((20, 20), 1, None)
-    made = Voxels(np.nan_to_num(image) / 2, label)
+    made = Voxels((np.nan_to_num(image) / 2).astype(np.float32), label)
     pixels = np.asarray(before_and_after(Voxels(image, label), geometry, made, geometry, same_units=True, edge=20))
     assert pixels.shape == (20, 46, 3)
     assert tuple(pixels[5, 5]) == (213, 94, 0)
