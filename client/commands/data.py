@@ -43,6 +43,12 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         str | None, typer.Option(help="The CSV's column with the class of the image as a whole.")
     ] = None,
     region_column: str | None = None,
+    class_attribute: Annotated[
+        str | None, typer.Option(help="DICOM: keyword or tag of the attribute with that class.")
+    ] = None,
+    class_reports: Annotated[
+        bool, typer.Option("--class-reports", help="DICOM: that class is a coded finding of structured reports.")
+    ] = False,
     where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
     images: Annotated[str, typer.Option(help="Sub-folder of the images (NIfTI, pictures without CSV).")] = "images",
     labels: Annotated[str, typer.Option(help="Sub-folder of the labels.")] = "labels",
@@ -85,6 +91,8 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "patient_column": patient_column,
         "class_column": class_column,
         "region_column": region_column,
+        "class_attribute": class_attribute,
+        "class_reports": class_reports,
         "where": _pairs(where, "--where"),
         "images": images,
         "labels": labels,
@@ -141,7 +149,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
 
 
 def _is_labelled(reference: "Reference") -> bool:
-    return bool(reference.labels or reference.words or reference.class_attribute)
+    return bool(reference.labels) or reference.is_classed
 
 
 @data_app.command("remove")

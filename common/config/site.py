@@ -25,6 +25,10 @@ class SourceConfig(Table):
     class_column: Annotated[str | None, Since(2)] = None
     # Its column with a mask of the field of view, not 0 inside: an evaluation (docs/evaluation.md) counts there alone.
     region_column: Annotated[str | None, Since(2)] = None
+    # dicom: the attribute with that class, by keyword or tag, such as "0040,0254"; or whether structured reports tell
+    # it by a coded finding.
+    class_attribute: Annotated[str | None, Since(2)] = None
+    class_reports: Annotated[bool, Since(2)] = False
     # Rows of the CSV to use, such as {site = "drive"}.
     where: dict[str, str] = Field(default_factory=dict)
     # nifti, and images without a CSV: sub-folders; image and label share the file name.

@@ -9,7 +9,7 @@ A.51 (Segmentation).
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from client.predict.dicom_seg import Author, write_segmentation
 from simulations.generators.anatomy import SCANNERS, Mask, Scanner, Vector, Volume, draw_anatomy, scan
 
+_HEALTH = 2**31  # a stream of its own, as no series has
 AXIAL: tuple[Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
@@ -40,6 +41,7 @@ def write_hospital(
     seed: int,
     slices: int = 12,
     rows: int = 128,
+    healthy: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[WrittenSeries, ...]:
     """Write the labelled archive of one hospital; every fifth patient has a second series.
@@ -53,15 +55,24 @@ def write_hospital(
         seed: all images, labels and UIDs follow from it.
         slices: per series.
         rows: rows and columns of an image.
+        healthy: share of the patients who have no lesion, on average.
         progress: called with (patients done, patients).
     """
     written: list[WrittenSeries] = []
     for number in range(1, patients + 1):
         patient = folder / _patient_id(scanner, number)
+        is_healthy = _generator(seed, scanner, number, _HEALTH).random() < healthy
         for series in (1, 2) if number % 5 == 0 else (1,):
             written.append(
                 write_study(
-                    patient, scanner=scanner, seed=seed, patient=number, series=series, slices=slices, rows=rows
+                    patient,
+                    scanner=scanner,
+                    seed=seed,
+                    patient=number,
+                    series=series,
+                    slices=slices,
+                    rows=rows,
+                    healthy=is_healthy,
                 )
             )
         if progress is not None:
@@ -79,6 +90,7 @@ def write_study(
     slices: int = 12,
     rows: int = 128,
     labelled: bool = True,
+    healthy: bool = False,
     truth: Path | None = None,
     axes: tuple[Vector, Vector] = AXIAL,
 ) -> WrittenSeries:
@@ -92,11 +104,14 @@ def write_study(
         series: number of the series of this patient, from 1; another look at the same anatomy.
         slices: how many.
         rows: rows and columns of an image.
+        healthy: without lesions; the truth is then empty.
         labelled: False leaves the truth out, as in a study that waits for a prediction.
         truth: where to write the truth instead, such as outside the study.
         axes: directions of a row and of a column in patient space, unit vectors; other than axial for a tilted series.
     """
     anatomy = draw_anatomy(_generator(seed, scanner, patient, 0))
+    if healthy:
+        anatomy = replace(anatomy, lesions=())
     volume, mask = scan(anatomy, scanner, _generator(seed, scanner, patient, series), slices, rows)
     if scanner.head_first_slice:
         volume, mask = volume[::-1], mask[::-1]

@@ -27,6 +27,7 @@ from client.site import Site, open_site
 from common.config import (
     Count,
     Device,
+    Fraction,
     Name,
     PolicyConfig,
     Positive,
@@ -84,6 +85,8 @@ class PhantomsConfig(Table):
     patients: Count = 20
     slices: Count = 12
     rows: Count = 128
+    # Share of the patients who have no lesion, on average.
+    healthy: Fraction = 0.0
     seed: int = 0
 
     @model_validator(mode="after")
@@ -293,7 +296,7 @@ def _phantom_sites(
         done = number * config.patients
         home = folder / name
         marker = home / ".complete"
-        asked = f"{config.patients} {config.slices} {config.rows} {config.seed}\n"
+        asked = f"{config.patients} {config.slices} {config.rows} {config.seed} {config.healthy}\n"
         if not marker.exists() or marker.read_text(encoding="utf-8") != asked:
             write_hospital(
                 home,
@@ -302,6 +305,7 @@ def _phantom_sites(
                 seed=config.seed,
                 slices=config.slices,
                 rows=config.rows,
+                healthy=config.healthy,
                 progress=None if progress is None else _offset(progress, done, total),
             )
             write_atomically(marker, asked.encode())

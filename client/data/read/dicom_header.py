@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from client.data.deidentify.deidentify import check_pixels
 from client.data.deidentify.surrogates import values_of
+from client.data.dicom.report import CONTENT_TAGS, evidence_of, images_of
 from client.data.dicom.text import text_of_tag
 from client.data.dicom.values import IDENTITY, with_identity
 from client.data.study.as_json import problem_from_json, problem_to_json, text_of
@@ -55,6 +56,12 @@ SEGMENTATIONS = {
 }
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 LABELS = SEGMENTATIONS | {STRUCTURE_SET}
+# Structured reports with coded content: see client/data/read/dicom_class.py.
+REPORTS = {
+    "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
+    "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
+    "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
+}
 
 _FINDING_TAGS = [
     "SOPClassUID",
@@ -65,6 +72,7 @@ _FINDING_TAGS = [
     "FrameOfReferenceUID",
     "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
+    *CONTENT_TAGS,
     "BurnedInAnnotation",
     "ConversionType",
     "ImageType",
@@ -217,6 +225,8 @@ def _entry(path: Path) -> Entry:
         )
     is_label = sop_class in LABELS
     references, frame = references_of(header) if is_label else (frozenset[str](), "")
+    if sop_class in REPORTS:
+        references = _reported(header)
     return Entry(
         path,
         sop_class,
@@ -230,6 +240,14 @@ def _entry(path: Path) -> Entry:
         None if is_label else _pixel_text(header),
         None if is_label else _tiled(header),
     )
+
+
+def _reported(report: Dataset) -> frozenset[str]:
+    """What a structured report refers to; nothing where it nests without end, so that it is nobody's."""
+    try:
+        return evidence_of(report) | images_of(report)
+    except DataError:
+        return frozenset()
 
 
 def _text(header: Dataset, keyword: str) -> str:
@@ -267,6 +285,7 @@ def _object_starts(path: Path) -> int:
 
 __all__ = [
     "LABELS",
+    "REPORTS",
     "SEGMENTATIONS",
     "SINGLES",
     "SLICES",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from client.data.read.dicom_header import LABELS, SINGLES, SLICES, Entry, look_at_all, same_content
+from client.data.read.dicom_header import LABELS, REPORTS, SINGLES, SLICES, Entry, look_at_all, same_content
 from client.data.read.pairs import patient_of
 from client.data.study.listing import LINK_TO_NOTHING, list_folder
 from client.data.study.study import (
@@ -54,6 +54,7 @@ class _Group:
     key: str
     entries: list[Entry] = field(default_factory=list)
     labels: list[Entry] = field(default_factory=list)
+    reports: list[Entry] = field(default_factory=list)
     patients: set[str] = field(default_factory=set)  # as patient-pattern finds them
     problem: DataError | None = None
     beside: list[Path] = field(default_factory=list)  # files that cannot be seen and may belong to it
@@ -95,9 +96,12 @@ def find_among(
     pattern = None if source is None else source.patient_pattern
     groups: dict[tuple[str, ...], _Group] = {}
     labels: list[Entry] = []
+    reports: list[Entry] = []
     for entry in entries:
         if entry.sop_class in LABELS:
             labels += [] if source is None else [entry]
+        elif entry.sop_class in REPORTS and source is not None and source.class_reports:
+            reports.append(entry)
         elif entry.sop_class in SLICES | SINGLES:
             names = _names(entry, folder)
             group = groups.setdefault((entry.patient, *names), _Group(" ".join(names)))
@@ -108,6 +112,7 @@ def find_among(
             left_out[DISC_CONTENTS if entry.sop_class == _DISC_CONTENTS else NO_IMAGE_INSIDE] += 1
     studies = list(groups.values())
     left_out += _draw(labels, studies, folder, pattern)
+    left_out += _hand_out(reports, studies, folder, pattern)
     _mark_repeated(studies, repeated)
     unseen = [(one.images[0], one.problem) for one in broken if one.problem is not None]
     unseen += [(path, _nothing_there()) for reason, path in lost if reason == LINK_TO_NOTHING]
@@ -192,6 +197,26 @@ def _draw(labels: Sequence[Entry], groups: Sequence[_Group], folder: Path, patte
     return left_out
 
 
+def _hand_out(reports: Sequence[Entry], groups: Sequence[_Group], folder: Path, pattern: str | None) -> Counter[str]:
+    """Give each structured report to all series that it was made from; those that have none are counted by reason."""
+    left_out = Counter[str]()
+    for report in reports:
+        there = [
+            group
+            for group in groups
+            if not report.references.isdisjoint(
+                uid for entry in group.entries for uid in (entry.instance, entry.series)
+            )
+        ]
+        path_says = "" if pattern is None else _patient_by_path(report, folder, pattern)
+        own = [group for group in there if _is_of(report, path_says, group)]
+        for group in own:
+            group.reports.append(report)
+        if not own:
+            left_out[OTHER_PATIENTS_LABEL if there else LONELY_LABEL] += 1
+    return left_out
+
+
 def _is_of(label: Entry, path_says: str, group: _Group) -> bool:
     """Whether nothing says that label and series are of two patients: neither their headers nor their paths."""
     same_id = not label.patient or not group.patient or label.patient == group.patient
@@ -200,7 +225,7 @@ def _is_of(label: Entry, path_says: str, group: _Group) -> bool:
 
 def _mark_repeated(groups: Sequence[_Group], repeated: set[Path]) -> None:
     for group in groups:
-        count = len({entry.path for entry in (*group.entries, *group.labels)} & repeated)
+        count = len({entry.path for entry in (*group.entries, *group.labels, *group.reports)} & repeated)
         if count:
             group.problem = DataError(
                 f"{count} files of this study, or of its labels, say by their SOP Instance UID (0008,0018) that they "
@@ -221,14 +246,14 @@ def _mark_incomplete(groups: Sequence[_Group], unseen: Sequence[tuple[Path, Data
     """Refuse the series that a file which cannot be seen may belong to."""
     folders: dict[Path, list[_Group]] = {}
     for group in groups:
-        for parent in {entry.path.parent for entry in (*group.entries, *group.labels)}:
+        for parent in {entry.path.parent for entry in (*group.entries, *group.labels, *group.reports)}:
             folders.setdefault(parent, []).append(group)
     for path, problem in unseen:
         beside = folders.get(path.parent, [])
         if problem.code is not ErrorCode.NOT_OPENED and len(beside) > 1:
             continue
         for group in beside:
-            if group.labels or any(one.sop_class in SLICES for one in group.entries):
+            if group.labels or group.reports or any(one.sop_class in SLICES for one in group.entries):
                 group.beside.append(path)
                 group.problem = group.problem or DataError(
                     f"a file beside those of this series may belong to it, so it may not be whole: {problem}",
@@ -287,6 +312,7 @@ def _reference(group: _Group, folder: Path, source: SourceConfig | None) -> Refe
         problem,
         fractional_threshold=source.fractional_threshold,
         beside=tuple(group.beside),
+        reports=tuple(report.path for report in group.reports) if source.class_reports else None,
     )
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from client.data.read import dicom, dicom_header, dicom_series, images, layouts, mias, nifti
+from client.data.read import dicom, dicom_class, dicom_header, dicom_series, images, layouts, mias, nifti
 from client.data.read.beside import with_label_maps
 from client.data.read.pairs import has_suffix
 from client.data.study.labels import Vocabulary
@@ -37,6 +37,7 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_h
     """
     folder = folder_of(source, root)
     kind = source.kind or kind_of(source, folder)
+    _check_class(source, kind)
     listing = list_folder(folder)
     if kind is None:
         return Found((), +Counter({NO_IMAGE: len(listing.files), **listing.unseen}))
@@ -47,7 +48,7 @@ def find(source: SourceConfig, root: Path, looker: dicom_series.Looker = dicom_h
     if source.patients:
         _check_patients(source, found)
     wanted = [
-        replace(reference, labels_checked=source.labels_checked)
+        replace(reference, labels_checked=source.labels_checked, class_attribute=source.class_attribute)
         for reference in found.references
         if not source.patients or reference.patient in source.patients
     ]
@@ -114,7 +115,7 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
     if reference.problem is not None:
         raise DataError(str(reference.problem), reference.problem.code)
     naming = None if wanted is None else wanted.naming()
-    by_word = reference.words is not None or reference.class_attribute is not None
+    by_word = reference.is_classed
     if naming is not None:
         naming.by_word = by_word
     # Where a word tells the class of the whole, a map is read only for who wants one.
@@ -130,7 +131,7 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
         )
     findings = study.findings
     if by_word and (naming.whole or naming.as_found):
-        findings = naming.findings(_words(reference))
+        findings = naming.findings(_told_of(reference))
     if wanted.whole and findings is None and study.label is not None:
         findings = tuple(int(number) for number in np.flatnonzero(np.bincount(study.label.ravel())) if number)
     if not wanted.whole and wanted.classes is not None and study.label is None:
@@ -142,9 +143,13 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
     return replace(study, classes=naming.classes, labelling=naming.labelling, findings=findings)
 
 
-def _words(reference: Reference) -> tuple[str, ...]:
+def _told_of(reference: Reference) -> tuple[dicom_class.Names, ...]:
     """What the source calls the image as a whole."""
-    return reference.words or ()
+    if reference.class_attribute is not None:
+        return dicom_class.names_in_header(reference)
+    if reference.reports is not None:
+        return dicom_class.names_in_reports(reference)
+    return tuple((word,) for word in reference.words or ())
 
 
 def find_images(
@@ -196,6 +201,22 @@ def _not_listed() -> DataError:
         "a folder cannot be listed, so the studies in it were not looked at. Make it readable, or take it out.",
         ErrorCode.NOT_OPENED,
     )
+
+
+def _check_class(source: SourceConfig, kind: Kind | None) -> None:
+    """Refuse more than one place, or one of another kind of file, where a source says what its images show."""
+    if source.class_attribute is not None:
+        dicom_class.tag_of(source.class_attribute)
+    of_dicom = {"class-attribute": source.class_attribute is not None, "class-reports": source.class_reports}
+    named = [key for key, is_named in {**of_dicom, "class-column": source.class_column is not None}.items() if is_named]
+    if len(named) > 1:
+        raise ConfigError(
+            f"site.toml names {' and '.join(named)} for one source; an image has its class from one. Choose."
+        )
+    if any(of_dicom.values()) and kind not in ("dicom", None):
+        raise ConfigError(f"{named[0]} is for DICOM, and the source is read as {kind}. Use class-column and a CSV.")
+    if source.class_column is not None and source.csv is None:
+        raise ConfigError("class-column names a column of a CSV, and the source has none. Set csv in site.toml.")
 
 
 def _check_patients(source: SourceConfig, found: Found) -> None:

@@ -39,6 +39,7 @@ def reference_to_json(reference: Reference) -> dict[str, Any]:
         "class-attribute": reference.class_attribute,
         "channel": reference.channel,
         "region": None if reference.region is None else str(reference.region),
+        "reports": None if reference.reports is None else list(map(str, reference.reports)),
     }
 
 
@@ -58,6 +59,7 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
         float(values["fractional-threshold"]),
         bool(values["labels-checked"]),
         words=None if values["words"] is None else tuple(map(text_of, values["words"])),
+        reports=None if values["reports"] is None else tuple(Path(text_of(path)) for path in values["reports"]),
         class_attribute=None if values["class-attribute"] is None else text_of(values["class-attribute"]),
         channel=None if values["channel"] is None else int(values["channel"]),
         region=None if values["region"] is None else Path(text_of(values["region"])),

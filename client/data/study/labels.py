@@ -154,20 +154,23 @@ class Naming:
             )
         return found
 
-    def findings(self, words: Sequence[str]) -> tuple[int, ...]:
-        """The classes that an image shows as a whole, from local words for them; "background" says none of them.
+    def findings(self, told: Sequence[Sequence[str]]) -> tuple[int, ...]:
+        """The classes that an image shows as a whole; "background" says none of them.
+
+        Args:
+            told: local names of each, the best first; they are free text, so they enter no message.
 
         Raises:
             DataError: NO_LABEL, there is no word; LABEL_UNKNOWN, one has no class.
         """
-        given = [word for word in words if _plain(word)]
+        given = [named for names in told if (named := [name for name in names if _plain(name)])]
         if not given:
             raise DataError(
                 "the image has no class: its entry is empty. Fill it in, or take the image out; an image that shows "
                 f'none of the classes needs a word of its own, mapped to "{BACKGROUND}" in label-map in site.toml.',
                 ErrorCode.NO_LABEL,
             )
-        found = [0 if _plain(word) == BACKGROUND else self.find([word]) for word in given]
+        found = [0 if _plain(names[0]) == BACKGROUND else self.find(names) for names in given]
         if None in found:
             raise DataError(
                 f"the image is classed by a word that is no class of this run ({', '.join(self._classes)}). Name it in "

@@ -92,10 +92,11 @@ class Reference:
     """Where a study lies. Cheap to make: headers only, no pixels.
 
     patient and key are raw; key is unique within a site. label_map, fractional_threshold and labels_checked are the
-    source's. words: what the source's table calls the image as a whole, and class_attribute the DICOM attribute that
-    says it; None where the source names neither. problem: why it cannot be read, when that was already clear on finding
-    it. beside: files that cannot be seen and may belong to it, where that is why. channel: the one to take of a file
-    with several, from 0; None: all. region: the mask of its field of view.
+    source's. words: what the source's table calls the image as a whole; class_attribute: the DICOM attribute that says
+    it; reports: the structured reports on it; None where the source names no such place. problem: why it cannot be
+    read, when that was already clear on finding it. beside: files that cannot be seen and may belong to it, where that
+    is why. channel: the one to take of a file with several, from 0; None: all. region: the mask of
+    its field of view.
     """
 
     kind: Kind
@@ -112,11 +113,17 @@ class Reference:
     class_attribute: str | None = None
     channel: int | None = None
     region: Path | None = field(default=None, repr=False)
+    reports: tuple[Path, ...] | None = field(default=None, repr=False)
+
+    @property
+    def is_classed(self) -> bool:
+        """Whether its source says where the class of the image as a whole stands."""
+        return any(one is not None for one in (self.words, self.class_attribute, self.reports))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All that is read of it."""
-        return (*self.images, *self.labels, *(() if self.region is None else (self.region,)))
+        return (*self.images, *self.labels, *(self.reports or ()), *(() if self.region is None else (self.region,)))
 
 
 @dataclass(frozen=True)
