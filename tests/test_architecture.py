@@ -73,7 +73,7 @@ ARROWS = {
     ),
     "client.predict": (
         "client.data.dicom client.data.isolate client.data.prepare client.data.read client.data.study "
-        "common.config common.learning common.system"
+        "common.config common.learning common.system common.tasks"
     ),
     "client.proposals": (
         "client client.home client.rules client.trail client.worker common.config common.identity "

@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.text import counted
 
 if TYPE_CHECKING:
-    from client.predict.prediction import Prediction
+    from client.predict.prediction import Prediction, StudyResult
 
 
 def predict(  # noqa: PLR0917 - one parameter an option
@@ -29,7 +29,7 @@ def predict(  # noqa: PLR0917 - one parameter an option
     settle: Annotated[float, typer.Option(min=0, help="--watch: seconds without change until a study is whole.")] = 5.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Segment studies with a trained model: DICOM in, DICOM SEG out, with a picture of the contours.
+    """Apply a trained model to studies: DICOM in, DICOM SEG out, with a picture of the contours; or classes as JSON.
 
     Several studies go to a folder each, and studies.json says which is which. The exit code is 1 if one failed.
 
@@ -83,6 +83,7 @@ def _values(result: "Prediction", out: Path) -> dict[str, object]:
                 "study": done.number,
                 "slices": done.slices,
                 "voxels": done.voxels,
+                "told": None if done.told is None else asdict(done.told),
                 "seconds": asdict(done.seconds),
                 "files": [file.relative_to(out).as_posix() for file in done.files],
                 "notes": list(done.notes),
@@ -100,17 +101,25 @@ def _show(result: "Prediction", out: Path) -> None:
         (
             done.number,
             done.slices,
-            ", ".join(f"{name} {count}" for name, count in done.voxels.items()),
+            _found(done),
             ", ".join(file.relative_to(out).as_posix() for file in done.files),
         )
         for done in result.studies
     ]
-    show_table(f"Results in {out}", ("study", "slices", "voxels found", "files"), rows)
+    show_table(f"Results in {out}", ("study", "slices", "found", "files"), rows)
     columns = ("ms", "volume: median", "95 %", "slice: median", "95 %")
     latency = [tuple(asdict(row).values()) for row in result.latency]
     show_table("Latency, model loaded and warm", columns, [(row[0], *map(_rounded, row[1:])) for row in latency])
     for text in result.notes:
         note(text)
+
+
+def _found(done: "StudyResult") -> str:
+    """Voxels by class, or the answer with each probability."""
+    if done.told is None:
+        return ", ".join(f"{name} {count} voxels" for name, count in done.voxels.items())
+    chances = ", ".join(f"{name} {chance:.3f}" for name, chance in done.told.chances.items())
+    return f"{', '.join(done.told.answer) or 'none of the classes'} ({chances})"
 
 
 def _rounded(milliseconds: float) -> str:

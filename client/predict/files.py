@@ -12,6 +12,7 @@ Nothing from a DICOM header enters a file name. A file that carries a name of it
 import datetime
 import gzip
 import io
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,9 +30,13 @@ from client.data.study.drawing import COLOURS
 from client.data.study.study import Reference, Study, parsing, quiet
 from client.predict.dicom_seg import Author, write_segmentation
 from client.predict.overlay import draw_overlay, png
+from client.predict.scores import scores_name
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
-from common.system.files import move, write_atomically
+from common.system.files import move, write_atomically, write_private
+
+# Which number is which study, beside the results of several.
+INDEX_NAME = "studies.json"
 
 
 def stem_of(reference: Reference) -> str:
@@ -85,6 +90,44 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...
             ErrorCode.DISK_FULL,
         ) from error
     return tuple(folder / name for name in contents)
+
+
+def refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path], run: RunConfig) -> None:
+    """Stop before results of an earlier prediction are replaced.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if len(references) == 1:
+        stem = stem_of(references[0])
+        names = result_names(references[0], stem) if run.task.DRAWS else (scores_name(stem),)
+        there = sum((folders[0] / name).exists() for name in names)
+    else:
+        # Whatever a numbered folder holds is of an earlier batch, whose numbers may mean other studies.
+        there = sum(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+    if there:
+        raise ConfigError(
+            f"--out holds results of an earlier prediction already ({there}). Give another --out, or --overwrite."
+        )
+
+
+def write_index(out: Path, references: Sequence[Reference], root: Path) -> None:
+    """Say which number is which study. It names files as the site does, so only its owner may read it."""
+    rows = [
+        {
+            "study": number,
+            "first-file": reference.images[0].relative_to(root).as_posix(),
+            "files": len(reference.images),
+        }
+        for number, reference in enumerate(references, start=1)
+    ]
+    try:
+        write_private(out / INDEX_NAME, f"{json.dumps(rows, indent=2)}\n".encode())
+    except OSError as error:
+        raise ConfigError(
+            f"--out cannot be written ({error.strerror}). Give an --out that is writable and has space.",
+            ErrorCode.DISK_FULL,
+        ) from error
 
 
 def _label_name(reference: Reference) -> str:
@@ -164,4 +207,12 @@ def _pgm(labels: NDArray[np.uint8]) -> bytes:
     return b"P5\n%d %d\n255\n" % (labels.shape[1], labels.shape[0]) + labels.tobytes()
 
 
-__all__ = ["encode", "result_names", "stem_of", "write_result"]
+__all__ = [
+    "INDEX_NAME",
+    "encode",
+    "refuse_to_overwrite",
+    "result_names",
+    "stem_of",
+    "write_index",
+    "write_result",
+]

@@ -1,4 +1,4 @@
-"""Segment studies with a trained model, and hand the result back in the study's own format and geometry.
+"""Apply a trained model to studies: a segmentation comes back in the study's own format and geometry, a class as JSON.
 
 Order for a study: read, check that it fits the model, network, files (`client.predict.files`). Several studies under
 one path are done one after the other, each into a folder of its number; `studies.json` says which number is which.
@@ -7,11 +7,10 @@ One that cannot be used is reported with its code and the rest goes on; what is 
 Times are of a model that is loaded and has run once: the first pass of a network costs more than the others.
 """
 
-import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +22,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.data.isolate.isolation import Job, Readers
-from client.data.prepare.preprocess import as_samples, preprocess, restore
+from client.data.prepare.preprocess import Way, as_samples, preprocess, restore
 from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Find
-from client.predict.files import encode, result_names, stem_of, write_result
+from client.predict.files import INDEX_NAME, encode, refuse_to_overwrite, stem_of, write_index, write_result
+from client.predict.scores import encode_scores, scores_name
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
 from common.learning.checkpoint import load_model
 from common.learning.inference import predict_stack
 from common.learning.network import build_model
-from common.system.files import write_private
-
-# Which number is which study, beside the results of several.
-INDEX_NAME = "studies.json"
+from common.tasks import Told
 
 Read: TypeAlias = Callable[[Reference], Study]
 
@@ -58,14 +55,15 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """One study, segmented."""
+    """One study, segmented or classified."""
 
     number: int  # from 1, in the order of `find_images`
     files: tuple[Path, ...]
     slices: int  # a picture is one slice
-    voxels: dict[str, int]  # by class, on the study's own grid
+    voxels: dict[str, int]  # by class, on the study's own grid; nothing where it was classified
     seconds: Seconds
     notes: tuple[str, ...] = ()
+    told: Told | None = None  # of the image as a whole, where it was classified
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def predict_study(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """Segment every study at a path.
+    """Segment, or classify, every study at a path.
 
     Args:
         model: a run's folder, or its model.safetensors with model.json beside it.
@@ -162,15 +160,15 @@ def predict_study(
         DataError: there is no study at the path, or only one and it cannot be segmented.
     """
     start = time.perf_counter()
-    segmenter = load_segmenter(model, device)
+    segmenter = load_predictor(model, device)
     check_apart(study, out)
     with reading(segmenter.run) as (find, read):
         references = find(study.absolute(), None)
         folders = [out / f"{number:03}" for number in range(1, len(references) + 1)] if len(references) > 1 else [out]
         if not overwrite:
-            _refuse_to_overwrite(references, folders)
+            refuse_to_overwrite(references, folders, segmenter.run)
         if len(references) > 1:
-            _write_index(out, references, study.absolute())
+            write_index(out, references, study.absolute())
         results: list[StudyResult] = []
         failures: list[Failure] = []
         for number, (reference, folder) in enumerate(zip(references, folders, strict=True), start=1):
@@ -238,10 +236,21 @@ def load_segmenter(path: Path, device: str | torch.device, *, must_draw: bool = 
     return Segmenter(network.to(chosen).eval(), run, manifest.sha256, chosen)
 
 
+def load_predictor(path: Path, device: str | torch.device) -> Segmenter:
+    """See `load_segmenter`; a model that classifies regions is refused, for nothing says where there are any."""
+    segmenter = load_segmenter(path, device, must_draw=False)
+    if segmenter.run.task.of_regions:
+        raise ConfigError(
+            "the model tells classes of marked regions apart, and a study for prediction has no marks. Predict with a "
+            "model that segments, or that classifies images."
+        )
+    return segmenter
+
+
 def predict_one(
     segmenter: Segmenter, read: Read, reference: Reference, folder: Path, stem: str, *, number: int = 1
 ) -> StudyResult:
-    """Segment one study and write its files.
+    """Segment, or classify, one study and write its files.
 
     Args:
         segmenter: the model.
@@ -258,11 +267,19 @@ def predict_one(
     began = time.perf_counter()
     study = read(reference)
     have_read = time.perf_counter()
+    run, sha256 = segmenter.run, segmenter.sha256
+    labels: NDArray[np.uint8] | None = None
+    told: Told | None = None
     try:
-        check_fits(study, segmenter.run)
-        labels = _segment(segmenter, study)
-        have_labels = time.perf_counter()
-        contents = encode(reference, stem, study, labels, run=segmenter.run, model_sha256=segmenter.sha256)
+        check_fits(study, run)
+        if run.task.DRAWS:
+            labels = _segment(segmenter, study)
+            have_answer = time.perf_counter()
+            contents = encode(reference, stem, study, labels, run=run, model_sha256=sha256)
+        else:
+            told = run.task.tell(_answers(segmenter, study)[0], run.data.classes)
+            have_answer = time.perf_counter()
+            contents = {scores_name(stem): encode_scores(told, run, sha256)}
     except WardroundError:
         raise
     except Exception as error:
@@ -272,11 +289,9 @@ def predict_one(
             ErrorCode.INTERNAL,
         ) from error
     files = write_result(folder, contents)
-    seconds = Seconds(have_read - began, have_labels - have_read, time.perf_counter() - have_labels)
-    classes = segmenter.run.data.classes
-    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)
-    voxels = {name: int(counts[k]) for k, name in enumerate(classes, start=1)}
-    return StudyResult(number, files, _slices(study), voxels, seconds, _notes(study, labels, segmenter.run))
+    seconds = Seconds(have_read - began, have_answer - have_read, time.perf_counter() - have_answer)
+    notes = _notes(study, labels, run)
+    return StudyResult(number, files, _slices(study), _voxels(labels, run), seconds, notes, told)
 
 
 def check_apart(images: Path, out: Path) -> None:
@@ -301,37 +316,6 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path]) -> None:
-    if len(references) == 1:
-        there = sum((folders[0] / name).exists() for name in result_names(references[0], stem_of(references[0])))
-    else:
-        # Whatever a numbered folder holds is of an earlier batch, whose numbers may mean other studies.
-        there = sum(folder.is_dir() and any(folder.iterdir()) for folder in folders)
-    if there:
-        raise ConfigError(
-            f"--out holds results of an earlier prediction already ({there}). Give another --out, or --overwrite."
-        )
-
-
-def _write_index(out: Path, references: Sequence[Reference], root: Path) -> None:
-    """Say which number is which study. It names files as the site does, so only its owner may read it."""
-    rows = [
-        {
-            "study": number,
-            "first-file": reference.images[0].relative_to(root).as_posix(),
-            "files": len(reference.images),
-        }
-        for number, reference in enumerate(references, start=1)
-    ]
-    try:
-        write_private(out / INDEX_NAME, f"{json.dumps(rows, indent=2)}\n".encode())
-    except OSError as error:
-        raise ConfigError(
-            f"--out cannot be written ({error.strerror}). Give an --out that is writable and has space.",
-            ErrorCode.DISK_FULL,
-        ) from error
-
-
 def check_fits(study: Study, run: RunConfig) -> None:
     """Refuse a study of another modality than the model's.
 
@@ -348,11 +332,17 @@ def check_fits(study: Study, run: RunConfig) -> None:
 
 def _segment(segmenter: Segmenter, study: Study) -> NDArray[np.uint8]:
     """Labels (*sp) on the study's own grid."""
+    labels, shape, way = _answers(segmenter, study)
+    return restore(labels.reshape(shape).to(torch.uint8), way)
+
+
+def _answers(segmenter: Segmenter, study: Study) -> tuple[torch.Tensor, torch.Size, Way]:
+    """What the task says of each sample (S, ...), the prepared image's shape (*sp), and the way back from it."""
     run = segmenter.run
     try:
         image, _, way = preprocess(study, run)
-        labels = predict_stack(segmenter.network, as_samples(image, run.model.dims), run, segmenter.device)
-        return restore(labels.reshape(image.shape[1:]).to(torch.uint8), way)
+        samples = as_samples(image, run.model.dims)
+        return predict_stack(segmenter.network, samples, run, segmenter.device), image.shape[1:], way
     except (MemoryError, RuntimeError) as error:
         # On a CPU torch says so in the text only.
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -362,9 +352,16 @@ def _segment(segmenter: Segmenter, study: Study) -> NDArray[np.uint8]:
         ) from error
 
 
-def _notes(study: Study, labels: NDArray[np.uint8], run: RunConfig) -> tuple[str, ...]:
+def _voxels(labels: NDArray[np.uint8] | None, run: RunConfig) -> dict[str, int]:
+    if labels is None:
+        return {}
+    counts = np.bincount(labels.ravel(), minlength=len(run.data.classes) + 1)
+    return {name: int(counts[k]) for k, name in enumerate(run.data.classes, start=1)}
+
+
+def _notes(study: Study, labels: NDArray[np.uint8] | None, run: RunConfig) -> tuple[str, ...]:
     notes = []
-    if not labels.any():
+    if labels is not None and not labels.any():
         notes.append("the model found nothing; the segmentation is empty")
     if study.image.shape[0] != run.data.channels:
         given, wanted = ("grey" if channels == 1 else "in colour" for channels in (len(study.image), run.data.channels))
@@ -387,6 +384,7 @@ __all__ = [
     "StudyResult",
     "check_apart",
     "check_fits",
+    "load_predictor",
     "load_segmenter",
     "predict_one",
     "predict_study",

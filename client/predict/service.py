@@ -22,7 +22,7 @@ from typing import Any
 
 from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Arrived, DropFolder
-from client.predict.prediction import Read, Segmenter, StudyResult, check_apart, load_segmenter, predict_one, reading
+from client.predict.prediction import Read, Segmenter, StudyResult, check_apart, load_predictor, predict_one, reading
 from common.errors import ConfigError, DataError, WardroundError
 from common.system.files import write_atomically
 from common.system.locks import locked
@@ -74,7 +74,7 @@ def watch(
         raise ConfigError("--watch needs a folder that is there. Make it, or leave out --watch for a single file.")
     check_apart(folder, out)
     with _only_one(out):
-        segmenter = load_segmenter(model, device)
+        segmenter = load_predictor(model, device)
         _claim(out, segmenter.sha256)
         with reading(segmenter.run) as (find, read):
             drop = DropFolder(folder.absolute(), find, settle_s)
@@ -161,6 +161,7 @@ class _Service:
             _log.warning("study %s set aside: %s: %s", stamp, error.code, error)
             return True
         record |= {"slices": result.slices, "voxels": result.voxels, "seconds": asdict(result.seconds)}
+        record |= {} if result.told is None else {"told": asdict(result.told)}
         _write(self._out / stamp / RESULT_NAME, record | {"notes": result.notes})
         self._done += 1
         _log.info("study %s: %s", stamp, _told(result))
@@ -222,10 +223,12 @@ def _stamp(paths: Iterable[Path]) -> str:
 
 
 def _told(result: StudyResult) -> str:
-    found = ", ".join(f"{name} {count}" for name, count in result.voxels.items())
+    found = "voxels of " + ", ".join(f"{name} {count}" for name, count in result.voxels.items())
+    if result.told is not None:
+        found = f"answer: {', '.join(result.told.answer) or 'none of the classes'}"
     seconds = result.seconds
     times = f"read {seconds.reading:.2f} s, network {seconds.network:.2f} s, write {seconds.writing:.2f} s"
-    return "; ".join((counted(result.slices, "slice"), f"voxels of {found}", times, *result.notes))
+    return "; ".join((counted(result.slices, "slice"), found, times, *result.notes))
 
 
 def _read(path: Path) -> dict[str, Any]:

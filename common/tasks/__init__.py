@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from common.document.choice import OneOf
 from common.tasks.classification import Classification
 from common.tasks.segmentation import Segmentation
-from common.tasks.task import Task
+from common.tasks.task import Task, Told
 
 TASKS: tuple[type[Task], ...] = (
     Segmentation,
@@ -30,4 +30,4 @@ def task_of(settings: Mapping[str, Any] | None) -> Task:
     return adapter.validate_python((settings or {}).get("task") or {})
 
 
-__all__ = ["SCORE_NAMES", "TASKS", "TASK_CHOICE", "Task", "task_of"]
+__all__ = ["SCORE_NAMES", "TASKS", "TASK_CHOICE", "Task", "Told", "task_of"]

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from common.errors import DataError, ErrorCode
 from common.losses.loss import Price
-from common.tasks.task import Task, against_others, mean_scores
+from common.tasks.task import Task, Told, against_others, mean_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,6 +168,16 @@ class Classification(Task):
     def chances(self, logits: "Tensor") -> "Tensor":
         """(N, outputs) logits, means over slices and windows, to probabilities, those of the classes last."""
         return logits.sigmoid() if self.multi_label else logits.softmax(1)
+
+    def tell(self, answers: "Tensor", classes: Sequence[str]) -> Told:
+        """See the module; of several outputs that are equal the first is answered."""
+        chances = [float(one) for one in self.chances(answers.double().mean(0, keepdim=True))[0]]
+        named = dict(zip(classes, chances[-len(classes) :], strict=True))
+        if self.multi_label:
+            return Told(named, None, tuple(name for name, chance in named.items() if chance >= 0.5))
+        none = None if self._without_none else chances[0]
+        likeliest = max(named, key=lambda name: named[name])
+        return Told(named, none, () if none is not None and none >= named[likeliest] else (likeliest,))
 
     def missed(self, scores: Mapping[str, float]) -> str | None:
         """Where no image of a class is found at all."""

@@ -7,12 +7,26 @@ image as a whole; what a task makes of it is its own.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.document.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said of one image as a whole.
+
+    chances: the probability of each class, by name. none: of none of them; None where there is always one, or several
+    may be. answer: the classes that are answered.
+    """
+
+    chances: dict[str, float]
+    none: float | None
+    answer: tuple[str, ...]
 
 
 class Task(Table):
@@ -124,6 +138,10 @@ class Task(Table):
             Those of SCORES that can be told, and with BY_CLASS of each class scored; of no patients, nothing.
         """
 
+    def tell(self, answers: "Tensor", classes: Sequence[str]) -> Told:
+        """What the answers for a study (S, ...) say of it as a whole; for tasks that draw nothing."""
+        raise NotImplementedError
+
     def missed(self, scores: Mapping[str, float]) -> str | None:
         """What a site's model finds nothing of, to be read after "nothing of", though other scores look well."""
         return None
@@ -142,4 +160,4 @@ def mean_scores(rows: "Sequence[dict[str, float]]") -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
 
 
-__all__ = ["Task", "against_others", "mean_scores"]
+__all__ = ["Task", "Told", "against_others", "mean_scores"]
