@@ -25,7 +25,7 @@ from common.errors import ConfigError, DataError, ErrorCode
 from common.text import counted
 
 if TYPE_CHECKING:
-    from client.data.study.study import Found, Reference
+    from client.data.study.study import Found
 
 data_app = new_app("The images this hospital offers.")
 
@@ -125,7 +125,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         )
         _tell(found)
         _offer_names(source)
-        if readable and not any(_is_labelled(reference) for reference in readable):
+        if readable and not any(reference.is_labelled for reference in readable):
             note(f"None has a label.{_named_in_csv(path, csv)}")
         return
     if not (home / SITE_NAME).exists():
@@ -141,15 +141,11 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     )
     _tell(found)
     _offer_names(source)
-    if not readable or any(_is_labelled(reference) for reference in readable):
+    if not readable or any(reference.is_labelled for reference in readable):
         note(f"Next: {typed('data check', home)}")
     else:
         note(f"None has a label yet.{_named_in_csv(path, csv)}")
         note(f"Whether the images can be read: {typed('data check --without-labels', home)}")
-
-
-def _is_labelled(reference: "Reference") -> bool:
-    return bool(reference.labels) or reference.is_classed
 
 
 @data_app.command("remove")

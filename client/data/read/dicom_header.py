@@ -56,7 +56,7 @@ SEGMENTATIONS = {
 }
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 LABELS = SEGMENTATIONS | {STRUCTURE_SET}
-# Structured reports with coded content: see client/data/read/dicom_class.py.
+# Structured reports with coded content: see client/data/read/image_class.py.
 REPORTS = {
     "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
     "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR

@@ -12,7 +12,8 @@ from types import ModuleType
 
 import numpy as np
 
-from client.data.read import dicom, dicom_class, dicom_header, dicom_series, images, layouts, mias, nifti
+from client.data.dicom import image_class
+from client.data.read import dicom, dicom_header, dicom_series, images, layouts, mias, nifti
 from client.data.read.beside import with_label_maps
 from client.data.read.pairs import has_suffix
 from client.data.study.labels import Vocabulary
@@ -143,12 +144,12 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
     return replace(study, classes=naming.classes, labelling=naming.labelling, findings=findings)
 
 
-def _told_of(reference: Reference) -> tuple[dicom_class.Names, ...]:
+def _told_of(reference: Reference) -> tuple[image_class.Names, ...]:
     """What the source calls the image as a whole."""
     if reference.class_attribute is not None:
-        return dicom_class.names_in_header(reference)
+        return image_class.names_in_header(reference)
     if reference.reports is not None:
-        return dicom_class.names_in_reports(reference)
+        return image_class.names_in_reports(reference)
     return tuple((word,) for word in reference.words or ())
 
 
@@ -206,7 +207,7 @@ def _not_listed() -> DataError:
 def _check_class(source: SourceConfig, kind: Kind | None) -> None:
     """Refuse more than one place, or one of another kind of file, where a source says what its images show."""
     if source.class_attribute is not None:
-        dicom_class.tag_of(source.class_attribute)
+        image_class.tag_of(source.class_attribute)
     of_dicom = {"class-attribute": source.class_attribute is not None, "class-reports": source.class_reports}
     named = [key for key, is_named in {**of_dicom, "class-column": source.class_column is not None}.items() if is_named]
     if len(named) > 1:

@@ -16,7 +16,6 @@ from pydicom.datadict import dictionary_VR, keyword_dict, keyword_for_tag, tag_f
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-from client.data.deidentify.surrogates import values_of
 from client.data.dicom.report import CONTENT_TAGS, evidence_of, images_of, walk
 from client.data.study.pulse import watched
 from client.data.study.study import Reference, parsing, quiet
@@ -108,7 +107,9 @@ def _names(header: Dataset, tag: BaseTag) -> tuple[Names, ...]:
         return ()
     if element.VR == "SQ":
         return tuple(_coded(item) for item in element.value)
-    return tuple((text,) for value in values_of(element.value) if (text := str(value).strip()))
+    return tuple(
+        (text,) for value in (element.value if element.VM > 1 else [element.value]) if (text := str(value).strip())
+    )
 
 
 def _coded(item: Dataset) -> Names:

@@ -13,9 +13,9 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from client.data.cohort import Cohort
+from client.data.dicom.image_class import tag_of
 from client.data.isolate.isolation import Readers
 from client.data.read import sources
-from client.data.read.dicom_class import tag_of
 from client.data.read.dicom_header import look
 from client.data.study.labels import Vocabulary
 from common.config import SiteConfig, SourceConfig
