@@ -39,13 +39,9 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     image_column: str = "image",
     mask_column: str = "mask",
     patient_column: str = "id",
-    class_column: Annotated[
-        str | None, typer.Option(help="The CSV's column with the class of the image as a whole.")
-    ] = None,
+    class_column: Annotated[str | None, typer.Option(help="The CSV's column with the class of the image.")] = None,
     region_column: str | None = None,
-    class_attribute: Annotated[
-        str | None, typer.Option(help="DICOM: keyword or tag of the attribute with that class.")
-    ] = None,
+    class_attribute: Annotated[str | None, typer.Option(help="DICOM: keyword or tag with that class.")] = None,
     class_reports: Annotated[
         bool, typer.Option("--class-reports", help="DICOM: that class is a coded finding of structured reports.")
     ] = False,

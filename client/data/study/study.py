@@ -124,6 +124,8 @@ class Reference:
     def files(self) -> tuple[Path, ...]:
         """All that is read of it."""
         return (*self.images, *self.labels, *(self.reports or ()), *(() if self.region is None else (self.region,)))
+
+    @property
     def is_labelled(self) -> bool:
         """Whether there is a label of any kind, as far as names and tables tell."""
         return bool(self.labels) or self.is_classed
