@@ -70,6 +70,7 @@ def public_run(
     values |= {"name": f"{run.name}-public", "privacy": None, "initial": initial}
     values["federation"] |= {
         "rounds": rounds, "quorum": 1, "evaluate-every": rounds, "weighting": None, "averaging": 0.0,
+        "keep": "last", "patience": None,
     }  # fmt: skip
     values["data"] |= {"validation-fraction": 0.0, "test-fraction": 0.1, "folds": None, "fold": 0}
     values["training"] = (training or run.training).model_dump(by_alias=True) | {"trainable": "all"}

@@ -126,7 +126,8 @@ class CompareConfig(Table):
         if self.privacy is None:
             return ()
         training, rounds = self.training or run.training, self.rounds or run.federation.rounds
-        federation = run.federation.model_copy(update={"rounds": rounds, "evaluate_every": rounds, "weighting": None})
+        ends = {"rounds": rounds, "evaluate_every": rounds, "weighting": None, "keep": "last", "patience": None}
+        federation = run.federation.model_copy(update=ends)
         epsilons = self.epsilons or (self.privacy.target_epsilon,)
         rates = self.learning_rates or (training.learning_rate,) * len(epsilons)
         changes = [

@@ -23,7 +23,7 @@ from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios import pretraining
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain, public_run
 from simulations.scenarios.scenario import make_site
-from tests.simulations.tiny import tiny_run, tiny_site
+from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 RUN = tiny_run()
 CONFIG = PretrainingConfig(images="retinas", patients=4, seed=1, rounds=2)
@@ -177,6 +177,8 @@ def test_pretraining_is_the_run_on_one_site_without_privacy_average_or_frozen_we
     assert (public.data.folds, public.data.validation_fraction) == (None, 0)
     assert (public.model, public.preprocessing, public.seed) == (run.model, run.preprocessing, run.seed)
     assert public.data.classes == run.data.classes
+    chosen = tiny_run_of_format(2, federation={"keep": "best", "patience": 1})
+    assert not public_run(chosen, None, 5).chooses  # it has nobody to choose by
     own = run.training.model_copy(update={"batch_size": 3})
     assert public_run(run, own, 5).training.batch_size == 3
 

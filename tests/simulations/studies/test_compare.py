@@ -33,7 +33,7 @@ from simulations.studies.compare import (
     summary_rows,
     verdict,
 )
-from tests.simulations.tiny import interrupted, tiny_run, tiny_site
+from tests.simulations.tiny import interrupted, tiny_run, tiny_run_of_format, tiny_site
 
 RUN = tiny_run()
 PRIVACY = tiny_run(privacy={"target-epsilon": 8.0, "sampling-rate": 0.5, "crops-per-patient": 1}).privacy
@@ -50,6 +50,12 @@ def sites(tmp_path: Path) -> list[Site]:
 def a_result(column: str, seed: int, *dice: float) -> Result:
     scores = {name: {"dice": value, "foreground-dice": value} for name, value in zip("xyz", dice, strict=False)}
     return Result(column, seed, "h", scores, steps=4, images=8, seconds=1.0, epsilon=None, model_sha256="s")
+
+
+def test_private_columns_are_trained_to_their_end_whatever_the_run_chooses_by() -> None:
+    run = tiny_run_of_format(2, federation={"rounds": 4, "keep": "best", "patience": 1})
+    (private,) = WITH_PRIVACY.private_runs(run)
+    assert not private.chooses
 
 
 def test_columns_share_steps_schedule_and_initial_weights(sites: list[Site], tmp_path: Path) -> None:
