@@ -38,7 +38,7 @@ def change(crops: Tensor, config: AugmentationConfig, generator: torch.Generator
     if config.noise:
         crops = some(crops, odds.noise, lambda those: _noisy(those, config.noise, generator))
     if (widths := config.blur) is not None:
-        crops = some(crops, odds.blur, lambda those: _blurred(those, between(len(those), widths, generator)))
+        crops = some(crops, odds.blur, lambda those: _blurred(those, between(len(those), widths, generator), widths[1]))
     if config.brightness:
         crops = some(
             crops, odds.brightness, lambda those: those * _each(_about_1(those, config.brightness, generator), those)
@@ -90,9 +90,12 @@ def _noisy(crops: Tensor, limit: float, generator: torch.Generator) -> Tensor:
     return crops + drawn * (_each(share, crops) * crops.std(_axes(crops), correction=0, keepdim=True))
 
 
-def _blurred(crops: Tensor, widths: Tensor) -> Tensor:
-    """Axis after axis, as sums of the crop moved by whole voxels; beyond the edge lies what is nearest."""
-    reach = math.ceil(_REACH * float(widths.max()))
+def _blurred(crops: Tensor, widths: Tensor, widest: float) -> Tensor:
+    """Axis after axis, as sums of the crop moved by whole voxels; beyond the edge lies what is nearest.
+
+    How far they reach follows from the run's widest blur, and not from the other crops.
+    """
+    reach = math.ceil(_REACH * widest)
     steps = torch.arange(-reach, reach + 1, dtype=torch.float32)
     weights = torch.exp(-((steps / widths.unsqueeze(1)) ** 2) / 2)
     weights = weights / weights.sum(1, keepdim=True)

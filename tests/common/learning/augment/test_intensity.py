@@ -27,7 +27,7 @@ def crops(*shape: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(2, 1, 15, 12), (2, 1, 7, 9, 8), (1, 1, 1, 20)])
 def test_blur_is_scipys(shape: tuple[int, ...]) -> None:
     before = crops(*shape)
-    after = intensity._blurred(before, torch.full((shape[0],), 0.8))
+    after = intensity._blurred(before, torch.full((shape[0],), 0.8), 1.0)
     for one, other in zip(before[:, 0], after[:, 0], strict=True):
         sigma = [0.8 if edge > 1 else 0.0 for edge in one.shape]
         expected = ndimage.gaussian_filter(one.double().numpy(), sigma, mode="nearest", radius=3)
@@ -36,7 +36,7 @@ def test_blur_is_scipys(shape: tuple[int, ...]) -> None:
 
 def test_each_crop_is_blurred_by_its_own_width() -> None:
     before = crops(2, 1, 16, 16)
-    both = intensity._blurred(before, torch.tensor([0.5, 1.0]))
+    both = intensity._blurred(before, torch.tensor([0.5, 1.0]), 1.0)
     for place, width in enumerate((0.5, 1.0)):
         expected = ndimage.gaussian_filter(before[place, 0].double().numpy(), width, mode="nearest", radius=3)
         assert both[place, 0].numpy() == pytest.approx(expected, abs=1e-4)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from common.config import TrainingConfig
+from common.config import AugmentationProbability, TrainingConfig
 from common.config.augmentation import PRESETS
 from common.learning.transforms import Stack, sample_crops
 
@@ -105,7 +105,8 @@ def test_a_preset_changes_crops_otherwise_than_the_defaults(name: str) -> None:
 def test_each_crop_is_changed_by_itself() -> None:
     """As drawn in a batch or alone: what a crop becomes does not depend on what lies beside it."""
     one, other = a_stack((1, 40, 40), 1), a_stack((1, 40, 40), 2)
-    for changes in CHANGES.values():
+    always = dict.fromkeys((field.alias for field in AugmentationProbability.model_fields.values()), 1.0)
+    for changes in (*CHANGES.values(), {"preset": "nnunet", "probability": always}):
         training = a_training((16, 16), changes)
         first, _ = sample_crops([one, one], training, generator(5))
         second, _ = sample_crops([one, other], training, generator(5))
