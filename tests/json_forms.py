@@ -119,6 +119,12 @@ FORMS: dict[str, Form] = {
         "ratios": {str: NUMBER},
     },
     "wardround-sim crossval": [{"site": str, "fold": (int, str), str: MAYBE}],
+    "wardround-sim reference": [
+        {
+            "document": str, "key": str, "kind": TEXT, "type": str, "format": int, "meaning": TEXT, "needed": bool,
+            "default": (*NUMBER, bool, str, None, [NUMBER], [str], {str: str}),
+        }
+    ],
     "wardround-sim sweep": [
         {"trial": int, "state": str, "rounds": int, "reason": TEXT, str: (*NUMBER, str, None, [NUMBER], [str])}
     ],

@@ -151,10 +151,11 @@ ARROWS = {
         "common.learning common.losses common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
-        "client client.evaluate common.config common.console common.learning common.losses common.models "
-        "common.preparation common.privacy common.strategies common.system common.tasks server.federation "
-        "server.views simulations.audit simulations.backends simulations.bench simulations.exchange "
-        "simulations.gallery simulations.partitions simulations.scenarios simulations.studies"
+        "client client.evaluate common.config common.console common.document common.learning common.losses "
+        "common.models common.preparation common.privacy common.strategies common.system common.tasks "
+        "server.federation server.views simulations.audit simulations.backends simulations.bench "
+        "simulations.exchange simulations.gallery simulations.partitions simulations.scenarios "
+        "simulations.studies"
     ),
     "simulations.exchange": (
         "client.data.prepare client.data.read client.data.study common.config common.learning common.models "
@@ -493,6 +494,7 @@ def test_process_with_the_door_holds_neither_torch_nor_images(module: str) -> No
         "server.commands.main",
         "client.commands.main",
         "simulations.commands.main",
+        "simulations.scenarios.scenario",
         "client.commands.data, client.data.check.checkup, client.data.check.report",
         "client.data.isolate.reader, client.data.isolate.answering",
     ],

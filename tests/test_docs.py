@@ -38,6 +38,7 @@ APPS = {
 CONTRACT = """
 wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
 wardround-sim diagnosis | sweep | gallery | export | import-bundle
+wardround-sim export | import-bundle | sweep | reference
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server key protect | key unprotect

@@ -147,6 +147,12 @@ class TrainingConfig(Table):
             raise ValueError("nesterov is for optimizer = 'sgd' with a momentum above 0: set both, or take it out")
         return self
 
+    @model_validator(mode="after")
+    def _runs_down_to_begin_again(self) -> Self:
+        if self.cycles > 1 and self.schedule == "constant":
+            raise ValueError("cycles is for a schedule that runs down: set schedule to cosine or poly, or take it out")
+        return self
+
 
 class FederationConfig(Table):
     """Rounds, and what counts as one."""
@@ -329,6 +335,17 @@ class RunConfig(Document):
                 "use 'independent', or leave it out"
             )
         return self
+
+    @property
+    def idle(self) -> list[str]:
+        """Settings that say something and change nothing, a sentence each."""
+        training, said = self.training, type(self.training).model_fields
+        told = []
+        if training.optimizer != "sgd" and training.momentum != said["momentum"].default:
+            told.append(f"training.momentum is of sgd and changes nothing with optimizer = {training.optimizer!r}")
+        if self.privacy is not None and training.batch_size != said["batch_size"].default:
+            told.append("training.batch-size changes nothing with [privacy]: sampling-rate takes its place")
+        return told
 
     @property
     def weighting(self) -> Literal["patients", "equal"]:

@@ -77,7 +77,7 @@ def from_bundle(bundle: bytes) -> RunDocument:
     """
     name, text, run_toml = read_bundle(bundle)
     document = from_text(text)
-    if name != document.name or parse(RunConfig, run_toml, "the bundle's run.toml") != document.config:
+    if name != document.name or parse(RunConfig, run_toml, "the bundle's run.toml", lenient=True) != document.config:
         raise ConfigError("the bundle's run.toml and pyproject.toml do not agree. Treat it as hostile.")
     return RunDocument(document.text, document.config, document.hash, bundle)
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from common.document.faults import explain
 from common.document.formats import FIRST, Since, later_keys, read_as, with_defaults, written
+from common.document.strict import mistaken
 from common.errors import ConfigError
 from common.text import NAME_PATTERN
 
@@ -98,8 +99,15 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read ({error}). Give the path of a TOML file in UTF-8.") from error
 
 
-def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
-    """Parse TOML text; see `load`."""
+def parse(model: type[TableType], text: str, source: str = "text", *, lenient: bool = False) -> TableType:
+    """Parse TOML text; see `load`.
+
+    Args:
+        model: of the table.
+        text: as written.
+        source: what to call it in an error.
+        lenient: take a text for a number, as the first versions did: for what was issued then.
+    """
     try:
         values = tomllib.loads(text)
     except RecursionError as error:
@@ -108,7 +116,10 @@ def parse(model: type[TableType], text: str, source: str = "text") -> TableType:
         ) from error
     except ValueError as error:  # also a number of too many digits
         raise ConfigError(f"{source} is not valid TOML: {error}. Correct that line.") from error
-    return validate(model, values, source, from_file=True)
+    table = validate(model, values, source, from_file=True)
+    if not lenient and (faults := list(mistaken(values, table.model_dump(by_alias=True)))):
+        raise ConfigError(f"{source}: {'; '.join(faults)}.")
+    return table
 
 
 def validate(

@@ -82,6 +82,8 @@ def run(
     issued = folder / ISSUED_NAME
     write_private(issued, run.text.encode())
     say(f"Proposed {run.name} {run.hash}")
+    for sentence in run.config.idle:
+        note(f"Note: {sentence}.")
     note(f"Issued as {issued}, of which that is the SHA-256")
     note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
     _follow(opened, registry, proposal, watch=watch)

@@ -154,8 +154,17 @@ def _scores(summary: dict[str, Any]) -> Iterator[_Scored]:
             columns=("site", *names),
             rows=rows,
             noised=noised,
-            warnings=() if noised else tuple(_found_nothing(scores["sites"], task)),
+            warnings=tuple(_beyond(scores["sites"], names) if noised else _found_nothing(scores["sites"], task)),
             lacking=not_scored(scores["sites"], task),
+        )
+
+
+def _beyond(sites: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> Iterator[str]:
+    """That a noised score may lie where no score lies."""
+    if any(not 0 <= scores.get(name, 0) <= 1 for scores in sites.values() for name in names):
+        yield (
+            "A score below 0 or above 1 is no mistake: hospitals add noise to scores of a private run, and where it is "
+            "larger than what is left to the score it leads beyond. Read it with its ±."
         )
 
 

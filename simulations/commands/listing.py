@@ -14,9 +14,10 @@ from common.privacy.guarantee import COVERED_PARTS
 from common.strategies import STRATEGY_CHOICE, Strategy
 from common.tasks import TASK_CHOICE, Task
 from simulations.backends import BACKENDS
+from simulations.commands.options import Listed
 from simulations.partitions import PARTITION_CHOICE
 
-What: TypeAlias = Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "backends"]
+What: TypeAlias = Listed
 Rows: TypeAlias = tuple[list[str], list[list[object]]]
 
 

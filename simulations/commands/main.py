@@ -4,7 +4,7 @@ Heavy modules are imported inside the commands: see common/console/cli.py.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -21,6 +21,7 @@ from simulations.commands.options import (
     BackendOption,
     DataOption,
     DeviceOption,
+    Listed,
     OutOption,
     RoundsOption,
     ScenarioArgument,
@@ -36,6 +37,7 @@ from simulations.commands.preparation import (
     teller,
     use_threads,
 )
+from simulations.commands.reference import reference
 from simulations.commands.sweep import sweep
 
 app = new_app("Simulate a federation of hospitals on one machine.")
@@ -44,6 +46,7 @@ app.command()(baseline)
 app.command()(diagnosis)
 app.command()(evaluate)
 app.command()(export)
+app.command()(reference)
 app.command()(sweep)
 app.command("import-bundle")(import_bundle)
 
@@ -79,16 +82,17 @@ def run(
     Example: wardround-sim run phantoms --out results/phantoms
     """
     configure_logging(verbose=verbose)
+    from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
+
+    chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
     from server.federation.events import not_scored, summary_as_dict  # noqa: PLC0415
     from server.federation.rounds import federate  # noqa: PLC0415
     from server.federation.selection import in_words  # noqa: PLC0415
     from server.views.report import write_report  # noqa: PLC0415
     from simulations.backends import opened  # noqa: PLC0415
-    from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
     from simulations.studies.overlays import draw_overlays  # noqa: PLC0415
 
     use_threads(threads)
-    chosen = load_scenario(scenario)
     changes: dict[str, Any] = {}
     if seed is not None:
         changes["seed"] = seed
@@ -102,6 +106,8 @@ def run(
     sites = prepare_sites(chosen, config, out, data, device)
     if chosen.config.pretraining is not None:
         config = pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
+    for sentence in config.idle:
+        note(f"Note: {sentence}.")
     if initial is not None:
         take_initial(config, initial, out)
     document = issue(config)
@@ -159,11 +165,12 @@ def compare(
     """
     configure_logging(verbose=verbose)
     from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
+
+    chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
     from simulations.studies import compare as comparison  # noqa: PLC0415
 
     use_threads(threads)
     numbers = parse_seeds(seeds)
-    chosen = load_scenario(scenario)
     base = chosen.config.run
     config = changed(base, {"federation": {"rounds": rounds}} if rounds else {})
     wanted = chosen.config.compare
@@ -229,10 +236,11 @@ def crossval(
     """
     configure_logging(verbose=verbose)
     from simulations.scenarios.scenario import load_scenario  # noqa: PLC0415
+
+    chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
     from simulations.studies.crossval import cross_validate, summary_rows  # noqa: PLC0415
 
     use_threads(threads)
-    chosen = load_scenario(scenario)
     if chosen.config.pretraining is not None:
         raise ConfigError("crossval starts each fold from random weights. Take [pretraining] out of the scenario.")
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
@@ -323,15 +331,18 @@ def gallery(
 @app.command("list")
 def list_members(
     what: Annotated[
-        Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "backends"],
-        typer.Argument(help="Which table."),
-    ],
+        Listed | None,
+        typer.Argument(help="Which table; without it, what tables there are."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List what a run or a scenario may choose from.
 
     Example: wardround-sim list networks --json
     """
+    if what is None:
+        show_table("What can be listed", ["what"], [[one] for one in get_args(Listed)], as_json=as_json)
+        return
     from simulations.commands import listing  # noqa: PLC0415 - torch, to count weights
 
     show_table(what.capitalize(), *listing.rows(what), as_json=as_json)

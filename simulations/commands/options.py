@@ -1,7 +1,7 @@
 """Options that several of the simulation's commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -24,3 +24,5 @@ BackendOption = Annotated[
     str | None, typer.Option("--backend", help="Where the sites work, see `wardround-sim list backends`.")
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
+# What `list` shows.
+Listed: TypeAlias = Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "backends"]

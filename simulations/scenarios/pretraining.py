@@ -8,18 +8,14 @@ together with the statement of why they are public.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
-
-from pydantic import Field
+from typing import Any, Literal, Protocol
 
 from common.config import (
-    Count,
     Device,
     InitialConfig,
     RunConfig,
     SiteConfig,
     SourceConfig,
-    Table,
     TrainingConfig,
     sha256_of,
     validate,
@@ -33,20 +29,7 @@ from simulations.backends import opened
 from simulations.generators.hippocampi import write_hippocampi
 from simulations.generators.mammograms import write_mammograms
 from simulations.generators.retina import write_retinas
-
-
-class PretrainingConfig(Table):
-    """Which images, how many, and how long to train on them."""
-
-    images: Literal["hippocampi", "mammograms", "retinas"]
-    patients: Count = 200
-    # Of the images. The run's seed sets the initial weights and crops, so each seed has a pretraining of its own.
-    seed: int = 0
-    rounds: Count = 10
-    # None: as in the run.
-    training: TrainingConfig | None = None
-    # Then so many rounds on the published part of the archive ([partition] published), with the run's own training.
-    published_rounds: Annotated[int, Field(ge=0)] = 0
+from simulations.scenarios.pretraining_settings import PretrainingConfig
 
 
 class _Writer(Protocol):

@@ -46,7 +46,7 @@ from common.models import NETWORK_CHOICE, Network
 from common.system.files import write_atomically
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.partitions import PARTITION_CHOICE, Partition
-from simulations.scenarios.pretraining import PretrainingConfig
+from simulations.scenarios.pretraining_settings import PretrainingConfig
 
 SHIPPED = Path(__file__).parent
 DATA_VARIABLE = "WARDROUND_DATA"

@@ -117,7 +117,7 @@ def test_a_misspelt_kind_or_choice_is_told_the_nearest() -> None:
 
 def test_a_key_of_another_kind_says_whose_it_is() -> None:
     said = refused(RunConfig, RUN + '[model]\narchitecture = "attention-unet"\nfilters = 8\n')
-    assert "unknown key 'model.filters'. It is a key of plain-unet; attention-unet has " in said
+    assert "unknown key 'model.filters'. It is a key of plain-unet and resnet; attention-unet has " in said
     said = refused(RunConfig, "format = 2\n" + RUN + '[task.loss]\nkind = "tversky"\nclass-weights = [1.0, 1.0]\n')
     assert "unknown key 'task.loss.class-weights'. It is a key of dice-ce and focal; tversky has " in said
 

@@ -1,0 +1,39 @@
+"""A setting that changes nothing is refused where that breaks no earlier run, and said otherwise."""
+
+from typing import Any
+
+import pytest
+
+from common.config import RunConfig, validate
+from common.errors import ConfigError
+
+
+def run_of(training: dict[str, Any], **tables: Any) -> RunConfig:
+    values = {
+        "name": "lesions",
+        "format": 2,
+        "data": {"modality": "CT", "classes": ["lesion"]},
+        "training": {"patch-size": [16, 16], **training},
+        "federation": {"rounds": 2},
+    }
+    return validate(RunConfig, values | tables)
+
+
+@pytest.mark.parametrize(
+    ("training", "tables", "said"),
+    [
+        ({"momentum": 0.5}, {}, ["training.momentum"]),
+        ({"momentum": 0.5, "optimizer": "sgd"}, {}, []),
+        ({"batch-size": 2}, {"privacy": {"target-epsilon": 1.0}}, ["training.batch-size"]),
+        ({"batch-size": 2}, {}, []),
+        ({}, {"privacy": {"target-epsilon": 1.0}}, []),
+    ],
+)
+def test_what_changes_nothing_is_named(training: dict[str, Any], tables: dict[str, Any], said: list[str]) -> None:
+    assert [sentence.partition(" ")[0] for sentence in run_of(training, **tables).idle] == said
+
+
+def test_a_constant_rate_has_no_cycles_but_may_warm_up() -> None:
+    with pytest.raises(ConfigError, match="cycles is for a schedule that runs down"):
+        run_of({"schedule": "constant", "cycles": 2})
+    assert run_of({"schedule": "constant", "warmup-steps": 3}).training.warmup_steps == 3
