@@ -35,8 +35,8 @@ ARROWS = {
     "client.commands": (
         "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
         "client.data.read client.data.study client.evaluate client.explain client.home client.predict "
-        "client.proposals client.rules client.trail common.audit common.config common.console common.crypto "
-        "common.flower common.identity common.learning common.privacy common.system common.wire"
+        "client.proposals client.rules client.serve client.trail common.audit common.config common.console "
+        "common.crypto common.flower common.identity common.learning common.privacy common.system common.wire"
     ),
     "client.data": (
         "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "
@@ -86,6 +86,7 @@ ARROWS = {
         "client.home client.rules common.audit common.config common.console common.crypto common.identity "
         "common.privacy common.system common.wire"
     ),
+    "client.serve": "client.data.study client.predict common.system",
     "client.train": (
         "client client.data client.home client.rules client.train.strategies common.audit common.config "
         "common.crypto common.learning common.learning.augment common.privacy common.tasks common.wire"
@@ -202,6 +203,16 @@ WALLS = {
         "client.home",
     ),  # before it has shut itself in
     "client.data.isolate.answering": ("grpc", "flwr", "cryptography", "torch", "client.home"),  # foreign files
+    "client.serve.server": (  # images, and a port: no key of the federation, and no way to its coordinator
+        "grpc",
+        "flwr",
+        "client.home",
+        "client.agent",
+        "client.rules",
+        "client.trail",
+        "client.worker",
+        "common.identity",
+    ),
     "server.gateway.services": HEAVY,
     "server.coordinator.serve": HEAVY,
 }
@@ -351,6 +362,7 @@ _WRITES_BY_ITSELF = {
     "common/audit/reading.py": "a copy for SQLite in a temporary folder",
     "common/system/namespaces.py": "files of the kernel under /proc",
     "common/system/sandbox.py": "a path as a handle, and /dev/null",
+    "client/serve/upload.py": "uploads as they come, in a private folder that goes with the server",
     "client/data/isolate/reader.py": "a file of the kernel under /proc",
     "client/agent/worker_process.py": "what the worker prints, appended by the kernel and begun anew when it is long",
     "server/coordinator/supervisor.py": "what processes print, appended by the kernel and begun anew when it is long",

@@ -46,7 +46,7 @@ wardround-server new | run | watch | runs | stop | resume | report | export | au
 wardround-client join | renew | start | status | doctor
 wardround-client data add | data remove | data check | data preview | data list | data forget | data export
 wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export
-wardround-client predict | evaluate | explain
+wardround-client predict | evaluate | explain | serve
 wardround-client key protect | key unprotect
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ from client.commands.key import key_app
 from client.commands.options import HOME, Home, NewHome, typed
 from client.commands.predict import predict
 from client.commands.preview import data_preview
+from client.commands.serve import serve
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
 from client.home.declared import as_declared, declare
@@ -69,6 +70,7 @@ app.add_typer(audit_app, name="audit")
 app.command()(predict)
 app.command()(evaluate)
 app.command()(explain)
+app.command()(serve)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import gzip
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,14 @@ def result_names(reference: Reference, stem: str) -> tuple[str, str]:
 
 
 def encode(
-    reference: Reference, stem: str, study: Study, labels: NDArray[np.uint8], *, run: RunConfig, model_sha256: str
+    reference: Reference,
+    stem: str,
+    study: Study,
+    labels: NDArray[np.uint8],
+    *,
+    run: RunConfig,
+    model_sha256: str,
+    wanted: Collection[str] | None = None,
 ) -> dict[str, bytes]:
     """The files of one result: name -> content.
 
@@ -64,11 +71,16 @@ def encode(
         labels: (*sp) on the study's grid.
         run: names the classes and the window of the overlay.
         model_sha256: of the model, hex; a DICOM SEG names it.
+        wanted: names of those that are made; None: all.
     """
     name, overlay = result_names(reference, stem)
-    with parsing("study's header"):
-        segmentation = _segmentation(name, study, labels, run, model_sha256)
-    return {name: segmentation, overlay: draw_overlay(study, labels, run.data.classes, run.preprocessing.window)}
+    contents = {}
+    if wanted is None or name in wanted:
+        with parsing("study's header"):
+            contents[name] = _segmentation(name, study, labels, run, model_sha256)
+    if wanted is None or overlay in wanted:
+        contents[overlay] = draw_overlay(study, labels, run.data.classes, run.preprocessing.window)
+    return contents
 
 
 def write_result(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:

@@ -3,14 +3,12 @@
 Order for a study: read, check that it fits the model, network, files (`client.predict.files`). Several studies under
 one path are done one after the other, each into a folder of its number; `studies.json` says which number is which.
 One that cannot be used is reported with its code and the rest goes on; what is finished stays.
-
-Times are of a model that is loaded and has run once: the first pass of a network costs more than the others.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from client.data.prepare.preprocess import Way, as_samples, preprocess, restore
 from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Find
 from client.predict.files import INDEX_NAME, encode, refuse_to_overwrite, stem_of, write_index, write_result
+from client.predict.latency import Latency, Seconds, latency_of
 from client.predict.scores import encode_scores, scores_name
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
@@ -35,22 +34,9 @@ from common.learning.network import build_model
 from common.tasks import Told
 
 Read: TypeAlias = Callable[[Reference], Study]
+Write: TypeAlias = Callable[[Path, Mapping[str, bytes]], tuple[Path, ...]]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Where the time of one study went."""
-
-    reading: float
-    network: float  # with resampling to its grid and back
-    writing: float
-
-    @property
-    def all(self) -> float:
-        """From the first file to the last."""
-        return self.reading + self.network + self.writing
 
 
 @dataclass(frozen=True)
@@ -73,17 +59,6 @@ class Failure:
     number: int
     code: ErrorCode
     reason: str
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one part of the work, over the studies."""
-
-    part: str
-    volume_median: float
-    volume_95: float
-    slice_median: float
-    slice_95: float
 
 
 @dataclass(frozen=True)
@@ -115,15 +90,7 @@ class Prediction:
     @property
     def latency(self) -> tuple[Latency, ...]:
         """Reading, network, writing and all of them; empty when no study was segmented."""
-        if not self.studies:
-            return ()
-        slices = np.array([study.slices for study in self.studies])
-        rows = []
-        for part in ("reading", "network", "writing", "all"):
-            volumes = 1000 * np.array([getattr(study.seconds, part) for study in self.studies])
-            figures = (float(np.percentile(of, q)) for of in (volumes, volumes / slices) for q in (50, 95))
-            rows.append(Latency(part, *figures))
-        return tuple(rows)
+        return latency_of(self.studies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +215,15 @@ def load_predictor(path: Path, device: str | torch.device) -> Segmenter:
 
 
 def predict_one(
-    segmenter: Segmenter, read: Read, reference: Reference, folder: Path, stem: str, *, number: int = 1
+    segmenter: Segmenter,
+    read: Read,
+    reference: Reference,
+    folder: Path,
+    stem: str,
+    *,
+    number: int = 1,
+    wanted: Collection[str] | None = None,
+    write: Write = write_result,
 ) -> StudyResult:
     """Segment, or classify, one study and write its files.
 
@@ -259,6 +234,8 @@ def predict_one(
         folder: receives the files.
         stem: what their names start with; "" for names that say nothing.
         number: of the study, for the result.
+        wanted: names of the files that are made, of those that there could be; None: all.
+        write: writes them.
 
     Raises:
         DataError: the study cannot be used; nothing was written.
@@ -275,11 +252,12 @@ def predict_one(
         if run.task.DRAWS:
             labels = _segment(segmenter, study)
             have_answer = time.perf_counter()
-            contents = encode(reference, stem, study, labels, run=run, model_sha256=sha256)
+            contents = encode(reference, stem, study, labels, run=run, model_sha256=sha256, wanted=wanted)
         else:
             told = run.task.tell(_answers(segmenter, study)[0], run.data.classes)
             have_answer = time.perf_counter()
-            contents = {scores_name(stem): encode_scores(told, run, sha256)}
+            name = scores_name(stem)
+            contents = {name: encode_scores(told, run, sha256)} if wanted is None or name in wanted else {}
     except WardroundError:
         raise
     except Exception as error:
@@ -288,7 +266,7 @@ def predict_one(
             f"the study met an unexpected {type(error).__name__}. Report that, and take the study out.",
             ErrorCode.INTERNAL,
         ) from error
-    files = write_result(folder, contents)
+    files = write(folder, contents)
     seconds = Seconds(have_read - began, have_answer - have_read, time.perf_counter() - have_answer)
     notes = _notes(study, labels, run)
     return StudyResult(number, files, _slices(study), _voxels(labels, run), seconds, notes, told)
@@ -382,6 +360,7 @@ __all__ = [
     "Seconds",
     "Segmenter",
     "StudyResult",
+    "Write",
     "check_apart",
     "check_fits",
     "load_predictor",
