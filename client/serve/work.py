@@ -63,7 +63,7 @@ def work(
         stopped: asked between jobs.
         told: receives a line for each study.
     """
-    with reading() as (find, read):
+    with reading(segmenter.run) as (find, read):
         desk = _Desk(segmenter, find, read, figures, told)
         while not stopped():
             if (job := jobs.take(_PATIENCE_S)) is not None:
