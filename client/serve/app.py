@@ -32,6 +32,7 @@ from common.errors import ConfigError, DataError, ErrorCode, WardroundError, cod
 _TYPES = {
     ".dcm": "application/dicom",
     ".gz": "application/gzip",
+    ".json": "application/json",
     ".png": "image/png",
     ".pgm": "image/x-portable-graymap",
 }

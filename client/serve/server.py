@@ -21,7 +21,7 @@ from pathlib import Path
 import uvicorn
 
 from client.predict.latency import Latency
-from client.predict.prediction import load_segmenter
+from client.predict.prediction import load_predictor
 from client.serve import sweeper
 from client.serve.app import made
 from client.serve.guard import Guard
@@ -91,7 +91,7 @@ def serve(
     Raises:
         ConfigError: the model cannot be loaded, the port is taken, or the folder cannot be written.
     """
-    segmenter = load_segmenter(model, device, must_draw=False)
+    segmenter = load_predictor(model, device)
     figures = Figures()
     with _listening(port, both) as sockets, _private(folder) as place:
         token = Token.made(place / "token")

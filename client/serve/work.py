@@ -1,4 +1,4 @@
-"""The work: one job after the other, each study as `predict` does it, or the probabilities of a classifier.
+"""The work: one job after the other, each study as `predict` does it.
 
 Files are parsed by the reader child, which a job may kill; the next one finds a new child. Nothing of a job may stop
 the rest: what is not expected is told by its kind, and logged so.
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from client.data.study.study import Reference
-from client.predict.classifying import Classified, classify_one
 from client.predict.dropfolder import Find
 from client.predict.latency import Latency, Timed, latency_of
-from client.predict.prediction import Read, Segmenter, StudyResult, predict_one, reading
+from client.predict.prediction import Read, Segmenter, predict_one, reading
 from client.serve.jobs import Job, Jobs
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError, code_of
 from common.system.files import write_private
@@ -114,21 +113,16 @@ def _answer(desk: _Desk, job: Job) -> Mapping[str, Any]:
 
 
 def _one(desk: _Desk, job: Job, reference: Reference, number: int) -> Mapping[str, Any]:
-    segmenter, read = desk.segmenter, desk.read
-    result: StudyResult | Classified
-    found: Mapping[str, Any]
-    names: dict[str, Path] = {}
-    if segmenter.run.task.DRAWS:
-        place = job.results / f"{number:03}"
-        result = predict_one(
-            segmenter, read, reference, place, "", number=number, wanted=job.wanted, write=_write_for_a_while
-        )
-        prefix = f"{number:03}-" if job.total > 1 else ""
-        names = {f"{prefix}{path.name}": path for path in result.files}
-        found = {"voxels": result.voxels, "files": list(names), "notes": list(result.notes)}
-    else:
-        result = classify_one(segmenter, read, reference, number)
-        found = {"probabilities": result.probabilities}
+    place = job.results / f"{number:03}"
+    result = predict_one(
+        *(desk.segmenter, desk.read, reference, place, ""),
+        number=number,
+        wanted=job.wanted,
+        write=_write_for_a_while,
+    )
+    prefix = f"{number:03}-" if job.total > 1 else ""
+    names = {f"{prefix}{path.name}": path for path in result.files}
+    job.files |= names
     desk.figures.add(result)
     seconds = result.seconds
     desk.told(
@@ -136,8 +130,9 @@ def _one(desk: _Desk, job: Job, reference: Reference, number: int) -> Mapping[st
         f"({1000 * seconds.all / result.slices:.1f} ms a slice): read {1000 * seconds.reading:.1f}, "
         f"network {1000 * seconds.network:.1f}, write {1000 * seconds.writing:.1f}"
     )
-    job.files |= names
-    return {"study": number, "slices": result.slices, **found, "seconds": asdict(seconds)}
+    found = {"voxels": result.voxels} if result.told is None else asdict(result.told)
+    about = {"files": list(names), "notes": list(result.notes), "seconds": asdict(seconds)}
+    return {"study": number, "slices": result.slices, **found, **about}
 
 
 def _write_for_a_while(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:
