@@ -62,11 +62,12 @@ FORMS: dict[str, Form] = {
         "studies": [
             {
                 str: (
-                    str, *NUMBER, bool, None, [NUMBER], {str: NUMBER},
+                    str, *NUMBER, bool, None, [NUMBER], [str], {str: NUMBER},
                 )
             }
         ],
         "classes": [{"class": str, "studies": int, "share": MAYBE}],
+        "findings": [{"class": str, "studies": int}],
         "images": [
             {
                 "modality": TEXT, "studies": int, "size": [[NUMBER]], "spacing-mm": ([[NUMBER]], None),
@@ -82,7 +83,7 @@ FORMS: dict[str, Form] = {
         "studies": [
             {
                 "study": int, "slices": int, "voxels": {str: int}, "seconds": {str: NUMBER}, "files": [str],
-                "notes": [str],
+                "notes": [str], "told": ({"chances": {str: NUMBER}, "none": MAYBE, "answer": [str]}, None),
             }
         ],
         "failures": [{"number": int, "code": str, "reason": str}],

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from client.commands.main import app
 from simulations.generators.phantoms import SCANNERS, write_study
 from tests.client.data.studies import write_pair
+from tests.json_forms import conforms
+from tests.simulations.classed import classed_site
 
 COMMAND = Path(sys.executable).with_name("wardround-client")
 RUN_TOML = """
@@ -64,6 +66,21 @@ def succeed(home: Path, *arguments: str) -> Result:
     result = call(home, *arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+def test_a_table_of_classes_is_added_and_its_classes_are_counted(home: Path, tmp_path: Path) -> None:
+    site = classed_site(tmp_path / "table", "north", patients=5)
+    added = ["add", str(tmp_path / "table"), "--csv", "table.csv", "--class-column", "finding"]
+    result = succeed(home, *added, "--label-map", "clear=background")
+    assert "5 studies of 5 patients" in result.output
+    assert "None has a label" not in result.output
+    assert (home / "site.toml").read_text().startswith("format = 2\n")
+    checked = json.loads(succeed(home, "check", "--json").stdout)
+    conforms("wardround-client data check", checked)
+    # Words of a table are free text, and shown as such: two pictures are bright, one is dark.
+    assert sorted(row["studies"] for row in checked["findings"]) == [1, 2, 2]
+    assert checked["findings"][-1] == {"class": "none of them", "studies": 2}
+    assert site.data[0].class_column == "finding"
 
 
 @pytest.mark.system

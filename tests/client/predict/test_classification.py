@@ -23,6 +23,7 @@ from common.errors import ConfigError
 from common.learning.checkpoint import Manifest, pack, save_model, sha256
 from common.learning.network import build_model, weights_of
 from common.tasks.classification import Classification
+from tests.json_forms import conforms
 from tests.simulations.classed import classed_run, picture
 
 
@@ -97,6 +98,7 @@ def test_the_command_tells_it_as_data(tmp_path: Path) -> None:
     call = ["predict", str(model), str(a_picture(tmp_path / "one.png")), "--device", "cpu"]
     result = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
+    conforms("wardround-client predict", json.loads(result.stdout))
     (study,) = json.loads(result.stdout)["studies"]
     assert study["told"]["chances"] == json.loads((tmp_path / "out" / "one-scores.json").read_text())["chances"]
     shown = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "again")])
