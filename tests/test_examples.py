@@ -245,7 +245,7 @@ def test_an_added_network_trains(copies: Copies) -> None:
 
 def test_an_added_task_trains_and_is_scored_by_its_own_names(copies: Copies) -> None:
     copy = copies("task")
-    assert copy.listed("tasks")[1]["headline"] == "accuracy"
+    assert {task["task"]: task["headline"] for task in copy.listed("tasks")}["presence"] == "accuracy"
     summary = copy.trained(copy.scenario('[run.task]\nkind = "presence"\n'))
     for scores in summary["scores"]["test"]["sites"].values():
         assert set(scores) == {"accuracy"}

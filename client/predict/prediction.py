@@ -206,7 +206,10 @@ def load_segmenter(path: Path, device: str | torch.device, *, must_draw: bool = 
 def load_predictor(path: Path, device: str | torch.device) -> Segmenter:
     """See `load_segmenter`; a model that classifies regions is refused, for nothing says where there are any."""
     segmenter = load_segmenter(path, device, must_draw=False)
-    if segmenter.run.task.of_regions:
+    task = segmenter.run.task
+    if not (task.DRAWS or task.TELLS):
+        raise ConfigError(f"the model answers {task.kind}, which draws nothing into an image, nor tells of it.")
+    if task.of_regions:
         raise ConfigError(
             "the model tells classes of marked regions apart, and a study for prediction has no marks. Predict with a "
             "model that segments, or that classifies images."

@@ -49,6 +49,8 @@ class Classification(Task):
     )
     SHOWN: ClassVar[tuple[str, ...]] = tuple(name for name in SCORES if name != "recall")
 
+    TELLS: ClassVar[bool] = True
+
     @property
     def label(self) -> Literal["map", "class", "classes"]:
         """A map marks regions."""

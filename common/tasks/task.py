@@ -46,6 +46,8 @@ class Task(Table):
     BY_CLASS: ClassVar[bool] = False
     # Whether an answer is a label map of the image, as a prediction writes it and an overlay draws it.
     DRAWS: ClassVar[bool] = False
+    # Whether an answer is said in words and numbers of the image as a whole: `tell`.
+    TELLS: ClassVar[bool] = False
 
     @property
     def label(self) -> Literal["map", "class", "classes"]:
@@ -139,7 +141,7 @@ class Task(Table):
         """
 
     def tell(self, answers: "Tensor", classes: Sequence[str]) -> Told:
-        """What the answers for a study (S, ...) say of it as a whole; for tasks that draw nothing."""
+        """What the answers for a study (S, ...) say of it as a whole; for tasks with TELLS."""
         raise NotImplementedError
 
     def missed(self, scores: Mapping[str, float]) -> str | None:
