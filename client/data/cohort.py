@@ -185,10 +185,11 @@ def _case(patient: str, key: str, split: Split, prepared: Prepared, run: RunConf
 
 def _read(run: RunConfig, readers: Readers, jobs: Sequence[Job]) -> Iterator[Prepared | DataError]:
     for reading in readers.read(jobs):
-        yield reading if isinstance(reading, DataError) else _prepared(reading, run)
+        yield reading if isinstance(reading, DataError) else prepared(reading, run)
 
 
-def _prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
+def prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
+    """A study that was read, as the network takes it; or why the run cannot take it."""
     try:
         image, label, _ = preprocess(reading.study, run)
         images = as_samples(image, run.model.dims)
@@ -225,4 +226,4 @@ def _nothing(site: SiteConfig, found: Studies) -> str:
     )
 
 
-__all__ = ["Case", "Cohort", "Quarantined", "Studies", "deal", "read_studies"]
+__all__ = ["Case", "Cohort", "Quarantined", "Studies", "deal", "prepared", "read_studies"]

@@ -12,16 +12,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from client.data.isolate.isolation import Reading
+from client.evaluate import classification, classification_page, scoring, segmentation_page
 from client.evaluate.evaluation import Cases, Wanted, score_site
 from client.evaluate.findings import Findings, Table
-from client.evaluate.scoring import ScoredStudy, score
-from client.evaluate.segmentation_page import findings as of_segmentation
 from client.predict.prediction import Segmenter, load_segmenter
 from client.rules import approvals
 from client.site import Site
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.learning.checkpoint import Manifest, load_model
 from common.tasks import Task
+from common.tasks.classification import Classification
+from common.tasks.segmentation import Segmentation
 
 ALL_SITES = "all sites"
 
@@ -76,23 +79,23 @@ def evaluate(
         DataError: a site has no study to be scored.
     """
     _, _, manifest = load_model(model)
-    segmenter = load_segmenter(model, device)
+    segmenter = load_segmenter(model, device, must_draw=False)
     run, several = segmenter.run, []
+    score, digest, found = _way(segmenter, tolerance)
     for site in sites:
         here = took_part(site, manifest)
         several.append(
             score_site(
                 site,
                 run,
-                partial(_score, segmenter=segmenter, tolerance=tolerance),
-                lambda one: one.digest,
+                score,
+                digest,
                 wanted=wanted or ("test" if here else "all"),
                 took_part=here,
                 readers=readers,
                 progress=partial(progress, site.config.name),
             )
         )
-    found = partial(of_segmentation, task=run.task, classes=run.data.classes, tolerance=tolerance)
     each = tuple(_evaluated(cases, found(cases)) for cases in several)
     if len(several) < 2:
         return Evaluation(run, manifest, each, None)
@@ -107,8 +110,28 @@ def took_part(site: Site, manifest: Manifest) -> bool:
     return site.config.name in manifest.sites or any(one is not None and one.approved for one in answers)
 
 
-def _score(reading: Any, *, segmenter: Segmenter, tolerance: float) -> ScoredStudy:
-    return score(reading, segmenter, tolerance)
+def _way(
+    segmenter: Segmenter, tolerance: float
+) -> tuple[Callable[[Reading], Any], Callable[[Any], str], Callable[[Cases[Any]], Findings]]:
+    """How a study of the model's task is scored, the digest of what comes of it, and what all of them amount to.
+
+    Raises:
+        ConfigError: of this task there are no measures.
+    """
+    task, classes = segmenter.run.task, segmenter.run.data.classes
+    if isinstance(task, Segmentation):
+        return (
+            partial(scoring.score, segmenter=segmenter, tolerance=tolerance),
+            lambda one: str(one.digest),
+            partial(segmentation_page.findings, task=task, classes=classes, tolerance=tolerance),
+        )
+    if isinstance(task, Classification):
+        return (
+            partial(classification.score, segmenter=segmenter),
+            lambda one: str(one.digest),
+            partial(classification_page.findings, task=task, classes=classes),
+        )
+    raise ConfigError(f"the model answers {task.kind}, of which there are no measures. Segment, or classify.")
 
 
 def _evaluated(cases: Cases[Any], found: Findings) -> Evaluated:
@@ -124,7 +147,7 @@ def _evaluated(cases: Cases[Any], found: Findings) -> Evaluated:
     )
 
 
-def _joined(several: Sequence[Cases[ScoredStudy]]) -> Cases[ScoredStudy]:
+def _joined(several: Sequence[Cases[Any]]) -> Cases[Any]:
     left_out: dict[Any, int] = {}
     for cases in several:
         for code, count in cases.left_out.items():
@@ -142,26 +165,28 @@ def _joined(several: Sequence[Cases[ScoredStudy]]) -> Cases[ScoredStudy]:
 
 def _with_sites(found: Findings, sites: Sequence[Evaluated], task: Task) -> Findings:
     """The findings of all patients, headed by a row for each site, their mean, and the worst of them."""
-    scores = {one.site: one.findings.summary["mean-of-patients"] for one in sites}
-    names = [name for name in task.SHOWN if name in found.summary["mean-of-patients"]]
+    figures = "mean-of-patients" if "mean-of-patients" in found.summary else "scores"
+    whole = "mean of all patients" if figures == "mean-of-patients" else "score of all images"
+    scores = {one.site: one.findings.summary[figures] for one in sites}
+    names = [name for name in task.SHOWN if name in found.summary[figures]]
     values = {site: {name: (own.get(name) or {}).get("value") for name in names} for site, own in scores.items()}
     headline = names[0]
     scored = [(own[headline], site) for site, own in values.items() if own[headline] is not None]
     worst = min(scored)[1] if scored else next(iter(values))
     mean = {name: _mean([own[name] for own in values.values()]) for name in names}
-    pooled = {name: found.summary["mean-of-patients"][name]["value"] for name in names}
+    pooled = {name: found.summary[figures][name]["value"] for name in names}
     rows = [
         (site, one.patients, *(values[site][name] for name in names)) for site, one in zip(values, sites, strict=True)
     ]
     rows.append(("mean of sites", None, *mean.values()))
     rows.append((f"worst site: {worst}", None, *values[worst].values()))
-    rows.append(("mean of all patients", sum(one.patients for one in sites), *pooled.values()))
+    rows.append((whole, sum(one.patients for one in sites), *pooled.values()))
     table = Table(
         "Sites",
         ("site", "patients", *names),
         tuple(rows),
-        "Means over the patients of each site. The mean of all patients is what one hospital with all of them would "
-        "find; the mean of sites counts each hospital the same.",
+        f"The {whole} is what one hospital with all of them would find. The mean of sites counts each hospital the "
+        "same; of an area or a precision it is nothing that all patients together would give.",
     )
     summary = {"sites": values, "mean-of-sites": mean, "worst-site": worst, **found.summary}
     return replace(found, summary=summary, tables=(table, *found.tables))

@@ -11,15 +11,16 @@ LABEL_COLOUR, MODEL_COLOUR = (0, 158, 115), (213, 60, 40)  # green, red
 PIXELS = 280  # of the longer edge, at most
 
 
-def draw(study: Study, found: NDArray[np.uint8]) -> bytes:
+def draw(study: Study, found: NDArray[np.uint8] | None) -> bytes:
     """A PNG of one slice. Label green, model red; classes are not told apart, but their borders are drawn.
 
     Args:
-        study: with its label.
-        found: (*sp) labels on the study's grid.
+        study: with its label, where that is a map.
+        found: (*sp) labels on the study's grid; None: an answer of the image as a whole.
     """
-    truth = study.label
-    assert truth is not None  # noqa: S101 - a study that is scored has one
+    nothing = np.zeros(study.image.shape[1:], np.uint8)
+    truth = nothing if study.label is None else study.label
+    found = truth if found is None else found
     image = study.image
     if truth.ndim == 3:
         at, flips = _slice(found, truth), upside_down(study)
