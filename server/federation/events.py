@@ -205,6 +205,12 @@ def mean_of_patients(scores: Mapping[str, Mapping[str, float]], patients: Mappin
     return _weighted(scores, patients) if scores and all(patients[site] for site in scores) else None
 
 
+def worst_site(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | None:
+    """The site with the lowest headline score, which a mean hides; None where no two sites have one."""
+    scored = [(values[task.headline], site) for site, values in scores.items() if task.headline in values]
+    return min(scored)[1] if len(scored) > 1 else None
+
+
 def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
     """The scores of the last evaluation of each phase, by site and overall."""
     found: dict[str, Any] = {}

@@ -29,6 +29,7 @@ from server.federation.events import (
     not_scored,
     read_events,
     refused_of,
+    worst_site,
 )
 from server.federation.selection import in_words
 
@@ -141,6 +142,9 @@ def _scores(summary: dict[str, Any]) -> Iterator[_Scored]:
             [site, *(score_with_noise(values, name, task) for name in names)]
             for site, values in [*sorted(scores["sites"].items()), ("mean of sites", scores["mean-of-sites"])]
         ]
+        if (worst := worst_site(scores["sites"], task)) is not None:
+            lowest = scores["sites"][worst]
+            rows.append([f"worst site: {worst}", *(score_with_noise(lowest, name, task) for name in names)])
         if scores["mean-of-patients"]:
             # What a site says of its number is rounded, and never below ten.
             patients = scores["mean-of-patients"]

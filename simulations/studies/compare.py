@@ -44,6 +44,7 @@ ZERO_SHOT = "zero-shot"
 PRIVATE = "federated, epsilon {:g}"
 PRIVATE_POOLED = "pooled, epsilon {:g}"
 MEAN = "mean of sites"
+WORST = "worst site"
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -91,6 +92,10 @@ class Measure:
     def mean(self, result: Result) -> float:
         """Mean of the sites that have it."""
         return mean_of_sites(result.scores, self.task)[self.task.headline]
+
+    def worst(self, result: Result) -> float:
+        """The lowest of the sites that have it."""
+        return min(one[self.task.headline] for one in result.scores.values() if self.task.headline in one)
 
     def merged(self, result: Result) -> float | None:
         """Of all classes taken as one; None where the task has no such score."""
@@ -193,6 +198,7 @@ def summary_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list
         for site in results[0].scores
     ]
     rows.append([f"{measure.name}, {MEAN}", *(_spread(map(measure.mean, by_name[name])) for name in names)])
+    rows.append([f"{measure.name}, {WORST}", *(_spread(map(measure.worst, by_name[name])) for name in names)])
     merged = [[one for r in by_name[name] if (one := measure.merged(r)) is not None] for name in names]
     if any(merged) and any(measure.merged(result) != measure.mean(result) for result in results):
         rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(_spread, merged)])

@@ -48,6 +48,10 @@ def test_report_shows_scores_sites_and_model(tmp_path: Path) -> None:
     text = finished(tmp_path)
     assert "0.750" in text
     assert "0.625" in text  # mean of the sites
+    worst = text[text.index("worst site:") :]
+    assert worst.startswith("worst site: &lt;b&gt;south")
+    assert text.index("mean of sites") < text.index("worst site:")
+    assert "<td>0.500</td>" in worst[:200]
     assert "no differential privacy guarantee" in text
     assert text.count("<svg") == 2  # dice and loss; no epsilon without privacy
 

@@ -41,6 +41,8 @@ def test_run_prints_scores_and_writes_results(scenario: Path, tmp_path: Path) ->
     rows = json.loads(done.stdout)
     conforms("wardround-sim run", rows)
     assert [row["site"] for row in rows] == ["north", "south", "mean of sites"]
+    worst = min(rows[:2], key=lambda row: float(row["dice"]))
+    assert f"worst site: {worst['site']}, dice {worst['dice']:.3f}" in done.stderr
     assert rows[2]["dice"] == pytest.approx((rows[0]["dice"] + rows[1]["dice"]) / 2)
     for name in ("model.safetensors", "model.json", "summary.json", "metrics.jsonl", "report.html"):
         assert (tmp_path / "out" / name).exists()

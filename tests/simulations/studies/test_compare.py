@@ -248,6 +248,7 @@ def test_table_gives_mean_and_range_over_seeds() -> None:
     assert head == ["", POOLED, FEDERATED]
     assert rows[0] == ["Dice on x", "0.550 (0.500-0.600)", "0.550 (0.500-0.600)"]
     assert rows[2][1] == "0.725 (0.700-0.750)"
+    assert rows[3][:2] == ["Dice, worst site", "0.550 (0.500-0.600)"]
 
 
 def test_dice_of_all_classes_as_one_is_told_where_a_run_has_several() -> None:
