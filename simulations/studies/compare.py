@@ -43,8 +43,7 @@ FEDERATED = "federated"
 ZERO_SHOT = "zero-shot"
 PRIVATE = "federated, epsilon {:g}"
 PRIVATE_POOLED = "pooled, epsilon {:g}"
-MEAN = "mean of sites"
-WORST = "worst site"
+MEAN, WORST = "mean of sites", "worst site"
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -95,7 +94,7 @@ class Measure:
 
     def worst(self, result: Result) -> float:
         """The lowest of the sites that have it."""
-        return min(one[self.task.headline] for one in result.scores.values() if self.task.headline in one)
+        return min(value for site in result.scores for value in self.on(site, [result]))
 
     def merged(self, result: Result) -> float | None:
         """Of all classes taken as one; None where the task has no such score."""
@@ -197,8 +196,8 @@ def summary_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list
         [f"{measure.name} on {site}", *(_spread(measure.on(site, by_name[name])) for name in names)]
         for site in results[0].scores
     ]
-    rows.append([f"{measure.name}, {MEAN}", *(_spread(map(measure.mean, by_name[name])) for name in names)])
-    rows.append([f"{measure.name}, {WORST}", *(_spread(map(measure.worst, by_name[name])) for name in names)])
+    for kind, value in ((MEAN, measure.mean), (WORST, measure.worst)):
+        rows.append([f"{measure.name}, {kind}", *(_spread(map(value, by_name[name])) for name in names)])
     merged = [[one for r in by_name[name] if (one := measure.merged(r)) is not None] for name in names]
     if any(merged) and any(measure.merged(result) != measure.mean(result) for result in results):
         rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(_spread, merged)])
