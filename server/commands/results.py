@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.identity.operators import Act
 from common.system.files import write_atomically
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
-from server.federation.events import JOURNAL_NAME, worst_site
+from server.federation.events import JOURNAL_NAME, worst_told
 from server.home import checkpoints
 from server.home.checkpoints import MODEL_FILES
 from server.home.folder import Home
@@ -98,8 +98,8 @@ def show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
     ]
     title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
     show_table(title, ("site", headline, "score-noise", "epsilon", "delta"), rows, as_json=as_json)
-    if (worst := worst_site(test["sites"], proposal.run.task)) is not None:
-        note(f"worst site: {worst}, {headline} {test['sites'][worst][headline]:.3f}")
+    if worst := worst_told(test["sites"], proposal.run.task):
+        note(worst)
     if scores and not test["sites"]:
         note(
             "No hospital gave a score: a split of fewer patients than its policy's min-held-out leaves none. "

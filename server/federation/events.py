@@ -211,6 +211,12 @@ def worst_site(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | N
     return min(scored)[1] if len(scored) > 1 else None
 
 
+def worst_told(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | None:
+    """The worst site and its headline score, for a person."""
+    worst = worst_site(scores, task)
+    return None if worst is None else f"worst site: {worst}, {task.headline} {scores[worst][task.headline]:.3f}"
+
+
 def latest_scores(events: Sequence[Event]) -> dict[str, Any]:
     """The scores of the last evaluation of each phase, by site and overall."""
     found: dict[str, Any] = {}

@@ -85,7 +85,7 @@ def run(
     from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
 
     chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
-    from server.federation.events import not_scored, summary_as_dict, worst_site  # noqa: PLC0415
+    from server.federation.events import not_scored, summary_as_dict, worst_told  # noqa: PLC0415
     from server.federation.rounds import federate  # noqa: PLC0415
     from server.federation.selection import in_words  # noqa: PLC0415
     from server.views.report import write_report  # noqa: PLC0415
@@ -131,10 +131,8 @@ def run(
         rows,
         as_json=as_json,
     )
-    if (worst := worst_site(scores["sites"], config.task)) is not None:
-        note(f"worst site: {worst}, {config.task.headline} {scores['sites'][worst][config.task.headline]:.3f}")
-    if lacking := not_scored(scores["sites"], config.task):
-        note(lacking)
+    for told in filter(None, (tell(scores["sites"], config.task) for tell in (worst_told, not_scored))):
+        note(told)
     for sentence in in_words(summary_as_dict(summary)):
         note(sentence)
     if config.privacy is not None:
