@@ -10,7 +10,6 @@ import typer
 
 from common.config.rundocument import issue
 from common.console.cli import JsonFlag, configure_logging, new_app, note, progress, show_json, show_table
-from common.errors import ConfigError
 from common.text import counted
 from simulations.commands.bench import bench_app
 from simulations.commands.diagnosis import baseline, diagnosis
@@ -235,19 +234,19 @@ def crossval(
     Example: wardround-sim crossval vessels --folds 5 --data images/vessels --out results/crossval
     """
     configure_logging(verbose=verbose)
-    from simulations.scenarios.scenario import load_scenario  # noqa: PLC0415
+    from simulations.scenarios.scenario import load_scenario, published  # noqa: PLC0415
 
     chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
     from simulations.studies.crossval import cross_validate, summary_rows  # noqa: PLC0415
 
     use_threads(threads)
-    if chosen.config.pretraining is not None:
-        raise ConfigError("crossval starts each fold from random weights. Take [pretraining] out of the scenario.")
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
     if rounds is not None:
         changes["federation"] = {"rounds": rounds}
     config = changed(chosen.config.run, changes)
     sites = prepare_sites(chosen, config, out, data, device)
+    if chosen.config.pretraining is not None:
+        config = pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
     per_fold = config.federation.rounds
     with progress("round", folds * per_fold) as advance:
         results = cross_validate(

@@ -24,7 +24,7 @@ from common.errors import ConfigError, FederationError
 from common.pages.html import render
 from common.system.files import write_atomically
 from common.tasks import Task
-from server.federation.events import SUMMARY_NAME, Observe, mean_of_sites, not_scored
+from server.federation.events import INITIAL_NAME, SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.federation.rounds import federate
 from server.views.report import write_report
 from simulations.backends import opened
@@ -70,7 +70,8 @@ def cross_validate(
     Args:
         run: the scenario's run, with folds.
         sites: the hospitals.
-        out: results; finished folds found here are not trained again.
+        out: results; finished folds found here are not trained again. Where the run names its first weights, they lie
+            here too: the same for every fold, and of no patient.
         backend: where the sites work; None: the first of `simulations.backends`.
         observe: given a fold number, what to call with each event of its journal.
         finished: told how many folds are done, and the score of the last.
@@ -144,6 +145,8 @@ def _fold(
         raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
     if kept is None or kept["status"] != "completed":
         _check_test_patients(number, run, sites)
+        if run.initial is not None:
+            write_atomically(folder / INITIAL_NAME, (folder.parent / INITIAL_NAME).read_bytes())
         with opened(sites, document, backend) as grid:
             federate(grid, document, folder, observe=observe)
         kept = json.loads(summary.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from client.site import Site
 from common.config import RunConfig, SiteConfig
 from common.errors import ConfigError, FederationError
+from common.learning.checkpoint import load_model, sha256
 from simulations.commands.main import app
 from simulations.scenarios.scenario import make_site
 from simulations.studies import crossval
@@ -170,3 +171,16 @@ def test_folds_that_leave_nobody_for_training_are_refused(scenario: Path, tmp_pa
     done = sim("crossval", scenario, "--folds", 2, "--out", tmp_path / "out")
     assert done.exit_code == 1
     assert "1/folds must leave patients for training" in done.stderr
+
+
+def test_every_fold_starts_from_the_same_weights_of_no_patient(scenario: Path, tmp_path: Path) -> None:
+    scenario.write_text(f'{scenario.read_text()}\n[pretraining]\nimages = "retinas"\npatients = 2\nrounds = 1\n')
+    out = tmp_path / "out"
+    done = sim("crossval", scenario, "--folds", 2, "--rounds", 1, "--out", out, "--threads", 1)
+    assert done.exit_code == 0, done.output
+    start = sha256((out / "initial.safetensors").read_bytes())
+    for fold in range(2):
+        run, _, _ = load_model(out / f"fold-{fold}")
+        assert run.initial is not None
+        assert run.initial.sha256 == start
+        assert "2 generated images (retinas, seed 0)" in str(run.initial.public)
