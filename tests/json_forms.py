@@ -74,9 +74,16 @@ FORMS: dict[str, Form] = {
                 "intensities": {str: NUMBER},
             }
         ],
+        "findings": [{"class": str, "studies": int}],
         "labels": [{"what": str, "studies": int, "most": NUMBER}],
         "policy": (VERDICT, None),
     },
+    "wardround-client data preview": [
+        {
+            "study": int, "step": str, "place": str, "size": [int], "lowest": MAYBE, "highest": MAYBE, "mean": MAYBE,
+            "changed": MAYBE,
+        }
+    ],
     "wardround-client data export": [{"what": str, "count": int}],
     "wardround-client audit verify": AUDIT,
     "wardround-client predict": {

@@ -119,6 +119,7 @@ def test_a_check_for_a_run_and_an_export_are_data(site: Path, tmp_path: Path) ->
     assert isinstance(checked, dict)
     assert checked["policy"]["allowed"] is False
     save(tmp_path / "ct", ct_slices(np.random.default_rng(0).integers(0, 3000, (2, 20, 20))))
+    printed("wardround-client data preview", "--run", "lesions", "--out", tmp_path / "preview", "--studies", 1)
     printed("wardround-client data export", tmp_path / "ct", "--out", tmp_path / "out")
 
 
