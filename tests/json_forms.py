@@ -74,7 +74,6 @@ FORMS: dict[str, Form] = {
                 "intensities": {str: NUMBER},
             }
         ],
-        "findings": [{"class": str, "studies": int}],
         "labels": [{"what": str, "studies": int, "most": NUMBER}],
         "policy": (VERDICT, None),
     },
