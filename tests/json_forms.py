@@ -96,6 +96,23 @@ FORMS: dict[str, Form] = {
         "latency-ms": [{str: (str, *NUMBER)}],
         "seconds": NUMBER,
     },
+    "wardround-client explain": {
+        "model": digest, "explained": str, "log-odds": {str: MAYBE}, "voxels": {str: int},
+        "samples": {"explained": int, "of": int}, "caveats": [str], "files": [str],
+        "methods": [
+            {
+                "method": str, "source": str, "means": str, "settings": {str: (str, *NUMBER, bool, None, [[int]])},
+                "passes": int, "seconds": NUMBER, "numbers": {str: MAYBE}, "caveats": [str],
+                "maps": [
+                    {
+                        "map": str, "mean-inside": MAYBE, "mean-outside": MAYBE,
+                        "random-weights": {str: (str, *NUMBER, None, bool)},
+                    }
+                ],
+            }
+        ],
+    },
+    "wardround-client serve": {"addresses": [str], "token": str},
     "wardround-client evaluate": EVALUATION,
     "wardround-server requests": [{"site": str, "wish": str, "phrase": TEXT}],
     "wardround-server sites": [

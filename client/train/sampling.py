@@ -6,7 +6,7 @@ is a class of its own. It is for runs without privacy: there each patient is in 
 which is what the accountant counts with, and not with one that the other patients' labels decide.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -24,13 +24,15 @@ def groups_of(patients: Mapping[str, Sequence[Case]], classes: int, task: Task) 
     return tuple(tuple(groups[number]) for number in sorted(groups))
 
 
-def draw(groups: Sequence[Sequence[str]], count: int, generator: torch.Generator) -> list[str]:
-    """So many patients, with replacement: a group uniformly, where there are several, then one of it uniformly."""
-    drawn = []
+def draw(groups: Sequence[Sequence[str]], count: int, generator: torch.Generator) -> Iterator[str]:
+    """So many patients, with replacement: a group uniformly, where there are several, then one of it uniformly.
+
+    Each is drawn when it is asked for: what is drawn of one comes before the next, and a run of an earlier version
+    draws the same again.
+    """
     for _ in range(count):
         group = groups[_integer(len(groups), generator)] if len(groups) > 1 else groups[0]
-        drawn.append(group[_integer(len(group), generator)])
-    return drawn
+        yield group[_integer(len(group), generator)]
 
 
 def _shown(case: Case, classes: int, task: Task) -> list[int]:

@@ -22,6 +22,7 @@ from client.explain.files import CAVEATS, REPORT_NAME
 from common.learning.network import build_model
 from simulations.generators.phantoms import SCANNERS, WrittenSeries, write_study
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
+from tests.json_forms import conforms
 
 needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
 
@@ -82,6 +83,7 @@ def test_caveats_are_printed_each_time_and_results_are_not_overwritten(
         result = explained(threshold_model, tmp_path / "ct", tmp_path / "why", "--method", "occlusion", *options)
         assert result.exit_code == 0, result.output
         assert all(text in result.stderr for text in CAVEATS)
+    conforms("wardround-client explain", json.loads(result.stdout))
     assert json.loads(result.stdout)["files"] == sorted(path.name for path in (tmp_path / "why").iterdir())
     again = explained(threshold_model, tmp_path / "ct", tmp_path / "why", "--method", "occlusion")
     assert again.exit_code == 1
@@ -171,6 +173,7 @@ def test_member_of_another_network_is_refused_and_one_of_another_seed_is_taken(
     assert "--member" in refused.stderr
     taken = explained(paths[0], tmp_path / "ct", tmp_path / "yes", *ensemble, str(paths[1]), "--json")
     assert taken.exit_code == 0, taken.output
+    conforms("wardround-client explain", json.loads(taken.stdout))
     assert json.loads(taken.stdout)["methods"][0]["settings"] == {"members": 2}
 
 

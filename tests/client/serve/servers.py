@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from tests import ROOT
+from tests.json_forms import conforms
 
 START_S, END_S = 120.0, 60.0
 PROGRAM = (sys.executable, "-P", "-m", "client.commands")
@@ -85,6 +86,7 @@ def serving(model: Path, folder: Path, *options: str, program: Iterable[str] = P
             assert line, process.communicate()
             text += line
         started = json.loads(text)
+        conforms("wardround-client serve", started)
         port = int(started["addresses"][0].rpartition(":")[2])
         yield Server(process, port, Path(started["token"]), folder)
     finally:

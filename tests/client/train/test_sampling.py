@@ -1,6 +1,7 @@
 """Balanced sampling takes each class as often; without it every patient is; a private run refuses it."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -74,9 +75,15 @@ def test_a_round_takes_patients_as_its_run_says(sampling: str, monkeypatch: pyte
     taken: Counter[str] = Counter()
     real = training._Crops.of
 
-    def of(crops: training._Crops, names: list[str], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        taken.update(names)
-        return real(crops, names, generator)
+    def counted(names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            taken[name] += 1
+            yield name
+
+    def of(
+        crops: training._Crops, names: Iterable[str], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return real(crops, counted(names), generator)
 
     monkeypatch.setattr(training._Crops, "of", of)
     cohort = Cohort(tuple(case for cases in patients().values() for case in cases), (), "cohort", 11)
