@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from common.preparation.regions import largest, stands_out
-from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels
+from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels, check_kept
 
 # Modalities of projections that may be a breast.
 MAMMOGRAMS = ("MG", "CR", "DX", "photo")
@@ -34,11 +34,19 @@ class BreastRegion(Step):
         return no_mammogram(expected)
 
     def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
-        """Plane by plane. The label stays."""
+        """Plane by plane. The label stays.
+
+        Raises:
+            DataError: LABEL_DOUBTFUL, what is labelled lies outside of the breast.
+        """
         grey = voxels.image[0]
         inside = np.ones(grey.shape, np.bool_) if voxels.inside is None else voxels.inside.copy()
         for place in np.ndindex(grey.shape[:-2]):
             inside[place] &= breast(grey[place], self.margin)
+        if voxels.label is not None:
+            check_kept(
+                voxels.label, voxels.label * inside, "breast-region", "Take the step out, or set a smaller margin"
+            )
         return replace(voxels, image=np.where(inside, voxels.image, voxels.image.min()), inside=inside)
 
 

@@ -10,12 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from common.errors import DataError, ErrorCode
 from common.preparation.regions import brightness, otsu
-from common.preparation.step import Change, Geometry, Label, Place, Step, Voxels
-
-# Of a class's voxels, that may lie outside of the box: as much as a label may lose on its way from its files.
-MOST_CUT = 0.05
+from common.preparation.step import Change, Geometry, Label, Place, Step, Voxels, check_kept
 
 
 class CropToForeground(Step):
@@ -63,7 +59,7 @@ class Box(Change):
         part = tuple(slice(*ends) for ends in self.ends)
         label = None if voxels.label is None else voxels.label[part]
         if voxels.label is not None and label is not None:
-            _check_kept(voxels.label, label)
+            check_kept(voxels.label, label, "crop-to-foreground", "Set a lower threshold or a wider margin")
         return Voxels(
             np.ascontiguousarray(voxels.image[:, *part]),
             None if label is None else np.ascontiguousarray(label),
@@ -77,16 +73,4 @@ class Box(Change):
         return whole
 
 
-def _check_kept(whole: Label, part: Label) -> None:
-    had, has = (np.bincount(one[one > 0], minlength=256) for one in (whole, part))
-    cut = 1 - has / np.maximum(had, 1)
-    worst = float(np.where(had > 0, cut, 0).max())
-    if worst > MOST_CUT:
-        raise DataError(
-            f"crop-to-foreground would cut off {worst:.0%} of a class of the label; expected at most {MOST_CUT:.0%}. "
-            "Set a lower threshold or a wider margin in run.toml, or take the study out.",
-            ErrorCode.LABEL_DOUBTFUL,
-        )
-
-
-__all__ = ["MOST_CUT", "Box", "CropToForeground"]
+__all__ = ["Box", "CropToForeground"]

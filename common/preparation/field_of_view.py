@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from common.preparation.regions import largest
-from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels
+from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels, check_kept
 
 # Of the shorter edge: how far the image is smoothed before, and small parts are taken off after.
 _SMOOTHED = 1 / 300
@@ -32,11 +32,17 @@ class FieldOfView(Step):
         return None if expected.scaled else "needs intensities on [0, 1]: take another intensity than a zscore"
 
     def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
-        """Slice by slice; one without anything bright stays as it is. The label stays."""
+        """Slice by slice; one without anything bright stays as it is. The label stays.
+
+        Raises:
+            DataError: LABEL_DOUBTFUL, what is labelled lies outside of the field of view.
+        """
         value = voxels.image.max(axis=0)
         seen = np.ones(value.shape, np.bool_)
         for place in np.ndindex(value.shape[:-2]):
             seen[place] = self._seen(value[place])
+        if voxels.label is not None:
+            check_kept(voxels.label, voxels.label * seen, "field-of-view", "Set a lower threshold or a smaller margin")
         inside = seen if voxels.inside is None else seen & voxels.inside
         return replace(voxels, image=np.where(seen, voxels.image, np.float32(0)), inside=inside)
 

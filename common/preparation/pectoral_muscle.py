@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from common.preparation.breast_region import breast, no_mammogram
-from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels
+from common.preparation.step import Expected, Geometry, Mask, Place, Step, Voxels, check_kept
 
 # Rows that the breast is looked at with.
 _ROWS = 256
@@ -38,7 +38,11 @@ class PectoralMuscle(Step):
         return no_mammogram(expected)
 
     def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
-        """Plane by plane. The label stays."""
+        """Plane by plane. The label stays.
+
+        Raises:
+            DataError: LABEL_DOUBTFUL, what is labelled lies on the muscle.
+        """
         grey = voxels.image[0]
         inside = np.ones(grey.shape, np.bool_) if voxels.inside is None else voxels.inside.copy()
         muscle = np.zeros(grey.shape, np.bool_)
@@ -47,6 +51,8 @@ class PectoralMuscle(Step):
             edge = muscle_edge(grey[place], seen)
             if edge is not None and edge.contrast >= self.contrast:
                 muscle[place] = edge.corner(grey.shape[-2:])
+        if voxels.label is not None:
+            check_kept(voxels.label, voxels.label * ~muscle, "pectoral-muscle", "Take the step out")
         image = np.where(muscle, voxels.image.min(), voxels.image)
         return replace(voxels, image=image, inside=inside & ~muscle)
 

@@ -23,6 +23,9 @@ Mask = NDArray[np.bool_]
 # and before any resampling; or after intensities were scaled to [0, 1].
 Place = Literal["acquired", "scaled"]
 
+# Of a class's voxels, that a step may cut off or black out: as much as a label may lose on its way from its files.
+MOST_CUT = 0.05
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -111,4 +114,40 @@ def too_small(before: Geometry, fewest: int, what: str) -> DataError | None:
     )
 
 
-__all__ = ["Change", "Expected", "Geometry", "Image", "Label", "Mask", "Place", "Step", "Voxels", "too_small"]
+def check_kept(label: Label, kept: Label, step: str, remedy: str) -> None:
+    """Refuse a study of which a step would hide what is labelled: a network would learn to find it in the dark.
+
+    Args:
+        label: before the step.
+        kept: the part of it that can still be seen, of any shape.
+        step: which one.
+        remedy: the first half of what to do, without a full stop.
+
+    Raises:
+        DataError: LABEL_DOUBTFUL, of one class more is hidden than `MOST_CUT`.
+    """
+    had, has = (np.bincount(one[one > 0], minlength=256) for one in (label, kept))
+    cut = 1 - has / np.maximum(had, 1)
+    worst = float(np.where(had > 0, cut, 0).max())
+    if worst > MOST_CUT:
+        raise DataError(
+            f"{step} would cut off {worst:.0%} of a class of the label; expected at most {MOST_CUT:.0%}. {remedy} in "
+            "run.toml, or take the study out.",
+            ErrorCode.LABEL_DOUBTFUL,
+        )
+
+
+__all__ = [
+    "MOST_CUT",
+    "Change",
+    "Expected",
+    "Geometry",
+    "Image",
+    "Label",
+    "Mask",
+    "Place",
+    "Step",
+    "Voxels",
+    "check_kept",
+    "too_small",
+]

@@ -74,7 +74,7 @@ def fundus() -> tuple[Voxels, Geometry]:
 
 def film() -> tuple[Voxels, Geometry]:
     """A mammogram with muscle, a label on the film and a circled mass."""
-    drawn = draw_mammogram(np.random.default_rng(3), 256)
+    drawn = draw_mammogram(np.random.default_rng(12), 256)
     return Voxels(drawn.image[None].astype(np.float32), drawn.label), Geometry(drawn.image.shape, 1, (1.0, 1.0))
 
 

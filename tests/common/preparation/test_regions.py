@@ -9,6 +9,7 @@ import pytest
 from monai.transforms.utils import generate_spatial_bounding_box
 from PIL import Image
 
+from common.errors import DataError, ErrorCode
 from common.preparation import Geometry, Step, Voxels
 from common.preparation.breast_region import BreastRegion, breast
 from common.preparation.crop import CropToForeground
@@ -140,6 +141,35 @@ def test_muscle_is_taken_off_at_its_edge_on_either_side(right: bool, steps: tupl
     tissue = breast(image.astype(np.float32))
     assert dice(~voxels.inside & tissue, corner) > 0.95
     assert voxels.image[0][~voxels.inside].max() == voxels.image.min()
+
+
+@pytest.mark.parametrize("step", [BreastRegion(), PectoralMuscle(), FieldOfView()])
+def test_a_study_whose_label_would_be_blacked_out_is_refused(step: Step) -> None:
+    """A mass circled on the film, on the muscle, or beside the disc: a network would learn to find it in the dark."""
+    if isinstance(step, FieldOfView):
+        image, seen = fundus(np.random.default_rng(2))
+        hidden = ~disc(seen.shape, 72)
+    else:
+        grey, corner = mammogram(right=False, muscle=True)
+        image, seen = grey[None], breast(grey.astype(np.float32))
+        hidden = corner if isinstance(step, PectoralMuscle) else ~seen
+    rows, columns = np.indices(seen.shape)
+    seen = seen & (rows + columns > 150)  # below the muscle
+    geometry = Geometry(image.shape[1:], len(image), None)
+    place, dark = np.argwhere(seen), np.argwhere(hidden & ~seen)
+    for share, fits in ((0.04, True), (0.06, False)):
+        label = np.zeros(seen.shape, np.uint8)
+        label[tuple(place[:1000].T)] = 1  # of another class all can be seen
+        label[tuple(place[1000 : 1000 + round(500 * (1 - share))].T)] = 2
+        label[tuple(dark[len(dark) // 3 :][: round(500 * share)].T)] = 2  # out in the dark
+        voxels = Voxels(image.astype(np.float32), label)
+        if fits:
+            after = step.apply(voxels, geometry)
+            np.testing.assert_array_equal(after.label, label)
+            continue
+        with pytest.raises(DataError, match=rf"{step.kind} would cut off 6% of a class.*at most 5%") as refused:
+            step.apply(voxels, geometry)
+        assert refused.value.code == ErrorCode.LABEL_DOUBTFUL
 
 
 def test_where_there_is_no_muscle_nothing_is_taken_off() -> None:
