@@ -26,6 +26,7 @@ from client.data.study.study import Reference, Study
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.learning.inference import outputs
+from common.system.environment import for_child
 from simulations.exchange import outside
 from simulations.exchange.inference import by_slices, of_volumes, prepares_alike
 
@@ -102,7 +103,9 @@ def _compared(theirs: dict[str, Tensor], study: Study, run: RunConfig, network: 
 def _outside(bundle: Path, paths: Sequence[Path]) -> list[dict[str, Tensor]]:
     command = [sys.executable, "-I", "-B", outside.__file__, str(bundle.absolute()), *map(str, paths)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LONGEST_S)  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - our own interpreter and file
+            command, capture_output=True, text=True, check=False, timeout=_LONGEST_S, env=for_child()
+        )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"MONAI did not run the bundle within {_LONGEST_S:.0f} s. Nothing was written.") from error
     if done.returncode:

@@ -24,6 +24,7 @@ from common.config import RunConfig, canonical, sha256_of
 from common.errors import ConfigError
 from common.learning.checkpoint import Manifest, pack, save_model, sha256
 from common.learning.network import build_model, weights_of
+from common.system.environment import PACKAGES, for_child
 from simulations.exchange.foreign_network import inputs_of, network_of, shortened
 
 # Largest difference of an output from the bundle's own network, as in simulations/exchange/gate.py.
@@ -108,9 +109,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         data = path.read_bytes()
     else:
-        command = [sys.executable, "-m", "simulations.exchange.pickled", str(path.absolute())]
+        command = [sys.executable, "-P", "-m", "simulations.exchange.pickled", str(path.absolute())]
+        environment = for_child(PYTHONPATH=str(PACKAGES))
         try:
-            done = subprocess.run(command, capture_output=True, check=False, timeout=_LONGEST_S)  # noqa: S603
+            done = subprocess.run(  # noqa: S603 - our own interpreter and module
+                command, capture_output=True, check=False, timeout=_LONGEST_S, env=environment
+            )
         except subprocess.TimeoutExpired as error:
             raise ConfigError(
                 f"{path.name} was not read within {_LONGEST_S:.0f} s. Give it as .safetensors."

@@ -436,7 +436,7 @@ def test_the_client_as_it_is_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["audit", "--canaries", "40", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     checks = [row["check"] for row in json.loads(done.stdout)]
-    assert len(checks) == len(set(checks)) == 15
+    assert len(checks) == len(set(checks)) == 17
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.html"]
 
 
