@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.document.table import Table
+from common.errors import ConfigError, DataError, ErrorCode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,8 +99,14 @@ class Task(Table):
         """log(p / (1 - p)) of each class, what an explanation explains: (S, outputs, ...) to (S, K, ...).
 
         Of an answer for the image as a whole (S, K). Derivatives pass.
+
+        Raises:
+            ConfigError: the task has no such number.
         """
-        raise NotImplementedError
+        raise ConfigError(
+            f"the task {self.kind} has no probability of each class, and so nothing to explain. Give a model that "
+            "segments or classifies."
+        )
 
     @abstractmethod
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
@@ -115,9 +122,13 @@ class Task(Table):
         """What stands at every voxel of the label of an image that shows these classes of 1..K; for tasks of `whole`.
 
         Raises:
-            DataError: an image of the task may not show so many.
+            DataError: an image of the task may not show so many, or is labelled by a map alone.
         """
-        raise NotImplementedError
+        raise DataError(
+            f"the image has classes as a whole, and the task {self.kind} is labelled by maps. Give a map, or ask for a "
+            "run of another task.",
+            ErrorCode.UNSUPPORTED,
+        )
 
     def together(self, counts: "Sequence[Tensor]") -> "Tensor":
         """What is known of a patient, from the counts of each of their images."""
@@ -141,8 +152,12 @@ class Task(Table):
         """
 
     def tell(self, answers: "Tensor", classes: Sequence[str]) -> Told:
-        """What the answers for a study (S, ...) say of it as a whole; for tasks with TELLS."""
-        raise NotImplementedError
+        """What the answers for a study (S, ...) say of it as a whole; for tasks with TELLS.
+
+        Raises:
+            ConfigError: the task is none of these.
+        """
+        raise ConfigError(f"the task {self.kind} says nothing of an image as a whole. Give a model that classifies.")
 
     def missed(self, scores: Mapping[str, float]) -> str | None:
         """What a site's model finds nothing of, to be read after "nothing of", though other scores look well."""
