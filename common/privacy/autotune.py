@@ -7,9 +7,10 @@ anything about patients. Patients may go through the network together only where
   layers that mix the batch) shows there;
 - a patient's gradient is the same, bit for bit, in each place of a group and beside any other patient. The size of a
   group decides which kernels run, so it is fixed, and tried at that size;
-- it is the same, bit for bit, whatever the memory held before that a kernel is given to work in: it is tried again
-  after freed memory was filled with NaN. A kernel that reads what it never wrote reads other patients. This is asked of
-  one patient at a time as well, and where it fails nothing private is trained;
+- it is the same, bit for bit, whatever the memory held before that a kernel is given to work in: it is tried where
+  that is 0, where it is 3.4e38 (both by glibc's mallopt), and after freed memory was filled with NaN. A kernel that
+  reads what it never wrote reads other patients. This is asked of one patient at a time as well, and where it fails
+  nothing private is trained;
 - the network draws nothing: dropout for a group would give a patient another mask beside others.
 
 Memory is bounded, not compared: what autograd keeps for one crop is counted, and how many crops go through the network
@@ -18,6 +19,7 @@ together at most follows from it.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import time
@@ -48,6 +50,7 @@ _HALF = 30
 _NEGLIGIBLE = 1e-9  # probability of so many patients in a step
 # Of freed memory, in values: from what a small layer's gradient takes to a few megabytes, several of each.
 _BLOCKS, _BLOCKS_EACH = tuple(1 << power for power in range(8, 21)), 8
+_M_PERTURB, _ZEROS, _HUGE = -6, 0x00, 0x7F  # 0x7F7F7F7F is 3.4e38 in single precision, and in bfloat16
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +133,8 @@ def _probe(model: nn.Module, loss: Loss, patient: Patient, expected_patients: fl
         max_crops = crops_together(model, loss, patient)
         most = max(1, min(math.ceil(expected_patients), _MOST_PATIENTS, max_crops // crops))
         patients = [_random(model, patient, min(crops, max_crops), seed) for seed in range(max(2, most))]
-        definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
+        with _handed_out(_ZEROS):
+            definition = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
         _check_memory(model, loss, patients, definition)
         outputs = [_logits(model, one) for one in patients[:2]]
     logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
@@ -244,19 +248,35 @@ def _check_memory(model: nn.Module, loss: Loss, patients: Sequence[Patient], def
     Raises:
         PrivacyError: UNSUPPORTED, it does.
     """
+    with _handed_out(_HUGE):
+        again = [patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)]
     _spoil_freed_memory()
-    again = patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME)
+    again.append(patient_gradients(model, loss, patients, Strategy.ONE_AT_A_TIME))
     on_cpu = patients[0].crops.device.type == "cpu"
     whole = sum(_norms(gradient) ** 2 for gradient in definition.of.values()) ** 0.5
     for parameter, truth in definition.of.items():
         # On a GPU sums are added up in whatever order; on a CPU nothing may differ.
         allowed = torch.zeros_like(whole) if on_cpu else _ROUNDING * _norms(truth) + _FLOOR * whole
-        if not bool((_norms(again.of[parameter] - truth) <= allowed).all()):
+        if not all(bool((_norms(other.of[parameter] - truth) <= allowed).all()) for other in again):
             raise PrivacyError(
                 "a gradient of this network comes out differently when it is computed again, so it may depend on what "
                 "another patient left in memory. Set deterministic = true in run.toml, or use another patch-size.",
                 ErrorCode.UNSUPPORTED,
             )
+
+
+@contextmanager
+def _handed_out(byte: int) -> Iterator[None]:
+    """Memory that a kernel asks for is filled with the byte, where the C library can (glibc's M_PERTURB)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_PERTURB, byte ^ 0xFF)  # which is what freed memory is filled with
+    try:
+        yield
+    finally:
+        mallopt(_M_PERTURB, 0)
 
 
 def _spoil_freed_memory() -> None:

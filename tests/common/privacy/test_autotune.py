@@ -60,7 +60,14 @@ def patient(*spatial: int) -> Patient:
     return Patient(torch.zeros(2, 1, *spatial), torch.zeros(2, *spatial, dtype=torch.int64))
 
 
-def test_a_gradient_that_depends_on_what_memory_held_is_refused() -> None:
+@pytest.mark.parametrize("held", [float("nan"), 0.0, 3.0])
+def test_a_gradient_that_depends_on_what_memory_held_is_refused(held: float) -> None:
+    """Whatever a long-lived process has left in holes of all sizes, NaN among it, in one trial as in the other."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(4096, 6000, (2000,), generator=generator).tolist()
+    holes = [torch.full((size,), held) for size in sizes]
+    _between = holes[::2]
+    del holes
     with pytest.raises(PrivacyError, match="what another patient left in memory") as refused:
         choose(Careless(), dice_ce, patient(8, 8), 4)
     assert refused.value.code is ErrorCode.UNSUPPORTED
