@@ -21,6 +21,7 @@ from client.data.regions import cut_regions
 from client.evaluate.evaluation import Case, Cases
 from client.evaluate.findings import SEED, figure, number
 from client.evaluate.picture import draw
+from client.predict.memory import within_memory
 from client.predict.prediction import Segmenter
 from common.errors import ConfigError, DataError
 from common.learning.inference import predict_stack
@@ -87,16 +88,17 @@ def score(reading: Reading, segmenter: Segmenter) -> ScoredImages:
     """Answer a study's images.
 
     Raises:
-        DataError: the study cannot be prepared.
+        DataError: the study cannot be prepared, or does not fit into memory.
     """
     run = segmenter.run
-    done = prepared(reading, run)
-    if isinstance(done, DataError):
-        raise done
-    images, labels = done.images, done.labels
-    if run.task.of_regions:
-        images, labels = cut_regions(images, labels, run, held_out=True)
-    answers = predict_stack(segmenter.network, images, run, segmenter.device)
+    with within_memory():
+        done = prepared(reading, run)
+        if isinstance(done, DataError):
+            raise done
+        images, labels = done.images, done.labels
+        if run.task.of_regions:
+            images, labels = cut_regions(images, labels, run, held_out=True)
+        answers = predict_stack(segmenter.network, images, run, segmenter.device)
     rows = run.task.count(answers, labels, len(run.data.classes)).numpy()
     return ScoredImages(rows, reading.digest, draw(reading.study, None))
 

@@ -18,8 +18,8 @@ from client.data.isolate.isolation import Reading
 from client.data.prepare.preprocess import as_samples, preprocess, restore
 from client.data.study.study import Study
 from client.evaluate.picture import draw
+from client.predict.memory import within_memory
 from client.predict.prediction import Segmenter
-from common.errors import DataError, ErrorCode
 from common.learning.inference import outputs_of_parts
 from common.measures import histogram
 from common.measures.surface import SurfaceDistances, surface_distances
@@ -117,7 +117,7 @@ def compare(
 def _answers(study: Study, segmenter: Segmenter) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """Labels and the probabilities of the classes on the study's own grid."""
     run = segmenter.run
-    try:
+    with within_memory():
         image, _, way = preprocess(study, run)
         answers, chances = [], []
         samples = as_samples(image, run.model.dims)
@@ -129,12 +129,6 @@ def _answers(study: Study, segmenter: Segmenter) -> tuple[NDArray[np.uint8], lis
         labels = restore(torch.cat(answers).reshape(shape), way)
         of_class = torch.cat(chances).movedim(1, 0)
         return labels, [restore(one.reshape(shape), way) for one in of_class]
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise DataError(
-            "the study does not fit into memory. Free memory, or use the device cpu.", ErrorCode.OUT_OF_MEMORY
-        ) from error
 
 
 def _binned(steps: NDArray[np.uint8], positive: NDArray[np.bool_]) -> histogram.Histogram:

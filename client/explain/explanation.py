@@ -24,6 +24,7 @@ from client.explain.method import Answer, Subject
 from client.explain.restoring import restored
 from client.explain.sanity import Sanity, compared, randomised
 from client.explain.windows import explained_numbers
+from client.predict.memory import within_memory
 from client.predict.prediction import Segmenter, check_fits, load_segmenter, reading
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
@@ -111,7 +112,7 @@ def explain_study(
 
     Raises:
         ConfigError: a model cannot be loaded, the members do not fit together, or a method cannot be asked of it.
-        DataError: there is no study, more than one, or it cannot be used.
+        DataError: there is no study, more than one, or it cannot be used, or does not fit into memory.
     """
     asked = _asked(wanted, members)
     first = load_segmenter(model, device, must_draw=False)
@@ -128,7 +129,8 @@ def explain_study(
         (reference,) = references
         image = read(reference)
     check_fits(image, first.run)
-    return _explained(ensemble, asked, reference, image, wanted, progress=progress)
+    with within_memory():
+        return _explained(ensemble, asked, reference, image, wanted, progress=progress)
 
 
 def _explained(

@@ -25,6 +25,7 @@ from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Find
 from client.predict.files import INDEX_NAME, encode, refuse_to_overwrite, stem_of, write_index, write_result
 from client.predict.latency import Latency, Seconds, latency_of
+from client.predict.memory import within_memory
 from client.predict.scores import encode_scores, scores_name
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
@@ -320,17 +321,10 @@ def _segment(segmenter: Segmenter, study: Study) -> NDArray[np.uint8]:
 def _answers(segmenter: Segmenter, study: Study) -> tuple[torch.Tensor, torch.Size, Way]:
     """What the task says of each sample (S, ...), the prepared image's shape (*sp), and the way back from it."""
     run = segmenter.run
-    try:
+    with within_memory():
         image, _, way = preprocess(study, run)
         samples = as_samples(image, run.model.dims)
         return predict_stack(segmenter.network, samples, run, segmenter.device), image.shape[1:], way
-    except (MemoryError, RuntimeError) as error:
-        # On a CPU torch says so in the text only.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise DataError(
-            "the study does not fit into memory. Free memory, or use the device cpu.", ErrorCode.OUT_OF_MEMORY
-        ) from error
 
 
 def _voxels(labels: NDArray[np.uint8] | None, run: RunConfig) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from client.commands.main import app
 from client.data.cohort import deal, read_studies
 from client.data.isolate.isolation import Readers
+from client.evaluate import classification
 from client.home.folder import SPLITS_NAME
 from client.site import Site
 from client.train.training import evaluate as score_of_training
@@ -135,3 +136,22 @@ def test_several_classes_an_image_and_several_images_a_patient(tmp_path: Path) -
     assert of_class["roc-auc-interval"] == "bootstrap"
     assert summary["confusion"] == {}
     assert "Decisions" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_study_that_does_not_fit_into_memory_is_left_out_and_the_others_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(tmp_path / "sites", classed_site(tmp_path / "images", "north", patients=8))
+    asked: list[object] = []
+    predict = classification.predict_stack
+
+    def third_is_too_large(*given: Any) -> torch.Tensor:
+        asked.append(given)
+        if len(asked) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(*given)
+
+    monkeypatch.setattr(classification, "predict_stack", third_is_too_large)
+    rows, summary = evaluated(site, model_of(tmp_path / "model", classed_run()), tmp_path / "out")
+    assert len(rows) == summary["studies"] == 7
+    assert summary["left-out"] == {"out-of-memory": 1}

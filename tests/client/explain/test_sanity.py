@@ -15,6 +15,7 @@ from client.explain.explanation import Wanted, explain_study
 from client.explain.files import report, warnings
 from client.explain.method import Answer, Method, Subject
 from client.explain.sanity import ALIKE, compared, randomised
+from common.errors import DataError
 from common.learning.network import build_model
 from tests.client.explain.subjects import subject_of
 from tests.client.thresholds import run_for, save
@@ -51,6 +52,19 @@ def test_edge_detector_put_in_as_a_method_is_caught(
     assert warning.startswith("edges disc: WARNING: random weights give nearly the same map (rank correlation 1.00)")
     told = report(explanation)["methods"][0]["maps"][0]["random-weights"]
     assert told["verdict"].startswith("WARNING")
+
+
+def test_a_study_that_does_not_fit_into_memory_is_told_in_a_sentence(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(_subject: Subject) -> Answer:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(client.predict.prediction, "Readers", lambda _count: Readers(0))
+    monkeypatch.setattr(client.explain.explanation, "METHODS", (Method("large", "nobody", "high", (), too_large),))
+    tiny_site(tmp_path / "site", "north", patients=1)
+    with pytest.raises(DataError, match="does not fit into memory"):
+        explain_study(model, tmp_path / "site" / "images" / "north-0.png", Wanted(methods=("large",)))
 
 
 def test_random_networks_have_other_weights_than_the_run_begins_with_and_follow_from_the_seed() -> None:
