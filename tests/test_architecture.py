@@ -152,8 +152,8 @@ ARROWS = {
         "common.learning common.losses common.privacy common.system simulations.generators"
     ),
     "simulations.commands": (
-        "client client.evaluate common.config common.console common.document common.learning common.losses "
-        "common.models common.preparation common.privacy common.strategies common.system common.tasks "
+        "client client.commands client.evaluate common.config common.console common.document common.learning "
+        "common.losses common.models common.preparation common.privacy common.strategies common.system common.tasks "
         "server.federation server.views simulations.audit simulations.backends simulations.bench "
         "simulations.exchange simulations.gallery simulations.partitions simulations.scenarios "
         "simulations.studies"

@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,7 @@ from client.home.templates import prepare_home
 from client.site import open_site
 from client.trail import audit_trail
 from common.config import SiteConfig, SourceConfig, load, validate
-from common.console.cli import JsonFlag, new_app, note, say, show_json, show_table
+from common.console.cli import JsonFlag, new_app, note, pairs, say, show_json, show_table
 from common.errors import ConfigError, DataError, ErrorCode
 from common.text import counted
 
@@ -89,11 +88,11 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         "region_column": region_column,
         "class_attribute": class_attribute,
         "class_reports": class_reports,
-        "where": _pairs(where, "--where"),
+        "where": pairs(where, "--where"),
         "images": images,
         "labels": labels,
         "patient_pattern": patient_pattern,
-        "label_map": _pairs(label_map, "--label-map"),
+        "label_map": pairs(label_map, "--label-map"),
         "fractional_threshold": fractional_threshold,
         "empty_labels_are_negative": empty_labels_are_negative,
         "labels_checked": labels_checked,
@@ -390,10 +389,3 @@ def _digest(folder: Path) -> str:
     """SHA-256 over all files of a folder: each one's own digest, in the order of their names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest()
-
-
-def _pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
-    pairs = [entry.partition("=") for entry in entries or ()]
-    if bad := [key for key, equals, value in pairs if not (key and equals and value)]:
-        raise ConfigError(f"{option} {bad[0]!r} is not of the form KEY=VALUE. Write for example {option} 1=lesion.")
-    return {key.strip(): value.strip() for key, _, value in pairs}

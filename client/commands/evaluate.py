@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from client.commands.options import HOME, Home, counted_progress
 from client.site import open_site
 from common.console.cli import JsonFlag, note, say, show_json, show_table
+
+if TYPE_CHECKING:
+    from client.evaluate.model import Evaluated, Evaluation
 
 
 def evaluate(  # noqa: PLR0917 - one parameter an option
@@ -52,6 +55,16 @@ def evaluate(  # noqa: PLR0917 - one parameter an option
             progress=lambda _site, done, total: advance(done, total),
         )
     (one,) = found.sites
+    show(out, found, one, as_json=as_json)
+    if one.left_out:
+        note("Why studies are left out: wardround-client data check")
+    note("It shows patients, under pseudonyms, and stays here.")
+
+
+def show(out: Path, found: "Evaluation", one: "Evaluated", *, as_json: bool) -> None:
+    """Write the files of one site, or of all together, and show what stands in them."""
+    from client.evaluate import report  # noqa: PLC0415 - torch
+
     page = report.write(out, found, one)
     if as_json:
         show_json(report.summary(found, one))
@@ -62,8 +75,7 @@ def evaluate(  # noqa: PLR0917 - one parameter an option
     if text := report.warning(one):
         note(text)
     for code, count in one.left_out.items():
-        note(f"{count} left out: {code}. Why: wardround-client data check")
-    note("It shows patients, under pseudonyms, and stays here.")
+        note(f"{count} left out: {code}")
 
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "show"]

@@ -33,7 +33,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from common.console.logs import log_to
-from common.errors import WardroundError
+from common.errors import ConfigError, WardroundError
 from common.system.environment import flower_variables
 from common.text import as_json as json_text
 from common.text import shown
@@ -127,6 +127,18 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             yield lambda done, text: bar.update(task, completed=done, note=shown(text))
     else:
         yield _plain_lines(label, total)
+
+
+def pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
+    """The entries KEY=VALUE of an option that may be repeated.
+
+    Raises:
+        ConfigError: one has no key or no value.
+    """
+    found = [entry.partition("=") for entry in entries or ()]
+    if bad := [entry for entry, (key, _, value) in zip(entries or (), found, strict=True) if not (key and value)]:
+        raise ConfigError(f"{option} {bad[0]!r} is not of the form KEY=VALUE. Write for example {option} 1=lesion.")
+    return {key.strip(): value.strip() for key, _, value in found}
 
 
 def configure_logging(*, verbose: bool = False) -> None:

@@ -19,7 +19,7 @@ from simulations.commands.options import (
     ThreadsOption,
     VerboseOption,
 )
-from simulations.commands.preparation import changed, parse_seeds, prepare_sites, use_threads
+from simulations.commands.preparation import changed, parse_seeds, prepare_sites, tells, use_threads
 
 FoldsOption = Annotated[
     int | None, typer.Option("--folds", min=2, max=20, help="Groups of patients, each tested once; else the run's.")
@@ -99,20 +99,14 @@ def diagnosis(
     runs = {one.name: (changed(one.config.run, changes), one.config.pretraining) for one in chosen}
     sites = prepare_sites(chosen[0], next(iter(runs.values()))[0], out, data, device)
     with progress("row", len(numbers) * study.rows_of(runs, len(sites))) as advance:
-        done = 0
-
-        def finished(count: int, last: str) -> None:
-            nonlocal done
-            done = count
-            advance(done, last)
-
+        tell, finished = tells(advance)
         result = study.diagnose(
             runs,
             sites,
             out,
             seeds=numbers,
             backend=backend,
-            tell=lambda text: advance(done, text),
+            tell=tell,
             finished=finished,
         )
     found = result.scores()

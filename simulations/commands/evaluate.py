@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from client.commands.evaluate import show
 from common.config import SiteConfig, SourceConfig, validate
-from common.console.cli import JsonFlag, configure_logging, note, say, show_json, show_table
+from common.console.cli import JsonFlag, configure_logging, note, pairs
 from common.errors import ConfigError
 from simulations.commands.options import DataOption, DeviceOption, OutOption, ThreadsOption, VerboseOption
 from simulations.commands.preparation import use_threads
@@ -76,9 +77,9 @@ def evaluate(
             "mask_column": mask_column,
             "patient_column": patient_column,
             "region_column": region_column,
-            "where": _pairs(where, "--where"),
+            "where": pairs(where, "--where"),
             "patient_pattern": patient_pattern,
-            "label_map": _pairs(label_map, "--label-map"),
+            "label_map": pairs(label_map, "--label-map"),
             "empty_labels_are_negative": empty_labels_are_negative,
         }
         source = validate(SourceConfig, values, "evaluate")
@@ -99,25 +100,7 @@ def evaluate(
     )
     for one in found.sites if found.together is not None else ():
         report.write(out / one.site, found, one)
-    one = found.together or found.sites[0]
-    page = report.write(out, found, one)
-    if as_json:
-        show_json(report.summary(found, one))
-    else:
-        for table in one.findings.tables:
-            show_table(table.title, table.columns, table.rows)
-        say(f"Report: {page}")
-    if text := report.warning(one):
-        note(text)
-    for code, count in one.left_out.items():
-        note(f"{count} left out: {code}")
-
-
-def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values or ()]
-    if wrong := [name for name, sign, _ in pairs if not sign or not name]:
-        raise ConfigError(f"{option} is {wrong[0]!r}, expected NAME=VALUE.")
-    return {name: value for name, _, value in pairs}
+    show(out, found, found.together or found.sites[0], as_json=as_json)
 
 
 __all__ = ["evaluate"]

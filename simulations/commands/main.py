@@ -34,6 +34,7 @@ from simulations.commands.preparation import (
     pretrained,
     take_initial,
     teller,
+    tells,
     use_threads,
 )
 from simulations.commands.reference import reference
@@ -185,13 +186,7 @@ def compare(
     private = len(wanted.private_runs(config)) * (1 + wanted.private_pooled)
     total = len(numbers) * (len(sites) * wanted.alone + 2 + private + (pretraining is not None))
     with progress("models", total) as advance:
-        done = 0
-
-        def finished(count: int, last: str) -> None:
-            nonlocal done
-            done = count
-            advance(done, last)
-
+        tell, finished = tells(advance)
         results = comparison.compare(
             config,
             sites,
@@ -201,7 +196,7 @@ def compare(
             pretraining=pretraining,
             published=published(chosen, data=data),
             backend=backend,
-            tell=lambda text: advance(done, text),
+            tell=tell,
             finished=finished,
         )
     if as_json:

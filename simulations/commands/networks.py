@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from common.config import RunConfig
 from common.console.cli import progress, show_json, show_table
 from common.errors import ConfigError
+from simulations.commands.preparation import tells
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -39,13 +40,7 @@ def compare_networks(
             '[{ architecture = "unet" }, { architecture = "segnet" }].'
         )
     with progress("networks", len(wanted.networks)) as advance:
-        done = 0
-
-        def finished(count: int, last: str) -> None:
-            nonlocal done
-            done = count
-            advance(done, last)
-
+        tell, finished = tells(advance)
         rows = study.networks(
             run,
             wanted.networks,
@@ -54,7 +49,7 @@ def compare_networks(
             seeds=seeds,
             config=wanted,
             backend=backend,
-            tell=lambda text: advance(done, text),
+            tell=tell,
             finished=finished,
         )
     columns, cells = study.summary_rows(rows, run.task)

@@ -1,4 +1,4 @@
-"""What run, compare and crossval begin with: threads, the run with a person's changes, its sites; and how far it is.
+"""What commands that train begin with: threads, the run with a person's changes, its sites; and how far they are.
 
 Heavy modules are imported inside the functions: see common/console/cli.py.
 """
@@ -102,6 +102,18 @@ def take_initial(config: RunConfig, model: Path, out: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"{path} is not there. Give the folder of a model with --initial.")
     write_atomically(out / INITIAL_NAME, path.read_bytes())
+
+
+def tells(advance: Advance) -> tuple[Callable[[str], None], Callable[[int, str], None]]:
+    """What a study is given to tell: `tell`, what is going on, and `finished`, how many are done and the last one."""
+    done = 0
+
+    def finished(count: int, last: str) -> None:
+        nonlocal done
+        done = count
+        advance(done, last)
+
+    return lambda text: advance(done, text), finished
 
 
 def teller(advance: Advance, task: "Task") -> Callable[[dict[str, Any]], None]:

@@ -20,7 +20,7 @@ from simulations.commands.options import (
     ThreadsOption,
     VerboseOption,
 )
-from simulations.commands.preparation import changed, prepare_sites, teller, use_threads
+from simulations.commands.preparation import changed, prepare_sites, teller, tells, use_threads
 
 
 def sweep(
@@ -64,13 +64,7 @@ def sweep(
     use_threads(threads)
     sites = prepare_sites(chosen, config, out, data, device)
     with progress("trial", trials) as advance:
-        done = 0
-
-        def finished(count: int, last: str) -> None:
-            nonlocal done
-            done = count
-            advance(done, last)
-
+        tell, finished = tells(advance)
         found = search(
             config,
             sites,
@@ -81,7 +75,7 @@ def sweep(
             seed=seed,
             test=test,
             backend=backend,
-            observe=teller(lambda _round, text: advance(done, text), config.task),
+            observe=teller(lambda _round, text: tell(text), config.task),
             finished=finished,
         )
     tried = counts(found.rows)
