@@ -26,7 +26,7 @@ from client.agent.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_o
 from client.agent.worker_process import Worker
 from client.commands import diagnosis
 from client.commands.audit import audit_app
-from client.commands.data import data_add, data_app
+from client.commands.data import data_app
 from client.commands.evaluate import evaluate
 from client.commands.explain import explain
 from client.commands.key import key_app
@@ -34,6 +34,7 @@ from client.commands.options import HOME, Home, NewHome, typed
 from client.commands.predict import predict
 from client.commands.preview import data_preview
 from client.commands.serve import serve
+from client.commands.sources import data_add
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
 from client.home.declared import as_declared, declare

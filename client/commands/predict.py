@@ -1,7 +1,6 @@
 """wardround-client predict: studies in, segmentations out; once, or whenever a study arrives in a folder."""
 
 import logging
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ import typer
 
 from client.commands.options import counted_progress
 from common.console.cli import JsonFlag, configure_logging, note, show_json, show_table
+from common.console.signals import asked_to_stop
 from common.errors import ConfigError
 from common.text import counted
 
@@ -62,18 +62,11 @@ def predict(  # noqa: PLR0917 - one parameter an option
 def _watch(model: Path, folder: Path, out: Path, settle_s: float, device: str) -> None:
     from client.predict.service import watch  # noqa: PLC0415 - torch
 
-    signals: list[int] = []  # a handler may only do what cannot block
-
-    def stop(received: int, _frame: object) -> None:
-        signals.append(received)
-        signal.signal(received, signal.SIG_DFL)  # the second one does not wait for the study
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    stopped = asked_to_stop()
     configure_logging()
     logging.getLogger("client").setLevel(logging.INFO)
     note("Ctrl-C or SIGTERM stops after the study in hand.")
-    watch(model, folder, out, settle_s=settle_s, device=device, stopped=lambda: bool(signals))
+    watch(model, folder, out, settle_s=settle_s, device=device, stopped=stopped)
 
 
 def _values(result: "Prediction", out: Path) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """wardround-client serve: a model behind a local port."""
 
 import os
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.console.cli import JsonFlag, configure_logging, note, say, show_json, show_table
+from common.console.signals import asked_to_stop
 from common.text import counted
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ def serve(  # noqa: PLR0917 - one parameter an option
     from client.serve.server import serve as run  # noqa: PLC0415 - torch
     from client.serve.upload import Limits  # noqa: PLC0415 - with the above
 
-    signals: list[int] = []  # a handler may only do what cannot block
-
-    def stop(received: int, _frame: object) -> None:
-        signals.append(received)
-        signal.signal(received, signal.SIG_DFL)  # the second one does not wait for the job
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    stopped = asked_to_stop()
     configure_logging()
     served = run(
         model,
@@ -58,7 +51,7 @@ def serve(  # noqa: PLR0917 - one parameter an option
         places=places,
         keep_s=keep,
         limits=Limits(upload=most_mib * _MIB, unpacked=4 * most_mib * _MIB),
-        stopped=lambda: bool(signals),
+        stopped=stopped,
         started=lambda started: _show_start(started, as_json=as_json),
         told=note,
     )

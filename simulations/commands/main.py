@@ -167,7 +167,8 @@ def compare(
     from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
 
     chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
-    from simulations.studies import compare as comparison  # noqa: PLC0415
+    from simulations.studies import comparison  # noqa: PLC0415
+    from simulations.studies.compare import compare as compare_models  # noqa: PLC0415
 
     use_threads(threads)
     numbers = parse_seeds(seeds)
@@ -187,7 +188,7 @@ def compare(
     total = len(numbers) * (len(sites) * wanted.alone + 2 + private + (pretraining is not None))
     with progress("models", total) as advance:
         tell, finished = tells(advance)
-        results = comparison.compare(
+        results = compare_models(
             config,
             sites,
             out,

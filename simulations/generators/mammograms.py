@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 
 from simulations.generators.mammogram_masses import Mass, add_mass, draw_mass
+from simulations.generators.pictures import write_pictures
 
 Plane = npt.NDArray[np.float32]
 
@@ -57,8 +57,6 @@ def write_mammograms(
 ) -> None:
     """Write `images/0001.png` and `labels/0001.png` (0, 1 benign, 2 malignant) and so on, one film a patient.
 
-    Patient n is the same whatever the count.
-
     Args:
         folder: receives the two folders.
         count: how many patients.
@@ -66,14 +64,12 @@ def write_mammograms(
         rows: of every film; columns differ.
         progress: called with (patients done, count).
     """
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    for number in range(1, count + 1):
-        film = draw_mammogram(np.random.default_rng([seed, number]), rows)
-        for kind, pixels in (("images", film.image), ("labels", film.label)):
-            Image.fromarray(pixels).save(folder / kind / f"{number:04}.png", compress_level=1)
-        if progress is not None:
-            progress(number, count)
+
+    def draw(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        film = draw_mammogram(rng, rows)
+        return film.image, film.label
+
+    write_pictures(folder, draw, count=count, seed=seed, progress=progress)
 
 
 def draw_mammogram(rng: np.random.Generator, rows: int = 512) -> Film:

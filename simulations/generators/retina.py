@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from simulations.generators.pictures import write_pictures
 from simulations.generators.retina_vessels import Camera, Plane, grow, render
 
 Colours = npt.NDArray[np.float32]  # (rows, columns, 3)
@@ -38,8 +39,6 @@ def write_retinas(
 ) -> None:
     """Write `images/0001.png` (colour) and `labels/0001.png` (0 and 255) and so on, one picture a patient.
 
-    Patient n is the same whatever the count.
-
     Args:
         folder: receives the two folders.
         count: how many patients.
@@ -47,16 +46,12 @@ def write_retinas(
         rows: of every picture; columns and field differ from camera to camera.
         progress: called with (patients done, count).
     """
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    for number in range(1, count + 1):
-        image, label = draw_retina(np.random.default_rng([seed, number]), rows)
-        name = f"{number:04}.png"
-        # Noise hardly compresses; a higher level only takes longer.
-        Image.fromarray(image).save(folder / "images" / name, compress_level=1)
-        Image.fromarray(label * np.uint8(255)).save(folder / "labels" / name, compress_level=1)
-        if progress is not None:
-            progress(number, count)
+
+    def draw(rng: np.random.Generator) -> tuple[Picture, Picture]:
+        image, label = draw_retina(rng, rows)
+        return image, label * np.uint8(255)
+
+    write_pictures(folder, draw, count=count, seed=seed, progress=progress)
 
 
 def draw_retina(rng: np.random.Generator, rows: int) -> tuple[Picture, Picture]:

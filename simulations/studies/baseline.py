@@ -30,8 +30,9 @@ from common.config import RunConfig, validate
 from common.errors import ConfigError, DataError
 from common.measures.intervals import Interval
 from common.system.files import write_atomically
+from simulations.studies import markdown
 from simulations.studies.crossval import fold_runs
-from simulations.studies.decisions import Regions, as_data, described, markdown, scores
+from simulations.studies.decisions import Regions, as_data, described, scores, summary_rows
 from simulations.studies.radiomics import features
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def study(
     facts = described(truth, run.data.classes, run.data.folds or 0, seeds)
     lines = {"facts": facts, "features": table.names, "rows": as_data(found)}
     write_atomically(out / "baseline.json", f"{json.dumps(lines, indent=1)}\n".encode())
-    write_atomically(out / "baseline.md", f"{facts}\n\n{markdown(found)}\n".encode())
+    write_atomically(out / "baseline.md", f"{facts}\n\n{markdown.table(*summary_rows(found))}\n".encode())
     return facts, found
 
 

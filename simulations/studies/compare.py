@@ -13,9 +13,8 @@ A column that is finished is kept in its folder, so that an interrupted comparis
 
 import dataclasses
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,25 +24,27 @@ from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, va
 from common.config.rundocument import issue
 from common.errors import ConfigError, FederationError
 from common.learning.checkpoint import WEIGHTS_NAME, sha256
-from common.pages.html import picture, render
 from common.system.files import write_atomically
-from common.tasks import Task
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.federation.broadcast import ask
-from server.federation.events import INITIAL_NAME, mean_of_sites, not_scored
+from server.federation.events import INITIAL_NAME
 from server.federation.members import GridMembers
 from server.federation.rounds import federate
 from simulations.backends import opened
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain
 from simulations.scenarios.scenario import CompareConfig, make_site
-
-ALONE = "alone: {}"
-POOLED = "pooled"
-FEDERATED = "federated"
-ZERO_SHOT = "zero-shot"
-PRIVATE = "federated, epsilon {:g}"
-PRIVATE_POOLED = "pooled, epsilon {:g}"
-MEAN, WORST = "mean of sites", "worst site"
+from simulations.studies.comparison import (
+    ALONE,
+    FEDERATED,
+    MEAN,
+    POOLED,
+    PRIVATE,
+    PRIVATE_POOLED,
+    ZERO_SHOT,
+    Measure,
+    Result,
+    write,
+)
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -55,50 +56,6 @@ class Column:
     name: str
     run: RunConfig
     sites: tuple[Site, ...]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One trained model and its scores on every site's test patients."""
-
-    column: str
-    seed: int
-    run_hash: str
-    scores: dict[str, dict[str, float]]  # test site -> metrics
-    steps: int  # sequential optimiser steps behind the model
-    images: int  # training crops seen, over all sites; with privacy, as expected from the sampling
-    seconds: float  # training and its evaluation
-    epsilon: float | None  # largest over the sites
-    model_sha256: str
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How models of a task are compared: by the headline score, mean of the sites."""
-
-    task: Task
-
-    @property
-    def name(self) -> str:
-        """As it is read at the start of a line."""
-        return self.task.headline.capitalize()
-
-    def on(self, site: str, results: Iterable[Result]) -> list[float]:
-        """Of each result; empty for a site none of whose test patients has any class."""
-        headline = self.task.headline
-        return [result.scores[site][headline] for result in results if headline in result.scores[site]]
-
-    def mean(self, result: Result) -> float:
-        """Mean of the sites that have it."""
-        return mean_of_sites(result.scores, self.task)[self.task.headline]
-
-    def worst(self, result: Result) -> float:
-        """The lowest of the sites that have it."""
-        return min(value for site in result.scores for value in self.on(site, [result]))
-
-    def merged(self, result: Result) -> float | None:
-        """Of all classes taken as one; None where the task has no such score."""
-        return None if self.task.MERGED is None else mean_of_sites(result.scores, self.task)[self.task.MERGED]
 
 
 def compare(
@@ -146,7 +103,7 @@ def compare(
             tell(f"seed {seed}, {column.name}")
             results.append(_result(column, sites, _folder(out, column), tell, weights, backend=backend))
             finished(len(results), f"{column.name}: {MEAN} {Measure(run.task).mean(results[-1]):.3f}")
-    _write(out, run, results)
+    write(out, run, results)
     return results
 
 
@@ -182,57 +139,6 @@ def columns(
         if config.private_pooled:
             found.append(Column(PRIVATE_POOLED.format(epsilon), _with_quorum(private, 1), one))
     return found
-
-
-def summary_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list[list[object]]]:
-    """The comparison as a table: one line per test site, then means and costs; one column per model.
-
-    Returns:
-        Column names and rows; a cell is the mean over the seeds, with its range where there are several.
-    """
-    names, measure = list(dict.fromkeys(result.column for result in results)), Measure(task)
-    by_name = {name: [result for result in results if result.column == name] for name in names}
-    rows: list[list[object]] = [
-        [f"{measure.name} on {site}", *(_spread(measure.on(site, by_name[name])) for name in names)]
-        for site in results[0].scores
-    ]
-    for kind, value in ((MEAN, measure.mean), (WORST, measure.worst)):
-        rows.append([f"{measure.name}, {kind}", *(_spread(map(value, by_name[name])) for name in names)])
-    merged = [[one for r in by_name[name] if (one := measure.merged(r)) is not None] for name in names]
-    if any(merged) and any(measure.merged(result) != measure.mean(result) for result in results):
-        rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(_spread, merged)])
-    rows.append(["epsilon", *(_epsilon(by_name[name]) for name in names)])
-    rows.append(["optimiser steps in sequence", *(by_name[name][0].steps for name in names)])
-    rows.append(["images seen", *(by_name[name][0].images for name in names)])
-    rows.append(["seconds", *(f"{statistics.fmean(r.seconds for r in by_name[name]):.0f}" for name in names)])
-    return ["", *names], rows
-
-
-def as_data(results: Sequence[Result], task: Task) -> dict[str, Any]:
-    """The comparison as numbers: each model with its scores, and the ratios that matter."""
-    models = [{key.replace("_", "-"): value for key, value in dataclasses.asdict(one).items()} for one in results]
-    return {"models": models, "ratios": verdict(results, task)}
-
-
-def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
-    """The ratios that matter: federated to pooled and to the best single site, private to plain; means over seeds.
-
-    One to a model that finds nothing, whose score is 0, is left out.
-    """
-
-    def mean(name: str) -> float:
-        return statistics.fmean(Measure(task).mean(result) for result in results if result.column == name)
-
-    names = list(dict.fromkeys(result.column for result in results))
-    alone = [name for name in names if name.startswith(ALONE.format(""))]
-    pairs = {"federated / pooled": (mean(FEDERATED), mean(POOLED))}
-    if alone:
-        pairs["federated / best alone"] = mean(FEDERATED), max(map(mean, alone))
-    for name in names:
-        plain = name.partition(", ")[0]
-        if name != plain:
-            pairs[f"{name} / {plain}"] = mean(name), mean(plain)
-    return {name: over / under for name, (over, under) in pairs.items() if under}
 
 
 def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:
@@ -332,69 +238,4 @@ def _images_seen(column: Column) -> int:
     return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
 
 
-def _spread(values: Iterable[float]) -> str | None:
-    several = list(values)
-    if not several:
-        return None
-    mean = f"{statistics.fmean(several):.3f}"
-    return mean if len(several) == 1 else f"{mean} ({min(several):.3f}-{max(several):.3f})"
-
-
-def _epsilon(results: Sequence[Result]) -> str | None:
-    spent = [result.epsilon for result in results if result.epsilon is not None]
-    return f"{max(spent):.2f}" if spent else None
-
-
-def _write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
-    head, rows = summary_rows(results, run.task)
-    ratios = verdict(results, run.task)
-    seeds = sorted({result.seed for result in results})
-    values = {"name": run.name, "seeds": seeds, "ratios": ratios, "results": [dataclasses.asdict(r) for r in results]}
-    write_atomically(out / "compare.json", f"{json.dumps(values, indent=2)}\n".encode())
-    told = [f"{name}: {value:.3f}" for name, value in ratios.items()]
-    lacking = not_scored(results[0].scores, run.task)
-    facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}.{f' {lacking}' if lacking else ''}"
-    lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
-    markdown = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
-    write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown}\n".encode())
-    _plot(out, run, results)
-    page = render(
-        "simulations/studies/study.html",
-        title=f"Comparison {run.name}",
-        headline=f"{run.name}: what federating gains",
-        above=facts,
-        columns=head,
-        rows=rows,
-        below=(),
-        plots=[picture(out / "compare.png")],
-    )
-    write_atomically(out / "report.html", page.encode())
-
-
-def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
-    """One group per model: a bar for the mean of the sites, a mark per test site and seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - 0.5 s, needed once
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    names, measure = list(dict.fromkeys(result.column for result in results)), Measure(run.task)
-    figure = Figure(figsize=(1.6 * len(names) + 2, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    means = [statistics.fmean(measure.mean(result) for result in results if result.column == name) for name in names]
-    bars = axes.bar(range(len(names)), means, color="#d8dee6", width=0.7, label=MEAN)
-    axes.bar_label(bars, fmt="%.3f", label_type="center", fontsize=9)  # clear of the marks
-    for number, site in enumerate(results[0].scores):
-        scored = [result for result in results if run.task.headline in result.scores[site]]
-        places = [names.index(result.column) + 0.12 * (number - 1) for result in scored]
-        axes.plot(places, measure.on(site, scored), "o", markersize=5, label=site)
-    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace(": ", ":\n") for name in names])
-    axes.set_ylabel(f"{measure.name} on test patients")
-    axes.set_title(f"{run.name}: each model on every site's test patients", loc="left")
-    axes.set_ylim(0, 1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    figure.savefig(out / "compare.png", dpi=130)
-    figure.savefig(out / "compare.svg")
-
-
-__all__ = ["Column", "Result", "columns", "compare", "summary_rows", "verdict"]
+__all__ = ["Column", "Tell", "columns", "compare"]

@@ -116,13 +116,6 @@ def as_data(found: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, objec
     ]
 
 
-def markdown(found: Mapping[str, Mapping[str, Interval]]) -> str:
-    """The table for a page."""
-    head, rows = summary_rows(found)
-    lines: list[list[object]] = [[*head], ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def described(regions: Regions, classes: Sequence[str], folds: int, seeds: Sequence[int]) -> str:
     """Who was answered and how; classes: their names, that of the positive one last."""
     of_class = [regions.patients[regions.positive == kind] for kind in (False, True)]
@@ -201,7 +194,6 @@ __all__ = [
     "as_data",
     "described",
     "difference",
-    "markdown",
     "score",
     "scores",
     "summary_rows",

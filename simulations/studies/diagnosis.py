@@ -23,9 +23,10 @@ from common.system.files import write_atomically
 from common.tasks.classification import Classification
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain
 from simulations.scenarios.scenario import CompareConfig
-from simulations.studies import baseline
-from simulations.studies.compare import FEDERATED, columns
-from simulations.studies.decisions import Regions, as_data, described, difference, markdown, scores, summary_rows, told
+from simulations.studies import baseline, markdown
+from simulations.studies.compare import columns
+from simulations.studies.comparison import FEDERATED
+from simulations.studies.decisions import Regions, as_data, described, difference, scores, summary_rows, told
 from simulations.studies.outoffold import Answered, answer_all
 
 NAME = "diagnosis"
@@ -198,7 +199,9 @@ def _write(out: Path, result: Diagnosis) -> None:
     write_atomically(out / f"{NAME}.json", f"{json.dumps(lines, indent=1)}\n".encode())
     below = [f"AUROC of {name}: {told(one)}" for name, one in apart.items()]
     listed = "\n".join(f"- {line}" for line in below)
-    write_atomically(out / f"{NAME}.md", f"{result.facts()}\n\n{markdown(found)}\n\n{listed}\n".encode())
+    write_atomically(
+        out / f"{NAME}.md", f"{result.facts()}\n\n{markdown.table(*summary_rows(found))}\n\n{listed}\n".encode()
+    )
     head, rows = summary_rows(found)
     page = render(
         "simulations/studies/study.html",

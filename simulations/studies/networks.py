@@ -19,7 +19,9 @@ from common.models import Network
 from common.system.files import write_atomically
 from common.tasks import Task
 from simulations.scenarios.scenario import CompareConfig
-from simulations.studies.compare import FEDERATED, POOLED, Measure, Result, Tell, compare
+from simulations.studies import markdown
+from simulations.studies.compare import Tell, compare
+from simulations.studies.comparison import FEDERATED, POOLED, Measure, Result
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,7 @@ def networks(
         finished(len(rows), f"{name}: federated {rows[-1].federated:.3f}")
     columns, cells = summary_rows(rows, run.task)
     write_atomically(out / "networks.json", f"{json.dumps(as_data(rows), indent=2)}\n".encode())
-    lines: list[Sequence[object]] = [columns, ["---"] * len(columns), *cells]
-    text = "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
-    write_atomically(out / "networks.md", f"{text}\n".encode())
+    write_atomically(out / "networks.md", f"{markdown.table(columns, cells)}\n".encode())
     return rows
 
 

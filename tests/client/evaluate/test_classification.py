@@ -20,6 +20,7 @@ from client.home.folder import SPLITS_NAME
 from client.site import Site
 from client.train.training import evaluate as score_of_training
 from common.config import RunConfig, canonical, sha256_of
+from common.learning import inference
 from common.learning.checkpoint import Manifest, load_model, pack, save_model, sha256
 from common.learning.network import build_model
 from common.learning.network import load_model as with_weights
@@ -143,7 +144,7 @@ def test_a_study_that_does_not_fit_into_memory_is_left_out_and_the_others_are_sc
 ) -> None:
     site = make_site(tmp_path / "sites", classed_site(tmp_path / "images", "north", patients=8))
     asked: list[object] = []
-    predict = classification.predict_stack
+    predict = inference.predict_stack
 
     def third_is_too_large(*given: Any) -> torch.Tensor:
         asked.append(given)
@@ -151,7 +152,7 @@ def test_a_study_that_does_not_fit_into_memory_is_left_out_and_the_others_are_sc
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(*given)
 
-    monkeypatch.setattr(classification, "predict_stack", third_is_too_large)
+    monkeypatch.setattr(classification, inference.predict_stack.__name__, third_is_too_large)
     rows, summary = evaluated(site, model_of(tmp_path / "model", classed_run()), tmp_path / "out")
     assert len(rows) == summary["studies"] == 7
     assert summary["left-out"] == {"out-of-memory": 1}

@@ -19,7 +19,8 @@ from simulations.scenarios import pretraining
 from simulations.scenarios.pretraining import PretrainingConfig
 from simulations.scenarios.scenario import CompareConfig, make_site
 from simulations.studies import compare as comparison
-from simulations.studies.compare import (
+from simulations.studies.compare import columns, compare
+from simulations.studies.comparison import (
     FEDERATED,
     MEAN,
     POOLED,
@@ -28,8 +29,6 @@ from simulations.studies.compare import (
     ZERO_SHOT,
     Measure,
     Result,
-    columns,
-    compare,
     summary_rows,
     verdict,
 )

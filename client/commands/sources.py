@@ -1,0 +1,233 @@
+"""wardround-client data add, remove and list: the folders that a hospital offers, as site.toml has them."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from client.commands.options import HOME, FirstHome, Home, site_file, typed
+from client.home.folder import SITE_NAME
+from client.home.sitefile import add_source, remove_source
+from client.home.sitekey import check_outside
+from client.home.templates import prepare_home
+from client.trail import audit_trail
+from common.config import SiteConfig, SourceConfig, load, validate
+from common.console.cli import JsonFlag, note, pairs, say, show_table
+from common.errors import ConfigError, DataError
+from common.text import counted
+
+if TYPE_CHECKING:
+    from client.data.study.study import Found
+
+
+def data_add(  # noqa: PLR0917 - one parameter an option
+    path: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI or pictures.")],
+    home: FirstHome = HOME,
+    kind: Annotated[str | None, typer.Option(help="dicom, nifti, images or mias; default: by looking.")] = None,
+    csv: Annotated[str | None, typer.Option(help="images: CSV with a row per image, relative to the folder.")] = None,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    patient_column: str = "id",
+    class_column: Annotated[str | None, typer.Option(help="The CSV's column with the class of the image.")] = None,
+    region_column: str | None = None,
+    class_attribute: Annotated[str | None, typer.Option(help="DICOM: keyword or tag with that class.")] = None,
+    class_reports: Annotated[
+        bool, typer.Option("--class-reports", help="DICOM: that class is a coded finding of structured reports.")
+    ] = False,
+    where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
+    images: Annotated[str, typer.Option(help="Sub-folder of the images (NIfTI, pictures without CSV).")] = "images",
+    labels: Annotated[str, typer.Option(help="Sub-folder of the labels.")] = "labels",
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression; its first group is the patient.")
+    ] = None,
+    label_map: Annotated[list[str] | None, typer.Option(help="LOCAL=CLASS, such as 1=lesion; repeatable.")] = None,
+    fractional_threshold: Annotated[float, typer.Option(help="Fractional DICOM SEG: foreground from here on.")] = 0.5,
+    empty_labels_are_negative: Annotated[
+        bool, typer.Option("--empty-labels-are-negative", help="A label that marks nothing says: nothing there.")
+    ] = False,
+    labels_checked: Annotated[
+        bool, typer.Option("--labels-checked", help="A person has looked: take labels that are called doubtful.")
+    ] = False,
+    pixel_text_checked: Annotated[
+        bool, typer.Option("--pixel-text-checked", help="A person has looked: no patient is named in the pixels.")
+    ] = False,
+    channel: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of images NAME_0000, NAME_0001 the one to use; default: all, as channels."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and tell; add nothing.")] = False,
+) -> None:
+    """Offer a folder of images to runs. Nothing is copied or changed. How it was read stands in site.toml from then on.
+
+    Example: `wardround-client data add /data/ct --label-map 1=lesion`
+    """
+    from client.data.isolate.isolation import Readers  # noqa: PLC0415 - image libraries
+
+    if not path.expanduser().is_dir():
+        raise ConfigError(
+            f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
+        )
+    values = {
+        "path": str(path.expanduser().resolve()),
+        "kind": kind,
+        "csv": csv,
+        "image_column": image_column,
+        "mask_column": mask_column,
+        "patient_column": patient_column,
+        "class_column": class_column,
+        "region_column": region_column,
+        "class_attribute": class_attribute,
+        "class_reports": class_reports,
+        "where": pairs(where, "--where"),
+        "images": images,
+        "labels": labels,
+        "patient_pattern": patient_pattern,
+        "label_map": pairs(label_map, "--label-map"),
+        "fractional_threshold": fractional_threshold,
+        "empty_labels_are_negative": empty_labels_are_negative,
+        "labels_checked": labels_checked,
+        "pixel_text_checked": pixel_text_checked,
+        "channel": channel,
+    }
+    source = validate(SourceConfig, values, "data add")
+    check_outside(home, [Path(source.path)])
+    if (home / SITE_NAME).exists():
+        _check_new(load(SiteConfig, home / SITE_NAME), source, home)
+    with Readers(1) as readers:
+        found = readers.find(source, home)
+    if not found.references:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(found.left_out.items()))
+        raise DataError(
+            f"no study was found in {path} ({left_out or 'it is empty'}). Expected DICOM series with DICOM SEG, or "
+            "NIfTI or pictures with their labels beside them (NAME_seg), in images/ and labels/, or named by --csv."
+            f"{_named_in_csv(path, csv)} Nothing was added."
+        )
+    readable = [reference for reference in found.references if reference.problem is None]
+    patients = len({reference.patient for reference in readable})
+    if dry_run:
+        say(
+            f"Found: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. Nothing was added."
+        )
+        _tell(found)
+        _offer_names(source)
+        if readable and not any(reference.is_labelled for reference in readable):
+            note(f"None has a label.{_named_in_csv(path, csv)}")
+        return
+    if not (home / SITE_NAME).exists():
+        prepare_home(home)
+        note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
+    # As it was read now, so that a stray file that comes later does not change how the whole folder is read.
+    (read_as,) = {"images" if source.csv is not None else reference.kind for reference in found.references}
+    site = add_source(home / SITE_NAME, source.model_copy(update={"kind": read_as}))
+    audit_trail.note(home, "data-added", audit_trail.count_fields(patients))
+    say(
+        f"Added: {counted(len(readable), 'study', 'studies')} of {counted(patients, 'patient')}. "
+        f"Read as: {read_as}. Sources: {len(site.data)}."
+    )
+    _tell(found)
+    _offer_names(source)
+    if not readable or any(reference.is_labelled for reference in readable):
+        note(f"Next: {typed('data check', home)}")
+    else:
+        note(f"None has a label yet.{_named_in_csv(path, csv)}")
+        note(f"Whether the images can be read: {typed('data check --without-labels', home)}")
+
+
+def data_remove(
+    source: Annotated[str, typer.Argument(help="Its number in `data list`, or its folder.")], home: Home = HOME
+) -> None:
+    """Offer a folder no more. Its files stay as they are; so do patients' places in train and test.
+
+    Example: `wardround-client data remove 1`
+    """
+    site = load(SiteConfig, site_file(home))
+    if source.isdecimal():
+        number = int(source)
+    else:
+        wanted = Path(source).expanduser().resolve()
+        same = [at for at, one in enumerate(site.data, start=1) if _folder(one, home) == wanted]
+        if len(same) != 1:
+            raise ConfigError(
+                f"{len(same)} of the {len(site.data)} sources are that folder. Give the number: see wardround-client "
+                "data list."
+            )
+        (number,) = same
+    left = remove_source(home / SITE_NAME, number)
+    audit_trail.note(home, "data-removed")
+    say(f"Removed: source {number}. Sources: {len(left.data)}.")
+    note("Cached copies of its images go when data are next read.")
+
+
+def data_list(home: Home = HOME, as_json: JsonFlag = False) -> None:
+    """The sources in site.toml.
+
+    Example: `wardround-client data list`
+    """
+    site = load(SiteConfig, site_file(home))
+    rows = [
+        (number, source.path, source.kind or "by looking", source.csv, dict(source.label_map))
+        for number, source in enumerate(site.data, start=1)
+    ]
+    show_table("Data", ("source", "path", "kind", "csv", "labels mapped"), rows, as_json=as_json)
+
+
+def _tell(found: "Found") -> None:
+    """What was set aside, ignored and assumed on looking at a folder."""
+    problems = Counter(str(one.problem.code) for one in found.references if one.problem is not None)
+    for what, counts in (("Set aside", problems), ("Ignored", found.left_out), ("Assumed", found.assumed)):
+        if counts:
+            say(f"{what}: {', '.join(f'{count} {reason}' for reason, count in sorted(counts.items()))}.")
+
+
+def _offer_names(source: SourceConfig) -> None:
+    """Tell what dataset.json calls the labels, as a label map to choose from."""
+    from client.data.read.dataset_json import NAME, names_in  # noqa: PLC0415 - only here
+
+    names = names_in(Path(source.path))
+    if names.labels and not source.label_map:
+        options = " ".join(f"--label-map {value}={name}" for value, name in names.labels.items())
+        note(f"{NAME} has names for the labels. Where a run's classes are called so, they may be added: {options}")
+    if names.regions:
+        note(
+            f"{NAME} has regions of several labels ({', '.join(names.regions)}): a label map joins labels to one "
+            "class, such as --label-map 1=whole --label-map 2=whole; classes that overlap are not told apart."
+        )
+
+
+def _named_in_csv(folder: Path, given: str | None) -> str:
+    """The end of a sentence, where the folder has a table that may say which label is whose and nobody has named it."""
+    tables = sorted(path.name for path in folder.expanduser().glob("*.[cC][sS][vV]"))
+    if given is not None or not tables:
+        return ""
+    return (
+        f" {counted(len(tables), 'CSV table lies', 'CSV tables lie')} in the folder. If one says which mask belongs to "
+        f"which image: --csv {shlex.quote(tables[0])} --image-column COLUMN --mask-column COLUMN --patient-column "
+        "COLUMN."
+    )
+
+
+def _check_new(site: SiteConfig, source: SourceConfig, home: Path) -> None:
+    """Refuse a folder that a source offers already: its patients would count twice.
+
+    Raises:
+        ConfigError: with the number of that source.
+    """
+    folder, ways = _folder(source, home), ("csv", "where", "images", "labels", "channel", "patients")
+    for number, other in enumerate(site.data, start=1):
+        known = _folder(other, home)
+        if folder == known and all(getattr(source, way) == getattr(other, way) for way in ways):
+            raise ConfigError(
+                f"this folder is source {number} already. Nothing was added. To have it read in another way: "
+                f"wardround-client data remove {number}, then add it again."
+            )
+        if folder.is_relative_to(known) or known.is_relative_to(folder):
+            note(f"This folder and that of source {number} share files: an image that is in both counts once.")
+
+
+def _folder(source: SourceConfig, home: Path) -> Path:
+    return (home / Path(source.path).expanduser()).resolve()
+
+
+__all__ = ["data_add", "data_list", "data_remove"]
