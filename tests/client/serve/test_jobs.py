@@ -1,5 +1,6 @@
 """The queue: places are bounded and come back, what is finished goes after a while, and with its last file."""
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,28 @@ def test_places_are_counted_from_the_upload_to_the_end_of_the_work(jobs: Jobs) -
     assert jobs.reserve().state is State.RECEIVING
 
 
+def test_only_the_owner_can_look_into_a_jobs_folder(jobs: Jobs) -> None:
+    assert stat.S_IMODE(jobs.reserve().folder.stat().st_mode) == 0o700
+
+
+def test_job_that_is_forgotten_while_it_waits_is_not_worked_on(jobs: Jobs, tmp_path: Path) -> None:
+    job, other = jobs.reserve(), jobs.reserve()
+    for one in (job, other):
+        jobs.enqueue(one)
+    jobs.forget(job)
+    assert job.ended.done()  # who waits for it is told
+    assert jobs.position(other) == 0
+    assert jobs.take(0.0) is other
+    assert jobs.take(0.0) is None
+    assert list(tmp_path.iterdir()) == [other.folder]
+
+
 def test_images_go_with_the_work_and_results_when_they_are_fetched(jobs: Jobs, tmp_path: Path) -> None:
     job = finished(jobs, files=2)
     assert not job.studies.exists()
     assert jobs.find(job.name) is job
     assert jobs.fetch(job, "0") == b"result"
+    assert [path.name for path in job.results.iterdir()] == ["1"]
     assert jobs.fetch(job, "0") is None
     assert jobs.fetch(job, "../1") is None
     assert jobs.fetch(job, "1") == b"result"

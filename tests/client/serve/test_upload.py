@@ -52,6 +52,8 @@ HOSTILE = {
     "traversal": ("leads out", archive(("../../etc/passwd", b"x"))),
     "absolute": ("leads out", archive(("/etc/passwd", b"x"))),
     "backslash": ("leads out", archive(("..\\..\\x", b"x"))),
+    "folder that leads out": ("leads out", archive(("../", b""), ("a", b"x"))),
+    "end of a name": ("leads out", archive(("aXb", b"x")).replace(b"aXb", b"a\0b")),
     "drive": ("leads out", archive(("C:/x", b"x"))),
     "symlink": ("link or a device", archive((special(stat.S_IFLNK), b"/etc/passwd"))),
     "device": ("link or a device", archive((special(stat.S_IFCHR), b""))),
@@ -88,18 +90,25 @@ def test_files_are_numbered_and_named_by_what_they_hold(tmp_path: Path) -> None:
         "a/b/EVIL\nname.txt": b"\x89PNG\r\n\x1a\n...",
         "scan.exe": bytes(128) + b"DICM",
         "volume": bytes(344) + b"n+1\0",
+        "volume of the second version": bytes(4) + b"n+2\0" + bytes(344),
         "a/b/packed": b"\x1f\x8b...",
     }
     (tmp_path / "upload").write_bytes(archive(*entries.items()))
-    assert unpack(tmp_path / "upload", tmp_path / "studies", LIMITS) == 4
+    assert unpack(tmp_path / "upload", tmp_path / "studies", LIMITS) == 5
     found = {path.name: path.read_bytes() for path in sorted((tmp_path / "studies").iterdir())}
-    suffixes = (".png", ".dcm", ".nii", ".nii.gz")
+    suffixes = (".png", ".dcm", ".nii", ".nii", ".nii.gz")
     assert found == {
         f"{number:05}{suffix}": data
         for number, (suffix, data) in enumerate(zip(suffixes, entries.values(), strict=True), start=1)
     }
     assert not (tmp_path / "upload").exists()
     assert stat.S_IMODE((tmp_path / "studies").stat().st_mode) == 0o700
+
+
+def test_files_of_the_most_that_is_unpacked_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(archive(*((str(number), bytes(1 << 18)) for number in range(4))))
+    assert unpack(tmp_path / "upload", tmp_path / "studies", LIMITS) == 4
+    assert sum(path.stat().st_size for path in (tmp_path / "studies").iterdir()) == LIMITS.unpacked
 
 
 def test_file_that_is_no_archive_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -135,3 +144,10 @@ def test_body_is_refused(
 def test_body_of_the_longest_that_is_taken_arrives_whole(tmp_path: Path) -> None:
     asyncio.run(receive(_parts(bytes(1 << 19), b"x" * (1 << 19)), tmp_path / "upload", LIMITS))
     assert (tmp_path / "upload").read_bytes() == bytes(1 << 19) + b"x" * (1 << 19)
+
+
+def test_upload_that_is_there_already_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(b"another patient's")
+    with pytest.raises(FileExistsError):
+        asyncio.run(receive(_parts(b"x"), tmp_path / "upload", LIMITS))
+    assert (tmp_path / "upload").read_bytes() == b"another patient's"

@@ -138,9 +138,71 @@ def test_the_loss_of_several_labels_is_of_each_class() -> None:
     assert float(task.loss(outputs, labels)) == pytest.approx(total / 4, rel=1e-5)
 
 
+def test_the_loss_of_several_labels_is_smoothed_towards_one_half() -> None:
+    outputs, truth = torch.tensor([[0.3, -1.0], [2.0, 0.5]]), [[0.0, 1.0], [1.0, 1.0]]
+    total = 0.0
+    for row, told in zip(outputs.tolist(), truth, strict=True):
+        for value, shown in zip(row, told, strict=True):
+            chance, aim = 1 / (1 + math.exp(-value)), 0.8 * shown + 0.2 / 2
+            total -= aim * math.log(chance) + (1 - aim) * math.log(1 - chance)
+    labels = torch.tensor([2, 3]).view(2, 1, 1).expand(2, 3, 3)
+    task = Classification(multi_label=True, label_smoothing=0.2)
+    assert float(task.loss(outputs, labels)) == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_the_loss_of_regions_is_over_the_classes_alone() -> None:
+    outputs, marks = torch.tensor([[0.3, -1.0], [2.0, 0.5], [0.1, 0.4]]), [1, 2, 2]
+    labels = torch.tensor(marks).view(3, 1, 1).repeat(1, 4, 4)
+    labels[:, 0] = 0  # a crop that leaves the image
+    expected = metrics.log_loss(marks, outputs.double().softmax(1).numpy())
+    assert float(Classification(of="region").loss(outputs, labels)) == pytest.approx(expected, rel=1e-5)
+
+
+def logits_of(*chances: float) -> Tensor:
+    return torch.tensor([chances], dtype=torch.float64).log()
+
+
+def test_what_is_told_of_an_image_is_the_likeliest_and_of_equals_the_first() -> None:
+    """Two slices, whose mean is (1, 1, 0): none of them is as likely as the first class."""
+    task, share = Classification(), math.e / (2 * math.e + 1)
+    told = task.tell(torch.tensor([[0.0, 2.0, 0.0], [2.0, 0.0, 0.0]]), CLASSES)
+    assert told.chances == pytest.approx({"bright": share, "dark": 1 - 2 * share})
+    assert told.none == pytest.approx(share)
+    assert told.answer == ()
+    assert task.tell(logits_of(0.4, 0.35, 0.25), CLASSES).answer == ()  # likeliest, with less than one half
+    assert task.tell(logits_of(0.3, 0.3, 0.4), CLASSES).answer == ("dark",)
+
+
+def test_what_is_told_where_none_of_them_is_no_answer() -> None:
+    region = Classification(of="region").tell(logits_of(0.3, 0.7), CLASSES)
+    assert (region.none, region.answer) == (None, ("dark",))
+    assert region.chances == pytest.approx({"bright": 0.3, "dark": 0.7})
+    several = Classification(multi_label=True).tell(torch.tensor([[0.0, -0.1]]), CLASSES)
+    assert (several.none, several.answer) == (None, ("bright",))  # from one half on
+
+
+@pytest.mark.parametrize("kind", [{}, {"of": "region"}, {"multi_label": True}])
+def test_log_odds_are_those_of_the_probabilities_of_the_classes(kind: dict[str, Any]) -> None:
+    task = Classification(**kind)
+    logits = torch.randn((4, task.outputs(2)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chances = (logits.sigmoid() if task.multi_label else logits.softmax(1))[:, -2:].numpy()
+    assert task.log_odds(logits).numpy() == pytest.approx(np.log(chances / (1 - chances)))
+
+
+def test_a_chance_of_one_half_is_a_yes_where_an_image_shows_several() -> None:
+    task = Classification(multi_label=True)
+    assert task.scores(counts(torch.zeros(2, 2), [3, 3], task), CLASSES)["sensitivity"] == 1.0
+
+
+def test_missed_is_where_nothing_labelled_is_found() -> None:
+    assert Classification().missed({"sensitivity": 0.0}) == "what is labelled"
+    assert Classification().missed({"sensitivity": 0.01}) is None
+    assert Classification().missed({}) is None  # nobody here has a class
+
+
 def test_marks_are_classes_or_sums_of_them() -> None:
-    assert [Classification().mark(one) for one in ((), (1,), (2,))] == [0, 1, 2]
-    assert Classification(multi_label=True).mark((1, 3, 20)) == 1 + 4 + 2**19
+    assert [Classification().mark(one) for one in ((), (1,), (2,), (2, 2))] == [0, 1, 2, 2]
+    assert Classification(multi_label=True).mark((1, 3, 20, 3)) == 1 + 4 + 2**19
     with pytest.raises(DataError, match="shows 2 of the run's classes"):
         Classification().mark((1, 2))
 
@@ -159,3 +221,8 @@ def test_marks_are_classes_or_sums_of_them() -> None:
 def test_what_does_not_fit_is_refused(task: dict[str, Any], data: dict[str, Any], why: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=why):
         classed_run(task=task, data={"classes": list(CLASSES), **data})
+
+
+def test_as_many_labels_as_a_float_holds_are_taken() -> None:
+    run = classed_run(task={"multi-label": True}, data={"classes": [f"c{number}" for number in range(20)]})
+    assert len(run.data.classes) == 20
