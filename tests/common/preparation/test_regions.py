@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from monai.transforms.utils import generate_spatial_bounding_box
 from PIL import Image
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.morphology import disk
 
 from common.errors import DataError, ErrorCode
 from common.preparation import Geometry, Step, Voxels
@@ -57,6 +60,18 @@ def test_field_of_view_is_the_drawn_disc_with_its_dark_middle_and_no_speck() -> 
     assert inside[70:80, 95:105].all()
     assert not applied(FieldOfView(), image).image[:, ~inside].any()
     assert dice(found(FieldOfView(margin=5), image), disc((150, 200), 65)) > 0.98
+
+
+def test_a_frame_around_the_picture_and_what_hangs_on_the_disc_by_a_thread_are_not_seen() -> None:
+    image, seen = fundus(np.random.default_rng(0))
+    image[:, [0, -1]], image[:, :, [0, -1]] = 1, 1
+    rows, columns = np.indices(seen.shape)
+    beside = np.hypot(rows - 75, columns - 184) < 9
+    image[:, beside] = 0.5
+    image[:, 75, 165:180] = 0.5  # a thread of one pixel
+    inside = found(FieldOfView(), image)
+    assert not inside[beside].any()
+    assert dice(inside, seen) > 0.99
 
 
 @real_images
@@ -128,6 +143,51 @@ def mammogram(right: bool, muscle: bool) -> tuple[np.ndarray, Mask]:
     gland = 40 * np.exp(-((rows - 150) ** 2 + (columns - 60) ** 2) / 1500)
     image = np.where(inside, 90 + gland + 60 * (corner & muscle) + noise, 4)
     return (image[:, ::-1], corner[:, ::-1]) if right else (image, corner)
+
+
+def test_what_hangs_on_the_breast_by_a_thread_is_none_of_it() -> None:
+    """A label on the film, with a scratch from there into the breast."""
+    image, _ = mammogram(right=False, muscle=False)
+    inside = breast(image.astype(np.float32))
+    marked = image.copy()
+    marked[108:111, 120:160] = 200
+    marked[95:125, 148:176] = 200
+    seen = breast(marked.astype(np.float32))
+    assert not seen[95:125, 148:176].any()
+    assert dice(seen, inside) > 0.99
+
+
+def test_of_parts_that_are_all_thin_the_largest_is_the_breast() -> None:
+    plane = np.zeros((120, 100), np.float32)
+    plane[30:90, 40:43] = 100
+    plane[50:60, 70:72] = 100
+    seen = breast(plane)
+    assert seen[35:85, 41].all()
+    assert not seen[:, 60:].any()
+
+
+def test_a_dark_spot_in_the_breast_is_breast() -> None:
+    image, _ = mammogram(right=False, muscle=False)
+    image[140:152, 50:62] = 4
+    assert breast(image.astype(np.float32))[100:160, 40:80].all()
+
+
+def test_the_margin_is_as_many_pixels_in_every_direction() -> None:
+    image, _ = mammogram(right=False, muscle=False)
+    wide = ndimage.binary_dilation(breast(image.astype(np.float32)), disk(6))
+    np.testing.assert_array_equal(found(BreastRegion(margin=6), image[None]), wide)
+
+
+@pytest.mark.parametrize("step", [BreastRegion(), FieldOfView(), PectoralMuscle()])
+def test_what_an_earlier_step_took_off_stays_off(step: Step) -> None:
+    image = fundus(np.random.default_rng(3))[0] if isinstance(step, FieldOfView) else mammogram(False, muscle=True)[0]
+    image = image if image.ndim == 3 else image[None]
+    given = np.ones(image.shape[1:], bool)
+    given[:, 70:] = False
+    after = step.apply(Voxels(image.astype(np.float32), None, given), Geometry(given.shape, len(image), None)).inside
+    assert after is not None
+    assert not (after & ~given).any()
+    assert 0.2 < after.sum() / given.sum() < 1
 
 
 @pytest.mark.parametrize("right", [False, True])
@@ -207,3 +267,21 @@ def test_crop_is_monais_box(shape: tuple[int, ...]) -> None:
         step = CropToForeground(threshold=0.1, margin=margin)
         part = applied(step, image).image
         np.testing.assert_array_equal(part, image[0][tuple(map(slice, start, end))][None])
+
+
+def test_crop_is_of_what_otsu_calls_bright_and_within_what_is_inside() -> None:
+    rng = np.random.default_rng(5)
+    image = rng.normal(10, 2, (1, 30, 40))
+    image[0, 8:21, 5:33] = rng.normal(90, 2, (13, 28))
+    bright = np.argwhere(image[0] > threshold_otsu(image[0]))
+    (top, left), (bottom, right) = bright.min(axis=0), bright.max(axis=0) + 1
+    np.testing.assert_array_equal(
+        applied(CropToForeground(), image).image, image[:, top:bottom, left:right].astype(np.float32)
+    )
+    inside = np.zeros((30, 40), bool)
+    inside[10:18, 3:20] = True
+    voxels = Voxels(image.astype(np.float32), None, inside)
+    after = CropToForeground().apply(voxels, Geometry((30, 40), 1, None))
+    np.testing.assert_array_equal(after.image, voxels.image[:, 10:18, 5:20])
+    assert after.inside is not None
+    assert after.inside.all()
