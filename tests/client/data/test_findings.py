@@ -228,6 +228,17 @@ def test_regions_are_cut_around_their_middle_with_their_class() -> None:
     assert centres(marks).tolist() == [8 * 16 + 8, 256 + 8 * 16 + 8, 512 + 8 * 16 + 8]
 
 
+def test_voxels_that_touch_at_a_corner_are_one_region() -> None:
+    run = classed_run(task={"of": "region"}, training={"patch-size": [8, 8]})
+    labels = torch.zeros(1, 30, 40, dtype=torch.uint8)
+    labels[0, 4:10, 4:10] = 1
+    labels[0, 10:14, 10:16] = 1
+    images = torch.arange(30 * 40, dtype=torch.float32).view(1, 1, 30, 40)
+    windows, _ = cut_regions(images, labels, run, held_out=True)
+    assert windows.shape == (1, 1, 8, 8)
+    assert torch.equal(windows[0, 0], images[0, 0, 5:13, 6:14])  # around (9, 10), the middle of both
+
+
 def test_of_a_region_through_several_slices_a_2d_model_sees_the_fullest() -> None:
     run = classed_run(task={"of": "region"}, training={"patch-size": [8, 8]})
     labels = torch.zeros(4, 20, 20, dtype=torch.uint8)

@@ -57,6 +57,13 @@ def evaluated(site: Site, model: Path, out: Path, *options: str) -> tuple[list[d
         return list(csv.DictReader(file)), json.loads((out / "summary.json").read_text())
 
 
+def calibration_error(chances: np.ndarray, truth: np.ndarray) -> float:
+    """Guo et al., ICML 2017, in ten bins."""
+    bins = np.minimum((10 * chances).astype(int), 9)
+    parts = [bins == number for number in range(10) if (bins == number).any()]
+    return float(sum(part.mean() * abs(truth[part].mean() - chances[part].mean()) for part in parts))
+
+
 def test_figures_are_those_of_the_table(tmp_path: Path) -> None:
     site = make_site(tmp_path / "sites", classed_site(tmp_path / "images", "north", patients=24))
     rows, summary = evaluated(site, model_of(tmp_path / "model", classed_run()), tmp_path / "out")
@@ -75,6 +82,8 @@ def test_figures_are_those_of_the_table(tmp_path: Path) -> None:
         assert of_class["average-precision"]["value"] == pytest.approx(average_precision_score(truth, chances[name]))
         assert of_class["brier"] == pytest.approx(brier_score_loss(truth, chances[name]))
         assert of_class["images"] == truth.sum() == 8
+        assert of_class["calibration-error"] == pytest.approx(calibration_error(chances[name], truth))
+        assert of_class["threshold"] is None  # of all patients: those in validation are among them
     names = ["none of them", *CLASSES]
     assert summary["confusion"] == {
         "classes": names,
@@ -116,6 +125,8 @@ def test_test_patients_score_as_in_a_round_and_the_threshold_is_of_validation(tm
         assert youden[of_class["threshold"]] == pytest.approx(max(youden.values()))
         hit = [float(row[f"chance-{name}"]) >= of_class["threshold"] for row in rows if row["labelled"] == name]
         assert of_class["sensitivity-at-threshold"] == pytest.approx(np.mean(hit))
+        extra = [float(row[f"chance-{name}"]) >= of_class["threshold"] for row in rows if row["labelled"] != name]
+        assert of_class["specificity-at-threshold"] == pytest.approx(1 - np.mean(extra))
 
 
 def test_several_classes_an_image_and_several_images_a_patient(tmp_path: Path) -> None:

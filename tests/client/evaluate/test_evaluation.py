@@ -15,6 +15,8 @@ from client.data.forget import forget
 from client.data.isolate.isolation import Readers
 from client.evaluate.model import Evaluated, evaluate
 from client.predict.prediction import predict_study
+from client.rules import approvals
+from common.config.rundocument import issue
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import dice
 from tests.client.evaluate.sites import (
@@ -129,6 +131,23 @@ def test_places_once_given_hold_and_a_look_gives_none(tmp_path: Path, monkeypatc
     (one,) = evaluate(threshold_model(tmp_path / "model", monkeypatch, run), [site], wanted="test", readers=0).sites
     assert tested < set(rows_of(one))
     assert (site.home / "state" / "splits.sealed").read_bytes() == kept
+    (everybody,) = evaluate(tmp_path / "model", [site], wanted="all", readers=0).sites
+    assert everybody.patients == PATIENTS + 4
+    assert (site.home / "state" / "splits.sealed").read_bytes() == kept
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_site_that_approved_the_run_took_part_in_it_whatever_the_model_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approved: bool
+) -> None:
+    """As a site that was renamed, or a model whose manifest names others."""
+    site, run = site_with(tmp_path, PATIENTS), run_for(validation_fraction=0.3, test_fraction=0.3)
+    document = issue(run)
+    approvals.record(site.home, document, is_open=False)
+    approvals.answer(site.home, document.hash, approved=approved, by="person")
+    model = threshold_model(tmp_path / "model", monkeypatch, document.config, sites=("south",))
+    (one,) = evaluate(model, [site], readers=0).sites
+    assert (one.took_part, one.wanted) == ((True, "test") if approved else (False, "all"))
 
 
 def test_a_threshold_is_chosen_on_validation_patients_who_are_not_scored(

@@ -116,6 +116,10 @@ def test_an_earlier_evaluation_is_kept_and_results_do_not_lie_among_the_images(s
     assert again.exit_code != 0
     assert "--overwrite" in again.stderr
     assert (tmp_path / "out" / "summary.json").read_bytes() == before
+    for name in ("summary.json", "report.html"):
+        (tmp_path / "out" / name).unlink()
+        assert evaluate(site, tmp_path).exit_code != 0  # what is left of it is kept too
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"patients.csv"}
     among = evaluate(site, tmp_path, "--out", tmp_path / "north" / "out")
     assert among.exit_code != 0
     assert "among the images" in among.stderr

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from skimage.metrics import structural_similarity
 
 import client.explain.explanation
 import client.predict.prediction
@@ -91,7 +92,16 @@ def test_of_a_flat_map_nothing_can_be_said() -> None:
     assert (sanity.spearman, sanity.ssim, sanity.passed) == (None, None, False)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 9), (1, 1, 1), (2, 5, 6, 7)])
+def test_likeness_is_of_the_maps_each_scaled_to_its_own_range() -> None:
+    noise = torch.rand(1, 20, 24, generator=torch.Generator().manual_seed(0))
+    other = torch.rand(1, 20, 24, generator=torch.Generator().manual_seed(1))
+    assert compared(noise, 40 * noise - 7).ssim == pytest.approx(1.0)
+    scaled = [(one - one.min()) / np.ptp(one) for one in (noise[0].numpy(), other[0].numpy())]
+    expected = structural_similarity(*scaled, win_size=7, data_range=1.0)
+    assert compared(noise, 40 * other - 7).ssim == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 9), (1, 1, 1), (1, 4, 9), (2, 5, 6, 7)])
 def test_small_and_thin_maps_are_compared_too(shape: tuple[int, ...]) -> None:
     noise = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     sanity = compared(noise, noise)

@@ -25,10 +25,11 @@ from PIL import Image
 
 from client.predict.prediction import predict_study
 from client.serve.guard import Guard
-from client.serve.server import _listening
+from client.serve.server import _listening, _private
 from client.serve.token import Token
 from common.errors import ConfigError
 from common.learning.network import build_model
+from common.system.locks import locked
 from simulations.generators.phantoms import SCANNERS, write_study
 from tests import ROOT, loopback
 from tests.client.serve.servers import Server, children, serving, zipped
@@ -344,6 +345,62 @@ def test_port_that_is_taken_is_said(free_port: int) -> None:
             _listening(free_port, both=False),
         ):
             pass
+
+
+def test_folder_of_a_server_that_runs_and_one_that_has_just_begun_are_left_alone(tmp_path: Path) -> None:
+    made = {name: tmp_path / f"wardround-serve-{name}" for name in ("running", "beginning", "left")}
+    for place in made.values():
+        place.mkdir()
+        (place / "lock").touch()
+    for name in ("running", "left"):
+        os.utime(made[name], (1, 1))
+    with locked(made["running"] / "lock"), _private(tmp_path) as place:
+        os.utime(made["running"], (1, 1))
+        assert set(tmp_path.iterdir()) == {made["running"], made["beginning"], place}
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert set(tmp_path.iterdir()) == {made["running"], made["beginning"]}
+
+
+def guarded(folder: Path, *headers: tuple[bytes, bytes]) -> tuple[int, dict[bytes, bytes]]:
+    """How a guard that takes bodies of 10 bytes answers what has these headers beside its Host; TOKEN is the token."""
+    sent: list[Any] = []
+
+    async def inner(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    token = Token.made(folder / "token")
+    told = [(key, value.replace(b"TOKEN", token.path.read_bytes().strip())) for key, value in headers]
+    scope = {"type": "http", "path": "/v1/figures", "headers": [(b"host", b"127.0.0.1:1"), *told]}
+    asyncio.run(Guard(inner, token, [b"127.0.0.1:1"], 10)(scope, None, send))  # type: ignore[arg-type]
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+RIGHT = (b"authorization", b"Bearer TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([RIGHT], 200),
+        ([(b"Authorization", b"bEARER TOKEN")], 200),
+        ([RIGHT, (b"authorization", b"Bearer wrong")], 401),
+        ([RIGHT, RIGHT], 401),
+        ([(b"authorization", b"Bearer TOKENx")], 401),
+        ([RIGHT, (b"content-length", b"10")], 200),
+        ([RIGHT, (b"content-length", b"11")], 413),
+        ([RIGHT, (b"content-length", b"-1")], 413),
+        ([RIGHT, (b"content-length", b"many")], 413),
+    ],
+)
+def test_guard_lets_pass_what_has_one_right_token_and_a_length_that_is_taken(
+    tmp_path: Path, headers: list[tuple[bytes, bytes]], status: int
+) -> None:
+    answered, told = guarded(tmp_path, *headers)
+    assert answered == status
+    assert (told[b"cache-control"], told[b"x-content-type-options"]) == (b"no-store", b"nosniff")
 
 
 def test_what_goes_wrong_inside_is_told_by_its_kind_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,6 +69,13 @@ def test_one_group_is_drawn_from_uniformly() -> None:
     assert [drawn[name] / 3000 for name in "abc"] == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+def test_of_one_group_nothing_is_drawn_but_its_patients() -> None:
+    """As by an earlier version, which had no groups: the same numbers of the same generator."""
+    generator = torch.Generator().manual_seed(3)
+    by_hand = ["abcde"[int(torch.randint(5, (), generator=generator))] for _ in range(40)]
+    assert list(draw(["abcde"], 40, torch.Generator().manual_seed(3))) == by_hand
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 def test_a_round_takes_patients_as_its_run_says(sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunConfig.model_validate({**RUN, "training": {**RUN["training"], "sampling": sampling}})  # type: ignore[dict-item]

@@ -159,7 +159,7 @@ def test_what_hangs_on_the_breast_by_a_thread_is_none_of_it() -> None:
 
 def test_of_parts_that_are_all_thin_the_largest_is_the_breast() -> None:
     plane = np.zeros((120, 100), np.float32)
-    plane[30:90, 40:43] = 100
+    plane[30:90, 40:42] = 100
     plane[50:60, 70:72] = 100
     seen = breast(plane)
     assert seen[35:85, 41].all()

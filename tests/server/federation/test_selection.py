@@ -1,5 +1,6 @@
 """A run keeps the model of its best round, stops when its scores grow no better, and decides the same when resumed."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from common.config import RunConfig
 from common.config.rundocument import RunDocument, issue
 from common.crypto.stream import Sealer
 from common.errors import ConfigError
-from common.learning.checkpoint import load_model, pack, sha256, unpack
+from common.learning.checkpoint import load_model, pack, save_model, sha256, unpack
 from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateReply, EvaluateRequest, Request, TrainRequest
 from server.federation import rounds
@@ -198,6 +199,20 @@ def test_a_best_model_that_is_gone_or_another_rounds_ends_the_run_with_a_reason(
     folder = best_folder_of(tmp_path, 3)
     folder.rename(folder.with_name("kept"))
     with pytest.raises(ConfigError, match="cannot be read"):
+        go(a_grid(), run, tmp_path)
+
+
+def test_a_model_of_another_round_in_the_best_ones_place_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(6, keep="best")
+    with monkeypatch.context() as patched:
+        _killed_at(patched, "kept_model", 1)
+        with pytest.raises(_Killed):
+            go(a_grid(), run, tmp_path)
+    _, state, manifest = load_model(best_folder_of(tmp_path, 3))
+    save_model(best_folder_of(tmp_path, 3), pack(state), dataclasses.replace(manifest, round=2))
+    with pytest.raises(ConfigError, match="holds another model than its place says"):
         go(a_grid(), run, tmp_path)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from client.commands.main import app
-from client.data.check.pictures import before_and_after
+from client.data.check.pictures import before_and_after, side
 from client.data.check.preview import NUMBERS_NAME, PAGE_NAME, preview_site, write_preview
 from client.data.keep.forgotten import Forgotten
 from client.home.folder import FORGOTTEN_NAME
@@ -117,6 +117,19 @@ def test_both_sides_have_one_window_and_missing_values_are_marked() -> None:
     assert tuple(pixels[8, 8]) == tuple(pixels[8, 34]) == (230, 159, 0)
     assert pixels[19, 19, 0] == 255
     assert 120 < pixels[19, 45, 0] < 130
+
+
+def test_a_slice_has_the_proportions_of_its_millimetres() -> None:
+    """Of several, that with the most label; 20 rows of 3 mm and 40 columns of 0.5 mm: thrice as high as wide."""
+    image = np.zeros((1, 5, 20, 40), np.float32)
+    image[0, 4, :, 20:] = 100
+    label = np.zeros((5, 20, 40), np.uint8)
+    label[1, 5, 5], label[4, 5:9, 5:9] = 1, 1
+    drawn = side(Voxels(image, label), Geometry((5, 20, 40), 1, (2.0, 3.0, 0.5)), (0.0, 100.0), 90)
+    assert drawn.size == (30, 90)
+    pixels = np.asarray(drawn)
+    assert pixels[80, 10].tolist() == [0, 0, 0]
+    assert pixels[80, 20].tolist() == [255, 255, 255]
 
 
 def test_the_command_refuses_a_folder_that_is_full_or_among_the_images(hospital: Path, tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def coded(name: tuple[str, str, str], value: tuple[str, str, str]) -> Dataset:
     return item
 
 
+def modified(item: Dataset, modifier: Dataset) -> Dataset:
+    """A finding with what is said of it below it."""
+    modifier.RelationshipType, item.ContentSequence = "HAS CONCEPT MOD", Sequence([modifier])
+    return item
+
+
 def image_item(instance: str) -> Dataset:
     item, image = Dataset(), Dataset()
     item.RelationshipType, item.ValueType = "CONTAINS", "IMAGE"
@@ -200,6 +206,8 @@ def test_a_finding_of_a_group_is_of_the_images_that_the_group_refers_to(tmp_path
         ([coded(FINDING, MASS)], {"CompletionFlag": "PARTIAL"}, "label-doubtful"),
         ([group(coded(FINDING, MASS), coded(("705057003", "SCT", "Presence"), ("2667000", "SCT", "Absent")))], {},
          "label-doubtful"),
+        ([modified(coded(FINDING, MASS), coded(("705057003", "SCT", "Presence"), ("2667000", "SCT", "Absent")))], {},
+         "label-doubtful"),
         ([], {}, "no-label"),
     ],
 )  # fmt: skip
@@ -217,6 +225,13 @@ def test_two_reports_that_differ_are_for_a_person_to_look_at(tmp_path: Path) -> 
     assert findings(source(tmp_path, class_reports=True)) == {"a": (1,)}
     write_report(tmp_path / "3.dcm", series, coded(FINDING, CYST))
     assert findings(source(tmp_path, class_reports=True)) == {"a": "label-doubtful"}
+
+
+def test_two_reports_that_name_the_same_in_another_order_agree(tmp_path: Path) -> None:
+    series = write_series(tmp_path, "a")
+    write_report(tmp_path / "1.dcm", series, coded(FINDING, MASS), coded(FINDING, CYST))
+    write_report(tmp_path / "2.dcm", series, coded(FINDING, CYST), coded(FINDING, MASS))
+    assert findings(source(tmp_path, class_reports=True)) == {"a": (1, 2)}
 
 
 def test_reports_are_not_looked_at_where_the_site_does_not_say_so(tmp_path: Path) -> None:

@@ -127,3 +127,10 @@ def test_a_damaged_dataset_json_names_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path).labels == {}
     (tmp_path / "dataset.json").write_text("[" * 100_000)
     assert names_in(tmp_path).labels == {}
+
+
+def test_no_more_names_are_taken_than_a_label_has_values_and_none_of_a_file_that_is_too_long(tmp_path: Path) -> None:
+    every = {f"class {number}": number for number in range(1, 301)}
+    assert list(names_in(described(tmp_path, labels=every)).labels) == [str(number) for number in range(1, 255)]
+    described(tmp_path, labels={"liver": 1}, remark="x" * 2**22)
+    assert names_in(tmp_path).labels == {}

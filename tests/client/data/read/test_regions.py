@@ -57,6 +57,12 @@ def test_it_is_read_with_the_label_here_and_by_a_child(tmp_path: Path, readers: 
     assert reading.study.label.sum() == 10 * 12
 
 
+@pytest.mark.parametrize("value", [1, 255])
+def test_whatever_is_not_black_is_inside(tmp_path: Path, value: int) -> None:
+    region = sources.read(one(write_table(tmp_path, fov=inside() * value)), Vocabulary.of_run(VESSEL, {})).region
+    np.testing.assert_array_equal(region, inside())
+
+
 def test_a_prediction_reads_none_and_a_source_that_names_none_has_none(tmp_path: Path) -> None:
     where = write_table(tmp_path)
     assert sources.read(one(where), None).region is None
