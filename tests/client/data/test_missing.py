@@ -8,10 +8,14 @@ from pydicom.dataset import Dataset
 
 from client.data.check.checkup import check_site
 from client.data.check.tables import document, tables
-from client.data.isolate.isolation import Job, Readers
+from client.data.isolate import answer_checks
+from client.data.isolate.answering import answer_to
+from client.data.isolate.isolation import Job, Readers, _question
 from client.data.prepare.preprocess import preprocess
+from client.data.quality.quality import examine
 from client.data.read import sources
 from client.data.study.labels import Vocabulary
+from client.data.study.study import Study
 from client.predict.prediction import reading
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import issue
@@ -73,6 +77,38 @@ def test_a_study_with_few_is_used_where_the_run_fills_them_in_and_counted(
     told = [table for table in tables(checkup) if table.title.startswith("Values that are no numbers")]
     mended = [count for count in usable.values() if count]
     assert [table.rows for table in told] == ([((len(mended), f"{max(mended) / 2880:.2%}"),)] if mended else [])
+
+
+def test_what_is_remembered_of_one_run_is_not_told_of_another_that_fills_in_more(
+    scans: SiteConfig, tmp_path: Path
+) -> None:
+    for most, aside in ((0.001, [3, 4]), (0.1, []), (0.001, [3, 4]), (0.01, [4])):
+        checkup = check_site(tmp_path, scans, KEY, issue(mending(most=most)), readers=0)
+        assert [one.number for one in checkup.quarantined] == aside
+
+
+@pytest.mark.parametrize(("missing", "taken"), [(8, True), (9, False), (1024, False)])
+def test_as_many_as_the_run_says_are_taken_and_an_image_of_none_but_those_never(missing: int, taken: bool) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 32, 32)).astype(np.float32)
+    image.reshape(-1)[:missing] = np.nan
+    study = Study(image, None, None, None, "", "P", "k", ())
+    most = 1.0 if missing == image.size else 8 / 1024
+    if taken:
+        assert examine(study, empty_is_negative=True, most_missing=most).missing == 8 / 1024
+    else:
+        with pytest.raises(DataError, match="no numbers"):
+            examine(study, empty_is_negative=True, most_missing=most)
+
+
+def test_a_child_that_tells_of_padding_that_is_none_is_not_believed(tmp_path: Path) -> None:
+    padded_series(tmp_path / "ct")
+    job = Job(sources.find_images(tmp_path / "ct")[0], None)
+    header, (image, padding) = answer_to(_question("read", job), 1 << 30)
+    told = answer_checks.reading(job, header, (image, padding)).study.padding
+    assert told is not None
+    for wrong in (padding[:-1], padding.astype(np.float32)):
+        with pytest.raises(ValueError, match="not a study"):
+            answer_checks.reading(job, header, (image, wrong))
 
 
 def test_a_model_predicts_on_studies_that_its_run_takes(scans: SiteConfig, tmp_path: Path) -> None:

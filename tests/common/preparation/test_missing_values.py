@@ -37,6 +37,11 @@ def test_a_slice_without_a_value_becomes_the_nearest_that_has_one() -> None:
     np.testing.assert_array_equal(found[3], image[2])
 
 
+def test_where_nothing_was_measured_nothing_is_filled_in() -> None:
+    image = np.full((1, 3, 9, 10), np.nan, np.float32)
+    assert np.isnan(MissingValues().apply(Voxels(image), Geometry(image.shape[1:], 1, None)).image).all()
+
+
 def generated() -> list[np.ndarray]:
     """Planes that look like images: of a mammogram, and of each channel of a retina."""
     rng = np.random.default_rng(2)
@@ -77,3 +82,43 @@ def test_what_is_not_asked_for_stays() -> None:
     plane = generated()[0]
     plane[50] = 7.0
     np.testing.assert_array_equal(mended(plane, MissingValues(dead_lines=False)), plane.astype(np.float32))
+
+
+def rows_of(*steps: float, noise: float = 0.01) -> np.ndarray:
+    """40 columns, and rows that lie so far above the first; each a little noisy."""
+    drawn = np.random.default_rng(4).normal(100, noise, (len(steps), 40))
+    rows: np.ndarray = (drawn + np.array(steps)[:, None]).astype(np.float32)
+    return rows
+
+
+@pytest.mark.parametrize(("jump", "dead"), [(30, False), (50, True)])
+def test_on_a_slope_a_dead_line_jumps_by_twice_what_its_neighbours_differ(jump: float, dead: bool) -> None:
+    """A row every 10 up, so that two next but one differ by 20."""
+    slope = [10.0 * row for row in range(20)]
+    slope[9] += jump
+    assert dead_lines(rows_of(*slope)).tolist() == ([9] if dead else [])
+
+
+@pytest.mark.parametrize(("jump", "dead"), [(4, False), (20, True)])
+def test_a_dead_line_jumps_by_more_than_lines_do(jump: float, dead: bool) -> None:
+    """Rows that scatter by 1."""
+    scattered = np.random.default_rng(6).normal(0, 1, 40)
+    scattered[19] = scattered[21] = 0.0
+    scattered[20] = jump
+    assert dead_lines(rows_of(*scattered)).tolist() == ([20] if dead else [])
+
+
+@pytest.mark.parametrize(("columns", "dead"), [(26, False), (38, True)])
+def test_a_dead_line_jumps_with_all_but_a_tenth_of_its_length(columns: int, dead: bool) -> None:
+    plane = rows_of(*[0.0] * 20, noise=1)
+    plane[9, :columns] += 100
+    assert dead_lines(plane).tolist() == ([9] if dead else [])
+
+
+@pytest.mark.parametrize(("columns", "dead"), [(12, True), (7, False)])
+def test_a_line_is_judged_by_what_lies_on_the_body(columns: int, dead: bool) -> None:
+    """Outside of which all is 0; by a few voxels it is not judged at all."""
+    plane = rows_of(*[0.0] * 20, noise=1)
+    plane[9] += 60
+    plane[:, columns:] = 0
+    assert dead_lines(plane).tolist() == ([9] if dead else [])
