@@ -375,4 +375,12 @@ class RunConfig(Document):
     @property
     def evaluations(self) -> int:
         """How often a site is asked for scores in the whole run: after the rounds that are due, and the test."""
-        return sum(map(self.validates_after, range(1, self.federation.rounds + 1))) + 1
+        return self.evaluations_after(0)
+
+    def evaluations_after(self, round_: int) -> int:
+        """How often a site is asked for scores after a round: in those that are due, and the test.
+
+        Computed, never counted round by round: a document may name any number of rounds.
+        """
+        last, every = self.federation.rounds, self.evaluate_every
+        return -(-last // every) - (round_ // every if round_ < last else -(-last // every)) + 1

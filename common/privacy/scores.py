@@ -119,7 +119,7 @@ def charge_scores(
         PrivacyError: BUDGET_SPENT, the budget of the held-out patients does not allow it.
     """
     run = document.config
-    later = 0 if phase == "test" else sum(map(run.validates_after, range(round_ + 1, run.federation.rounds + 1))) + 1
+    later = 0 if phase == "test" else run.evaluations_after(round_)
     return ledger.charge(
         held_out_cohort(cohort),
         document.hash,

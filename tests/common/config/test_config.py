@@ -151,3 +151,21 @@ def test_hostile_toml_is_refused_like_any_other_mistake(text: str) -> None:
 def test_hostile_json_is_refused_like_any_other_mistake(text: str) -> None:
     with pytest.raises(ConfigError):
         from_canonical(RunConfig, text)
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 9, 10])
+@pytest.mark.parametrize("every", [1, 3, 4, 20])
+def test_evaluations_are_those_that_a_count_over_the_rounds_finds(rounds: int, every: int) -> None:
+    run = parse(RunConfig, RUN.replace("rounds = 3", f"rounds = {rounds}\nevaluate-every = {every}"))
+    for over in range(rounds + 1):
+        due = [one for one in range(over + 1, rounds + 1) if one % every == 0 or one == rounds]
+        assert run.evaluations_after(over) == len(due) + 1
+    assert run.evaluations == run.evaluations_after(0)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("key", ['keep = "best"', "patience = 5"])
+def test_document_of_very_many_rounds_is_read_at_once(key: str) -> None:
+    """An agent reads it before anybody has looked at it: counting round by round would take days."""
+    many = RUN.replace("rounds = 3", f"rounds = {10**13}\nevaluate-every = 1000\n{key}")
+    assert parse(RunConfig, f"format = 2\n{many}").evaluations == 10**10 + 1
