@@ -23,7 +23,7 @@ from client.data.keep.index import Index
 from client.data.keep.split import KeptSplits, Split
 from client.data.prepare.preprocess import as_samples, preprocess
 from client.data.quality.quality import no_region
-from client.data.regions import cut_regions
+from client.data.regions import cut_regions, too_many
 from client.data.survey import Survey, survey
 from client.home.declared import declared_size
 from client.home.folder import INDEX_NAME
@@ -199,8 +199,8 @@ def prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
             raise ValueError("a study was read for training without its label")
         else:
             labels = as_samples(label[None], run.model.dims)[:, 0]
-        if run.task.of_regions and not labels.any():
-            raise no_region()
+        if run.task.of_regions and (problem := too_many(images, labels, run) if labels.any() else no_region()):
+            return problem
     except DataError as error:
         return error
     return Prepared(images, labels, reading.digest)

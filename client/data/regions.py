@@ -3,7 +3,8 @@
 A region is what hangs together of one class: side by side, one below the other, or from slice to slice. It gives one
 window, centred on its bounding box; for a 2D model in the slice that shows most of it. Beyond the image is 0. A
 held-out region is exactly what the network sees, the patch of the run; one for training is twice as large along each
-axis, so that crops around its centre can be moved, turned and scaled.
+axis, so that crops around its centre can be moved, turned and scaled. A study whose windows would fill the memory, as
+of a mask full of specks, is set aside before one is cut.
 """
 
 import math
@@ -15,6 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config import RunConfig
+from common.errors import DataError, ErrorCode
+
+# Values that the windows of a study may hold together, at 4 bytes each: 128 regions of a patch of 64 x 64 x 64.
+_MOST_VALUES = 2**28
 
 
 def cut_regions(images: Tensor, labels: Tensor, run: RunConfig, *, held_out: bool) -> tuple[Tensor, Tensor]:
@@ -35,6 +40,29 @@ def cut_regions(images: Tensor, labels: Tensor, run: RunConfig, *, held_out: boo
             for _, item, centre in found]  # fmt: skip
     classes = torch.tensor([number for number, _, _ in found], dtype=torch.uint8)
     return torch.stack(cuts), classes.view(-1, *[1] * len(window)).expand(-1, *window)
+
+
+def too_many(images: Tensor, labels: Tensor, run: RunConfig) -> DataError | None:
+    """Why a study's regions cannot be cut out; None: they can. The same for training and evaluation.
+
+    Args:
+        images: (S, C, *sp).
+        labels: (S, *sp) uint8.
+        run: the size of its patch.
+    """
+    from scipy import ndimage  # noqa: PLC0415 - heavy
+
+    voxels = labels.numpy()
+    numbers = np.unique(voxels[voxels > 0])
+    count = sum(ndimage.label(voxels == number, np.ones((3,) * voxels.ndim))[1] for number in numbers)
+    most = _MOST_VALUES // (images.shape[1] * math.prod(2 * edge for edge in run.training.patch_size))
+    if count <= most:
+        return None
+    return DataError(
+        f"the label marks {count} regions, and of this run's patch-size {most} fit into memory. Take specks out of the "
+        "label, or ask for a run with a smaller patch.",
+        ErrorCode.UNSUPPORTED,
+    )
 
 
 def centres(labels: Tensor) -> Tensor:
@@ -69,4 +97,4 @@ def _cut(image: Tensor, starts: Sequence[int], window: Sequence[int]) -> Tensor:
     return functional.pad(image, padding)
 
 
-__all__ = ["centres", "cut_regions"]
+__all__ = ["centres", "cut_regions", "too_many"]

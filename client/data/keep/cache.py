@@ -58,13 +58,15 @@ class Cache:
         Args:
             folder: of the site's cache; made with the first entry, for its owner only.
             site_key: secret key of the site; the cache's own keys are derived from it.
-            run: its modality, channels, classes, what labels are, preprocessing and model axes are part of the place.
-                So are the code that reads and preprocesses, the versions of its libraries, and the number of threads.
+            run: its modality, channels, classes, what labels are, of regions the patch, preprocessing and model axes
+                are part of the place. So are the code that reads and preprocesses, the versions of its libraries, and
+                the number of threads.
         """
         self._root = folder
         self._vault = Vault(site_key, "cache")
         data = run.data  # what of it decides the images; splits and folds do not
-        label = (run.task.label, run.task.of_regions)
+        # A study whose regions are too many for the run's patch is set aside before it is kept: so the patch counts.
+        label = (run.task.label, run.task.of_regions and run.training.patch_size)
         settings = (data.modality, data.channels, data.classes, canonical(run.preprocessing), run.model.dims, *label)
         # A sum's rounding depends on the number of threads.
         program = (torch.get_num_threads(), version("torch"), *reading_program())

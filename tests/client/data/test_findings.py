@@ -11,7 +11,7 @@ import torch
 
 from client.data.check.checkup import check_site
 from client.data.check.tables import document, tables
-from client.data.cohort import Cohort
+from client.data.cohort import Cohort, read_studies
 from client.data.isolate import answer_checks
 from client.data.isolate.isolation import Job
 from client.data.read import sources
@@ -249,6 +249,21 @@ def test_of_a_region_through_several_slices_a_2d_model_sees_the_fullest() -> Non
     windows, classes = cut_regions(images, labels, run, held_out=True)
     assert [int(one.unique()) for one in classes] == [2]
     assert torch.equal(windows[0, 0], images[2, 0, 7:15, 8:16])
+
+
+def test_specks_that_would_fill_the_memory_set_their_study_aside_and_no_other(tmp_path: Path) -> None:
+    """160 specks of a small picture, each with a window of 1024 x 1024 in three channels, are 2 GiB."""
+    specks, blocks = np.zeros((20, 31), np.uint8), np.zeros((20, 31), np.uint8)
+    specks[::2, ::2], blocks[3:6, 4:9], blocks[12:15, 20:25] = 1, 1, 2
+    for name in ("a", "b", "c"):
+        write_pair(tmp_path, name, mask=blocks)
+    write_pair(tmp_path, "specks", mask=specks)
+    site = SiteConfig(name="north", data=(SourceConfig(path=str(tmp_path), kind="images"),))
+    data, cache = {"channels": 3, "classes": ["bright", "dark"]}, tmp_path / "cache"
+    for patch, left_out in ((512, ["unsupported"]), (8, []), (512, ["unsupported"])):
+        run = classed_run(task={"of": "region"}, training={"patch-size": [patch, patch]}, data=data)
+        studies = read_studies(site, run, root=tmp_path, site_key=KEY, cache=cache)
+        assert [str(problem.code) for _, problem in studies.refused] == left_out
 
 
 def test_a_cohort_of_regions_leaves_out_who_has_none(tmp_path: Path) -> None:
