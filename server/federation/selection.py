@@ -2,11 +2,16 @@
 
 Both follow from the scores of the validation patients that the sites let go, the mean of the sites' headline scores
 after each round that is scored, and from nothing else: so they see what leaves by each hospital's policy, with its
-noise, and cost no more than is charged for it. Both are functions of the journal's events: a run that is resumed
-scores its last round again, gets the same answers, and decides the same. Imports no torch: views read it.
+noise, and cost no more than is charged for it. Two rounds are compared over the sites that scored both, since a round
+that misses a site of hard patients has a higher mean and no better model. Such comparisons need not make one order of
+all rounds, so each round is compared with the best one before it, in turn: the best so far is never an earlier round
+than it was, and no other model has to be kept. Both are functions of the journal's events: a run that is resumed scores
+its last round again, gets the same answers, and decides the same. Imports no torch: views read it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from common.config import RunConfig
@@ -15,10 +20,22 @@ from common.text import counted
 from server.federation.events import OVERALL, Event
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """A round's headline score: of each site that told it, and the mean."""
+
+    round: int
+    mean: float
+    sites: Mapping[str, float]
+
+
 def best_round(events: Sequence[Event], task: Task) -> int | None:
-    """The round with the best score, the first of those that are alike; None while there is no score."""
-    scored = _scored(events, task)
-    return max(scored, key=lambda round_: (scored[round_], -round_), default=None)
+    """The round that was better than the best one before it; None while there is no score."""
+    best: _Scored | None = None
+    for one in _scored(events, task).values():
+        if best is None or _is_better(one, best):
+            best = one
+    return None if best is None else best.round
 
 
 def has_seen_enough(run: RunConfig, events: Sequence[Event]) -> Mapping[str, Any] | None:
@@ -27,7 +44,7 @@ def has_seen_enough(run: RunConfig, events: Sequence[Event]) -> Mapping[str, Any
     best = best_round(events, run.task)
     if patience is None or best is None or sum(round_ > best for round_ in scored) < patience:
         return None
-    return {"round": max(scored), "best-round": best, "patience": patience, run.task.headline: scored[best]}
+    return {"round": max(scored), "best-round": best, "patience": patience, run.task.headline: scored[best].mean}
 
 
 def in_words(summary: Mapping[str, Any]) -> list[str]:
@@ -47,15 +64,28 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _scored(events: Sequence[Event], task: Task) -> dict[int, float]:
-    """Round -> mean of the sites' headline scores on validation patients."""
-    return {
-        event["round"]: event[task.headline]
-        for event in events
-        if event["event"] == "evaluate"
-        and (event["phase"], event["site"]) == ("validation", OVERALL)
-        and task.headline in event
-    }
+def _is_better(one: _Scored, other: _Scored) -> bool:
+    """Over the sites that scored both; by their means, where none did."""
+    both = one.sites.keys() & other.sites.keys()
+    if not both:
+        return one.mean > other.mean
+    return math.fsum(one.sites[site] for site in both) > math.fsum(other.sites[site] for site in both)
+
+
+def _scored(events: Sequence[Event], task: Task) -> dict[int, _Scored]:
+    """The rounds whose validation patients were scored, in order."""
+    found: dict[int, _Scored] = {}
+    sites: dict[str, float] = {}
+    for event in events:
+        if event["event"] != "evaluate" or event["phase"] != "validation":
+            continue
+        if event["site"] != OVERALL:  # the sites come before their mean
+            sites |= {event["site"]: event[task.headline]} if task.headline in event else {}
+            continue
+        if task.headline in event:
+            found[event["round"]] = _Scored(event["round"], event[task.headline], sites)
+        sites = {}
+    return dict(sorted(found.items()))
 
 
 __all__ = ["best_round", "has_seen_enough", "in_words"]

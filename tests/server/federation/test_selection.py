@@ -135,6 +135,21 @@ def test_a_round_without_scores_is_neither_best_nor_worse(tmp_path: Path) -> Non
     assert summary.rounds == 6  # 5 and 6 were no better than 3
 
 
+@pytest.mark.parametrize("away", [1, 3, 5, 7])
+def test_a_round_without_its_hardest_site_is_not_the_best_for_that(tmp_path: Path, away: int) -> None:
+    """By hand: both sites are best after round 4, and the hard one has never half of the easy one's scores."""
+    easy, hard = (0.60, 0.65, 0.70, 0.80, 0.75, 0.70, 0.65), (0.10, 0.15, 0.20, 0.30, 0.25, 0.20, 0.15)
+    grid = a_grid(a=scores(easy), b=scores(hard, silent=(away,)))
+    assert go(grid, a_run(keep="best"), tmp_path / "kept").model_round == 4
+    stopped = go(grid, a_run(keep="best", patience=2), tmp_path / "stopped")
+    assert (stopped.rounds, stopped.model_round) == (6, 4)
+
+
+def test_rounds_that_no_site_scored_both_are_compared_by_their_means(tmp_path: Path) -> None:
+    grid = a_grid(a=scores(silent=(2, 4)), b=scores(silent=(1, 3, 5)))
+    assert go(grid, a_run(5, keep="best"), tmp_path).model_round == 3
+
+
 def test_summary_report_and_watch_say_it(tmp_path: Path) -> None:
     go(a_grid(), a_run(patience=2, keep="best"), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
