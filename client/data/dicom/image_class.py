@@ -3,8 +3,8 @@
 An attribute is a keyword or a tag at the top of the header; it may hold several values, or coded entries, of which code
 ("SCT:108369006") and meaning both count. All files of a series must say the same. A report (PS3.3 A.35) belongs to the
 images that it refers to, nobody else's: a coded Finding (121071, DCM), at the top or in a measurement group (TID 1500),
-counts for the images that its own group refers to, or, where the group names none, for those of the report's evidence.
-What somebody typed into a report as text is not read.
+counts for the images that it names itself (INFERRED FROM), else for those of the innermost container around it that
+names some, else for those of the report's evidence. What somebody typed into a report as text is not read.
 Source: DICOM PS3.3 8 (coded entries), C.17.2 and C.17.3 (SR document), PS3.16 TID 1500, TID 1411.
 """
 
@@ -127,13 +127,13 @@ def _findings(report: Dataset, own: set[str]) -> list[Names]:
     if str(report.get("CompletionFlag") or "COMPLETE").strip() != "COMPLETE":
         raise _doubtful("a structured report of this image is not complete.")
     found = []
-    for item, group in walk(report, report):
+    for item, containers in walk(report):
         if item.get("ValueType") != "CODE" or _code(item.get("ConceptNameCodeSequence")) != _FINDING:
             continue
-        named = frozenset[str]() if group is report else images_of(group)
-        if not (named or evidence_of(report)) & own:
+        named = next((uids for one in (item, *containers) if (uids := images_of(one))), evidence_of(report))
+        if not named & own:
             continue
-        beside = [] if group is report else group.get("ContentSequence") or []
+        beside = containers[0].get("ContentSequence") or [] if containers else []
         if any(_code(one.get("ConceptCodeSequence")) == _ABSENT for one in (*beside, *item.get("ContentSequence", []))):
             raise _doubtful("a structured report says of a finding of this image that it is absent.")
         found += [_coded(code) for code in item.get("ConceptCodeSequence") or []]

@@ -13,8 +13,10 @@ CONTENT_TAGS = ("CurrentRequestedProcedureEvidenceSequence", "ContentSequence")
 _DEEPEST = 32
 
 
-def walk(parent: Dataset, group: Dataset, depth: int = 0) -> Iterator[tuple[Dataset, Dataset]]:
-    """Each content item below a parent, with the innermost container that it lies in.
+def walk(
+    parent: Dataset, containers: tuple[Dataset, ...] = (), depth: int = 0
+) -> Iterator[tuple[Dataset, tuple[Dataset, ...]]]:
+    """Each content item below a parent, with the containers below it that the item lies in, the innermost first.
 
     Raises:
         DataError: UNSUPPORTED, the content nests too deeply.
@@ -24,14 +26,15 @@ def walk(parent: Dataset, group: Dataset, depth: int = 0) -> Iterator[tuple[Data
             "a structured report nests its content too deeply. Export it again, or take it out.", ErrorCode.UNSUPPORTED
         )
     for item in parent.get("ContentSequence") or []:
-        yield item, group
-        yield from walk(item, item if item.get("ValueType") == "CONTAINER" else group, depth + 1)
+        yield item, containers
+        within = (item, *containers) if item.get("ValueType") == "CONTAINER" else containers
+        yield from walk(item, within, depth + 1)
 
 
-def images_of(group: Dataset) -> frozenset[str]:
-    """Instances and series that the items of a container, or of a whole report, refer to."""
+def images_of(parent: Dataset) -> frozenset[str]:
+    """Instances and series that the items below an item, or of a whole report, refer to."""
     uids: set[str] = set()
-    for item, _ in walk(group, group):
+    for item, _ in walk(parent):
         uids |= {_text(image, "ReferencedSOPInstanceUID") for image in item.get("ReferencedSOPSequence") or []}
         if item.get("ValueType") == "UIDREF":
             uids.add(_text(item, "UID"))
@@ -39,16 +42,12 @@ def images_of(group: Dataset) -> frozenset[str]:
 
 
 def evidence_of(report: Dataset) -> frozenset[str]:
-    """Series and instances that a report was made from."""
-    series = [
-        one
-        for study in report.get("CurrentRequestedProcedureEvidenceSequence") or []
-        for one in study.get("ReferencedSeriesSequence") or []
-    ]
-    uids = {_text(one, "SeriesInstanceUID") for one in series}
-    uids |= {
-        _text(image, "ReferencedSOPInstanceUID") for one in series for image in one.get("ReferencedSOPSequence") or []
-    }
+    """Instances that a report was made from; a series where it lists none of its instances."""
+    uids: set[str] = set()
+    for study in report.get("CurrentRequestedProcedureEvidenceSequence") or []:
+        for series in study.get("ReferencedSeriesSequence") or []:
+            instances = {_text(one, "ReferencedSOPInstanceUID") for one in series.get("ReferencedSOPSequence") or []}
+            uids |= instances - {""} or {_text(series, "SeriesInstanceUID")}
     return frozenset(uids - {""})
 
 

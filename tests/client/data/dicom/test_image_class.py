@@ -1,6 +1,7 @@
 """The class of a DICOM image as a whole: an attribute that the site names, and coded findings of structured reports."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,47 @@ def test_a_finding_of_a_group_is_of_the_images_that_the_group_refers_to(tmp_path
     references = sources.find(source(tmp_path, class_reports=True), tmp_path).references
     told = {one.images[0].parent.name: sources.read(one, WANTED).findings for one in references}
     assert told == {"left": (1,), "right": (2,)}
+
+
+def radiographs(folder: Path) -> list[Dataset]:
+    """Three single images of one series, each a study of its own."""
+    return write_series(folder, "p", SOPClassUID="1.2.840.10008.5.1.4.1.1.1", Modality="CR")
+
+
+def of_each(folder: Path) -> list[Any]:
+    """What reports say of each of them."""
+    told: dict[str, Any] = {}
+    for reference in sources.find(source(folder, class_reports=True), folder).references:
+        try:
+            told[reference.images[0].name] = sources.read(reference, replace(WANTED, modality="CR")).findings
+        except DataError as error:
+            told[reference.images[0].name] = str(error.code)
+    return [told[f"{number}.dcm"] for number in range(3)]
+
+
+def test_a_report_on_one_image_of_a_series_says_nothing_of_the_others(tmp_path: Path) -> None:
+    write_report(tmp_path / "r.dcm", radiographs(tmp_path)[:1], coded(FINDING, MASS))
+    assert of_each(tmp_path) == [(1,), "no-label", "no-label"]
+
+
+def test_a_finding_that_names_its_image_is_of_that_one_alone(tmp_path: Path) -> None:
+    images, items = radiographs(tmp_path), []
+    for image, finding in zip(images, (MASS, NORMAL, CYST), strict=True):
+        items.append(coded(FINDING, finding))
+        items[-1].ContentSequence = Sequence([image_item(image.SOPInstanceUID)])
+        items[-1].ContentSequence[0].RelationshipType = "INFERRED FROM"
+    write_report(tmp_path / "r.dcm", images, *items)
+    assert of_each(tmp_path) == [(1,), (), (2,)]
+
+
+def test_a_group_without_images_is_of_those_of_the_container_around_it(tmp_path: Path) -> None:
+    images = radiographs(tmp_path)
+    left, right = (
+        group(image_item(image.SOPInstanceUID), group(coded(FINDING, finding)))
+        for image, finding in zip(images, (MASS, CYST), strict=False)
+    )
+    write_report(tmp_path / "r.dcm", images, group(left, right))
+    assert of_each(tmp_path) == [(1,), (2,), "no-label"]
 
 
 @pytest.mark.parametrize(
