@@ -11,6 +11,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ _UPRIGHT = 1
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A line of a table. cells: by column, stripped. beyond: whether it has more cells than the header."""
+
+    line: int
+    cells: Mapping[str, str]
+    beyond: bool
+
+
 def find(source: SourceConfig, folder: Path) -> Found:
     """The images of a source, from its CSV or its two sub-folders.
 
@@ -51,9 +61,10 @@ def find(source: SourceConfig, folder: Path) -> Found:
     if source.csv is None:
         return find_pairs("images", source, folder, SUFFIXES, MASK_SUFFIXES)
     files = set(files_under(folder))
-    rows: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
-    for number, row in _rows(source, folder):
-        rows.setdefault(row[source.image_column], []).append((number, row))
+    rows: dict[Path | None, list[_Row]] = {}
+    for row in _rows(source, folder):
+        place = _place(folder, row.cells[source.image_column])
+        rows.setdefault(None if place is None else place.resolve(), []).append(row)
     references = [_reference(source, folder, same, files) for same in rows.values()]
     named = {path.resolve() for one in references for path in (*one.files, folder / str(source.csv))}
     others = [path for path in files if path.resolve() not in named]
@@ -188,21 +199,13 @@ def _announced(path: Path, formats: tuple[str, ...]) -> Image.Image:
         ) from error
 
 
-def _reference(
-    source: SourceConfig, folder: Path, rows: Sequence[tuple[int, Mapping[str, str]]], files: Collection[Path]
-) -> Reference:
+def _reference(source: SourceConfig, folder: Path, rows: Sequence[_Row], files: Collection[Path]) -> Reference:
     """The study of the rows that name one image, which should be one row."""
-    number, row = rows[0]
+    number, row = rows[0].line, rows[0].cells
     patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
     columns = (source.image_column, source.mask_column, source.region_column or "")
     image, mask, region = (_place(folder, row.get(column, "")) for column in columns)
-    told = (source.mask_column, source.patient_column, source.class_column, source.region_column)
-    if len({tuple(one.get(column or "", "") for column in told) for _, one in rows}) > 1:
-        problem = DataError(
-            f"{len(rows)} rows of the table name the image of line {number}, with other masks or classes or for other "
-            "patients. Join the masks in one, the classes in one cell (a|b), or keep the row that is right.",
-            ErrorCode.UNSUPPORTED,
-        )
+    problem = problem or _row_problem(source, rows)
     if image is None:
         problem, image = _absent(source.image_column, number, "it names no picture"), folder / str(source.csv)
     elif not image.is_file():
@@ -217,6 +220,27 @@ def _reference(
     kind: Kind = "nifti" if has_suffix(image, NIFTI_SUFFIXES) else "images"
     key = row[source.image_column]
     return Reference(kind, patient, key, (image,), masks, source.label_map, problem, words=words, region=region)
+
+
+def _row_problem(source: SourceConfig, rows: Sequence[_Row]) -> DataError | None:
+    """Why the rows that name one image do not say whose it is, or what it shows."""
+    number = rows[0].line
+    told = (source.mask_column, source.patient_column, source.class_column, source.region_column)
+    if len({tuple(one.cells.get(column or "", "") for column in told) for one in rows}) > 1:
+        return DataError(
+            f"{len(rows)} rows of the table name the image of line {number}, with other masks or classes or for other "
+            "patients. Join the masks in one, the classes in one cell (a|b), or keep the row that is right.",
+            ErrorCode.UNSUPPORTED,
+        )
+    if (longer := next((row.line for row in rows if row.beyond), None)) is not None:
+        return DataError(
+            f"line {longer} of the table has more cells than its header, so which belongs to which column is not "
+            'known. Write a cell that holds the separator in quotes ("a, b").',
+            ErrorCode.UNSUPPORTED,
+        )
+    if not rows[0].cells[source.patient_column]:
+        return _absent(source.patient_column, number, "it names no patient", ErrorCode.UNSUPPORTED)
+    return None
 
 
 def _region_problem(
@@ -256,8 +280,8 @@ def _absent(column: str, number: int, why: str, code: ErrorCode = ErrorCode.UNRE
     return DataError(f"line {number} of the table, column {column}: {why}.", code)
 
 
-def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, str]]]:
-    """Line numbers and rows of the CSV that `where` selects; cells stripped.
+def _rows(source: SourceConfig, folder: Path) -> list[_Row]:
+    """The rows of the CSV that `where` selects.
 
     Fields are separated by commas, or by what the header shows where no comma is in it: semicolons (Excel where the
     comma is the decimal sign) or tabs.
@@ -267,9 +291,14 @@ def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, st
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
-            reader = csv.DictReader(file, restval="", delimiter=next((d for d in ",;\t" if d in header), ","))
+            between = next((d for d in ",;\t" if d in header), ",")
+            reader = csv.DictReader(file, restval="", delimiter=between)
             rows = [
-                (reader.line_num, {name: (value or "").strip() for name, value in row.items() if name})
+                _Row(
+                    reader.line_num,
+                    {name: (value or "").strip() for name, value in row.items() if name},
+                    any(cell.strip() for cell in row.get(None, ())),
+                )
                 for row in reader
             ]
             columns = [name for name in reader.fieldnames or [] if name]
@@ -289,7 +318,7 @@ def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, st
         "class-column": source.class_column,
         "region-column": source.region_column,
     }
-    if source.class_column is not None:  # a table of classes need not have masks
+    if source.class_column is not None and source.mask_column not in columns:  # a table of classes need not have masks
         wanted["mask-column"] = None
     for key, column in [*wanted.items(), *(("where", column) for column in source.where)]:
         if column is not None and column not in columns:
@@ -299,4 +328,9 @@ def _rows(source: SourceConfig, folder: Path) -> list[tuple[int, Mapping[str, st
                 f"the CSV {source.csv!r} has no column {column!r}, only {', '.join(columns) or 'none'}.{hint} "
                 f"Correct {key} in site.toml."
             )
-    return [(at, row) for at, row in rows if all(row[column] == value for column, value in source.where.items())]
+        if column is not None and columns.count(column) > 1:
+            raise ConfigError(
+                f"the CSV {source.csv!r} has {columns.count(column)} columns {column!r}, and which of them {key} in "
+                "site.toml means is not known. Give them different names."
+            )
+    return [row for row in rows if all(row.cells[column] == value for column, value in source.where.items())]

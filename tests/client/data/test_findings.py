@@ -29,10 +29,10 @@ from tests.simulations.classed import LABEL_MAP, WORDS, classed_run, classed_sit
 RUN = classed_run()
 
 
-def a_table(folder: Path, *rows: tuple[str, str, str], label_map: dict[str, str] | None = None) -> SiteConfig:
-    """A site whose table has these rows: picture, patient, word; the pictures differ."""
+def a_table(folder: Path, *rows: tuple[str, ...], label_map: dict[str, str] | None = None) -> SiteConfig:
+    """A site whose table has these rows: picture, patient, word, and what is too much; the pictures differ."""
     rng = np.random.default_rng(len(rows))
-    for name, _, word in rows:
+    for name, _, word, *_ in rows:
         if name and not (folder / name).exists():
             write_picture(folder / name, picture(word, rng))
     with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
@@ -88,17 +88,33 @@ def test_a_cache_of_one_kind_of_label_is_none_of_another(tmp_path: Path) -> None
         ([("a.png", "a", "bright;dark")], ErrorCode.UNSUPPORTED),
         ([("a.png", "a", "bright"), ("a.png", "a", "dark")], ErrorCode.UNSUPPORTED),
         ([("a.png", "a", "bright"), ("a.png", "z", "bright")], ErrorCode.UNSUPPORTED),
+        ([("a.png", "a", "bright"), ("./a.png", "a", "dark")], ErrorCode.UNSUPPORTED),
+        ([("a.png", "a", "bright"), ("./a.png", "z", "bright")], ErrorCode.UNSUPPORTED),
+        ([("a.png", "", "bright")], ErrorCode.UNSUPPORTED),
+        ([("a.png", "a", "bright", "of 2 mm")], ErrorCode.UNSUPPORTED),
         ([("", "a", "bright")], ErrorCode.UNREADABLE),
     ],
 )
 def test_a_study_whose_class_nobody_can_tell_is_set_aside_and_the_others_stay(
-    tmp_path: Path, rows: list[tuple[str, str, str]], code: ErrorCode
+    tmp_path: Path, rows: list[tuple[str, ...]], code: ErrorCode
 ) -> None:
     site = a_table(tmp_path, *rows, ("sound.png", "b", "dark"))
     cohort = cohort_of(site)
     assert codes(cohort) == [code]
     assert [int(case.labels.max()) for case in cohort.cases] == [2]
     assert "suspicious" not in "".join(one.reason for one in cohort.quarantined)  # free text of a file
+
+
+def test_rows_that_write_one_image_in_two_ways_and_agree_are_one_study(tmp_path: Path) -> None:
+    cohort = cohort_of(a_table(tmp_path, ("a.png", "a", "bright"), ("./a.png", "a", "bright")))
+    assert (codes(cohort), len(cohort.cases)) == ([], 1)
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    site = a_table(tmp_path, ("a.png", "a", "bright"))
+    (tmp_path / "table.csv").write_text("image,id,finding,finding\na.png,a,bright,dark\n")
+    with pytest.raises(ConfigError, match="2 columns 'finding', and which of them class-column"):
+        cohort_of(site)
 
 
 def test_an_image_without_a_row_and_a_row_without_its_image_are_told(tmp_path: Path) -> None:
