@@ -1,10 +1,12 @@
 """Every loss of the table: sample by sample, finite, least where the answer is right; numbers of MONAI and torch."""
 
+import numpy as np
 import pytest
 import torch
 from monai.losses.cldice import SoftclDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from monai.losses.tversky import TverskyLoss
+from scipy import ndimage
 from skimage.morphology import skeletonize
 from torch import Tensor, nn
 from torch.nn import functional
@@ -199,6 +201,37 @@ def test_the_tube_of_skeleton_recall_holds_scikit_images_skeleton(dims: int) -> 
     tube = torch.autograd.grad(_recall(leaf := logits.clone().requires_grad_(), vessel), leaf)[0][0, 1] != 0
     assert (tube.numpy() & line).sum() >= 0.95 * line.sum()
     assert int(tube.sum()) < int(vessel.sum())  # and it is less than the whole
+
+
+@pytest.mark.parametrize("iterations", [2, 5])
+@pytest.mark.parametrize("spatial", [(40, 44), (15, 21, 18)])
+def test_skeleton_recall_is_the_part_of_scipys_tube_that_is_missed(spatial: tuple[int, ...], iterations: int) -> None:
+    """The tube by Lantuejoul's formula with SciPy; the first sample lacks a class, which then misses nothing."""
+    rng = np.random.default_rng(0)
+    labels = np.digitize(ndimage.gaussian_filter(rng.normal(size=(2, *spatial)), (0, *[3.0] * len(spatial))), [0, 0.05])
+    labels[0][labels[0] == 2] = 1
+    logits = torch.from_numpy(rng.normal(size=(2, 3, *spatial)).astype(np.float32))
+    chances = logits.softmax(1).numpy()
+    missed = [
+        [_missed(labels[place] == number, chances[place, number], iterations) for number in (1, 2)]
+        for place in range(2)
+    ]
+    assert missed[0][1] == 0
+    truth = torch.from_numpy(labels.astype(np.int64))
+    found = SkeletonRecall(iterations=iterations, weight=0.5).of_each(logits, truth) - DiceCE().of_each(logits, truth)
+    assert found.numpy() == pytest.approx(0.5 * np.mean(missed, axis=1), abs=1e-4)
+
+
+def _missed(mask: np.ndarray, chance: np.ndarray, iterations: int) -> float:
+    """Of one class: the skeleton are the voxels that an opening takes from the mask, and from it eroded again."""
+    cross, cube = ndimage.generate_binary_structure(mask.ndim, 1), np.ones((3,) * mask.ndim)
+    line, eroded = np.zeros_like(mask), mask
+    for _ in range(iterations + 1):
+        smaller = ndimage.binary_erosion(eroded, cross, border_value=1)
+        line |= eroded & ~ndimage.binary_dilation(smaller, cube)
+        eroded = smaller
+    tube = ndimage.binary_dilation(line, np.ones((5,) * mask.ndim)) & mask
+    return 1 - float(chance[tube].sum() / tube.sum()) if tube.any() else 0.0
 
 
 def _recall(logits: Tensor, vessel: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def test_sites_that_add_up_are_the_pooled_patients_and_a_mean_of_sites_is_not() 
 
 
 def test_without_both_kinds_there_is_no_ranking() -> None:
-    assert by_bins.auroc(by_bins.histogram([0.3], [True], BINS)) is None
+    for kind in (True, False):
+        assert by_bins.auroc(by_bins.histogram([0.3], [kind], BINS)) is None
     assert by_bins.average_precision(by_bins.histogram([0.3], [False], BINS)) is None
     assert by_bins.roc_curve(by_bins.histogram([], [], 4)).shape == (5, 2)
 

@@ -48,6 +48,22 @@ def test_the_same_seed_gives_the_same_interval_and_one_patient_gives_none() -> N
     assert (alone.value, alone.low, alone.high) == (2.0, None, None)
 
 
+def test_draws_in_which_a_figure_is_not_defined_do_not_count() -> None:
+    """The mean of those whose second number is 1: of some draws there are none."""
+    rows = np.array([[5.0, 1], [7.0, 1], [100.0, 0], [100.0, 0]])
+
+    def of_some(drawn: np.ndarray) -> float:
+        some = drawn[drawn[:, 1] == 1, 0]
+        return float(some.mean()) if some.size else math.nan
+
+    found = bootstrap(rows, of_some, np.random.default_rng(0))
+    assert (found.value, found.low, found.high) == (6.0, 5.0, 7.0)
+    # Of a figure that is defined of fewer patients and not of all there is no interval.
+    nothing = bootstrap(rows, lambda drawn: math.nan if len(np.unique(drawn)) > 4 else 1.0, np.random.default_rng(0))
+    assert math.isnan(nothing.value)
+    assert (nothing.low, nothing.high) == (None, None)
+
+
 def test_a_mean_covers_the_truth_about_as_often_as_it_says() -> None:
     rng, covered = np.random.default_rng(11), 0
     for _ in range(200):
@@ -94,10 +110,23 @@ def test_an_interval_and_a_difference_by_hand() -> None:
     assert apart.p == pytest.approx(2 * stats.norm.sf(abs(difference) / error))
 
 
+def test_an_interval_ends_at_0_and_1() -> None:
+    outcomes = np.array([False, False, False, True, True, True])
+    scores = np.array([0.1, 0.2, 0.6, 0.5, 0.8, 0.9])
+    (value,), ((variance,),) = by_pairs(scores[None], outcomes)
+    error = 1.959964 * math.sqrt(variance)
+    assert value + error > 1
+    found = auroc_interval(scores, outcomes)
+    assert (found.low, found.high) == (pytest.approx(value - error), 1.0)
+    turned = auroc_interval(-scores, outcomes)
+    assert (turned.low, turned.high) == (0.0, pytest.approx(1 - value + error))
+
+
 def test_where_all_pairs_are_in_order_there_is_no_interval() -> None:
     perfect = auroc_interval([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
     assert (perfect.value, perfect.low, perfect.high) == (1.0, None, None)
-    assert auroc_interval([0.1, 0.2, 0.8], [False, False, True]).low is None
+    for alone in (0.8, 0.15):  # of one positive nothing is known of how positives differ
+        assert auroc_interval([0.1, 0.2, alone], [False, False, True]).low is None
     same = auroc_difference([0.1, 0.6, 0.5, 0.9], [1, 6, 5, 9], [False, False, True, True])
     assert (same.value, same.p) == (0.0, None)
 

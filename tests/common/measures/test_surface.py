@@ -90,13 +90,13 @@ def test_a_cube_a_voxel_larger_on_one_side() -> None:
 @pytest.mark.parametrize("shape", [(6, 6), (4, 6, 6)])
 def test_empty_masks(shape: tuple[int, ...]) -> None:
     none, some, spacing = np.zeros(shape, bool), np.zeros(shape, bool), (1.0,) * len(shape)
-    some[..., 2:4, 2:4] = True
+    some[..., 1:5, 1:5] = True
     both = surface_distances(none, none, spacing, 1.0)
     assert (both.hd95, both.average, both.surface_dice) == (0.0, 0.0, 1.0)
     for found, truth in ((none, some), (some, none)):
         one = surface_distances(found, truth, spacing, 1.0)
         assert (one.hd95, one.average, one.surface_dice) == (math.inf, math.inf, 0.0)
-        assert one.voxels == 4 * math.prod(shape[:-2])
+        assert one.voxels == {2: 16 - 4, 3: 64 - 8}[len(shape)]  # without those inside
 
 
 def test_a_single_slice_has_contours_and_is_not_all_surface() -> None:
@@ -122,5 +122,8 @@ def test_other_grids_and_impossible_spacings_are_refused() -> None:
     mask = np.ones((3, 3), bool)
     with pytest.raises(ConfigError, match="one grid"):
         surface_distances(mask, np.ones((3, 4), bool), (1.0, 1.0), 1.0)
-    with pytest.raises(ConfigError, match="above 0"):
-        surface_distances(mask, mask, (0.0, 1.0), 1.0)
+    with pytest.raises(ConfigError, match="a spacing for each axis"):
+        surface_distances(mask, mask, (1.0, 1.0, 1.0), 1.0)
+    for edge in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="above 0"):
+            surface_distances(mask, mask, (edge, 1.0), 1.0)

@@ -45,6 +45,52 @@ def test_a_warped_crop_is_what_scipy_finds_at_the_same_places(
         assert (mask.numpy() == expected).mean() > 0.999  # a tie may go either way
 
 
+@pytest.mark.parametrize("fill", ["zero", "nearest"])
+@pytest.mark.parametrize(("shape", "patch"), [((40, 50), (16, 12)), ((20, 24, 22), (8, 10, 9))])
+def test_a_bent_crop_is_what_scipy_finds_where_its_spline_leads(
+    shape: tuple[int, ...], patch: tuple[int, ...], fill: str
+) -> None:
+    image = torch.rand(1, *shape, generator=generator(1))
+    label = torch.zeros(shape, dtype=torch.uint8)
+    config = a_config(rotation_degrees=90, elastic=0.4, shift=0.4)
+    for warp in spatial.draw(4, patch, config, generator(3)):
+        assert warp.points is not None
+        moved, _ = spatial.resampled(image, label, [e / 2 for e in shape], warp, patch, fill=fill, device="cpu")
+        offsets = np.indices(patch) - (np.reshape(patch, (-1, *[1] * len(patch))) - 1) / 2
+        places = np.tensordot(warp.matrix.double().numpy(), offsets, 1)
+        for axis, edge in enumerate(shape):
+            places[axis] += edge / 2 + float(warp.shift[axis]) + _spline(warp.points[axis].double().numpy(), patch)
+        mode = "nearest" if fill == "nearest" else "grid-constant"
+        expected = ndimage.map_coordinates(image[0].numpy(), places, order=1, mode=mode)
+        assert np.abs(moved[0].numpy() - expected).max() < 1e-4
+
+
+def _spline(points: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
+    """Of one axis of the moves: SciPy's spline along each axis of the crop."""
+    for axis, edge in enumerate(patch):
+        at = (np.arange(edge) + 0.5) / edge * spatial._INTERVALS
+        knots = np.arange(-3, spatial._POINTS + 1)
+        points = np.moveaxis(BSpline(knots, np.moveaxis(points, axis, 0), 3)(at), 0, axis)
+    return points
+
+
+@pytest.mark.parametrize("start", [(-3, -5), (2, 4), (33, 47)])
+def test_a_piece_beyond_the_edge_repeats_it(start: tuple[int, int]) -> None:
+    image = torch.rand(2, 40, 50, generator=generator(1))
+    expected = np.pad(image.numpy(), ((0, 0), (20, 20), (20, 20)), mode="edge")
+    expected = expected[:, 20 + start[0] : 32 + start[0], 20 + start[1] : 29 + start[1]]
+    np.testing.assert_array_equal(spatial.nearest(image, start, (12, 9)).numpy(), expected)
+
+
+def test_a_crop_that_nothing_moves_repeats_the_edge_of_image_and_label_too() -> None:
+    images, labels = torch.rand(1, 1, 8, 9, generator=generator(1)), torch.ones(1, 8, 9, dtype=torch.uint8)
+    asked = {**OFF, "fill": "nearest", "shift": 0.2, "probability": {"shift": 0.0}}
+    training = TrainingConfig.model_validate({"patch_size": (12, 15), "augmentation": asked})
+    crops, marks = sample_crops([Stack.of(images, labels)], training, generator())
+    np.testing.assert_array_equal(crops[0, 0], np.pad(images[0, 0], ((2, 2), (3, 3)), mode="edge"))
+    assert (marks == 1).all()
+
+
 def test_rotation_and_zoom_alone_are_those_of_the_batch() -> None:
     """Two ways to one crop: the window's, and straight from the study."""
     labels = torch.zeros(1, 60, 60, dtype=torch.uint8)
@@ -69,6 +115,12 @@ def test_tilt_is_of_volumes_that_are_nearly_cubes() -> None:
     assert not torch.equal(cube[0], torch.tensor([1.0, 0, 0]))
     assert torch.equal(flat, torch.eye(3))
     assert torch.equal(spatial.draw(1, (16, 16), config, generator())[0].matrix, torch.eye(2))
+    # As far as it says and no further, about both axes of the plane; rotation in the plane goes its own way.
+    both = a_config(tilt_degrees=30, rotation_degrees=5)
+    matrices = torch.stack([warp.matrix for warp in spatial.draw(400, (8, 16, 24), both, generator())]).abs()
+    for place, most in (((0, 1), 30), ((0, 2), 30), ((1, 2), 5)):
+        turned = math.degrees(math.asin(float(matrices[:, *place].max())))
+        assert 0.9 * most < turned < most + (20 if most == 5 else 1)  # two tilts turn a little in the plane as well
 
 
 @pytest.mark.parametrize("patch", [(20, 20), (12, 12, 12)])
@@ -91,16 +143,43 @@ def test_shifts_are_shares_of_the_edge_and_shear_keeps_the_volume() -> None:
     most = torch.stack([warp.shift for warp in warps]).abs().amax(0)
     assert most.tolist() == pytest.approx([2, 8], rel=0.05)
     assert all(float(torch.det(warp.matrix)) == pytest.approx(1, abs=1e-6) for warp in warps)
+    turned = spatial.draw(5, (10, 40), a_config(rotation_degrees=90, shear=0.4), generator())
+    for warp in turned:  # a crop is sheared along its own rows, and then turned
+        assert torch.allclose(warp.matrix.norm(dim=0)[1], torch.tensor(1.0), atol=1e-5)
     slants = torch.stack([warp.matrix[1, 0] for warp in warps]).abs()
     assert float(slants.max()) == pytest.approx(0.2, rel=0.05)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_change_is_made_as_often_as_it_says(share: float) -> None:
-    odds = {"rotation": share, "scaling": share, "shift": share, "shear": share, "elastic": share}
-    for change in ({"rotation_degrees": 90}, {"scaling": 0.3}, {"shift": 0.2}, {"shear": 0.3}, {"elastic": 0.2}):
+    changes = {"rotation": {"rotation_degrees": 90}, "scaling": {"scaling": 0.3}, "shift": {"shift": 0.2}}
+    changes |= {"shear": {"shear": 0.3}, "elastic": {"elastic": 0.2}}
+    for name, change in changes.items():
+        odds = {**dict.fromkeys(changes, 0.6), name: share}  # of the others, which are not asked for
         warps = spatial.draw(1000, (8, 8), a_config(**change, probability=odds), generator())
         assert sum(warp.moves for warp in warps) / 1000 == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, False),
+        ({"rotation_degrees": 40, "scaling": 0.2, "flips": True, "intensity": 0.1, "noise": 0.2}, False),
+        *[({key: 0.2}, True) for key in ("tilt_degrees", "shift", "shear", "elastic")],
+        ({"zoom": (0.9, 1.1)}, True),
+        ({"fill": "nearest"}, True),
+        ({"rotation_degrees": 40, "probability": {"rotation": 0.9}}, True),
+        ({"scaling": 0.2, "probability": {"scaling": 0.9}}, True),
+    ],
+)
+def test_crops_are_warped_one_by_one_where_something_else_is_asked_for(changes: dict[str, Any], asked: bool) -> None:
+    assert spatial.is_asked(a_config(**changes)) is asked
+
+
+def test_control_points_move_by_a_share_of_their_distance_along_each_axis() -> None:
+    warps = spatial.draw(50, (8, 20, 40), a_config(elastic=0.3), generator())
+    most = torch.stack([warp.points for warp in warps if warp.points is not None]).abs().amax((0, 2, 3, 4))
+    assert most.tolist() == pytest.approx([0.3 * 2, 0.3 * 5, 0.3 * 10], rel=0.01)
 
 
 @pytest.mark.parametrize("edge", [1, 15, 32])
