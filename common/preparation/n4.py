@@ -7,7 +7,7 @@ Source: Tustison et al, N4ITK: improved N3 bias correction, IEEE Trans. Med. Ima
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,32 +46,26 @@ class N4(Step):
         tissue = stands_out(grey) & (grey > 0)
         if voxels.inside is not None:
             tissue &= voxels.inside
-        spacing = before.spacing_mm or (1.0,) * grey.ndim
         if grey.ndim == 3 and grey.shape[0] < _FEWEST:
-            corrected = np.stack([self._corrected(*of, spacing[1:]) for of in zip(grey, tissue, strict=True)])
+            corrected = np.stack([self._corrected(*of) for of in zip(grey, tissue, strict=True)])
         else:
-            corrected = self._corrected(grey, tissue, spacing)
+            corrected = self._corrected(grey, tissue)
         return replace(voxels, image=corrected[None])
 
-    def _corrected(self, grey: NDArray[np.float32], tissue: Mask, spacing_mm: tuple[float, ...]) -> NDArray[np.float32]:
+    def _corrected(self, grey: NDArray[np.float32], tissue: Mask) -> NDArray[np.float32]:
         if np.count_nonzero(tissue) < _FEWEST**2 or grey[tissue].min() == grey[tissue].max():
             return grey
         import SimpleITK  # noqa: PLC0415 - heavy
 
-        def image_of(values: NDArray[Any]) -> Any:
-            image = SimpleITK.GetImageFromArray(values)
-            image.SetSpacing(tuple(map(float, reversed(spacing_mm))))
-            return image
-
-        # Zero-mean log field: N4 leaves its scale to chance.
-        image, mask = image_of(grey), image_of(tissue.astype(np.uint8))
+        # Without their spacing: the spline has as many control points along each axis, however long that is.
+        image, mask = SimpleITK.GetImageFromArray(grey), SimpleITK.GetImageFromArray(tissue.astype(np.uint8))
         factors = [max(1, min(self.shrink, edge // _FEWEST)) for edge in reversed(grey.shape)]
         n4 = SimpleITK.N4BiasFieldCorrectionImageFilter()
         n4.SetMaximumNumberOfIterations([self.iterations] * _LEVELS)
         n4.SetNumberOfThreads(1)  # sums over threads differ in their last bits
         n4.Execute(SimpleITK.Shrink(image, factors), SimpleITK.Shrink(mask, factors))
         field = np.asarray(SimpleITK.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)), np.float64)
-        field -= field[tissue].mean()
+        field -= field[tissue].mean()  # N4 leaves its scale to chance
         return (grey / np.exp(field)).astype(np.float32)
 
 
