@@ -41,7 +41,17 @@ def test_nnunets_set_has_its_ranges_and_probabilities() -> None:
     assert found.zoom == (0.7, 1.4)
     assert found.noise**2 == pytest.approx(0.1)
     assert (found.gamma, found.inverted_gamma, found.blur) == ((0.7, 1.5), (0.7, 1.5), (0.5, 1.0))
-    assert (found.probability.rotation, found.probability.gamma, found.probability.low_resolution) == (0.2, 0.3, 0.25)
+    assert (found.rotation_degrees, found.tilt_degrees, found.low_resolution) == (30, 30, 0.5)
+    assert (found.brightness, found.contrast, found.intensity) == (0.25, 0.25, 0)
+    odds = {"rotation": 0.2, "scaling": 0.2, "noise": 0.1, "blur": 0.2, "brightness": 0.15, "contrast": 0.15}
+    odds |= {"low_resolution": 0.25, "gamma": 0.3, "inverted_gamma": 0.1}
+    assert {key: value for key, value in found.probability.model_dump().items() if value < 1} == odds
+
+
+def test_a_photographs_set_is_of_light_and_colour() -> None:
+    found = of('preset = "photograph"')
+    assert (found.brightness, found.contrast, found.saturation, found.hue, found.intensity) == (0.2, 0.2, 0.2, 0.05, 0)
+    assert (found.rotation_degrees, found.scaling, found.fill) == (15, 0.1, "zero")  # else as without it
 
 
 def test_a_key_beside_a_preset_beats_it() -> None:
@@ -87,10 +97,44 @@ def test_colour_of_grey_images_is_refused() -> None:
     with pytest.raises(ConfigError, match="is for colour"):
         parse(RunConfig, BEGIN.replace("FORMAT", "2").replace("channels = 3, ", "") + 'preset = "photograph"')
 
+    for key in ("saturation", "hue"):
+        with pytest.raises(ConfigError, match=f"{key} is for colour"):
+            parse(RunConfig, BEGIN.replace("FORMAT", "2").replace("channels = 3, ", "") + f"{key} = 0.1")
+        assert a_run(f"{key} = 0.1")
 
-def test_a_range_goes_from_low_to_high() -> None:
-    with pytest.raises(ConfigError, match="zoom must be"):
-        a_run("zoom = [1.2, 0.9]")
+
+@pytest.mark.parametrize("key", ["zoom", "blur", "gamma", "inverted-gamma"])
+def test_a_range_goes_from_low_to_high(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be"):
+        a_run(f"{key} = [1.2, 0.9]")
+    assert a_run(f"{key} = [0.9, 0.9]")
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most"),
+    [
+        *(("shift", 0, 0.5), ("shear", 0, 0.5), ("elastic", 0, 0.4), ("scaling", 0, 0.5), ("intensity", 0, 0.5)),
+        *(("noise", 0, 1), ("brightness", 0, 0.999), ("contrast", 0, 0.999), ("low-resolution", 0.1, 1)),
+        *(("saturation", 0, 1), ("hue", 0, 0.5), ("mixup", 0, 10), ("tilt-degrees", 0, 180)),
+        *(("zoom", 0.25, 4), ("gamma", 0.1, 10), ("inverted-gamma", 0.1, 10), ("blur", 0.001, 5)),
+    ],
+)
+def test_changes_are_no_larger_than_makes_sense(key: str, least: float, most: float) -> None:
+    """At the ends it is taken, and beyond them refused: such as a bend that folds, or images that are all black."""
+    is_range = key in ("zoom", "gamma", "inverted-gamma", "blur")
+    task = "classification" if key == "mixup" else "segmentation"
+    model = '[model]\narchitecture = "cnn"\n' if key == "mixup" else ""
+
+    begin = BEGIN.replace("FORMAT", "2").replace("[training]", f'[task]\nkind = "{task}"\n{model}[training]')
+
+    def run(low: float, high: float) -> RunConfig:
+        return parse(RunConfig, f"{begin}{key} = {[low, high] if is_range else low}\n")
+
+    assert run(least, least)
+    assert run(most, most)
+    for low, high in ((least - 0.002, most), (most + 0.002, most + 0.002)):
+        with pytest.raises(ConfigError, match=key):
+            run(low, high)
 
 
 KEYS = st.fixed_dictionaries(

@@ -213,6 +213,18 @@ def test_intensity_stays_within_its_range_and_leaves_the_label() -> None:
     assert (labels == 1).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_intensity_is_changed_as_often_as_it_says(share: float) -> None:
+    stack = make_stack(1, 20, 20)
+    training = make_training((20, 20), intensity=0.2, probability={"intensity": share})
+    images, _ = sample_crops([stack] * 400, training, generator())
+    touched = (images != stack.images).flatten(1).any(1)
+    assert float(touched.float().mean()) == pytest.approx(share, abs=0.07)
+    gains = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+    assert (gains[~touched] == 1).all()
+    assert not touched.any() or (gains[touched] != 1).all()
+
+
 def test_the_study_is_never_changed() -> None:
     stack = make_stack(2, 16, 16)
     before = stack.images.clone(), stack.labels.clone()

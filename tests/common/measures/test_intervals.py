@@ -117,9 +117,9 @@ def test_an_interval_ends_at_0_and_1() -> None:
     error = 1.959964 * math.sqrt(variance)
     assert value + error > 1
     found = auroc_interval(scores, outcomes)
-    assert (found.low, found.high) == (pytest.approx(value - error), 1.0)
+    assert (found.low, found.high) == pytest.approx((value - error, 1.0))
     turned = auroc_interval(-scores, outcomes)
-    assert (turned.low, turned.high) == (0.0, pytest.approx(1 - value + error))
+    assert (turned.low, turned.high) == pytest.approx((0.0, 1 - value + error))
 
 
 def test_where_all_pairs_are_in_order_there_is_no_interval() -> None:

@@ -5,6 +5,7 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 from scipy import stats
+from skimage.color import rgb2hsv
 
 from common.preparation import Geometry, Step, Voxels
 from common.preparation.bilateral import Bilateral
@@ -14,7 +15,7 @@ from common.preparation.gaussian import Gaussian
 from common.preparation.median import Median
 from common.preparation.n4 import N4
 from common.preparation.non_local_means import NonLocalMeans
-from common.preparation.regions import noise, otsu
+from common.preparation.regions import every_so_often, noise, otsu
 from tests.client.data.studies import blob
 
 Floats = NDArray[np.float64]
@@ -73,6 +74,34 @@ def test_median_of_a_volume_takes_a_voxel_that_stands_alone_in_its_slices_too() 
     assert applied(Median(), image)[2, 4, 4] == 1
     assert not applied(Median(volume=True), image).any()
     assert applied(Median(volume=True), image, (5.0, 1.0, 1.0))[2, 4, 4] == 1  # slices of 5 mm are too far away
+
+
+def test_median_reaches_the_nearest_whole_number_of_slices() -> None:
+    image = np.zeros((5, 9, 9))
+    image[2, 2:7, 2:7] = 1
+    for apart, reaches in ((1.9, True), (2.1, False)):  # a radius of 1 mm is 0.53 of them, or 0.48
+        assert applied(Median(volume=True), image, (apart, 1.0, 1.0))[2, 4, 4] == (0 if reaches else 1)
+
+
+@pytest.mark.parametrize("step", [Gaussian(), Median(), Bilateral(), NonLocalMeans()], ids=lambda step: step.kind)
+def test_each_channel_is_filtered_by_itself(step: Step) -> None:
+    channels = [noisy((20, 24), deviation, seed)[1] for seed, deviation in enumerate((3.0, 9.0, 5.0))]
+    found = step.apply(Voxels(np.stack(channels)), Geometry((20, 24), 3, None)).image
+    for one, channel in zip(found, channels, strict=True):
+        np.testing.assert_array_equal(one, applied(step, channel))
+
+
+@pytest.mark.parametrize("step", [Bilateral(), NonLocalMeans()], ids=lambda step: step.kind)
+def test_noise_is_taken_of_what_is_inside(step: Step) -> None:
+    """A part that is ten times as loud changes nothing out of its reach: all is as if it had been cut off."""
+    _, image = noisy((60, 64), 3.0)
+    image[:, 41:] += np.random.default_rng(3).normal(0, 30, (60, 23)).astype(np.float32)
+    inside = np.zeros(image.shape, np.bool_)
+    inside[:, :40] = True  # a voxel's noise is that of it and its neighbours
+    assert noise(image, inside) == noise(image[:, :41]) < 0.7 * noise(image)
+    found = step.apply(Voxels(image[None], None, inside), Geometry(image.shape, 1, None)).image[0]
+    assert found[:, :30] == pytest.approx(applied(step, image[:, :41])[:, :30], abs=1e-3)
+    assert np.abs(found - applied(step, image))[:, :30].mean() > 0.05
 
 
 def test_bilateral_is_its_formula() -> None:
@@ -160,6 +189,56 @@ def test_n4_of_few_slices_is_that_of_each() -> None:
     together = applied(N4(iterations=3), image, (1.0, 1.0, 1.0))
     for found, one in zip(together, image, strict=True):
         np.testing.assert_array_equal(found, applied(N4(iterations=3), one, (1.0, 1.0)))
+
+
+def test_n4_leaves_tissue_of_one_value_as_it_is() -> None:
+    image = np.where(blob((40, 44)), 100.0, 0.0)
+    np.testing.assert_array_equal(applied(N4(iterations=3), image), image)
+
+
+def test_n4_fits_nothing_outside_of_what_is_inside() -> None:
+    """The same values in another order out there, such as of a table: the field inside stays, to the last bit."""
+    rng = np.random.default_rng(7)
+    image = (100 + np.arange(48) + rng.normal(0, 3, (40, 48))).astype(np.float32)
+    inside = np.ones((40, 48), np.bool_)
+    inside[28:] = False
+    image[:8] = 0
+    image[28:] = rng.uniform(150, 900, (12, 48))
+    other = image.copy()
+    other[28:] = image[28:][:, ::-1]
+    geometry = Geometry(image.shape, 1, None)
+    one, two = (N4(shrink=1, iterations=5).apply(Voxels(each[None], None, inside), geometry) for each in (image, other))
+    assert np.abs(one.image - image)[0, 8:28].max() > 1
+    np.testing.assert_array_equal(one.image[0, :28], two.image[0, :28])
+
+
+@pytest.mark.parametrize("step", [Equalisation(), CLAHE(tiles=2)], ids=lambda step: step.kind)
+def test_of_a_picture_the_value_changes_as_that_of_a_grey_one_and_hue_and_saturation_stay(step: Step) -> None:
+    """By scikit-image's HSV; black voxels have no colour and become grey."""
+    picture = np.random.default_rng(8).beta(1, 4, (3, 40, 44)).astype(np.float32)
+    picture[:, 10:20, 10:20] = 0
+    found = step.apply(Voxels(picture), Geometry((40, 44), 3, None)).image
+    before, after = (rgb2hsv(one, channel_axis=0) for one in (picture, found))
+    assert after[2] == pytest.approx(applied(step, before[2]), abs=1e-5)
+    coloured = (before[2] > 0) & (after[2] > 0.01)
+    assert after[:2, coloured] == pytest.approx(before[:2, coloured], abs=1e-3)
+    if isinstance(step, Equalisation):
+        assert after[2, 15, 15] > 0
+        assert after[1, 15, 15] == 0
+
+
+def test_equalisation_of_nothing_that_is_inside_is_of_all() -> None:
+    image = np.random.default_rng(3).random((1, 20, 20)).astype(np.float32)
+    geometry = Geometry((20, 20), 1, None)
+    found = Equalisation().apply(Voxels(image, None, np.zeros((20, 20), np.bool_)), geometry).image
+    np.testing.assert_array_equal(found, Equalisation().apply(Voxels(image), geometry).image)
+
+
+def test_a_sample_of_a_large_image_is_of_all_its_columns() -> None:
+    columns = np.broadcast_to(np.arange(2048, dtype=np.float32), (2048, 2048))
+    _, counts = np.unique(every_so_often(columns), return_counts=True)
+    assert len(counts) == 2048
+    assert counts.max() - counts.min() <= 2
 
 
 def test_equalisation_gives_each_voxel_its_rank() -> None:

@@ -285,3 +285,14 @@ def test_crop_is_of_what_otsu_calls_bright_and_within_what_is_inside() -> None:
     np.testing.assert_array_equal(after.image, voxels.image[:, 10:18, 5:20])
     assert after.inside is not None
     assert after.inside.all()
+    assert applied(CropToForeground(threshold=0.0), np.abs(image)).image.shape == image.shape
+
+
+def test_the_box_of_a_picture_follows_from_its_brightness() -> None:
+    """The mean of the channels: where one of them is bright alone there is nothing to see yet."""
+    picture = np.zeros((3, 20, 24))
+    picture[0, 2:18, 2:22] = 0.5
+    picture[:, 6:12, 8:19] = 0.9
+    np.testing.assert_array_equal(
+        applied(CropToForeground(threshold=0.3), picture).image, picture[:, 6:12, 8:19].astype(np.float32)
+    )

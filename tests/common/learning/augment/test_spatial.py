@@ -152,6 +152,7 @@ def test_shifts_are_shares_of_the_edge_and_shear_keeps_the_volume() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_change_is_made_as_often_as_it_says(share: float) -> None:
+    changes: dict[str, dict[str, Any]]
     changes = {"rotation": {"rotation_degrees": 90}, "scaling": {"scaling": 0.3}, "shift": {"shift": 0.2}}
     changes |= {"shear": {"shear": 0.3}, "elastic": {"elastic": 0.2}}
     for name, change in changes.items():
