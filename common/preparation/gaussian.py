@@ -11,7 +11,9 @@ from common.preparation.step import Geometry, Place, Step, Voxels
 
 
 class Gaussian(Step):
-    """`sigma` in voxels of a row, along the other axes as many mm; cut off at four sigma, edges repeated."""
+    """`sigma` in voxels of a row, along the other axes as many mm, and at most the image's length; cut off at four
+    sigma, edges repeated.
+    """
 
     kind: Literal["gaussian"] = "gaussian"
     sigma: Annotated[float, Field(ge=0.1, le=20)] = 1.0

@@ -1,13 +1,18 @@
 """Median filter: each voxel becomes the median of its neighbours. Takes single wrong voxels, and keeps edges."""
 
+import math
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from common.errors import DataError, ErrorCode
 from common.preparation.regions import along_axes
 from common.preparation.step import Geometry, Place, Step, Voxels
+
+# Voxels of a window; with so many a million voxels take three quarters of a minute.
+_MOST = 1000
 
 
 class Median(Step):
@@ -19,14 +24,27 @@ class Median(Step):
     volume: bool = False
     PLACE: ClassVar[Place] = "acquired"
 
+    def refuse(self, before: Geometry) -> DataError | None:
+        """A window so large that one study would take hours."""
+        window = self._window(before)
+        if (count := math.prod(window)) <= _MOST:
+            return None
+        return DataError(
+            f"the median would be of {' x '.join(map(str, window))} = {count} voxels, for each voxel of this study; at "
+            f"most {_MOST} are taken. Set a smaller radius in run.toml, or take the study out.",
+            ErrorCode.UNSUPPORTED,
+        )
+
     def apply(self, voxels: Voxels, before: Geometry) -> Voxels:
         """Each channel by itself."""
         from scipy import ndimage  # noqa: PLC0415 - heavy
 
-        reach = along_axes(self.radius, before, volume=self.volume)
-        window = tuple(2 * min(round(far), edge) + 1 for far, edge in zip(reach, before.shape, strict=True))
+        window = self._window(before)
         filtered = [ndimage.median_filter(channel, window, mode="nearest") for channel in voxels.image]
         return replace(voxels, image=np.stack(filtered))
+
+    def _window(self, before: Geometry) -> tuple[int, ...]:
+        return tuple(2 * round(far) + 1 for far in along_axes(self.radius, before, volume=self.volume))
 
 
 __all__ = ["Median"]

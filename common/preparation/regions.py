@@ -29,10 +29,11 @@ def by_plane(image: Image, change: Callable[[NDArray[np.float32]], NDArray[np.fl
 def along_axes(width: float, before: Geometry, *, volume: bool) -> tuple[float, ...]:
     """A width in voxels of a row, for each axis of *sp: as many mm along all, where the image knows its spacing.
 
+    No further than the image is long: of voxels 50 mm x 0.005 mm it would be ten thousand times the row's.
     volume: False: nothing along z, so that slices stay apart.
     """
     spacing = before.spacing_mm or (1.0,) * len(before.shape)
-    widths = [width * spacing[-1] / mm for mm in spacing]
+    widths = [min(width * spacing[-1] / mm, edge) for mm, edge in zip(spacing, before.shape, strict=True)]
     return tuple(widths) if volume else (*(0.0 for _ in widths[:-2]), *widths[-2:])
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from skimage.color import rgb2hsv
 
+from common.errors import ErrorCode
 from common.preparation import Geometry, Step, Voxels
 from common.preparation.bilateral import Bilateral
 from common.preparation.clahe import CLAHE
@@ -102,6 +103,35 @@ def test_noise_is_taken_of_what_is_inside(step: Step) -> None:
     found = step.apply(Voxels(image[None], None, inside), Geometry(image.shape, 1, None)).image[0]
     assert found[:, :30] == pytest.approx(applied(step, image[:, :41])[:, :30], abs=1e-3)
     assert np.abs(found - applied(step, image))[:, :30].mean() > 0.05
+
+
+@pytest.mark.timeout(20)
+def test_voxels_that_are_flat_as_foil_stop_no_run() -> None:
+    """Within what is plausible, 0.005 to 50 mm, a width of 20 voxels is 200 000 of the other axis."""
+    image = np.random.default_rng(2).normal(size=(40, 24, 24))
+    found = applied(Gaussian(sigma=20.0, volume=True), image, (0.005, 50.0, 50.0))
+    rows = applied(Gaussian(sigma=20.0), image)
+    assert np.ptp(found, axis=0).max() < 0.2 * np.ptp(rows, axis=0).max()  # along z it is nearly one value
+
+
+@pytest.mark.parametrize(
+    ("radius", "spacing_mm", "refused"),
+    [
+        (4, (1.0, 1.0, 1.0), False),
+        (5, (1.0, 1.0, 1.0), True),
+        (5, (3.0, 1.0, 1.0), False),
+        (2, (0.2, 1.0, 1.0), False),
+        (3, (0.2, 1.0, 1.0), True),
+    ],
+)
+def test_median_of_a_window_that_would_take_hours_sets_its_study_aside(
+    radius: int, spacing_mm: tuple[float, ...], refused: bool
+) -> None:
+    geometry = Geometry((40, 512, 512), 1, spacing_mm)
+    problem = Median(radius=radius, volume=True).refuse(geometry)
+    assert (problem is not None) == refused
+    assert problem is None or problem.code is ErrorCode.UNSUPPORTED
+    assert Median(radius=10).refuse(geometry) is None
 
 
 def test_bilateral_is_its_formula() -> None:
