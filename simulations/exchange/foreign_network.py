@@ -1,25 +1,33 @@
 """The network that a bundle's configuration names, where that takes no code of the bundle.
 
-Only JSON is read, only a class of monai.networks.nets is built, and its arguments must be plain values or references to
-plain values. An expression (`$`) is code, and so is a class of the bundle's own scripts: neither is run.
+Only JSON is read, only the classes of MONAI that a run's networks are of are built (others fetch weights or read files
+where an argument says so), and their arguments must be plain values or references to plain values. An expression (`$`)
+is code, and so is a class of the bundle's own scripts: neither is run. A network is built without memory first: only
+one that is as large as the bundle's weights is built at all.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _CONFIGS = ("inference.json", "train.json", "evaluate.json")
 _KEYS = ("network_def", "network", "net")
 _TARGET = re.compile(r"(?:monai\.networks\.nets\.(?:\w+\.)?)?(\w+)")
 _MOST_BYTES = 4 * 2**20
+# Of monai.networks.nets; no other could have the weights of a network of ours.
+_KINDS = ("AttentionUnet", "DynUNet", "ResNet", "SegResNet", "UNet")
+# References may say a value as often as they like, and a number how many layers there are.
+_MOST_VALUES = 1000
+_LARGEST = 4096
 
 
-class _IsCodeError(Exception):
-    """A value can only be had by running code."""
+class _NotPlainError(Exception):
+    """A value is not there, can only be had by running code, or is larger than any network's."""
 
 
 def network_of(bundle: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module | None, str | None]:
@@ -29,19 +37,23 @@ def network_of(bundle: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module | N
         return None, "the bundle has no configuration in JSON that names its network"
     definition = next(config[key] for key in _KEYS if key in config)
     try:
-        values = _resolved(definition, config)
-    except _IsCodeError:
-        return None, "the bundle's network is told by code, which is not run"
-    network = _built(values)
-    if network is None:
-        return None, "the bundle's network is no class of MONAI with plain arguments"
-    given = {short: name for name, short in shortened(state).items()}
-    try:
-        network.load_state_dict(
-            {name: state[given[short]] for name, short in shortened(network.state_dict()).items() if short in given}
+        values = _resolved(definition, config, iter(range(_MOST_VALUES)))
+    except _NotPlainError:
+        return (
+            None,
+            "the bundle's network is told by code, which is not run, or by values that are not there or no size",
         )
-    except RuntimeError:
+    with torch.device("meta"):
+        empty = _built(values)
+    if empty is None:
+        return None, f"the bundle's network is none of MONAI's {', '.join(_KINDS)} with plain arguments"
+    given = {short: name for name, short in shortened(state).items()}
+    names = {name: given.get(short) for name, short in shortened(empty.state_dict()).items()}
+    own = {name: state[theirs] for name, theirs in names.items() if theirs is not None}
+    network = _built(values) if _shapes(own) == _shapes(empty.state_dict()) else None
+    if network is None:
         return None, "the bundle's weights do not fit its own network"
+    network.load_state_dict(own)
     return network.eval(), None
 
 
@@ -81,29 +93,37 @@ def _config(bundle: Path) -> dict[str, Any] | None:
     return None
 
 
-def _resolved(value: Any, config: Mapping[str, Any], depth: int = 0) -> Any:
-    """A value with its references followed."""
-    if depth > 32:
-        raise _IsCodeError
+def _resolved(value: Any, config: Mapping[str, Any], left: Iterator[int], depth: int = 0) -> Any:
+    """A value with its references followed. left: as many as values may be; depth: how deep this one lies."""
+    if depth > 32 or next(left, None) is None:
+        raise _NotPlainError
     match value:
         case str() if value.startswith(("$", "%")):
-            raise _IsCodeError
+            raise _NotPlainError
         case str() if value.startswith("@"):
             found: Any = config
             for part in re.split("::|#", value[1:]):
-                found = found[int(part)] if isinstance(found, list) and part.isdecimal() else _member(found, part)
-            return _resolved(found, config, depth + 1)
+                found = _member(found, part)
+            return _resolved(found, config, left, depth + 1)
         case list():
-            return [_resolved(one, config, depth + 1) for one in value]
+            return [_resolved(one, config, left, depth + 1) for one in value]
         case dict():
-            return {key: _resolved(one, config, depth + 1) for key, one in value.items()}
+            return {key: _resolved(one, config, left, depth + 1) for key, one in value.items()}
+        case int() if abs(value) > _LARGEST:
+            raise _NotPlainError
     return value
 
 
 def _member(table: Any, key: str) -> Any:
-    if not isinstance(table, dict) or key not in table:
-        raise _IsCodeError
-    return table[key]
+    if isinstance(table, dict) and key in table:
+        return table[key]
+    if isinstance(table, list) and re.fullmatch("[0-9]{1,9}", key) and int(key) < len(table):
+        return table[int(key)]
+    raise _NotPlainError
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _built(values: Any) -> nn.Module | None:
@@ -114,10 +134,11 @@ def _built(values: Any) -> nn.Module | None:
     named = _TARGET.fullmatch(values["_target_"])
     kind = getattr(known, named[1], None) if named is not None else None
     arguments = {key: value for key, value in values.items() if key != "_target_"}
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module) or "_target_" in json.dumps(arguments):
+    if kind is None or kind not in {getattr(known, name) for name in _KINDS} or "_target_" in json.dumps(arguments):
         return None
     try:
-        return kind(**arguments)
+        network: nn.Module = kind(**arguments)
+        return network
     except Exception:  # noqa: BLE001  # whatever a constructor of MONAI makes of foreign arguments
         return None
 

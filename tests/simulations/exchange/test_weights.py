@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from common.learning.checkpoint import load_model as read_model
 from common.learning.network import load_model
+from common.models import NETWORKS
+from simulations.exchange import foreign_network
 from simulations.exchange.weights import Imported, import_bundle
 from tests.simulations.exchange.models import run_of
 
@@ -151,6 +154,54 @@ def test_expressions_and_classes_of_a_bundle_are_not_evaluated(tmp_path: Path) -
         assert done.apart is None
         assert done.not_compared
     assert not (tmp_path / "ran").exists()
+
+
+def test_only_networks_that_a_run_can_have_are_built_and_none_that_fetches_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI's DenseNet121 fetches weights from the network, where an argument says so."""
+    asked: list[str] = []
+
+    def fetch(url: str, **_: Any) -> dict[str, Tensor]:
+        asked.append(url)
+        return {}
+
+    monkeypatch.setattr("monai.networks.nets.densenet.load_state_dict_from_url", fetch)
+    bundle, _ = _bundle(tmp_path / "bundle")
+    fetching = {"_target_": "DenseNet121", "spatial_dims": 2, "in_channels": 3, "out_channels": 3, "pretrained": True}
+    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": fetching}))
+    assert _taken(bundle, tmp_path / "start").not_compared
+    assert asked == []
+
+
+def test_every_kind_of_network_that_is_built_from_monai_may_be_compared() -> None:
+    told = [network.model_validate({}).described(1, 2) for network in NETWORKS]
+    named = set(re.findall(r"monai\.networks\.nets\.(\w+)", json.dumps(told)))
+    assert named == set(foreign_network._KINDS)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"_target_": "UNet", "channels": "@a0"},
+        {"_target_": "@list::7"},
+        {"_target_": "@list::" + "9" * 5000},
+        NETWORK | {"num_res_units": 10**9},
+        NETWORK | {"channels": [4000, 4000], "strides": [1], "spatial_dims": 3},
+    ],
+    ids=["references that multiply", "beyond a list", "a long number", "a thousand million layers", "1.7 TB"],
+)
+def test_a_configuration_that_would_fill_memory_or_never_end_is_not_followed(
+    tmp_path: Path, definition: dict[str, Any]
+) -> None:
+    bundle, _ = _bundle(tmp_path / "bundle")
+    multiplying = {f"a{depth}": [f"@a{depth + 1}"] * 10 for depth in range(30)} | {"a30": 1}
+    config = {"network_def": definition, "list": [1], "channels": 1, **multiplying}
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
+    done = _taken(bundle, tmp_path / "start")
+    assert done.apart is None
+    assert done.not_compared
 
 
 def test_a_program_in_place_of_weights_is_named(tmp_path: Path) -> None:
