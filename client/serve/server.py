@@ -7,8 +7,10 @@ sweeper; where that is killed too, the next start removes what nobody holds the 
 
 import contextlib
 import logging
+import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -170,8 +172,11 @@ def _swept(place: Path) -> Iterator[None]:
 
 def _remove_left_behind(parent: Path) -> None:
     for place in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's
-            if time.time() - place.stat().st_mtime > _YOUNG_S and not is_locked(place / _LOCK_NAME):
+        with contextlib.suppress(OSError):
+            found = place.lstat()
+            # In a folder of all users another's is not even looked into: to open a pipe there would wait for ever.
+            ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if ours and time.time() - found.st_mtime > _YOUNG_S and not is_locked(place / _LOCK_NAME):
                 shutil.rmtree(place, ignore_errors=True)
 
 

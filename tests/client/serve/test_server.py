@@ -361,6 +361,21 @@ def test_folder_of_a_server_that_runs_and_one_that_has_just_begun_are_left_alone
     assert set(tmp_path.iterdir()) == {made["running"], made["beginning"]}
 
 
+@pytest.mark.timeout(20)
+def test_what_another_user_laid_into_a_folder_of_all_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe in place of the lock made the next start wait for ever."""
+    theirs = tmp_path / "wardround-serve-theirs"
+    theirs.mkdir()
+    os.mkfifo(theirs / "lock")
+    os.utime(theirs, (1, 1))
+    (tmp_path / "wardround-serve-link").symlink_to(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: theirs.stat().st_uid + 1)
+    with _private(tmp_path) as place:
+        assert set(tmp_path.iterdir()) == {theirs, tmp_path / "wardround-serve-link", place}
+
+
 def guarded(folder: Path, *headers: tuple[bytes, bytes]) -> tuple[int, dict[bytes, bytes]]:
     """How a guard that takes bodies of 10 bytes answers what has these headers beside its Host; TOKEN is the token."""
     sent: list[Any] = []
