@@ -82,7 +82,10 @@ def by_slices(run: RunConfig) -> bool:
 def differences(run: RunConfig) -> list[str]:
     """What a bundle does otherwise than the run did, a sentence each; only `[preprocessing]` makes outputs differ."""
     told = [
-        *(f"the preparation step {step} is left out: MONAI has no transform for it" for step in _unknown(run)),
+        *(
+            f"the preparation step {step} is left out: MONAI has no transform that does the same"
+            for step in _unknown(run)
+        ),
         "DICOM is not read: convert series to NIfTI, or films and photographs to PNG, first",
         "images are not looked at before: no check of modality, geometry or plausibility, as training had it",
     ]

@@ -16,11 +16,13 @@ from client.data.isolate.isolation import Readers
 from client.evaluate.model import Evaluated, evaluate
 from client.predict.prediction import predict_study
 from client.rules import approvals
+from client.train.training import evaluate as score_of_training
 from common.config.rundocument import issue
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import dice
 from tests.client.evaluate.sites import (
     SPACING,
+    THRESHOLD_HU,
     cohort_of,
     lesion,
     name_of,
@@ -30,7 +32,7 @@ from tests.client.evaluate.sites import (
     threshold_model,
     write_patient,
 )
-from tests.client.thresholds import run_for
+from tests.client.thresholds import run_for, threshold_network
 
 PATIENTS = 7
 
@@ -84,6 +86,27 @@ def test_a_model_of_another_grid_is_scored_by_what_a_prediction_would_write(
     )
     assert not np.array_equal(predicted > 0, shining(number))  # resampling has changed something
     assert row["dice"] == pytest.approx(dice(predicted > 0, lesion(number)))
+
+
+def test_the_score_of_the_run_itself_is_of_the_prepared_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both by hand: the run's from what it resampled, ours from the patients' own voxels."""
+    values = run_for(validation_fraction=0.2, test_fraction=0.4).model_dump(by_alias=True)
+    values["preprocessing"] |= {"spacing-mm": [2.6, 2.2]}
+    run = type(run_for()).model_validate(values)
+    site = site_with(tmp_path, PATIENTS)
+    cohort = cohort_of(site, run)
+    brighter = (THRESHOLD_HU + 100.0) / 400.0  # in the run's window
+    by_hand = {}
+    for patient in cohort.patients("test"):
+        (case,) = cohort.cases_of(patient)
+        by_hand[patient] = dice((case.images[:, 0] > brighter).numpy(), case.labels.numpy() > 0)
+    network = threshold_network(run, (THRESHOLD_HU,), (-100.0, 300.0))
+    patients, told = score_of_training(network, cohort, run, "test", "cpu")
+    assert patients == len(by_hand) > 1
+    assert told["dice"] == pytest.approx(np.mean(list(by_hand.values())))
+    rows = rows_of(evaluate(threshold_model(tmp_path / "model", monkeypatch, run), [site], readers=0).sites[0])
+    assert set(rows) == set(by_hand)
+    assert np.mean([row["dice"] for row in rows.values()]) != pytest.approx(told["dice"], abs=1e-3)
 
 
 @pytest.mark.parametrize("wanted", ["test", "validation", "train"])
