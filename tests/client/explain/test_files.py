@@ -72,6 +72,10 @@ def test_map_has_the_studys_geometry_and_says_nothing_of_slices_that_were_not_as
     assert told["samples"] == {"explained": 2, "of": 5}
     assert told["voxels"] == {"lesion": int(found.sum())}
     assert told["methods"][0]["passes"] <= 512 + 10
+    (one,) = told["methods"][0]["maps"]
+    seen = np.isfinite(values)
+    assert one["mean-inside"] == pytest.approx(values[seen & found].mean(), rel=1e-3)
+    assert one["mean-outside"] == pytest.approx(values[seen & ~found].mean(), rel=1e-3)
     with Image.open(out / "occlusion-lesion.png") as picture:
         assert picture.width >= 2 * 512
 

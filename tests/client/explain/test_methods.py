@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from captum.attr import LayerGradCam
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional
 
-from client.explain import METHODS, attention, grad_cam, integrated_gradients, occlusion, uncertainty
+from client.explain import (
+    METHODS,
+    attention,
+    attribution,
+    grad_cam,
+    integrated_gradients,
+    occlusion,
+    uncertainty,
+    windows,
+)
 from client.explain.method import Subject
 from client.explain.windows import explained_numbers
 from common.errors import ConfigError
@@ -44,6 +54,33 @@ def test_the_number_that_is_explained_is_the_mean_of_the_log_odds_that_predictio
     assert explained_numbers(subject)[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
 
 
+def test_what_is_explained_of_some_classes_are_their_own_log_odds() -> None:
+    """By hand from what prediction puts out: the logit less the log of the sum of the others' exponents."""
+    subject = subject_of(small("plain-unet"), (20, 24), names=("a", "b", "c"))
+    regions = torch.zeros(1, 2, 20, 24, dtype=torch.bool)
+    regions[0, 0, 3:9, 4:20], regions[0, 1, 10:15] = True, True
+    subject = replace(subject, regions=regions, classes=("c", "a"))
+    logits = outputs(subject.networks[0], subject.samples, subject.run, "cpu")[0]
+    for place, number in enumerate((3, 1)):
+        others = torch.cat([logits[:number], logits[number + 1 :]]).logsumexp(0)
+        wanted = float((logits[number] - others)[regions[0, place]].mean())
+        assert float(explained_numbers(subject)[0, place]) == pytest.approx(wanted, abs=1e-5)
+    every = replace(subject, regions=torch.zeros(1, 3, 20, 24, dtype=torch.bool), classes=("a", "b", "c"))
+    some, all_ = (uncertainty.by_dropout(one).maps for one in (subject, every))
+    assert {name.partition("-")[0] for name in some} == {"a", "c"}
+    for name, values in some.items():
+        torch.testing.assert_close(values, all_[name])
+
+
+@pytest.mark.parametrize("size", [(15, 12), (9, 11, 13)], ids=["2D", "3D"])
+@pytest.mark.parametrize("name", [name for name in NETWORK_CHOICE.by_name if name != "resnet"])
+def test_every_network_with_dropout_has_uncertainty_by_it(name: str, size: tuple[int, ...]) -> None:
+    answer = uncertainty.by_dropout(subject_of(small(name), size))
+    found = answer.maps.get("lesion-deviation")
+    deviation = answer.numbers["lesion-deviation"] if found is None else float(found.max())
+    assert deviation > 0
+
+
 def test_where_the_model_found_nothing_the_whole_image_is_explained() -> None:
     subject = linear_subject((1, 20, 24))
     nothing = replace(subject, regions=torch.zeros_like(subject.regions))
@@ -72,8 +109,25 @@ def test_occlusion_keeps_to_its_passes() -> None:
     subject = subject_of(small("unet"), (40, 56), passes=64)
     answer = occlusion.explain(subject)
     assert answer.passes <= 64 + 40  # and once each window as it is
+    of_two = occlusion.explain(linear_subject((2, 40, 56), passes=200))
+    assert of_two.passes <= 200 + 2 * 40
     finer = occlusion.explain(linear_subject((1, 40, 56), passes=900))
     assert answer.settings["box-voxels"] > finer.settings["box-voxels"]  # type: ignore[operator]
+
+
+def test_occlusion_computes_anew_only_the_windows_that_a_box_touches() -> None:
+    subject = linear_subject((1, 61, 45), passes=400)
+    (sample,) = windows.samples(subject)
+    pairs = 0
+    for box in occlusion.fitting(sample, 400):
+        hidden = np.zeros((61, 45), bool)
+        hidden[box] = True
+        around = [
+            (low, edge - low - size)
+            for low, edge, size in zip(sample.lows, sample.image.shape[1:], sample.size, strict=True)
+        ]
+        pairs += sum(bool(np.pad(hidden, around)[window.place].any()) for window in sample.windows)
+    assert occlusion.explain(subject).passes == pairs + len(sample.windows)
 
 
 @pytest.mark.parametrize("size", [(19, 24), (61, 45)], ids=["at once", "in windows"])
@@ -85,6 +139,70 @@ def test_integrated_gradients_of_a_linear_network_are_its_slope_times_the_way(si
     wanted = np.where(region, SLOPE * (image - blurred) / region.sum(), 0.0)
     np.testing.assert_allclose(answer.maps["lesion"][0].numpy(), wanted, atol=1e-5)
     assert answer.numbers["lesion-remainder"] < 1e-3
+
+
+@pytest.mark.parametrize("size", [(19, 24), (61, 45)], ids=["at once", "in windows"])
+def test_channels_are_hidden_and_blurred_each_by_itself_and_added(size: tuple[int, int]) -> None:
+    """Of a network that is linear in three channels: each adds by its own slope what it has beyond its own mean."""
+    slopes = torch.tensor([3.0, -2.0, 0.5])
+    network = torch.nn.Conv2d(3, 2, 1)
+    with torch.no_grad():
+        network.weight.zero_()
+        network.weight[1, :, 0, 0] = slopes
+    samples = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(4)) + torch.arange(3.0).view(1, 3, 1, 1)
+    subject = replace(linear_subject((1, *size), passes=400), networks=[network.eval()], samples=samples)
+    image, region = samples[0].double().numpy(), subject.regions[0, 0].numpy()
+    by_channel = slopes.numpy()[:, None, None] / region.sum() * region
+    blurred = np.stack([gaussian_filter(one, [edge / 8 for edge in size], mode="nearest") for one in image])
+    found = integrated_gradients.explain(subject).maps["lesion"][0].numpy()
+    np.testing.assert_allclose(found, (by_channel * (image - blurred)).sum(0), atol=1e-4)
+    gain = (by_channel * (image - image.mean((1, 2), keepdims=True))).sum(0)
+    answer = occlusion.explain(subject)
+    box = answer.settings["box-voxels"][0]  # type: ignore[index]
+    corner = gain[: box[0], : box[1]].sum()  # the first voxels lie in the first box alone
+    np.testing.assert_allclose(answer.maps["lesion"][0].numpy()[0, 0], corner, atol=1e-4)
+
+
+def test_integrated_gradients_of_each_class_add_up_to_what_its_number_gains() -> None:
+    subject = subject_of({"architecture": "unet", "channels": [4, 8]}, (20, 24), names=("a", "b", "c"))
+    regions = subject.regions.clone()
+    regions[0, 1, 10:18, 3:20], regions[0, 2, 2:9, 12:22] = True, True
+    subject = replace(subject, regions=regions, classes=("c", "a"))
+    subject = replace(subject, regions=regions[:, [2, 0]])
+    blurred = gaussian_filter(subject.samples[0, 0].numpy(), [20 / 8, 24 / 8], mode="nearest")
+    start = replace(subject, samples=torch.from_numpy(blurred)[None, None])
+    gained = explained_numbers(subject)[0] - explained_numbers(start)[0]
+    apart = abs(float(gained[0] - gained[1]))
+    assert apart > 1e-3
+    maps = integrated_gradients.explain(subject).maps
+    assert list(maps) == ["c", "a"]
+    for name, expected in zip(maps, gained.tolist(), strict=True):
+        assert float(maps[name].sum()) == pytest.approx(expected, abs=0.2 * apart)
+
+
+def test_the_remainder_is_the_largest_share_that_the_rule_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that gives a tenth too much for one sample, and four tenths too much for the other."""
+    exact, too_much = attribution.integrated_gradients, iter([1.4, 1.1])
+
+    def off(*given: Any, **options: Any) -> torch.Tensor:
+        return exact(*given, **options) * next(too_much)
+
+    monkeypatch.setattr(integrated_gradients, "integrated_gradients", off)
+    told = integrated_gradients.explain(linear_subject((2, 20, 24))).numbers["lesion-remainder"]
+    assert told == pytest.approx(0.4, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["grad-cam", "occlusion", "integrated-gradients", "attention", "uncertainty-dropout"])
+def test_passes_are_the_images_that_went_through_the_network(name: str) -> None:
+    (method,) = [one for one in METHODS if one.name == name]
+    subject = subject_of(small("attention-unet"), (30, 20), passes=60, names=("lesion", "organ"))
+    subject = replace(subject, samples=subject.samples.repeat(2, 1, 1, 1), regions=subject.regions.repeat(2, 1, 1, 1))
+    network, seen = subject.networks[0], []
+    hook = network.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    answer = method.explain(subject)
+    hook.remove()
+    assert answer.passes == sum(seen)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_without_captum_integrated_gradients_say_what_to_install_and_the_others_work(
@@ -160,6 +278,25 @@ def test_grad_cam_is_captums_of_the_deepest_layer() -> None:
     torch.testing.assert_close(grad_cam.explain(subject).maps["lesion"][0], wanted)
 
 
+def test_grad_cam_in_windows_weighs_by_the_mean_over_the_grids_of_all() -> None:
+    """Of a linear network the features are its logits, and a logit's derivative, added over all windows, is 1 or -1."""
+    subject = linear_subject((1, 61, 45))
+    count = 5 * 4  # windows of 16, 12 apart, of 62 x 46 voxels, padded: 46 / 12 and 30 / 12, rounded up, and 1
+    wanted = log_odds(subject)[0].relu() / (count * 16 * 16)
+    torch.testing.assert_close(grad_cam.explain(subject).maps["lesion"][0], wanted, atol=1e-7, rtol=1e-4)
+
+
+def test_the_deepest_features_have_a_place_and_a_derivative() -> None:
+    fine, coarse, point, fixed = (torch.rand(1, 4, edge, edge) for edge in (8, 2, 1, 2))
+    for values in (fine, coarse, point):
+        values.requires_grad_()
+    again = torch.rand(1, 6, 2, 2).requires_grad_()
+    seen = [fine, coarse, torch.rand(1, 4).requires_grad_(), again, fixed, point, fine]
+    assert grad_cam.chosen(seen, "deepest", 2) is again
+    with pytest.raises(ConfigError, match="no features with a place"):
+        grad_cam.chosen([point, fixed], "deepest", 2)
+
+
 def test_before_a_head_of_one_voxel_grad_cam_is_the_positive_logit_without_its_bias() -> None:
     """Which is why `last` is not the default."""
     subject = subject_of(small("plain-unet"), (16, 24), layer="last")
@@ -185,6 +322,8 @@ def test_attention_is_what_the_gates_put_out() -> None:
     assert list(maps) == ["gate-1", "gate-2"]
     finest = max(seen, key=lambda one: one.numel())
     torch.testing.assert_close(maps["gate-1"][0], finest[0, 0])
+    coarse = min(seen, key=lambda one: one.numel())
+    torch.testing.assert_close(maps["gate-2"][0], functional.interpolate(coarse, (16, 32), mode="bilinear")[0, 0])
     assert all(values.min() >= 0 and values.max() <= 1 for values in maps.values())
 
 

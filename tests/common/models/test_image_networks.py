@@ -179,3 +179,26 @@ def test_crops_that_vanish_are_refused() -> None:
         small = run.model_copy(update={"training": run.training.model_copy(update={"patch_size": (edge, edge)})})
         with pytest.raises(ConfigError, match=f"more than {edge}"):
             build_model(small)
+
+
+def test_slices_of_a_volume_may_be_fewer_than_its_rows() -> None:
+    """A crop of 8 slices of 24 x 24: what torch's bfloat16 cannot do is only in the plane."""
+    run = run_of(3, "resnet")
+    flat = run.model_copy(update={"training": run.training.model_copy(update={"patch_size": (8, 24, 24)})})
+    assert build_model(flat)(torch.rand(1, 1, 8, 24, 24)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet-50"])
+def test_no_layer_writes_to_its_input_and_no_mean_depends_on_the_order_of_threads(name: str) -> None:
+    modules = list(build_model(run_of(2, name)).modules())
+    assert any(isinstance(one, nn.ReLU) for one in modules)
+    assert not any(getattr(one, "inplace", False) for one in modules)
+    assert not any("Pool" in type(one).__name__ and "Max" not in type(one).__name__ for one in modules)
+
+
+def test_a_cnn_drops_what_goes_into_its_head_in_training_alone() -> None:
+    run = run_of(2, "cnn")
+    dropping = run.model_copy(update={"model": run.model.model_copy(update={"dropout": 0.5})})
+    model, images = build_model(dropping), crops(run, 1)
+    assert not torch.equal(model.train()(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))

@@ -1,6 +1,7 @@
 """ONNX says what the model says, on images of sizes it was not exported with, and tells how to prepare them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from common.errors import ConfigError
 from common.learning.checkpoint import load_model as read_model
@@ -42,6 +44,34 @@ def test_onnx_runtime_puts_out_what_the_network_does_on_images_of_other_sizes(ex
     prepared: dict[str, Any] = json.loads(said["wardround.preprocessing"])
     assert prepared["preprocessing"]["window"] == [-100, 250]
     assert prepared["pad-to-multiple-of"] == 2
+    assert prepared["pad-to-at-least"] == [12, 16]
+    assert prepared["slices"] is True
+    assert prepared["fixed-edges"] is False
+    assert prepared["windows"] == {"size": [12, 16], "above-patches": 2, "overlap": 0.25, "weights": "gaussian"}
+    assert said["wardround.sha256"] == manifest.sha256
+
+
+def test_edges_that_cannot_be_free_are_the_crops_and_the_file_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = onnx_file._exported
+
+    def only_fixed(network: nn.Module, example: torch.Tensor, free: Mapping[int, Any]) -> Any:
+        if len(free) > 1:
+            raise ValueError("edges cannot be free.\nmore")
+        return whole(network, example, free)
+
+    monkeypatch.setattr(onnx_file, "_exported", only_fixed)
+    done = export_onnx(finished(tmp_path / "model", run_of()), tmp_path / "model.onnx")
+    assert done.fixed == "edges cannot be free"
+    graph = onnx.load(done.path)
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    assert json.loads(said["wardround.preprocessing"])["fixed-edges"] is True
+    sizes = graph.graph.input[0].type.tensor_type.shape.dim
+    assert [one.dim_value for one in sizes][1:] == [1, 12, 16]
+    session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": torch.zeros(3, 1, 12, 16).numpy()})
+    assert found.shape == (3, 3, 12, 16)
 
 
 def _graph(path: Path) -> onnx.ModelProto:

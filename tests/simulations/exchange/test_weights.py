@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.networks.nets.unet import UNet
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import ConfigError
@@ -99,6 +99,38 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     bundle, _ = _bundle(tmp_path / "deeper", {"channels": [4, 8, 16], "strides": [2, 2]})
     with pytest.raises(ConfigError, match="of another network"):
         _taken(bundle, tmp_path / "start")
+
+
+def _changed(bundle: Path, name: str, tensor: Tensor | None) -> None:
+    """With one tensor more, another, or one less."""
+    path = bundle / "models" / "model.safetensors"
+    state = {key: value.clone() for key, value in load_file(path).items()}
+    state.pop(name, None)
+    save_file(state if tensor is None else {**state, name: tensor}, path)
+
+
+def test_a_tensor_too_many_or_too_few_is_another_network(tmp_path: Path) -> None:
+    bundle, network = _bundle(tmp_path / "bundle")
+    _changed(bundle, "model.9.weight", torch.zeros(3))
+    with pytest.raises(ConfigError, match=r"0 tensors are lacking, 1 are unknown \(such as model\.9\.weight\)"):
+        _taken(bundle, tmp_path / "start")
+    _changed(bundle, "model.9.weight", None)
+    convolution = next(name for name, one in network.named_parameters() if one.ndim == 4)
+    _changed(bundle, convolution, None)
+    with pytest.raises(ConfigError, match=r"1 tensors are lacking.*0 are unknown"):
+        _taken(bundle, tmp_path / "start")
+
+
+def test_weights_are_floating_point_numbers_of_any_width(tmp_path: Path) -> None:
+    bundle, network = _bundle(tmp_path / "bundle")
+    name, weights = next((name, one) for name, one in network.state_dict().items() if one.ndim == 4)
+    _changed(bundle, name, weights.half())
+    assert _taken(bundle, tmp_path / "start").not_compared is None
+    assert read_model(tmp_path / "start")[1][name].dtype == torch.float32
+    for wrong, why in ((weights.long(), "holds torch.int64"), (weights / 0, "not finite")):
+        _changed(bundle, name, wrong)
+        with pytest.raises(ConfigError, match=why):
+            _taken(bundle, tmp_path / "other")
 
 
 def test_a_network_that_says_another_thing_with_the_same_weights_is_refused(tmp_path: Path) -> None:

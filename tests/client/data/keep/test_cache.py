@@ -1,5 +1,6 @@
 """The cache gives back exactly what was put in, or nothing; it tells nobody whose it is, and never stops the work."""
 
+import ast
 import errno
 import importlib.metadata
 import logging
@@ -21,13 +22,14 @@ import client.data
 from client.data.isolate.isolation import Job
 from client.data.keep import code
 from client.data.keep.cache import Cache, Prepared
+from client.data.keep.catalogue import Catalogue
 from client.data.keep.code import code_digest, reading_program
 from client.data.keep.vault import Vault
 from client.data.prepare import changes_of
 from client.data.study.labels import Vocabulary
 from client.data.study.study import Reference
 from common.config import RunConfig
-from common.errors import DataError
+from common.errors import DataError, ErrorCode
 from common.preparation import STEPS
 from tests.client.data.studies import KEY, photo_run
 
@@ -240,6 +242,37 @@ def test_other_code_another_library_or_thread_count_starts_anew(
         assert look(Cache(folder, KEY, RUN), one) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert look(Cache(folder, KEY, RUN), one) is None
+
+
+def test_what_a_check_remembers_is_out_of_date_with_another_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, folder = study(tmp_path), tmp_path / "home" / "catalogue"
+    entry = Catalogue(folder, KEY).entry(one)
+    assert entry is not None
+    Catalogue(folder, KEY).write(entry, DataError("it is empty", ErrorCode.LABEL_EMPTY))
+    before = importlib.metadata.version
+    for name, known in ((None, True), ("simpleitk", False), ("scipy", False), ("scikit-image", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(code, "version", lambda asked, name=name: "99" if asked == name else before(asked))
+            catalogue = Catalogue(folder, KEY)
+            now = catalogue.entry(one)
+            assert now is not None
+            assert (catalogue.read(now) is not None) is known, name
+
+
+def test_every_library_that_a_preparation_step_computes_with_is_counted() -> None:
+    """Of their files' own import statements; settings (pydantic) compute nothing."""
+    imported = set()
+    for path in code.PREPARATION_STEPS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {name.partition(".")[0] for name in names}
+    imported -= {*sys.stdlib_module_names, "common", "pydantic"}
+    assert "SimpleITK" in imported
+    known = importlib.metadata.packages_distributions()
+    assert {known[name][0].lower() for name in imported} <= {*code._LIBRARIES}
 
 
 @pytest.mark.parametrize("folder", [".", "prepare", "read/deep"])

@@ -6,13 +6,15 @@ import SimpleITK
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.filters import threshold_otsu
 
 from client.data.prepare import changes_of
+from client.data.prepare.intensity import Intensity
 from client.data.prepare.preprocess import as_samples, preprocess, refusal, restore
 from client.data.study.study import Study
 from common.config import RunConfig
 from common.errors import DataError, ErrorCode
-from common.preparation import Geometry
+from common.preparation import Geometry, Voxels
 from tests.client.data.studies import blob, dice, photo_run, run_config
 
 RAW = {"intensity": "window", "window": [0.0, 1.0]}
@@ -168,6 +170,21 @@ def test_zscore_of_the_foreground_is_of_what_simpleitks_otsu_finds_bright() -> N
     )
     assert (bright == blob((40, 60))).all()
     assert image[0].numpy() == pytest.approx((pixels - pixels[bright].mean()) / pixels[bright].std(), abs=1e-4)
+
+
+def test_the_foreground_is_found_and_measured_within_what_is_inside() -> None:
+    """A frame far brighter than all else, which an earlier step has left out: by scikit-image's Otsu, by hand."""
+    rng = np.random.default_rng(6)
+    image = np.where(rng.random((30, 32)) < 0.4, rng.normal(90, 4, (30, 32)), rng.normal(10, 3, (30, 32)))
+    inside = np.zeros((30, 32), np.bool_)
+    inside[4:-4, 4:-4] = True
+    image[~inside] = 5000
+    seen = image[inside].astype(np.float32)
+    counted = seen[seen > threshold_otsu(seen)].astype(np.float64)
+    run = run_config(preprocessing={"intensity": "zscore-foreground"})
+    voxels = Voxels(image[None].astype(np.float32), None, inside)
+    found = Intensity(run).apply(voxels, Geometry((30, 32), 1, None)).image[0]
+    assert found == pytest.approx((image - counted.mean()) / counted.std(), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("intensity", ["zscore", "percentile", "min-max", "zscore-foreground"])
