@@ -45,7 +45,7 @@ def names_in(folder: Path) -> Names:
             continue
         if isinstance(number, list):
             regions.append(plain)
-        elif str(number).isdecimal() and int(number) > 0 and plain != "ignore" and len(labels) < _MOST_LABELS:
+        elif re.fullmatch("0*[1-9][0-9]{0,8}", str(number)) and plain != "ignore" and len(labels) < _MOST_LABELS:
             labels[str(int(number))] = plain
     return Names(labels, tuple(regions))
 

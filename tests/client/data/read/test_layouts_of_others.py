@@ -114,6 +114,7 @@ def test_bids_subjects_with_sessions_are_patients(tmp_path: Path) -> None:
         ({"0": "background", "1": "Anterior", "2": "Posterior"}, {"1": "anterior", "2": "posterior"}, ()),
         ({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, {"2": "core"}, ("whole",)),
         (["nothing"], {}, ()),
+        ({"liver": "9" * 5000, "9" * 5000: "spleen", "0": "heart", "07": "lung", "٣": "bone"}, {"7": "lung"}, ()),
     ],
 )
 def test_names_of_labels_are_read_as_either_version_writes_them(
