@@ -6,6 +6,7 @@ on what stands there.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +45,8 @@ class Proposals:
         """
         self._home, self._trail, self._offer = home, trail, offer
         self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
+        # Run hash -> until when (monotonic) it is not appraised again, because the worker was lost over it.
+        self._paused: dict[str, float] = {}
         self._doubted: set[str] = set()  # ended runs that the coordinator calls open, and no operator
         self._lock = threading.Lock()  # of two threads that keep the same proposal
 
@@ -129,11 +132,16 @@ class Proposals:
     def _appraise(self, proposal: Proposal) -> None:
         """Find out what the run would use here, for whoever decides; decide where the policy says so.
 
-        Done again when the hospital changes its data, its policy or its declared number of patients.
+        Done again when the hospital changes its data, its policy or its declared number of patients. One that
+        the worker was lost over, or that took too long, is tried again, for what was prepared is kept, but not before
+        the worker was free for as long: nobody has approved it, and approved runs wait for the same worker.
         """
         watched = (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, DECLARED_NAME, f"tls/{signers.NAME}")
         stamp = changed(self._home, *watched)
         if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
+            return
+        began = time.monotonic()
+        if began < self._paused.get(proposal.run_hash, 0.0):
             return
         offer, refusal, code, decides = None, None, None, False
         try:
@@ -152,6 +160,8 @@ class Proposals:
                 return  # an approval has set another number just now: it is appraised again
         except PipeError as error:
             _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
+            now = time.monotonic()
+            self._paused[proposal.run_hash] = now + (now - began)
             return
         except WardroundError as error:
             refusal = str(error)
