@@ -26,6 +26,7 @@ from client.predict.latency import Latency
 from client.predict.prediction import load_predictor
 from client.serve import sweeper
 from client.serve.app import made
+from client.serve.connection import Connection
 from client.serve.guard import Guard
 from client.serve.jobs import Jobs
 from client.serve.token import Token
@@ -185,7 +186,7 @@ def _answering(app: Guard, sockets: list[socket.socket]) -> Iterator[None]:
     """The web server, in a thread."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         loop="asyncio",
         lifespan="off",

@@ -263,6 +263,18 @@ def test_archive_that_is_refused_and_file_that_is_no_image_leave_nothing(server:
     assert list((server.place / "jobs").iterdir()) == []
 
 
+@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0"], ids=["silent", "half a head"])
+def test_connections_that_ask_nothing_whole_are_closed_for_those_that_do(server: Server, said: bytes) -> None:
+    """Of an account without the token: as many as are taken."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(70):
+            opened.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(said)
+        deadline = time.monotonic() + 30
+        while (status := server.ask("GET", "/v1/figures")[0]) == 503 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert status == 200
+
+
 def test_only_the_owner_can_read_the_token_and_only_this_machine_can_connect(server: Server) -> None:
     assert stat.S_IMODE(server.token_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(server.place.stat().st_mode) == 0o700
