@@ -3,7 +3,8 @@
 window: linear from [low, high] to [0, 1], clipped. percentile: from the 0.5th and 99.5th percentile of the study.
 min-max: from its lowest and highest value. zscore: mean 0, variance 1. zscore-foreground: the same, of the voxels that
 are brighter than Otsu's threshold; the others are moved along. What lies outside of a region that a step before has
-found, such as the padding around an image, counts in none of them.
+found, such as the padding around an image, counts in none of them. Where all that counts for a mean has one value, all
+counts.
 """
 
 import math
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _PERCENTILES = (0.5, 99.5)
 # Voxels a percentile is taken from; its sampling error is far below the noise of any image.
 _SAMPLE = 2**20
+# A smaller standard deviation says nothing.
+_FLAT = 1e-6
 # Beyond this, differences and squares of float32 may have no value.
 _LARGE = 1e18
 
@@ -85,7 +88,9 @@ class Intensity(Change):
             import torch  # noqa: PLC0415 - heavy
 
             deviation, mean = torch.std_mean(values, correction=0)
-            channel.sub_(mean).div_(deviation.clamp_min(1e-6))
+            if float(deviation) < _FLAT:  # such as a foreground of one value: the rest would be far from all others'
+                deviation, mean = torch.std_mean(channel, correction=0)
+            channel.sub_(mean).div_(deviation.clamp_min(_FLAT))
 
 
 def _to_unit(values: "Tensor", low: float, high: float) -> None:

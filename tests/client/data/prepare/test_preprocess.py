@@ -187,6 +187,14 @@ def test_the_foreground_is_found_and_measured_within_what_is_inside() -> None:
     assert found == pytest.approx((image - counted.mean()) / counted.std(), rel=1e-4, abs=1e-4)
 
 
+def test_foreground_of_one_value_leaves_a_picture_of_two_as_large_as_any_other() -> None:
+    """Its deviation is none: what is dark was hundreds of millions, and a loss of that ends a run."""
+    pixels = np.zeros((20, 30), np.float32)
+    pixels[5:9, 4:20] = 255
+    image, *_ = preprocess(photo(pixels[None]), run_config(preprocessing={"intensity": "zscore-foreground"}))
+    assert image.numpy() == pytest.approx((pixels[None] - pixels.mean()) / pixels.std(), abs=1e-5)
+
+
 @pytest.mark.parametrize("intensity", ["zscore", "percentile", "min-max", "zscore-foreground"])
 def test_values_near_the_end_of_float32_do_not_overflow(intensity: str) -> None:
     values = np.array([-3e38, -1e38, 0, 1e38, 3e38])
