@@ -10,12 +10,13 @@ import pytest
 import torch
 from monai.bundle.config_parser import ConfigParser
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.learning.inference import outputs, predict_stack
 from common.learning.network import build_model, freeze, load_model, weights_of
-from common.models import layers
+from common.models import NETWORK_CHOICE, layers
 from common.models.network import LAYERS
 from common.models.resnet import ResNet
 from common.privacy.autotune import choose
@@ -202,3 +203,35 @@ def test_a_cnn_drops_what_goes_into_its_head_in_training_alone() -> None:
     model, images = build_model(dropping), crops(run, 1)
     assert not torch.equal(model.train()(images), model(images))
     assert torch.equal(model.eval()(images), model(images))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_cnn_is_what_it_says_layer_by_layer(dims: int) -> None:
+    """With torch's functions: twice a convolution, group norm and ReLU, pooling between the levels, a mean, a layer."""
+    run = run_of(dims, "cnn")
+    model, values = build_model(run).eval(), crops(run, 2)
+    weights = {key: one.detach() for key, one in model.named_parameters()}
+    convolution = functional.conv2d if dims == 2 else functional.conv3d
+    pooling = functional.max_pool2d if dims == 2 else functional.max_pool3d
+    for level in range(3):
+        values = values if level == 0 else pooling(values, 2)
+        for at in (0, 3):
+            block, norm = f"down.{level}.{at}", f"down.{level}.{at + 1}"
+            values = convolution(values, weights[f"{block}.weight"], weights[f"{block}.bias"], padding=1)
+            values = functional.group_norm(values, 4, weights[f"{norm}.weight"], weights[f"{norm}.bias"]).relu()
+    expected = values.flatten(2).mean(2) @ weights["head.weight"].T + weights["head.bias"]
+    torch.testing.assert_close(model(crops(run, 2)), expected)
+
+
+@pytest.mark.parametrize("name", ["cnn", "plain-unet"])
+def test_convolutions_begin_as_strong_as_he_says(name: str) -> None:
+    """He et al., ICCV 2015: a variance of 2 by the inputs of each output, so that a signal keeps its size."""
+    table = {"architecture": name, **({"channels": (64, 64)} if name == "cnn" else {"filters": 64, "levels": 2})}
+    layer = next(
+        one
+        for one in NETWORK_CHOICE.by_name[name].model_validate(table).build(1, 2).modules()  # type: ignore[attr-defined]
+        if isinstance(one, nn.Conv2d) and one.in_channels == 64
+    )
+    assert float(layer.weight.detach().var()) == pytest.approx(2 / (64 * 9), rel=0.05)
+    assert layer.bias is not None
+    assert not layer.bias.any()

@@ -12,7 +12,8 @@ import pytest
 
 from client.predict.prediction import predict_study
 from common.errors import ConfigError
-from simulations.exchange import bundle, inference
+from common.learning.network import build_model
+from simulations.exchange import bundle, gate, inference
 from simulations.exchange.bundle import export_bundle
 from simulations.exchange.inference import config_of, differences
 from tests.simulations.exchange.models import finished, run_of
@@ -97,3 +98,33 @@ def test_an_inference_follows_from_the_run() -> None:
     assert "Orientationd" not in named
     assert config["network_def"]["in_channels"] == 3
     assert config["inferer_windows"]["roi_size"] == [12, 16]
+
+
+@pytest.mark.parametrize(
+    ("intensity", "transform"),
+    [
+        ("percentile", "ScaleIntensityRangePercentilesd"),
+        ("min-max", "ScaleIntensityd"),
+        ("zscore", "NormalizeIntensityd"),
+    ],
+)
+def test_intensities_are_scaled_by_what_monai_has_for_them_or_refused(intensity: str, transform: str) -> None:
+    steps = config_of(run_of(preprocessing={"intensity": intensity, "window": None}))["preprocessing"]["transforms"]
+    assert [one["_target_"] for one in steps if "ntensity" in one["_target_"]] == [f"monai.transforms.{transform}"]
+    with pytest.raises(ConfigError, match="'zscore-foreground' has no equivalent"):
+        config_of(run_of(preprocessing={"intensity": "zscore-foreground", "window": None}))
+
+
+@pytest.mark.parametrize(
+    ("apart", "what"),
+    [((2e-4, 0.0, 0.0), "output of the network"), ((0.0, 2e-4, 0.0), "prepared"), ((0.0, 0.0, 2e-3), "labels")],
+)
+def test_whatever_of_the_three_differs_stops_the_export(
+    apart: tuple[float, float, float], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of()
+    monkeypatch.setattr(gate, "_outside", lambda _bundle, paths: [{} for _ in paths])
+    found = iter([gate.Agreement(0.0, None, None), gate.Agreement(*apart)])
+    monkeypatch.setattr(gate, "_compared", lambda *_: next(found))
+    with pytest.raises(ConfigError, match=f"{what}.*differs by"):
+        gate.compare(tmp_path, run, build_model(run))

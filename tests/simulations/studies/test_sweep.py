@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from common.config import RunConfig
+from common.config.rundocument import RunDocument
 from common.errors import ConfigError
 from simulations.commands.main import app
 from simulations.studies import sweep as search
 from simulations.studies.axes import Axis, axis_of, check, run_with
 from tests.json_forms import conforms
-from tests.simulations.tiny import interrupted, tiny_run, tiny_scenario
+from tests.simulations.tiny import interrupted, tiny_run, tiny_run_of_format, tiny_scenario
 
 RATES = "training.learning-rate=1e-7,0.02"
 
@@ -127,6 +131,7 @@ def test_what_is_no_axis_is_refused(text: str) -> None:
         ("training.learning-rat=1e-4..1e-2", "Did you mean 'learning-rate'"),
         ("model.norm=instance,goup", "Did you mean 'group'"),
         ("training.local-steps=0..4", "must be at least 1"),
+        ("data.validation-fraction=0.1..1.5", "validation-fraction"),
     ],
 )
 def test_keys_and_values_that_no_run_has_are_refused_before_the_first_trial(text: str, reason: str) -> None:
@@ -137,3 +142,88 @@ def test_keys_and_values_that_no_run_has_are_refused_before_the_first_trial(text
 def test_another_kind_has_its_own_defaults() -> None:
     base = tiny_run(model={"architecture": "unet", "channels": [4, 8]})
     assert run_with(base.model_copy(update={"format": 2}), {"task.loss.kind": "tversky"}).task.kind == base.task.kind
+
+
+def pretended(
+    monkeypatch: pytest.MonkeyPatch, scores: Callable[[RunConfig, int], Iterable[float]], **options: Any
+) -> Callable[[Path], search.Sweep]:
+    """A sweep over learning rates whose trials are not trained, but told the scores of their rounds."""
+    begun = iter(range(99))
+
+    def federate(_grid: object, document: RunDocument, _out: Path, *, observe: Callable[..., None], test: bool) -> None:
+        assert not test
+        for number, score in enumerate(scores(document.config, next(begun)), start=1):
+            told = {"event": "evaluate", "site": "overall", "phase": "validation", "round": number}
+            observe({**told, document.config.task.headline: score})
+            observe({**told, "site": "north", document.config.task.headline: 1.0})
+            observe({**told, "phase": "test", document.config.task.headline: 1.0})
+
+    monkeypatch.setattr(search, "opened", lambda *_: nullcontext())
+    monkeypatch.setattr(search, "federate", federate)
+    run = tiny_run_of_format(2, federation={"rounds": 3, **options.pop("federation", {})})
+    axes = [axis_of("training.learning-rate=1e-4..1e-1:log")]
+    return lambda out: search.sweep(run, [], out, axes, **{"trials": 6, "sampler": "random", **options})
+
+
+def rates(found: search.Sweep) -> list[float]:
+    return [row.values["training.learning-rate"] for row in found.rows]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_seed_draws_its_own_values_and_each_trial_others(
+    sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [
+        rates(pretended(monkeypatch, lambda *_: [0.5] * 3, sampler=sampler, seed=seed)(tmp_path / str(place)))
+        for place, seed in enumerate((0, 0, 1))
+    ]
+    assert drawn[0] == drawn[1]
+    assert len({*drawn[0], *drawn[2]}) == 12
+
+
+@pytest.mark.parametrize(("keep", "score"), [("last", 0.4), ("best", 0.9)])
+def test_a_trials_score_is_that_of_the_model_that_the_run_keeps(
+    keep: str, score: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = pretended(monkeypatch, lambda *_: [0.3, 0.9, 0.4], federation={"keep": keep}, trials=1)
+    assert [row.score for row in sweep(tmp_path / "out").rows] == [score]
+
+
+def test_only_a_trial_that_came_to_its_end_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up below the median after four, or failed with a score that is better than all; one has none at all."""
+
+    def scores(_run: RunConfig, number: int) -> Iterator[float]:
+        yield from {
+            0: (0.5, 0.5, 0.5),
+            1: (0.6, 0.6, 0.6),
+            2: (0.4, 0.4, 0.4),
+            3: (0.7, 0.7, 0.1),
+            4: (0.99,),
+            6: (0.3, 0.9, 0.9),
+            7: (0.8, 0.8, 0.05),  # after the last round there is nothing to save
+        }.get(number, ())
+        if number == 4:
+            raise RuntimeError("no memory left\nand more")
+
+    found = pretended(monkeypatch, scores, trials=8)(tmp_path / "out")
+    states = [(row.state, row.score, row.rounds) for row in found.rows]
+    assert states == [
+        ("complete", 0.5, 3),
+        ("complete", 0.6, 3),
+        ("complete", 0.4, 3),
+        ("complete", 0.1, 3),
+        ("failed", 0.99, 1),
+        ("failed", None, 0),
+        ("pruned", 0.3, 1),
+        ("complete", 0.05, 3),
+    ]
+    assert found.best is not None
+    assert found.best.trial == 1
+    assert [row.reason for row in found.rows[4:6]] == [
+        "no memory left",
+        "no site scored its validation patients. Raise data.validation-fraction.",
+    ]
+    assert search.counts(found.rows) == {"complete": 5, "pruned": 1, "failed": 2}
+    columns, rows = search.table(found, [axis_of("training.learning-rate=1e-4..1e-1:log")], "dice")
+    assert columns[2:4] == ["validation dice", "rounds"]
+    assert [row[0] for row in rows] == [1, 0, 2, 3, 7, 4, 6, 5]

@@ -143,6 +143,54 @@ def test_a_coded_attribute_tells_by_its_code_or_its_meaning(tmp_path: Path) -> N
     assert told == {"a": (1,), "b": (1, 2)}
 
 
+def test_a_code_that_is_longer_than_16_characters_tells_too(tmp_path: Path) -> None:
+    """DICOM PS3.3 8.1: such a one stands in Long Code Value."""
+    long = code("", "99OURS", "Something")
+    del long.CodeValue
+    long.LongCodeValue = "12345678901234567890"
+    write_series(tmp_path, "a", ReasonForRequestedProcedureCodeSequence=Sequence([long]))
+    where = source(tmp_path, class_attribute="ReasonForRequestedProcedureCodeSequence")
+    (reference,) = sources.find(where, tmp_path).references
+    wanted = Vocabulary({"99OURS:12345678901234567890": "dark"}, ("bright", "dark"), "CT", whole=True)
+    assert sources.read(reference, wanted).findings == (2,)
+
+
+@pytest.mark.parametrize("by", ["series", "instance"])
+def test_a_report_refers_to_images_by_their_series_or_one_by_one(tmp_path: Path, by: str) -> None:
+    series = write_series(tmp_path, "a")
+    write_report(tmp_path / "r.dcm", series, coded(FINDING, MASS))
+    report = pydicom.dcmread(tmp_path / "r.dcm")
+    told = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    if by == "series":
+        del told.ReferencedSOPSequence
+    else:
+        told.SeriesInstanceUID = generate_uid()
+        del told.ReferencedSOPSequence[0]
+    report.save_as(tmp_path / "r.dcm", enforce_file_format=True)
+    assert findings(source(tmp_path, class_reports=True)) == {"a": (1,)}
+
+
+def test_a_group_refers_to_a_series_by_its_uid(tmp_path: Path) -> None:
+    """As TID 1500 does for the source of a segmentation; the other series of the report's evidence has no finding."""
+    left, right = write_series(tmp_path, "left", patient="p"), write_series(tmp_path, "right", patient="p")
+    item = Dataset()
+    item.RelationshipType, item.ValueType, item.UID = "CONTAINS", "UIDREF", right[0].SeriesInstanceUID
+    item.ConceptNameCodeSequence = Sequence([code("121232", "DCM", "Source series for segmentation")])
+    write_report(tmp_path / "report.dcm", left, group(coded(FINDING, CYST), item))
+    report = pydicom.dcmread(tmp_path / "report.dcm")
+    more = Dataset()
+    more.SeriesInstanceUID = right[0].SeriesInstanceUID
+    report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence.append(more)
+    report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
+    told = {}
+    for one in sources.find(source(tmp_path, class_reports=True), tmp_path).references:
+        try:
+            told[one.images[0].parent.name] = sources.read(one, WANTED).findings
+        except DataError as error:
+            told[one.images[0].parent.name] = (str(error.code),)  # type: ignore[assignment]
+    assert told == {"left": ("no-label",), "right": (2,)}
+
+
 @pytest.mark.parametrize("name", ["StudyDescriptions", "12", "PixelData", "ImagePositionPatient", ""])
 def test_an_attribute_that_names_no_class_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="class-attribute") as refused:
@@ -246,6 +294,7 @@ def test_a_group_without_images_is_of_those_of_the_container_around_it(tmp_path:
         ([coded(FINDING, ("1", "99OURS", "Opacity"))], {}, "label-unknown"),
         ([coded(("121073", "DCM", "Impression"), MASS)], {}, "no-label"),
         ([coded(FINDING, MASS)], {"CompletionFlag": "PARTIAL"}, "label-doubtful"),
+        ([coded(FINDING, MASS)], {"CompletionFlag": ""}, (1,)),
         ([group(coded(FINDING, MASS), coded(("705057003", "SCT", "Presence"), ("2667000", "SCT", "Absent")))], {},
          "label-doubtful"),
         ([modified(coded(FINDING, MASS), coded(("705057003", "SCT", "Presence"), ("2667000", "SCT", "Absent")))], {},
