@@ -171,12 +171,13 @@ ARROWS = {
     "simulations.partitions": "common.config common.document",
     "simulations.scenarios": (
         "client client.data.read client.home common.config common.document common.learning common.models "
-        "common.system server.federation simulations.backends simulations.generators simulations.partitions"
+        "common.strategies common.system server.federation simulations.backends simulations.generators "
+        "simulations.partitions"
     ),
     "simulations.studies": (
         "client client.data client.predict common.config common.learning common.measures common.models common.pages "
-        "common.system common.tasks common.wire server.federation server.views simulations.backends "
-        "simulations.generators simulations.scenarios"
+        "common.strategies common.system common.tasks common.wire server.federation server.views "
+        "simulations.backends simulations.generators simulations.scenarios"
     ),
 }
 MOST_FILES = 15

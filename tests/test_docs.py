@@ -224,6 +224,11 @@ def test_every_loss_is_documented_with_its_true_defaults(loss: type[Table]) -> N
     assert _documented("run.md", loss.model_fields["kind"].default) == _true(loss)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_every_further_strategy_is_documented_with_its_true_defaults(strategy: type[Table]) -> None:
+    assert _documented("run.md", strategy.model_fields["kind"].default) == _true(strategy)
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_is_documented_with_its_true_defaults_and_its_place(step: type[Step]) -> None:
     name = step.model_fields["kind"].default

@@ -112,7 +112,8 @@ def train_round(
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         streams = _Streams(site_key or secrets.token_bytes(32), document.hash, round_)
         with _reproducible(run, secrets.randbits(63)):
-            _train_privately(network, _Crops(patients, run, device), streams, run.privacy, cohort.declared_size)
+            crops = _Crops(patients, run, device)
+            _train_privately(network, crops, streams, run.privacy, cohort.declared_size, local=local)
         if not _is_finite(model):
             _log.warning("the weights are no longer finite numbers: the round returns those it began with")
             model.load_state_dict(before)
@@ -261,12 +262,20 @@ def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: 
 
 
 def _train_privately(
-    model: nn.Module, crops: _Crops, streams: _Streams, privacy: PrivacyConfig, declared_size: int
+    model: nn.Module,
+    crops: _Crops,
+    streams: _Streams,
+    privacy: PrivacyConfig,
+    declared_size: int,
+    *,
+    local: Local[Any] | None,
 ) -> None:
     """Private steps, as many as the ledger was charged for, whatever the sampling brings."""
     run, names = crops.run, list(crops.patients)
     budget = plan(run, declared_size)
     inner = _optimizer(model, run)
+    if local is not None:
+        inner.register_step_pre_hook(lambda *_: local.steer())  # what it finds is the noisy mean
     optimizer = private_optimizer(
         model,
         inner,

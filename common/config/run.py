@@ -290,6 +290,15 @@ class RunConfig(Document):
         return self
 
     @model_validator(mode="after")
+    def _has_updates_enough(self) -> Self:
+        if self.federation.quorum < (fewest := self.strategy.fewest):
+            raise ValueError(
+                f"strategy.kind {self.strategy.kind!r} as it is set needs {fewest} updates in every round: set "
+                f"federation.quorum = {fewest} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_scores_to_choose_by(self) -> Self:
         if not self.chooses:
             return self

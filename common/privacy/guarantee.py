@@ -225,7 +225,7 @@ def uncovered(run: RunConfig) -> str | None:
         return None
     if beside := sorted(set(run.strategy.up) - COVERED_PARTS):
         return f"sends {', '.join(beside)} beside the weights"
-    return "changes the gradients of training steps" if run.strategy.STEERS else None
+    return None
 
 
 def why_void(run: RunConfig) -> str | None:

@@ -4,12 +4,18 @@ Each part has the tensors of the model, by name, shape and type. Codec, gate, ch
 and learn no name: which part holds the model the strategy says.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import Field
 
 from common.document.table import Table
 
 # The part of requests and updates that holds the model, where a strategy does not name it otherwise.
 WEIGHTS = "weights"
+
+Needs: TypeAlias = Literal["sum", "updates"]
+Rate = Annotated[float, Field(gt=0, le=10)]  # of the coordinator's step
+Hostile = Annotated[int, Field(ge=0, le=1000)]
 
 
 class Strategy(Table):
@@ -22,10 +28,14 @@ class Strategy(Table):
     # Parts beside it: of a training request, and of an update.
     DOWN: ClassVar[tuple[str, ...]] = ()
     UP: ClassVar[tuple[str, ...]] = ()
-    # Whether the client half changes the gradients of training steps.
+    # Whether the client half changes the gradients of training steps; in a private run after the noise.
     STEERS: ClassVar[bool] = False
     # What the server half needs: only the (weighted) sum of the updates, or each by itself.
-    NEEDS: ClassVar[Literal["sum", "updates"]] = "sum"
+    NEEDS: ClassVar[Needs] = "sum"
+    # What the server half holds from round to round beside what goes down; it never travels.
+    KEEPS: ClassVar[tuple[str, ...]] = ()
+    # Updates without which it cannot make a model.
+    FEWEST: ClassVar[int] = 1
 
     @property
     def down(self) -> tuple[str, ...]:
@@ -37,5 +47,10 @@ class Strategy(Table):
         """All parts of an update."""
         return (self.MODEL, *self.UP)
 
+    @property
+    def fewest(self) -> int:
+        """Updates without which it cannot make a model; a run's quorum is no smaller."""
+        return self.FEWEST
 
-__all__ = ["WEIGHTS", "Strategy"]
+
+__all__ = ["WEIGHTS", "Hostile", "Needs", "Rate", "Strategy"]

@@ -58,6 +58,8 @@ def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | N
         if max(rates) * training.weight_decay > 1:
             return math.inf  # it would overshoot zero
         reach = steps + min(1.0, decay) * start_norm
+    elif run.privacy is not None and run.strategy.STEERS:
+        return math.inf  # what is added after the noise has no bound of its own
     elif run.privacy is not None or training.gradient_clipping is not None:
         # How far a gradient of norm 1 in each step moves the weights by the end of the round.
         carried = _carried(rates, training.momentum, nesterov=training.nesterov)

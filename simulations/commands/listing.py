@@ -76,7 +76,7 @@ def _strategies() -> Rows:
 
 def _is_private(member: type[Strategy]) -> bool:
     """Whether a run with it may have [privacy]."""
-    return not member.STEERS and COVERED_PARTS.issuperset(member.UP)
+    return COVERED_PARTS.issuperset(member.UP)
 
 
 def _steps() -> Rows:

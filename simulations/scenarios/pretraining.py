@@ -22,6 +22,7 @@ from common.config import (
 )
 from common.config.rundocument import issue
 from common.learning.checkpoint import MANIFEST_NAME, load_model, pack, sha256
+from common.strategies import STRATEGY_CHOICE
 from common.system.files import write_atomically
 from server.federation.events import INITIAL_NAME
 from server.federation.rounds import federate
@@ -50,7 +51,7 @@ def public_run(
 ) -> RunConfig:
     """The run that pretrains for a scenario's run, on one site without privacy."""
     values = run.model_dump(by_alias=True)
-    values |= {"name": f"{run.name}-public", "privacy": None, "initial": initial}
+    values |= {"name": f"{run.name}-public", "privacy": None, "initial": initial, "strategy": STRATEGY_CHOICE.default()}
     values["federation"] |= {
         "rounds": rounds, "quorum": 1, "evaluate-every": rounds, "weighting": None, "averaging": 0.0,
         "keep": "last", "patience": None,

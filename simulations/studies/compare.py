@@ -24,6 +24,7 @@ from common.config import InitialConfig, RunConfig, SiteConfig, SourceConfig, va
 from common.config.rundocument import issue
 from common.errors import ConfigError, FederationError
 from common.learning.checkpoint import WEIGHTS_NAME, sha256
+from common.strategies import STRATEGY_CHOICE
 from common.system.files import write_atomically
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.federation.broadcast import ask
@@ -151,7 +152,10 @@ def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfi
 
 
 def _with_quorum(run: RunConfig, quorum: int) -> RunConfig:
-    return run.model_copy(update={"federation": run.federation.model_copy(update={"quorum": quorum})})
+    """Of one site no strategy makes more than its own model."""
+    federation = run.federation.model_copy(update={"quorum": quorum})
+    strategy = STRATEGY_CHOICE.default() if quorum == 1 else run.strategy
+    return run.model_copy(update={"federation": federation, "strategy": strategy})
 
 
 def _folder(out: Path, column: Column) -> Path:

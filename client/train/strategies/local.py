@@ -25,7 +25,10 @@ class Local(Generic[StrategyType]):
         self.settings, self.model, self.down = settings, model, down
 
     def steer(self) -> None:
-        """Change the gradients of a step in place, before the optimiser makes it; the shared half says STEERS."""
+        """Change the gradients of a step in place, before the optimiser makes it; the shared half says STEERS.
+
+        In a private run they have been clipped, added up and noised before, so that it sees no patient either.
+        """
 
     def parts(self) -> Mapping[str, State]:
         """What the update carries beside the weights, once the model is trained."""

@@ -1,4 +1,4 @@
-"""The server half of each strategy: one file each, and one line in `AGGREGATIONS`.
+"""The server half of each strategy, one line each in `AGGREGATIONS`: those that belong together share a file.
 
 Imports `common.strategies`, `server.federation.strategies.weighing` and torch.
 """
@@ -7,12 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.config import RunConfig
-from server.federation.strategies.aggregation import Aggregation, Mean, State
-from server.federation.strategies.fedavg import FedAvgMean
+from server.federation.strategies.adaptive import FedAdagradMean, FedAdamMean, FedYogiMean
+from server.federation.strategies.aggregation import Aggregation, Mean, Server, State
+from server.federation.strategies.fedavgm import FedAvgMMean
 from server.federation.strategies.moving_average import MovingAverage
+from server.federation.strategies.norm_clipping import MeanOfClipped
+from server.federation.strategies.robust import BulyanOfEach, MeanOfMiddle, MeanOfNearest, MedianOfEach
 
-AGGREGATIONS: Mapping[str, type[Mean[Any]]] = {
-    "fedavg": FedAvgMean,
+AGGREGATIONS: Mapping[str, type[Server[Any]]] = {
+    "fedavg": Mean,
+    "fedprox": Mean,
+    "fedavgm": FedAvgMMean,
+    "fedadam": FedAdamMean,
+    "fedyogi": FedYogiMean,
+    "fedadagrad": FedAdagradMean,
+    "norm-clipping": MeanOfClipped,
+    "fedmedian": MedianOfEach,
+    "trimmed-mean": MeanOfMiddle,
+    "multi-krum": MeanOfNearest,
+    "bulyan": BulyanOfEach,
 }
 
 

@@ -60,12 +60,11 @@ class Aggregation(ABC):
         """Make of what was added what is held after this round, from 1."""
 
 
-class Mean(Aggregation, Generic[StrategyType]):
-    """Takes the weighted mean of each part; `finish` has it in `means`."""
+class Server(Aggregation, Generic[StrategyType]):
+    """What all server halves have in common: what is held, and what of it goes down."""
 
     def __init__(self, settings: StrategyType) -> None:
         self.settings = settings
-        self._sums: dict[str, WeightedSum] = {}
 
     @property
     def model(self) -> str:
@@ -74,17 +73,25 @@ class Mean(Aggregation, Generic[StrategyType]):
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """What goes down."""
-        return self.settings.down
+        """What goes down, and what is kept beside it."""
+        return (*self.settings.down, *self.settings.KEEPS)
 
     def start(self, held: Mapping[str, State]) -> None:
-        """Zeros for the parts that only later rounds fill."""
+        """Zeros for what only later rounds fill."""
         zeros = {name: torch.zeros_like(tensor) for name, tensor in held[self.model].items()}
-        self.held = dict.fromkeys(self.settings.DOWN, zeros) | dict(held)
+        self.held = dict.fromkeys(self.holds, zeros) | dict(held)
 
     def request(self) -> Mapping[str, State]:
         """What is held of the parts that go down."""
         return {name: self.held[name] for name in self.settings.down}
+
+
+class Mean(Server[StrategyType]):
+    """Takes the weighted mean of each part; `finish` has it in `means`. By itself it is FedAvg."""
+
+    def __init__(self, settings: StrategyType) -> None:
+        super().__init__(settings)
+        self._sums: dict[str, WeightedSum] = {}
 
     def add(self, parts: Mapping[str, State], weight: float) -> None:
         """Into the sums; no update is kept."""
@@ -101,4 +108,41 @@ class Mean(Aggregation, Generic[StrategyType]):
         self.held = {**self.held, self.model: self.means()[self.model]}
 
 
-__all__ = ["Aggregation", "Mean", "State"]
+class Each(Server[StrategyType]):
+    """Keeps each update until the round is finished, for a rule that has to see them side by side; they count alike."""
+
+    def __init__(self, settings: StrategyType) -> None:
+        super().__init__(settings)
+        self.updates: list[State] = []
+
+    def add(self, parts: Mapping[str, State], weight: float) -> None:
+        """Beside the others."""
+        self.updates.append(parts[self.model])
+
+    def finish(self, round_: int) -> None:
+        """The model is what `combined` makes of those that are `chosen`."""
+        chosen, self.updates = self.chosen(self.updates), []
+        names = self.held[self.model]
+        made = {
+            name: self.combined(torch.stack([one[name].double() for one in chosen])).to(tensor.dtype)
+            for name, tensor in names.items()
+        }
+        self.held = {**self.held, self.model: made}
+
+    def chosen(self, updates: list[State]) -> list[State]:
+        """Those that enter; here all."""
+        return updates
+
+    def combined(self, values: Tensor) -> Tensor:
+        """One tensor of the model; here the mean.
+
+        Args:
+            values: (sites, *shape) float64, of those that are chosen.
+
+        Returns:
+            (*shape).
+        """
+        return values.mean(0)
+
+
+__all__ = ["Aggregation", "Each", "Mean", "Server", "State"]
