@@ -133,6 +133,23 @@ def test_example_in_the_help_is_a_call_of_its_command_that_its_options_and_argum
             assert not context.args
 
 
+@pytest.mark.parametrize(("program", "words"), [(program, words) for program, words, _ in _everything()])
+def test_help_says_what_every_option_and_argument_is_for(program: str, words: str) -> None:
+    """What is in angle brackets would be lost: help is Markdown."""
+    app, command = import_module(APPS[program]).app, typer.main.get_command(import_module(APPS[program]).app)
+    for word in words.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
+    result = CliRunner().invoke(app, [*words.split(), "--help"], env={"COLUMNS": "300"})
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.stdout).split())
+    for parameter in command.params:
+        said = getattr(parameter, "help", None)
+        assert said, f"nothing is said of {parameter.name}"
+        assert " ".join(said.replace("`", "").split()) in shown, parameter.name
+
+
 @pytest.mark.parametrize("program", APPS)
 def test_every_command_and_every_group_tells_the_version(program: str) -> None:
     app = import_module(APPS[program]).app

@@ -27,11 +27,13 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     home: FirstHome = HOME,
     kind: Annotated[str | None, typer.Option(help="dicom, nifti, images or mias; default: by looking.")] = None,
     csv: Annotated[str | None, typer.Option(help="images: CSV with a row per image, relative to the folder.")] = None,
-    image_column: str = "image",
-    mask_column: str = "mask",
-    patient_column: str = "id",
+    image_column: Annotated[str, typer.Option(help="The CSV's column with the image's file.")] = "image",
+    mask_column: Annotated[str, typer.Option(help="The CSV's column with the label's file.")] = "mask",
+    patient_column: Annotated[str, typer.Option(help="The CSV's column with the patient.")] = "id",
     class_column: Annotated[str | None, typer.Option(help="The CSV's column with the class of the image.")] = None,
-    region_column: str | None = None,
+    region_column: Annotated[
+        str | None, typer.Option(help="The CSV's column with a mask of the field of view; what is in it is scored.")
+    ] = None,
     class_attribute: Annotated[str | None, typer.Option(help="DICOM: keyword or tag with that class.")] = None,
     class_reports: Annotated[
         bool, typer.Option("--class-reports", help="DICOM: that class is a coded finding of structured reports.")

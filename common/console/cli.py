@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from inspect import get_annotations, unwrap
 from typing import Annotated, Any, NoReturn, TypeAlias
 
 import click
@@ -30,7 +31,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
+from typer.models import ArgumentInfo
 
 from common.console.logs import log_to
 from common.errors import ConfigError, WardroundError
@@ -151,11 +153,11 @@ class _Commands(TyperGroup):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        _with_version(self)
+        _completed(self)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
-        return None if found is None else _with_version(found)
+        return None if found is None else _completed(found)
 
     def invoke(self, ctx: click.Context) -> Any:
         for key, value in (flower_variables() | _TORCH_ENVIRONMENT).items():
@@ -172,8 +174,16 @@ class _Commands(TyperGroup):
             _fail(f"the system refused: {error.strerror or error}{place}.", error)
 
 
-def _with_version(command: click.Command) -> click.Command:
-    """The command, with the option --version beside --help."""
+def _completed(command: click.Command) -> click.Command:
+    """The command, with the option --version beside --help, and with what is said of its arguments.
+
+    Since click's arguments have a help of their own (8.5), typer's (0.20) is set to None when they are made.
+    """
+    described = get_annotations(unwrap(command.callback), eval_str=True) if command.callback else {}
+    for parameter in command.params:
+        if isinstance(parameter, TyperArgument) and parameter.help is None:
+            about = getattr(described.get(parameter.name or ""), "__metadata__", ())
+            parameter.help = next((one.help for one in about if isinstance(one, ArgumentInfo)), None)
     if not any("--version" in parameter.opts for parameter in command.params):
         command.params.append(
             click.Option(

@@ -27,23 +27,35 @@ _ABSENT = {
     "noise-multiplier": "the noise follows from target-epsilon in [privacy]",
 }
 _PATTERNS = {
-    r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$": "small letters, digits and hyphens, such as st-mary-2",
     r"^[0-9a-f]{64}$": "64 hexadecimal digits",
     r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$": "hours such as 20:00-06:00",
 }
+_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _KINDS = (
     (("int_", "int_type"), "a whole number"),
     (("float_", "finite_number", "decimal_"), "a finite number"),
     (("bool_",), "true or false"),
     (("string_type", "string_sub_type"), 'text in quotes, such as "north"'),
-    (("tuple_type", "list_type"), "a list in brackets, such as [1, 2]"),
     (("model_type", "model_attributes_type", "dict_type"), "a table"),
 )
 _BOUNDS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")} | {
     "less_than": ("below", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-_LONGEST, _LONGEST_REASON = 80, 400
+_LONGEST, _LONGEST_REASON, _LONGEST_NAME = 80, 400, 63
+
+
+def sentence(model: type[BaseModel], problems: Sequence[Mapping[str, Any]]) -> str:
+    """All of pydantic's problems with a table, with the full stop at the end."""
+    places = [problem["loc"] for problem in problems]
+    told = [
+        explain(model, problem)
+        for problem, place in zip(problems, places, strict=True)
+        # A list without its wrong entries is no list that is too short.
+        if not (problem["type"] == "too_short" and any(other[: len(place)] == place != other for other in places))
+    ]
+    said = "; ".join(told)
+    return said if said.endswith("?") else f"{said}."
 
 
 def explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
@@ -73,13 +85,12 @@ def _unknown(model: type[BaseModel], path: Sequence[str], table: type[BaseModel]
         return f"unknown key {name!r}{own_fault}"
     if homes := [place for place, keys in _tables(model) if hyphened in keys and place != ".".join(above)]:
         return f"unknown key {name!r}. {hyphened!r} stands {' and '.join(map(_place, homes))}. Move or remove it"
-    near = difflib.get_close_matches(hyphened, own, n=1)
-    if near:
+    if near := _near(hyphened, own) or [one for one in own if hyphened and one.startswith(f"{hyphened}-")]:
         return f"unknown key {name!r}. Did you mean {near[0]!r}? Remove or correct it"
     if hyphened in _ABSENT:
         return f"unknown key {name!r}. This version does not have it: {_ABSENT[hyphened]}. Remove it"
     for place, keys in _tables(model):
-        if near := difflib.get_close_matches(hyphened, keys, n=1):
+        if near := _near(hyphened, keys):
             return f"unknown key {name!r}. Did you mean {near[0]!r} {_place(place)}? Remove or correct it"
     return f"unknown key {name!r}. {_whole(own)}Remove or correct it"
 
@@ -112,7 +123,7 @@ def _no_such_kind(choice: OneOf | None, name: str, problem: Mapping[str, Any]) -
         )
     if isinstance(value, Mapping):
         return f"{name}.{choice.key} is not there. Write one of {kinds}"
-    near = next(iter(difflib.get_close_matches(str(value), list(choice.by_name), n=1)), choice.first)
+    near = next(iter(_near(str(value), choice.by_name)), choice.first)
     return f"{name} is {_said(value)}, must be a table such as {{ {choice.key} = {json.dumps(near)} }}"
 
 
@@ -121,8 +132,8 @@ def _allowed(problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         offered = re.findall("'([^']+)'", about["expected"])
         return f"{about['expected']}; this version has no other{_nearest(problem['input'], offered)}"
-    if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(about["pattern"], f"of the form {about['pattern']}")
+    if kind in ("string_pattern_mismatch", "tuple_type", "list_type"):
+        return _by_example(problem)
     if kind in _BOUNDS:
         words, limit = _BOUNDS[kind]
         return f"{words} {about[limit]:g}"
@@ -142,6 +153,26 @@ def _choices(table: type[BaseModel] | None, path: Sequence[str]) -> str:
     return f". Write one of {', '.join(map(json.dumps, values))}"
 
 
+def _by_example(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "string_pattern_mismatch":
+        return _pattern(problem["ctx"]["pattern"], problem["input"])
+    return _list_of(problem["input"])
+
+
+def _pattern(pattern: str, value: object) -> str:
+    if pattern != _NAME:
+        return _PATTERNS.get(pattern, f"of the form {pattern}")
+    such = re.sub(r"[^a-z0-9]+", "-", str(value).lower())[:_LONGEST_NAME].strip("-")
+    return f"small letters, digits and hyphens, such as {such or 'st-mary-2'}"
+
+
+def _list_of(value: object) -> str:
+    """A list, by the example of the one value that was written without brackets."""
+    if isinstance(value, Mapping):
+        return "a list of tables: each begins with its name in double brackets, [[...]]"
+    return f"a list in brackets, such as {f'[{_said(value)}]' if isinstance(value, str | int | float) else '[1, 2]'}"
+
+
 def _counted(count: int, kind: str) -> str:
     one, many = ("sign", "signs") if kind.startswith("string") else ("entry", "entries")
     return f"{count} {one if count == 1 else many}"
@@ -157,8 +188,14 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _nearest(value: object, offered: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(value), list(offered), n=1)
+    near = _near(str(value), offered)
     return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def _near(value: str, offered: Iterable[str]) -> list[str]:
+    """The nearest of those offered, if any is near; capitals make no distance."""
+    by_small = {one.lower(): one for one in offered}
+    return [by_small[near] for near in difflib.get_close_matches(value.lower(), list(by_small), n=1)]
 
 
 def _whole(keys: Sequence[str]) -> str:
@@ -242,4 +279,4 @@ def _below(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in getattr(annotation, "__args__", ()) if (found := _below(part)) is not None), None)
 
 
-__all__ = ["explain"]
+__all__ = ["sentence"]

@@ -25,8 +25,8 @@ def mistaken(written: Any, taken: Any, place: str = "") -> Iterator[str]:
                 if key in taken:
                     yield from mistaken(value, taken[key], f"{place}.{key}" if place else str(key))
         case list(), list() | tuple() if len(written) == len(taken):
-            for value, other in zip(written, taken, strict=True):
-                yield from mistaken(value, other, place)
+            for index, (value, other) in enumerate(zip(written, taken, strict=True)):
+                yield from mistaken(value, other, f"{place}.{index}")
         case (str() | int() | float(), bool()) if not isinstance(written, bool):
             yield f"{place} is {_said(written)}, must be true or false, without quotes"
         case (str() | bool(), int() | float()) if not isinstance(taken, bool):

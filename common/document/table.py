@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from common.document.faults import explain
+from common.document.faults import sentence
 from common.document.formats import FIRST, Since, later_keys, read_as, with_defaults, written
 from common.document.strict import mistaken
 from common.errors import ConfigError
@@ -130,8 +130,7 @@ def validate(
         # Fields have underscores, and code may use them; a file may not.
         return model.model_validate(values, by_alias=True, by_name=not from_file)
     except ValidationError as error:
-        problems = "; ".join(explain(model, problem) for problem in error.errors())
-        raise ConfigError(f"{source}: {problems}.") from error
+        raise ConfigError(f"{source}: {sentence(model, error.errors())}") from error
 
 
 def canonical(table: Table) -> str:

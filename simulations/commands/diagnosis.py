@@ -51,6 +51,7 @@ def baseline(
     numbers = parse_seeds(seeds)
     chosen = load_scenario(scenario)
     config = changed(chosen.config.run, {"data": {"folds": folds, "fold": 0}} if folds else {})
+    study.check(config)
     sites = prepare_sites(chosen, study.of_maps(config), out, data, "cpu")
     with progress("repeat", len(numbers)) as advance:
         facts, found = study.study(
@@ -97,6 +98,8 @@ def diagnosis(
     if rounds is not None:
         changes["federation"] = {"rounds": rounds, "evaluate-every": rounds}
     runs = {one.name: (changed(one.config.run, changes), one.config.pretraining) for one in chosen}
+    for run, _ in runs.values():
+        study.check(run)
     sites = prepare_sites(chosen[0], next(iter(runs.values()))[0], out, data, device)
     with progress("row", len(numbers) * study.rows_of(runs, len(sites))) as advance:
         tell, finished = tells(advance)

@@ -34,9 +34,9 @@ def evaluate(
     ] = 1.0,
     kind: Annotated[str | None, typer.Option(help="Of a folder: dicom, nifti, images or mias.")] = None,
     csv: Annotated[str | None, typer.Option(help="Of a folder: CSV with a row per image, relative to it.")] = None,
-    image_column: str = "image",
-    mask_column: str = "mask",
-    patient_column: str = "id",
+    image_column: Annotated[str, typer.Option(help="The CSV's column with the image's file.")] = "image",
+    mask_column: Annotated[str, typer.Option(help="The CSV's column with the label's file.")] = "mask",
+    patient_column: Annotated[str, typer.Option(help="The CSV's column with the patient.")] = "id",
     region_column: Annotated[
         str | None, typer.Option(help="The CSV's column with a mask of the field of view; only what is inside counts.")
     ] = None,

@@ -10,7 +10,7 @@ from common.config import Device
 ScenarioArgument = Annotated[str, typer.Argument(help="Name of a shipped scenario, or path of a scenario file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for results. A run found there goes on.")]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the images. Default: WARDROUND_DATA/<scenario>.")
+    Path | None, typer.Option("--data", help="Folder of the images. Default: WARDROUND_DATA/NAME, of the scenario.")
 ]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Instead of the scenario's.")]
 ThreadsOption = Annotated[

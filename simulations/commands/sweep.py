@@ -51,7 +51,7 @@ def sweep(
     """
     configure_logging(verbose=verbose)
     from simulations.scenarios.scenario import load_scenario  # noqa: PLC0415
-    from simulations.studies.axes import axis_of, check  # noqa: PLC0415
+    from simulations.studies.axes import axis_of, check, in_grid  # noqa: PLC0415
     from simulations.studies.sweep import counts, table  # noqa: PLC0415
     from simulations.studies.sweep import sweep as search  # noqa: PLC0415
 
@@ -60,7 +60,7 @@ def sweep(
         raise ConfigError("sweep starts each trial from the run's own weights. Take [pretraining] out of the scenario.")
     config = changed(chosen.config.run, {"federation": {"rounds": rounds}}) if rounds else chosen.config.run
     axes = [axis_of(text) for text in settings]
-    check(config, axes)
+    check(config, in_grid(axes) if sampler == "grid" else axes)
     use_threads(threads)
     sites = prepare_sites(chosen, config, out, data, device)
     with progress("trial", trials) as advance:

@@ -69,6 +69,8 @@ def axis_of(text: str) -> Axis:
     key, equals, values = (part.strip() for part in text.partition("="))
     if not (key and equals and values):
         raise ConfigError(f"--set {text!r} is not of the form KEY=VALUES. Write for example --set {_EXAMPLE}.")
+    if key.startswith("run."):
+        raise ConfigError(f"--set {text!r}: the keys of the run are meant, without 'run.'. Write {key[4:]}={values}.")
     if (found := _RANGE.fullmatch(values)) is None:
         parts = _parts(values)
         if len(set(parts)) < len(parts):
@@ -83,6 +85,17 @@ def axis_of(text: str) -> Axis:
     if isinstance(low, int) != isinstance(high, int):
         low, high = float(low), float(high)
     return Axis(key, low, high, log=bool(found[3]))
+
+
+def in_grid(axes: Sequence[Axis]) -> Sequence[Axis]:
+    """Axes whose values can all be combined.
+
+    Raises:
+        ConfigError: one is a range.
+    """
+    if ranges := [axis.key for axis in axes if not axis.choices]:
+        raise ConfigError(f"a grid takes lists, and --set {ranges[0]} is a range. Write its values, such as 1e-4,1e-3.")
+    return axes
 
 
 def run_with(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -148,4 +161,4 @@ def _number(text: str) -> int | float:
     return value
 
 
-__all__ = ["Axis", "axis_of", "check", "run_with"]
+__all__ = ["Axis", "axis_of", "check", "in_grid", "run_with"]

@@ -86,6 +86,22 @@ class Features:
         return np.array([row.patient for row in self.rows])
 
 
+def check(run: RunConfig) -> list[RunConfig]:
+    """The run under each of its fold numbers, if the baseline can be of it.
+
+    Raises:
+        ConfigError: it has no folds, not two classes, or volumes.
+    """
+    if len(run.data.classes) != 2:
+        raise ConfigError(
+            f"the baseline tells two classes of regions apart; this run has {len(run.data.classes)} in data.classes. "
+            "Name two, the one to be found last."
+        )
+    if run.model.dims != 2:
+        raise ConfigError("the baseline is of regions in flat images; this run has model.dims 3. Set dims = 2.")
+    return fold_runs(run)
+
+
 def measure(run: RunConfig, sites: Sequence[Site]) -> Features:
     """Features of every region at every site.
 
@@ -97,12 +113,7 @@ def measure(run: RunConfig, sites: Sequence[Site]) -> Features:
         ConfigError: the run has no folds, not two classes, or volumes.
         DataError: a region is too small.
     """
-    if len(run.data.classes) != 2 or run.model.dims != 2:
-        raise ConfigError(
-            f"the baseline tells two classes of regions in flat images apart; this run has {len(run.data.classes)} and "
-            f"model.dims {run.model.dims}. Name two in data.classes, the one to be found last, and set dims = 2."
-        )
-    runs = [of_maps(one) for one in fold_runs(run)]
+    runs = [of_maps(one) for one in check(run)]
     names: tuple[str, ...] = ()
     rows = []
     for site in sites:
@@ -261,6 +272,7 @@ __all__ = [
     "Row",
     "answer_all",
     "answers",
+    "check",
     "majority",
     "measure",
     "of_maps",

@@ -88,7 +88,7 @@ def diagnose(
         ConfigError: a run does not classify regions of two classes in folds.
     """
     for run, _ in runs.values():
-        _check(run)
+        check(run)
     first = next(iter(runs.values()))[0]
     collected: dict[str, list[Chances]] = {}
     regions: Regions | None = None
@@ -168,7 +168,12 @@ def _seeded(run: RunConfig, seed: int) -> RunConfig:
     return validate(RunConfig, run.model_copy(update=changes).model_dump(by_alias=True), "the scenario")
 
 
-def _check(run: RunConfig) -> None:
+def check(run: RunConfig) -> None:
+    """Refuse a run that no diagnosis can be of.
+
+    Raises:
+        ConfigError: it does not classify regions of two classes in folds.
+    """
     task = run.task
     if not isinstance(task, Classification) or not task.of_regions or len(run.data.classes) != 2:
         raise ConfigError(
@@ -216,4 +221,4 @@ def _write(out: Path, result: Diagnosis) -> None:
     write_atomically(out / "report.html", page.encode())
 
 
-__all__ = ["Diagnosis", "diagnose", "rows_of"]
+__all__ = ["Diagnosis", "check", "diagnose", "rows_of"]

@@ -27,7 +27,7 @@ from common.system.files import write_atomically
 from server.federation.rounds import federate
 from server.views.report import write_report
 from simulations.backends import opened
-from simulations.studies.axes import Axis, run_with
+from simulations.studies.axes import Axis, in_grid, run_with
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -155,9 +155,7 @@ def _study(run: RunConfig, out: Path, axes: Sequence[Axis], sampler: Sampler, se
 
 
 def _enqueue_grid(study: "Study", axes: Sequence[Axis]) -> int:
-    if ranges := [axis.key for axis in axes if not axis.choices]:
-        raise ConfigError(f"a grid takes lists, and --set {ranges[0]} is a range. Write its values, such as 1e-4,1e-3.")
-    points = list(itertools.product(*(axis.choices for axis in axes)))
+    points = list(itertools.product(*(axis.choices for axis in in_grid(axes))))
     for point in points:
         study.enqueue_trial(dict(zip((axis.key for axis in axes), point, strict=True)), skip_if_exists=True)
     return len(points)

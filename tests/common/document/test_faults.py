@@ -86,8 +86,13 @@ def test_names_that_a_hospital_gives_may_have_underscores() -> None:
         (("[training]", "[training]\naugmentation = 3"), "training.augmentation is 3, must be a table"),
         (("[training]", "[training]\nlearning-rate = nan"), "must be a finite number"),
         (('classes = ["lesion"]', "classes = []"), "data.classes is [], must be 1 entry or more"),
-        (('classes = ["lesion"]', 'classes = "lesion"'), "must be a list in brackets"),
-        (('classes = ["lesion"]', 'classes = ["Lesion 1"]'), 'data.classes.0 is "Lesion 1", must be small letters'),
+        (('classes = ["lesion"]', 'classes = "lesion"'), 'must be a list in brackets, such as ["lesion"]'),
+        (("patch-size = [64, 64]", "patch-size = 32"), "must be a list in brackets, such as [32]"),
+        (('"CT"', '"ct"'), "Did you mean 'CT'?"),
+        (
+            ('classes = ["lesion"]', 'classes = ["Lesion 1"]'),
+            'data.classes.0 is "Lesion 1", must be small letters, digits and hyphens, such as lesion-1',
+        ),
         (('"liver"', "3"), "name is 3, must be text in quotes"),
         (('name = "liver"\n', ""), "name is not there, and has no default"),
         (('modality = "CT"', ""), 'data.modality is not there, and has no default. Write one of "CT", "MR"'),
@@ -98,6 +103,16 @@ def test_wrong_value_is_told_with_what_is_allowed(change: tuple[str, str], says:
     text = RUN.replace(*change)
     assert text != RUN
     assert says in refused(RunConfig, text)
+
+
+def test_a_list_with_a_wrong_entry_is_not_called_too_short_as_well() -> None:
+    said = refused(RunConfig, RUN.replace('classes = ["lesion"]', 'classes = ["Lesion 1"]'))
+    assert said.count("data.classes") == 1
+    assert "entry or more" not in said
+
+
+def test_a_question_ends_without_a_full_stop() -> None:
+    assert refused(RunConfig, RUN.replace('"CT"', '"ct"')).endswith("Did you mean 'CT'?")
 
 
 def test_what_a_choice_does_not_offer_is_said_to_be_all_there_is() -> None:
@@ -133,6 +148,12 @@ STEPS = "format = 2\n" + RUN + "[preprocessing]\n"
         ('steps = ["clahe"]', 'steps.0 is "clahe", must be a table such as { kind = "clahe" }'),
         ("steps = [{ sigma = 1.0 }]", "steps.0.kind is not there. Write one of "),
         ('steps = [{ kind = "clahe" }, { kind = "clahe", clip-limt = 0.1 }]', "Did you mean 'clip-limit'?"),
+        ('steps = [{ kind = "clahe", clip = 0.1 }]', "'preprocessing.steps.0.clip'. Did you mean 'clip-limit'?"),
+        ('[preprocessing.steps]\nkind = "clahe"', "must be a list of tables: each begins with its name in double"),
+        (
+            'steps = [{ kind = "median" }, { kind = "gaussian", sigma = "0.8" }]',
+            'preprocessing.steps.1.sigma is "0.8", must be a number, without quotes',
+        ),
         ('steps = [{ kind = "clahe", sigma = 1.0 }]', "'preprocessing.steps.0.sigma'. It is a key of gaussian"),
         ('steps = [{ kind = "clahe", clip_limit = 0.1 }]', "keys are written with hyphens. Write 'clip-limit'"),
         ('[[preprocessing.steps]]\nkind = "clahe"\nclip-limit = 2', "steps.0.clip-limit is 2, must be at most 1"),

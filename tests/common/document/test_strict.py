@@ -43,8 +43,8 @@ def test_whole_numbers_stand_for_numbers() -> None:
         ({"deterministic": "1"}, r"deterministic is 1, must be true or false"),
         ({"batch": "true"}, r"training.batch-size is true, must be a whole number"),
         ({"batch": "4.0"}, r"training.batch-size is 4.0, must be a whole number, without a point"),
-        ({"patch": '[16, "16"]'}, r'training.patch-size is "16", must be a whole number'),
-        ({"spacing": '["1", 2]'}, r'preprocessing.spacing-mm is "1", must be a number'),
+        ({"patch": '[16, "16"]'}, r'training.patch-size.1 is "16", must be a whole number'),
+        ({"spacing": '["1", 2]'}, r'preprocessing.spacing-mm.0 is "1", must be a number'),
     ],
 )
 def test_what_is_of_another_type_is_refused(changes: dict[str, str], sentence: str) -> None:

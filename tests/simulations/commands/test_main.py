@@ -35,6 +35,23 @@ def scenario(tmp_path: Path) -> Path:
     return tiny_scenario(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["baseline", "--folds", "2"], "this run has 1 in data.classes. Name two"),
+        (["diagnosis", "--folds", "2"], "a diagnosis is of regions of two classes"),
+        (["sweep", "--set", "training.learning-rate=1e-4..1e-2", "--sampler", "grid"], "a grid takes lists"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_any_image_is_made_or_read(
+    scenario: Path, tmp_path: Path, command: list[str], says: str
+) -> None:
+    done = sim(command[0], scenario, "--out", tmp_path / "out", *command[1:])
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_run_prints_scores_and_writes_results(scenario: Path, tmp_path: Path) -> None:
     done = sim("run", scenario, "--out", tmp_path / "out", "--json", "--threads", 1)
     assert done.exit_code == 0, done.output

@@ -125,6 +125,11 @@ def test_what_is_no_axis_is_refused(text: str) -> None:
         axis_of(text)
 
 
+def test_a_key_with_the_table_of_a_scenario_before_it_is_told_without() -> None:
+    with pytest.raises(ConfigError, match=r"Write training\.local-steps=1,2\."):
+        axis_of("run.training.local-steps=1,2")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
