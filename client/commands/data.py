@@ -80,7 +80,7 @@ def data_check(  # noqa: PLR0917 - one parameter an option
             verdict.show()
     note(
         f"{counted(len(checkup.studies), 'study', 'studies')}, {checkup.remembered} of them "
-        "unchanged since an earlier check."
+        "known from an earlier check."
     )
     note(f"With pictures, to look at here and not to send: {report}")
     if without_labels:

@@ -63,7 +63,7 @@ class AugmentationProbability(Table):
 class AugmentationConfig(Table):
     """Which changes, and how far each goes at most; 0, or no range: none."""
 
-    # Read, and gone: see the module. None: the defaults below.
+    # What keys are that the table does not say; what is issued holds those values. None: the defaults below.
     preset: Annotated[Literal["guide", "nnunet", "photograph"] | None, Since(2)] = None
     flips: bool = True
     # Rotation in the image plane, drawn from [-x, x].

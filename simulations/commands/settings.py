@@ -57,9 +57,11 @@ class Key:
 
 
 def all_keys(beginning: str = "") -> list[Key]:
-    """All keys, or those whose place is or begins with this."""
+    """All keys, or those whose place is or begins with this, or those of a kind of this name, such as `clahe`."""
     found = [key for name, model in _DOCUMENTS.items() for key in _of_table(name, model, "", None)]
-    return [key for key in found if not beginning or f"{key.place}.".startswith(f"{beginning}.")]
+    if there := [key for key in found if not beginning or f"{key.place}.".startswith(f"{beginning}.")]:
+        return there
+    return [key for key in found if key.kind in (beginning, beginning.removeprefix(f"{key.table}."))]
 
 
 def nearest(place: str) -> str:

@@ -31,6 +31,11 @@ def test_page_is_the_one_that_the_tables_make() -> None:
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == settings.page()
 
 
+@pytest.mark.parametrize("asked", ["clahe", "preprocessing.steps.clahe"])
+def test_the_keys_of_a_kind_are_found_by_its_name(asked: str) -> None:
+    assert [key.place.rpartition(".")[2] for key in settings.all_keys(asked)] == ["kind", "clip-limit", "tiles"]
+
+
 def test_every_key_of_a_new_run_is_in_it() -> None:
     """The template is written by hand, each key on a line of its own, most of them commented out."""
     places = {key.place for key in settings.all_keys() if key.document == "run.toml"}
