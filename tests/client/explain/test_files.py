@@ -125,6 +125,27 @@ def test_secondary_captures_are_valid_and_belong_to_the_study(tmp_path: Path, se
     assert len(set(seen)) == 3  # two images, one series
 
 
+def test_a_secondary_capture_names_its_own_slice_and_tells_what_its_pixels_went_through(
+    tmp_path: Path, series: WrittenSeries, threshold_model: Path
+) -> None:
+    sources = []
+    for path in series.images:
+        source = pydicom.dcmread(path)
+        source.BurnedInAnnotation, source.LossyImageCompression = "YES", "01"
+        source.LossyImageCompressionRatio, source.LossyImageCompressionMethod = "12.5", "ISO_10918_1"
+        source.save_as(path)
+        sources.append(source)
+    out = tmp_path / "why"
+    done = explained(threshold_model, tmp_path / "ct", out, "--dicom", "--slices", "2", "--method", "occlusion")
+    assert done.exit_code == 0, done.output
+    found = [(one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) > 60.25).sum() for one in sources]
+    for path, place in zip(sorted(out.glob("*.dcm")), sorted(np.argsort(found)[-2:]), strict=True):
+        image = pydicom.dcmread(path)
+        assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == sources[place].SOPInstanceUID
+        assert (image.BurnedInAnnotation, image.LossyImageCompression) == ("YES", "01")
+        assert (image.LossyImageCompressionRatio, image.LossyImageCompressionMethod) == (12.5, "ISO_10918_1")
+
+
 def test_picture_has_its_map_as_an_array_and_no_part_of_a_dicom_study(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (21, 34), np.uint8)).save(tmp_path / "eye.png")
