@@ -62,7 +62,7 @@ class Site:
         cut = run.training.patch_size if run.task.of_regions else None
         asked = (
             f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split},"
-            f"{run.task.label},{cut}"
+            f"{run.task.label},{run.task.overlaps},{cut}"
         )
         if asked not in self._studies:
             # One at a time: a second run's studies take the place of the first, memory holds one.

@@ -158,7 +158,8 @@ def job_of(reference: Reference, source: SourceConfig, run: RunConfig | None, *,
     elif run is None:
         wanted = Vocabulary.as_found(reference.label_map)
     else:
-        wanted = Vocabulary.of_run(run.data, reference.label_map, whole=run.task.whole)
+        task = run.task
+        wanted = Vocabulary.of_run(run.data, reference.label_map, whole=task.whole, overlap=task.overlaps)
     return Job(
         reference,
         wanted,

@@ -24,6 +24,7 @@ from common.learning.inference import outputs_of_parts
 from common.measures import histogram
 from common.measures.surface import SurfaceDistances, surface_distances
 from common.measures.volumes import voxel_ml
+from common.tasks import Task
 
 BINS = 256
 
@@ -32,9 +33,10 @@ BINS = 256
 class ScoredStudy:
     """One study.
 
-    counts: (K+1, K+1) voxels, row the truth. chances: (K, 2, BINS), for each class a histogram (common/measures) of its
-    probability. surfaces: of each class; none where voxels have no size. found, truth: volume of each class. physical:
-    whether lengths are in mm and volumes in ml. inside: whether a field of view counted. digest: of the image.
+    counts: (K+1, K+1) voxels, row the truth, or (K+1, 2, 2) where classes overlap, as the task counts. chances:
+    (K, 2, BINS), for each class a histogram (common/measures) of its probability. surfaces: of each class; none where
+    voxels have no size. found, truth: volume of each class. physical: whether lengths are in mm and volumes in ml.
+    inside: whether a field of view counted. digest: of the image.
     """
 
     counts: NDArray[np.int64]
@@ -63,7 +65,8 @@ def score(reading: Reading, segmenter: Segmenter, tolerance: float) -> ScoredStu
     if study.label is None:
         raise ValueError("a study was read for scoring without its label")
     labels, chances = _answers(study, segmenter)
-    return compare(study, labels, chances, segmenter.run.data.classes, tolerance=tolerance, digest=reading.digest)
+    run = segmenter.run
+    return compare(study, labels, chances, run.data.classes, task=run.task, tolerance=tolerance, digest=reading.digest)
 
 
 def compare(
@@ -72,6 +75,7 @@ def compare(
     chances: Sequence[NDArray[np.uint8]],
     classes: Sequence[str],
     *,
+    task: Task,
     tolerance: float,
     digest: str = "",
 ) -> ScoredStudy:
@@ -82,31 +86,34 @@ def compare(
         found: (*sp) labels on the study's grid.
         chances: of each class (*sp), the probability times 256.
         classes: names of 1..K.
+        task: of segmentation; says where a label shows a class.
         tolerance: see `score`.
         digest: of the image.
     """
     truth = study.label
     assert truth is not None  # noqa: S101 - see `score`
     within = None if study.region is None else study.region > 0
-    numbers, width = range(1, len(classes) + 1), len(classes) + 1
-    seen, meant = (labels.ravel() if within is None else labels[within] for labels in (found, truth))
-    counts = np.bincount(meant.astype(np.int64) * width + seen, minlength=width**2).reshape(width, width)
+    seen, meant = (torch.from_numpy(one.ravel() if within is None else one[within]) for one in (found, truth))
+    counts = task.count(seen, meant, len(classes))
+    masks = [
+        tuple(task.marks(torch.from_numpy(labels), number).numpy() for labels in (found, truth))
+        for number in range(1, len(classes) + 1)
+    ]
+    part = slice(None) if within is None else within
     bins = np.stack(
-        [
-            _binned(chance.ravel() if within is None else chance[within], meant == k)
-            for k, chance in enumerate(chances, 1)
-        ]
+        [_binned(chance[part].ravel(), true[part].ravel()) for chance, (_, true) in zip(chances, masks, strict=True)]
     )
+    if within is not None:
+        masks = [(one & within, other & within) for one, other in masks]
     spacing = study.spacing_mm or (1.0,) * truth.ndim
-    masks = [[labels == k if within is None else (labels == k) & within for labels in (found, truth)] for k in numbers]
     sized = min(spacing) > 0
     unit = 1.0 if study.spacing_mm is None else voxel_ml(spacing)
     return ScoredStudy(
-        counts,
+        counts.numpy(),
         bins,
         tuple(surface_distances(one, other, spacing, tolerance) for one, other in masks) if sized else (),
-        tuple(float(counts[:, k].sum() * unit) for k in numbers),
-        tuple(float(counts[k].sum() * unit) for k in numbers),
+        tuple(float(one.sum() * unit) for one, _ in masks),
+        tuple(float(true.sum() * unit) for _, true in masks),
         study.spacing_mm is not None,
         within is not None,
         digest,
@@ -123,7 +130,7 @@ def _answers(study: Study, segmenter: Segmenter) -> tuple[NDArray[np.uint8], lis
         samples = as_samples(image, run.model.dims)
         for outputs in outputs_of_parts(segmenter.network, samples, run, segmenter.device):
             answers.append(run.task.answer(outputs).to(torch.uint8).cpu())
-            steps = (outputs.softmax(1)[:, 1:] * BINS).clamp(max=BINS - 1)
+            steps = (run.task.chances(outputs)[:, -len(run.data.classes) :] * BINS).clamp(max=BINS - 1)
             chances.append(steps.to(torch.uint8).cpu())
         shape = image.shape[1:]
         labels = restore(torch.cat(answers).reshape(shape), way)

@@ -27,7 +27,7 @@ from common.measures.surface import SurfaceDistances, of_patient
 from common.measures.threshold import Threshold, chosen_by_bins
 from common.measures.volumes import Agreement, agreement
 from common.tasks import Task
-from common.tasks.segmentation import scores_of
+from common.tasks.segmentation import labelled, scores_of
 
 RELIABILITY_BINS = 16  # a divisor of BINS: no fine bin lies in two
 
@@ -103,7 +103,8 @@ def segmented(cases: Cases[ScoredStudy], task: Task, classes: tuple[str, ...], t
         tolerance: of the surface Dice.
     """
     total = np.sum([case.scored.counts for case in cases.cases], axis=0)
-    present = frozenset(index for index in range(1, len(classes) + 1) if total[index].any())
+    numbers = range(1, len(classes) + 1)
+    present = frozenset(index for index in numbers if labelled(torch.from_numpy(total), index))
     physical = any(case.scored.physical for case in cases.cases)
     patients = [_patient(group, classes, present, physical=physical) for group in cases.patients.values()]
     patients.sort(key=lambda one: (one.scores.get(task.headline, math.nan), one.name))
@@ -134,7 +135,13 @@ def segmented(cases: Cases[ScoredStudy], task: Task, classes: tuple[str, ...], t
 
 
 def pooled_scores(matrix: NDArray[np.int64], classes: Sequence[str], present: frozenset[int]) -> dict[str, float]:
-    """The scores of all voxels taken together, with the accuracy, and its mean over classes and background."""
+    """The scores of all voxels taken together, with the accuracy, and its mean over classes and background.
+
+    Of classes that overlap both are means over the classes scored, and the balanced one is of each the mean of
+    sensitivity and specificity.
+    """
+    if matrix.ndim == 3:
+        return scores_of(torch.from_numpy(matrix), classes, present) | _accuracies(matrix, sorted(present))
     of_each = matrix.sum(axis=1)
     there = of_each > 0
     accuracy = float(np.trace(matrix) / of_each.sum())
@@ -143,13 +150,24 @@ def pooled_scores(matrix: NDArray[np.int64], classes: Sequence[str], present: fr
     return scores | {"accuracy": accuracy, "balanced-accuracy": balanced}
 
 
+def _accuracies(tables: NDArray[np.int64], present: Sequence[int]) -> dict[str, float]:
+    """Of (K+1, 2, 2); a part of it that nothing belongs to does not count."""
+    if not present:
+        return {}
+    some = tables[list(present)]
+    right, of_each = np.diagonal(some, axis1=1, axis2=2), some.sum(axis=2)
+    rates = np.where(of_each > 0, right / np.maximum(of_each, 1), np.nan)
+    accuracy = right.sum(axis=1) / of_each.sum(axis=1)
+    return {"accuracy": float(accuracy.mean()), "balanced-accuracy": float(np.nanmean(rates, axis=1).mean())}
+
+
 def as_summary(result: Segmented) -> dict[str, Any]:
     """Plain values."""
     return {
         "mean-of-patients": {name: figure(one) for name, one in result.mean.items()},
         "pooled": {name: figure(one) for name, one in result.pooled.items()},
         "worst-patient": dict(result.patients[0].scores),
-        "confusion": {"classes": ["background", *result.classes], "truth-by-answer": result.counts.tolist()},
+        "confusion": _confusion(result),
         "field-of-view": {"studies": result.inside, "of": result.studies},
         "distances": {
             name: {
@@ -177,6 +195,12 @@ def as_summary(result: Segmented) -> dict[str, Any]:
             for name, one in result.rankings.items()
         },
     }
+
+
+def _confusion(result: Segmented) -> dict[str, Any]:
+    """With classes that overlap a table for each, the first for any class at all."""
+    first = "any" if result.task.overlaps else "background"
+    return {"classes": [first, *result.classes], "truth-by-answer": result.counts.tolist()}
 
 
 def _patient(cases: Sequence[Any], classes: tuple[str, ...], present: frozenset[int], *, physical: bool) -> Patient:

@@ -34,12 +34,7 @@ def findings(cases: Cases[ScoredStudy], task: Task, classes: tuple[str, ...], to
         _distances(result),
         _volumes(result),
         _rankings(result),
-        matrix_table(
-            "Confusion matrix",
-            ("background", *classes),
-            result.counts.tolist(),
-            "Voxels of all patients, a row for each truth.",
-        ),
+        _decisions(result),
     ]
     headline = result.mean.get(task.headline, Interval(math.nan, None, None))
     return Findings(
@@ -50,6 +45,19 @@ def findings(cases: Cases[ScoredStudy], task: Task, classes: tuple[str, ...], to
         tuple(one for one in _plots(result) if one),
         tuple(_pictures(cases, result)),
     )
+
+
+def _decisions(result: Segmented) -> Table:
+    """Voxels by truth and answer; of classes that overlap for each of them."""
+    if not result.task.overlaps:
+        about = "Voxels of all patients, a row for each truth."
+        return matrix_table("Confusion matrix", ("background", *result.classes), result.counts.tolist(), about)
+    columns = ("class", "labelled and found", "labelled, not found", "found, not labelled", "neither")
+    rows = tuple(
+        (name, int(hit), int(missed), int(extra), int(clear))
+        for name, ((clear, extra), (missed, hit)) in zip(result.classes, result.counts[1:].tolist(), strict=True)
+    )
+    return Table("Decisions", columns, rows, "Voxels of all patients; each may be of several classes.")
 
 
 def _scores(result: Segmented) -> Table:

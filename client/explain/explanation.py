@@ -148,7 +148,7 @@ def _explained(
     samples = as_samples(prepared, run.model.dims)
     drawn = run.task.answer(outputs(first.network, samples, run, first.device)).cpu() if run.task.DRAWS else None
     names = tuple(wanted.classes) or run.data.classes
-    regions = torch.stack([_region(drawn, samples, run.data.classes.index(name)) for name in names], 1)
+    regions = torch.stack([_region(drawn, samples, run, 1 + run.data.classes.index(name)) for name in names], 1)
     everything = Subject([model.network for model in models], run, samples, regions, names, first.device)
     answered = regions.flatten(1).sum(1) if run.task.DRAWS else explained_numbers(everything).amax(1)
     chosen = _chosen(answered, wanted.slices)
@@ -202,11 +202,11 @@ def _of_method(method: Method, subject: Subject, grid: _Grid) -> Explained:
     return Explained(method, answer, maps, seconds)
 
 
-def _region(drawn: Tensor | None, samples: Tensor, index: int) -> Tensor:
-    """(S, *sp) the voxels that the model gave to a class, counted from 0; nowhere where it draws nothing."""
+def _region(drawn: Tensor | None, samples: Tensor, run: RunConfig, number: int) -> Tensor:
+    """(S, *sp) the voxels that the model gave to class `number`; nowhere where it draws nothing."""
     if drawn is None:
         return torch.zeros(samples.shape[0], *samples.shape[2:], dtype=torch.bool)
-    return drawn == index + 1
+    return run.task.marks(drawn, number)
 
 
 def _region_of(name: str, subject: Subject) -> Tensor:

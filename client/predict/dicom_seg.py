@@ -1,9 +1,10 @@
 """Label maps as DICOM SEG objects: the one place that wraps highdicom's segmentations.
 
-Convention: a label map holds 0 for background and k for the k-th class; its first axis runs over the source images in
-the order given, or over the frames of one multi-frame image. Every class becomes one segment of a BINARY segmentation
-that keeps the patient, the study and the frame of reference of its source; dates, codes and numbers of the
-source that break their form are left out, so that the object is valid though its source is not.
+Convention: a label map holds 0 for background and k for the k-th class, or the bits of classes that overlap (see
+`common.labelmap`); its first axis runs over the source images in the order given, or over the frames of one multi-frame
+image. Every class becomes one segment of a BINARY segmentation that keeps the patient, the study and the frame of
+reference of its source; dates, codes and numbers of the source that break their form are left out, so that the object
+is valid though its source is not.
 Source: DICOM PS3.3 A.51 and C.8.20, PS3.5 6.2; codes from SNOMED CT by way of PS3.16 CID 7150.
 """
 
@@ -24,6 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from client.data.study.study import quiet
 from client.predict.dicom_source import completed, is_placed, known_class, referable
 from common.errors import DataError, ErrorCode
+from common.labelmap import marks
 
 # Class name -> (category, type). A name that is not here is coded as tissue; its label still says what it is.
 PROPERTIES: dict[str, tuple[Code, Code]] = {
@@ -75,18 +77,20 @@ def write_segmentation(
     series_number: int,
     description: str,
     entropy: Sequence[str] | None = None,
+    overlap: bool = False,
 ) -> Dataset:
     """Make a DICOM SEG that lies on the given images.
 
     Args:
         sources: headers of single-frame images of one series, or of one multi-frame image; pixels are not needed.
         labels: (S, R, C), slice s on sources[s]; or on frame s + 1.
-        classes: K names; label k is classes[k - 1].
+        classes: K names; class k is classes[k - 1].
         author: the person or program that made the labels.
         created: date and time written into the object.
         series_number: of the new series.
         description: of the new series; must not identify the patient.
         entropy: text that new UIDs follow from; None draws fresh ones.
+        overlap: whether classes, and so segments, may overlap.
 
     Returns:
         The object, ready for `save_as`. Slices without any label are left out, unless all are empty: DICOM SEG
@@ -104,7 +108,7 @@ def write_segmentation(
     with quiet(), known_class():
         segmentation = Segmentation(
             source_images=completed(sources),
-            pixel_array=labels,
+            pixel_array=_by_segment(labels, len(classes)) if overlap else labels,
             segmentation_type="BINARY",
             segment_descriptions=[_describe(k, name, author, next(uids)) for k, name in enumerate(classes, start=1)],
             series_instance_uid=series_uid,
@@ -130,6 +134,11 @@ def write_segmentation(
             segmentation.PatientOrientation = sources[0].get("PatientOrientation", "")
     _fix_time_and_identity(segmentation, created, next(uids))
     return segmentation
+
+
+def _by_segment(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.uint8]:
+    """(S, R, C) of bits to (S, R, C, K) of 0 and 1."""
+    return np.stack([marks(labels, number, overlap=True) for number in range(1, 1 + classes)], -1).astype(np.uint8)
 
 
 def _check_places(sources: Sequence[Dataset]) -> None:

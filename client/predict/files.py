@@ -6,6 +6,9 @@
     other picture (PNG, ...)  labels.png           8-bit palette, the value is the label
     all                       overlay.png          see `client.predict.overlay`
 
+Where classes overlap one value cannot say all that a voxel is: then each class has a label file of its own, such as
+labels-liver.nii.gz, with the class's number in it; a DICOM SEG has overlapping segments.
+
 Nothing from a DICOM header enters a file name. A file that carries a name of its own may lend it: scan-labels.nii.gz.
 """
 
@@ -33,6 +36,7 @@ from client.predict.overlay import draw_overlay, png
 from client.predict.scores import scores_name
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.labelmap import marks
 from common.system.files import move, write_atomically, write_private
 
 # Which number is which study, beside the results of several.
@@ -46,10 +50,13 @@ def stem_of(reference: Reference) -> str:
     return reference.images[0].name.removesuffix(".gz").rpartition(".")[0]
 
 
-def result_names(reference: Reference, stem: str) -> tuple[str, str]:
-    """File names of a study's segmentation and of its overlay."""
+def result_names(reference: Reference, stem: str, run: RunConfig) -> tuple[str, ...]:
+    """File names of a study's segmentation, one or one for each class, and, the last, of its overlay."""
     prefix = f"{stem}-" if stem else ""
-    return f"{prefix}{_label_name(reference)}", f"{prefix}overlay.png"
+    name, kind = _label_name(reference)
+    of_classes = run.data.classes if run.task.overlaps and reference.kind != "dicom" else ()
+    names = [f"{name}-{one}.{kind}" for one in of_classes] or [f"{name}.{kind}"]
+    return (*(f"{prefix}{one}" for one in names), f"{prefix}overlay.png")
 
 
 def encode(
@@ -73,13 +80,17 @@ def encode(
         model_sha256: of the model, hex; a DICOM SEG names it.
         wanted: names of those that are made; None: all.
     """
-    name, overlay = result_names(reference, stem)
-    contents = {}
-    if wanted is None or name in wanted:
-        with parsing("study's header"):
-            contents[name] = _segmentation(name, study, labels, run, model_sha256)
+    *names, overlay = result_names(reference, stem, run)
+    overlap, contents = run.task.overlaps, {}
+    for number, name in enumerate(names, start=1):
+        if wanted is None or name in wanted:
+            own = overlap and reference.kind != "dicom"
+            values = marks(labels, number, overlap=True) * np.uint8(number) if own else labels
+            with parsing("study's header"):
+                contents[name] = _segmentation(name, study, values, run, model_sha256)
     if wanted is None or overlay in wanted:
-        contents[overlay] = draw_overlay(study, labels, run.data.classes, run.preprocessing.window)
+        window = run.preprocessing.window
+        contents[overlay] = draw_overlay(study, labels, run.data.classes, window, overlap=overlap)
     return contents
 
 
@@ -112,7 +123,7 @@ def refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path]
     """
     if len(references) == 1:
         stem = stem_of(references[0])
-        names = result_names(references[0], stem) if run.task.DRAWS else (scores_name(stem),)
+        names = result_names(references[0], stem, run) if run.task.DRAWS else (scores_name(stem),)
         there = sum((folders[0] / name).exists() for name in names)
     else:
         # Whatever a numbered folder holds is of an earlier batch, whose numbers may mean other studies.
@@ -142,14 +153,15 @@ def write_index(out: Path, references: Sequence[Reference], root: Path) -> None:
         ) from error
 
 
-def _label_name(reference: Reference) -> str:
+def _label_name(reference: Reference) -> tuple[str, str]:
+    """Name and ending of a study's segmentation."""
     match reference.kind:
         case "dicom":
-            return "segmentation.dcm"
+            return "segmentation", "dcm"
         case "nifti":
-            return "labels.nii.gz"
+            return "labels", "nii.gz"
         case "images" | "mias":
-            return "labels.pgm" if reference.images[0].suffix.lower() == ".pgm" else "labels.png"
+            return "labels", "pgm" if reference.images[0].suffix.lower() == ".pgm" else "png"
 
 
 def _segmentation(name: str, study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256: str) -> bytes:
@@ -177,6 +189,7 @@ def _dicom(study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256
             created=datetime.datetime.now(),
             series_number=1000 + max(int(sources[0].get("SeriesNumber") or 0), 0),
             description="Wardround segmentation",
+            overlap=run.task.overlaps,
         )
         segmentation.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

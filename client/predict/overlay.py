@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from client.data.study.drawing import COLOURS, contours, upside_down, windowed
 from client.data.study.study import Study
+from common import labelmap
 
 # Labels (Y, X), and the colours of 1, 2, ..., again from the first when there are more labels.
 Layer: TypeAlias = tuple[NDArray[np.uint8], Sequence[tuple[int, int, int]]]
@@ -34,29 +35,35 @@ _SCALE_SHARE = 1 / 3
 
 
 def draw_overlay(
-    study: Study, labels: NDArray[np.uint8], classes: Sequence[str], window: tuple[float, float] | None
+    study: Study,
+    labels: NDArray[np.uint8],
+    classes: Sequence[str],
+    window: tuple[float, float] | None,
+    *,
+    overlap: bool = False,
 ) -> bytes:
     """Draw the contours of a segmentation on its image.
 
     Args:
         study: the image.
         labels: (*sp) on the study's grid.
-        classes: K names; label k is classes[k - 1].
+        classes: K names; class k is classes[k - 1].
         window: intensities shown black and white; None for the slice's own percentiles.
+        overlap: whether classes may overlap; then each has a contour of its own.
 
     Returns:
         A PNG: up to four panels side by side, and below them the slice of each, the scale and the legend.
     """
     if labels.ndim == 3:
         flips = upside_down(study)
-        indices = _chosen_slices(labels)
+        indices = _chosen_slices(labels, overlap=overlap)
         planes = [(np.flip(study.image[:, z], _in_image(flips)), np.flip(labels[z], flips)) for z in indices]
         titles = [f"slice {z + 1} of {len(labels)}" for z in indices] if len(labels) > 1 else [""]
     else:
         planes, titles = [(study.image, labels)], [""]
     spacing = study.spacing_mm[-2:] if study.spacing_mm else (1.0, 1.0)
     size = display_size(labels.shape[-2:], spacing)
-    panels = [panel(image, [(label, COLOURS)], window, size) for image, label in planes]
+    panels = [panel(image, _layers(label, overlap=overlap), window, size) for image, label in planes]
     pixel_mm = labels.shape[-1] * spacing[1] / size[0] if study.spacing_mm and min(spacing) > 0 else None
     return png(_with_captions(panels, titles, classes, pixel_mm))
 
@@ -69,12 +76,19 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _chosen_slices(labels: NDArray[np.uint8]) -> list[int]:
+def _layers(labels: NDArray[np.uint8], *, overlap: bool) -> list[Layer]:
+    if not overlap:
+        return [(labels, COLOURS)]
+    masks = [labelmap.marks(labels, number, overlap=True) for number in range(1, 1 + labelmap.MOST_OVERLAPPING)]
+    return [(mask.astype(np.uint8), COLOURS[place % len(COLOURS) :][:1]) for place, mask in enumerate(masks)]
+
+
+def _chosen_slices(labels: NDArray[np.uint8], *, overlap: bool) -> list[int]:
     """The slices to show, in order; the middle one when nothing was found."""
     largest: list[tuple[int, int]] = []  # (voxels, slice) of each class
     further: list[tuple[int, int]] = []
-    for number in np.flatnonzero(np.bincount(labels.ravel(), minlength=2)[1:]) + 1:
-        areas = np.count_nonzero(labels == number, axis=(1, 2))
+    for number in (np.flatnonzero(labelmap.counts(labels, overlap=overlap)[1:]) + 1).tolist():
+        areas = np.count_nonzero(labelmap.marks(labels, number, overlap=overlap), axis=(1, 2))
         edges = np.flatnonzero(np.diff(np.pad(areas > 0, 1).astype(np.int8)))
         findings = sorted((int(areas[a:b].max()), a + int(areas[a:b].argmax())) for a, b in edges.reshape(-1, 2))
         largest.append(findings.pop())

@@ -27,6 +27,7 @@ from client.predict.files import INDEX_NAME, encode, refuse_to_overwrite, stem_o
 from client.predict.latency import Latency, Seconds, latency_of
 from client.predict.memory import within_memory
 from client.predict.scores import encode_scores, scores_name
+from common import labelmap
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
 from common.learning.checkpoint import load_model
@@ -330,7 +331,7 @@ def _answers(segmenter: Segmenter, study: Study) -> tuple[torch.Tensor, torch.Si
 def _voxels(labels: NDArray[np.uint8] | None, run: RunConfig) -> dict[str, int]:
     if labels is None:
         return {}
-    counts = np.bincount(labels.ravel(), minlength=len(run.data.classes) + 1)
+    counts = labelmap.counts(labels, overlap=run.task.overlaps)
     return {name: int(counts[k]) for k, name in enumerate(run.data.classes, start=1)}
 
 

@@ -36,12 +36,8 @@ def draw(groups: Sequence[Sequence[str]], count: int, generator: torch.Generator
 
 
 def _shown(case: Case, classes: int, task: Task) -> list[int]:
-    """The classes that a study shows; see `Task.mark`."""
-    numbers = range(1, classes + 1)
-    if task.label == "classes":
-        marks = [int(mark) for mark in case.labels.flatten(1).amax(1)]
-        return [number for number in numbers if any(mark >> (number - 1) & 1 for mark in marks)]
-    return [number for number in numbers if bool((case.labels == number).any())]
+    """The classes that a study shows."""
+    return [number for number in range(1, classes + 1) if bool(task.marks(case.labels, number).any())]
 
 
 def _integer(limit: int, generator: torch.Generator) -> int:

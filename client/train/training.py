@@ -313,7 +313,8 @@ def _stack_of(case: Case, run: RunConfig) -> Stack:
     if run.task.whole:
         return Stack(case.images, case.labels, ())
     index = centres(case.labels) if run.task.of_regions else None
-    return Stack.of(case.images, case.labels, index, by_class=run.training.foreground_classes == "balanced")
+    balanced = run.training.foreground_classes == "balanced"
+    return Stack.of(case.images, case.labels, index, by_class=balanced, overlap=run.task.overlaps)
 
 
 def _nobody(crops: _Crops, privacy: PrivacyConfig) -> Patient:

@@ -249,6 +249,16 @@ class RunConfig(Document):
                 f"model.architecture {self.model.architecture!r} answers an image as a whole, and task.kind "
                 f"{self.task.kind!r} wants an answer for every voxel. Use one of {fits}, or another task"
             )
+        if self.task.overlaps and self.model.EXCLUSIVE:
+            fits = ", ".join(
+                network.model_fields["architecture"].default
+                for network in NETWORKS
+                if network.DENSE and not network.EXCLUSIVE
+            )
+            raise ValueError(
+                f"model.architecture {self.model.architecture!r} hands on one class for each voxel from its first half "
+                f"to its second, and with task.multi-label classes overlap. Use one of {fits}"
+            )
         if self.model.auxiliary and self.training.trainable != "all":
             raise ValueError(
                 "training.trainable 'norm-and-head' trains one head, and this network has further ones for deep "

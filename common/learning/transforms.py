@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config import AugmentationConfig, TrainingConfig
+from common.labelmap import MOST_OVERLAPPING, marks
 from common.learning.augment import intensity, spatial
 from common.learning.augment.draws import chosen, spread
 
@@ -32,19 +33,30 @@ class Stack:
     """What crops are cut from: one study, and where it has foreground."""
 
     images: Tensor  # (S, C, *spatial) float32
-    labels: Tensor  # (S, *spatial) integer, 0 the background
+    labels: Tensor  # (S, *spatial) integer, as `common.labelmap` has it
     # (F) int64 each, flat indices into labels, none empty: of the whole foreground, or of each class that is there.
     foreground: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor, index: Tensor | None = None, *, by_class: bool = False) -> Self:
-        """Index the foreground of a study, or each of its classes; index: some of its voxels alone."""
+    def of(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor | None = None,
+        *,
+        by_class: bool = False,
+        overlap: bool = False,
+    ) -> Self:
+        """Index the foreground of a study, or each of its classes; index: some of its voxels alone; overlap: whether
+        classes may overlap.
+        """
         if index is None:
             index = labels.flatten().nonzero().squeeze(1)
         parts = [index]
         if by_class:
             numbers = labels.flatten()[index]
-            parts = [index[numbers == number] for number in torch.unique(numbers)]
+            there = range(1, 1 + MOST_OVERLAPPING) if overlap else torch.unique(numbers).tolist()
+            parts = [index[marks(numbers, number, overlap=overlap)] for number in there]
         return cls(images, labels, tuple(map(_thinned, filter(len, parts))))
 
 

@@ -18,11 +18,11 @@ class CLDice(Loss):
     # Half the width, in voxels, of the widest structure that becomes a line.
     iterations: Annotated[int, Field(ge=1, le=50)] = 3
 
-    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def of_each(self, logits: "Tensor", labels: "Tensor", *, overlap: bool = False) -> "Tensor":
         """Mean over the classes."""
         from common.losses import terms  # noqa: PLC0415 - torch
 
-        voxels = terms.Voxels(logits, labels)
+        voxels = terms.voxels_of(logits, labels, overlap=overlap)
         lines = terms.cldice(voxels, self.iterations)
         return terms.dice(voxels) + terms.cross_entropy(voxels) + self.weight * lines
 

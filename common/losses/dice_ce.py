@@ -23,11 +23,11 @@ class DiceCE(WeightedLoss):
             raise ValueError("dice and cross-entropy are both 0: give one of them a weight")
         return self
 
-    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def of_each(self, logits: "Tensor", labels: "Tensor", *, overlap: bool = False) -> "Tensor":
         """Weights of the two parts, and of the classes as in torch: a weighted mean over the voxels."""
         from common.losses import terms  # noqa: PLC0415 - torch
 
-        voxels = terms.Voxels(logits, labels)
+        voxels = terms.voxels_of(logits, labels, overlap=overlap)
         if self.dice == self.cross_entropy == 1 and self.class_weights is None:
             return terms.dice(voxels) + terms.cross_entropy(voxels)
         return self.dice * terms.dice(voxels) + self.cross_entropy * terms.cross_entropy(voxels, self.class_weights)

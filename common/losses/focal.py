@@ -17,11 +17,11 @@ class Focal(WeightedLoss):
     gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
     dice: Share = 0.0
 
-    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def of_each(self, logits: "Tensor", labels: "Tensor", *, overlap: bool = False) -> "Tensor":
         """With gamma 0 and no Dice it is the cross entropy."""
         from common.losses import terms  # noqa: PLC0415 - torch
 
-        voxels = terms.Voxels(logits, labels)
+        voxels = terms.voxels_of(logits, labels, overlap=overlap)
         found = terms.cross_entropy(voxels, self.class_weights, gamma=self.gamma)
         return found + self.dice * terms.dice(voxels) if self.dice else found
 

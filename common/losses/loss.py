@@ -22,23 +22,27 @@ Exponent = Annotated[float, Field(ge=0.1, le=10)]
 
 
 class Loss(Table):
-    """A loss of segmentation; class 0 is the background."""
+    """A loss of segmentation. Class 0 is the background; classes that may overlap have none, and each is a question of
+    its own, "this class or not".
+    """
 
     kind: str
 
     @abstractmethod
-    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def of_each(self, logits: "Tensor", labels: "Tensor", *, overlap: bool = False) -> "Tensor":
         """The loss of each sample by itself.
 
         Args:
-            logits: (N, 1 + K, *spatial); half precision is widened to float32 first.
-            labels: (N, *spatial) int64, 0..K.
+            logits: (N, 1 + K, *spatial), or of classes that overlap (N, K, *spatial); half precision is widened to
+                float32 first.
+            labels: (N, *spatial) int64, as `common.labelmap` reads them.
+            overlap: whether classes may overlap.
 
         Returns:
             (N) float32.
         """
 
-    def refuse(self, classes: int) -> str | None:  # noqa: ARG002 - for those that are weighted by class
+    def refuse(self, classes: int, *, overlap: bool = False) -> str | None:  # noqa: ARG002 - for those weighted by class
         """Why it cannot be the loss of so many classes, the background not counted; None: it can."""
         return None
 
@@ -46,13 +50,19 @@ class Loss(Table):
 class WeightedLoss(Loss):
     """A loss to which some classes may count more than others."""
 
-    # Of the background and of each class, in label order; None: all alike.
+    # Of the background and of each class, in label order; of classes that overlap of each class alone, and then of its
+    # own voxels against the others. None: all alike.
     class_weights: tuple[Price, ...] | None = None
 
-    def refuse(self, classes: int) -> str | None:
+    def refuse(self, classes: int, *, overlap: bool = False) -> str | None:
         """Weights that are not one for the background and one for each class."""
-        if self.class_weights is None or len(self.class_weights) == 1 + classes:
+        if self.class_weights is None or len(self.class_weights) == classes + (not overlap):
             return None
+        if overlap:
+            return (
+                f"task.loss.class-weights has {len(self.class_weights)} entries, and with multi-label the background "
+                f"has none: write {classes}, one for each class"
+            )
         return (
             f"task.loss.class-weights has {len(self.class_weights)} entries, and the run has the background and "
             f"{classes} classes: write {1 + classes}, the background's first"

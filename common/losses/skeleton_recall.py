@@ -24,11 +24,11 @@ class SkeletonRecall(Loss):
     # Half the width, in voxels, of the widest structure that becomes a line.
     iterations: Annotated[int, Field(ge=1, le=50)] = 5
 
-    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def of_each(self, logits: "Tensor", labels: "Tensor", *, overlap: bool = False) -> "Tensor":
         """Mean over the classes; a class that is not there misses nothing."""
         from common.losses import terms  # noqa: PLC0415 - torch
 
-        voxels = terms.Voxels(logits, labels)
+        voxels = terms.voxels_of(logits, labels, overlap=overlap)
         missed = terms.skeleton_recall(voxels, self.iterations)
         return terms.dice(voxels) + terms.cross_entropy(voxels) + self.weight * missed
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.labelmap import value_of
+
 # Keeps 0/0 out of a sample without foreground: a ratio is then constant or pulls towards "nothing", never NaN.
 _SMOOTH = 1e-5
 # A base of a power, whose slope at 0 is infinite for exponents below 1.
@@ -14,7 +16,7 @@ _SMALLEST = 1e-7
 
 
 class Voxels:
-    """Logits and labels of a batch, as each term of a loss wants them; V voxels a sample."""
+    """Logits and labels of a batch, as each term of a loss wants them; V voxels a sample, each of one class."""
 
     def __init__(self, logits: Tensor, labels: Tensor) -> None:
         self.spatial = logits.shape[2:]
@@ -34,6 +36,26 @@ class Voxels:
         return self.truth[:, 1:]
 
 
+class Overlapping:
+    """The same where each of K classes is there or not, whatever the others are."""
+
+    def __init__(self, logits: Tensor, labels: Tensor) -> None:
+        self.spatial = logits.shape[2:]
+        self.logits = logits.flatten(2).float()  # (N, K, V)
+        bits = torch.tensor([value_of(k, overlap=True) for k in range(1, 1 + logits.shape[1])], device=logits.device)
+        self.present = ((labels.flatten(1).unsqueeze(1) & bits.view(1, -1, 1)) != 0).to(self.logits.dtype)
+
+    @cached_property
+    def claimed(self) -> Tensor:
+        """(N, K, V) probabilities of the classes."""
+        return self.logits.sigmoid()
+
+
+def voxels_of(logits: Tensor, labels: Tensor, *, overlap: bool) -> Voxels | Overlapping:
+    """A batch, whose classes may overlap or not; see `Loss.of_each`."""
+    return Overlapping(logits, labels) if overlap else Voxels(logits, labels)
+
+
 def dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the samples of soft Dice plus cross entropy: what a run trains with that says nothing else.
 
@@ -48,11 +70,16 @@ def dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.mean(dice(voxels) + cross_entropy(voxels))
 
 
-def cross_entropy(voxels: Voxels, class_weights: Sequence[float] | None = None, *, gamma: float = 0.0) -> Tensor:
+def cross_entropy(
+    voxels: Voxels | Overlapping, class_weights: Sequence[float] | None = None, *, gamma: float = 0.0
+) -> Tensor:
     """(N) mean over the voxels of -log p of the true class, times (1 - p)^gamma; with class weights, as torch's.
 
-    A product with the one-hot truth instead of nll_loss: its backward is deterministic on CUDA too.
+    A product with the one-hot truth instead of nll_loss: its backward is deterministic on CUDA too. Of classes that
+    overlap the mean is over them too, p is the probability of "there" or "not there", and a weight counts "there".
     """
+    if isinstance(voxels, Overlapping):
+        return _binary_cross_entropy(voxels, class_weights, gamma)
     logs, truth = voxels.log_probabilities, voxels.truth
     if gamma:
         # Of p = 1 the power has no finite slope where gamma is below 1.
@@ -63,7 +90,17 @@ def cross_entropy(voxels: Voxels, class_weights: Sequence[float] | None = None, 
     return -(logs * weighed).sum((1, 2)) / weighed.sum((1, 2))
 
 
-def dice(voxels: Voxels) -> Tensor:
+def _binary_cross_entropy(voxels: Overlapping, class_weights: Sequence[float] | None, gamma: float) -> Tensor:
+    """(N) as torch's, whose pos_weight the class weights are."""
+    there, away = (functional.logsigmoid(sign * voxels.logits) for sign in (1, -1))
+    if gamma:
+        there, away = (logs * (-torch.expm1(logs)).clamp(min=_SMALLEST).pow(gamma) for logs in (there, away))
+    if class_weights is not None:
+        there = there * there.new_tensor(class_weights).view(1, -1, 1)
+    return -(voxels.present * there + (1 - voxels.present) * away).mean((1, 2))
+
+
+def dice(voxels: Voxels | Overlapping) -> Tensor:
     """(N) 1 - soft Dice, mean over the classes, with plain sums in the denominator (Milletari et al., 3DV 2016)."""
     claimed, present = voxels.claimed, voxels.present
     overlap = (claimed * present).sum(2)
@@ -71,7 +108,7 @@ def dice(voxels: Voxels) -> Tensor:
     return 1 - ratio.mean(1)
 
 
-def tversky(voxels: Voxels, alpha: float, beta: float, gamma: float = 1.0) -> Tensor:
+def tversky(voxels: Voxels | Overlapping, alpha: float, beta: float, gamma: float = 1.0) -> Tensor:
     """(N) 1 - hits / (hits + alpha false + beta missed), to the power gamma, mean over the classes."""
     claimed, present = voxels.claimed, voxels.present
     hits = (claimed * present).sum(2)
@@ -80,7 +117,7 @@ def tversky(voxels: Voxels, alpha: float, beta: float, gamma: float = 1.0) -> Te
     return lacking.mean(1) if gamma == 1 else lacking.clamp(min=_SMALLEST).pow(gamma).mean(1)
 
 
-def cldice(voxels: Voxels, iterations: int) -> Tensor:
+def cldice(voxels: Voxels | Overlapping, iterations: int) -> Tensor:
     """(N) 1 - soft clDice, mean over the classes."""
     from monai.losses.cldice import soft_skel  # noqa: PLC0415 - heavy
 
@@ -92,7 +129,7 @@ def cldice(voxels: Voxels, iterations: int) -> Tensor:
     return 1 - (2 * precision * sensitivity / (precision + sensitivity)).mean(1)
 
 
-def skeleton_recall(voxels: Voxels, iterations: int) -> Tensor:
+def skeleton_recall(voxels: Voxels | Overlapping, iterations: int) -> Tensor:
     """(N) part of each class's tube that is not claimed, mean over the classes."""
     from monai.losses.cldice import soft_skel  # noqa: PLC0415 - heavy
 
@@ -104,4 +141,14 @@ def skeleton_recall(voxels: Voxels, iterations: int) -> Tensor:
     return 1 - ((claimed + _SMOOTH) / (tube.sum(2) + _SMOOTH)).mean(1)
 
 
-__all__ = ["Voxels", "cldice", "cross_entropy", "dice", "dice_ce", "skeleton_recall", "tversky"]
+__all__ = [
+    "Overlapping",
+    "Voxels",
+    "cldice",
+    "cross_entropy",
+    "dice",
+    "dice_ce",
+    "skeleton_recall",
+    "tversky",
+    "voxels_of",
+]

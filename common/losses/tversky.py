@@ -21,11 +21,11 @@ class Tversky(Loss):
     gamma: Exponent = 1.0
     cross_entropy: Share = 0.0
 
-    def of_each(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def of_each(self, logits: "Tensor", labels: "Tensor", *, overlap: bool = False) -> "Tensor":
         """The classes alone; cross entropy may be added, whose gradient does not vanish where nothing is hit."""
         from common.losses import terms  # noqa: PLC0415 - torch
 
-        voxels = terms.Voxels(logits, labels)
+        voxels = terms.voxels_of(logits, labels, overlap=overlap)
         found = terms.tversky(voxels, self.alpha, self.beta, self.gamma)
         return found + self.cross_entropy * terms.cross_entropy(voxels) if self.cross_entropy else found
 

@@ -26,6 +26,8 @@ class Network(Table):
 
     # Whether it answers each voxel; else the image as a whole, whatever its size.
     DENSE: ClassVar[bool] = True
+    # Whether a part of it takes what another says of a voxel for one class (softmax), so that classes cannot overlap.
+    EXCLUSIVE: ClassVar[bool] = False
 
     @property
     @abstractmethod

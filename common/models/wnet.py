@@ -1,6 +1,6 @@
 """W-Net: two small U-Nets, the second of which mends what the first says (Galdran et al., Scientific Reports 2022)."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ class WNet(Levels):
     channels: Annotated[tuple[Width, ...], Field(max_length=10)] = (8, 16, 32)
     # Weight of what the first one says, beside what the second says, which weighs 1.
     auxiliary_loss: Annotated[float, Field(ge=0, le=10), Since(2)] = 0.0
+    EXCLUSIVE: ClassVar[bool] = True
 
     @property
     def auxiliary(self) -> tuple[float, ...]:

@@ -52,7 +52,8 @@ class PectoralMuscle(Step):
             if edge is not None and edge.contrast >= self.contrast:
                 muscle[place] = edge.corner(grey.shape[-2:])
         if voxels.label is not None:
-            check_kept(voxels.label, voxels.label * ~muscle, "pectoral-muscle", "Take the step out")
+            kept = voxels.label * ~muscle
+            check_kept(voxels.label, kept, "pectoral-muscle", "Take the step out", overlap=voxels.overlap)
         image = np.where(muscle, voxels.image.min(), voxels.image)
         return replace(voxels, image=image, inside=inside & ~muscle)
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common import labelmap
 from common.document.table import Table
 from common.errors import DataError, ErrorCode
 
@@ -45,13 +46,15 @@ class Geometry:
 class Voxels:
     """A study on its way.
 
-    image: (C, *sp) float32. label: (*sp) uint8; None when there is none. inside: (*sp), the voxels that statistics are
-    taken of, such as the breast of a mammogram; None: all.
+    image: (C, *sp) float32. label: (*sp) uint8, see `common.labelmap`; None when there is none. inside: (*sp), the
+    voxels that statistics are taken of, such as the breast of a mammogram; None: all. overlap: whether the label's
+    classes may overlap; it stays, whatever a step returns.
     """
 
     image: Image
     label: Label | None = None
     inside: Mask | None = None
+    overlap: bool = False
 
 
 class Expected(NamedTuple):
@@ -114,7 +117,7 @@ def too_small(before: Geometry, fewest: int, what: str) -> DataError | None:
     )
 
 
-def check_kept(label: Label, kept: Label, step: str, remedy: str) -> None:
+def check_kept(label: Label, kept: Label, step: str, remedy: str, *, overlap: bool = False) -> None:
     """Refuse a study of which a step would hide what is labelled: a network would learn to find it in the dark.
 
     Args:
@@ -122,11 +125,12 @@ def check_kept(label: Label, kept: Label, step: str, remedy: str) -> None:
         kept: the part of it that can still be seen, of any shape.
         step: which one.
         remedy: the first half of what to do, without a full stop.
+        overlap: whether classes may overlap.
 
     Raises:
         DataError: LABEL_DOUBTFUL, of one class more is hidden than `MOST_CUT`.
     """
-    had, has = (np.bincount(one[one > 0], minlength=256) for one in (label, kept))
+    had, has = (labelmap.counts(one, overlap=overlap)[1:] for one in (label, kept))
     cut = 1 - has / np.maximum(had, 1)
     worst = float(np.where(had > 0, cut, 0).max())
     if worst > MOST_CUT:

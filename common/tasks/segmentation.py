@@ -1,4 +1,7 @@
-"""Segmentation: a class for every voxel. One of the losses; overlap with the label, patient by patient.
+"""Segmentation: a class for every voxel, or several. One of the losses; overlap with the label, patient by patient.
+
+With `multi-label` classes may overlap, such as a lesion and the liver around it: each has an output and a probability
+of its own (a sigmoid), and is there where that is above 1/2. A label is then a map of bits: `common.labelmap`.
 
 Every score is a ratio of voxel counts. The unit is the patient: the matrices of all of a patient's images are added
 before any ratio is taken, so that an archive of single slices scores as the volumes it was cut from, and no slice that
@@ -18,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from common.document.formats import Since
+from common.labelmap import MOST_OVERLAPPING
 from common.losses import LOSS_CHOICE, Loss
 from common.tasks.task import Task, against_others, mean_scores
 
@@ -26,9 +31,11 @@ if TYPE_CHECKING:
 
 
 class Segmentation(Task):
-    """Logits of the background and of each class, for every voxel."""
+    """Logits for every voxel: of the background and of each class; with multi-label of each class alone."""
 
     kind: Literal["segmentation"] = "segmentation"
+    # Classes may overlap.
+    multi_label: Annotated[bool, Since(2)] = False
     criterion: Annotated[Loss, LOSS_CHOICE, Field(alias="loss")] = LOSS_CHOICE.default()
 
     SCORES: ClassVar[tuple[str, ...]] = (
@@ -40,39 +47,58 @@ class Segmentation(Task):
     BY_CLASS: ClassVar[bool] = True
     DRAWS: ClassVar[bool] = True
 
+    @property
+    def overlaps(self) -> bool:
+        """As it says."""
+        return self.multi_label
+
     def outputs(self, classes: int) -> int:
-        """The background has a channel of its own."""
-        return 1 + classes
+        """The background has a channel of its own where it is what no class is."""
+        return classes if self.multi_label else 1 + classes
 
     def refuse(self, classes: int) -> str | None:
-        """What its loss cannot take."""
-        return self.criterion.refuse(classes)
+        """More classes than a map has bits, and what its loss cannot take."""
+        if self.multi_label and classes > MOST_OVERLAPPING:
+            return (
+                f"task.multi-label is for {MOST_OVERLAPPING} classes at most, and data.classes names {classes}: leave "
+                "some out, or make two runs"
+            )
+        return self.criterion.refuse(classes, overlap=self.multi_label)
 
     def loss(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
         """The mean of what [task.loss] says of each sample."""
-        return self.criterion.of_each(outputs, labels).mean()
+        return self.criterion.of_each(outputs, labels, overlap=self.multi_label).mean()
 
     def answer(self, outputs: "Tensor") -> "Tensor":
-        """(S, 1 + K, *spatial) to labels (S, *spatial) int64."""
+        """(S, outputs, *spatial) to labels (S, *spatial) int64."""
+        if self.multi_label:
+            import torch  # noqa: PLC0415 - heavy
+
+            bits = [(outputs[:, k] > 0).long() << k for k in range(outputs.shape[1])]
+            return torch.stack(bits).sum(0)
         # max().indices and not argmax: along this axis torch's argmax is 15 times slower on a CPU.
         return outputs.max(1).indices
 
+    def chances(self, outputs: "Tensor") -> "Tensor":
+        """Softmax over background and classes; with multi-label a sigmoid of each class."""
+        return outputs.sigmoid() if self.multi_label else outputs.softmax(1)
+
     def log_odds(self, outputs: "Tensor") -> "Tensor":
-        """Of each class against the background and the other classes."""
-        return against_others(outputs)[:, 1:]
+        """Of each class against the background and the other classes; with multi-label of each by itself."""
+        return outputs if self.multi_label else against_others(outputs)[:, 1:]
 
     def count(self, answers: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
-        """(K+1, K+1) confusion matrix over all slices."""
-        from common.measures.metrics import confusion  # noqa: PLC0415 - torch
+        """Over all slices the (K+1, K+1) confusion matrix; with multi-label the (K+1, 2, 2) tables, see `crossed`."""
+        from common.measures.metrics import confusion, crossed  # noqa: PLC0415 - torch
 
-        return confusion(answers, labels, classes)
+        return crossed(answers, labels, classes) if self.multi_label else confusion(answers, labels, classes)
 
     def scores(
         self, patients: "Sequence[Tensor]", classes: Sequence[str], *, every_class: bool = False
     ) -> dict[str, float]:
         """Means over the patients; where no patient has any class, specificity alone."""
         numbers = range(1, len(classes) + 1)
-        present = {index for index in numbers if every_class or any(m[index].any() for m in patients)}
+        present = {index for index in numbers if every_class or any(labelled(m, index) for m in patients)}
         return mean_scores([scores_of(matrix, classes, present) for matrix in patients])
 
     def missed(self, scores: Mapping[str, float]) -> str | None:
@@ -87,25 +113,40 @@ class Segmentation(Task):
 
 
 def scores_of(matrix: "Tensor", classes: Sequence[str], present: Collection[int] | None = None) -> dict[str, float]:
-    """The scores of a confusion matrix, row the truth; present: the classes that are scored, None: all."""
+    """The scores of a patient's counts, row the truth; present: the classes that are scored, None: all."""
     each = {index: _binary(*_counts(matrix, index)) for index in range(1, len(classes) + 1)}
     scored = {index: values for index, values in each.items() if present is None or index in present}
     found = mean_scores(list(scored.values()))
     found["specificity"] = mean_scores(list(each.values()))["specificity"]
     if not scored:
         return found
-    hit, extra, missed, clear = (
-        int(part.sum()) for part in (matrix[1:, 1:], matrix[:1, 1:], matrix[1:, :1], matrix[:1, :1])
-    )
-    found["foreground-dice"] = _binary(hit, extra, missed, clear)["dice"]
+    found["foreground-dice"] = _binary(*_merged(matrix))["dice"]
     return found | {f"dice-{classes[index - 1]}": values["dice"] for index, values in scored.items()}
 
 
+def labelled(matrix: "Tensor", index: int) -> int:
+    """Voxels that are class `index` in truth."""
+    return int(matrix[index, 1].sum() if matrix.ndim == 3 else matrix[index].sum())
+
+
 def _counts(matrix: "Tensor", index: int) -> tuple[int, int, int, int]:
+    """Voxels of a class hit, claimed falsely, missed, and rightly not claimed."""
+    if matrix.ndim == 3:  # of each class by itself
+        (clear, extra), (missed, hit) = matrix[index].tolist()
+        return hit, extra, missed, clear
     hit = int(matrix[index, index])
     extra = int(matrix[:, index].sum()) - hit
     missed = int(matrix[index].sum()) - hit
     return hit, extra, missed, int(matrix.sum()) - hit - extra - missed
+
+
+def _merged(matrix: "Tensor") -> tuple[int, int, int, int]:
+    """The same of all classes as one."""
+    if matrix.ndim == 3:
+        return _counts(matrix, 0)
+    parts = (matrix[1:, 1:], matrix[:1, 1:], matrix[1:, :1], matrix[:1, :1])
+    hit, extra, missed, clear = (int(part.sum()) for part in parts)
+    return hit, extra, missed, clear
 
 
 def _binary(hit: int, extra: int, missed: int, clear: int) -> dict[str, float]:
@@ -123,4 +164,4 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
-__all__ = ["Segmentation", "scores_of"]
+__all__ = ["Segmentation", "labelled", "scores_of"]

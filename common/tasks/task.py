@@ -1,8 +1,8 @@
 """What a task is: what the network puts out for an image, the loss, and how good an answer is.
 
 Settings are the [task] table of a run, read by processes that hold no torch: a task imports it where it computes. Every
-label is a map of classes on the image's grid, 0 the background, or a constant one where the classes are those of the
-image as a whole; what a task makes of it is its own.
+label is a map of classes on the image's grid (`common.labelmap`), 0 the background, or a constant one where the classes
+are those of the image as a whole; what a task makes of it is its own.
 """
 
 from abc import abstractmethod
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from common import labelmap
 from common.document.table import Table
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -66,6 +67,15 @@ class Task(Table):
         return False
 
     @property
+    def overlaps(self) -> bool:
+        """Whether the classes of a map may overlap, and its values are bits; see `common.labelmap`."""
+        return False
+
+    def marks(self, labels: "Tensor", number: int) -> "Tensor":
+        """Where a label shows class `number`, from 1: bool of the labels' shape. Who compares the two asks here."""
+        return labelmap.marks(labels, number, overlap=self.overlaps or self.label == "classes")
+
+    @property
     def headline(self) -> str:
         """The score that stands for all: in progress, comparisons and curves."""
         return self.SCORES[0]
@@ -88,12 +98,20 @@ class Task(Table):
 
         Args:
             outputs: (N, outputs, *spatial) of the network.
-            labels: (N, *spatial) int64, 0..K.
+            labels: (N, *spatial) int64, as `marks` reads them.
         """
 
     @abstractmethod
     def answer(self, outputs: "Tensor") -> "Tensor":
         """What the network says of each image: (S, outputs, *spatial) float32 to (S, ...)."""
+
+    def chances(self, outputs: "Tensor") -> "Tensor":
+        """Outputs (S, outputs, ...) to probabilities, those of the K classes last.
+
+        Raises:
+            ConfigError: see `log_odds`.
+        """
+        return self.log_odds(outputs).sigmoid()
 
     def log_odds(self, outputs: "Tensor") -> "Tensor":
         """log(p / (1 - p)) of each class, what an explanation explains: (S, outputs, ...) to (S, K, ...).
@@ -114,7 +132,7 @@ class Task(Table):
 
         Args:
             answers: (S, ...) as `answer` gives them, of one study.
-            labels: (S, *spatial) integer, 0..K.
+            labels: (S, *spatial) integer, as `marks` reads them.
             classes: K.
         """
 

@@ -189,7 +189,7 @@ def _postprocessing(run: RunConfig) -> list[dict[str, Any]]:
     _check_answer(run)
     saved = {"output_dir": "@output_dir", "output_postfix": "seg", "output_dtype": "$torch.uint8", "resample": False}
     return [
-        _transform("AsDiscreted", keys="pred", argmax=True),
+        *_discrete(run),
         _transform(
             "Invertd", keys="pred", transform="@preprocessing", orig_keys="image", nearest_interp=True, to_tensor=True
         ),
@@ -197,14 +197,27 @@ def _postprocessing(run: RunConfig) -> list[dict[str, Any]]:
     ]
 
 
+def _discrete(run: RunConfig) -> list[dict[str, Any]]:
+    """Outputs to one number a voxel: of the largest, or the sum of 2^(k - 1) over the classes k that are there."""
+    if not run.task.overlaps:
+        return [_transform("AsDiscreted", keys="pred", argmax=True)]
+    joined = "$lambda there: sum(there[k : k + 1] * 2**k for k in range(there.shape[0]))"
+    return [
+        _transform("Activationsd", keys="pred", sigmoid=True),
+        _transform("AsDiscreted", keys="pred", threshold=0.5),
+        _transform("Lambdad", keys="pred", func=joined),
+    ]
+
+
 def _check_answer(run: RunConfig) -> None:
-    """Refuse a task whose answer is not the class of the largest output, by asking it."""
+    """Refuse a task whose answer is not what `_discrete` makes of the outputs, by asking it."""
     import torch  # noqa: PLC0415 - heavy
 
     count = run.task.outputs(len(run.data.classes))
     outputs = torch.randn((2, count, *[4] * run.model.dims), generator=torch.Generator().manual_seed(0))
     answers = run.task.answer(outputs) if run.task.DRAWS else None
-    if answers is None or not torch.equal(answers.long(), outputs.argmax(1)):
+    expected = sum((outputs[:, k] > 0) * 2**k for k in range(count)) if run.task.overlaps else outputs.argmax(1)
+    if answers is None or not torch.equal(answers.long(), expected):
         raise ConfigError(
             f"the task {run.task.kind} gives each voxel something else than one class, which a bundle of Wardround "
             "does not tell. Export ONNX with --onnx."

@@ -8,10 +8,13 @@ from importlib import metadata
 from typing import Any
 
 from common.config import RunConfig, canonical
+from common.labelmap import value_of
 from common.learning.checkpoint import Manifest
 from simulations.exchange.gate import Agreement
 from simulations.exchange.inference import by_slices, of_volumes
 
+_OVERLAPS = """Classes may overlap: a voxel holds the sum of the numbers of all that it is. Each has a probability of
+its own, the sigmoid of its output, and is there above 1/2."""
 _MODALITIES = {"photo": "photograph"}
 
 
@@ -24,7 +27,7 @@ def metadata_of(run: RunConfig, manifest: Manifest, agreement: Agreement, told: 
         agreement: with ours, as measured.
         told: differences, a sentence each.
     """
-    classes = ["background", *run.data.classes]
+    overlap, classes = run.task.overlaps, run.data.classes if run.task.overlaps else ("background", *run.data.classes)
     reader = "nibabel" if of_volumes(run) else "pillow"
     return {
         "schema": (
@@ -45,8 +48,8 @@ def metadata_of(run: RunConfig, manifest: Manifest, agreement: Agreement, told: 
         "copyright": "theirs",
         "data_type": "nifti" if of_volumes(run) else "picture",
         "image_classes": _modality(run),
-        "label_classes": "one number a voxel",
-        "pred_classes": ", ".join(f"{number}: {name}" for number, name in enumerate(classes)),
+        "label_classes": "a bit a class, summed" if overlap else "one number a voxel",
+        "pred_classes": ", ".join(f"{number}: {name}" for number, name in _values(run)),
         "eval_metrics": manifest.scores,
         "intended_use": "research; not a medical device",
         "network_data_format": {
@@ -80,9 +83,17 @@ def metadata_of(run: RunConfig, manifest: Manifest, agreement: Agreement, told: 
     }
 
 
+def _values(run: RunConfig) -> list[tuple[int, str]]:
+    """What a saved label holds, by name."""
+    numbered = enumerate(("background", *run.data.classes))
+    return [(value_of(number, overlap=run.task.overlaps), name) for number, name in numbered]
+
+
 def page_of(run: RunConfig, manifest: Manifest, agreement: Agreement, told: Sequence[str]) -> str:
     """docs/README.md of a bundle."""
-    classes = "\n".join(f"- {number}: {name}" for number, name in enumerate(["background", *run.data.classes]))
+    classes = "\n".join(f"- {number}: {name}" for number, name in _values(run))
+    if run.task.overlaps:
+        classes += f"\n\n{_OVERLAPS}"
     suffix, kind = ("nii.gz", "volumes") if of_volumes(run) else ("png", "pictures")
     sentences = "\n".join(f"- {sentence}." for sentence in told)
     return f"""# {run.name}

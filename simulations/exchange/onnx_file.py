@@ -195,8 +195,18 @@ def _properties(run: RunConfig, manifest: Manifest, fixed: str | None) -> dict[s
         "wardround.modality": run.data.modality,
         "wardround.task": run.task.kind,
         "wardround.classes": json.dumps(list(run.data.classes)),
+        "wardround.probabilities": _probabilities(run),
         "wardround.preprocessing": json.dumps(prepared),
     }
+
+
+def _probabilities(run: RunConfig) -> str:
+    """How the outputs become probabilities; of one class as the task says it."""
+    outputs, classes = run.task.outputs(len(run.data.classes)), len(run.data.classes)
+    alone = run.task.overlaps or run.task.label == "classes"
+    if alone:
+        return "sigmoid of each class"
+    return "softmax over the classes" if outputs == classes else "softmax over none of the classes, then each class"
 
 
 @contextmanager

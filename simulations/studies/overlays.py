@@ -45,7 +45,7 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
             case = cohort.cases_of(patient)[0]
             for index, name in enumerate(run.data.classes, start=1):
                 several = len(run.data.classes) > 1
-                if several and not (case.labels == index).any():
+                if several and not run.task.marks(case.labels, index).any():
                     continue
                 path = folder / f"{site.config.name} {number}{f' {name}' if several else ''}.png"
                 _draw(model, case, run, index).save(path)
@@ -64,13 +64,13 @@ def _plane(model: nn.Module, case: Case, run: RunConfig, index: int) -> tuple[Te
     """The plane with the most of class `index`: image (C, H, W), that class in label and prediction (H, W) bool."""
     # (S, C, H, W): with a 3D model the one volume's planes take the place of the slices.
     if run.model.dims == 2:
-        images, labels = case.images, case.labels == index
+        images, labels = case.images, run.task.marks(case.labels, index)
         best = int(labels.flatten(1).count_nonzero(1).argmax())
-        predicted = predict_stack(model, images[best : best + 1], run, "cpu")[0] == index
+        predicted = run.task.marks(predict_stack(model, images[best : best + 1], run, "cpu")[0], index)
         return images[best], labels[best], predicted
-    labels = case.labels[0] == index
+    labels = run.task.marks(case.labels[0], index)
     best = int(labels.flatten(1).count_nonzero(1).argmax())
-    predicted = predict_stack(model, case.images, run, "cpu")[0, best] == index
+    predicted = run.task.marks(predict_stack(model, case.images, run, "cpu")[0, best], index)
     return case.images[0, :, best], labels[best], predicted
 
 

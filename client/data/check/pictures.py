@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.data.study.drawing import COLOURS, colour_places, contours, windowed
+from client.data.study.drawing import COLOURS, colour_places, outlines, windowed
 from common.preparation import Geometry, Voxels
 
 EDGE_PIXELS = 280
@@ -67,8 +67,8 @@ def side(voxels: Voxels, geometry: Geometry, window: tuple[float, float], edge: 
     if label is None:
         return drawn
     marked = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
-    outline, canvas = contours(marked), np.array(drawn)
-    canvas[outline] = np.array(COLOURS, np.uint8)[colour_places(marked[outline])]
+    lines, canvas = outlines(marked, overlap=voxels.overlap), np.array(drawn)
+    canvas[lines > 0] = np.array(COLOURS, np.uint8)[colour_places(lines[lines > 0])]
     return Image.fromarray(canvas)
 
 

@@ -44,7 +44,7 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         and not others
         and (padding is None or (padding.dtype == np.uint8 and padding.shape == image.shape[1:]))
         and (label is None or (label.dtype == np.uint8 and label.shape == image.shape[1:]))
-        and (label is None or int(label.max()) <= len(classes))
+        and (label is None or int(label.max()) <= _highest(job.wanted, len(classes)))
         and (region is None or (region.dtype == np.uint8 and region.shape == image.shape[1:] and region.any()))
         and (region is None or (job.reference.region is not None and job.wanted is not None))
         and (job.wanted is None or job.wanted.classes is None or job.wanted.classes == classes)
@@ -69,8 +69,14 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         None if found is None else tuple(found),
         padding=None if padding is None else padding.astype(np.bool_),
         region=region,
+        overlap=job.wanted is not None and job.wanted.overlap,
     )
     return Reading(study, text_of(header["digest"]))
+
+
+def _highest(wanted: Vocabulary | None, classes: int) -> int:
+    """The largest value that a label may hold."""
+    return 2**classes - 1 if wanted is not None and wanted.overlap else classes
 
 
 def _is_told(wanted: Vocabulary | None, label: NDArray[Any] | None, found: Any, classes: int) -> bool:

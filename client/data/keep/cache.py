@@ -66,7 +66,7 @@ class Cache:
         self._vault = Vault(site_key, "cache")
         data = run.data  # what of it decides the images; splits and folds do not
         # A study whose regions are too many for the run's patch is set aside before it is kept: so the patch counts.
-        label = (run.task.label, run.task.of_regions and run.training.patch_size)
+        label = (run.task.label, run.task.of_regions and run.training.patch_size, run.task.overlaps)
         settings = (data.modality, data.channels, data.classes, canonical(run.preprocessing), run.model.dims, *label)
         # A sum's rounding depends on the number of threads.
         program = (torch.get_num_threads(), version("torch"), *reading_program())

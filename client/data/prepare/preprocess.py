@@ -6,7 +6,7 @@ way back is made on the way, and a prediction goes back over that one.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -85,11 +85,11 @@ def stages(study: Study, run: RunConfig) -> Iterator[Stage]:
         pass
     mends = run.preprocessing.missing_values
     inside = ~study.padding if study.padding is not None and mends is not None and mends.padding else None
-    geometry, voxels = _geometry(study), Voxels(study.image, study.label, inside)
+    geometry, voxels = _geometry(study), Voxels(study.image, study.label, inside, study.overlap)
     for change in changes_of(run):
         exact = change.on(voxels, geometry)
         after = _checked(exact, geometry)
-        made = exact.apply(voxels, geometry)
+        made = replace(exact.apply(voxels, geometry), overlap=study.overlap)
         yield Stage(change, exact, geometry, voxels, after, made)
         geometry, voxels = after, made
 

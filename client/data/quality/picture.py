@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.data.study.drawing import COLOURS, colour_places, contours, upside_down, windowed
+from client.data.study.drawing import COLOURS, colour_places, outlines, upside_down, windowed
 from client.data.study.study import Study
 
 EDGE_PIXELS = 160
@@ -31,7 +31,8 @@ def thumbnail(study: Study) -> bytes:
     size = _size(label.shape, spacing)
     grey = Image.fromarray(_grey(np.flip(image.mean(axis=0), flips))).resize(size, Image.Resampling.BOX)
     drawn = np.asarray(Image.fromarray(np.flip(label, flips)).resize(size, Image.Resampling.NEAREST))
-    pixels = np.where(contours(drawn), _GREYS + colour_places(drawn), np.asarray(grey))
+    lines = outlines(drawn, overlap=study.overlap)
+    pixels = np.where(lines > 0, _GREYS + colour_places(lines), np.asarray(grey))
     picture = Image.fromarray(pixels.astype(np.uint8), "L")
     picture.putpalette([*np.repeat(np.linspace(0, 255, _GREYS).round().astype(int), 3), *np.ravel(COLOURS)])
     buffer = io.BytesIO()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from client.data.study.label_checks import check_label, check_share, holes
 from client.data.study.labels import BACKGROUND
 from client.data.study.study import MOST_VOXELS, Labelling, Study, no_numbers
+from common import labelmap
 from common.errors import DataError, ErrorCode
 
 # Along each axis. The finest clinical images (mammograms, fundus, intravascular) are above 0.005 mm, PET and scouts
@@ -114,7 +115,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         told.resampled,
         told.by_place,
         told.lost,
-        0.0 if study.label is None else holes(study.label),
+        0.0 if study.label is None else holes(study.label, overlap=study.overlap),
         None if study.affine is None else _rows(study.affine.tolist()),
         None if study.findings is None else tuple(study.classes[number - 1] for number in study.findings),
         missing,
@@ -245,10 +246,9 @@ def _intensities(image: NDArray[np.float32], most_missing: float) -> tuple[tuple
 def _voxels(study: Study) -> dict[str, int]:
     if study.label is None:
         return {}
-    marked = study.label[study.label > 0]  # counting the few is three times as fast as counting all
-    counts = np.bincount(marked, minlength=len(study.classes) + 1)
-    counts[0] = study.label.size - marked.size
-    return {name: int(count) for name, count in zip((BACKGROUND, *study.classes), counts, strict=True)}
+    names = (BACKGROUND, *study.classes)
+    counts = labelmap.counts(study.label, overlap=study.overlap)[: len(names)]
+    return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def _digest(image: NDArray[np.float32]) -> str:

@@ -29,6 +29,7 @@ from client.data.study.labels import Naming
 from client.data.study.pulse import watched
 from client.data.study.study import parsing
 from common.errors import DataError, ErrorCode
+from common.labelmap import marks
 
 _TAGS = ["SOPClassUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"]
 # Two drawings of one name are about the same thing from this share of the smaller one on that they have in common,
@@ -49,7 +50,8 @@ class _Drawing:
 def read_labels(
     paths: Sequence[Path], grid: Grid, naming: Naming, fractional_threshold: float, *, checked: bool = False
 ) -> NDArray[np.uint8]:
-    """Draw every label of a series; where they overlap, the class with the higher number wins.
+    """Draw every label of a series; where they overlap, the class with the higher number wins, or each stays where the
+    run's classes may overlap.
 
     Args:
         paths: segmentations and structure sets, at least one.
@@ -59,7 +61,7 @@ def read_labels(
         checked: whether a person has said that versions of one label are to be drawn together.
 
     Returns:
-        (Z, Y, X) uint8, 0 background, 1..K.
+        (Z, Y, X) uint8, 0 background, else what `Naming.value` says.
 
     Raises:
         DataError: NO_LABEL, LABEL_UNKNOWN, LABEL_DOUBTFUL, GEOMETRY_MISMATCH, UNREADABLE or UNSUPPORTED.
@@ -72,7 +74,7 @@ def read_labels(
             with parsing("segmentation or structure set"):
                 naming.heard.clear()
                 volume = _read(path, grid, naming, fractional_threshold)
-                np.maximum(labels, volume, out=labels)
+                naming.draw(labels, volume)
                 drawings.append(_drawing(volume, naming))
         except DataError as error:
             if error.code is ErrorCode.NO_LABEL:
@@ -88,8 +90,9 @@ def read_labels(
     naming.labelling = replace(naming.labelling, files=len(drawings))
     if not checked:
         for first, second in combinations(drawings, 2):
-            _check_versions(first, second, len(drawings))
-        _check_hidden(labels, naming)
+            _check_versions(first, second, len(drawings), overlap=naming.overlap)
+        if not naming.overlap:
+            _check_hidden(labels, naming)
     return labels
 
 
@@ -101,7 +104,7 @@ def _drawing(volume: NDArray[np.uint8], naming: Naming) -> _Drawing:
     return _Drawing(frozenset(naming.heard), tuple(int(span[0]) for span in spans), volume[box].copy())
 
 
-def _check_versions(first: _Drawing, second: _Drawing, files: int) -> None:
+def _check_versions(first: _Drawing, second: _Drawing, files: int, *, overlap: bool) -> None:
     starts = np.maximum(first.start, second.start)
     ends = np.minimum(*(np.add(one.start, one.part.shape) for one in (first, second)))
     if (ends <= starts).any():
@@ -111,8 +114,8 @@ def _check_versions(first: _Drawing, second: _Drawing, files: int) -> None:
         for one in (first, second)
     ]
     for value in {value for _, value in first.heard & second.heard if value}:
-        both = int(np.logical_and(*(part == value for part in shared)).sum())
-        sizes = [int((one.part == value).sum()) for one in (first, second)]
+        both = int(np.logical_and(*(marks(part, value, overlap=overlap) for part in shared)).sum())
+        sizes = [int(marks(one.part, value, overlap=overlap).sum()) for one in (first, second)]
         if both > _IN_COMMON * min(sizes) and 2 * both < _SAME_DICE * sum(sizes):
             raise doubtful(
                 f"two of the {files} label files of this series draw the same class at the same place and differently "

@@ -99,7 +99,8 @@ class Grid:
 def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: float = 0.5) -> NDArray[np.uint8]:
     """Draw a segmentation of a series into a label volume.
 
-    Where segments overlap, the class with the higher number wins, whatever their order in the file.
+    Where segments overlap, the class with the higher number wins, whatever their order in the file; or each stays where
+    the run's classes may overlap.
 
     Args:
         path: the segmentation.
@@ -108,7 +109,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
         fractional_threshold: share of the maximum, above 0, from which on a voxel of a fractional segment counts.
 
     Returns:
-        (Z, Y, X) uint8, 0 background, 1..K.
+        (Z, Y, X) uint8, 0 background, else what `Naming.value` says.
 
     Raises:
         DataError: NO_LABEL, LABEL_UNKNOWN, GEOMETRY_MISMATCH or UNSUPPORTED.
@@ -126,6 +127,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
         for ordinal, segment in enumerate(ds.SegmentSequence, start=1)
         if int(segment.SegmentNumber) not in outside
     }
+    values = {segment: naming.value(number) for segment, number in classes.items()}
     groups = ds.get("PerFrameFunctionalGroupsSequence") or []
     if "PixelData" not in ds or not groups:
         raise DataError("the segmentation holds no frames. Export it again.", ErrorCode.NO_LABEL)
@@ -139,13 +141,13 @@ def read_labels(path: Path, grid: Grid, naming: Naming, fractional_threshold: fl
             raise _other_grid("it has another frame of reference, and not every frame lies on the image that it names")
     on_grid = [z for z in slices if z is not None]
     if size == grid.shape[1:] and len(on_grid) == len(groups):
-        return _stacked(on_grid, _planes(ds, groups, shared, classes, fractional_threshold), grid.shape, naming)
+        return _stacked(on_grid, _planes(ds, groups, shared, values, fractional_threshold), grid.shape, naming)
     if grid.stack is None:
         raise _other_grid("its frames have another size or no place")
     if not (frame_of_reference and grid.frame_of_reference):
         raise _other_grid("one of them names no frame of reference")
     own_slices, affine = _own_grid(groups, shared, grid.stack, most_slices=MOST_VALUES // max(1, size[0] * size[1]))
-    planes = _planes(ds, groups, shared, classes, fractional_threshold)
+    planes = _planes(ds, groups, shared, values, fractional_threshold)
     volume = _stacked(own_slices, planes, (max(own_slices) + 1, *size), naming)
     return resample(volume, affine, grid.stack.affine, grid.shape, naming)
 
@@ -165,33 +167,33 @@ def _stacked(
     volume = np.zeros(shape, np.uint8)
     for z, plane in zip(slices, planes, strict=True):
         naming.drawn.add(int(plane.max()))
-        np.maximum(volume[z], plane, out=volume[z])
+        naming.draw(volume[z], plane)
     return volume
 
 
 def _planes(
-    ds: Dataset, groups: Sequence[Dataset], shared: Dataset, classes: Mapping[int, int], fractional_threshold: float
+    ds: Dataset, groups: Sequence[Dataset], shared: Dataset, values: Mapping[int, int], fractional_threshold: float
 ) -> Iterator[NDArray[np.uint8]]:
-    """What each frame draws, (Y, X)."""
+    """What each frame draws, (Y, X); values: of each segment."""
     frames = decoded(ds)
     for frame, group in zip(frames, groups, strict=True):
         if ds.SegmentationType == "LABELMAP":
-            yield _classes_of(frame, classes)
+            yield _values_of(frame, values)
         else:
             segment = int(_macro(group, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            if segment not in classes:
+            if segment not in values:
                 raise _undescribed()
             fractional = ds.SegmentationType == "FRACTIONAL"
             counts = frame / ds.MaximumFractionalValue >= fractional_threshold if fractional else frame != 0
-            yield counts * np.uint8(classes[segment])
+            yield counts * np.uint8(values[segment])
 
 
-def _classes_of(frame: NDArray[np.integer[Any]], classes: Mapping[int, int]) -> NDArray[np.uint8]:
-    """A labelmap frame, whose pixels are segment numbers, to classes."""
+def _values_of(frame: NDArray[np.integer[Any]], values: Mapping[int, int]) -> NDArray[np.uint8]:
+    """A labelmap frame, whose pixels are segment numbers, to what the label holds."""
     numbers, where = np.unique(frame, return_inverse=True)
-    if not {int(number) for number in numbers} <= classes.keys():
+    if not {int(number) for number in numbers} <= values.keys():
         raise _undescribed()
-    return np.array([classes[int(number)] for number in numbers], np.uint8)[where].reshape(frame.shape)
+    return np.array([values[int(number)] for number in numbers], np.uint8)[where].reshape(frame.shape)
 
 
 def _slice_of(group: Dataset, shared: Dataset, grid: Grid) -> int | None:

@@ -115,7 +115,7 @@ def _label(reference: Reference, shape: tuple[int, ...], naming: Naming) -> NDAr
     for row in rows:
         drawn = _class_of(row, reference, naming)
         if drawn:  # what is background needs no place
-            np.maximum(label, _disc(row) * np.uint8(drawn), out=label)
+            naming.draw(label, _disc(row) * np.uint8(naming.value(drawn)))
     return label
 
 

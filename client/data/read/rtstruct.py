@@ -43,8 +43,8 @@ _DECIMALS = 3
 def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
     """Fill the contours of a structure set.
 
-    Where ROIs overlap, the class with the higher number wins. As found, only ROIs with closed contours make classes:
-    points and open lines alone (markers, a catheter) mark no area.
+    Where ROIs overlap, the class with the higher number wins, or each stays where the run's classes may overlap. As
+    found, only ROIs with closed contours make classes: points and open lines alone (markers, a catheter) mark no area.
 
     Args:
         path: the structure set.
@@ -52,7 +52,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
         naming: ROI name -> class.
 
     Returns:
-        (Z, Y, X) uint8, 0 background, 1..K.
+        (Z, Y, X) uint8, 0 background, else what `Naming.value` says.
 
     Raises:
         DataError: NO_LABEL, LABEL_UNKNOWN, GEOMETRY_MISMATCH, UNREADABLE or UNSUPPORTED.
@@ -78,7 +78,7 @@ def read_labels(path: Path, grid: Grid, naming: Naming) -> NDArray[np.uint8]:
             same_frame = str(roi.get("ReferencedFrameOfReferenceUID", "")) == grid.frame_of_reference != ""
             for z, region in _regions(contours.ContourSequence, grid, same_frame):
                 naming.drawn |= {value} if region.any() else set()
-                np.maximum(labels[z], region * np.uint8(value), out=labels[z])
+                naming.draw(labels[z], region * np.uint8(naming.value(value)))
     return labels
 
 

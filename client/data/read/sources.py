@@ -141,7 +141,7 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
             "in site.toml, or ask for a run that classifies images.",
             ErrorCode.NO_LABEL,
         )
-    return replace(study, classes=naming.classes, labelling=naming.labelling, findings=findings)
+    return replace(study, classes=naming.classes, labelling=naming.labelling, findings=findings, overlap=naming.overlap)
 
 
 def _told_of(reference: Reference) -> tuple[image_class.Names, ...]:

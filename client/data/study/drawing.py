@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.study.study import Study
+from common import labelmap
 
 # Of the classes in order, again from the first when there are more. They differ for colour-blind people too (Okabe and
 # Ito, https://jfly.uni-koeln.de/color/), and from grey.
@@ -36,9 +37,21 @@ def contours(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return border
 
 
+def outlines(labels: NDArray[np.uint8], *, overlap: bool) -> NDArray[np.uint8]:
+    """(Y, X): the class whose contour a pixel is on, 0 for none. Of classes that overlap each has a contour of its own,
+    and where contours meet the later class is drawn.
+    """
+    if not overlap:
+        return labels * contours(labels)
+    drawn = np.zeros_like(labels)
+    for number in range(1, 1 + labelmap.MOST_OVERLAPPING):
+        drawn[contours(labelmap.marks(labels, number, overlap=True).astype(np.uint8))] = number
+    return drawn
+
+
 def colour_places(labels: NDArray[np.uint8]) -> NDArray[np.intp]:
     """The place in COLOURS of each label from 1 on; of 0 it means nothing."""
     return (labels.astype(np.intp) - 1) % len(COLOURS)
 
 
-__all__ = ["COLOURS", "colour_places", "contours", "upside_down", "windowed"]
+__all__ = ["COLOURS", "colour_places", "contours", "outlines", "upside_down", "windowed"]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.study.study import Labelling
+from common import labelmap
 from common.errors import DataError, ErrorCode
 
 # Largest shares that are taken without a person's word (labels-checked in site.toml).
@@ -23,29 +24,35 @@ MOST_HOLES = 1 / 3  # of the slices that a class reaches over: every second slic
 _THICKEST_GAP = 4  # slices
 
 
-def holes(label: NDArray[np.uint8]) -> float:
+def holes(label: NDArray[np.uint8], *, overlap: bool = False) -> float:
     """The largest share of empty slices, over the classes, within what is drawn of a class.
 
     Args:
         label: (Z, Y, X); of a picture (Y, X), which has no slices.
+        overlap: whether classes may overlap.
 
     Returns:
         Hole slices / (hole slices + slices with the class), 0 to 1.
     """
     if label.ndim < 3 or len(label) < 3:
         return 0.0
-    counts = np.stack([np.bincount(plane[plane > 0], minlength=256) for plane in label])  # (Z, 256)
+    counts = np.stack([labelmap.counts(plane, overlap=overlap)[1:] for plane in label])  # (Z, classes)
     worst = 0.0
-    for value in np.flatnonzero(counts.sum(axis=0)):
-        drawn = np.flatnonzero(counts[:, value])
+    for number in (1 + np.flatnonzero(counts.sum(axis=0))).tolist():
+        drawn = np.flatnonzero(counts[:, number - 1])
         gaps = np.diff(drawn) - 1
         empty = sum(
             int(gap)
             for below, above, gap in zip(drawn, drawn[1:], gaps, strict=False)
-            if 0 < gap <= _THICKEST_GAP and ((label[below] == value) & (label[above] == value)).any()
+            if 0 < gap <= _THICKEST_GAP and _meet(label[below], label[above], number, overlap=overlap)
         )
         worst = max(worst, empty / (empty + len(drawn)))
     return worst
+
+
+def _meet(below: NDArray[np.uint8], above: NDArray[np.uint8], number: int, *, overlap: bool) -> bool:
+    """Whether a class is at one place on two slices."""
+    return bool(np.logical_and(*(labelmap.marks(one, number, overlap=overlap) for one in (below, above))).any())
 
 
 def check_label(labelling: Labelling, empty_slices: float) -> None:

@@ -4,7 +4,8 @@ Two ways to read: for a run only its classes count, in the order of `DataConfig.
 there is LABEL_UNKNOWN; as found, every local value or name is a class of its own, in the order met.
 `label_map` in site.toml comes first, then the class's own name (for named segments), then the value 1..K itself.
 The target "background" in a label map says that a local label is not wanted. Nothing is ignored silently. Overlaps go
-to the class with the higher number, so list a lesion after its organ.
+to the class with the higher number, so list a lesion after its organ; or stay, each class beside the others, where the
+run has classes that may overlap. What a voxel holds for them is told by `common.labelmap`, and drawn by `Naming.draw`.
 """
 
 import difflib
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.study.study import Labelling
+from common import labelmap
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
 from common.text import shown
@@ -37,18 +39,21 @@ class Vocabulary:
     """Which labels a reader shall give.
 
     classes: those of a run; None: whatever is found. modality: that a study must have; None: any. whole: the classes
-    of an image as a whole are wanted, and no map.
+    of an image as a whole are wanted, and no map. overlap: whether classes of a map may overlap.
     """
 
     label_map: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     modality: str | None = None
     whole: bool = False
+    overlap: bool = False
 
     @classmethod
-    def of_run(cls, data: DataConfig, label_map: Mapping[str, str], *, whole: bool = False) -> Self:
+    def of_run(
+        cls, data: DataConfig, label_map: Mapping[str, str], *, whole: bool = False, overlap: bool = False
+    ) -> Self:
         """The classes of a run, and a source's names for them."""
-        return cls(label_map, data.classes, data.modality, whole)
+        return cls(label_map, data.classes, data.modality, whole, overlap)
 
     @classmethod
     def as_found(cls, label_map: Mapping[str, str]) -> Self:
@@ -60,7 +65,8 @@ class Vocabulary:
         """Inverse of `to_json`."""
         classes = values["classes"]
         named = None if classes is None else tuple(classes)
-        return cls(dict(values["label-map"]), named, values["modality"], bool(values["whole"]))
+        whole, overlap = bool(values["whole"]), bool(values["overlap"])
+        return cls(dict(values["label-map"]), named, values["modality"], whole, overlap)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for another process."""
@@ -69,6 +75,7 @@ class Vocabulary:
             "classes": None if self.classes is None else list(self.classes),
             "modality": self.modality,
             "whole": self.whole,
+            "overlap": self.overlap,
         }
 
     def naming(self) -> "Naming":
@@ -79,7 +86,7 @@ class Vocabulary:
 class Naming:
     """The classes of one study, while its label is read. Case, spaces and underscores of names do not matter.
 
-    as_found: whether every label counts, not only a run's.
+    as_found: whether every label counts, not only a run's. overlap: whether classes may overlap.
 
     Raises:
         ConfigError: the label map names a class that the run does not have.
@@ -88,6 +95,7 @@ class Naming:
     def __init__(self, wanted: Vocabulary) -> None:
         self.as_found = wanted.classes is None
         self.whole = wanted.whole
+        self.overlap = wanted.overlap
         self._map = wanted.label_map
         self._classes = list(wanted.classes or ())
         self._numbers = {_plain(name): number for number, name in enumerate(self._classes, start=1)}
@@ -114,6 +122,14 @@ class Naming:
     def _of_values(self) -> Mapping[str, str]:
         """The label map of label values."""
         return {local: name for local, name in self._map.items() if not self.by_word or local.isdecimal()}
+
+    def value(self, number: int) -> int:
+        """What a voxel of this class alone holds in the label."""
+        return labelmap.value_of(number, overlap=self.overlap)
+
+    def draw(self, labels: NDArray[np.uint8], more: NDArray[np.uint8]) -> None:
+        """Add to a label, in place, what was drawn besides; both hold what `value` says."""
+        labelmap.join(labels, more, overlap=self.overlap)
 
     def find(self, names: Sequence[str]) -> int | None:
         """The class of the first of several names that the label map or the run has; None when none has one.
@@ -180,7 +196,7 @@ class Naming:
         return tuple(sorted({number for number in found if number}))
 
     def numbers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """A label image (*sp) of any number type, whole numbers, to classes.
+        """A label image (*sp) of any number type, whole numbers, one class a voxel, to what `value` says of its class.
 
         Keys of the label map are values as text, such as "255".
 
@@ -212,7 +228,7 @@ class Naming:
             )
         lookup = np.zeros(_HIGHEST_VALUE + 1, np.uint8)
         for value in found:
-            lookup[value] = table[value]
+            lookup[value] = self.value(table[value])
         return np.asarray(lookup[whole], np.uint8)
 
     def _table(self, found: Sequence[int]) -> dict[int, int]:
@@ -302,7 +318,7 @@ def resample(
         raise _apart("nothing that it labels falls on the image")
     if naming is not None:
         told, between = naming.labelling, not _same_voxels(to_labels, shape)
-        lost = _lost(labels, np.linalg.inv(onto) @ affine, moved, shape)
+        lost = _lost(labels, np.linalg.inv(onto) @ affine, moved, shape, overlap=naming.overlap)
         naming.labelling = replace(told, resampled=told.resampled + between, lost=max(told.lost, lost))
     return moved.reshape(shape)
 
@@ -322,7 +338,12 @@ def _same_voxels(to_labels: NDArray[np.float64], shape: tuple[int, ...]) -> bool
 
 
 def _lost(
-    labels: NDArray[np.uint8], to_image: NDArray[np.float64], moved: NDArray[np.uint8], shape: tuple[int, ...]
+    labels: NDArray[np.uint8],
+    to_image: NDArray[np.float64],
+    moved: NDArray[np.uint8],
+    shape: tuple[int, ...],
+    *,
+    overlap: bool,
 ) -> float:
     """The largest share of a class that did not arrive: its voxels whose centres lie outside of the image; all of them
     where the image's grid is too coarse for any.
@@ -332,23 +353,18 @@ def _lost(
         to_image: (4, 4), index on their grid -> index on the image's.
         moved: the same labels on the image's grid, any shape.
         shape: (Z, Y, X) of the image.
+        overlap: whether classes may overlap.
     """
-    outside = np.zeros(256, np.int64)
+    outside = labelmap.counts(labels[:0], overlap=overlap)[1:]
     edges = np.array(shape)[:, None]
     for z, plane in enumerate(labels):
         y, x = np.nonzero(plane)
         index = to_image[:3] @ np.stack([np.full(len(y), float(z)), y, x, np.ones(len(y))])
         beyond = ((index < -0.5 - _ROUNDING) | (index > edges - 0.5 + _ROUNDING)).any(axis=0)
-        outside += np.bincount(plane[y[beyond], x[beyond]], minlength=256)
-    before, after = (_count(volume) for volume in (labels, moved))
+        outside += labelmap.counts(plane[y[beyond], x[beyond]], overlap=overlap)[1:]
+    before, after = (labelmap.counts(volume, overlap=overlap)[1:] for volume in (labels, moved))
     gone = np.where(after > 0, outside, before)
     return float((gone[before > 0] / before[before > 0]).max(initial=0.0))
-
-
-def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(256,) voxels of each class; of the background none."""
-    counts: NDArray[np.int64] = np.bincount(labels[labels > 0], minlength=256)
-    return counts
 
 
 def _apart(why: str) -> DataError:

@@ -59,7 +59,8 @@ class Study:
     """One image, or one series, with its label.
 
     image: (C, *sp) float32 in the source's units (HU for CT, 0-255 for 8-bit photographs).
-    label: (*sp) uint8, 0 background, 1..K the classes; None when read for prediction, and where no map is told.
+    label: (*sp) uint8, 0 background, 1..K the classes, or their bits where they overlap (`common.labelmap`); None when
+    read for prediction, and where no map is told.
     findings: the classes, of 1..K and rising, that the image shows as a whole; () none of them, None: not told.
     spacing_mm: one per axis of *sp; None when the source has none (photographs).
     affine: (4, 4), index (z, y, x, 1) -> LPS mm (x, y, z, 1); None when the source has none.
@@ -70,6 +71,7 @@ class Study:
     region: (*sp), not 0 in the field of view; None where the source names none, or when read for prediction.
     padding: (*sp), the voxels that the source says are none, around an image; None where it has none. In the image they
     are air, or its darkest value.
+    overlap: whether classes of the label may overlap.
     """
 
     image: NDArray[np.float32] = field(repr=False)
@@ -85,6 +87,7 @@ class Study:
     findings: tuple[int, ...] | None = field(default=None, repr=False)
     region: NDArray[np.uint8] | None = field(default=None, repr=False)
     padding: NDArray[np.bool_] | None = field(default=None, repr=False)
+    overlap: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from client.data.study.study import Study
 from client.evaluate.scoring import BINS, ScoredStudy, compare
 from common.measures import histogram
+from common.tasks.segmentation import Segmentation
 
 SPACING = (5.0, 0.8, 0.5)  # mm
 SHAPE = (6, 20, 24)
@@ -35,7 +36,7 @@ def scored(found: np.ndarray, study: Study, tolerance: float = 1.0) -> ScoredStu
     rng = np.random.default_rng(1)
     assert study.label is not None
     chances = [np.clip(rng.normal(60 + 100 * (study.label == k), 40), 0, 255).astype(np.uint8) for k in (1, 2)]
-    return compare(study, found, chances, ("organ", "lesion"), tolerance=tolerance)
+    return compare(study, found, chances, ("organ", "lesion"), task=Segmentation(), tolerance=tolerance)
 
 
 def test_counts_distances_and_volumes_are_those_of_the_oracles() -> None:
@@ -55,7 +56,8 @@ def test_probabilities_in_steps_rank_as_they_are() -> None:
     truth = labels(1)
     rng = np.random.default_rng(5)
     steps = np.clip(rng.normal(90 + 70 * (truth == 1), 50), 0, 255).astype(np.uint8)
-    result = compare(study_of(truth), truth, [steps, steps], ("organ", "lesion"), tolerance=1.0)
+    task = Segmentation()
+    result = compare(study_of(truth), truth, [steps, steps], ("organ", "lesion"), task=task, tolerance=1.0)
     auroc = histogram.auroc(result.chances[0])
     assert auroc is not None
     assert auroc.value == pytest.approx(roc_auc_score((truth == 1).ravel(), steps.ravel()))

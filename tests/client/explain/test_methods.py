@@ -246,7 +246,7 @@ def test_what_is_explained_of_a_classifier_are_the_log_odds_of_its_probabilities
     for size in ((17, 13), (61, 45)):
         subject = subject_of(small(name), size, task=task, names=names)
         logits = subject.run.task.answer(outputs(subject.networks[0], subject.samples, subject.run, "cpu"))
-        chances = subject.run.task.chances(logits)[:, -len(names) :]  # type: ignore[attr-defined]
+        chances = subject.run.task.chances(logits)[:, -len(names) :]
         wanted = (chances / (1 - chances)).log()
         torch.testing.assert_close(explained_numbers(subject), wanted, atol=2e-3 if kind == "several" else 1e-4, rtol=0)
 
