@@ -25,7 +25,7 @@ from client.data.read.dicom_header import STRUCTURE_SET, references_of
 from client.data.read.dicom_seg import Grid
 from client.data.read.pairs import has_suffix
 from client.data.study.label_checks import doubtful
-from client.data.study.labels import Naming
+from client.data.study.labels import Naming, check_hidden
 from client.data.study.pulse import watched
 from client.data.study.study import parsing
 from common.errors import DataError, ErrorCode
@@ -91,8 +91,7 @@ def read_labels(
     if not checked:
         for first, second in combinations(drawings, 2):
             _check_versions(first, second, len(drawings), overlap=naming.overlap)
-        if not naming.overlap:
-            _check_hidden(labels, naming)
+        check_hidden(labels, naming)
     return labels
 
 
@@ -122,17 +121,6 @@ def _check_versions(first: _Drawing, second: _Drawing, files: int, *, overlap: b
                 f"({sizes[0]} and {sizes[1]} voxels, {both} in common). Are they two versions?",
                 "Keep one of them",
             )
-
-
-def _check_hidden(labels: NDArray[np.uint8], naming: Naming) -> None:
-    """Refuse a class of a run that vanished under one with a higher number; as found, the order says nothing."""
-    hidden = naming.drawn - {0, *np.flatnonzero(np.bincount(labels[labels > 0], minlength=256)).tolist()}
-    if hidden and not naming.as_found:
-        raise doubtful(
-            f"{naming.classes[min(hidden) - 1]} lies wholly under a class that the run names later, and none of it is "
-            "left.",
-            "Let classes in run.toml name an organ before what lies in it",
-        )
 
 
 def _read(path: Path, grid: Grid, naming: Naming, fractional_threshold: float) -> NDArray[np.uint8]:

@@ -3,7 +3,8 @@
 Axes (y, x) with the EXIF orientation applied; intensities as stored, 0-255 for 8 bits, and colour of 16 bits with its
 upper 8. A mask has the size of the image as it is seen; where only one of the two says how it is turned and their sizes
 do not tell, they are refused. Transparency of an image is ignored, in a mask it is refused. With one class and no label
-map any one value beside 0 is the class (0/1 and 0/255 are both usual); a mask with more is asked about.
+map any one value beside 0 is the class (0/1 and 0/255 are both usual); a mask with more is asked about. A table may
+name a mask of each class, "liver=a.png|lesion=b.png": then all but 0 of a mask is that class, and masks may overlap.
 """
 
 import csv
@@ -24,6 +25,7 @@ from client.data.read.pairs import find_pairs, has_suffix, own_label, patient_of
 from client.data.study.label_checks import check_not_the_image, check_one_value
 from client.data.study.labels import Naming
 from client.data.study.listing import files_under
+from client.data.study.pulse import watched
 from client.data.study.study import NO_IMAGE, NOT_IN_TABLE, Found, Kind, Reference, Study, parsing
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
@@ -98,8 +100,15 @@ def read(reference: Reference, naming: Naming | None) -> Study:
 def _label(reference: Reference, pixels: NDArray[Any], turn: int, naming: Naming) -> NDArray[np.uint8]:
     if not reference.labels:
         raise DataError("the picture has no mask. Add the mask file, or take the picture out.", ErrorCode.NO_LABEL)
-    values = _drawn(reference.labels[0], pixels.shape[:2], turn)
-    check_not_the_image(values, pixels[..., 0])
+    masks = []
+    for path in watched(reference.labels):
+        masks.append(_drawn(path, pixels.shape[:2], turn))
+        check_not_the_image(masks[-1], pixels[..., 0])
+    if reference.label_names:
+        checked, named = reference.labels_checked, enumerate(zip(masks, reference.label_names, strict=True), start=1)
+        parts = [naming.of_mask(mask, name, ordinal, checked=checked) for ordinal, (mask, name) in named]
+        return naming.together(parts, checked=checked)
+    (values,) = masks
     if naming.any_value:
         if not reference.labels_checked:
             check_one_value(values)
@@ -203,23 +212,36 @@ def _reference(source: SourceConfig, folder: Path, rows: Sequence[_Row], files: 
     """The study of the rows that name one image, which should be one row."""
     number, row = rows[0].line, rows[0].cells
     patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
-    columns = (source.image_column, source.mask_column, source.region_column or "")
-    image, mask, region = (_place(folder, row.get(column, "")) for column in columns)
+    image, region = (
+        _place(folder, row.get(column or "", "")) for column in (source.image_column, source.region_column)
+    )
+    named = _named_masks(folder, row.get(source.mask_column, ""))
+    masks = tuple(path for _, path in named)
     problem = problem or _row_problem(source, rows)
     if image is None:
         problem, image = _absent(source.image_column, number, "it names no picture"), folder / str(source.csv)
     elif not image.is_file():
         problem = _absent(source.image_column, number, _how_absent(image, files))
-    elif mask is not None and not mask.is_file():
-        problem = _absent(source.mask_column, number, _how_absent(mask, files), ErrorCode.NO_LABEL)
+    elif absent := next((path for path in masks if not path.is_file()), None):
+        problem = _absent(source.mask_column, number, _how_absent(absent, files), ErrorCode.NO_LABEL)
+    elif len(names := [name for name, _ in named if name]) > len(set(names)):
+        problem = DataError(
+            f"line {number} of the table, column {source.mask_column}: two masks have one name. Join them in one, or "
+            "keep the one that is right.",
+            ErrorCode.UNSUPPORTED,
+        )
     elif source.region_column is not None:
         problem = problem or _region_problem(region, image, source.region_column, number, files)
-    masks = () if mask is None else (mask,)
     problem = problem or own_label((image,), masks)
     words = None if source.class_column is None else tuple(map(str.strip, re.split(_BETWEEN, row[source.class_column])))
     kind: Kind = "nifti" if has_suffix(image, NIFTI_SUFFIXES) else "images"
     key = row[source.image_column]
-    return Reference(kind, patient, key, (image,), masks, source.label_map, problem, words=words, region=region)
+    return Reference(
+        *(kind, patient, key, (image,), masks, source.label_map, problem),
+        words=words,
+        region=region,
+        label_names=tuple(name for name, _ in named if name),
+    )
 
 
 def _row_problem(source: SourceConfig, rows: Sequence[_Row]) -> DataError | None:
@@ -229,7 +251,8 @@ def _row_problem(source: SourceConfig, rows: Sequence[_Row]) -> DataError | None
     if len({tuple(one.cells.get(column or "", "") for column in told) for one in rows}) > 1:
         return DataError(
             f"{len(rows)} rows of the table name the image of line {number}, with other masks or classes or for other "
-            "patients. Join the masks in one, the classes in one cell (a|b), or keep the row that is right.",
+            "patients. Join the masks in one, or write them in one cell (liver=a.png|lesion=b.png), and the classes "
+            "too (a|b), or keep the row that is right.",
             ErrorCode.UNSUPPORTED,
         )
     if (longer := next((row.line for row in rows if row.beyond), None)) is not None:
@@ -255,6 +278,24 @@ def _region_problem(
     if region is None:
         return _absent(column, number, "it names no mask of the field of view")
     return None if region.is_file() else _absent(column, number, _how_absent(region, files))
+
+
+def _named_masks(folder: Path, cell: str) -> list[tuple[str, Path]]:
+    """Each mask of a cell with the local name of what it marks: "liver=a.png|lesion=b.png"; without one where the cell
+    is the name of a file.
+    """
+    parts = [(name.strip(), sign, path.strip()) for name, sign, path in (one.partition("=") for one in cell.split("|"))]
+    if not all(name and sign and path for name, sign, path in parts) or _is_there(folder / cell):
+        whole = _place(folder, cell)
+        return [] if whole is None else [("", whole)]
+    return [(name, _place(folder, path) or folder) for name, _, path in parts]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than any name can be
+        return False
 
 
 def _place(folder: Path, cell: str) -> Path | None:

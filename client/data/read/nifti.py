@@ -13,7 +13,9 @@ Source: https://nifti.nimh.nih.gov/nifti-1
 import gzip
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from numpy.typing import NDArray
 from client.data.dicom.pixels import MOST_VALUES
 from client.data.read.pairs import find_pairs
 from client.data.study.label_checks import check_not_the_image, doubtful
-from client.data.study.labels import Naming, resample
+from client.data.study.label_grid import resample
+from client.data.study.labels import Naming
 from client.data.study.pulse import watched
 from client.data.study.study import Found, Reference, Study, parsing
 from common.config import SourceConfig
@@ -189,10 +192,30 @@ def _label(reference: Reference, image: _Volume, naming: Naming) -> NDArray[np.u
         raise DataError(
             "the volume has no label map. Add it under the same file name, or take the volume out.", ErrorCode.NO_LABEL
         )
+    checked = reference.labels_checked
+    if not reference.label_names:
+        return _drawn(reference.labels[0], image, naming, naming.numbers, checked=checked)
+    named = enumerate(zip(watched(reference.labels), reference.label_names, strict=True), start=1)
+    parts = []
+    for ordinal, (path, name) in named:
+        of_mask = partial(naming.of_mask, name=name, ordinal=ordinal, checked=checked)
+        parts.append(_drawn(path, image, naming, of_mask, checked=checked))
+    return naming.together(parts, checked=checked)
+
+
+def _drawn(
+    path: Path,
+    image: _Volume,
+    naming: Naming,
+    numbers_of: Callable[[NDArray[Any]], NDArray[np.uint8]],
+    *,
+    checked: bool,
+) -> NDArray[np.uint8]:
+    """A label map on the image's grid; numbers_of: what its values are."""
     with parsing("label map"):
-        label = _load(reference.labels[0])
+        label = _load(path)
     check_not_the_image(label.voxels, image.voxels)
-    numbers = naming.numbers(np.ascontiguousarray(label.voxels))
+    numbers = numbers_of(np.ascontiguousarray(label.voxels))
     shape = image.voxels.shape
     if label.voxels.shape == shape and _corner_distance(image, label) <= _GRID_TOLERANCE:
         return numbers
@@ -202,7 +225,7 @@ def _label(reference: Reference, image: _Volume, naming: Naming) -> NDArray[np.u
             "or another place, and their headers name no common space. Resample it to the image.",
             ErrorCode.GEOMETRY_MISMATCH,
         )
-    if not reference.labels_checked:
+    if not checked:
         _check_place(image, label)
     return resample(numbers, label.affine, image.affine, shape, naming)
 

@@ -38,6 +38,7 @@ def reference_to_json(reference: Reference) -> dict[str, Any]:
         "words": None if reference.words is None else list(reference.words),
         "class-attribute": reference.class_attribute,
         "channel": reference.channel,
+        "label-names": list(reference.label_names),
         "region": None if reference.region is None else str(reference.region),
         "reports": None if reference.reports is None else list(map(str, reference.reports)),
     }
@@ -62,6 +63,7 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
         reports=None if values["reports"] is None else tuple(Path(text_of(path)) for path in values["reports"]),
         class_attribute=None if values["class-attribute"] is None else text_of(values["class-attribute"]),
         channel=None if values["channel"] is None else int(values["channel"]),
+        label_names=tuple(map(text_of, values["label-names"])),
         region=None if values["region"] is None else Path(text_of(values["region"])),
     )
 

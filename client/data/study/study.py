@@ -98,8 +98,8 @@ class Reference:
     source's. words: what the source's table calls the image as a whole; class_attribute: the DICOM attribute that says
     it; reports: the structured reports on it; None where the source names no such place. problem: why it cannot be
     read, when that was already clear on finding it. beside: files that cannot be seen and may belong to it, where that
-    is why. channel: the one to take of a file with several, from 0; None: all. region: the mask of
-    its field of view.
+    is why. channel: the one to take of a file with several, from 0; None: all. region: the mask of its field of view.
+    label_names: what each file of labels marks, by its local name; none: their values tell.
     """
 
     kind: Kind
@@ -117,6 +117,7 @@ class Reference:
     channel: int | None = None
     region: Path | None = field(default=None, repr=False)
     reports: tuple[Path, ...] | None = field(default=None, repr=False)
+    label_names: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def is_classed(self) -> bool:

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from client.data.study.labels import Naming, Vocabulary, resample
+from client.data.study.label_grid import resample
+from client.data.study.labels import Naming, Vocabulary
 from common.config import DataConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
