@@ -65,6 +65,33 @@ def test_probabilities_in_steps_rank_as_they_are() -> None:
     assert result.chances[0].sum() == truth.size
 
 
+def test_classes_that_overlap_are_each_scored_by_itself() -> None:
+    """A lesion in its organ, moved, partly outside: by scikit-learn and MONAI, with a field of view and without."""
+    organ, lesion, region = (np.zeros(SHAPE, bool) for _ in range(3))
+    organ[1:5, 4:13, 5:16], lesion[2:4, 8:15, 10:20], region[:, 2:12] = True, True, True
+    found = np.roll(organ, 2, axis=2) + 2 * np.roll(lesion, -1, axis=1)
+    truth = organ + 2 * lesion
+    steps = [np.where(mask, 200, 50).astype(np.uint8) for mask in (organ, lesion)]
+    task, names = Segmentation(multi_label=True), ("organ", "lesion")
+    for view in (None, region.astype(np.uint8)):
+        study = study_of(truth.astype(np.uint8), region=view)
+        result = compare(study, found.astype(np.uint8), steps, names, task=task, tolerance=1.0)
+        inside = np.ones(SHAPE, bool) if view is None else region
+        pairs = [(labels_ & bit > 0) & inside for bit in (1, 2) for labels_ in (found, truth)]
+        for index in (0, 1):
+            said, shown = pairs[2 * index], pairs[2 * index + 1]
+            expected = confusion_matrix(shown[inside], said[inside])
+            np.testing.assert_array_equal(result.counts[index + 1], expected)
+            one, two = (torch.from_numpy(mask)[None, None].float() for mask in (said, shown))
+            hd95 = compute_hausdorff_distance(one, two, include_background=True, percentile=95, spacing=SPACING)
+            assert result.surfaces[index].hd95 == pytest.approx(float(hd95), rel=1e-5)
+            assert result.found[index] == pytest.approx(said.sum() * 5.0 * 0.8 * 0.5 / 1000)
+            assert result.truth[index] == pytest.approx(shown.sum() * 5.0 * 0.8 * 0.5 / 1000)
+            auroc = histogram.auroc(result.chances[index])
+            assert auroc is not None
+            assert auroc.value == pytest.approx(roc_auc_score(shown[inside], steps[index][inside]))
+
+
 def test_outside_the_field_of_view_nothing_counts() -> None:
     """A false organ outside, and a missed one: inside all is right."""
     truth, region = labels(1), np.zeros(SHAPE, np.uint8)

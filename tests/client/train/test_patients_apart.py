@@ -115,6 +115,27 @@ def test_no_way_to_change_crops_couples_patients(steps: list[Tensor], dims: int,
     assert_apart(a_run(dims=dims, crops=2, format=2, data=data, training=training_), steps)
 
 
+@pytest.mark.parametrize(("dims", "loss"), [(3, "focal"), (2, "skeleton-recall")])
+def test_classes_that_overlap_keep_patients_apart(steps: list[Tensor], dims: int, loss: str) -> None:
+    """A disc that lies over half of the image: bits 1, 2 and 3, with crops that balance the classes."""
+    run = a_run(
+        dims=dims,
+        crops=2,
+        format=2,
+        data={"modality": "CT", "classes": ("disc", "half")},
+        task={"kind": "segmentation", "multi-label": True, "loss": {"kind": loss}},
+        training={"patch_size": (16,) * dims, "local_steps": STEPS, "foreground_classes": "balanced"},
+    )
+    cases = {}
+    for name in NAMES:
+        case = a_case(name, dims)
+        half = torch.zeros_like(case.labels)
+        half[..., 14:] = 2
+        cases[name] = replace(case, labels=case.labels + half)
+    assert {int(value) for value in cases[NAMES[1]].labels.unique()} == {0, 1, 2, 3}
+    assert_apart(run, steps, **cases)
+
+
 DENSE = [network.model_fields["architecture"].default for network in NETWORKS if network.DENSE]
 OF_IMAGES = [network.model_fields["architecture"].default for network in NETWORKS if not network.DENSE]
 

@@ -56,6 +56,11 @@ def test_an_image_of_several_classes_is_in_the_group_of_each() -> None:
     assert groups_of(cases, 3, task) == (("none",), ("both",), ("both", "third"))
 
 
+def test_a_patient_whose_classes_overlap_is_in_the_group_of_each() -> None:
+    cases = {"both": (a_case("both", 3),), "second": (a_case("second", 2),), "none": (a_case("none"),)}
+    assert groups_of(cases, 2, Segmentation(multi_label=True)) == (("none",), ("both",), ("both", "second"))
+
+
 def test_every_class_is_drawn_as_often() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = Counter(draw(groups_of(patients(), 2, Segmentation()), 6000, generator))

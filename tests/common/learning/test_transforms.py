@@ -126,6 +126,17 @@ def test_balanced_foreground_draws_a_class_and_then_a_voxel_of_it() -> None:
     assert float((crops == 1).flatten(1).any(1).float().mean()) < 0.01
 
 
+def test_balanced_foreground_of_classes_that_overlap_is_each_classs_own() -> None:
+    """A lesion of 4 voxels within a liver of 900: each is the middle of half of the crops."""
+    labels = torch.zeros(1, 60, 60, dtype=torch.uint8)
+    labels[0, 10:40, 10:40] = 1
+    labels[0, 20:22, 20:22] = 1 + 128
+    stack = Stack.of(torch.zeros(1, 1, 60, 60), labels, by_class=True, overlap=True)
+    assert [len(index) for index in stack.foreground] == [900, 4]
+    _, crops = sample_crops([stack] * 600, make_training((4, 4), 1.0), generator())
+    assert float((crops >= 128).flatten(1).any(1).float().mean()) == pytest.approx(0.5, abs=0.08)
+
+
 def test_nothing_labelled_is_cropped_anywhere_however_it_is_indexed() -> None:
     empty = torch.zeros(1, 9, 9, dtype=torch.uint8)
     seen = [

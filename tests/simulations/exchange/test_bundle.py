@@ -9,6 +9,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle.config_parser import ConfigParser
 
 from client.predict.prediction import predict_study
 from common.errors import ConfigError
@@ -73,6 +75,24 @@ def test_a_bundle_that_says_another_thing_is_not_written(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match=r"prepared image differs by 0\.0"):
         export_bundle(model, tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_bundle_of_classes_that_overlap_writes_the_sum_of_their_bits(tmp_path: Path) -> None:
+    run = run_of(task={"kind": "segmentation", "multi-label": True})
+    done = export_bundle(finished(tmp_path / "model", run), tmp_path / "bundle")
+    assert done.agreement.labels == 0
+    parser = ConfigParser(config_of(run))
+    first, *rest = parser.get_parsed_content("postprocessing").transforms[:3]
+    outputs_ = torch.tensor([[0.5, -0.5, 3.0, -3.0], [2.0, 2.0, -1.0, -1.0]]).view(2, 2, 2)
+    item = first({"pred": outputs_})
+    for transform in rest:
+        item = transform(item)
+    assert item["pred"].tolist() == [[[3, 2], [1, 0]]]
+    said = json.loads((done.path / "configs" / "metadata.json").read_text())
+    assert said["pred_classes"] == "0: background, 1: liver, 2: lesion"
+    outputs = said["network_data_format"]["outputs"]["pred"]
+    assert (outputs["num_channels"], outputs["channel_def"]) == (2, {"0": "liver", "1": "lesion"})
+    assert "Classes may overlap" in (done.path / "docs" / "README.md").read_text()
 
 
 def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.config import canonical, sha256_of
 from common.errors import ConfigError
+from common.learning.checkpoint import Manifest
 from common.learning.checkpoint import load_model as read_model
 from common.learning.network import load_model
 from simulations.exchange import onnx_file
@@ -41,6 +43,7 @@ def test_onnx_runtime_puts_out_what_the_network_does_on_images_of_other_sizes(ex
     said = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
     assert said["wardround.run-hash"] == manifest.run_hash
     assert json.loads(said["wardround.classes"]) == ["liver", "lesion"]
+    assert said["wardround.probabilities"] == "softmax over none of the classes, then each class"
     prepared: dict[str, Any] = json.loads(said["wardround.preprocessing"])
     assert prepared["preprocessing"]["window"] == [-100, 250]
     assert prepared["pad-to-multiple-of"] == 2
@@ -72,6 +75,20 @@ def test_edges_that_cannot_be_free_are_the_crops_and_the_file_says_so(
     session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": torch.zeros(3, 1, 12, 16).numpy()})
     assert found.shape == (3, 3, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ({"kind": "segmentation", "multi-label": True}, "sigmoid of each class"),
+        ({"kind": "classification", "multi-label": True}, "sigmoid of each class"),
+        ({"kind": "classification", "of": "region"}, "softmax over the classes"),
+    ],
+)
+def test_how_outputs_become_probabilities_is_told(task: dict[str, Any], expected: str) -> None:
+    run = run_of(task=task)
+    manifest = Manifest(canonical(run), sha256_of(run), 1, ("north",), "ab" * 32)
+    assert onnx_file._properties(run, manifest, None)["wardround.probabilities"] == expected
 
 
 def _graph(path: Path) -> onnx.ModelProto:

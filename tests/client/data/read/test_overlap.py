@@ -183,7 +183,7 @@ def test_a_mask_of_one_class_has_one_value(tmp_path: Path) -> None:
     config = write_table(tmp_path, CELL)
     write_picture(tmp_path / "b.png", BITS[3] // 2 + LIVER[3] * np.uint8(2))
     (reference,) = sources.find(config, tmp_path).references
-    with pytest.raises(DataError, match="is to mark one class, and holds 2 values"):
+    with pytest.raises(DataError, match="is to mark one class, and holds 3 values"):
         sources.read(reference, BOTH)
 
 
