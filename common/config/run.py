@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from common.config.augmentation import AugmentationConfig
 from common.document.formats import Since
 from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
-from common.models import NETWORK_CHOICE, NETWORKS, Network
+from common.models import NETWORK_CHOICE, Network, dense_names
 from common.preparation import STEP_CHOICE, Expected, Step
 from common.preparation.missing_values import MissingValues
 from common.preparation.windows import window_of
@@ -244,20 +244,14 @@ class RunConfig(Document):
     @model_validator(mode="after")
     def _network_can_do_the_task(self) -> Self:
         if self.task.DRAWS and not self.model.DENSE:
-            fits = ", ".join(network.model_fields["architecture"].default for network in NETWORKS if network.DENSE)
             raise ValueError(
                 f"model.architecture {self.model.architecture!r} answers an image as a whole, and task.kind "
-                f"{self.task.kind!r} wants an answer for every voxel. Use one of {fits}, or another task"
+                f"{self.task.kind!r} wants an answer for every voxel. Use one of {dense_names()}, or another task"
             )
         if self.task.overlaps and self.model.EXCLUSIVE:
-            fits = ", ".join(
-                network.model_fields["architecture"].default
-                for network in NETWORKS
-                if network.DENSE and not network.EXCLUSIVE
-            )
             raise ValueError(
                 f"model.architecture {self.model.architecture!r} hands on one class for each voxel from its first half "
-                f"to its second, and with task.multi-label classes overlap. Use one of {fits}"
+                f"to its second, and with task.multi-label classes overlap. Use one of {dense_names(overlap=True)}"
             )
         if self.model.auxiliary and self.training.trainable != "all":
             raise ValueError(

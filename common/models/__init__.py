@@ -30,4 +30,11 @@ NETWORKS: tuple[type[Network], ...] = (
 # Of the [model] table.
 NETWORK_CHOICE = OneOf("architecture", NETWORKS)
 
-__all__ = ["NETWORKS", "NETWORK_CHOICE", "Network"]
+
+def dense_names(*, overlap: bool = False) -> str:
+    """The networks that answer each voxel, and if so asked those that can answer several classes there, in words."""
+    fit = [one for one in NETWORKS if one.DENSE and not (overlap and one.EXCLUSIVE)]
+    return ", ".join(one.model_fields["architecture"].default for one in fit)
+
+
+__all__ = ["NETWORKS", "NETWORK_CHOICE", "Network", "dense_names"]
