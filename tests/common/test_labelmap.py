@@ -1,5 +1,8 @@
 """A value of a label map names one class or several: by hand, and by NumPy's own bits."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,22 @@ LESION = np.array([[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]], bool)
 VESSEL = np.array([[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
 BITS = np.array([[1, 1, 131, 2], [1, 1, 1, 0], [0, 0, 0, 128]], np.uint8)
 NUMBERS = np.array([[1, 1, 8, 2], [1, 1, 1, 0], [0, 0, 0, 8]], np.uint8)
+
+
+# `labels == 2`, `label[z] == number` and the like, but not with a word.
+COMPARED = re.compile(r"\blabels?\b(\[[^\]]*\])? [=!]= [a-z0-9]")
+ROOT = Path(__file__).parents[2]
+
+
+def test_nobody_else_compares_a_label_with_a_class() -> None:
+    """The baseline is of classification, whose regions have one class each."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("common", "client", "server", "simulations")
+        for path in (ROOT / room).rglob("*.py")
+        if COMPARED.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"common/labelmap.py", "simulations/studies/baseline.py"}
 
 
 def test_values_are_numbers_or_powers_of_two() -> None:

@@ -138,6 +138,17 @@ def test_a_simulation_draws_each_class(learned: tuple[Path, list[Site], dict[str
     }
 
 
+def test_a_site_that_kept_labels_of_one_kind_reads_them_anew_for_the_other(tmp_path: Path) -> None:
+    """The same data contract and preparation: what was cached for overlapping classes is no plain map."""
+    (site,) = sites_in(tmp_path, north=3)
+    plain = overlapping_run(task={"multi-label": False})
+    values = {}
+    for name, run in (("bits", overlapping_run()), ("numbers", plain), ("bits again", overlapping_run())):
+        labels = torch.cat([case.labels for case in site.cohort(run).cases])
+        values[name] = labels.unique().tolist()
+    assert values == {"bits": [0, 1, 2, 3], "numbers": [0, 1, 2], "bits again": [0, 1, 2, 3]}
+
+
 def test_a_private_federation_runs_and_tells_noised_scores_of_each_class(tmp_path: Path) -> None:
     privacy = {"target-epsilon": 50.0, "sampling-rate": 0.5, "crops-per-patient": 1}
     summary = trained(tmp_path, sites_in(tmp_path, north=8, south=8), overlapping_run(privacy=privacy))
