@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from inspect import get_annotations, unwrap
-from typing import Annotated, Any, NoReturn, TypeAlias
+from typing import Annotated, Any, NoReturn, Protocol, TypeAlias
 
 import click
 import typer
@@ -47,7 +47,13 @@ _PLAIN_LINE_EVERY_S = 2.0
 _SHOWN_DIGITS = 12
 
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Advance: TypeAlias = Callable[[int, str], None]  # (done so far, short note)
+
+
+class Advance(Protocol):
+    """Called as work goes on."""
+
+    def __call__(self, done: int, text: str, /, *, result: bool = False) -> None:
+        """Show how much is done and a short note; result: it says what came of the work, and nobody may miss it."""
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -110,7 +116,8 @@ def live_table() -> Iterator[Callable[[str, str, Sequence[str], Sequence[Sequenc
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
-    """A progress bar on a terminal, plain lines elsewhere; both on stderr.
+    """A progress bar on a terminal, plain lines elsewhere; both on stderr. Of lines that are no results, and come fast,
+    only some are written.
 
     Yields:
         A function to call with the number done and a short note.
@@ -126,7 +133,11 @@ def progress(label: str, total: int) -> Iterator[Advance]:
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(shown(label), total=total, note="")
-            yield lambda done, text: bar.update(task, completed=done, note=shown(text))
+
+            def advance(done: int, text: str, *, result: bool = False) -> None:  # noqa: ARG001 - shown alike
+                bar.update(task, completed=done, note=shown(text))
+
+            yield advance
     else:
         yield _plain_lines(label, total)
 
@@ -212,10 +223,10 @@ def _fail(message: str, cause: Exception) -> NoReturn:
 def _plain_lines(label: str, total: int) -> Advance:
     last = -_PLAIN_LINE_EVERY_S
 
-    def advance(done: int, text: str) -> None:
+    def advance(done: int, text: str, *, result: bool = False) -> None:
         nonlocal last
         now = time.monotonic()
-        if done < total and now - last < _PLAIN_LINE_EVERY_S:
+        if done < total and now - last < _PLAIN_LINE_EVERY_S and not result:
             return
         last = now
         note(f"{label} {done}/{total} {text}".rstrip())

@@ -250,10 +250,8 @@ def crossval(
             sites,
             out,
             backend=backend,
-            observe=lambda fold: teller(
-                lambda done, text: advance(fold * per_fold + done, f"fold {fold}: {text}"), config.task
-            ),
-            finished=lambda done, text: advance(done * per_fold, text),
+            observe=lambda fold: teller(advance, config.task, before=fold * per_fold, of=f"fold {fold}: "),
+            finished=lambda done, text: advance(done * per_fold, text, result=True),
         )
     columns, rows = summary_rows(results, config.task)
     show_table(f"{config.name}: test patients of {folds} folds", columns, rows, as_json=as_json)

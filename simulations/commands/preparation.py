@@ -5,7 +5,7 @@ Heavy modules are imported inside the functions: see common/console/cli.py.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.config import Device, RunConfig, validate
 from common.console.cli import Advance, progress
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from common.tasks import Task
     from simulations.scenarios.pretraining import PretrainingConfig
     from simulations.scenarios.scenario import Scenario
+
+
+class Tell(Protocol):
+    """Called with what is going on."""
+
+    def __call__(self, text: str, /, *, result: bool = False) -> None:
+        """Show it; result: as for `Advance`."""
 
 
 def use_threads(threads: int | None) -> None:
@@ -65,7 +72,8 @@ def prepare_sites(
             left_out = (
                 f", {counted(len(cohort.quarantined), 'study', 'studies')} left out" if cohort.quarantined else ""
             )
-            advance(number, f"{site.config.name}: {counted(cohort.size, 'patient')}{left_out}")
+            told = f"{site.config.name}: {counted(cohort.size, 'patient')}{left_out}"
+            advance(number, told, result=bool(cohort.quarantined))
     return sites
 
 
@@ -104,32 +112,52 @@ def take_initial(config: RunConfig, model: Path, out: Path) -> None:
     write_atomically(out / INITIAL_NAME, path.read_bytes())
 
 
-def tells(advance: Advance) -> tuple[Callable[[str], None], Callable[[int, str], None]]:
+def tells(advance: Advance) -> tuple[Tell, Callable[[int, str], None]]:
     """What a study is given to tell: `tell`, what is going on, and `finished`, how many are done and the last one."""
     done = 0
+
+    def tell(text: str, *, result: bool = False) -> None:
+        advance(done, text, result=result)
 
     def finished(count: int, last: str) -> None:
         nonlocal done
         done = count
-        advance(done, last)
+        advance(done, last, result=True)
 
-    return lambda text: advance(done, text), finished
+    return tell, finished
 
 
-def teller(advance: Advance, task: "Task") -> Callable[[dict[str, Any]], None]:
-    """Turn the journal's events into progress."""
+def teller(advance: Advance, task: "Task", *, before: int = 0, of: str = "") -> Callable[[dict[str, Any]], None]:
+    """Turn the journal's events into progress; scores, who was left out of a round and an early stop are results.
+
+    Args:
+        advance: is called.
+        task: of the run.
+        before: rounds of earlier runs, which count too.
+        of: what the text starts with.
+    """
+    from server.federation.events import STOPPED, missing_of, refused_of  # noqa: PLC0415
+
     done = 0
+
+    def tell(text: str, *, result: bool = False) -> None:
+        advance(before + done, f"{of}{text}", result=result)
 
     def observe(event: dict[str, Any]) -> None:
         nonlocal done
         match event:
             case {"event": "round", "round": number, "seconds": seconds, "sites": sites}:
                 done = number
-                advance(done, f"{counted(len(sites), 'site')}, {seconds:.1f} s")
+                left_out = [*refused_of(event), *missing_of(event)]
+                said = [f"{counted(len(sites), 'site')}, {seconds:.1f} s", *left_out]
+                tell("; ".join(said), result=bool(left_out))
             case {"event": "train", "site": site}:
-                advance(done, f"{site} has trained")
-            case {"event": "evaluate", "site": "overall", "phase": phase} if task.headline in event:
-                advance(done, f"{phase} {task.headline} {event[task.headline]:.3f}")
+                tell(f"{site} has trained")
+            case {"event": "evaluate", "site": "overall", "phase": phase}:
+                score = f"{event[task.headline]:.3f}" if task.headline in event else "not scored"
+                tell("; ".join((f"{phase} {task.headline} {score}", *refused_of(event))), result=True)
+            case {"event": kind, "best-round": best} if kind == STOPPED:
+                tell(f"stopped early, no better {task.headline} since round {best}", result=True)
             case _:
                 pass
 

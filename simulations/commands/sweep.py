@@ -65,6 +65,10 @@ def sweep(
     sites = prepare_sites(chosen, config, out, data, device)
     with progress("trial", trials) as advance:
         tell, finished = tells(advance)
+
+        def of_trial(_round: int, text: str, *, result: bool = False) -> None:
+            tell(text, result=result)
+
         found = search(
             config,
             sites,
@@ -75,7 +79,7 @@ def sweep(
             seed=seed,
             test=test,
             backend=backend,
-            observe=teller(lambda _round, text: tell(text), config.task),
+            observe=teller(of_trial, config.task),
             finished=finished,
         )
     tried = counts(found.rows)

@@ -34,6 +34,13 @@ def app() -> typer.Typer:
                 advance(done, f"step {done}")
 
     @made.command()
+    def scores() -> None:
+        with progress("rounds", 9) as advance:
+            for done in (1, 2, 3):
+                advance(done, f"step {done}")
+                advance(done, f"score {done}", result=True)
+
+    @made.command()
     def environment() -> None:
         typer.echo(os.environ["FLWR_TELEMETRY_ENABLED"])
 
@@ -106,6 +113,11 @@ def test_progress_is_plain_lines_away_from_a_terminal_and_ends_with_the_last(app
     lines = done.stderr.splitlines()
     assert lines[0] == "rounds 1/3 step 1"
     assert lines[-1] == "rounds 3/3 step 3"
+
+
+def test_a_result_is_a_line_however_soon_it_follows_and_mere_progress_is_thinned(app: typer.Typer) -> None:
+    lines = call(app, "scores").stderr.splitlines()
+    assert lines == ["rounds 1/9 step 1", "rounds 1/9 score 1", "rounds 2/9 score 2", "rounds 3/9 score 3"]
 
 
 def test_commands_run_with_flower_kept_quiet(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
