@@ -125,7 +125,8 @@ def _scalars(run: RunConfig, site: Site) -> list[str]:
 def _scores(run: RunConfig, offer: Offer | None, site: Site) -> str:
     rules = site.policy
     if not exit_gate.score_names(run, rules.metrics, rules.scores):
-        return "none leave"
+        unheard = "; which round's model is kept, or when the run stops, is decided without ours"
+        return f"none leave{unheard if run.chooses else ''}"
     asked = (
         f"{counted(run.evaluations - 1, 'time')} in validation, once in the test; from {rules.min_held_out} patients on"
     )

@@ -6,13 +6,12 @@ the tables of what a run may choose: `common.models`, `common.tasks`, `common.st
 
 from common.config.augmentation import AugmentationConfig, AugmentationProbability
 from common.config.policy import HOURS_PATTERN, METRICS, TRAIN_LOSS, PolicyConfig, Scores
+from common.config.privacy import AdaptiveClippingConfig, PrivacyConfig
 from common.config.run import (
-    AdaptiveClippingConfig,
     DataConfig,
     FederationConfig,
     InitialConfig,
     PreprocessingConfig,
-    PrivacyConfig,
     RunConfig,
     TrainingConfig,
 )

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.augmentation import AugmentationConfig
+from common.config.privacy import PrivacyConfig
 from common.document.formats import Since
 from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.models import NETWORK_CHOICE, Network, dense_names
@@ -180,35 +181,6 @@ class FederationConfig(Table):
     patience: Annotated[Count | None, Since(2)] = None
 
 
-class AdaptiveClippingConfig(Table):
-    """Let the clipping norm follow a quantile of the patients' gradient norms (Andrew et al., NeurIPS 2021)."""
-
-    # Share of the sampled patients whose gradient should stay below the norm.
-    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    # The norm is multiplied by exp(-learning-rate * (measured share - quantile)) after each step.
-    learning_rate: Positive = 0.2
-    # Standard deviation of the noise on the number of patients below the norm. It is paid for by more noise on the
-    # gradients, so that a step costs what it cost before.
-    count_noise: Positive = 5.0
-
-
-class PrivacyConfig(Table):
-    """Differential privacy for a patient, whatever their number of slices."""
-
-    # Spent over the whole run, per site.
-    target_epsilon: Positive
-    # None: 1 / (10 N), N the site's declared cohort size. A larger value is refused. So is one below 1e-10: a site's
-    # budget is measured at the smallest delta of all its runs, and the accountant resolves little less.
-    delta: Annotated[float, Field(ge=1e-10, lt=1)] | None = None
-    # L2 bound on one patient's gradient; with adaptive-clipping each round's first.
-    clipping_norm: Positive = 1.0
-    adaptive_clipping: AdaptiveClippingConfig | None = None
-    # Probability that a patient takes part in a step (Poisson sampling).
-    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
-    # Crops averaged into one patient's gradient.
-    crops_per_patient: Count = 4
-
-
 class InitialConfig(Table):
     """Weights that a run starts from, such as of a model pretrained on public images."""
 
@@ -306,13 +278,12 @@ class RunConfig(Document):
     def _has_scores_to_choose_by(self) -> Self:
         if not self.chooses:
             return self
-        which = "patience" if self.federation.patience is not None else "keep = 'best'"
         if self.data.validation_fraction == 0:
-            raise ValueError(f"federation.{which} goes by validation scores: data.validation-fraction must be above 0")
+            raise ValueError(f"{self._chooses_by} goes by validation scores: data.validation-fraction must be above 0")
         if self.evaluations <= 2 and self.federation.rounds > 1:  # one, and the test
             why = "with [privacy] hospitals are asked for scores" if self.privacy else "scores are asked for"
             raise ValueError(
-                f"federation.{which} compares the scores of several rounds, and {why} only after the last one: set "
+                f"{self._chooses_by} compares the scores of several rounds, and {why} only after the last one: set "
                 "federation.evaluate-every, such as to a tenth of the rounds"
                 f"{'. The more evaluations, the more noise each has' if self.privacy else ''}"
             )
@@ -351,13 +322,19 @@ class RunConfig(Document):
 
     @property
     def idle(self) -> list[str]:
-        """Settings that say something and change nothing, a sentence each."""
+        """Settings that say something and change nothing, or only where hospitals let it; a sentence each."""
         training, said = self.training, type(self.training).model_fields
         told = []
         if training.optimizer != "sgd" and training.momentum != said["momentum"].default:
             told.append(f"training.momentum is of sgd and changes nothing with optimizer = {training.optimizer!r}")
         if self.privacy is not None and training.batch_size != said["batch_size"].default:
             told.append("training.batch-size changes nothing with [privacy]: sampling-rate takes its place")
+        if self.privacy is not None and self.chooses and not self.task.BY_CLASS:
+            told.append(
+                f"{self._chooses_by} goes by validation scores, and of this task they cannot be noised: with [privacy] "
+                "they leave only hospitals whose policy.toml says scores = 'exact'. Where none does, the run goes to "
+                "its end and keeps its last model"
+            )
         return told
 
     @property
@@ -384,6 +361,11 @@ class RunConfig(Document):
     def chooses(self) -> bool:
         """Whether validation scores decide which round's model is kept, or when the run stops."""
         return self.federation.keep == "best" or self.federation.patience is not None
+
+    @property
+    def _chooses_by(self) -> str:
+        """The key that lets validation scores decide, for a sentence."""
+        return "federation.patience" if self.federation.patience is not None else "federation.keep = 'best'"
 
     @property
     def evaluations(self) -> int:

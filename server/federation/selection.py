@@ -58,9 +58,24 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
             f"{counted(stopped['patience'], 'evaluation')} since round {stopped['best-round']} "
             f"({stopped[headline]:.3f})"
         )
-    kept = summary.get("model-round")
-    if kept is not None and settings.get("federation", {}).get("keep") == "best":
-        told.append(f"the model is that of round {kept}, the best by its validation scores")
+    kept, federation = summary.get("model-round"), settings.get("federation", {})
+    if kept is None:
+        return told
+    scored = summary["scores"].get("validation", {})
+    # Those of the round that is kept: a best one has a score.
+    is_scored = task_of(settings).headline in scored.get("mean-of-sites", {})
+    if federation.get("keep") == "best":
+        told.append(
+            f"the model is that of round {kept}, the best by its validation scores"
+            if is_scored
+            else f"no site let a validation score go, by which keep = 'best' chooses: the model is that of round "
+            f"{kept}, the last"
+        )
+    if federation.get("patience") is not None and stopped is None and not is_scored:
+        told.append(
+            f"no site let a validation score of round {scored.get('round', kept)} go, and patience counts by them: "
+            "without any a run goes to its end"
+        )
     return told
 
 

@@ -87,6 +87,14 @@ def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
     assert exact["scores"].startswith("EXACT")
 
 
+def test_a_hospital_whose_scores_stay_is_told_that_others_choose_the_model(site: Site) -> None:
+    chooses = {"keep": "best", "evaluate-every": 1}
+    run = a_run(format=2, federation={"rounds": 6, **chooses}, task={"kind": "classification"})
+    assert shown(site, proposed(site, run))["scores"] == (
+        "none leave; which round's model is kept, or when the run stops, is decided without ours"
+    )
+
+
 @pytest.mark.parametrize(
     ("policy", "said"),
     [

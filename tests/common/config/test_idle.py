@@ -33,6 +33,19 @@ def test_what_changes_nothing_is_named(training: dict[str, Any], tables: dict[st
     assert [sentence.partition(" ")[0] for sentence in run_of(training, **tables).idle] == said
 
 
+@pytest.mark.parametrize("choice", [{"keep": "best"}, {"patience": 2}])
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+@pytest.mark.parametrize("private", [False, True])
+def test_a_private_run_is_told_that_scores_which_cannot_be_noised_choose_nothing_by_default(
+    choice: dict[str, Any], kind: str, private: bool
+) -> None:
+    tables = {"federation": {"rounds": 4, "evaluate-every": 1, **choice}, "task": {"kind": kind}}
+    run = run_of({}, **tables, **({"privacy": {"target-epsilon": 1.0}} if private else {}))
+    said = [sentence for sentence in run.idle if "scores = 'exact'" in sentence]
+    assert len(said) == (private and kind == "classification")
+    assert all(sentence.startswith(f"federation.{next(iter(choice))} ") for sentence in said)
+
+
 def test_a_constant_rate_has_no_cycles_but_may_warm_up() -> None:
     with pytest.raises(ConfigError, match="cycles is for a schedule that runs down"):
         run_of({"schedule": "constant", "cycles": 2})

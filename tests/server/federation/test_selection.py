@@ -1,6 +1,7 @@
 """A run keeps the model of its best round, stops when its scores grow no better, and decides the same when resumed."""
 
 import dataclasses
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,13 @@ def test_scores_that_sites_keep_decide_nothing(tmp_path: Path) -> None:
     grid = a_grid(a=silent, b=silent)
     summary = go(grid, a_run(patience=1, keep="best"), tmp_path)
     assert (summary.rounds, summary.model_round, summary.stopped_early) == (7, 7, None)
+    said = in_words(json.loads((tmp_path / "summary.json").read_text()))
+    assert said == [
+        "no site let a validation score go, by which keep = 'best' chooses: the model is that of round 7, the last",
+        "no site let a validation score of round 7 go, and patience counts by them: without any a run goes to its end",
+    ]
+    page = html.unescape(write_report(tmp_path).read_text())
+    assert all(sentence in page for sentence in said)
 
 
 def test_a_round_without_scores_is_neither_best_nor_worse(tmp_path: Path) -> None:
