@@ -23,7 +23,7 @@ from client.predict.prediction import predict_study
 from common.config import RunConfig, validate
 from common.errors import ConfigError
 from tests.client import thresholds
-from tests.client.data.studies import ct_slices, save, source, write_picture, write_volume
+from tests.client.data.studies import ct_slices, read_image, save, source, write_picture, write_volume
 
 SHAPE = (4, 24, 31)
 CLASSES = ("tissue", "bone")
@@ -114,6 +114,9 @@ def test_a_volume_has_a_label_map_of_each_class(tmp_path: Path, monkeypatch: pyt
         image: Any = nib.load(path)
         np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(), EXPECTED[..., number - 1] * number)
         np.testing.assert_allclose(image.affine, affine)
+    study, bits = read_image(tmp_path / "scan.nii.gz"), EXPECTED.astype(np.uint8) @ np.array([1, 2], np.uint8)
+    drawn = draw_overlay(study, bits, CLASSES, (-1000.0, 1000.0), overlap=True)
+    assert result.files[2].read_bytes() == drawn
     with pytest.raises(ConfigError, match="earlier prediction"):
         predict_study(model, tmp_path / "scan.nii.gz", tmp_path / "out")
 

@@ -61,6 +61,16 @@ def test_a_patient_whose_classes_overlap_is_in_the_group_of_each() -> None:
     assert groups_of(cases, 2, Segmentation(multi_label=True)) == (("none",), ("both",), ("both", "second"))
 
 
+def test_crops_of_balanced_classes_are_indexed_by_the_runs_own_kind_of_label() -> None:
+    values = {**RUN, "training": {**RUN["training"], "foreground-classes": "balanced"}}  # type: ignore[dict-item]
+    sizes = {}
+    for multi_label in (False, True):
+        run = validate(RunConfig, {**values, "task": {"kind": "segmentation", "multi-label": multi_label}})
+        stack = training._stack_of(a_case("both", 1, 3), run)
+        sizes[multi_label] = [len(index) for index in stack.foreground]
+    assert sizes == {False: [12, 12], True: [24, 12]}  # 12 voxels of 1, 12 of both
+
+
 def test_every_class_is_drawn_as_often() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = Counter(draw(groups_of(patients(), 2, Segmentation()), 6000, generator))
