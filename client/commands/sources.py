@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.commands import folder_options
+from client.commands.folder_options import source_of
 from client.commands.options import HOME, FirstHome, Home, site_file, typed
 from client.home.folder import SITE_NAME
 from client.home.sitefile import add_source, remove_source
 from client.home.sitekey import check_outside
 from client.home.templates import prepare_home
 from client.trail import audit_trail
-from common.config import SiteConfig, SourceConfig, load, validate
-from common.console.cli import JsonFlag, note, pairs, say, show_table
+from common.config import SiteConfig, SourceConfig, load
+from common.console.cli import JsonFlag, note, say, show_table
 from common.errors import ConfigError, DataError
 from common.text import counted
 
@@ -25,40 +27,25 @@ if TYPE_CHECKING:
 def data_add(  # noqa: PLR0917 - one parameter an option
     path: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI or pictures.")],
     home: FirstHome = HOME,
-    kind: Annotated[str | None, typer.Option(help="dicom, nifti, images or mias; default: by looking.")] = None,
-    csv: Annotated[str | None, typer.Option(help="images: CSV with a row per image, relative to the folder.")] = None,
-    image_column: Annotated[str, typer.Option(help="The CSV's column with the image's file.")] = "image",
-    mask_column: Annotated[str, typer.Option(help="The CSV's column with the label's file.")] = "mask",
-    patient_column: Annotated[str, typer.Option(help="The CSV's column with the patient.")] = "id",
-    class_column: Annotated[str | None, typer.Option(help="The CSV's column with the class of the image.")] = None,
-    region_column: Annotated[
-        str | None, typer.Option(help="The CSV's column with a mask of the field of view; what is in it is scored.")
-    ] = None,
-    class_attribute: Annotated[str | None, typer.Option(help="DICOM: keyword or tag with that class.")] = None,
-    class_reports: Annotated[
-        bool, typer.Option("--class-reports", help="DICOM: that class is a coded finding of structured reports.")
-    ] = False,
-    where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
-    images: Annotated[str, typer.Option(help="Sub-folder of the images (NIfTI, pictures without CSV).")] = "images",
-    labels: Annotated[str, typer.Option(help="Sub-folder of the labels.")] = "labels",
-    patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression; its first group is the patient.")
-    ] = None,
-    label_map: Annotated[list[str] | None, typer.Option(help="LOCAL=CLASS, such as 1=lesion; repeatable.")] = None,
-    fractional_threshold: Annotated[float, typer.Option(help="Fractional DICOM SEG: foreground from here on.")] = 0.5,
-    empty_labels_are_negative: Annotated[
-        bool, typer.Option("--empty-labels-are-negative", help="A label that marks nothing says: nothing there.")
-    ] = False,
-    labels_checked: Annotated[
-        bool, typer.Option("--labels-checked", help="A person has looked: take labels that are called doubtful.")
-    ] = False,
-    pixel_text_checked: Annotated[
-        bool, typer.Option("--pixel-text-checked", help="A person has looked: no patient is named in the pixels.")
-    ] = False,
-    channel: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of images NAME_0000, NAME_0001 the one to use; default: all, as channels."),
-    ] = None,
+    kind: folder_options.Kind = None,
+    csv: folder_options.Csv = None,
+    image_column: folder_options.ImageColumn = "image",
+    mask_column: folder_options.MaskColumn = "mask",
+    patient_column: folder_options.PatientColumn = "id",
+    class_column: folder_options.ClassColumn = None,
+    region_column: folder_options.RegionColumn = None,
+    class_attribute: folder_options.ClassAttribute = None,
+    class_reports: folder_options.ClassReports = False,
+    where: folder_options.Where = None,
+    images: folder_options.Images = "images",
+    labels: folder_options.Labels = "labels",
+    patient_pattern: folder_options.PatientPattern = None,
+    label_map: folder_options.LabelMap = None,
+    fractional_threshold: folder_options.FractionalThreshold = 0.5,
+    empty_labels_are_negative: folder_options.EmptyLabelsAreNegative = False,
+    labels_checked: folder_options.LabelsChecked = False,
+    pixel_text_checked: folder_options.PixelTextChecked = False,
+    channel: folder_options.Channel = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and tell; add nothing.")] = False,
 ) -> None:
     """Offer a folder of images to runs. Nothing is copied or changed. How it was read stands in site.toml from then on.
@@ -71,29 +58,29 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         raise ConfigError(
             f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
         )
-    values = {
-        "path": str(path.expanduser().resolve()),
-        "kind": kind,
-        "csv": csv,
-        "image_column": image_column,
-        "mask_column": mask_column,
-        "patient_column": patient_column,
-        "class_column": class_column,
-        "region_column": region_column,
-        "class_attribute": class_attribute,
-        "class_reports": class_reports,
-        "where": pairs(where, "--where"),
-        "images": images,
-        "labels": labels,
-        "patient_pattern": patient_pattern,
-        "label_map": pairs(label_map, "--label-map"),
-        "fractional_threshold": fractional_threshold,
-        "empty_labels_are_negative": empty_labels_are_negative,
-        "labels_checked": labels_checked,
-        "pixel_text_checked": pixel_text_checked,
-        "channel": channel,
-    }
-    source = validate(SourceConfig, values, "data add")
+    source = source_of(
+        "data add",
+        path.expanduser().resolve(),
+        kind=kind,
+        csv=csv,
+        image_column=image_column,
+        mask_column=mask_column,
+        patient_column=patient_column,
+        class_column=class_column,
+        region_column=region_column,
+        class_attribute=class_attribute,
+        class_reports=class_reports,
+        where=where,
+        images=images,
+        labels=labels,
+        patient_pattern=patient_pattern,
+        label_map=label_map,
+        fractional_threshold=fractional_threshold,
+        empty_labels_are_negative=empty_labels_are_negative,
+        labels_checked=labels_checked,
+        pixel_text_checked=pixel_text_checked,
+        channel=channel,
+    )
     check_outside(home, [Path(source.path)])
     if (home / SITE_NAME).exists():
         _check_new(load(SiteConfig, home / SITE_NAME), source, home)

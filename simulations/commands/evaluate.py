@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from client.commands import folder_options
 from client.commands.evaluate import show
-from common.config import SiteConfig, SourceConfig, validate
-from common.console.cli import JsonFlag, configure_logging, note, pairs
+from client.commands.folder_options import source_of
+from common.config import Device, SiteConfig
+from common.console.cli import JsonFlag, configure_logging, note
 from common.errors import ConfigError
-from simulations.commands.options import DataOption, DeviceOption, OutOption, ThreadsOption, VerboseOption
+from simulations.commands.options import ThreadsOption, VerboseOption
 from simulations.commands.preparation import use_threads
 
 # The site that a folder is taken for.
@@ -20,8 +22,13 @@ FOLDER = "folder"
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run's folder, or its model.safetensors.")],
     *,
-    out: OutOption,
-    data: DataOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the scores and the report; one that has them already is refused.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of labelled images; with --scenario, of the scenario's images."),
+    ] = None,
     scenario: Annotated[
         str | None, typer.Option("--scenario", help="Score on the test patients of its sites; --data is its folder.")
     ] = None,
@@ -32,24 +39,29 @@ def evaluate(
     tolerance: Annotated[
         float, typer.Option(min=0, help="Of the surface Dice, mm; pixels of images without spacing.")
     ] = 1.0,
-    kind: Annotated[str | None, typer.Option(help="Of a folder: dicom, nifti, images or mias.")] = None,
-    csv: Annotated[str | None, typer.Option(help="Of a folder: CSV with a row per image, relative to it.")] = None,
-    image_column: Annotated[str, typer.Option(help="The CSV's column with the image's file.")] = "image",
-    mask_column: Annotated[str, typer.Option(help="The CSV's column with the label's file.")] = "mask",
-    patient_column: Annotated[str, typer.Option(help="The CSV's column with the patient.")] = "id",
-    region_column: Annotated[
-        str | None, typer.Option(help="The CSV's column with a mask of the field of view; only what is inside counts.")
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="CSV rows to use: COLUMN=VALUE; repeatable.")] = None,
-    patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression; its first group is the patient.")
-    ] = None,
-    label_map: Annotated[list[str] | None, typer.Option(help="LOCAL=CLASS, such as 1=lesion; repeatable.")] = None,
-    empty_labels_are_negative: Annotated[
-        bool, typer.Option("--empty-labels-are-negative", help="A label that marks nothing says: nothing there.")
-    ] = False,
+    kind: folder_options.Kind = None,
+    csv: folder_options.Csv = None,
+    image_column: folder_options.ImageColumn = "image",
+    mask_column: folder_options.MaskColumn = "mask",
+    patient_column: folder_options.PatientColumn = "id",
+    class_column: folder_options.ClassColumn = None,
+    region_column: folder_options.RegionColumn = None,
+    class_attribute: folder_options.ClassAttribute = None,
+    class_reports: folder_options.ClassReports = False,
+    where: folder_options.Where = None,
+    images: folder_options.Images = "images",
+    labels: folder_options.Labels = "labels",
+    patient_pattern: folder_options.PatientPattern = None,
+    label_map: folder_options.LabelMap = None,
+    fractional_threshold: folder_options.FractionalThreshold = 0.5,
+    empty_labels_are_negative: folder_options.EmptyLabelsAreNegative = False,
+    labels_checked: folder_options.LabelsChecked = False,
+    pixel_text_checked: folder_options.PixelTextChecked = False,
+    channel: folder_options.Channel = None,
     threads: ThreadsOption = None,
-    device: DeviceOption = None,
+    device: Annotated[
+        Device | None, typer.Option("--device", help="Where the model is applied: auto, cpu or cuda; default: auto.")
+    ] = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -69,20 +81,29 @@ def evaluate(
     elif data is None:
         raise ConfigError("there is nothing to score. Give a folder with --data, or a scenario with --scenario.")
     else:
-        values = {
-            "path": str(data.expanduser().absolute()),
-            "kind": kind,
-            "csv": csv,
-            "image_column": image_column,
-            "mask_column": mask_column,
-            "patient_column": patient_column,
-            "region_column": region_column,
-            "where": pairs(where, "--where"),
-            "patient_pattern": patient_pattern,
-            "label_map": pairs(label_map, "--label-map"),
-            "empty_labels_are_negative": empty_labels_are_negative,
-        }
-        source = validate(SourceConfig, values, "evaluate")
+        source = source_of(
+            "evaluate",
+            data.expanduser().absolute(),
+            kind=kind,
+            csv=csv,
+            image_column=image_column,
+            mask_column=mask_column,
+            patient_column=patient_column,
+            class_column=class_column,
+            region_column=region_column,
+            class_attribute=class_attribute,
+            class_reports=class_reports,
+            where=where,
+            images=images,
+            labels=labels,
+            patient_pattern=patient_pattern,
+            label_map=label_map,
+            fractional_threshold=fractional_threshold,
+            empty_labels_are_negative=empty_labels_are_negative,
+            labels_checked=labels_checked,
+            pixel_text_checked=pixel_text_checked,
+            channel=channel,
+        )
         sites = [
             make_site(
                 out / "sites",

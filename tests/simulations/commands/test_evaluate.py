@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,20 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from client.commands.folder_options import source_of
+from client.commands.main import app as client_app
 from client.data.isolate.isolation import Readers
 from client.evaluate import segmentation
 from client.evaluate.model import evaluate
 from client.site import Site, open_site
-from common.config import SiteConfig
+from common.config import SiteConfig, SourceConfig
+from common.errors import ConfigError
+from common.learning.network import build_model
 from simulations.commands.main import app
 from simulations.scenarios.scenario import make_site
+from tests.client.thresholds import save
 from tests.json_forms import conforms
+from tests.simulations.classed import classed_run, classed_site
 from tests.simulations.tiny import RUN_TOML, SITES, tiny_site
 
 
@@ -120,6 +127,59 @@ def test_a_folder_that_is_no_site_is_scored_whole(federation: Path, tmp_path: Pa
     assert "sites" not in printed
     table = sim("evaluate", federation / "out", "--data", federation / "south", "--out", tmp_path / "other")
     assert "Hausdorff 95" in table.output
+
+
+def test_a_classifier_is_scored_on_a_folder_with_a_table_of_classes(tmp_path: Path) -> None:
+    run = classed_run()
+    classed_site(tmp_path / "pictures", "north", patients=9)
+    model = save(tmp_path / "model", run, build_model(run))
+    asked = [
+        "evaluate",
+        model,
+        "--data",
+        tmp_path / "pictures",
+        "--csv",
+        "table.csv",
+        "--label-map",
+        "clear=background",
+    ]
+    done = sim(*asked, "--class-column", "finding", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["patients"] == 9
+    with (tmp_path / "out" / "patients.csv").open(newline="") as file:
+        labelled = Counter(row["labelled"] for row in csv.DictReader(file))
+    with (tmp_path / "pictures" / "table.csv").open(newline="") as file:
+        words = Counter(row["finding"] for row in csv.DictReader(file))
+    assert [labelled[word] for word in ("bright", "dark")] == [words["bright"], words["dark"]] == [3, 3]
+
+
+def test_a_folder_is_described_by_the_options_of_data_add_and_by_all_of_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--kind=images", "--csv=t.csv", "--image-column=i", "--mask-column=m", "--patient-column=p"]
+    options += ["--class-column=c", "--region-column=r", "--class-attribute=0040,0254", "--class-reports"]
+    options += ["--where=site=drive", "--images=pictures", "--labels=masks", "--patient-pattern=(.)", "--label-map=1=a"]
+    options += ["--fractional-threshold=0.25", "--empty-labels-are-negative", "--labels-checked", "--channel=1"]
+    options += ["--pixel-text-checked"]
+    found: list[SourceConfig] = []
+
+    def stop(*given: object, **keys: object) -> None:
+        found.append(source_of(*given, **keys))  # type: ignore[arg-type]
+        raise ConfigError("seen")
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "site.toml").write_text('name = "north"\n')
+    monkeypatch.setattr("client.commands.sources.source_of", stop)
+    monkeypatch.setattr("simulations.commands.evaluate.source_of", stop)
+    sim("evaluate", "model", "--data", tmp_path / "data", "--out", tmp_path / "out", *options)
+    added = ["data", "add", str(tmp_path / "data"), "--home", str(tmp_path / "site"), *options]
+    CliRunner().invoke(client_app, added)
+    assert len(found) == 2
+    assert found[0] == found[1]
+    unset = SourceConfig(path=found[0].path)
+    same = {key for key in SourceConfig.model_fields if getattr(found[0], key) == getattr(unset, key)}
+    assert same == {"path", "patients"}  # patients: who of an archive belongs to a simulated site
 
 
 def test_nothing_to_score_and_an_earlier_result_are_refused(federation: Path, tmp_path: Path) -> None:
