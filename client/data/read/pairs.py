@@ -48,13 +48,15 @@ def find_pairs(
     Raises:
         ConfigError: a sub-folder that site.toml names is missing, or patient-pattern is no pattern.
     """
-    files = files_under(folder)
+    described = folder / dataset_json.NAME
+    # Its names are offered for a label map, and that it is there says how channels are kept.
+    files = [path for path in files_under(folder) if path != described]
     as_bids = bids.is_bids(files, folder) and (source.images, source.labels) == ("images", "labels")
     if as_bids:
         roles = bids.roles_of(files, folder, suffixes)
     else:
         roles = layouts.roles_of(files, folder, source, suffixes, {*suffixes, *of_labels})
-    pairs, lonely, assumed = _matched(roles, whole_cases=(folder / dataset_json.NAME).is_file())
+    pairs, lonely, assumed = _matched(roles, whole_cases=described.is_file())
     references = []
     for key, pair in sorted(pairs.items()):
         if as_bids and source.patient_pattern is None:

@@ -47,7 +47,7 @@ def test_nnunet_raw_data_are_one_study_a_case_and_its_test_set_is_left_out(tmp_p
     assert [(one.patient, len(one.images), len(one.labels)) for one in found.references] == [
         (f"case_{case:03}", 2, 1) for case in range(3)
     ]
-    assert found.left_out == {TEST_SET: 2, NO_IMAGE: 1}
+    assert found.left_out == {TEST_SET: 2}
     (first, *_) = find(folder, channel=1).references
     assert [path.name for path in first.images] == ["case_000_0001.nii.gz"]
 
@@ -59,7 +59,9 @@ def test_the_decathlons_volumes_in_one_file_are_channels(tmp_path: Path) -> None
     volumes(folder, "imagesTs/prostate_02.nii.gz", channels=2)
     found = find(folder)
     assert [one.key for one in found.references] == ["prostate_00", "prostate_01"]
-    assert found.left_out == {TEST_SET: 1, NO_IMAGE: 1}
+    assert found.left_out == {TEST_SET: 1}
+    described(folder / "imagesTr")  # one that lies elsewhere is not used
+    assert find(folder).left_out == {TEST_SET: 1, NO_IMAGE: 1}
     written = np.asarray(nib.load(folder / "imagesTr" / "prostate_00.nii.gz").dataobj)  # type: ignore[attr-defined]
     study = nifti.read(found.references[0], None)
     np.testing.assert_array_equal(study.image, np.moveaxis(written, -1, 0).transpose(0, 3, 2, 1))
