@@ -44,7 +44,7 @@ class BreastRegion(Step):
         for place in np.ndindex(grey.shape[:-2]):
             inside[place] &= breast(grey[place], self.margin)
         if voxels.label is not None:
-            remedy, kept = "Take the step out, or set a smaller margin", voxels.label * inside
+            remedy, kept = "take the step out, or set a smaller margin", voxels.label * inside
             check_kept(voxels.label, kept, "breast-region", remedy, overlap=voxels.overlap)
         return replace(voxels, image=np.where(inside, voxels.image, voxels.image.min()), inside=inside)
 

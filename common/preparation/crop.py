@@ -59,7 +59,7 @@ class Box(Change):
         part = tuple(slice(*ends) for ends in self.ends)
         label = None if voxels.label is None else voxels.label[part]
         if voxels.label is not None and label is not None:
-            remedy = "Set a lower threshold or a wider margin"
+            remedy = "set a lower threshold or a wider margin"
             check_kept(voxels.label, label, "crop-to-foreground", remedy, overlap=voxels.overlap)
         return Voxels(
             np.ascontiguousarray(voxels.image[:, *part]),

@@ -42,7 +42,7 @@ class FieldOfView(Step):
         for place in np.ndindex(value.shape[:-2]):
             seen[place] = self._seen(value[place])
         if voxels.label is not None:
-            remedy, kept = "Set a lower threshold or a smaller margin", voxels.label * seen
+            remedy, kept = "set a lower threshold or a smaller margin", voxels.label * seen
             check_kept(voxels.label, kept, "field-of-view", remedy, overlap=voxels.overlap)
         inside = seen if voxels.inside is None else seen & voxels.inside
         return replace(voxels, image=np.where(seen, voxels.image, np.float32(0)), inside=inside)

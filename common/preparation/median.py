@@ -31,7 +31,7 @@ class Median(Step):
             return None
         return DataError(
             f"the median would be of {' x '.join(map(str, window))} = {count} voxels, for each voxel of this study; at "
-            f"most {_MOST} are taken. Set a smaller radius in run.toml, or take the study out.",
+            f"most {_MOST} are taken. Take the study out, or train with a smaller radius.",
             ErrorCode.UNSUPPORTED,
         )
 

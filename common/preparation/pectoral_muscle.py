@@ -53,7 +53,7 @@ class PectoralMuscle(Step):
                 muscle[place] = edge.corner(grey.shape[-2:])
         if voxels.label is not None:
             kept = voxels.label * ~muscle
-            check_kept(voxels.label, kept, "pectoral-muscle", "Take the step out", overlap=voxels.overlap)
+            check_kept(voxels.label, kept, "pectoral-muscle", "take the step out", overlap=voxels.overlap)
         image = np.where(muscle, voxels.image.min(), voxels.image)
         return replace(voxels, image=image, inside=inside & ~muscle)
 

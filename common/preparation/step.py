@@ -112,7 +112,7 @@ def too_small(before: Geometry, fewest: int, what: str) -> DataError | None:
     rows, columns = before.shape[-2:]
     return DataError(
         f"the image has {rows} x {columns} voxels in its plane, and {what} needs {fewest} along each axis. Take the "
-        "step out of run.toml, or the study out.",
+        "study out, or train without the step.",
         ErrorCode.UNSUPPORTED,
     )
 
@@ -124,7 +124,7 @@ def check_kept(label: Label, kept: Label, step: str, remedy: str, *, overlap: bo
         label: before the step.
         kept: the part of it that can still be seen, of any shape.
         step: which one.
-        remedy: the first half of what to do, without a full stop.
+        remedy: what to do about the step, without a capital and a full stop.
         overlap: whether classes may overlap.
 
     Raises:
@@ -135,8 +135,8 @@ def check_kept(label: Label, kept: Label, step: str, remedy: str, *, overlap: bo
     worst = float(np.where(had > 0, cut, 0).max())
     if worst > MOST_CUT:
         raise DataError(
-            f"{step} would cut off {worst:.0%} of a class of the label; expected at most {MOST_CUT:.0%}. {remedy} in "
-            "run.toml, or take the study out.",
+            f"{step} would cut off {worst:.0%} of a class of the label; expected at most {MOST_CUT:.0%}. Take the "
+            f"study out; in a run that is still to be trained: {remedy}.",
             ErrorCode.LABEL_DOUBTFUL,
         )
 

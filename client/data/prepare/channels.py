@@ -25,8 +25,8 @@ class Channels(Change):
         if given in (wanted, 1) or (given, wanted, coloured) == (3, 1, True):
             return None
         return DataError(
-            f"the image has {given} channels; expected {wanted}. Name the one to use with channel in site.toml, or "
-            "convert it.",
+            f"the image has {given} channels; expected {wanted}. Convert it; of a site's data the one to use may be "
+            "named with channel in site.toml.",
             ErrorCode.UNSUPPORTED,
         )
 

@@ -163,8 +163,8 @@ def _checked(change: Change, geometry: Geometry) -> Geometry:
     after = change.after(geometry)
     if after.channels * math.prod(after.shape) > MOST_VOXELS:
         raise DataError(
-            f"the run makes more than {MOST_VOXELS / 1e9:.1f} thousand million voxels of this study. Set a coarser "
-            "spacing-mm or fewer rows in run.toml, or take the study out.",
+            f"the run makes more than {MOST_VOXELS / 1e9:.1f} thousand million voxels of this study. Take the study "
+            "out, or train with a coarser spacing-mm or fewer rows.",
             ErrorCode.UNSUPPORTED,
         )
     return after

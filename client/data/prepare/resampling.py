@@ -30,7 +30,8 @@ class Resampling(Change):
         if self.run.preprocessing.spacing_mm is None or before.spacing_mm is not None:
             return None
         return DataError(
-            "the run sets spacing-mm, and this image does not know its spacing. Use rows in run.toml instead.",
+            "the run sets spacing-mm, and this image does not know its spacing. Give images that know it, such as "
+            "DICOM or NIfTI, or train with rows instead.",
             ErrorCode.UNSUPPORTED,
         )
 

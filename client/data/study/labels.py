@@ -316,7 +316,7 @@ def check_hidden(labels: NDArray[np.uint8], naming: Naming) -> None:
         raise doubtful(
             f"{naming.classes[min(hidden) - 1]} lies wholly under a class that the run names later, and none of it is "
             "left.",
-            "Let classes in run.toml name an organ before what lies in it, or ask for a run whose classes may overlap",
+            "Train with classes that name an organ before what lies in it, or with classes that may overlap",
         )
 
 

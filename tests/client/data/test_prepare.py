@@ -99,6 +99,27 @@ def test_what_fits_is_not_refused(geometry: Geometry, dims: int) -> None:
     assert refusal(geometry, run_config(dims)) is None
 
 
+@pytest.mark.parametrize(
+    ("geometry", "keys", "words"),
+    [
+        (Geometry((20, 30), 1, None), {"spacing-mm": [2.0, 2.0]}, ("DICOM", "NIfTI", "train with rows")),
+        (Geometry((900, 9000, 9000), 1, (1.0, 1.0, 1.0)), {"spacing-mm": [0.1, 0.1]}, ("coarser spacing-mm",)),
+        (VOLUME, {"steps": [{"kind": "median", "radius": 10, "volume": True}]}, ("smaller radius",)),
+        (Geometry((5, 4, 4), 1, (3.0, 1.0, 1.0)), {"steps": [{"kind": "n4"}]}, ("train without the step",)),
+    ],
+)
+def test_what_is_refused_under_a_finished_model_is_no_advice_to_edit_its_run(
+    geometry: Geometry, keys: dict[str, object], words: tuple[str, ...]
+) -> None:
+    """A prediction prepares by the same changes as training, long after run.toml could be changed."""
+    run = run_config(format=2, data={"modality": "MR", "classes": ["lesion"]}, preprocessing=keys)
+    told = refusal(geometry, run)
+    assert told is not None
+    assert "run.toml" not in str(told)
+    for word in words:
+        assert word in str(told)
+
+
 def test_a_run_that_names_no_step_has_the_hash_that_it_had_before() -> None:
     # Of the commit before there was the key `steps`.
     assert sha256_of(run_config()) == "90c1833abeafb4fcffc5d0cb7847170dd583e8f023a9bc738b23b605e1e985e9"
