@@ -89,9 +89,9 @@ ARROWS = {
     "client.serve": "client.data.study client.predict common.system",
     "client.train": (
         "client client.data client.home client.rules client.train.strategies common.audit common.config "
-        "common.crypto common.learning common.learning.augment common.privacy common.tasks common.wire"
+        "common.crypto common.learning common.learning.augment common.privacy common.system common.tasks common.wire"
     ),
-    "client.train.strategies": "common.strategies",
+    "client.train.strategies": "common.config common.learning common.strategies",
     "client.worker": "client client.home client.train common.config common.console common.system common.wire",
     "common": "",
     "common.audit": "common.console common.identity common.system",

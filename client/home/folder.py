@@ -7,7 +7,7 @@
     home/forgotten.sealed  the patients who take no part any more
     home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
                            declared.json: the number of patients that private runs are told (client/home/declared.py);
-                           evaluations/: scores given
+                           evaluations/: scores given; strategies/: what a run's strategy keeps from round to round
     home/cache/            the preprocessed images; may go while the agent is stopped
 
 Forgotten, state and cache are sealed under keys that are derived from site.key (common/crypto/record_box.py): a copy of
@@ -30,6 +30,7 @@ INDEX_NAME = "index"  # within the cache: what the headers of the files told
 SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
 DECLARED_NAME = f"{STATE_NAME}/declared.json"
 EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
+STRATEGIES_NAME = f"{STATE_NAME}/strategies"  # see client/train/memory.py
 FORGOTTEN_NAME = "forgotten.sealed"
 CHECK_NAME = "check"  # the last report of `wardround-client data check`
 

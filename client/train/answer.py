@@ -19,7 +19,8 @@ from client.rules import evaluations, exit_gate, policy
 from client.rules.policy import Purpose
 from client.site import Site
 from client.train import training
-from client.train.strategies import local_of
+from client.train.memory import recall, retain
+from client.train.strategies import Kept, local_of
 from common.audit.entries import bucketed
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
@@ -102,11 +103,15 @@ def _train(
         model,
         {name: {key: one.to(device) for key, one in state.items()} for name, state in beside.items()},
     )
+    if run.strategy.REMEMBERS:
+        local.remember(run, request.round, recall(site, document.hash, request.round))
     name = site.config.name
     metrics = training.train_round(
         model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
     )
     parts = {name: pack(state) for name, state in {run.strategy.MODEL: weights_of(model), **local.parts()}.items()}
+    if run.strategy.REMEMBERS:
+        retain(site, run, document.hash, Kept(request.round, local.kept()))
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
 

@@ -266,12 +266,9 @@ class RunConfig(Document):
         return self
 
     @model_validator(mode="after")
-    def _has_updates_enough(self) -> Self:
-        if self.federation.quorum < (fewest := self.strategy.fewest):
-            raise ValueError(
-                f"strategy.kind {self.strategy.kind!r} as it is set needs {fewest} updates in every round: set "
-                f"federation.quorum = {fewest} or more"
-            )
+    def _strategy_can_work(self) -> Self:
+        if (problem := self.strategy.misfit(self.training.optimizer, self.federation.quorum)) is not None:
+            raise ValueError(f"strategy.kind {self.strategy.kind!r} {problem}")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ Sites train by it, and the coordinator derives from it how far an update can lie
 """
 
 import math
+from collections.abc import Sequence
 
 from common.config import RunConfig
 
@@ -34,4 +35,14 @@ def rates_of_round(run: RunConfig, round_: int) -> list[float]:
     return [learning_rate(run, (round_ - 1) * steps + step) for step in range(steps)]
 
 
-__all__ = ["learning_rate", "rates_of_round"]
+def carried(rates: Sequence[float], momentum: float, *, nesterov: bool = False) -> list[float]:
+    """Sum of the rates that a step's gradient is multiplied with until the round ends, for each step."""
+    found, following = [], 0.0
+    for rate in reversed(rates):
+        following = rate + momentum * following
+        # Nesterov's step is the gradient and the momentum times what it has become with it.
+        found.append(rate + momentum * following if nesterov else following)
+    return found[::-1]
+
+
+__all__ = ["carried", "learning_rate", "rates_of_round"]

@@ -5,22 +5,24 @@ more than train, and in `server.federation.strategies`. Imports `common.document
 """
 
 from common.document.choice import OneOf
+from common.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
 from common.strategies.bulyan import Bulyan
-from common.strategies.fedadagrad import FedAdagrad
-from common.strategies.fedadam import FedAdam
 from common.strategies.fedavg import FedAvg
 from common.strategies.fedavgm import FedAvgM
+from common.strategies.feddyn import FedDyn
 from common.strategies.fedmedian import FedMedian
 from common.strategies.fedprox import FedProx
-from common.strategies.fedyogi import FedYogi
 from common.strategies.multi_krum import MultiKrum
 from common.strategies.norm_clipping import NormClipping
+from common.strategies.scaffold import Scaffold
 from common.strategies.strategy import WEIGHTS, Strategy
 from common.strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: tuple[type[Strategy], ...] = (
     FedAvg,
     FedProx,
+    Scaffold,
+    FedDyn,
     FedAvgM,
     FedAdam,
     FedYogi,

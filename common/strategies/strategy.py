@@ -30,6 +30,8 @@ class Strategy(Table):
     UP: ClassVar[tuple[str, ...]] = ()
     # Whether the client half changes the gradients of training steps; in a private run after the noise.
     STEERS: ClassVar[bool] = False
+    # Whether the client half keeps something at the site from round to round; it is made of what was sent and received.
+    REMEMBERS: ClassVar[bool] = False
     # What the server half needs: only the (weighted) sum of the updates, or each by itself.
     NEEDS: ClassVar[Needs] = "sum"
     # What the server half holds from round to round beside what goes down; it never travels.
@@ -46,6 +48,17 @@ class Strategy(Table):
     def up(self) -> tuple[str, ...]:
         """All parts of an update."""
         return (self.MODEL, *self.UP)
+
+    def misfit(self, optimizer: str, quorum: int) -> str | None:
+        """Why it does not work with these settings of a run, to be read after its name; None: it does.
+
+        Args:
+            optimizer: of [training].
+            quorum: of [federation].
+        """
+        if quorum >= self.fewest:
+            return None
+        return f"as it is set needs {self.fewest} updates in every round: set federation.quorum = {self.fewest} or more"
 
     @property
     def fewest(self) -> int:

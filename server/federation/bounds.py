@@ -22,7 +22,7 @@ from functools import lru_cache
 
 from common.config import PrivacyConfig, RunConfig
 from common.learning.network import build_model, freeze
-from common.learning.schedule import rates_of_round
+from common.learning.schedule import carried, rates_of_round
 from common.privacy.clipping import norm_bounds
 from common.privacy.guarantee import plan
 from common.privacy.noise import deviation
@@ -62,13 +62,13 @@ def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | N
         return math.inf  # what is added after the noise has no bound of its own
     elif run.privacy is not None or training.gradient_clipping is not None:
         # How far a gradient of norm 1 in each step moves the weights by the end of the round.
-        carried = _carried(rates, training.momentum, nesterov=training.nesterov)
-        decay = sum(carried) * training.weight_decay
+        moved = carried(rates, training.momentum, nesterov=training.nesterov)
+        decay = sum(moved) * training.weight_decay
         if decay >= 1:
             return math.inf
-        steps = sum(carried) * (training.gradient_clipping or 0.0)
+        steps = sum(moved) * (training.gradient_clipping or 0.0)
         if run.privacy is not None:
-            steps = _private_steps(run, run.privacy, carried, values, delta)
+            steps = _private_steps(run, run.privacy, moved, values, delta)
         reach = (steps + decay * start_norm) / (1 - decay)
     else:
         return math.inf
@@ -96,26 +96,16 @@ def _largest_adam_step(step: int) -> float:
     return math.sqrt((1 - _BETA_1) ** 2 / (1 - _BETA_2) * series * corrections)
 
 
-def _carried(rates: Sequence[float], momentum: float, *, nesterov: bool = False) -> list[float]:
-    """Sum of the rates that a step's gradient is multiplied with until the round ends, for each step."""
-    carried, following = [], 0.0
-    for rate in reversed(rates):
-        following = rate + momentum * following
-        # Nesterov's step is the gradient and the momentum times what it has become with it.
-        carried.append(rate + momentum * following if nesterov else following)
-    return carried[::-1]
-
-
 def _private_steps(
-    run: RunConfig, privacy: PrivacyConfig, carried: Sequence[float], values: int, delta: float | None
+    run: RunConfig, privacy: PrivacyConfig, moved: Sequence[float], values: int, delta: float | None
 ) -> float:
     budget = plan(run, declared_patients(privacy, delta))
-    norms = _clipping_norms(privacy, budget.expected_in_training, len(carried))
-    signal = sum(weight * norm for weight, norm in zip(carried, norms, strict=True)) / privacy.sampling_rate
+    norms = _clipping_norms(privacy, budget.expected_in_training, len(moved))
+    signal = sum(weight * norm for weight, norm in zip(moved, norms, strict=True)) / privacy.sampling_rate
     noise = math.hypot(
         *(
             weight * deviation(norm, budget.gradient_noise_multiplier, values) / budget.expected_patients
-            for weight, norm in zip(carried, norms, strict=True)
+            for weight, norm in zip(moved, norms, strict=True)
         )
     )
     return signal + noise * (math.sqrt(values) + _TAIL)

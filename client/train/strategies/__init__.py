@@ -1,6 +1,6 @@
 """The client half of each strategy that has one: one file each, and one line in `LOCAL`.
 
-Imports `common.strategies` and torch.
+Imports `common.strategies`, `common.config`, `common.learning.schedule` and torch.
 """
 
 from collections.abc import Mapping
@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from client.train.strategies.feddyn import LocalFedDyn
 from client.train.strategies.fedprox import LocalFedProx
-from client.train.strategies.local import Local, State
+from client.train.strategies.local import Kept, Local, State
+from client.train.strategies.scaffold import LocalScaffold
 from common.strategies import Strategy
 
 LOCAL: Mapping[str, type[Local[Any]]] = {
     "fedprox": LocalFedProx,
+    "scaffold": LocalScaffold,
+    "feddyn": LocalFedDyn,
 }
 
 
@@ -23,4 +27,4 @@ def local_of(settings: Strategy, model: nn.Module, down: Mapping[str, State]) ->
     return half(settings, model, down)
 
 
-__all__ = ["LOCAL", "Local", "local_of"]
+__all__ = ["LOCAL", "Kept", "Local", "State", "local_of"]

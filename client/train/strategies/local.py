@@ -1,14 +1,28 @@
-"""What the client half of a strategy is: it is made anew for each round, and keeps nothing from one to the next."""
+"""What the client half of a strategy is: it is made anew for each round.
+
+What it keeps at the site for the next round (`client.train.memory`) is made of what was sent and received, and of
+nothing else: in a private run that is covered as both are.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
+from common.config import RunConfig
 from common.strategies import Strategy
 
 State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
 StrategyType = TypeVar("StrategyType", bound=Strategy)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a round at this site left for the next ones."""
+
+    round: int
+    states: Mapping[str, State]
 
 
 class Local(Generic[StrategyType]):
@@ -24,6 +38,15 @@ class Local(Generic[StrategyType]):
         """
         self.settings, self.model, self.down = settings, model, down
 
+    def remember(self, run: RunConfig, round_: int, kept: Kept | None) -> None:
+        """Go on from what the last round that this site took part in has left; the shared half says REMEMBERS.
+
+        Args:
+            run: that is trained.
+            round_: that begins, from 1.
+            kept: None: the site takes part for the first time, or no longer knows.
+        """
+
     def steer(self) -> None:
         """Change the gradients of a step in place, before the optimiser makes it; the shared half says STEERS.
 
@@ -34,5 +57,9 @@ class Local(Generic[StrategyType]):
         """What the update carries beside the weights, once the model is trained."""
         return {}
 
+    def kept(self) -> Mapping[str, State]:
+        """What the next round goes on from, once the model is trained."""
+        return {}
 
-__all__ = ["Local", "State"]
+
+__all__ = ["Kept", "Local", "State"]

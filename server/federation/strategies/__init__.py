@@ -10,6 +10,7 @@ from common.config import RunConfig
 from server.federation.strategies.adaptive import FedAdagradMean, FedAdamMean, FedYogiMean
 from server.federation.strategies.aggregation import Aggregation, Mean, Server, State
 from server.federation.strategies.fedavgm import FedAvgMMean
+from server.federation.strategies.feddyn import FedDynMean
 from server.federation.strategies.moving_average import MovingAverage
 from server.federation.strategies.norm_clipping import MeanOfClipped
 from server.federation.strategies.robust import BulyanOfEach, MeanOfMiddle, MeanOfNearest, MedianOfEach
@@ -17,6 +18,8 @@ from server.federation.strategies.robust import BulyanOfEach, MeanOfMiddle, Mean
 AGGREGATIONS: Mapping[str, type[Server[Any]]] = {
     "fedavg": Mean,
     "fedprox": Mean,
+    "scaffold": Mean,
+    "feddyn": FedDynMean,
     "fedavgm": FedAvgMMean,
     "fedadam": FedAdamMean,
     "fedyogi": FedYogiMean,

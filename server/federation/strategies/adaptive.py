@@ -10,10 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from common.strategies.adaptive import FIRST, SECOND, Adaptive
-from common.strategies.fedadagrad import FedAdagrad
-from common.strategies.fedadam import FedAdam
-from common.strategies.fedyogi import FedYogi
+from common.strategies.adaptive import FIRST, SECOND, Adaptive, FedAdagrad, FedAdam, FedYogi
 from server.federation.strategies.aggregation import Mean, State
 
 AdaptiveType = TypeVar("AdaptiveType", bound=Adaptive)

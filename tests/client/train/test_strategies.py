@@ -1,6 +1,6 @@
 """The client halves: what steers a step, without privacy and with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -8,21 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from client.train import training
-from client.train.strategies import Local, local_of
+from client.train.strategies import Kept, Local, local_of
 from client.train.training import train_round
 from common.config import RunConfig, validate
 from common.config.rundocument import issue
+from common.errors import ConfigError
 from common.learning.network import build_model, weights_of
 from common.privacy import engine, noise
 from common.privacy.guarantee import plan, why_void
 from common.strategies import STRATEGY_CHOICE
 from common.strategies.fedprox import FedProx
+from server.federation.strategies import aggregation_of
 from tests.client.train.test_adaptive_clipping import a_cohort
 
 PRIVATE = {"target-epsilon": 8.0, "sampling-rate": 0.5, "clipping-norm": 0.5}
 
 
-def a_run(kind: str = "fedprox", privacy: Mapping[str, float] | None = None, **keys: float) -> RunConfig:
+def a_run(kind: str = "fedprox", *, privacy: Mapping[str, float] | None = None, **keys: float) -> RunConfig:
     return validate(
         RunConfig,
         {
@@ -109,6 +111,64 @@ def test_the_larger_mu_the_nearer_a_round_stays_to_what_was_sent() -> None:
     runs = [a_run(mu=mu) for mu in (0.0, 5.0, 15.0)]
     none, some, much = (distance(after_a_round(run), run) for run in runs)
     assert none > 1.1 * some > 1.1 * 1.1 * much
+
+
+UNLIKE = [(1.0, 0.0), (4.0, 10.0)]  # a and b of two sites
+
+
+def settled(run: RunConfig, rounds: int, absent: Sequence[int] = ()) -> float:
+    """Where rounds on two unlike quadratics come to lie; in rounds that are absent the second site takes no part."""
+    training, server = run.training, aggregation_of(run)
+    server.start({"weights": {"w": torch.tensor([5.0], dtype=torch.float64)}})
+    kept: dict[int, Kept] = {}
+    for number in range(1, rounds + 1):
+        for place, (a, b) in enumerate(UNLIKE):
+            if place == 1 and number in absent:
+                continue
+            model = _Quadratic(a, b, server.held["weights"]["w"].item())
+            local = local_of(run.strategy, model, {})
+            local.remember(run, number, kept.get(place))
+            optimizer = torch.optim.SGD(model.parameters(), training.learning_rate, momentum=training.momentum)
+            for _ in range(training.local_steps):
+                model.zero_grad()
+                model().backward()
+                local.steer()
+                optimizer.step()
+            server.add({"weights": weights_of(model)}, 1.0)
+            kept[place] = Kept(number, local.kept())
+        server.finish(number)
+    return server.held["weights"]["w"].item()
+
+
+def on_quadratics(kind: str, rounds: int, **keys: float) -> RunConfig:
+    run = a_run(kind, privacy=None, **keys)
+    changes = {"local_steps": 10, "momentum": 0.5, "schedule": "constant"}
+    training = run.training.model_copy(update=changes)
+    federation = run.federation.model_copy(update={"rounds": rounds})
+    return run.model_copy(update={"training": training, "federation": federation})
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("scaffold", {}), ("feddyn", {"alpha": 0.5})])
+def test_unlike_sites_settle_at_the_optimum_of_all_where_fedavg_does_not(kind: str, keys: dict[str, float]) -> None:
+    """Of a/2 (w - b)^2 for both that is (1 * 0 + 4 * 10) / (1 + 4) = 8."""
+    assert abs(settled(on_quadratics("fedavg", 60), 60) - 8) > 0.5
+    assert settled(on_quadratics(kind, 60, **keys), 60) == pytest.approx(8, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("scaffold", {}), ("feddyn", {"alpha": 0.5})])
+def test_a_site_may_miss_a_round_of_a_settled_run_and_early_ones_cost_less_than_fedavg(
+    kind: str, keys: dict[str, float]
+) -> None:
+    run = on_quadratics(kind, 120, **keys)
+    assert settled(run, 120, absent=[60]) == pytest.approx(8, abs=1e-3)
+    assert abs(settled(run, 120, absent=[4, 5, 9]) - 8) < 0.3 < abs(settled(on_quadratics("fedavg", 60), 60) - 8) / 4
+
+
+def test_scaffold_with_an_optimizer_whose_steps_are_not_linear_is_refused() -> None:
+    values = a_run().model_dump(by_alias=True)
+    values["training"]["optimizer"] = "adamw"
+    with pytest.raises(ConfigError, match=r"strategy.kind 'scaffold' is worked out for plain steps: set training"):
+        validate(RunConfig, values | {"strategy": {"kind": "scaffold"}})
 
 
 class _Watching(Local[FedProx]):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import Message, MessageType
 
+from client.home.folder import STRATEGIES_NAME
 from client.site import Site
 from client.train.training import train_round
 from common.config import sha256_of
@@ -22,7 +23,7 @@ from server.federation.events import Event
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios.scenario import make_site
-from tests.simulations.tiny import tiny_run, tiny_site
+from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 RUN = tiny_run()
 # 3, 17 and 11 patients train; counts leave in steps of five and never below ten.
@@ -57,6 +58,29 @@ def test_same_simulation_twice_gives_the_same_model(sites: list[Site], tmp_path:
     first = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "1")
     second = federate(InProcessGrid(sites, issue(RUN)), issue(RUN), tmp_path / "2")
     assert first.model_sha256 == second.model_sha256
+
+
+@pytest.mark.parametrize("kind", ["scaffold", "feddyn"])
+def test_a_cut_run_whose_sites_remember_makes_the_same_model(sites: list[Site], tmp_path: Path, kind: str) -> None:
+    """Cut while the second of three sites trains in round 3: the first trains that round again, from the same."""
+    training, federation = {"optimizer": "sgd"}, {"rounds": 4}
+    run = tiny_run_of_format(2, strategy={"kind": kind}, training=training, federation=federation)
+    whole = federate(InProcessGrid(sites, issue(run)), issue(run), tmp_path / "whole")
+    plain = tiny_run_of_format(2, training=training, federation=federation)
+    other = federate(InProcessGrid(sites, issue(plain)), issue(plain), tmp_path / "plain")
+    again = [make_site(tmp_path / "again", site.config) for site in sites]
+
+    def stop(event: Event) -> None:
+        if event["event"] == "train" and event["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "cut", observe=stop)
+    kept = list((again[0].home / STRATEGIES_NAME).rglob("*.sealed"))
+    assert kept
+    resumed = federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "cut")
+    assert resumed.model_sha256 == whole.model_sha256 != other.model_sha256
+    assert not any(path.exists() for path in kept)
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.5])

@@ -1,0 +1,25 @@
+"""SCAFFOLD: each site corrects the direction in which it drifts (Karimireddy et al., ICML 2020)."""
+
+from typing import ClassVar, Literal
+
+from common.strategies.strategy import Strategy
+
+
+class Scaffold(Strategy):
+    """A step's gradient gets c - c_i, worked out at the site from what it sent last and the model that came of it.
+
+    So nothing travels beside the weights. The corrections cancel out where all sites take part in every round.
+    """
+
+    kind: Literal["scaffold"] = "scaffold"
+    STEERS: ClassVar[bool] = True
+    REMEMBERS: ClassVar[bool] = True
+
+    def misfit(self, optimizer: str, quorum: int) -> str | None:
+        """A move over its rates is a mean gradient only where steps are linear."""
+        if optimizer != "sgd":
+            return 'is worked out for plain steps: set training.optimizer = "sgd"'
+        return super().misfit(optimizer, quorum)
+
+
+__all__ = ["Scaffold"]
