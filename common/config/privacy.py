@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.document.table import Count, Positive, Table
+from common.config.crops import Crops
+from common.document.table import Positive, Table
 
 
 class AdaptiveClippingConfig(Table):
@@ -33,7 +34,7 @@ class PrivacyConfig(Table):
     # Probability that a patient takes part in a step (Poisson sampling).
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     # Crops averaged into one patient's gradient.
-    crops_per_patient: Count = 4
+    crops_per_patient: Crops = 4
 
 
 __all__ = ["AdaptiveClippingConfig", "PrivacyConfig"]

@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.augmentation import AugmentationConfig
+from common.config.crops import Crops, too_large
 from common.config.privacy import PrivacyConfig
 from common.document.formats import Since
-from common.document.table import Count, Document, Fraction, Name, NonNegative, Positive, Table
+from common.document.table import MOST, Count, Document, Fraction, Name, NonNegative, Positive, Table
 from common.models import NETWORK_CHOICE, Network, dense_names
 from common.preparation import STEP_CHOICE, Expected, Step
 from common.preparation.missing_values import MissingValues
@@ -60,7 +61,7 @@ class PreprocessingConfig(Table):
     # Resample to this spacing; needs images that know theirs (DICOM, NIfTI). (y, x) or (z, y, x).
     spacing_mm: tuple[Positive, ...] | None = None
     # Resize to this many rows, keeping the aspect ratio; for photographs, which have no spacing.
-    rows: Count | None = None
+    rows: Annotated[int, Field(ge=1, le=65536)] | None = None
     # window: linear from [low, high] to [0, 1], clipped (CT in HU). zscore: mean 0, variance 1 per study;
     # zscore-foreground: of its brighter part. percentile: 0.5th and 99.5th percentile of the study to [0, 1], clipped.
     # min-max: its lowest and highest value to [0, 1].
@@ -112,7 +113,7 @@ class TrainingConfig(Table):
     # Optimiser steps a site makes in a round; with DP, the Poisson-sampled steps.
     local_steps: Count = 20
     # Crops in a step, without DP. With DP the expected number of patients follows from the sampling rate.
-    batch_size: Count = 4
+    batch_size: Crops = 4
     # Crop size in voxels after preprocessing; the network sees nothing larger in training.
     patch_size: tuple[Annotated[int, Field(ge=1, le=8192)], ...]
     # Share of crops centred on a foreground voxel, against class imbalance.
@@ -126,9 +127,9 @@ class TrainingConfig(Table):
     # Over the whole run, from learning-rate down to 1 % of it; poly by the power 0.9 of what remains.
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     # How often the schedule runs down, beginning again at learning-rate.
-    cycles: Annotated[int, Field(ge=1), Since(2)] = 1
+    cycles: Annotated[Count, Since(2)] = 1
     # Steps of the run, before the schedule, in which the rate rises in equal parts to learning-rate.
-    warmup_steps: Annotated[int, Field(ge=0), Since(2)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST), Since(2)] = 0
     weight_decay: NonNegative = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     # Of sgd: look ahead by the momentum.
@@ -244,6 +245,13 @@ class RunConfig(Document):
                 f"training.patch-size {list(self.training.patch_size)} must be multiples of {stride}, the network's "
                 f"total stride, such as {fits}"
             )
+        key, crops = (
+            ("training.batch-size", self.training.batch_size)
+            if self.privacy is None
+            else ("privacy.crops-per-patient", self.privacy.crops_per_patient)
+        )
+        if problem := too_large(key, crops, self.data.channels, self.training.patch_size):
+            raise ValueError(problem)
         if problem := self.task.refuse(len(self.data.classes)):
             raise ValueError(problem)
         if problem := self.training.augmentation.refuse(self.data.channels, draws=self.task.DRAWS):

@@ -73,5 +73,5 @@ class SiteConfig(Document):
     # on (state/declared.json): it must not follow the live count.
     cohort_size: Count | None = None
     # None: all cores. 1 for results that must be bit-equal elsewhere.
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     device: Device = "auto"

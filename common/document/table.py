@@ -26,7 +26,9 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+# Of whole numbers: exact in JSON and as float64. One of 400 digits would have no float at all.
+MOST = 10**15
+Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class Table(BaseModel):
