@@ -6,9 +6,12 @@ is code, and so is a class of the bundle's own scripts: neither is run. A networ
 one that is as large as the bundle's weights is built at all.
 """
 
+import contextlib
+import copy
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,26 @@ def inputs_of(network: nn.Module, place: str, images: Tensor) -> Tensor:
     return given[0]
 
 
+def largest_of(network: nn.Module, size: Sequence[int]) -> int:
+    """The most values that a module puts out for images of this size (N, C, *sp), without memory for any of them.
+
+    Of a network that does not take such images, until it fails: a large layer may come before.
+    """
+    most = math.prod(size)
+
+    def look(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal most
+        tensors = output if isinstance(output, list | tuple) else [output]
+        most = max([most, *(one.numel() for one in tensors if isinstance(one, Tensor))])
+
+    shapes = copy.deepcopy(network).to("meta")
+    for module in shapes.modules():
+        module.register_forward_hook(look)
+    with contextlib.suppress(RuntimeError, AttributeError, ValueError, TypeError):
+        shapes(torch.empty(tuple(size), device="meta"))
+    return most
+
+
 def _config(bundle: Path) -> dict[str, Any] | None:
     for name in _CONFIGS:
         path = bundle / "configs" / name
@@ -143,4 +166,4 @@ def _built(values: Any) -> nn.Module | None:
         return None
 
 
-__all__ = ["inputs_of", "network_of", "shortened"]
+__all__ = ["inputs_of", "largest_of", "network_of", "shortened"]

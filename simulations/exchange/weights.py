@@ -25,7 +25,7 @@ from common.errors import ConfigError
 from common.learning.checkpoint import Manifest, pack, save_model, sha256
 from common.learning.network import build_model, weights_of
 from common.system.environment import PACKAGES, for_child
-from simulations.exchange.foreign_network import inputs_of, network_of, shortened
+from simulations.exchange.foreign_network import inputs_of, largest_of, network_of, shortened
 
 # Largest difference of an output from the bundle's own network, as in simulations/exchange/gate.py.
 MOST_OUTPUT = 1e-4
@@ -33,6 +33,8 @@ _NAMES = ("models/model.safetensors", "models/model.pt", "model.safetensors", "m
 _NORMALISATIONS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _LONGEST_S = 600.0
+# Values that a layer of either network may put out where the two are compared: 2 GiB.
+_MOST_VALUES = 2**29
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,14 @@ def _apart(
         return None, why_not
     generator = torch.Generator().manual_seed(0)
     stride = run.model.stride
-    images = torch.randn(
-        (2, run.data.channels, *(stride * (2 + n) for n in range(run.model.dims))), generator=generator
-    )
+    size = (2, run.data.channels, *(stride * (2 + n) for n in range(run.model.dims)))
+    if max(largest_of(one, size) for one in (network, own)) > _MOST_VALUES:
+        raise ConfigError(
+            f"to hold the bundle's network against the run's, on images of {' x '.join(map(str, size[2:]))} voxels, a "
+            f"layer would take more than {_MOST_VALUES >> 28} GiB. Use a bundle and a [model] with fewer levels and "
+            "strides of 2."
+        )
+    images = torch.randn(size, generator=generator)
     try:
         if not of_head:
             ours, theirs = network(images), own(images)

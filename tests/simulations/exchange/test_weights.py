@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,32 @@ def test_a_configuration_that_would_fill_memory_or_never_end_is_not_followed(
     done = _taken(bundle, tmp_path / "start")
     assert done.apart is None
     assert done.not_compared
+
+
+def test_strides_that_would_fill_memory_are_refused_before_any_of_it_is_taken(tmp_path: Path) -> None:
+    """By hand: of 1 x 1 x 2 voxels such strides make 2 x 3 x 3000 x 2600 x 14 values, 2.6 GB."""
+    bundle, _ = _bundle(tmp_path / "bundle", {"spatial_dims": 3})
+    config = {"channels": 1, "network_def": NETWORK | {"spatial_dims": 3, "strides": [[3000, 2600, 7]]}}
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
+    run = run_of(
+        model={"dims": 3}, training={"patch-size": [4, 4, 4]}, preprocessing={"intensity": "window", "window": [0, 1]}
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match="more than 2 GiB"):
+        import_bundle(bundle, run, tmp_path / "start")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
+@pytest.mark.parametrize("size", [(2, 1, 4, 6), (1, 1, 8, 8)])
+def test_the_largest_layer_is_what_a_real_pass_puts_out(tmp_path: Path, size: tuple[int, ...]) -> None:
+    _, network = _bundle(tmp_path / "bundle")
+    found: list[int] = []
+    for module in network.modules():
+        module.register_forward_hook(lambda _module, _inputs, output: found.append(output.numel()))
+    largest = foreign_network.largest_of(network, size)
+    found.clear()
+    network(torch.zeros(size))
+    assert largest == max(found) > 0
 
 
 def test_a_program_in_place_of_weights_is_named(tmp_path: Path) -> None:
