@@ -16,7 +16,6 @@ import datetime
 import gzip
 import io
 import json
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from client.data.study.drawing import COLOURS
 from client.data.study.study import Reference, Study, parsing, quiet
 from client.predict.dicom_seg import Author, write_segmentation
 from client.predict.overlay import draw_overlay, png
+from client.predict.partial import partial_folder, remove_leftovers
 from client.predict.scores import scores_name
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
@@ -102,11 +102,12 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+        remove_leftovers(folder)
+        with partial_folder(folder) as partial:
             for name, data in contents.items():
-                write_atomically(Path(partial) / name, data)
+                write_atomically(partial / name, data)
             for name in contents:
-                move(Path(partial) / name, folder / name)
+                move(partial / name, folder / name)
     except OSError as error:
         raise ConfigError(
             f"a result cannot be written ({error.strerror}). Give an --out that is writable and has space.",
@@ -121,6 +122,8 @@ def refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path]
     Raises:
         ConfigError: there are some.
     """
+    for folder in folders:
+        remove_leftovers(folder)
     if len(references) == 1:
         stem = stem_of(references[0])
         names = result_names(references[0], stem, run) if run.task.DRAWS else (scores_name(stem),)
