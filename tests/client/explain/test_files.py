@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from PIL import Image
 from pydicom.uid import SecondaryCaptureImageStorage
 from typer.testing import CliRunner
@@ -208,3 +209,14 @@ def test_several_studies_are_one_too_many(tmp_path: Path, threshold_model: Path)
     result = explained(threshold_model, tmp_path / "two", tmp_path / "why")
     assert result.exit_code == 1
     assert "there are 2 studies" in result.stderr
+
+
+def test_what_a_map_does_not_say_is_nan_for_nibabel_and_0_for_itk(tmp_path: Path) -> None:
+    """docs/explanation.md warns of it: when ITK reads NaN as NaN, the warning goes."""
+    path, values = tmp_path / "map.nii.gz", np.ones((2, 2, 2), np.float32)
+    values[0, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    assert np.isnan(nibabel.Nifti1Image.from_filename(path).get_fdata()).sum() == 1
+    assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).min() == 0
+    told = (Path(__file__).parents[3] / "docs" / "explanation.md").read_text(encoding="utf-8")
+    assert "reads NaN in a NIfTI file as 0" in told
