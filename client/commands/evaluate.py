@@ -56,8 +56,6 @@ def evaluate(  # noqa: PLR0917 - one parameter an option
         )
     (one,) = found.sites
     show(out, found, one, as_json=as_json)
-    if one.left_out:
-        note("Why studies are left out: wardround-client data check")
     note("It shows patients, under pseudonyms, and stays here.")
 
 
@@ -74,8 +72,8 @@ def show(out: Path, found: "Evaluation", one: "Evaluated", *, as_json: bool) -> 
         say(f"Report: {page}")
     if text := report.warning(one):
         note(text)
-    for code, count in one.left_out.items():
-        note(f"{count} left out: {code}")
+    for reason in one.reasons:
+        note(reason)
 
 
 __all__ = ["evaluate", "show"]

@@ -7,11 +7,11 @@ those in validation: whose scores are asked for all the same, that is told.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar
 
-from client.data.check.checkup import check_site
+from client.data.check.checkup import Checkup, check_site
 from client.data.deidentify.pseudonym import pseudonym
 from client.data.isolate.isolation import Job, Readers, Reading
 from client.data.keep.index import Index
@@ -26,6 +26,8 @@ from common.errors import DataError, ErrorCode, WardroundError
 Wanted: TypeAlias = Literal["all", "test", "validation", "train"]
 Progress: TypeAlias = Callable[[int, int], None]
 T = TypeVar("T")  # what a study amounts to
+
+_MOST_REASONS = 8  # sentences, of which some hold a number that is each study's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Cases(Generic[T]):
 
     took_part: whether the model was trained here. cases: of the split that was asked for. validation: of the validation
     patients, on whom a threshold may be chosen; also where others were asked for. left_out: unusable studies by code.
+    reasons: the same in sentences, the most frequent first.
     """
 
     site: str
@@ -52,6 +55,7 @@ class Cases(Generic[T]):
     cases: tuple[Case[T], ...]
     validation: tuple[Case[T], ...]
     left_out: Mapping[ErrorCode, int]
+    reasons: tuple[str, ...]
 
     @property
     def patients(self) -> dict[str, list[Case[T]]]:
@@ -102,7 +106,8 @@ def score_site(
         ConfigError: a source is described wrongly.
         DataError: NO_DATA, no patient is left to be scored.
     """
-    places = None if wanted == "all" else _places(site, run, readers)
+    looked = None if wanted == "all" else check_site(site.home, site.config, site.key, issue(run), readers=readers)
+    places = None if looked is None else _places(looked, site)
 
     def read(parsers: Readers, jobs: Sequence[Job]) -> Iterator[T | _Passed | DataError]:
         names = [tuple(pseudonym(site.key, raw) for raw in (job.reference.patient, job.reference.key)) for job in jobs]
@@ -136,18 +141,20 @@ def score_site(
         if not isinstance(result, _Passed)
     ]
     chosen = tuple(case for case in cases if wanted in ("all", case.place))
-    left_out = Counter(problem.code for _, problem in found.refused)
+    problems = {study.number: problem for study, problem in found.refused}
+    left_out = Counter(problem.code for problem in problems.values())
     if not chosen:
-        raise DataError(_nobody(site, len(found.studies), wanted, left_out), ErrorCode.NO_DATA)
+        # Of a split nobody is read who cannot be used, so what was looked at before says why.
+        problems |= {one.number: one.problem for one in looked.quarantined if one.problem} if looked is not None else {}
+        raise DataError(_nobody(site, len(found.studies), wanted, _reasons(problems.values())), ErrorCode.NO_DATA)
     validation = tuple(case for case in cases if case.place == "validation")
-    return Cases(site.config.name, wanted, took_part, chosen, validation, left_out)
+    return Cases(site.config.name, wanted, took_part, chosen, validation, left_out, _reasons(problems.values()))
 
 
-def _places(site: Site, run: RunConfig, readers: int) -> dict[tuple[str, ...], Split]:
+def _places(looked: Checkup, site: Site) -> dict[tuple[str, ...], Split]:
     """Where the patient of each usable study is dealt to, by pseudonyms of patient and study: what `data check` says of
     them and remembers. Nobody is scored yet.
     """
-    looked = check_site(site.home, site.config, site.key, issue(run), readers=readers)
     usable = ((one.patient or pseudonym(site.key, ""), one.name, one.split) for one in looked.usable)
     return {(patient, name): split for patient, name, split in usable if split is not None}
 
@@ -168,15 +175,20 @@ def _scored(outcome: Reading | DataError, score: Callable[[Reading], T]) -> T | 
         )
 
 
-def _nobody(site: Site, found: int, wanted: Wanted, left_out: Mapping[ErrorCode, int]) -> str:
+def _reasons(problems: Iterable[DataError]) -> tuple[str, ...]:
+    """How many studies were left out for what; of the rare reasons only how many there are."""
+    counts = Counter((problem.code, str(problem)) for problem in problems).most_common()
+    told = [f"{count} left out: {code}: {why}" for (code, why), count in counts[:_MOST_REASONS]]
+    rest = sum(count for _, count in counts[_MOST_REASONS:])
+    return (*told, f"{rest} left out for other reasons.") if rest else tuple(told)
+
+
+def _nobody(site: Site, found: int, wanted: Wanted, reasons: Sequence[str]) -> str:
     if not site.config.data:
         return "the site has no data source. Add one: wardround-client data add FOLDER."
-    codes = f" ({', '.join(f'{count} {code}' for code, count in left_out.items())})" if left_out else ""
     split = "" if wanted == "all" else f" of the {wanted} patients"
-    return (
-        f"no study{split} can be scored: {found} found{codes}. Look with wardround-client data check"
-        f"{'.' if wanted == 'all' else ', or score --split all.'}"
-    )
+    others = () if wanted == "all" else ("Those of all splits: --split all.",)
+    return " ".join((f"no study{split} can be scored: {found} found.", *reasons, *others))
 
 
 __all__ = ["Case", "Cases", "Progress", "Wanted", "score_site"]

@@ -40,6 +40,7 @@ class Evaluated:
     patients: int
     studies: int
     left_out: dict[str, int]
+    reasons: tuple[str, ...]
     findings: Findings
 
 
@@ -143,6 +144,7 @@ def _evaluated(cases: Cases[Any], found: Findings) -> Evaluated:
         len(cases.patients),
         len(cases.cases),
         {str(code): count for code, count in cases.left_out.items()},
+        cases.reasons,
         found,
     )
 
@@ -160,6 +162,7 @@ def _joined(several: Sequence[Cases[Any]]) -> Cases[Any]:
         tuple(chain.from_iterable(cases.cases for cases in several)),
         tuple(chain.from_iterable(cases.validation for cases in several)),
         left_out,
+        tuple(f"{cases.site}: {reason}" for cases in several for reason in cases.reasons),
     )
 
 

@@ -12,13 +12,16 @@ import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
 from client.data.forget import forget
-from client.data.isolate.isolation import Readers
+from client.data.isolate.isolation import Readers, Reading
+from client.evaluate.evaluation import score_site
 from client.evaluate.model import Evaluated, evaluate
 from client.predict.prediction import predict_study
 from client.rules import approvals
 from client.train.training import evaluate as score_of_training
 from common.config.rundocument import issue
 from common.errors import DataError, ErrorCode
+from common.learning.network import build_model
+from simulations.scenarios.scenario import make_site
 from tests.client.data.studies import dice
 from tests.client.evaluate.sites import (
     SPACING,
@@ -32,7 +35,8 @@ from tests.client.evaluate.sites import (
     threshold_model,
     write_patient,
 )
-from tests.client.thresholds import run_for, threshold_network
+from tests.client.thresholds import run_for, save, threshold_network
+from tests.simulations.tiny import tiny_run, tiny_site
 
 PATIENTS = 7
 
@@ -229,3 +233,31 @@ def test_nobody_to_be_scored_is_an_error_that_says_what_there_is(
     model = threshold_model(tmp_path / "model", monkeypatch)
     with pytest.raises(DataError, match=r"no study of the test patients can be scored: 1 found"):
         evaluate(model, [site], wanted="test", readers=0)
+
+
+@pytest.mark.parametrize("wanted", ["all", "test"])
+def test_where_nothing_is_usable_the_reason_is_said_in_a_sentence(tmp_path: Path, wanted: Any) -> None:
+    """Pictures know no spacing, and without the model's run `data check` calls them usable."""
+    run = tiny_run(preprocessing={"spacing-mm": [1.0, 1.0]})
+    model = save(tmp_path / "model", run, build_model(run))
+    site = make_site(tmp_path / "sites", tiny_site(tmp_path / "pictures", "north", 3))
+    with pytest.raises(
+        DataError, match=r"3 found. 3 left out: unsupported: .* does not know its spacing. Give"
+    ) as told:
+        evaluate(model, [site], wanted=wanted, readers=0)
+    assert "data check" not in str(told.value)
+    assert ("--split all" in str(told.value)) == (wanted == "test")
+
+
+def test_of_many_reasons_the_most_frequent_are_said(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "sites", tiny_site(tmp_path / "pictures", "north", 14))
+    numbers = iter([0, 0, 0, *range(1, 12)])
+
+    def refuse(_reading: Reading) -> str:
+        raise DataError(f"reason {next(numbers)}.", ErrorCode.IMPLAUSIBLE)
+
+    with pytest.raises(DataError) as told:
+        score_site(site, tiny_run(), refuse, str, wanted="all", took_part=False, readers=0)
+    said = str(told.value)
+    assert said.startswith("no study can be scored: 14 found. 3 left out: implausible: reason 0. 1 left out: ")
+    assert said.endswith("reason 7. 4 left out for other reasons.")

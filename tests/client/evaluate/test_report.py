@@ -131,7 +131,8 @@ def test_what_is_left_out_is_told_by_code(site: Site, tmp_path: Path) -> None:
     for file in (tmp_path / "north" / "p9").glob("seg*"):
         file.unlink()
     done = evaluate(site, tmp_path, "--split", "all")
-    assert "1 left out: no-label" in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("1 left out: no-label: ")]
+    assert said.endswith("refers to this series. Add it, or take the series out.")
     assert "1 no-label" in (tmp_path / "out" / "report.html").read_text()
 
 
