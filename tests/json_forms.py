@@ -26,7 +26,14 @@ MAYBE = (int, float, None)
 TEXT = (str, None)
 SCORES = {str: MAYBE}
 FINDINGS = [{"check": str, "result": str, "detail": str}]
-VERDICT = {"name": str, "sha256": digest, "allowed": bool, "refusals": [str], "patients": (int, None)}
+VERDICT = {
+    "name": str,
+    "sha256": digest,
+    "allowed": bool,
+    "refusals": [str],
+    "patients": (int, None),
+    "too-few-held-out": ({str: int}, None),
+}
 AUDIT = [{"severity": str, "log": str, "finding": str}]
 LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str}, None)
 BINS = ({"value": NUMBER, "low": MAYBE, "high": MAYBE, "bins": {"low": NUMBER, "high": NUMBER}}, None)

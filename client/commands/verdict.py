@@ -5,16 +5,16 @@ agent has counted the patients for a proposed run, and `data check --run` counts
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from client.home.declared import as_declared, declared_size, outgrown
 from client.home.folder import SITE_NAME
 from client.home.offer import Offer
 from client.proposals import signers
-from client.rules import approvals, policy
+from client.rules import approvals, exit_gate, policy
 from client.rules.policy import Decision, Purpose, Refused
 from client.site import Site
 from common.config import PolicyConfig, SiteConfig, load
@@ -22,7 +22,9 @@ from common.config.rundocument import RunDocument, from_file
 from common.console.cli import say
 from common.errors import ErrorCode
 from common.identity.operators import Signer
+from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
+from common.wire.messages import Phase
 
 if TYPE_CHECKING:
     from client.data.check.checkup import Checkup
@@ -36,6 +38,8 @@ class Verdict:
     decision: Decision
     patients: int | None  # usable for it; None: not counted, and the rules that need it are left out
     declared: int | None = None  # what a run with privacy is told instead
+    too_few: Mapping[Phase, int] | None = None  # held-out patients of the splits that leave no score; None: not known
+    least: int = 0  # min-held-out
 
     def as_data(self) -> dict[str, object]:
         """For JSON."""
@@ -45,6 +49,7 @@ class Verdict:
             "allowed": self.decision.allowed,
             "refusals": [one.why for one in self.decision.refused],
             "patients": self.patients,
+            "too-few-held-out": None if self.too_few is None else dict(self.too_few),
         }
 
     def show(self) -> None:
@@ -54,6 +59,11 @@ class Verdict:
         say(f"SHA-256 of the run: {self.document.hash}")
         for one in self.decision.refused:
             say(f"- {one.why}")
+        for phase, count in (self.too_few or {}).items():
+            say(
+                f"No {phase} score will leave: {counted(count, 'patient is', 'patients are')} held out for it, fewer "
+                f"than min-held-out {self.least} in policy.toml."
+            )
         if self.patients is not None and self.declared is not None and (why := outgrown(self.declared, self.patients)):
             say(why)
 
@@ -110,7 +120,22 @@ def verdict_after(checkup: "Checkup", site: Site) -> Verdict:
         parts=dict.fromkeys(run.strategy.up, tensor_shapes(run)),
         training=len({study.patient for study in checkup.usable if study.split == "train"}),
     )
-    return verdict_on(checkup.document, site.policy, offer)
+    few = _too_few(checkup, offer.declared_size, site.policy)
+    return replace(verdict_on(checkup.document, site.policy, offer), too_few=few, least=site.policy.min_held_out)
+
+
+def _too_few(checkup: "Checkup", declared: int, rules: PolicyConfig) -> dict[Phase, int]:
+    """The splits of which no score leaves, as too few are held out: of noised scores the declared number counts."""
+    if checkup.run is None or not exit_gate.score_names(checkup.run, rules.metrics, rules.scores):
+        return {}
+    run, noised = checkup.run, checkup.run.privacy is not None and rules.scores == "noised"
+    held_out: dict[Phase, int] = {}
+    for phase in get_args(Phase):
+        if held_out_fraction(run.data, phase):
+            there = len({study.patient for study in checkup.usable if study.split == phase})
+            planned = score_plan(run, declared, phase, rules.run_scores_epsilon).held_out if noised else there
+            held_out[phase] = planned
+    return {phase: count for phase, count in held_out.items() if count < rules.min_held_out}
 
 
 __all__ = ["Verdict", "policy_verdict", "verdict_after", "verdict_on"]

@@ -352,6 +352,25 @@ def test_data_check_for_a_private_run_says_that_more_patients_are_there_than_dec
     assert "has declared" not in call(home, "data", "check", "--run", str(document)).output
 
 
+def test_data_check_for_a_run_says_which_scores_will_not_leave_as_too_few_are_held_out(
+    home: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Of four patients a fifth, at least one; the declared number is five. An approval would come first of all."""
+    succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    document = tmp_path / "run.toml"
+    sentence = "No {} score will leave: 1 patient is held out for it, fewer than min-held-out 10 in policy.toml."
+    for privacy in ("privacy = { target-epsilon = 4.0 }", ""):
+        document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", privacy))
+        shown = succeed(home, "data", "check", "--run", str(document))
+        for phase in ("validation", "test"):
+            assert sentence.format(phase) in shown
+        verdict = json.loads(succeed(home, "data", "check", "--run", str(document), "--json"))["policy"]
+        assert verdict["too-few-held-out"] == {"validation": 1, "test": 1}
+    for rules in ("min-held-out = 1\n", 'scores = "none"\n'):  # enough; none is asked for
+        (home / "policy.toml").write_text(rules)
+        assert "score will leave" not in succeed(home, "data", "check", "--run", str(document))
+
+
 def test_data_check_for_a_run_says_whether_the_policy_lets_it_train(home: Path, pictures: Path, tmp_path: Path) -> None:
     succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
     document = tmp_path / "run.toml"
