@@ -166,14 +166,14 @@ def test_check_prints_what_is_usable_what_is_not_and_why(home: Path, folder: Pat
     result = succeed(home, "check")
     for words in ("missing-slices", "no-label", "empty folder", "neither image nor label", "7 x 32 x 32", "name 1"):
         assert words in result.stdout
-    assert "4 studies, 0 of them unchanged" in result.stderr
+    assert "4 studies, 0 of them known from an earlier check" in result.stderr
     assert str(home / "check" / "report.html") in result.stderr
     for option in ("--paths", "--names"):
         assert option in result.stderr
     assert "DOE" not in result.output.replace(str(folder), "")
     again = succeed(home, "check")
     assert again.stdout == result.stdout
-    assert "4 studies, 4 of them unchanged" in again.stderr
+    assert "4 studies, 4 of them known from an earlier check" in again.stderr
 
 
 def test_paths_and_names_are_printed_when_asked_for_and_stay_out_of_the_report(home: Path, folder: Path) -> None:
@@ -330,7 +330,7 @@ def test_images_can_be_checked_before_there_are_labels(home: Path, pictures: Pat
     assert told["counts"]["without-foreground"] == 0
     assert "3 studies" not in without.stdout
     again = succeed(home, "check", "--without-labels")
-    assert "3 of them unchanged" in again.stderr
+    assert "3 of them known from an earlier check" in again.stderr
     assert "labels were not looked at" in again.stderr
     assert "label not looked at" in (home / "check" / "report.html").read_text()
     assert call(home, "check", "--without-labels", "--run", "x").exit_code == 1
