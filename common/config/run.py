@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.augmentation import AugmentationConfig
-from common.config.crops import Crops, too_large
+from common.config.crops import Crops, too_large, window_too_large
 from common.config.privacy import PrivacyConfig
 from common.document.formats import Since
 from common.document.table import MOST, Count, Document, Fraction, Name, NonNegative, Positive, Table
@@ -251,6 +251,8 @@ class RunConfig(Document):
             else ("privacy.crops-per-patient", self.privacy.crops_per_patient)
         )
         if problem := too_large(key, crops, self.data.channels, self.training.patch_size):
+            raise ValueError(problem)
+        if self.task.of_regions and (problem := window_too_large(self.data.channels, self.training.patch_size)):
             raise ValueError(problem)
         if problem := self.task.refuse(len(self.data.classes)):
             raise ValueError(problem)

@@ -75,3 +75,28 @@ def test_threads_are_as_many_as_a_machine_may_have() -> None:
     assert validate(SiteConfig, {"name": "north", "threads": 4096}).threads == 4096
     with pytest.raises(ConfigError, match="threads"):
         validate(SiteConfig, {"name": "north", "threads": 10**15})
+
+
+@pytest.mark.parametrize(
+    ("patch", "fits"),
+    [
+        ([2048, 2048], True),
+        ([4096, 2048], False),
+        ([8192, 8192], False),
+        ([128, 128, 128], True),
+        ([256, 128, 128], False),
+    ],
+)
+def test_regions_have_windows_that_a_site_can_keep(patch: list[int], fits: bool) -> None:
+    """By hand: 2048 x 2048 doubled along each edge is 16.8 million values, 64 MiB."""
+    regions: dict[str, Any] = {
+        "format": 2,
+        "data": {"modality": "CT", "classes": ["benign", "malignant"]},
+        "task": {"kind": "classification", "of": "region"},
+    }
+    assert run_of(patch, {"batch-size": 1}).training.patch_size == tuple(patch)
+    if fits:
+        assert run_of(patch, {"batch-size": 1}, **regions).task.of_regions
+        return
+    with pytest.raises(ConfigError, match="at most 64 MiB"):
+        run_of(patch, {"batch-size": 1}, **regions)
