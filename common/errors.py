@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     MISSING_SLICES = "missing-slices"
     BURNED_IN = "burned-in"
     DUPLICATE = "duplicate"
+    LABEL_CONFLICT = "label-conflict"
     UID_REPEATED = "uid-repeated"
     IMPLAUSIBLE = "implausible"
     UNSUPPORTED = "unsupported"

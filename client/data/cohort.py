@@ -127,6 +127,7 @@ def read_studies(
         run,
         partial(_read, run),
         digest=lambda prepared: prepared.digest,
+        label_digest=lambda prepared: prepared.label_digest,
         kept=None if cache is None else Cache(cache, site_key, run),
         root=root,
         site_key=site_key,
@@ -203,7 +204,7 @@ def prepared(reading: Reading, run: RunConfig) -> Prepared | DataError:
             return problem
     except DataError as error:
         return error
-    return Prepared(images, labels, reading.digest)
+    return Prepared(images, labels, reading.digest, reading.label_digest)
 
 
 def _constant(run: RunConfig, findings: tuple[int, ...] | None, images: Tensor) -> Tensor:

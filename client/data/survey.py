@@ -91,6 +91,7 @@ def survey(
     read: Callable[[Readers, Sequence[Job]], Iterator[T | DataError]],
     *,
     digest: Callable[[T], str],
+    label_digest: Callable[[T], str] = lambda _: "",
     refusal: Callable[[T], DataError | None] = lambda _: None,
     kept: Kept[T] | None,
     root: Path,
@@ -108,6 +109,7 @@ def survey(
         run: whose classes and modality count; None: labels as found.
         read: what is made of studies that are read from their files, in order.
         digest: of the image of a study.
+        label_digest: of what its label says; "" for all: labels are not compared.
         refusal: why the run cannot take a study that could be read, or was remembered.
         kept: what is remembered; None: every study is read from its files.
         root: folder that relative paths in `site` start from.
@@ -135,7 +137,7 @@ def survey(
         ]
         results, remembered = _results(jobs, partial(read, parsers), kept, progress)
     taken = (result if isinstance(result, DataError) else refusal(result) or result for result in results)
-    results = without_duplicates(list(taken), digest)
+    results = without_duplicates(list(taken), digest, label_digest)
     studies = tuple(
         Surveyed(
             number,

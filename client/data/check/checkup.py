@@ -134,6 +134,7 @@ def check_site(
         run,
         Readers.check,
         digest=lambda checked: checked.facts.digest,
+        label_digest=lambda checked: checked.facts.label_digest,
         refusal=partial(_refusal, run),
         kept=Catalogue(home / CHECK_NAME / "catalogue", site_key),
         root=home,

@@ -71,7 +71,7 @@ def reading(job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]])
         region=region,
         overlap=job.wanted is not None and job.wanted.overlap,
     )
-    return Reading(study, text_of(header["digest"]))
+    return Reading(study, text_of(header["digest"]), text_of(header["label-digest"]))
 
 
 def _highest(wanted: Vocabulary | None, classes: int) -> int:
@@ -101,7 +101,7 @@ def checked(_job: Job, header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
     numbers = [*facts.shape, *(facts.spacing_mm or ()), *facts.intensities, *facts.voxels.values(), facts.channels]
     numbers += [facts.labels, facts.resampled, facts.by_place, facts.lost, facts.holes, facts.missing]
     numbers += [number for row in facts.affine or () for number in row]
-    texts = [facts.modality, facts.digest, *facts.voxels, *(facts.findings or ())]
+    texts = [facts.modality, facts.digest, facts.label_digest, *facts.voxels, *(facts.findings or ())]
     sound = (
         all(type(number) in (int, float) for number in numbers)
         and _is_place(len(facts.shape), facts.spacing_mm, facts.affine)

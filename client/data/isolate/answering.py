@@ -39,10 +39,13 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A study that was read and found plausible. digest: of its image, see `client.data.quality.quality`."""
+    """A study that was read and found plausible. digest: of its image, label_digest: of what its label says, see
+    `client.data.quality.quality`.
+    """
 
     study: Study
     digest: str = field(repr=False)
+    label_digest: str = field(default="", repr=False)
 
 
 def read_study(job: Job) -> Reading:
@@ -53,7 +56,7 @@ def read_study(job: Job) -> Reading:
         ConfigError: the source's label map does not fit.
     """
     study, facts = _judged(job)
-    return Reading(study, facts.digest)
+    return Reading(study, facts.digest, facts.label_digest)
 
 
 def check_study(job: Job, most_bytes: int | None = None) -> quality.Checked:
@@ -126,6 +129,7 @@ def _read(question: Mapping[str, Any], most_bytes: int) -> Answer:
         "labelling": None if study.labelling is None else asdict(study.labelling),
         "findings": study.findings,
         "digest": facts.digest,
+        "label-digest": facts.label_digest,
         "padded": study.padding is not None,
         "within": study.region is not None,
     }

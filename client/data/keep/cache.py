@@ -41,12 +41,14 @@ class Prepared:
     """A study as it is kept.
 
     images: (S, C, *sp) float32; labels: (S, *sp) uint8, or int32 where a label is a sum of classes; digest: of the
-    image before preprocessing, by which the same image in two studies is known.
+    image before preprocessing, by which the same image in two studies is known; label_digest: of its
+    label then.
     """
 
     images: Tensor
     labels: Tensor
     digest: str = ""
+    label_digest: str = ""
 
 
 class Cache:
@@ -92,7 +94,8 @@ class Cache:
         """Keep a study, by best effort. One that was refused is read again."""
         if isinstance(result, Prepared):
             tensors = {"images": result.images.contiguous(), "labels": result.labels.contiguous()}
-            self._vault.keep(entry.path, safetensors.torch.save(tensors, {"digest": result.digest}), entry.stamp)
+            digests = {"digest": result.digest, "label-digest": result.label_digest}
+            self._vault.keep(entry.path, safetensors.torch.save(tensors, digests), entry.stamp)
 
     def keep_only(self, jobs: Iterable[Job]) -> None:
         """Drop what belongs to no study of the site any more, whatever the preprocessing, and settings long unused."""
@@ -140,7 +143,8 @@ def _unpack(payload: bytearray) -> Prepared:
         count = (end - begin) // dtype.itemsize
         return torch.frombuffer(payload, dtype=dtype, count=count, offset=start + begin).view(parts[name]["shape"])
 
-    return Prepared(tensor("images"), tensor("labels"), parts["__metadata__"]["digest"])
+    told = parts["__metadata__"]
+    return Prepared(tensor("images"), tensor("labels"), told["digest"], told["label-digest"])
 
 
 __all__ = ["Cache", "Prepared", "drop"]

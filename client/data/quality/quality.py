@@ -46,7 +46,8 @@ class Facts:
     the image, the same for the same pixels. labels: label files drawn; resampled, by_place: how many of them, and lost:
     see `Labelling`. holes: the largest share of a class's slices that are empty, see `client.data.study.label_checks`.
     affine: rows of `Study.affine`. findings: names of the classes that the image shows as a whole; None: not told.
-    missing: share of the values that are no numbers.
+    missing: share of the values that are no numbers. label_digest: SHA-256 (hex) of what the label says, by the
+    names of its classes; "" without one.
     """
 
     modality: str
@@ -64,6 +65,7 @@ class Facts:
     affine: tuple[tuple[float, ...], ...] | None = None
     findings: tuple[str, ...] | None = None
     missing: float = 0.0
+    label_digest: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -119,6 +121,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
         None if study.affine is None else _rows(study.affine.tolist()),
         None if study.findings is None else tuple(study.classes[number - 1] for number in study.findings),
         missing,
+        _label_digest(study),
     )
     if study.label is not None and not (facts.has_foreground or empty_is_negative):
         raise DataError(
@@ -140,20 +143,31 @@ def no_region() -> DataError:
 
 
 def without_duplicates(
-    results: Sequence[StudyType | DataError], digest: Callable[[StudyType], str]
+    results: Sequence[StudyType | DataError],
+    digest: Callable[[StudyType], str],
+    label_digest: Callable[[StudyType], str] = lambda _: "",
 ) -> list[StudyType | DataError]:
     """Of several studies with the same image the first stays; the others are set aside, without a word of whose it is.
+
+    One with another label is told apart: then a label is wrong, which may be the first one's.
 
     Args:
         results: of all studies, in order; those that are set aside already stay so.
         digest: of a study's image.
+        label_digest: of what its label says.
     """
-    seen: set[str] = set()
+    first: dict[str, tuple[int, str]] = {}  # digest -> number, from 1, and label
     kept: list[StudyType | DataError] = []
-    for result in results:
-        name = "" if isinstance(result, DataError) else digest(result)
-        kept.append(_duplicate() if name in seen else result)
-        seen |= {name} - {""}
+    for number, result in enumerate(results, start=1):
+        if isinstance(result, DataError):
+            kept.append(result)
+            continue
+        label = label_digest(result)
+        earlier, its_label = first.setdefault(digest(result), (number, label))
+        if earlier == number:
+            kept.append(result)
+        else:
+            kept.append(_duplicate() if label == its_label else _conflict(earlier))
     return kept
 
 
@@ -162,6 +176,14 @@ def _duplicate() -> DataError:
         "the image is pixel for pixel that of a study above. Take one of them out: the same image may not be used for "
         "training and for testing, nor count as two patients.",
         ErrorCode.DUPLICATE,
+    )
+
+
+def _conflict(number: int) -> DataError:
+    return DataError(
+        f"the image is pixel for pixel that of study {number}, and its label says another thing: one of the two is "
+        f"wrong. Study {number} is used as it is labelled. Look at both, and take the wrong one out.",
+        ErrorCode.LABEL_CONFLICT,
     )
 
 
@@ -254,6 +276,23 @@ def _voxels(study: Study) -> dict[str, int]:
 def _digest(image: NDArray[np.float32]) -> str:
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def _label_digest(study: Study) -> str:
+    """Of the classes that a label shows, by name, each with the voxels that it marks; or of the findings."""
+    if study.label is None and study.findings is None:
+        return ""
+    digest = hashlib.sha256()
+    if study.findings is not None:
+        names = sorted(study.classes[number - 1] for number in study.findings)
+        digest.update(repr(("findings", names)).encode())
+    if study.label is not None:
+        counts = labelmap.counts(study.label, overlap=study.overlap)
+        shown = sorted((name, n) for n, name in enumerate(study.classes, start=1) if n < len(counts) and counts[n])
+        for name, number in shown:
+            marked = labelmap.marks(study.label, number, overlap=study.overlap)
+            digest.update(repr(("class", name)).encode() + hashlib.sha256(np.packbits(marked).data).digest())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from client.data.cohort import Cohort
 from client.data.deidentify.pseudonym import cohort_id, pseudonym
@@ -314,6 +315,24 @@ def test_number_of_readers_changes_no_bit_and_no_order(tmp_path: Path, readers: 
     assert_same_cohort(apart, plain)
     assert apart.quarantined == plain.quarantined
     assert [study.code for study in apart.quarantined] == [ErrorCode.UNREADABLE, ErrorCode.MISSING_SLICES]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_same_image_with_another_label_is_told_as_that_also_from_the_cache(
+    pictures: Path, tmp_path: Path, cached: bool
+) -> None:
+    (pictures / "images" / "other.png").write_bytes((pictures / "images" / "p3L.png").read_bytes())
+    with Image.open(pictures / "labels" / "p3L.png") as label:
+        mask = np.array(label)
+    mask[:2] = mask.max()
+    Image.fromarray(mask).save(pictures / "labels" / "other.png")
+    cache = tmp_path / "home" / "cache" if cached else None
+    for _ in range(2):
+        cohort = load_cohort(site(source(path=".")), RUN, root=pictures, site_key=KEY, cache=cache)
+        (study,) = cohort.quarantined
+        assert (study.number, study.code) == (5, ErrorCode.LABEL_CONFLICT)
+        assert "pixel for pixel that of study " in study.reason
+        assert len(cohort.cases) == 7
 
 
 @pytest.mark.parametrize("cached", [False, True])

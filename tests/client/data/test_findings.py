@@ -299,3 +299,13 @@ def test_a_cohort_of_regions_leaves_out_who_has_none(tmp_path: Path) -> None:
     assert codes(cohort) == ["label-empty"]
     checkup = check_site(tmp_path / "home", site, KEY, issue(run), readers=0)
     assert [str(study.problem.code) for study in checkup.quarantined if study.problem] == ["label-empty"]
+
+
+@pytest.mark.parametrize(("word", "code"), [("bright", "duplicate"), ("dark", "label-conflict")])
+def test_one_picture_with_two_classes_contradicts_itself(tmp_path: Path, word: str, code: str) -> None:
+    site = a_table(tmp_path, ("a.png", "1", "bright"), ("b.png", "2", "dark"))
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes())
+    site = a_table(tmp_path, ("a.png", "1", "bright"), ("b.png", "2", "dark"), ("c.png", "3", word))
+    assert codes(cohort_of(site)) == [code]
+    checkup = check_site(tmp_path / "home", site, KEY, issue(RUN), readers=0)
+    assert [str(study.problem.code) for study in checkup.quarantined if study.problem] == [code]
