@@ -9,7 +9,8 @@ that was killed and resumed tells the same story as one that was not. Events, ea
                   coordinator refused, where the others refused what they were asked; missing,
                   why-missing {site: away ...}, seconds, bytes-down, bytes-up, model-sha256,
                   capped: sites that weighed less than their count of patients says
-                  (server/federation/strategies/weighing.py)
+                  (server/federation/strategies/weighing.py),
+                  suspicious {site: [what]}: updates that entered and look wrong (server/federation/suspicion.py)
     evaluate      round, phase, site, patients, and the scores of the run's task (common/tasks)
                   scores that a site has noised: also score-noise, class-score-noise (standard deviations, of the
                   headline score and of each class's), scores-epsilon, scores-delta
@@ -45,6 +46,7 @@ SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
 BY_COORDINATOR = "refused-by-coordinator"
 STOPPED = "stopped-early"
+SUSPICIOUS = "suspicious"
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
@@ -295,6 +297,11 @@ def refused_of(event: Event) -> list[str]:
     """Who refused in a round, and whose answer was refused; a journal from before this was told knows no difference."""
     here = event.get(BY_COORDINATOR, [])
     return [refusal(site, code, here=site in here) for site, code in event["refused"].items()]
+
+
+def odd_of(event: Event) -> list[str]:
+    """Updates of a round that entered and look wrong, each with what is odd about it."""
+    return [f"{site}'s update is odd ({', '.join(what)})" for site, what in event.get(SUSPICIOUS, {}).items()]
 
 
 def in_words(why: str) -> str:

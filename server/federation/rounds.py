@@ -39,6 +39,7 @@ from server.federation.events import (
     OVERALL,
     STOPPED,
     SUMMARY_NAME,
+    SUSPICIOUS,
     Journal,
     Observe,
     Summary,
@@ -56,6 +57,7 @@ from server.federation.model import Model, initial_weights, keep, last_checkpoin
 from server.federation.selection import has_seen_enough
 from server.federation.strategies import Aggregation, aggregation_of
 from server.federation.strategies.weighing import capped, tempered
+from server.federation.suspicion import suspicious
 
 _GO_ON = "then run `wardround-server resume` with the run's name: it goes on from there"
 
@@ -253,6 +255,10 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
             f"{others}. {kept}. Mend the cause, {_GO_ON}."
         )
+    part = session.aggregation.model
+    odd = suspicious(updates, session.aggregation.held[part], entered, part)
+    for site, what in odd.items():
+        _log.warning("round %d: the update of %s may enter, and is odd: %s", number, site, ", ".join(what))
     shares = capped(weights)
     if run.privacy is not None:
         shares = tempered(shares, {site: update.distance for site, update in updates.items()})
@@ -271,6 +277,7 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             "bytes-down": sum(map(len, model.request.values())) * answered,
             "bytes-up": bytes_up,
             "model-sha256": new.digests[new.name],
+            SUSPICIOUS: odd,
             "capped": sorted(site for site in shares if shares[site] != weights[site]),
             **{f"{name}-sha256": digest for name, digest in new.digests.items() if name != new.name},
         },

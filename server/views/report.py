@@ -27,6 +27,7 @@ from server.federation.events import (
     Event,
     missing_of,
     not_scored,
+    odd_of,
     read_events,
     refused_of,
     worst_site,
@@ -239,6 +240,7 @@ def _rounds(events: Sequence[Event]) -> list[list[object]]:
             ", ".join(event["sites"]),
             ", ".join(refused_of(event)) or "-",
             ", ".join(missing_of(event)) or "-",
+            ", ".join(odd_of(event)) or "-",
             f"{event['seconds']:.1f}",
             f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}",
         ]

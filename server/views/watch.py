@@ -13,7 +13,7 @@ from common.config import TRAIN_LOSS
 from common.console.cli import live_table, note
 from common.tasks import Task
 from common.text import counted
-from server.federation.events import JOURNAL_NAME, OVERALL, STOPPED, Event, missing_of, read_events, refused_of
+from server.federation.events import JOURNAL_NAME, OVERALL, STOPPED, Event, missing_of, odd_of, read_events, refused_of
 from server.home.folder import Home, typed
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
@@ -66,7 +66,7 @@ def event_line(event: Event, task: Task) -> str:
     """One event of the journal as a line; empty for those a watcher does not need."""
     match event["event"]:
         case "round":
-            left_out = [*refused_of(event), *missing_of(event)]
+            left_out = [*refused_of(event), *missing_of(event), *odd_of(event)]
             remark = f"; {', '.join(left_out)}" if left_out else ""
             return (
                 f"round {event['round']}: {counted(len(event['sites']), 'site')}, {event['seconds']:.1f} s, "
