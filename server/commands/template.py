@@ -43,6 +43,7 @@ classes = ["lesion"]         # in label order; 0 is the background
 
 [task]                       # what is learned of the classes: wardround-sim list tasks
 # kind = TASK
+# multi-label = false        # true: classes may overlap, as a lesion in its organ
 
 [task.loss]                  # what it trains with: wardround-sim list losses; each has keys of its own
 # kind = LOSS

@@ -162,12 +162,12 @@ def without_duplicates(
         if isinstance(result, DataError):
             kept.append(result)
             continue
-        label = label_digest(result)
-        earlier, its_label = first.setdefault(digest(result), (number, label))
+        said = label_digest(result)
+        earlier, said_first = first.setdefault(digest(result), (number, said))
         if earlier == number:
             kept.append(result)
         else:
-            kept.append(_duplicate() if label == its_label else _conflict(earlier))
+            kept.append(_duplicate() if said == said_first else _conflict(earlier))
     return kept
 
 

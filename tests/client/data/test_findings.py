@@ -204,6 +204,7 @@ def test_findings_that_make_no_sense_are_a_child_that_crashed(found: Any) -> Non
         "padded": False,
         "within": False,
         "digest": "",
+        "label-digest": "",
     }
     image = np.zeros((1, 8, 8), np.float32)
     with pytest.raises((ValueError, TypeError)):

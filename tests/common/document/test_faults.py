@@ -31,7 +31,7 @@ def refused(model: type[Table], text: str) -> str:
         ("rounds = 3\n" + RUN, "unknown key 'rounds'. 'rounds' stands in [federation]"),
         (RUN + "seed = 3\n", "'seed' stands at the top of the file"),
         (RUN + "[augmentation]\nflips = false\n", "'augmentation' stands in [training]"),
-        ("learning-rate = 1.0\n" + RUN, "stands in [training] and in [privacy.adaptive-clipping]"),
+        ("learning-rate = 1.0\n" + RUN, "stands in [training] and in [strategy] and in [privacy.adaptive-clipping]"),
         ("learning-rat = 1.0\n" + RUN, "Did you mean 'learning-rate' in [training]?"),
         # What people look for in vain.
         (
