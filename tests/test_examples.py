@@ -18,6 +18,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from client.home.folder import STRATEGIES_NAME
+from client.site import open_site
+from common.config.rundocument import from_toml
+from server.federation.rounds import federate
+from simulations.backends.in_process import InProcessGrid
 from tests import ROOT
 from tests.simulations.tiny import tiny_site
 from tests.system import play
@@ -377,18 +382,20 @@ def test_an_added_strategy_trains_deployed_and_is_refused_there_under_privacy(
     folder = tmp_path / "stage"
     folder.mkdir()
     with playing(folder) as stage:
-        (folder / "plain.toml").write_text(DEPLOYED.replace("NAME", "plain"))
-        stage.server("run", "plain.toml")
-        digest = row(stage, "plain")["hash"]
-        for site in SITES:
-            eventually((folder / site / "proposals" / digest / "offer.json").exists, f"{site} has looked at the run")
-            stage.client(site, "approve", "plain", "--yes")
-        eventually(lambda: row(stage, "plain")["state"] not in ("proposed", "running"), "the end of the run")
-        assert row(stage, "plain")["state"] == "completed"
-        out = next((stage.coordinator / "runs").glob("plain-*"))
-        rounds = [event for event in events(out) if event["event"] == "round"]
+        rounds = deployed(stage, "plain", DEPLOYED)
         assert [one["sites"] for one in rounds] == [sorted(SITES)] * 2
         assert rounds[0]["momentum-sha256"] != rounds[1]["momentum-sha256"]
+        # What a site keeps for the next round is written by a worker in its sandbox: to the bit as in a simulation.
+        remembering = DEPLOYED.replace('"mimelite"', '"scaffold"').replace("rounds = 2", "rounds = 3")
+        rounds = deployed(stage, "remembering", remembering)
+        assert [one["sites"] for one in rounds] == [sorted(SITES)] * 3
+        assert not list(folder.glob(f"*/{STRATEGIES_NAME}/*"))
+        document = from_toml(remembering.replace("NAME", "remembering"))
+        federate(
+            InProcessGrid([open_site(folder / site) for site in SITES], document), document, tmp_path / "simulated"
+        )
+        simulated = [event for event in events(tmp_path / "simulated") if event["event"] == "round"]
+        assert [one["model-sha256"] for one in rounds] == [one["model-sha256"] for one in simulated]
         private = DEPLOYED.replace("NAME", "private") + "privacy = { target-epsilon = 8.0 }\n"
         (folder / "private.toml").write_text(private)
         for site in SITES:
@@ -406,6 +413,20 @@ def test_an_added_strategy_trains_deployed_and_is_refused_there_under_privacy(
         assert set(row(stage, "private")["denied"]) <= set(SITES)
         assert row(stage, "private")["denied"]
         assert not list((stage.coordinator / "runs").glob("private-*/checkpoint"))
+
+
+def deployed(stage: Play, name: str, text: str) -> list[dict[str, Any]]:
+    """Run it to its end with everybody's yes; its rounds."""
+    (stage.folder / f"{name}.toml").write_text(text.replace("NAME", name))
+    stage.server("run", f"{name}.toml")
+    digest = row(stage, name)["hash"]
+    for site in SITES:
+        eventually((stage.folder / site / "proposals" / digest / "offer.json").exists, f"{site} has looked at the run")
+        stage.client(site, "approve", name, "--yes")
+    eventually(lambda: row(stage, name)["state"] not in ("proposed", "running"), "the end of the run")
+    assert row(stage, name)["state"] == "completed"
+    out = next((stage.coordinator / "runs").glob(f"{name}-*"))
+    return [event for event in events(out) if event["event"] == "round"]
 
 
 def row(stage: Play, name: str) -> dict[str, Any]:

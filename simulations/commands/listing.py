@@ -106,9 +106,10 @@ def _named(column: str, members: Mapping[str, object]) -> Rows:
 
 
 def _about(member: object) -> str:
-    """The first line of what its file says."""
+    """The first line of what its file says; its own, where several share a file."""
     module = inspect.getmodule(member if callable(member) else type(member))
-    return (inspect.getdoc(module) or "").partition("\n")[0]
+    shared = sum(getattr(one, "__module__", None) == member.__module__ for one in STRATEGY_CHOICE.members) > 1
+    return (inspect.getdoc(member if shared else module) or "").partition("\n")[0]
 
 
 _TABLES: Mapping[str, Callable[[], Rows]] = {
