@@ -19,7 +19,7 @@ from client.rules import evaluations, exit_gate, policy
 from client.rules.policy import Purpose
 from client.site import Site
 from client.train import training
-from client.train.memory import recall, retain
+from client.train.memory import discard, recall, retain
 from client.train.strategies import Kept, local_of
 from common.audit.entries import bucketed
 from common.config import RunConfig
@@ -84,6 +84,8 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         case EvaluateRequest():
             reply = _evaluate(request, document, site, cohort, model.to(device), cost=cost)
             evaluations.keep(site, request, reply)
+            if request.phase == "test":  # which ends a run
+                discard(site, document.hash)
             return reply
 
 

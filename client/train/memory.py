@@ -3,8 +3,9 @@
     home/state/strategies/<run hash>/<round>.sealed
 
 A round's file is written whole before its update leaves, and that of the round before stays: a round that is trained
-again, after a crash, begins with the same. After the run's last round nothing is left. A file that does not open is
-told, and not believed: the site goes on as one that takes part for the first time.
+again, after a crash, begins with the same. After the run's last round, or its test where it stopped early, nothing is
+left; of a run that ends in another way the files stay, and may be deleted. A file that does not open is told, and not
+believed: the site goes on as one that takes part for the first time.
 """
 
 import logging
@@ -49,16 +50,20 @@ def recall(site: Site, run_hash: str, round_: int) -> Kept | None:
 
 def retain(site: Site, run: RunConfig, run_hash: str, kept: Kept) -> None:
     """Keep what a round leaves, and let go what only earlier ones needed."""
-    folder = _folder(site, run_hash)
     if kept.round >= run.federation.rounds:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(site, run_hash)
         return
     flat = {f"{part}{_BETWEEN}{name}": one for part, state in kept.states.items() for name, one in state.items()}
     sealed = RecordBox(site.key, _PURPOSE).seal(pack(flat), _context(run_hash, kept.round))
     write_private(_path(site, run_hash, kept.round), sealed)
-    for number in _rounds(folder):
+    for number in _rounds(_folder(site, run_hash)):
         if number < kept.round - 1:
             _path(site, run_hash, number).unlink(missing_ok=True)
+
+
+def discard(site: Site, run_hash: str) -> None:
+    """Let go all of a run that is over."""
+    shutil.rmtree(_folder(site, run_hash), ignore_errors=True)
 
 
 def _folder(site: Site, run_hash: str) -> Path:
@@ -77,4 +82,4 @@ def _context(run_hash: str, round_: int) -> bytes:
     return f"{run_hash} {round_}".encode()
 
 
-__all__ = ["recall", "retain"]
+__all__ = ["discard", "recall", "retain"]

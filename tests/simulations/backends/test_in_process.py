@@ -83,6 +83,19 @@ def test_a_cut_run_whose_sites_remember_makes_the_same_model(sites: list[Site], 
     assert not any(path.exists() for path in kept)
 
 
+def test_a_run_that_stops_early_leaves_nothing_at_its_sites(sites: list[Site], tmp_path: Path) -> None:
+    """A rate of which nothing is learned: no round is better than the first."""
+    run = tiny_run_of_format(
+        2,
+        strategy={"kind": "feddyn"},
+        training={"optimizer": "sgd", "learning-rate": 1e-12},
+        federation={"rounds": 9, "patience": 1},
+    )
+    summary = federate(InProcessGrid(sites, issue(run)), issue(run), tmp_path / "out")
+    assert summary.rounds < 9
+    assert not [path for site in sites for path in (site.home / STRATEGIES_NAME).rglob("*.sealed")]
+
+
 @pytest.mark.parametrize("averaging", [0.0, 0.5])
 def test_strategy_may_name_the_part_that_holds_the_model_otherwise(
     sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, averaging: float
