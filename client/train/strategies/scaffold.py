@@ -3,7 +3,7 @@
 With c_i the mean gradient of the site's last round (option II of the paper), c the mean of all, y_i what it sent, x
 what it was sent and S the sum of its rates, c_i' = c_i - c + (x - y_i) / S, and c' = (x - x') / S: so the correction
 d = c - c_i follows from what the site knows, d' = d + (y_i - x') / S. With momentum S is what a gradient of 1 in every
-step moves.
+step moves. Where the site missed rounds, what it receives now stands for the model that came of its last update.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _SENT, _CORRECTION = "sent", "correction"
 
 
 class LocalScaffold(Local[Scaffold]):
-    """Adds the correction to every gradient: zero in the first round, and as before where the site missed one."""
+    """Adds the correction to every gradient: zero in the site's first round."""
 
     _correction: Mapping[str, Tensor] = {}
 
@@ -29,9 +29,6 @@ class LocalScaffold(Local[Scaffold]):
         received = {name: one.detach() for name, one in self.model.named_parameters()}
         if kept is None:
             self._correction = {name: torch.zeros_like(one) for name, one in received.items()}
-            return
-        if kept.round != round_ - 1:
-            self._correction = {name: kept.states[_CORRECTION][name].to(one.device) for name, one in received.items()}
             return
         training = run.training
         rates = rates_of_round(run, kept.round)
