@@ -25,7 +25,7 @@ class LocalScaffold(Local[Scaffold]):
     _correction: Mapping[str, Tensor] = {}
 
     def remember(self, run: RunConfig, round_: int, kept: Kept | None) -> None:
-        """See the module; rates are those of the round before."""
+        """See the module; the rates are those of the last round here."""
         received = {name: one.detach() for name, one in self.model.named_parameters()}
         if kept is None:
             self._correction = {name: torch.zeros_like(one) for name, one in received.items()}
