@@ -2,14 +2,17 @@
 
     unchanged   the model that was sent, bit for bit: the site did not train
     repeated    the same bytes as another site's: one hospital under two names, or one that copies
-    opposite    it moves against the mean of the others (cosine below -0.5, at least three updates): labels that are the
-                wrong way round, or an attack. Moves of honest sites that share nothing are at a right angle in
-                thousands of dimensions; so is noise, and a private run is hardly ever told this
+    opposite    it moves against the mean direction of the others (cosine below -0.5, at least three updates): labels
+                that are the wrong way round, or an attack. Moves of honest sites that share nothing are at a right
+                angle in thousands of dimensions; so is noise, and a private run is hardly ever told this
+
+Directions count alike, however long the moves are: who moves far would else be the mean of the others for each honest
+site, and these the ones that are told. Where half of the sites or more lie so, there is no direction to be against, and
+none is told: where unlike sites have settled, their moves add up to nothing, and each is opposite to the rest.
 
 Pure functions of a round's updates and the model that was sent.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +24,7 @@ UNCHANGED, OPPOSITE = "unchanged", "opposite"
 _REPEATED = "the same as {}"
 _AGAINST = -0.5
 _FEWEST_FOR_A_DIRECTION = 3
+_NO_DIRECTION = 1e-6  # directions that cancel out, but for rounding
 
 
 def suspicious(
@@ -49,20 +53,27 @@ def _of_one(site: str, update: Update, digests: Mapping[str, str]) -> list[str]:
 
 
 def _against(updates: Mapping[str, Update], sent: Mapping[str, Tensor], part: str) -> list[str]:
-    """Sites whose move lies opposite to the mean move of all others; tensor by tensor, as a model may be large."""
+    """Sites whose move lies opposite to the mean direction of all others; see the module."""
     sites = sorted(site for site, update in updates.items() if update.distance > 0)
     if len(sites) < _FEWEST_FOR_A_DIRECTION:
         return []
-    along, own, others = (dict.fromkeys(sites, 0.0) for _ in range(3))
-    for name, start in sent.items():
-        moves = {site: updates[site].parts[part][name].double() - start.double() for site in sites}
-        total = torch.stack(list(moves.values())).sum(0)
-        for site, move in moves.items():
-            rest = total - move
-            along[site] += float((move * rest).sum())
-            own[site] += float(move.square().sum())
-            others[site] += float(rest.square().sum())
-    return [site for site in sites if along[site] < _AGAINST * math.sqrt(own[site] * others[site])]
+    lengths = torch.tensor([updates[site].distance for site in sites], dtype=torch.float64)
+    cosines = torch.zeros(len(sites), len(sites), dtype=torch.float64)
+    for name, start in sent.items():  # tensor by tensor, as a model may be large
+        moves = torch.stack([(updates[site].parts[part][name].double() - start.double()).flatten() for site in sites])
+        directions = moves / lengths[:, None]
+        cosines += directions @ directions.T
+    with_all = cosines.sum(1)
+    along = with_all - cosines.diagonal()  # a direction, times the sum of the others'
+    others = (cosines.sum() - 2 * with_all + cosines.diagonal()).clamp(min=0).sqrt()  # how long that sum is
+    found = [
+        site for site, one, rest in zip(sites, along.tolist(), others.tolist(), strict=True) if _lies_against(one, rest)
+    ]
+    return found if 2 * len(found) < len(sites) else []
+
+
+def _lies_against(along: float, others: float) -> bool:
+    return others > _NO_DIRECTION and along < _AGAINST * others
 
 
 __all__ = ["OPPOSITE", "UNCHANGED", "suspicious"]

@@ -1,6 +1,7 @@
 """Legal updates that look wrong are told by name, and none that honest sites make."""
 
 import html
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,32 @@ def test_who_moves_against_all_others_is_told(tmp_path: Path, strength: float, t
     sites = {name: shared(2.0, seed) for seed, name in enumerate("abcd")}
     found = odd(tmp_path, {**sites, "x": shared(strength, 9)})
     assert [list(one) for one in found] == ([["x"], ["x"]] if told else [[], []])
+
+
+@pytest.mark.parametrize("strength", [-2.0, -4.5])
+def test_who_moves_far_makes_none_of_the_honest_look_opposite(tmp_path: Path, strength: float) -> None:
+    """Moves c + n and s c + n: for an honest site, the plain sum of the others' is (1 + s) c, against it."""
+    sites = {name: shared(8.0, seed) for seed, name in enumerate("ab")}
+    assert [list(one) for one in odd(tmp_path, {**sites, "x": shared(8 * strength, 9)})] == [["x"], ["x"]]
+
+
+def test_sites_that_have_settled_are_not_told(tmp_path: Path) -> None:
+    """Unlike sites at the fixed point of the mean: moves that add up to nothing, each minus the rest."""
+
+    def turned(degrees: float) -> FakeSite:
+        def change(request: TrainRequest) -> bytes:
+            one, other = torch.Generator().manual_seed(98), torch.Generator().manual_seed(99)
+            x, y = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+            def moved(start: Tensor) -> Tensor:
+                first, second = torch.randn(start.shape, generator=one), torch.randn(start.shape, generator=other)
+                return start + x * first + y * second
+
+            return pack({name: moved(start) for name, start in unpack(request.parts["weights"]).items()})
+
+        return trains(change)
+
+    assert odd(tmp_path, {name: turned(120 * place) for place, name in enumerate("abc")}) == [{}, {}]
 
 
 def test_it_enters_and_is_told_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
