@@ -69,8 +69,11 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
     model = _model(request, run)
     if isinstance(request, TrainRequest):
         evaluations.begin_training(site, run, request)
-    elif (kept := evaluations.begin_scoring(site, run, request)) is not None:
-        return kept
+    else:
+        if request.round >= run.federation.rounds:  # its model is there: no round will be trained again
+            discard(site, document.hash)
+        if (kept := evaluations.begin_scoring(site, run, request)) is not None:
+            return kept
     found = site.cohort(run, keep=False)
     cost = _score_plan(request, run, site, found)
     offer, held_out = offer_of(found, run, model), _held_out(request, found, cost)
@@ -84,7 +87,7 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         case EvaluateRequest():
             reply = _evaluate(request, document, site, cohort, model.to(device), cost=cost)
             evaluations.keep(site, request, reply)
-            if request.phase == "test":  # which ends a run
+            if request.phase == "test":  # which ends a run that stopped early
                 discard(site, document.hash)
             return reply
 

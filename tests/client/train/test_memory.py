@@ -1,4 +1,4 @@
-"""What a strategy keeps at a site: sealed, the same for a round that is trained again, and gone after the last."""
+"""What a strategy keeps at a site: sealed, the same for a round that is trained again, and gone after the run."""
 
 import dataclasses
 from pathlib import Path
@@ -8,11 +8,18 @@ import torch
 
 from client.home.folder import STRATEGIES_NAME
 from client.site import Site
+from client.train.answer import answer
 from client.train.memory import recall, retain
 from client.train.strategies import Kept
 from common.config import RunConfig, SiteConfig
+from common.config.rundocument import issue
+from common.errors import PolicyError
+from common.learning.checkpoint import pack
+from common.learning.network import build_model, weights_of
+from common.wire.messages import EvaluateRequest, Phase
 from simulations.scenarios.scenario import make_site
 from tests.client.train.test_strategies import a_run
+from tests.simulations.tiny import tiny_run_of_format, tiny_site
 
 HASH, RUN = "ab" * 32, a_run("scaffold")  # of two rounds
 
@@ -61,10 +68,36 @@ def test_a_round_that_is_trained_again_finds_what_it_found_before(site: Site) ->
     assert later.round == 3
 
 
-def test_after_the_last_round_nothing_is_left(site: Site) -> None:
+@pytest.mark.parametrize("number", [7, 9])
+def test_a_round_after_rounds_without_this_site_may_be_trained_again_too(site: Site, number: int) -> None:
+    """The last of nine among them."""
+    run = long_run(9)
+    for one in (3, number, number):
+        retain(site, run, HASH, kept(one))
+        found = recall(site, HASH, number)
+        assert found is not None
+        assert found.round == 3
+
+
+def test_the_last_round_leaves_nothing_of_its_own(site: Site) -> None:
     retain(site, RUN, HASH, kept(1))
     retain(site, RUN, HASH, kept(2))
-    assert files(site) == []
+    assert files(site) == [f"{HASH}/1.sealed"]
+
+
+@pytest.mark.parametrize("phase", ["validation", "test"])
+def test_nothing_is_left_once_the_last_model_is_to_be_scored(tmp_path: Path, phase: Phase) -> None:
+    """Also where no scores leave."""
+    run = tiny_run_of_format(2, strategy={"kind": "feddyn"})
+    site = make_site(tmp_path, tiny_site(tmp_path / "data", "north"))
+    silent = dataclasses.replace(site, policy=site.policy.model_copy(update={"scores": "none"}))
+    document = issue(run)
+    retain(site, run, document.hash, kept(1))
+    for number in (1, 2):
+        asked = EvaluateRequest(document.hash, number, phase, {"weights": pack(weights_of(build_model(run)))})
+        with pytest.raises(PolicyError, match="no scores"):
+            answer(asked, document, silent, "one")
+        assert files(site) == ([f"{document.hash}/1.sealed"] if number == 1 else [])
 
 
 def test_only_the_site_reads_it_and_only_in_its_place(site: Site, caplog: pytest.LogCaptureFixture) -> None:
