@@ -19,8 +19,8 @@ class MultiKrum(Strategy):
 
     @property
     def fewest(self) -> int:
-        """What its proof asks for; and as many as are to be selected."""
-        return max(2 * self.hostile + 3, self.selected or 0)
+        """What its proof asks for; and as many that the hostile ones need not be among those selected."""
+        return max(2 * self.hostile + 3, (self.selected or 0) + self.hostile)
 
 
 __all__ = ["MultiKrum"]

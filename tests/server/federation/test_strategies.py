@@ -247,7 +247,9 @@ def test_what_may_enter_and_helps_nobody_leaves_the_model_finite(kind: str, tmp_
         ("fedmedian", {}, 3),
         ("trimmed-mean", {"trim": 3}, 7),
         ("multi-krum", {}, 5),
-        ("multi-krum", {"selected": 6}, 6),
+        ("multi-krum", {"selected": 6}, 7),  # of six one may be hostile, and would always be selected
+        ("multi-krum", {"selected": 6, "hostile": 0}, 6),
+        ("multi-krum", {"selected": 2, "hostile": 2}, 7),
         ("bulyan", {"hostile": 2}, 11),
     ],
 )
