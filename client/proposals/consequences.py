@@ -48,6 +48,7 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
         ("told to others", _declared(run, offer, site)),
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
+        ("updates become a model by", _strategy(run)),
         ("leaves each round", _weights(run, offer)),
         ("scalars that leave", ", ".join(_scalars(run, site))),
         ("scores", _scores(run, offer, site)),
@@ -108,6 +109,19 @@ def _how_often(run: RunConfig) -> str:
         f"{run.federation.round_timeout_s:g} s; scores "
         f"{'each round' if run.evaluate_every == 1 else f'every {run.evaluate_every} rounds'}"
     )
+
+
+def _strategy(run: RunConfig) -> str:
+    strategy, said = run.strategy, run.strategy.kind
+    if strategy.STEERS:
+        said += f", which changes our steps{' after the noise' if run.privacy else ''}"
+    if strategy.REMEMBERS:
+        reveals = "noised as that is" if run.privacy else "NOT noised: like that it may reveal single patients"
+        said += (
+            "; it KEEPS here, sealed, what the next round goes on from, made of what we received and sent, "
+            f"{reveals}. It is removed when the last model is to be scored, and stays where the run ends otherwise"
+        )
+    return said
 
 
 def _weights(run: RunConfig, offer: Offer | None) -> str:

@@ -73,6 +73,34 @@ def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> N
     assert rows["how often"].startswith("6 rounds of 10 steps")
 
 
+@pytest.mark.parametrize(
+    ("kind", "privacy", "told", "not_told"),
+    [
+        ("fedavg", True, ["fedavg"], ["steps", "KEEPS"]),
+        ("multi-krum", False, ["multi-krum"], ["steps", "KEEPS"]),
+        ("fedprox", True, ["changes our steps after the noise"], ["KEEPS"]),
+        ("feddyn", True, ["changes our steps after the noise", "KEEPS here", "noised as that is"], ["reveal"]),
+        (
+            "scaffold",
+            False,
+            ["changes our steps;", "KEEPS here", "NOT noised", "may reveal single patients"],
+            ["after"],
+        ),
+    ],
+)
+def test_what_the_strategy_does_and_keeps_here_is_told(
+    site: Site, kind: str, privacy: bool, told: list[str], not_told: list[str]
+) -> None:
+    changes: dict[str, object] = {"format": 2, "strategy": {"kind": kind}, "federation": {"rounds": 6, "quorum": 5}}
+    changes["training"] = {"patch-size": [32, 32], "optimizer": "sgd"}
+    said = shown(site, proposed(site, a_run(**changes, **({} if privacy else {"privacy": None}))))[
+        "updates become a model by"
+    ]
+    assert said.startswith(kind)
+    assert all(one in said for one in told)
+    assert not any(one in said for one in not_told)
+
+
 def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
     private = shown(site, proposed(site, a_run()))["scalars that leave"].split(", ")
     assert {"dice", "dice-lesion", "dice-organ", "epsilon", "steps"} <= set(private)
