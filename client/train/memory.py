@@ -3,10 +3,10 @@
     home/state/strategies/<run hash>/<round>.sealed
 
 A round's file is written whole before its update leaves, and that which the round began with stays: a round that is
-trained again, after a crash, begins with the same, the last one too. Once scores of the last round's model are asked
-for, or the test is made where a run stopped early, nothing is left (`client.train.answer`); of a run that ends in
-another way the files stay, and may be deleted. A file that does not open is told, and not believed: the site goes on as
-one that takes part for the first time.
+trained again, after a crash, begins with the same, the last one too. Files of later rounds go: they are of an earlier
+start of the run. Once scores of the last round's model are asked for, or the test is made where a run stopped early,
+nothing is left (`client.train.answer`); of a run that ends in another way the files stay, and may be deleted. A file
+that does not open is told, and not believed: the site goes on as one that takes part for the first time.
 """
 
 import logging
@@ -55,9 +55,11 @@ def retain(site: Site, run: RunConfig, run_hash: str, kept: Kept) -> None:
         flat = {f"{part}{_BETWEEN}{name}": one for part, state in kept.states.items() for name, one in state.items()}
         sealed = RecordBox(site.key, _PURPOSE).seal(pack(flat), _context(run_hash, kept.round))
         write_private(_path(site, run_hash, kept.round), sealed)
-    before = sorted(number for number in _rounds(_folder(site, run_hash)) if number < kept.round)
-    for number in before[:-1]:
-        _path(site, run_hash, number).unlink(missing_ok=True)
+    others = [number for number in _rounds(_folder(site, run_hash)) if number != kept.round]
+    newest = max((number for number in others if number < kept.round), default=None)
+    for number in others:
+        if number != newest:
+            _path(site, run_hash, number).unlink(missing_ok=True)
 
 
 def discard(site: Site, run_hash: str) -> None:

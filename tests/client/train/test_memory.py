@@ -79,6 +79,17 @@ def test_a_round_after_rounds_without_this_site_may_be_trained_again_too(site: S
         assert found.round == 3
 
 
+def test_a_run_that_is_begun_anew_goes_on_from_nothing_that_an_earlier_start_left(site: Site) -> None:
+    """As a policy with free evaluations allows."""
+    run = long_run()
+    for number in (1, 2, 3, 1):
+        retain(site, run, HASH, kept(number))
+    assert files(site) == [f"{HASH}/1.sealed"]
+    later = recall(site, HASH, 3)  # it missed round 2 this time
+    assert later is not None
+    assert later.round == 1
+
+
 def test_the_last_round_leaves_nothing_of_its_own(site: Site) -> None:
     retain(site, RUN, HASH, kept(1))
     retain(site, RUN, HASH, kept(2))
