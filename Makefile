@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench fuzz privacy setup lock clean
+.PHONY: demo test check bench sites soak fuzz faults privacy setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -16,8 +16,17 @@ check:  ## the quick checks: format, lint, types, imports
 bench:  ## what a deployed round and an idle deployment cost
 	@$(BOOTSTRAP) bench
 
+sites:  ## what 10, 25, 100 and 200 sites cost their coordinator; COUNT=50 for another number
+	@$(BOOTSTRAP) sites $(if $(COUNT),--count $(COUNT))
+
+soak:  ## 500 small rounds: do memory, descriptors and disk stay as they are; COUNT=100 for fewer
+	@$(BOOTSTRAP) soak $(if $(COUNT),--count $(COUNT))
+
 fuzz:  ## 100,000 mutated images against the readers; COUNT=1000 for fewer
 	@$(BOOTSTRAP) fuzz $(if $(COUNT),--count $(COUNT))
+
+faults:  ## 60 faults in a federation of real processes; COUNT=200, SEED=2, ONLY="kill" for others
+	@$(BOOTSTRAP) faults $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 privacy:  ## the long proofs: epsilon on 117 histories against PLD, 200 kills of a private round
 	@$(BOOTSTRAP) privacy

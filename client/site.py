@@ -58,12 +58,7 @@ class Site:
         """
         from client.data.cohort import deal, read_studies  # noqa: PLC0415 - torch, see above
 
-        # Regions are cut to the run's patch.
-        cut = run.training.patch_size if run.task.of_regions else None
-        asked = (
-            f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split},"
-            f"{run.task.label},{run.task.overlaps},{cut}"
-        )
+        asked = asked_of(run)
         if asked not in self._studies:
             # One at a time: a second run's studies take the place of the first, memory holds one.
             self.let_go()
@@ -90,6 +85,16 @@ class Site:
             self._cohorts[asked] = cohort
         return cohort
 
+    def has_read(self, run: RunConfig) -> bool:
+        """Whether the studies that a run asks for are in memory."""
+        return asked_of(run) in self._studies
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the images and labels in memory."""
+        prepared = (one for studies in self._studies.values() for _, one in studies.usable)
+        return sum(one.images.nbytes + one.labels.nbytes for one in prepared)
+
     def let_go(self) -> None:
         """Forget what was read: the next cohort is read anew, from the cache or the files."""
         self._studies.clear()
@@ -101,6 +106,16 @@ class Site:
         from common.privacy.ledger import Ledger  # noqa: PLC0415 - its accountant is heavy
 
         return Ledger(self.home / LEDGER_NAME, self.key)
+
+
+def asked_of(run: RunConfig) -> str:
+    """What a run asks of a site's data, as text: of two runs with the same one cohort is read."""
+    # Regions are cut to the run's patch.
+    cut = run.training.patch_size if run.task.of_regions else None
+    return (
+        f"{canonical(run.data)}{canonical(run.preprocessing)}{run.model.dims},{run.seed},{run.split},"
+        f"{run.task.label},{run.task.overlaps},{cut}"
+    )
 
 
 def open_site(home: Path) -> Site:
@@ -160,4 +175,4 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-__all__ = ["Site", "changed", "current_site", "open_site"]
+__all__ = ["Site", "asked_of", "changed", "current_site", "open_site"]

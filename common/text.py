@@ -10,6 +10,7 @@ two texts may be shown alike, and none is read back. JSON is data, and keeps its
 import datetime
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -46,6 +47,11 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
+def as_name(text: str) -> str:
+    """Words of others as a name (NAME_PATTERN, but for its length); empty where nothing of them fits."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def as_json(value: object) -> str:
     """JSON in printable ASCII; the text in it is exact.
 
@@ -74,4 +80,4 @@ def _plain(value: object) -> object:
     return value
 
 
-__all__ = ["NAME_PATTERN", "as_json", "counted", "shown"]
+__all__ = ["NAME_PATTERN", "as_json", "as_name", "counted", "shown"]

@@ -110,10 +110,33 @@ def bench(_: argparse.Namespace) -> int:
     return _run_all([("bench", ["-m", "deploy.bench"])])
 
 
+def sites(options: argparse.Namespace) -> int:
+    """What many sites cost their coordinator."""
+    setup()
+    counts = [options.count] if options.count else [10, 25, 100, 200]
+    command = ["-m", "simulations.commands.main", "bench", "sites", "--sites"]
+    return _run_all([(f"{count} sites", [*command, str(count)]) for count in counts])
+
+
+def soak(options: argparse.Namespace) -> int:
+    """Hundreds of small rounds: do memory, descriptors and disk stay as they are?"""
+    setup()
+    command = ["-m", "simulations.commands.main", "bench", "sites", "--sites", "8", "--small", "--rounds"]
+    return _run_all([("soak", [*command, str(options.count)])])
+
+
 def fuzz(options: argparse.Namespace) -> int:
     """Throw mutated images at the readers."""
     setup()
     return _run_all([("fuzz", ["-m", "deploy.fuzz", "--count", str(options.count)])])
+
+
+def faults(options: argparse.Namespace) -> int:
+    """Break a federation of real processes again and again, and see how its runs end."""
+    setup()
+    only = ["--only", *options.only] if options.only else []
+    arguments = ["--faults", str(options.count), "--seed", str(options.seed), *only]
+    return _run_all([("faults", ["-m", "tests.faults", *arguments])])
 
 
 def privacy(_: argparse.Namespace) -> int:
@@ -151,13 +174,21 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python deploy/bootstrap.py demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, check, bench, fuzz, privacy, lock, clean):
+    for command in (setup, demo, test, check, bench, sites, soak, fuzz, faults, privacy, lock, clean):
         subparser = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
         subparser.set_defaults(command=command)
         if command is demo:
             subparser.add_argument("--data", metavar="PATH", help="folder of real images (vessels) instead of phantoms")
+        if command is sites:
+            subparser.add_argument("--count", type=int, help="sites (default: 10, 25, 100 and 200)")
+        if command is soak:
+            subparser.add_argument("--count", type=int, default=500, help="rounds (default: %(default)s)")
         if command is fuzz:
             subparser.add_argument("--count", type=int, default=100_000, help="mutations (default: %(default)s)")
+        if command is faults:
+            subparser.add_argument("--count", type=int, default=60, help="faults (default: %(default)s)")
+            subparser.add_argument("--seed", type=int, default=1, help="of kinds and moments (default: %(default)s)")
+            subparser.add_argument("--only", nargs="+", metavar="KIND", help="kinds that begin with one of these words")
         if command is test:
             subparser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --")
     return parser

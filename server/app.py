@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.config.rundocument import from_text
 from common.console.logs import log_to
 from common.errors import ConfigError, FederationError
-from common.system.wakeup import strategy_wake
+from common.system.wakeup import gateway_hint, strategy_wake
 from common.text import counted
 from server.federation.events import SUMMARY_NAME, summary_as_dict
 from server.federation.liveness import alive
@@ -51,12 +51,12 @@ def main(grid: Grid, context: Context) -> None:
     out = home.run_folder(run) if home else WITHOUT_HOME / folder_name(run)
     members = HomeMembers(home, run.hash) if home else None
     notes = RoundNotes(home, run.hash) if home else None
-    wake = strategy_wake(home.path if home else None)
+    wake, hint = strategy_wake(home.path if home else None), gateway_hint(home.path if home else None)
     sealer = home.sealer_of(run.hash) if home else None
     here = alive(out, context.run_id) if home else nullcontext()
     try:
         with here:
-            summary = federate(grid, run, out, members=members, wake=wake, note_round=notes, sealer=sealer)
+            summary = federate(grid, run, out, members=members, wake=wake, hint=hint, note_round=notes, sealer=sealer)
     except FederationError as error:
         _log.error("run %s failed: %s", run.name, error)
         raise

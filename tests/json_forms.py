@@ -37,7 +37,13 @@ VERDICT = {
 AUDIT = [{"severity": str, "log": str, "finding": str}]
 LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str}, None)
 BINS = ({"value": NUMBER, "low": MAYBE, "high": MAYBE, "bins": {"low": NUMBER, "high": NUMBER}}, None)
+VALUE = (*NUMBER, bool, *TEXT, [(*NUMBER, bool, str)])
 PLAIN = (*NUMBER, str, None, [str], [NUMBER], [[int]], SCORES, BINS)
+MEASURES = (
+    [{"metric": str, "labels": {str: str}, "value": NUMBER}],
+    {"address": str, "token": str},
+    {"file": str, "every-s": NUMBER},
+)
 EVALUATION = {
     "format": int, "run": str, "run-hash": digest, "model-sha256": digest, "task": str, "classes": [str], "site": str,
     "split": str, "patients": int, "studies": int, "left-out": {str: int}, "trained-here": bool,
@@ -54,6 +60,19 @@ FORMS: dict[str, Form] = {
             "patients": (int, None), "policy": TEXT,
         }
     ],
+    "wardround-client show": {
+        "run": {
+            "run": str, "hash": digest, "state": str, "answer": str, "by": TEXT, "rounds": int, "epsilon": MAYBE,
+            "patients": (int, None), "policy": TEXT,
+        },
+        "gains": [
+            {
+                "round": int, "phase": str, "score": str, "global-before": MAYBE, "global": MAYBE, "own": MAYBE,
+                "gain": MAYBE,
+            }
+        ],
+        "statistics": {str: NUMBER},
+    },
     "wardround-client policy check": {"run": (VERDICT, None), "policy": {str: (str, *NUMBER, bool, None, [str])}},
     "wardround-client ledger": [
         {
@@ -62,6 +81,17 @@ FORMS: dict[str, Form] = {
         }
     ],
     "wardround-client data list": [{"source": int, "path": str, "kind": str, "csv": TEXT, "labels-mapped": {str: str}}],
+    "wardround-client data forget": {
+        "wardround-forgotten": int, "site": TEXT, "patient": str, "time": moment, "removed": {str: int},
+        "runs": [
+            {
+                "run": digest, "name": TEXT, "place": TEXT, "place-kept": bool, "differential-privacy": (bool, None),
+                "rounds": [int], "updates": [digest], "models-scored": [digest],
+            }
+        ],
+        "not-removed": [str], "personal-models": [digest], "still-here-of-open-runs": {str: int},
+    },
+    "wardround-client personal list": [{"run": TEXT, "hash": digest, "round": int, "bytes": int, "trained": moment}],
     "wardround-client data check": {
         "site": str, "program": str, "checked": moment, "run": ({"name": str, "sha256": digest}, None),
         "counts": {str: int},
@@ -120,12 +150,16 @@ FORMS: dict[str, Form] = {
         ],
     },
     "wardround-client serve": {"addresses": [str], "token": str},
+    "wardround-client dashboard": {"address": str, "link": str},
+    "wardround-client metrics": MEASURES,
     "wardround-client evaluate": EVALUATION,
     "wardround-server requests": [{"site": str, "wish": str, "phrase": TEXT}],
     "wardround-server sites": [
         {"site": str, "state": str, "connected": bool, "certificate-until": (moment, None)},
     ],
     "wardround-server status": [{"what": str, "state": str, "detail": TEXT}],
+    "wardround-server dashboard": {"address": str, "link": str},
+    "wardround-server metrics": MEASURES,
     "wardround-server doctor": FINDINGS,
     "wardround-server runs": [
         {
@@ -134,12 +168,21 @@ FORMS: dict[str, Form] = {
             "approved": [str], "denied": [str], "reason": TEXT,
         }
     ],
-    "wardround-server report": [{"site": str, "dice": MAYBE, "score-noise": MAYBE, "epsilon": MAYBE, "delta": MAYBE}],
+    "wardround-server runs compare": [
+        {"what": str, "site": TEXT, "a": VALUE, "b": VALUE, "b-less-a": MAYBE, "low": MAYBE, "high": MAYBE}
+    ],
+    "wardround-server runs diff": [{"key": str, "a": VALUE, "b": VALUE}],
+    "wardround-server report": [
+        {
+            "site": str, "dice": MAYBE, "score-noise": MAYBE, "epsilon": MAYBE, "delta": MAYBE,
+            str: (*NUMBER, bool, None),  # test-gain and so on, of a run that compares; how unlike the sites are
+        }
+    ],
     "wardround-server operator list": [
         {"operator": str, "role": str, "state": str, "certificate-until": moment},
     ],
     "wardround-server audit verify": AUDIT,
-    "wardround-sim run": [{"site": str, str: MAYBE}],
+    "wardround-sim run": [{"site": str, str: (*NUMBER, bool, None)}],
     "wardround-sim compare": {
         "models": [
             {
@@ -159,7 +202,12 @@ FORMS: dict[str, Form] = {
     "wardround-sim sweep": [
         {"trial": int, "state": str, "rounds": int, "reason": TEXT, str: (*NUMBER, str, None, [NUMBER], [str])}
     ],
-    "wardround-sim export": {str: {"path": str, "largest-difference": (NUMBER, {str: MAYBE}), str: ([str], TEXT)}},
+    "wardround-sim export": {
+        str: (
+            {"path": str, "largest-difference": (NUMBER, {str: MAYBE}), str: ([str], TEXT)},
+            {"left-out": str, "command": str},
+        )
+    },
     "wardround-sim import-bundle": {
         "path": str, "sha256": digest, "tensors": int, "drawn": [str], "neutral": int, "renamed": int,
         "largest-difference": MAYBE, "not-compared": TEXT,
@@ -171,9 +219,24 @@ FORMS: dict[str, Form] = {
     ],
     "wardround-sim evaluate": EVALUATION,
     "wardround-sim scenarios": [{"name": str, "what": str, "model": str, "sites": [str]}],
+    "wardround-sim preview": [
+        {
+            "site": str, "studies": int, "patients": {str: int}, "set-aside": {str: int},
+            "classes": {str: {"studies": int, "share": MAYBE}},
+            "images": [
+                {
+                    "modality": TEXT, "studies": int, "size": [[NUMBER]], "spacing-mm": ([[NUMBER]], None),
+                    "intensities": {str: NUMBER},
+                }
+            ],
+            "marked": [NUMBER], "medians": [NUMBER],
+        }
+    ],
     "wardround-sim list": [{"what": str, str: (str, bool, int, [str])}],
     "wardround-sim bench data": [{"way": str, str: NUMBER}],
     "wardround-sim bench privacy": [{"step": str, "way": str, str: MAYBE}],
+    "wardround-sim bench training": [{"way": str, str: NUMBER}],
+    "wardround-sim bench sites": [{"figure": str, "value": NUMBER, "unit": str}],
 }  # fmt: skip
 
 # A number, a truth value, a list or nothing, written as text.

@@ -56,6 +56,15 @@ def escapes() -> int:
     return count
 
 
+def own(address: str) -> None:
+    """Make an IPv6 address this machine's, within the run's network: for a program that asks for the way there and
+    sends nothing, which the kernel would count as an escape."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, address), 128, socket.if_nametoindex("lo"))
+        with contextlib.suppress(FileExistsError):
+            fcntl.ioctl(control, _SIOCSIFADDR, request)
+
+
 def _up(control: socket.socket, name: bytes) -> None:
     request = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH14x", name, 0))
     flags = struct.unpack("16sH14x", request)[1] | _IFF_UP

@@ -34,9 +34,10 @@ ARROWS = {
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
         "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
-        "client.data.read client.data.study client.evaluate client.explain client.home client.predict "
-        "client.proposals client.rules client.serve client.trail common.audit common.config common.console "
-        "common.crypto common.flower common.identity common.learning common.privacy common.system common.wire"
+        "client.data.keep client.data.read client.data.study client.evaluate client.explain client.home client.predict "
+        "client.proposals client.rules client.serve client.trail client.views common.audit common.config "
+        "common.console common.crypto common.flower common.identity common.learning common.privacy common.system "
+        "common.web common.wire"
     ),
     "client.data": (
         "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "
@@ -76,22 +77,28 @@ ARROWS = {
         "common.config common.learning common.system common.tasks"
     ),
     "client.proposals": (
-        "client client.home client.rules client.trail client.worker common.config common.identity "
+        "client client.home client.rules client.trail client.worker common.audit common.config common.identity "
         "common.privacy common.system common.wire"
     ),
     "client.rules": (
-        "client client.home common.audit common.config common.identity common.privacy common.system common.wire"
+        "client client.home common.audit common.config common.identity common.privacy common.strategies common.system "
+        "common.tasks common.wire"
     ),
     "client.trail": (
         "client.home client.rules common.audit common.config common.console common.crypto common.identity "
         "common.privacy common.system common.wire"
     ),
-    "client.serve": "client.data.study client.predict common.system",
+    "client.serve": "client.data.study client.predict common.system common.web",
     "client.train": (
         "client client.data client.home client.rules client.train.strategies common.audit common.config "
-        "common.crypto common.learning common.learning.augment common.privacy common.system common.tasks common.wire"
+        "common.crypto common.learning common.learning.augment common.privacy common.strategies common.tasks "
+        "common.wire"
     ),
     "client.train.strategies": "common.config common.learning common.strategies",
+    "client.views": (
+        "client client.agent client.home client.proposals client.rules client.trail common.audit common.pages "
+        "common.privacy common.web"
+    ),
     "client.worker": "client client.home client.train common.config common.console common.system common.wire",
     "common": "",
     "common.audit": "common.console common.identity common.system",
@@ -101,83 +108,125 @@ ARROWS = {
     "common.document": "",
     "common.flower": "common.system common.wire",
     "common.identity": "",
-    "common.learning": "common.config common.crypto common.learning.augment common.system",
+    "common.learning": "common.config common.crypto common.learning.augment common.models common.system",
     "common.learning.augment": "common.config",
     "common.losses": "common.document",
     "common.measures": "",
     "common.models": "common.document",
     "common.pages": "common.system",
     "common.preparation": "common.document",
-    "common.privacy": "common.config common.crypto common.strategies common.system common.tasks common.wire",
+    "common.privacy": (
+        "common.config common.crypto common.models common.strategies common.system common.tasks common.wire"
+    ),
     "common.strategies": "common.document",
     "common.system": "",
     "common.tasks": "common.document common.losses common.measures",
+    "common.web": "common.console common.pages common.system",
     "common.wire": "",
     "server.app": (
         "common.config common.console common.system server.federation server.home server.registry server.views"
     ),
+    "server.archive": (
+        "common.config common.crypto common.privacy common.system common.tasks server.evidence server.federation "
+        "server.home server.registry server.views"
+    ),
     "server.commands": (
         "common.audit common.config common.console common.crypto common.flower common.identity common.losses "
-        "common.models common.strategies common.system common.tasks common.wire server.coordinator server.federation "
-        "server.gateway server.home server.registry server.views"
+        "common.models common.strategies common.system common.tasks common.web common.wire server.archive "
+        "server.coordinator server.dashboard server.evidence server.federation server.gateway server.home "
+        "server.monitoring server.registry server.views"
     ),
     "server.coordinator": (
-        "common.console common.flower common.identity common.system common.wire server.federation "
-        "server.gateway server.home server.registry"
+        "common.config common.console common.flower common.identity common.system common.wire server.archive "
+        "server.federation server.gateway server.home server.registry"
+    ),
+    "server.dashboard": (
+        "common.config common.identity common.pages common.privacy common.web common.wire server.coordinator "
+        "server.federation server.home server.registry server.views"
+    ),
+    "server.evidence": (
+        "common.audit common.pages common.privacy common.strategies common.system server.federation server.views"
     ),
     "server.federation": (
-        "common.config common.crypto common.flower common.learning common.privacy common.system common.tasks "
-        "common.wire server.federation.strategies server.gateway server.home server.registry"
+        "common.audit common.config common.crypto common.flower common.learning common.privacy common.system "
+        "common.tasks common.wire server.federation.strategies server.gateway server.home server.registry"
     ),
     "server.federation.strategies": "common.config common.strategies server.home",
     "server.gateway": (
         "common.audit common.console common.flower common.identity common.system common.wire server.home "
         "server.registry"
     ),
-    "server.home": "common.config common.crypto common.document common.flower common.identity common.system",
+    "server.home": (
+        "common.config common.crypto common.document common.flower common.identity common.system common.wire"
+    ),
+    "server.monitoring": (
+        "common.config common.system common.web server.coordinator server.federation server.home server.registry "
+        "server.views"
+    ),
     "server.registry": (
         "common.audit common.config common.crypto common.flower common.identity common.system common.wire server.home"
     ),
     "server.views": (
-        "common.config common.console common.pages common.privacy common.system common.tasks "
-        "server.coordinator server.federation server.home server.registry"
+        "common.audit common.config common.console common.identity common.pages common.privacy "
+        "common.strategies common.system common.tasks server.federation server.home server.registry"
+    ),
+    "simulations": "simulations.api",
+    "simulations.api": (
+        "client common.config common.console common.learning common.system common.tasks server.federation "
+        "server.views simulations.backends simulations.scenarios simulations.studies"
     ),
     "simulations.audit": (
         "client client.home client.train common.config common.learning common.losses common.pages "
         "common.privacy common.system common.wire simulations.scenarios simulations.studies"
     ),
-    "simulations.backends": "client client.app common.config",
+    "simulations.backends": (
+        "client client.agent client.app client.data.deidentify client.home client.worker common.config common.console "
+        "common.system common.wire"
+    ),
     "simulations.bench": (
-        "client.data client.data.isolate client.data.keep client.data.read client.data.study common.config "
-        "common.learning common.losses common.privacy common.system simulations.generators"
+        "client client.agent client.data client.data.isolate client.data.keep client.data.read client.data.study "
+        "client.trail client.train common.audit common.config common.console common.flower common.identity "
+        "common.learning common.losses common.privacy common.system common.tasks common.wire server.coordinator "
+        "server.federation server.gateway server.home server.registry simulations.backends simulations.generators "
+        "simulations.scenarios"
     ),
     "simulations.commands": (
-        "client client.commands client.evaluate common.config common.console common.document common.learning "
+        "client client.commands client.evaluate common.config common.console common.document "
         "common.losses common.models common.preparation common.privacy common.strategies common.system common.tasks "
-        "server.federation server.views simulations.audit simulations.backends simulations.bench "
-        "simulations.exchange simulations.gallery simulations.partitions simulations.scenarios "
-        "simulations.studies"
+        "server.federation server.views simulations.api simulations.audit simulations.backends simulations.bench "
+        "simulations.diagnosis simulations.drafts simulations.exchange simulations.faults simulations.gallery "
+        "simulations.partitions simulations.scenarios simulations.studies"
+    ),
+    "simulations.diagnosis": (
+        "client client.data common.config common.learning common.measures common.pages common.system common.tasks "
+        "server.federation simulations.backends simulations.scenarios simulations.studies"
+    ),
+    "simulations.drafts": (
+        "client.data client.data.isolate client.data.quality client.data.read client.data.study common.config "
+        "common.document common.models common.tasks simulations.partitions simulations.scenarios"
     ),
     "simulations.exchange": (
         "client.data.prepare client.data.read client.data.study common.config common.learning common.models "
         "common.system"
     ),
     "simulations.exchange.scripts": "",
+    "simulations.faults": "common.document common.learning common.strategies common.wire",
     "simulations.gallery": (
         "client.data.check client.data.prepare client.data.study common.config common.preparation "
         "common.system simulations.generators"
     ),
     "simulations.generators": "client.predict",
-    "simulations.partitions": "common.config common.document",
+    "simulations.partitions": "client.data.read client.data.study common.config common.document",
     "simulations.scenarios": (
         "client client.data.read client.home common.config common.document common.learning common.models "
-        "common.strategies common.system server.federation simulations.backends simulations.generators "
-        "simulations.partitions"
+        "common.strategies common.system server.federation simulations.backends simulations.faults "
+        "simulations.generators simulations.partitions"
     ),
     "simulations.studies": (
-        "client client.data client.predict common.config common.learning common.measures common.models common.pages "
+        "client client.data client.data.check client.data.study client.predict common.config common.learning "
+        "common.models common.pages "
         "common.strategies common.system common.tasks common.wire server.federation server.views "
-        "simulations.backends simulations.generators simulations.scenarios"
+        "simulations.backends simulations.faults simulations.generators simulations.scenarios"
     ),
 }
 MOST_FILES = 15
@@ -214,6 +263,12 @@ WALLS = {
         "client.worker",
         "common.identity",
     ),
+    "client.views.dashboard": HEAVY,  # the ledger, and a port: no tensor library, no image library
+    "server.dashboard.pages": HEAVY,
+    "client.views.metrics": HEAVY,
+    "server.monitoring.mlflow": HEAVY,
+    "server.monitoring.prometheus": HEAVY,
+    "server.monitoring.tensorboard": HEAVY,
     "server.gateway.services": HEAVY,
     "server.coordinator.serve": HEAVY,
 }
@@ -226,6 +281,7 @@ FLOWER_ADAPTER = (
     "common/flower/inbox.py",
     "common/flower/packing.py",
     "common/flower/processes.py",
+    "common/flower/short_way.py",
 )
 # Formats that run code when they are read.
 CODE_LOADERS = ("pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
@@ -336,6 +392,7 @@ _OUTLETS = {
         "common/audit/verify.py",
         "simulations/audit/fresh_process.py",
         "simulations/bench/private_steps.py",
+        "simulations/bench/training_ways.py",
     ),
     ("html.escape", "html.parser"): (),
     ("jinja2", "markupsafe"): ("common/pages/html.py",),
@@ -368,6 +425,7 @@ _WRITES_BY_ITSELF = {
     "client/agent/worker_process.py": "what the worker prints, appended by the kernel and begun anew when it is long",
     "server/coordinator/supervisor.py": "what processes print, appended by the kernel and begun anew when it is long",
     "simulations/audit/apart.py": "images and a key of a simulated site in a temporary folder",
+    "simulations/bench/many_sites.py": "what processes print, appended by the kernel, in a temporary folder",
     "simulations/bench/private_steps.py": "a file of the kernel under /proc",
     "simulations/exchange/outside.py": "a program without any of ours, in a temporary folder",
     "simulations/exchange/pickled.py": "the pipe to whoever asked",

@@ -37,16 +37,19 @@ APPS = {
 # The command contract, as far as it is built.
 CONTRACT = """
 wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
-wardround-sim diagnosis | sweep | gallery | export | import-bundle
-wardround-sim export | import-bundle | sweep | reference
-wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor
+wardround-sim bench sites | bench training | diagnosis | sweep | gallery | export | import-bundle
+wardround-sim export | import-bundle | sweep | reference | new | preview
+wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor | dashboard
+wardround-server metrics
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish
 wardround-server key protect | key unprotect
-wardround-server new | run | watch | runs | stop | resume | report | export | audit verify | audit export
-wardround-client join | renew | start | status | doctor
+wardround-server new | run | watch | runs | runs compare | runs diff | stop | resume | report | export
+wardround-server audit verify | audit export
+wardround-client join | renew | start | status | doctor | dashboard | metrics
 wardround-client data add | data remove | data check | data preview | data list | data forget | data export
-wardround-client runs | approve | deny | policy check | ledger | audit verify | audit export
+wardround-client runs | show | approve | deny | policy check | ledger | audit verify | audit export
 wardround-client predict | evaluate | explain | serve
+wardround-client personal list | personal remove | personal export
 wardround-client key protect | key unprotect
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +65,7 @@ def _commands(program: str) -> dict[str, click.Command]:
         if isinstance(command, click.Group):
             for name, child in command.commands.items():
                 walk(child, f"{words} {name}".strip())
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             found[words] = command
 
     walk(typer.main.get_command(import_module(APPS[program]).app), "")
@@ -244,6 +247,12 @@ def test_every_loss_is_documented_with_its_true_defaults(loss: type[Table]) -> N
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 def test_every_further_strategy_is_documented_with_its_true_defaults(strategy: type[Table]) -> None:
     assert _documented("run.md", strategy.model_fields["kind"].default) == _true(strategy)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS[1:])
+def test_every_further_partition_is_documented_with_its_true_defaults(partition: type[Table]) -> None:
+    name = partition.model_fields["kind"].default
+    assert _documented("scenarios.md", "[partition]") | _documented("scenarios.md", name) == _true(partition)
 
 
 @pytest.mark.parametrize("step", STEPS)

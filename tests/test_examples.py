@@ -23,6 +23,7 @@ from client.site import open_site
 from common.config.rundocument import from_toml
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
+from simulations.partitions import PARTITION_CHOICE
 from tests import ROOT
 from tests.simulations.tiny import tiny_site
 from tests.system import play
@@ -280,7 +281,7 @@ def test_an_added_step_is_applied_where_a_run_names_it(copies: Copies) -> None:
 
 def test_an_added_partition_deals_patients_as_it_says(copies: Copies) -> None:
     copy = copies("partition")
-    assert [row["partition"] for row in copy.listed("partitions")] == ["equal", "shares"]
+    assert [row["partition"] for row in copy.listed("partitions")] == [*PARTITION_CHOICE.by_name, "shares"]
     for path in (copy.folder / "archive" / kind for kind in ("images", "labels")):
         path.mkdir(parents=True)
     tiny_site(copy.folder / "archive", "archive", patients=15)
@@ -297,14 +298,14 @@ def test_an_added_partition_deals_patients_as_it_says(copies: Copies) -> None:
 
 def test_an_added_backend_gives_the_same_model(copies: Copies) -> None:
     copy = copies("backend")
-    assert [row["backend"] for row in copy.listed("backends")] == ["in-process", "shuffled"]
+    assert [row["backend"] for row in copy.listed("backends")] == ["processes", "in-process", "shuffled"]
     shuffled = copy.trained(copy.scenario(""), "--backend", "shuffled")
     usual = copy.trained(copy.scenario(""), out="usual")
     assert shuffled["model-sha256"] == usual["model-sha256"]
     told = copy.run(
         "simulations.commands.main", "run", copy.scenario(""), "--out", "no", "--backend", "moon", fails=True
     )
-    assert "in-process, shuffled" in told
+    assert "processes, in-process, shuffled" in told
 
 
 STRATEGY = '[run.strategy]\nkind = "mimelite"\nbeta = 0.5\n'

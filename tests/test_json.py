@@ -15,6 +15,7 @@ import client.commands.main
 import server.commands.main
 import simulations.commands.main
 from client.agent.status import Status
+from client.home.gains import Compared, note
 from client.home.offer import Offer
 from client.rules import approvals
 from client.rules.approvals import Appraisal
@@ -103,6 +104,12 @@ def test_a_hospitals_answers_are_data(site: Path, tmp_path: Path) -> None:
     assert status["last-error"]["run"] == sha256_of(parse(RunConfig, PROPOSED))
     assert str(status["since"]).endswith("+00:00")
     printed("wardround-client runs")
+    note(site, open_site(site).key, status["last-error"]["run"], Compared(
+        round=1, phase="validation", score="dice", shared=0.75, local=0.5,
+    ))  # fmt: skip
+    shown = printed("wardround-client show", "lesions")
+    assert isinstance(shown, dict)
+    assert [(one["global"], one["own"], one["gain"]) for one in shown["gains"]] == [(0.75, 0.5, 0.25)]
     printed("wardround-client policy check")
     printed("wardround-client policy check", "lesions")
     printed("wardround-client ledger")
@@ -152,5 +159,5 @@ def test_a_coordinators_answers_are_data(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_scenarios_are_data() -> None:
     printed("wardround-sim scenarios")
-    for what in ("networks", "tasks", "strategies", "steps", "partitions", "backends"):
+    for what in ("networks", "tasks", "strategies", "steps", "partitions", "faults", "backends"):
         printed("wardround-sim list", what)

@@ -30,7 +30,8 @@ from flwr.proto.run_pb2 import GetRunRequest, Run
 
 from common.errors import ErrorCode, PolicyError, UpdateError
 from common.flower.packing import has_more_objects, object_ids, pack_message, unpack_message
-from common.wire import clock
+from common.wire import at_work, clock
+from common.wire.at_work import AtWork
 from common.wire.pushback import retry_after
 from common.wire.records import PIECE_BYTES
 
@@ -86,10 +87,10 @@ class Fleet:
         """Say goodbye."""
         self._stub.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id), timeout=2.0)
 
-    def heartbeat(self) -> None:
-        """Say that we are still here, while a long training keeps us from pulling."""
+    def heartbeat(self, work: AtWork | None = None) -> None:
+        """Say that we are still here, while a long training keeps us from pulling, and what we are at."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
-        self._stub.SendNodeHeartbeat(request, timeout=CALL_TIMEOUT_S)
+        self._stub.SendNodeHeartbeat(request, timeout=CALL_TIMEOUT_S, metadata=at_work.stamp(work))
 
     def pull(self) -> tuple[MessageProto, ObjectTree] | None:
         """The next message's head and tree; None when none came while the gateway held the call."""

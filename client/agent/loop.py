@@ -188,6 +188,7 @@ class Agent:
             try:
                 node_id = self._fleet.activate()
                 self._status.connected(node_id, self._fleet.ahead_s)
+                self._renew_at = 0.0  # what failed while the line did is tried at once
                 self._catch_up()
                 pause = SHORTEST_PAUSE_S
                 while not self._stop.is_set() and self._renewed is None:
@@ -244,7 +245,7 @@ class Agent:
             # The work was done, perhaps at a cost: that its fruit is not kept must be seen.
             why = "it takes none of this size" if too_large else error.details() or error.code().name
             _log.error("the coordinator does not take the reply to a %s: %s", question.metadata.message_type, why)
-            self._status.lost(question.metadata.message_type)
+            self._status.lost(question.metadata.message_type, over=not too_large)
             self._fleet.confirm(head)
             self._stop.wait(SHORTEST_PAUSE_S)
         else:
@@ -327,7 +328,7 @@ class Agent:
                 self._renew_if_due()
                 if time.monotonic() >= heartbeat_at:
                     heartbeat_at = time.monotonic() + HEARTBEAT_S / 2
-                    self._fleet.heartbeat()
+                    self._fleet.heartbeat(self._rounds.at_work)
                 if (now := (approvals.answers_stamp(self._home), self._status.node_session)) != stamp:
                     self._send_answers()
                     stamp = now

@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from client.agent import admission, spending
 from client.agent.admission import Admission
 from client.agent.fleet import Fleet, LostMessageError
+from client.agent.pulse import HANGS_S
 from client.agent.worker_process import Worker
 from client.home.declared import declare
 from client.home.offer import Offer
@@ -38,6 +40,7 @@ from common.config import PolicyConfig, sha256_of
 from common.config.rundocument import RunDocument
 from common.console.logs import told
 from common.errors import ErrorCode, PolicyError, UpdateError
+from common.wire.at_work import AtWork
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import request_from_record
 
@@ -71,6 +74,12 @@ class Rounds:
         """
         self._home, self._admission, self._trail, self._exchange = home, admission_, trail, exchange
         self._worker, self._offer, self._stop = worker, offer, stop
+        self._asked: AtWork | None = None  # what the worker is doing
+
+    @property
+    def at_work(self) -> AtWork | None:
+        """What the worker is at, and whether it moves; None while it is asked nothing. For any thread."""
+        return self._asked and replace(self._asked, hangs=self._worker.still_s > HANGS_S)
 
     def reply(
         self, fleet: Fleet, coordination: Any, head: MessageProto, tree: ObjectTree
@@ -221,7 +230,11 @@ class Rounds:
 
     def _ask(self, request: Request, run: RunDocument, attempt: str, timeout_s: float) -> Reply:
         """Let the worker do it; what passes the gate."""
-        answer = self._worker.ask(Work(run, request, attempt), timeout_s)
+        self._asked = AtWork(request.run_hash, request.round)
+        try:
+            answer = self._worker.ask(Work(run, request, attempt), timeout_s)
+        finally:
+            self._asked = None
         if not isinstance(answer, TrainReply | EvaluateReply | Refusal):
             raise PipeError("the worker gave no reply")
         rules = current_site(self._home).policy  # it may have changed while the worker worked

@@ -31,6 +31,9 @@ IN_ORDER, DISK_FULL = "in order", "disk-full"
 
 _log = logging.getLogger(__name__)
 
+# The code of an answer that came after its question was taken back.
+OVER = "reply no longer asked for"
+
 
 class Status:
     """home/status.json: what `wardround-client status` shows. Written whole, by a rename, when something changed."""
@@ -120,9 +123,10 @@ class Status:
         else:
             self.update(**{"last-round": entry})
 
-    def lost(self, kind: str) -> None:
-        """A reply was not taken; the log says why."""
-        self.update(**{"last-error": {"kind": kind, "code": "reply not taken, see logs/agent.log", "at": time.time()}})
+    def lost(self, kind: str, *, over: bool) -> None:
+        """A reply was not taken, since its question is over or for another reason, which the log says."""
+        code = OVER if over else "reply not taken, see logs/agent.log"
+        self.update(**{"last-error": {"kind": kind, "code": code, "at": time.time()}})
 
     def update(self, **changes: object) -> None:
         """Change values and write the file if any is new; where there is no room, later."""

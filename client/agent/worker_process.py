@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from client.agent.pulse import STALLED_S, Pulse
 from client.home.sitekey import site_key
 from client.worker import protocol
 from client.worker.protocol import Answer, PipeError, Question, Ready
@@ -30,6 +31,7 @@ PAUSES_S = (0.0, 1.0, 5.0, 20.0, 60.0)
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _PATIENCE_S = 0.2
+_LOOK_EVERY_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Worker:
         self._stopped = False
         self.network = "unknown"
         self.crashes = 0  # ends that nobody asked for
+        self.still_s = 0.0  # how long it has used no processor, while it is being asked
 
     @property
     def pid(self) -> int | None:
@@ -68,7 +71,7 @@ class Worker:
         """Put a question and wait for the answer.
 
         Raises:
-            PipeError: the worker died (WORKER_FAILED) or was too slow (DEADLINE). It is restarted.
+            PipeError: the worker died or hangs (WORKER_FAILED), or was too slow (DEADLINE). It is restarted.
         """
         with self._lock:
             self._start_if_due()
@@ -81,6 +84,7 @@ class Worker:
                     self._welcome(protocol.receive(process.stdout.fileno(), deadline))
                 deadline = time.monotonic() + timeout_s
                 protocol.send(process.stdin.fileno(), protocol.question_to_frame(question), deadline)
+                self._await_answer(process.stdout.fileno(), process.pid, deadline)
                 frame = protocol.receive(process.stdout.fileno(), deadline)
                 if frame is None:
                     raise PipeError("the worker ended while it worked. See logs/worker.log")
@@ -90,6 +94,19 @@ class Worker:
                 raise
             self._deaths = 0
             return answer
+
+    def _await_answer(self, fd: int, pid: int, deadline: float) -> None:
+        """Until there is something to read, or the deadline is over; a worker that hangs is not waited for."""
+        pulse = Pulse(pid)
+        try:
+            while (left_s := deadline - time.monotonic()) > 0:
+                if select.select([fd], [], [], min(left_s, _LOOK_EVERY_S))[0]:
+                    return
+                self.still_s = pulse.still_s()
+                if self.still_s > STALLED_S:
+                    raise PipeError(f"the worker hangs: it has used no processor for {self.still_s:.0f} s")
+        finally:
+            self.still_s = 0.0
 
     def stop(self) -> None:
         """End the worker; a question in progress fails. For any thread."""

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from client.agent.status import EXPIRED, REFUSED, is_running, read_status
 from client.home import sitekey
 from client.home.folder import POLICY_NAME, SITE_NAME, check_private
 from client.home.identity import load_identity
+from client.trail.audit_trail import has_joined, open_log
+from common.audit.entries import KINDS
 from common.config import PolicyConfig, SiteConfig, load
-from common.console import doctor
+from common.console import doctor, machine
 from common.console.doctor import Finding
 from common.errors import ConfigError, DataError, EnrolmentError, FederationError, WardroundError
 from common.flower.version import check_version
@@ -34,22 +36,30 @@ from common.wire.proxy import proxy_of, told_of_proxy
 
 RENEW_DAYS = 30
 FREE_BYTES = 1 << 30
+MEMORY_BYTES = 2 << 30  # a worker with torch, and one reader
 REACH_S = 10.0
 IMPORT_S = 180.0
 
 
 def examine(home: Path) -> list[Finding]:
     """Run all checks on a site's home folder."""
-    checks: dict[str, Callable[[Path], str]] = {
+    checks: dict[str, Callable[[Path], str | Iterable[Finding]]] = {
         "software": _software,
+        "versions": lambda _home: machine.versions(("client",)),
+        "foreign packages": lambda _home: machine.shadows(),
         "private files": _private_files,
         "site key": sitekey.custody,
         "certificate": _certificate,
+        "clock": _clock,
+        "proxy": _proxy,
         "coordinator": _coordinator,
         "policy": _policy,
         "data": _data,
         "disk": _disk,
+        "memory": lambda _home: machine.memory(MEMORY_BYTES),
+        "shared memory": lambda _home: machine.shared_memory(),
         "training": _training,
+        "gpu": _gpu,
         "worker's network": _network,
         "worker's files": _files,
         "agent": _agent,
@@ -136,8 +146,27 @@ def _data(home: Path) -> str:
 def _disk(home: Path) -> str:
     free = shutil.disk_usage(home if home.exists() else home.parent).free
     if free < FREE_BYTES:
-        raise ConfigError(f"{free >> 20} MiB are free at {home}, at least {FREE_BYTES >> 20} are needed.")
+        raise ConfigError(f"{free >> 20} MiB are free at {home}, at least {FREE_BYTES >> 20} are needed. Free some.")
     return f"{free >> 30} GiB free"
+
+
+def _clock(home: Path) -> str:
+    """Of this machine alone; the line of the coordinator compares it with theirs."""
+    if not has_joined(home):
+        return machine.clock(None)
+    with open_log(home).transaction() as log:
+        last = log.latest(*KINDS)
+    return machine.clock(last[0].time if last else None)
+
+
+def _proxy(home: Path) -> str:
+    proxy = proxy_of(load_identity(home).gateway)
+    return "none to the coordinator" if proxy is None else f"{proxy.shown}, which {proxy.variable} names"
+
+
+def _gpu(home: Path) -> str:
+    sees = _python("import torch; print(torch.cuda.is_available())") == "True"
+    return machine.graphics(load(SiteConfig, home / SITE_NAME).device, sees=sees)
 
 
 def _training(_home: Path) -> str:

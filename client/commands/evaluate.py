@@ -1,12 +1,13 @@
 """wardround-client evaluate: how good a model is on this site's own labelled patients."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from client.commands.options import HOME, Home, counted_progress
+from client.commands.options import HOME, Home, PersonalFlag, counted_progress, personal_of
 from client.site import open_site
 from common.console.cli import JsonFlag, note, say, show_json, show_table
 
@@ -25,17 +26,21 @@ def evaluate(  # noqa: PLR0917 - one parameter an option
     tolerance: Annotated[
         float, typer.Option(min=0, help="Of the surface Dice, mm; pixels of images without spacing.")
     ] = 1.0,
+    personal: PersonalFlag = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation in --out.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on the labelled studies in site.toml. Nothing of it leaves the site.
 
+    With --personal the site's own model, and the scores of the shared one beside it.
+
     Writes patients.csv (pseudonyms), summary.json and report.html, for their owner only.
 
     Example: `wardround-client evaluate wardround-runs/lesions --out evaluation --split test`
     """
     from client.evaluate import report  # noqa: PLC0415 - torch
+    from client.evaluate.model import beside  # noqa: PLC0415
     from client.evaluate.model import evaluate as score  # noqa: PLC0415
     from client.predict.prediction import check_apart  # noqa: PLC0415
 
@@ -44,17 +49,25 @@ def evaluate(  # noqa: PLR0917 - one parameter an option
         check_apart(site.home / Path(source.path).expanduser(), out)
     if not overwrite:
         report.refuse_to_overwrite(out)
-    with counted_progress("studies") as advance:
-        found = score(
-            model,
-            [site],
-            wanted=split,
-            tolerance=tolerance,
-            device=device,
-            readers=site.config.threads or os.cpu_count() or 1,
-            progress=lambda _site, done, total: advance(done, total),
-        )
+
+    def scored(own: Callable[[str], bytes] | None) -> "Evaluation":
+        with counted_progress("studies") as advance:
+            return score(
+                model,
+                [site],
+                wanted=split,
+                tolerance=tolerance,
+                device=device,
+                readers=site.config.threads or os.cpu_count() or 1,
+                personal=own,
+                progress=lambda _site, done, total: advance(done, total),
+            )
+
+    found = scored(personal_of(home) if personal else None)
     (one,) = found.sites
+    if personal:
+        (shared,) = scored(None).sites
+        one = beside(one, shared, found.run.task)
     show(out, found, one, as_json=as_json)
     note("It shows patients, under pseudonyms, and stays here.")
 

@@ -7,7 +7,7 @@ import typer
 from client.agent.status import only_one
 from client.commands.options import HOME, Home, site_file
 from client.home import sitekey
-from common.console.cli import new_app, note, say
+from common.console.cli import confirm, new_app, note, say
 from common.crypto.passphrase import passphrase_from
 
 key_app = new_app("The key of this hospital's pseudonyms, cache and ledger.")
@@ -39,8 +39,7 @@ def key_unprotect(
     Example: `wardround-client key unprotect --yes`
     """
     site_file(home)
-    if not yes:
-        typer.confirm("Write the site key in the clear (mode 0600)?", abort=True)
+    confirm("Write the site key in the clear (mode 0600)?", yes=yes)
     with only_one(home):
         sitekey.unprotect(home)
     say("The site key is in the clear, mode 0600.")

@@ -9,20 +9,16 @@ import logging
 import logging.handlers
 import os
 import signal
-import sys
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from client.agent import spending
-from client.agent.admission import is_full
+from client.agent import decision, spending
 from client.agent.loop import Agent
-from client.agent.status import DISK_FULL, IN_ORDER, REFUSED, is_running, only_one, read_status
+from client.agent.status import is_running, only_one
 from client.agent.worker_process import Worker
 from client.commands import diagnosis
 from client.commands.audit import audit_app
@@ -31,23 +27,25 @@ from client.commands.evaluate import evaluate
 from client.commands.explain import explain
 from client.commands.key import key_app
 from client.commands.options import HOME, Home, NewHome, typed
-from client.commands.predict import predict
-from client.commands.preview import data_preview
-from client.commands.serve import serve
+from client.commands.predict import personal_app, predict
+from client.commands.serve import dashboard, metrics, serve
 from client.commands.sources import data_add
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
-from client.home.declared import as_declared, declare
-from client.home.folder import LEDGER_NAME, POLICY_NAME, SITE_NAME, check_private
+from client.home.folder import POLICY_NAME, SITE_NAME, check_private
+from client.home.gains import gains as kept_gains
 from client.home.identity import load_identity
-from client.proposals import signers
-from client.proposals.consequences import consequences, tensor_rows
-from client.rules import approvals, policy
+from client.home.statistics import kept as kept_statistics
+from client.proposals.consequences import tensor_rows
+from client.rules import approvals
 from client.rules.approvals import Proposal
-from client.rules.policy import Purpose
 from client.site import open_site
+from client.views.gains import COLUMNS, gains_of, in_words
+from client.views.ledger import charged, charged_runs
+from client.views.status import is_well, status_of
 from common.config import PolicyConfig, load
-from common.console.cli import Digest, JsonFlag, new_app, note, say, show_json, show_table
+from common.config.statistics import statistic_names
+from common.console.cli import Digest, JsonFlag, confirm, new_app, note, say, show_json, show_table
 from common.console.doctor import tell
 from common.console.logs import log_to, on_screen
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
@@ -56,6 +54,7 @@ from common.privacy.scores import short_cohort
 from common.system.files import write_private
 from common.text import counted
 
+_RUN_COLUMNS = ("run", "hash", "state", "answer", "by", "rounds", "epsilon", "patients", "policy")
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
 
@@ -63,15 +62,17 @@ app = new_app(
     "Take part in a federation as a hospital. Images never leave; what leaves passes your policy and the gate."
 )
 policy_app = new_app("The hospital's own rules.")
-data_app.command("preview")(data_preview)
 app.add_typer(data_app, name="data")
 app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
+app.add_typer(personal_app, name="personal")
 app.command()(predict)
 app.command()(evaluate)
 app.command()(explain)
 app.command()(serve)
+app.command()(dashboard)
+app.command()(metrics)
 
 
 @app.command()
@@ -164,24 +165,13 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
 
     Example: `wardround-client status`
     """
-    values = read_status(home)
-    if not is_running(home):
-        values["state"] = "not running"
-    # Looked at here: a full disk takes no status.json either.
-    values["disk"] = DISK_FULL if home.is_dir() and is_full(home) else IN_ORDER
-    try:
-        values["certificate-days-left"] = load_identity(home).days_left
-    except EnrolmentError as error:
-        values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
-    if values["state"] == REFUSED:
-        values["problem"] = "the coordinator does not take this site's certificate; 'wardround-client doctor' says why"
-    values = {name: _typed(name, value) for name, value in values.items()}
+    found = status_of(home)
+    values = {name: _typed(name, value) for name, value in found.items()}
     if as_json:
         show_json(values)
     else:
         show_table("Site", ("what", "value"), list(values.items()))
-    conflict = str(values.get("audit", "")).startswith("CONFLICT")
-    if values["state"] != "connected" or values["disk"] != IN_ORDER or conflict:
+    if not is_well(found):
         raise typer.Exit(1)
 
 
@@ -200,9 +190,37 @@ def runs(home: Home = HOME, as_json: JsonFlag = False) -> None:
 
     Example: `wardround-client runs`
     """
-    columns = ("run", "hash", "state", "answer", "by", "rounds", "epsilon", "patients", "policy")
     rows = [_run_row(proposal) for proposal in approvals.load_all(home)]
-    show_table("Runs", columns, rows, as_json=as_json)
+    show_table("Runs", _RUN_COLUMNS, rows, as_json=as_json)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Name, hash, or start of the hash.")],
+    home: Home = HOME,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a run, what this hospital gains (the global model beside the one it trained alone) and what it tells of us.
+
+    Example: `wardround-client show lesions-2026`
+    """
+    site, proposal = open_site(home), approvals.find(home, run)
+    gains = gains_of(kept_gains(site.home, site.key, proposal.run_hash))
+    statistics = kept_statistics(site.home, site.key, proposal.run_hash)
+    told = {} if statistics is None else statistics.values
+    if as_json:
+        about = dict(zip(_RUN_COLUMNS, _run_row(proposal), strict=True))
+        compared = [dict(zip(COLUMNS, one.row, strict=True)) for one in gains]
+        show_json({"run": about, "gains": compared, "statistics": told})
+        return
+    show_table("Run", _RUN_COLUMNS, [_run_row(proposal)])
+    if gains:
+        show_table("What we gain", COLUMNS, [one.row for one in gains])
+    say(in_words(gains))
+    if told:
+        leave = statistic_names(proposal.run, site.policy.metrics)
+        rows = [(name, value, name in leave) for name, value in told.items()]
+        show_table("Statistics of our training patients", ("statistic", "value", "may leave"), rows)
 
 
 @app.command()
@@ -220,27 +238,14 @@ def approve(
     Example: `wardround-client approve lesions-2026`
     """
     proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=lambda: is_running(home), tell=note)
-    site = open_site(home)
-    offer = proposal.appraisal.offer if proposal.appraisal else None
-    if proposal.appraisal is not None and offer is not None:
-        offer = as_declared(offer, site.config, proposal.run, home)
-        proposal = replace(proposal, appraisal=replace(proposal.appraisal, offer=offer))
-    signed = signers.of(home, proposal.run_hash)
-    policy.decide(proposal.run, site.policy, Purpose.APPROVAL, signers=signed, offer=offer).enforce()
-    if proposal.run.privacy is not None:
-        spending.check_home(site)
-    show_table("What you approve", ("what", "value"), consequences(proposal, site, approvals.load_all(home)))
+    asked = decision.question(open_site(home), proposal)
+    decision.check(asked)
+    show_table("What you approve", ("what", "value"), asked.rows)
+    offer = asked.proposal.appraisal.offer if asked.proposal.appraisal else None
     if tensors and offer is not None:
         show_table("Tensors", ("tensor", "shape", "bytes"), tensor_rows(offer))
-    if not yes and sys.stdin.isatty():
-        typer.confirm("Approve?", abort=True)
-    if offer is not None and declare(site.config, proposal.run, offer.declared_size, home) != offer.declared_size:
-        raise ConfigError(
-            f"another number of patients than {offer.declared_size} was declared meanwhile. Nothing was approved. Look "
-            "again: repeat the command."
-        )
-    approvals.answer(home, proposal.run_hash, approved=True, by="person")
-    say(f"Approved {proposal.run.name} ({proposal.run_hash}).")
+    confirm("Approve?", yes=yes)
+    say(decision.approve(asked))
     if not is_running(home):
         note("The agent is not running; it tells the coordinator when it starts.")
 
@@ -251,10 +256,7 @@ def deny(run: Annotated[str, typer.Argument(help="Name, hash, or start of the ha
 
     Example: `wardround-client deny lesions-2026`
     """
-    proposal = approvals.find(home, run)
-    approvals.answer(home, proposal.run_hash, approved=False, by="person")
-    open_site(home).ledger.release(proposal.run_hash)
-    say(f"Denied {proposal.run.name} ({proposal.run_hash}).")
+    say(decision.deny(home, approvals.find(home, run)))
 
 
 @policy_app.command("check")
@@ -299,31 +301,11 @@ def ledger(
     site = open_site(home)
     if restore:
         say(f"{spending.restore(site)} charges of the audit log are in the ledger again.")
-    exists = (home / LEDGER_NAME).exists()
-    entries = site.ledger.entries() if exists else ()
     if release is not None:
-        site.ledger.release(_one_run(release, {entry.run_hash for entry in entries}))
-    reserved = {(one.cohort, one.run_hash): one.steps for one in site.ledger.reservations()} if exists else {}
-    names = {one.run_hash: one.run.name for one in approvals.load_all(home)}
-    rounds = Counter((entry.cohort, entry.run_hash) for entry in entries)
-    delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
-    rows: list[tuple[object, ...]] = [
-        (
-            short_cohort(cohort),
-            Digest(run_hash),
-            names.get(run_hash),
-            count,
-            site.ledger.spent(cohort, delta[cohort, run_hash], run_hash),
-            delta[cohort, run_hash],
-            reserved.get((cohort, run_hash), 0),
-        )
-        for (cohort, run_hash), count in rounds.items()
+        site.ledger.release(_one_run(release, charged_runs(site)))
+    rows = [
+        (short_cohort(one.cohort), Digest(one.run_hash) if one.run_hash else "all", *one[2:]) for one in charged(site)
     ]
-    for cohort in dict.fromkeys(entry.cohort for entry in entries):
-        least = min(entry.delta for entry in entries if entry.cohort == cohort)  # as the budget is measured
-        total = sum(count for (name, _), count in rounds.items() if name == cohort)
-        kept = sum(steps for (name, _), steps in reserved.items() if name == cohort)
-        rows.append((short_cohort(cohort), "all", None, total, site.ledger.spent(cohort, least), least, kept))
     columns = ("cohort", "run", "name", "charges", "epsilon", "delta", "reserved-steps")
     show_table("Privacy ledger", columns, rows, as_json=as_json)
     note(

@@ -4,12 +4,15 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from client.home import kept
 from client.home.folder import SITE_NAME
+from client.home.sitekey import site_key
 from client.rules import approvals
 from common.config.rundocument import RunDocument, from_file
 from common.console.cli import Advance, progress
@@ -67,6 +70,16 @@ NewHome: TypeAlias = Annotated[Path, _home(None)]
 def run_of(home: Path, run: str) -> RunDocument:
     """A run given as a file, or a proposed one."""
     return from_file(Path(run)) if Path(run).is_file() else approvals.find(home, run).document
+
+
+def personal_of(home: Path) -> Callable[[str], bytes]:
+    """The hash of a run -> the personal model that this site keeps of it."""
+    return partial(kept.personal, home, site_key(home))
+
+
+PersonalFlag: TypeAlias = Annotated[
+    bool, typer.Option("--personal", help="The model that this site has of its own from the same run.")
+]
 
 
 @contextmanager

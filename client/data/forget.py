@@ -2,11 +2,13 @@
 
 That is the preprocessed studies, the patient's places in splits, and headers and pictures of earlier looks at the
 data. The images themselves are the hospital's and stay where they are. A patient cannot be taken out of a model that
-was trained already; what such a model may tell is what the ledger bounds.
+was trained already; what such a model may tell is what the ledger bounds. Personal models (client/home/kept.py)
+stay until a person removes them: the command names those that there are, and the hospital decides.
 """
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.isolate.isolation import Readers
@@ -17,7 +19,19 @@ from client.home.folder import CACHE_NAME, CHECK_NAME, FORGOTTEN_NAME, INDEX_NAM
 from common.config import SourceConfig
 
 
-def forget(home: Path, key: bytes, sources: Sequence[SourceConfig], patient: str, *, absent: bool = False) -> int:
+@dataclass(frozen=True)
+class Removed:
+    """What was taken away, each a number. looks: 1 where reports of `data check` were there, which are all of them."""
+
+    studies: int  # of the patient, left out from now on
+    copies: int  # prepared studies
+    places: int  # in splits
+    looks: int
+
+
+def forget(
+    home: Path, key: bytes, sources: Sequence[SourceConfig], patient: str, *, absent: bool = False
+) -> Removed | None:
     """Forget a patient.
 
     Args:
@@ -28,7 +42,7 @@ def forget(home: Path, key: bytes, sources: Sequence[SourceConfig], patient: str
         absent: also when no study of the patient is found.
 
     Returns:
-        How many studies of the patient there are. 0, and not `absent`: nothing was changed.
+        What was removed. None: no study of the patient is there, and not `absent`; nothing was changed.
 
     Raises:
         ConfigError: a source is described wrongly, or a file of the home is damaged.
@@ -37,14 +51,15 @@ def forget(home: Path, key: bytes, sources: Sequence[SourceConfig], patient: str
         found = [readers.find(source, home) for source in sources]
     references = [one for each in found for one in each.references if one.patient == patient]
     if not references and not absent:
-        return 0
+        return None
     path = home / FORGOTTEN_NAME
     Forgotten(path, key).add(path, patient)
-    drop(home / CACHE_NAME, key, references)
+    copies = drop(home / CACHE_NAME, key, references)
     (home / CACHE_NAME / INDEX_NAME).unlink(missing_ok=True)
+    looks = int((home / CHECK_NAME).exists())
     shutil.rmtree(home / CHECK_NAME, ignore_errors=True)
-    KeptSplits(home / SPLITS_NAME, key).forget(patient)
-    return len(references)
+    places = KeptSplits(home / SPLITS_NAME, key).forget(patient)
+    return Removed(len(references), copies, places, looks)
 
 
-__all__ = ["forget"]
+__all__ = ["Removed", "forget"]

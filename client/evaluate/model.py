@@ -16,6 +16,7 @@ from client.data.isolate.isolation import Reading
 from client.evaluate import classification, classification_page, scoring, segmentation_page
 from client.evaluate.evaluation import Cases, Wanted, score_site
 from client.evaluate.findings import Findings, Table
+from client.predict.personal import Personal
 from client.predict.prediction import Segmenter, load_segmenter
 from client.rules import approvals
 from client.site import Site
@@ -62,6 +63,7 @@ def evaluate(
     tolerance: float = 1.0,
     device: str = "auto",
     readers: int = 1,
+    personal: Personal | None = None,
     progress: Callable[[str, int, int], None] = lambda _site, _done, _total: None,
 ) -> Evaluation:
     """Score a model on the labelled studies of sites.
@@ -73,6 +75,7 @@ def evaluate(
         tolerance: of the surface Dice, mm, or pixels where lengths are in pixels.
         device: where the network runs: "cpu", "cuda" or "auto".
         readers: most processes that parse files; 0: parse them in this one.
+        personal: what a site keeps of its own, which is scored instead; None: the model as it is.
         progress: called with (site, studies done, studies).
 
     Raises:
@@ -80,7 +83,7 @@ def evaluate(
         DataError: a site has no study to be scored.
     """
     _, _, manifest = load_model(model)
-    segmenter = load_segmenter(model, device, must_draw=False)
+    segmenter = load_segmenter(model, device, must_draw=False, personal=personal)
     run, several = segmenter.run, []
     score, digest, found = _way(segmenter, tolerance)
     for site in sites:
@@ -103,6 +106,29 @@ def evaluate(
     joined = _joined(several)
     together = _evaluated(joined, found(joined))
     return Evaluation(run, manifest, each, replace(together, findings=_with_sites(together.findings, each, run.task)))
+
+
+def beside(own: Evaluated, shared: Evaluated, task: Task) -> Evaluated:
+    """What was found of a site's own model, headed by the scores of the shared one on the same patients."""
+    figures = "mean-of-patients" if "mean-of-patients" in own.findings.summary else "scores"
+    ours, theirs = own.findings.summary[figures], shared.findings.summary[figures]
+    values = {
+        name: ((ours[name] or {}).get("value"), (theirs[name] or {}).get("value"))
+        for name in task.SHOWN
+        if name in ours and name in theirs
+    }
+    rows = tuple(
+        (name, mine, other, None if mine is None or other is None else mine - other)
+        for name, (mine, other) in values.items()
+    )
+    table = Table(
+        "Personal and shared model",
+        ("score", "personal", "shared", "difference"),
+        rows,
+        "On the same patients. What follows is of the personal model.",
+    )
+    summary = {"shared": theirs, **own.findings.summary}
+    return replace(own, findings=replace(own.findings, summary=summary, tables=(table, *own.findings.tables)))
 
 
 def took_part(site: Site, manifest: Manifest) -> bool:
@@ -200,4 +226,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(some) / len(some) if some else None
 
 
-__all__ = ["ALL_SITES", "Evaluated", "Evaluation", "evaluate", "took_part"]
+__all__ = ["ALL_SITES", "Evaluated", "Evaluation", "beside", "evaluate", "took_part"]

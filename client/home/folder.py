@@ -7,7 +7,11 @@
     home/forgotten.sealed  the patients who take no part any more
     home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
                            declared.json: the number of patients that private runs are told (client/home/declared.py);
-                           evaluations/: scores given; strategies/: what a run's strategy keeps from round to round
+                           evaluations/: scores given; strategies/: what a run's strategy keeps from round to round;
+                           personal/: models of the site's own, until a person removes them (client/home/kept.py);
+                           local/: models that the site trains alone for comparison, until the run is over;
+                           gains/: what was compared (client/home/gains.py);
+                           statistics/: what runs are told of the training patients (client/home/statistics.py)
     home/cache/            the preprocessed images; may go while the agent is stopped
 
 Forgotten, state and cache are sealed under keys that are derived from site.key (common/crypto/record_box.py): a copy of
@@ -31,6 +35,10 @@ SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
 DECLARED_NAME = f"{STATE_NAME}/declared.json"
 EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
 STRATEGIES_NAME = f"{STATE_NAME}/strategies"  # see client/train/memory.py
+PERSONAL_NAME = f"{STATE_NAME}/personal"  # see client/home/kept.py
+LOCAL_NAME = f"{STATE_NAME}/local"  # see client/train/alone.py
+GAINS_NAME = f"{STATE_NAME}/gains"
+STATISTICS_NAME = f"{STATE_NAME}/statistics"
 FORGOTTEN_NAME = "forgotten.sealed"
 CHECK_NAME = "check"  # the last report of `wardround-client data check`
 

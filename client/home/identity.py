@@ -64,6 +64,10 @@ class Identity:
         return f"Identity(site={self.site!r}, gateway={self.gateway!r})"
 
 
+# What `join` leaves in `tls`.
+_JOINED = ("coordinator.json", "certificate.pem", "root.pem", "receipt.key")
+
+
 def load_identity(home: Path) -> Identity:
     """Read and check what `join` stored.
 
@@ -73,17 +77,12 @@ def load_identity(home: Path) -> Identity:
     tls = home / "tls"
     try:
         coordinator = json.loads((tls / "coordinator.json").read_bytes())
-        certificate_pem, root_pem, receipt_key = (
-            (tls / name).read_bytes() for name in ("certificate.pem", "root.pem", "receipt.key")
-        )
+        certificate_pem, root_pem, receipt_key = ((tls / name).read_bytes() for name in _JOINED[1:])
         site, gateway, log_key = str(coordinator["site"]), str(coordinator["gateway"]), str(coordinator["log-key"])
         key_pem = _promoted_key(tls, certificate_pem)
         signing = Ed25519PrivateKey.from_private_bytes(receipt_key)
     except FileNotFoundError as error:
-        raise EnrolmentError(
-            f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
-            "'wardround-client join INVITATION'."
-        ) from error
+        raise not_joined(home, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     certificate = certificates.check_site_certificate(certificate_pem, root_pem, site, certificates.load_key(key_pem))
@@ -92,6 +91,20 @@ def load_identity(home: Path) -> Identity:
         write_private(tls / "root.pem", kept)
         root_pem = kept
     return Identity(site, gateway, key_pem, certificate_pem, root_pem, certificate, signing, bytes.fromhex(log_key))
+
+
+def not_joined(home: Path, error: FileNotFoundError) -> EnrolmentError:
+    """What it means that a file of `tls` is not there."""
+    asked_only = (home / "tls" / "request.pem").exists()  # it waits to be approved
+    if not asked_only and any((home / "tls" / name).exists() for name in _JOINED):
+        return EnrolmentError(
+            f"{error.filename} is missing, and {home} has joined a federation. Restore the folder tls from a backup; "
+            "if there is none, ask the coordinator for a new invitation and join again."
+        )
+    return EnrolmentError(
+        f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
+        "'wardround-client join INVITATION'."
+    )
 
 
 def check_own_receipt_key(certificate_pem: bytes, roots_pem: bytes, site: str, receipt_key: Ed25519PrivateKey) -> None:

@@ -51,6 +51,8 @@ max-clipping = 100.0
 max-delta = 0.02
 
 # Scores that may leave, as means over our held-out patients. Losses never do under differential privacy.
+# Statistics of our training patients (means, without noise) leave only where "class-share", "foreground-share" or
+# "intensity" is added.
 metrics = METRICS
 scores = "noised"             # of a run with privacy: "none", "noised" (the headline score alone) or "exact"
 run-scores-epsilon = 1.0      # what noised scores of one run may cost a held-out patient

@@ -26,11 +26,12 @@ from client.predict.dropfolder import Find
 from client.predict.files import INDEX_NAME, encode, refuse_to_overwrite, stem_of, write_index, write_result
 from client.predict.latency import Latency, Seconds, latency_of
 from client.predict.memory import within_memory
+from client.predict.personal import Personal, overlaid
 from client.predict.scores import encode_scores, scores_name
 from common import labelmap
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
-from common.learning.checkpoint import load_model
+from common.learning.checkpoint import load_model, pack, sha256
 from common.learning.inference import predict_stack
 from common.learning.network import build_model
 from common.tasks import Told
@@ -112,6 +113,7 @@ def predict_study(
     *,
     device: str | torch.device = "cpu",
     overwrite: bool = False,
+    personal: Personal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment, or classify, every study at a path.
@@ -122,6 +124,7 @@ def predict_study(
         out: receives the results; in a folder per study when there are several.
         device: where the network runs: "cpu", "cuda", or "auto" for cuda where there is one.
         overwrite: replace results that are there already.
+        personal: what a site keeps of its own, which is used instead; None: the model as it is.
         progress: called with (studies done, studies), first with 0.
 
     Raises:
@@ -129,7 +132,7 @@ def predict_study(
         DataError: there is no study at the path, or only one and it cannot be segmented.
     """
     start = time.perf_counter()
-    segmenter = load_predictor(model, device)
+    segmenter = load_predictor(model, device, personal)
     check_apart(study, out)
     with reading(segmenter.run) as (find, read):
         references = find(study.absolute(), None)
@@ -177,18 +180,25 @@ def reading(run: RunConfig) -> Iterator[tuple[Find, Read]]:
         yield readers.find_images, read
 
 
-def load_segmenter(path: Path, device: str | torch.device, *, must_draw: bool = True) -> Segmenter:
+def load_segmenter(
+    path: Path, device: str | torch.device, *, must_draw: bool = True, personal: Personal | None = None
+) -> Segmenter:
     """Load a model and let it run once.
 
     Args:
         path: as for `predict_study`.
         device: as for `predict_study`.
+        personal: as for `predict_study`.
         must_draw: whether one that answers for images as a whole is refused.
 
     Raises:
         ConfigError: it cannot be loaded, or there is no such device.
     """
     run, state, manifest = load_model(path)
+    digest = manifest.sha256
+    if personal is not None:
+        state = overlaid(state, personal(manifest.run_hash))
+        digest = sha256(pack(state))
     if must_draw and not run.task.DRAWS:
         raise ConfigError(
             f"the model answers {run.task.kind}, which draws nothing into an image. Predict with one that segments."
@@ -202,12 +212,12 @@ def load_segmenter(path: Path, device: str | torch.device, *, must_draw: bool = 
             "the weights do not fit the network that model.json describes. Copy both files again from the run."
         ) from error
     predict_stack(network, torch.zeros(1, run.data.channels, *run.training.patch_size), run, chosen)
-    return Segmenter(network.to(chosen).eval(), run, manifest.sha256, chosen)
+    return Segmenter(network.to(chosen).eval(), run, digest, chosen)
 
 
-def load_predictor(path: Path, device: str | torch.device) -> Segmenter:
+def load_predictor(path: Path, device: str | torch.device, personal: Personal | None = None) -> Segmenter:
     """See `load_segmenter`; a model that classifies regions is refused, for nothing says where there are any."""
-    segmenter = load_segmenter(path, device, must_draw=False)
+    segmenter = load_segmenter(path, device, must_draw=False, personal=personal)
     task = segmenter.run.task
     if not (task.DRAWS or task.TELLS):
         raise ConfigError(f"the model answers {task.kind}, which draws nothing into an image, nor tells of it.")

@@ -22,6 +22,7 @@ from typing import Any
 
 from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Arrived, DropFolder
+from client.predict.personal import Personal
 from client.predict.prediction import Read, Segmenter, StudyResult, check_apart, load_predictor, predict_one, reading
 from common.errors import ConfigError, DataError, WardroundError
 from common.system.files import write_atomically
@@ -53,6 +54,7 @@ def watch(
     settle_s: float,
     stopped: Callable[[], bool],
     device: str = "cpu",
+    personal: Personal | None = None,
     poll_s: float = POLL_S,
 ) -> None:
     """Segment what arrives in a folder until told to stop; the study in hand is finished first.
@@ -64,6 +66,7 @@ def watch(
         settle_s: how long the files of a study must not have changed.
         stopped: asked between studies and during pauses.
         device: as for `predict_study`.
+        personal: as for `predict_study`.
         poll_s: least pause between two looks.
 
     Raises:
@@ -74,7 +77,7 @@ def watch(
         raise ConfigError("--watch needs a folder that is there. Make it, or leave out --watch for a single file.")
     check_apart(folder, out)
     with _only_one(out):
-        segmenter = load_predictor(model, device)
+        segmenter = load_predictor(model, device, personal)
         _claim(out, segmenter.sha256)
         with reading(segmenter.run) as (find, read):
             drop = DropFolder(folder.absolute(), find, settle_s)

@@ -11,11 +11,14 @@ from typing import Any
 
 from client.home.declared import outgrown, set_size
 from client.home.offer import Offer
+from client.home.statistics import earlier as runs_told_before
 from client.rules import exit_gate
 from client.rules.approvals import Proposal
 from client.site import Site
+from common.audit.entries import SMALLEST_COUNT
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
+from common.config.statistics import STATISTICS, statistic_names
 from common.privacy.guarantee import forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
@@ -49,6 +52,8 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
         ("updates become a model by", _strategy(run)),
+        *_beside(run),
+        *_statistics(proposal, site),
         ("leaves each round", _weights(run, offer)),
         ("scalars that leave", ", ".join(_scalars(run, site))),
         ("scores", _scores(run, offer, site)),
@@ -105,7 +110,7 @@ def _start(run: RunConfig) -> str:
 
 def _how_often(run: RunConfig) -> str:
     return (
-        f"{counted(run.federation.rounds, 'round')} of {counted(run.training.local_steps, 'step')}, each within "
+        f"{counted(run.federation.rounds, 'round')} of {run.training.work}, each within "
         f"{run.federation.round_timeout_s:g} s; scores "
         f"{'each round' if run.evaluate_every == 1 else f'every {run.evaluate_every} rounds'}"
     )
@@ -113,15 +118,69 @@ def _how_often(run: RunConfig) -> str:
 
 def _strategy(run: RunConfig) -> str:
     strategy, said = run.strategy, run.strategy.kind
+    if run.training.local_seconds is not None:
+        said += (
+            ", by which all count alike whatever steps they make"
+            if strategy.BY_WORK
+            else "; who makes more steps in the time counts for more: a fast site's patients more than a slow one's"
+        )
     if strategy.STEERS:
         said += f", which changes our steps{' after the noise' if run.privacy else ''}"
-    if strategy.REMEMBERS:
+    if strategy.PERSONAL:
+        said += f"; it KEEPS here, sealed, until we remove it, {_personal(run)}"
+    elif strategy.REMEMBERS:
         reveals = "noised as that is" if run.privacy else "NOT noised: like that it may reveal single patients"
         said += (
             "; it KEEPS here, sealed, what the next round goes on from, made of what we received and sent, "
             f"{reveals}. It is removed when the last model is to be scored, and stays where the run ends otherwise"
         )
     return said
+
+
+def _beside(run: RunConfig) -> Iterator[tuple[str, str]]:
+    """The model that we train alone, where the run compares."""
+    if not run.federation.cross_site:
+        return
+    leaves = "nothing of it leaves" if run.privacy else "of it the score alone leaves"
+    yield (
+        "compared with",
+        "a model that we train alone, for which we train as long again: NOT noised, it may reveal single patients; "
+        f"{leaves}. It is KEPT here, sealed, and removed after the test, or stays where the run ends otherwise; both "
+        "scores stay, for `wardround-client show`",
+    )
+
+
+def _statistics(proposal: Proposal, site: Site) -> Iterator[tuple[str, str]]:
+    """What would be told of who trains here, where the run asks for it."""
+    run, offer = proposal.run, proposal.appraisal.offer if proposal.appraisal else None
+    if not run.federation.statistics:
+        return
+    named = [name for name in STATISTICS if name in site.policy.metrics]
+    if not statistic_names(run, named):
+        yield "statistics of our patients", f"none leave: metrics in policy.toml names none of {', '.join(STATISTICS)}"
+        return
+    least = max(site.policy.min_patients, SMALLEST_COUNT)
+    before = runs_told_before(site.home, proposal.run_hash)
+    others = f" ({counted(before, 'other run')} here told of them before)" if before else ""
+    few = "" if offer is None or offer.training >= least else f"; but none will leave: {offer.training} patients train"
+    yield (
+        "statistics of our patients",
+        f"{', '.join(named)}, means over the patients in training and how far they lie apart, with two digits and NOT "
+        f"noised: whoever has those of two runs, with one patient in but one of them, may tell something of that "
+        f"one{others}. The same in each round, from {least} patients on; KEPT here, sealed, for `wardround-client show`"
+        f"{few}",
+    )
+
+
+def _personal(run: RunConfig) -> str:
+    """The model of our own that stays, and what it may reveal here."""
+    what = "our own normalisations for its model" if run.strategy.NORMS_STAY else "a model of our own"
+    if run.strategy.APART:
+        beside = ", this run's noise does not cover it, and nothing of it leaves" if run.privacy else ""
+        return f"{what}, for which we train as long again: NOT noised, it may reveal single patients{beside}"
+    if run.privacy:
+        return f"{what}, noised as our updates are"
+    return f"{what}, NOT noised: like our updates it may reveal single patients"
 
 
 def _weights(run: RunConfig, offer: Offer | None) -> str:

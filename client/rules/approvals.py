@@ -244,7 +244,7 @@ def await_appraisal(
             raise ConfigError(
                 f"the patients for {wanted!r} are not counted yet. See logs/worker.log, or wait longer with --timeout."
             )
-        what = f"the count of patients for {wanted!r}" if fitting else f"a run {wanted!r} to be proposed here"
+        what = f"the count of patients for {wanted!r}" if fitting else _missing(home, wanted)
         if what != told:
             tell(f"Waiting for {what}, {max(0.0, deadline - time.monotonic()):.0f} s at most. Ctrl-C ends.")
             told = what
@@ -262,6 +262,12 @@ def _fitting(home: Path, wanted: str) -> list[Proposal]:
     by_name = [p for p in proposals if p.run.name == wanted and p.open]
     by_hash = [p for p in proposals if len(wanted) >= _SHORTEST_PREFIX and p.run_hash.startswith(wanted.lower())]
     return by_name or by_hash
+
+
+def _missing(home: Path, wanted: str) -> str:
+    closed = [proposal.run_hash[:8] for proposal in load_all(home) if proposal.run.name == wanted]
+    past = f" (closed ones of that name: {', '.join(closed)}; one that is meant is named by its hash)" if closed else ""
+    return f"a run {wanted!r} to be proposed here{past}"
 
 
 def _not_closed(proposal: Proposal) -> Proposal:

@@ -23,11 +23,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from client.home.offer import Shapes
-from common.audit.entries import bucketed
+from common.audit.entries import SMALLEST_COUNT, bucketed
 from common.config import METRICS, TRAIN_LOSS, RunConfig, Scores
+from common.config.statistics import (
+    CLASS_SHARE,
+    COUNTED,
+    is_statistic,
+    lowest_and_highest,
+    rounded,
+    statistic_names,
+)
 from common.errors import ErrorCode, UpdateError
 from common.privacy.guarantee import uncovered
 from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
+from common.strategies import of_personal
+from common.tasks import of_local
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -72,6 +82,7 @@ BEFORE_CHARGE = frozenset(
 AFTER_CHARGE = frozenset({ErrorCode.WORKER_FAILED, ErrorCode.DEADLINE, ErrorCode.DISK_FULL})
 SIGNIFICANT_DIGITS = 6
 MOST_PATIENTS = 10_000_000
+_HALF_A_STEP = 0.005  # of a share with two digits
 
 _FLOAT32 = np.dtype(np.float32).str
 _LENGTH_BYTES = 8
@@ -103,7 +114,7 @@ def release(
         case TrainReply(), TrainRequest():
             check_covered(run)
             parts = _rebuilt(reply.parts, run.strategy.up, request.parts[run.strategy.MODEL])
-            metrics = _scalars(reply.metrics, train_metrics(run, allowed))
+            metrics = _scalars(_counted(reply.metrics), train_metrics(run, allowed))
             return TrainReply(run_hash, round_, parts, _count(reply.patients, run), metrics)
         case EvaluateReply(), EvaluateRequest():
             if _scores_are_noised(run, scores) and not reply.metrics.get(SCORE_NOISE, 0.0) > 0:
@@ -125,10 +136,12 @@ def shorten(reply: TrainReply, run: RunConfig, allowed: Sequence[str] = METRICS)
 def train_metrics(run: RunConfig, allowed: Sequence[str] = METRICS) -> frozenset[str]:
     """Names of the scalars that leave with an update.
 
-    Under differential privacy neither the loss, which no noise covers, nor the time, which tells how many patients
-    were drawn.
+    Under differential privacy neither the loss and the statistics of the training patients, which no noise covers, nor
+    the time, which tells how many patients were drawn.
     """
-    return _ABOUT_THE_ROUND if run.privacy else _ABOUT_THE_ROUND | {"seconds"} | ({TRAIN_LOSS} & set(allowed))
+    if run.privacy is not None:
+        return _ABOUT_THE_ROUND
+    return _ABOUT_THE_ROUND | {"seconds"} | ({TRAIN_LOSS} & set(allowed)) | statistic_names(run, allowed)
 
 
 def score_names(run: RunConfig, allowed: Sequence[str] = METRICS, scores: Scores = "noised") -> frozenset[str]:
@@ -140,7 +153,18 @@ def score_names(run: RunConfig, allowed: Sequence[str] = METRICS, scores: Scores
     )
     if _scores_are_noised(run, scores):
         return frozenset({task.headline, *by_class, *NOISE_NAMES} if by_class else ())
-    return frozenset(names | by_class)
+    return frozenset(names | by_class | (set() if scores == "none" else _of_own_models(run) & set(allowed)))
+
+
+def _of_own_models(run: RunConfig) -> set[str]:
+    """Scores of models that a site has for itself, each by its own name in the policy.
+
+    Of a model that private steps did not make no score leaves a private run: it would tell of who trained it.
+    """
+    if run.privacy is not None:
+        return set()
+    personal = {of_personal(run.task.headline)} if run.strategy.PERSONAL else set()
+    return personal | ({of_local(run.task.headline)} if run.federation.cross_site else set())
 
 
 def after_charge(code: ErrorCode, run: RunConfig) -> ErrorCode:
@@ -316,9 +340,29 @@ def _count(patients: int, run: RunConfig) -> int:
     return patients
 
 
+def _counted(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The scalars of an update, without statistics that are of too few patients, or nearer to none or all than ten."""
+    counted = metrics.get(COUNTED, 0.0)
+    whole = 0 < counted <= MOST_PATIENTS and bucketed(int(counted)) == counted
+    near = SMALLEST_COUNT / counted - _HALF_A_STEP if whole else 1.0
+
+    def may(name: str, value: float) -> bool:
+        if not is_statistic(name):
+            return True
+        least, most = (near, 1 - near) if name.startswith(f"{CLASS_SHARE}-") else lowest_and_highest(name)
+        return whole and least <= value <= most
+
+    return {name: value for name, value in metrics.items() if may(name, value)}
+
+
 def _scalars(metrics: Mapping[str, float], allowed: frozenset[str]) -> dict[str, float]:
     """Allowed finite metrics, rounded, in a fixed order."""
     kept = {name: metrics[name] for name in sorted(allowed & metrics.keys()) if math.isfinite(metrics[name])}
     if len(kept) < len(metrics):
         _log.info("%d of %d metrics stay here: not on the list or not finite", len(metrics) - len(kept), len(metrics))
-    return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in kept.items()}
+    return {
+        name: rounded(value, name)
+        if is_statistic(name) and name != COUNTED
+        else float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+        for name, value in kept.items()
+    }

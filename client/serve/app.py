@@ -1,4 +1,4 @@
-"""The routes. Behind `client.serve.guard`; what they answer is JSON, or a file of a result.
+"""The routes. Behind `common.web.guard`; what they answer is JSON, or a file of a result.
 
 POST   /v1/jobs                      a file or a ZIP of a study's files -> 202, the job
 GET    /v1/jobs/{job}                how far it is; when done, what was found and which files there are

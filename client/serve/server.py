@@ -6,43 +6,35 @@ sweeper; where that is killed too, the next start removes what nobody holds the 
 """
 
 import contextlib
-import logging
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import uvicorn
 
 from client.predict.latency import Latency
 from client.predict.prediction import load_predictor
 from client.serve import sweeper
 from client.serve.app import made
-from client.serve.connection import Connection
-from client.serve.guard import Guard
 from client.serve.jobs import Jobs
-from client.serve.token import Token
 from client.serve.upload import Limits
 from client.serve.work import Figures, work
 from common.errors import ConfigError
 from common.system.locks import is_locked, locked
+from common.web.guard import Guard
+from common.web.listening import LOOPBACK, answering, hosts_of, listening
+from common.web.token import Token
 
-LOOPBACK = ("127.0.0.1", "::1")
+OPEN = ("/health",)
 
 _PREFIX = "wardround-serve-"
 _LOCK_NAME = "lock"
 _YOUNG_S = 60.0  # a folder may be so young that its lock is not taken yet
-_GRACE_S = 5  # for answers that are under way when the server stops
-_STARTING_S = 30.0
-_MOST_CONNECTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -96,43 +88,20 @@ def serve(
     """
     segmenter = load_predictor(model, device)
     figures = Figures()
-    with _listening(port, both) as sockets, _private(folder) as place:
+    with listening(port, both=both) as sockets, _private(folder) as place:
         token = Token.made(place / "token")
         (place / "jobs").mkdir(mode=0o700)
         jobs = Jobs(place / "jobs", places, keep_s, stopped)
         number = sockets[0].getsockname()[1]
-        app = Guard(made(jobs, figures, limits, segmenter.sha256), token, _hosts(number, both), limits.upload)
+        app = Guard(
+            made(jobs, figures, limits, segmenter.sha256), token, hosts_of(number, both=both), limits.upload, free=OPEN
+        )
         addresses = tuple(f"http://{f'[{host}]' if ':' in host else host}:{number}" for host in LOOPBACK[: 1 + both])
 
-        with _answering(app, sockets):
+        with answering(app, sockets):
             started(Started(addresses, token.path))
             work(segmenter, jobs, figures, stopped=stopped, told=told)
     return Served(figures.done, figures.failed, figures.latency)
-
-
-def _hosts(port: int, both: bool) -> Sequence[bytes]:
-    names = ["127.0.0.1", "localhost", *(["[::1]"] if both else [])]
-    return [f"{name}:{port}".encode() for name in names]
-
-
-@contextlib.contextmanager
-def _listening(port: int, both: bool) -> Iterator[list[socket.socket]]:
-    """Sockets on the loopback addresses, on one port."""
-    with contextlib.ExitStack() as opened:
-        sockets: list[socket.socket] = []
-        for host in LOOPBACK[: 1 + both]:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            one = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                one.bind((host, sockets[0].getsockname()[1] if sockets else port))
-            except OSError as error:
-                raise ConfigError(
-                    f"port {port} of {host} cannot be taken ({error.strerror}). Give another --port, or 0 for a free "
-                    "one."
-                ) from error
-            sockets.append(one)
-        yield sockets
 
 
 @contextlib.contextmanager
@@ -181,38 +150,4 @@ def _remove_left_behind(parent: Path) -> None:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _answering(app: Guard, sockets: list[socket.socket]) -> Iterator[None]:
-    """The web server, in a thread."""
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=_MOST_CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it quotes requests
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, name="web", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + _STARTING_S
-    while not server.started:
-        if not thread.is_alive() or time.monotonic() > deadline:
-            raise ConfigError("the web server did not start. Give another --port.")
-        time.sleep(0.01)
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-__all__ = ["LOOPBACK", "Served", "Started", "serve"]
+__all__ = ["Served", "Started", "serve"]

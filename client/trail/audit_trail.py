@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.home.identity import Identity
+from client.home.identity import Identity, not_joined
 from client.rules import approvals
 from client.rules.approvals import Proposal
 from client.trail.outbox import FOLDER, Outbox, Parcel
@@ -23,6 +23,7 @@ from common.audit import receipts
 from common.audit.entries import SMALLEST_COUNT, Value, bucketed, decimal_text
 from common.audit.log import AuditLog
 from common.config import PolicyConfig, sha256_of
+from common.config.statistics import COUNTED
 from common.console.logs import Trouble
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError, UpdateError
 from common.identity import certificates
@@ -53,9 +54,7 @@ def open_log(home: Path) -> AuditLog:
         key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
         origin, log_key = f"site/{coordinator['site']}", bytes.fromhex(coordinator["log-key"])
     except FileNotFoundError as error:
-        raise EnrolmentError(
-            f"{home} has not joined a federation, and has no audit log. Run 'wardround-client join INVITATION' first."
-        ) from error
+        raise not_joined(home, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnrolmentError(f"the files in {tls} cannot be read. Restore them from a backup or join again.") from error
     return AuditLog(home / AUDIT_NAME, origin, key, coordinator_key=log_key)
@@ -203,6 +202,9 @@ class AuditTrail:
         parcel = Parcel(reply, receipt, receipts.sign(receipt, self._key))
         self._outbox.keep(parcel)
         self.log.append("round", receipts.entry_fields(receipt, parcel.signature))
+        if COUNTED in reply.metrics:
+            about = {"run": request.run_hash, "round": request.round, "patients": int(reply.metrics[COUNTED])}
+            self.log.append("statistics", about)
         return parcel
 
     def check_scored(self, request: EvaluateRequest, policy: PolicyConfig) -> None:

@@ -19,12 +19,15 @@ from client.rules import evaluations, exit_gate, policy
 from client.rules.policy import Purpose
 from client.site import Site
 from client.train import training
+from client.train.alone import compared, let_go, train_alone
+from client.train.apart import train_apart
 from client.train.memory import discard, recall, retain
+from client.train.statistics import told
 from client.train.strategies import Kept, local_of
 from common.audit.entries import bucketed
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
-from common.errors import DataError, ErrorCode, UpdateError
+from common.errors import ConfigError, DataError, ErrorCode, UpdateError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import load_model, tensor_shapes, weights_of
 from common.privacy.guarantee import charge_round
@@ -37,6 +40,7 @@ from common.privacy.scores import (
     noised_scores,
     score_plan,
 )
+from common.strategies import PERSONAL, of_personal
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -71,8 +75,9 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         evaluations.begin_training(site, run, request)
     else:
         if request.round >= run.federation.rounds:  # its model is there: no round will be trained again
-            discard(site, document.hash)
+            discard(site, document)
         if (kept := evaluations.begin_scoring(site, run, request)) is not None:
+            _end(request, document, site)
             return kept
     found = site.cohort(run, keep=False)
     cost = _score_plan(request, run, site, found)
@@ -87,9 +92,15 @@ def answer(request: Request, document: RunDocument, site: Site, attempt: str) ->
         case EvaluateRequest():
             reply = _evaluate(request, document, site, cohort, model.to(device), cost=cost)
             evaluations.keep(site, request, reply)
-            if request.phase == "test":  # which ends a run that stopped early
-                discard(site, document.hash)
+            _end(request, document, site)
             return reply
+
+
+def _end(request: EvaluateRequest, document: RunDocument, site: Site) -> None:
+    """Let go what only further rounds would need, once the test is made, which ends a run that stopped early too."""
+    if request.phase == "test":
+        discard(site, document)
+        let_go(site, document)
 
 
 def _train(
@@ -109,16 +120,21 @@ def _train(
         {name: {key: one.to(device) for key, one in state.items()} for name, state in beside.items()},
     )
     if run.strategy.REMEMBERS:
-        local.remember(run, request.round, recall(site, document.hash, request.round))
+        local.remember(run, request.round, recall(site, document, request.round))
     name = site.config.name
     metrics = training.train_round(
         model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
     )
-    parts = {name: pack(state) for name, state in {run.strategy.MODEL: weights_of(model), **local.parts()}.items()}
+    parts = {name: pack(state) for name, state in {run.strategy.MODEL: local.weights(), **local.parts()}.items()}
+    # Who stops by time makes as many steps for the others: as long again, and comparable.
+    steps = None if run.training.local_seconds is None else int(metrics["steps"])
+    train_apart(local, cohort, document, round_=request.round, site=name, device=device, steps=steps)
     if run.strategy.REMEMBERS:
-        retain(site, run, document.hash, Kept(request.round, local.kept()))
+        retain(site, document, Kept(request.round, local.kept()))
+    train_alone(request, document, site, cohort, device, steps=steps)
     counted = bucketed(patients) if run.weighting == "patients" else 0
-    return TrainReply(request.run_hash, request.round, parts, counted, {**metrics, **spent})
+    metrics = {**metrics, **spent, **told(document, site, cohort)}
+    return TrainReply(request.run_hash, request.round, parts, counted, metrics)
 
 
 def _charge(request: TrainRequest, document: RunDocument, site: Site, cohort: Cohort, attempt: str) -> dict[str, float]:
@@ -168,10 +184,25 @@ def _evaluate(
     if cost is not None:
         # Which scores there are must not depend on who is a patient here.
         scores = _noised(request, document, site, cohort, lambda some: score(some, every_class=True)[1], cost=cost)
+        compared(request, document, site, cohort, model)  # for the site's own eyes
         return EvaluateReply(request.run_hash, request.round, request.phase, 0, scores)
     patients, scores = score(cohort)
+    if (own := _personal(request, document, site, model)) is not None:
+        _, of_own = training.evaluate(own.to(device), cohort, run, request.phase, device)
+        scores |= {of_personal(name): value for name, value in of_own.items() if name == run.task.headline}
+    scores |= compared(request, document, site, cohort, model, shared=scores)
     counted = bucketed(patients) if run.weighting == "patients" else 0
     return EvaluateReply(request.run_hash, request.round, request.phase, counted, scores)
+
+
+def _personal(request: EvaluateRequest, document: RunDocument, site: Site, model: nn.Module) -> nn.Module | None:
+    """The site's own model after this round, with the test its last; where its score may leave and there is one."""
+    run, rules = document.config, site.policy
+    if of_personal(run.task.headline) not in exit_gate.score_names(run, rules.metrics, rules.scores):
+        return None
+    last = run.federation.rounds if request.phase == "test" else request.round
+    kept = recall(site, document, last + 1)
+    return None if kept is None else load_model(run, {**weights_of(model), **kept.states[PERSONAL]})
 
 
 def _noised(
@@ -244,6 +275,11 @@ def _schema(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, to
 def _device(site: Site) -> torch.device:
     if site.config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if site.config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            'site.toml says device = "cuda", and torch finds no CUDA device. See whether `nvidia-smi` lists one, and '
+            'restart the computer if one has vanished; device = "auto" uses the CPU where there is none.'
+        )
     return torch.device(site.config.device)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from client.data.cohort import Case, Cohort
 from client.data.regions import centres
+from client.train.optimizer import optimizer_of, set_rate, trained
 from client.train.sampling import draw, groups_of
 from client.train.strategies import Local
 from common.config import TRAIN_LOSS, PrivacyConfig, RunConfig, TrainingConfig
@@ -40,7 +41,6 @@ from common.errors import DataError, ErrorCode, WardroundError
 from common.learning.augment.mixup import mixed_loss
 from common.learning.inference import precision, predict_stack
 from common.learning.network import freeze
-from common.learning.schedule import learning_rate
 from common.learning.transforms import Stack, sample_crops
 from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
@@ -62,6 +62,7 @@ def train_round(
     device: torch.device | str,
     site_key: bytes | None = None,
     local: Local[Any] | None = None,
+    steps: int | None = None,
 ) -> dict[str, float]:
     """Train the model in place for one round.
 
@@ -74,6 +75,7 @@ def train_round(
         device: Where to compute.
         site_key: Secret; sets what is drawn for each patient of a private run. None: a fresh one.
         local: The client half of the run's strategy; None: plain training.
+        steps: Without privacy so many, whatever the run says; None: `local-steps`, or until `local-seconds` are over.
 
     Returns:
         steps and seconds; without differential privacy also train-loss, the mean over the steps. With it the loss is
@@ -102,13 +104,14 @@ def train_round(
         groups = groups_of(patients, len(run.data.classes), run.task) if balanced else (names,)
         crops = _Crops(patients, run, device, groups)
         with _reproducible(run, seed):
-            loss = {TRAIN_LOSS: _train(network, crops, torch.Generator().manual_seed(seed), round_, local)}
+            draws = torch.Generator().manual_seed(seed)
+            mean, made = _train(network, crops, draws, round_, local=local, steps=steps)
         if not _is_finite(model):
             raise _not_finite("a weight")
+        loss = {TRAIN_LOSS: mean}
     else:
         if not names:
             _log.warning("no patient is left for training: the round is one of noise alone")
-        loss = {}
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         streams = _Streams(site_key or secrets.token_bytes(32), document.hash, round_)
         with _reproducible(run, secrets.randbits(63)):
@@ -117,7 +120,8 @@ def train_round(
         if not _is_finite(model):
             _log.warning("the weights are no longer finite numbers: the round returns those it began with")
             model.load_state_dict(before)
-    return {**loss, "steps": float(run.training.local_steps), "seconds": time.perf_counter() - started}
+        loss, made = {}, run.training.local_steps
+    return {**loss, "steps": float(made), "seconds": time.perf_counter() - started}
 
 
 def evaluate(
@@ -231,14 +235,22 @@ class _Streams:
         return int.from_bytes(hmac.digest(key, place, "sha256")[:8], "big") >> 1
 
 
-def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: int, local: Local[Any] | None) -> float:
-    """Plain steps; returns the mean loss."""
+def _train(
+    model: nn.Module,
+    crops: _Crops,
+    generator: torch.Generator,
+    round_: int,
+    *,
+    local: Local[Any] | None,
+    steps: int | None,
+) -> tuple[float, int]:
+    """Plain steps; returns the mean loss, and how many they were."""
     run = crops.run
-    optimizer, loss_of = _optimizer(model, run), _Loss(run.task, run.model.auxiliary)
-    trained = _trained(model)
-    total = 0.0
-    for step in range(run.training.local_steps):
-        _set_rate(optimizer, run, round_, step)
+    optimizer, loss_of = optimizer_of(model, run), _Loss(run.task, run.model.auxiliary)
+    weights = trained(model)
+    total, made = 0.0, 0
+    for step in _steps(run.training, steps):
+        set_rate(optimizer, run, round_, step)
         images, labels = crops.batch(generator)
         if mixup := run.training.augmentation.mixup:
             loss = mixed_loss(model, loss_of, (images, labels), mixup, generator)
@@ -249,16 +261,28 @@ def _train(model: nn.Module, crops: _Crops, generator: torch.Generator, round_: 
             raise _not_finite("the loss")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for weights in trained if run.training.l1 else ():
-            if weights.grad is not None:
-                weights.grad.add_(weights.detach().sign(), alpha=run.training.l1)
+        for one in weights if run.training.l1 else ():
+            if one.grad is not None:
+                one.grad.add_(one.detach().sign(), alpha=run.training.l1)
         if local is not None:
             local.steer()
         if run.training.gradient_clipping is not None:
-            nn.utils.clip_grad_norm_(trained, run.training.gradient_clipping)
+            nn.utils.clip_grad_norm_(weights, run.training.gradient_clipping)
         optimizer.step()
-        total += value
-    return total / run.training.local_steps
+        total, made = total + value, step + 1
+    return total / made, made
+
+
+def _steps(training: TrainingConfig, exactly: int | None) -> Iterator[int]:
+    """Numbers of a round's steps, from 0: `local-steps` of them, or so many as end the first beyond `local-seconds`."""
+    if exactly is not None:
+        yield from range(exactly)
+        return
+    until = math.inf if training.local_seconds is None else time.monotonic() + training.local_seconds
+    for step in range(training.local_steps):
+        yield step
+        if time.monotonic() >= until:
+            return
 
 
 def _train_privately(
@@ -273,7 +297,7 @@ def _train_privately(
     """Private steps, as many as the ledger was charged for, whatever the sampling brings."""
     run, names = crops.run, list(crops.patients)
     budget = plan(run, declared_size)
-    inner = _optimizer(model, run)
+    inner = optimizer_of(model, run)
     if local is not None:
         inner.register_step_pre_hook(lambda *_: local.steer())  # what it finds is the noisy mean
     optimizer = private_optimizer(
@@ -289,7 +313,7 @@ def _train_privately(
     loss = _Loss(run.task, run.model.auxiliary)
     way = choose(model, loss, _nobody(crops, privacy), budget.expected_patients)
     for step in range(budget.steps_per_round):
-        _set_rate(inner, run, streams.round, step)
+        set_rate(inner, run, streams.round, step)
         chosen = [names[index] for index in sample_patients(len(names), budget.sampling_rate)]
         private_step(model, optimizer, _read(chosen, crops, streams, step), loss, plan=way)
 
@@ -327,28 +351,6 @@ def _nobody(crops: _Crops, privacy: PrivacyConfig) -> Patient:
 def _counts(model: nn.Module, case: Case, run: RunConfig, device: torch.device | str) -> Tensor:
     """The task's counts of one case, over all its slices."""
     return run.task.count(predict_stack(model, case.images, run, device), case.labels, len(run.data.classes))
-
-
-def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
-    training = run.training
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            _trained(model),
-            training.learning_rate,
-            training.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=training.nesterov,
-        )
-    return torch.optim.AdamW(_trained(model), training.learning_rate, weight_decay=training.weight_decay)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, run: RunConfig, round_: int, step: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(run, (round_ - 1) * run.training.local_steps + step)
 
 
 def _seed(run: RunConfig, site: str, round_: int) -> int:

@@ -42,13 +42,21 @@ def serve(home: Path, questions: int, answers: int, network: str) -> None:
 
 
 def answer(question: Question, home: Path) -> Answer:
-    """Do what the agent asks; a failure becomes a Refusal, its reason is logged here."""
+    """Do what the agent asks; a failure becomes a Refusal, its reason is logged here.
+
+    Raises:
+        torch.AcceleratorError: the GPU has failed. A process that used it never can again (CUDA's errors are sticky),
+            so this one ends; the agent starts another and asks it once more.
+    """
     run = question.run
     try:
         site = open_site(home)
         if isinstance(question, Describe):
             return offer_of(site.cohort(run.config, keep=False), run.config)
         return answer_request(question.request, run, site, question.attempt)
+    except torch.AcceleratorError:
+        _log.error("the GPU has failed; this worker ends, and the next one looks for what is there")
+        raise
     except Exception as error:  # noqa: BLE001 - a text must not leave, whatever raised it
         round_ = 0 if isinstance(question, Describe) else question.request.round
         return Refusal(run.hash, round_, told(_log, error, f"run {run.name!r} round {round_}"))

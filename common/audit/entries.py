@@ -48,6 +48,7 @@ KINDS = {
     "spend": "run round epsilon delta",
     "arrived": "run round site update ?received",
     "round": "receipt signature ?countersignature",
+    "statistics": "run round patients",
     "countersigned": "receipt-hash countersignature",
     "evaluated": "run round phase model ?site ?epsilon ?delta",
     "refusal": "code ?run ?round ?site",

@@ -27,8 +27,9 @@ _VERSION = 1
 _RECENT_STARTS = 20
 _TABLES = ("entries", "nodes", "checkpoints")
 # Entries about a round name it directly, or in their receipt.
-_RUN, _ROUND = (
-    f"coalesce(json_extract(entry, '$.{name}'), json_extract(entry, '$.receipt.{name}'))" for name in ("run", "round")
+_RUN, _ROUND, _SITE = (
+    f"coalesce(json_extract(entry, '$.{name}'), json_extract(entry, '$.receipt.{name}'))"
+    for name in ("run", "round", "site")
 )
 _SCHEMA = (
     # An entry's canonical JSON, and the checkpoints signed here; the tree follows from the entries.
@@ -105,11 +106,20 @@ class Transaction:
         query = f"SELECT entry FROM entries WHERE json_extract(entry, '$.kind') IN ({marks}) ORDER BY seq DESC LIMIT ?"  # noqa: S608 - only marks
         return _entries(self._database.execute(query, (*kinds, count)))
 
-    def about(self, kind: str, run: str, round_: int) -> list[Entry]:
-        """All entries of a kind about one round of a run, oldest first."""
+    def about(self, kind: str, run: str, round_: int, site: str | None = None) -> list[Entry]:
+        """All entries of a kind about one round of a run, or about a site's part in it, oldest first."""
         where = f"{_RUN} = ? AND {_ROUND} = ? AND json_extract(entry, '$.kind') = ?"
+        values: tuple[str | int, ...] = (run, round_, kind)
+        if site is not None:
+            where, values = f"{where} AND {_SITE} = ?", (*values, site)
         query = f"SELECT entry FROM entries WHERE {where} ORDER BY seq"  # noqa: S608 - constants
-        return _entries(self._database.execute(query, (run, round_, kind)))
+        return _entries(self._database.execute(query, values))
+
+    def prove(self, old: int, new: int) -> list[bytes]:
+        """See `AuditLog.prove`."""
+        if not 0 <= old <= new <= self.size:
+            raise AuditError(f"a proof from {old} to {new} entries is asked for; the log has {self.size}")
+        return merkle.consistency_proof(old, new, self.perfect)
 
     def checkpoint(self, key: Ed25519PrivateKey, coordinator_key: bytes | None) -> str:
         """Sign the present state, once: the same state is the same checkpoint."""
@@ -200,9 +210,7 @@ class AuditLog:
             AuditError: the log has never had these sizes.
         """
         with self.transaction() as log:
-            if not 0 <= old <= new <= log.size:
-                raise AuditError(f"a proof from {old} to {new} entries is asked for; the log has {log.size}")
-            return merkle.consistency_proof(old, new, log.perfect)
+            return log.prove(old, new)
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, oldest first."""

@@ -5,17 +5,17 @@ the tables of what a run may choose: `common.models`, `common.tasks`, `common.st
 """
 
 from common.config.augmentation import AugmentationConfig, AugmentationProbability
-from common.config.policy import HOURS_PATTERN, METRICS, TRAIN_LOSS, PolicyConfig, Scores
+from common.config.federation import FederationConfig
+from common.config.policy import ALL_METRICS, HOURS_PATTERN, METRICS, TRAIN_LOSS, PolicyConfig, Scores
 from common.config.privacy import AdaptiveClippingConfig, PrivacyConfig
 from common.config.run import (
     DataConfig,
-    FederationConfig,
     InitialConfig,
     PreprocessingConfig,
     RunConfig,
-    TrainingConfig,
 )
 from common.config.site import Device, SiteConfig, SourceConfig
+from common.config.training import TrainingConfig
 from common.document.table import (
     Count,
     Document,
@@ -35,6 +35,7 @@ from common.document.table import (
 )
 
 __all__ = [
+    "ALL_METRICS",
     "HOURS_PATTERN",
     "METRICS",
     "TRAIN_LOSS",

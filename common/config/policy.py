@@ -4,17 +4,22 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.statistics import STATISTICS
 from common.document.table import Count, Document, NonNegative, Positive
-from common.tasks import SCORE_NAMES
+from common.strategies import of_personal
+from common.tasks import HEADLINES, SCORE_NAMES, of_local
 
 # Of plain training steps; never leaves under differential privacy.
 TRAIN_LOSS = "train-loss"
-# What the exit gate knows of; a policy may shorten the list. The headline score of each class goes with the headline.
-METRICS = (*SCORE_NAMES, TRAIN_LOSS)
+# What leaves unless a policy shortens the list. The headline score of each class goes with the headline; those of
+# models of the site's own go each by its name.
+METRICS = (*SCORE_NAMES, *map(of_personal, HEADLINES), *map(of_local, HEADLINES), TRAIN_LOSS)
+# And statistics of the training patients, which leave only where a policy names them.
+ALL_METRICS = (*METRICS, *STATISTICS)
 if TYPE_CHECKING:
     Metric = str
 else:
-    Metric = Literal[METRICS]
+    Metric = Literal[ALL_METRICS]
 
 Scores = Literal["none", "noised", "exact"]
 
@@ -63,7 +68,8 @@ class PolicyConfig(Document):
     max_clipping: Positive = 100.0
     max_delta: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
-    # What may leave beside weights. Losses never do under differential privacy.
+    # What may leave beside weights. Losses never do under differential privacy, nor do statistics of the training
+    # patients (class-share, foreground-share, intensity), which leave only where they are added here.
     metrics: tuple[Metric, ...] = METRICS
 
     # Scores of held-out patients. none: they never leave. noised: with [privacy] as noisy sums, charged to a budget of

@@ -8,16 +8,17 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.config.augmentation import AugmentationConfig
-from common.config.crops import Crops, too_large, window_too_large
+from common.config.crops import too_large, window_too_large
+from common.config.federation import FederationConfig
 from common.config.privacy import PrivacyConfig
+from common.config.training import TrainingConfig
 from common.document.formats import Since
-from common.document.table import MOST, Count, Document, Fraction, Name, NonNegative, Positive, Table
+from common.document.table import Document, Fraction, Name, Positive, Table
 from common.models import NETWORK_CHOICE, Network, dense_names
 from common.preparation import STEP_CHOICE, Expected, Step
 from common.preparation.missing_values import MissingValues
 from common.preparation.windows import window_of
-from common.strategies import STRATEGY_CHOICE, Strategy
+from common.strategies import STRATEGY_CHOICE, Asked, Strategy
 from common.tasks import TASK_CHOICE, Task
 
 
@@ -107,81 +108,6 @@ class PreprocessingConfig(Table):
         return self
 
 
-class TrainingConfig(Table):
-    """One site's work in one round."""
-
-    # Optimiser steps a site makes in a round; with DP, the Poisson-sampled steps.
-    local_steps: Count = 20
-    # Crops in a step, without DP. With DP the expected number of patients follows from the sampling rate.
-    batch_size: Crops = 4
-    # Crop size in voxels after preprocessing; the network sees nothing larger in training.
-    patch_size: tuple[Annotated[int, Field(ge=1, le=8192)], ...]
-    # Share of crops centred on a foreground voxel, against class imbalance.
-    foreground_fraction: Fraction = 0.5
-    # Whose voxel that is: any alike, or of a class that is drawn first, of those in the study.
-    foreground_classes: Annotated[Literal["all", "balanced"], Since(2)] = "all"
-    # Of patients: each as often, or each class, and then somebody who has it.
-    sampling: Annotated[Literal["uniform", "balanced"], Since(2)] = "uniform"
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Positive = 1e-3
-    # Over the whole run, from learning-rate down to 1 % of it; poly by the power 0.9 of what remains.
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    # How often the schedule runs down, beginning again at learning-rate.
-    cycles: Annotated[Count, Since(2)] = 1
-    # Steps of the run, before the schedule, in which the rate rises in equal parts to learning-rate.
-    warmup_steps: Annotated[int, Field(ge=0, le=MOST), Since(2)] = 0
-    weight_decay: NonNegative = 1e-5
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    # Of sgd: look ahead by the momentum.
-    nesterov: Annotated[bool, Since(2)] = False
-    # Weight of the sum of the weights' absolute values beside the loss.
-    l1: Annotated[NonNegative, Since(2)] = 0.0
-    # The most that a step's gradient may be long (L2), over all weights; a longer one is shortened.
-    gradient_clipping: Annotated[Positive | None, Since(2)] = None
-    augmentation: AugmentationConfig = AugmentationConfig()
-    # Which weights a site trains: all; or the affine part of the normalisations, the PReLUs and the last block, for
-    # fine-tuning a pretrained network with privacy, where every further weight costs noise.
-    trainable: Literal["all", "norm-and-head"] = "all"
-
-    @model_validator(mode="after")
-    def _looks_ahead_by_something(self) -> Self:
-        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise ValueError("nesterov is for optimizer = 'sgd' with a momentum above 0: set both, or take it out")
-        return self
-
-    @model_validator(mode="after")
-    def _runs_down_to_begin_again(self) -> Self:
-        if self.cycles > 1 and self.schedule == "constant":
-            raise ValueError("cycles is for a schedule that runs down: set schedule to cosine or poly, or take it out")
-        return self
-
-
-class FederationConfig(Table):
-    """Rounds, and what counts as one."""
-
-    rounds: Count
-    # Fewest sites whose update must enter a round. Fewer: the run fails, it never pretends.
-    quorum: Count = 2
-    # None: "patients" without DP; with DP always "equal", because a count would leak.
-    weighting: Literal["patients", "equal"] | None = None
-    # A site that has not answered by then is left out of this round.
-    round_timeout_s: Positive = 3600.0
-    # How long to wait for the quorum to connect before the first round.
-    join_timeout_s: Positive = 600.0
-    # Evaluate the global model every so many rounds, and always after the last. None: after each round, and with DP
-    # only after the last: there the sites add noise to their scores, and the more there are the more noise each has.
-    evaluate_every: Count | None = None
-    # An update whose distance from the global model (L2) exceeds this is refused.
-    max_update_norm: Positive = 1000.0
-    # What is evaluated and kept is an exponential moving average of the rounds' models; the rounds themselves go on
-    # from the last one. 0: no average. It costs no privacy, and smooths what the noise does to single rounds.
-    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Which round's model is kept: the last, or that of the best validation scores.
-    keep: Annotated[Literal["last", "best"], Since(2)] = "last"
-    # Evaluations in a row whose validation score is no better than the best before, after which a run stops.
-    patience: Annotated[Count | None, Since(2)] = None
-
-
 class InitialConfig(Table):
     """Weights that a run starts from, such as of a model pretrained on public images."""
 
@@ -256,6 +182,8 @@ class RunConfig(Document):
             raise ValueError(problem)
         if problem := self.task.refuse(len(self.data.classes)):
             raise ValueError(problem)
+        if problem := self.federation.refuse(self.data.classes):
+            raise ValueError(problem)
         if problem := self.training.augmentation.refuse(self.data.channels, draws=self.task.DRAWS):
             raise ValueError(problem)
         spacing = self.preprocessing.spacing_mm
@@ -277,7 +205,7 @@ class RunConfig(Document):
 
     @model_validator(mode="after")
     def _strategy_can_work(self) -> Self:
-        if (problem := self.strategy.misfit(self.training.optimizer, self.federation.quorum)) is not None:
+        if (problem := self.strategy.misfit(self.asked)) is not None:
             raise ValueError(f"strategy.kind {self.strategy.kind!r} {problem}")
         return self
 
@@ -318,6 +246,11 @@ class RunConfig(Document):
                 "epsilon counts with is one probability, the same for all and known before (Poisson sampling): with "
                 "[privacy] use 'uniform', and foreground-classes or task.loss.class-weights against imbalance"
             )
+        if self.federation.statistics:
+            raise ValueError(
+                "federation.statistics tells of the training patients without noise, and no guarantee covers it: with "
+                "[privacy] take it out, and ask for it in a run without [privacy]"
+            )
         if self.federation.weighting == "patients":
             raise ValueError("federation.weighting 'patients' would reveal counts: with [privacy] use 'equal'")
         if self.data.split == "proportional":
@@ -327,6 +260,38 @@ class RunConfig(Document):
             )
         return self
 
+    @model_validator(mode="after")
+    def _may_stop_by_time(self) -> Self:
+        """Nothing is promised that needs the number of steps before they are made."""
+        if self.training.local_seconds is None:
+            return self
+        if self.privacy is not None:
+            raise ValueError(
+                "training.local-seconds lets a clock decide how many steps a site makes, and with [privacy] epsilon is "
+                "charged for a number that is fixed before: take it out, and set local-steps to what the slowest site "
+                "makes in time"
+            )
+        if self.deterministic:
+            raise ValueError(
+                "training.local-seconds lets a clock decide how many steps a site makes, and deterministic = true "
+                "promises the same bits each time: take one of them out"
+            )
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        """The settings that a strategy may not work with."""
+        return Asked(
+            optimizer=self.training.optimizer,
+            learning_rate=self.training.learning_rate,
+            quorum=self.federation.quorum,
+            private=self.privacy is not None,
+            chooses=self.chooses,
+            validated=self.data.validation_fraction,
+            normalised=self.model.has_norms,
+            timed=self.training.local_seconds is not None,
+        )
+
     @property
     def idle(self) -> list[str]:
         """Settings that say something and change nothing, or only where hospitals let it; a sentence each."""
@@ -334,6 +299,11 @@ class RunConfig(Document):
         told = []
         if training.optimizer != "sgd" and training.momentum != said["momentum"].default:
             told.append(f"training.momentum is of sgd and changes nothing with optimizer = {training.optimizer!r}")
+        if self.strategy.BY_WORK and training.local_seconds is None:
+            told.append(
+                f"strategy.kind {self.strategy.kind!r} is fedavg where all sites make as many steps: set "
+                "training.local-seconds"
+            )
         if self.privacy is not None and training.batch_size != said["batch_size"].default:
             told.append("training.batch-size changes nothing with [privacy]: sampling-rate takes its place")
         if self.privacy is not None and self.chooses and not self.task.BY_CLASS:
@@ -380,9 +350,6 @@ class RunConfig(Document):
         return self.evaluations_after(0)
 
     def evaluations_after(self, round_: int) -> int:
-        """How often a site is asked for scores after a round: in those that are due, and the test.
-
-        Computed, never counted round by round: a document may name any number of rounds.
-        """
+        """How often a site is asked for scores after a round, the test too; computed, as there may be any number."""
         last, every = self.federation.rounds, self.evaluate_every
         return -(-last // every) - (round_ // every if round_ < last else -(-last // every)) + 1

@@ -12,6 +12,7 @@ inside their bodies, so that `--help` answers at once and Flower reads the envir
 """
 
 import datetime
+import errno
 import logging
 import math
 import os
@@ -63,6 +64,8 @@ def new_app(help_text: str) -> typer.Typer:
         help=help_text,
         no_args_is_help=True,
         add_completion=False,
+        # click says what may have been meant itself (8.5), and both would say it twice.
+        suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
         # A pretty traceback prints local variables, and those may name patients.
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
@@ -101,6 +104,25 @@ def say(message: object) -> None:
 def note(message: object) -> None:
     """Tell the user something on stderr, in one line, which leaves stdout to the result."""
     typer.echo(shown(message), err=True)
+
+
+def confirm(question: str, *, yes: bool = False) -> None:
+    """Ask a person, unless they have said yes before; anything but a yes ends the command.
+
+    Raises:
+        ConfigError: nobody answered.
+    """
+    if yes:
+        return
+    try:
+        said = typer.confirm(question)
+    except typer.Abort as error:  # the end of the input, or Ctrl-C
+        raise ConfigError(
+            "nobody answered, and nothing was done. Answer y or n on a terminal, or give --yes."
+        ) from error
+    if not said:
+        note("Nothing was done.")
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -159,6 +181,17 @@ def configure_logging(*, verbose: bool = False) -> None:
     log_to(logging.INFO if verbose else logging.WARNING)
 
 
+# What to do about what the system refuses.
+_REMEDIES = {
+    errno.ENOENT: " Check the path; what belongs to a home is restored from a backup.",
+    errno.ENOSPC: " Free some space on that disk, then run this again.",
+    errno.EDQUOT: " Free some space in that account's quota, then run this again.",
+    errno.EACCES: " Run this as the account that owns the folder, or change its mode.",
+    errno.EPERM: " Run this as the account that owns the folder, or change its mode.",
+    errno.EROFS: " Choose a folder that can be written to.",
+}
+
+
 class _Commands(TyperGroup):
     """A command group that explains expected failures in one message; it and all its commands know --version."""
 
@@ -182,7 +215,8 @@ class _Commands(TyperGroup):
             if isinstance(error, BrokenPipeError):
                 raise
             place = f" ({error.filename})" if error.filename else ""
-            _fail(f"the system refused: {error.strerror or error}{place}.", error)
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            _fail(f"the system refused: {error.strerror or error}{place}.{remedy}", error)
 
 
 def _completed(command: click.Command) -> click.Command:

@@ -97,6 +97,8 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} cannot be read: it is not there. Give the path of a file that is.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Give the path of a TOML file in UTF-8.") from error
 
@@ -112,6 +114,7 @@ def parse(model: type[TableType], text: str, source: str = "text", *, lenient: b
     """
     try:
         values = tomllib.loads(text)
+        json.dumps(values, default=str)  # a hexadecimal number may be read that is too long to be written again
     except RecursionError as error:
         raise ConfigError(
             f"{source} is nested too deeply. Write tables and lists as the documentation does."

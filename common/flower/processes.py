@@ -17,6 +17,9 @@ from common.system.files import socket_address
 # Of a request's body, which a SuperLink reads before it waits for the program to take it. At uvicorn's own 64 kB each
 # part goes through five layers by itself, and a model costs twice the CPU; all of it comes to lie in memory either way.
 READ_AHEAD_BYTES = 16 * 1024 * 1024
+# A connection on which nothing moves is closed by a client after 5 s (httpx). At uvicorn's own 5 s both would close it
+# at once, and a request that sets out just then is lost.
+KEEP_ALIVE_S = 60
 # The program that a SuperExec starts for each run.
 SERVER_APP = "flwr-serverapp"
 
@@ -48,6 +51,8 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
     from flwr.superlink.cli.flower_superlink import flower_superlink  # noqa: PLC0415
     from uvicorn.protocols.http import h11_impl, httptools_impl  # noqa: PLC0415
 
+    from common.flower.short_way import short_way  # noqa: PLC0415 - with it the rest of a SuperLink
+
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -56,7 +61,7 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
     os.umask(before)
 
     def run(app: Any, **settings: Any) -> None:
-        config = uvicorn.Config(app, **settings)
+        config = uvicorn.Config(short_way(app), **{**settings, "timeout_keep_alive": KEEP_ALIVE_S})
         with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it has ended in order
             uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
 

@@ -56,6 +56,8 @@ RIGHTS: Mapping[str, tuple[Role, ...]] = {
     "requests": ("admin", "operator"),
     "sites": ("admin", "operator", "auditor"),
     "runs": ("admin", "operator", "auditor"),
+    "runs-compare": ("admin", "operator", "auditor"),
+    "runs-diff": ("admin", "operator", "auditor"),
     "watch": ("admin", "operator", "auditor"),
     "report": ("admin", "operator", "auditor"),
     "audit-verify": ("admin", "auditor"),

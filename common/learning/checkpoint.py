@@ -104,6 +104,8 @@ def load_model(path: Path, sealer: Sealer | None = None) -> tuple[RunConfig, dic
     Raises:
         ConfigError: a file is missing or damaged, does not open, or the two do not belong together.
     """
+    if not path.exists() and not path.with_name(f"{path.name}{SUFFIX}").exists():
+        raise ConfigError(f"there is no {path}. Give the folder of a run, or its {WEIGHTS_NAME}.")
     weights_path = path / WEIGHTS_NAME if path.is_dir() else path
     manifest = _read_manifest(weights_path.with_suffix(".json"), sealer)
     data = _read(weights_path, sealer)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.config import RunConfig
 from common.errors import ConfigError, UpdateError
+from common.models.faster import faster
 
 _NORMALISATIONS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 
@@ -29,16 +30,14 @@ def build_model(run: RunConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
         network = run.model.build(run.data.channels, run.task.outputs(len(run.data.classes)))
-    for parent in list(network.modules()):
+    for parent in network.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm) or getattr(child, "track_running_stats", False):
                 raise ConfigError(
                     f"the network {run.model.architecture} normalises by statistics over patients ({name}), which "
                     "would leave the hospital with it. Build it with norms of each sample."
                 )
-            if isinstance(child, nn.PReLU):
-                setattr(parent, name, _faster(child))
-    return network
+    return faster(network)
 
 
 def load_model(run: RunConfig, state: Mapping[str, Tensor]) -> nn.Module:
@@ -80,6 +79,16 @@ def freeze(network: nn.Module, run: RunConfig) -> None:
     run.model.head(network).requires_grad_(True)
 
 
+def norms_of(network: nn.Module) -> frozenset[str]:
+    """Names of the weights and biases of its normalisations."""
+    return frozenset(
+        f"{place}.{name}"
+        for place, module in network.named_modules()
+        if isinstance(module, _NORMALISATIONS)
+        for name, _ in module.named_parameters(recurse=False)
+    )
+
+
 def tensor_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the run's weights, without allocating them."""
     with torch.device("meta"):
@@ -90,21 +99,4 @@ def _schema(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dt
     return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
-class _FastPReLU(nn.PReLU):
-    """The same function and weight; torch's own backward is not vectorised and took 15 % of a step on a CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the base class's name
-        """relu(x) + weight * (x - relu(x)), element by element."""
-        return torch.lerp(input.relu(), input, self.weight.to(input.dtype))
-
-
-def _faster(slow: nn.PReLU) -> nn.PReLU:
-    """The same weights, where there is one for all channels; lerp would take several for those of the last axis."""
-    if slow.num_parameters != 1:
-        return slow
-    fast = _FastPReLU()
-    fast.weight = slow.weight
-    return fast
-
-
-__all__ = ["build_model", "freeze", "load_model", "tensor_shapes", "weights_of"]
+__all__ = ["build_model", "freeze", "load_model", "norms_of", "tensor_shapes", "weights_of"]

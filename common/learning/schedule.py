@@ -29,10 +29,10 @@ def learning_rate(run: RunConfig, step: int) -> float:
     return training.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * share)
 
 
-def rates_of_round(run: RunConfig, round_: int) -> list[float]:
-    """Learning rates of a round's steps; rounds count from 1."""
+def rates_of_round(run: RunConfig, round_: int, made: int | None = None) -> list[float]:
+    """Learning rates of a round's steps, of the first `made` where a site made no more; rounds count from 1."""
     steps = run.training.local_steps
-    return [learning_rate(run, (round_ - 1) * steps + step) for step in range(steps)]
+    return [learning_rate(run, (round_ - 1) * steps + step) for step in range(steps if made is None else made)]
 
 
 def carried(rates: Sequence[float], momentum: float, *, nesterov: bool = False) -> list[float]:

@@ -56,6 +56,11 @@ class Network(Table):
         """
         return ()
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether it has normalisations, which all have weights and biases."""
+        return getattr(self, "norm", None) != "none"
+
     def described(self, inputs: int, outputs: int) -> dict[str, Any] | None:
         """What `build` builds, as a MONAI bundle writes it: a class under `_target_`, and its arguments.
 

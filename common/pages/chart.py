@@ -18,6 +18,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 _WIDTH, _HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 130, 30, 34
 _TICKS = 5
+# What sites state may be as small as a number can be; in less than this no steps can be told apart.
+_LEAST_RANGE = 1e-300
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,15 @@ def line_chart(
 
 def ticks_of(low: float, high: float) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, at least two."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    if high - low < _LEAST_RANGE:
+        high = low + max(abs(low), 1.0)
     rough = (high - low) / _TICKS
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    decimals = max(12, 3 - math.floor(math.log10(step)))
+    return [round(index * step, decimals) for index in range(first, last + 1)]
 
 
 __all__ = ["COLOURS", "Points", "colours_of", "line_chart", "ticks_of"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import ErrorCode, PrivacyError
+from common.models.faster import laid_out
 
 if TYPE_CHECKING:
     from common.privacy.gradients import Loss, Patient
@@ -159,6 +160,7 @@ def _convolved(
             gradient.shape[2:], value.shape[2:], layer.stride, padding, layer.dilation, layer.kernel_size, strict=True
         )
     ]
+    value, gradient = (laid_out(layer, tensor) for tensor in (value, gradient))
     parts = []
     for some in rows:
         one, its = value[some], gradient[some]

@@ -252,7 +252,7 @@ def guarantee(
         run: with a [privacy] table.
         epsilon: spent at the site in this run, from its ledger.
         delta: of the site's plan.
-        steps: charged at the site in this run.
+        steps: of the updates that were taken; `epsilon` counts all that were charged.
         scores: the site's last ones in this run; None: there are none.
     Raises:
         PrivacyError: no [privacy] table, or it is void.

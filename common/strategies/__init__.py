@@ -6,17 +6,17 @@ more than train, and in `server.federation.strategies`. Imports `common.document
 
 from common.document.choice import OneOf
 from common.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
-from common.strategies.bulyan import Bulyan
 from common.strategies.fedavg import FedAvg
 from common.strategies.fedavgm import FedAvgM
 from common.strategies.feddyn import FedDyn
-from common.strategies.fedmedian import FedMedian
+from common.strategies.fednova import FedNova
+from common.strategies.fedpid import FedPID
 from common.strategies.fedprox import FedProx
-from common.strategies.multi_krum import MultiKrum
 from common.strategies.norm_clipping import NormClipping
+from common.strategies.personal import PERSONAL, Ditto, FedBN, MrMtl
+from common.strategies.robust import Bulyan, FedMedian, MultiKrum, TrimmedMean
 from common.strategies.scaffold import Scaffold
-from common.strategies.strategy import WEIGHTS, Strategy
-from common.strategies.trimmed_mean import TrimmedMean
+from common.strategies.strategy import WEIGHTS, Asked, Strategy, of_personal
 
 STRATEGIES: tuple[type[Strategy], ...] = (
     FedAvg,
@@ -32,8 +32,13 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     TrimmedMean,
     MultiKrum,
     Bulyan,
+    Ditto,
+    MrMtl,
+    FedBN,
+    FedPID,
+    FedNova,
 )  # fmt: skip
 # Of the [strategy] table.
 STRATEGY_CHOICE = OneOf("kind", STRATEGIES)
 
-__all__ = ["STRATEGIES", "STRATEGY_CHOICE", "WEIGHTS", "Strategy"]
+__all__ = ["PERSONAL", "STRATEGIES", "STRATEGY_CHOICE", "WEIGHTS", "Asked", "Strategy", "of_personal"]

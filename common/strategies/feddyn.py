@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.strategies.strategy import Strategy
+from common.strategies.strategy import Asked, Strategy
 
 CORRECTION = "correction"
 
@@ -17,6 +17,15 @@ class FedDyn(Strategy):
     STEERS: ClassVar[bool] = True
     REMEMBERS: ClassVar[bool] = True
     KEEPS: ClassVar[tuple[str, ...]] = (CORRECTION,)
+
+    def misfit(self, asked: Asked) -> str | None:
+        """A move stands for the gradient where it ends only if the site's loss was gone down for long enough."""
+        if asked.timed:
+            return (
+                "takes each site to the end of its own loss, where training.local-seconds stops slow sites before: "
+                "take that out, or use fednova or fedprox"
+            )
+        return super().misfit(asked)
 
 
 __all__ = ["CORRECTION", "FedDyn"]

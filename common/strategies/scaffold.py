@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from common.strategies.strategy import Strategy
+from common.strategies.strategy import Asked, Strategy
 
 
 class Scaffold(Strategy):
@@ -15,11 +15,16 @@ class Scaffold(Strategy):
     STEERS: ClassVar[bool] = True
     REMEMBERS: ClassVar[bool] = True
 
-    def misfit(self, optimizer: str, quorum: int) -> str | None:
+    def misfit(self, asked: Asked) -> str | None:
         """A move over its rates is a mean gradient only where steps are linear."""
-        if optimizer != "sgd":
+        if asked.optimizer != "sgd":
             return 'is worked out for plain steps: set training.optimizer = "sgd"'
-        return super().misfit(optimizer, quorum)
+        if asked.timed:
+            return (
+                "is worked out for as many steps at each site, which training.local-seconds does not give: take that "
+                "out, or use fednova or fedprox"
+            )
+        return super().misfit(asked)
 
 
 __all__ = ["Scaffold"]

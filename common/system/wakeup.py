@@ -1,28 +1,37 @@
 """Hints between processes of one machine: "look now", so that nobody polls fast and nobody waits long.
 
-A hint is an empty datagram on a unix socket in `<home>/wake`. It carries no data and may be lost: whoever sleeps
-still looks by itself after a while. Without a gateway (simulation, stock Flower) everything falls back to sleeping.
+A hint is a datagram on a unix socket in `<home>/wake`. It may be lost: whoever sleeps still looks by itself after a
+while. One to the gateway names the nodes that messages are for, so that nobody looks for the others. Without a gateway
+(simulation, stock Flower) everything falls back to sleeping.
 
-    wake = strategy_wake(home)   # in the ServerApp
-    federate(..., wake=wake)
+    federate(..., wake=strategy_wake(home), hint=gateway_hint(home))   # in the ServerApp
 """
 
 import contextlib
 import os
 import select
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeAlias
 
 from common.system.files import socket_address
 
 # With hints, looking without one is only the safety net; each look costs the SuperLink about 15 ms of CPU.
 PATIENCE_S = 1.0
 
+# Told the nodes for which there are messages now.
+Hint: TypeAlias = Callable[[Collection[int]], None]
+
 _FOLDER = "wake"
 _GATEWAY = "gateway.sock"
 _STRATEGY = "strategy-*.sock"
+_NODE = struct.Struct("<Q")
+_MOST_BYTES = 64 * 1024
+# A gateway that is busy reads its hints within this time.
+_FULL_S = 2.0
 
 
 class Sleeper:
@@ -36,13 +45,15 @@ class Sleeper:
         with socket_address(path) as address:
             self._socket.bind(address)
 
-    def sleep(self, seconds: float) -> bool:
-        """Return True as soon as poked, False after `seconds`."""
+    def sleep(self, seconds: float) -> set[int] | None:
+        """Return as soon as poked, with the nodes that were named; None after `seconds` without."""
         ready, _, _ = select.select([self._socket], [], [], seconds)
+        nodes: set[int] = set()
         with contextlib.suppress(BlockingIOError):
             while ready:
-                self._socket.recv(1)
-        return bool(ready)
+                told = self._socket.recv(_MOST_BYTES)
+                nodes.update(node for (node,) in _NODE.iter_unpack(told[: len(told) // _NODE.size * _NODE.size]))
+        return nodes if ready else None
 
     def close(self) -> None:
         """Remove the socket."""
@@ -63,28 +74,34 @@ def gateway_sleeper(home: Path) -> Sleeper:
     return Sleeper(home / _FOLDER / _GATEWAY)
 
 
-def poke_gateway(home: Path) -> None:
-    """Tell the gateway that there may be messages for sites."""
-    _poke(home / _FOLDER / _GATEWAY)
+def gateway_hint(home: Path | None) -> Hint:
+    """How the strategy tells the gateway for which nodes there are messages."""
+    if home is None:
+        return lambda _nodes: None
+    path = home / _FOLDER / _GATEWAY
+
+    def hint(nodes: Collection[int]) -> None:
+        named = list(nodes)
+        for start in range(0, len(named), _MOST_BYTES // _NODE.size):
+            _poke(path, b"".join(map(_NODE.pack, named[start : start + _MOST_BYTES // _NODE.size])), patience_s=_FULL_S)
+
+    return hint
 
 
 def poke_strategies(home: Path) -> None:
     """Tell every running ServerApp that a reply or a site has arrived."""
     for path in (home / _FOLDER).glob(_STRATEGY):
-        _poke(path)
+        if not _poke(path):
+            path.unlink(missing_ok=True)  # left behind by a process that was killed
 
 
 def strategy_wake(home: Path | None) -> Callable[[float], None]:
-    """What the strategy calls instead of `time.sleep` between two looks.
-
-    Each call first tells the gateway to look for messages, as the strategy may just have pushed some.
-    """
+    """What the strategy calls instead of `time.sleep` between two looks."""
     if home is None or not (home / _FOLDER / _GATEWAY).exists():
         return time.sleep
     sleeper = Sleeper(home / _FOLDER / f"strategy-{os.getpid()}.sock")
 
     def wake(seconds: float) -> None:
-        poke_gateway(home)
         sleeper.sleep(max(seconds, PATIENCE_S))
 
     return wake
@@ -96,12 +113,30 @@ def _datagrams() -> socket.socket:
     return made
 
 
-def _poke(path: Path) -> None:
+def _poke(path: Path, told: bytes = b"\0", *, patience_s: float = 0.0) -> bool:
+    """Send a hint; False when nobody has the socket open any more.
+
+    A gateway's is left alone then: the next one may have made its own at that place meanwhile, which nobody would find
+    again once it is removed.
+    """
     with _datagrams() as sender:
         try:
             with socket_address(path) as address:
-                sender.sendto(b"\0", address)
+                _send(sender, told, address, time.monotonic() + patience_s)
         except ConnectionRefusedError:
-            path.unlink(missing_ok=True)  # left behind by a process that was killed
+            return False
         except OSError:
             pass  # nobody there, or its queue is full of hints already
+    return True
+
+
+def _send(sender: socket.socket, told: bytes, address: str, deadline: float) -> None:
+    while True:
+        try:
+            sender.sendto(told, address)
+        except BlockingIOError:  # the queue is full
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from common.document.choice import OneOf
 from common.tasks.classification import Classification
 from common.tasks.segmentation import Segmentation
-from common.tasks.task import Task, Told
+from common.tasks.task import Task, Told, of_local
 
 TASKS: tuple[type[Task], ...] = (
     Segmentation,
@@ -23,6 +23,9 @@ TASK_CHOICE = OneOf("kind", TASKS)
 # All scores of all tasks.
 SCORE_NAMES = tuple(dict.fromkeys(name for task in TASKS for name in task.SCORES))
 
+# The score of each that stands for all; of models of a site's own it alone is told.
+HEADLINES = tuple(dict.fromkeys(task.SCORES[0] for task in TASKS))
+
 
 def task_of(settings: Mapping[str, Any] | None) -> Task:
     """The task of a run's settings as a summary holds them; the first, where it says none."""
@@ -30,4 +33,4 @@ def task_of(settings: Mapping[str, Any] | None) -> Task:
     return adapter.validate_python((settings or {}).get("task") or {})
 
 
-__all__ = ["SCORE_NAMES", "TASKS", "TASK_CHOICE", "Task", "Told", "task_of"]
+__all__ = ["HEADLINES", "SCORE_NAMES", "TASKS", "TASK_CHOICE", "Task", "Told", "of_local", "task_of"]

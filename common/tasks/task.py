@@ -182,6 +182,11 @@ class Task(Table):
         return None
 
 
+def of_local(score: str) -> str:
+    """The name under which a score leaves of a model that a site trained alone, beside that of the shared one."""
+    return f"local-{score}"
+
+
 def against_others(logits: "Tensor") -> "Tensor":
     """(S, outputs, ...) of a softmax to log(p / (1 - p)) of each: its logit less that of all others together."""
     import torch  # noqa: PLC0415 - heavy
@@ -195,4 +200,4 @@ def mean_scores(rows: "Sequence[dict[str, float]]") -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
 
 
-__all__ = ["Task", "Told", "against_others", "mean_scores"]
+__all__ = ["Task", "Told", "against_others", "mean_scores", "of_local"]

@@ -3,43 +3,60 @@
 import importlib.metadata
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import psutil
 
-from common.console import doctor
+from common.audit.entries import KINDS
+from common.console import doctor, machine
 from common.console.doctor import Finding
+from common.errors import ConfigError
 from common.flower.version import VERSION
 from common.identity import certificates
+from common.system.environment import PACKAGES, for_child
 from common.system.namespaces import network_of
 from common.text import counted
 from common.wire import clock
 from server.coordinator import supervisor
 from server.coordinator.doors import doors, read_processes
 from server.home.folder import Home
+from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 
 MIN_FREE_BYTES = 1_000_000_000
 MIN_DAYS_LEFT = 30
+MEMORY_BYTES = 1 << 30  # SuperLink, gateway and one ServerApp
+_FORK_S = 60.0
 
 _SECRETS = ("coordinator.key", "pki/root.key", "pki/server.key", "registry.sqlite")
 
 
 def examine(home: Home) -> list[Finding]:
     """Look at everything; changes nothing."""
-    checks: dict[str, Callable[[Home], Iterable[Finding]]] = {
+    checks: dict[str, Callable[[Home], str | Iterable[Finding]]] = {
         "flwr version": _flower,
+        "versions": lambda _home: machine.versions(("server",)),
+        "foreign packages": lambda _home: machine.shadows(),
         "private files": _secrets,
         "coordinator key": _custody,
         "operator keys": _operators,
         "certificates": _certificates,
+        "clock": _clock,
         "disk": _disk,
+        "memory": lambda _home: machine.memory(MEMORY_BYTES),
+        "shared memory": lambda _home: machine.shared_memory(),
+        "private network": _private_network,
+        "ports": _ports,
         "coordinator": _processes,
         "doors": _doors,
         "superlink": _exposure,
         "clocks": _clocks,
+        "models": _models,
     }
     return doctor.examine({what: partial(check, home) for what, check in checks.items()})
 
@@ -80,15 +97,88 @@ def _operators(home: Home) -> Iterator[Finding]:
 
 def _certificates(home: Home) -> Iterator[Finding]:
     for name, remedy in (("root", "plan a new federation root"), ("server", "restart the coordinator to renew it")):
-        certificate = certificates.load_certificate((home.path / "pki" / f"{name}.pem").read_bytes())
+        path = home.path / "pki" / f"{name}.pem"
+        if not path.exists():
+            yield Finding(f"{name} certificate", False, f"{path} is missing: restore the folder pki from a backup")
+            continue
+        certificate = certificates.load_certificate(path.read_bytes())
         days = (certificate.not_valid_after_utc - certificates.now()).days
         ok = days > MIN_DAYS_LEFT
         yield Finding(f"{name} certificate", ok, f"{counted(days, 'day')} left" + ("" if ok else f": {remedy}"))
 
 
+def _models(home: Home) -> Iterator[Finding]:
+    from server.archive.record import there  # noqa: PLC0415 - loads jinja2
+
+    count = 0
+    for proposal in Registry(home.registry).proposals():
+        try:
+            count += there(home, proposal) is not None
+        except ConfigError as error:
+            yield Finding(f"model of {proposal.name} {proposal.run_hash[:8]}", False, str(error))
+    yield Finding("models", True, f"{counted(count, 'folder')} of completed runs as signed")
+
+
 def _disk(home: Home) -> Iterator[Finding]:
     free = shutil.disk_usage(home.path).free
-    yield Finding("disk", free > MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free, at least {MIN_FREE_BYTES / 1e9:g} wanted")
+    said = f"{free / 1e9:.1f} GB free, at least {MIN_FREE_BYTES / 1e9:g} wanted"
+    yield Finding("disk", free > MIN_FREE_BYTES, said + ("" if free > MIN_FREE_BYTES else ": free some"))
+
+
+def _clock(home: Home) -> str:
+    with open_log(home).transaction() as log:
+        last = log.latest(*KINDS)
+    return machine.clock(last[0].time if last else None)
+
+
+def _private_network(home: Home) -> str:
+    """Whether the kernel gives the SuperLink a network of its own; asked in a process that has one thread."""
+    if not home.config.private_network:
+        return "not wanted, as private-network = false in server.toml says"
+    code = (
+        "from common.system import namespaces as n; one = n.private_network(); print(one if type(one) is str else '')"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    asked = subprocess.run(  # noqa: S603 - our own interpreter and code
+        command, capture_output=True, text=True, timeout=_FORK_S, check=True, env=for_child(PYTHONPATH=str(PACKAGES))
+    )
+    if problem := asked.stdout.strip():
+        raise ConfigError(
+            f"the kernel gives Flower no network of its own ({problem}). Allow unprivileged user namespaces "
+            "(user.max_user_namespaces, user.max_net_namespaces); or run the coordinator on a host that no "
+            "other account uses, with private-network = false in server.toml."
+        )
+    return "the kernel gives Flower one"
+
+
+def _ports(home: Home) -> Iterator[Finding]:
+    """Whether what is to listen could; of a coordinator that runs see its doors."""
+    if supervisor.is_running(home):
+        return
+    config = home.config
+    wanted = {"gateway": (config.listen, config.gateway_port), "enrolment": (config.listen, config.enrolment_port)}
+    if not config.private_network:
+        wanted["superlink"] = ("127.0.0.1", config.superlink_port)
+    for name, (host, port) in wanted.items():
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                holder = _holder(port)
+                remedy = f"{holder}: end that, or set {name}-port in server.toml" if holder else "see server.toml"
+                yield Finding(f"{name} port {port}", False, f"cannot be taken at {host} ({error.strerror}); {remedy}")
+            else:
+                yield Finding(f"{name} port {port}", True, f"free at {host}")
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as far as the system tells us."""
+    for one in psutil.net_connections("tcp"):
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
+            who = f"{psutil.Process(one.pid).name()} (process {one.pid})" if one.pid else "another account"
+            return f"held by {who}"
+    return ""
 
 
 def _processes(home: Home) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from common.console.cli import JsonFlag, new_app, note, say, show_table
+from common.console.cli import JsonFlag, confirm, new_app, note, say, show_table
 from common.errors import ConfigError
 from common.identity.certificates import fingerprint, load_certificate
 from common.identity.operators import Act, Role
@@ -173,8 +173,7 @@ def key_unprotect(
     opened, _, signer = asked(home, "key-unprotect", by, key)
     if not opened.key_file.is_protected:
         raise ConfigError("the coordinator's key is not under a passphrase.")
-    if not yes:
-        typer.confirm("Write the coordinator's key in the clear (mode 0600)?", abort=True)
+    confirm("Write the coordinator's key in the clear (mode 0600)?", yes=yes)
     _carry_out(opened, signer, lambda _act: opened.key_file.write(opened.key, None))
     say("The coordinator's key is in the clear, mode 0600.")
 

@@ -16,11 +16,14 @@ from common.console.cli import JsonFlag, configure_logging, new_app, note, say, 
 from common.console.doctor import tell
 from common.errors import ConfigError, FederationError
 from server.commands.audit import audit_app
+from server.commands.dashboard import dashboard
 from server.commands.doctor import examine
+from server.commands.export import export
 from server.commands.keys import key_app, operator_app, root_app
+from server.commands.metrics import metrics
 from server.commands.options import HomeOption, asked, new_passphrase, opened_home
-from server.commands.results import export, report
-from server.commands.runs import new, resume, run, runs, stop, watch
+from server.commands.results import report
+from server.commands.runs import new, resume, run, runs_app, stop, watch
 from server.commands.sites import approve, enrol, invite, requests, revoke, sites, write_invitations
 from server.coordinator import supervisor
 from server.coordinator.doors import doors as look_at_doors
@@ -33,6 +36,7 @@ from server.registry.registry import Registry
 from server.views.progress import progress_of
 
 app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
+app.add_typer(runs_app, name="runs")
 app.add_typer(operator_app, name="operator")
 app.add_typer(root_app, name="root")
 app.add_typer(key_app, name="key")
@@ -150,9 +154,10 @@ for _command in (
     start,
     status,
     doctor,
+    dashboard,
+    metrics,
     new,
     run,
-    runs,
     stop,
     resume,
     watch,

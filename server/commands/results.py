@@ -1,37 +1,40 @@
-"""wardround-server report and export: what a run has made, its scores and its model."""
+"""wardround-server report: what a run has made, its scores."""
 
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from common.console.cli import JsonFlag, note, say, show_table
-from common.crypto.stream import SUFFIX
 from common.errors import ConfigError
 from common.identity.operators import Act
-from common.system.files import write_atomically
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
-from server.federation.events import JOURNAL_NAME, worst_told
-from server.home import checkpoints
-from server.home.checkpoints import MODEL_FILES
+from server.federation.events import JOURNAL_NAME, read_events, worst_told
 from server.home.folder import Home
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
+from server.views import heterogeneity
+from server.views.cross_site import CrossSite, as_columns, cross_site_of
+from server.views.facts import facts_of
 from server.views.progress import summary_of
 
 
 def report(
     run: RunArgument,
+    *,
     home: HomeOption = None,
     json: JsonFlag = False,
+    evidence: Annotated[
+        Path | None, typer.Option("--evidence", help="A new folder for documents that account for the run.")
+    ] = None,
     by: AsOption = operators.FIRST,
     key: KeyOption = None,
 ) -> None:
     """Print a run's scores and the path of its report.html; of one that goes on, or ended early, as far as it came.
 
-    Example: `wardround-server report lesions`
+    Example: `wardround-server report lesions --evidence lesions-evidence`
     """
     from server.views.report import write_report  # noqa: PLC0415 - loads jinja2
 
@@ -40,53 +43,30 @@ def report(
     folder = opened.run_folder(proposal.document)
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
-    path = operators.carry_out(
-        opened, signer, (proposal.run_hash,), lambda _act: write_report(folder, summary_of(folder, proposal))
-    )
+
+    def write(_act: Act) -> Path:
+        if evidence is not None:
+            _write_evidence(opened, proposal, evidence)
+        return write_report(folder, summary_of(folder, proposal))
+
+    path = operators.carry_out(opened, signer, (proposal.run_hash,), write)
     show_scores(opened, proposal, as_json=json)
     # A table as JSON is all that goes to stdout.
     (note if json else say)(f"Report: {path}")
-
-
-def export(
-    run: RunArgument,
-    *,
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
-    round_: Annotated[
-        int | None, typer.Option("--round", min=1, help="Of a run that is not completed: its last round.")
-    ] = None,
-    home: HomeOption = None,
-    by: AsOption = operators.FIRST,
-    key: KeyOption = None,
-) -> None:
-    """Copy a completed run's model, unsealed: model.safetensors and model.json. With --round, that of its checkpoint.
-
-    Example: `wardround-server export lesions --out model/`
-    """
-    opened, registry, signer = asked(home, "export", by, key)
-    proposal = registry.proposal(run)
-    files = _model_files(opened, proposal, round_)
-    model = out / MODEL_FILES[0]
-
-    def write(_act: Act) -> None:
-        open_log(opened).append("export", {"what": "model", "hash": sha256(files[model.name]).hexdigest()})
-        out.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            write_atomically(out / name, data)
-
-    operators.carry_out(opened, signer, (proposal.run_hash,), write)
-    say(model)
+    if evidence is not None:
+        (note if json else say)(f"Evidence: {evidence}")
 
 
 def show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
-    """A run's scores and epsilons as a table, a row for each site."""
-    summary, headline = summary_of(home.run_folder(proposal.document), proposal), proposal.run.task.headline
+    """A run's scores and epsilons as a table, a row for each site; then how unlike the sites are."""
+    folder, headline = home.run_folder(proposal.document), proposal.run.task.headline
+    summary = summary_of(folder, proposal)
     scores = summary.get("scores", {})
     test = scores.get("test") or scores.get("validation") or {"sites": {}, "mean-of-sites": {}}
     privacy = (summary.get("guarantee") or {}).get("sites", {})
     names = [*sorted({*test["sites"], *privacy}), "overall"]
     of = {**test["sites"], "overall": test["mean-of-sites"]}
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             name,
             of.get(name, {}).get(headline),
@@ -97,7 +77,18 @@ def show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
         for name in names
     ]
     title = f"{proposal.name} {proposal.run_hash[:8]}: {summary.get('status', proposal.state)}"
-    show_table(title, ("site", headline, "score-noise", "epsilon", "delta"), rows, as_json=as_json)
+    columns = ["site", headline, "score-noise", "epsilon", "delta"]
+    events = read_events(folder / JOURNAL_NAME)
+    gains, unlike = cross_site_of(summary, events), heterogeneity.heterogeneity_of(summary, events)
+    if as_json:
+        further = as_columns(gains) | heterogeneity.as_columns(unlike, events)
+        columns += further
+        rows = [(*row, *(values.get(str(row[0])) for values in further.values())) for row in rows]
+    show_table(title, columns, rows, as_json=as_json)
+    if not as_json:
+        show_gains(gains)
+    if unlike and not as_json:
+        show_table("How unlike the hospitals are", heterogeneity.COLUMNS, [one.row for one in unlike])
     if worst := worst_told(test["sites"], proposal.run.task):
         note(worst)
     if scores and not test["sites"]:
@@ -107,23 +98,19 @@ def show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
         )
 
 
-def _model_files(home: Home, proposal: Proposal, round_: int | None) -> dict[str, bytes]:
-    """The model of a run that is completed, or of its last checkpoint, opened."""
-    folder, sealer = home.run_folder(proposal.document), home.sealer_of(proposal.run_hash)
-    if round_ is None and proposal.state == "completed":
-        return {name: sealer.open((folder / f"{name}{SUFFIX}").read_bytes(), name) for name in MODEL_FILES}
-    last = checkpoints.latest(folder)
-    if last is None:
-        raise ConfigError(
-            f"{proposal.name} is {proposal.state} and has done no round: only a completed run, or one with a "
-            "checkpoint, has a model to export."
-        )
-    done = checkpoints.round_of(last)
-    if round_ is None:
-        raise ConfigError(
-            f"{proposal.name} is {proposal.state}, only a completed run has its final model. The model after round "
-            f"{done} is there: add --round {done}."
-        )
-    if round_ != done:
-        raise ConfigError(f"only the last checkpoint of {proposal.name} is kept, of round {done}: give --round {done}.")
-    return checkpoints.open_files(last, sealer)
+def show_gains(phases: Sequence[CrossSite]) -> None:
+    """What each hospital gains, a table for each phase; nothing where the run does not ask for it."""
+    for one in phases:
+        show_table(f"What each hospital gains: {one.score}, {one.phase}", one.columns, one.rows)
+        for sentence in one.notes:
+            note(sentence)
+
+
+def _write_evidence(home: Home, proposal: Proposal, folder: Path) -> None:
+    from server.evidence import folder as documents  # noqa: PLC0415 - loads jinja2
+    from server.evidence import sbom  # noqa: PLC0415 - likewise
+
+    digest = documents.write(facts_of(home, proposal), folder)
+    open_log(home).append("export", {"what": "report", "hash": digest})
+    if not (folder / sbom.NAME).exists():
+        note(f"Without a list of software components: {sbom.EXTRA} writes it.")

@@ -7,28 +7,29 @@ from typing import Annotated, TypeAlias
 import typer
 
 from common.config import RunConfig, rundocument
-from common.console.cli import Digest, JsonFlag, note, say, show_table
+from common.console.cli import Digest, JsonFlag, new_app, note, say, show_table
 from common.errors import ConfigError, FederationError
-from common.identity.operators import Act
-from common.system.files import write_atomically, write_private
+from common.system.files import write_atomically
+from server.commands.compare import runs_compare, runs_diff
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
 from server.commands.results import show_scores
 from server.commands.template import TEMPLATE
-from server.coordinator import supervisor
+from server.coordinator import wishes
 from server.federation.events import INITIAL_NAME
 from server.home import folder as homes
 from server.home.checkpoints import MODEL_FILES
 from server.home.folder import Home
 from server.registry import operators
-from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.views.progress import duration, progress_of
 
-# The document that hospitals approve, in a run's folder: its bytes are what the run's hash is of.
-ISSUED_NAME = "run.json"
-
 WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and show the run until it ends.")]
+
+runs_app = new_app("All runs, the latest first.\n\nExample: `wardround-server runs --json`")
+runs_app.info.no_args_is_help = False
+runs_app.command("compare")(runs_compare)
+runs_app.command("diff")(runs_diff)
 
 
 def new(document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The file to write.")]) -> None:
@@ -65,22 +66,12 @@ def run(
     opened, registry, _ = several[0]
     acting = [signer for *_, signer in several]
     run = rundocument.from_file(document)
-    _require_running(opened)
+    wishes.require_running(opened)
     registry.must_be_new(run.hash)
     folder = opened.run_folder(run)
     weights = _initial_weights(run.config, initial, folder)
-    endorsements = [operators.endorse(signer, run.hash, run.bundle) for signer in acting]
-
-    def publish(_act: Act) -> Proposal:
-        if weights is not None:
-            write_private(folder / INITIAL_NAME, weights)
-        proposed = registry.propose(run, endorsements)
-        open_log(opened).append("proposed", {"run": run.hash})
-        return proposed
-
-    proposal = operators.carry_out(opened, acting, (run.hash,), publish)
-    issued = folder / ISSUED_NAME
-    write_private(issued, run.text.encode())
+    proposal = wishes.propose(opened, registry, acting, run, weights)
+    issued = folder / wishes.ISSUED_NAME
     say(f"Proposed {run.name} {run.hash}")
     for sentence in run.config.idle:
         note(f"Note: {sentence}.")
@@ -89,13 +80,18 @@ def run(
     _follow(opened, registry, proposal, watch=watch)
 
 
+@runs_app.callback(invoke_without_command=True)
 def runs(
-    home: HomeOption = None, json: JsonFlag = False, by: AsOption = operators.FIRST, key: KeyOption = None
+    context: typer.Context,
+    *,
+    home: HomeOption = None,
+    json: JsonFlag = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
 ) -> None:
-    """All runs, the latest first.
-
-    Example: `wardround-server runs --json`
-    """
+    """All runs, or what is asked about some of them."""
+    if context.invoked_subcommand is not None:
+        return
     opened, registry, _ = asked(home, "runs", by, key)
     rows = []
     for one in registry.proposals():
@@ -118,14 +114,7 @@ def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIR
     """
     opened, registry, signer = asked(home, "stop", by, key)
     proposal = registry.proposal(run)
-
-    def close(act: Act) -> None:
-        if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
-            raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
-
-    operators.carry_out(opened, signer, (proposal.run_hash,), close)
-    open_log(opened).append("closed", {"run": proposal.run_hash})
-    say(f"{proposal.name} {proposal.run_hash[:8]} is stopped.")
+    say(wishes.stop(opened, registry, signer, proposal))
 
 
 def resume(
@@ -141,30 +130,26 @@ def resume(
     """
     opened, registry, signer = asked(home, "resume", by, key)
     proposal = registry.proposal(run)
-    _require_running(opened)
-
-    def reopen(act: Act) -> None:
-        registry.reopen(proposal.run_hash, act, operators.endorse(signer, proposal.run_hash, proposal.bundle))
-        open_log(opened).append("proposed", {"run": proposal.run_hash})
-
-    operators.carry_out(opened, signer, (proposal.run_hash,), reopen)
-    say(f"{proposal.name} {proposal.run_hash[:8]} goes on.")
+    say(wishes.resume(opened, registry, signer, proposal))
     _follow(opened, registry, proposal, watch=watch)
 
 
-def watch(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
+def watch(
+    run: RunArgument,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="A new folder for the curves as they grow, as TensorBoard's event files.")
+    ] = None,
+    home: HomeOption = None,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
     """Show a run until it ends; one that has ended is shown as it was. Exit code 0 only if it is completed.
 
     Example: `wardround-server watch lesions`
     """
     opened, registry, _ = asked(home, "watch", by, key)
     proposal = registry.proposal(run)
-    _follow(opened, registry, proposal, watch=True)
-
-
-def _require_running(home: Home) -> None:
-    if not supervisor.is_running(home):
-        raise FederationError("the coordinator is not running. Start it with `wardround-server start`, then try again.")
+    _follow(opened, registry, proposal, watch=True, curves=tensorboard)
 
 
 def _initial_weights(config: RunConfig, model: Path | None, folder: Path) -> bytes | None:
@@ -184,13 +169,19 @@ def _initial_weights(config: RunConfig, model: Path | None, folder: Path) -> byt
     return data
 
 
-def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool) -> None:
+def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool, curves: Path | None = None) -> None:
     if not watch:
         note(f"Follow it with: {homes.typed(f'watch {proposal.run_hash[:8]}', home)}")
         return
     from server.views.watch import watch as watch_run  # noqa: PLC0415 - loads jinja2
 
-    ended = watch_run(home, registry, proposal.run_hash)
+    if curves is None:
+        ended = watch_run(home, registry, proposal.run_hash)
+    else:
+        from server.monitoring.tensorboard import curves_in  # noqa: PLC0415 - loads jinja2
+
+        with curves_in(curves, home.run_folder(proposal.document)) as told:
+            ended = watch_run(home, registry, proposal.run_hash, told=told)
     if ended.state != "completed":
         why = f": {ended.reason}" if ended.reason else ""
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")

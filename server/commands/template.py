@@ -60,6 +60,7 @@ window = [-100, 250]         # with window: from [low, high] (for CT in HU) to [
 
 [training]                   # one hospital's work in one round
 local-steps = 4
+# local-seconds = 60.0       # without [privacy]: a site ends its round by then, and local-steps is the most it makes
 # batch-size = 4             # crops in a step; with [privacy] its sampling-rate takes its place
 patch-size = [64, 64]        # crop in voxels; multiples of 2 to the power of the network's levels less one
 # foreground-fraction = 0.5  # share of crops around a foreground voxel
@@ -131,6 +132,8 @@ rounds = 18
 # averaging = 0.0            # decay of the average of the rounds' models
 # keep = "last"              # which round's model is kept: last, or best by its validation scores
 # patience = 5               # stop after so many evaluations in a row without a better score
+# cross-site = false         # true: hospitals also train a model alone, to see what they gain; twice their training
+# statistics = false         # true: ask hospitals for statistics of labels and intensities; not with [privacy]
 
 [privacy]                    # for a patient; without this table there is none, and most hospitals refuse the run
 target-epsilon = 8.0         # over the whole run, per hospital

@@ -6,16 +6,15 @@ one was killed, and the strategy resumes from its checkpoint when it is started 
 ServerApp dies again and again without a further round; starts of the coordinator do not count for that.
 """
 
-import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from common.console.logs import Trouble
-from common.errors import FederationError
+from common.errors import ConfigError, FederationError
 from common.flower import calls
 from server.coordinator.doors import read_processes
+from server.federation.events import SUMMARY_NAME, read_summary
 from server.federation.liveness import has_begun, has_died, on_their_way
 from server.home.folder import Home
 from server.registry.audit_trail import open_log
@@ -31,6 +30,8 @@ ROUND_FOLDERS = "checkpoint/round-*[0-9]"
 _LOOK_EVERY_S = 2.0
 # A ServerApp that was on its way and is no more is believed to be dead after so long.
 _LOST_AFTER_S = 2.0
+# So long after a run is done the last receipts are waited for, before its folder among the models is made without.
+_RECEIPTS_AFTER_S = 30.0
 _BACK_OFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Runs:
         self._round_at_start: dict[str, int] = {}
         # By run: when a ServerApp was last seen that is on its way and has not begun.
         self._on_its_way: dict[str, float] = {}
+        # Completed runs without a folder among the models: when that is made whatever receipts there are.
+        self._to_keep = {one.run_hash: 0.0 for one in registry.proposals() if one.state == "completed"}
         self._forgive_interruptions()
 
     def step(self) -> set[int]:
@@ -62,6 +65,7 @@ class Runs:
                 self._advance(proposal)
             except FederationError as error:
                 self._trouble.say(f"run {proposal.run_hash[:8]}: {error}")
+        self._keep_models()
         self._trouble.settle()
         return {one.run_id for one in self._registry.unfinished() if one.state == "running" and one.run_id is not None}
 
@@ -167,16 +171,26 @@ class Runs:
     def _close(self, proposal: Proposal, state: str, reason: str) -> None:
         if self._registry.close(proposal.run_hash, state, reason):
             open_log(self._home).append("closed", {"run": proposal.run_hash})
+            if state == "completed":
+                self._to_keep[proposal.run_hash] = time.monotonic() + _RECEIPTS_AFTER_S
         _log.info("run %s is %s %s", proposal.run_hash[:8], state, reason)
 
+    def _keep_models(self) -> None:
+        """Make the folders of runs that are done; where that fails, a command that needs one tries again."""
+        if not self._to_keep:
+            return
+        from server.archive import record  # noqa: PLC0415 - loads jinja2
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """A run's result, or None while there is none."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return summary
+        for run_hash, at_last in list(self._to_keep.items()):
+            proposal = self._registry.proposal(run_hash)
+            try:
+                if time.monotonic() < at_last and not record.has_all_receipts(self._home, proposal):
+                    continue
+                if record.keep(self._home, proposal):
+                    _log.info("run %s has its folder among the models", run_hash[:8])
+            except (ConfigError, OSError) as error:
+                _log.warning("run %s has no folder among the models: %s", run_hash[:8], error)
+            del self._to_keep[run_hash]
 
 
 def _last_round(folder: Path) -> int:
@@ -187,4 +201,4 @@ def _last_round(folder: Path) -> int:
 def _forget_failure(folder: Path) -> None:
     summary = read_summary(folder)
     if summary is not None and summary["status"] != "completed":
-        (folder / "summary.json").unlink()
+        (folder / SUMMARY_NAME).unlink()

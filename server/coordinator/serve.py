@@ -44,8 +44,9 @@ from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 from server.registry.store import StoreError
 
-# Twenty sites that use up all their places leave some for the others.
-GATEWAY_WORKERS = 256
+# A site holds two calls, each of which takes one: enough for 400 sites, with places for the work of all; or for eighty
+# that use up all their places. A thread is made when it is wanted first.
+GATEWAY_WORKERS = 1000
 ENROLMENT_WORKERS = 128
 
 _STEP_S = 0.5
@@ -229,8 +230,8 @@ def patiently(trouble: Trouble) -> Iterator[None]:
 def pass_hints_on(sleeper: Sleeper, gateway: Gateway, stop: threading.Event) -> None:
     """Tell the gateway of every hint until `stop` is set."""
     while not stop.is_set():
-        if sleeper.sleep(_STEP_S):
-            gateway.hint()
+        if nodes := sleeper.sleep(_STEP_S):
+            gateway.hint(nodes)
 
 
 def _credentials(home: Home, root_pem: bytes | None) -> Credentials:

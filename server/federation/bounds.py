@@ -13,7 +13,8 @@ Where each step is bounded, so is the round, and the bound follows from the run 
 - SGD without privacy whose gradients are clipped moves by lr times that norm at most, and momentum as above.
 
 Weight decay draws towards zero, by no more than its share of the model. SGD with neither has no such bound: there
-`max-update-norm` and the other sites' updates (`server.federation.checks.outliers`) are what an update is held against.
+`max-update-norm` and the other sites' updates (`server.federation.checks.outliers`) are what an update is held against,
+and where a strategy lets each site go on from weights of its own.
 """
 
 import math
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from common.config import PrivacyConfig, RunConfig
-from common.learning.network import build_model, freeze
+from common.learning.network import build_model, freeze, norms_of
 from common.learning.schedule import carried, rates_of_round
 from common.privacy.clipping import norm_bounds
 from common.privacy.guarantee import plan
@@ -35,7 +36,9 @@ _TAIL = 6.0  # deviations
 _ROUNDING, _RELATIVE_ROUNDING = 1.001, 1e-5
 
 
-def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | None = None) -> float:
+def farthest(
+    run: RunConfig, round_: int, start_norm: float, *, delta: float | None = None, made: int | None = None
+) -> float:
     """The largest L2 distance from the model that was sent that this round's training can reach.
 
     Args:
@@ -43,6 +46,7 @@ def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | N
         round_: from 1.
         start_norm: L2 norm of the model that was sent.
         delta: what the site states, under privacy; its declared number of patients follows from it.
+        made: steps of the site, where it stops by time; None: `local-steps`.
 
     Returns:
         Infinity where nothing bounds it.
@@ -50,7 +54,9 @@ def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | N
     Raises:
         PrivacyError: no site can train with this delta in this run.
     """
-    rates, training = rates_of_round(run, round_), run.training
+    if run.strategy.OWN_START:
+        return math.inf  # where a site goes on from is its own affair
+    rates, training = rates_of_round(run, round_, made), run.training
     values, _ = trained(run)
     if training.optimizer == "adamw":
         steps = sum(rate * _largest_adam_step(number) for number, rate in enumerate(rates, start=1)) * math.sqrt(values)
@@ -75,15 +81,32 @@ def farthest(run: RunConfig, round_: int, start_norm: float, *, delta: float | N
     return reach * _ROUNDING + start_norm * _RELATIVE_ROUNDING
 
 
+def work_of(run: RunConfig, round_: int, steps: int) -> float:
+    """How much of a round of `local-steps` the first `steps` are, in (0, 1]: by what a gradient of 1 in each moves.
+
+    AdamW, which divides by a gradient's size, is taken to move by its rate.
+    """
+    if steps == run.training.local_steps:
+        return 1.0
+    training = run.training
+    momentum = training.momentum if training.optimizer == "sgd" else 0.0
+    some, whole = (
+        sum(carried(rates_of_round(run, round_, made), momentum, nesterov=training.nesterov))
+        for made in (steps, training.local_steps)
+    )
+    return some / whole
+
+
 @lru_cache(maxsize=16)
 def trained(run: RunConfig) -> tuple[int, frozenset[str]]:
-    """How many weights the run trains, and the names of the tensors that it leaves as they are."""
+    """How many weights the run trains, and the names of the tensors that each update has as they were sent."""
     network = build_model(run)
     freeze(network, run)
     parameters = dict(network.named_parameters())
     return (
         sum(one.numel() for one in parameters.values() if one.requires_grad),
-        frozenset(name for name, one in parameters.items() if not one.requires_grad),
+        frozenset(name for name, one in parameters.items() if not one.requires_grad)
+        | (norms_of(network) if run.strategy.NORMS_STAY else frozenset()),
     )
 
 
@@ -124,4 +147,4 @@ def _clipping_norms(privacy: PrivacyConfig, expected: float, steps: int) -> list
     return [min(high, first * math.exp(min(one, math.log(high / first)))) for one in growth]
 
 
-__all__ = ["farthest", "trained"]
+__all__ = ["farthest", "trained", "work_of"]

@@ -11,7 +11,7 @@ from 20 to 250 ms, so that looking adds at most 5 % to a round and a slow round 
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,6 +26,8 @@ from server.federation.members import Member, Members, State
 
 # Sleeps at most the given seconds; may return early when a reply is known to wait.
 Wait: TypeAlias = Callable[[float], None]
+# Told for which nodes messages have been handed over.
+Hint: TypeAlias = Callable[[Collection[int]], None]
 
 SHORTEST_WAIT_S = 0.02
 LONGEST_WAIT_S = 0.25
@@ -35,8 +37,9 @@ _AGAIN_AFTER_S = 2.0
 # A reply that is under way at the deadline is still taken in. All times are this host's: no hospital's clock counts.
 _GRACE_S = 600.0
 
-# Why a site that was asked did not answer: it is away, it left, it was revoked, or it is here and still at work.
-NO_ANSWER = "no answer"
+# Why a site that was asked did not answer: it is away, it left, it was revoked, or it is here, and by its own last word
+# it works on what was asked, hangs over it, or does neither.
+AT_WORK, HANGS, NO_ANSWER = "at work", "hangs", "no answer"
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ def ask(
     *,
     timeout_s: float,
     wait: Wait = time.sleep,
+    hint: Hint = lambda _nodes: None,
     wanted: Callable[[], int] = lambda: 0,
 ) -> Iterator[Answer]:
     """Send one request to all sites that are here; yield exactly one answer per site that was asked, as they come.
@@ -78,14 +82,15 @@ def ask(
         request: packed once, sent to all.
         timeout_s: sites that have not answered by then are yielded with reply None.
         wait: how to pass the time between two looks.
+        hint: told at once for whom there are messages.
         wanted: how many good answers are lacking still. While it says more than 0 and sites could come that were not
             asked, they are waited for and asked.
     """
-    exchange = _Exchange(grid, members, request, timeout_s)
+    exchange = _Exchange(grid, members, request, timeout_s, hint)
     start = time.monotonic()
     exchange.send(lambda one: one.state is State.HERE or one.is_briefly_away)
     if exchange.open:
-        wait(0.0)  # nothing can be here yet; and with the wait goes the hint that something is there for the sites
+        wait(0.0)  # nothing can be here yet
     while True:
         arrived = False
         for answer in exchange.receive():
@@ -104,8 +109,8 @@ def ask(
 class _Exchange:
     """One request to all sites, from its sending to the last answer."""
 
-    def __init__(self, grid: Grid, members: Members, request: Request, timeout_s: float) -> None:
-        self._grid, self._members, self._request = grid, members, request
+    def __init__(self, grid: Grid, members: Members, request: Request, timeout_s: float, hint: Hint) -> None:
+        self._grid, self._members, self._request, self._hint = grid, members, request, hint
         self._inbox = Inbox(grid)
         self._content = request_to_record(request)
         self._ttl = timeout_s + _GRACE_S
@@ -149,6 +154,7 @@ class _Exchange:
                 self._under_way[message_id] = (one.site, time.time())
             else:
                 _log.warning("the message to %s could not be handed over", one.site)
+        self._hint([one.node or 0 for one in due])
 
     def receive(self) -> Iterator[Answer]:
         """The answers that are here, and the end of the wait for sites that were revoked."""
@@ -170,10 +176,19 @@ class _Exchange:
 
     def silent(self) -> Iterator[Answer]:
         """Those that were asked and did not answer."""
-        states = {one.site: one.state for one in self._look}
+        found = {one.site: one for one in self._look}
         for site in sorted(self.open):
-            state = states.get(site, State.REVOKED)
-            yield Answer(site, None, NO_ANSWER if state is State.HERE else state)
+            yield Answer(site, None, self._why(found.get(site)))
+
+    def _why(self, member: Member | None) -> str:
+        if member is None:
+            return State.REVOKED
+        if member.state is not State.HERE:
+            return member.state
+        work = member.work
+        if work is None or (work.run_hash, work.round) != (self._request.run_hash, self._request.round):
+            return NO_ANSWER
+        return HANGS if work.hangs else AT_WORK
 
     def _close(self, answer: Answer) -> Answer:
         self.open.discard(answer.site)
@@ -199,4 +214,4 @@ def _read(site: str, message: Message | None, request: Request) -> Answer:
         return Answer(site, None, rejected=ErrorCode.INTERNAL)
 
 
-__all__ = ["LONGEST_WAIT_S", "NO_ANSWER", "SHORTEST_WAIT_S", "Answer", "Wait", "ask"]
+__all__ = ["AT_WORK", "HANGS", "LONGEST_WAIT_S", "NO_ANSWER", "SHORTEST_WAIT_S", "Answer", "Hint", "Wait", "ask"]

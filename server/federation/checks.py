@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.audit.entries import SMALLEST_COUNT, bucketed
 from common.config import RunConfig
+from common.config.statistics import COUNTED, is_statistic, lowest_and_highest, rounded, statistic_names
 from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import unpack
+from common.text import counted
 from common.wire.messages import EvaluateReply, Phase, TrainReply
-from server.federation.bounds import farthest, trained
-from server.federation.price import MAX_PATIENTS, check_price
+from server.federation.bounds import farthest, trained, work_of
+from server.federation.events import ENTRIES, STEPS_MADE
+from server.federation.price import MAX_PATIENTS, check_price, check_steps
 
 MAX_METRICS = 256
 # An update so many times as far as the median one of its round, of three or more, is refused: see docs/run.md.
@@ -41,11 +45,18 @@ class Update:
     parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     distance: float  # L2, from the model that was sent
     limit: float  # of the distance, for this site in this round
+    steps: int = 1
+    work: float = 1.0  # that these are, as a share of a round's: see `server.federation.bounds.work_of`
 
     @property
     def reach(self) -> float:
         """How much of what is possible it moved: comparable between sites, whose noise may differ."""
         return self.distance / self.limit
+
+    @property
+    def pull(self) -> float:
+        """How far it would lie after a whole round's work."""
+        return self.distance / self.work
 
 
 def check_update(
@@ -72,6 +83,7 @@ def check_update(
     """
     _check_round(reply.run_hash, reply.round, run_hash, round_)
     _check_metrics(reply.metrics)
+    _check_statistics(reply.metrics, run)
     if run.weighting == "patients" and not 1 <= reply.patients <= MAX_PATIENTS:
         raise UpdateError(
             f"the reply counts {reply.patients} patients; expected 1 to {MAX_PATIENTS}, as they weight the average",
@@ -79,6 +91,7 @@ def check_update(
         )
     if run.privacy is not None:
         check_price(reply.metrics, run, earlier)
+    steps = check_steps(reply.metrics, run)
     if reply.parts.keys() != set(run.strategy.up):
         raise UpdateError("the update's parts are not those of the run", ErrorCode.WRONG_TENSORS)
     parts = {name: unpack(part) for name, part in reply.parts.items()}
@@ -93,11 +106,12 @@ def check_update(
     _, frozen = trained(run)
     if any(not torch.equal(state[name], global_state[name]) for name in frozen & global_state.keys()):
         raise UpdateError(
-            f"the update changes weights that the run does not train (trainable = {run.training.trainable})",
+            f"the update changes weights that the run does not share (trainable = {run.training.trainable}, strategy "
+            f"{run.strategy.kind})",
             ErrorCode.WRONG_TENSORS,
         )
     start_norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in global_state.values()))
-    reachable = farthest(run, round_, start_norm, delta=reply.metrics.get("delta"))
+    reachable = farthest(run, round_, start_norm, delta=reply.metrics.get("delta"), made=steps)
     setting = run.federation.max_update_norm
     if distance > setting:
         raise UpdateError(
@@ -107,26 +121,39 @@ def check_update(
         )
     if distance > reachable:
         raise UpdateError(
-            f"the update lies {distance:.3g} (L2) from the global model; {run.training.local_steps} steps of this "
+            f"the update lies {distance:.3g} (L2) from the global model; {counted(steps, 'step')} of this "
             f"run's training lead {reachable:.3g} away at most. The site did something else than the run asks for.",
             ErrorCode.UPDATE_TOO_LARGE,
         )
-    return Update(parts, distance, min(setting, reachable))
+    return Update(parts, distance, min(setting, reachable), steps, work_of(run, round_, steps))
 
 
 def outliers(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:
     """Sites whose update moved more than MEDIAN_FACTOR times as much as the median of the round.
 
     Fewer than three have no median to speak of. Nor do sites that adapt their clipping norm, each to its own patients,
-    or a round in which most did not move at all.
+    or a round in which most did not move at all. Where sites stop by time, a fast one moves far and a slow one far for
+    its steps: beyond is who does both.
     """
     adaptive = run.privacy is not None and run.privacy.adaptive_clipping is not None
     if len(updates) < _FEWEST_FOR_A_MEDIAN or adaptive:
         return frozenset()
-    median = statistics.median(update.reach for update in updates.values())
-    if median == 0:
-        return frozenset()
-    return frozenset(site for site, update in updates.items() if update.reach > MEDIAN_FACTOR * median)
+    if run.training.local_seconds is None:
+        return _far({site: update.reach for site, update in updates.items()})
+    far = _far({site: update.distance for site, update in updates.items()})
+    return far & _far({site: update.pull for site, update in updates.items()})
+
+
+def steps_made(updates: Mapping[str, Update], run: RunConfig) -> dict[str, dict[str, int]]:
+    """What the journal has of a round besides, where sites stop by time: how many steps each made."""
+    if run.training.local_seconds is None:
+        return {}
+    return {STEPS_MADE: {site: update.steps for site, update in sorted(updates.items())}}
+
+
+def _far(moved: Mapping[str, float]) -> frozenset[str]:
+    most = MEDIAN_FACTOR * statistics.median(moved.values())
+    return frozenset(site for site, one in moved.items() if one > most > 0)
 
 
 def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase) -> EvaluateReply:
@@ -158,8 +185,35 @@ def _check_metrics(metrics: Mapping[str, float]) -> None:
             f"expected at most {MAX_METRICS} metrics with names in kebab-case of up to 64 characters",
             ErrorCode.BAD_REQUEST,
         )
+    if taken := sorted(ENTRIES & metrics.keys()):
+        raise UpdateError(
+            f"a metric is named {taken[0]}, as an entry of the run's journal is; it would be read as that one",
+            ErrorCode.BAD_REQUEST,
+        )
     if not all(abs(value) <= _LARGEST_METRIC for value in metrics.values()):
         raise UpdateError("a metric is no finite number of single precision", ErrorCode.NOT_FINITE)
+
+
+def _check_statistics(metrics: Mapping[str, float], run: RunConfig) -> None:
+    told = {name: value for name, value in metrics.items() if is_statistic(name)}
+    if unasked := sorted(told.keys() - statistic_names(run)):
+        raise UpdateError(
+            f"the reply tells {unasked[0]}, a statistic of patients that this run does not ask for",
+            ErrorCode.BAD_REQUEST,
+        )
+    of = told.get(COUNTED, 0.0)
+    if told and (of > MAX_PATIENTS or of != bucketed(int(of))):
+        raise UpdateError(
+            f"the reply tells statistics of {of:g} patients, expected {SMALLEST_COUNT} to {MAX_PATIENTS} in "
+            "steps of five",
+            ErrorCode.BAD_COUNT,
+        )
+    for name, value in told.items():
+        least, most = lowest_and_highest(name)
+        if not least <= value <= most:
+            raise UpdateError(f"{name} is {value:g}, expected {least:g} to {most:g}", ErrorCode.BAD_REQUEST)
+        if name != COUNTED and value != rounded(value, name):
+            raise UpdateError(f"{name} is {value!r}, which is not rounded as statistics are", ErrorCode.BAD_REQUEST)
 
 
 def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -181,4 +235,13 @@ def _distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> f
     return math.sqrt(sum(float((state[name].double() - reference[name].double()).square().sum()) for name in reference))
 
 
-__all__ = ["MAX_METRICS", "MAX_PATIENTS", "MEDIAN_FACTOR", "Update", "check_scores", "check_update", "outliers"]
+__all__ = [
+    "MAX_METRICS",
+    "MAX_PATIENTS",
+    "MEDIAN_FACTOR",
+    "Update",
+    "check_scores",
+    "check_update",
+    "outliers",
+    "steps_made",
+]

@@ -4,13 +4,16 @@
 that was killed and resumed tells the same story as one that was not. Events, each with `event` and `time` (Unix s):
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
-    train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported)
+    train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported), and
+                  statistics of its training patients (common/config/statistics.py), which are the same each time
     round         round, sites, refused {site: code}, refused-by-coordinator: of these the sites whose answer the
                   coordinator refused, where the others refused what they were asked; missing,
                   why-missing {site: away ...}, seconds, bytes-down, bytes-up, model-sha256,
                   capped: sites that weighed less than their count of patients says
                   (server/federation/strategies/weighing.py),
                   suspicious {site: [what]}: updates that entered and look wrong (server/federation/suspicion.py)
+                  steps-made {site: steps}: of a run whose sites stop by time (training.local-seconds)
+                  moves {site: {length, with-others, own-way}}: how they lie to each other (server/federation/drift.py)
     evaluate      round, phase, site, patients, and the scores of the run's task (common/tasks)
                   scores that a site has noised: also score-noise, class-score-noise (standard deviations, of the
                   headline score and of each class's), scores-epsilon, scores-delta
@@ -33,6 +36,7 @@ from typing import Any, Literal, TypeAlias
 
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
+from common.config.statistics import is_statistic
 from common.errors import ConfigError
 from common.privacy.guarantee import UNIT, guarantee, why_void
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
@@ -47,6 +51,9 @@ OVERALL = "overall"
 BY_COORDINATOR = "refused-by-coordinator"
 STOPPED = "stopped-early"
 SUSPICIOUS = "suspicious"
+MOVES = "moves"
+STEPS_MADE = "steps-made"
+LENGTH, WITH_OTHERS, OWN_WAY = "length", "with-others", "own-way"  # of each: see server/federation/drift.py
 
 Event: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Event], None]
@@ -54,12 +61,17 @@ Observe: TypeAlias = Callable[[Event], None]
 Status: TypeAlias = Literal["completed", "failed", "running", "stopped", "proposed"]
 
 # By how a member is (server/federation/members.py).
-_WHY_MISSING = {"here": "did not answer", "away": "is away", "left": "left", "revoked": "was revoked"}
+_WHY_MISSING = {
+    **{"here": "did not answer", "away": "is away", "left": "left", "revoked": "was revoked"},
+    **{"at work": "was still at work", "hangs": "hangs: its worker was asked and uses no processor"},
+}
 
 _ABOUT = frozenset({"event", "time", "round", "phase", "site", "patients"})
 _ABOUT_OVERALL = _ABOUT | {
     *("mean-of-patients", "refused", BY_COORDINATOR, "missing", "why-missing", "seconds", "bytes-down")
 }
+# What an event says beside what a site states: no metric may bear such a name. A site tells its own seconds.
+ENTRIES = (_ABOUT_OVERALL | {"bytes-up", "sites", "weights", "capped", SUSPICIOUS, MOVES, STEPS_MADE}) - {"seconds"}
 
 
 @dataclass(frozen=True)
@@ -180,6 +192,15 @@ def write_summary(folder: Path, summary: Summary) -> None:
     write_atomically(folder / SUMMARY_NAME, f"{text}\n".encode())
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """A run's result, or None while there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return summary
+
+
 def summary_as_dict(summary: Summary) -> dict[str, Any]:
     """As `summary.json` holds it."""
     return {name.replace("_", "-"): value for name, value in vars(summary).items()}
@@ -270,9 +291,18 @@ def deltas_of(events: Sequence[Event], site: str) -> list[float]:
 
 
 def scores_of(event: Event) -> dict[str, float]:
-    """The metrics of a train or evaluate event, without its other entries."""
+    """The metrics of a train or evaluate event, without its other entries and without statistics of patients."""
     about = _ABOUT_OVERALL if event["site"] == OVERALL else _ABOUT
-    return {name: value for name, value in event.items() if name not in about}
+    return {name: value for name, value in event.items() if name not in about and not is_statistic(name)}
+
+
+def statistics_of(events: Sequence[Event]) -> dict[str, dict[str, float]]:
+    """What each site told of its training patients first, by site and name; nothing of a site that told nothing."""
+    found: dict[str, dict[str, float]] = {}
+    for event in events:
+        if event["event"] == "train" and (told := {name: event[name] for name in event if is_statistic(name)}):
+            found.setdefault(event["site"], told)
+    return found
 
 
 def not_scored(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | None:
@@ -302,6 +332,11 @@ def refused_of(event: Event) -> list[str]:
 def odd_of(event: Event) -> list[str]:
     """Updates of a round that entered and look wrong, each with what is odd about it."""
     return [f"{site}'s update is odd ({', '.join(what)})" for site, what in event.get(SUSPICIOUS, {}).items()]
+
+
+def made_of(event: Event) -> list[str]:
+    """How many steps each site made in a round, where sites stop by time."""
+    return [f"{site} {steps}" for site, steps in event.get(STEPS_MADE, {}).items()]
 
 
 def in_words(why: str) -> str:

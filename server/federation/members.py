@@ -16,9 +16,11 @@ from flwr.serverapp import Grid
 
 from common.errors import AuditError, FederationError
 from common.system.wakeup import gateway_started_at
+from common.wire.at_work import AtWork
 from server.federation.events import in_words
 from server.gateway import deliveries
 from server.home.folder import Home, read_nodes
+from server.home.work import read_work
 from server.registry.registry import Registry
 from server.registry.sites import Presence
 from server.registry.store import StoreError
@@ -52,6 +54,7 @@ class Member:
     node: int | None = None  # Flower's; None: it was never here, and cannot be asked
     seconds: float = float("inf")  # how long it has been in this state, as far as is known
     willing: bool = True  # has approved the run
+    work: AtWork | None = None  # what it is at, as far as it has said so lately
 
     @property
     def is_briefly_away(self) -> bool:
@@ -123,8 +126,16 @@ class HomeMembers:
             if before is None or before.state is not state:
                 # Whoever was away before this process began may have been so for long.
                 self._since[site] = now if before is not None else float("-inf")
+        work = read_work(self._home.path)
         self._known = {
-            site: Member(site, state, nodes.get(site), now - self._since[site], approved is None or site in approved)
+            site: Member(
+                site,
+                state,
+                nodes.get(site),
+                now - self._since[site],
+                approved is None or site in approved,
+                work.get(site),
+            )
             for site, state in sorted(states.items())
         }
         return self._known

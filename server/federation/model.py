@@ -100,16 +100,22 @@ def last_checkpoint(
         return None
     sealer = at(sealer, folder.name)
     _, state, manifest = load_model(folder, sealer)
-    if manifest.run_hash != document.hash:
-        raise ConfigError(
-            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}). "
-            "Give another output folder, or remove this one."
-        )
+    _check_run(manifest, document, out)
     weights, *others = holds
     held: dict[str, Mapping[str, Tensor]] = {weights: state}
     for name in others:  # one that is missing would start anew, and the run would not be the same
         _, held[name], _ = load_model(folder / name, at(sealer, name))
     return manifest.round, held
+
+
+def refuse_another(document: RunDocument, out: Path) -> None:
+    """Before anything is made for a run in `out`.
+
+    Raises:
+        ConfigError: it holds another run.
+    """
+    if (folder := latest(out)) is not None:
+        _check_run(load_model(folder, None)[2], document, out)
 
 
 def manifest_of(model: Model, name: str, document: RunDocument, events: Sequence[Event]) -> Manifest:
@@ -123,6 +129,14 @@ def manifest_of(model: Model, name: str, document: RunDocument, events: Sequence
         guarantee=guarantee_of(document.config, events),
         scores=latest_scores(events),
     )
+
+
+def _check_run(manifest: Manifest, document: RunDocument, out: Path) -> None:
+    if manifest.run_hash != document.hash:
+        raise ConfigError(
+            f"{out} holds another run ({manifest.run_hash[:8]}, this one is {document.hash[:8]}): another "
+            "run.toml, seed or number of rounds. Give another output folder, or remove this one."
+        )
 
 
 def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], object]]:

@@ -63,6 +63,25 @@ def check_price(metrics: Mapping[str, float], run: RunConfig, earlier: Sequence[
         )
 
 
+def check_steps(metrics: Mapping[str, float], run: RunConfig) -> int:
+    """The steps that a site made in a round.
+
+    Raises:
+        UpdateError: BAD_REQUEST, sites stop by time and this one states none, or no number that the run allows.
+    """
+    most = run.training.local_steps
+    if run.training.local_seconds is None:
+        return most
+    stated = metrics.get("steps", 0.0)
+    if stated != int(stated) or not 1 <= stated <= most * (1 + _RELATIVE):
+        raise UpdateError(
+            f"the reply states {stated:g} steps; a round of this run, which sites end by time, has from 1 to {most}. "
+            "Update the site.",
+            ErrorCode.BAD_REQUEST,
+        )
+    return min(int(stated), most)
+
+
 def declared_patients(privacy: PrivacyConfig, delta: float | None) -> int:
     """The site's declared cohort: delta is 1 / (10 N) unless the run fixes it; then it may be any, so the smallest."""
     if privacy.delta is not None or delta is None:
@@ -81,4 +100,4 @@ def _refusal(what: str) -> UpdateError:
     return UpdateError(f"the reply {what}. The site's ledger and the run do not fit; update it.", ErrorCode.BAD_REQUEST)
 
 
-__all__ = ["MAX_PATIENTS", "check_price", "declared_patients"]
+__all__ = ["MAX_PATIENTS", "check_price", "check_steps", "declared_patients"]

@@ -3,7 +3,7 @@
 The run never lies. A round that fewer sites than the quorum entered fails the run, with the last good model kept; every
 site that was refused or missing is named in the journal. After each round the model is on disk in a folder of its own
 (`checkpoint/round-00007`), written whole or not at all, and a run started again in the same folder goes on from there.
-Sites start each round with a fresh optimiser, so the resumed run makes the same model.
+Sites start each round with a fresh optimiser, so the resumed run makes the same model, unless they stop by time.
 """
 
 import logging
@@ -32,8 +32,9 @@ from common.wire.messages import (
     TrainRequest,
 )
 from server.federation.best_model import keep_best, kept_model, prune
-from server.federation.broadcast import LONGEST_WAIT_S, Answer, Wait, ask
-from server.federation.checks import Update, check_scores, check_update, outliers
+from server.federation.broadcast import LONGEST_WAIT_S, Answer, Hint, Wait, ask
+from server.federation.checks import Update, check_scores, check_update, outliers, steps_made
+from server.federation.drift import MOVES, Drift
 from server.federation.events import (
     BY_COORDINATOR,
     OVERALL,
@@ -54,7 +55,8 @@ from server.federation.events import (
 )
 from server.federation.members import GridMembers, Members, present, who_is_missing
 from server.federation.model import Model, initial_weights, keep, last_checkpoint, manifest_of, model_of
-from server.federation.selection import has_seen_enough
+from server.federation.moves import moves_of
+from server.federation.selection import costs_of, has_seen_enough
 from server.federation.strategies import Aggregation, aggregation_of
 from server.federation.strategies.weighing import capped, tempered
 from server.federation.suspicion import suspicious
@@ -81,8 +83,10 @@ class _Session:
     journal: Journal
     members: Members
     wait: Wait
+    hint: Hint
     note_round: NoteRound | None
     sealer: Sealer | None
+    drift: Drift
 
     @property
     def run(self) -> RunConfig:
@@ -127,6 +131,7 @@ def federate(
     members: Members | None = None,
     observe: Observe | None = None,
     wake: Wait = time.sleep,
+    hint: Hint = lambda _nodes: None,
     note_round: NoteRound | None = None,
     sealer: Sealer | None = None,
     test: bool = True,
@@ -140,6 +145,7 @@ def federate(
         members: who takes part; None: the nodes of the grid, under the names they carry.
         observe: called with each event of the journal as it happens.
         wake: sleeps about the given seconds; returns early when a reply is known to be there.
+        hint: told for which nodes there are messages, as soon as there are.
         note_round: told what became of each update, before a model is made of a round.
         sealer: seals the checkpoints and the model; None: they are plain files.
         test: score the model on the test patients at the end; False while settings are still being chosen.
@@ -157,7 +163,7 @@ def federate(
     model = model_of(done, aggregation)
     journal = open_journal(out, last_round=model.round, observe=observe)
     members = members or GridMembers(grid)
-    session = _Session(grid, document, aggregation, out, journal, members, wake, note_round, sealer)
+    session = _Session(grid, document, aggregation, out, journal, members, wake, hint, note_round, sealer, Drift(run))
     try:
         _start(session, model.round)
         while not _is_over(session, model):
@@ -218,20 +224,18 @@ def _train(session: _Session, number: int, model: Model) -> Model:
     entered: dict[str, str] = {}  # site -> SHA-256 of its update
     absent = _Absent()
     bytes_up = answered = 0
+    part = session.aggregation.model
+    sent = session.aggregation.held[part]
 
     def wanted() -> int:
         return run.federation.quorum - len(entered)
 
     for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted):
         answered += answer.came
-        reply = _expect(answer, TrainReply, absent)
-        if reply is None:
+        if (reply := _expect(answer, TrainReply, absent)) is None:
             continue
         bytes_up += reply.size
-        before, sent = (
-            deltas_of(session.journal.events, answer.site),
-            session.aggregation.held[session.aggregation.model],
-        )
+        before = deltas_of(session.journal.events, answer.site)
         judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before)
         if (
             update := _judged(judge, answer.site, f"round {number}: the coordinator refuses the update", absent)
@@ -255,15 +259,15 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
             f"{others}. {kept}. Mend the cause, {_GO_ON}."
         )
-    part = session.aggregation.model
-    odd = suspicious(updates, session.aggregation.held[part], entered, part)
+    odd = suspicious(updates, moves := moves_of(updates, sent, part), entered)
     for site, what in odd.items():
         _log.warning("round %d: the update of %s may enter, and is odd: %s", number, site, ", ".join(what))
+    weights = session.aggregation.weighed(dict(sorted(weights.items())), costs_of(session.journal.events, run.task))
     shares = capped(weights)
-    if run.privacy is not None:
-        shares = tempered(shares, {site: update.distance for site, update in updates.items()})
+    if run.privacy is not None or run.strategy.BY_WORK:
+        shares = tempered(shares, {s: u.pull for s, u in updates.items()}, timed=run.training.local_seconds is not None)
     for site in sorted(updates):
-        session.aggregation.add(updates[site].parts, shares[site])
+        session.aggregation.add(updates[site].parts, shares[site], updates[site].work)
     session.aggregation.finish(number)
     new = model_of(number, session.aggregation)
     _note(session, number, entered, absent, new.digests[new.name])
@@ -277,7 +281,8 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             "bytes-down": sum(map(len, model.request.values())) * answered,
             "bytes-up": bytes_up,
             "model-sha256": new.digests[new.name],
-            SUSPICIOUS: odd,
+            **{SUSPICIOUS: odd, MOVES: session.drift.of_round(moves), **steps_made(updates, run)},
+            "weights": {site: shares[site] for site in sorted(shares)},
             "capped": sorted(site for site in shares if shares[site] != weights[site]),
             **{f"{name}-sha256": digest for name, digest in new.digests.items() if name != new.name},
         },
@@ -333,8 +338,15 @@ def _note(
 
 
 def _ask(session: _Session, request: Request, wanted: Callable[[], int] = lambda: 0) -> Iterator[Answer]:
-    timeout_s = session.run.federation.round_timeout_s
-    return ask(session.grid, session.members, request, timeout_s=timeout_s, wait=session.wait, wanted=wanted)
+    return ask(
+        session.grid,
+        session.members,
+        request,
+        timeout_s=session.run.federation.round_timeout_s,
+        wait=session.wait,
+        hint=session.hint,
+        wanted=wanted,
+    )
 
 
 def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType | None:
@@ -379,9 +391,9 @@ def _finish(session: _Session, model: Model) -> Summary:
     summary = summarise(
         session.document, events, status="completed", model_sha256=manifest.sha256, model_round=model.round
     )
-    write_summary(session.out, summary)
     about = {"model-sha256": manifest.sha256, "model-round": model.round}
     session.journal.record("run-finished", {"seconds": summary.seconds, **about})
+    write_summary(session.out, summary)  # last: where it is, all else of the run is there and does not change
     return summary
 
 

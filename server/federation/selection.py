@@ -79,6 +79,13 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def costs_of(events: Sequence[Event], task: Task) -> dict[int, dict[str, float]]:
+    """Round -> site -> 1 - its headline score of the validation patients, as far as the sites let it go."""
+    return {
+        round_: {site: 1 - score for site, score in one.sites.items()} for round_, one in _scored(events, task).items()
+    }
+
+
 def _is_better(one: _Scored, other: _Scored) -> bool:
     """Over the sites that scored both; by their means, where none did."""
     both = one.sites.keys() & other.sites.keys()
@@ -103,4 +110,4 @@ def _scored(events: Sequence[Event], task: Task) -> dict[int, _Scored]:
     return dict(sorted(found.items()))
 
 
-__all__ = ["best_round", "has_seen_enough", "in_words"]
+__all__ = ["best_round", "costs_of", "has_seen_enough", "in_words"]

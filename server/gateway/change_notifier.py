@@ -29,7 +29,7 @@ class ChangeNotifier:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._lock = threading.Lock()
-        self._held: dict[threading.Event, str] = {}
+        self._held: dict[str, set[threading.Event]] = {}
         self._stop = threading.Event()
         self._trouble = Trouble(_log)
         self._version: tuple[int, int] | None = registry.version()
@@ -41,24 +41,27 @@ class ChangeNotifier:
         """While a call of this site is held: an event that is set when there is news, or the caller has gone."""
         event = threading.Event()
         with self._lock:
-            self._held[event] = site
+            self._held.setdefault(site, set()).add(event)
         try:
             if not context.add_callback(event.set):
                 event.set()
             yield event
         finally:
             with self._lock:
-                del self._held[event]
+                self._held[site].discard(event)
+                if not self._held[site]:
+                    del self._held[site]
 
     def calls(self, site: str) -> int:
         """How many calls of this site are held now."""
         with self._lock:
-            return sum(name == site for name in self._held.values())
+            return len(self._held.get(site, ()))
 
     def notify(self, site: str | None = None) -> None:
         """Wake all held calls, or those of one site."""
         with self._lock:
-            woken = [event for event, name in self._held.items() if site in (None, name)]
+            found = self._held.values() if site is None else [self._held.get(site, set())]
+            woken = [event for events in found for event in events]
         for event in woken:
             event.set()
 

@@ -40,6 +40,8 @@ INVITATION_LIFETIME = datetime.timedelta(hours=24)
 # Longest time a Collect call is held.
 _MAX_WAIT_S = 30.0
 _LOOK_EVERY_S = 0.5
+# As in server/federation/events.py, which is not for this process: a run could not tell such a site from its means.
+_OF_ALL = "overall"
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ def invite(home: Home, registry: Registry, site: str, by: Signer | None = None) 
         ConfigError: the name is not allowed.
         EnrolmentError: the site is active already.
     """
+    if site == _OF_ALL:
+        raise ConfigError(f"{site} stands for all sites together in the records of runs. Name it otherwise: st-mary.")
     expires = certificates.now() + INVITATION_LIFETIME
     invitation = Invitation(
         site=check_name(site),

@@ -1,8 +1,8 @@
 """Flower's Fleet service for hospitals: each call authorised, held to the site's own node, and relayed by its proxy.
 
 PullMessages is held up to 20 s. While no run is live nobody looks at the SuperLink; then the strategy's hints (see
-common/system/wakeup.py) say when to look, with a slow poll as the safety net. A held call is authorised anew when the
-registry changes (server/gateway/change_notifier.py).
+common/system/wakeup.py) say for whom to look, with a slow poll as the safety net, which is the slower the more sites
+there are. A held call is authorised anew when the registry changes (server/gateway/change_notifier.py).
 """
 
 import logging
@@ -14,7 +14,7 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common.system.wakeup import poke_strategies
-from common.wire import clock
+from common.wire import at_work, clock
 from server.gateway.access import Access
 from server.gateway.nodes import Nodes
 from server.home.folder import Home
@@ -22,8 +22,6 @@ from server.registry.registry import Registry
 from server.registry.sites import Presence, Site
 
 PULL_WAIT_S = 20.0
-# Without a hint, a waiting site looks this often while a run is live.
-LOOK_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +34,6 @@ class FleetService(FleetServicer):
         self._registry = registry
         self._access = access
         self._nodes = nodes
-        self._hints = 0
 
     def ActivateNode(  # noqa: N802 - the names in the protocol, here and below
         self, _request: fleet_pb2.ActivateNodeRequest, context: grpc.ServicerContext
@@ -57,8 +54,9 @@ class FleetService(FleetServicer):
     def SendNodeHeartbeat(  # noqa: N802
         self, request: heartbeat_pb2.SendNodeHeartbeatRequest, context: grpc.ServicerContext
     ) -> heartbeat_pb2.SendNodeHeartbeatResponse:
-        """Any call counts as a sign of life; the gateway beats at the SuperLink itself."""
-        self._nodes.present(context, request.node.node_id)
+        """What the site is at. Any call counts as a sign of life; the gateway beats at the SuperLink itself."""
+        proxy = self._nodes.present(context, request.node.node_id)
+        self._nodes.is_at(proxy.site, at_work.said(context.invocation_metadata()))
         return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
 
     def PullMessages(  # noqa: N802
@@ -67,7 +65,7 @@ class FleetService(FleetServicer):
         """The next message, held until there is one."""
         proxy = self._nodes.present(context, request.node.node_id)
         deadline = time.monotonic() + PULL_WAIT_S
-        turn, known, looked = proxy.next_turn(), -1, 0.0
+        turn = proxy.next_turn()
         self._nodes.notifier.notify(proxy.site)
         with self._nodes.notifier.held(context, proxy.site) as news:
             while True:
@@ -76,15 +74,18 @@ class FleetService(FleetServicer):
                 if not context.is_active() or proxy.turn != turn:
                     break
                 self._nodes.present(context, request.node.node_id)
-                hints, live = self._hints, bool(self._nodes.live_runs)
-                response = proxy.undelivered()
-                if response is None and live and (hints != known or time.monotonic() - looked >= LOOK_EVERY_S):
-                    known, looked = hints, time.monotonic()
-                    response = self._access.relay(context, proxy.pull)
+                response, rest = proxy.undelivered(), PULL_WAIT_S
+                if response is None and self._nodes.live_runs:
+                    rest = proxy.look_due(self._nodes.look_every_s)
+                    if rest <= 0:
+                        response = self._access.relay(context, proxy.pull)
+                        rest = self._nodes.look_every_s
+                        if response is not None and len(self._nodes.live_runs) > 1:
+                            proxy.expect()  # one came, and a hint may have told of another run's too
                 remaining = deadline - time.monotonic()
                 if response is not None or remaining <= 0:
                     return response or fleet_pb2.PullMessagesResponse()
-                news.wait(min(LOOK_EVERY_S, remaining) if live else remaining)
+                news.wait(min(rest, remaining))
         if context.is_active():  # who has gone, to come back with a renewed certificate say, is not refused
             self._access.authorise(context)
         else:
@@ -151,11 +152,6 @@ class FleetService(FleetServicer):
     def GetFab(self, _request: fab_pb2.GetFabRequest, context: grpc.ServicerContext) -> NoReturn:  # noqa: N802
         """Not for sites: a bundle comes as a proposal and is approved by its hash."""
         self._access.deny(context, "GetFab is not for sites")
-
-    def hint(self) -> None:
-        """There may be messages: let every held PullMessages look."""
-        self._hints += 1
-        self._nodes.notifier.notify()
 
     def _compare_clocks(self, site: Site, theirs: float | None) -> None:
         """Tell how far a site's clock is from ours; `doctor` does so, too."""

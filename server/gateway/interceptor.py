@@ -1,11 +1,12 @@
 """What every call passes before its method sees it: the caller's limits, and the size and shape of the request.
 
 A request is taken in only after its caller was let in, so a caller whose requests never arrive holds its own few
-places and no more. On the wire a call with one request and a stream of one request look the same; here every method
-is served as the latter, because gRPC's Python server otherwise waits for the request in a worker thread before
-anyone is asked. Answers: RESOURCE_EXHAUSTED beyond a limit, with the time after which it is worth trying again unless
-the request is too large for ever (common/wire/pushback.py); INVALID_ARGUMENT for what cannot be read, UNIMPLEMENTED
-for what is not served; CANCELLED when the call's time is over.
+places and no more. A place is kept until the answer has left, so one who never reads answers has no more of them in
+memory than places. On the wire a call with one request and a stream of one request look the same; here every method is
+served as the latter, because gRPC's Python server otherwise waits for the request in a worker thread before anyone is
+asked. Answers: RESOURCE_EXHAUSTED beyond a limit, with the time after which it is worth trying again unless the request
+is too large for ever (common/wire/pushback.py); INVALID_ARGUMENT for what cannot be read, UNIMPLEMENTED for what is not
+served; CANCELLED when the call's time is over.
 """
 
 import itertools
@@ -51,6 +52,24 @@ class _Call:
     rule: Rule
     context: grpc.ServicerContext
     end: float  # time.monotonic()
+
+
+class _Place:
+    """A caller's place, given back once its method has ended and so has the call on the wire, in whichever order.
+
+    The answer of a caller who does not read it lies in memory; the method of one who has gone may be at work still.
+    """
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back, self._lock, self._held_by = give_back, threading.Lock(), 2
+
+    def let_go(self) -> None:
+        """One of the two has ended."""
+        with self._lock:
+            self._held_by -= 1
+            is_free = self._held_by == 0
+        if is_free:
+            self._give_back()
 
 
 class Interceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types alone
@@ -105,9 +124,11 @@ class Interceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic 
         if reached is not None:
             pushback.tell(context, reached.wait_s)
             self._refuse(call, reached.why)
-        number = next(self._numbers)
+        number, place = next(self._numbers), _Place(partial(self._limits.leave, call.caller))
         with self._lock:
             self._running[number] = call
+        if not context.add_callback(place.let_go):
+            place.let_go()  # it has ended already
         try:
             if handler is None or handler.unary_unary is None:
                 self._note(call, "a method that is not served", "permission-denied")
@@ -120,7 +141,7 @@ class Interceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic 
         finally:
             with self._lock:
                 self._running.pop(number, None)
-            self._limits.leave(call.caller)
+            place.let_go()
 
     def _handled(self, call: _Call, handler: Any, request: Any) -> Any:
         try:

@@ -11,12 +11,10 @@ The gateway keeps the site's Flower key and speaks for it on loopback. Three pro
 
 import contextlib
 import hashlib
-import secrets
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 
 import httpx
@@ -32,7 +30,6 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     Message,
-    Metadata,
     ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
@@ -50,28 +47,14 @@ from common.wire.messages import Request
 from common.wire.records import request_from_record
 from server.gateway.deliveries import Deliveries, Delivery
 from server.gateway.objects import Objects
+from server.gateway.uploads import ReplyTooLargeError, Upload, announced
 
-# Flower's default; a node counts as gone when two are missed.
-HEARTBEAT_S = 30.0
-# A reply is a handful of objects; a model of 50 million parameters has 200 MB.
-MAX_REPLY_OBJECTS = 1000
-MAX_REPLY_BYTES = 1024**3
+# A node counts as gone at the SuperLink when two are missed. Who is here is for the gateway to say: that may be late.
+HEARTBEAT_S = 600.0
+_AGAIN_S = 3.0  # after the SuperLink did not answer
 
 _OBJECT_WAIT_S = 60.0
 _OBJECT_PAUSE_S = 0.02
-_PUSHES_AT_ONCE = 3
-_TIME_TOLERANCE_S = 1e-3
-
-
-@dataclass
-class _Upload:
-    """A reply of which not all objects have arrived."""
-
-    request: PushMessagesRequest
-    session: str
-    wanted: set[str]
-    contents: dict[str, bytes] = field(default_factory=dict)
-    size: int = 0
 
 
 class NodeProxy:
@@ -118,10 +101,11 @@ class NodeProxy:
         self.presence = threading.Lock()  # who lets the site go, or takes it in again, holds it
         self._lock = threading.Lock()
         self._activation = threading.Lock()
-        self._upload: _Upload | None = None
+        self._upload: Upload | None = None
         self._handing_on = threading.Lock()  # one reply at a time: what is noted last is what goes on
         self._answered = ""  # id of the last reply that went on
-        self._last_beat = 0.0
+        self._looked = float("-inf")  # when it was looked for messages last
+        self._beat_at = 0.0
 
     def is_for(self, identity: bytes) -> bool:
         """Whether this proxy still belongs to the site's present identity."""
@@ -144,6 +128,7 @@ class NodeProxy:
             if self.node_id != former:
                 self.former_ids.add(former)
             self._deliveries.unconfirm(self.node_id)
+            self.expect()
             with self._lock:
                 self._upload = None
             self.present = True
@@ -158,6 +143,7 @@ class NodeProxy:
         with self._activation:
             if not self.present:
                 self.present = self.beat(at_once=True)
+                self.expect()
             return self.present
 
     def leave(self) -> None:
@@ -178,10 +164,10 @@ class NodeProxy:
             httpx.HTTPError: the SuperLink does not answer, or fails, such as while its database is locked. That says
                 nothing of the node.
         """
-        if not at_once and time.monotonic() - self._last_beat < HEARTBEAT_S * 0.6:
+        if not at_once and time.monotonic() < self._beat_at:
             return True
         # Should the SuperLink be away, look again soon.
-        self._last_beat = time.monotonic() - HEARTBEAT_S * 0.5
+        self._beat_at = time.monotonic() + _AGAIN_S
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
         try:
             success = self._client.SendNodeHeartbeat(request).success
@@ -189,7 +175,7 @@ class NodeProxy:
             if error.response.is_server_error:
                 raise
             success = False
-        self._last_beat = time.monotonic()
+        self._beat_at = time.monotonic() + HEARTBEAT_S / 2 * (1 + random.random())  # noqa: S311 - not all at once
         return bool(success)
 
     def next_turn(self) -> int:
@@ -197,6 +183,14 @@ class NodeProxy:
         with self._lock:
             self.turn += 1
             return self.turn
+
+    def expect(self) -> None:
+        """There is a message for it, or may be."""
+        self._looked = float("-inf")
+
+    def look_due(self, every_s: float) -> float:
+        """Seconds until it is time to look for messages; not more than 0 when it is."""
+        return self._looked + every_s - time.monotonic()
 
     def undelivered(self) -> PullMessagesResponse | None:
         """A message that was sent but not confirmed."""
@@ -207,6 +201,7 @@ class NodeProxy:
 
     def pull(self) -> PullMessagesResponse | None:
         """Look for a new message at the SuperLink."""
+        self._looked = time.monotonic()  # before: a hint that comes meanwhile is not lost
         response = self._client.PullMessages(PullMessagesRequest(node=self._node))
         for head, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             self._deliveries.add(self.node_id, head, tree)
@@ -227,27 +222,34 @@ class NodeProxy:
         """The site has the whole message. The SuperLink keeps it until the answer, should the site restart."""
         self._deliveries.confirm(self.node_id, message_id)
 
+    def give_up_overdue(self) -> None:
+        """Forget what it has not answered in time, and let the SuperLink forget it; call it every second or so.
+
+        A site that is late in every round would else keep every round's request, here and there, until the run ends.
+
+        Raises:
+            httpx.HTTPError: the SuperLink does not answer, or fails; it has to be told again.
+        """
+        for one in self._owed:
+            if one.overdue:
+                try:
+                    self._release(one.head.metadata.run_id, one.head.metadata.message_id)
+                except httpx.HTTPStatusError as error:
+                    if error.response.is_server_error:
+                        raise
+                    # One that does not know the message, or the node, need not be told.
+                    self._deliveries.remove(one.head.metadata.message_id)
+
     def begin_reply(self, request: PushMessagesRequest) -> PushMessagesResponse:
         """Announce a reply; its objects follow.
 
         Raises:
             UpdateError: it does not answer a message of this site, or is malformed.
         """
-        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-            raise UpdateError("exactly one reply with its object tree is expected")
-        metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
-        wanted = object_ids(tree)
-        questions = [one.head.metadata for one in self._owed]
-        if (metadata.reply_to_message_id, metadata.run_id) not in [(one.message_id, one.run_id) for one in questions]:
-            raise UpdateError("the reply does not answer a message this site was sent")
-        _check_times(metadata, next(one for one in questions if one.message_id == metadata.reply_to_message_id))
-        if metadata.src_node_id != self.node_id or metadata.message_id != tree.object_id:
-            raise UpdateError("the reply's sender or id is wrong")
-        if len(wanted) > MAX_REPLY_OBJECTS:
-            raise UpdateError(f"the reply has {len(wanted)} objects, at most {MAX_REPLY_OBJECTS} are allowed")
+        upload = announced(request, [one.head.metadata for one in self._owed], self.node_id)
         with self._lock:
-            self._upload = _Upload(request, secrets.token_hex(16), set(wanted))
-            return PushMessagesResponse(objects_to_push=wanted, session_id=self._upload.session)
+            self._upload = upload
+        return PushMessagesResponse(objects_to_push=upload.wanted, session_id=upload.session)
 
     def add_object(self, request: PushObjectRequest) -> tuple[PushObjectResponse, bool]:
         """Take one object of the announced reply; with the last one the reply goes to the SuperLink.
@@ -265,16 +267,11 @@ class NodeProxy:
             upload = self._upload
             if upload is None or request.session_id != upload.session:
                 raise FederationError("the reply this object belongs to is not known here; announce it again")
-            if request.object_id not in upload.wanted:
-                raise UpdateError("the object does not belong to the reply that was announced")
-            if not intact:
-                raise UpdateError("the object's bytes do not match its id")
-            upload.size += len(request.object_content)
-            if upload.size > MAX_REPLY_BYTES:
+            try:
+                complete = upload.take(request.object_id, request.object_content, intact=intact)
+            except ReplyTooLargeError:
                 self._upload = None
-                raise UpdateError(f"the reply exceeds {MAX_REPLY_BYTES} bytes")
-            upload.contents[request.object_id] = request.object_content
-            complete = len(upload.contents) == len(upload.wanted)
+                raise
             if complete:
                 self._upload = None
         if complete:
@@ -340,7 +337,7 @@ class NodeProxy:
                 raise LookupError(request.object_id)
             time.sleep(_OBJECT_PAUSE_S)
 
-    def _hand_on(self, upload: _Upload) -> None:
+    def _hand_on(self, upload: Upload) -> None:
         metadata = upload.request.messages_list[0].metadata
         with self._handing_on:
             if metadata.message_id == self._answered:
@@ -351,7 +348,7 @@ class NodeProxy:
             self._forward(upload)
             self._answered = metadata.message_id
 
-    def _forward(self, upload: _Upload) -> None:
+    def _forward(self, upload: Upload) -> None:
         response = self._client.PushMessages(upload.request)
         metadata = upload.request.messages_list[0].metadata
 
@@ -366,23 +363,14 @@ class NodeProxy:
             if not self._client.PushObject(request).stored:
                 raise UpdateError("the SuperLink did not store the reply")
 
-        with ThreadPoolExecutor(_PUSHES_AT_ONCE) as pool:
-            # What the SuperLink does not want it says by wanting nothing; of what it has already, it takes each again.
-            list(pool.map(push, response.objects_to_push or [upload.request.message_object_trees[0].object_id]))
-        question = metadata.reply_to_message_id
+        # What the SuperLink does not want it says by wanting nothing; of what it has already, it takes each again.
+        for one in response.objects_to_push or [upload.request.message_object_trees[0].object_id]:
+            push(one)  # one after the other: threads would cost more than they gain
+        self._release(metadata.run_id, metadata.reply_to_message_id)
+
+    def _release(self, run_id: int, message_id: str) -> None:
+        """Nothing more will be asked about a message."""
         self._client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self._node, run_id=metadata.run_id, message_object_id=question)
+            ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
         )
-        self._deliveries.remove(question)
-
-
-def _check_times(reply: Metadata, question: Metadata) -> None:
-    """Refuse what the SuperLink would throw away without a word; it runs by this host's clock.
-
-    Raises:
-        UpdateError: the message's time is over, or the reply is not dated as its message.
-    """
-    if question.created_at + question.ttl <= time.time():
-        raise UpdateError("the time for the reply is over")
-    if reply.ttl <= 0 or reply.created_at + reply.ttl > question.created_at + question.ttl + _TIME_TOLERANCE_S:
-        raise UpdateError("the reply is dated by another clock than its message; is the site's program an older one?")
+        self._deliveries.remove(message_id)

@@ -6,6 +6,7 @@ A site has one node, played by its proxy (server/gateway/node_proxy.py); the id 
 import logging
 import threading
 import time
+from collections.abc import Collection
 
 import grpc
 import httpx
@@ -13,6 +14,7 @@ import httpx
 from common.console.logs import Trouble
 from common.errors import ConfigError
 from common.system.wakeup import poke_strategies
+from common.wire.at_work import AtWork
 from server.gateway import deliveries
 from server.gateway.access import VOID, Access
 from server.gateway.change_notifier import ChangeNotifier
@@ -20,12 +22,18 @@ from server.gateway.deliveries import Deliveries
 from server.gateway.node_proxy import NodeProxy
 from server.gateway.objects import Objects
 from server.home.folder import Home, read_nodes, write_nodes
+from server.home.work import write_work
 from server.registry.audit_trail import GatewayTrail
 from server.registry.registry import Registry
 from server.registry.sites import Presence, Site
 
 # An agent that has not called for this long is gone; its long polls alone call three times as often.
 SILENCE_S = 60.0
+# How soon it is noticed that the SuperLink was started anew.
+PROBE_EVERY_S = 10.0
+# Without a hint a site is looked for messages so often while a run is live; of many sites the fewer each, so that all
+# together cost the SuperLink no more than so many looks a second.
+LOOK_EVERY_S, LOOKS_PER_S = 1.0, 10.0
 # One whose connection broke while it held a call is gone sooner, unless it calls again by then.
 GONE_S = 3.0
 
@@ -46,8 +54,13 @@ class Nodes:
         self._deliveries = Deliveries(home.flower / deliveries.NAME)
         self._proxies: dict[str, NodeProxy] = {}
         self._lock = threading.Lock()
+        self._work: dict[str, tuple[AtWork, float]] = {}  # site -> what it is at, and when it said so (Unix s)
+        self._noted: dict[str, tuple[AtWork, float]] = {}  # of that, what is in the file
+        self._probe_at, self._probes = 0.0, 0
+        self._everyone = False  # all are to beat: the SuperLink did not know one
         self._gone: dict[str, float] = {}  # site -> when a call that it held broke, in time.monotonic()
         self.live_runs: set[int] = set()
+        self._kept = False  # the house, once at least
         # Ids given out before this process started are void, but nobody's fault.
         self._ids = dict(read_nodes(home))
         registry.nobody_is_here()
@@ -62,6 +75,18 @@ class Nodes:
         poke_strategies(self._home.path)
         _log.info("site %s is here as node %d", site.name, node_id)
         return node_id
+
+    @property
+    def look_every_s(self) -> float:
+        """How often a site is looked for messages of which no hint told."""
+        return max(LOOK_EVERY_S, len(self._proxies) / LOOKS_PER_S)
+
+    def hint(self, nodes: Collection[int]) -> None:
+        """There are messages for these nodes: what their sites hold looks now."""
+        for proxy in list(self._proxies.values()):
+            if proxy.node_id in nodes:
+                proxy.expect()
+                self.notifier.notify(proxy.site)
 
     def called(self, site: str) -> None:
         """Its connection is there again, if it broke."""
@@ -95,20 +120,33 @@ class Nodes:
             self.called(site.name)
         return proxy
 
+    def is_at(self, site: str, work: AtWork | None) -> None:
+        """What a site says that it is at."""
+        with self._lock:
+            if work is None:
+                self._work.pop(site, None)
+            else:
+                self._work[site] = work, time.time()
+
     def keep_house(self, live_runs: set[int]) -> None:
         """Every second or so: beat for the sites that are here, let go of those that are not.
 
         Args:
             live_runs: Flower's ids of the runs going on; messages of others are dropped.
         """
-        if live_runs != self.live_runs:
+        if live_runs != self.live_runs or not self._kept:  # runs may have ended while the gateway was not there
             self._deliveries.keep_only(live_runs)
-            self.live_runs = live_runs
+            self.live_runs, self._kept = live_runs, True
             self.notifier.notify()
-        if not live_runs:
-            self._objects.clear()
+        # Whose site was revoked, or has another node since, answers no more. In this order: of a new node nothing is
+        # there before it is its site's.
+        for node in self._deliveries.nodes() - {proxy.node_id for proxy in list(self._proxies.values())}:
+            self._deliveries.remove_of(node)
+        self._objects.keep_only(self._deliveries.objects())
+        probed, everyone, self._everyone = self._probed(), self._everyone, False
         active = {site.name: site for site in self._registry.sites() if site.state == "active"}
         self._deliveries.save()
+        self._note_work()
         for name, proxy in list(self._proxies.items()):
             try:
                 if name not in active:
@@ -122,9 +160,12 @@ class Nodes:
                     elif proxy.present and self._has_gone(name):
                         self.let_go(proxy, "has gone without a word", Presence.AWAY)
                 # Who is away stays online at the SuperLink: what it was asked waits for it.
-                if not proxy.beat() and proxy.present:
-                    # A new SuperLink does not know the node; the agent's next call is told to activate again.
+                if not proxy.beat(at_once=everyone or name == probed) and proxy.present:
+                    # A new SuperLink does not know the node; the agent's next call is told to activate again. Nor does
+                    # it know the others.
+                    self._everyone = True
                     self.let_go(proxy, "must activate again", Presence.AWAY)
+                proxy.give_up_overdue()
             except httpx.HTTPError as error:
                 self._trouble.say(f"the SuperLink does not answer for site {name}: {error}")
         self._trouble.settle()
@@ -143,6 +184,27 @@ class Nodes:
         for proxy in self._proxies.values():
             proxy.close()
         self._deliveries.close()
+
+    def _note_work(self) -> None:
+        """Tell the runs, where anything is new; a disk that is full costs a run the reason why a site is missing."""
+        with self._lock:
+            work = dict(self._work)
+        if work != self._noted:
+            try:
+                write_work(self._home.path, work)
+                self._noted = work
+            except OSError as error:
+                self._trouble.say(f"what the sites are at cannot be noted: {error.strerror}")
+
+    def _probed(self) -> str:
+        """The site that is to beat now though it is not due: one after the other, for all of those that are here."""
+        now = time.monotonic()
+        here = [name for name, proxy in self._proxies.items() if proxy.present]
+        if now < self._probe_at or not here:
+            return ""
+        self._probe_at = now + PROBE_EVERY_S
+        self._probes += 1
+        return here[self._probes % len(here)]
 
     def _has_gone(self, site: str) -> bool:
         """Whether its connection broke a while ago, and it has not called since and holds no other call."""

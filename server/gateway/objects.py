@@ -1,8 +1,11 @@
-"""What the SuperLink sent the gateway, kept by content id for as many sites as are sent the same."""
+"""What the SuperLink sent the gateway, by content id, for all sites that are sent the same, while one owes an answer.
+
+The SuperLink has it for as long: an object that is asked for again can be downloaded again.
+"""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
 from common.wire.messages import Request
@@ -39,12 +42,13 @@ class Objects:
             kept = self._request = content_id, make()
         return kept[1]
 
-    def clear(self) -> None:
-        """Forget everything that has arrived."""
+    def keep_only(self, wanted: Collection[str]) -> None:
+        """Forget all that has arrived but these objects: even the smallest costs 2 kB here."""
         with self._lock:
-            self._request = None
+            if self._request is not None and not all(one in wanted for one in self._request[0].split(",")):
+                self._request = None
             for object_id, future in list(self._futures.items()):
-                if future.done():
+                if future.done() and object_id not in wanted:
                     self._size -= len(future.result())
                     del self._futures[object_id]
 

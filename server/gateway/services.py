@@ -4,6 +4,7 @@ fleet.py and coordination.py are the two services; both ask access.py who calls,
 """
 
 import logging
+from collections.abc import Collection
 
 import grpc
 
@@ -36,9 +37,9 @@ class Gateway:
         """End the call unless an active site makes it."""
         self._access.authorise(context)
 
-    def hint(self) -> None:
-        """There may be messages: let every held PullMessages look."""
-        self.fleet.hint()
+    def hint(self, nodes: Collection[int]) -> None:
+        """There are messages for these nodes: let their sites' held PullMessages look."""
+        self.nodes.hint(nodes)
 
     def keep_house(self, live_runs: set[int]) -> None:
         """Every second or so: see `Nodes.keep_house`."""

@@ -9,6 +9,7 @@ operators/           NAME.key NAME.pem: who may propose runs; a key may lie else
 registry.sqlite      sites, invitations, proposals and the hospitals' answers
 invitations/         one file per invited site; secret until used
 runs/NAME-HASH8/     metrics.jsonl, summary.json, report.html, model.*.sealed, checkpoint/
+models/NAME-HASH8/   each completed run, written once: server/archive/record.py
 nodes.json           Flower node id -> site name
 logs/ flower/ wake/  process logs; Flower's own disposable state; sockets for hints
 superlink.sock processes.json   the way to the SuperLink; the processes that `start` keeps alive

@@ -31,6 +31,8 @@ from server.registry.registry import Registry
 from server.registry.sites import Site
 
 AUDIT_NAME = "audit.sqlite"
+# Checkpoints of other sites that a site is shown in one exchange.
+OTHERS_AT_ONCE = 16
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class GatewayTrail:
     def __init__(self, home: Home, registry: Registry) -> None:
         self.log = open_log(home)
         self._home, self._key, self._registry = home, home.log_key, registry
+        self._turns: dict[str, int] = {}  # site -> which of the others it is shown next
 
     def arrived(
         self,
@@ -110,7 +113,7 @@ class GatewayTrail:
             self.refused(site.name)
             raise
         with self.log.transaction() as log:
-            known = [one for one in log.about("round", receipt.run, receipt.round) if _site(one.fields) == site.name]
+            known = log.about("round", receipt.run, receipt.round, site.name)
             if known and known[0].fields["receipt"] == receipt.to_fields():
                 return base64.b64decode(known[0].fields["countersignature"])
             wrong = (
@@ -153,19 +156,27 @@ class GatewayTrail:
         )
 
     def _others(self, name: str, size: int) -> list[SiteCheckpoint]:
-        """The newest checkpoint of every other active site, with the proof from what it has seen to our size."""
+        """The newest checkpoints of other active sites, with the proof from what each has seen to our size.
+
+        Of many sites some each time, in turn, so that a round costs no more than in proportion to them.
+        """
+        sites = [one for one in self._registry.sites() if one.name != name and one.state == "active"]
+        start = self._turns.get(name, 0) % max(1, len(sites))
+        self._turns[name] = start + OTHERS_AT_ONCE
         found = []
-        for other in self._registry.sites():
-            if other.name == name or other.state != "active" or other.receipt_key is None or other.certificate is None:
-                continue
-            with self.log.transaction() as log:
+        with self.log.transaction() as log:
+            for other in (*sites[start:], *sites[:start])[:OTHERS_AT_ONCE]:
+                if other.receipt_key is None or other.certificate is None:
+                    continue
                 note = log.received(other.receipt_key)
-            seen = None if note is None else notes.peek(note).seen
-            if note is not None and seen is not None:
-                proof, certificate = self.log.prove(seen.size, size), with_vouchers(self._home, other.certificate)
-                found.append(
-                    SiteCheckpoint(site=other.name, checkpoint=note.encode(), proof=proof, certificate_pem=certificate)
-                )
+                seen = None if note is None else notes.peek(note).seen
+                if note is not None and seen is not None:
+                    proof, certificate = log.prove(seen.size, size), with_vouchers(self._home, other.certificate)
+                    found.append(
+                        SiteCheckpoint(
+                            site=other.name, checkpoint=note.encode(), proof=proof, certificate_pem=certificate
+                        )
+                    )
         return found
 
 
@@ -198,14 +209,14 @@ class RoundNotes:
 
 def _last_arrived(log: Transaction, site: str, run_hash: str, round_: int) -> Mapping[str, Value] | None:
     """The site's update of a round that came last, as it was noted."""
-    noted = [dict(entry.fields) for entry in log.about("arrived", run_hash, round_) if entry.fields["site"] == site]
-    return noted[-1] if noted else None
+    noted = log.about("arrived", run_hash, round_, site)
+    return dict(noted[-1].fields) if noted else None
 
 
 def _receipt_of(log: Transaction, site: str, run_hash: str, round_: int) -> Mapping[str, Value] | None:
     """The receipt of a site for a round that was countersigned."""
-    signed = [entry.fields["receipt"] for entry in log.about("round", run_hash, round_) if _site(entry.fields) == site]
-    return signed[0] if signed else None
+    signed = log.about("round", run_hash, round_, site)
+    return signed[0].fields["receipt"] if signed else None
 
 
 def _check_arrived(log: Transaction, receipt: Receipt) -> str:
@@ -219,11 +230,6 @@ def _check_arrived(log: Transaction, receipt: Receipt) -> str:
         raise UnknownUpdateError(f"no such update of site {receipt.site} arrived for round {receipt.round}")
     # Entries of earlier versions do not say which model was sent.
     return "" if noted.get("received", receipt.received) == receipt.received else "it received another model"
-
-
-def _site(fields: Mapping[str, object]) -> object:
-    receipt = fields["receipt"]
-    return receipt["site"] if isinstance(receipt, dict) else None
 
 
 __all__ = ["AUDIT_NAME", "ConflictError", "GatewayTrail", "RoundNotes", "UnknownUpdateError", "open_log"]

@@ -227,6 +227,25 @@ def carry_out(
     return done if action in _ENDS else do(acts[0])
 
 
+def still_may(registry: Registry, name: str, certificate: bytes | None, action: str) -> None:
+    """Refuse whoever was removed, or is another by now, since they began to look.
+
+    Args:
+        registry: the coordinator's.
+        name: the operator's.
+        certificate: theirs when they began; PEM.
+        action: a key of `operators.RIGHTS`.
+
+    Raises:
+        EnrolmentError: they may not look any more.
+    """
+    member = next((one for one in registry.operators() if one.name == name and one.active), None)
+    if member is None or member.certificate != certificate or member.role not in operators.RIGHTS[action]:
+        raise EnrolmentError(
+            f"operator {name} may not look at this any more. Start it again as one who may: --as NAME."
+        )
+
+
 def has_admin(home: Home, registry: Registry) -> bool:
     """Whether anybody is left who may add operators."""
     for member in registry.operators():

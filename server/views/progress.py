@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from server.coordinator.runs import read_summary
 from server.federation.events import (
     JOURNAL_NAME,
     OVERALL,
     Event,
     Status,
     read_events,
+    read_summary,
     summarise,
     summary_as_dict,
 )

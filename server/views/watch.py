@@ -7,32 +7,52 @@ and begin again at any time.
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from common.config import TRAIN_LOSS
+from common.config.statistics import COUNTED
 from common.console.cli import live_table, note
-from common.tasks import Task
+from common.tasks import Task, of_local
 from common.text import counted
-from server.federation.events import JOURNAL_NAME, OVERALL, STOPPED, Event, missing_of, odd_of, read_events, refused_of
+from server.federation.events import (
+    JOURNAL_NAME,
+    OVERALL,
+    STOPPED,
+    Event,
+    made_of,
+    missing_of,
+    odd_of,
+    read_events,
+    refused_of,
+)
 from server.home.folder import Home, typed
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
-from server.views.report import score_with_noise
+from server.views.run import score_with_noise
 
 _LOOK_EVERY_S = 0.5
 
 
-def watch(home: Home, registry: Registry, run_hash: str) -> Proposal:
+Told: TypeAlias = Callable[[Proposal, list[Event]], None]
+
+
+def watch(home: Home, registry: Registry, run_hash: str, *, told: Told | None = None) -> Proposal:
     """Show a run until it is closed.
+
+    Args:
+        home: the coordinator's.
+        registry: its registry.
+        run_hash: of the run.
+        told: of the run and its events whenever there are others.
 
     Returns:
         The run in its final state.
     """
     if sys.stderr.isatty():
-        return _watch_live(home, registry, run_hash)
+        return _watch_live(home, registry, run_hash, told)
     printed = 0
     last_line = ""
-    for proposal, events in _observe(home, registry, run_hash):
+    for proposal, events in _observe(home, registry, run_hash, told):
         line = state_line(home, registry, proposal)
         if line != last_line:
             note(line)
@@ -68,13 +88,18 @@ def event_line(event: Event, task: Task) -> str:
         case "round":
             left_out = [*refused_of(event), *missing_of(event), *odd_of(event)]
             remark = f"; {', '.join(left_out)}" if left_out else ""
+            steps = f"; steps: {', '.join(made)}" if (made := made_of(event)) else ""
             return (
                 f"round {event['round']}: {counted(len(event['sites']), 'site')}, {event['seconds']:.1f} s, "
-                f"{_megabytes(event)} MB{remark}"
+                f"{_megabytes(event)} MB{steps}{remark}"
             )
+        case "train" if COUNTED in event and event["round"] == 1:
+            return f"{event['site']} tells statistics of about {event[COUNTED]:g} training patients"
         case "evaluate" if event["site"] == OVERALL:
             score = f"{task.headline} {_number(_score([event], task))}"
-            return f"round {event['round']}: {event['phase']} {score} (mean of sites)"
+            local = event.get(of_local(task.headline))
+            alone = "" if local is None else f"; {_number(local)} of the models trained alone"
+            return f"round {event['round']}: {event['phase']} {score} (mean of sites){alone}"
         case kind if kind == STOPPED:
             return (
                 f"round {event['round']}: stopped early, no better {task.headline} in "
@@ -84,34 +109,43 @@ def event_line(event: Event, task: Task) -> str:
             return ""
 
 
-def _watch_live(home: Home, registry: Registry, run_hash: str) -> Proposal:
+def _watch_live(home: Home, registry: Registry, run_hash: str, told: Told | None) -> Proposal:
     with live_table() as show:
-        for proposal, events in _observe(home, registry, run_hash):
+        for proposal, events in _observe(home, registry, run_hash, told):
             finished = _latest(events, "round", "round") or 0
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             task = proposal.run.task
-            columns = ("site", "train loss", task.headline, "seconds", "epsilon")
+            columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
             show(state_line(home, registry, proposal), title, columns, _by_site(events, task))
     return proposal
 
 
 def _by_site(events: Sequence[Event], task: Task) -> list[tuple[object, ...]]:
-    """A row for each site that was heard of, and one for all: train loss, headline score, seconds, epsilon."""
+    """A row for each site that was heard of, and one for all: train loss, headline score, steps, seconds, epsilon."""
     sites = sorted({str(event["site"]) for event in events if "site" in event} - {OVERALL})
     rows: list[tuple[object, ...]] = []
     for site in [*sites, OVERALL]:
         own = [event for event in events if event.get("site") == site]
-        loss, seconds, epsilon = (_latest(own, "train", key) for key in (TRAIN_LOSS, "seconds", "epsilon"))
-        rows.append((site, loss, _score(own, task), seconds, epsilon))
+        loss, steps, seconds, epsilon = (
+            _latest(own, "train", key) for key in (TRAIN_LOSS, "steps", "seconds", "epsilon")
+        )
+        rows.append((site, loss, _score(own, task), steps, seconds, epsilon))
     return rows
 
 
-def _observe(home: Home, registry: Registry, run_hash: str) -> Iterator[tuple[Proposal, list[Event]]]:
+def _observe(
+    home: Home, registry: Registry, run_hash: str, told: Told | None
+) -> Iterator[tuple[Proposal, list[Event]]]:
     read = _reader(home, registry.proposal(run_hash))
+    last: list[Event] = []
     while True:
         # First the state, then the events: when it is closed, they are all there.
         proposal = registry.proposal(run_hash)
-        yield proposal, read()
+        events = read()
+        if told is not None and events and (events != last or not proposal.open):
+            told(proposal, events)
+        last = events
+        yield proposal, events
         if not proposal.open:
             return
         time.sleep(_LOOK_EVERY_S)

@@ -345,6 +345,7 @@ def write_report(folder: Path, findings: Sequence[Finding]) -> Path:
         above="",
         columns=columns,
         rows=rows,
+        further=(),
         below=(LIMITS,),
         plots=(),
     )

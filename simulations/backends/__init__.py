@@ -1,38 +1,44 @@
 """Where the sites of a simulation work: one file each, and one line in `BACKENDS`.
 
-A backend opens a Flower Grid over site homes, and closes it; the sites run the same ClientApp as a hospital's worker.
+A backend is started once for a command, and opens a Flower Grid over site homes for each run; the sites answer as at a
+hospital (client/train/answer.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TypeAlias
 
-from flwr.serverapp import Grid
-
-from client.site import Site
-from common.config.rundocument import RunDocument
 from common.errors import ConfigError
-from simulations.backends import in_process
+from simulations.backends import in_process, processes
+from simulations.backends.backend import Backend, Resources, usable_cores
+from simulations.backends.in_process import opened
 
-Backend: TypeAlias = Callable[[Sequence[Site], RunDocument], AbstractContextManager[Grid]]
+Start: TypeAlias = Callable[[Resources], AbstractContextManager[Backend]]
 
-# The first is what is used where nothing else is asked for.
-BACKENDS: Mapping[str, Backend] = {
-    "in-process": in_process.opened,
+BACKENDS: Mapping[str, Start] = {
+    "processes": processes.started,
+    "in-process": in_process.started,
 }
-DEFAULT_BACKEND = next(iter(BACKENDS))
+ONE_PROCESS = "in-process"
 
 
-def opened(sites: Sequence[Site], document: RunDocument, backend: str | None = None) -> AbstractContextManager[Grid]:
-    """The grid of a backend, for as long as it is used.
+def started(name: str | None, sites: int, resources: Resources) -> AbstractContextManager[Backend]:
+    """A backend, for as long as it is used.
+
+    Args:
+        name: of `BACKENDS`; None: processes, where more than one site can work at the same time.
+        sites: the most that a run of it will have.
+        resources: what it may use.
 
     Raises:
         ConfigError: there is no such backend.
     """
+    if name is None:
+        name = ONE_PROCESS if min(sites, resources.workers) == 1 else next(iter(BACKENDS))
     try:
-        return BACKENDS[backend or DEFAULT_BACKEND](sites, document)
+        return BACKENDS[name](resources)
     except KeyError as error:
-        raise ConfigError(f"there is no backend {backend!r}. There is {', '.join(BACKENDS)}.") from error
+        raise ConfigError(f"there is no backend {name!r}. There is {', '.join(BACKENDS)}.") from error
 
 
-__all__ = ["BACKENDS", "DEFAULT_BACKEND", "opened"]
+__all__ = ["BACKENDS", "Backend", "Resources", "Start", "opened", "started", "usable_cores"]

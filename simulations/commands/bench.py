@@ -3,14 +3,15 @@
 Heavy modules are imported inside the commands: see common/console/cli.py.
 """
 
+import statistics
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from common.console.cli import JsonFlag, configure_logging, new_app, progress, show_table
+from simulations.api.preparation import use_threads
 from simulations.commands.options import ThreadsOption
-from simulations.commands.preparation import use_threads
 
 bench_app = new_app("Measure on this machine what the parts cost.")
 
@@ -73,3 +74,61 @@ def bench_privacy(
         ]
     columns = ["step", "way", "CPU s", f"times {plain.way}", "memory MiB", "times its memory", "noise share"]
     show_table("One step, its memory, and the share of noise", columns, rows, as_json=as_json)
+
+
+@bench_app.command("training")
+def bench_training(
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; the figures are medians.")] = 9,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of each of the four clients in a round.")] = 10,
+    small: Annotated[bool, typer.Option("--small", help="A network of two levels and small images.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train four clients by a bare loop, in one process and in two, and by our backends, by turns.
+
+    Example: wardround-sim bench training --rounds 5
+    """
+    configure_logging()
+    import tempfile  # noqa: PLC0415
+
+    from simulations.bench import training as bench  # noqa: PLC0415
+
+    use_threads(1)
+    size: dict[str, Any] = {"channels": (4, 8), "rows": 32, "batch": 2, "patients": 6} if small else {}
+    with progress("turns", rounds) as advance, tempfile.TemporaryDirectory() as folder:
+        figures = bench.measure(Path(folder), rounds=rounds, steps=steps, progress=advance, **size)
+    against = figures[1]
+    rows: list[list[object]] = []
+    for one in figures:
+        ratios = one.times(against)
+        spread = [min(one.seconds), max(one.seconds)]
+        figures_of = [statistics.median(one.seconds), *spread, statistics.median(one.cpu_s), one.memory / 2**20]
+        rows.append([one.way, *figures_of, one.headline, *ratios])
+    columns = ["way", "seconds", "least", "most", "CPU s", "memory MiB", bench.HEADLINE]
+    columns += [f"times {what}" for what in ("seconds", "CPU s", "memory")]
+    show_table(f"A round of {bench.CLIENTS} clients; times {against.way}", columns, rows, as_json=as_json)
+
+
+@bench_app.command("sites")
+def bench_sites(
+    sites: Annotated[int, typer.Option("--sites", min=2, help="Sites at one coordinator.")] = 100,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to measure; one more is made before.")] = 5,
+    idle: Annotated[float, typer.Option("--idle", min=1, help="Seconds to look at all of them at rest.")] = 30.0,
+    small: Annotated[bool, typer.Option("--small", help="A model of 20 kB in place of 2 MB.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a coordinator on this machine, and sites that do no work, and make rounds with them.
+
+    Example: wardround-sim bench sites --sites 12 --rounds 2
+    """
+    configure_logging()
+    import tempfile  # noqa: PLC0415
+
+    from simulations.bench import many_sites as bench  # noqa: PLC0415
+
+    channels = bench.SMALL if small else bench.CHANNELS
+    with progress("rounds", rounds) as advance, tempfile.TemporaryDirectory() as folder:
+        figures = bench.measure(
+            Path(folder), sites=sites, rounds=rounds, idle_s=idle, channels=channels, progress=advance
+        )
+    title = f"{sites} sites at one coordinator, {rounds} rounds"
+    show_table(title, ["figure", "value", "unit"], [list(row) for row in figures.rows()], as_json=as_json)

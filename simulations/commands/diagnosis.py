@@ -9,6 +9,7 @@ import typer
 
 from common.console.cli import JsonFlag, configure_logging, note, progress, show_json, show_table
 from common.errors import ConfigError
+from simulations.api.preparation import changed, prepare_sites, tells, use_threads
 from simulations.commands.options import (
     BackendOption,
     DataOption,
@@ -18,8 +19,9 @@ from simulations.commands.options import (
     ScenarioArgument,
     ThreadsOption,
     VerboseOption,
+    WorkersOption,
 )
-from simulations.commands.preparation import changed, parse_seeds, prepare_sites, tells, use_threads
+from simulations.commands.preparation import parse_seeds, use_backend
 
 FoldsOption = Annotated[
     int | None, typer.Option("--folds", min=2, max=20, help="Groups of patients, each tested once; else the run's.")
@@ -43,16 +45,16 @@ def baseline(
     Example: wardround-sim baseline mini-mias --data images/mini_mias --out results/baseline
     """
     configure_logging(verbose=verbose)
+    from simulations.diagnosis import baseline as study  # noqa: PLC0415
+    from simulations.diagnosis.decisions import as_data, summary_rows  # noqa: PLC0415
     from simulations.scenarios.scenario import load_scenario  # noqa: PLC0415
-    from simulations.studies import baseline as study  # noqa: PLC0415
-    from simulations.studies.decisions import as_data, summary_rows  # noqa: PLC0415
 
     use_threads(threads)
     numbers = parse_seeds(seeds)
     chosen = load_scenario(scenario)
     config = changed(chosen.config.run, {"data": {"folds": folds, "fold": 0}} if folds else {})
     study.check(config)
-    sites = prepare_sites(chosen, study.of_maps(config), out, data, "cpu")
+    sites = prepare_sites(chosen, study.of_maps(config), out, data, "cpu", progress=progress)
     with progress("repeat", len(numbers)) as advance:
         facts, found = study.study(
             config, sites, out, seeds=numbers, finished=lambda done: advance(done, "features and classifiers")
@@ -76,6 +78,7 @@ def diagnosis(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
+    workers: WorkersOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -84,9 +87,9 @@ def diagnosis(
     Example: wardround-sim diagnosis mini-mias mini-mias-cnn --data images/mini_mias --out results/diagnosis
     """
     configure_logging(verbose=verbose)
+    from simulations.diagnosis import diagnosis as study  # noqa: PLC0415
+    from simulations.diagnosis.decisions import as_data, summary_rows, told  # noqa: PLC0415
     from simulations.scenarios.scenario import load_scenario  # noqa: PLC0415
-    from simulations.studies import diagnosis as study  # noqa: PLC0415
-    from simulations.studies.decisions import as_data, summary_rows, told  # noqa: PLC0415
 
     use_threads(threads)
     numbers = parse_seeds(seeds)
@@ -100,7 +103,8 @@ def diagnosis(
     runs = {one.name: (changed(one.config.run, changes), one.config.pretraining) for one in chosen}
     for run, _ in runs.values():
         study.check(run)
-    sites = prepare_sites(chosen[0], next(iter(runs.values()))[0], out, data, device)
+    working = use_backend(backend, len(chosen[0].config.site_names), workers=workers, threads=threads, device=device)
+    sites = prepare_sites(chosen[0], next(iter(runs.values()))[0], out, data, device, progress=progress)
     with progress("row", len(numbers) * study.rows_of(runs, len(sites))) as advance:
         tell, finished = tells(advance)
         result = study.diagnose(
@@ -108,7 +112,7 @@ def diagnosis(
             sites,
             out,
             seeds=numbers,
-            backend=backend,
+            backend=working,
             tell=tell,
             finished=finished,
         )

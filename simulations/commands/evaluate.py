@@ -12,8 +12,8 @@ from client.commands.folder_options import source_of
 from common.config import Device, SiteConfig
 from common.console.cli import JsonFlag, configure_logging, note
 from common.errors import ConfigError
+from simulations.api.preparation import use_threads
 from simulations.commands.options import ThreadsOption, VerboseOption
-from simulations.commands.preparation import use_threads
 
 # The site that a folder is taken for.
 FOLDER = "folder"

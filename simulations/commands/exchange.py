@@ -20,6 +20,9 @@ def export(
     *,
     bundle: Annotated[Path | None, typer.Option("--bundle", help="A new folder: a MONAI bundle.")] = None,
     onnx: Annotated[Path | None, typer.Option("--onnx", help="A file: the network as ONNX.")] = None,
+    all_: Annotated[
+        Path | None, typer.Option("--all", help="A new folder: the model, its bundle and ONNX, with their hashes.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a finished model for others, once what was written has said what the model says.
@@ -27,12 +30,25 @@ def export(
     A MONAI bundle is run in a process without Wardround, ONNX by ONNX Runtime, on images made up for it. Of a
     coordinator's run: `wardround-server export` first, then this.
 
+    --all writes what can be written here; what is left out it names, with the command that makes it.
+
     Example: wardround-sim export results/phantoms --bundle lesions-bundle --onnx lesions.onnx
     """
     configure_logging()
-    if bundle is None and onnx is None:
-        raise ConfigError("nothing to write: give --bundle FOLDER, --onnx FILE, or both.")
+    if bundle is None and onnx is None and all_ is None:
+        raise ConfigError("nothing to write: give --bundle FOLDER, --onnx FILE, both, or --all FOLDER.")
     told: dict[str, object] = {}
+    if all_ is not None:
+        from simulations.exchange.forms import export_forms  # noqa: PLC0415 - torch
+
+        note("Writing each form, and running it without Wardround ...")
+        forms = export_forms(model, all_)
+        told |= forms.forms
+        if not as_json:
+            say(f"Forms: {forms.path}")
+            for name, form in forms.left_out.items():
+                say(f"Left out: {name}. {form['left-out']}")
+                say(f"It is made by: {form['command']}")
     if bundle is not None:
         from simulations.exchange.bundle import export_bundle  # noqa: PLC0415 - torch
 

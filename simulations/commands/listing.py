@@ -15,6 +15,7 @@ from common.strategies import STRATEGY_CHOICE, Strategy
 from common.tasks import TASK_CHOICE, Task
 from simulations.backends import BACKENDS
 from simulations.commands.options import Listed
+from simulations.faults import FAULT_CHOICE
 from simulations.partitions import PARTITION_CHOICE
 
 What: TypeAlias = Listed
@@ -76,7 +77,7 @@ def _strategies() -> Rows:
 
 def _is_private(member: type[Strategy]) -> bool:
     """Whether a run with it may have [privacy]."""
-    return COVERED_PARTS.issuperset(member.UP)
+    return COVERED_PARTS.issuperset(member.UP) and not member.BY_SCORES
 
 
 def _steps() -> Rows:
@@ -95,6 +96,10 @@ def _steps() -> Rows:
 
 def _partitions() -> Rows:
     return _named("partition", PARTITION_CHOICE.by_name)
+
+
+def _faults() -> Rows:
+    return _named("fault", FAULT_CHOICE.by_name)
 
 
 def _backends() -> Rows:
@@ -119,6 +124,7 @@ _TABLES: Mapping[str, Callable[[], Rows]] = {
     "strategies": _strategies,
     "steps": _steps,
     "partitions": _partitions,
+    "faults": _faults,
     "backends": _backends,
 }
 

@@ -4,13 +4,16 @@ Heavy modules are imported inside the commands: see common/console/cli.py.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from common.config.rundocument import issue
+from common.config import RunConfig
 from common.console.cli import JsonFlag, configure_logging, new_app, note, progress, show_json, show_table
+from common.console.signals import end_in_order
+from common.errors import ConfigError
 from common.text import counted
+from simulations.api.preparation import changed, prepare_sites, pretrained, teller, use_threads, with_patients
 from simulations.commands.bench import bench_app
 from simulations.commands.diagnosis import baseline, diagnosis
 from simulations.commands.evaluate import evaluate
@@ -26,19 +29,16 @@ from simulations.commands.options import (
     ScenarioArgument,
     ThreadsOption,
     VerboseOption,
+    WorkersOption,
 )
-from simulations.commands.preparation import (
-    changed,
-    parse_seeds,
-    prepare_sites,
-    pretrained,
-    take_initial,
-    teller,
-    tells,
-    use_threads,
-)
+from simulations.commands.preparation import goes_on, parse_seeds, use_backend
 from simulations.commands.reference import reference
+from simulations.commands.scenarios import new, preview, scenarios
+from simulations.commands.strategies import compare_strategies
 from simulations.commands.sweep import sweep
+
+if TYPE_CHECKING:
+    from server.federation.events import Summary
 
 app = new_app("Simulate a federation of hospitals on one machine.")
 app.add_typer(bench_app, name="bench")
@@ -46,13 +46,17 @@ app.command()(baseline)
 app.command()(diagnosis)
 app.command()(evaluate)
 app.command()(export)
+app.command()(new)
+app.command()(preview)
 app.command()(reference)
+app.command()(scenarios)
 app.command()(sweep)
 app.command("import-bundle")(import_bundle)
 
 
 def main() -> None:
     """Entry point of `wardround-sim`."""
+    end_in_order()
     app()
 
 
@@ -67,6 +71,12 @@ def run(
     private: Annotated[
         bool, typer.Option("--privacy/--no-privacy", help="Train with differential privacy, where the scenario has it.")
     ] = True,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Ask for statistics of labels and intensities; not with privacy.")
+    ] = False,
+    patients: Annotated[
+        int | None, typer.Option("--patients", min=1, help="At each hospital, where the scenario generates them.")
+    ] = None,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-equal results, slower.")] = False,
     initial: Annotated[
         Path | None, typer.Option("--initial", help="Folder of the model that [run.initial] of the scenario names.")
@@ -74,6 +84,7 @@ def run(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
+    workers: WorkersOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -82,39 +93,44 @@ def run(
     Example: wardround-sim run phantoms --out results/phantoms
     """
     configure_logging(verbose=verbose)
-    from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
+    from simulations.scenarios.scenario import EXACT_SCORES, load_scenario  # noqa: PLC0415
 
-    chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
-    from server.federation.events import not_scored, summary_as_dict, worst_told  # noqa: PLC0415
-    from server.federation.rounds import federate  # noqa: PLC0415
+    chosen = with_patients(load_scenario(scenario), patients)  # before what is heavy, so that a fault shows at once
+    from server.federation.events import summary_as_dict  # noqa: PLC0415
     from server.federation.selection import in_words  # noqa: PLC0415
-    from server.views.report import write_report  # noqa: PLC0415
-    from simulations.backends import opened  # noqa: PLC0415
-    from simulations.studies.overlays import draw_overlays  # noqa: PLC0415
+    from simulations.api.runs import changes_of, federate_scenario  # noqa: PLC0415
 
     use_threads(threads)
-    changes: dict[str, Any] = {}
-    if seed is not None:
-        changes["seed"] = seed
-    if deterministic:
-        changes["deterministic"] = True
-    if rounds is not None:
-        changes["federation"] = {"rounds": rounds}
-    if not private:
-        changes["privacy"] = None
-    config = changed(chosen.config.run, changes)
-    sites = prepare_sites(chosen, config, out, data, device)
-    if chosen.config.pretraining is not None:
-        config = pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
-    for sentence in config.idle:
+    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
+    changes = changes_of(seed=seed, rounds=rounds, private=private, deterministic=deterministic, statistics=statistics)
+    for sentence in changed(chosen.config.run, changes).idle:
         note(f"Note: {sentence}.")
-    if initial is not None:
-        take_initial(config, initial, out)
-    document = issue(config)
-    with progress("round", config.federation.rounds) as advance, opened(sites, document, backend) as grid:
-        summary = federate(grid, document, out, observe=teller(advance, config.task))
-    draw_overlays(out, sites)
-    report = write_report(out)
+    with goes_on():
+        done = federate_scenario(
+            chosen, changes, out, data=data, device=device, initial=initial, backend=working, progress=progress
+        )
+    config, summary = done.run, done.summary
+    _show(config, summary, out, as_json=as_json)
+    for sentence in in_words(summary_as_dict(summary)):
+        note(sentence)
+    if config.privacy is not None:
+        note(EXACT_SCORES)
+    note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})")
+    note(f"report {done.report}")
+
+
+def _show(config: RunConfig, summary: "Summary", out: Path, *, as_json: bool) -> None:
+    """The test scores of a run by site, what each site gains where the run compares, and how unlike the sites are."""
+    from server.federation.events import (  # noqa: PLC0415 - heavy
+        JOURNAL_NAME,
+        not_scored,
+        read_events,
+        summary_as_dict,
+        worst_told,
+    )
+    from server.views import heterogeneity  # noqa: PLC0415 - heavy
+    from server.views.cross_site import as_columns, cross_site_of  # noqa: PLC0415 - heavy
+
     scores = summary.scores["test"]
     metrics = [name for name in config.task.SHOWN if name in scores["mean-of-sites"]]
     rows = [[site, *(values.get(name) for name in metrics)] for site, values in scores["sites"].items()]
@@ -125,20 +141,28 @@ def run(
         for row in rows:
             stated = summary.guarantee["sites"].get(row[0], {})
             row += [stated.get("epsilon"), stated.get("delta")]
+    events = read_events(out / JOURNAL_NAME)
+    gains = cross_site_of(summary_as_dict(summary), events)
+    unlike = heterogeneity.heterogeneity_of(summary_as_dict(summary), events)
+    if as_json:
+        further = as_columns(gains) | heterogeneity.as_columns(unlike, events, of_all="mean of sites")
+        columns += further
+        for row in rows:
+            row += [values.get(str(row[0])) for values in further.values()]
     show_table(
         f"{config.name}: test patients after {counted(summary.model_round or summary.rounds, 'round')}",
         columns,
         rows,
         as_json=as_json,
     )
+    for one in () if as_json else gains:
+        show_table(f"What each hospital gains: {one.score}, {one.phase}", one.columns, one.rows)
+        for sentence in one.notes:
+            note(sentence)
+    if unlike and not as_json:
+        show_table("How unlike the hospitals are", heterogeneity.COLUMNS, [one.row for one in unlike])
     for told in filter(None, (tell(scores["sites"], config.task) for tell in (worst_told, not_scored))):
         note(told)
-    for sentence in in_words(summary_as_dict(summary)):
-        note(sentence)
-    if config.privacy is not None:
-        note(EXACT_SCORES)
-    note(f"model  {out / 'model.safetensors'} ({summary.model_sha256})")
-    note(f"report {report}")
 
 
 @app.command()
@@ -152,10 +176,15 @@ def compare(
         bool,
         typer.Option("--networks", help="The networks of the scenario's [compare], pooled, federated and private."),
     ] = False,
+    strategies: Annotated[
+        bool,
+        typer.Option("--strategies", help="The strategies of the scenario's [compare], without and with its faults."),
+    ] = False,
     rounds: RoundsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
+    workers: WorkersOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -164,49 +193,39 @@ def compare(
     Example: wardround-sim compare vessels --data images/vessels --out results/vessels --seeds 0,1
     """
     configure_logging(verbose=verbose)
-    from simulations.scenarios.scenario import EXACT_SCORES, load_scenario, published  # noqa: PLC0415
+    if networks and strategies:
+        raise ConfigError("--networks and --strategies are two comparisons. Give one of them.")
+    from simulations.scenarios.scenario import EXACT_SCORES, load_scenario  # noqa: PLC0415
 
     chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
+    from simulations.api.runs import compare_scenario, wanted_of  # noqa: PLC0415
     from simulations.studies import comparison  # noqa: PLC0415
-    from simulations.studies.compare import compare as compare_models  # noqa: PLC0415
 
     use_threads(threads)
+    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
     numbers = parse_seeds(seeds)
-    base = chosen.config.run
-    config = changed(base, {"federation": {"rounds": rounds}} if rounds else {})
-    wanted = chosen.config.compare
-    if wanted.privacy is None and base.privacy is not None:
-        wanted = wanted.model_copy(update={"privacy": base.privacy})
-    if rounds:
-        wanted = wanted.model_copy(update={"rounds": rounds})
-    sites = prepare_sites(chosen, config, out, data, device)
-    if networks:
-        compare_networks(config, wanted, sites, out, seeds=numbers, backend=backend, as_json=as_json)
+    if networks or strategies:
+        config, wanted = wanted_of(chosen, rounds)
+        sites = prepare_sites(chosen, config, out, data, device, progress=progress)
+        tables = compare_networks if networks else compare_strategies
+        with goes_on():
+            tables(config, wanted, sites, out, seeds=numbers, backend=working, as_json=as_json)
         return
-    pretraining = chosen.config.pretraining
-    private = len(wanted.private_runs(config)) * (1 + wanted.private_pooled)
-    total = len(numbers) * (len(sites) * wanted.alone + 2 + private + (pretraining is not None))
-    with progress("models", total) as advance:
-        tell, finished = tells(advance)
-        results = compare_models(
-            config,
-            sites,
-            out,
-            seeds=numbers,
-            config=wanted,
-            pretraining=pretraining,
-            published=published(chosen, data=data),
-            backend=backend,
-            tell=tell,
-            finished=finished,
+    with goes_on():
+        done = compare_scenario(
+            chosen, out, seeds=numbers, rounds=rounds, data=data, device=device, backend=working, progress=progress
         )
+    config, results = done.run, done.results
     if as_json:
         show_json(comparison.as_data(results, config.task))
     else:
         show_table(f"{config.name}: seeds {seeds}", *comparison.summary_rows(results, config.task))
+        columns, gains = comparison.benefit_rows(results, config.task)
+        if gains:
+            show_table(f"{config.name}: what each site gains", columns, gains)
     for name, value in comparison.verdict(results, config.task).items():
         note(f"{name}: {value:.3f}")
-    if private:
+    if done.wanted.private_runs(config):
         note(EXACT_SCORES)
     note(f"report {out / 'report.html'}")
 
@@ -222,6 +241,7 @@ def crossval(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
+    workers: WorkersOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -236,20 +256,22 @@ def crossval(
     from simulations.studies.crossval import cross_validate, summary_rows  # noqa: PLC0415
 
     use_threads(threads)
+    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
     if rounds is not None:
         changes["federation"] = {"rounds": rounds}
     config = changed(chosen.config.run, changes)
-    sites = prepare_sites(chosen, config, out, data, device)
+    sites = prepare_sites(chosen, config, out, data, device, progress=progress)
     if chosen.config.pretraining is not None:
-        config = pretrained(config, chosen.config.pretraining, out, published(chosen, data=data), device or "auto")
+        public = published(chosen, data=data)
+        config = pretrained(config, chosen.config.pretraining, out, public, device or "auto", progress=progress)
     per_fold = config.federation.rounds
-    with progress("round", folds * per_fold) as advance:
+    with goes_on(), progress("round", folds * per_fold) as advance:
         results = cross_validate(
             config,
             sites,
             out,
-            backend=backend,
+            backend=working,
             observe=lambda fold: teller(advance, config.task, before=fold * per_fold, of=f"fold {fold}: "),
             finished=lambda done, text: advance(done * per_fold, text, result=True),
         )
@@ -288,20 +310,6 @@ def audit(
         note(f"report {privacy_audit.write_report(out, findings)}")
     if not all(one.passed for one in findings):
         raise typer.Exit(1)
-
-
-@app.command()
-def scenarios(as_json: JsonFlag = False) -> None:
-    """List the scenarios that come with Wardround.
-
-    Example: wardround-sim scenarios
-    """
-    from simulations.scenarios.scenario import shipped  # noqa: PLC0415
-
-    rows = [
-        [one.name, one.config.title, f"{one.config.run.model.dims}D", list(one.config.site_names)] for one in shipped()
-    ]
-    show_table("Scenarios", ["name", "what", "model", "sites"], rows, as_json=as_json)
 
 
 @app.command()

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from common.config import RunConfig
 from common.console.cli import progress, show_json, show_table
 from common.errors import ConfigError
-from simulations.commands.preparation import tells
+from simulations.api.preparation import tells
 
 if TYPE_CHECKING:
     from client.site import Site
+    from simulations.backends import Backend
     from simulations.scenarios.scenario import CompareConfig
 
 
@@ -24,7 +25,7 @@ def compare_networks(
     out: Path,
     *,
     seeds: Sequence[int],
-    backend: str | None,
+    backend: "Backend",
     as_json: bool,
 ) -> None:
     """Train and score them all, and show the table.

@@ -14,15 +14,24 @@ DataOption = Annotated[
 ]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Instead of the scenario's.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads for computing; 1 for results that are equal elsewhere.")
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of each site at work; 1 for results that are equal elsewhere."),
 ]
 DeviceOption = Annotated[
     Device | None,
     typer.Option("--device", help="Where all sites train: auto, cpu or cuda. Without it as the scenario says."),
 ]
 BackendOption = Annotated[
-    str | None, typer.Option("--backend", help="Where the sites work, see `wardround-sim list backends`.")
+    str | None,
+    typer.Option(
+        "--backend",
+        envvar="WARDROUND_BACKEND",
+        help="Where the sites work, see `wardround-sim list backends`. Default: processes, where there are two cores.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Sites at work at the same time. Default: one for each core.")
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
 # What `list` shows.
-Listed: TypeAlias = Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "backends"]
+Listed: TypeAlias = Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "faults", "backends"]

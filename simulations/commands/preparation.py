@@ -1,39 +1,26 @@
-"""What commands that train begin with: threads, the run with a person's changes, its sites; and how far they are.
+"""What commands that train begin and end with, beside what all that trains begins with (simulations/api)."""
 
-Heavy modules are imported inside the functions: see common/console/cli.py.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+import click
 
-from common.config import Device, RunConfig, validate
-from common.console.cli import Advance, progress
+from common.config import Device
+from common.console.cli import note
 from common.errors import ConfigError
-from common.system.files import write_atomically
-from common.text import counted
+from simulations.api.preparation import backend_for
 
 if TYPE_CHECKING:
-    from client.site import Site
-    from common.config import SourceConfig
-    from common.tasks import Task
-    from simulations.scenarios.pretraining import PretrainingConfig
-    from simulations.scenarios.scenario import Scenario
+    from simulations.backends import Backend
 
 
-class Tell(Protocol):
-    """Called with what is going on."""
-
-    def __call__(self, text: str, /, *, result: bool = False) -> None:
-        """Show it; result: as for `Advance`."""
-
-
-def use_threads(threads: int | None) -> None:
-    """Compute with so many threads; None: as many as torch takes."""
-    import torch  # noqa: PLC0415
-
-    if threads is not None:
-        torch.set_num_threads(threads)
+def use_backend(
+    name: str | None, sites: int, *, workers: int | None, threads: int | None, device: Device | None
+) -> "Backend":
+    """Start a backend, which ends with the command; see `backend_for`."""
+    backend = backend_for(name, sites, workers=workers, threads=threads, device=device)
+    return click.get_current_context().with_resource(backend)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -44,121 +31,14 @@ def parse_seeds(text: str) -> list[int]:
         raise ConfigError(f"--seeds is {text!r}, expected whole numbers with commas between, such as 0,1,2.") from error
 
 
-def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """The run with some values replaced, checked again as a whole."""
-    values = config.model_dump(by_alias=True)
-    for key, value in changes.items():
-        values[key] = {**(values[key] or {}), **value} if isinstance(value, dict) else value
-    return validate(RunConfig, values, "the command's options")
+@contextmanager
+def goes_on() -> Iterator[None]:
+    """Say on Ctrl-C that nothing that is done is lost, where the same command finds it in --out."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("Stopped. The same command goes on from what is done.")
+        raise
 
 
-def prepare_sites(
-    scenario: "Scenario", config: RunConfig, out: Path, data: Path | None, device: Device | None
-) -> "list[Site]":
-    """Site homes with their images read, so that a fault in the data shows before the first round."""
-    import torch  # noqa: PLC0415
-
-    from simulations.scenarios.scenario import prepare  # noqa: PLC0415
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here. Leave --device out, or say --device cpu.")
-    phantoms = scenario.config.phantoms
-    patients = phantoms.patients * len(phantoms.scanners) if phantoms else 0
-    with progress("phantom patients", patients) as advance:
-        sites = prepare(scenario, out, data=data, device=device, progress=lambda done, _: advance(done, ""))
-    with progress("reading sites", len(sites)) as advance:
-        for number, site in enumerate(sites, start=1):
-            cohort = site.cohort(config)
-            left_out = (
-                f", {counted(len(cohort.quarantined), 'study', 'studies')} left out" if cohort.quarantined else ""
-            )
-            told = f"{site.config.name}: {counted(cohort.size, 'patient')}{left_out}"
-            advance(number, told, result=bool(cohort.quarantined))
-    return sites
-
-
-def pretrained(
-    config: RunConfig, pretraining: "PretrainingConfig", out: Path, published: "SourceConfig | None", device: Device
-) -> RunConfig:
-    """The run that starts from weights trained on generated images; they lie where `federate` looks for them."""
-    from server.federation.events import INITIAL_NAME  # noqa: PLC0415
-    from simulations.scenarios.pretraining import pretrain  # noqa: PLC0415
-
-    with progress("pretraining round", pretraining.rounds) as advance:
-        weights, initial = pretrain(
-            config,
-            pretraining,
-            out / "pretraining",
-            published=published,
-            device=device,
-            observe=teller(advance, config.task),
-        )
-    write_atomically(out / INITIAL_NAME, weights)
-    return changed(config, {"initial": initial.model_dump(by_alias=True)})
-
-
-def take_initial(config: RunConfig, model: Path, out: Path) -> None:
-    """Put the weights that a run names where `federate` looks for them; it checks them."""
-    from common.learning.checkpoint import WEIGHTS_NAME  # noqa: PLC0415
-    from server.federation.events import INITIAL_NAME  # noqa: PLC0415
-
-    if config.initial is None:
-        raise ConfigError(
-            "the scenario names no initial weights. Add [run.initial] with their sha256, or leave out --initial."
-        )
-    path = model / WEIGHTS_NAME
-    if not path.is_file():
-        raise ConfigError(f"{path} is not there. Give the folder of a model with --initial.")
-    write_atomically(out / INITIAL_NAME, path.read_bytes())
-
-
-def tells(advance: Advance) -> tuple[Tell, Callable[[int, str], None]]:
-    """What a study is given to tell: `tell`, what is going on, and `finished`, how many are done and the last one."""
-    done = 0
-
-    def tell(text: str, *, result: bool = False) -> None:
-        advance(done, text, result=result)
-
-    def finished(count: int, last: str) -> None:
-        nonlocal done
-        done = count
-        advance(done, last, result=True)
-
-    return tell, finished
-
-
-def teller(advance: Advance, task: "Task", *, before: int = 0, of: str = "") -> Callable[[dict[str, Any]], None]:
-    """Turn the journal's events into progress; scores, who was left out of a round and an early stop are results.
-
-    Args:
-        advance: is called.
-        task: of the run.
-        before: rounds of earlier runs, which count too.
-        of: what the text starts with.
-    """
-    from server.federation.events import STOPPED, missing_of, refused_of  # noqa: PLC0415
-
-    done = 0
-
-    def tell(text: str, *, result: bool = False) -> None:
-        advance(before + done, f"{of}{text}", result=result)
-
-    def observe(event: dict[str, Any]) -> None:
-        nonlocal done
-        match event:
-            case {"event": "round", "round": number, "seconds": seconds, "sites": sites}:
-                done = number
-                left_out = [*refused_of(event), *missing_of(event)]
-                said = [f"{counted(len(sites), 'site')}, {seconds:.1f} s", *left_out]
-                tell("; ".join(said), result=bool(left_out))
-            case {"event": "train", "site": site}:
-                tell(f"{site} has trained")
-            case {"event": "evaluate", "site": "overall", "phase": phase}:
-                score = f"{event[task.headline]:.3f}" if task.headline in event else "not scored"
-                tell("; ".join((f"{phase} {task.headline} {score}", *refused_of(event))), result=True)
-            case {"event": kind, "best-round": best} if kind == STOPPED:
-                tell(f"stopped early, no better {task.headline} since round {best}", result=True)
-            case _:
-                pass
-
-    return observe
+__all__ = ["goes_on", "parse_seeds", "use_backend"]

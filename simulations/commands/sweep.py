@@ -10,6 +10,7 @@ import typer
 from common.console.cli import JsonFlag, configure_logging, note, progress, show_json, show_table
 from common.errors import ConfigError
 from common.text import counted
+from simulations.api.preparation import changed, prepare_sites, teller, tells, use_threads
 from simulations.commands.options import (
     BackendOption,
     DataOption,
@@ -19,8 +20,9 @@ from simulations.commands.options import (
     ScenarioArgument,
     ThreadsOption,
     VerboseOption,
+    WorkersOption,
 )
-from simulations.commands.preparation import changed, prepare_sites, teller, tells, use_threads
+from simulations.commands.preparation import goes_on, use_backend
 
 
 def sweep(
@@ -42,6 +44,7 @@ def sweep(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
+    workers: WorkersOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -62,8 +65,9 @@ def sweep(
     axes = [axis_of(text) for text in settings]
     check(config, in_grid(axes) if sampler == "grid" else axes)
     use_threads(threads)
-    sites = prepare_sites(chosen, config, out, data, device)
-    with progress("trial", trials) as advance:
+    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
+    sites = prepare_sites(chosen, config, out, data, device, progress=progress)
+    with goes_on(), progress("trial", trials) as advance:
         tell, finished = tells(advance)
 
         def of_trial(_round: int, text: str, *, result: bool = False) -> None:
@@ -78,7 +82,7 @@ def sweep(
             sampler=sampler,
             seed=seed,
             test=test,
-            backend=backend,
+            backend=working,
             observe=teller(of_trial, config.task),
             finished=finished,
         )

@@ -49,6 +49,12 @@ SCANNERS: Mapping[str, Scanner] = MappingProxyType(
         "a": Scanner("a", "Phantom One", "B30", 288.0, 5.0, 2.5, 10.0, 2.0, 1.0, 0.0, 1.0, -1024.0),
         "b": Scanner("b", "Phantom Sharp", "B70", 320.0, 4.0, 1.5, 18.0, 1.0, 0.85, 15.0, 1.0, 0.0, True),
         "c": Scanner("c", "Phantom Smooth", "B10", 336.0, 6.0, 3.5, 12.0, 4.0, 1.3, -25.0, 0.5, -1000.0),
+        "d": Scanner("d", "Phantom Late", "B30", 288.0, 5.0, 2.5, 14.0, 2.0, 0.7, 0.0, 1.0, -1024.0),
+        "e": Scanner("e", "Phantom Coarse", "B20", 384.0, 5.0, 4.5, 10.0, 5.0, 1.0, -40.0, 1.0, -1024.0),
+        "f": Scanner("f", "Phantom Quick", "B50", 304.0, 5.0, 2.0, 26.0, 1.5, 0.9, 10.0, 1.0, -1024.0),
+        "g": Scanner("g", "Phantom Early", "B40", 288.0, 3.0, 2.0, 16.0, 1.5, 1.2, 30.0, 1.0, 0.0, True),
+        "h": Scanner("h", "Phantom Wide", "B10", 400.0, 6.0, 4.0, 9.0, 4.0, 0.8, 0.0, 0.5, -1000.0),
+        "i": Scanner("i", "Phantom Old", "B60", 320.0, 5.0, 3.0, 32.0, 2.5, 1.1, 45.0, 1.0, -1024.0),
     }
 )
 

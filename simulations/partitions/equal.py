@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Literal
 
+from simulations.partitions.archive import Archive
 from simulations.partitions.partition import Partition
 
 
@@ -11,7 +12,7 @@ class Equal(Partition):
 
     kind: Literal["equal"] = "equal"
 
-    def deal(self, patients: Collection[str]) -> Mapping[str, Collection[str]]:
+    def deal(self, patients: Collection[str], archive: Archive) -> Mapping[str, Collection[str]]:
         """Parts that differ by one patient at most."""
         ranked = sorted(patients, key=self.rank)
         return {site: ranked[index :: len(self.sites)] for index, site in enumerate(self.sites)}

@@ -7,8 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.config import SourceConfig
+from common.config import Positive, SourceConfig
 from common.document.table import Name, Table
+from simulations.partitions.archive import Archive
+
+# Of a Dirichlet distribution; far below the largest number, of which the sum of several is no number.
+Concentration = Annotated[Positive, Field(le=1e9)]
 
 
 class Partition(Table):
@@ -17,16 +21,17 @@ class Partition(Table):
     kind: str
     sites: tuple[Name, ...]
     source: SourceConfig
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     # So many patients go to no site: their images play a published archive, which pretraining may use.
     published: Annotated[int, Field(ge=0)] = 0
 
     @abstractmethod
-    def deal(self, patients: Collection[str]) -> Mapping[str, Collection[str]]:
+    def deal(self, patients: Collection[str], archive: Archive) -> Mapping[str, Collection[str]]:
         """The patients of each site; nobody is at two, and a site may get none.
 
         Args:
             patients: ids, sorted; the published ones are not among them.
+            archive: theirs.
         """
 
     def rank(self, patient: str) -> bytes:
@@ -34,4 +39,4 @@ class Partition(Table):
         return hashlib.sha256(f"{self.seed}|{patient}".encode()).digest()
 
 
-__all__ = ["Partition"]
+__all__ = ["Concentration", "Partition"]

@@ -13,7 +13,7 @@ class PretrainingConfig(Table):
     images: Literal["hippocampi", "mammograms", "retinas"]
     patients: Count = 200
     # Of the images. The run's seed sets the initial weights and crops, so each seed has a pretraining of its own.
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 10
     # None: as in the run.
     training: TrainingConfig | None = None

@@ -15,7 +15,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -25,6 +25,7 @@ from client.data.read.sources import list_patients
 from client.home.folder import POLICY_NAME, SITE_NAME
 from client.site import Site, open_site
 from common.config import (
+    ALL_METRICS,
     Count,
     Device,
     Fraction,
@@ -43,9 +44,11 @@ from common.config import (
 from common.document.tomlfile import to_toml
 from common.errors import ConfigError
 from common.models import NETWORK_CHOICE, Network
+from common.strategies import STRATEGY_CHOICE, Strategy
 from common.system.files import write_atomically
+from simulations.faults import FAULT_CHOICE, Fault
 from simulations.generators.phantoms import SCANNERS, write_hospital
-from simulations.partitions import PARTITION_CHOICE, Partition
+from simulations.partitions import PARTITION_CHOICE, Archive, Partition
 from simulations.scenarios.pretraining_settings import PretrainingConfig
 
 SHIPPED = Path(__file__).parent
@@ -69,8 +72,8 @@ _POLICY = PolicyConfig(
     scores="exact",
     min_held_out=1,
     evaluations="free",
+    metrics=ALL_METRICS,
 )
-
 
 EXACT_SCORES = (
     'The scores are exact: the policy of a simulated site says scores = "exact". A hospital adds noise to those of a '
@@ -81,19 +84,25 @@ EXACT_SCORES = (
 class PhantomsConfig(Table):
     """One site per scanner, with generated DICOM CT series and DICOM SEG labels."""
 
-    scanners: tuple[Name, ...] = tuple(SCANNERS)
+    scanners: tuple[Name, ...] = ("a", "b", "c")
     patients: Count = 20
     slices: Count = 12
     rows: Count = 128
-    # Share of the patients who have no lesion, on average.
-    healthy: Fraction = 0.0
-    seed: int = 0
+    # Share of the patients who have no lesion, on average; or one share for each scanner.
+    healthy: Fraction | tuple[Fraction, ...] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _knows_its_scanners(self) -> Self:
         if unknown := set(self.scanners) - set(SCANNERS):
             raise ValueError(f"unknown scanners {sorted(unknown)}; there are {sorted(SCANNERS)}")
+        if isinstance(self.healthy, tuple) and len(self.healthy) != len(self.scanners):
+            raise ValueError(f"healthy needs one share for each of the {len(self.scanners)} scanners, or one for all")
         return self
+
+    def healthy_at(self, number: int) -> float:
+        """The share of the scanner of that place in the list, from 0."""
+        return self.healthy[number] if isinstance(self.healthy, tuple) else self.healthy
 
 
 class CompareConfig(Table):
@@ -110,10 +119,16 @@ class CompareConfig(Table):
     rounds: Count | None = None
     # A column for each site by itself.
     alone: bool = True
+    # A column for the federation without each of its sites.
+    leave_one_out: bool = False
     # Private columns also for one hospital that holds the patients of all.
     private_pooled: bool = False
     # What `compare --networks` compares: tables as [run.model], each in place of it.
     networks: tuple[Annotated[Network, NETWORK_CHOICE], ...] = ()
+    # What `compare --strategies` compares: tables as [run.strategy], each in place of it.
+    strategies: tuple[Annotated[Strategy, STRATEGY_CHOICE], ...] = ()
+    # With which of them: each strategy is trained without a fault, and once more with each of these.
+    faults: tuple[Annotated[Fault, FAULT_CHOICE], ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -127,7 +142,7 @@ class CompareConfig(Table):
             return ()
         training, rounds = self.training or run.training, self.rounds or run.federation.rounds
         ends = {"rounds": rounds, "evaluate_every": rounds, "weighting": None, "keep": "last", "patience": None}
-        federation = run.federation.model_copy(update=ends)
+        federation = run.federation.model_copy(update={**ends, "statistics": False})
         epsilons = self.epsilons or (self.privacy.target_epsilon,)
         rates = self.learning_rates or (training.learning_rate,) * len(epsilons)
         changes = [
@@ -179,6 +194,16 @@ class ScenarioConfig(Table):
         names = self.site_names
         if len(set(names)) != len(names):
             raise ValueError(f"site names must be distinct, got {list(names)}")
+        if self.compare.leave_one_out and len(names) < 3:
+            raise ValueError("compare.leave-one-out leaves no federation of two sites: name three, or take it out")
+        at_fault = {site for fault in self.compare.faults for site in fault.sites}
+        if unknown := sorted(at_fault - set(names)):
+            raise ValueError(f"compare.faults names sites {unknown} that the scenario has not; it has {list(names)}")
+        for strategy in self.compare.strategies:
+            if len(names) < strategy.fewest:
+                raise ValueError(f"compare.strategies: {strategy.kind} needs {strategy.fewest} sites, not {len(names)}")
+            if problem := strategy.misfit(replace(self.run.asked, quorum=len(names), private=False)):
+                raise ValueError(f"compare.strategies: {strategy.kind} {problem}")
         if len(names) < self.run.federation.quorum:
             raise ValueError(f"{len(names)} sites cannot reach federation.quorum {self.run.federation.quorum}")
         return self
@@ -297,7 +322,7 @@ def _phantom_sites(
         done = number * config.patients
         home = folder / name
         marker = home / ".complete"
-        asked = f"{config.patients} {config.slices} {config.rows} {config.seed} {config.healthy}\n"
+        asked = f"{config.patients} {config.slices} {config.rows} {config.seed} {config.healthy_at(number)}\n"
         if not marker.exists() or marker.read_text(encoding="utf-8") != asked:
             write_hospital(
                 home,
@@ -306,7 +331,7 @@ def _phantom_sites(
                 seed=config.seed,
                 slices=config.slices,
                 rows=config.rows,
-                healthy=config.healthy,
+                healthy=config.healthy_at(number),
                 progress=None if progress is None else _offset(progress, done, total),
             )
             write_atomically(marker, asked.encode())
@@ -343,7 +368,7 @@ def _shares(config: Partition, root: Path) -> tuple[dict[str, tuple[str, ...]], 
         patients, key=lambda patient: hashlib.sha256(f"published|{config.seed}|{patient}".encode()).digest()
     )
     kept = tuple(sorted(ranked[: config.published]))
-    dealt = config.deal(sorted(set(patients) - set(kept)))
+    dealt = config.deal(sorted(set(patients) - set(kept)), Archive(source, root))
     shares = {site: tuple(sorted(dealt.get(site, ()))) for site in config.sites}
     return shares, source.model_copy(update={"patients": kept})
 

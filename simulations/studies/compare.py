@@ -28,10 +28,13 @@ from common.strategies import STRATEGY_CHOICE
 from common.system.files import write_atomically
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.federation.broadcast import ask
-from server.federation.events import INITIAL_NAME
+from server.federation.events import INITIAL_NAME, JOURNAL_NAME, read_events, read_summary
 from server.federation.members import GridMembers
 from server.federation.rounds import federate
-from simulations.backends import opened
+from server.views.heterogeneity import heterogeneity_of
+from simulations.backends import Backend, opened
+from simulations.faults import Fault
+from simulations.faults.faulty_grid import FaultyGrid
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain
 from simulations.scenarios.scenario import CompareConfig, make_site
 from simulations.studies.comparison import (
@@ -41,6 +44,7 @@ from simulations.studies.comparison import (
     POOLED,
     PRIVATE,
     PRIVATE_POOLED,
+    WITHOUT,
     ZERO_SHOT,
     Measure,
     Result,
@@ -57,6 +61,7 @@ class Column:
     name: str
     run: RunConfig
     sites: tuple[Site, ...]
+    fault: Fault | None = None  # what some of the sites do wrong
 
 
 def compare(
@@ -68,7 +73,7 @@ def compare(
     config: CompareConfig | None = None,
     pretraining: PretrainingConfig | None = None,
     published: SourceConfig | None = None,
-    backend: str | None = None,
+    backend: Backend = opened,
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Result]:
@@ -82,7 +87,7 @@ def compare(
         config: which columns; None: no private one.
         pretraining: what all models start from; None: random weights.
         published: images of patients at no site, for pretraining.
-        backend: where the sites work; None: the first of `simulations.backends`.
+        backend: where the sites work.
         tell: told what is going on.
         finished: told how many models are done, and which was last.
     """
@@ -94,7 +99,7 @@ def compare(
         if pretraining is not None:
             tell(f"seed {seed}, pretraining")
             weights, initial = pretrain(
-                _plain(run, seed, None),
+                plain(run, seed, None),
                 pretraining,
                 out / "pretraining",
                 published=published,
@@ -102,10 +107,16 @@ def compare(
             )
         for column in columns(run, sites, out, seed=seed, config=config, initial=initial):
             tell(f"seed {seed}, {column.name}")
-            results.append(_result(column, sites, _folder(out, column), tell, weights, backend=backend))
+            results.append(trained(column, sites, out, tell=tell, initial_weights=weights, backend=backend))
             finished(len(results), f"{column.name}: {MEAN} {Measure(run.task).mean(results[-1]):.3f}")
-    write(out, run, results)
+    write(out, run, results, unlike_rows(_place(out, FEDERATED, seeds[0])))
     return results
+
+
+def unlike_rows(folder: Path) -> list[list[object]]:
+    """How unlike the sites of a run are, by what left them; from its folder."""
+    summary = read_summary(folder) or {}
+    return [one.row for one in heterogeneity_of(summary, read_events(folder / JOURNAL_NAME))]
 
 
 def columns(
@@ -124,7 +135,7 @@ def columns(
         out / "pooled", SiteConfig(format=SiteConfig.LATEST, name=POOLED, data=sources, device=sites[0].config.device)
     )
     together, one = tuple(sites), (pooled,)
-    base = _plain(run, seed, initial)
+    base = plain(run, seed, initial)
     if columns_with_privacy := config.private_runs(base):
         # All models are scored on the same patients, and private runs split patients in one way only.
         data = base.data.model_copy(update={"split": columns_with_privacy[0].split})
@@ -133,6 +144,10 @@ def columns(
     if config.alone:
         found += [Column(ALONE.format(site.config.name), _with_quorum(base, 1), (site,)) for site in sites]
     found += [Column(POOLED, _with_quorum(base, 1), one), Column(FEDERATED, _with_quorum(base, len(sites)), together)]
+    if config.leave_one_out:
+        for site in sites:
+            others = tuple(one for one in sites if one is not site)
+            found.append(Column(WITHOUT.format(site.config.name), _with_quorum(base, len(others)), others))
     for private in config.private_runs(base):
         assert private.privacy is not None  # noqa: S101 - for the type checker
         epsilon = private.privacy.target_epsilon
@@ -142,10 +157,10 @@ def columns(
     return found
 
 
-def _plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:
-    """The scenario's run without privacy, for a seed."""
+def plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig:
+    """The scenario's run without privacy, for a seed; scored at its end only."""
     # Only the end counts here; scoring every round would cost more than it tells.
-    ends = {"evaluate_every": run.federation.rounds, "keep": "last", "patience": None}
+    ends = {"evaluate_every": run.federation.rounds, "keep": "last", "patience": None, "cross_site": False}
     federation = run.federation.model_copy(update=ends)
     changes = {"seed": seed, "privacy": None, "initial": initial, "federation": federation}
     return validate(RunConfig, run.model_copy(update=changes).model_dump(by_alias=True), "the scenario")
@@ -158,14 +173,43 @@ def _with_quorum(run: RunConfig, quorum: int) -> RunConfig:
     return run.model_copy(update={"federation": federation, "strategy": strategy})
 
 
-def _folder(out: Path, column: Column) -> Path:
-    label = column.name.replace(": ", "-").replace(", ", "-")
-    return out / "models" / f"{label}-{column.run.seed}"
+def folder_of(out: Path, column: Column) -> Path:
+    """Where the model lies in the comparison's folder."""
+    return _place(out, column.name, column.run.seed)
 
 
-def _result(
-    column: Column, sites: Sequence[Site], folder: Path, tell: Tell, initial_weights: bytes, *, backend: str | None
+def _place(out: Path, name: str, seed: int) -> Path:
+    return out / "models" / f"{name.replace(': ', '-').replace(', ', '-')}-{seed}"
+
+
+def trained(
+    column: Column,
+    sites: Sequence[Site],
+    out: Path,
+    *,
+    tell: Tell = lambda _: None,
+    initial_weights: bytes = b"",
+    backend: Backend = opened,
 ) -> Result:
+    """Train a column's model and score it; what is kept of it in `out` is not trained again.
+
+    Args:
+        column: the model.
+        sites: on whose test patients it is scored.
+        out: of the comparison; the model lies under models/.
+        tell: told what is going on.
+        initial_weights: what it starts from, where its run names some.
+        backend: where the sites work.
+
+    Raises:
+        ConfigError: the folder holds another run, or its sites stop by time.
+    """
+    if column.run.training.local_seconds is not None:
+        raise ConfigError(
+            "models are compared after as many steps each, and training.local-seconds leaves their number to a clock. "
+            "Take it out of the run; local-steps stays."
+        )
+    folder = folder_of(out, column)
     kept = folder / "result.json"
     document = issue(column.run)
     if kept.exists():
@@ -194,7 +238,7 @@ def _result(
     return result
 
 
-def _train(column: Column, folder: Path, tell: Tell, backend: str | None) -> tuple[float | None, bytes]:
+def _train(column: Column, folder: Path, tell: Tell, backend: Backend) -> tuple[float | None, bytes]:
     """Epsilon, largest over the sites, and the weights."""
     rounds = column.run.federation.rounds
 
@@ -203,15 +247,16 @@ def _train(column: Column, folder: Path, tell: Tell, backend: str | None) -> tup
             tell(f"seed {column.run.seed}, {column.name}: round {event['round']}/{rounds}")
 
     document = issue(column.run)
-    with opened(column.sites, document, backend) as grid:
-        summary = federate(grid, document, folder, observe=observe)
+    with backend(column.sites, document) as grid:
+        faulty = grid if column.fault is None else FaultyGrid(grid, column.fault, column.run.strategy)
+        summary = federate(faulty, document, folder, observe=observe)
     stated = (summary.guarantee or {}).get("sites", {}).values()
     epsilon = max((float(one["epsilon"]) for one in stated), default=None)
     return epsilon, (folder / WEIGHTS_NAME).read_bytes()
 
 
 def _test_scores(
-    run: RunConfig, sites: Sequence[Site], weights: bytes, backend: str | None
+    run: RunConfig, sites: Sequence[Site], weights: bytes, backend: Backend
 ) -> dict[str, dict[str, float]]:
     """Scores of a model on the test patients of every site, asked for as in a deployed run.
 
@@ -220,7 +265,7 @@ def _test_scores(
     document = issue(run.model_copy(update={"privacy": None}))
     request = EvaluateRequest(document.hash, run.federation.rounds, "test", {run.strategy.MODEL: weights})
     scores: dict[str, dict[str, float]] = {}
-    with opened(sites, document, backend) as grid:
+    with backend(sites, document) as grid:
         answers = list(ask(grid, GridMembers(grid), request, timeout_s=run.federation.round_timeout_s))
     for answer in answers:
         if not isinstance(answer.reply, EvaluateReply):
@@ -242,4 +287,4 @@ def _images_seen(column: Column) -> int:
     return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
 
 
-__all__ = ["Column", "Tell", "columns", "compare"]
+__all__ = ["Column", "Tell", "columns", "compare", "folder_of", "plain", "trained"]

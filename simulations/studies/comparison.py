@@ -17,11 +17,13 @@ from common.pages.html import picture, render
 from common.system.files import write_atomically
 from common.tasks import Task
 from server.federation.events import mean_of_sites, not_scored
+from server.views.heterogeneity import COLUMNS
 from simulations.studies import markdown
 
 ALONE = "alone: {}"
 POOLED = "pooled"
 FEDERATED = "federated"
+WITHOUT = "federated without {}"
 ZERO_SHOT = "zero-shot"
 PRIVATE = "federated, epsilon {:g}"
 PRIVATE_POOLED = "pooled, epsilon {:g}"
@@ -81,19 +83,51 @@ def summary_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list
     names, measure = list(dict.fromkeys(result.column for result in results)), Measure(task)
     by_name = {name: [result for result in results if result.column == name] for name in names}
     rows: list[list[object]] = [
-        [f"{measure.name} on {site}", *(_spread(measure.on(site, by_name[name])) for name in names)]
+        [f"{measure.name} on {site}", *(spread(measure.on(site, by_name[name])) for name in names)]
         for site in results[0].scores
     ]
     for kind, value in ((MEAN, measure.mean), (WORST, measure.worst)):
-        rows.append([f"{measure.name}, {kind}", *(_spread(map(value, by_name[name])) for name in names)])
+        rows.append([f"{measure.name}, {kind}", *(spread(map(value, by_name[name])) for name in names)])
     merged = [[one for r in by_name[name] if (one := measure.merged(r)) is not None] for name in names]
     if any(merged) and any(measure.merged(result) != measure.mean(result) for result in results):
-        rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(_spread, merged)])
+        rows.append([f"{measure.name} of all classes as one, {MEAN}", *map(spread, merged)])
     rows.append(["epsilon", *(_epsilon(by_name[name]) for name in names)])
     rows.append(["optimiser steps in sequence", *(by_name[name][0].steps for name in names)])
     rows.append(["images seen", *(by_name[name][0].images for name in names)])
     rows.append(["seconds", *(f"{statistics.fmean(r.seconds for r in by_name[name]):.0f}" for name in names)])
     return ["", *names], rows
+
+
+def benefit_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list[list[object]]]:
+    """What each site has of taking part, and what the others have of it: differences of the headline score.
+
+    Returns:
+        Column names and rows, one for each test site; a cell is the mean over the seeds, with its range. Columns whose
+        models were not trained are left out, and without any there is no row.
+    """
+    measure = Measure(task)
+    by_name = {(result.column, result.seed): result for result in results}
+    seeds = sorted({result.seed for result in results})
+
+    def gain(site: str, other: str, on: Iterable[str]) -> list[float]:
+        """Federated less the other model, for each seed, mean of those test sites."""
+        found = []
+        for seed in seeds:
+            pair = by_name.get((FEDERATED, seed)), by_name.get((other.format(site), seed))
+            scores = [(measure.on(one, filter(None, pair))) for one in on]
+            differences = [both[0] - both[1] for both in scores if len(both) == 2]
+            found += [statistics.fmean(differences)] if differences else []
+        return found
+
+    sites = list(results[0].scores)
+    about = {
+        "federated less alone": {site: gain(site, ALONE, [site]) for site in sites},
+        "federated less without it, at the site": {site: gain(site, WITHOUT, [site]) for site in sites},
+        "the same, mean of the others": {site: gain(site, WITHOUT, [s for s in sites if s != site]) for site in sites},
+    }
+    known = {name: values for name, values in about.items() if any(values.values())}
+    rows: list[list[object]] = [[site, *(_signed(values[site]) for values in known.values())] for site in sites]
+    return [f"what {measure.name} gains", *known], rows if known else []
 
 
 def as_data(results: Sequence[Result], task: Task) -> dict[str, Any]:
@@ -123,8 +157,15 @@ def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
     return {name: over / under for name, (over, under) in pairs.items() if under}
 
 
-def write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
-    """Write all files; see the module."""
+def write(out: Path, run: RunConfig, results: Sequence[Result], unlike: Sequence[Sequence[object]] = ()) -> None:
+    """Write all files; see the module.
+
+    Args:
+        out: the comparison's folder.
+        run: the scenario's.
+        results: of all columns and seeds.
+        unlike: how unlike the sites are by the federated run of the first seed (server/views/heterogeneity.py).
+    """
     head, rows = summary_rows(results, run.task)
     ratios = verdict(results, run.task)
     seeds = sorted({result.seed for result in results})
@@ -132,8 +173,13 @@ def write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     write_atomically(out / "compare.json", f"{json.dumps(values, indent=2)}\n".encode())
     told = [f"{name}: {value:.3f}" for name, value in ratios.items()]
     lacking = not_scored(results[0].scores, run.task)
+    gains = benefit_rows(results, run.task)
+    differ = [*COLUMNS], [[*row] for row in unlike]
     facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}.{f' {lacking}' if lacking else ''}"
-    write_atomically(out / "compare.md", f"# {run.name}\n\n{facts}\n\n{markdown.table(head, rows)}\n".encode())
+    write_atomically(
+        out / "compare.md",
+        f"# {run.name}\n\n{facts}\n\n{markdown.table(head, rows)}\n{_below(gains)}{_below(differ)}".encode(),
+    )
     _plot(out, run, results)
     page = render(
         "simulations/studies/study.html",
@@ -143,6 +189,7 @@ def write(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
         columns=head,
         rows=rows,
         below=(),
+        further=[{"columns": columns, "rows": cells} for columns, cells in (gains, differ) if cells],
         plots=[picture(out / "compare.png")],
     )
     write_atomically(out / "report.html", page.encode())
@@ -174,7 +221,8 @@ def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     figure.savefig(out / "compare.svg")
 
 
-def _spread(values: Iterable[float]) -> str | None:
+def spread(values: Iterable[float]) -> str | None:
+    """The mean, with its range where there are several; None of nothing."""
     several = list(values)
     if not several:
         return None
@@ -182,9 +230,21 @@ def _spread(values: Iterable[float]) -> str | None:
     return mean if len(several) == 1 else f"{mean} ({min(several):.3f}-{max(several):.3f})"
 
 
+def _signed(values: Sequence[float]) -> str | None:
+    """As `spread`, with the sign, which here says better or worse."""
+    if not values:
+        return None
+    mean = f"{statistics.fmean(values):+.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def _below(table: tuple[list[str], list[list[object]]]) -> str:
+    return f"\n{markdown.table(*table)}\n" if table[1] else ""
+
+
 def _epsilon(results: Sequence[Result]) -> str | None:
     spent = [result.epsilon for result in results if result.epsilon is not None]
     return f"{max(spent):.2f}" if spent else None
 
 
-__all__ = ["Measure", "Result", "as_data", "summary_rows", "verdict", "write"]
+__all__ = ["Measure", "Result", "as_data", "benefit_rows", "spread", "summary_rows", "verdict", "write"]

@@ -27,7 +27,7 @@ from common.tasks import Task
 from server.federation.events import INITIAL_NAME, SUMMARY_NAME, Observe, mean_of_sites, not_scored
 from server.federation.rounds import federate
 from server.views.report import write_report
-from simulations.backends import opened
+from simulations.backends import Backend, opened
 
 MEAN_OF_SITES = "mean of sites"
 
@@ -61,7 +61,7 @@ def cross_validate(
     sites: Sequence[Site],
     out: Path,
     *,
-    backend: str | None = None,
+    backend: Backend = opened,
     observe: Callable[[int], Observe] = lambda _fold: lambda _event: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Fold]:
@@ -72,7 +72,7 @@ def cross_validate(
         sites: the hospitals.
         out: results; finished folds found here are not trained again. Where the run names its first weights, they lie
             here too: the same for every fold, and of no patient.
-        backend: where the sites work; None: the first of `simulations.backends`.
+        backend: where the sites work.
         observe: given a fold number, what to call with each event of its journal.
         finished: told how many folds are done, and the score of the last.
 
@@ -136,7 +136,7 @@ def _by_name(scores: Sequence[Scores]) -> dict[str, list[float]]:
 
 
 def _fold(
-    number: int, run: RunConfig, sites: Sequence[Site], folder: Path, observe: Observe, *, backend: str | None
+    number: int, run: RunConfig, sites: Sequence[Site], folder: Path, observe: Observe, *, backend: Backend
 ) -> Fold:
     summary = folder / SUMMARY_NAME
     document = issue(run)
@@ -147,7 +147,7 @@ def _fold(
         _check_test_patients(number, run, sites)
         if run.initial is not None:
             write_atomically(folder / INITIAL_NAME, (folder.parent / INITIAL_NAME).read_bytes())
-        with opened(sites, document, backend) as grid:
+        with backend(sites, document) as grid:
             federate(grid, document, folder, observe=observe)
         kept = json.loads(summary.read_text(encoding="utf-8"))
     write_report(folder)
@@ -193,6 +193,7 @@ def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
         above=facts,
         columns=columns,
         rows=rows,
+        further=(),
         below=lacking,
         plots=(),
     )

@@ -18,6 +18,7 @@ from common.learning.network import build_model
 from common.models import Network
 from common.system.files import write_atomically
 from common.tasks import Task
+from simulations.backends import Backend, opened
 from simulations.scenarios.scenario import CompareConfig
 from simulations.studies import markdown
 from simulations.studies.compare import Tell, compare
@@ -46,7 +47,7 @@ def networks(
     *,
     seeds: Sequence[int],
     config: CompareConfig,
-    backend: str | None = None,
+    backend: Backend = opened,
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Row]:
@@ -59,7 +60,7 @@ def networks(
         out: results; what is finished there is not trained again.
         seeds: one model of each kind for each.
         config: the private column, if any, is that of `compare`.
-        backend: where the sites work; None: the first of `simulations.backends`.
+        backend: where the sites work.
         tell: told what is going on.
         finished: told how many networks are done, and which was last.
 

@@ -26,7 +26,7 @@ from common.errors import ConfigError, WardroundError
 from common.system.files import write_atomically
 from server.federation.rounds import federate
 from server.views.report import write_report
-from simulations.backends import opened
+from simulations.backends import Backend, opened
 from simulations.studies.axes import Axis, in_grid, run_with
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def sweep(
     sampler: Sampler = "tpe",
     seed: int = 0,
     test: bool = False,
-    backend: str | None = None,
+    backend: Backend = opened,
     observe: Callable[[dict[str, Any]], None] = lambda _event: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> Sweep:
@@ -87,7 +87,7 @@ def sweep(
         sampler: how they are drawn.
         seed: of the drawing; the runs keep theirs.
         test: score the best on the test patients, once, in `out`/best.
-        backend: where the sites work; None: the first of `simulations.backends`.
+        backend: where the sites work.
         observe: called with the events of each trial's journal.
         finished: told how many trials are done, and how the last ended.
 
@@ -193,7 +193,7 @@ def _try(
     *,
     out: Path,
     axes: Sequence[Axis],
-    backend: str | None,
+    backend: Backend,
     observe: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train one trial, and tell the study how it ended."""
@@ -215,7 +215,7 @@ def _try(
         config = run_with(run, {axis.key: axis.value(trial.params[axis.key]) for axis in axes})
         headline, rounds = config.task.headline, config.federation.rounds
         document = issue(config)
-        with opened(sites, document, backend) as grid:
+        with backend(sites, document) as grid:
             federate(grid, document, out / "trials" / f"{trial.number:03}", observe=watch, test=False)
         if not scores:
             raise ConfigError("no site scored its validation patients. Raise data.validation-fraction.")
@@ -229,10 +229,10 @@ def _try(
         study.tell(trial, max(scores.values()) if kept_best else scores[max(scores)])
 
 
-def _tested(config: RunConfig, sites: Sequence[Site], out: Path, backend: str | None) -> Mapping[str, Any]:
+def _tested(config: RunConfig, sites: Sequence[Site], out: Path, backend: Backend) -> Mapping[str, Any]:
     """The best as an ordinary run of its own, with the test patients' scores."""
     document = issue(config)
-    with opened(sites, document, backend) as grid:
+    with backend(sites, document) as grid:
         summary = federate(grid, document, out)
     write_report(out)
     scores: Mapping[str, Any] = summary.scores.get("test", {})

@@ -133,6 +133,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.arrived: set[str] = set()
         self.others: list[wardround_pb2.SiteCheckpoint] = []
         self.heartbeats = 0
+        self.work: list[str | None] = []  # what the site was at, by each heartbeat
         self.goodbyes = 0
         self.activations = 0
         self._authority = authority
@@ -296,6 +297,7 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
 
     def SendNodeHeartbeat(self, request, context):
         self.heartbeats += 1
+        self.work.append(dict(context.invocation_metadata()).get("wardround-work"))
         return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
 
     def ListProposals(self, request, context):

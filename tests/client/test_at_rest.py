@@ -38,7 +38,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         answer(
             TrainRequest(sha256_of(run), 1, {"weights": pack(build_model(run).state_dict())}), issue(run), made, ATTEMPT
         )
-    assert forget(made.home, made.key, made.config.data, "north-3") == 1
+    removed = forget(made.home, made.key, made.config.data, "north-3")
+    assert removed is not None
+    assert removed.studies == 1
     return made
 
 

@@ -30,7 +30,7 @@ def test_nobody_else_compares_a_label_with_a_class() -> None:
         for path in (ROOT / room).rglob("*.py")
         if COMPARED.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"common/labelmap.py", "simulations/studies/baseline.py"}
+    assert found == {"common/labelmap.py", "simulations/diagnosis/baseline.py"}
 
 
 def test_values_are_numbers_or_powers_of_two() -> None:

@@ -33,12 +33,13 @@ def next_version(folder: Path, field: str) -> dict[str, dict[str, str]]:
     """What a version says that has this field in [training]."""
     for package in ("client", "common"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    source = folder / "common" / "config" / "run.py"
-    text = source.read_text(encoding="utf-8")
-    changed = text.replace("    local_steps: Count = 20\n", f"    local_steps: Count = 20\n    {field}\n")
-    changed = changed.replace("LATEST: ClassVar[int] = 2", "LATEST: ClassVar[int] = 99")
-    assert changed.count("99") == text.count("99") + (2 if "99" in field else 1)
-    source.write_text(changed, encoding="utf-8")
+    key = ("training.py", "    local_steps: Count = 20\n", f"    local_steps: Count = 20\n    {field}\n")
+    latest = ("run.py", "LATEST: ClassVar[int] = 2", "LATEST: ClassVar[int] = 99")
+    for name, here, there in (key, latest):
+        source = folder / "common" / "config" / name
+        text = source.read_text(encoding="utf-8")
+        assert text.count(here) == 1
+        source.write_text(text.replace(here, there), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(KEPT)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )

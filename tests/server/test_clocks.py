@@ -23,7 +23,7 @@ from common.wire import clock
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
 from server.commands import doctor
-from server.gateway import node_proxy
+from server.gateway import uploads
 from server.home.folder import Home
 from tests import ROOT
 from tests.server.coordinators import new_home, status_of
@@ -126,7 +126,7 @@ def test_reply_that_would_not_be_stored_is_an_error_and_not_thrown_away(
     reply = Message(reply_to_record(TrainReply(request.run_hash, 1, {"weights": b"x"}, 10, {})), reply_to=message)
     reply.metadata.created_at, reply.metadata.ttl = time.time() + 7200, -6000.0
     if not checked:
-        monkeypatch.setattr(node_proxy, "_check_times", lambda *_: None)
+        monkeypatch.setattr(uploads, "check_times", lambda *_: None)
     announcement, objects = agent.announcement(reply)
     if checked:
         assert status_of(agent.fleet.PushMessages, announcement) == grpc.StatusCode.INVALID_ARGUMENT
@@ -149,11 +149,11 @@ def test_message_whose_time_is_over_takes_no_reply(monkeypatch: pytest.MonkeyPat
 
     now = 1_790_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    node_proxy._check_times(Dated(now - 10, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
+    uploads.check_times(Dated(now - 10, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
     with pytest.raises(UpdateError, match="the time for the reply is over"):
-        node_proxy._check_times(Dated(now - 70, 60), Dated(now - 70, 60))  # type: ignore[arg-type]
+        uploads.check_times(Dated(now - 70, 60), Dated(now - 70, 60))  # type: ignore[arg-type]
     with pytest.raises(UpdateError, match="another clock than its message"):
-        node_proxy._check_times(Dated(now, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
+        uploads.check_times(Dated(now, 60), Dated(now - 10, 60))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

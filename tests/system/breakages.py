@@ -26,7 +26,7 @@ from tests.system.mishaps import Hospital, Mishap
 class Inline:
     """The worker's code in this process, its answers through the frames of the pipe."""
 
-    pid, network = 1, "removed"
+    pid, network, still_s = 1, "removed", 0.0
 
     def __init__(self, home: Path) -> None:
         self._home = home

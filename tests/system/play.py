@@ -3,8 +3,10 @@
 The commands are those that people type; each process can be killed, and its children with it.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,11 +52,12 @@ class Play:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.coordinator = folder / "coordinator"
+        self.variables: dict[str, str] = {}  # for the processes that are started from now on
 
     def spawn(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a command; what it prints goes to a file."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment |= {"WARDROUND_SERVER_HOME": str(self.coordinator)}
+        environment |= {"WARDROUND_SERVER_HOME": str(self.coordinator)} | self.variables
         with (self.folder / "printed.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", module, *arguments], cwd=self.folder, env=environment, stdout=log, stderr=log
@@ -103,17 +106,24 @@ class Play:
         process.wait(timeout=LONG_S)
 
     def child(self, name: str, word: str) -> psutil.Process:
-        """The child of a process whose command line has a word in it."""
-        children = psutil.Process(self.processes[name].pid).children(recursive=True)
-        return next(one for one in children if word in " ".join(one.cmdline()))
+        """The child of a process whose command line has a word in it, once there is one that lives."""
+
+        def found() -> psutil.Process | None:
+            for one in psutil.Process(self.processes[name].pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # or it is a zombie
+                    if word in " ".join(one.cmdline()):
+                        return one
+            return None
+
+        process: psutil.Process = eventually(found, f"a child with {word}")
+        return process
 
     def policy(self, site: str, more: str = "") -> None:
         (self.folder / site / "policy.toml").write_text(POLICY + more)
 
     def propose(self, name: str, *, rounds: int = 2, steps: int = 3, timeout_s: float = LONG_S) -> "Run":
         """Propose a run and approve it at both sites."""
-        text = RUN_TOML.replace("NAME", name).replace("ROUNDS", str(rounds)).replace("STEPS", str(steps))
-        text = text.replace("TIMEOUT", f"{timeout_s:g}")
+        text = run_text(name, rounds, steps, timeout_s)
         (self.folder / f"{name}.toml").write_text(text)
         run = Run(self, name, parse(RunConfig, text))
         self.server("run", f"{name}.toml")
@@ -132,6 +142,12 @@ class Play:
             except subprocess.TimeoutExpired:
                 process.kill()
         self.processes.clear()
+
+
+def run_text(name: str, rounds: int, steps: int, timeout_s: float) -> str:
+    """A run.toml."""
+    values = {"NAME": name, "ROUNDS": rounds, "STEPS": steps, "TIMEOUT": f"{timeout_s:g}"}
+    return re.sub("|".join(values), lambda found: str(values[found.group()]), RUN_TOML)
 
 
 class Run:
@@ -166,9 +182,15 @@ class Run:
 
 
 @contextmanager
-def playing(folder: Path) -> Iterator[Play]:
-    """From nothing to two hospitals that wait for a run."""
-    play = Play(folder)
+def playing(folder: Path, play: Play | None = None, line: Callable[[str, int], int] | None = None) -> Iterator[Play]:
+    """From nothing to two hospitals that wait for a run.
+
+    Args:
+        folder: for all of it.
+        play: looks after the processes.
+        line: the port by which a site reaches the gateway's port; None: that port itself.
+    """
+    play = play or Play(folder)
     for site, scanner in zip(SITES, "ab", strict=True):
         write_hospital(folder / f"{site}-pacs", scanner=SCANNERS[scanner], patients=PATIENTS, seed=5, slices=4, rows=64)
     ports = [str(port) for port in free_ports(3)]
@@ -177,6 +199,11 @@ def playing(folder: Path) -> Iterator[Play]:
     try:
         play.start("coordinator")
         play.server("invite", *SITES, "--out", str(folder))
+        if line is not None:
+            for site in SITES:
+                path = folder / f"{site}.json"
+                invitation = json.loads(path.read_text()) | {"gateway": f"127.0.0.1:{line(site, int(ports[0]))}"}
+                path.write_text(json.dumps(invitation))
         joins = [
             play.spawn("client.commands.main", "join", f"{site}.json", "--home", str(folder / site)) for site in SITES
         ]

@@ -53,7 +53,7 @@ from flwr.app import MessageType
 from flwr.serverapp import ServerApp
 from common.wire.messages import TrainRequest
 from common.wire.records import request_to_record
-from common.system.wakeup import strategy_wake
+from common.system.wakeup import gateway_hint, strategy_wake
 from server.federation.broadcast import ask
 from server.home.folder import open_home, read_nodes
 from server.federation.members import Member, State
@@ -72,11 +72,12 @@ def main(grid, context):
     nodes = here()
     bait = request_to_record(TrainRequest("0" * 64, 1, {"weights": b"bait"}))
     grid.push_messages([grid.create_message(bait, MessageType.TRAIN, nodes["mallory"], "1", ttl=3600)])
+    gateway_hint(home.path)([nodes["mallory"]])
     sites = Honest({name: nodes[name] for name in ("north", "south")})
     with (home.path / "rounds").open("a") as done:
         for number in itertools.count(1):
             request = TrainRequest("0" * 64, number, {"weights": bytes([number % 256]) * 100_000})
-            answers = list(ask(grid, sites, request, timeout_s=60, wait=wake))
+            answers = list(ask(grid, sites, request, timeout_s=60, wait=wake, hint=gateway_hint(home.path)))
             if all(answer.reply is not None and hasattr(answer.reply, "parts") for answer in answers):
                 print(number, file=done, flush=True)
 """

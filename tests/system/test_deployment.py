@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pydicom
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from client.site import open_site
 from common.config import RunConfig, parse
@@ -34,12 +35,14 @@ from simulations.generators.phantoms import write_hospital
 from tests import ROOT
 from tests.common.audit.federation import lines_of, tamper
 from tests.server.search import found, pieces, private_keys
+from tests.system import monitoring
 from tests.system.relay import Capture, tapped, tls_records
 
 pytestmark = pytest.mark.system
 
 SITES = {"north": "a", "south": "b"}  # site -> scanner
 RUN_TOML = """
+format = 2
 name = "tiny"
 seed = 3
 deterministic = true
@@ -47,10 +50,15 @@ model = { channels = [8, 16] }
 data = { modality = "CT", classes = ["lesion"] }
 preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
 training = { local-steps = 3, batch-size = 2, patch-size = [16, 16] }
-federation = { rounds = 2, quorum = 2, join-timeout-s = 60, round-timeout-s = 60 }
+federation = { rounds = 2, quorum = 2, join-timeout-s = 60, round-timeout-s = 60, cross-site = true }
 """
 POLICY = "require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n"
 PATIENTS = 5
+# Told for those who write boards and alerts of their own.
+UNSHOWN = {
+    *("wardround_sites", "wardround_audit_entries", "wardround_run_answers"),
+    *("wardround_data_sources", "wardround_data_check_timestamp_seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class Deployment:
     statuses: dict[str, dict[str, Any]]  # before the stop
     left: list[str]  # processes that outlived the stop
     exit_codes: dict[str, int]
+    scraped: dict[str, str]  # by Prometheus' way, from the coordinator and a hospital, before the stop
     wire: tuple[Capture, ...]  # all that passed between the hospitals and the coordinator
 
     def home(self, site: str) -> Path:
@@ -224,11 +233,18 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
     run = stage.server("run", "run.toml", "--watch")
     for site in SITES:
         eventually(partial(offers, folder / site), f"offer of {site}")
-    for approval in [stage.client(site, "approve", "tiny") for site in SITES]:
+    for approval in [stage.client(site, "approve", "tiny", "--yes") for site in SITES]:
         done(approval)
     done(run, timeout_s=90)
 
     statuses = {site: status_of(folder, site) for site in SITES}
+    metrics = {
+        "coordinator": stage.server("metrics", "--port", "0", "--json"),
+        "site": stage.client("north", "metrics", "--port", "0", "--json"),
+    }
+    for side, process in metrics.items():
+        stage.keep(f"{side}-metrics", process)
+    scraped = {side: monitoring.scrape(process) for side, process in metrics.items()}
     idle = {site: share_of_a_core(stage.processes[site].pid, 5.0) for site in SITES}
     started = [process.pid for process in stage.processes.values()]
     family = [one for pid in started for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
@@ -236,7 +252,7 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
     _, alive = psutil.wait_procs(family, timeout=5)
     (summary,) = (folder / "coordinator" / "runs").glob("tiny-*/summary.json")
     left = [" ".join(one.cmdline()) for one in alive]
-    yield Deployment(folder, json.loads(summary.read_text()), phrases, idle, statuses, left, exit_codes, wire)
+    yield Deployment(folder, json.loads(summary.read_text()), phrases, idle, statuses, left, exit_codes, scraped, wire)
 
 
 def test_run_is_completed_with_both_hospitals_in_each_round(deployment: Deployment) -> None:
@@ -264,6 +280,32 @@ def test_model_has_the_hash_of_the_simulated_run(deployment: Deployment, tmp_pat
     assert sha256(deployed.read_bytes()) == sha256((tmp_path / "model.safetensors").read_bytes())
 
 
+def test_each_hospital_sees_what_it_gains_over_training_alone(deployment: Deployment, tmp_path: Path) -> None:
+    """The local score is that of a run of the hospital alone; both sides show the same numbers."""
+    stage = Stage(deployment.folder)
+    report = {row["site"]: row for row in as_data(done(stage.server("report", "tiny", "--json")))}
+    run = parse(RunConfig, RUN_TOML)
+    alone = issue(run.model_copy(update={"federation": run.federation.model_copy(update={"quorum": 1})}))
+    for site in SITES:
+        summary = federate(InProcessGrid([open_site(deployment.home(site))], alone), alone, tmp_path / site)
+        row = report[site]
+        for phase in ("validation", "test"):
+            assert row[f"{phase}-local"] == pytest.approx(summary.scores[phase]["sites"][site]["dice"], rel=1e-5)
+            assert row[f"{phase}-gain"] == row[phase] - row[f"{phase}-local"]
+        shown = as_data(done(stage.client(site, "show", "tiny", "--json")))["gains"]
+        assert [(one["round"], one["phase"]) for one in shown] == [(1, "validation"), (2, "validation"), (2, "test")]
+        last = shown[1]
+        for here, there in (
+            ("global-before", "validation-previous"),
+            ("global", "validation"),
+            ("own", "validation-local"),
+        ):
+            assert last[here] == pytest.approx(row[there], rel=1e-5)
+        assert not list((deployment.home(site) / "state" / "local").iterdir())
+    page = next((deployment.folder / "coordinator" / "runs").glob("tiny-*/report.html")).read_text()
+    assert "What each hospital gains: dice on its test patients" in page
+
+
 def test_coordinator_keeps_no_model_and_no_key_in_the_clear(deployment: Deployment, tmp_path: Path) -> None:
     home = open_home(deployment.folder / "coordinator")
     weights = exported(deployment, tmp_path).read_bytes()
@@ -272,6 +314,12 @@ def test_coordinator_keeps_no_model_and_no_key_in_the_clear(deployment: Deployme
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     names = {"model.safetensors.sealed", "model.json.sealed"}
     assert kept >= names | {f"checkpoint/round-00002/{name}" for name in names}
+
+
+def as_data(output: str) -> Any:
+    """The JSON in what a command printed; what it noted stands before or after it."""
+    found, _ = json.JSONDecoder().raw_decode(output[min(output.index(one) for one in "[{" if one in output) :])
+    return found
 
 
 def exported(deployment: Deployment, out: Path) -> Path:
@@ -315,7 +363,8 @@ def test_wire_carries_tls_and_nothing_else(deployment: Deployment) -> None:
 
 
 def test_everything_ends_on_sigterm(deployment: Deployment) -> None:
-    assert deployment.exit_codes == dict.fromkeys(("coordinator", *SITES), 0)
+    started = ("coordinator", *SITES, "coordinator-metrics", "site-metrics")
+    assert deployment.exit_codes == dict.fromkeys(started, 0)
     assert deployment.left == []
     for site in SITES:
         assert status_of(deployment.folder, site)["state"] == "stopped"
@@ -346,6 +395,39 @@ def entries_of(log: Path, kind: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["kind"] == kind]
 
 
+@pytest.mark.parametrize("side", ["coordinator", "site"])
+def test_every_measure_of_boards_and_alerts_is_told_with_the_labels_that_they_ask_for(
+    deployment: Deployment, side: str
+) -> None:
+    found = {one.name: one for one in text_string_to_metric_families(deployment.scraped[side])}
+    # The text says a counter's name without its ending.
+    families = {f"{name}_total" if one.type == "counter" else name: one for name, one in found.items()}
+    of_both, own = (monitoring.rules()[name] for name in ("wardround", f"wardround-{side}"))
+    asked = [*monitoring.board_expressions(side), *(rule["expr"] for rule in (*of_both, *own))]
+    wanted = [one for expression in asked for one in monitoring.selectors(expression)]
+    assert {name for name, _ in wanted} - monitoring.BUILT_IN <= families.keys()
+    for name, labels in wanted:
+        samples = families[name].samples if name in families else []
+        assert not samples or labels.keys() <= samples[0].labels.keys(), name
+    # All that is told is of use to somebody.
+    assert {name for name in families if name not in {name for name, _ in wanted}} <= {"wardround_build_info"} | UNSHOWN
+
+
+def test_scrape_tells_of_the_run_that_was_done(deployment: Deployment) -> None:
+    text = deployment.scraped["coordinator"]
+    run = f"tiny-{deployment.summary['run-hash'][:8]}"
+    for line in (
+        "wardround_coordinator_running 1.0",
+        'wardround_process_up{process="gateway"} 1.0',
+        'wardround_site_connected{site="north"} 1.0',
+        f'wardround_run_state{{run="{run}",state="completed"}} 1.0',
+        f'wardround_run_round{{run="{run}"}} 2.0',
+    ):
+        assert line in text.splitlines(), text
+    assert 'wardround_agent_state{state="connected"} 1.0' in deployment.scraped["site"].splitlines()
+    assert "wardround_worker_running 1.0" in deployment.scraped["site"].splitlines()
+
+
 def test_logs_of_all_sides_fit_together(deployment: Deployment) -> None:
     code, output = verified(deployment, *(deployment.home(site) / "audit.sqlite" for site in SITES))
     assert (code, "All is well." in output) == (0, True), output
@@ -367,6 +449,18 @@ def test_every_round_has_a_receipt_on_both_sides_and_its_update_is_in_the_model(
     assert entered == {(receipt["site"], receipt["round"], receipt["update"]) for receipt in there}
     models = [entry["model"] for entry in entries_of(deployment.audit, "aggregated")]
     assert models[-1] == deployment.summary["model-sha256"]
+
+
+def test_finished_run_left_its_folder_with_every_receipt(deployment: Deployment) -> None:
+    """Made by the coordinator that ran, not by a command afterwards."""
+    (folder,) = (deployment.folder / "coordinator" / "models").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["model-sha256"] == deployment.summary["model-sha256"]
+    for name, about in manifest["files"].items():
+        assert sha256((folder / name).read_bytes()) == about["sha256"], name
+    kept = [json.loads(line)["receipt"] for line in (folder / "receipts.jsonl").read_text().splitlines()]
+    assert kept == [entry["receipt"] for entry in entries_of(deployment.audit, "round")]
+    assert {(one["site"], one["round"]) for one in kept} == {(site, number) for site in SITES for number in (1, 2)}
 
 
 def test_logs_tell_the_story_from_enrolment_to_the_end(deployment: Deployment) -> None:

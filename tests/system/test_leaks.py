@@ -208,6 +208,7 @@ class Switch:
 
     network = sandbox.REMOVED
     crashes = 0
+    still_s = 0.0
 
     def tend(self) -> None: ...
 

@@ -114,8 +114,8 @@ class Cache:
             keep_only(names, folder, "cache")
 
 
-def drop(folder: Path, site_key: bytes, references: Iterable[Reference]) -> None:
-    """Remove what is kept of these studies, whatever the preprocessing.
+def drop(folder: Path, site_key: bytes, references: Iterable[Reference]) -> int:
+    """Remove what is kept of these studies, whatever the preprocessing; how many files that were.
 
     Args:
         folder: of the site's cache.
@@ -123,9 +123,11 @@ def drop(folder: Path, site_key: bytes, references: Iterable[Reference]) -> None
         references: of the studies.
     """
     vault = Vault(site_key, "cache")
-    for reference in references:
-        for path in folder.glob(f"*/{_file_name(vault, reference)}"):
-            path.unlink(missing_ok=True)
+    names = {_file_name(vault, reference) for reference in references}
+    paths = [path for name in sorted(names) for path in folder.glob(f"*/{name}")]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return len(paths)
 
 
 def _file_name(vault: Vault, reference: Reference) -> str:

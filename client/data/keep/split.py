@@ -82,10 +82,21 @@ class KeptSplits:
                 self._write(self.path, file.splits | {request: grown})
         return _splits(places, run)
 
-    def forget(self, patient: str) -> None:
-        """Take a patient's places away, in all splits."""
+    def place_of(self, run: RunConfig, patient: str) -> Split | None:
+        """Where a patient stands, or would, in a run; None: no run of this seed and these fractions placed them.
+
+        Where places are independent they follow from the seed for anybody, and do not say that the patient was there.
+        """
+        if run.split == "independent":
+            return assign([patient], run, {})[patient][run.data.fold]
+        record = {} if self.path is None else self._read(self.path).splits.get(_request(run), {})
+        text = record.get(pseudonym(self.site_key, patient))
+        return None if text is None else _place(text, run.data)[run.data.fold]
+
+    def forget(self, patient: str) -> int:
+        """Take a patient's places away, in all splits; in how many there was one."""
         if self.path is None:
-            return
+            return 0
         with locked(self.path.with_suffix(".lock")):
             file, name = self._read(self.path), pseudonym(self.site_key, patient)
             splits = {
@@ -93,6 +104,7 @@ class KeptSplits:
             }
             if splits != file.splits:
                 self._write(self.path, splits)
+            return sum(name in kept for kept in file.splits.values())
 
     def _read(self, path: Path) -> _File:
         try:

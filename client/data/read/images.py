@@ -7,12 +7,10 @@ map any one value beside 0 is the class (0/1 and 0/255 are both usual); a mask w
 name a mask of each class, "liver=a.png|lesion=b.png": then all but 0 of a mask is that class, and masks may overlap.
 """
 
-import csv
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from client.data.study.labels import Naming
 from client.data.study.listing import files_under
 from client.data.study.pulse import watched
 from client.data.study.study import NO_IMAGE, NOT_IN_TABLE, Found, Kind, Reference, Study, parsing
+from client.data.study.table import Row, read_table
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
 
@@ -45,15 +44,6 @@ _UPRIGHT = 1
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of a table. cells: by column, stripped. beyond: whether it has more cells than the header."""
-
-    line: int
-    cells: Mapping[str, str]
-    beyond: bool
-
-
 def find(source: SourceConfig, folder: Path) -> Found:
     """The images of a source, from its CSV or its two sub-folders.
 
@@ -63,7 +53,7 @@ def find(source: SourceConfig, folder: Path) -> Found:
     if source.csv is None:
         return find_pairs("images", source, folder, SUFFIXES, MASK_SUFFIXES)
     files = set(files_under(folder))
-    rows: dict[Path | None, list[_Row]] = {}
+    rows: dict[Path | None, list[Row]] = {}
     for row in _rows(source, folder):
         place = _place(folder, row.cells[source.image_column])
         rows.setdefault(None if place is None else place.resolve(), []).append(row)
@@ -208,7 +198,7 @@ def _announced(path: Path, formats: tuple[str, ...]) -> Image.Image:
         ) from error
 
 
-def _reference(source: SourceConfig, folder: Path, rows: Sequence[_Row], files: Collection[Path]) -> Reference:
+def _reference(source: SourceConfig, folder: Path, rows: Sequence[Row], files: Collection[Path]) -> Reference:
     """The study of the rows that name one image, which should be one row."""
     number, row = rows[0].line, rows[0].cells
     patient, problem = patient_of(row[source.patient_column], source.patient_pattern)
@@ -244,7 +234,7 @@ def _reference(source: SourceConfig, folder: Path, rows: Sequence[_Row], files: 
     )
 
 
-def _row_problem(source: SourceConfig, rows: Sequence[_Row]) -> DataError | None:
+def _row_problem(source: SourceConfig, rows: Sequence[Row]) -> DataError | None:
     """Why the rows that name one image do not say whose it is, or what it shows."""
     number = rows[0].line
     told = (source.mask_column, source.patient_column, source.class_column, source.region_column)
@@ -321,37 +311,9 @@ def _absent(column: str, number: int, why: str, code: ErrorCode = ErrorCode.UNRE
     return DataError(f"line {number} of the table, column {column}: {why}.", code)
 
 
-def _rows(source: SourceConfig, folder: Path) -> list[_Row]:
-    """The rows of the CSV that `where` selects.
-
-    Fields are separated by commas, or by what the header shows where no comma is in it: semicolons (Excel where the
-    comma is the decimal sign) or tabs.
-    """
-    path = folder / str(source.csv)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            between = next((d for d in ",;\t" if d in header), ",")
-            reader = csv.DictReader(file, restval="", delimiter=between)
-            rows = [
-                _Row(
-                    reader.line_num,
-                    {name: (value or "").strip() for name, value in row.items() if name},
-                    any(cell.strip() for cell in row.get(None, ())),
-                )
-                for row in reader
-            ]
-            columns = [name for name in reader.fieldnames or [] if name]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = {
-            FileNotFoundError: "it is not there",
-            UnicodeDecodeError: "it is not UTF-8; in Excel, save it as 'CSV UTF-8'",
-        }.get(type(error), type(error).__name__)
-        raise ConfigError(
-            f"the CSV {source.csv!r} cannot be read ({why}). Set csv in site.toml to a UTF-8 CSV file, relative to the "
-            "source's path."
-        ) from error
+def _rows(source: SourceConfig, folder: Path) -> list[Row]:
+    """The rows of the CSV that `where` selects."""
+    columns, rows = read_table(folder, str(source.csv))
     wanted: dict[str, str | None] = {
         "image-column": source.image_column,
         "mask-column": source.mask_column,

@@ -132,7 +132,7 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
         )
     findings = study.findings
     if by_word and (naming.whole or naming.as_found):
-        findings = naming.findings(_told_of(reference))
+        findings = naming.findings(names_told(reference))
     if wanted.whole and findings is None and study.label is not None:
         findings = tuple(int(number) for number in np.flatnonzero(np.bincount(study.label.ravel())) if number)
     if not wanted.whole and wanted.classes is not None and study.label is None:
@@ -144,8 +144,8 @@ def read(reference: Reference, wanted: Vocabulary | None) -> Study:
     return replace(study, classes=naming.classes, labelling=naming.labelling, findings=findings, overlap=naming.overlap)
 
 
-def _told_of(reference: Reference) -> tuple[image_class.Names, ...]:
-    """What the source calls the image as a whole."""
+def names_told(reference: Reference) -> tuple[image_class.Names, ...]:
+    """What the source calls the image as a whole; nothing where it tells no such thing."""
     if reference.class_attribute is not None:
         return image_class.names_in_header(reference)
     if reference.reports is not None:

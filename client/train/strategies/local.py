@@ -1,16 +1,18 @@
 """What the client half of a strategy is: it is made anew for each round.
 
-What it keeps at the site for the next round (`client.train.memory`) is made of what was sent and received, and of
-nothing else: in a private run that is covered as both are.
+What it keeps at the site for the next round (`client.train.memory`) is made of what was sent and received, or by
+private steps, and of nothing else: in a private run that is covered as both are. A model that is trained apart is the
+exception, and shapes nothing that leaves.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from common.config import RunConfig
+from common.learning.network import weights_of
 from common.strategies import Strategy
 
 State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
@@ -52,6 +54,17 @@ class Local(Generic[StrategyType]):
 
         In a private run they have been clipped, added up and noised before, so that it sees no patient either.
         """
+
+    def weights(self) -> State:
+        """The weights that the update carries, once the model is trained."""
+        return weights_of(self.model)
+
+    def apart(self) -> "Local[Any] | None":
+        """A second model that is trained by plain steps, once the update is made; None: there is none.
+
+        It never leaves, and what leaves depends on nothing that becomes of it.
+        """
+        return None
 
     def parts(self) -> Mapping[str, State]:
         """What the update carries beside the weights, once the model is trained."""

@@ -11,6 +11,8 @@ from server.federation.strategies.adaptive import FedAdagradMean, FedAdamMean, F
 from server.federation.strategies.aggregation import Aggregation, Mean, Server, State
 from server.federation.strategies.fedavgm import FedAvgMMean
 from server.federation.strategies.feddyn import FedDynMean
+from server.federation.strategies.fednova import MeanOfMovesPerWork
+from server.federation.strategies.fedpid import MeanByGain
 from server.federation.strategies.moving_average import MovingAverage
 from server.federation.strategies.norm_clipping import MeanOfClipped
 from server.federation.strategies.robust import BulyanOfEach, MeanOfMiddle, MeanOfNearest, MedianOfEach
@@ -29,6 +31,11 @@ AGGREGATIONS: Mapping[str, type[Server[Any]]] = {
     "trimmed-mean": MeanOfMiddle,
     "multi-krum": MeanOfNearest,
     "bulyan": BulyanOfEach,
+    "ditto": Mean,
+    "mr-mtl": Mean,
+    "fedbn": Mean,
+    "fedpid": MeanByGain,
+    "fednova": MeanOfMovesPerWork,
 }
 
 

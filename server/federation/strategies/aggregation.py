@@ -20,6 +20,7 @@ from common.strategies import Strategy
 from server.federation.strategies.weighing import WeightedSum
 
 State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
+Costs: TypeAlias = Mapping[int, Mapping[str, float]]
 StrategyType = TypeVar("StrategyType", bound=Strategy)
 
 
@@ -51,9 +52,24 @@ class Aggregation(ABC):
     def request(self) -> Mapping[str, State]:
         """The parts of the next training request."""
 
+    def weighed(self, weights: Mapping[str, float], costs: Costs) -> dict[str, float]:
+        """What the sites of a round count; here what they would.
+
+        Args:
+            weights: site -> by its patients, or alike; in the order of the names, as shares are sums.
+            costs: round -> site -> 1 - its validation score of the model of that round, as far as the sites tell.
+        """
+        return dict(weights)
+
     @abstractmethod
-    def add(self, parts: Mapping[str, State], weight: float) -> None:
-        """Take one site's update, which counts `weight` > 0."""
+    def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
+        """Take one site's update.
+
+        Args:
+            parts: of the update.
+            weight: what the site counts, > 0.
+            work: that its steps are, as a share of a round of `local-steps`; in (0, 1].
+        """
 
     @abstractmethod
     def finish(self, round_: int) -> None:
@@ -93,7 +109,7 @@ class Mean(Server[StrategyType]):
         super().__init__(settings)
         self._sums: dict[str, WeightedSum] = {}
 
-    def add(self, parts: Mapping[str, State], weight: float) -> None:
+    def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
         """Into the sums; no update is kept."""
         for name in self.settings.up:
             self._sums.setdefault(name, WeightedSum()).add(parts[name], weight)
@@ -115,7 +131,7 @@ class Each(Server[StrategyType]):
         super().__init__(settings)
         self.updates: list[State] = []
 
-    def add(self, parts: Mapping[str, State], weight: float) -> None:
+    def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
         """Beside the others."""
         self.updates.append(parts[self.model])
 
@@ -145,4 +161,4 @@ class Each(Server[StrategyType]):
         return values.mean(0)
 
 
-__all__ = ["Aggregation", "Each", "Mean", "Server", "State"]
+__all__ = ["Aggregation", "Costs", "Each", "Mean", "Server", "State"]

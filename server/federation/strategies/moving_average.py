@@ -6,7 +6,7 @@ noise does to single rounds.
 
 from collections.abc import Mapping
 
-from server.federation.strategies.aggregation import Aggregation, State
+from server.federation.strategies.aggregation import Aggregation, Costs, State
 from server.home.checkpoints import AVERAGE
 
 
@@ -40,9 +40,13 @@ class MovingAverage(Aggregation):
         """As the strategy inside."""
         return self._inner.request()
 
-    def add(self, parts: Mapping[str, State], weight: float) -> None:
+    def weighed(self, weights: Mapping[str, float], costs: Costs) -> dict[str, float]:
         """As the strategy inside."""
-        self._inner.add(parts, weight)
+        return self._inner.weighed(weights, costs)
+
+    def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
+        """As the strategy inside."""
+        self._inner.add(parts, weight, work)
 
     def finish(self, round_: int) -> None:
         """One more round; at first the plain mean, so that no round weighs double."""

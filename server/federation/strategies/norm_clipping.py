@@ -15,7 +15,7 @@ class MeanOfClipped(Mean[NormClipping]):
         super().__init__(settings)
         self._updates: list[tuple[State, float]] = []
 
-    def add(self, parts: Mapping[str, State], weight: float) -> None:
+    def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
         """Beside the others."""
         self._updates.append((parts[self.model], weight))
 

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.strategies.bulyan import Bulyan
-from common.strategies.fedmedian import FedMedian
-from common.strategies.multi_krum import MultiKrum
-from common.strategies.trimmed_mean import TrimmedMean
+from common.strategies.robust import Bulyan, FedMedian, MultiKrum, TrimmedMean
 from server.federation.strategies.aggregation import Each, State
 
 

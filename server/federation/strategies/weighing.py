@@ -10,7 +10,9 @@ further than a count that is merely large.
 
 Nor can it check under differential privacy how few patients a site has, and the fewer, the more noise is in its honest
 update: enough to drown the others'. So of three or more updates none pulls more than five times as far as the median
-one; what lies farther weighs less by as much. That is done to released updates, and costs no privacy.
+one; what lies farther weighs less by as much. That is done to released updates, and costs no privacy. So it is where a
+strategy divides each update by the work that its site states, and there of two none pulls more than four times as far
+as the other.
 """
 
 import statistics
@@ -58,16 +60,22 @@ def capped(weights: Mapping[str, float]) -> dict[str, float]:
     return {**weights, largest: min(weights[largest], most)}
 
 
-def tempered(weights: Mapping[str, float], distances: Mapping[str, float]) -> dict[str, float]:
+def tempered(weights: Mapping[str, float], distances: Mapping[str, float], *, timed: bool) -> dict[str, float]:
     """The weights, those of updates far beyond the median one lowered by as much as they lie beyond; see the module.
+
+    Of two that are divided by their work the larger is held against the other.
 
     Args:
         weights: site -> weight.
         distances: site -> how far its update lies from the model that was sent, L2; the same sites.
+        timed: whether that is over a work that a site states itself: a step of a thousand is a thousand times as far.
     """
-    if len(distances) < _FEWEST_FOR_A_MEDIAN:
+    if len(distances) == 2 and timed:
+        most = _MOST_OF_TWO * min(distances.values())
+    elif len(distances) < _FEWEST_FOR_A_MEDIAN:
         return dict(weights)
-    most = _MOST_MEDIANS * statistics.median(distances.values())
+    else:
+        most = _MOST_MEDIANS * statistics.median(distances.values())
     return {
         site: weight * most / distances[site] if distances[site] > most > 0 else weight
         for site, weight in weights.items()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,13 +27,15 @@ from safetensors.numpy import save
 
 from client.agent.fleet import Fleet
 from client.agent.loop import Agent
-from client.agent.status import read_status
+from client.agent.pulse import HANGS_S
+from client.agent.status import OVER, read_status
 from client.agent.worker_process import Worker
 from client.home.offer import Offer
 from client.rules import approvals
 from client.site import open_site
 from client.trail import log_exchange
 from client.trail.audit_trail import open_log
+from client.views.status import remedy
 from client.worker.protocol import Answer, Describe, PipeError, Question, Work
 from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import RunDocument, from_bundle, from_toml
@@ -76,6 +79,7 @@ class FakeWorker(Worker):
     pid: int | None = 1
     network: str = "removed"
     crashes: int = 0
+    still_s: float = 0.0
     tended: int = 0
 
     def tend(self) -> None:
@@ -157,22 +161,29 @@ def authority() -> Authority:
     return Authority()
 
 
-@pytest.fixture
-def stage(tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr("client.agent.loop.UPKEEP_S", 0.05)
-    coordinator = Coordinator(authority, free_port).start()
-    identity = authority.admit(tmp_path, "north", coordinator.address)
-    (tmp_path / "policy.toml").write_text(OPEN_POLICY)
+@contextmanager
+def running(home: Path, authority: Authority, port: int) -> Iterator[Stage]:
+    """An agent at work, for as long as the body; it has stopped, and its worker, before the body's end is over."""
+    coordinator = Coordinator(authority, port).start()
+    identity = authority.admit(home, "north", coordinator.address)
+    (home / "policy.toml").write_text(OPEN_POLICY)
     worker = FakeWorker(good)
-    agent = Agent(tmp_path, identity, worker)
+    agent = Agent(home, identity, worker)
     thread = threading.Thread(target=agent.run)
     thread.start()
-    yield Stage(tmp_path, coordinator, worker, agent)
+    yield Stage(home, coordinator, worker, agent)
     agent.stop()
     thread.join(timeout=SOON_S)
     coordinator.stop()
     assert not thread.is_alive()
     assert worker.stopped
+
+
+@pytest.fixture
+def stage(tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setattr("client.agent.loop.UPKEEP_S", 0.05)
+    with running(tmp_path, authority, free_port) as stage:
+        yield stage
 
 
 def test_approved_run_is_trained_and_evaluated(stage: Stage) -> None:
@@ -631,6 +642,28 @@ def test_a_proposal_that_nobody_signed_is_not_even_read(stage: Stage, monkeypatc
     assert read == [from_toml(PRIVATE_TOML).bundle]
 
 
+def test_heartbeat_says_which_round_the_worker_is_at_and_that_it_hangs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.agent.loop.HEARTBEAT_S", 0.1)
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    go_on = threading.Event()
+
+    def slow(question: Question) -> Answer:
+        assert go_on.wait(SOON_S)
+        return good(question)
+
+    stage.worker.answer = slow
+    stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
+    eventually(lambda: stage.coordinator.work and stage.coordinator.work[-1] == f"{run_hash} 2 moves")
+    stage.worker.still_s = HANGS_S + 1
+    eventually(lambda: stage.coordinator.work[-1] == f"{run_hash} 2 hangs")
+    go_on.set()
+    assert isinstance(stage.reply(), TrainReply)
+    eventually(lambda: stage.coordinator.work[-1] is None)
+
+
 def test_agent_finds_back_after_the_coordinator_was_away(stage: Stage) -> None:
     run_hash = stage.propose()
     stage.approve(run_hash)
@@ -735,6 +768,7 @@ def test_reply_that_the_coordinator_does_not_store_is_an_error_and_not_silently_
 
     stage.coordinator.limit = over
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
-    eventually(lambda: "not taken" in str(read_status(stage.home)["last-error"]))
+    eventually(lambda: OVER in str(read_status(stage.home)["last-error"]))
+    assert remedy(OVER).startswith("nothing: what it cost is charged")
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert any("does not take the reply to a train: the time for the reply is over" in line for line in errors)

@@ -199,7 +199,7 @@ def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
     approvals.note_appraisal(
         home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9), None)
     )
-    output = succeed(home, "approve", "lesions")
+    output = succeed(home, "approve", "lesions", "--yes")
     assert all(text in output for text in (run_hash, "12 of our patients", "4,000 bytes", "to 4.00"))
     stored = approvals.load(home, run_hash)
     assert stored.approved
@@ -224,11 +224,18 @@ def test_run_that_too_few_operators_signed_is_not_approved_and_the_check_says_so
 
 def test_denied_run_is_denied(home: Path) -> None:
     run_hash = propose(home)
-    succeed(home, "approve", "lesions")
+    succeed(home, "approve", "lesions", "--yes")
     succeed(home, "deny", "lesions")
     stored = approvals.load(home, run_hash)
     assert stored.answer is not None
     assert not stored.approved
+
+
+def test_approve_says_at_once_that_a_run_of_that_name_is_closed(home: Path) -> None:
+    run_hash = propose(home)
+    approvals.set_open(home, run_hash, is_open=False)
+    result = call(home, "approve", "lesions", "--timeout", "0.5")
+    assert f"(closed ones of that name: {run_hash[:8]};" in result.stderr.splitlines()[0]
 
 
 def test_unknown_run_is_explained(home: Path) -> None:
@@ -269,7 +276,23 @@ def test_approve_gives_up_in_time_and_says_what_it_lacks(home: Path) -> None:
 
 def test_approve_without_an_agent_does_not_wait_for_a_count_that_nobody_makes(home: Path) -> None:
     propose(home)
-    assert "not counted yet" in succeed(home, "approve", "lesions")
+    assert "not counted yet" in succeed(home, "approve", "lesions", "--yes")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"), [("n\n", "Nothing was done"), ("", "nobody answered"), ("\n", "Nothing was")]
+)
+def test_approve_takes_anything_but_a_yes_for_a_no_whether_or_not_there_is_a_terminal(
+    home: Path, typed: str, told: str
+) -> None:
+    propose(home)
+    command = [sys.executable, "-P", "-m", "client.commands.main", "approve", "lesions", "--home", str(home)]
+    done = subprocess.run(command, input=typed, text=True, capture_output=True, check=False)
+    assert (done.returncode, told in done.stderr) == (1, True), done
+    assert approvals.find(home, "lesions").answer is None
+    done = subprocess.run(command, input="y\n", text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done
+    assert approvals.find(home, "lesions").approved
 
 
 def test_agent_in_the_background_of_a_terminal_writes_nothing_over_what_is_typed_there(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dp_accounting import pld
 
 from client.home.declared import declare
 from client.home.offer import Offer
+from client.home.statistics import Told, keep
 from client.proposals.consequences import consequences, tensor_rows
 from client.rules import approvals
 from client.rules.approvals import Appraisal, Proposal
@@ -86,6 +87,10 @@ def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> N
             ["changes our steps;", "KEEPS here", "NOT noised", "may reveal single patients"],
             ["after"],
         ),
+        ("ditto", False, ["KEEPS here", "until we remove it", "as long again", "NOT noised"], ["steps", "covers"]),
+        ("ditto", True, ["NOT noised", "this run's noise does not cover it", "nothing of it leaves"], ["as that is"]),
+        ("mr-mtl", True, ["changes our steps after the noise", "KEEPS here", "noised as our updates are"], ["NOT"]),
+        ("fedbn", False, ["KEEPS here", "our own normalisations", "NOT noised"], ["steps"]),
     ],
 )
 def test_what_the_strategy_does_and_keeps_here_is_told(
@@ -99,6 +104,39 @@ def test_what_the_strategy_does_and_keeps_here_is_told(
     assert said.startswith(kind)
     assert all(one in said for one in told)
     assert not any(one in said for one in not_told)
+
+
+@pytest.mark.parametrize(("privacy", "leaves"), [(True, "nothing of it leaves"), (False, "the score alone leaves")])
+def test_a_hospital_is_told_that_it_trains_a_model_alone(site: Site, privacy: bool, leaves: str) -> None:
+    plain = {} if privacy else {"privacy": None}
+    assert "compared with" not in shown(site, proposed(site, a_run(**plain)))
+    run = a_run(format=2, federation={"rounds": 6, "cross-site": True}, **plain)
+    rows = shown(site, proposed(site, run))
+    assert all(one in rows["compared with"] for one in ("as long again", "NOT noised", "KEPT here", leaves))
+    assert ("local-dice" in rows["scalars that leave"]) is not privacy
+
+
+def test_a_hospital_is_told_which_statistics_of_its_patients_would_leave(site: Site) -> None:
+    run = a_run(format=2, federation={"rounds": 6, "statistics": True}, privacy=None)
+    assert "statistics of our patients" not in shown(site, proposed(site, a_run(privacy=None)))
+    rows = shown(site, proposed(site, run))
+    assert rows["statistics of our patients"].startswith("none leave")
+    assert "class-share" not in rows["scalars that leave"]
+    (site.home / "policy.toml").write_text('metrics = ["intensity", "class-share"]\n')
+    rows = shown(open_site(site.home), proposed(site, run))
+    said = rows["statistics of our patients"]
+    assert said.startswith("class-share, intensity, means over the patients in training")
+    assert all(one in said for one in ("NOT noised", "of two runs", "KEPT here", "from 10 patients on"))
+    assert {"class-share-organ", "counted-patients", "intensity-p95-1"} <= set(rows["scalars that leave"].split(", "))
+    assert "other run" not in said
+    proposal = proposed(site, run)
+    keep(site.home, site.key, proposal.run_hash, Told(patients=31, values={}))  # its own
+    for number, words in ((1, "(1 other run here told of them before)"), (2, "(2 other runs here told")):
+        keep(site.home, site.key, str(number) * 64, Told(patients=31, values={}))
+        assert words in shown(open_site(site.home), proposal)["statistics of our patients"]
+    (site.home / "policy.toml").write_text('metrics = ["intensity"]\nmin-patients = 32\n')
+    rows = shown(open_site(site.home), proposed(site, run))
+    assert rows["statistics of our patients"].endswith("but none will leave: 31 patients train")
 
 
 def test_scalars_are_those_that_the_gate_lets_go(site: Site) -> None:
@@ -280,3 +318,14 @@ def test_what_is_not_known_yet_is_said(site: Site) -> None:
     assert rows["policy"] == "not checked yet: the agent has not run"
     refused = dataclasses.replace(proposed(site, a_run()), appraisal=Appraisal(OFFER, "too many rounds"))
     assert shown(site, refused)["policy"] == "too many rounds"
+
+
+def test_that_a_clock_ends_a_round_and_whose_patients_count_for_more_is_said(site: Site) -> None:
+    training = {"patch-size": [32, 32], "local-steps": 10, "local-seconds": 30.0}
+    plain = shown(site, proposed(site, a_run(format=2, privacy=None, training=training)))
+    assert plain["how often"].startswith("6 rounds of at most 10 steps, as many as end in 30 s, each within")
+    assert plain["updates become a model by"] == (
+        "fedavg; who makes more steps in the time counts for more: a fast site's patients more than a slow one's"
+    )
+    nova = shown(site, proposed(site, a_run(format=2, privacy=None, training=training, strategy={"kind": "fednova"})))
+    assert nova["updates become a model by"] == "fednova, by which all count alike whatever steps they make"

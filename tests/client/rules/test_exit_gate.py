@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 from client.rules import exit_gate
 from common.audit.entries import bucketed
 from common.config import RunConfig, validate
+from common.config.statistics import statistic_names
 from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import pack
 from common.learning.network import build_model
@@ -336,6 +337,55 @@ def test_policy_shortens_what_leaves() -> None:
     assert released.metrics == {"iou": 0.4}
     assert leaving(reply, ASKED, a_run(), allowed=()).metrics == {}
     assert leaving(UPDATE, REQUEST, a_run(), allowed=()).metrics == {"steps": 20.0}
+
+
+STATISTICS = {
+    **{"counted-patients": 40.0, "class-share-lesion": 0.625, "foreground-share-lesion": 0.012345},
+    **{"foreground-spread-lesion": 0.0, "intensity-mean-1": -0.4567, "intensity-mean-spread-1": 0.1},
+}
+
+
+def asks(**changes: object) -> RunConfig:
+    return a_run(format=2, federation={"rounds": 3, "statistics": True}, **changes)
+
+
+def test_statistics_leave_with_two_digits_where_run_asks_and_policy_names_them() -> None:
+    told = dataclasses.replace(UPDATE, metrics=STATISTICS)
+    names = ("class-share", "foreground-share", "intensity")
+    assert leaving(told, REQUEST, asks(), allowed=names).metrics == {
+        **STATISTICS, "class-share-lesion": 0.62, "foreground-share-lesion": 0.012, "intensity-mean-1": -0.46
+    }  # fmt: skip
+    assert leaving(told, REQUEST, asks(), allowed=("intensity",)).metrics.keys() == {
+        "counted-patients", "intensity-mean-1", "intensity-mean-spread-1"
+    }  # fmt: skip
+    assert leaving(told, REQUEST, asks()).metrics == {}  # the default names none
+    assert leaving(told, REQUEST, a_run(), allowed=names).metrics == {}
+    beyond = asks().model_copy(update={"privacy": a_run(privacy={"target-epsilon": 8.0}).privacy})
+    assert leaving(told, REQUEST, beyond, allowed=names).metrics == {}
+    assert statistic_names(beyond, names) == frozenset()
+    assert exit_gate.shorten(told, asks(), ("train-loss",)).metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stays"),
+    [
+        ({"counted-patients": 41.0}, STATISTICS.keys()),
+        ({"counted-patients": 5.0}, STATISTICS.keys()),
+        ({"counted-patients": math.nan}, STATISTICS.keys()),
+        ({"counted-patients": math.inf}, STATISTICS.keys()),
+        ({"class-share-lesion": 0.2}, {"class-share-lesion"}),  # 8 of 40
+        ({"class-share-lesion": 0.8}, {"class-share-lesion"}),
+        ({"class-share-lesion": 0.25}, set()),
+        ({"class-share-lesion": 0.75}, set()),
+        ({"foreground-share-lesion": 1.5}, {"foreground-share-lesion"}),
+        ({"intensity-mean-spread-1": -0.1}, {"intensity-mean-spread-1"}),
+        ({"intensity-mean-1": math.inf}, {"intensity-mean-1"}),
+    ],
+)
+def test_a_statistic_that_could_be_of_few_patients_or_is_none_stays(changes: dict[str, float], stays: set[str]) -> None:
+    told = dataclasses.replace(UPDATE, metrics={**STATISTICS, **changes, "steps": 20.0})
+    released = leaving(told, REQUEST, asks(), allowed=("class-share", "foreground-share", "intensity"))
+    assert released.metrics.keys() == {"steps", *STATISTICS} - set(stays)
 
 
 def test_neither_loss_nor_time_leaves_under_differential_privacy() -> None:

@@ -24,12 +24,13 @@ import pytest
 from PIL import Image
 
 from client.predict.prediction import predict_study
-from client.serve.guard import Guard
-from client.serve.server import _listening, _private
-from client.serve.token import Token
+from client.serve.server import _private
 from common.errors import ConfigError
 from common.learning.network import build_model
 from common.system.locks import locked
+from common.web.guard import Guard
+from common.web.listening import listening
+from common.web.token import Token
 from simulations.generators.phantoms import SCANNERS, write_study
 from tests import ROOT, loopback
 from tests.client.serve.servers import Server, children, serving, zipped
@@ -350,11 +351,11 @@ def test_a_stop_finishes_the_job_in_hand_takes_no_other_and_leaves_nothing(model
 
 
 def test_port_that_is_taken_is_said(free_port: int) -> None:
-    with _listening(free_port, both=False) as (one,):
+    with listening(free_port) as (one,):
         one.listen()
         with (
             pytest.raises(ConfigError, match=f"port {free_port} of 127.0.0.1 cannot be taken"),
-            _listening(free_port, both=False),
+            listening(free_port),
         ):
             pass
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from client.data.cohort import Case, Cohort
-from client.train import training
+from client.train import optimizer, training
 from client.train.training import train_round
 from common.config import RunConfig
 from common.config.rundocument import issue
@@ -282,7 +282,7 @@ def test_weights_that_leave_the_finite_numbers_are_the_first_ones_again(
     model = build_model(run)
     before = pack(model.state_dict())
     cohort = Cohort((a_case("bert", 2),), (), "cohort", 5)
-    monkeypatch.setattr(training, "learning_rate", lambda *_: float("inf"))
+    monkeypatch.setattr(optimizer, "learning_rate", lambda *_: float("inf"))
     if private:
         metrics = train_round(model, cohort, issue(run), round_=1, site="north", device="cpu", site_key=KEY)
         assert metrics["steps"] == STEPS

@@ -320,7 +320,7 @@ def test_a_round_takes_the_rates_of_its_own_steps(monkeypatch: pytest.MonkeyPatc
         steps.append(step)
         return 0.01
 
-    monkeypatch.setattr("client.train.training.learning_rate", record)
+    monkeypatch.setattr("client.train.optimizer.learning_rate", record)
     train(make_run(), round_=2)
     train(make_run(privacy=PRIVACY), round_=2)
     assert steps == [3, 4, 5, 3, 4, 5]

@@ -14,14 +14,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from client.agent import worker_process
 from client.agent.worker_process import Worker
 from client.home.offer import Offer
-from client.worker import protocol
+from client.site import open_site
+from client.train.answer import _device
+from client.worker import loop, protocol
 from client.worker.protocol import Describe, PipeError, Work
 from common.config import RunConfig, sha256_of, validate
 from common.config.rundocument import issue
-from common.errors import ErrorCode
+from common.errors import ConfigError, ErrorCode
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model
 from common.system import sandbox
@@ -133,6 +137,77 @@ def test_worker_that_hangs_is_ended_at_the_deadline(worker: Worker) -> None:
         worker.ask(Describe(issue(RUN)), 0.2)
     assert caught.value.code == ErrorCode.DEADLINE
     assert not psutil.pid_exists(pid)
+
+
+def test_worker_that_hangs_is_noticed_long_before_the_deadline_and_the_next_one_answers(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.ask(Describe(issue(RUN)), LONG_S)
+    pid = worker.pid
+    assert pid is not None
+    monkeypatch.setattr(worker_process, "STALLED_S", 0.5)
+    monkeypatch.setattr(worker_process, "_LOOK_EVERY_S", 0.1)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(PipeError, match="hangs") as caught:
+        worker.ask(Describe(issue(RUN)), 3600.0)
+    assert caught.value.code == ErrorCode.WORKER_FAILED  # for which it is asked once more
+    assert not psutil.pid_exists(pid)
+    monkeypatch.undo()
+    assert isinstance(worker.ask(Describe(issue(RUN)), LONG_S), Offer)
+
+
+def test_gpu_vanished_ends_the_worker_for_one_that_looks_for_it_anew(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(loop, "answer_request", lost)
+    question = Work(issue(RUN), TrainRequest(sha256_of(RUN), 1, {"weights": weights()}), "attempt")
+    with pytest.raises(torch.AcceleratorError):
+        loop.answer(question, home)
+    assert "the GPU has failed" in caplog.text
+
+
+def test_gpu_vanished_from_a_site_that_wants_one_is_said_with_what_to_do(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "site.toml").write_text((home / "site.toml").read_text().replace("threads", 'device = "cuda"\nthreads'))
+    with pytest.raises(ConfigError, match="nvidia-smi"):
+        _device(open_site(tmp_path))
+
+
+SMALL = """
+import sys
+from pathlib import Path
+from client.agent.worker_process import Worker
+from client.worker.protocol import Work
+from common.wire.messages import TrainReply, TrainRequest
+from tests.client.worker.test_main import LONG_S, RUN, issue, sha256_of, weights
+worker = Worker(Path(sys.argv[1]), threads=1)
+request = TrainRequest(sha256_of(RUN), 1, {"weights": weights()})
+answer = worker.ask(Work(issue(RUN), request, "small"), 4 * LONG_S)
+worker.stop()
+sys.exit(0 if isinstance(answer, TrainReply) else str(answer))
+"""
+
+
+def test_shared_memory_too_small_costs_a_worker_nothing(home: Path, tmp_path: Path) -> None:
+    """Containers give /dev/shm 64 MB, and what loads images in several processes fails there; 4 kB here."""
+    mounted = "mount -t tmpfs -o size=4k tmpfs /dev/shm"
+    if subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted], check=False).returncode:
+        pytest.skip("the kernel lets no user mount a /dev/shm of its own")
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mounted} && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", SMALL, str(home)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_environment_of_the_worker_holds_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,11 @@ from common.config import (
     load,
     parse,
     sha256_of,
+    validate,
 )
+from common.config.statistics import statistic_names
 from common.errors import ConfigError
+from server.federation.checks import MAX_METRICS
 
 RUN = """
 name = "liver"
@@ -94,7 +97,7 @@ def test_every_fold_is_a_run_of_its_own() -> None:
 
 
 def test_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"absent\.toml cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent\.toml cannot be read: it is not there\. Give the path"):
         load(RunConfig, tmp_path / "absent.toml")
 
 
@@ -169,3 +172,23 @@ def test_document_of_very_many_rounds_is_read_at_once(key: str) -> None:
     """An agent reads it before anybody has looked at it: counting round by round would take days."""
     many = RUN.replace("rounds = 3", f"rounds = {10**13}\nevaluate-every = 1000\n{key}")
     assert parse(RunConfig, f"format = 2\n{many}").evaluations == 10**10 + 1
+
+
+ASKS = RUN.replace("rounds = 3", "rounds = 3\nstatistics = true").replace("name =", "format = 2\nname =", 1)
+
+
+def test_a_private_run_may_not_ask_for_statistics_and_is_told_what_to_do() -> None:
+    assert parse(RunConfig, ASKS).federation.statistics
+    with pytest.raises(ConfigError, match=r"federation\.statistics .* take it out, and ask for it in a run without"):
+        parse(RunConfig, ASKS + "[privacy]\ntarget-epsilon = 1\n")
+
+
+def test_statistics_are_of_so_many_classes_as_an_update_can_tell() -> None:
+    values = parse(RunConfig, ASKS).model_dump(by_alias=True)
+    most = {**values, "data": {**values["data"], "channels": 3, "classes": [f"c{n}".ljust(40, "x") for n in range(60)]}}
+    names = statistic_names(validate(RunConfig, most))
+    assert len(names) + 10 <= MAX_METRICS
+    assert max(map(len, names)) <= 64
+    for classes in ([f"c{number}" for number in range(61)], ["x" * 41]):
+        with pytest.raises(ConfigError, match="of 60 at most, with names of up to 40"):
+            validate(RunConfig, {**values, "data": {**values["data"], "classes": classes}})

@@ -81,7 +81,8 @@ def test_expected_failure_is_one_message_on_stderr_and_exit_code_1(app: typer.Ty
 def test_full_disk_is_explained(app: typer.Typer) -> None:
     done = call(app, "below", "full")
     assert done.exit_code == 1
-    assert done.stderr == "error: the system refused: No space left on device (results/model).\n"
+    refused = "error: the system refused: No space left on device (results/model)."
+    assert done.stderr == f"{refused} Free some space on that disk, then run this again.\n"
 
 
 def test_bug_is_not_dressed_up_as_an_expected_failure(app: typer.Typer) -> None:
@@ -91,6 +92,12 @@ def test_bug_is_not_dressed_up_as_an_expected_failure(app: typer.Typer) -> None:
 def test_wrong_usage_is_exit_code_2(app: typer.Typer) -> None:
     assert call(app, "tabel").exit_code == 2
     assert call(app, "table", "--jsn").exit_code == 2
+
+
+def test_what_was_meant_by_a_command_with_a_typo_is_said_once(app: typer.Typer) -> None:
+    said = call(app, "tabel").stderr
+    assert said.count("Did you mean") == 1
+    assert "'table'" in said
 
 
 def test_table_for_programs_keeps_values(app: typer.Typer) -> None:

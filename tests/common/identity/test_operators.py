@@ -173,7 +173,9 @@ def test_act_of_another_root_is_refused(root, root_key):
 def test_admin_may_do_everything_and_an_auditor_changes_nothing():
     assert all("admin" in roles for roles in operators.RIGHTS.values())
     reads = {action for action, roles in operators.RIGHTS.items() if "auditor" in roles}
-    assert reads == {"sites", "runs", "report", "watch", "audit-verify", "audit-export"}
+    assert reads == {
+        *("sites", "runs", "runs-compare", "runs-diff", "report", "watch", "audit-verify", "audit-export"),
+    }
 
 
 def test_subject_is_the_hash_of_its_lines():

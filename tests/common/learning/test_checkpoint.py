@@ -151,7 +151,7 @@ def test_another_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="there is no"):
         load_model(tmp_path / "nothing.safetensors")
 
 

@@ -94,7 +94,9 @@ def test_crops_that_shrink_to_one_voxel_are_refused_with_instance_norm() -> None
 def test_normalisation_is_the_one_asked_for_with_weights_of_its_own(norm: str, kind: type[nn.Module]) -> None:
     found = [module for module in build_model(make_run(norm=norm)).modules() if "Norm" in type(module).__name__]
     assert found
-    assert all(type(module) is kind and len(list(module.parameters())) == 2 for module in found)
+    # Or our faster one, which derives from it and from no other.
+    assert all(kind in (type(module), *type(module).__bases__) for module in found)
+    assert all(len(list(module.parameters())) == 2 for module in found)
 
 
 def test_network_with_given_weights_is_the_one_that_was_built_and_loaded_to_the_bit() -> None:

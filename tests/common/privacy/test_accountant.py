@@ -229,7 +229,7 @@ def test_values_out_of_range_are_refused(row, delta):
 
 def test_no_code_uses_the_gaussian_approximation():
     sources = [path for name in ("client", "common", "server", "simulations") for path in (ROOT / name).rglob("*.py")]
-    named = re.compile(r"gdp|gaussian_?accountant|GaussianDPAccountant|mu_?poisson", re.IGNORECASE)
+    named = re.compile(r"gdp(?!r)|gaussian_?accountant|GaussianDPAccountant|mu_?poisson", re.IGNORECASE)
     assert len(sources) > 100
     assert [path.name for path in sources if named.search(path.read_text(encoding="utf-8"))] == []
 

@@ -24,7 +24,13 @@ SECRETS = (*PASSPHRASES, *(f"{name}_FILE" for name in PASSPHRASES), sitekey.KEY_
 VALUE = "five random words on paper"
 # The only ones that take the whole environment, to leave secrets out.
 # namespaces.py forks, starts no program, and is gone once its network is open: what it shows, its parent shows too.
-THE_WAY = ("common/system/environment.py", "common/system/namespaces.py", "deploy/bootstrap.py")
+# nursery.py forks workers of a simulation, which start no program either and end with it.
+THE_WAY = (
+    "common/system/environment.py",
+    "common/system/namespaces.py",
+    "deploy/bootstrap.py",
+    "simulations/backends/nursery.py",
+)
 
 
 @pytest.fixture(autouse=True)

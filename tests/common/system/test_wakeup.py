@@ -29,16 +29,33 @@ def gateway(tmp_path):
     sleeper.close()
 
 
-def test_a_poke_ends_the_sleep_at_once(tmp_path, gateway):
-    threading.Timer(0.05, wakeup.poke_gateway, [tmp_path]).start()
-    assert gateway.sleep(60.0)
+def test_a_hint_ends_the_sleep_at_once_and_names_its_nodes(tmp_path, gateway):
+    threading.Timer(0.05, wakeup.gateway_hint(tmp_path), [[1, 2**64 - 1]]).start()
+    assert gateway.sleep(60.0) == {1, 2**64 - 1}
 
 
-def test_a_poke_before_the_sleep_is_not_lost_and_many_count_as_one(tmp_path, gateway):
-    for _ in range(1000):
-        wakeup.poke_gateway(tmp_path)
-    assert gateway.sleep(10.0)
-    assert not gateway.sleep(0.0)
+def test_hints_before_the_sleep_are_not_lost_and_are_told_together(tmp_path, gateway):
+    hint = wakeup.gateway_hint(tmp_path)
+    hint([1, 2])
+    hint([2, 3])
+    assert gateway.sleep(10.0) == {1, 2, 3}
+    assert gateway.sleep(0.0) is None
+
+
+def test_a_hint_waits_for_a_queue_that_is_full(tmp_path, gateway):
+    hint = wakeup.gateway_hint(tmp_path)
+    sender = threading.Thread(target=lambda: [hint([node]) for node in range(1000)])
+    sender.start()
+    told: set[int] = set()
+    while sender.is_alive() or told != set(range(1000)):
+        told |= gateway.sleep(10.0) or set()
+    sender.join()
+    assert told == set(range(1000))
+
+
+def test_a_hint_for_more_nodes_than_a_datagram_holds_names_them_all(tmp_path, gateway):
+    wakeup.gateway_hint(tmp_path)(range(20_000))
+    assert gateway.sleep(10.0) == set(range(20_000))
 
 
 def test_without_a_poke_it_sleeps_its_time(gateway):
@@ -46,7 +63,8 @@ def test_without_a_poke_it_sleeps_its_time(gateway):
 
 
 def test_poking_nobody_does_nothing(tmp_path):
-    wakeup.poke_gateway(tmp_path)
+    wakeup.gateway_hint(tmp_path)([1])
+    wakeup.gateway_hint(None)([1])
     wakeup.poke_strategies(tmp_path)
 
 
@@ -55,6 +73,27 @@ def test_a_socket_left_behind_by_a_killed_process_is_removed(tmp_path):
     wakeup.Sleeper(path)._socket.close()
     wakeup.poke_strategies(tmp_path)
     assert not path.exists()
+
+
+def test_a_gateway_that_starts_while_a_hint_finds_the_one_before_it_dead_is_found_from_then_on(tmp_path, monkeypatch):
+    wakeup.gateway_sleeper(tmp_path)._socket.close()  # killed: its socket stays behind
+    hint, send = wakeup.gateway_hint(tmp_path), wakeup._send
+    started = []
+
+    def refused_just_before(*arguments):
+        try:
+            send(*arguments)
+        finally:
+            started.append(wakeup.gateway_sleeper(tmp_path))
+
+    monkeypatch.setattr(wakeup, "_send", refused_just_before)
+    hint([1])
+    monkeypatch.setattr(wakeup, "_send", send)
+    (gateway,) = started
+    assert wakeup.gateway_started_at(tmp_path) > 0
+    hint([2])
+    assert gateway.sleep(10.0) == {2}
+    gateway.close()
 
 
 @pytest.mark.parametrize("home", [None, Path("nowhere")])
@@ -69,13 +108,14 @@ def test_hints_arrive_in_a_home_whose_path_is_longer_than_a_sockets_name_may_be(
     sleep = wakeup.strategy_wake(home)
     wakeup.poke_strategies(home)
     assert wakes(sleep)
-    assert gateway.sleep(30.0)
+    wakeup.gateway_hint(home)([7])
+    assert gateway.sleep(30.0) == {7}
     gateway.close()
     assert not list((home / "wake").glob("gateway*"))
 
 
-def test_the_strategy_pokes_the_gateway_and_wakes_when_a_reply_is_there(tmp_path, gateway):
+def test_the_strategy_wakes_when_a_reply_is_there_and_nobody_is_woken_by_its_wait(tmp_path, gateway):
     sleep = wakeup.strategy_wake(tmp_path)
     threading.Timer(0.05, wakeup.poke_strategies, [tmp_path]).start()
     assert wakes(sleep)
-    assert gateway.sleep(0.0)
+    assert gateway.sleep(0.0) is None

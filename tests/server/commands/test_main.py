@@ -125,7 +125,8 @@ def test_doctor_finds_an_open_key(home):
 def test_doctor_goes_on_where_a_certificate_is_missing(home):
     (home.path / "pki" / "server.pem").unlink()
     rows = {row["check"]: row for row in json.loads(invoke("doctor", "--json").stdout)}
-    assert rows["certificates"]["result"] == "WRONG"
+    assert rows["server certificate"]["result"] == "WRONG"
+    assert "server.pem is missing: restore the folder pki from a backup" in rows["server certificate"]["detail"]
     assert {"flwr version", "coordinator key", "disk", "coordinator", "clocks"} <= rows.keys()
 
 

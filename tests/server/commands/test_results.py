@@ -3,8 +3,14 @@
 import json
 
 from common.config.rundocument import from_toml
+from server.archive.record import kept
 from tests.server.commands.calls import HASH, add_result, fails, invoke, succeeds
 from tests.server.coordinators import RUN_TOML
+
+
+def doctor() -> dict[str, str]:
+    """What it says of each thing."""
+    return {row["check"]: row["detail"] for row in json.loads(invoke("doctor", "--json").stdout)}
 
 
 def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_path):
@@ -15,6 +21,21 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
     succeeds("export", "lesions", "--out", "model")
     exported = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     assert exported == {name: name.encode() for name in ("model.json", "model.safetensors")}
+
+
+def test_model_whose_folder_was_changed_is_not_exported(home, registry):
+    registry.propose(from_toml(RUN_TOML), ())
+    add_result(home)
+    registry.close(HASH, "completed")
+    assert "are one run" in fails("runs", "compare", "lesions", HASH[:8])
+    kept(home, registry.proposal(HASH))  # makes the folder of a run that has none yet
+    assert doctor()["models"] == "1 folder of completed runs as signed"
+    (folder,) = (home.path / "models").iterdir()
+    sealed = folder / "model.safetensors.sealed"
+    sealed.chmod(0o600)
+    sealed.write_bytes(home.sealer_of(HASH).seal(b"another model", "model.safetensors"))
+    assert "model.safetensors.sealed is not as it was written" in fails("export", "lesions", "--out", "again")
+    assert "model.safetensors.sealed is not as it was written" in doctor()[f"model of lesions {HASH[:8]}"]
 
 
 def test_run_that_no_hospital_scored_ends_with_the_epsilon_of_each_and_says_why_there_is_no_dice(home, registry):

@@ -4,7 +4,6 @@ import ast
 import base64
 import datetime
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from common.identity import certificates
 from common.identity.operators import RIGHTS, Role, check_endorsements
 from server.commands.main import app
 from server.coordinator import supervisor
+from server.federation.events import summarise, write_summary
 from server.gateway import enrolment
 from server.home import folder as homes
 from server.home.folder import ENVIRONMENT, KEY_PASSPHRASE, Home
@@ -57,6 +57,8 @@ export              may     may         -
 requests            may     may         -
 sites               may     may         may
 runs                may     may         may
+runs compare        may     may         may
+runs diff           may     may         may
 watch               may     may         may
 report              may     may         may
 audit verify        may     -           may
@@ -76,14 +78,19 @@ TYPED = {
     "stop": "stop open",
     "resume": "resume halted",
     "export": "export done --out model",
+    "runs compare": "runs compare done older",
+    "runs diff": "runs diff done open",
     "watch": "watch done",
     "report": "report done",
     "audit export": "audit export --out log.jsonl",
 }
 # What is only looked at leaves no act in the log; it would fill with them.
-LOOKS = {"requests", "sites", "runs", "watch", "audit verify"}
+LOOKS = {"requests", "sites", "runs", "runs compare", "runs diff", "watch", "audit verify"}
 # For whoever has the home: to make it, to start it, to see how it is.
 OPEN_TO_ALL = {"init", "new", "start", "status", "doctor", "operator list"}
+# Asks for `watch`, and with each page and act for the right of that: tests/server/views/test_dashboard.py.
+# Of them, `metrics` with each question: tests/server/monitoring/test_prometheus.py.
+BY_OTHER_RIGHTS = {"dashboard", "metrics"}
 
 
 def cells() -> list[tuple[str, str, bool]]:
@@ -115,21 +122,24 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _, request = client_enrol.request_by_file(folder / name, invitation)
         (folder / f"{name}.request").write_text(request, encoding="utf-8")
     enrolment.redeem_file(home, registry, (folder / "south.request").read_bytes())
-    for name in ("open", "halted", "done"):
+    for name in ("open", "halted", "done", "older"):
         run, text = run_of(name)
         registry.propose(from_toml(text), ())
         open_log(home).append("proposed", {"run": sha256_of(run)})
-    halted, done = (sha256_of(run_of(name)[0]) for name in ("halted", "done"))
+    halted, *completed = (sha256_of(run_of(name)[0]) for name in ("halted", "done", "older"))
     registry.close(halted, "stopped", "", signed(home, registry, "stop", halted))
-    registry.close(done, "completed")
-    for run_hash in (halted, done):
+    for done in completed:
+        registry.close(done, "completed")
+    for run_hash in (halted, *completed):
         open_log(home).append("closed", {"run": run_hash})
-    results = home.run_folder(issue(run_of("done")[0]))
-    results.mkdir(parents=True)
-    (results / "metrics.jsonl").touch()
-    (results / "summary.json").write_text(json.dumps({"status": "completed", "scores": {}, "guarantee": None}))
-    for name in ("model.safetensors", "model.json"):
-        (results / f"{name}.sealed").write_bytes(home.sealer_of(done).seal(name.encode(), name))
+    for name, done in zip(("done", "older"), completed, strict=True):
+        document = issue(run_of(name)[0])
+        results = home.run_folder(document)
+        results.mkdir(parents=True)
+        (results / "metrics.jsonl").touch()
+        write_summary(results, summarise(document, [], status="completed"))
+        for file in ("model.safetensors", "model.json"):
+            (results / f"{file}.sealed").write_bytes(home.sealer_of(done).seal(file.encode(), file))
     (folder / "run.toml").write_text(RUN_TOML, encoding="utf-8")
     return folder
 
@@ -348,13 +358,15 @@ def test_every_command_is_in_the_table_or_open_to_all() -> None:
 
     def walk(command: click.Command, words: str) -> None:
         if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                found.add(words)
             for name, child in command.commands.items():
                 walk(child, f"{words} {name}".strip())
         else:
             found.add(words)
 
     walk(typer.main.get_command(app), "")
-    assert found == {command for command, _, _ in cells()} | OPEN_TO_ALL
+    assert found == {command for command, _, _ in cells()} | OPEN_TO_ALL | BY_OTHER_RIGHTS
     assert {command.replace(" ", "-") for command, _, _ in cells()} == set(RIGHTS)
 
 
@@ -379,7 +391,7 @@ def test_what_a_command_says_it_did_it_did(home: Home) -> None:
         "north": "active", "south": "active", "east": "pending", "west": "invited",
     }  # fmt: skip
     assert {one.name: one.state for one in registry.proposals()} == {
-        "open": "stopped", "halted": "proposed", "done": "completed",
+        "open": "stopped", "halted": "proposed", "done": "completed", "older": "completed",
     }  # fmt: skip
     assert invoke("audit verify").exit_code == 0
 

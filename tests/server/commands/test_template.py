@@ -76,12 +76,12 @@ def test_each_line_may_be_taken_into_use_alone_and_nearly_all_of_them_together()
         text = TEMPLATE.replace(f"# {line}\n", f"{line}\n")
         if line.startswith("rows"):
             text = text.replace("spacing-mm", "# spacing-mm", 1)
-        if line.startswith("gradient-clipping"):
+        if line.startswith(("gradient-clipping", "local-seconds")):
             text = text[: text.index("\n[privacy]")]
         if line.startswith("patience"):
             text = text.replace("# evaluate-every", "evaluate-every")
         parse(RunConfig, text)
-    parse(RunConfig, re.sub(r"^(rows|gradient-clipping) = ", r"# \1 = ", OPEN, flags=re.MULTILINE))
+    parse(RunConfig, re.sub(r"^(rows|gradient-clipping|local-seconds) = ", r"# \1 = ", OPEN, flags=re.MULTILINE))
 
 
 def test_choices_that_it_names_are_those_that_there_are() -> None:

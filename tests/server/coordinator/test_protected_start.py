@@ -20,8 +20,7 @@ from common.learning.network import build_model
 from common.wire.channels import MAX_MESSAGE_BYTES
 from common.wire.messages import EvaluateReply, TrainReply, TrainRequest
 from common.wire.records import reply_to_record, request_from_record
-from server.coordinator.runs import read_summary
-from server.federation.events import read_events
+from server.federation.events import read_events, read_summary
 from server.home.folder import KEY_PASSPHRASE, Home
 from server.registry.registry import Registry
 from tests import ROOT

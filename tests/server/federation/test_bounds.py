@@ -244,7 +244,7 @@ def test_a_site_that_declares_one_patient_does_not_drown_the_others(tmp_path: Pa
     ],
 )
 def test_update_far_beyond_the_median_weighs_less_by_as_much(distances: Any, weights: Any) -> None:
-    assert tempered(dict.fromkeys(distances, 1.0), distances) == pytest.approx(weights)
+    assert tempered(dict.fromkeys(distances, 1.0), distances, timed=False) == pytest.approx(weights)
 
 
 def nearly(step: float) -> Any:

@@ -11,8 +11,9 @@ from flwr.app import Error, Message
 from common.config.rundocument import issue
 from common.errors import FederationError
 from common.tasks.segmentation import Segmentation
+from common.wire.at_work import AtWork
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
-from server.federation.broadcast import NO_ANSWER, Answer, ask
+from server.federation.broadcast import AT_WORK, HANGS, NO_ANSWER, Answer, ask
 from server.federation.events import read_events
 from server.federation.members import GridMembers, Member, State
 from server.federation.rounds import federate
@@ -32,13 +33,14 @@ class Script:
         self.willing = dict.fromkeys(grid.sites, True)
         self.nodes = {site: node for node, site in grid.nodes.items()}
         self.lost: set[str] = set()
+        self.work: dict[str, AtWork] = {}
         self._at_look, self._looks = at_look, 0
 
     def look(self) -> Mapping[str, Member]:
         self._looks += 1
         self._at_look(self, self._looks)
         return {
-            site: Member(site, state, self.nodes[site], willing=self.willing[site])
+            site: Member(site, state, self.nodes[site], willing=self.willing[site], work=self.work.get(site))
             for site, state in sorted(self.states.items())
         }
 
@@ -127,6 +129,22 @@ def test_site_that_does_not_answer_is_named_for_what_it_did(state: State, why: s
     # A revoked one does not come back: the round does not wait for it.
     found = answers(grid, Script(grid, at_look), timeout_s=LONG_S if state is State.REVOKED else SHORT_S)
     assert found["b"] == Answer("b", None, why)
+
+
+@pytest.mark.parametrize(
+    ("work", "why"),
+    [
+        (AtWork(REQUEST.run_hash, REQUEST.round), AT_WORK),
+        (AtWork(REQUEST.run_hash, REQUEST.round, hangs=True), HANGS),
+        (AtWork(REQUEST.run_hash, REQUEST.round + 1), NO_ANSWER),
+        (AtWork("f" * 64, REQUEST.round), NO_ANSWER),
+    ],
+)
+def test_site_that_is_here_is_named_for_what_it_says_that_it_is_at(work: AtWork, why: str) -> None:
+    grid = FakeGrid({"a": same, "b": lambda _: None})
+    script = Script(grid)
+    script.work["b"] = work
+    assert answers(grid, script, timeout_s=SHORT_S)["b"] == Answer("b", None, why)
 
 
 @pytest.mark.parametrize("code", [3, 4, 5])  # Flower: message, reply or node unavailable

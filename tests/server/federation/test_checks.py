@@ -70,6 +70,37 @@ def test_other_tensors_than_the_runs_are_refused(state: dict[str, Tensor]) -> No
     assert refusal_of(state) is ErrorCode.WRONG_TENSORS
 
 
+STATISTICS = {"counted-patients": 40.0, "class-share-lesion": 0.5, "intensity-mean-1": -3.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"counted-patients": 0.0}, ErrorCode.BAD_COUNT),
+        ({"counted-patients": 2.0 * MAX_PATIENTS}, ErrorCode.BAD_COUNT),
+        ({"counted-patients": 1.0}, ErrorCode.BAD_COUNT),
+        ({"counted-patients": 10.5}, ErrorCode.BAD_COUNT),
+        ({"counted-patients": 12.0}, ErrorCode.BAD_COUNT),
+        ({"class-share-lesion": 0.123}, ErrorCode.BAD_REQUEST),
+        ({"intensity-mean-spread-1": 1e-160}, ErrorCode.BAD_REQUEST),
+        ({"class-share-lesion": 1.01}, ErrorCode.BAD_REQUEST),
+        ({"class-share-other": 0.5}, ErrorCode.BAD_REQUEST),
+        ({"intensity-mean-2": 0.5}, ErrorCode.BAD_REQUEST),  # the run has one channel
+        ({"intensity-mean-spread-1": -0.1}, ErrorCode.BAD_REQUEST),
+        ({"intensity-mean-1": math.inf}, ErrorCode.NOT_FINITE),
+    ],
+)
+def test_statistics_that_were_not_asked_for_or_cannot_be_are_refused(
+    changes: dict[str, float], code: ErrorCode
+) -> None:
+    run = a_run(format_=2, federation={"statistics": True})
+    assert check(GLOBAL, run, metrics=STATISTICS)
+    assert refusal_of(GLOBAL, run, metrics={**STATISTICS, **changes}) is code
+    assert refusal_of(GLOBAL, metrics=STATISTICS) is ErrorCode.BAD_REQUEST
+    without = {name: value for name, value in STATISTICS.items() if name != "counted-patients"}
+    assert refusal_of(GLOBAL, run, metrics=without) is ErrorCode.BAD_COUNT
+
+
 def test_parts_that_were_not_sent_are_refused() -> None:
     packed = pack(GLOBAL)
     for parts in ({}, {"control": packed}, {"weights": packed, "control": packed}):
@@ -161,6 +192,16 @@ def test_update_of_another_run_or_round_is_refused() -> None:
 @pytest.mark.parametrize("name", ["Train Loss", "a\nb", "", "x" * 65, "-"])
 def test_metric_name_that_could_mislead_a_reader_is_refused(name: str) -> None:
     assert refusal_of(GLOBAL, metrics={name: 1.0}) is ErrorCode.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    "name", ["refused", "bytes-up", "bytes-down", "missing", "moves", "suspicious", "time", "site"]
+)
+def test_metric_that_would_be_read_as_an_entry_of_the_journal_is_refused(name: str) -> None:
+    assert refusal_of(GLOBAL, metrics={name: 1e38}) is ErrorCode.BAD_REQUEST
+    with pytest.raises(UpdateError, match=f"a metric is named {name}, as an entry of the run's journal is"):
+        check_scores(EvaluateReply(HASH, 3, "test", 7, {"dice": 0.5, name: 1e38}), HASH, 3, "test")
+    check(GLOBAL, metrics={"seconds": 4.0, "steps": 5.0, "train-loss": 1.0})  # what an honest site tells
 
 
 def test_flood_of_metrics_is_refused() -> None:

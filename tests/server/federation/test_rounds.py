@@ -195,19 +195,17 @@ def test_score_whose_sum_is_infinite_is_refused_by_name_and_ends_no_run(dice: fl
     write_report(tmp_path)
 
 
-def test_metric_named_like_a_field_of_the_journal_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["round", "site", "event", "time", "refused", "moves"])
+def test_metric_named_like_a_field_of_the_journal_is_refused_and_changes_nothing(name: str, tmp_path: Path) -> None:
     lying = sends(
-        lambda reply: TrainReply(
-            reply.run_hash,
-            reply.round,
-            {"weights": reply.parts["weights"]},
-            5,
-            {"round": 9.0, "site": 1.0, "event": 2.0, "time": 0.0},
-        )
+        lambda reply: TrainReply(reply.run_hash, reply.round, {"weights": reply.parts["weights"]}, 5, {name: 9.0})
     )
-    run_it(FakeGrid({"a": moves(1), "b": lying}), a_run(rounds=1), tmp_path)
-    assert {event["site"] for event in of_kind(tmp_path, "train")} == {"a", "b"}
-    assert {event["round"] for event in of_kind(tmp_path, "train")} == {1}
+    good = {"a": moves(1), "b": moves(2)}
+    summary = run_it(FakeGrid({**good, "c": lying}), a_run(rounds=1), tmp_path / "with")
+    assert summary.model_sha256 == run_it(FakeGrid(good), a_run(rounds=1), tmp_path / "without").model_sha256
+    assert [(event["site"], event["round"]) for event in of_kind(tmp_path / "with", "train")] == [("a", 1), ("b", 1)]
+    (told,) = of_kind(tmp_path / "with", "round")
+    assert (told["sites"], told["refused"]) == (["a", "b"], {"c": "bad-request"})
 
 
 def test_refusal_and_silence_are_told_apart(tmp_path: Path) -> None:
@@ -363,6 +361,20 @@ def test_site_without_held_out_patients_is_no_failure(tmp_path: Path) -> None:
     assert summary.status == "completed"
     assert list(summary.scores["test"]["sites"]) == ["a"]
     assert all(event["refused"] == {} for event in of_kind(tmp_path, "evaluate") if event["site"] == "overall")
+
+
+def test_empty_cross_site_results_name_every_site_and_why(tmp_path: Path) -> None:
+    def only_trains(evaluates: FakeSite) -> FakeSite:
+        return lambda request: (moves(1) if isinstance(request, TrainRequest) else evaluates)(request)
+
+    sites = {"a": only_trains(refuses(ErrorCode.POLICY_REFUSED)), "b": only_trains(lambda _: None)}
+    run = a_run(rounds=1, federation={"round-timeout-s": 0.05})
+    summary = run_it(FakeGrid(sites), run, tmp_path)
+    assert summary.status == "completed"
+    told = [event for event in of_kind(tmp_path, "evaluate") if event["site"] == "overall"]
+    assert [event["phase"] for event in told] == ["validation", "test"]
+    assert all((one["refused"], one["missing"]) == ({"a": "policy-refused"}, ["b"]) for one in told)
+    assert not any("dice" in event for event in told)
 
 
 def test_evaluation_follows_its_period_and_always_the_last_round(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Each strategy makes what its paper says, goes on from a checkpoint to the same bits, and bears hostile sites."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from common.config import RunConfig
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.learning.checkpoint import pack, unpack
+from common.learning.network import build_model, norms_of
 from common.strategies import STRATEGY_CHOICE
-from common.wire.messages import Request, TrainRequest
+from common.wire.messages import Request, TrainReply, TrainRequest
 from server.federation.strategies import AGGREGATIONS, State, aggregation_of
 from tests.server.fakes import FakeGrid, FakeSite, a_run, refuses, trains
 from tests.server.federation.test_rounds import BAD_UPDATES, moves, run_it, sends
@@ -189,10 +191,37 @@ def test_one_hostile_site_moves_the_model_no_farther_than_the_honest_ones_reach(
     assert low - slack <= float(found["w"][0]) <= high + slack
 
 
+def sharing(run: RunConfig, sites: Mapping[str, FakeSite]) -> dict[str, FakeSite]:
+    """The sites; where normalisations stay, they send those that they were sent."""
+    if not run.strategy.NORMS_STAY:
+        return dict(sites)
+    norms = norms_of(build_model(run))
+
+    def with_norms(site: FakeSite) -> FakeSite:
+        def answers(request: Request) -> Any:
+            reply = site(request)
+            if not isinstance(reply, TrainReply):
+                return reply
+            before, after = unpack(request.parts["weights"]), unpack(reply.parts["weights"])
+            kept = {name: before[name] if name in norms else one for name, one in after.items()}
+            return replace(reply, parts={"weights": pack(kept)})
+
+        return answers
+
+    return {name: with_norms(site) for name, site in sites.items()}
+
+
+def test_an_update_of_fedbn_that_moves_normalisations_is_refused(tmp_path: Path) -> None:
+    run = a_run(1, 2, format_=2, strategy={"kind": "fedbn"}, federation={"round-timeout-s": 0.02})
+    honest = sharing(run, {"a": moves(1), "b": moves(2)})
+    summary = run_it(FakeGrid({**honest, "c": moves(3)}), run, tmp_path)
+    assert summary.sites_by_round[0]["refused"] == {"c": "wrong-tensors"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_was_cut_makes_the_same_model(kind: str, tmp_path: Path) -> None:
     run = a_run(4, len(SITES), format_=2, strategy={"kind": kind}, federation={"averaging": 0.5})
-    sites = {name: moves(seed) for seed, name in enumerate(SITES)}
+    sites = sharing(run, {name: moves(seed) for seed, name in enumerate(SITES)})
     whole = run_it(FakeGrid(sites), run, tmp_path / "whole")
 
     def stops(request: Request) -> Any:
@@ -211,11 +240,14 @@ def test_a_run_that_was_cut_makes_the_same_model(kind: str, tmp_path: Path) -> N
 def test_hostile_updates_are_named_and_the_model_stays_finite(kind: str, tmp_path: Path) -> None:
     """All that cannot enter at once, beside seven honest sites: the model is that of the seven, bit for bit."""
     run = a_run(2, len(SITES), format_=2, strategy={"kind": kind})
-    honest = {name: moves(seed) for seed, name in enumerate(SITES)}
+    honest = sharing(run, {name: moves(seed) for seed, name in enumerate(SITES)})
     hostile = {f"x-{fault}": sends(change) for fault, (change, _) in BAD_UPDATES.items()}
     summary = run_it(FakeGrid({**honest, **hostile}), run, tmp_path / "with")
     without = run_it(FakeGrid(honest), run, tmp_path / "without")
-    assert summary.sites_by_round[1]["refused"] == {f"x-{fault}": code for fault, (_, code) in BAD_UPDATES.items()}
+    expected = {f"x-{fault}": code for fault, (_, code) in BAD_UPDATES.items()}
+    if kind == "fedbn":  # it moves all weights, normalisations too
+        expected["x-huge"] = ErrorCode.WRONG_TENSORS
+    assert summary.sites_by_round[1]["refused"] == expected
     assert summary.model_sha256 == without.model_sha256
 
 
@@ -235,7 +267,7 @@ LEGAL: dict[str, FakeSite] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_may_enter_and_helps_nobody_leaves_the_model_finite(kind: str, tmp_path: Path) -> None:
     run = a_run(5, len(SITES), format_=2, strategy={"kind": kind}, federation={"round-timeout-s": 0.02})
-    honest = {name: moves(seed) for seed, name in enumerate(SITES)}
+    honest = sharing(run, {name: moves(seed) for seed, name in enumerate(SITES)})
     assert run_it(FakeGrid({**honest, **LEGAL}), run, tmp_path).status == "completed"
     state = unpack((tmp_path / "model.safetensors").read_bytes())
     assert all(bool(one.isfinite().all()) for one in state.values())

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from common.errors import EnrolmentError
+from common.errors import ConfigError, EnrolmentError
 from common.identity import certificates
 from common.identity.invitation import Invitation
 from common.identity.phrase import as_phrase
@@ -17,6 +17,7 @@ from common.wire import channels
 from common.wire.wardround_pb2 import CollectReply, CollectRequest, EnrolRequest
 from common.wire.wardround_pb2_grpc import EnrolmentStub
 from server.coordinator import serve
+from server.federation.events import OVERALL
 from server.gateway import enrolment
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
@@ -60,6 +61,12 @@ def test_site_joins_with_invitation_request_and_approval(home, registry, stub):
     assert reply.state == CollectReply.APPROVED
     certificates.check_site_certificate(reply.certificate_pem, home.root_pem, "st-mary", key)
     assert reply.certificate_pem.endswith(home.root_pem)
+
+
+def test_nobody_is_invited_by_the_name_that_journals_give_to_all_sites_together(home, registry):
+    with pytest.raises(ConfigError, match="overall stands for all sites together"):
+        enrolment.invite(home, registry, OVERALL)
+    assert not any(site.name == OVERALL for site in registry.sites())
 
 
 def test_invitation_file_is_private_holds_128_bits_and_goes_with_the_approval(home, registry, stub):

@@ -12,6 +12,7 @@ from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 
 from common.audit.entries import Entry
+from common.identity import certificates
 from common.wire import channels
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import (
@@ -24,7 +25,7 @@ from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 from server.coordinator import serve
 from server.gateway import enrolment
 from server.gateway.interceptor import Interceptor, address_of, site_of
-from server.gateway.limits import Rule
+from server.gateway.limits import CALLS_AT_ONCE, Rule
 from server.gateway.refusals import FIRST, FIRST_OF_STRANGERS, Refusals
 from server.gateway.services import Gateway
 from server.home.folder import Home
@@ -34,6 +35,7 @@ from tests.documents import carried
 from tests.server.coordinators import RUN, enrol, enrol_request, new_home, status_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+LARGE = 16_000_000
 # A receipt that is none: counted, and then refused as malformed.
 GARBAGE = SubmitReceiptRequest(receipt=bytes(60_000))
 
@@ -155,6 +157,85 @@ def test_too_many_calls_are_to_come_again_and_a_request_that_is_too_large_is_not
     later = retry_after(error)
     assert later is not None
     assert 0.0 < later <= 2.0
+
+
+class Answers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its types alone
+    """Answers every call, with more than is sent unasked; `hold` keeps its methods at work."""
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.hold.set()
+        self._lock = threading.Lock()
+        self.begun = self.ended = 0
+
+    def service(self, _details: grpc.HandlerCallDetails) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._answer, lambda data: data, lambda answer: answer)
+
+    def _answer(self, _request: bytes, _context: grpc.ServicerContext) -> bytes:
+        with self._lock:
+            self.begun += 1
+        assert self.hold.wait(60.0)
+        with self._lock:
+            self.ended += 1
+        return bytes(LARGE)
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Iterator[tuple[Answers, Any]]:
+    """A gateway's port with other methods behind it, and a site's channel to it."""
+    home, made = new_home(tmp_path / "home"), Answers()
+    server = channels.serve(
+        f"127.0.0.1:{home.config.gateway_port}",
+        lambda: serve._credentials(home, home.trusted_roots_pem),
+        lambda server: server.add_generic_rpc_handlers([made]),
+        interceptors=[Interceptor(site_of)],
+    )
+    member = enrol(home, Registry(home.registry), "a")
+    shown = grpc.ssl_channel_credentials(home.root_pem, certificates.key_to_pem(member.key), member.certificate)
+    # Without the probe a client takes 64 kB of an answer before it is asked for, and not as much as the line carries.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", channels.MAX_MESSAGE_BYTES)]
+    with grpc.secure_channel(home.gateway_address, shown, options) as channel:
+        yield made, channel
+    server.stop(0).wait()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_answer_that_its_caller_does_not_read_keeps_its_place_until_it_is_read(
+    answers: tuple[Answers, Any],
+) -> None:
+    made, channel = answers
+    unread = channel.stream_stream("/a.Service/Method")  # of which each answer is asked for
+    calls = [unread(iter([b"x"])) for _ in range(CALLS_AT_ONCE)]
+    until(lambda: made.ended == CALLS_AT_ONCE)
+    read = channel.unary_unary("/a.Service/Method")
+    # Waits for nothing: a place that is free is free at once.
+    assert [status_of(read, b"x") for _ in range(5)] == [EXHAUSTED] * 5
+    assert made.begun == CALLS_AT_ONCE
+    assert len(next(calls.pop())) == LARGE
+    until(lambda: status_of(read, b"x") == grpc.StatusCode.OK)
+    for call in calls:
+        call.cancel()
+
+
+def test_method_whose_caller_has_gone_keeps_its_place_until_it_has_ended(
+    answers: tuple[Answers, Any],
+) -> None:
+    made, channel = answers
+    made.hold.clear()
+    call = channel.unary_unary("/a.Service/Method")
+    for number in range(CALLS_AT_ONCE):
+        given_up = call.future(b"x")
+        until(lambda number=number: made.begun == number + 1)  # type: ignore[misc]
+        given_up.cancel()
+    assert [status_of(call, b"x") for _ in range(5)] == [EXHAUSTED] * 5
+    made.hold.set()
+    until(lambda: status_of(call, b"x") == grpc.StatusCode.OK)
 
 
 def test_each_kind_of_refusal_at_the_gateway_is_recorded_with_its_site(gate: Gate) -> None:

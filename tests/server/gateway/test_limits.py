@@ -4,7 +4,7 @@ import pytest
 
 from common.wire.records import PIECE_BYTES
 from server.gateway.limits import BYTES_PER_HOUR, CALLS_AT_ONCE, CONTROL, OBJECT, Limits, Notes, Reached, Rule, rule_of
-from server.gateway.node_proxy import MAX_REPLY_OBJECTS
+from server.gateway.uploads import MAX_REPLY_OBJECTS
 
 SLOW = Rule("slow", 100, 2.0, 3, 1.0)
 

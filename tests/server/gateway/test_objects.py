@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 
+from common.wire.messages import TrainRequest
 from server.gateway.objects import Objects
 
 
@@ -42,6 +43,40 @@ def test_the_least_recently_used_object_leaves_first():
     objects.get("three", _never)
     with pytest.raises(AssertionError):
         objects.get("two", _never)
+
+
+def test_what_nobody_wants_any_more_is_forgotten_and_makes_room() -> None:
+    objects = Objects(limit_bytes=20)
+    for name in ("one", "two"):
+        objects.get(name, lambda: b"0123456789")
+    asked, again = (TrainRequest("0" * 64, number, {}) for number in (1, 2))
+    assert objects.request("one,two", lambda: asked) is asked
+    objects.keep_only({"one", "two", "three"})
+    assert objects.request("one,two", lambda: again) is asked
+    objects.keep_only({"two"})
+    objects.get("three", lambda: b"0123456789")
+    for name in ("two", "three"):
+        objects.get(name, _never)
+    with pytest.raises(AssertionError):
+        objects.get("one", _never)
+    assert objects.request("one,two", lambda: again) is again
+
+
+def test_a_download_under_way_is_not_forgotten() -> None:
+    objects, began, go_on = Objects(), threading.Event(), threading.Event()
+
+    def download() -> bytes:
+        began.set()
+        assert go_on.wait(60.0)
+        return b"content"
+
+    thread = threading.Thread(target=objects.get, args=("id", download))
+    thread.start()
+    assert began.wait(60.0)
+    objects.keep_only(())
+    go_on.set()
+    thread.join()
+    assert objects.get("id", _never) == b"content"
 
 
 def test_a_failed_download_is_tried_again():

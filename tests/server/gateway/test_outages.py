@@ -15,13 +15,13 @@ from typing import Any
 import grpc
 import pytest
 from flwr.proto.message_pb2 import Message as Proto
-from flwr.proto.message_pb2 import Metadata, ObjectTree
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectRequest
 
 from client.agent.fleet import Fleet
 from common.flower import calls, packing
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
-from server.gateway.deliveries import NAME, Deliveries, held
+from server.gateway.deliveries import NAME, Deliveries, Delivery, held
 from server.gateway.node_proxy import NodeProxy
 from server.registry.sites import Presence
 from tests.server.coordinators import new_home
@@ -34,7 +34,7 @@ SERVER_APP = """
 import json, logging
 from flwr.serverapp import ServerApp
 from common.wire.messages import TrainRequest
-from common.system.wakeup import strategy_wake
+from common.system.wakeup import gateway_hint, strategy_wake
 from server.federation.broadcast import ask
 from server.home.folder import open_home
 from server.federation.members import HomeMembers, present
@@ -50,7 +50,7 @@ def main(grid, context):
     while len(present(members)) < 2: wake(0.1)
     for number in (1, 2):
         request = TrainRequest("0" * 64, number, {"weights": bytes([number]) * 100_000})
-        for answer in ask(grid, members, request, timeout_s=500, wait=wake):
+        for answer in ask(grid, members, request, timeout_s=500, wait=wake, hint=gateway_hint(home.path)):
             out.append([number, answer.site, "weights" if hasattr(answer.reply, "parts") else str(answer)])
             (home.path / "so-far.json").write_text(json.dumps(out))
     (home.path / "answers.part").write_text(json.dumps(out))
@@ -216,6 +216,8 @@ def test_message_is_delivered_while_the_mailbox_cannot_be_written(play: Play) ->
     with locked(play.deliveries):
         play.begin()
         assert sorted(play.answers()) == BOTH
+    # an agent is told that its reply arrived only after it went on to the ServerApp
+    wait_for(lambda: min(agent.answered for agent in play.agents.values()) == 2)
     assert [agent.answered for agent in play.agents.values()] == [2, 2]
 
 
@@ -266,3 +268,51 @@ def test_full_disk_costs_no_message_and_the_file_is_written_when_there_is_space(
     again.keep_only([7])
     again.close()
     assert held(path) == frozenset()
+
+
+def test_what_all_sites_have_answered_is_held_no_longer_though_the_run_goes_on(play: Play) -> None:
+    gateway = play.coordinator._gateway
+    for agent in play.agents.values():
+        agent.hold.set()
+    play.begin()
+    for agent in play.agents.values():
+        assert agent.holds.wait(120.0)
+    sizes = [len(one.result()) for one in gateway.nodes._objects._futures.values() if one.done()]
+    assert max(sizes) >= 100_000  # the weights, for as long as a site owes an answer
+    for agent in play.agents.values():
+        agent.hold.clear()
+    assert sorted(play.answers()) == BOTH
+    assert gateway.nodes.live_runs
+    wait_for(lambda: not gateway.nodes._objects._futures)
+    assert (gateway.nodes._objects._size, gateway.nodes._objects._request) == (0, None)
+
+
+def test_what_a_site_has_not_answered_in_time_is_kept_neither_here_nor_at_the_superlink(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play.agents["a"].hold.set()
+    play.begin()
+    assert play.agents["a"].holds.wait(120.0)
+    wait_for(lambda: [1, "b", "weights"] in play.so_far(), timeout_s=120.0)
+    nodes = play.coordinator._gateway.nodes
+    proxy = nodes._proxies["a"]
+    (owed,) = nodes._deliveries.of(proxy.node_id)
+    ask = PullObjectRequest(
+        node=proxy._node, run_id=owed.head.metadata.run_id, object_id=packing.object_ids(owed.tree)[0]
+    )
+    assert proxy._client.PullObject(ask).object_found
+    monkeypatch.setattr("server.gateway.deliveries._LEEWAY_S", -1.1 * owed.head.metadata.ttl)
+    wait_for(lambda: not nodes._deliveries.of(proxy.node_id))
+    monkeypatch.undo()
+    assert not proxy._client.PullObject(ask).object_found
+    assert held(play.deliveries) == frozenset()
+    play.agents["a"].hold.clear()
+    wait_for(lambda: play.agents["a"].answered == 1)  # it is told that nobody waits for its answer
+    assert play.so_far() == [[1, "b", "weights"]]
+
+
+def test_time_of_a_message_is_counted_from_when_it_came_so_that_a_clock_that_jumps_ends_none() -> None:
+    head = Proto(metadata=Metadata(message_id="one", created_at=0.0, ttl=10.0))  # over since 1970, the clock says
+    assert not Delivery(head, ObjectTree()).overdue
+    for seconds, overdue in ((69.0, False), (71.0, True)):  # a minute more, for what is under way
+        assert Delivery(head, ObjectTree(), since=time.monotonic() - seconds).overdue is overdue

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
@@ -31,13 +32,16 @@ from common.config import sha256_of
 from common.config.rundocument import from_bundle, from_toml
 from common.flower import calls, packing, processes
 from common.identity import certificates
-from common.system.wakeup import gateway_sleeper
+from common.system.wakeup import gateway_hint, gateway_sleeper
 from common.wire import channels
+from common.wire.at_work import AtWork
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest, SubmitReceiptRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 from server.coordinator import serve
+from server.federation.members import HomeMembers
+from server.gateway import nodes as gateway_nodes
 from server.gateway.deliveries import Deliveries
 from server.gateway.limits import CALLS_AT_ONCE
 from server.gateway.objects import Objects
@@ -56,7 +60,7 @@ SERVER_APP = """
 import json, os
 from flwr.serverapp import ServerApp
 from common.wire.messages import TrainRequest
-from common.system.wakeup import strategy_wake
+from common.system.wakeup import gateway_hint, strategy_wake
 from server.federation.broadcast import ask
 from server.home.folder import open_home
 from server.federation.members import HomeMembers, present
@@ -65,10 +69,11 @@ app = ServerApp()
 def main(grid, context):
     home = open_home()
     wake, members, out = strategy_wake(home.path), HomeMembers(home, "0" * 64), []
+    hint = gateway_hint(home.path)
     for number in (1, 2):
         while len(present(members)) < 2: wake(0.1)
-        weights = bytes([number]) * 12_000_000
-        for answer in ask(grid, members, TrainRequest("0" * 64, number, {"weights": weights}), timeout_s=60, wait=wake):
+        request = TrainRequest("0" * 64, number, {"weights": bytes([number]) * 12_000_000})
+        for answer in ask(grid, members, request, timeout_s=60, wait=wake, hint=hint):
             out.append([number, answer.site, answer.reply and answer.reply.parts["weights"].hex()])
     (home.path / "answers.json.part").write_text(json.dumps(out))
     (home.path / "answers.json.part").rename(home.path / "answers.json")
@@ -522,6 +527,25 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     coordinator.live_runs.clear()
 
 
+def test_what_a_site_says_that_it_is_at_is_known_to_the_run_until_it_says_so_no_more(coordinator, agents):
+    first, second = agents
+    run, members = "4d" * 32, HomeMembers(coordinator.home, "4d" * 32)
+
+    def beat(agent: Agent, *said: tuple[str, str]) -> None:
+        request = heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node)
+        agent.fleet.SendNodeHeartbeat(request, metadata=said)
+
+    def known() -> dict[str, AtWork | None]:
+        return {site: one.work for site, one in members.look().items() if site in "ab"}
+
+    beat(first, ("wardround-work", f"{run} 3 moves"))
+    beat(second, ("wardround-work", f"{run} 3 hangs"))
+    wait_for(lambda: known() == {"a": AtWork(run, 3), "b": AtWork(run, 3, hangs=True)})
+    beat(first)
+    beat(second, ("wardround-work", "MUELLER^ANNA"))
+    wait_for(lambda: known() == {"a": None, "b": None})
+
+
 def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_belong_to(coordinator, agents):
     """It would hold a receipt by which the coordinator had left out an update, of a round that it was never in."""
     first, second = agents
@@ -610,6 +634,7 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
 
 
 def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordinator, agents, superlink):
+    owed = owe(coordinator, agents[0].node, "of-the-old-node")
     superlink[-1].kill()
     superlink[-1].wait()
     agent = agents[0]
@@ -618,6 +643,7 @@ def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordin
     old = agent.node
     agent.node = Node(node_id=agent.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
     assert agent.node.node_id != old.node_id
+    wait_for(lambda: not owed())
     stale = heartbeat_pb2.SendNodeHeartbeatRequest(node=old)
     assert status_of(agent.fleet.SendNodeHeartbeat, stale) == grpc.StatusCode.ABORTED
     assert agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node)).success
@@ -687,10 +713,76 @@ def test_a_superlink_that_fails_says_nothing_of_the_node_and_no_site_is_let_go_f
         )
 
     monkeypatch.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=fails))
-    monkeypatch.setattr(proxy, "_last_beat", 0.0)
+    monkeypatch.setattr(proxy, "_beat_at", 0.0)
     gateway.keep_house(set())
     assert "the SuperLink does not answer for site b" in caplog.text
     assert coordinator.registry.site("b").connected
+
+
+def owe(coordinator: Coordinator, node: Node, name: str, ttl_s: float = 1000.0) -> Callable[[], list[Any]]:
+    """Give a site's node a message of a run that is not over for the gateway; what it owes then."""
+    deliveries = coordinator._gateway.nodes._deliveries
+    metadata = message_pb2.Metadata(message_id=name, run_id=3, ttl=ttl_s)
+    deliveries.add(node.node_id, message_pb2.Message(metadata=metadata), message_pb2.ObjectTree(object_id=name))
+    return partial(deliveries.of, node.node_id)
+
+
+@pytest.mark.parametrize(("status", "is_kept"), [(500, True), (503, True), (404, False)])
+def test_an_overdue_message_is_let_go_when_the_superlink_has_heard_of_it_and_holds_up_no_beat(
+    coordinator, agents, monkeypatch, status, is_kept
+):
+    _, second = agents
+    second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
+    nodes = coordinator._gateway.nodes
+    proxy = nodes._proxies["b"]
+    request = httpx.Request("POST", "http://superlink")
+    beats, tries = [], []
+
+    def fails(_: object) -> None:
+        tries.append(1)
+        if len(tries) > 3:
+            return  # it has recovered
+        raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+
+    def beat(_: object) -> SimpleNamespace:
+        beats.append(1)
+        return SimpleNamespace(success=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=beat, ConfirmMessageReceived=fails))
+        patched.setattr(proxy, "_beat_at", 0.0)
+        owed = owe(coordinator, second.node, f"late-{status}", -100.0)
+        wait_for(lambda: not owed())
+        assert len(tries) == (4 if is_kept else 1)
+        assert beats
+    assert coordinator.registry.site("b").connected
+
+
+def test_what_a_revoked_site_owes_is_kept_no_longer_and_what_others_owe_is(coordinator, agents):
+    coordinator.members["owes"] = enrol(coordinator.home, coordinator.registry, "owes")
+    agent = Agent(coordinator, "owes")
+    revoked, other = owe(coordinator, agent.node, "of-owes"), owe(coordinator, agents[1].node, "of-b")
+    nodes = coordinator._gateway.nodes
+    nodes.keep_house(set())
+    assert len(revoked()) == len(other()) == 1
+    coordinator.registry.revoke("owes")
+    wait_for(lambda: not revoked())
+    assert len(other()) == 1
+    nodes._deliveries.remove("of-b")
+    agent.channel.close()
+
+
+def test_what_was_owed_to_a_run_that_ended_while_the_gateway_was_not_there_is_not_delivered(coordinator, agents):
+    owed = owe(coordinator, agents[1].node, "of-the-past")
+    coordinator._gateway.keep_house(set())
+    assert owed()
+    coordinator.stop()
+    coordinator.start()
+    assert "b" in coordinator._gateway.nodes._proxies
+    deliveries = coordinator._gateway.nodes._deliveries
+    wait_for(lambda: not deliveries.of(agents[1].node.node_id))
+    for agent in agents:
+        agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
 
 
 def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coordinator, agents, monkeypatch):
@@ -705,11 +797,94 @@ def test_a_superlink_that_does_not_know_a_node_has_its_site_activate_again(coord
 
     with monkeypatch.context() as patched:
         patched.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=unknown))
-        patched.setattr(proxy, "_last_beat", 0.0)
+        patched.setattr(proxy, "_beat_at", 0.0)
         gateway.keep_house(set())
     assert not coordinator.registry.site("b").connected
     second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
     assert coordinator.registry.site("b").connected
+
+
+def test_of_a_superlink_that_does_not_know_one_node_all_are_asked_about_at_once(coordinator, agents, monkeypatch):
+    """A site beats every few minutes; a SuperLink that was started anew is noticed sooner, for all of them."""
+    for agent in agents:
+        agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
+    nodes = coordinator._gateway.nodes
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        for name, proxy in nodes._proxies.items():
+            patched.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=partial(_unknown, asked, name)))
+        patched.setattr(nodes, "_probe_at", 0.0)
+        wait_for(lambda: not any(coordinator.registry.site(one.name).connected for one in agents))
+    assert {"a", "b"} <= set(asked)
+
+
+def _unknown(asked: list[str], name: str, _: object) -> SimpleNamespace:
+    asked.append(name)
+    return SimpleNamespace(success=False)
+
+
+def test_a_hint_wakes_the_site_that_it_names_and_no_other(coordinator, agents, monkeypatch):
+    """Looks of one site that is told of nothing do not grow with the messages of the others."""
+    monkeypatch.setattr(gateway_nodes, "LOOK_EVERY_S", 3600.0)
+    looks: Counter[str] = Counter()
+    for name, proxy in coordinator._gateway.nodes._proxies.items():
+        monkeypatch.setattr(proxy._client, "PullMessages", partial(_nothing, looks, name))
+        proxy.expect()
+    coordinator.live_runs = {1}
+    held = [agent.fleet.PullMessages.future(fleet_pb2.PullMessagesRequest(node=agent.node)) for agent in agents]
+    try:
+        wait_for(lambda: looks["a"] == looks["b"] == 1)
+        hint, nodes = gateway_hint(coordinator.home.path), {agent.name: agent.node.node_id for agent in agents}
+        for number in range(2, 12):
+            hint([nodes["a"]])
+            wait_for(partial(_has_looked, looks, "a", number))
+        hint([nodes["b"]])
+        wait_for(lambda: looks["b"] > 1)
+        assert looks == {"a": 11, "b": 2}
+    finally:
+        coordinator.live_runs = set()
+        for call in held:
+            call.cancel()
+
+
+def test_of_messages_of_two_runs_that_one_hint_told_of_the_second_waits_for_no_look_of_its_own(
+    coordinator, agents, monkeypatch
+):
+    monkeypatch.setattr(gateway_nodes, "LOOK_EVERY_S", 3600.0)
+    agent, waiting = agents[0], [_of_run(1), _of_run(2)]
+    proxy = coordinator._gateway.nodes._proxies["a"]
+    monkeypatch.setattr(
+        proxy._client, "PullMessages", lambda _: waiting.pop(0) if waiting else fleet_pb2.PullMessagesResponse()
+    )
+    coordinator.live_runs = {1, 2}
+    try:
+        wait_for(lambda: coordinator._gateway.nodes.live_runs == {1, 2})
+        proxy.expect()
+        request, got = fleet_pb2.PullMessagesRequest(node=agent.node), []
+        for _ in range(2):
+            (head,) = agent.fleet.PullMessages(request, timeout=40.0).messages_list
+            got.append(head.metadata.run_id)
+            agent.fleet.ConfirmMessageReceived(
+                message_pb2.ConfirmMessageReceivedRequest(node=agent.node, message_object_id=head.metadata.message_id)
+            )
+        assert got == [1, 2]
+    finally:
+        coordinator.live_runs = set()
+        wait_for(lambda: not coordinator._gateway.nodes.live_runs)
+
+
+def _of_run(run_id: int) -> fleet_pb2.PullMessagesResponse:
+    head = message_pb2.Message(metadata=message_pb2.Metadata(run_id=run_id, message_id=f"of-run-{run_id}"))
+    return fleet_pb2.PullMessagesResponse(messages_list=[head], message_object_trees=[message_pb2.ObjectTree()])
+
+
+def _has_looked(looks: Counter[str], name: str, often: int) -> bool:
+    return looks[name] == often
+
+
+def _nothing(looks: Counter[str], name: str, _: object) -> fleet_pb2.PullMessagesResponse:
+    looks[name] += 1
+    return fleet_pb2.PullMessagesResponse()
 
 
 def _json(path: Path) -> Any:

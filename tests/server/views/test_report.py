@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from common.config.rundocument import issue
 from common.errors import ConfigError, FederationError
 from common.learning.checkpoint import pack
 from common.learning.network import build_model
-from common.pages.chart import line_chart
+from common.pages.chart import line_chart, ticks_of
 from common.tasks.segmentation import Segmentation
 from common.wire.messages import EvaluateReply, Request, TrainReply, TrainRequest
 from server.federation.events import read_events
@@ -54,6 +55,30 @@ def test_report_shows_scores_sites_and_model(tmp_path: Path) -> None:
     assert "<td>0.500</td>" in worst[:200]
     assert "no differential privacy guarantee" in text
     assert text.count("<svg") == 2  # dice and loss; no epsilon without privacy
+
+
+@pytest.mark.parametrize("least", [1e-12, 1e-14, 1e-300, 5e-324, -1e-14])
+def test_number_next_to_nothing_that_a_site_states_costs_no_page(tmp_path: Path, least: float) -> None:
+    def says(request: Request) -> Said:
+        if not isinstance(request, TrainRequest):
+            return EvaluateReply(request.run_hash, request.round, request.phase, 10, {"dice": least})
+        stated = {"train-loss": least, "epsilon": least}
+        return TrainReply(request.run_hash, request.round, {"weights": request.parts["weights"]}, 10, stated)
+
+    federate(FakeGrid({"one": says, "other": says}), issue(a_run()), tmp_path, wake=lambda _: None)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert text.count("<svg") == 2  # dice and loss; no epsilon without privacy, whatever a site states
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1e-14), (-3e-20, 0.0), (0.0, 3.4e38), (-3.4e38, 3.4e38), (0.0, 1e-310)]
+)
+def test_ticks_are_few_ascend_and_hold_what_is_between_them(low: float, high: float) -> None:
+    ticks = ticks_of(low, high)
+    assert 2 <= len(ticks) <= 8
+    assert all(before < after for before, after in itertools.pairwise(ticks))
+    assert ticks[0] <= low
+    assert high <= ticks[-1]
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -119,6 +144,7 @@ def test_noised_scores_are_shown_with_their_noise_and_what_it_covers(tmp_path: P
     text = write_report(tmp_path).read_text(encoding="utf-8")
     for shown in ("0.800 ± 0.030", "0.600 ± 0.040", "0.700 ± 0.025", "have added noise to these scores"):
         assert shown in text
+    assert "lies farther from 0.5 or nearer to it by as large a share, beyond its ±" in text
     lines = [event_line(event, Segmentation()) for event in read_events(tmp_path / "metrics.jsonl")]
     assert "round 1: test dice 0.700 ± 0.025 (mean of sites)" in lines
 
@@ -135,6 +161,7 @@ def test_exact_scores_of_a_private_run_are_shown_as_not_covered(tmp_path: Path) 
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Held-out patients: exact scores: no guarantee covers a held-out patient." in text
     assert "have added noise" not in text
+    assert "farther from 0.5" not in text
 
 
 def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_why(tmp_path: Path) -> None:

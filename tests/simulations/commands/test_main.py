@@ -187,6 +187,19 @@ def test_help_shows_an_example(command: str) -> None:
     assert re.search(rf"Example: wardround-sim {command}", done.output)
 
 
+@pytest.mark.parametrize("command", ["run", "compare", "crossval"])
+def test_ctrl_c_says_how_to_go_on(
+    command: str, scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.backends.in_process.InProcessGrid.__init__", stopped)
+    done = sim(command, scenario, "--out", tmp_path / "out", "--backend", "in-process")
+    assert done.exit_code != 0
+    assert "Stopped. The same command goes on from what is done.\n" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -140,7 +140,7 @@ def test_scanners_differ_in_spacing_thickness_calibration_and_noise(tmp_path: Pa
         # The liver's voxels next to each other: their difference is noise alone.
         noise = np.diff(_hounsfield(image)[50:70, 60:64], axis=0).std()
         seen[name] = (image.PixelSpacing[0], image.SliceThickness, image.RescaleSlope, image.RescaleIntercept, noise)
-    first, second, third = seen.values()
+    first, second, third = (seen[name] for name in "abc")
     assert len({first[0], second[0], third[0]}) == len({first[1], second[1], third[1]}) == 3
     assert len({first[2:4], second[2:4], third[2:4]}) == 3
     assert second[4] > 1.5 * first[4]

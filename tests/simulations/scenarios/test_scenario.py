@@ -8,7 +8,6 @@ import pytest
 from common.config import SiteConfig, SourceConfig, load
 from common.errors import ConfigError
 from server.commands.template import TEMPLATE
-from simulations.partitions.equal import Equal
 from simulations.scenarios.scenario import (
     SHIPPED,
     ScenarioConfig,
@@ -33,7 +32,9 @@ def test_shipped_scenarios_are_valid_and_titled() -> None:
     scenarios = shipped()
     assert [one.name for one in scenarios] == NAMES
     assert {"hippocampus", "phantoms", "vessels"} <= set(NAMES)
-    assert all(one.config.title and len(one.config.site_names) == 3 for one in scenarios)
+    assert all(one.config.title for one in scenarios)
+    sites = {one.name: len(one.config.site_names) for one in scenarios}
+    assert sites == {**dict.fromkeys(NAMES, 3), "unlike": 9, "unlike-alike": 9}
     assert all(one.config.run.name == one.name for one in scenarios)
 
 
@@ -110,13 +111,6 @@ def test_archive_that_is_published_whole_leaves_no_site_and_is_an_error(tmp_path
         prepare(load_scenario(a_scenario(tmp_path, PARTITION.format(0, 3))), tmp_path / "out")
 
 
-def test_share_does_not_depend_on_the_order_and_changes_with_the_seed() -> None:
-    patients = [f"p{number}" for number in range(30)]
-    first, second = (Equal(sites=("a", "b"), source=SourceConfig(path="images"), seed=seed) for seed in (0, 1))
-    assert first.deal(patients) == first.deal(patients[::-1])
-    assert first.deal(patients) != second.deal(patients)
-
-
 def test_more_sites_than_patients_is_an_error(tmp_path: Path) -> None:
     tiny_site(tmp_path, "all", patients=2)
     tables = '[partition]\nsites = ["x", "y", "z"]\n[partition.source]\npath = "."\nkind = "images"'
@@ -164,6 +158,8 @@ def test_scenario_needs_exactly_one_kind_of_sites(tmp_path: Path) -> None:
     [
         ('[phantoms]\nscanners = ["a", "q"]', "unknown scanners ['q']"),
         ("[phantoms]\npatiens = 3", "Did you mean 'patients'?"),
+        ("[phantoms]\nseed = -1", "phantoms.seed is -1, must be at least 0"),
+        ('[phantoms]\n[pretraining]\nimages = "retinas"\nseed = -1', "pretraining.seed is -1, must be at least 0"),
         ('[phantoms]\nscanners = ["a"]', "1 sites cannot reach federation.quorum 2"),
         ('[[sites]]\nname = "a"\n[[sites]]\nname = "a"', "site names must be distinct"),
         ('[phantoms]\n[pretraining]\nimages = "teapots"', "'hippocampi', 'mammograms' or 'retinas'"),

@@ -10,7 +10,7 @@ import pytest
 
 from client.site import Site
 from client.train.training import evaluate
-from common.config import InitialConfig, TrainingConfig
+from common.config import InitialConfig, RunConfig, TrainingConfig, validate
 from common.errors import ConfigError
 from common.learning.checkpoint import unpack
 from common.learning.network import build_model
@@ -29,6 +29,7 @@ from simulations.studies.comparison import (
     ZERO_SHOT,
     Measure,
     Result,
+    benefit_rows,
     summary_rows,
     verdict,
 )
@@ -144,6 +145,8 @@ def test_comparison_scores_every_model_on_every_site(sites: list[Site], tmp_path
     kept = json.loads((out / "compare.json").read_text())
     assert kept["results"] == [dataclasses.asdict(result) for result in results]
     assert "://" not in (out / "report.html").read_text()
+    for name in ("compare.md", "report.html"):  # how unlike the sites are, by the federated run
+        assert "1.00 (south, about 10 of 20)" in (out / name).read_text()
 
 
 @pytest.fixture
@@ -241,6 +244,40 @@ def test_private_models_are_held_against_the_same_model_without_privacy() -> Non
     }
 
 
+def test_each_site_is_told_what_it_gains_and_what_the_others_gain_by_it() -> None:
+    results = [
+        *(a_result("alone: x", seed, 0.4 + seed / 10, 0.2) for seed in (0, 1)),
+        *(a_result(FEDERATED, seed, 0.8, 0.7) for seed in (0, 1)),
+        *(a_result("federated without x", seed, 0.5, 0.75) for seed in (0, 1)),
+        *(a_result("federated without y", seed, 0.7 - seed / 10, 0.3) for seed in (0, 1)),
+    ]
+    columns, rows = benefit_rows(results, RUN.task)
+    assert columns == [
+        *("what Dice gains", "federated less alone"),
+        *("federated less without it, at the site", "the same, mean of the others"),
+    ]
+    # x: alone .4 and .5, now .8; without it it would have .5, and y .75 for .7.
+    assert rows[0] == ["x", "+0.350 (+0.300 to +0.400)", "+0.300 (+0.300 to +0.300)", "-0.050 (-0.050 to -0.050)"]
+    # y: no model of its own alone; without it .3 for .7, and x .7 and .6 for .8.
+    assert rows[1] == ["y", None, "+0.400 (+0.400 to +0.400)", "+0.150 (+0.100 to +0.200)"]
+
+
+def test_without_models_to_compare_with_nothing_is_said_of_gains() -> None:
+    assert benefit_rows([a_result(POOLED, 0, 0.5), a_result(FEDERATED, 0, 0.5)], RUN.task)[1] == []
+
+
+def test_the_federation_is_trained_without_each_site_where_that_is_asked_for(sites: list[Site], tmp_path: Path) -> None:
+    three = [*sites, make_site(tmp_path / "sites", tiny_site(tmp_path / "west", "west", 6))]
+    found = columns(RUN, three, tmp_path, seed=0, config=CompareConfig(alone=False, leave_one_out=True))
+    without = {column.name: column for column in found if "without" in column.name}
+    assert {name: [site.config.name for site in column.sites] for name, column in without.items()} == {
+        "federated without north": ["south", "west"],
+        "federated without south": ["north", "west"],
+        "federated without west": ["north", "south"],
+    }
+    assert {column.run.federation.quorum for column in without.values()} == {2}
+
+
 def test_table_gives_mean_and_range_over_seeds() -> None:
     results = [a_result(name, seed, 0.5 + seed / 10, 0.9) for seed in (0, 1) for name in (POOLED, FEDERATED)]
     head, rows = summary_rows(results, RUN.task)
@@ -269,3 +306,10 @@ def test_a_site_none_of_whose_test_patients_has_a_class_is_left_out_of_the_mean(
 def test_one_site_cannot_be_compared(sites: list[Site], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least two sites"):
         compare(RUN, sites[:1], tmp_path, seeds=[0])
+
+
+def test_models_that_a_clock_ends_are_not_compared(sites: list[Site], tmp_path: Path) -> None:
+    values = tiny_run_of_format(2).model_dump(by_alias=True) | {"deterministic": False}
+    run = validate(RunConfig, values | {"training": values["training"] | {"local-seconds": 5.0}})
+    with pytest.raises(ConfigError, match="after as many steps each"):
+        compare(run, sites, tmp_path, seeds=[0])

@@ -1,0 +1,112 @@
+"""Two runs beside each other: what differs in their results, and what differs in what they were asked.
+
+An interval is given where a spread is known: hospitals that add noise to a score say its standard deviation, so that a
+difference of two scores is known up to the noise of both (normal, 95 %). What other patients would have given is not in
+it, and of exact scores no spread is known here.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.config import RunConfig
+from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
+from common.tasks import task_of
+from server.archive.folder import Kept
+from server.federation.events import SUMMARY_NAME
+
+# Of the normal distribution: 95 % lie within so many standard deviations.
+_NORMAL_95 = 1.959963984540054
+
+OVERALL = "mean of sites"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing of two runs. low, high: 95 % interval of the difference by the noise; None: not known."""
+
+    what: str
+    site: str
+    first: Any
+    second: Any
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def by(self) -> float | None:
+        """The second less the first; None where one is no number."""
+        values = (self.first, self.second)
+        return self.second - self.first if all(isinstance(one, int | float) for one in values) else None
+
+
+def compare(first: Kept, second: Kept) -> list[Difference]:
+    """What differs, and scores and epsilons of the same site also where they do not."""
+    one, other = (json.loads(kept.read(SUMMARY_NAME)) for kept in (first, second))
+    found = [Difference("rounds", "", one["rounds"], other["rounds"])] if one["rounds"] != other["rounds"] else []
+    return [*found, *_sites(one, other), *_epsilons(one, other), *_scores(one, other)]
+
+
+def diff(first: RunConfig, second: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Keys in which two run documents differ: dotted key, value in each; None: it is not there."""
+    one, other = (dict(_flat(run.model_dump(mode="json", by_alias=True), "")) for run in (first, second))
+    keys = [*one, *(key for key in other if key not in one)]
+    return [(key, one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)]
+
+
+def _sites(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    """In how many rounds each site's update entered."""
+    counts = [_rounds_of(summary) for summary in (one, other)]
+    for site in sorted({*counts[0], *counts[1]}):
+        first, second = (count.get(site, 0) for count in counts)
+        if first != second:
+            yield Difference("rounds with its update", site, first, second)
+
+
+def _rounds_of(summary: Mapping[str, Any]) -> dict[str, int]:
+    named = [site for event in summary["sites-by-round"] for site in event["sites"]]
+    return {site: named.count(site) for site in dict.fromkeys(named)}
+
+
+def _epsilons(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    stated = [(summary["guarantee"] or {}).get("sites", {}) for summary in (one, other)]
+    for site in sorted({*stated[0], *stated[1]}):
+        for key in ("epsilon", "delta"):
+            yield Difference(key, site, *(sites.get(site, {}).get(key) for sites in stated))
+
+
+def _scores(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    headlines = [task_of(summary["settings"]) for summary in (one, other)]
+    for phase in ("test", "validation"):
+        by_site = []
+        for summary in (one, other):
+            scores = summary["scores"].get(phase) or {"sites": {}, "mean-of-sites": {}}
+            by_site.append({**scores["sites"], OVERALL: scores["mean-of-sites"]})
+        for site in [*sorted({*by_site[0], *by_site[1]} - {OVERALL}), OVERALL]:
+            values = [scores.get(site, {}) for scores in by_site]
+            for name in [name for name in values[0] | values[1] if name not in NOISE_NAMES and "loss" not in name]:
+                spreads = [
+                    one.get(SCORE_NOISE if name == task.headline else CLASS_NOISE)
+                    for one, task in zip(values, headlines, strict=True)
+                ]
+                yield _scored(f"{phase} {name}", site, values[0].get(name), values[1].get(name), spreads)
+
+
+def _scored(what: str, site: str, first: Any, second: Any, spreads: list[float | None]) -> Difference:
+    known = [spread for spread in spreads if spread is not None]
+    if first is None or second is None or len(known) < 2:
+        return Difference(what, site, first, second)
+    half = _NORMAL_95 * math.hypot(*known)
+    return Difference(what, site, first, second, second - first - half, second - first + half)
+
+
+def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+__all__ = ["Difference", "compare", "diff"]

@@ -1,0 +1,62 @@
+"""wardround-server runs compare and runs diff: two runs beside each other."""
+
+from typing import Annotated
+
+import typer
+
+from common.console.cli import JsonFlag, note, show_table
+from common.errors import ConfigError
+from server.archive.compare import compare, diff
+from server.commands.options import AsOption, HomeOption, KeyOption, asked
+from server.registry import operators
+
+First = Annotated[str, typer.Argument(metavar="A", help="A run's name, or the first digits of its hash.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one's.")]
+
+
+def runs_compare(
+    first: First,
+    second: Second,
+    *,
+    home: HomeOption = None,
+    json: JsonFlag = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
+    """What two completed runs differ in: rounds, sites, epsilon, scores; B less A, with an interval where one is known.
+
+    Example: `wardround-server runs compare lesions lesions-2`
+    """
+    from server.archive.record import kept  # noqa: PLC0415 - loads jinja2
+
+    opened, registry, _ = asked(home, "runs-compare", by, key)
+    one, other = (registry.proposal(name) for name in (first, second))
+    if one.run_hash == other.run_hash:
+        raise ConfigError(f"{first!r} and {second!r} are one run. Name two: see `wardround-server runs`.")
+    found = compare(kept(opened, one), kept(opened, other))
+    rows = [(each.what, each.site or None, each.first, each.second, each.by, each.low, each.high) for each in found]
+    title = f"{one.name} {one.run_hash[:8]} (A) and {other.name} {other.run_hash[:8]} (B)"
+    show_table(title, ("what", "site", "A", "B", "B less A", "low", "high"), rows, as_json=json)
+    note("low and high: 95 % of what the noise that hospitals added leaves open; other patients are not in it.")
+
+
+def runs_diff(
+    first: First,
+    second: Second,
+    *,
+    home: HomeOption = None,
+    json: JsonFlag = False,
+    by: AsOption = operators.FIRST,
+    key: KeyOption = None,
+) -> None:
+    """The keys in which the documents of two runs differ, defaults included.
+
+    Example: `wardround-server runs diff lesions lesions-2`
+    """
+    _, registry, _ = asked(home, "runs-diff", by, key)
+    one, other = (registry.proposal(name) for name in (first, second))
+    title = f"{one.name} {one.run_hash[:8]} (A) and {other.name} {other.run_hash[:8]} (B)"
+    show_table(title, ("key", "A", "B"), diff(one.run, other.run), as_json=json)
+
+
+__all__ = ["runs_compare", "runs_diff"]

@@ -1,0 +1,218 @@
+"""What simulating costs: our backends and the same training written as a bare loop, by turns.
+
+Each way has a process of its own, with those that it starts, and they take turns, round by round, in an order that
+turns too. Measured is a round in the middle of a run: the first, in which everything is loaded, does not count. Time is
+that on the wall, as what a second core does is the question, so the machine should do nothing else; what the ways have
+in common cancels out in the ratio of two of them within a turn. CPU time and memory are those of all processes of a
+way; memory is the largest proportional set (a page that several share counts once), looked at ten times a second in one
+more turn that is not timed.
+
+The clients' patients, the network and its first weights, the batches and the number of steps are the same, so the
+models must be too: each is scored on the held-out patients of all.
+"""
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import safetensors.torch
+
+from client.site import Site
+from client.train.training import evaluate
+from common.audit.entries import bucketed
+from common.config import RunConfig, SiteConfig, SourceConfig, validate
+from common.config.rundocument import issue
+from common.learning.network import load_model
+from common.system.environment import PACKAGES, for_child
+from common.system.files import write_atomically
+from simulations.bench.bare_loop import RUN_NAME, write_client
+from simulations.bench.training_ways import SITES, WAYS, model_of
+from simulations.generators.phantoms import SCANNERS, write_hospital
+from simulations.scenarios.scenario import make_site
+
+CLIENTS = 4
+HEADLINE = "score"  # of the model, that of the task
+_LOOK_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One way. seconds, cpu_s: of each round that counts; memory: bytes; headline: the score of its model."""
+
+    way: str
+    seconds: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    memory: int
+    headline: float
+
+    def times(self, other: "Figure") -> tuple[float, float, float]:
+        """Time, CPU time (medians of the ratios within the turns) and memory, as multiples of another way's."""
+        pairs = ((self.seconds, other.seconds), (self.cpu_s, other.cpu_s))
+        time_, cpu = (statistics.median(a / b for a, b in zip(*pair, strict=True)) for pair in pairs)
+        return time_, cpu, self.memory / other.memory
+
+
+def measure(
+    folder: Path,
+    *,
+    rounds: int,
+    patients: int = 20,
+    steps: int = 10,
+    channels: Sequence[int] = (16, 32, 64, 128, 256),
+    rows: int = 128,
+    batch: int = 8,
+    progress: Callable[[int, str], None] = lambda _done, _note: None,
+) -> tuple[Figure, ...]:
+    """Generate the patients of four clients, and train on them in every way, by turns.
+
+    Args:
+        folder: empty; receives images, homes and models.
+        rounds: that count, one after another; two more are made.
+        patients: of a client.
+        steps: of a client in a round.
+        channels: of the U-Net, level by level.
+        rows: and columns of an image and of a crop.
+        batch: crops of a step.
+        progress: called with (turns done, "turns").
+
+    Returns:
+        A figure for each of `WAYS`, in this order.
+    """
+    run = _run(rounds + 2, steps=steps, channels=channels, rows=rows, batch=batch)
+    sites = _sites(folder, run, patients=patients, rows=rows)
+    with ExitStack() as stack:
+        children = {way: stack.enter_context(_child(way, folder)) for way in WAYS}
+        turns: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        for turn in range(rounds + 1):
+            first = turn % len(WAYS)
+            for way in (*WAYS[first:], *WAYS[:first]):
+                turns[way].append(_timed(children[way]))
+            progress(turn, "turns")
+        memory = {way: _weighed(child) for way, child in children.items()}
+        for way, child in children.items():
+            _ends(way, child)
+    return tuple(
+        Figure(
+            way,
+            seconds=tuple(seconds for seconds, _ in turns[way][1:]),
+            cpu_s=tuple(cpu_s for _, cpu_s in turns[way][1:]),
+            memory=memory[way],
+            headline=_score(run, sites, model_of(folder, way)),
+        )
+        for way in WAYS
+    )
+
+
+def _run(rounds: int, *, steps: int, channels: Sequence[int], rows: int, batch: int) -> RunConfig:
+    return validate(
+        RunConfig,
+        {
+            "name": "bench",
+            "model": {"channels": list(channels)},
+            "data": {"modality": "CT", "classes": ["lesion"], "validation-fraction": 0.1, "test-fraction": 0.2},
+            "preprocessing": {"rows": rows, "intensity": "window", "window": [-100, 250]},
+            "training": {"patch-size": [rows, rows], "batch-size": batch, "local-steps": steps},
+            "federation": {"rounds": rounds, "quorum": CLIENTS, "evaluate-every": rounds},
+        },
+    )
+
+
+def _sites(folder: Path, run: RunConfig, *, patients: int, rows: int) -> list[Site]:
+    """Homes with their caches filled, and what the bare loop reads."""
+    write_atomically(folder / RUN_NAME, issue(run).text.encode())
+    sites = []
+    for number in range(CLIENTS):
+        name, images = f"client-{number}", folder / "images" / f"{number}"
+        scanner = list(SCANNERS.values())[number % len(SCANNERS)]
+        write_hospital(images, scanner=scanner, patients=patients, seed=number, slices=8, rows=rows)
+        source = SourceConfig(path=str(images.absolute()), kind="dicom", empty_labels_are_negative=True)
+        site = make_site(folder / SITES, SiteConfig(format=SiteConfig.LATEST, name=name, data=(source,), device="cpu"))
+        cohort = site.cohort(run)
+        training = cohort.patients("train")
+        cases = [[(case.images, case.labels) for case in cohort.cases_of(patient)] for patient in training]
+        write_client(folder, name, bucketed(len(training)), cases)
+        sites.append(site)
+    return sites
+
+
+@contextmanager
+def _child(way: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-P", "-m", "simulations.bench.training_ways", way, str(folder)]
+    environment = for_child(PYTHONPATH=str(PACKAGES), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _timed(child: "subprocess.Popen[str]") -> tuple[float, float]:
+    """Seconds on the wall and of the processors that a round took."""
+    before, started = _cpu_s(child.pid), time.perf_counter()
+    _round(child)
+    return time.perf_counter() - started, _cpu_s(child.pid) - before
+
+
+def _round(child: "subprocess.Popen[str]") -> None:
+    assert child.stdin is not None  # noqa: S101 - both are pipes
+    assert child.stdout is not None  # noqa: S101
+    child.stdin.write("\n")
+    child.stdin.flush()
+    if not child.stdout.readline():
+        raise RuntimeError("a way of training has ended early; what it said stands above")
+
+
+def _weighed(child: "subprocess.Popen[str]") -> int:
+    """The most memory that a way's processes hold together during a round, bytes."""
+    most, over = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        ended = False
+        while not ended:
+            most = max(most, sum(one.memory_full_info().pss for one in _tree(child.pid)))
+            ended = over.wait(_LOOK_EVERY_S)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        _round(child)
+    finally:
+        over.set()
+        thread.join()
+    return most
+
+
+def _ends(way: str, child: "subprocess.Popen[str]") -> None:
+    assert child.stdin is not None  # noqa: S101 - it is a pipe
+    child.stdin.close()
+    if child.wait() != 0:
+        raise RuntimeError(f"{way} has failed; what it said stands above")
+
+
+def _cpu_s(pid: int) -> float:
+    return float(sum(times.user + times.system for times in (one.cpu_times() for one in _tree(pid))))
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    top = psutil.Process(pid)
+    return [top, *top.children(recursive=True)]
+
+
+def _score(run: RunConfig, sites: Sequence[Site], weights: Path) -> float:
+    """Mean over the sites of the headline score on their test patients."""
+    model = load_model(run, safetensors.torch.load_file(weights)).eval()
+    scores: list[Mapping[str, float]] = [evaluate(model, site.cohort(run), run, "test", "cpu")[1] for site in sites]
+    return statistics.fmean(one[run.task.headline] for one in scores if run.task.headline in one)
+
+
+__all__ = ["CLIENTS", "HEADLINE", "WAYS", "Figure", "measure"]

@@ -1,0 +1,63 @@
+"""The bare loop trains what we train, and the ways are measured by turns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.audit.entries import bucketed
+from common.config.rundocument import issue
+from common.learning.checkpoint import load_model
+from common.learning.network import build_model
+from server.federation.rounds import federate
+from simulations.backends import opened
+from simulations.bench import bare_loop, training
+from simulations.bench.training import Figure
+from simulations.bench.training_ways import BARE, IN_PROCESS
+from simulations.scenarios.scenario import make_site
+from tests.simulations.tiny import tiny_run, tiny_site
+
+
+def test_the_bare_loop_makes_the_model_of_a_federation(tmp_path: Path) -> None:
+    run = tiny_run()
+    sites = [make_site(tmp_path / "sites", tiny_site(tmp_path / name, name, 17)) for name in ("north", "south")]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / bare_loop.RUN_NAME).write_text(issue(run).text)
+    for site in sites:
+        cohort = site.cohort(run)
+        patients = cohort.patients("train")
+        cases = [[(case.images, case.labels) for case in cohort.cases_of(patient)] for patient in patients]
+        bare_loop.write_client(tmp_path / "bare", site.config.name, bucketed(len(patients)), cases)
+    with opened(sites, issue(run)) as grid:
+        federate(grid, issue(run), tmp_path / "out")
+    _, ours, _ = load_model(tmp_path / "out")
+    first = state = dict(build_model(run).state_dict())
+    with bare_loop.in_one_process(tmp_path / "bare") as one_round:
+        for number in (1, 2):
+            state = one_round(state, number)
+    for name, tensor in state.items():
+        assert torch.equal(ours[name], tensor)
+    assert any(not torch.equal(first[name], tensor) for name, tensor in state.items())
+
+
+def test_ways_take_turns_and_end_with_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = (BARE, IN_PROCESS)
+    monkeypatch.setattr(training, "WAYS", ways)
+    monkeypatch.setattr(training, "CLIENTS", 2)
+    turns: list[int] = []
+    figures = training.measure(
+        tmp_path, rounds=2, patients=6, steps=1, channels=(4, 8), rows=32, batch=2,
+        progress=lambda done, _: turns.append(done),
+    )  # fmt: skip
+    assert turns == [0, 1, 2]
+    assert [(one.way, len(one.seconds), len(one.cpu_s)) for one in figures] == [(way, 2, 2) for way in ways]
+    assert all(one.memory > 2**26 and min(one.seconds) > 0 for one in figures)
+    assert figures[0].headline == figures[1].headline
+    assert all(0 < one.headline < 1 for one in figures)
+
+
+def test_ratios_are_those_within_a_turn() -> None:
+    """A turn in which the machine was slow for all counts as any other."""
+    one = Figure("a", (2.0, 20.0, 3.0), (1.0, 1.0, 1.0), 50, 0.5)
+    other = Figure("b", (1.0, 10.0, 2.0), (2.0, 2.0, 2.0), 100, 0.5)
+    assert one.times(other) == (2.0, 0.5, 0.5)
