@@ -260,13 +260,14 @@ def test_all_can_be_read_and_done_without_a_script(browser: Any, hospital: Hospi
         page.get_by_role("button", name="Log in").click()
         for label in ("Runs", "Ledger", "What left", "Data", "Overview"):
             page.get_by_role("link", name=label, exact=True).click()
+            page.locator("h1", has_text=label).wait_for()
             assert "Reload the page" in page.locator("#live").inner_text()
         page.get_by_role("link", name="lesions-2026").click()
         page.get_by_label("I have read").check()
         page.get_by_role("button", name="Approve the run").click()
         assert "Approved lesions-2026" in page.locator(".told").inner_text()
         page.get_by_role("button", name="Log out").click()
-        assert page.locator("#token").is_visible()
+        page.locator("#token").wait_for()
 
 
 def pages_of(coordinator: Coordinator, hospital: Hospital) -> Iterator[tuple[Open, str]]:
