@@ -3,7 +3,7 @@
 The oracle is what was written into the folder, and the run's own reading of the images at each site of the scenario.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,9 @@ class Read:
         return self.scenario.config.partition.source
 
 
-def drafted(folder: Path, out: Path, **options: object) -> Read:
-    made = draft(SourceConfig(path=str(folder)), "mine", **options)  # type: ignore[arg-type]  # of a draft
+def drafted(folder: Path, out: Path, label_map: Mapping[str, str] | None = None, **options: object) -> Read:
+    source = SourceConfig(path=str(folder), label_map=label_map or {})
+    made = draft(source, "mine", **options)  # type: ignore[arg-type]  # of a draft
     (out / "mine.toml").write_text(made.text, encoding="utf-8")
     scenario = load_scenario(str(out / "mine.toml"))
     assert isinstance(scenario.config, ScenarioConfig)
@@ -136,6 +137,13 @@ def test_masks_of_one_and_of_255_are_one_class(tmp_path: Path) -> None:
     read = drafted(tmp_path / "m", tmp_path)
     assert read.run.data.classes == ("foreground",)
     assert read.source.label_map == {}
+
+
+def test_value_that_a_person_says_is_background_is_no_class(tmp_path: Path) -> None:
+    """The ball around it is one, and where the inner one is, nothing is marked."""
+    read = drafted(folders.nifti(tmp_path / "n"), tmp_path, {"1": "shell", "2": "background"})
+    assert read.run.data.classes == ("shell",)
+    assert read.source.label_map == {"1": "shell", "2": "background"}
 
 
 def test_colour_pictures_larger_than_the_budget_are_made_smaller_and_cropped(tmp_path: Path) -> None:
