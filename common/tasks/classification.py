@@ -167,6 +167,10 @@ class Classification(Task):
             found |= _shares(claimed, truth)
         return {name: found[name] for name in self.SCORES if name in found}
 
+    def of_each(self, patients: "Sequence[Tensor]", classes: Sequence[str]) -> list[dict[str, float]]:
+        """The share of a patient's images that are answered rightly: areas and the like need several patients."""
+        return [{"accuracy": self.scores([one], classes)["accuracy"]} if len(one) else {} for one in patients]
+
     def chances(self, logits: "Tensor") -> "Tensor":
         """(N, outputs) logits, means over slices and windows, to probabilities, those of the classes last."""
         return logits.sigmoid() if self.multi_label else logits.softmax(1)

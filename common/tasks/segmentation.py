@@ -97,9 +97,11 @@ class Segmentation(Task):
         self, patients: "Sequence[Tensor]", classes: Sequence[str], *, every_class: bool = False
     ) -> dict[str, float]:
         """Means over the patients; where no patient has any class, specificity alone."""
-        numbers = range(1, len(classes) + 1)
-        present = {index for index in numbers if every_class or any(labelled(m, index) for m in patients)}
-        return mean_scores([scores_of(matrix, classes, present) for matrix in patients])
+        return mean_scores(self._of_each(patients, classes, every_class=every_class))
+
+    def of_each(self, patients: "Sequence[Tensor]", classes: Sequence[str]) -> list[dict[str, float]]:
+        """What `scores` is the mean of: the classes that any of them has are scored of all."""
+        return self._of_each(patients, classes, every_class=False)
 
     def missed(self, scores: Mapping[str, float]) -> str | None:
         """Everything, or single classes: scores such as specificity look well all the same."""
@@ -110,6 +112,13 @@ class Segmentation(Task):
             name.removeprefix(start) for name, value in scores.items() if name.startswith(start) and not value
         )
         return ", ".join(classes) if classes and self.headline in scores else None
+
+    def _of_each(
+        self, patients: "Sequence[Tensor]", classes: Sequence[str], *, every_class: bool
+    ) -> list[dict[str, float]]:
+        numbers = range(1, len(classes) + 1)
+        present = {index for index in numbers if every_class or any(labelled(m, index) for m in patients)}
+        return [scores_of(matrix, classes, present) for matrix in patients]
 
 
 def scores_of(matrix: "Tensor", classes: Sequence[str], present: Collection[int] | None = None) -> dict[str, float]:

@@ -169,6 +169,15 @@ class Task(Table):
             Those of SCORES that can be told, and with BY_CLASS of each class scored; of no patients, nothing.
         """
 
+    def of_each(self, patients: "Sequence[Tensor]", classes: Sequence[str]) -> list[dict[str, float]]:
+        """What each of a site's patients scores alone; nothing, where a score is of several images together.
+
+        Args:
+            patients: the counts of each.
+            classes: names of 1..K.
+        """
+        return [{} for _ in patients]
+
     def tell(self, answers: "Tensor", classes: Sequence[str]) -> Told:
         """What the answers for a study (S, ...) say of it as a whole; for tasks with TELLS.
 

@@ -25,13 +25,14 @@ from simulations.commands.options import (
     DeviceOption,
     Listed,
     OutOption,
+    ParquetOption,
     RoundsOption,
     ScenarioArgument,
     ThreadsOption,
     VerboseOption,
     WorkersOption,
 )
-from simulations.commands.preparation import goes_on, parse_seeds, use_backend
+from simulations.commands.preparation import goes_on, parse_seeds, use_backend, wanted_tables
 from simulations.commands.reference import reference
 from simulations.commands.scenarios import new, preview, scenarios
 from simulations.commands.strategies import compare_strategies
@@ -185,6 +186,7 @@ def compare(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    parquet: ParquetOption = False,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -195,6 +197,7 @@ def compare(
     configure_logging(verbose=verbose)
     if networks and strategies:
         raise ConfigError("--networks and --strategies are two comparisons. Give one of them.")
+    long_tables = wanted_tables(out, parquet=parquet)
     from simulations.scenarios.scenario import EXACT_SCORES, load_scenario  # noqa: PLC0415
 
     chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
@@ -208,10 +211,10 @@ def compare(
         config, wanted = wanted_of(chosen, rounds)
         sites = prepare_sites(chosen, config, out, data, device, progress=progress)
         tables = compare_networks if networks else compare_strategies
-        with goes_on():
+        with goes_on(), long_tables:
             tables(config, wanted, sites, out, seeds=numbers, backend=working, as_json=as_json)
         return
-    with goes_on():
+    with goes_on(), long_tables:
         done = compare_scenario(
             chosen, out, seeds=numbers, rounds=rounds, data=data, device=device, backend=working, progress=progress
         )
@@ -242,6 +245,7 @@ def crossval(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    parquet: ParquetOption = False,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -255,6 +259,7 @@ def crossval(
     chosen = load_scenario(scenario)  # before what is heavy, so that a fault in it shows at once
     from simulations.studies.crossval import cross_validate, summary_rows  # noqa: PLC0415
 
+    long_tables = wanted_tables(out, parquet=parquet)
     use_threads(threads)
     working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
@@ -266,7 +271,7 @@ def crossval(
         public = published(chosen, data=data)
         config = pretrained(config, chosen.config.pretraining, out, public, device or "auto", progress=progress)
     per_fold = config.federation.rounds
-    with goes_on(), progress("round", folds * per_fold) as advance:
+    with goes_on(), long_tables, progress("round", folds * per_fold) as advance:
         results = cross_validate(
             config,
             sites,

@@ -1,7 +1,8 @@
 """What commands that train begin and end with, beside what all that trains begins with (simulations/api)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -31,6 +32,29 @@ def parse_seeds(text: str) -> list[int]:
         raise ConfigError(f"--seeds is {text!r}, expected whole numbers with commas between, such as 0,1,2.") from error
 
 
+def wanted_tables(out: Path, *, parquet: bool) -> AbstractContextManager[None]:
+    """What is entered around a study: at its end its long tables are written as Parquet too, where that is asked for.
+
+    Raises:
+        ConfigError: what writes Parquet is not installed.
+    """
+    if not parquet:
+        return nullcontext()
+    from simulations.studies import tables  # noqa: PLC0415 - not needed by other commands
+
+    tables.check_parquet()
+    return _then_as_parquet(out)
+
+
+@contextmanager
+def _then_as_parquet(out: Path) -> Iterator[None]:
+    from simulations.studies import tables  # noqa: PLC0415
+
+    yield
+    for path in tables.as_parquet(out):
+        note(f"table  {path}")
+
+
 @contextmanager
 def goes_on() -> Iterator[None]:
     """Say on Ctrl-C that nothing that is done is lost, where the same command finds it in --out."""
@@ -41,4 +65,4 @@ def goes_on() -> Iterator[None]:
         raise
 
 
-__all__ = ["goes_on", "parse_seeds", "use_backend"]
+__all__ = ["goes_on", "parse_seeds", "use_backend", "wanted_tables"]

@@ -16,13 +16,14 @@ from simulations.commands.options import (
     DataOption,
     DeviceOption,
     OutOption,
+    ParquetOption,
     RoundsOption,
     ScenarioArgument,
     ThreadsOption,
     VerboseOption,
     WorkersOption,
 )
-from simulations.commands.preparation import goes_on, use_backend
+from simulations.commands.preparation import goes_on, use_backend, wanted_tables
 
 
 def sweep(
@@ -45,6 +46,7 @@ def sweep(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    parquet: ParquetOption = False,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -59,6 +61,7 @@ def sweep(
     from simulations.studies.sweep import sweep as search  # noqa: PLC0415
 
     chosen = load_scenario(scenario)
+    long_tables = wanted_tables(out, parquet=parquet)
     if chosen.config.pretraining is not None:
         raise ConfigError("sweep starts each trial from the run's own weights. Take [pretraining] out of the scenario.")
     config = changed(chosen.config.run, {"federation": {"rounds": rounds}}) if rounds else chosen.config.run
@@ -67,7 +70,7 @@ def sweep(
     use_threads(threads)
     working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
     sites = prepare_sites(chosen, config, out, data, device, progress=progress)
-    with goes_on(), progress("trial", trials) as advance:
+    with goes_on(), long_tables, progress("trial", trials) as advance:
         tell, finished = tells(advance)
 
         def of_trial(_round: int, text: str, *, result: bool = False) -> None:

@@ -32,7 +32,7 @@ from common.measures.intervals import Interval
 from common.system.files import write_atomically
 from simulations.diagnosis.decisions import Regions, as_data, described, scores, summary_rows
 from simulations.diagnosis.radiomics import features
-from simulations.studies import markdown
+from simulations.studies import tables
 from simulations.studies.crossval import fold_runs
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def study(
     facts = described(truth, run.data.classes, run.data.folds or 0, seeds)
     lines = {"facts": facts, "features": table.names, "rows": as_data(found)}
     write_atomically(out / "baseline.json", f"{json.dumps(lines, indent=1)}\n".encode())
-    write_atomically(out / "baseline.md", f"{facts}\n\n{markdown.table(*summary_rows(found))}\n".encode())
+    write_atomically(out / "baseline.md", f"{facts}\n\n{tables.markdown(*summary_rows(found))}\n".encode())
     return facts, found
 
 

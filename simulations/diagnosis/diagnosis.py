@@ -27,7 +27,7 @@ from simulations.diagnosis.decisions import Regions, as_data, described, differe
 from simulations.diagnosis.outoffold import Answered, answer_all
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain
 from simulations.scenarios.scenario import CompareConfig
-from simulations.studies import markdown
+from simulations.studies import tables
 from simulations.studies.compare import columns
 from simulations.studies.comparison import FEDERATED
 
@@ -207,7 +207,7 @@ def _write(out: Path, result: Diagnosis) -> None:
     below = [f"AUROC of {name}: {told(one)}" for name, one in apart.items()]
     listed = "\n".join(f"- {line}" for line in below)
     write_atomically(
-        out / f"{NAME}.md", f"{result.facts()}\n\n{markdown.table(*summary_rows(found))}\n\n{listed}\n".encode()
+        out / f"{NAME}.md", f"{result.facts()}\n\n{tables.markdown(*summary_rows(found))}\n\n{listed}\n".encode()
     )
     head, rows = summary_rows(found)
     page = render(

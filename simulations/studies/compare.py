@@ -37,6 +37,7 @@ from simulations.faults import Fault
 from simulations.faults.faulty_grid import FaultyGrid
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain
 from simulations.scenarios.scenario import CompareConfig, make_site
+from simulations.studies import tables
 from simulations.studies.comparison import (
     ALONE,
     FEDERATED,
@@ -50,6 +51,8 @@ from simulations.studies.comparison import (
     Result,
     write,
 )
+from simulations.studies.patients import kept_scores, score_patients
+from simulations.studies.tables import Score
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -77,7 +80,7 @@ def compare(
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Result]:
-    """Train and score every column for every seed; write compare.json, .md, .png, .svg and report.html into `out`.
+    """Train and score every column for every seed; write compare.json, report.html and tables into `out`.
 
     Args:
         run: the scenario's run; its privacy table is left out except in the private columns.
@@ -109,7 +112,7 @@ def compare(
             tell(f"seed {seed}, {column.name}")
             results.append(trained(column, sites, out, tell=tell, initial_weights=weights, backend=backend))
             finished(len(results), f"{column.name}: {MEAN} {Measure(run.task).mean(results[-1]):.3f}")
-    write(out, run, results, unlike_rows(_place(out, FEDERATED, seeds[0])))
+    write(out, run, results, unlike_rows(_place(out, FEDERATED, seeds[0])), patient_rows(out, results))
     return results
 
 
@@ -117,6 +120,15 @@ def unlike_rows(folder: Path) -> list[list[object]]:
     """How unlike the sites of a run are, by what left them; from its folder."""
     summary = read_summary(folder) or {}
     return [one.row for one in heterogeneity_of(summary, read_events(folder / JOURNAL_NAME))]
+
+
+def patient_rows(out: Path, results: Sequence[Result]) -> list[Score]:
+    """The scores of single test patients of trained models, in the long form; from their folders."""
+    return [
+        row
+        for one in results
+        for row in tables.of_patients(one.column, one.seed, kept_scores(_place(out, one.column, one.seed)))
+    ]
 
 
 def columns(
@@ -216,6 +228,8 @@ def trained(
         result = Result(**json.loads(kept.read_text(encoding="utf-8")))
         if result.run_hash != document.hash:
             raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
+        # One that an earlier version trained has none of single patients yet.
+        score_patients(column.run, sites, folder, _weights(folder, column))
         return result
     if column.run.initial is not None:
         write_atomically(folder / INITIAL_NAME, initial_weights)
@@ -234,6 +248,7 @@ def trained(
         epsilon=epsilon,
         model_sha256=sha256(weights),
     )
+    score_patients(column.run, sites, folder, weights)
     write_atomically(kept, json.dumps(dataclasses.asdict(result), indent=2).encode())
     return result
 
@@ -252,7 +267,12 @@ def _train(column: Column, folder: Path, tell: Tell, backend: Backend) -> tuple[
         summary = federate(faulty, document, folder, observe=observe)
     stated = (summary.guarantee or {}).get("sites", {}).values()
     epsilon = max((float(one["epsilon"]) for one in stated), default=None)
-    return epsilon, (folder / WEIGHTS_NAME).read_bytes()
+    return epsilon, _weights(folder, column)
+
+
+def _weights(folder: Path, column: Column) -> bytes:
+    """The model in its folder: trained, or as it was given where nobody trains it."""
+    return (folder / (WEIGHTS_NAME if column.sites else INITIAL_NAME)).read_bytes()
 
 
 def _test_scores(
@@ -287,4 +307,4 @@ def _images_seen(column: Column) -> int:
     return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
 
 
-__all__ = ["Column", "Tell", "columns", "compare", "folder_of", "plain", "trained"]
+__all__ = ["Column", "Tell", "columns", "compare", "folder_of", "patient_rows", "plain", "trained"]

@@ -1,7 +1,7 @@
 """What a comparison found: its table, the ratios that matter, a page and a plot.
 
 A row is a test site, then means over the sites and what the models cost; a column is a model. Written into the
-comparison's folder as compare.json, .md, .png, .svg and report.html.
+comparison's folder as compare.json, .md, .png, .svg and report.html, and as tables.py and paired.py say.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from common.system.files import write_atomically
 from common.tasks import Task
 from server.federation.events import mean_of_sites, not_scored
 from server.views.heterogeneity import COLUMNS
-from simulations.studies import markdown
+from simulations.studies import paired, tables
+from simulations.studies.tables import Score, signed, spread
 
 ALONE = "alone: {}"
 POOLED = "pooled"
@@ -126,8 +127,13 @@ def benefit_rows(results: Sequence[Result], task: Task) -> tuple[list[str], list
         "the same, mean of the others": {site: gain(site, WITHOUT, [s for s in sites if s != site]) for site in sites},
     }
     known = {name: values for name, values in about.items() if any(values.values())}
-    rows: list[list[object]] = [[site, *(_signed(values[site]) for values in known.values())] for site in sites]
+    rows: list[list[object]] = [[site, *(signed(values[site]) for values in known.values())] for site in sites]
     return [f"what {measure.name} gains", *known], rows if known else []
+
+
+def site_rows(results: Sequence[Result]) -> list[Score]:
+    """Every score of every model and site, in the long form."""
+    return [row for one in results for row in tables.of_sites(one.column, one.seed, "test", one.scores)]
 
 
 def as_data(results: Sequence[Result], task: Task) -> dict[str, Any]:
@@ -157,7 +163,13 @@ def verdict(results: Sequence[Result], task: Task) -> dict[str, float]:
     return {name: over / under for name, (over, under) in pairs.items() if under}
 
 
-def write(out: Path, run: RunConfig, results: Sequence[Result], unlike: Sequence[Sequence[object]] = ()) -> None:
+def write(
+    out: Path,
+    run: RunConfig,
+    results: Sequence[Result],
+    unlike: Sequence[Sequence[object]] = (),
+    patients: Sequence[Score] = (),
+) -> None:
     """Write all files; see the module.
 
     Args:
@@ -165,6 +177,7 @@ def write(out: Path, run: RunConfig, results: Sequence[Result], unlike: Sequence
         run: the scenario's.
         results: of all columns and seeds.
         unlike: how unlike the sites are by the federated run of the first seed (server/views/heterogeneity.py).
+        patients: scores of single test patients; every model is compared with the federated one on them.
     """
     head, rows = summary_rows(results, run.task)
     ratios = verdict(results, run.task)
@@ -178,9 +191,14 @@ def write(out: Path, run: RunConfig, results: Sequence[Result], unlike: Sequence
     facts = f"Seeds {', '.join(map(str, seeds))}. {'; '.join(told)}.{f' {lacking}' if lacking else ''}"
     write_atomically(
         out / "compare.md",
-        f"# {run.name}\n\n{facts}\n\n{markdown.table(head, rows)}\n{_below(gains)}{_below(differ)}".encode(),
+        f"# {run.name}\n\n{facts}\n\n{tables.markdown(head, rows)}\n{_below(gains)}{_below(differ)}".encode(),
     )
+    names = dict.fromkeys(result.column for result in results)
+    pairs = paired.paired(patients, [(name, FEDERATED) for name in names if name != FEDERATED], run.task)
+    paired.write(out, run.name, pairs)
+    tables.write(out, "compare", f"{run.name}: {facts}", (head, rows), scores=site_rows(results), patients=patients)
     _plot(out, run, results)
+    further = [one for one in (gains, differ, paired.summary(pairs)) if one[1]]
     page = render(
         "simulations/studies/study.html",
         title=f"Comparison {run.name}",
@@ -189,7 +207,7 @@ def write(out: Path, run: RunConfig, results: Sequence[Result], unlike: Sequence
         columns=head,
         rows=rows,
         below=(),
-        further=[{"columns": columns, "rows": cells} for columns, cells in (gains, differ) if cells],
+        further=[{"columns": columns, "rows": cells} for columns, cells in further],
         plots=[picture(out / "compare.png")],
     )
     write_atomically(out / "report.html", page.encode())
@@ -221,25 +239,8 @@ def _plot(out: Path, run: RunConfig, results: Sequence[Result]) -> None:
     figure.savefig(out / "compare.svg")
 
 
-def spread(values: Iterable[float]) -> str | None:
-    """The mean, with its range where there are several; None of nothing."""
-    several = list(values)
-    if not several:
-        return None
-    mean = f"{statistics.fmean(several):.3f}"
-    return mean if len(several) == 1 else f"{mean} ({min(several):.3f}-{max(several):.3f})"
-
-
-def _signed(values: Sequence[float]) -> str | None:
-    """As `spread`, with the sign, which here says better or worse."""
-    if not values:
-        return None
-    mean = f"{statistics.fmean(values):+.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):+.3f} to {max(values):+.3f})"
-
-
 def _below(table: tuple[list[str], list[list[object]]]) -> str:
-    return f"\n{markdown.table(*table)}\n" if table[1] else ""
+    return f"\n{tables.markdown(*table)}\n" if table[1] else ""
 
 
 def _epsilon(results: Sequence[Result]) -> str | None:
@@ -247,4 +248,4 @@ def _epsilon(results: Sequence[Result]) -> str | None:
     return f"{max(spent):.2f}" if spent else None
 
 
-__all__ = ["Measure", "Result", "as_data", "benefit_rows", "spread", "summary_rows", "verdict", "write"]
+__all__ = ["Measure", "Result", "as_data", "benefit_rows", "site_rows", "summary_rows", "verdict", "write"]

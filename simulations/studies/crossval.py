@@ -21,6 +21,7 @@ from client.site import Site
 from common.config import RunConfig
 from common.config.rundocument import issue
 from common.errors import ConfigError, FederationError
+from common.learning.checkpoint import WEIGHTS_NAME
 from common.pages.html import render
 from common.system.files import write_atomically
 from common.tasks import Task
@@ -28,6 +29,8 @@ from server.federation.events import INITIAL_NAME, SUMMARY_NAME, Observe, mean_o
 from server.federation.rounds import federate
 from server.views.report import write_report
 from simulations.backends import Backend, opened
+from simulations.studies import tables
+from simulations.studies.patients import kept_scores, score_patients
 
 MEAN_OF_SITES = "mean of sites"
 
@@ -65,7 +68,7 @@ def cross_validate(
     observe: Callable[[int], Observe] = lambda _fold: lambda _event: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Fold]:
-    """Train and score every fold; write fold-<number>/, crossval.json and report.html into `out`.
+    """Train and score every fold; write fold-<number>/, crossval.json, report.html and tables into `out`.
 
     Args:
         run: the scenario's run, with folds.
@@ -158,6 +161,7 @@ def _fold(
             f"fold {number} has no test scores of {', '.join(absent)}, expected those of every site. Its journal in "
             f"{folder} says why; remove that folder to train the fold again."
         )
+    score_patients(run, sites, folder, (folder / WEIGHTS_NAME).read_bytes())
     return Fold(
         number, document.hash, kept["model-sha256"], {site.config.name: scores[site.config.name] for site in sites}
     )
@@ -198,6 +202,19 @@ def _write(out: Path, run: RunConfig, results: Sequence[Fold]) -> None:
         plots=(),
     )
     write_atomically(out / "report.html", page.encode())
+    models = {fold.number: f"fold {fold.number}" for fold in results}
+    tables.write(
+        out,
+        "crossval",
+        f"{run.name}: cross-validation, {facts}",
+        (columns, rows),
+        scores=[row for fold in results for row in tables.of_sites(models[fold.number], run.seed, "test", fold.scores)],
+        patients=[
+            row
+            for fold in results
+            for row in tables.of_patients(models[fold.number], run.seed, kept_scores(out / f"fold-{fold.number}"))
+        ],
+    )
 
 
 __all__ = ["Fold", "by_site", "cross_validate", "fold_runs", "mean", "standard_deviation", "summary_rows"]

@@ -8,7 +8,7 @@ a network costs and that it learns, not which is best.
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from client.site import Site
@@ -20,9 +20,10 @@ from common.system.files import write_atomically
 from common.tasks import Task
 from simulations.backends import Backend, opened
 from simulations.scenarios.scenario import CompareConfig
-from simulations.studies import markdown
-from simulations.studies.compare import Tell, compare
-from simulations.studies.comparison import FEDERATED, POOLED, Measure, Result
+from simulations.studies import paired, tables
+from simulations.studies.compare import Tell, compare, patient_rows
+from simulations.studies.comparison import FEDERATED, POOLED, Measure, Result, site_rows
+from simulations.studies.tables import Score
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def networks(
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Row]:
-    """Compare every network; write networks.json and networks.md into `out`.
+    """Compare every network; write networks.json, networks.md and tables into `out`.
 
     Args:
         run: the scenario's run; its network is replaced.
@@ -71,22 +72,32 @@ def networks(
     runs = [_with(run, network) for network in candidates]
     wanted = config.model_copy(update={"alone": False, "private_pooled": False})
     rows: list[Row] = []
+    scores: list[Score] = []
+    patients: list[Score] = []
+    labels: list[str] = []
     for number, one in enumerate(runs):
         name = one.model.architecture
+        labels.append(f"{number + 1:02}-{name}")
         results = compare(
             one,
             sites,
-            out / f"{number + 1:02}-{name}",
+            out / labels[-1],
             seeds=seeds,
             config=wanted,
             backend=backend,
             tell=lambda text, name=name: tell(f"{name}, {text}"),  # type: ignore[misc]  # mypy reads no default here
         )
         rows.append(_row(one, results))
+        scores += _of(labels[-1], site_rows(results))
+        patients += _of(labels[-1], patient_rows(out / labels[-1], results))
         finished(len(rows), f"{name}: federated {rows[-1].federated:.3f}")
     columns, cells = summary_rows(rows, run.task)
     write_atomically(out / "networks.json", f"{json.dumps(as_data(rows), indent=2)}\n".encode())
-    write_atomically(out / "networks.md", f"{markdown.table(columns, cells)}\n".encode())
+    write_atomically(out / "networks.md", f"{tables.markdown(columns, cells)}\n".encode())
+    tables.write(out, "networks", f"{run.name}: networks", (columns, cells), scores=scores, patients=patients)
+    first, *others = (f"{label}, {FEDERATED}" for label in labels)
+    pairs = paired.paired(patients, [(other, first) for other in others], run.task)
+    paired.write(out, f"{run.name}: networks", pairs)
     return rows
 
 
@@ -110,6 +121,11 @@ def summary_rows(rows: Sequence[Row], task: Task) -> tuple[list[str], list[list[
 def as_data(rows: Sequence[Row]) -> list[dict[str, object]]:
     """The networks as numbers."""
     return [{key.replace("_", "-"): value for key, value in asdict(row).items()} for row in rows]
+
+
+def _of(network: str, rows: Sequence[Score]) -> list[Score]:
+    """Rows of one network's comparison, told apart from those of others."""
+    return [replace(row, model=f"{network}, {row.model}") for row in rows]
 
 
 def _with(run: RunConfig, network: Network) -> RunConfig:

@@ -5,7 +5,7 @@ Every model is scored on the test patients of all sites, those at fault included
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from common.text import counted
 from server.federation.events import JOURNAL_NAME, OVERALL, SUSPICIOUS, read_events
 from simulations.backends import Backend, opened
 from simulations.faults import Fault
-from simulations.studies import markdown
-from simulations.studies.compare import Column, Tell, folder_of, plain, trained
-from simulations.studies.comparison import Measure, Result, spread
+from simulations.studies import paired, tables
+from simulations.studies.compare import Column, Tell, folder_of, patient_rows, plain, trained
+from simulations.studies.comparison import Measure, Result, site_rows
+from simulations.studies.tables import Score, spread
 
 NO_FAULT = "none"
 
@@ -55,7 +56,7 @@ def strategies(
     tell: Tell = lambda _: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> list[Row]:
-    """Compare them all; write strategies.json and strategies.md into `out`.
+    """Compare them all; write strategies.json, strategies.md and tables into `out`.
 
     Args:
         run: the scenario's run; its strategy is replaced, its [privacy] left out.
@@ -75,11 +76,16 @@ def strategies(
     # All are tried before the first is trained.
     runs = [_with(plain(run, seeds[0], None), strategy) for strategy in candidates]
     rows: list[Row] = []
+    scores: list[Score] = []
+    patients: list[Score] = []
+    labels: dict[str, list[str]] = {}
     done = 0
     for number, one in enumerate(runs, start=1):
         name = one.strategy.kind
         for fault in (None, *faults):
-            label = f"{number:02}-{name}-{NO_FAULT if fault is None else fault.name}"
+            of = NO_FAULT if fault is None else fault.name
+            label = f"{number:02}-{name}-{of}"
+            labels.setdefault(of, []).append(label)
             results: list[Result] = []
             folders: list[Path] = []
             for seed in seeds:
@@ -94,9 +100,13 @@ def strategies(
                 done += 1
                 finished(done, f"{label}, seed {seed}: {said}")
             rows.append(_row(one, fault, results, folders))
+            scores += site_rows(results)
+            patients += patient_rows(out, results)
     columns, cells = summary_rows(rows, run.task)
     write_atomically(out / "strategies.json", f"{json.dumps(as_data(rows), indent=2)}\n".encode())
-    write_atomically(out / "strategies.md", f"{markdown.table(columns, cells)}\n".encode())
+    write_atomically(out / "strategies.md", f"{tables.markdown(columns, cells)}\n".encode())
+    tables.write(out, "strategies", f"{run.name}: strategies", (columns, cells), scores=scores, patients=patients)
+    paired.write(out, f"{run.name}: strategies", paired.paired(patients, _pairs(labels), run.task))
     return rows
 
 
@@ -126,6 +136,11 @@ def summary_rows(rows: Sequence[Row], task: Task) -> tuple[list[str], list[list[
 def as_data(rows: Sequence[Row]) -> list[dict[str, object]]:
     """The strategies as numbers."""
     return [asdict(row) for row in rows]
+
+
+def _pairs(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Each strategy with the first one, without a fault and with each."""
+    return [(other, several[0]) for several in labels.values() for other in several[1:]]
 
 
 def _with(run: RunConfig, strategy: Strategy) -> RunConfig:

@@ -9,9 +9,7 @@ on them, once. The best of many validation scores is too good: what the test say
 tried. A trial that fails is kept with its reason, and the sweep goes on.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +22,13 @@ from common.config import RunConfig, canonical
 from common.config.rundocument import issue
 from common.errors import ConfigError, WardroundError
 from common.system.files import write_atomically
+from server.federation.events import JOURNAL_NAME, OVERALL, read_events
 from server.federation.rounds import federate
 from server.views.report import write_report
 from simulations.backends import Backend, opened
+from simulations.studies import tables
 from simulations.studies.axes import Axis, in_grid, run_with
+from simulations.studies.tables import Score
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -76,7 +77,7 @@ def sweep(
     observe: Callable[[dict[str, Any]], None] = lambda _event: None,
     finished: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> Sweep:
-    """Try settings, and say which did best; write sweep.json, sweep.csv and trials/ into `out`.
+    """Try settings, and say which did best; write sweep.json, sweep.csv, tables and trials/ into `out`.
 
     Args:
         run: the scenario's run, which the axes change.
@@ -251,13 +252,27 @@ def _rows(study: "Study", axes: Sequence[Axis]) -> list[Row]:
     return rows
 
 
+def _validated(run: RunConfig, out: Path, row: Row) -> list[Score]:
+    """The validation scores of a trial by site, of the round whose score is the trial's; from its journal."""
+    journal = out / "trials" / f"{row.trial:03}" / JOURNAL_NAME
+    events = [one for one in read_events(journal) if (one["event"], one.get("phase")) == ("evaluate", "validation")]
+    rounds = {one["round"]: one.get(run.task.headline) for one in events if one["site"] == OVERALL}
+    chosen = max((number for number, score in rounds.items() if score == row.score), default=None)
+    scores = {
+        one["site"]: {name: float(one[name]) for name in run.task.SCORES if name in one}
+        for one in events
+        if one["round"] == chosen and one["site"] != OVERALL
+    }
+    return tables.of_sites(f"trial {row.trial}", int(row.values.get("seed", run.seed)), "validation", scores)
+
+
 def _write(out: Path, run: RunConfig, axes: Sequence[Axis], found: Sweep, *, seed: int, sampler: Sampler) -> None:
     columns, rows = table(found, axes, run.task.headline)
-    sheet = io.StringIO()
-    writer = csv.writer(sheet, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(out / CSV_NAME, sheet.getvalue().encode())
+    tables.write_csv(out / CSV_NAME, (columns, rows))
+    scores = [one for row in found.rows for one in _validated(run, out, row)]
+    tables.write(
+        out, "sweep", f"{run.name}: {len(rows)} trials, by validation patients", (columns, rows), scores=scores
+    )
     values = {
         "name": run.name,
         "headline": run.task.headline,

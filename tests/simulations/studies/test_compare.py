@@ -33,6 +33,7 @@ from simulations.studies.comparison import (
     summary_rows,
     verdict,
 )
+from tests.simulations.studies.longform import assert_is_latex, assert_long_tables, sheet
 from tests.simulations.tiny import interrupted, tiny_run, tiny_run_of_format, tiny_site
 
 RUN = tiny_run()
@@ -147,6 +148,17 @@ def test_comparison_scores_every_model_on_every_site(sites: list[Site], tmp_path
     assert "://" not in (out / "report.html").read_text()
     for name in ("compare.md", "report.html"):  # how unlike the sites are, by the federated run
         assert "1.00 (south, about 10 of 20)" in (out / name).read_text()
+    assert_long_tables(
+        out, {(one.column, one.seed, site): values for one in results for site, values in one.scores.items()}
+    )
+    # Files are called by site and number, and a pseudonym says neither.
+    assert not any("north" in one["patient"] or "south" in one["patient"] for one in sheet(out / "patients.csv"))
+    assert_is_latex((out / "compare.tex").read_text(), 6)
+    pairs = sheet(out / "paired.csv")
+    others = ["alone: north", "alone: south", POOLED, EPSILON_8]
+    assert [(one["first"], one["second"]) for one in pairs] == [(name, FEDERATED) for name in others]
+    assert_is_latex((out / "paired.tex").read_text(), 8)
+    assert "pooled less federated" in (out / "report.html").read_text()
 
 
 @pytest.fixture
@@ -202,6 +214,13 @@ def test_interrupted_comparison_goes_on(sites: list[Site], tmp_path: Path, monke
     results = compare(RUN, sites, out, seeds=[0])
     assert trained == ["alone-north-0", "alone-south-0", "pooled-0", "pooled-0", "federated-0"]
     assert len(results) == 4
+    # Models of an earlier version have no scores of single patients beside them: those are made, and nothing trained.
+    before = (out / "patients.csv").read_bytes()
+    for path in out.glob("models/*/patients.json"):
+        path.unlink()
+    compare(RUN, sites, out, seeds=[0])
+    assert len(trained) == 5
+    assert (out / "patients.csv").read_bytes() == before
 
 
 def test_folder_of_another_comparison_is_refused(sites: list[Site], tmp_path: Path) -> None:

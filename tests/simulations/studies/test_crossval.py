@@ -17,6 +17,7 @@ from simulations.scenarios.scenario import make_site
 from simulations.studies import crossval
 from simulations.studies.crossval import MEAN_OF_SITES, Fold, by_site, cross_validate, fold_runs, summary_rows
 from tests.json_forms import conforms
+from tests.simulations.studies.longform import assert_is_latex, assert_long_tables, sheet
 from tests.simulations.tiny import interrupted, tiny_run, tiny_scenario, tiny_site
 
 FOLDS = 3
@@ -84,7 +85,7 @@ def test_each_fold_is_an_ordinary_run(scenario: Path, tmp_path: Path) -> None:
 
 
 def test_mean_and_spread_are_those_of_numpy(sites: list[Site], tmp_path: Path) -> None:
-    cross_validate(RUN, sites, tmp_path / "out")
+    results = cross_validate(RUN, sites, tmp_path / "out")
     kept = json.loads((tmp_path / "out" / "crossval.json").read_text())
     assert [fold["number"] for fold in kept["folds"]] == [0, 1, 2]
     assert list(kept["mean"]) == ["north", "south", MEAN_OF_SITES]
@@ -93,6 +94,11 @@ def test_mean_and_spread_are_those_of_numpy(sites: list[Site], tmp_path: Path) -
         for site, values in {"north": scores[:, 0], "south": scores[:, 1], MEAN_OF_SITES: scores.mean(1)}.items():
             assert kept["mean"][site][metric] == pytest.approx(values.mean())
             assert kept["standard-deviation"][site][metric] == pytest.approx(values.std(ddof=1))
+    of_folds = {(f"fold {one.number}", RUN.seed, site): of for one in results for site, of in one.scores.items()}
+    assert_long_tables(tmp_path / "out", of_folds)
+    dice = [one["patient"] for one in sheet(tmp_path / "out" / "patients.csv") if one["measure"] == "dice"]
+    assert len(dice) == len(set(dice)) == 10
+    assert_is_latex((tmp_path / "out" / "crossval.tex").read_text(), 9)
 
 
 def test_table_lists_the_folds_of_each_site_and_then_of_all(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from simulations.scenarios.scenario import CompareConfig, make_site
 from simulations.studies import compare as comparison
 from simulations.studies import networks as study
 from simulations.studies.networks import networks, summary_rows
+from tests.simulations.studies.longform import assert_is_latex, assert_long_tables, sheet
 from tests.simulations.tiny import interrupted, tiny_run, tiny_site
 
 RUN = tiny_run()
@@ -52,6 +53,17 @@ def test_table_holds_what_each_comparison_found(sites: list[Site], tmp_path: Pat
     assert columns[:4] == ["network", "weights", "Dice, pooled", "federated"]
     assert [line[0] for line in cells] == ["unet", "segnet"]
     assert json.loads((out / "networks.json").read_text())[1]["network"] == "segnet"
+    scores = {
+        (f"{folder}, {one['column']}", one["seed"], site): values
+        for folder in ("01-unet", "02-segnet")
+        for one in json.loads((out / folder / "compare.json").read_text())["results"]
+        for site, values in one["scores"].items()
+    }
+    assert_long_tables(out, scores)
+    assert_is_latex((out / "networks.tex").read_text(), 8)
+    (pair,) = sheet(out / "paired.csv")
+    assert (pair["first"], pair["second"]) == ("02-segnet, federated", "01-unet, federated")
+    assert int(pair["patients"]) == len({one["patient"] for one in sheet(out / "patients.csv")})
 
 
 def test_a_network_that_does_not_fit_is_refused_before_any_is_trained(

@@ -19,6 +19,7 @@ from simulations.faults.scaled import Scaled
 from simulations.scenarios.scenario import load_scenario, make_site
 from simulations.studies import compare as comparison
 from simulations.studies.strategies import NO_FAULT, Row, as_data, strategies, summary_rows
+from tests.simulations.studies.longform import assert_is_latex, assert_long_tables, sheet
 from tests.simulations.tiny import interrupted, tiny_run_of_format, tiny_site
 
 RUN = tiny_run_of_format(2, federation={"rounds": 2, "quorum": 2})
@@ -64,6 +65,17 @@ def test_each_strategy_meets_each_fault_and_keeps_every_seed(sites: list[Site], 
     assert cells[0][5] == "4 of 4"
     assert json.loads((tmp_path / "strategies.json").read_text()) == json.loads(json.dumps(as_data(rows)))
     assert (tmp_path / "strategies.md").read_text().count("\n") == 4
+    kept = [json.loads(path.read_text()) for path in tmp_path.glob("models/*/result.json")]
+    assert_long_tables(
+        tmp_path, {(one["column"], one["seed"], site): values for one in kept for site, values in one["scores"].items()}
+    )
+    assert_is_latex((tmp_path / "strategies.tex").read_text(), 9)
+    # The one whose runs failed has no patients.
+    pairs = {one["first"]: one for one in sheet(tmp_path / "paired.csv")}
+    assert {name: one["second"] for name, one in pairs.items()} == {
+        f"02-trimmed-mean-{fault}": f"01-fedavg-{fault}" for fault in (NO_FAULT, "lazy", "far")
+    }
+    assert (pairs["02-trimmed-mean-far"]["patients"], pairs["02-trimmed-mean-far"]["p"]) == ("0", "")
 
 
 def test_models_of_the_sites_own_have_columns_where_a_strategy_leaves_them(sites: list[Site], tmp_path: Path) -> None:

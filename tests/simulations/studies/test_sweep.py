@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from common.config import RunConfig
@@ -18,6 +20,7 @@ from simulations.commands.main import app
 from simulations.studies import sweep as search
 from simulations.studies.axes import Axis, axis_of, check, run_with
 from tests.json_forms import conforms
+from tests.simulations.studies.longform import assert_is_latex, sheet
 from tests.simulations.tiny import interrupted, tiny_run, tiny_run_of_format, tiny_scenario
 
 RATES = "training.learning-rate=1e-7,0.02"
@@ -42,7 +45,7 @@ def scenario(tmp_path: Path) -> Path:
 
 def test_the_best_on_validation_is_named_and_alone_scored_on_test_patients(scenario: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = swept(scenario, out, "--sampler", "grid", "--set", RATES, "--test")
+    done = swept(scenario, out, "--sampler", "grid", "--set", RATES, "--test", "--parquet")
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     conforms("wardround-sim sweep", rows)
@@ -59,6 +62,14 @@ def test_the_best_on_validation_is_named_and_alone_scored_on_test_patients(scena
     assert kept["best"]["values"]["training.learning-rate"] == max(said, key=lambda rate: said[rate])
     assert kept["tried"] == {"complete": 2, "pruned": 0, "failed": 0}
     assert [row["trial"] for row in csv.DictReader((out / "sweep.csv").open())] == [str(row["trial"]) for row in rows]
+    validated = sheet(out / "scores.csv")
+    for row in kept["trials"]:
+        told = [float(r["value"]) for r in validated if (r["model"], r["measure"]) == (f"trial {row['trial']}", "dice")]
+        assert statistics.fmean(told) == pytest.approx(row["score"])
+    assert {one["split"] for one in validated} == {"validation"}
+    assert_is_latex((out / "sweep.tex").read_text(), 6)
+    table = parquet.read_table(out / "scores.parquet").to_pylist()
+    assert table == [{**one, "seed": int(one["seed"]), "value": float(one["value"])} for one in validated]
     alone = tmp_path / "alone.toml"
     rate = kept["best"]["values"]["training.learning-rate"]
     alone.write_text(scenario.read_text().replace("[run.training]", f"[run.training]\nlearning-rate = {rate:.9f}"))
