@@ -229,7 +229,7 @@ FORMS: dict[str, Form] = {
                     "intensities": {str: NUMBER},
                 }
             ],
-            "marked": [NUMBER], "medians": [NUMBER],
+            "shifts": [str], "marked": [NUMBER], "medians": [NUMBER],
         }
     ],
     "wardround-sim list": [{"what": str, str: (str, bool, int, [str])}],

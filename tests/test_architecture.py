@@ -195,7 +195,7 @@ ARROWS = {
         "common.losses common.models common.preparation common.privacy common.strategies common.system common.tasks "
         "server.federation server.views simulations.api simulations.audit simulations.backends simulations.bench "
         "simulations.diagnosis simulations.drafts simulations.exchange simulations.faults simulations.gallery "
-        "simulations.partitions simulations.scenarios simulations.studies"
+        "simulations.partitions simulations.scenarios simulations.shifts simulations.studies"
     ),
     "simulations.diagnosis": (
         "client client.data common.config common.learning common.measures common.pages common.system common.tasks "
@@ -218,13 +218,14 @@ ARROWS = {
     "simulations.generators": "client.predict",
     "simulations.partitions": "client.data.read client.data.study common.config common.document",
     "simulations.scenarios": (
-        "client client.data.read client.home common.config common.document common.learning common.models "
-        "common.strategies common.system server.federation simulations.backends simulations.faults "
-        "simulations.generators simulations.partitions"
+        "client client.data.read client.data.study client.home common.config common.document common.learning "
+        "common.models common.strategies common.system server.federation simulations.backends simulations.faults "
+        "simulations.generators simulations.partitions simulations.shifts"
     ),
+    "simulations.shifts": "client.data.study common.document",
     "simulations.studies": (
         "client client.data client.data.check client.data.study client.predict common.config common.learning "
-        "common.models common.pages "
+        "common.measures common.models common.pages "
         "common.strategies common.system common.tasks common.wire server.federation server.views "
         "simulations.backends simulations.faults simulations.generators simulations.scenarios"
     ),

@@ -27,6 +27,7 @@ from deploy import bootstrap
 from simulations.partitions import PARTITIONS
 from simulations.scenarios.pretraining import PretrainingConfig
 from simulations.scenarios.scenario import CompareConfig, PhantomsConfig, ScenarioConfig
+from simulations.shifts import SHIFTS
 from tests import ROOT
 
 APPS = {
@@ -253,6 +254,12 @@ def test_every_further_strategy_is_documented_with_its_true_defaults(strategy: t
 def test_every_further_partition_is_documented_with_its_true_defaults(partition: type[Table]) -> None:
     name = partition.model_fields["kind"].default
     assert _documented("scenarios.md", "[partition]") | _documented("scenarios.md", name) == _true(partition)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_every_shift_is_documented_with_its_true_defaults(shift: type[Table]) -> None:
+    name = shift.model_fields["kind"].default
+    assert _documented("scenarios.md", "[[shifts]]") | _documented("scenarios.md", name) == _true(shift)
 
 
 @pytest.mark.parametrize("step", STEPS)

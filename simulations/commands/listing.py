@@ -17,6 +17,7 @@ from simulations.backends import BACKENDS
 from simulations.commands.options import Listed
 from simulations.faults import FAULT_CHOICE
 from simulations.partitions import PARTITION_CHOICE
+from simulations.shifts import SHIFT_CHOICE
 
 What: TypeAlias = Listed
 Rows: TypeAlias = tuple[list[str], list[list[object]]]
@@ -98,6 +99,10 @@ def _partitions() -> Rows:
     return _named("partition", PARTITION_CHOICE.by_name)
 
 
+def _shifts() -> Rows:
+    return _named("shift", SHIFT_CHOICE.by_name)
+
+
 def _faults() -> Rows:
     return _named("fault", FAULT_CHOICE.by_name)
 
@@ -124,6 +129,7 @@ _TABLES: Mapping[str, Callable[[], Rows]] = {
     "strategies": _strategies,
     "steps": _steps,
     "partitions": _partitions,
+    "shifts": _shifts,
     "faults": _faults,
     "backends": _backends,
 }

@@ -33,5 +33,10 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Sites at work at the same time. Default: one for each core.")
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
+ParquetOption = Annotated[
+    bool, typer.Option("--parquet", help="The long tables as Parquet too; needs wardround[parquet].")
+]
 # What `list` shows.
-Listed: TypeAlias = Literal["networks", "tasks", "losses", "strategies", "steps", "partitions", "faults", "backends"]
+Listed: TypeAlias = Literal[
+    "networks", "tasks", "losses", "strategies", "steps", "partitions", "shifts", "faults", "backends"
+]

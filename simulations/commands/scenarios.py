@@ -122,15 +122,18 @@ def preview(
     from simulations.studies import preview as views  # noqa: PLC0415
 
     run = chosen.config.run
+    shifts = {name: [one.in_words for one in chosen.config.shifts_at(name)] for name in chosen.config.site_names}
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(TemporaryDirectory()))
         sites = prepare(chosen, folder, data=data)
         with progress("looking at sites", len(sites)) as advance:
-            told = views.preview(run, sites, readers=os.cpu_count() or 1, progress=advance)
+            told = views.preview(run, sites, readers=os.cpu_count() or 1, shifts=shifts, progress=advance)
     if as_json:
         show_json(views.as_data(told))
     else:
         show_table(f"{run.name}: patients", *views.patient_rows(told))
+        if any(shifts.values()):
+            show_table("Shifts", *views.shift_rows(told))
         show_table("Labels", *views.label_rows(told))
         show_table("Images", *views.image_rows(told))
     if out is not None:

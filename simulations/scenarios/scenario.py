@@ -7,6 +7,7 @@
     [phantoms] ...                     or: one site per scanner, with generated CT series
     [partition] ...                    or: one archive, its patients shared out among sites: simulations/partitions
     [pretraining] ...                  generated images that every model starts from; see pretraining.py
+    [[shifts]] ...                     what makes a site's images or labels unlike the others': simulations/shifts
     [compare] ...                      the columns of `compare`
 
 `prepare` turns it into site homes under the output folder, the same kind of folder that a hospital has.
@@ -31,25 +32,21 @@ from common.config import (
     Fraction,
     Name,
     PolicyConfig,
-    Positive,
-    PrivacyConfig,
     RunConfig,
     SiteConfig,
     SourceConfig,
     Table,
-    TrainingConfig,
     load,
-    validate,
 )
 from common.document.tomlfile import to_toml
 from common.errors import ConfigError
-from common.models import NETWORK_CHOICE, Network
-from common.strategies import STRATEGY_CHOICE, Strategy
 from common.system.files import write_atomically
-from simulations.faults import FAULT_CHOICE, Fault
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.partitions import PARTITION_CHOICE, Archive, Partition
+from simulations.scenarios.compare_settings import CompareConfig
 from simulations.scenarios.pretraining_settings import PretrainingConfig
+from simulations.scenarios.shifted import shifted_site
+from simulations.shifts import SHIFT_CHOICE, Shift
 
 SHIPPED = Path(__file__).parent
 DATA_VARIABLE = "WARDROUND_DATA"
@@ -105,60 +102,6 @@ class PhantomsConfig(Table):
         return self.healthy[number] if isinstance(self.healthy, tuple) else self.healthy
 
 
-class CompareConfig(Table):
-    """What `compare` needs beyond the run."""
-
-    # None: no private column.
-    privacy: PrivacyConfig | None = None
-    # A private column for each of these, instead of for the target-epsilon of [compare.privacy] alone.
-    epsilons: tuple[Positive, ...] = ()
-    # The learning rate of each of them: more noise wants smaller steps. Empty: that of the training.
-    learning_rates: tuple[Positive, ...] = ()
-    # Of the private columns, which want fewer and larger steps and plain SGD. None: as in the run.
-    training: TrainingConfig | None = None
-    rounds: Count | None = None
-    # A column for each site by itself.
-    alone: bool = True
-    # A column for the federation without each of its sites.
-    leave_one_out: bool = False
-    # Private columns also for one hospital that holds the patients of all.
-    private_pooled: bool = False
-    # What `compare --networks` compares: tables as [run.model], each in place of it.
-    networks: tuple[Annotated[Network, NETWORK_CHOICE], ...] = ()
-    # What `compare --strategies` compares: tables as [run.strategy], each in place of it.
-    strategies: tuple[Annotated[Strategy, STRATEGY_CHOICE], ...] = ()
-    # With which of them: each strategy is trained without a fault, and once more with each of these.
-    faults: tuple[Annotated[Fault, FAULT_CHOICE], ...] = ()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.learning_rates and len(self.learning_rates) != len(self.epsilons):
-            raise ValueError("learning-rates needs one entry for each of epsilons")
-        return self
-
-    def private_runs(self, run: RunConfig) -> tuple[RunConfig, ...]:
-        """The run with privacy, for each private column."""
-        if self.privacy is None:
-            return ()
-        training, rounds = self.training or run.training, self.rounds or run.federation.rounds
-        ends = {"rounds": rounds, "evaluate_every": rounds, "weighting": None, "keep": "last", "patience": None}
-        federation = run.federation.model_copy(update={**ends, "statistics": False})
-        epsilons = self.epsilons or (self.privacy.target_epsilon,)
-        rates = self.learning_rates or (training.learning_rate,) * len(epsilons)
-        changes = [
-            {
-                "training": training.model_copy(update={"learning_rate": rate}),
-                "federation": federation,
-                "privacy": self.privacy.model_copy(update={"target_epsilon": epsilon}),
-            }
-            for epsilon, rate in zip(epsilons, rates, strict=True)
-        ]
-        # Built anew, so that it is checked as a whole.
-        return tuple(
-            validate(RunConfig, run.model_copy(update=one).model_dump(by_alias=True), "[compare]") for one in changes
-        )
-
-
 class ScenarioConfig(Table):
     """A scenario file."""
 
@@ -170,6 +113,8 @@ class ScenarioConfig(Table):
     phantoms: PhantomsConfig | None = None
     partition: Annotated[Partition, PARTITION_CHOICE] | None = None
     pretraining: PretrainingConfig | None = None
+    # Applied in their order to all studies of their sites.
+    shifts: tuple[Annotated[Shift, SHIFT_CHOICE], ...] = ()
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="before")
@@ -199,6 +144,8 @@ class ScenarioConfig(Table):
         at_fault = {site for fault in self.compare.faults for site in fault.sites}
         if unknown := sorted(at_fault - set(names)):
             raise ValueError(f"compare.faults names sites {unknown} that the scenario has not; it has {list(names)}")
+        if unknown := sorted({site for shift in self.shifts for site in shift.sites} - set(names)):
+            raise ValueError(f"shifts names sites {unknown} that the scenario has not; it has {list(names)}")
         for strategy in self.compare.strategies:
             if len(names) < strategy.fewest:
                 raise ValueError(f"compare.strategies: {strategy.kind} needs {strategy.fewest} sites, not {len(names)}")
@@ -207,6 +154,10 @@ class ScenarioConfig(Table):
         if len(names) < self.run.federation.quorum:
             raise ValueError(f"{len(names)} sites cannot reach federation.quorum {self.run.federation.quorum}")
         return self
+
+    def shifts_at(self, site: str) -> tuple[Shift, ...]:
+        """What is done to a site's studies, in order."""
+        return tuple(shift for shift in self.shifts if site in shift.sites)
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -257,6 +208,8 @@ def prepare(
 ) -> list[Site]:
     """Make one site home per site under `out/sites`, with generated images under `out/data` where asked for.
 
+    Images of sites with shifts are written under `out/shifted`, and the site has those.
+
     Args:
         scenario: what to prepare.
         out: the output folder of the simulation.
@@ -278,6 +231,7 @@ def prepare(
                 f"set {DATA_VARIABLE} to the folder that holds {config.images or scenario.name}/."
             )
         sites = _partition(config.partition, root) if config.partition is not None else _absolute(config.sites, root)
+    sites = [shifted_site(site, config.shifts_at(site.name), config.run, out / "shifted") for site in sites]
     chosen = {} if device is None else {"device": device}
     return [make_site(out / "sites", site.model_copy(update=chosen)) for site in sites]
 

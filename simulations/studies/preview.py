@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from client.data.check.checkup import check_site
@@ -40,8 +41,8 @@ class Dealt:
 
     patients: those who train, validate and test. set_aside: studies by the code of what is wrong with them. classes: by
     name. images: of each modality and number of axes "modality", "studies", "size" and "spacing-mm" as [least, most]
-    along each axis, and "intensities" by percentile. marked: of each study the share of its voxels in any class.
-    middles: of each study the median intensity.
+    along each axis, and "intensities" by percentile. shifts: what the scenario did to them, in order. marked: of each
+    study the share of its voxels in any class. middles: of each study the median intensity.
     """
 
     site: str
@@ -50,6 +51,7 @@ class Dealt:
     set_aside: Mapping[str, int]
     classes: Mapping[str, OfClass]
     images: Sequence[Mapping[str, Any]]
+    shifts: Sequence[str] = ()
     marked: Sequence[float] = field(repr=False, default=())
     middles: Sequence[float] = field(repr=False, default=())
 
@@ -59,6 +61,7 @@ def preview(
     sites: Sequence[Site],
     *,
     readers: int,
+    shifts: Mapping[str, Sequence[str]] = MappingProxyType({}),
     progress: Callable[[int, str], None] = lambda _done, _text: None,
 ) -> list[Dealt]:
     """Look at every site as a run would.
@@ -67,6 +70,7 @@ def preview(
         run: whose classes, modality and split count.
         sites: of the scenario, as `prepare` makes them.
         readers: processes that parse; see `client.data.isolate`.
+        shifts: what was done to the studies of some sites.
         progress: called with the number of sites done, and the last one.
 
     Raises:
@@ -74,7 +78,7 @@ def preview(
     """
     told = []
     for number, site in enumerate(sites, start=1):
-        told.append(_dealt(site, run, readers))
+        told.append(_dealt(site, run, readers, shifts.get(site.config.name, ())))
         progress(number, site.config.name)
     return told
 
@@ -114,6 +118,11 @@ def image_rows(told: Sequence[Dealt]) -> tuple[list[str], list[list[object]]]:
     ]
 
 
+def shift_rows(told: Sequence[Dealt]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows: what was done to the studies of each site, in order; none where there is no shift."""
+    return ["site", "shift"], [[one.site, shift] for one in told for shift in one.shifts]
+
+
 def as_data(told: Sequence[Dealt]) -> list[dict[str, Any]]:
     """All of it as plain values."""
     return [
@@ -124,6 +133,7 @@ def as_data(told: Sequence[Dealt]) -> list[dict[str, Any]]:
             "set-aside": dict(one.set_aside),
             "classes": {name: {"studies": two.studies, "share": two.share} for name, two in one.classes.items()},
             "images": list(one.images),
+            "shifts": list(one.shifts),
             "marked": list(one.marked),
             "medians": list(one.middles),
         }
@@ -136,6 +146,7 @@ def write(out: Path, name: str, told: Sequence[Dealt]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _plot(out, told)
     columns, rows = patient_rows(told)
+    tables = (shift_rows(told), label_rows(told), image_rows(told))
     page = render(
         "simulations/studies/study.html",
         title=f"Preview {name}",
@@ -144,14 +155,14 @@ def write(out: Path, name: str, told: Sequence[Dealt]) -> Path:
         columns=columns,
         rows=[[_words(cell) for cell in row] for row in rows],
         below=("Nothing has been trained.",),
-        further=[{"columns": head, "rows": cells} for head, cells in (label_rows(told), image_rows(told)) if cells],
+        further=[{"columns": head, "rows": cells} for head, cells in tables if cells],
         plots=[picture(out / "preview.png")],
     )
     write_atomically(out / PAGE_NAME, page.encode())
     return out / PAGE_NAME
 
 
-def _dealt(site: Site, run: RunConfig, readers: int) -> Dealt:
+def _dealt(site: Site, run: RunConfig, readers: int, shifts: Sequence[str]) -> Dealt:
     values = as_document(check_site(site.home, site.config, site.key, issue(run), readers=readers))
     usable = [study for study in values["studies"] if study["usable"]]
     aside = Counter(study["code"] for study in values["studies"] if not study["usable"])
@@ -173,6 +184,7 @@ def _dealt(site: Site, run: RunConfig, readers: int) -> Dealt:
         dict(aside),
         classes or found,
         values["images"],
+        shifts,
         [_marked(study["voxels"]) for study in usable if study["voxels"]],
         [study["intensities"][_MIDDLE] for study in usable],
     )
@@ -222,4 +234,4 @@ def _plot(out: Path, told: Sequence[Dealt]) -> None:
     figure.savefig(out / "preview.svg")
 
 
-__all__ = ["Dealt", "OfClass", "as_data", "image_rows", "label_rows", "patient_rows", "preview", "write"]
+__all__ = ["Dealt", "OfClass", "as_data", "image_rows", "label_rows", "patient_rows", "preview", "shift_rows", "write"]

@@ -1,0 +1,166 @@
+"""A shifted site has the patients, the grid and the split of the images that it was made from, and other voxels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from client.data.cohort import Case
+from client.site import Site
+from common.config import RunConfig, SiteConfig, validate
+from common.errors import ConfigError
+from simulations.commands.main import app
+from simulations.generators.phantoms import SCANNERS, write_hospital
+from simulations.scenarios.scenario import load_scenario, make_site, prepare
+from simulations.scenarios.shifted import shifted_site
+from simulations.shifts import Shift
+from simulations.shifts.gain import Gain
+from simulations.shifts.missed_regions import MissedRegions
+from simulations.shifts.wrong_classes import WrongClasses
+from tests.json_forms import conforms
+from tests.simulations.classed import classed_run, classed_site
+from tests.simulations.overlapping import overlapping_run, overlapping_site
+from tests.simulations.tiny import tiny_run, tiny_scenario, tiny_site
+
+SHIFTS = """
+[[shifts]]
+sites = ["north"]
+kind = "gain"
+gain = 0.5
+offset = 10.0
+"""
+
+
+def a_shift(kind: type[Shift], **settings: Any) -> Shift:
+    return validate(kind, {"sites": ["north"], **settings})
+
+
+NONE = a_shift(Gain, gain=1.0)
+
+
+def cases(site: Site, run: RunConfig) -> list[Case]:
+    return list(site.cohort(run).cases)
+
+
+def both(folder: Path, config: SiteConfig, shift: Shift, run: RunConfig) -> list[tuple[Case, Case]]:
+    """Each study of a site as it is, and as its shift makes it."""
+    plain = make_site(folder / "plain", config)
+    other = make_site(folder / "other", shifted_site(config, [shift], run, folder / "shifted"))
+    pairs = list(zip(cases(plain, run), cases(other, run), strict=True))
+    assert pairs
+    assert [one.split for one, _ in pairs] == [two.split for _, two in pairs]
+    return pairs
+
+
+def sim(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_every_split_of_a_shifted_site_is_shifted_and_its_labels_stay(tmp_path: Path) -> None:
+    path = tiny_scenario(tmp_path)
+    path.write_text(path.read_text() + SHIFTS)
+    scenario = load_scenario(str(path))
+    run = tiny_run(preprocessing={"intensity": "window", "window": [0, 255]})
+    north, south = prepare(scenario, tmp_path / "out")
+    assert south.config.data[0].path == str(tmp_path / "south")  # nothing is copied
+    plain = make_site(tmp_path / "plain", tiny_site(tmp_path / "north", "north"))
+    pairs = list(zip(cases(plain, run), cases(north, run), strict=True))
+    assert {one.split for one, _ in pairs} == {"train", "validation", "test"}
+    for before, after in pairs:
+        assert before.split == after.split
+        assert (before.labels == after.labels).all()
+        wanted = (before.images * 255 * 0.5 + 10).round() / 255
+        assert np.allclose(after.images, wanted, atol=0.51 / 255)  # stored in 8 bits
+
+
+def test_shifted_images_are_written_once_and_anew_where_the_shift_or_a_file_is_another(tmp_path: Path) -> None:
+    path = tiny_scenario(tmp_path)
+    path.write_text(path.read_text() + SHIFTS)
+    folder = tmp_path / "out" / "shifted" / "north" / "1"
+
+    def written() -> tuple[int, bytes]:
+        prepare(load_scenario(str(path)), tmp_path / "out")
+        one = folder / "000001-image.png"
+        return one.stat().st_mtime_ns, one.read_bytes()
+
+    first = written()
+    assert written() == first
+    path.write_text(path.read_text().replace("gain = 0.5", "gain = 0.75"))
+    second = written()
+    assert second[1] != first[1]
+    original = tmp_path / "north" / "images" / "north-0.png"
+    Image.fromarray(255 - np.asarray(Image.open(original))).save(original)
+    assert written()[1] != second[1]
+
+
+def test_preview_shows_what_was_done_to_whom(tmp_path: Path) -> None:
+    path = tiny_scenario(tmp_path)
+    plain = {one["site"]: one for one in json.loads(sim("preview", path, "--json").stdout)}
+    path.write_text(path.read_text() + SHIFTS)
+    done = sim("preview", path, "--json")
+    assert done.exit_code == 0, done.output
+    told = {one["site"]: one for one in json.loads(done.stdout)}
+    conforms("wardround-sim preview", list(told.values()))
+    assert told["north"]["shifts"] == ["gain (gain 0.5, offset 10.0)"]
+    assert told["south"] == plain["south"]
+    assert told["north"]["medians"] == pytest.approx([0.5 * one + 10 for one in plain["north"]["medians"]], abs=1)
+    assert told["north"]["marked"] == plain["north"]["marked"]
+
+
+def test_a_shift_of_no_site_is_refused(tmp_path: Path) -> None:
+    path = tiny_scenario(tmp_path)
+    path.write_text(path.read_text() + SHIFTS.replace('"north"', '"west"'))
+    with pytest.raises(ConfigError, match=r"shifts names sites \['west'\]"):
+        load_scenario(str(path))
+
+
+def test_ct_keeps_its_place_its_values_and_its_label(tmp_path: Path) -> None:
+    write_hospital(tmp_path / "a", scanner=SCANNERS["a"], patients=4, seed=0, slices=6, rows=48)
+    run = tiny_run(
+        data={"modality": "CT", "classes": ["lesion"]},
+        preprocessing={"spacing-mm": [3.0, 3.0], "intensity": "window", "window": [-100, 250]},
+    )
+    source = {"path": str(tmp_path / "a"), "kind": "dicom", "empty-labels-are-negative": True}
+    config = validate(SiteConfig, {"name": "a", "data": [source]})
+    for before, after in both(tmp_path, config, NONE, run):
+        assert (before.images == after.images).all()
+        assert (before.labels == after.labels).all()
+
+
+def test_classes_that_overlap_stay_apart(tmp_path: Path) -> None:
+    config, run = overlapping_site(tmp_path / "north", "north", 4), overlapping_run()
+    pairs = both(tmp_path, config, a_shift(MissedRegions, probability=1.0), run)
+    for before, after in pairs:
+        assert (before.images == after.images).all()
+        assert (before.labels == after.labels).all()  # each class is one region
+    assert any((before.labels == 3).any() for before, _ in pairs)
+
+
+def test_images_that_are_classed_as_a_whole_have_other_classes(tmp_path: Path) -> None:
+    config, run = classed_site(tmp_path / "north", "north", 6), classed_run()
+    for before, after in both(tmp_path, config, NONE, run):
+        assert (before.labels == after.labels).all()
+    for before, after in both(tmp_path / "wrong", config, a_shift(WrongClasses, probability=1.0), run):
+        assert (before.images == after.images).all()
+        assert int(after.labels.max()) in {1, 2} - {int(before.labels.max())}
+
+
+def test_deep_pictures_keep_their_depth(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 4)
+    for path in (tmp_path / "north" / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 200).save(path)
+    for before, after in both(tmp_path, config, NONE, tiny_run()):
+        assert (before.images == after.images).all()
+
+
+def test_a_site_none_of_whose_studies_can_be_read_is_told(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 3)
+    for path in (tmp_path / "north" / "images").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="none of the 3 studies"):
+        shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted")
