@@ -37,7 +37,7 @@ class Read:
 
 
 def drafted(folder: Path, out: Path, label_map: Mapping[str, str] | None = None, **options: object) -> Read:
-    source = SourceConfig(path=str(folder), label_map=label_map or {})
+    source = SourceConfig(path=str(folder), label_map=dict(label_map or {}))
     made = draft(source, "mine", **options)  # type: ignore[arg-type]  # of a draft
     (out / "mine.toml").write_text(made.text, encoding="utf-8")
     scenario = load_scenario(str(out / "mine.toml"))
