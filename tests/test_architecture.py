@@ -186,9 +186,9 @@ ARROWS = {
     "simulations.bench": (
         "client client.agent client.data client.data.isolate client.data.keep client.data.read client.data.study "
         "client.trail client.train common.audit common.config common.console common.flower common.identity "
-        "common.learning common.losses common.privacy common.system common.tasks common.wire server.coordinator "
-        "server.federation server.gateway server.home server.registry simulations.backends simulations.generators "
-        "simulations.scenarios"
+        "common.learning common.losses common.privacy common.strategies common.system common.tasks common.wire "
+        "server.coordinator server.federation server.federation.strategies server.gateway server.home "
+        "server.registry simulations.backends simulations.generators simulations.scenarios"
     ),
     "simulations.commands": (
         "client client.commands client.evaluate common.config common.console common.document "
@@ -427,7 +427,7 @@ _WRITES_BY_ITSELF = {
     "server/coordinator/supervisor.py": "what processes print, appended by the kernel and begun anew when it is long",
     "simulations/audit/apart.py": "images and a key of a simulated site in a temporary folder",
     "simulations/bench/many_sites.py": "what processes print, appended by the kernel, in a temporary folder",
-    "simulations/bench/private_steps.py": "a file of the kernel under /proc",
+    "simulations/bench/peak.py": "a file of the kernel under /proc",
     "simulations/exchange/outside.py": "a program without any of ours, in a temporary folder",
     "simulations/exchange/pickled.py": "the pipe to whoever asked",
 }

@@ -38,6 +38,7 @@ from common.privacy.guarantee import uncovered
 from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
 from common.strategies import of_personal
 from common.tasks import of_local
+from common.wire.frames import Buffer
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -246,7 +247,7 @@ def check_start(request: Request, run: RunConfig) -> None:
         raise UpdateError("round 1 does not start from the weights that the approved run names", ErrorCode.WRONG_RUN)
 
 
-def check_received(part: bytes, largest: float, tensors: Shapes | None = None, *, weights: bool = True) -> None:
+def check_received(part: Buffer, largest: float, tensors: Shapes | None = None, *, weights: bool = True) -> None:
     """Look at a part that a coordinator wants trained, before the data see it.
 
     Args:
@@ -283,14 +284,14 @@ def _scores_are_noised(run: RunConfig, scores: Scores) -> bool:
     return run.privacy is not None and scores == "noised"
 
 
-def _rebuilt(parts: Parts, wanted: Sequence[str], weights: bytes) -> Parts:
+def _rebuilt(parts: Parts, wanted: Sequence[str], weights: Buffer) -> Parts:
     """The parts of an update, if they are those of the run, each with the tensors of the model."""
     if parts.keys() != set(wanted):
         raise UpdateError("the update's parts are not those of the run, by name; nothing is sent")
     return {name: _same_tensors(parts[name], weights) for name in wanted}
 
 
-def _same_tensors(part: bytes, template: bytes) -> bytes:
+def _same_tensors(part: Buffer, template: Buffer) -> Buffer:
     """The part, if it is exactly the tensors of `template`, which has passed this gate, and finite.
 
     safetensors is a head and the values, without a gap. With the template's own head nothing but values is in the part;
@@ -305,7 +306,7 @@ def _same_tensors(part: bytes, template: bytes) -> bytes:
     return part if same else save(tensors)
 
 
-def _head(part: bytes) -> bytes:
+def _head(part: Buffer) -> Buffer:
     """Names, types, shapes and places, as they stand in safetensors: 8 bytes of length (little-endian), then JSON."""
     return part[: _LENGTH_BYTES + int.from_bytes(part[:_LENGTH_BYTES], "little")]
 
@@ -320,9 +321,9 @@ def _copies(tensor: np.ndarray) -> bool:
     return bool(flat) or len({row.tobytes() for row in rows + 0.0}) < len(rows)
 
 
-def _load(weights: bytes) -> dict[str, np.ndarray]:
+def _load(weights: Buffer) -> dict[str, np.ndarray]:
     try:
-        return load(weights)
+        return load(bytes(weights))
     except (SafetensorError, KeyError, ValueError) as error:
         raise UpdateError("the model is not safetensors with plain number types") from error
 

@@ -119,7 +119,7 @@ def key_from_frame(frame: Frame | None) -> bytes:
     """Decode the first frame; see `key_to_frame`."""
     if frame is None or frame.header != {"kind": "site-key"} or list(frame.parts) != ["key"]:
         raise PipeError("the agent did not begin with the site key")
-    return frame.parts["key"]
+    return bytes(frame.parts["key"])
 
 
 def send(fd: int, frame: Frame, deadline: float | None = None) -> None:

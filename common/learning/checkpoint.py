@@ -50,26 +50,26 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def unpack(data: bytes) -> dict[str, Tensor]:
+def unpack(data: bytes | memoryview) -> dict[str, Tensor]:
     """Read safetensors bytes into named CPU tensors, sorted by name.
 
     Raises:
         UpdateError: the bytes are not safetensors.
     """
     try:
-        state = safetensors.torch.load(data)
+        state = safetensors.torch.load(bytes(data))
     # A well-formed header may still name a dtype torch does not have (KeyError) or a shape it refuses (RuntimeError).
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UpdateError("the weights are not safetensors bytes. Send the model as packed by this version.") from error
     return {name: state[name] for name in sorted(state)}
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
-def save_model(folder: Path, weights: bytes, manifest: Manifest, sealer: Sealer | None = None) -> None:
+def save_model(folder: Path, weights: bytes | memoryview, manifest: Manifest, sealer: Sealer | None = None) -> None:
     """Write weights and manifest into `folder`.
 
     Each file is atomic, the pair is not: a crash between them leaves a pair that `load_model` refuses. Where the old
@@ -87,7 +87,7 @@ def save_model(folder: Path, weights: bytes, manifest: Manifest, sealer: Sealer 
     if sha256(weights) != manifest.sha256:
         raise ConfigError("the manifest's sha256 is not that of the weights. Make the manifest from these weights.")
     text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=2, allow_nan=False)
-    for name, data in ((WEIGHTS_NAME, weights), (MANIFEST_NAME, f"{text}\n".encode())):
+    for name, data in ((WEIGHTS_NAME, bytes(weights)), (MANIFEST_NAME, f"{text}\n".encode())):
         if sealer is None:
             write_atomically(folder / name, data)
         else:

@@ -1,4 +1,4 @@
-"""A record of Flower's that holds nothing but bytes, and costs one copy to write and one to read.
+"""A record of Flower's that holds nothing but bytes, and costs one copy to write and none to read.
 
 Flower writes a `ConfigRecord` by way of its protobuf message, which copies a model six times: 80 ms of CPU for 30 MB,
 at each site and, once for the name and once for the bytes, at the coordinator. What comes out has little around the
@@ -15,6 +15,8 @@ from hashlib import sha256
 
 from flwr.app import ConfigRecord
 
+from common.wire.frames import Buffer
+
 _ZERO, _ITEM, _KEY, _VALUE, _BYTES = b"\0", b"\x0a", b"\x0a", b"\x12", b"\x32"
 _KIND = b"ConfigRecord  "
 _MOST_HEAD = 64  # of "ConfigRecord  SIZE\\0"
@@ -24,9 +26,11 @@ _LOW, _MORE, _BITS, _MOST_BITS = 0x7F, 0x80, 7, 63
 class BytesRecord(ConfigRecord):
     """A `ConfigRecord` of one entry of bytes. Written and named as Flower does it, in fewer steps."""
 
-    def __init__(self, key: str, data: bytes) -> None:
-        """Hold bytes under a key."""
-        super().__init__({key: data})
+    def __init__(self, key: str, data: Buffer) -> None:
+        """Hold bytes under a key, or a view of what they came in, which Flower would refuse."""
+        super().__init__({key: data} if isinstance(data, bytes) else None)
+        if not isinstance(data, bytes):
+            self.__dict__["_data"][key] = data
 
     def __setitem__(self, key: str, value: object) -> None:
         """As Flower's; the name of what was held before is forgotten."""
@@ -52,16 +56,19 @@ class BytesRecord(ConfigRecord):
             self.__dict__["_name"] = digest.hexdigest()
         return str(self.__dict__["_name"])
 
-    def _pieces(self) -> tuple[bytes, ...]:
+    def _pieces(self) -> tuple[Buffer, ...]:
         """What stands before the bytes, and the bytes; what it came to hold instead is left to Flower."""
         match list(self.items()):
-            case [(key, bytes() as data)] if key:  # protobuf leaves an empty key out
+            case [(key, bytes() | memoryview() as data)] if key:  # protobuf leaves an empty key out
                 return _before(key.encode(), len(data)), data
         return (ConfigRecord(dict(self)).deflate(),)
 
 
 def read(content: bytes) -> BytesRecord | None:
-    """The record that was written so, to the byte; None: it is another object, or is written in another way."""
+    """The record that was written so, to the byte; None: it is another object, or is written in another way.
+
+    It holds a view of `content`, not a copy.
+    """
     try:
         _, place = _length(content, content.index(_ZERO, 0, _MOST_HEAD) + 1, _ITEM)
         size, place = _length(content, place, _KEY)
@@ -69,7 +76,7 @@ def read(content: bytes) -> BytesRecord | None:
         _, place = _length(content, place, _VALUE)
         _, place = _length(content, place, _BYTES)
         canonical = key and content[:place] == _before(key, len(content) - place)
-        return BytesRecord(key.decode(), content[place:]) if canonical else None
+        return BytesRecord(key.decode(), memoryview(content)[place:]) if canonical else None
     except (ValueError, IndexError):
         return None
 

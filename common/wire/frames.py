@@ -17,9 +17,12 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from common.errors import ErrorCode, WardroundError
+
+# The bytes of a part: its own, or a read-only view of the message that it came in.
+Buffer: TypeAlias = bytes | memoryview
 
 HEADER_LIMIT = 1 << 20  # bytes
 PARTS_LIMIT = 1 << 30  # bytes of all parts together: five times the default policy's largest model
@@ -42,7 +45,7 @@ class Frame:
     """A JSON object, and bytes by name."""
 
     header: Mapping[str, Any]
-    parts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    parts: Mapping[str, Buffer] = field(default_factory=dict, repr=False)
 
 
 def send_frame(fd: int, frame: Frame, deadline: float | None = None) -> None:
@@ -195,6 +198,7 @@ def _wait(fd: int, event: int, deadline: float | None) -> None:
 __all__ = [
     "HEADER_LIMIT",
     "PARTS_LIMIT",
+    "Buffer",
     "Frame",
     "FrameError",
     "receive",

@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from common.errors import ErrorCode, UpdateError
-from common.wire.frames import Frame
+from common.wire.frames import Buffer, Frame
 
 Phase = Literal["validation", "test"]
-Parts: TypeAlias = Mapping[str, bytes]  # name -> safetensors
+Parts: TypeAlias = Mapping[str, Buffer]  # name -> safetensors
 
 _MOST = 2**31
 

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ErrorCode, UpdateError
 from common.wire.bytes_record import BytesRecord
-from common.wire.frames import Frame
+from common.wire.frames import Buffer, Frame
 from common.wire.messages import (
     Reply,
     Request,
@@ -70,7 +70,7 @@ def _to_record(frame: Frame) -> RecordDict:
 
 
 def _from_record(record: RecordDict) -> Frame:
-    pieces: dict[str, list[bytes]] = {}
+    pieces: dict[str, list[Buffer]] = {}
     for key in record:
         if key == _HEAD:
             continue
@@ -80,7 +80,7 @@ def _from_record(record: RecordDict) -> Frame:
             raise UpdateError("the pieces of a part of the message are not in order, from 0", ErrorCode.BAD_REQUEST)
         earlier.append(_bytes(record, key, _BYTES))
     try:
-        header = json.loads(_bytes(record, _HEAD, _JSON))
+        header = json.loads(bytes(_bytes(record, _HEAD, _JSON)))
     except (ValueError, RecursionError) as error:
         raise UpdateError("the message's header is not JSON", ErrorCode.BAD_REQUEST) from error
     if not isinstance(header, dict):
@@ -88,9 +88,9 @@ def _from_record(record: RecordDict) -> Frame:
     return Frame(header, {name: some[0] if len(some) == 1 else b"".join(some) for name, some in pieces.items()})
 
 
-def _bytes(record: RecordDict, key: str, entry: str) -> bytes:
+def _bytes(record: RecordDict, key: str, entry: str) -> Buffer:
     one = record.get(key)
-    if not isinstance(one, ConfigRecord) or list(one) != [entry] or not isinstance(data := one[entry], bytes):
+    if not isinstance(one, ConfigRecord) or list(one) != [entry] or not isinstance(data := one[entry], Buffer):
         raise UpdateError("the message must carry a head and parts, each as plain bytes", ErrorCode.BAD_REQUEST)
     return data
 

@@ -21,12 +21,14 @@ from common.audit.entries import SMALLEST_COUNT, bucketed
 from common.config import RunConfig
 from common.config.statistics import COUNTED, is_statistic, lowest_and_highest, rounded, statistic_names
 from common.errors import ErrorCode, UpdateError
-from common.learning.checkpoint import unpack
+from common.learning.views import views_of
 from common.text import counted
 from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.federation.bounds import farthest, trained, work_of
 from server.federation.events import ENTRIES, STEPS_MADE
 from server.federation.price import MAX_PATIENTS, check_price, check_steps
+from server.federation.strategies.blocks import distance as apart
+from server.federation.strategies.blocks import is_finite, length
 
 MAX_METRICS = 256
 # An update so many times as far as the median one of its round, of three or more, is refused: see docs/run.md.
@@ -42,7 +44,7 @@ _METRIC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 class Update:
     """An update that may enter the average, as far as it can be judged by itself."""
 
-    parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)  # as they lie in the reply: nobody may change them
     distance: float  # L2, from the model that was sent
     limit: float  # of the distance, for this site in this round
     steps: int = 1
@@ -67,6 +69,7 @@ def check_update(
     global_state: Mapping[str, Tensor],
     *,
     earlier: Sequence[float] = (),
+    start_norm: float | None = None,
 ) -> Update:
     """The update, if it may enter the average; `outliers` has the last word, when all are here.
 
@@ -77,6 +80,7 @@ def check_update(
         round_: the round that was asked for.
         global_state: the weights that were sent; the update must have the same names, shapes and dtypes.
         earlier: the deltas that the site stated with its updates of earlier rounds, under privacy.
+        start_norm: L2 norm of the weights that were sent; None: it is computed.
 
     Raises:
         UpdateError: with the code of the first rule broken.
@@ -94,13 +98,13 @@ def check_update(
     steps = check_steps(reply.metrics, run)
     if reply.parts.keys() != set(run.strategy.up):
         raise UpdateError("the update's parts are not those of the run", ErrorCode.WRONG_TENSORS)
-    parts = {name: unpack(part) for name, part in reply.parts.items()}
+    parts = {name: views_of(part) for name, part in reply.parts.items()}
     for name, part in parts.items():
         _check_tensors(part, global_state)
-        if name != run.strategy.MODEL and not all(bool(tensor.isfinite().all()) for tensor in part.values()):
+        if name != run.strategy.MODEL and not is_finite(part):
             raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
     state = parts[run.strategy.MODEL]
-    distance = _distance(state, global_state)
+    distance = apart(state, global_state)  # NaN and infinity pass through, so one sum tests both
     if not math.isfinite(distance):
         raise UpdateError("the update holds NaN or infinite values", ErrorCode.NOT_FINITE)
     _, frozen = trained(run)
@@ -110,8 +114,8 @@ def check_update(
             f"{run.strategy.kind})",
             ErrorCode.WRONG_TENSORS,
         )
-    start_norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in global_state.values()))
-    reachable = farthest(run, round_, start_norm, delta=reply.metrics.get("delta"), made=steps)
+    norm = length(global_state) if start_norm is None else start_norm
+    reachable = farthest(run, round_, norm, delta=reply.metrics.get("delta"), made=steps)
     setting = run.federation.max_update_norm
     if distance > setting:
         raise UpdateError(
@@ -228,11 +232,6 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
                 f"tensor {name} is {tuple(state[name].shape)} {state[name].dtype}, "
                 f"expected {tuple(tensor.shape)} {tensor.dtype}"
             )
-
-
-def _distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    # In float64: squares of float32 values overflow at 1e19. NaN and infinity pass through, so one sum tests both.
-    return math.sqrt(sum(float((state[name].double() - reference[name].double()).square().sum()) for name in reference))
 
 
 __all__ = [

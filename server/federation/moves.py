@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from server.federation.checks import Update
+from server.federation.strategies.blocks import Work, in_blocks, stack_of, stacked_block
 
 MOST_WEIGHTS = 16384  # of `some`, about
 
@@ -39,20 +40,37 @@ def moves_of(updates: Mapping[str, Update], sent: Mapping[str, Tensor], part: st
     sites = sorted(site for site, update in updates.items() if update.distance > 0)
     lengths = torch.tensor([updates[site].distance for site in sites], dtype=torch.float64)
     work = torch.tensor([updates[site].work for site in sites], dtype=torch.float64)
-    with_all, own, together = torch.zeros_like(lengths), torch.zeros_like(lengths), 0.0
+    if not sites:
+        return Moves(sites, lengths, lengths, lengths, work, torch.zeros(0, 0))
+    states = [updates[site].parts[part] for site in sites]
+
+    def begin() -> Work[tuple[Tensor, Tensor, float]]:
+        stacked = stack_of([*states, sent])
+
+        def of_block(name: str, start: int, stop: int) -> tuple[Tensor, Tensor, float]:
+            values = stacked(name, start, stop)
+            moves = values[:-1].sub_(values[-1])
+            total = (1 / lengths) @ moves
+            return moves @ total, torch.linalg.vector_norm(moves, dim=1).square(), float(total @ total)
+
+        return of_block
+
+    # By name, as their order in the first round is another.
+    found = in_blocks(dict(sorted(sent.items())), begin, stacked_block(len(states) + 1))
+    with_all = torch.stack([one for one, _, _ in found]).sum(0) / lengths
+    own = torch.stack([one for _, one, _ in found]).sum(0) / lengths.square()
+    others = (sum(one for _, _, one in found) - 2 * with_all + own).clamp(min=0).sqrt()
+    return Moves(sites, lengths, with_all - own, others, work, _some(states, sent))
+
+
+def _some(states: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tensor]) -> Tensor:
+    """(S, W): of each move every so manieth weight of each tensor."""
     every = max(1, -(-sum(tensor.numel() for tensor in sent.values()) // MOST_WEIGHTS))
-    some: list[Tensor] = []
-    # Tensor by tensor, as a model may be large; by name, as their order in the first round is another.
-    for name, start in sorted(sent.items()) if sites else ():
-        moves = torch.stack([(updates[site].parts[part][name].double() - start.double()).flatten() for site in sites])
-        some.append(moves[:, ::every].clone())  # a view would keep the whole
-        directions = moves.div_(lengths[:, None])
-        total = directions.sum(0)
-        with_all += directions @ total
-        own += directions.square_().sum(1)
-        together += float(total @ total)
-    others = (together - 2 * with_all + own).clamp(min=0).sqrt()
-    return Moves(sites, lengths, with_all - own, others, work, torch.cat(some, 1) if some else torch.zeros(0, 0))
+    spread = [
+        torch.stack([one[name].reshape(-1)[::every].double() for one in states]) - start.reshape(-1)[::every].double()
+        for name, start in sorted(sent.items())
+    ]
+    return torch.cat(spread, 1)
 
 
 __all__ = ["MOST_WEIGHTS", "Moves", "moves_of"]

@@ -58,6 +58,7 @@ from server.federation.model import Model, initial_weights, keep, last_checkpoin
 from server.federation.moves import moves_of
 from server.federation.selection import costs_of, has_seen_enough
 from server.federation.strategies import Aggregation, aggregation_of
+from server.federation.strategies.blocks import length
 from server.federation.strategies.weighing import capped, tempered
 from server.federation.suspicion import suspicious
 
@@ -217,15 +218,14 @@ def _is_over(session: _Session, model: Model) -> bool:
 
 def _train(session: _Session, number: int, model: Model) -> Model:
     """One round: the new global model."""
-    start = time.monotonic()
-    run = session.run
+    start, run = time.monotonic(), session.run
     updates: dict[str, Update] = {}
     weights: dict[str, float] = {}
     entered: dict[str, str] = {}  # site -> SHA-256 of its update
     absent = _Absent()
     bytes_up = answered = 0
-    part = session.aggregation.model
-    sent = session.aggregation.held[part]
+    sent = session.aggregation.held[part := session.aggregation.model]
+    norm = length(sent)
 
     def wanted() -> int:
         return run.federation.quorum - len(entered)
@@ -236,7 +236,7 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             continue
         bytes_up += reply.size
         before = deltas_of(session.journal.events, answer.site)
-        judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before)
+        judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before, start_norm=norm)
         if (
             update := _judged(judge, answer.site, f"round {number}: the coordinator refuses the update", absent)
         ) is None:

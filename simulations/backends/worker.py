@@ -16,7 +16,7 @@ from client.site import open_site
 from client.worker import protocol
 from client.worker.loop import answer
 from client.worker.protocol import Answer, PipeError, Work
-from common.wire.frames import Frame
+from common.wire.frames import Buffer, Frame
 from simulations.backends.open_sites import OpenSites
 
 _PLACE, _KEY = "simulation", "site-key"
@@ -46,7 +46,7 @@ def question_to_frame(work: Work, place: Place, key: bytes, *, with_parts: bool)
 
 def serve(fd: int) -> None:
     """Answer until the socket is closed."""
-    known, parts = "", dict[str, bytes]()
+    known, parts = "", dict[str, Buffer]()
     opened = OpenSites()
     while (frame := protocol.receive(fd)) is not None:
         header, given = dict(frame.header), dict(frame.parts)
@@ -57,7 +57,7 @@ def serve(fd: int) -> None:
             raise PipeError("a question names parts that this worker does not have")
         question = protocol.question_from_frame(Frame(header, parts))
         assert isinstance(question, Work)  # noqa: S101 - for the type checker: it has an attempt
-        protocol.send(fd, protocol.answer_to_frame(_answered(question, place, key, opened)))
+        protocol.send(fd, protocol.answer_to_frame(_answered(question, place, bytes(key), opened)))
 
 
 def _answered(question: Work, place: Place, key: bytes, opened: OpenSites) -> Answer:

@@ -9,7 +9,6 @@ seed, ours as it is drawn at a hospital.
 
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,11 +17,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import psutil
 import torch
 from opacus import GradSampleModule
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
@@ -40,6 +37,7 @@ from common.privacy.engine import private_optimizer, private_step
 from common.privacy.gradients import Patient, Strategy
 from common.privacy.noise import noised
 from common.system.environment import PACKAGES, for_child
+from simulations.bench import peak
 
 PLAIN = "plain SGD"
 HOOKS, FUNCTORCH, GHOST = "Opacus, hooks", "Opacus, functorch", "Opacus, ghost clipping"
@@ -47,7 +45,6 @@ AUTOTUNED = "ours, autotuned"
 
 _NORM, _NOISE, _RATE = 1.0, 1.0, 1e-3
 _SMALL = 32  # rows
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 Step = Callable[[], object]
 
@@ -276,9 +273,7 @@ def _answer(way: str, case: Case) -> None:
     with suppress(RuntimeError):
         _step(way, _model(small), *_batch(small))()  # what the libraries load at their first step is not the step's
     model, batch = _model(case), _batch(case)
-    with suppress(OSError):
-        _RESET.write_text("5")  # Linux: the peak starts anew (proc(5))
-    before = psutil.Process().memory_info().rss
+    before = peak.from_here()
     step: Step | None = None
     for _ in sys.stdin:
         with _NoiseClock() as clock:
@@ -286,18 +281,11 @@ def _answer(way: str, case: Case) -> None:
             try:
                 step = step or _step(way, model, *batch)
                 step()
-                answer = [time.process_time() - started, clock.seconds, float(_peak() - before)]
+                answer = [time.process_time() - started, clock.seconds, float(peak.most() - before)]
             except RuntimeError:
                 answer = [math.nan] * 3
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-
-
-def _peak() -> int:
-    """Bytes that this process has had in memory at most."""
-    if _STATUS.exists():  # the other one may be of the process that started this one
-        return 1024 * int(_STATUS.read_text().partition("VmHWM:")[2].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _main(way: str, case: dict[str, Any], threads: str) -> None:

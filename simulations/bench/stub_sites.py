@@ -192,7 +192,7 @@ class StubSite:
 
     def _reply(self, request: Request) -> Reply:
         if isinstance(request, TrainRequest):
-            parts = {name: moved(part, self._number) for name, part in request.parts.items()}
+            parts = {name: moved(bytes(part), self._number) for name, part in request.parts.items()}
             return TrainReply(request.run_hash, request.round, parts, 10, {"train-loss": 1.0, "seconds": 0.0})
         return EvaluateReply(request.run_hash, request.round, request.phase, 10, {SCORE_NAMES[0]: _SCORE})
 

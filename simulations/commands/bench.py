@@ -108,6 +108,40 @@ def bench_training(
     show_table(f"A round of {bench.CLIENTS} clients; times {against.way}", columns, rows, as_json=as_json)
 
 
+@bench_app.command("aggregation")
+def bench_aggregation(
+    updates: Annotated[
+        list[int] | None, typer.Option("--updates", min=1, help="Of so many sites; may be given again. [4, 16, 32]")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns; the figures are medians.")] = 9,
+    threads: ThreadsOption = 1,
+    small: Annotated[bool, typer.Option("--small", help="A model of 20 kB in place of 30 MB.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make one model of many, as Flower does it and as we do, by turns.
+
+    Example: wardround-sim bench aggregation --updates 4
+    """
+    configure_logging()
+    from simulations.bench import aggregation as bench  # noqa: PLC0415
+    from simulations.bench.models import CHANNELS, SMALL  # noqa: PLC0415
+
+    use_threads(threads)
+    rows: list[list[object]] = []
+    for count in updates or (4, 16, 32):
+        with progress(f"turns with {count} updates", repeats) as advance:
+            figures = bench.measure(
+                updates=count, repeats=repeats, channels=SMALL if small else CHANNELS, progress=advance
+            )
+        against = figures[0]
+        for one in figures:
+            wall, *_ = one.rates(one.wall_s)
+            rows.append([count, one.way, *one.rates(one.cpu_s), wall, *one.times(against), one.memory / one.size])
+    columns = ["updates", "way", "GB per CPU s", "least", "most", "GB per s", "times as fast", "on the wall", "models"]
+    title = f"Of a model of {against.size / 1e6:.3g} MB; times as fast as {against.way}; models held at most"
+    show_table(title, columns, rows, as_json=as_json)
+
+
 @bench_app.command("sites")
 def bench_sites(
     sites: Annotated[int, typer.Option("--sites", min=2, help="Sites at one coordinator.")] = 100,

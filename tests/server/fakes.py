@@ -15,6 +15,7 @@ from common.config import RunConfig, validate
 from common.errors import ErrorCode
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import plan
+from common.wire.frames import Buffer
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_to_record, request_from_record
 
@@ -38,7 +39,7 @@ def a_run(rounds: int = 2, quorum: int = 2, *, format_: int = 1, **tables: Mappi
     return validate(RunConfig, values)
 
 
-def trains(change: Callable[[TrainRequest], bytes], patients: int = 10, dice: float = 0.5) -> FakeSite:
+def trains(change: Callable[[TrainRequest], Buffer], patients: int = 10, dice: float = 0.5) -> FakeSite:
     """A well-behaved site whose update is `change(request)`."""
 
     def site(request: Request) -> Said:

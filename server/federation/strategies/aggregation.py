@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from common.strategies import Strategy
-from server.federation.strategies.weighing import WeightedSum
+from server.federation.strategies.blocks import State, by_values, weighted_mean
 
-State: TypeAlias = Mapping[str, Tensor]  # the model's tensors, by name
 Costs: TypeAlias = Mapping[int, Mapping[str, float]]
 StrategyType = TypeVar("StrategyType", bound=Strategy)
 
@@ -107,17 +106,17 @@ class Mean(Server[StrategyType]):
 
     def __init__(self, settings: StrategyType) -> None:
         super().__init__(settings)
-        self._sums: dict[str, WeightedSum] = {}
+        self._added: list[tuple[Mapping[str, State], float]] = []
 
     def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
-        """Into the sums; no update is kept."""
-        for name in self.settings.up:
-            self._sums.setdefault(name, WeightedSum()).add(parts[name], weight)
+        """Until the round is finished; whoever adds it holds it until then, too."""
+        self._added.append((parts, weight))
 
     def means(self) -> dict[str, State]:
         """The mean of each part over the sites of this round."""
-        sums, self._sums = self._sums, {}
-        return {name: one.mean() for name, one in sums.items()}
+        added, self._added = self._added, []
+        weights = [weight for _, weight in added]
+        return {name: weighted_mean([parts[name] for parts, _ in added], weights) for name in self.settings.up}
 
     def finish(self, round_: int) -> None:
         """The mean of the weights is the model."""
@@ -138,25 +137,20 @@ class Each(Server[StrategyType]):
     def finish(self, round_: int) -> None:
         """The model is what `combined` makes of those that are `chosen`."""
         chosen, self.updates = self.chosen(self.updates), []
-        names = self.held[self.model]
-        made = {
-            name: self.combined(torch.stack([one[name].double() for one in chosen])).to(tensor.dtype)
-            for name, tensor in names.items()
-        }
-        self.held = {**self.held, self.model: made}
+        self.held = {**self.held, self.model: by_values(chosen, self.combined)}
 
     def chosen(self, updates: list[State]) -> list[State]:
         """Those that enter; here all."""
         return updates
 
     def combined(self, values: Tensor) -> Tensor:
-        """One tensor of the model; here the mean.
+        """Some values of the model; here the mean.
 
         Args:
-            values: (sites, *shape) float64, of those that are chosen.
+            values: (sites, n) float64, of those that are chosen.
 
         Returns:
-            (*shape).
+            (n).
         """
         return values.mean(0)
 

@@ -1,35 +1,34 @@
-"""FedNova at the coordinator: the mean of moves over their works, taken as far as the mean of the works."""
+"""FedNova at the coordinator: the mean of moves over their works, taken as far as the mean of the works.
+
+With weights w and works t it is the model + s sum_i (w_i / t_i) (update_i - model), s = sum_i w_i t_i / (sum_i w_i)^2:
+a mean of the updates and of the model, whose weights add up to 1.
+"""
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from common.strategies.fednova import FedNova
-from server.federation.strategies.aggregation import Mean, State
+from server.federation.strategies.aggregation import Server, State
+from server.federation.strategies.blocks import weighted_mean
 
 
-class MeanOfMovesPerWork(Mean[FedNova]):
-    """Adds moves up in float64, each divided by its work; see `common.strategies.fednova`."""
+class MeanOfMovesPerWork(Server[FedNova]):
+    """See the module, and `common.strategies.fednova`."""
 
     def __init__(self, settings: FedNova) -> None:
         super().__init__(settings)
-        self._moves: dict[str, Tensor] = {}
-        self._weight = self._work = 0.0
+        self._added: list[tuple[State, float, float]] = []  # update, weight, work
 
     def add(self, parts: Mapping[str, State], weight: float, work: float = 1.0) -> None:
-        """Into the sums; no update is kept."""
-        self._weight += weight
-        self._work += weight * work
-        for name, one in parts[self.model].items():
-            move = (one.double() - self.held[self.model][name].double()).mul_(weight / work)
-            self._moves[name] = self._moves[name].add_(move) if name in self._moves else move
+        """Until the round is finished."""
+        self._added.append((parts[self.model], weight, work))
 
     def finish(self, round_: int) -> None:
         """See the module."""
-        moves, share = self._moves, self._work / self._weight**2
-        self._moves, self._weight, self._work = {}, 0.0, 0.0
-        made = {name: (one.double() + share * moves[name]).to(one.dtype) for name, one in self.held[self.model].items()}
-        self.held = {**self.held, self.model: made}
+        added, self._added = self._added, []
+        share = sum(weight * work for _, weight, work in added) / sum(weight for _, weight, _ in added) ** 2
+        counts = [share * weight / work for _, weight, work in added]
+        states = [*(update for update, _, _ in added), self.held[self.model]]
+        self.held = {**self.held, self.model: weighted_mean(states, [*counts, 1 - sum(counts)])}
 
 
 __all__ = ["MeanOfMovesPerWork"]

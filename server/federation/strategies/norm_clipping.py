@@ -1,15 +1,15 @@
 """Norm clipping at the coordinator: moves that are too long are shortened before the weighted mean is taken."""
 
-import math
 import statistics
 from collections.abc import Mapping
 
 from common.strategies.norm_clipping import NormClipping
-from server.federation.strategies.aggregation import Mean, State
+from server.federation.strategies.aggregation import Server, State
+from server.federation.strategies.blocks import distance, weighted_mean
 
 
-class MeanOfClipped(Mean[NormClipping]):
-    """Keeps the updates until all lengths are known, unless the run says the norm."""
+class MeanOfClipped(Server[NormClipping]):
+    """Of a move that is shortened to a share the mean has that much, and of the model the rest."""
 
     def __init__(self, settings: NormClipping) -> None:
         super().__init__(settings)
@@ -22,20 +22,13 @@ class MeanOfClipped(Mean[NormClipping]):
     def finish(self, round_: int) -> None:
         """Shorten, and take the mean."""
         updates, self._updates, before = self._updates, [], self.held[self.model]
-        lengths = [_length(state, before) for state, _ in updates]
+        lengths = [distance(state, before) for state, _ in updates]
         norm = self.settings.norm or statistics.median(lengths)
-        for (state, weight), length in zip(updates, lengths, strict=True):
-            share = 1.0 if length <= norm else norm / length
-            shortened = {
-                name: (one.double() + share * (state[name].double() - one.double())).to(one.dtype)
-                for name, one in before.items()
-            }
-            super().add({self.model: state if share == 1 else shortened}, weight)
-        super().finish(round_)
-
-
-def _length(state: State, before: State) -> float:
-    return math.sqrt(sum(float((state[name].double() - one.double()).square().sum()) for name, one in before.items()))
+        shares = [1.0 if length <= norm else norm / length for length in lengths]
+        counts = [weight * share for (_, weight), share in zip(updates, shares, strict=True)]
+        rest = sum(weight * (1 - share) for (_, weight), share in zip(updates, shares, strict=True))
+        states = [*(state for state, _ in updates), before]
+        self.held = {**self.held, self.model: weighted_mean(states, [*counts, rest])}
 
 
 __all__ = ["MeanOfClipped"]

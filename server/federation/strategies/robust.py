@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from common.strategies.robust import Bulyan, FedMedian, MultiKrum, TrimmedMean
-from server.federation.strategies.aggregation import Each, State
+from server.federation.strategies.aggregation import Each
+from server.federation.strategies.blocks import State, Work, in_blocks, stack_of, stacked_block
 
 
 class MedianOfEach(Each[FedMedian]):
@@ -77,12 +78,18 @@ def krum_scores(distances: Tensor, hostile: int) -> Tensor:
 
 def squared_distances(updates: Sequence[State]) -> Tensor:
     """(n, n) float64, over all tensors."""
-    found = torch.zeros(len(updates), len(updates), dtype=torch.float64)
-    for name in updates[0]:
-        flat = torch.stack([one[name].double().flatten() for one in updates])
-        for place, row in enumerate(flat):
-            found[place] += (flat - row).square().sum(1)
-    return found
+
+    def begin() -> Work[Tensor]:
+        stacked = stack_of(updates)
+
+        def work(name: str, start: int, stop: int) -> Tensor:
+            values = stacked(name, start, stop)
+            return torch.stack([(values - row).square_().sum(1) for row in values])
+
+        return work
+
+    none = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    return sum(in_blocks(updates[0], begin, stacked_block(len(updates))), none)
 
 
 def _median(values: Tensor) -> Tensor:

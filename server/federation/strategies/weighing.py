@@ -1,8 +1,8 @@
 """The weighted mean of the sites' models (FedAvg), with no site outvoting all the others.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017. Floating
-point addition is not associative, so the order is fixed (site names, sorted) and the sum is kept in float64: the
-mean is the same to the bit whatever order the replies arrived in.
+point addition is not associative, so the order is fixed (site names, sorted) and the sum is made in float64
+(`server.federation.strategies.blocks`): the mean is the same to the bit whatever order the replies arrived in.
 
 A site says itself how many patients it has, and nobody can check that. So of three or more sites none weighs more than
 all the others together, and of two none more than four times the other: a count of a million then moves the average no
@@ -18,36 +18,10 @@ as the other.
 import statistics
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
 # The most that a site weighs, over the sum of the others.
 _MOST, _MOST_OF_TWO = 1.0, 4.0
 # An update that lies so many times as far from the model as the median one weighs less.
 _MOST_MEDIANS, _FEWEST_FOR_A_MEDIAN = 5.0, 3
-
-
-class WeightedSum:
-    """States added up in float64, in the order in which they come."""
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._sums: dict[str, Tensor] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-
-    def add(self, state: Mapping[str, Tensor], weight: float) -> None:
-        """One more; each has the names, shapes and dtypes of the first."""
-        self._total += weight
-        for name, tensor in state.items():
-            if name in self._sums:
-                self._sums[name].add_(tensor.double(), alpha=weight)
-            else:
-                self._sums[name] = tensor.double() * weight
-                self._dtypes[name] = tensor.dtype
-
-    def mean(self) -> dict[str, Tensor]:
-        """In the dtypes that were added; at least one was."""
-        return {name: (one / self._total).to(self._dtypes[name]) for name, one in self._sums.items()}
 
 
 def capped(weights: Mapping[str, float]) -> dict[str, float]:
@@ -82,4 +56,4 @@ def tempered(weights: Mapping[str, float], distances: Mapping[str, float], *, ti
     }
 
 
-__all__ = ["WeightedSum", "capped", "tempered"]
+__all__ = ["capped", "tempered"]

@@ -56,7 +56,7 @@ def leaving(reply: Sent, request: Request, run: RunConfig, **options: Any) -> Se
 def test_update_passes_with_the_same_values() -> None:
     released = leaving(UPDATE, REQUEST, a_run())
     assert isinstance(released, TrainReply)
-    assert {name: value.tolist() for name, value in load(released.parts["weights"]).items()} == {
+    assert {name: value.tolist() for name, value in load(bytes(released.parts["weights"])).items()} == {
         name: value.tolist() for name, value in tensors().items()
     }
     assert (released.patients, released.metrics) == (15, {"steps": 20.0, "train-loss": 0.25})

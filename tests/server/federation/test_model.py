@@ -15,6 +15,7 @@ from common.config.rundocument import issue
 from common.errors import ConfigError
 from common.learning.checkpoint import load_model, pack, sha256, unpack
 from common.learning.network import build_model
+from common.wire.frames import Buffer
 from common.wire.messages import EvaluateRequest, Request, TrainRequest
 from server.federation.events import INITIAL_NAME, Summary
 from server.federation.rounds import federate
@@ -49,7 +50,7 @@ def go(grid: FakeGrid, run: RunConfig, out: Path) -> Summary:
     return federate(grid, issue(run), out, wake=lambda _: None)
 
 
-def sent(grid: FakeGrid, round_: int) -> set[bytes]:
+def sent(grid: FakeGrid, round_: int) -> set[Buffer]:
     """What was trained from in a round."""
     return {one.parts["weights"] for _, one in grid.requests if isinstance(one, TrainRequest) and one.round == round_}
 

@@ -23,7 +23,7 @@ from server.federation import broadcast, rounds
 from server.federation.broadcast import LONGEST_WAIT_S, SHORTEST_WAIT_S
 from server.federation.events import OVERALL, Summary, read_events
 from server.federation.rounds import federate
-from server.federation.strategies.weighing import WeightedSum
+from server.federation.strategies.blocks import weighted_mean
 from server.views.report import write_report
 from server.views.watch import event_line
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, refuses, reply_message, trains
@@ -113,10 +113,7 @@ def test_result_is_bit_equal_in_any_order_even_where_addition_is_not_associative
 
 
 def test_mean_is_of_the_tensors_own_types() -> None:
-    added = WeightedSum()
-    added.add({"x": torch.zeros(2)}, 3)
-    added.add({"x": torch.ones(2)}, 1)
-    mean = added.mean()
+    mean = weighted_mean([{"x": torch.zeros(2)}, {"x": torch.ones(2)}], [3, 1])
     assert mean["x"].dtype == torch.float32
     assert torch.equal(mean["x"], torch.full((2,), 0.25))
 

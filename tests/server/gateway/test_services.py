@@ -35,6 +35,7 @@ from common.identity import certificates
 from common.system.wakeup import gateway_hint, gateway_sleeper
 from common.wire import channels
 from common.wire.at_work import AtWork
+from common.wire.frames import Buffer
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
 from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsRequest, SubmitReceiptRequest
@@ -557,7 +558,7 @@ def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_
     honest = request_from_record(asked.content)
     claims = [("1f" * 32, honest.round), (honest.run_hash, 7), ("1f" * 32, 7)]
 
-    def sign(agent: Agent, run_hash: str, round_: int, model: bytes = honest.parts["weights"]) -> grpc.StatusCode:
+    def sign(agent: Agent, run_hash: str, round_: int, model: Buffer = honest.parts["weights"]) -> grpc.StatusCode:
         receipt = receipts.receipt_for(
             run=run_hash, round_=round_, site=agent.name, received=sha256(model).hexdigest(),
             update=sha256(b"update").hexdigest(), size=6, policy="2e" * 32,

@@ -15,6 +15,7 @@ from common.config.rundocument import RunDocument, issue
 from common.errors import ConfigError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model
+from common.wire.frames import Buffer
 from common.wire.messages import TrainRequest
 from common.wire.records import request_from_record
 from server.federation.events import INITIAL_NAME
@@ -258,7 +259,7 @@ class Recording(InProcessGrid):
 
     def __init__(self, sites: list[Site], run: RunConfig) -> None:
         super().__init__(sites, issue(run))
-        self.trained: list[tuple[int, bytes]] = []
+        self.trained: list[tuple[int, Buffer]] = []
 
     def push_messages(self, messages: Any) -> Any:
         messages = list(messages)

@@ -1,0 +1,72 @@
+"""Weights as they lie in the bytes that they came in: safetensors read without a copy.
+
+    length of the header (8 bytes, little-endian) | header, JSON: {NAME: {dtype, shape, data_offsets}} | tensors
+
+As in https://github.com/huggingface/safetensors the tensors follow each other without gaps from the first byte to the
+last; anything else is refused. The library itself reads bytes by copying each tensor.
+"""
+
+import json
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import UpdateError
+
+_PREFIX = 8  # bytes
+_MOST_HEADER = 1 << 20  # bytes: of some 10,000 tensors
+_MOST_DIMENSIONS = 16
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def views_of(data: bytes | memoryview) -> dict[str, Tensor]:
+    """Named CPU tensors, sorted by name. Their values are those bytes: nobody may change them.
+
+    A tensor that does not begin where its type may is copied.
+
+    Raises:
+        UpdateError: the bytes are not safetensors, or of a type that no network has.
+    """
+    try:
+        size = int.from_bytes(data[:_PREFIX], "little")
+        if not 0 < size <= _MOST_HEADER:
+            raise ValueError("no header, or too large a one")
+        header = json.loads(bytes(data[_PREFIX : _PREFIX + size]).decode())
+        header.pop("__metadata__", None)
+        found = sorted(header.items(), key=lambda one: one[1]["data_offsets"])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            state, end = {}, _PREFIX + size
+            for name, about in found:
+                state[name], end = _view(data, about, _PREFIX + size, end)
+        if end != len(data):
+            raise ValueError("bytes that belong to no tensor")
+    # What is not as expected shows as one of these; RecursionError: JSON in JSON in JSON.
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, RecursionError) as error:
+        raise UpdateError("the weights are not safetensors bytes. Send the model as packed by this version.") from error
+    return {name: state[name] for name in sorted(state)}
+
+
+def _view(data: bytes | memoryview, about: dict[str, Any], first: int, start: int) -> tuple[Tensor, int]:
+    """One tensor, which must begin at `start`, and the place after it; its offsets count from `first`."""
+    dtype, shape, (begin, end) = _DTYPES[about["dtype"]], about["shape"], about["data_offsets"]
+    if any(type(one) is not int or one < 0 for one in (*shape, begin, end)) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("sizes that are none")
+    count = math.prod(shape)
+    if (first + begin, end - begin) != (start, count * dtype.itemsize) or first + end > len(data):
+        raise ValueError("a tensor that does not lie where it must, or is cut off")
+    if not count:
+        return torch.empty(shape, dtype=dtype), start
+    if start % dtype.itemsize:
+        return torch.frombuffer(bytearray(data[start : first + end]), dtype=dtype).reshape(shape), first + end
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape), first + end
+
+
+__all__ = ["views_of"]

@@ -1,0 +1,131 @@
+"""Bytes are read as the safetensors library reads them, without a copy, and refused where it refuses them."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.errors import ErrorCode, UpdateError
+from common.learning.checkpoint import pack, unpack
+from common.learning.views import views_of
+
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)  # fmt: skip
+STATE: dict[str, Tensor] = {
+    **{f"of {dtype}": torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES},
+    "none": torch.empty(3, 0, 2),
+    "one": torch.tensor(math.nan),
+    "ä": torch.randn(5, generator=torch.Generator().manual_seed(0)),
+}
+
+
+def written(header: object, body: bytes = bytes(16)) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def an(entry: str = "w", **about: object) -> dict[str, object]:
+    return {entry: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **about}}
+
+
+def test_every_type_and_shape_is_read_as_the_library_reads_it() -> None:
+    data = pack(STATE)
+    found, expected = views_of(data), unpack(data)
+    assert list(found) == list(expected) == sorted(STATE)
+    for name, one in expected.items():
+        assert (found[name].dtype, found[name].shape) == (one.dtype, one.shape)
+        assert torch.equal(found[name].nan_to_num(7), one.nan_to_num(7))
+
+
+def test_nothing_is_copied_and_nobody_is_warned() -> None:
+    data = pack({"w": torch.arange(1000.0), "v": torch.zeros(3)})
+    torch.set_warn_always(True)  # it warns once in a process otherwise
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = views_of(data)
+    finally:
+        torch.set_warn_always(False)
+    start = np.frombuffer(data, np.uint8).ctypes.data
+    assert found["v"].data_ptr() == start + len(data) - 4012
+    assert found["w"].data_ptr() == start + len(data) - 4000
+
+
+def test_a_tensor_at_an_odd_place_is_read_all_the_same() -> None:
+    text = json.dumps(an()).encode()
+    for shift in range(4):
+        padded = text + b" " * (-len(text) % 8 + shift)
+        data = len(padded).to_bytes(8, "little") + padded + torch.arange(4.0).numpy().tobytes()
+        assert views_of(data)["w"].tolist() == safetensors.torch.load(data)["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_what_is_said_of_the_file_is_no_tensor() -> None:
+    data = safetensors.torch.save({"w": torch.ones(2)}, metadata={"format": "pt"})
+    assert views_of(data).keys() == {"w"}
+
+
+BAD = {
+    "empty": b"",
+    "short": b"\x10\0\0",
+    "no-header": bytes(8),
+    "long-header": (1 << 62).to_bytes(8, "little") + b"{}",
+    "cut-header": written(an())[:20],
+    "not-json": written(b"{'w': 1}"),
+    "not-utf-8": written(b'{"\xff": 1}'),
+    "a-list": written([1, 2]),
+    "no-table": written({"w": 5}),
+    "nested": written(b"[" * 5000),
+    "no-dtype": written({"w": {"shape": [4], "data_offsets": [0, 16]}}),
+    "unknown-dtype": written(an(dtype="F31")),
+    "float-shape": written(an(shape=[4.0])),
+    "true-shape": written(an(shape=[True, 4])),
+    "negative-shape": written(an(shape=[-2, -2])),
+    "text-shape": written(an(shape="4")),
+    "no-shape": written(an(shape=None)),
+    "too-small-shape": written(an(shape=[3])),
+    "overflowing-shape": written(an(shape=[1 << 62, 4])),
+    "overflowing-to-nothing": written(an(shape=[1 << 62, 1 << 62, 0], data_offsets=[0, 0]), b""),
+    "one-offset": written(an(data_offsets=[16])),
+    "backwards": written(an(data_offsets=[16, 0])),
+    "a-gap": written(an(data_offsets=[4, 20]), bytes(20)),
+    "cut-off": written(an(), bytes(12)),
+    "more-bytes": written(an(), bytes(20)),
+    "overlapping": written({**an(), **an("v")}),
+    "a-gap-between": written({**an(), **an("v", data_offsets=[20, 36])}, bytes(36)),
+    "other-end": written(an(data_offsets=[0, 32]), bytes(32)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_safetensors_is_refused(case: str) -> None:
+    with pytest.raises(UpdateError) as caught:
+        views_of(BAD[case])
+    assert caught.value.code is ErrorCode.WRONG_TENSORS
+    with pytest.raises(UpdateError):
+        unpack(BAD[case])
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_changed_bytes_are_never_read_as_what_the_library_refuses(data: st.DataObject) -> None:
+    raw = bytearray(pack({"a": torch.ones(3), "b": torch.arange(4), "c": torch.zeros(0)}))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    raw = raw[: data.draw(st.sampled_from([len(raw), len(raw), len(raw) - 1, 8, 9]))]
+    try:
+        found = views_of(bytes(raw))
+    except UpdateError:
+        return
+    theirs = unpack(bytes(raw))
+    assert found.keys() == theirs.keys()
+    assert all(found[name].numpy().tobytes() == one.numpy().tobytes() for name, one in theirs.items())
