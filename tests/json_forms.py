@@ -236,6 +236,8 @@ FORMS: dict[str, Form] = {
     "wardround-sim bench data": [{"way": str, str: NUMBER}],
     "wardround-sim bench privacy": [{"step": str, "way": str, str: MAYBE}],
     "wardround-sim bench training": [{"way": str, str: NUMBER}],
+    "wardround-sim bench aggregation": [{"updates": int, "way": str, str: NUMBER}],
+    "wardround-sim bench wire": [{"message": str, "step": str, "way": str, str: MAYBE}],
     "wardround-sim bench sites": [{"figure": str, "value": NUMBER, "unit": str}],
 }  # fmt: skip
 

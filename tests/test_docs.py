@@ -38,8 +38,8 @@ APPS = {
 # The command contract, as far as it is built.
 CONTRACT = """
 wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
-wardround-sim bench sites | bench training | diagnosis | sweep | gallery | export | import-bundle
-wardround-sim export | import-bundle | sweep | reference | new | preview
+wardround-sim bench sites | bench training | bench aggregation | bench wire
+wardround-sim diagnosis | gallery | export | import-bundle | sweep | reference | new | preview
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor | dashboard
 wardround-server metrics
 wardround-server operator add | operator list | operator remove | root protect | root rotate | root finish

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from common.config import RunConfig, from_canonical
 from common.crypto.stream import SUFFIX, Sealer
 from common.errors import ConfigError, UpdateError
+from common.learning.tensor_bytes import bytes_of
 from common.system.files import write_atomically, write_private
 
 FORMAT = 1
@@ -45,9 +45,7 @@ class Manifest:
 
 def pack(state: Mapping[str, Tensor]) -> bytes:
     """Serialise named tensors to safetensors; equal tensors give equal bytes, whatever their order or strides."""
-    return safetensors.torch.save(
-        {name: state[name].detach().to("cpu", memory_format=torch.contiguous_format) for name in sorted(state)}
-    )
+    return bytes_of(state)
 
 
 def unpack(data: bytes | memoryview) -> dict[str, Tensor]:

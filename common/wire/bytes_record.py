@@ -42,6 +42,11 @@ class BytesRecord(ConfigRecord):
         self.__dict__.pop("_name", None)
         super().__delitem__(key)
 
+    def __getstate__(self) -> dict[str, object]:
+        """For a copy, which has bytes of its own."""
+        data = {key: bytes(one) if isinstance(one, memoryview) else one for key, one in self.items()}
+        return {**self.__dict__, "_data": data}
+
     def deflate(self) -> bytes:
         """As it travels."""
         return b"".join(self._pieces())

@@ -21,7 +21,7 @@ from common.audit.entries import SMALLEST_COUNT, bucketed
 from common.config import RunConfig
 from common.config.statistics import COUNTED, is_statistic, lowest_and_highest, rounded, statistic_names
 from common.errors import ErrorCode, UpdateError
-from common.learning.views import views_of
+from common.learning.tensor_bytes import views_of
 from common.text import counted
 from common.wire.messages import EvaluateReply, Phase, TrainReply
 from server.federation.bounds import farthest, trained, work_of

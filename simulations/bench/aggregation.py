@@ -25,7 +25,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from common.config import RunConfig, sha256_of
 from common.flower.packing import pack_message, unpack_message
 from common.learning.checkpoint import pack
-from common.learning.views import views_of
+from common.learning.tensor_bytes import views_of
 from common.strategies import WEIGHTS
 from common.wire.messages import TrainReply
 from common.wire.records import reply_from_record, reply_to_record
@@ -80,7 +80,7 @@ def measure(
 
     Args:
         updates: of different sites.
-        repeats: turns; one more is made before, whose memory counts.
+        repeats: turns; two more are made before, and the second's memory counts.
         channels: of the network.
         progress: called with (turns done, "turns").
 
@@ -90,6 +90,7 @@ def measure(
     ways, size = _ways(updates, channels)
     memory: dict[str, int] = {}
     for name, work in ways.items():
+        work()  # what is found out once for a run, or loaded, counts for none
         before = peak.from_here()
         kept = work()
         memory[name] = peak.most() - before

@@ -142,6 +142,34 @@ def bench_aggregation(
     show_table(title, columns, rows, as_json=as_json)
 
 
+@bench_app.command("wire")
+def bench_wire(
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns; the figures are medians.")] = 9,
+    threads: ThreadsOption = 1,
+    small: Annotated[bool, typer.Option("--small", help="A model of 20 kB in place of 30 MB.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write, check and read a request and an update, as Flower does it and as we do, by turns.
+
+    Example: wardround-sim bench wire --repeats 5
+    """
+    configure_logging()
+    from simulations.bench import wire as bench  # noqa: PLC0415
+    from simulations.bench.models import CHANNELS, SMALL  # noqa: PLC0415
+
+    use_threads(threads)
+    with progress("turns", repeats) as advance:
+        figures = bench.measure(repeats=repeats, channels=SMALL if small else CHANNELS, progress=advance)
+    memory, flower = figures[0], {(one.message, one.step): one for one in figures if one.way == bench.FLOWER}
+    rows: list[list[object]] = []
+    for one in figures:
+        theirs = flower.get((one.message, one.step))
+        times = None if theirs is None else one.times(theirs)
+        rows.append([one.message, one.step, one.way, *one.ms_per_30_mb, one.times(memory), times])
+    columns = ["message", "step", "way", "CPU ms per 30 MB", "least", "most", f"times {memory.step}", "times Flower"]
+    show_table(f"A model of {memory.size / 1e6:.3g} MB on its way", columns, rows, as_json=as_json)
+
+
 @bench_app.command("sites")
 def bench_sites(
     sites: Annotated[int, typer.Option("--sites", min=2, help="Sites at one coordinator.")] = 100,

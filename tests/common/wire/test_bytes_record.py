@@ -1,5 +1,6 @@
 """A record of plain bytes is Flower's own to the byte, in fewer steps."""
 
+import copy
 import hashlib
 import pickle
 
@@ -65,6 +66,18 @@ def test_what_is_altered_in_front_is_not_read_as_if_it_were_not() -> None:
     # Lengths that say the same in another way, one byte longer: protobuf reads them, and they hash to another name.
     longer = content.replace(b"\x0a\x05bytes", b"\x0a\x85\x00bytes", 1)
     assert read(longer) is None
+
+
+def test_what_is_read_is_no_copy_and_a_copy_of_it_is_its_own() -> None:
+    content = BytesRecord("bytes", bytes(range(256))).deflate()
+    record = read(content)
+    assert record is not None
+    view = record["bytes"]
+    assert isinstance(view, memoryview)
+    assert (view.obj is content, view.readonly) == (True, True)
+    for again in (copy.deepcopy(record), pickle.loads(pickle.dumps(record))):  # noqa: S301 - our own
+        assert isinstance(again["bytes"], bytes)
+        assert (again, again.deflate(), again.object_id) == (record, content, record.object_id)
 
 
 def test_its_name_follows_what_it_holds() -> None:

@@ -1,4 +1,4 @@
-"""Bytes are read as the safetensors library reads them, without a copy, and refused where it refuses them."""
+"""Weights are written as the safetensors library writes them, and read as it reads them; what it refuses is refused."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import pack, unpack
-from common.learning.views import views_of
+from common.learning.tensor_bytes import bytes_of, views_of
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -36,6 +36,28 @@ def written(header: object, body: bytes = bytes(16)) -> bytes:
 
 def an(entry: str = "w", **about: object) -> dict[str, object]:
     return {entry: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **about}}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_written_is_the_librarys_to_the_byte(dtype: torch.dtype) -> None:
+    """One type at a time, with shapes, strides and names of all kinds; then all types together."""
+    one = (torch.arange(24) % 7).reshape(2, 3, 4).to(dtype)
+    state = {
+        "b": one, "a": one[:, ::2].clone(), "none": one[:0], "single": one[0, 0, 0].clone(), "turned": one.mT,
+        'quote " \\ \n\t\x01\x7f': one[0].clone(), "\u00e4 \U0001f600": one[1].clone(), "": one[0, 1:2].clone(),
+    }  # fmt: skip
+    plain = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    assert bytes_of(state) == safetensors.torch.save(plain)
+    assert bytes_of(dict(reversed(state.items()))) == bytes_of(state)
+    assert bytes_of({**plain, "other": torch.ones(3, dtype=torch.complex64)}) == safetensors.torch.save(
+        {**plain, "other": torch.ones(3, dtype=torch.complex64)}
+    )
+    assert bytes_of({}) == safetensors.torch.save({})
+
+
+def test_a_gradient_or_a_shared_tensor_is_written_as_any_other() -> None:
+    weights = torch.nn.Parameter(torch.ones(3))
+    assert bytes_of({"a": weights, "b": weights}) == safetensors.torch.save({"a": torch.ones(3), "b": torch.ones(3)})
 
 
 def test_every_type_and_shape_is_read_as_the_library_reads_it() -> None:
