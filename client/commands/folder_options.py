@@ -46,6 +46,13 @@ Labels: TypeAlias = Annotated[str, typer.Option("--labels", help="Sub-folder of 
 PatientPattern: TypeAlias = Annotated[
     str | None, typer.Option("--patient-pattern", help="Regular expression; its first group is the patient.")
 ]
+ImagePattern: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--image-pattern", help="Regular expression of the images' paths; its first group is the case."),
+]
+LabelPattern: TypeAlias = Annotated[
+    str | None, typer.Option("--label-pattern", help="Likewise of the labels, with the same case.")
+]
 LabelMap: TypeAlias = Annotated[
     list[str] | None, typer.Option("--label-map", help="LOCAL=CLASS, such as 1=lesion; repeatable.")
 ]

@@ -23,6 +23,9 @@ from common.text import counted
 if TYPE_CHECKING:
     from client.data.study.study import Found
 
+# What tells two sources of one folder apart.
+_WAYS = ("csv", "where", "images", "labels", "image_pattern", "label_pattern", "channel", "patients")
+
 
 def data_add(  # noqa: PLR0917 - one parameter an option
     path: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI or pictures.")],
@@ -40,6 +43,8 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     images: folder_options.Images = "images",
     labels: folder_options.Labels = "labels",
     patient_pattern: folder_options.PatientPattern = None,
+    image_pattern: folder_options.ImagePattern = None,
+    label_pattern: folder_options.LabelPattern = None,
     label_map: folder_options.LabelMap = None,
     fractional_threshold: folder_options.FractionalThreshold = 0.5,
     empty_labels_are_negative: folder_options.EmptyLabelsAreNegative = False,
@@ -74,6 +79,8 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         images=images,
         labels=labels,
         patient_pattern=patient_pattern,
+        image_pattern=image_pattern,
+        label_pattern=label_pattern,
         label_map=label_map,
         fractional_threshold=fractional_threshold,
         empty_labels_are_negative=empty_labels_are_negative,
@@ -203,10 +210,10 @@ def _check_new(site: SiteConfig, source: SourceConfig, home: Path) -> None:
     Raises:
         ConfigError: with the number of that source.
     """
-    folder, ways = _folder(source, home), ("csv", "where", "images", "labels", "channel", "patients")
+    folder = _folder(source, home)
     for number, other in enumerate(site.data, start=1):
         known = _folder(other, home)
-        if folder == known and all(getattr(source, way) == getattr(other, way) for way in ways):
+        if folder == known and all(getattr(source, way) == getattr(other, way) for way in _WAYS):
             raise ConfigError(
                 f"this folder is source {number} already. Nothing was added. To have it read in another way: "
                 f"wardround-client data remove {number}, then add it again."

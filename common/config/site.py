@@ -34,6 +34,11 @@ class SourceConfig(Table):
     # nifti, and images without a CSV: sub-folders; image and label share the file name.
     images: str = "images"
     labels: str = "labels"
+    # nifti, and images without a CSV, whose names tell in no other way: regular expressions for the path of a file in
+    # the folder, without its ending. The first group is the case: what an image and its label have in common. Several
+    # images of a case are its channels, in the order of their names.
+    image_pattern: Annotated[str | None, Since(2)] = None
+    label_pattern: Annotated[str | None, Since(2)] = None
     # nifti and images: of an image of several files (NAME_0000, NAME_0001, as nnU-Net keeps channels) the one to use.
     # None: all, each a channel.
     channel: Annotated[int, Field(ge=0)] | None = None

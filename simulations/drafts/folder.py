@@ -35,7 +35,8 @@ _LAYOUTS = (
 # Settings of a source that are options of the command as well.
 _OPTIONS = (
     *("kind", "csv", "image-column", "mask-column", "patient-column", "class-column", "class-attribute", "where"),
-    *("images", "labels", "patient-pattern", "label-map", "labels-checked", "pixel-text-checked", "channel"),
+    *("images", "labels", "patient-pattern", "image-pattern", "label-pattern", "label-map", "labels-checked"),
+    *("pixel-text-checked", "channel"),
 )
 _SETTING = re.compile(rf"(?<![\w-])({'|'.join(_OPTIONS)}) in site\.toml")
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from client.data.read.sources import find, folder_of, names_told, read
 from client.data.study.labels import Vocabulary
 from client.data.study.study import Reference
+from client.data.study.table import read_table
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError
 
@@ -52,12 +53,29 @@ class Archive:
                 told.setdefault(one.patient, set()).update(word for word in words if word)
         if unread:
             _log.warning("of %d patients a file cannot be read that should say where they belong", len(unread))
-        if several := [patient for patient, words in told.items() if len(words) > 1]:
-            raise ConfigError(
-                f"{len(several)} patients of the archive have two values of {column or attribute or pattern!r}, and a "
-                "patient belongs to one site. Name what is the same in all images of a patient."
-            )
-        return {patient: next(iter(words)) for patient, words in told.items() if words and patient not in unread}
+        known = {patient: words for patient, words in told.items() if patient not in unread}
+        return _single(known, column or attribute or pattern)
+
+    def listed(self, table: str, patients: str, column: str) -> Mapping[str, str]:
+        """What a table of patients says of each of them; an empty cell says nothing.
+
+        Args:
+            table: a CSV within the source's folder.
+            patients: its column with the patients, as the source names them.
+            column: with the value.
+
+        Raises:
+            ConfigError: the table cannot be read, lacks a column, or says two things of one patient.
+        """
+        columns, rows = read_table(folder_of(self.source, self.root), table)
+        for name in (patients, column):
+            if name not in columns:
+                raise ConfigError(f"the table {table!r} has no column {name!r}; it has {', '.join(columns)}.")
+        told: dict[str, set[str]] = {}
+        for row in rows:
+            if row.cells[column]:
+                told.setdefault(row.cells[patients], set()).add(row.cells[column])
+        return _single(told, column)
 
     def strata(self, count: int) -> Mapping[str, str]:
         """The group of each patient, by label.
@@ -77,6 +95,16 @@ class Archive:
 
     def _references(self, source: SourceConfig) -> Sequence[Reference]:
         return [one for one in find(source, self.root).references if one.problem is None]
+
+
+def _single(told: Mapping[str, Collection[str]], what: str | None) -> dict[str, str]:
+    """The one value of each patient of whom one is told."""
+    if several := [patient for patient, words in told.items() if len(words) > 1]:
+        raise ConfigError(
+            f"{len(several)} patients of the archive have two values of {what!r}, and a "
+            "patient belongs to one site. Name what is the same in all images of a patient."
+        )
+    return {patient: next(iter(words)) for patient, words in told.items() if words}
 
 
 def _within(pattern: str, reference: Reference, folder: Path) -> list[str]:

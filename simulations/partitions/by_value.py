@@ -16,14 +16,17 @@ _log = logging.getLogger(__name__)
 
 
 class ByValue(Partition):
-    """`column` (of the source's table), `attribute` (of DICOM files) or `pattern` says the value.
+    """`column` (of the source's table, or of `table`), `attribute` (of DICOM files) or `pattern` says the value.
 
     pattern: its first group, in the path of a patient's image within the source's folder. values: those of each site;
-    one that has none there is called like its own.
+    one that has none there is called like its own. table: a CSV of patients in the source's folder, whose
+    `patient-column` names them as the source does.
     """
 
     kind: Literal["by-value"] = "by-value"
     column: str | None = None
+    table: str | None = None
+    patient_column: str = "id"
     attribute: str | None = None
     pattern: str | None = None
     values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -32,6 +35,8 @@ class ByValue(Partition):
     def _says_one_thing(self) -> Self:
         if sum(one is not None for one in (self.column, self.attribute, self.pattern)) != 1:
             raise ValueError("by-value needs exactly one of column, attribute and pattern")
+        if self.table is not None and self.column is None:
+            raise ValueError("by-value with a table needs its column")
         try:
             if self.pattern is not None and re.compile(self.pattern).groups < 1:
                 raise ValueError(f"pattern {self.pattern!r} has no group: put what tells the site in parentheses")
@@ -50,7 +55,10 @@ class ByValue(Partition):
         Raises:
             ConfigError: a site has none; the values that there are are named.
         """
-        told = archive.values(column=self.column, attribute=self.attribute, pattern=self.pattern)
+        if self.table is not None and self.column is not None:
+            told = archive.listed(self.table, self.patient_column, self.column)
+        else:
+            told = archive.values(column=self.column, attribute=self.attribute, pattern=self.pattern)
         found = Counter(map(told.get, patients))
         dealt = {site: [one for one in patients if told.get(one) in self._of(site)] for site in self.sites}
         if empty := [site for site, members in dealt.items() if not members]:

@@ -289,12 +289,16 @@ def _is_there(path: Path) -> bool:
 
 
 def _place(folder: Path, cell: str) -> Path | None:
-    """The file that a cell names; None where it names none. Programs of Windows write backslashes."""
+    """The file that a cell names, with or without its ending; None where it names none. Windows writes backslashes."""
     if not cell:
         return None
     path = folder / cell
     other = folder / cell.replace("\\", "/")
-    return other if not path.exists() and other.exists() else path
+    if path.exists() or other.exists():
+        return path if path.exists() else other
+    # A table may name a picture without its ending (ISIC_0000000).
+    named = [place for suffix in (*SUFFIXES, *NIFTI_SUFFIXES) if (place := folder / f"{cell}{suffix}").is_file()]
+    return named[0] if len(named) == 1 else path
 
 
 def _how_absent(path: Path, files: Collection[Path]) -> str:

@@ -1,9 +1,10 @@
 """Which files are images and which are labels, and what they are called without that: from names alone.
 
-Three ways to lay out a folder are known, beside a table (client/data/read/images.py):
+Four ways to lay out a folder are known, beside a table (client/data/read/images.py):
 
 - two sub-folders, images/a/1.jpg and labels/a/1.png, under these or other usual names (imagesTr and labelsTr, masks);
 - names, 1.nii.gz and 1_seg.nii.gz, or mask_1.png, in one folder or a folder per patient;
+- by patterns that a source gives, for names that tell in none of these ways;
 - BIDS, sub-1/anat/sub-1_T1w.nii.gz and derivatives/X/sub-1/anat/sub-1_T1w_seg.nii.gz (client/data/read/bids.py).
 
 Whatever was not written in site.toml but taken from names is told as an assumption.
@@ -73,6 +74,34 @@ def roles_of(
     return _by_folders(files, folder, pair, suffixes, of_labels, told=pair != _DEFAULTS)
 
 
+def roles_of_patterns(
+    files: Sequence[Path],
+    folder: Path,
+    source: SourceConfig,
+    suffixes: Collection[str],
+    of_labels: Collection[str],
+) -> Roles:
+    """Sort files by the patterns of a source; a file of neither is no image and no label.
+
+    Raises:
+        ConfigError: a pattern is none, or only one of the two is given.
+    """
+    image_pattern, label_pattern = (
+        _pattern(text, key)
+        for text, key in ((source.image_pattern, "image-pattern"), (source.label_pattern, "label-pattern"))
+    )
+    images, labels, others = [], [], 0
+    for path in files:
+        stem, of_label = stem_of(path, folder, suffixes), stem_of(path, folder, of_labels)
+        if of_label is not None and (found := label_pattern.fullmatch(of_label)) is not None:
+            labels.append(Named(path, (found[1],)))
+        elif stem is not None and (found := image_pattern.fullmatch(stem)) is not None:
+            images.append(Named(path, (found[1],)))
+        else:
+            others += 1
+    return Roles(tuple(images), tuple(labels), others, 0, {})
+
+
 def stem_of(path: Path, folder: Path, suffixes: Collection[str]) -> str | None:
     """Relative path without suffix; None where it has none of these."""
     relative = path.relative_to(folder).as_posix()
@@ -105,6 +134,18 @@ def without_labels(files: Sequence[Path], folder: Path, suffixes: Collection[str
     """The files with a suffix that a model is to be applied to: where there are images, not what is named a label."""
     roles = _by_names(files, folder, suffixes, suffixes)
     return [named.path for named in roles.images or roles.labels]
+
+
+def _pattern(text: str | None, key: str) -> re.Pattern[str]:
+    if text is None:
+        raise ConfigError(f"{key} is missing: image-pattern and label-pattern go together. Give both in the source.")
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{key} {text!r} is no regular expression ({error}). Correct it.") from error
+    if not pattern.groups:
+        raise ConfigError(f"{key} {text!r} has no group. Put the part that names the case in ( ).")
+    return pattern
 
 
 def _sub_folders(files: Sequence[Path], folder: Path, source: SourceConfig) -> tuple[str, str] | None:

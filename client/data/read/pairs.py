@@ -51,12 +51,16 @@ def find_pairs(
     described = folder / dataset_json.NAME
     # Its names are offered for a label map, and that it is there says how channels are kept.
     files = [path for path in files_under(folder) if path != described]
-    as_bids = bids.is_bids(files, folder) and (source.images, source.labels) == ("images", "labels")
-    if as_bids:
+    by_pattern = (source.image_pattern, source.label_pattern) != (None, None)
+    as_bids = not by_pattern and bids.is_bids(files, folder) and (source.images, source.labels) == ("images", "labels")
+    if by_pattern:
+        roles = layouts.roles_of_patterns(files, folder, source, suffixes, {*suffixes, *of_labels})
+    elif as_bids:
         roles = bids.roles_of(files, folder, suffixes)
     else:
         roles = layouts.roles_of(files, folder, source, suffixes, {*suffixes, *of_labels})
-    pairs, lonely, assumed = _matched(roles, whole_cases=described.is_file())
+    pairs, lonely, assumed = _cases(roles) if by_pattern else _matched(roles, whole_cases=described.is_file())
+    most = max((pair.channels for pair in pairs.values()), default=1) if by_pattern else 1
     references = []
     for key, pair in sorted(pairs.items()):
         if as_bids and source.patient_pattern is None:
@@ -64,6 +68,12 @@ def find_pairs(
         else:
             patient, problem = patient_of(key, source.patient_pattern)
         problem = problem or _doubt(pair)
+        if problem is None and pair.channels < most and by_pattern:
+            problem = DataError(
+                f"image-pattern finds {pair.channels} files of this image, and {most} of others. Add what is missing, "
+                "or take the image out.",
+                ErrorCode.UNSUPPORTED,
+            )
         images, labels = tuple(pair.images), tuple(pair.labels)
         if problem is None and pair.channels > 1 and source.channel is not None:
             problem = _lacking(source.channel, pair.channels)
@@ -145,6 +155,22 @@ def _matched(roles: Roles, *, whole_cases: bool) -> tuple[dict[str, _Pair], int,
     if alone:
         assumed["labels taken for those of the only image in their folder"] = len(alone)
     return pairs, len(left) - len(alone), assumed
+
+
+def _cases(roles: Roles) -> tuple[dict[str, _Pair], int, dict[str, int]]:
+    """As `_matched`, of files whose cases are known."""
+    pairs: dict[str, _Pair] = {}
+    for image in roles.images:
+        pair = pairs.setdefault(image.bases[0], _Pair(channels=0))
+        pair.images.append(image.path)
+        pair.channels += 1
+    lonely = 0
+    for label in roles.labels:
+        if label.bases[0] in pairs:
+            pairs[label.bases[0]].labels.append(label.path)
+        else:
+            lonely += 1
+    return pairs, lonely, {}
 
 
 def _channels(pairs: Mapping[str, _Pair], exact: Collection[str]) -> dict[str, list[str]]:

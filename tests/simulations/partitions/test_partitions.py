@@ -220,6 +220,27 @@ def test_a_value_may_be_called_as_that_of_nobody(tmp_path: Path, caplog: pytest.
     assert "1 patients are at no site: it is said of them: nothing" in caplog.text
 
 
+def test_a_table_of_patients_says_where_they_belong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = table(tmp_path, [(f"{number}.png", f"p{number}", "m", "z") for number in range(1, 5)])
+    sites = tmp_path / "sites.csv"
+    sites.write_text("case,where\np1,0\np2,1\np2,1\np3,\np9,0\n")
+    one = partition(
+        "by-value", sites=("x", "y"), table="sites.csv", patient_column="case", column="where",
+        values={"x": ("0",), "y": ("1",)},
+    )  # fmt: skip
+    archive = Archive(source, tmp_path)
+    assert one.deal(["p1", "p2", "p3", "p4"], archive) == {"x": ["p1"], "y": ["p2"]}
+    assert "2 patients are at no site: it is said of them: nothing" in caplog.text
+    sites.write_text("case,where\np1,0\np1,1\n")
+    with pytest.raises(ConfigError, match="1 patients of the archive have two values of 'where'"):
+        one.deal(["p1"], archive)
+    sites.write_text("case,site\np1,0\n")
+    with pytest.raises(ConfigError, match="has no column 'where'; it has case, site"):
+        one.deal(["p1"], archive)
+    with pytest.raises(ConfigError, match="by-value with a table needs its column"):
+        partition("by-value", sites=("x",), table="sites.csv", pattern="(.)")
+
+
 def test_patient_of_two_hospitals_is_an_error(tmp_path: Path) -> None:
     source = table(tmp_path, [("1.png", "p1", "m", "x"), ("2.png", "p1", "m", "y"), ("3.png", "p3", "m", "y")])
     with pytest.raises(ConfigError, match=r"1 patients of the archive have two values of 'ward'"):

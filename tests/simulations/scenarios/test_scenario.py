@@ -34,7 +34,8 @@ def test_shipped_scenarios_are_valid_and_titled() -> None:
     assert {"hippocampus", "phantoms", "vessels"} <= set(NAMES)
     assert all(one.config.title for one in scenarios)
     sites = {one.name: len(one.config.site_names) for one in scenarios}
-    assert sites == {**dict.fromkeys(NAMES, 3), "unlike": 9, "unlike-alike": 9}
+    public = {"fed-ixi": 3, "fed-kits19": 6, "fed-isic2019": 6, "fets2022": 8, "tcga-lgg": 4}
+    assert sites == {**dict.fromkeys(NAMES, 3), "unlike": 9, "unlike-alike": 9, **public}
     assert all(one.config.run.name == one.name for one in scenarios)
 
 

@@ -96,6 +96,16 @@ def test_csv_selects_rows_and_pattern_joins_two_eyes(tmp_path: Path) -> None:
     assert sources.list_patients(where, tmp_path) == ("Image_01", "Image_02")
 
 
+def test_csv_may_name_a_picture_without_its_ending_where_there_is_one_alone(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", (8, 9))
+    (tmp_path / "list.csv").write_text("image,id,mask\nimages/a,p,labels/a.png\n")
+    (study,) = read_all(source(path=".", csv="list.csv"), tmp_path)
+    assert study.image.shape == (3, 8, 9)
+    write_picture(tmp_path / "images" / "a.jpg", np.zeros((8, 9), np.uint8))
+    (reference,) = sources.find(source(path=".", csv="list.csv"), tmp_path).references
+    assert "the file it names is not there" in str(reference.problem)
+
+
 def test_unknown_csv_column_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,image,masks\n")
     with pytest.raises(ConfigError, match=r"no column 'mask'.*Did you mean 'masks'.*mask-column"):

@@ -11,7 +11,7 @@ from client.data.read import sources
 from client.data.study.labels import Vocabulary
 from client.data.study.study import BESIDE, LONELY_LABEL, NO_IMAGE, TEST_SET, Found, Reference
 from common.config import DataConfig
-from common.errors import DataError, ErrorCode
+from common.errors import ConfigError, DataError, ErrorCode
 from tests.client.data.studies import source, write_picture, write_volume
 
 GREY = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
@@ -277,3 +277,49 @@ def test_gif_of_colours_or_of_several_pictures_is_no_mask_and_no_image(tmp_path:
         with pytest.raises(DataError) as error:
             sources.read(find(tmp_path).references[0], VESSEL)
         assert error.value.code is ErrorCode.UNSUPPORTED
+
+
+PATTERNS = {"image_pattern": "(case-[0-9]+)/T1/.+_image", "label_pattern": "(case-[0-9]+)/label/.+_label"}
+
+
+def test_patterns_say_which_file_is_what_where_names_do_not(tmp_path: Path) -> None:
+    touch(tmp_path, "case-1/T1/a_image.nii.gz", "case-1/T2/a_image.nii.gz", "case-1/label/a_label.nii.gz")
+    touch(tmp_path, "case-2/T1/b_image.nii.gz", "case-3/label/c_label.nii.gz", "notes.txt")
+    found = find(tmp_path, kind="nifti", **PATTERNS)
+    assert [names(tmp_path, one) for one in found.references] == [
+        (["case-1/T1/a_image.nii.gz"], ["case-1/label/a_label.nii.gz"]),
+        (["case-2/T1/b_image.nii.gz"], []),
+    ]
+    assert [one.patient for one in found.references] == ["case-1", "case-2"]
+    assert found.left_out == {LONELY_LABEL: 1, NO_IMAGE: 2}
+    named = find(tmp_path, kind="nifti", **PATTERNS, patient_pattern="case-([0-9])")
+    assert [one.patient for one in named.references] == ["1", "2"]
+
+
+def test_several_images_of_a_case_are_channels_and_one_that_lacks_one_is_set_aside(tmp_path: Path) -> None:
+    for case, contrasts in (("a", ("t2", "flair")), ("b", ("flair",))):
+        touch(tmp_path, f"{case}_seg.nii.gz", *(f"{case}_{contrast}.nii.gz" for contrast in contrasts))
+    patterns = {"image_pattern": "(.+)_(?:flair|t2)", "label_pattern": "(.+)_seg"}
+    whole, lacking = find(tmp_path, kind="nifti", **patterns).references
+    assert names(tmp_path, whole) == (["a_flair.nii.gz", "a_t2.nii.gz"], ["a_seg.nii.gz"])
+    assert whole.problem is None
+    assert lacking.problem is not None
+    assert "finds 1 files of this image, and 2 of others" in str(lacking.problem)
+    first, second = find(tmp_path, kind="nifti", **patterns, channel=1).references
+    assert names(tmp_path, first)[0] == ["a_t2.nii.gz"]
+    assert second.problem is not None
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"image_pattern": "(.+)"}, "label-pattern is missing"),
+        ({"label_pattern": "(.+)"}, "image-pattern is missing"),
+        ({"image_pattern": "(.+", "label_pattern": "(.+)"}, "image-pattern .* is no regular expression"),
+        ({"image_pattern": "(.+)", "label_pattern": ".+"}, "label-pattern .* has no group"),
+    ],
+)
+def test_patterns_that_are_none_say_what_to_do(tmp_path: Path, patterns: dict[str, str], message: str) -> None:
+    touch(tmp_path, "a.nii.gz")
+    with pytest.raises(ConfigError, match=message):
+        find(tmp_path, kind="nifti", **patterns)
