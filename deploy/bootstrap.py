@@ -99,8 +99,10 @@ def check(_: argparse.Namespace) -> int:
 def test(options: argparse.Namespace) -> int:
     """Every check a reviewer would make."""
     setup()
-    # One worker per core; a file's tests stay together because they share processes and fixtures.
-    pytest = ["-m", "pytest", "--numprocesses", str(min(_cores(), 8)), "--dist", "loadfile", *options.pytest]
+    # One worker more than cores, as many tests wait for processes that they started; a file's tests stay together
+    # because they share processes and fixtures; in the order of tests/conftest.py.
+    workers = ["--numprocesses", str(min(_cores(), 8) + 1), "--dist", "loadfile", "--no-loadscope-reorder"]
+    pytest = ["-m", "pytest", *workers, *options.pytest]
     return _run_all([*_quick_checks(), ("tests", pytest)])
 
 

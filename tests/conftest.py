@@ -1,6 +1,6 @@
 """What every test stands on: one torch thread, no network beyond this machine, and where the real images are.
 
-Unit tests run one per core, so a test that used all cores would only slow its neighbours. A connection to another
+Unit tests run about one per core, so a test that used all cores would only slow its neighbours. A connection to another
 host is refused at once and fails the test at its end, even where the code under test swallowed the refusal. Where the
 kernel allows it the whole run has a network of its own (tests/loopback.py), which also holds for the processes that
 tests start and for libraries that open sockets by themselves: one packet that wants out fails the run.
@@ -38,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any worker of pytest-xdist is started: they inherit the network."""
     if not hasattr(config, "workerinput"):
         loopback.enter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long come first, so that no worker is left with one at the end while the others are done."""
+    long = {item.path for item in items if item.get_closest_marker("system") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -33,6 +33,7 @@ from tests.client.coordinator import Authority, Coordinator
 from tests.client.test_hostile_coordinator import RUN_TOML, eventually, model
 from tests.simulations.tiny import tiny_site
 
+pytestmark = pytest.mark.slow
 PRIVATE = parse(RunConfig, RUN_TOML.replace("NAME", "lesions").replace("STEPS", "2"))
 
 

@@ -39,6 +39,7 @@ from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
 from tests.client.coordinator import Authority, Coordinator
 
+pytestmark = pytest.mark.slow
 LONG_S = 120.0
 PLAIN = """
 name = "lesions"

@@ -27,6 +27,7 @@ from server.registry.sites import Presence
 from tests.server.coordinators import new_home
 from tests.server.gateway.test_services import PROJECT, Coordinator, bundle_of, start_superlink, wait_for
 
+pytestmark = pytest.mark.slow
 SITES = ("a", "b")
 MOST_BYTES = 1 << 20  # of a message
 # Asks twice; writes down who answered, in order. Nothing here comes near its deadline.

@@ -19,6 +19,7 @@ from simulations.commands.main import app
 from tests import ROOT
 from tests.simulations.tiny import tiny_scenario
 
+pytestmark = pytest.mark.slow
 NOTEBOOK = ROOT / "docs" / "first-hour.ipynb"
 
 

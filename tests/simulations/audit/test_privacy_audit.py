@@ -43,6 +43,9 @@ Break = Callable[[pytest.MonkeyPatch], None]
 Part = Callable[[], list[Finding]]
 
 
+pytestmark = pytest.mark.slow
+
+
 def fresh() -> np.random.Generator:
     return np.random.default_rng(5)
 

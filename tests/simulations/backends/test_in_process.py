@@ -25,6 +25,7 @@ from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
+pytestmark = pytest.mark.slow
 RUN = tiny_run()
 # 3, 17 and 11 patients train; counts leave in steps of five and never below ten.
 COUNTED = {"north": 10, "south": 15, "east": 10}

@@ -34,6 +34,7 @@ from simulations.faults.scaled import Scaled
 from simulations.scenarios.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_scenario, tiny_site
 
+pytestmark = pytest.mark.slow
 RUN = tiny_run()
 _SHARED = Path("/dev/shm")  # noqa: S108 - looked at
 PRIVATE = {"target-epsilon": 50.0, "sampling-rate": 0.3, "crops-per-patient": 1}

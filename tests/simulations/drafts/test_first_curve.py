@@ -16,6 +16,7 @@ from simulations.scenarios.scenario import load_scenario
 from tests import ROOT
 from tests.simulations.drafts import folders
 
+pytestmark = pytest.mark.slow
 REAL = os.environ.get("WARDROUND_DATA")
 real_images = pytest.mark.skipif(REAL is None, reason="WARDROUND_DATA is not set")
 

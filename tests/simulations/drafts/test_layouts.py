@@ -16,6 +16,8 @@ from simulations.scenarios.scenario import Scenario, ScenarioConfig, load_scenar
 from tests.client.data.studies import write_picture
 from tests.simulations.drafts import folders
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Read:
