@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench sites soak fuzz faults privacy setup lock clean
+.PHONY: demo test check bench sites soak fuzz faults privacy ray setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -30,6 +30,9 @@ faults:  ## 60 faults in a federation of real processes; COUNT=200, SEED=2, ONLY
 
 privacy:  ## the long proofs: epsilon on 117 histories against PLD, 200 kills of a private round
 	@$(BOOTSTRAP) privacy
+
+ray:  ## simulations on a Ray cluster: two nodes of this machine, one that dies, what a killed command leaves
+	@$(BOOTSTRAP) ray
 
 setup:  ## the environment in .venv, from requirements.lock
 	@$(BOOTSTRAP) setup

@@ -149,6 +149,13 @@ def privacy(_: argparse.Namespace) -> int:
     return _run_all([("privacy", ["-m", "pytest", "--numprocesses", str(min(_cores(), 8)), *files])])
 
 
+def ray(_: argparse.Namespace) -> int:
+    """Simulations on a Ray cluster: two nodes, a cluster of one command, GPUs, what a killed command leaves."""
+    setup()
+    files = ["tests/simulations/backends/test_ray.py", "tests/simulations/backends/ray_at_length.py"]
+    return _run_all([("ray", ["-m", "pytest", *files])])
+
+
 def lock(_: argparse.Namespace) -> int:
     """Resolve pyproject.toml into requirements.lock; versions that still fit stay."""
     setup()
@@ -176,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python deploy/bootstrap.py demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, check, bench, sites, soak, fuzz, faults, privacy, lock, clean):
+    for command in (setup, demo, test, check, bench, sites, soak, fuzz, faults, privacy, ray, lock, clean):
         subparser = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
         subparser.set_defaults(command=command)
         if command is demo:

@@ -298,14 +298,14 @@ def test_an_added_partition_deals_patients_as_it_says(copies: Copies) -> None:
 
 def test_an_added_backend_gives_the_same_model(copies: Copies) -> None:
     copy = copies("backend")
-    assert [row["backend"] for row in copy.listed("backends")] == ["processes", "in-process", "shuffled"]
+    assert [row["backend"] for row in copy.listed("backends")] == ["processes", "in-process", "ray", "shuffled"]
     shuffled = copy.trained(copy.scenario(""), "--backend", "shuffled")
     usual = copy.trained(copy.scenario(""), out="usual")
     assert shuffled["model-sha256"] == usual["model-sha256"]
     told = copy.run(
         "simulations.commands.main", "run", copy.scenario(""), "--out", "no", "--backend", "moon", fails=True
     )
-    assert "processes, in-process, shuffled" in told
+    assert "processes, in-process, ray, shuffled" in told
 
 
 STRATEGY = '[run.strategy]\nkind = "mimelite"\nbeta = 0.5\n'

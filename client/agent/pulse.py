@@ -13,14 +13,15 @@ import psutil
 # beyond the first: a minute, for a locked file.
 HANGS_S, STALLED_S = 90.0, 300.0
 # Less of a core is what a process uses that waits and wakes up now and then.
-_LEAST_SHARE = 0.01
+LEAST_SHARE = 0.01
 
 
 class Pulse:
     """Of one process and those that it has started, from now on."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, pid: int, least_share: float = LEAST_SHARE) -> None:
+        """Of `pid`; least_share: of a core, that is no work."""
+        self._pid, self._least = pid, least_share
         self._looked = self._moved = time.monotonic()
         self._used_s = _cpu_seconds(pid)
 
@@ -29,7 +30,7 @@ class Pulse:
         now, used_s = time.monotonic(), _cpu_seconds(self._pid)
         more_s = used_s - self._used_s
         # Less than before: one of those that it has started is gone, which is a change too.
-        if more_s < 0 or more_s > _LEAST_SHARE * (now - self._looked):
+        if more_s < 0 or more_s > self._least * (now - self._looked):
             self._moved = now
         self._looked, self._used_s = now, used_s
         return now - self._moved
@@ -52,4 +53,4 @@ def _cpu_seconds(pid: int) -> float:
     return total
 
 
-__all__ = ["HANGS_S", "STALLED_S", "Pulse"]
+__all__ = ["HANGS_S", "LEAST_SHARE", "STALLED_S", "Pulse"]

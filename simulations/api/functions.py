@@ -56,6 +56,8 @@ def simulate(
     backend: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    address: str | None = None,
+    gpus_per_site: float | None = None,
 ) -> "Simulation":
     """Train one model across the sites of a scenario, score and report it: `wardround-sim run`.
 
@@ -69,9 +71,11 @@ def simulate(
         statistics: ask the sites for statistics of labels and intensities; not with privacy.
         deterministic: bit-equal results, slower.
         device: where every site trains, "auto", "cpu" or "cuda"; None: as the scenario says.
-        backend: "processes" or "in-process"; None: processes where there are two cores.
-        workers: sites at work at the same time; None: one for each core.
+        backend: "processes", "in-process" or "ray"; None: processes where there are two cores.
+        workers: sites at work at the same time; None: as many as there is room for.
         threads: of each site at work; None: the cores are shared. 1 for results that are equal elsewhere.
+        address: of the cluster of "ray"; None: that of RAY_ADDRESS, or one of this machine alone.
+        gpus_per_site: of each site at work on the cluster, such as 0.5; None: 1, where there are any.
 
     Returns:
         Curves by site, scores by site, and where the model lies.
@@ -86,7 +90,9 @@ def simulate(
 
     chosen, folder = _chosen(scenario), Path(out)
     changes = changes_of(seed=seed, rounds=rounds, private=private, deterministic=deterministic, statistics=statistics)
-    with _working(chosen, backend, workers=workers, threads=threads, device=device) as working:
+    resources: dict[str, Any] = {"workers": workers, "threads": threads, "device": device}
+    resources |= {"address": address, "gpus_per_site": gpus_per_site}
+    with _working(chosen, backend, **resources) as working:
         done = federate_scenario(chosen, changes, folder, data=_path(data), device=device, backend=working)
     return simulation_of(folder, done.run, done.summary)
 
@@ -102,6 +108,8 @@ def compare(
     backend: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    address: str | None = None,
+    gpus_per_site: float | None = None,
 ) -> "Comparison":
     """Train each site alone, all pooled, federated, and federated with privacy: `wardround-sim compare`.
 
@@ -115,6 +123,8 @@ def compare(
         backend: see `simulate`.
         workers: see `simulate`.
         threads: see `simulate`.
+        address: see `simulate`.
+        gpus_per_site: see `simulate`.
 
     Returns:
         Headline scores by model, seed and site.
@@ -128,7 +138,9 @@ def compare(
     from simulations.api.runs import compare_scenario  # noqa: PLC0415
 
     chosen, folder = _chosen(scenario), Path(out)
-    with _working(chosen, backend, workers=workers, threads=threads, device=device) as working:
+    resources: dict[str, Any] = {"workers": workers, "threads": threads, "device": device}
+    resources |= {"address": address, "gpus_per_site": gpus_per_site}
+    with _working(chosen, backend, **resources) as working:
         done = compare_scenario(
             chosen, folder, seeds=seeds, rounds=rounds, data=_path(data), device=device, backend=working
         )

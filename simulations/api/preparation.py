@@ -54,26 +54,29 @@ def use_threads(threads: int | None) -> None:
 
 
 def backend_for(
-    name: str | None, sites: int, *, workers: int | None, threads: int | None, device: Device | None
+    name: str | None,
+    sites: int,
+    *,
+    workers: int | None,
+    threads: int | None,
+    device: Device | None,
+    address: str | None = None,
+    gpus_per_site: float | None = None,
 ) -> "AbstractContextManager[Backend]":
     """A backend, for as long as it is used; to start early, while this process has one thread (see the nursery).
 
     Args:
         name: of the backend; None: processes where more than one site can work at the same time.
         sites: the most that work for one run.
-        workers: sites at work at the same time; None: one for each core, and one alone where there is a GPU.
+        workers: sites at work at the same time; None: as many as there is room for.
         threads: of each site at work; None: the cores are shared.
         device: where all sites train; None: as each says.
+        address: of a Ray cluster; None: that of RAY_ADDRESS, or one of this machine.
+        gpus_per_site: on a cluster; None: one, where there are any.
     """
-    import torch  # noqa: PLC0415
+    from simulations.backends import Resources, started  # noqa: PLC0415 - torch
 
-    from simulations.backends import Resources, started, usable_cores  # noqa: PLC0415
-
-    if workers is None:
-        # Counted without a context on the GPU, after which no process could be forked.
-        on_gpu = device != "cpu" and torch.cuda.device_count() > 0
-        workers = 1 if on_gpu else usable_cores()
-    return started(name, sites, Resources(workers, threads))
+    return started(name, sites, Resources(workers, threads, device, address, gpus_per_site))
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What a worker of the backend `processes` does all day: answer for the site it is told, as a hospital's worker does.
+"""What a worker of a backend does all day: answer for the site it is told, as a hospital's worker does.
 
 A question is one to a hospital's worker (client/worker/protocol.py) with a table `simulation` in its header. The parts
 of a request come with the first question of a round; the others to the same worker only name them by their hash.
@@ -49,15 +49,28 @@ def serve(fd: int) -> None:
     known, parts = "", dict[str, Buffer]()
     opened = OpenSites()
     while (frame := protocol.receive(fd)) is not None:
-        header, given = dict(frame.header), dict(frame.parts)
-        key, place = given.pop(_KEY), Place(**header.pop(_PLACE))
+        given = dict(frame.parts)
+        key = {_KEY: given.pop(_KEY)}
         if given:
-            known, parts = str(header["sha256"]), given
-        elif header.get("sha256") != known:
+            known, parts = str(frame.header["sha256"]), given
+        elif frame.header.get("sha256") != known:
             raise PipeError("a question names parts that this worker does not have")
-        question = protocol.question_from_frame(Frame(header, parts))
-        assert isinstance(question, Work)  # noqa: S101 - for the type checker: it has an attempt
-        protocol.send(fd, protocol.answer_to_frame(_answered(question, place, bytes(key), opened)))
+        protocol.send(fd, answered(Frame(frame.header, {**parts, **key}), opened))
+
+
+def place_of(asked: Frame) -> Place:
+    """Where a question is to be answered."""
+    return Place(**asked.header[_PLACE])
+
+
+def answered(asked: Frame, opened: OpenSites) -> Frame:
+    """Answer a question; opened: the sites of this process."""
+    parts = dict(asked.parts)
+    key = bytes(parts.pop(_KEY))
+    header = {name: value for name, value in asked.header.items() if name != _PLACE}
+    question = protocol.question_from_frame(Frame(header, parts))
+    assert isinstance(question, Work)  # noqa: S101 - for the type checker: it has an attempt
+    return protocol.answer_to_frame(_answered(question, place_of(asked), key, opened))
 
 
 def _answered(question: Work, place: Place, key: bytes, opened: OpenSites) -> Answer:
@@ -73,4 +86,4 @@ def _answered(question: Work, place: Place, key: bytes, opened: OpenSites) -> An
     return answer(question, home)
 
 
-__all__ = ["Place", "question_to_frame", "serve"]
+__all__ = ["Place", "answered", "place_of", "question_to_frame", "serve"]

@@ -1,50 +1,44 @@
-"""The workers of the backend `processes`: who does what, and what happens when one dies.
+"""The workers of a backend: who does what, and what happens when one dies.
 
 Each worker has a thread here that waits for it, so that a free worker is given its next site at once. The site that
 took longest when it was asked for the same last time goes first (Graham, SIAM J. Appl. Math. 1969: this ends at most a
 third later than the best order); of sites that take about as long a worker takes one that it has worked for, whose
 studies it may have in memory. A site is with one worker at a time, as its ledger and files are.
 
-A worker that dies, or uses no processor for minutes, is replaced, and its site is asked again under a new attempt. In a
-private run the first attempt's charge pays for it, as at a hospital (client/agent/spending.py): nothing of it has left,
-and the worker that could have sent it is gone.
+Where a worker dies its site is asked again under a new attempt, by whoever is free first. In a private run the first
+attempt's charge pays for it, as at a hospital (client/agent/spending.py): nothing of it has left, and the worker that
+could have sent it is gone. What a worker is, and how it starts and dies, is the backend's.
 """
 
-import contextlib
 import logging
-import select
-import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from client.agent.pulse import STALLED_S, Pulse
 from client.data.deidentify.pseudonym import cohort_id
 from client.site import Site
-from client.worker import protocol
-from client.worker.protocol import PipeError, Work
 from common.config.rundocument import RunDocument
 from common.errors import ErrorCode
 from common.text import counted
-from common.wire.messages import EvaluateReply, Refusal, Reply, Request, TrainReply, TrainRequest
-from simulations.backends.nursery import Nursery
-from simulations.backends.worker import Place, question_to_frame
+from common.wire.messages import Refusal, Reply, Request, TrainRequest
+from simulations.backends.worker import Place
 
 # A site is asked so often in all while its worker dies.
 ATTEMPTS = 3
 
-_LOOK_EVERY_S = 5.0
 # Sites whose times differ by less take about as long.
 _ABOUT = 0.8
 
 _log = logging.getLogger(__name__)
 
 
-class _StalledError(PipeError):
-    """The worker hangs."""
+class DiedError(Exception):
+    """A worker has died while it worked, and is buried; the text is how, as in "its worker ended with exit code 1"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,35 +58,64 @@ class Job:
         return self.site.home, type(self.request)
 
 
-class Workers:
-    """Some processes, and the threads that wait for them."""
+class Worker(Protocol):
+    """One that answers for sites, one at a time. For one thread, but for `give_up`."""
 
-    def __init__(self, count: int, nursery: Nursery) -> None:
-        """No process is there before there is work.
+    @property
+    def sites(self) -> Mapping[Path, object]:
+        """Homes of the sites that it has worked for since it was started."""
+
+    def is_there(self) -> bool:
+        """Start it, if it is not there. False: it is not yet, as there is no room; to be asked again.
+
+        Raises:
+            FederationError: it cannot be started, now or later.
+        """
+
+    def work(self, job: Job, attempt: str) -> Reply:
+        """The site's reply.
+
+        Raises:
+            DiedError: it has died. It can be started anew.
+        """
+
+    def give_up(self) -> None:
+        """End what is under way, by its death. For any thread."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Workers:
+    """Some workers, and the threads that wait for them."""
+
+    def __init__(self, count: int, make: Callable[[], Worker]) -> None:
+        """No worker is there before there is work.
 
         Args:
-            count: of processes, at most.
-            nursery: starts and ends them.
+            count: of workers, at most.
+            make: a worker, not started.
         """
-        self.count, self._nursery = count, nursery
+        self.count, self._make = count, make
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
-        self._at_work: dict[Job, _Worker] = {}
+        self._at_work: dict[Job, Worker] = {}
+        self._dropped: set[Job] = set()  # of those at work
+        self._deaths: Counter[Job] = Counter()
         self._seconds: dict[tuple[Path, type[Request]], float] = {}  # that a kind of job took last
         self._threads: list[threading.Thread] = []
         self._stopped = False
 
     def stop(self) -> None:
-        """Do nothing more: what is at work is given up, with its process. Returns at once."""
+        """Do nothing more: what is at work is given up, with its worker. Returns at once."""
         with self._changed:
             self._stopped = True
             self._waiting.clear()
-            for worker in self._at_work.values():
-                worker.give_up()
+            self._give_up(list(self._at_work))
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait until all threads and processes have ended."""
+        """Wait until all threads and workers have ended."""
         for thread in self._threads:
             thread.join()
 
@@ -111,39 +134,94 @@ class Workers:
         with self._changed:
             self._waiting = [one for one in self._waiting if one not in jobs]
             under_way = [job for job in jobs if job in self._at_work]
-            for job in under_way:
-                self._at_work[job].give_up()
+            self._give_up(under_way)
             while any(job in self._at_work for job in under_way):
                 self._changed.wait()
 
+    def _give_up(self, jobs: Sequence[Job]) -> None:
+        self._dropped.update(jobs)
+        for job in jobs:
+            self._at_work[job].give_up()
+
     def _serve(self) -> None:
-        worker = _Worker(self._nursery)
-        while (job := self._take(worker)) is not None:
-            started = time.monotonic()
+        worker = self._make()
+        while self._has_work():
             try:
-                job.reply.set_result(worker.work(job))
-            except BaseException as error:  # noqa: BLE001 - it is raised where the reply is looked for
-                job.reply.set_exception(error)
-            with self._changed:
-                del self._at_work[job]
-                self._seconds[job.kind] = time.monotonic() - started
-                self._changed.notify_all()
+                if not worker.is_there():
+                    continue
+            except Exception as error:  # noqa: BLE001 - it is raised where a reply is looked for
+                self._fail(error)
+                continue
+            if (job := self._take(worker)) is not None:
+                self._do(job, worker)
         worker.close()
 
-    def _take(self, worker: "_Worker") -> Job | None:
-        """The next job of a worker, once there is one; None: it is over."""
+    def _do(self, job: Job, worker: Worker) -> None:
+        started = time.monotonic()
+        again = False
+        try:
+            deaths = self._deaths[job]
+            if deaths:
+                _carry(job, _attempt(job, deaths))
+            job.reply.set_result(worker.work(job, _attempt(job, deaths)))
+        except DiedError as error:
+            again = self._bury(job, error)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the reply is looked for
+            job.reply.set_exception(error)
         with self._changed:
-            while not self._stopped:
-                busy = {job.site.home for job in self._at_work}
-                free = [job for job in self._waiting if job.site.home not in busy]
-                if free:
-                    job = chosen(free, self._seconds, worker.sites)
-                    self._waiting.remove(job)
-                    self._at_work[job] = worker
-                    worker.begin()
-                    return job
+            del self._at_work[job]
+            if again and job not in self._dropped:
+                self._waiting.insert(0, job)
+            else:
+                del self._deaths[job]
+                self._dropped.discard(job)
+                self._seconds[job.kind] = time.monotonic() - started
+            self._changed.notify_all()
+
+    def _bury(self, job: Job, error: DiedError) -> bool:
+        """Whether a job whose worker has died is to be done again."""
+        if job in self._dropped:
+            return False
+        self._deaths[job] += 1
+        again = self._deaths[job] < ATTEMPTS
+        _log.warning(
+            "%s of site %s: its worker %s%s",
+            _words(job.request),
+            job.site.config.name,
+            error,
+            "; it is asked again" if again else f", {counted(ATTEMPTS, 'time')} in a row",
+        )
+        if not again:
+            job.reply.set_result(Refusal(job.run.hash, job.request.round, ErrorCode.WORKER_FAILED))
+        return again
+
+    def _has_work(self) -> bool:
+        """Wait until some job can be done. False: it is over."""
+        with self._changed:
+            while not self._stopped and not self._free():
                 self._changed.wait()
-            return None
+            return not self._stopped
+
+    def _take(self, worker: Worker) -> Job | None:
+        """The next job of a worker; None: others have taken all."""
+        with self._changed:
+            if self._stopped or not (free := self._free()):
+                return None
+            job = chosen(free, self._seconds, worker.sites)
+            self._waiting.remove(job)
+            self._at_work[job] = worker
+            return job
+
+    def _free(self) -> list[Job]:
+        busy = {job.site.home for job in self._at_work}
+        return [job for job in self._waiting if job.site.home not in busy]
+
+    def _fail(self, error: Exception) -> None:
+        """No job that waits can be done."""
+        with self._changed:
+            for job in self._waiting:
+                job.reply.set_exception(error)
+            self._waiting.clear()
 
 
 def chosen(
@@ -161,98 +239,8 @@ def chosen(
     return next((job for job in long if job.site.home in known), long[0])
 
 
-class _Worker:
-    """One process at a time, replaced when it dies. For one thread, but for `give_up`."""
-
-    def __init__(self, nursery: Nursery) -> None:
-        self._nursery = nursery
-        self._pid = 0
-        self._socket: socket.socket | None = None
-        self._parts = ""  # hash of those that the process has
-        self._given_up = False
-        self.sites: dict[Path, None] = {}  # for whom the process has worked
-
-    def begin(self) -> None:
-        """What was given up before does not count."""
-        self._given_up = False
-
-    def give_up(self) -> None:
-        """End what is under way. For any thread."""
-        self._given_up = True
-        if (asked := self._socket) is not None:
-            _shut(asked)
-
-    def close(self) -> None:
-        """End the process."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-            self._nursery.end(self._pid)
-
-    def work(self, job: Job) -> Reply:
-        """The site's reply, if need be by another process.
-
-        Raises:
-            FederationError: no process can be started.
-        """
-        attempt = job.attempt
-        for number in range(1, ATTEMPTS + 1):
-            try:
-                return self._ask(job, attempt)
-            except PipeError as error:
-                what = self._bury(error)
-            if self._given_up:
-                break
-            _log.warning(
-                "%s of site %s: its worker %s%s",
-                _words(job.request),
-                job.site.config.name,
-                what,
-                "; it is asked again" if number < ATTEMPTS else f", {counted(ATTEMPTS, 'time')} in a row",
-            )
-            attempt = f"{job.attempt}.{number}"
-            _carry(job, attempt)
-        return Refusal(job.run.hash, job.request.round, ErrorCode.WORKER_FAILED)
-
-    def _ask(self, job: Job, attempt: str) -> Reply:
-        if self._socket is None:
-            self._pid, self._socket = self._nursery.start()
-        if self._given_up:  # before there was a process that could have been ended
-            raise PipeError("nobody waits for the answer")
-        fd, digest = self._socket.fileno(), job.request.sha256
-        work = Work(job.run, job.request, attempt)
-        frame = question_to_frame(work, job.place, job.site.key, with_parts=digest != self._parts)
-        protocol.send(fd, frame)
-        self._parts = digest
-        self.sites[job.site.home] = None
-        self._await(fd)
-        answer = protocol.receive(fd)
-        if answer is None:
-            raise PipeError("the worker ended while it worked")
-        reply = protocol.answer_from_frame(answer)
-        if not isinstance(reply, TrainReply | EvaluateReply | Refusal):
-            raise PipeError("the worker gave no reply")
-        return reply
-
-    def _await(self, fd: int) -> None:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        pulse: Pulse | None = None
-        while not poll.poll(_LOOK_EVERY_S * 1000):
-            pulse = pulse or Pulse(self._pid)
-            if (still_s := pulse.still_s()) > STALLED_S:
-                raise _StalledError(f"hung: it had used no processor for {still_s:.0f} s")
-
-    def _bury(self, error: PipeError) -> str:
-        """End the process, if it has not ended; how it did, in words."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        self._parts, self.sites = "", {}
-        code = self._nursery.end(self._pid)
-        if isinstance(error, _StalledError):
-            return str(error)
-        return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+def _attempt(job: Job, deaths: int) -> str:
+    return f"{job.attempt}.{deaths}" if deaths else job.attempt
 
 
 def _carry(job: Job, attempt: str) -> None:
@@ -266,9 +254,4 @@ def _words(request: Request) -> str:
     return f"round {request.round}, {'training' if isinstance(request, TrainRequest) else 'scores'}"
 
 
-def _shut(one: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is gone already
-        one.shutdown(socket.SHUT_RDWR)
-
-
-__all__ = ["ATTEMPTS", "Job", "Workers", "chosen"]
+__all__ = ["ATTEMPTS", "DiedError", "Job", "Worker", "Workers", "chosen"]

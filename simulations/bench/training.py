@@ -33,7 +33,7 @@ from common.learning.network import load_model
 from common.system.environment import PACKAGES, for_child
 from common.system.files import write_atomically
 from simulations.bench.bare_loop import RUN_NAME, write_client
-from simulations.bench.training_ways import SITES, WAYS, model_of
+from simulations.bench.training_ways import RAY, SITES, WAYS, model_of
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.scenarios.scenario import make_site
 
@@ -68,6 +68,7 @@ def measure(
     channels: Sequence[int] = (16, 32, 64, 128, 256),
     rows: int = 128,
     batch: int = 8,
+    ways: Sequence[str] = WAYS,
     progress: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> tuple[Figure, ...]:
     """Generate the patients of four clients, and train on them in every way, by turns.
@@ -80,19 +81,20 @@ def measure(
         channels: of the U-Net, level by level.
         rows: and columns of an image and of a crop.
         batch: crops of a step.
+        ways: of training, which are measured.
         progress: called with (turns done, "turns").
 
     Returns:
-        A figure for each of `WAYS`, in this order.
+        A figure for each way, in this order.
     """
     run = _run(rounds + 2, steps=steps, channels=channels, rows=rows, batch=batch)
     sites = _sites(folder, run, patients=patients, rows=rows)
     with ExitStack() as stack:
-        children = {way: stack.enter_context(_child(way, folder)) for way in WAYS}
-        turns: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        children = {way: stack.enter_context(_child(way, folder)) for way in ways}
+        turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for turn in range(rounds + 1):
-            first = turn % len(WAYS)
-            for way in (*WAYS[first:], *WAYS[:first]):
+            first = turn % len(ways)
+            for way in (*ways[first:], *ways[:first]):
                 turns[way].append(_timed(children[way]))
             progress(turn, "turns")
         memory = {way: _weighed(child) for way, child in children.items()}
@@ -106,7 +108,7 @@ def measure(
             memory=memory[way],
             headline=_score(run, sites, model_of(folder, way)),
         )
-        for way in WAYS
+        for way in ways
     )
 
 
@@ -215,4 +217,4 @@ def _score(run: RunConfig, sites: Sequence[Site], weights: Path) -> float:
     return statistics.fmean(one[run.task.headline] for one in scores if run.task.headline in one)
 
 
-__all__ = ["CLIENTS", "HEADLINE", "WAYS", "Figure", "measure"]
+__all__ = ["CLIENTS", "HEADLINE", "RAY", "WAYS", "Figure", "measure"]

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 BARE, BARE_PROCESSES = "bare loop", "bare loop, 2 processes"
-IN_PROCESS, PROCESSES = "in-process", "processes"
+BACKENDS = IN_PROCESS, PROCESSES, RAY = "in-process", "processes", "ray"
 WAYS = (BARE, BARE_PROCESSES, IN_PROCESS, PROCESSES)
 SITES = "sites"  # folder of the homes
 AT_ONCE = 2  # processes that train at the same time
@@ -21,7 +21,7 @@ AT_ONCE = 2  # processes that train at the same time
 def main(way: str, folder: Path) -> None:
     """Train, a round for each line."""
     torch.set_num_threads(1)
-    (_ours if way in (IN_PROCESS, PROCESSES) else _bare)(way, folder)
+    (_ours if way in BACKENDS else _bare)(way, folder)
 
 
 def model_of(folder: Path, way: str) -> Path:

@@ -81,6 +81,7 @@ def bench_training(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; the figures are medians.")] = 9,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of each of the four clients in a round.")] = 10,
     small: Annotated[bool, typer.Option("--small", help="A network of two levels and small images.")] = False,
+    with_ray: Annotated[bool, typer.Option("--ray", help="Also on a Ray cluster of this machine.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train four clients by a bare loop, in one process and in two, and by our backends, by turns.
@@ -94,6 +95,7 @@ def bench_training(
 
     use_threads(1)
     size: dict[str, Any] = {"channels": (4, 8), "rows": 32, "batch": 2, "patients": 6} if small else {}
+    size["ways"] = (*bench.WAYS, bench.RAY) if with_ray else bench.WAYS
     with progress("turns", rounds) as advance, tempfile.TemporaryDirectory() as folder:
         figures = bench.measure(Path(folder), rounds=rounds, steps=steps, progress=advance, **size)
     against = figures[1]

@@ -11,9 +11,11 @@ from common.console.cli import JsonFlag, configure_logging, note, progress, show
 from common.errors import ConfigError
 from simulations.api.preparation import changed, prepare_sites, tells, use_threads
 from simulations.commands.options import (
+    AddressOption,
     BackendOption,
     DataOption,
     DeviceOption,
+    GpusOption,
     OutOption,
     RoundsOption,
     ScenarioArgument,
@@ -79,6 +81,8 @@ def diagnosis(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_site: GpusOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -103,7 +107,7 @@ def diagnosis(
     runs = {one.name: (changed(one.config.run, changes), one.config.pretraining) for one in chosen}
     for run, _ in runs.values():
         study.check(run)
-    working = use_backend(backend, len(chosen[0].config.site_names), workers=workers, threads=threads, device=device)
+    working = use_backend(backend, len(chosen[0].config.site_names), workers, threads, device, address, gpus_per_site)
     sites = prepare_sites(chosen[0], next(iter(runs.values()))[0], out, data, device, progress=progress)
     with progress("row", len(numbers) * study.rows_of(runs, len(sites))) as advance:
         tell, finished = tells(advance)

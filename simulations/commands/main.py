@@ -20,9 +20,11 @@ from simulations.commands.evaluate import evaluate
 from simulations.commands.exchange import export, import_bundle
 from simulations.commands.networks import compare_networks
 from simulations.commands.options import (
+    AddressOption,
     BackendOption,
     DataOption,
     DeviceOption,
+    GpusOption,
     Listed,
     OutOption,
     ParquetOption,
@@ -86,6 +88,8 @@ def run(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_site: GpusOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -102,7 +106,7 @@ def run(
     from simulations.api.runs import changes_of, federate_scenario  # noqa: PLC0415
 
     use_threads(threads)
-    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
+    working = use_backend(backend, len(chosen.config.site_names), workers, threads, device, address, gpus_per_site)
     changes = changes_of(seed=seed, rounds=rounds, private=private, deterministic=deterministic, statistics=statistics)
     for sentence in changed(chosen.config.run, changes).idle:
         note(f"Note: {sentence}.")
@@ -186,6 +190,8 @@ def compare(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_site: GpusOption = None,
     parquet: ParquetOption = False,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
@@ -205,7 +211,7 @@ def compare(
     from simulations.studies import comparison  # noqa: PLC0415
 
     use_threads(threads)
-    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
+    working = use_backend(backend, len(chosen.config.site_names), workers, threads, device, address, gpus_per_site)
     numbers = parse_seeds(seeds)
     if networks or strategies:
         config, wanted = wanted_of(chosen, rounds)
@@ -245,6 +251,8 @@ def crossval(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_site: GpusOption = None,
     parquet: ParquetOption = False,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
@@ -261,7 +269,7 @@ def crossval(
 
     long_tables = wanted_tables(out, parquet=parquet)
     use_threads(threads)
-    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
+    working = use_backend(backend, len(chosen.config.site_names), workers, threads, device, address, gpus_per_site)
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}}
     if rounds is not None:
         changes["federation"] = {"rounds": rounds}

@@ -32,6 +32,21 @@ BackendOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Sites at work at the same time. Default: one for each core.")
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Of the cluster of --backend ray, HOST:PORT. Default: RAY_ADDRESS, or a cluster of this machine alone.",
+    ),
+]
+GpusOption = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-site",
+        min=0,
+        help="Of each site at work on the cluster; 0.5: two share one. Default: 1, where there are any.",
+    ),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Tell more on stderr.")]
 ParquetOption = Annotated[
     bool, typer.Option("--parquet", help="The long tables as Parquet too; needs wardround[parquet].")

@@ -16,11 +16,25 @@ if TYPE_CHECKING:
     from simulations.backends import Backend
 
 
-def use_backend(
-    name: str | None, sites: int, *, workers: int | None, threads: int | None, device: Device | None
+def use_backend(  # noqa: PLR0917 - the same line in each command
+    name: str | None,
+    sites: int,
+    workers: int | None,
+    threads: int | None,
+    device: Device | None,
+    address: str | None,
+    gpus_per_site: float | None,
 ) -> "Backend":
     """Start a backend, which ends with the command; see `backend_for`."""
-    backend = backend_for(name, sites, workers=workers, threads=threads, device=device)
+    backend = backend_for(
+        name,
+        sites,
+        workers=workers,
+        threads=threads,
+        device=device,
+        address=address,
+        gpus_per_site=gpus_per_site,
+    )
     return click.get_current_context().with_resource(backend)
 
 

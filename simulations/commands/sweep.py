@@ -12,9 +12,11 @@ from common.errors import ConfigError
 from common.text import counted
 from simulations.api.preparation import changed, prepare_sites, teller, tells, use_threads
 from simulations.commands.options import (
+    AddressOption,
     BackendOption,
     DataOption,
     DeviceOption,
+    GpusOption,
     OutOption,
     ParquetOption,
     RoundsOption,
@@ -46,6 +48,8 @@ def sweep(
     device: DeviceOption = None,
     backend: BackendOption = None,
     workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_site: GpusOption = None,
     parquet: ParquetOption = False,
     as_json: JsonFlag = False,
     verbose: VerboseOption = False,
@@ -68,7 +72,7 @@ def sweep(
     axes = [axis_of(text) for text in settings]
     check(config, in_grid(axes) if sampler == "grid" else axes)
     use_threads(threads)
-    working = use_backend(backend, len(chosen.config.site_names), workers=workers, threads=threads, device=device)
+    working = use_backend(backend, len(chosen.config.site_names), workers, threads, device, address, gpus_per_site)
     sites = prepare_sites(chosen, config, out, data, device, progress=progress)
     with goes_on(), long_tables, progress("trial", trials) as advance:
         tell, finished = tells(advance)

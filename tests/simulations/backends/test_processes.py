@@ -22,8 +22,9 @@ from common.wire.frames import Frame
 from common.wire.messages import EvaluateRequest, Request, TrainRequest
 from server.federation.events import JOURNAL_NAME, Summary, read_events
 from server.federation.rounds import federate
-from simulations.backends import BACKENDS, Backend, Resources, opened, started, worker, workers
+from simulations.backends import BACKENDS, Backend, Resources, forked, opened, started, worker
 from simulations.backends import nursery as nursery_module
+from simulations.backends.forked import ForkedWorker
 from simulations.backends.nursery import Nursery
 from simulations.backends.open_sites import OpenSites
 from simulations.backends.processes import over
@@ -60,7 +61,7 @@ def backend(nursery: Nursery) -> Iterator[Callable[[int], Backend]]:
     begun: list[Workers] = []
 
     def with_workers(count: int) -> Backend:
-        begun.append(Workers(count, nursery))
+        begun.append(Workers(count, lambda: ForkedWorker(nursery)))
         return over(begun[-1], Resources(count, 1))
 
     yield with_workers
@@ -129,7 +130,7 @@ def test_a_model_goes_once_to_each_worker(
         sent.append((frame.header["kind"], "weights" in frame.parts))
         return frame
 
-    monkeypatch.setattr(workers, "question_to_frame", noted)
+    monkeypatch.setattr(forked, "question_to_frame", noted)
     federated(backend(1), sites, tmp_path / "out", tiny_run(federation={"rounds": 1}))
     trained = [with_parts for kind, with_parts in sent if kind == "train"]
     scored = [with_parts for kind, with_parts in sent if kind == "evaluate"]
@@ -140,14 +141,14 @@ def test_a_model_goes_once_to_each_worker(
 def killing(monkeypatch: pytest.MonkeyPatch, site: Site, times: int, ready: Callable[[], bool]) -> list[int]:
     """Workers that train for a site are killed, as soon as it is ready for that, the first times; which those were."""
     killed: list[int] = []
-    ask, wait = workers._Worker._ask, workers._Worker._await
-    asked: dict[workers._Worker, Job] = {}
+    ask, wait = ForkedWorker._ask, ForkedWorker._await
+    asked: dict[ForkedWorker, Job] = {}
 
-    def noted(self: workers._Worker, job: Job, attempt: str) -> Any:
+    def noted(self: ForkedWorker, job: Job, attempt: str) -> Any:
         asked[self] = job
         return ask(self, job, attempt)
 
-    def waited(self: workers._Worker, fd: int) -> None:
+    def waited(self: ForkedWorker, fd: int) -> None:
         job = asked[self]
         if job.site.home == site.home and isinstance(job.request, TrainRequest) and len(killed) < times:
             while not ready():
@@ -156,8 +157,8 @@ def killing(monkeypatch: pytest.MonkeyPatch, site: Site, times: int, ready: Call
             os.kill(self._pid, signal.SIGKILL)
         wait(self, fd)
 
-    monkeypatch.setattr(workers._Worker, "_ask", noted)
-    monkeypatch.setattr(workers._Worker, "_await", waited)
+    monkeypatch.setattr(ForkedWorker, "_ask", noted)
+    monkeypatch.setattr(ForkedWorker, "_await", waited)
     return killed
 
 
