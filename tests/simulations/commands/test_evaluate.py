@@ -160,7 +160,7 @@ def test_a_folder_is_described_by_the_options_of_data_add_and_by_all_of_a_source
     options += ["--class-column=c", "--region-column=r", "--class-attribute=0040,0254", "--class-reports"]
     options += ["--where=site=drive", "--images=pictures", "--labels=masks", "--patient-pattern=(.)", "--label-map=1=a"]
     options += ["--fractional-threshold=0.25", "--empty-labels-are-negative", "--labels-checked", "--channel=1"]
-    options += ["--pixel-text-checked"]
+    options += ["--pixel-text-checked", "--image-pattern=(.)_i", "--label-pattern=(.)_l"]
     found: list[SourceConfig] = []
 
     def stop(*given: object, **keys: object) -> None:

@@ -10,13 +10,12 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.data.cohort import Case
-from client.site import Site
+from client.data.cohort import Case, deal, read_studies
 from common.config import RunConfig, SiteConfig, validate
 from common.errors import ConfigError
 from simulations.commands.main import app
 from simulations.generators.phantoms import SCANNERS, write_hospital
-from simulations.scenarios.scenario import load_scenario, make_site, prepare
+from simulations.scenarios.scenario import load_scenario, prepare
 from simulations.scenarios.shifted import shifted_site
 from simulations.shifts import Shift
 from simulations.shifts.gain import Gain
@@ -40,18 +39,20 @@ def a_shift(kind: type[Shift], **settings: Any) -> Shift:
     return validate(kind, {"sites": ["north"], **settings})
 
 
+KEY = bytes(32)
 NONE = a_shift(Gain, gain=1.0)
 
 
-def cases(site: Site, run: RunConfig) -> list[Case]:
-    return list(site.cohort(run).cases)
+def cases(config: SiteConfig, run: RunConfig) -> list[Case]:
+    """A site's studies as training sees them, read in this process."""
+    studies = read_studies(config, run, root=Path(), site_key=KEY)
+    return list(deal(studies, config, run, site_key=KEY, splits=None).cases)
 
 
 def both(folder: Path, config: SiteConfig, shift: Shift, run: RunConfig) -> list[tuple[Case, Case]]:
     """Each study of a site as it is, and as its shift makes it."""
-    plain = make_site(folder / "plain", config)
-    other = make_site(folder / "other", shifted_site(config, [shift], run, folder / "shifted"))
-    pairs = list(zip(cases(plain, run), cases(other, run), strict=True))
+    other = shifted_site(config, [shift], run, folder / "shifted")
+    pairs = list(zip(cases(config, run), cases(other, run), strict=True))
     assert pairs
     assert [one.split for one, _ in pairs] == [two.split for _, two in pairs]
     return pairs
@@ -68,8 +69,8 @@ def test_every_split_of_a_shifted_site_is_shifted_and_its_labels_stay(tmp_path: 
     run = tiny_run(preprocessing={"intensity": "window", "window": [0, 255]})
     north, south = prepare(scenario, tmp_path / "out")
     assert south.config.data[0].path == str(tmp_path / "south")  # nothing is copied
-    plain = make_site(tmp_path / "plain", tiny_site(tmp_path / "north", "north"))
-    pairs = list(zip(cases(plain, run), cases(north, run), strict=True))
+    plain = tiny_site(tmp_path / "north", "north")
+    pairs = list(zip(cases(plain, run), cases(north.config, run), strict=True))
     assert {one.split for one, _ in pairs} == {"train", "validation", "test"}
     for before, after in pairs:
         assert before.split == after.split
@@ -100,16 +101,19 @@ def test_shifted_images_are_written_once_and_anew_where_the_shift_or_a_file_is_a
 
 def test_preview_shows_what_was_done_to_whom(tmp_path: Path) -> None:
     path = tiny_scenario(tmp_path)
-    plain = {one["site"]: one for one in json.loads(sim("preview", path, "--json").stdout)}
     path.write_text(path.read_text() + SHIFTS)
     done = sim("preview", path, "--json")
     assert done.exit_code == 0, done.output
     told = {one["site"]: one for one in json.loads(done.stdout)}
     conforms("wardround-sim preview", list(told.values()))
-    assert told["north"]["shifts"] == ["gain (gain 0.5, offset 10.0)"]
-    assert told["south"] == plain["south"]
-    assert told["north"]["medians"] == pytest.approx([0.5 * one + 10 for one in plain["north"]["medians"]], abs=1)
-    assert told["north"]["marked"] == plain["north"]["marked"]
+    assert (told["north"]["shifts"], told["south"]["shifts"]) == (["gain (gain 0.5, offset 10.0)"], [])
+    for site, gain, offset in (("north", 0.5, 10), ("south", 1, 0)):
+        images, masks = (
+            [np.asarray(Image.open(one)) for one in sorted((tmp_path / site / kind).iterdir())]
+            for kind in ("images", "labels")
+        )
+        assert told[site]["medians"] == pytest.approx([gain * np.median(one) + offset for one in images], abs=1)
+        assert told[site]["marked"] == pytest.approx([(one > 0).mean() for one in masks])
 
 
 def test_a_shift_of_no_site_is_refused(tmp_path: Path) -> None:

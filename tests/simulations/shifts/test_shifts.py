@@ -106,7 +106,7 @@ def test_gain_and_offset_by_hand_and_padding_stays() -> None:
     padding = np.zeros((1, 2, 2), bool)
     padding[0, 0, 0] = True
     study = a_study(np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), padding=padding)
-    assert shifted(study, [a_shift(Gain, gain=2.0, offset=-1.0)]).image.tolist() == [[[[1.0, 3.0], [5.0, 7.0]]]]
+    assert shifted(study, [a_shift(Gain, gain=2.0, offset=-0.5)]).image.tolist() == [[[[1.0, 3.5], [5.5, 7.5]]]]
 
 
 def test_gamma_by_hand_of_each_channel() -> None:

@@ -285,13 +285,14 @@ PATTERNS = {"image_pattern": "(case-[0-9]+)/T1/.+_image", "label_pattern": "(cas
 def test_patterns_say_which_file_is_what_where_names_do_not(tmp_path: Path) -> None:
     touch(tmp_path, "case-1/T1/a_image.nii.gz", "case-1/T2/a_image.nii.gz", "case-1/label/a_label.nii.gz")
     touch(tmp_path, "case-2/T1/b_image.nii.gz", "case-3/label/c_label.nii.gz", "notes.txt")
+    touch(tmp_path, "case-2/label/b_label_old.nii.gz")  # the whole name counts
     found = find(tmp_path, kind="nifti", **PATTERNS)
     assert [names(tmp_path, one) for one in found.references] == [
         (["case-1/T1/a_image.nii.gz"], ["case-1/label/a_label.nii.gz"]),
         (["case-2/T1/b_image.nii.gz"], []),
     ]
     assert [one.patient for one in found.references] == ["case-1", "case-2"]
-    assert found.left_out == {LONELY_LABEL: 1, NO_IMAGE: 2}
+    assert found.left_out == {LONELY_LABEL: 1, NO_IMAGE: 3}
     named = find(tmp_path, kind="nifti", **PATTERNS, patient_pattern="case-([0-9])")
     assert [one.patient for one in named.references] == ["1", "2"]
 
