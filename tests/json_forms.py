@@ -237,6 +237,7 @@ FORMS: dict[str, Form] = {
     "wardround-sim bench privacy": [{"step": str, "way": str, str: MAYBE}],
     "wardround-sim bench training": [{"way": str, str: NUMBER}],
     "wardround-sim bench aggregation": [{"updates": int, "way": str, str: NUMBER}],
+    "wardround-sim bench round": [{"clients": int, "way": str, str: NUMBER}],
     "wardround-sim bench wire": [{"message": str, "step": str, "way": str, str: MAYBE}],
     "wardround-sim bench sites": [{"figure": str, "value": NUMBER, "unit": str}],
 }  # fmt: skip

@@ -3,7 +3,10 @@
 Every participant builds the same network with the same initial weights from the same run.toml.
 """
 
+import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,8 @@ from common.config import RunConfig
 from common.errors import ConfigError, UpdateError
 from common.models.faster import faster
 
+# What a copy may share with what it is a copy of.
+_UNCHANGING = (bool, int, float, str, type(None), torch.dtype, torch.Size)
 _NORMALISATIONS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -43,20 +48,53 @@ def build_model(run: RunConfig) -> nn.Module:
 def load_model(run: RunConfig, state: Mapping[str, Tensor]) -> nn.Module:
     """The network of a run with these weights, without drawing the initial ones, which takes longest.
 
+    It is built once for each of the last runs, and each is a copy of its own: built anew for each message it took a
+    third of a small round.
+
     Raises:
         UpdateError: the weights are not the network's, by name, shape or type: loading would cast them in silence.
         ConfigError: as `build_model`.
     """
-    with torch.device("meta"):
-        network = build_model(run)
-    if _schema(state) != _schema(weights_of(network)):
+    pattern = _without_weights(run)
+    if _schema(state) != _schema(weights_of(pattern)):
         raise UpdateError("the weights do not fit the run's model by name, shape or type. Send the model of the run.")
-    if next(network.buffers(), None) is not None:
+    if next(pattern.buffers(), None) is not None:
         network = build_model(run)  # it holds what its weights do not
-    else:
-        network.to_empty(device="cpu")
-    network.load_state_dict(state, strict=False)  # of the buffers nothing is said
-    return network
+        network.load_state_dict(state, strict=False)  # of the buffers nothing is said
+        return network
+    filled: dict[int, object] = {}
+    for name, one in pattern.named_parameters():
+        values = torch.empty_like(one, device="cpu").copy_(state[name])
+        filled[id(one)] = nn.Parameter(values, one.requires_grad)
+    return _copied(pattern, filled)
+
+
+@lru_cache(maxsize=8)
+def _without_weights(run: RunConfig) -> nn.Module:
+    """The network of a run as a pattern: nobody may change it."""
+    with torch.device("meta"):
+        return build_model(run)
+
+
+def _copied(module: nn.Module, known: dict[int, object]) -> nn.Module:
+    """As `copy.deepcopy`, which spends most of its time on the dozen empty tables of each layer.
+
+    Args:
+        module: what is copied.
+        known: by id of what the module holds, what its copy holds instead; what is copied is added.
+    """
+    if (found := known.get(id(module))) is not None or hasattr(module, "__deepcopy__"):
+        return found if isinstance(found, nn.Module) else copy.deepcopy(module, known)
+    fresh = type(module).__new__(type(module))
+    known[id(module)] = fresh
+    for key, value in vars(module).items():
+        if type(value) in (dict, OrderedDict) and not value:
+            vars(fresh)[key] = type(value)()
+        elif key == "_modules":
+            vars(fresh)[key] = {name: None if one is None else _copied(one, known) for name, one in value.items()}
+        else:
+            vars(fresh)[key] = value if type(value) in _UNCHANGING else copy.deepcopy(value, known)
+    return fresh
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

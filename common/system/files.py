@@ -60,12 +60,20 @@ def create_private(path: Path, content: bytes) -> bool:
     return True
 
 
-def append(path: Path, data: bytes) -> None:
-    """Add bytes to the end of a file; on disk when this returns. A crash may leave a part of them."""
+def append(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Add bytes to the end of a file; a crash may leave a part of them.
+
+    Args:
+        path: of the file.
+        data: what is added.
+        durable: on disk when this returns, with all that was added before. False leaves that to the next one: the end
+            of this process loses nothing, a power failure may.
+    """
     with path.open("ab") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def move(fresh: Path, place: Path) -> None:

@@ -109,11 +109,18 @@ class Journal:
     observe: Observe | None = None
     events: list[Event] = field(default_factory=list)
 
-    def record(self, event: str, values: Mapping[str, Any]) -> None:
-        """Append an event; it is on disk when this returns."""
+    def record(self, event: str, values: Mapping[str, Any], *, durable: bool = True) -> None:
+        """Append an event.
+
+        Args:
+            event: its name.
+            values: what it says.
+            durable: it is on disk when this returns, and all before it. What one site says need not be, since the event
+                of its round follows before a checkpoint does: until then a resumed run asks the sites again.
+        """
         entry: Event = {**values, "event": event, "time": time.time()}
         self.events.append(entry)
-        append(self.path, _line(entry).encode())
+        append(self.path, _line(entry).encode(), durable=durable)
         if self.observe is not None:
             self.observe(entry)
 

@@ -245,7 +245,7 @@ def _train(session: _Session, number: int, model: Model) -> Model:
         weights[answer.site] = reply.patients if run.weighting == "patients" else 1
         entered[answer.site] = reply.sha256
         about = {"round": number, "site": answer.site, "patients": reply.patients}
-        session.journal.record("train", {**reply.metrics, **about})
+        session.journal.record("train", {**reply.metrics, **about}, durable=False)
     for site in outliers(updates, run):
         refusal = f"round {number}: the coordinator refuses the update of {site}"
         _log.warning("%s (%s): it lies far beyond the others'", refusal, ErrorCode.UPDATE_TOO_LARGE)
@@ -295,8 +295,7 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     start = time.monotonic()
     weights = model.packed[session.aggregation.best]
     replies: dict[str, EvaluateReply] = {}
-    absent = _Absent()
-    answered = 0
+    absent, answered = _Absent(), 0
     for answer in _ask(
         session, EvaluateRequest(session.run_hash, model.round, phase, {session.aggregation.model: weights})
     ):
@@ -313,7 +312,8 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     absent.refused = {site: code for site, code in absent.refused.items() if code is not ErrorCode.NO_DATA}
     about: dict[str, Any] = {"round": model.round, "phase": phase}
     for site, reply in sorted(replies.items()):
-        session.journal.record("evaluate", {**reply.metrics, **about, "site": site, "patients": reply.patients})
+        said = {**reply.metrics, **about, "site": site, "patients": reply.patients}
+        session.journal.record("evaluate", said, durable=False)
     scores = {site: reply.metrics for site, reply in sorted(replies.items())}
     session.journal.record(
         "evaluate",

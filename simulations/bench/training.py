@@ -63,6 +63,7 @@ def measure(
     folder: Path,
     *,
     rounds: int,
+    clients: int = CLIENTS,
     patients: int = 20,
     steps: int = 10,
     channels: Sequence[int] = (16, 32, 64, 128, 256),
@@ -71,11 +72,12 @@ def measure(
     ways: Sequence[str] = WAYS,
     progress: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> tuple[Figure, ...]:
-    """Generate the patients of four clients, and train on them in every way, by turns.
+    """Generate the patients of the clients, and train on them in every way, by turns.
 
     Args:
         folder: empty; receives images, homes and models.
         rounds: that count, one after another; two more are made.
+        clients: how many.
         patients: of a client.
         steps: of a client in a round.
         channels: of the U-Net, level by level.
@@ -87,7 +89,7 @@ def measure(
     Returns:
         A figure for each way, in this order.
     """
-    run = _run(rounds + 2, steps=steps, channels=channels, rows=rows, batch=batch)
+    run = _run(rounds + 2, clients=clients, steps=steps, channels=channels, rows=rows, batch=batch)
     sites = _sites(folder, run, patients=patients, rows=rows)
     with ExitStack() as stack:
         children = {way: stack.enter_context(_child(way, folder)) for way in ways}
@@ -112,7 +114,7 @@ def measure(
     )
 
 
-def _run(rounds: int, *, steps: int, channels: Sequence[int], rows: int, batch: int) -> RunConfig:
+def _run(rounds: int, *, clients: int, steps: int, channels: Sequence[int], rows: int, batch: int) -> RunConfig:
     return validate(
         RunConfig,
         {
@@ -121,7 +123,7 @@ def _run(rounds: int, *, steps: int, channels: Sequence[int], rows: int, batch: 
             "data": {"modality": "CT", "classes": ["lesion"], "validation-fraction": 0.1, "test-fraction": 0.2},
             "preprocessing": {"rows": rows, "intensity": "window", "window": [-100, 250]},
             "training": {"patch-size": [rows, rows], "batch-size": batch, "local-steps": steps},
-            "federation": {"rounds": rounds, "quorum": CLIENTS, "evaluate-every": rounds},
+            "federation": {"rounds": rounds, "quorum": clients, "evaluate-every": rounds},
         },
     )
 
@@ -130,7 +132,7 @@ def _sites(folder: Path, run: RunConfig, *, patients: int, rows: int) -> list[Si
     """Homes with their caches filled, and what the bare loop reads."""
     write_atomically(folder / RUN_NAME, issue(run).text.encode())
     sites = []
-    for number in range(CLIENTS):
+    for number in range(run.federation.quorum):
         name, images = f"client-{number}", folder / "images" / f"{number}"
         scanner = list(SCANNERS.values())[number % len(SCANNERS)]
         write_hospital(images, scanner=scanner, patients=patients, seed=number, slices=8, rows=rows)

@@ -144,6 +144,35 @@ def bench_aggregation(
     show_table(title, columns, rows, as_json=as_json)
 
 
+@bench_app.command("round")
+def bench_round(
+    clients: Annotated[
+        list[int] | None, typer.Option("--clients", min=2, help="So many; may be given again. [4, 32]")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; the figures are medians.")] = 15,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make rounds with nearly nothing to train, by a bare loop and by our backends, by turns.
+
+    Example: wardround-sim bench round --clients 4
+    """
+    configure_logging()
+    import tempfile  # noqa: PLC0415
+
+    from simulations.bench import round_cost as bench  # noqa: PLC0415
+
+    use_threads(1)
+    rows: list[list[object]] = []
+    for count in clients or (4, 32):
+        with progress(f"turns with {count} clients", rounds) as advance, tempfile.TemporaryDirectory() as folder:
+            costs = bench.measure(Path(folder), clients=count, rounds=rounds, progress=advance)
+        for one in costs:
+            beyond = [one.beyond_wall_ms, one.beyond_cpu_ms]
+            rows.append([count, one.way, one.wall_ms, one.cpu_ms, one.message_ms, *beyond])
+    columns = ["clients", "way", "ms", "CPU ms", "CPU ms a client", "beyond the bare loop ms", "CPU ms beyond it"]
+    show_table("A round of one step each", columns, rows, as_json=as_json)
+
+
 @bench_app.command("wire")
 def bench_wire(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns; the figures are medians.")] = 9,

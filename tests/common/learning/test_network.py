@@ -8,7 +8,8 @@ from torch import nn
 
 from common.config import RunConfig
 from common.errors import ConfigError, UpdateError
-from common.learning.network import build_model, load_model, tensor_shapes
+from common.learning.network import build_model, load_model, tensor_shapes, weights_of
+from common.models import NETWORKS, Network
 
 
 def make_run(dims: int = 2, patch: tuple[int, ...] = (16, 16), seed: int = 0, **model: Any) -> RunConfig:
@@ -130,3 +131,44 @@ def test_weights_of_another_network_are_not_loaded(change: str) -> None:
             state[name] = state[name].double()
     with pytest.raises(UpdateError, match="do not fit"):
         load_model(run, state)
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: str(kind.model_fields["architecture"].default))
+def test_each_loaded_network_is_its_own(kind: type[Network]) -> None:
+    """As one that was built and given the weights: by layers, answers and gradients; and no other's, nor a pattern."""
+    run = RunConfig.model_validate(
+        {
+            "format": 2,
+            "name": "test",
+            "model": {"architecture": kind.model_fields["architecture"].default},
+            "data": {"modality": "CT", "classes": ("liver",)},
+            "task": {"kind": "segmentation" if kind.DENSE else "classification"},
+            "training": {"patch_size": (64, 64)},
+            "federation": {"rounds": 1},
+        }
+    )
+    built = build_model(run)
+    state = {name: tensor.clone() for name, tensor in weights_of(built).items()}
+    first, second = load_model(run, state), load_model(run, state)
+    assert str(first) == str(built)
+    assert [type(one) for one in first.modules()] == [type(one) for one in built.modules()]
+    assert not {id(one) for one in first.modules()} & {id(one) for one in second.modules()}
+    image = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    for network in (built, first, second):
+        torch.manual_seed(0)
+        network(image).square().mean().backward()
+    for one, other in zip(built.parameters(), first.parameters(), strict=True):
+        assert (one.stride(), one.requires_grad, other.device.type) == (other.stride(), other.requires_grad, "cpu")
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+    with torch.no_grad():
+        for one in first.parameters():
+            one.add_(1)
+    first.requires_grad_(False)
+    first.register_forward_hook(lambda *_: torch.zeros(1))
+    for network in (second, load_model(run, state)):
+        assert all(torch.equal(one, state[name]) for name, one in weights_of(network).items())
+        assert all(one.requires_grad for one in network.parameters())
+        assert network.eval()(image).shape[0] == 2
+    assert all(torch.equal(one, state[name]) for name, one in weights_of(built).items())

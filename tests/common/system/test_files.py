@@ -22,6 +22,17 @@ def test_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path, write: 
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_is_added_is_there_and_flushed_where_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size))
+    append(tmp_path / "log", b"one ")
+    append(tmp_path / "log", b"two ", durable=False)
+    assert (tmp_path / "log").read_bytes() == b"one two "
+    assert flushed == [4]
+    append(tmp_path / "log", b"three")
+    assert flushed == [4, 13]
+
+
 @both
 def test_failed_write_keeps_the_old_file_and_leaves_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write

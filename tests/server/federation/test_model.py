@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from common.config.rundocument import issue
 from common.errors import ConfigError
 from common.learning.checkpoint import load_model, pack, sha256, unpack
 from common.learning.network import build_model
+from common.system import files
 from common.wire.frames import Buffer
 from common.wire.messages import EvaluateRequest, Request, TrainRequest
-from server.federation.events import INITIAL_NAME, Summary
+from server.federation import model
+from server.federation.events import INITIAL_NAME, JOURNAL_NAME, Summary
 from server.federation.rounds import federate
 from tests.server import fakes
 from tests.server.fakes import FakeGrid, FakeSite, Said, trains
@@ -273,3 +276,26 @@ def test_model_and_checkpoint_on_disk_are_the_ones_the_summary_names(tmp_path: P
     _, _, manifest = load_model(tmp_path)
     assert (manifest.round, manifest.sites, manifest.run_hash) == (2, ("a", "b"), sha256_of(run))
     assert [folder.name for folder in (tmp_path / "checkpoint").iterdir()] == ["round-00002"]
+
+
+def test_what_sites_said_is_on_disk_before_the_checkpoint_that_came_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure leaves no checkpoint of a round that the journal does not tell."""
+    flushed: dict[int, int] = {}
+    moved: list[tuple[str, int, int]] = []
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        flushed[found.st_ino] = found.st_size
+
+    def move(fresh: Path, place: Path) -> None:
+        found = (tmp_path / JOURNAL_NAME).stat()
+        moved.append((place.name, flushed.get(found.st_ino, 0), found.st_size))
+        files.move(fresh, place)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(model, "move", move)
+    go(a_grid(), a_run(rounds=2), tmp_path)
+    assert [name for name, _, _ in moved] == ["round-00001", "round-00002"]
+    assert all(on_disk == written > 0 for _, on_disk, written in moved)

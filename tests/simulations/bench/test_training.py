@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from common.audit.entries import bucketed
@@ -40,12 +39,11 @@ def test_the_bare_loop_makes_the_model_of_a_federation(tmp_path: Path) -> None:
     assert any(not torch.equal(first[name], tensor) for name, tensor in state.items())
 
 
-def test_ways_take_turns_and_end_with_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ways_take_turns_and_end_with_one_model(tmp_path: Path) -> None:
     ways = (BARE, IN_PROCESS)
-    monkeypatch.setattr(training, "CLIENTS", 2)
     turns: list[int] = []
     figures = training.measure(
-        tmp_path, rounds=2, patients=6, steps=1, channels=(4, 8), rows=32, batch=2, ways=ways,
+        tmp_path, rounds=2, clients=2, patients=6, steps=1, channels=(4, 8), rows=32, batch=2, ways=ways,
         progress=lambda done, _: turns.append(done),
     )  # fmt: skip
     assert turns == [0, 1, 2]
