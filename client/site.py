@@ -26,6 +26,7 @@ from common.errors import ConfigError, PolicyError
 
 if TYPE_CHECKING:
     from client.data.cohort import Cohort, Studies
+    from client.data.isolate.isolation import Readers
     from common.privacy.ledger import Ledger
 
 _log = logging.getLogger(__name__)
@@ -45,12 +46,13 @@ class Site:
     _studies: "dict[str, Studies]" = field(default_factory=dict, repr=False, compare=False)
     _cohorts: "dict[str, Cohort]" = field(default_factory=dict, repr=False, compare=False)
 
-    def cohort(self, run: RunConfig, *, keep: bool = True) -> "Cohort":
+    def cohort(self, run: RunConfig, *, keep: bool = True, readers: "Readers | None" = None) -> "Cohort":
         """The site's images, preprocessed and split as the run asks, under the number of patients declared now.
 
         Args:
             run: what it asks of the data.
             keep: False only looks, at a run that nobody has approved: no patient's place is kept for it.
+            readers: processes that parse files, which stay for other sites; None: such ones are started if need be.
 
         Raises:
             ConfigError: a source in site.toml is described wrongly, or state/declared.json is damaged.
@@ -69,7 +71,7 @@ class Site:
                 site_key=self.key,
                 cache=self.home / CACHE_NAME,
                 forgotten=self.home / FORGOTTEN_NAME,
-                readers=self.config.threads or os.cpu_count() or 1,
+                readers=readers or self.config.threads or os.cpu_count() or 1,
             )
         known = self._cohorts.get(asked)
         cohort = known

@@ -239,6 +239,7 @@ FORMS: dict[str, Form] = {
     "wardround-sim bench aggregation": [{"updates": int, "way": str, str: NUMBER}],
     "wardround-sim bench round": [{"clients": int, "way": str, str: NUMBER}],
     "wardround-sim bench wire": [{"message": str, "step": str, "way": str, str: MAYBE}],
+    "wardround-sim bench scaling": [{str: NUMBER}],
     "wardround-sim bench sites": [{"figure": str, "value": NUMBER, "unit": str}],
 }  # fmt: skip
 

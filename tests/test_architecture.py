@@ -26,7 +26,7 @@ from tests.rooms import PACKAGES, arrows, called, circles, closure, imports, mod
 # Room -> the rooms that it imports. `common` itself, which holds errors and text, is open to all and not named here. An
 # arrow that is new stands here first, and one that is gone goes from here too.
 ARROWS = {
-    "client": "client.data client.home common.config common.privacy",
+    "client": "client.data client.data.isolate client.home common.config common.privacy",
     "client.agent": (
         "client client.data.deidentify client.home client.proposals client.rules client.trail client.worker "
         "common.audit common.config common.console common.flower common.privacy common.system common.wire"
@@ -151,7 +151,7 @@ ARROWS = {
         "common.audit common.config common.crypto common.flower common.learning common.privacy common.system "
         "common.tasks common.wire server.federation.strategies server.gateway server.home server.registry"
     ),
-    "server.federation.strategies": "common.config common.strategies server.home",
+    "server.federation.strategies": ("common.config common.learning common.strategies common.wire server.home"),
     "server.gateway": (
         "common.audit common.console common.flower common.identity common.system common.wire server.home "
         "server.registry"
@@ -172,8 +172,8 @@ ARROWS = {
     ),
     "simulations": "simulations.api",
     "simulations.api": (
-        "client common.config common.console common.learning common.system common.tasks server.federation "
-        "server.views simulations.backends simulations.scenarios simulations.studies"
+        "client client.data.isolate common.config common.console common.learning common.system common.tasks "
+        "server.federation server.views simulations.backends simulations.scenarios simulations.studies"
     ),
     "simulations.audit": (
         "client client.home client.train common.config common.learning common.losses common.pages "
@@ -218,9 +218,9 @@ ARROWS = {
     "simulations.generators": "client.predict",
     "simulations.partitions": "client.data.read client.data.study common.config common.document",
     "simulations.scenarios": (
-        "client client.data.read client.data.study client.home common.config common.document common.learning "
-        "common.models common.strategies common.system server.federation simulations.backends simulations.faults "
-        "simulations.generators simulations.partitions simulations.shifts"
+        "client client.data.read client.data.study client.home common.config common.crypto common.document "
+        "common.learning common.models common.strategies common.system server.federation simulations.backends "
+        "simulations.faults simulations.generators simulations.partitions simulations.shifts"
     ),
     "simulations.shifts": "client.data.study common.document",
     "simulations.studies": (
@@ -428,6 +428,7 @@ _WRITES_BY_ITSELF = {
     "simulations/audit/apart.py": "images and a key of a simulated site in a temporary folder",
     "simulations/bench/many_sites.py": "what processes print, appended by the kernel, in a temporary folder",
     "simulations/bench/peak.py": "a file of the kernel under /proc",
+    "simulations/bench/scaling.py": "what a run prints, appended by the kernel, in a temporary folder",
     "simulations/exchange/outside.py": "a program without any of ours, in a temporary folder",
     "simulations/exchange/pickled.py": "the pipe to whoever asked",
 }

@@ -38,7 +38,7 @@ APPS = {
 # The command contract, as far as it is built.
 CONTRACT = """
 wardround-sim run | compare | crossval | baseline | evaluate | scenarios | list | bench data | bench privacy | audit
-wardround-sim bench sites | bench training | bench aggregation | bench wire | bench round
+wardround-sim bench sites | bench training | bench aggregation | bench wire | bench round | bench scaling
 wardround-sim diagnosis | gallery | export | import-bundle | sweep | reference | new | preview
 wardround-server init | invite | enrol | requests | approve | revoke | sites | start | status | doctor | dashboard
 wardround-server metrics

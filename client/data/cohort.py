@@ -103,7 +103,7 @@ def read_studies(
     site_key: bytes,
     cache: Path | None = None,
     forgotten: Path | None = None,
-    readers: int = 0,
+    readers: int | Readers = 0,
 ) -> Studies:
     """Read and preprocess everything a site has for a run.
 
@@ -115,7 +115,8 @@ def read_studies(
         cache: folder of the encrypted working set, which spares a second load the decoding and changes nothing else;
             None: everything is read from its files.
         forgotten: list of the patients who take no part; None: all do.
-        readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
+        readers: most processes that parse files; 0: parse them in this one, see `Readers`; or such processes, which
+            stay for others. Changes no result.
 
     Raises:
         ConfigError: a source is described wrongly (folder, CSV or column that is not there).

@@ -7,6 +7,7 @@ is what training does with it. No torch here: a look at the data does without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,7 @@ def survey(
     site_key: bytes,
     index: Index | None,
     forgotten: Path | None,
-    readers: int,
+    readers: int | Readers,
     labels: bool = True,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Survey[T]:
@@ -116,7 +117,8 @@ def survey(
         site_key: secret key of the pseudonyms.
         index: what headers told earlier; None: they are all read.
         forgotten: list of the patients who take no part; None: all do.
-        readers: most processes that parse files; 0: parse them in this one, see `Readers`. Changes no result.
+        readers: most processes that parse files; 0: parse them in this one, see `Readers`; or such processes, which
+            stay for others. Changes no result.
         labels: False: look at the images alone.
         progress: called with (studies done, studies in all).
 
@@ -125,7 +127,7 @@ def survey(
         ReaderError: no process that parses could be started.
     """
     left_out = Forgotten(forgotten, site_key)
-    with Readers(readers) as parsers:
+    with _parsers(readers) as parsers:
         found = tuple(left_out.without(parsers.find(source, root, memory=index)) for source in site.data)
         if index is not None:
             index.save()
@@ -150,6 +152,10 @@ def survey(
         for number, (owner, job, result) in enumerate(zip(owners, jobs, results, strict=True), start=1)
     )
     return Survey(found, studies, remembered)
+
+
+def _parsers(readers: int | Readers) -> AbstractContextManager[Readers]:
+    return Readers(readers) if isinstance(readers, int) else nullcontext(readers)
 
 
 def job_of(reference: Reference, source: SourceConfig, run: RunConfig | None, *, labels: bool) -> Job:

@@ -109,9 +109,11 @@ def _start(run: RunConfig) -> str:
 
 
 def _how_often(run: RunConfig) -> str:
+    some = run.federation.sites_per_round
+    drawn = f", in each of which the coordinator asks {counted(some, 'hospital')}, drawn anew" if some else ""
     return (
         f"{counted(run.federation.rounds, 'round')} of {run.training.work}, each within "
-        f"{run.federation.round_timeout_s:g} s; scores "
+        f"{run.federation.round_timeout_s:g} s{drawn}; scores "
         f"{'each round' if run.evaluate_every == 1 else f'every {run.evaluate_every} rounds'}"
     )
 

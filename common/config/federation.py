@@ -1,9 +1,9 @@
 """[federation] of run.toml: how many rounds, who must be in one, and what is asked beside the updates."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.document.formats import Since
 from common.document.table import Count, Positive, Table
@@ -18,6 +18,8 @@ class FederationConfig(Table):
     rounds: Count
     # Fewest sites whose update must enter a round. Fewer: the run fails, it never pretends.
     quorum: Count = 2
+    # So many sites are asked to train in a round, drawn anew for each by the run's seed. None: all are asked.
+    sites_per_round: Annotated[Count | None, Since(2)] = None
     # None: "patients" without DP; with DP always "equal", because a count would leak.
     weighting: Literal["patients", "equal"] | None = None
     # A site that has not answered by then is left out of this round.
@@ -41,6 +43,23 @@ class FederationConfig(Table):
     # Each site also tells statistics of its training patients' labels and intensities: what its policy names, without
     # noise. Not with [privacy].
     statistics: Annotated[bool, Since(2)] = False
+
+    @model_validator(mode="after")
+    def _asks_enough(self) -> Self:
+        if self.sites_per_round is None:
+            return self
+        if self.sites_per_round < self.quorum:
+            raise ValueError(
+                f"sites-per-round {self.sites_per_round} asks fewer sites than quorum {self.quorum} wants updates: ask "
+                "more, and some more than the quorum, as a site may be away; or lower quorum"
+            )
+        if self.cross_site:
+            raise ValueError(
+                "cross-site compares with a model that a site trains alone, by as many steps as it was asked for, and "
+                "with sites-per-round that is a part of the run's: what a site gains would be told too large. Take one "
+                "of them out"
+            )
+        return self
 
     def refuse(self, classes: Sequence[str]) -> str | None:
         """Why these classes cannot be told of, and what would do; None: they can, or need not."""

@@ -290,6 +290,7 @@ class RunConfig(Document):
             validated=self.data.validation_fraction,
             normalised=self.model.has_norms,
             timed=self.training.local_seconds is not None,
+            sampled=self.federation.sites_per_round is not None,
         )
 
     @property
@@ -306,6 +307,11 @@ class RunConfig(Document):
             )
         if self.privacy is not None and training.batch_size != said["batch_size"].default:
             told.append("training.batch-size changes nothing with [privacy]: sampling-rate takes its place")
+        if self.federation.sites_per_round is not None and self.initial is not None:
+            told.append(
+                "with federation.sites-per-round most sites hear of the run after round 1, and then cannot check the "
+                "weights of [initial]: only hospitals whose policy.toml says late-start = true take part from there"
+            )
         if self.privacy is not None and self.chooses and not self.task.BY_CLASS:
             told.append(
                 f"{self._chooses_by} goes by validation scores, and of this task they cannot be noised: with [privacy] "

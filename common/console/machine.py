@@ -44,6 +44,12 @@ def memory(least: int) -> str:
     return said
 
 
+def total_memory() -> int:
+    """Bytes that this machine has, or that its container may take."""
+    most = int(psutil.virtual_memory().total)
+    return min((most, *(limit for limit, _ in _container_limits())))
+
+
 def shared_memory(folder: Path = Path("/dev/shm")) -> str:  # noqa: S108 - looked at
     """Whether there is room for what processes share.
 
@@ -152,6 +158,14 @@ def graphics(device: str, *, sees: bool, devices: Path = Path("/dev")) -> str:
 
 def _memory_bounds() -> Iterator[tuple[int, str]]:
     yield psutil.virtual_memory().available, "what this machine has free"
+    yield from ((most - used, "the container's limit") for most, used in _container_limits())
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        yield soft - psutil.Process().memory_info().vms, "this account's ulimit -v"
+
+
+def _container_limits() -> Iterator[tuple[int, int]]:
+    """Bytes that may be taken, and that are."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -159,10 +173,7 @@ def _memory_bounds() -> Iterator[tuple[int, str]]:
         with suppress(OSError, ValueError):  # none, or the word max
             most = int((_CGROUP / limit).read_text(encoding="ascii"))
             if most < _NO_LIMIT_BYTES:
-                yield most - int((_CGROUP / used).read_text(encoding="ascii")), "the container's limit"
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        yield soft - psutil.Process().memory_info().vms, "this account's ulimit -v"
+                yield most, int((_CGROUP / used).read_text(encoding="ascii"))
 
 
-__all__ = ["clock", "graphics", "memory", "shadows", "shared_memory", "versions"]
+__all__ = ["clock", "graphics", "memory", "shadows", "shared_memory", "total_memory", "versions"]

@@ -25,6 +25,11 @@ class FedDyn(Strategy):
                 "takes each site to the end of its own loss, where training.local-seconds stops slow sites before: "
                 "take that out, or use fednova or fedprox"
             )
+        if asked.sampled:
+            return (
+                "adds up how far all sites have drifted, and with federation.sites-per-round a round sees a part of "
+                "them: take that out, or use fedavg or fedprox"
+            )
         return super().misfit(asked)
 
 

@@ -24,6 +24,11 @@ class Scaffold(Strategy):
                 "is worked out for as many steps at each site, which training.local-seconds does not give: take that "
                 "out, or use fednova or fedprox"
             )
+        if asked.sampled:
+            return (
+                "works out its corrections from the model that came of a site's last update, which with "
+                "federation.sites-per-round is not the next one that it sees: take that out, or use fedavg or fedprox"
+            )
         return super().misfit(asked)
 
 

@@ -31,6 +31,7 @@ class Asked:
     validated: float  # share of patients held out for validation
     normalised: bool  # the network has normalisations with weights
     timed: bool = False  # a site stops a round by time: sites make unlike numbers of steps
+    sampled: bool = False  # a round asks some of the sites
 
 
 class Strategy(Table):

@@ -124,6 +124,7 @@ momentum = 0.0               # of sgd
 [federation]
 rounds = 18
 # quorum = 2                 # fewest hospitals whose update must enter a round
+# sites-per-round = 20       # ask so many hospitals to train in a round, drawn anew for each; without it all
 # weighting = "equal"        # equal or patients; with [privacy] always equal
 # round-timeout-s = 3600.0   # who has not answered by then is left out of the round
 # join-timeout-s = 600.0     # how long to wait for the quorum to connect

@@ -11,7 +11,7 @@ from 20 to 250 ms, so that looking adds at most 5 % to a round and a slow round 
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from common.errors import ErrorCode, UpdateError
 from common.flower.inbox import Inbox
 from common.wire.messages import EvaluateRequest, Refusal, Reply, Request
 from common.wire.records import reply_from_record, request_to_record
-from server.federation.members import Member, Members, State
+from server.federation.members import Draw, Member, Members, State
 
 # Sleeps at most the given seconds; may return early when a reply is known to wait.
 Wait: TypeAlias = Callable[[float], None]
@@ -71,6 +71,7 @@ def ask(
     wait: Wait = time.sleep,
     hint: Hint = lambda _nodes: None,
     wanted: Callable[[], int] = lambda: 0,
+    draw: Draw | None = None,
 ) -> Iterator[Answer]:
     """Send one request to all sites that are here; yield exactly one answer per site that was asked, as they come.
 
@@ -85,10 +86,15 @@ def ask(
         hint: told at once for whom there are messages.
         wanted: how many good answers are lacking still. While it says more than 0 and sites could come that were not
             asked, they are waited for and asked.
+        draw: whom to ask of all; None: all.
     """
     exchange = _Exchange(grid, members, request, timeout_s, hint)
     start = time.monotonic()
-    exchange.send(lambda one: one.state is State.HERE or one.is_briefly_away)
+    if draw is None:
+        exchange.send(lambda one: one.state is State.HERE or one.is_briefly_away)
+    else:
+        drawn = draw.first(exchange.members)
+        exchange.send(lambda one: one.site in drawn)
     if exchange.open:
         wait(0.0)  # nothing can be here yet
     while True:
@@ -100,7 +106,7 @@ def ask(
         # What has arrived by the deadline counts, however long it takes to look through it.
         if (elapsed > timeout_s and not arrived) or (not exchange.open and not 0 < wanted() <= exchange.others):
             break
-        exchange.send(lambda one: one.state is State.HERE and (one.site in exchange.open or wanted() > 0))
+        exchange.send_on(wanted(), draw)
         if not arrived:
             wait(min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, _SHARE_OF_ELAPSED * elapsed)))
     yield from exchange.silent()
@@ -119,6 +125,11 @@ class _Exchange:
         self.open: set[str] = set()  # sites that were asked and have not answered
         self._done: set[str] = set()
         self._look: list[Member] = list(members.look().values())
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """As they were at the last look."""
+        return self._look
 
     @property
     def others(self) -> int:
@@ -155,6 +166,14 @@ class _Exchange:
             else:
                 _log.warning("the message to %s could not be handed over", one.site)
         self._hint([one.node or 0 for one in due])
+
+    def send_on(self, lacking: int, draw: Draw | None) -> None:
+        """Ask again whose message got lost; and while too few can answer others too: who is here now, or is drawn."""
+        if draw is not None:
+            others = draw.more(self._look, lacking - len(self.open))
+        else:
+            others = frozenset(one.site for one in self._look) if lacking > 0 else frozenset()
+        self.send(lambda one: one.state is State.HERE and (one.site in self.open or one.site in others))
 
     def receive(self) -> Iterator[Answer]:
         """The answers that are here, and the end of the wait for sites that were revoked."""

@@ -4,11 +4,14 @@
 that was killed and resumed tells the same story as one that was not. Events, each with `event` and `time` (Unix s):
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
+    asked         round, sites: whom a round asks, where it does not ask all (federation.sites-per-round); once more in
+                  a round where further sites were needed for the quorum
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported), and
                   statistics of its training patients (common/config/statistics.py), which are the same each time
     round         round, sites, refused {site: code}, refused-by-coordinator: of these the sites whose answer the
                   coordinator refused, where the others refused what they were asked; missing,
                   why-missing {site: away ...}, seconds, bytes-down, bytes-up, model-sha256,
+                  not-asked: sites that could have been asked and were not drawn, where a round does not ask all
                   capped: sites that weighed less than their count of patients says
                   (server/federation/strategies/weighing.py),
                   suspicious {site: [what]}: updates that entered and look wrong (server/federation/suspicion.py)
@@ -42,6 +45,7 @@ from common.privacy.guarantee import UNIT, guarantee, why_void
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
 from common.system.files import append, write_atomically
 from common.tasks import Task
+from common.text import counted
 
 JOURNAL_NAME = "metrics.jsonl"
 # Before the run's start: the weights that [initial] names.
@@ -49,6 +53,7 @@ INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
 BY_COORDINATOR = "refused-by-coordinator"
+ASKED, NOT_ASKED = "asked", "not-asked"
 STOPPED = "stopped-early"
 SUSPICIOUS = "suspicious"
 MOVES = "moves"
@@ -71,7 +76,9 @@ _ABOUT_OVERALL = _ABOUT | {
     *("mean-of-patients", "refused", BY_COORDINATOR, "missing", "why-missing", "seconds", "bytes-down")
 }
 # What an event says beside what a site states: no metric may bear such a name. A site tells its own seconds.
-ENTRIES = (_ABOUT_OVERALL | {"bytes-up", "sites", "weights", "capped", SUSPICIOUS, MOVES, STEPS_MADE}) - {"seconds"}
+ENTRIES = (_ABOUT_OVERALL | {"bytes-up", "sites", "weights", "capped", NOT_ASKED, SUSPICIOUS, MOVES, STEPS_MADE}) - {
+    "seconds"
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class Summary:
     reason: str | None
     seed: int
     rounds: int  # completed
-    # Per round: sites whose update entered, refused {site: code} (by the site, or by the coordinator), missing.
+    # Per round: sites whose update entered, refused {site: code} (by the site, or by the coordinator), missing; and how
+    # many were not asked, of a run with federation.sites-per-round.
     sites_by_round: tuple[dict[str, Any], ...]
     # phase -> {"round", "sites": {site: scores}, "mean-of-sites": scores, "mean-of-patients": scores | None}
     scores: dict[str, Any]
@@ -180,6 +188,7 @@ def summarise(
         rounds=len(rounds),
         sites_by_round=tuple(
             {key: event.get(key, []) for key in ("round", "sites", "refused", BY_COORDINATOR, "missing")}
+            | ({NOT_ASKED: len(event[NOT_ASKED])} if NOT_ASKED in event else {})
             for event in rounds
         ),
         scores=latest_scores(events if model_round is None else up_to(events, model_round)),
@@ -282,19 +291,13 @@ def guarantee_of(run: RunConfig, events: Sequence[Event]) -> dict[str, Any] | No
     trained = [event for event in events if event["event"] == "train"]
     scored = {event["site"]: scores_of(event) for event in events if event["event"] == "evaluate"}
     steps: dict[str, int] = {}
-    sites: dict[str, dict[str, object]] = {}
     for event in trained:
-        site = event["site"]
-        steps[site] = steps.get(site, 0) + int(event.get("steps", run.training.local_steps))
+        steps[event["site"]] = steps.get(event["site"], 0) + int(event.get("steps", run.training.local_steps))
+    sites: dict[str, dict[str, object]] = {}
+    for site, event in {event["site"]: event for event in trained}.items():  # the last of each
         spent = {"epsilon": event["epsilon"], "delta": event["delta"]}
-        stated = guarantee(run, **spent, steps=steps[site], scores=scored.get(site))
-        sites[site] = stated.as_dict()
+        sites[site] = guarantee(run, **spent, steps=steps[site], scores=scored.get(site)).as_dict()
     return {"unit": UNIT, "target-epsilon": run.privacy.target_epsilon, "sites": dict(sorted(sites.items()))}
-
-
-def deltas_of(events: Sequence[Event], site: str) -> list[float]:
-    """What a site stated with the private updates that came from it so far."""
-    return [one["delta"] for one in events if one["event"] == "train" and one["site"] == site and "delta" in one]
 
 
 def scores_of(event: Event) -> dict[str, float]:
@@ -351,6 +354,11 @@ def in_words(why: str) -> str:
     return _WHY_MISSING.get(why, "did not answer")
 
 
+def not_asked_of(event: Event) -> list[str]:
+    """How many sites a round has not asked, as one sentence; nothing where it asked all."""
+    return [f"{counted(len(left_out), 'site')} not asked"] if (left_out := event.get(NOT_ASKED)) else []
+
+
 def missing_of(event: Event) -> list[str]:
     """The sites that did not answer, each with the reason."""
     why = event.get("why-missing", {})
@@ -382,6 +390,8 @@ def _is_before(event: Event, last_round: int) -> bool:
             return True
         case "train" | "round":
             return bool(event["round"] <= last_round)
+        case kind if kind == ASKED:  # a round that was cut short asks the same again
+            return bool(event["round"] <= last_round + 1)
         case "evaluate":
             return bool(event["round"] < last_round)
         case _:

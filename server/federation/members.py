@@ -1,23 +1,26 @@
 """Who takes part in a run, and how each is right now: what a round goes by when it asks, waits and says who is missing.
+And whom a round asks, where it does not ask all.
 
 `HomeMembers` knows it from the coordinator's registry: every enrolled site, connected or not. `GridMembers` knows what
 Flower says, in a simulation and under stock Flower: the nodes that are there.
 """
 
+import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 
-from common.errors import AuditError, FederationError
+from common.config import RunConfig
+from common.errors import AuditError, ErrorCode, FederationError
 from common.system.wakeup import gateway_started_at
 from common.wire.at_work import AtWork
-from server.federation.events import in_words
+from server.federation.events import BY_COORDINATOR, in_words, refusal
 from server.gateway import deliveries
 from server.home.folder import Home, read_nodes
 from server.home.work import read_work
@@ -57,6 +60,11 @@ class Member:
     work: AtWork | None = None  # what it is at, as far as it has said so lately
 
     @property
+    def can_be_asked(self) -> bool:
+        """Whether it takes part in the run and has been here."""
+        return self.willing and self.node is not None and self.state is not State.REVOKED
+
+    @property
     def is_briefly_away(self) -> bool:
         """Whether it may be back in a moment."""
         return self.state is State.AWAY and self.seconds < BRIEFLY_S
@@ -81,17 +89,20 @@ class GridMembers:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._here: dict[int, str] = {}
         self._seen: dict[str, Member] = {}
 
     def look(self) -> Mapping[str, Member]:
         """See `Members`. One that has been there stays a member."""
         nodes = self._grid.get_nodes()
         here = {node.node_id: node.name or node.owner_name or f"node-{node.node_id}" for node in nodes}
+        if here == self._here:
+            return self._seen
         if len(set(here.values())) != len(here):
             raise FederationError("two connected nodes carry the same site name. Give each site a name of its own.")
         found = {site: Member(site, State.HERE, node) for node, site in here.items()}
         gone = {site: Member(site, State.AWAY, one.node) for site, one in self._seen.items() if site not in found}
-        self._seen = dict(sorted((found | gone).items()))
+        self._here, self._seen = here, dict(sorted((found | gone).items()))
         return self._seen
 
     def unheld(self, _asked: Mapping[str, tuple[str, float]]) -> set[str]:
@@ -154,6 +165,85 @@ class HomeMembers:
             return set()
 
 
+class Draw:
+    """Whom a round asks where it does not ask all: see [federation] sites-per-round.
+
+    Sites stand in the order of a digest of the seed, the round and their names: one set of sites is as likely as any
+    other, a round's does not depend on those before, and who else is there moves nobody. Where those that were asked
+    cannot make the quorum any more, the next in the order are asked too. A round that is trained again asks whom it
+    asked before.
+    """
+
+    def __init__(self, run: RunConfig, round_: int, again: Collection[str], tell: Callable[[list[str]], None]) -> None:
+        """Nobody is drawn yet.
+
+        Args:
+            run: its seed.
+            round_: from 1.
+            again: whom this round has asked when it was begun before; nobody: it was not.
+            tell: told the names of those who are drawn, before they are asked.
+        """
+        self._run, self._round, self._again, self._tell = run, round_, frozenset(again), tell
+        self._could: set[str] = set()
+        self.asked: set[str] = set(again)
+
+    @property
+    def not_asked(self) -> list[str]:
+        """Who could have been asked, and was not drawn."""
+        return sorted(self._could - self.asked)
+
+    def first(self, members: Iterable[Member]) -> frozenset[str]:
+        """Whom the round asks as it begins."""
+        self._could |= {
+            one.site for one in members if one.can_be_asked and (one.state is State.HERE or one.is_briefly_away)
+        }
+        return self._again or self._drawn(self._run.federation.sites_per_round or len(self._could))
+
+    def more(self, members: Iterable[Member], lacking: int) -> frozenset[str]:
+        """Whom it asks besides, so many at most, as far as they are here."""
+        if lacking <= 0:
+            return frozenset()
+        self._could |= {one.site for one in members if one.can_be_asked and one.state is State.HERE}
+        return self._drawn(lacking)
+
+    def _drawn(self, count: int) -> frozenset[str]:
+        drawn = sorted(self._could - self.asked, key=self._place)[:count]
+        if drawn:
+            self._tell(sorted(drawn))
+        self.asked |= set(drawn)
+        return frozenset(drawn)
+
+    def _place(self, site: str) -> bytes:
+        return hashlib.sha256(f"{self._run.seed}|{self._round}|{site}".encode()).digest()
+
+
+@dataclass
+class Absent:
+    """Who did not contribute to an exchange, and why."""
+
+    refused: dict[str, ErrorCode] = field(default_factory=dict)
+    # Of these the sites whose answer was refused here; the others have refused what they were asked.
+    here: set[str] = field(default_factory=set)
+    # Site -> why it did not answer, see server/federation/broadcast.py.
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def reject(self, site: str, code: ErrorCode) -> None:
+        """What the site answered does not count."""
+        self.refused[site] = code
+        self.here.add(site)
+
+    def as_event(self) -> dict[str, Any]:
+        """What the journal has of it."""
+        refused = {site: str(code) for site, code in sorted(self.refused.items())}
+        missing = dict(sorted(self.missing.items()))
+        here = sorted(self.here & refused.keys())
+        return {"refused": refused, BY_COORDINATOR: here, "missing": list(missing), "why-missing": missing}
+
+    def refusals(self) -> dict[str, str]:
+        """Who refused what, as a sentence for each site."""
+        return {site: refusal(site, code, here=site in self.here) for site, code in self.refused.items()}
+
+
 def present(members: Members) -> list[str]:
     """The sites that are here now."""
     return [site for site, one in members.look().items() if one.state is State.HERE]
@@ -183,4 +273,15 @@ def who_is_missing(
     return f": {', '.join(reasons)}" if reasons else ""
 
 
-__all__ = ["BRIEFLY_S", "GridMembers", "HomeMembers", "Member", "Members", "State", "present", "who_is_missing"]
+__all__ = [
+    "BRIEFLY_S",
+    "Absent",
+    "Draw",
+    "GridMembers",
+    "HomeMembers",
+    "Member",
+    "Members",
+    "State",
+    "present",
+    "who_is_missing",
+]

@@ -15,6 +15,7 @@ from server.federation.checks import Update
 from server.federation.strategies.blocks import Work, in_blocks, stack_of, stacked_block
 
 MOST_WEIGHTS = 16384  # of `some`, about
+MOST_OF_ALL = 1 << 21  # of all sites together: 16 MB
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def moves_of(updates: Mapping[str, Update], sent: Mapping[str, Tensor], part: st
 
 def _some(states: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tensor]) -> Tensor:
     """(S, W): of each move every so manieth weight of each tensor."""
-    every = max(1, -(-sum(tensor.numel() for tensor in sent.values()) // MOST_WEIGHTS))
+    every = max(1, -(-sum(tensor.numel() for tensor in sent.values()) // weights_of_each(len(states))))
     spread = [
         torch.stack([one[name].reshape(-1)[::every].double() for one in states]) - start.reshape(-1)[::every].double()
         for name, start in sorted(sent.items())
@@ -73,4 +74,9 @@ def _some(states: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tensor]) ->
     return torch.cat(spread, 1)
 
 
-__all__ = ["MOST_WEIGHTS", "Moves", "moves_of"]
+def weights_of_each(sites: int) -> int:
+    """How many weights `some` has of each of so many sites; powers of two, so that it seldom changes between rounds."""
+    return max(1, min(MOST_WEIGHTS, MOST_OF_ALL >> max(0, sites - 1).bit_length()))
+
+
+__all__ = ["MOST_OF_ALL", "MOST_WEIGHTS", "Moves", "moves_of", "weights_of_each"]

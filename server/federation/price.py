@@ -20,6 +20,7 @@ from common.errors import ErrorCode, PrivacyError, UpdateError
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import Plan, plan
 from common.text import counted
+from server.federation.events import Event
 
 # More patients than the largest hospital sees with one disease.
 MAX_PATIENTS = 1_000_000
@@ -89,6 +90,15 @@ def declared_patients(privacy: PrivacyConfig, delta: float | None) -> int:
     return max(1, round(1 / (10 * delta)))
 
 
+def deltas_of(events: Sequence[Event]) -> dict[str, list[float]]:
+    """What each site stated with the private updates that came from it so far."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        if event["event"] == "train" and "delta" in event:
+            found.setdefault(event["site"], []).append(event["delta"])
+    return found
+
+
 def _plan(run: RunConfig, patients: int) -> Plan:
     try:
         return plan(run, patients)
@@ -100,4 +110,4 @@ def _refusal(what: str) -> UpdateError:
     return UpdateError(f"the reply {what}. The site's ledger and the run do not fit; update it.", ErrorCode.BAD_REQUEST)
 
 
-__all__ = ["MAX_PATIENTS", "check_price", "check_steps", "declared_patients"]
+__all__ = ["MAX_PATIENTS", "check_price", "check_steps", "declared_patients", "deltas_of"]

@@ -9,7 +9,7 @@ Sites start each round with a fresh optimiser, so the resumed run makes the same
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -36,7 +36,8 @@ from server.federation.broadcast import LONGEST_WAIT_S, Answer, Hint, Wait, ask
 from server.federation.checks import Update, check_scores, check_update, outliers, steps_made
 from server.federation.drift import MOVES, Drift
 from server.federation.events import (
-    BY_COORDINATOR,
+    ASKED,
+    NOT_ASKED,
     OVERALL,
     STOPPED,
     SUMMARY_NAME,
@@ -44,7 +45,6 @@ from server.federation.events import (
     Journal,
     Observe,
     Summary,
-    deltas_of,
     mean_of_patients,
     mean_of_sites,
     open_journal,
@@ -53,12 +53,14 @@ from server.federation.events import (
     up_to,
     write_summary,
 )
-from server.federation.members import GridMembers, Members, present, who_is_missing
+from server.federation.members import Absent, Draw, GridMembers, Members, present, who_is_missing
 from server.federation.model import Model, initial_weights, keep, last_checkpoint, manifest_of, model_of
 from server.federation.moves import moves_of
+from server.federation.price import deltas_of
 from server.federation.selection import costs_of, has_seen_enough
 from server.federation.strategies import Aggregation, aggregation_of
 from server.federation.strategies.blocks import length
+from server.federation.strategies.spill import Spill
 from server.federation.strategies.weighing import capped, tempered
 from server.federation.suspicion import suspicious
 
@@ -96,32 +98,6 @@ class _Session:
     @property
     def run_hash(self) -> str:
         return self.document.hash
-
-
-@dataclass
-class _Absent:
-    """Who did not contribute to an exchange, and why."""
-
-    refused: dict[str, ErrorCode] = field(default_factory=dict)
-    # Of these the sites whose answer was refused here; the others have refused what they were asked.
-    here: set[str] = field(default_factory=set)
-    # Site -> why it did not answer, see server/federation/broadcast.py.
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def reject(self, site: str, code: ErrorCode) -> None:
-        """What the site answered does not count."""
-        self.refused[site] = code
-        self.here.add(site)
-
-    def as_event(self) -> dict[str, Any]:
-        refused = {site: str(code) for site, code in sorted(self.refused.items())}
-        missing = dict(sorted(self.missing.items()))
-        here = sorted(self.here & refused.keys())
-        return {"refused": refused, BY_COORDINATOR: here, "missing": list(missing), "why-missing": missing}
-
-    def refusals(self) -> dict[str, str]:
-        """Who refused what, as a sentence for each site."""
-        return {site: refusal(site, code, here=site in self.here) for site, code in self.refused.items()}
 
 
 def federate(
@@ -168,7 +144,8 @@ def federate(
     try:
         _start(session, model.round)
         while not _is_over(session, model):
-            model = _train(session, model.round + 1, model)
+            with Spill(out) as spill:
+                model = _train(session, model.round + 1, model, spill)
             keep(model, document, journal.events, out, sealer)
             prune(journal.events, run.task, out)
         model = kept_model(model, aggregation.best, document, journal.events, out=out, sealer=sealer)
@@ -216,13 +193,13 @@ def _is_over(session: _Session, model: Model) -> bool:
     return model.round >= run.federation.rounds
 
 
-def _train(session: _Session, number: int, model: Model) -> Model:
+def _train(session: _Session, number: int, model: Model, spill: Spill) -> Model:
     """One round: the new global model."""
-    start, run = time.monotonic(), session.run
+    start, run, stated = time.monotonic(), session.run, deltas_of(session.journal.events)
     updates: dict[str, Update] = {}
     weights: dict[str, float] = {}
     entered: dict[str, str] = {}  # site -> SHA-256 of its update
-    absent = _Absent()
+    absent = Absent()
     bytes_up = answered = 0
     sent = session.aggregation.held[part := session.aggregation.model]
     norm = length(sent)
@@ -230,18 +207,19 @@ def _train(session: _Session, number: int, model: Model) -> Model:
     def wanted() -> int:
         return run.federation.quorum - len(entered)
 
-    for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted):
+    draw = _draw(session, number)
+    for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted, draw):
         answered += answer.came
         if (reply := _expect(answer, TrainReply, absent)) is None:
             continue
         bytes_up += reply.size
-        before = deltas_of(session.journal.events, answer.site)
+        before = stated.get(answer.site, ())
         judge = partial(check_update, reply, run, session.run_hash, number, sent, earlier=before, start_norm=norm)
         if (
             update := _judged(judge, answer.site, f"round {number}: the coordinator refuses the update", absent)
         ) is None:
             continue
-        updates[answer.site] = update
+        updates[answer.site] = replace(update, parts=spill.keep(update.parts, reply.parts))
         weights[answer.site] = reply.patients if run.weighting == "patients" else 1
         entered[answer.site] = reply.sha256
         about = {"round": number, "site": answer.site, "patients": reply.patients}
@@ -253,7 +231,9 @@ def _train(session: _Session, number: int, model: Model) -> Model:
         del updates[site], weights[site], entered[site]
     if len(entered) < run.federation.quorum:
         _note(session, number, entered, absent, None)
-        others = who_is_missing(session.members, entered, absent.missing, absent.refusals())
+        not_asked = draw.not_asked if draw else []
+        others = who_is_missing(session.members, {*entered, *not_asked}, absent.missing, absent.refusals())
+        others += f"; {counted(len(not_asked), 'other')} were not asked (sites-per-round)" if not_asked else ""
         kept = "The model of the round before is kept" if number > 1 else "No round is done yet"
         raise FederationError(
             f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
@@ -277,6 +257,7 @@ def _train(session: _Session, number: int, model: Model) -> Model:
             "round": number,
             "sites": sorted(entered),
             **absent.as_event(),
+            **({} if draw is None else {NOT_ASKED: draw.not_asked}),
             "seconds": time.monotonic() - start,
             "bytes-down": sum(map(len, model.request.values())) * answered,
             "bytes-up": bytes_up,
@@ -295,7 +276,7 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     start = time.monotonic()
     weights = model.packed[session.aggregation.best]
     replies: dict[str, EvaluateReply] = {}
-    absent, answered = _Absent(), 0
+    absent, answered = Absent(), 0
     for answer in _ask(
         session, EvaluateRequest(session.run_hash, model.round, phase, {session.aggregation.model: weights})
     ):
@@ -329,15 +310,29 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
     )
 
 
-def _note(
-    session: _Session, number: int, entered: Mapping[str, str], absent: _Absent, model_sha256: str | None
-) -> None:
+def _note(session: _Session, number: int, entered: Mapping[str, str], absent: Absent, model_sha256: str | None) -> None:
     if session.note_round is not None:
         late = dict.fromkeys(absent.missing, ErrorCode.DEADLINE)
         session.note_round(number, entered, {**absent.refused, **late}, model_sha256)
 
 
-def _ask(session: _Session, request: Request, wanted: Callable[[], int] = lambda: 0) -> Iterator[Answer]:
+def _draw(session: _Session, number: int) -> Draw | None:
+    """Whom the round asks; None: all."""
+    if session.run.federation.sites_per_round is None:
+        return None
+    journal = session.journal
+    before = {
+        site
+        for event in journal.events
+        if event["event"] == ASKED and event["round"] == number
+        for site in event["sites"]
+    }
+    return Draw(session.run, number, before, lambda sites: journal.record(ASKED, {"round": number, "sites": sites}))
+
+
+def _ask(
+    session: _Session, request: Request, wanted: Callable[[], int] = lambda: 0, draw: Draw | None = None
+) -> Iterator[Answer]:
     return ask(
         session.grid,
         session.members,
@@ -346,10 +341,11 @@ def _ask(session: _Session, request: Request, wanted: Callable[[], int] = lambda
         wait=session.wait,
         hint=session.hint,
         wanted=wanted,
+        draw=draw,
     )
 
 
-def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType | None:
+def _expect(answer: Answer, kind: type[ReplyType], absent: Absent) -> ReplyType | None:
     """The reply if it is of this kind; otherwise None, with the reason noted."""
     match answer.reply:
         case None if answer.rejected is not None:
@@ -370,7 +366,7 @@ def _expect(answer: Answer, kind: type[ReplyType], absent: _Absent) -> ReplyType
     return None
 
 
-def _judged(judge: Callable[[], Judged], site: str, what: str, absent: _Absent) -> Judged | None:
+def _judged(judge: Callable[[], Judged], site: str, what: str, absent: Absent) -> Judged | None:
     """What a check lets through; None with the code noted. A fault of the check itself costs that one reply, no run."""
     try:
         return judge()

@@ -13,7 +13,7 @@ none is told: where unlike sites have settled, their moves add up to nothing, an
 Pure functions of a round's updates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.federation.checks import Update
 from server.federation.moves import Moves
@@ -34,16 +34,19 @@ def suspicious(updates: Mapping[str, Update], moves: Moves, digests: Mapping[str
         digests: site -> SHA-256 of its update.
     """
     against = _against(moves)
-    found = {site: _of_one(site, update, digests) for site, update in sorted(updates.items())}
+    alike: dict[str, list[str]] = {}
+    for site, digest in sorted(digests.items()):
+        alike.setdefault(digest, []).append(site)
+    found = {site: _of_one(site, update, alike[digests[site]]) for site, update in sorted(updates.items())}
     for site in against:
         found[site].append(OPPOSITE)
     return {site: odd for site, odd in found.items() if odd}
 
 
-def _of_one(site: str, update: Update, digests: Mapping[str, str]) -> list[str]:
+def _of_one(site: str, update: Update, alike: Sequence[str]) -> list[str]:
     if update.distance == 0:
         return [UNCHANGED]
-    twins = [other for other, digest in sorted(digests.items()) if other != site and digest == digests[site]]
+    twins = [other for other in alike if other != site]
     return [_REPEATED.format(" and ".join(twins))] if twins else []
 
 

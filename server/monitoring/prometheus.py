@@ -18,7 +18,7 @@ from common.errors import ErrorCode
 from common.web.measures import Family, one, states
 from server.coordinator import supervisor
 from server.coordinator.doors import doors
-from server.federation.events import BY_COORDINATOR, JOURNAL_NAME, OVERALL, Event, read_events
+from server.federation.events import BY_COORDINATOR, JOURNAL_NAME, NOT_ASKED, OVERALL, Event, read_events
 from server.home.folder import Home
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
@@ -119,9 +119,13 @@ def _of_runs(registry: Registry, told: Sequence[_Told]) -> Iterator[Family]:
     yield of_each("wardround_run_seconds_left", "How long a run will take, about", lambda run: run.seconds_left)
     yield of_each("wardround_run_quorum", "Sites that a round needs", lambda run: run.proposal.run.federation.quorum)
     yield of_each("wardround_run_target_epsilon", "Epsilon that a run may spend at a site", lambda run: run.epsilon)
-    for name, said in (("seconds", "Seconds of the exchange"), ("sites", "Sites whose update entered")):
+    for name, said in (
+        ("seconds", "Seconds of the exchange"),
+        ("sites", "Sites whose update entered"),
+        (NOT_ASKED, "Sites that were not drawn, and so not asked,"),
+    ):
         values = [({"run": run.label}, found) for run in told if (found := _of_last_round(run, name)) is not None]
-        yield Family(f"wardround_run_last_round_{name}", f"{said} in a run's last round", values)
+        yield Family(f"wardround_run_last_round_{name.replace('-', '_')}", f"{said} in a run's last round", values)
     answers = [
         ({"run": run.label, "answer": answer}, float(len(sites)))
         for run in told

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from common.pages.chart import Points
 from common.privacy.scores import SCORES_DELTA, SCORES_EPSILON
-from server.federation.events import OVERALL, Event, scores_of
+from server.federation.events import NOT_ASKED, OVERALL, Event, scores_of
 
 TRAIN, EXCHANGE = "train", "round"
 
@@ -61,7 +61,7 @@ def latest(measures: Sequence[Measure], phase: str, name: str) -> dict[str, floa
 def _numbers(event: Event) -> Iterator[tuple[str, str, str, float]]:
     """Phase, name, site and value of each number in an event."""
     if event["event"] == "round":
-        counts = ("sites", "refused", "missing")
+        counts = ("sites", "refused", "missing", *((NOT_ASKED,) if NOT_ASKED in event else ()))
         yield from ((EXCHANGE, name, OVERALL, float(len(event[name]))) for name in counts)
         yield from ((EXCHANGE, name, OVERALL, float(event[name])) for name in ("seconds", "bytes-down", "bytes-up"))
     elif event["event"] in ("train", "evaluate"):

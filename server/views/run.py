@@ -20,6 +20,7 @@ from server.federation.events import (
     Event,
     made_of,
     missing_of,
+    not_asked_of,
     not_scored,
     odd_of,
     refused_of,
@@ -108,6 +109,7 @@ class Round:
     sites: tuple[str, ...]  # whose update entered
     refused: tuple[str, ...]  # each with why
     missing: tuple[str, ...]
+    not_asked: tuple[str, ...]  # how many, where a round asks some of the sites
     odd: tuple[str, ...]
     steps: tuple[str, ...]  # of each site, where sites stop by time
     seconds: float
@@ -270,6 +272,7 @@ def _round(event: Event) -> Round:
         sites=tuple(event["sites"]),
         refused=tuple(refused_of(event)),
         missing=tuple(missing_of(event)),
+        not_asked=tuple(not_asked_of(event)),
         odd=tuple(odd_of(event)),
         steps=tuple(made_of(event)),
         seconds=event["seconds"],

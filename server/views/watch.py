@@ -21,6 +21,7 @@ from server.federation.events import (
     Event,
     made_of,
     missing_of,
+    not_asked_of,
     odd_of,
     read_events,
     refused_of,
@@ -86,7 +87,7 @@ def event_line(event: Event, task: Task) -> str:
     """One event of the journal as a line; empty for those a watcher does not need."""
     match event["event"]:
         case "round":
-            left_out = [*refused_of(event), *missing_of(event), *odd_of(event)]
+            left_out = [*refused_of(event), *missing_of(event), *odd_of(event), *not_asked_of(event)]
             remark = f"; {', '.join(left_out)}" if left_out else ""
             steps = f"; steps: {', '.join(made)}" if (made := made_of(event)) else ""
             return (

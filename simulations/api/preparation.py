@@ -4,6 +4,7 @@ Who wants to know how far it is hands in a `Progress`. Heavy modules are importe
 common/console/cli.py.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -113,6 +114,8 @@ def prepare_sites(
     """Site homes with their images read, so that a fault in the data shows before the first round."""
     import torch  # noqa: PLC0415
 
+    from client.data.isolate.isolation import Readers  # noqa: PLC0415
+    from simulations.backends.open_sites import OpenSites, share_of_memory  # noqa: PLC0415
     from simulations.scenarios.scenario import prepare  # noqa: PLC0415
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -121,9 +124,12 @@ def prepare_sites(
     patients = phantoms.patients * len(phantoms.scanners) if phantoms else 0
     with progress("phantom patients", patients) as advance:
         sites = prepare(scenario, out, data=data, device=device, progress=lambda done, _: advance(done, ""))
-    with progress("reading sites", len(sites)) as advance:
+    # To start a process that parses takes as long as to read ten small studies: all sites share them.
+    with progress("reading sites", len(sites)) as advance, Readers(os.cpu_count() or 1) as readers:
+        opened = OpenSites(share_of_memory(1))
         for number, site in enumerate(sites, start=1):
-            cohort = site.cohort(config)
+            cohort = site.cohort(config, readers=readers)
+            opened.used(site)
             left_out = (
                 f", {counted(len(cohort.quarantined), 'study', 'studies')} left out" if cohort.quarantined else ""
             )
@@ -197,7 +203,7 @@ def teller(advance: "Advance", task: "Task", *, before: int = 0, of: str = "") -
         before: rounds of earlier runs, which count too.
         of: what the text starts with.
     """
-    from server.federation.events import STOPPED, missing_of, refused_of  # noqa: PLC0415
+    from server.federation.events import STOPPED, missing_of, not_asked_of, refused_of  # noqa: PLC0415
 
     done = 0
 
@@ -213,7 +219,7 @@ def teller(advance: "Advance", task: "Task", *, before: int = 0, of: str = "") -
             case {"event": "round", "round": number, "seconds": seconds, "sites": sites}:
                 done = number
                 left_out = [*refused_of(event), *missing_of(event)]
-                said = [f"{counted(len(sites), 'site')}, {seconds:.1f} s", *left_out]
+                said = [f"{counted(len(sites), 'site')}, {seconds:.1f} s", *not_asked_of(event), *left_out]
                 tell("; ".join(said), result=bool(left_out))
             case {"event": "train", "site": site}:
                 tell(f"{site} has trained")

@@ -34,7 +34,7 @@ from common.losses.terms import dice_ce
 from common.privacy.charges import Charge
 from common.wire.messages import TrainReply, TrainRequest
 from simulations.audit.bounds import Values
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 
 EDGE = 8
 # Gradients of these patients are 1 to 5 long, 10,000 times the clip.

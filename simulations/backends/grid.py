@@ -24,6 +24,7 @@ class SimulatedGrid(Grid):
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = dict(enumerate(sites, start=1))
+        self._nodes = [NodeInfo(node_id=node, name=site.config.name) for node, site in self._sites.items()]
         self._run: Any = None
 
     # Flower's Run is not among its public names, hence Any.
@@ -61,7 +62,7 @@ class SimulatedGrid(Grid):
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """All sites with their names."""
-        return [NodeInfo(node_id=node, name=site.config.name) for node, site in self._sites.items()]
+        return self._nodes
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """All answers; the sites take the time they take, `timeout` ends the wait between two of them."""

@@ -18,7 +18,7 @@ from client.site import Site
 from common.config.rundocument import RunDocument
 from simulations.backends.backend import Backend, Resources
 from simulations.backends.grid import SimulatedGrid, with_id
-from simulations.backends.open_sites import OpenSites
+from simulations.backends.open_sites import OpenSites, share_of_memory
 
 
 class InProcessGrid(SimulatedGrid):
@@ -30,7 +30,10 @@ class InProcessGrid(SimulatedGrid):
         self._run_config = {"run": document.text}
         self._states = {node: RecordDict() for node in self._sites}
         self._waiting: dict[str, Message] = {}
-        self._open = OpenSites()
+        self._open = OpenSites(share_of_memory(1))
+        for site in sites:
+            if site.has_read(document.config):
+                self._open.used(site)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages in; the sites see copies."""

@@ -7,16 +7,25 @@ the number of sites.
 from pathlib import Path
 
 from client.site import Site
+from common.console.machine import total_memory
 
 # Bytes of images and labels in one process; those of the site at work stay, however many they are.
 MOST_BYTES = 2 << 30
+# Beside its images a site has tables of its studies, which count too where there are thousands of small ones.
+MOST_SITES = 64
+_SHARE = 4  # of the machine's memory: a quarter, for all processes together
+
+
+def share_of_memory(processes: int) -> int:
+    """Bytes of studies that each of so many processes may hold."""
+    return min(MOST_BYTES, total_memory() // _SHARE // processes)
 
 
 class OpenSites:
     """The sites of one process whose studies are in memory, the one that worked last at the end."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most = most_bytes
+    def __init__(self, most_bytes: int, most_sites: int = MOST_SITES) -> None:
+        self._most, self._most_sites = most_bytes, most_sites
         self._sites: dict[Path, Site] = {}
 
     def used(self, site: Site) -> None:
@@ -25,10 +34,10 @@ class OpenSites:
         self._sites[site.home] = site
         held = {home: one.held_bytes for home, one in self._sites.items()}
         for home in list(self._sites)[:-1]:
-            if sum(held.values()) <= self._most:
+            if sum(held.values()) <= self._most and len(held) <= self._most_sites:
                 break
             self._sites.pop(home).let_go()
             del held[home]
 
 
-__all__ = ["MOST_BYTES", "OpenSites"]
+__all__ = ["MOST_BYTES", "MOST_SITES", "OpenSites", "share_of_memory"]

@@ -235,7 +235,7 @@ class SiteActor:
         root = logging.getLogger()
         root.handlers[:] = [QueueHandler(self._said)]
         root.setLevel(level)
-        self._opened = OpenSites()
+        self._opened: OpenSites | None = None
 
     def about(self) -> dict[str, str]:
         """Where it is, and what it runs."""
@@ -250,6 +250,7 @@ class SiteActor:
                 "all nodes have at the same path."
             )
         with ended_if_still(STALLED_S):
+            self._opened = self._opened or OpenSites(place_of(asked).most_bytes)
             answer = answered(Frame(asked.header, {**asked.parts, **parts}), self._opened)
         return Frame(answer.header, _own(answer.parts)), [self._said.get() for _ in range(self._said.qsize())]
 

@@ -17,7 +17,7 @@ from client.worker import protocol
 from client.worker.loop import answer
 from client.worker.protocol import Answer, PipeError, Work
 from common.wire.frames import Buffer, Frame
-from simulations.backends.open_sites import OpenSites
+from simulations.backends.open_sites import MOST_BYTES, OpenSites
 
 _PLACE, _KEY = "simulation", "site-key"
 
@@ -30,12 +30,14 @@ class Place:
     reading: threads while its images are read: its cache is that of as many.
     computing: threads while it trains.
     told: whether somebody has said already which of its studies are left out.
+    most_bytes: of studies that the process may hold, see `simulations.backends.open_sites`.
     """
 
     home: str
     reading: int
     computing: int
     told: bool
+    most_bytes: int = MOST_BYTES
 
 
 def question_to_frame(work: Work, place: Place, key: bytes, *, with_parts: bool) -> Frame:
@@ -47,7 +49,7 @@ def question_to_frame(work: Work, place: Place, key: bytes, *, with_parts: bool)
 def serve(fd: int) -> None:
     """Answer until the socket is closed."""
     known, parts = "", dict[str, Buffer]()
-    opened = OpenSites()
+    opened: OpenSites | None = None
     while (frame := protocol.receive(fd)) is not None:
         given = dict(frame.parts)
         key = {_KEY: given.pop(_KEY)}
@@ -55,6 +57,7 @@ def serve(fd: int) -> None:
             known, parts = str(frame.header["sha256"]), given
         elif frame.header.get("sha256") != known:
             raise PipeError("a question names parts that this worker does not have")
+        opened = opened or OpenSites(place_of(frame).most_bytes)
         protocol.send(fd, answered(Frame(frame.header, {**parts, **key}), opened))
 
 

@@ -10,6 +10,7 @@ attempt's charge pays for it, as at a hospital (client/agent/spending.py): nothi
 could have sent it is gone. What a worker is, and how it starts and dies, is the backend's.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -30,6 +31,9 @@ from simulations.backends.worker import Place
 
 # A site is asked so often in all while its worker dies.
 ATTEMPTS = 3
+# Of the jobs that wait only those are begun that come so soon after the first of them: replies are taken in the order
+# in which the sites were asked, and those that are ready before their turn are in memory.
+AHEAD = 64
 
 # Sites whose times differ by less take about as long.
 _ABOUT = 0.8
@@ -51,6 +55,7 @@ class Job:
     attempt: str
     place: Place
     reply: "Future[Reply]" = field(default_factory=Future)
+    number: int = field(default_factory=itertools.count().__next__)  # in the order in which jobs were made
 
     @property
     def kind(self) -> tuple[Path, type[Request]]:
@@ -214,7 +219,9 @@ class Workers:
 
     def _free(self) -> list[Job]:
         busy = {job.site.home for job in self._at_work}
-        return [job for job in self._waiting if job.site.home not in busy]
+        near = self._waiting[:AHEAD]
+        last = min((job.number for job in near), default=0) + AHEAD
+        return [job for job in near if job.number < last and job.site.home not in busy]
 
     def _fail(self, error: Exception) -> None:
         """No job that waits can be done."""
@@ -254,4 +261,4 @@ def _words(request: Request) -> str:
     return f"round {request.round}, {'training' if isinstance(request, TrainRequest) else 'scores'}"
 
 
-__all__ = ["ATTEMPTS", "DiedError", "Job", "Worker", "Workers", "chosen"]
+__all__ = ["AHEAD", "ATTEMPTS", "DiedError", "Job", "Worker", "Workers", "chosen"]

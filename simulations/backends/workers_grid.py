@@ -22,6 +22,7 @@ from common.errors import UpdateError
 from common.wire.messages import Refusal, Reply, Request
 from common.wire.records import reply_to_record, request_from_record
 from simulations.backends.grid import SimulatedGrid, with_id
+from simulations.backends.open_sites import share_of_memory
 from simulations.backends.worker import Place
 from simulations.backends.workers import Job, Workers
 
@@ -111,7 +112,8 @@ class WorkersGrid(SimulatedGrid):
     def _job(self, site: Site, request: Request, message_id: str) -> Job:
         reading, computing = self._threads
         asked = (site.home, asked_of(self._document.config))
-        place = Place(str(site.home), reading, computing, asked in self._read)
+        most = share_of_memory(self._workers.count)
+        place = Place(str(site.home), reading, computing, asked in self._read, most)
         self._read.add(asked)
         return Job(site, self._document, request, message_id, place)
 

@@ -35,7 +35,7 @@ from common.system.files import write_atomically
 from simulations.bench.bare_loop import RUN_NAME, write_client
 from simulations.bench.training_ways import RAY, SITES, WAYS, model_of
 from simulations.generators.phantoms import SCANNERS, write_hospital
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 
 CLIENTS = 4
 HEADLINE = "score"  # of the model, that of the task

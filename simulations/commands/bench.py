@@ -11,7 +11,7 @@ import typer
 
 from common.console.cli import JsonFlag, configure_logging, new_app, progress, show_table
 from simulations.api.preparation import use_threads
-from simulations.commands.options import ThreadsOption
+from simulations.commands.options import BackendOption, ThreadsOption
 
 bench_app = new_app("Measure on this machine what the parts cost.")
 
@@ -225,3 +225,39 @@ def bench_sites(
         )
     title = f"{sites} sites at one coordinator, {rounds} rounds"
     show_table(title, ["figure", "value", "unit"], [list(row) for row in figures.rows()], as_json=as_json)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    *,
+    sites: Annotated[
+        list[int] | None,
+        typer.Option("--sites", min=2, help="Sites of a run; may be given several times. Default: 10, 100, 1000."),
+    ] = None,
+    drawn: Annotated[
+        int | None, typer.Option("--drawn", min=2, help="One more run, of so many sites, of which a round asks some.")
+    ] = None,
+    per_round: Annotated[int, typer.Option("--per-round", min=2, help="How many it asks.")] = 100,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Of each run; the first does not count.")] = 4,
+    backend: BackendOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Simulate ten, a hundred and a thousand sites with tiny images: seconds a round, and memory of all processes.
+
+    Example: wardround-sim bench scaling --sites 10 --sites 100
+    """
+    configure_logging()
+    import tempfile  # noqa: PLC0415
+
+    from simulations.bench import scaling as bench  # noqa: PLC0415
+
+    sizes: list[tuple[int, int | None]] = [(one, None) for one in sites or (10, 100, 1000)]
+    sizes += [(drawn, per_round)] if drawn else []
+    with progress("runs", len(sizes)) as advance, tempfile.TemporaryDirectory() as folder:
+        figures = bench.measure(Path(folder), sizes, rounds=rounds, backend=backend, progress=advance)
+    rows: list[list[object]] = []
+    for one in figures:
+        spread = [min(one.seconds[1:]), max(one.seconds[1:])]
+        rows.append([one.sites, one.asked, one.round_s, *spread, one.scoring_s, one.opening_s, one.memory / 2**20])
+    columns = ["sites", "asked", "seconds a round", "least", "most", "scores of all s", "opening s", "memory MiB"]
+    show_table(f"Simulated sites, {rounds - 1} rounds", columns, rows, as_json=as_json)

@@ -74,7 +74,8 @@ def evaluate(
     configure_logging(verbose=verbose)
     from client.evaluate import report  # noqa: PLC0415 - torch
     from client.evaluate.model import evaluate as score  # noqa: PLC0415
-    from simulations.scenarios.scenario import load_scenario, make_site, prepare  # noqa: PLC0415
+    from simulations.scenarios.homes import make_site  # noqa: PLC0415
+    from simulations.scenarios.scenario import load_scenario, prepare  # noqa: PLC0415
 
     use_threads(threads)
     report.refuse_to_overwrite(out)

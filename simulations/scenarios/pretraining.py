@@ -121,7 +121,7 @@ def _trained(
     observe: Callable[[dict[str, Any]], None] | None,
     start: bytes | None = None,
 ) -> bytes:
-    from simulations.scenarios.scenario import make_site  # noqa: PLC0415 - that module reads this table
+    from simulations.scenarios.homes import make_site  # noqa: PLC0415 - heavy
 
     # Which images there are is not in the run's hash.
     document = issue(public)

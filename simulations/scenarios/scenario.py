@@ -23,54 +23,30 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from client.data.read.sources import list_patients
-from client.home.folder import POLICY_NAME, SITE_NAME
-from client.site import Site, open_site
+from client.site import Site
 from common.config import (
-    ALL_METRICS,
     Count,
     Device,
     Fraction,
     Name,
-    PolicyConfig,
     RunConfig,
     SiteConfig,
     SourceConfig,
     Table,
     load,
 )
-from common.document.tomlfile import to_toml
 from common.errors import ConfigError
 from common.system.files import write_atomically
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.partitions import PARTITION_CHOICE, Archive, Partition
 from simulations.scenarios.compare_settings import CompareConfig
+from simulations.scenarios.homes import make_site
 from simulations.scenarios.pretraining_settings import PretrainingConfig
 from simulations.scenarios.shifted import shifted_site
 from simulations.shifts import SHIFT_CHOICE, Shift
 
 SHIPPED = Path(__file__).parent
 DATA_VARIABLE = "WARDROUND_DATA"
-
-# On the researcher's own machine there is no hospital to protect: the scenario decides. Budgets are still recorded.
-# Scores are exact and of any model, so that figures mean what they say; a hospital's would have noise.
-_POLICY = PolicyConfig(
-    auto_approve=True,
-    require_privacy=False,
-    lifetime_epsilon=1e6,
-    min_patients=1,
-    max_rounds=1_000_000,
-    max_rounds_per_day=10**9,
-    max_learning_rate=1e6,
-    max_weight=1e30,
-    max_clipping=1e9,
-    max_delta=0.99,
-    max_local_steps=1_000_000,
-    max_parameters=10**9,
-    scores="exact",
-    min_held_out=1,
-    evaluations="free",
-    metrics=ALL_METRICS,
-)
 
 EXACT_SCORES = (
     'The scores are exact: the policy of a simulated site says scores = "exact". A hospital adds noise to those of a '
@@ -242,14 +218,6 @@ def published(scenario: Scenario, *, data: Path | None = None) -> SourceConfig |
     return _shares(config, data or _default_data(scenario))[1] if config is not None and config.published else None
 
 
-def make_site(folder: Path, config: SiteConfig) -> Site:
-    """Write a simulated site's home, `folder/<name>`, and open it. Its key and ledger are kept if they are there."""
-    home = folder / config.name
-    write_atomically(home / SITE_NAME, _toml(config).encode())
-    write_atomically(home / POLICY_NAME, _toml(_POLICY).encode())
-    return open_site(home)
-
-
 def _shipped_paths() -> list[Path]:
     return sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem)
 
@@ -336,10 +304,6 @@ def _absolute_sources(sources: Sequence[SourceConfig], root: Path) -> tuple[Sour
     return tuple(source.model_copy(update={"path": str(base / source.path)}) for source in sources)
 
 
-def _toml(table: Table) -> str:
-    return to_toml(table.model_dump(mode="json", by_alias=True, exclude_none=True))
-
-
 __all__ = [
     "DATA_VARIABLE",
     "EXACT_SCORES",
@@ -348,7 +312,6 @@ __all__ = [
     "Scenario",
     "ScenarioConfig",
     "load_scenario",
-    "make_site",
     "prepare",
     "shipped",
 ]

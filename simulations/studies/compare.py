@@ -35,8 +35,9 @@ from server.views.heterogeneity import heterogeneity_of
 from simulations.backends import Backend, opened
 from simulations.faults import Fault
 from simulations.faults.faulty_grid import FaultyGrid
+from simulations.scenarios.homes import make_site
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain
-from simulations.scenarios.scenario import CompareConfig, make_site
+from simulations.scenarios.scenario import CompareConfig
 from simulations.studies import tables
 from simulations.studies.comparison import (
     ALONE,

@@ -17,12 +17,14 @@ from common.config import RunConfig
 from common.learning.checkpoint import load_model
 from common.learning.inference import predict_stack
 from common.learning.network import build_model
+from simulations.backends.open_sites import OpenSites, share_of_memory
 
 LABEL_COLOUR = (0, 158, 115)  # green
 MODEL_COLOUR = (213, 60, 40)  # red
+MOST_SITES = 50
 
 
-def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> list[Path]:
+def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2, most_sites: int = MOST_SITES) -> list[Path]:
     """Draw the first test cases of each site with the run's final model.
 
     Args:
@@ -30,6 +32,7 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
             the case has: <site> <n> <class>.png. Nothing, where its task draws nothing.
         sites: the simulated hospitals.
         per_site: cases of each.
+        most_sites: of which some are drawn, the first ones: a page of thousands of pictures shows nothing more.
     """
     run, state, _ = load_model(out)
     if not run.task.DRAWS:
@@ -39,8 +42,10 @@ def draw_overlays(out: Path, sites: Sequence[Site], *, per_site: int = 2) -> lis
     folder = out / "overlays"
     folder.mkdir(exist_ok=True)
     paths = []
-    for site in sites:
+    opened = OpenSites(share_of_memory(1))
+    for site in sites[:most_sites]:
         cohort = site.cohort(run)
+        opened.used(site)
         for number, patient in enumerate(cohort.patients("test")[:per_site], start=1):
             case = cohort.cases_of(patient)[0]
             for index, name in enumerate(run.data.classes, start=1):

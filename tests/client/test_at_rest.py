@@ -15,7 +15,7 @@ from common.learning.checkpoint import pack
 from common.learning.network import build_model
 from common.privacy.guarantee import plan
 from common.wire.messages import TrainRequest
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.dresses import found_in
 from tests.simulations.tiny import tiny_run, tiny_site
 

@@ -26,7 +26,7 @@ from common.config.rundocument import issue
 from common.crypto.passphrase import is_sealed, seal
 from common.errors import ConfigError
 from common.system.files import write_private
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.mammograms import mass_run, region_run, write_archive
 from tests.simulations.tiny import tiny_run, tiny_site
 

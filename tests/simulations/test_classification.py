@@ -13,7 +13,7 @@ from common.tasks.classification import Classification
 from common.wire.messages import EvaluateReply, EvaluateRequest
 from server.federation.rounds import federate
 from simulations.backends import opened
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.classed import classed_run, classed_site
 
 SCORES = {"auroc": 0.8, "accuracy": 0.7, "f1": 0.6}

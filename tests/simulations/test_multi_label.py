@@ -20,7 +20,7 @@ from common.config.rundocument import issue
 from common.learning.inference import outputs
 from server.federation.rounds import federate
 from simulations.backends import opened
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from simulations.studies.overlays import draw_overlays
 from tests.simulations.overlapping import CLASSES, overlapping_run, overlapping_site
 

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import safetensors.torch
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from client.data.isolate.isolation import Job
-from client.data.keep.code import reading_program
+from client.data.keep.code import reading_program, version
 from client.data.keep.entry import Entry, entry_of, keep_only, name_of
 from client.data.keep.vault import Vault
 from client.data.study.study import Reference

@@ -1,8 +1,8 @@
 """Which code this is: what it made before counts only while it is the same."""
 
 import hashlib
+import importlib.metadata
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import client.data
@@ -16,6 +16,9 @@ _LIBRARIES = (
     *("numpy", "pydicom", "nibabel", "pillow", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls"),
     *("scipy", "scikit-image", "simpleitk"),
 )
+
+# Of an installed distribution; its metadata are parsed once, and not for each site that a process opens.
+version = lru_cache(importlib.metadata.version)
 
 
 def reading_program() -> tuple[str, ...]:
@@ -36,4 +39,4 @@ def code_digest(package: Path = READING_AND_PREPARING) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["code_digest", "reading_program"]
+__all__ = ["code_digest", "reading_program", "version"]

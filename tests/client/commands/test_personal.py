@@ -16,7 +16,7 @@ from common.config.rundocument import RunDocument, issue
 from common.learning.checkpoint import load_model, unpack
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.json_forms import conforms
 from tests.simulations.tiny import tiny_run_of_format, tiny_site
 

@@ -13,7 +13,7 @@ from client.home.folder import SPLITS_NAME
 from client.site import Site
 from common.config import RunConfig, SiteConfig, canonical, sha256_of
 from common.learning.checkpoint import Manifest, pack, save_model, sha256
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.data.studies import ct_slices, save, segmentation, source
 from tests.client.thresholds import run_for, threshold_network
 

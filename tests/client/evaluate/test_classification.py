@@ -24,7 +24,7 @@ from common.learning import inference
 from common.learning.checkpoint import Manifest, load_model, pack, save_model, sha256
 from common.learning.network import build_model
 from common.learning.network import load_model as with_weights
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.common.measures.test_intervals import by_pairs
 from tests.json_forms import conforms
 from tests.simulations.classed import WORDS, classed_run, classed_site

@@ -21,7 +21,7 @@ from client.train.training import evaluate as score_of_training
 from common.config.rundocument import issue
 from common.errors import DataError, ErrorCode
 from common.learning.network import build_model
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.data.studies import dice
 from tests.client.evaluate.sites import (
     SPACING,

@@ -20,7 +20,7 @@ from common.learning.checkpoint import pack
 from common.learning.network import build_model
 from common.privacy import scores as private_scores
 from common.wire.messages import EvaluateReply, EvaluateRequest, Phase, Request, TrainReply, TrainRequest
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 ROUNDS = 6

@@ -18,7 +18,7 @@ from common.errors import ErrorCode, PolicyError, PrivacyError
 from common.learning.network import build_model
 from common.privacy.engine import private_step
 from common.privacy.guarantee import charge_round, plan
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 
 ADAPTIVE = {"quantile": 0.5, "learning-rate": 0.3, "count-noise": 6.0}
 

@@ -24,7 +24,8 @@ from common.wire.messages import EvaluateReply, EvaluateRequest, TrainReply, Tra
 from server.federation.events import OVERALL, Event, read_events
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import CompareConfig, make_site
+from simulations.scenarios.homes import make_site
+from simulations.scenarios.scenario import CompareConfig
 from simulations.studies.compare import compare
 from simulations.studies.comparison import ALONE
 from tests.simulations.tiny import tiny_run_of_format, tiny_site

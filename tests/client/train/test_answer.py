@@ -35,7 +35,7 @@ from common.privacy.guarantee import charge_round, plan
 from common.privacy.journal import Rows
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.data.tables import opened_table
 from tests.simulations.tiny import tiny_run, tiny_site
 

@@ -14,7 +14,7 @@ from common.learning.network import build_model
 from server.federation.events import read_events
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.train.test_adaptive_clipping import a_cohort
 from tests.simulations.tiny import tiny_run_of_format, tiny_site
 

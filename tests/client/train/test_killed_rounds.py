@@ -26,7 +26,7 @@ from common.errors import PrivacyError
 from common.learning.network import build_model
 from common.privacy.guarantee import plan
 from common.wire.messages import TrainRequest
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])

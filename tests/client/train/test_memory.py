@@ -17,7 +17,7 @@ from common.errors import PolicyError
 from common.learning.checkpoint import pack
 from common.learning.network import build_model, weights_of
 from common.wire.messages import EvaluateRequest, Phase
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.train.test_strategies import a_run
 from tests.simulations.tiny import tiny_run_of_format, tiny_site
 

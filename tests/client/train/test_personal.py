@@ -29,7 +29,7 @@ from server.federation.events import Event, read_events
 from server.federation.rounds import federate
 from server.federation.strategies import aggregation_of
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.train.test_adaptive_clipping import a_cohort
 from tests.client.train.test_strategies import PRIVATE, Quadratic, a_run
 from tests.simulations.tiny import tiny_run_of_format, tiny_site

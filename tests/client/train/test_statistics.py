@@ -22,7 +22,7 @@ from common.config.statistics import COUNTED, STATISTICS
 from common.learning.checkpoint import pack
 from common.learning.network import build_model, weights_of
 from common.wire.messages import TrainReply, TrainRequest
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run_of_format, tiny_site
 
 PATIENTS = 30

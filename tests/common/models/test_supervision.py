@@ -23,7 +23,7 @@ from common.models.network import LAYERS
 from common.privacy.gradients import Patient, Strategy, patient_gradients
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run_of_format, tiny_site
 
 NETWORKS: dict[str, dict[str, Any]] = {

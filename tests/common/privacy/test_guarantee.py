@@ -16,7 +16,7 @@ from common.privacy import noise
 from common.privacy.accountant import epsilon
 from common.privacy.guarantee import NOISE, PUBLIC, charge_round, guarantee, not_covered, plan
 from common.privacy.ledger import Ledger
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.data.cohorts import load_cohort
 from tests.simulations.tiny import tiny_run, tiny_site
 

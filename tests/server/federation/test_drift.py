@@ -9,7 +9,7 @@ from torch import Tensor
 from common.config import RunConfig
 from server.federation.checks import Update
 from server.federation.drift import LENGTH, OWN_WAY, WITH_OTHERS, Drift
-from server.federation.moves import MOST_WEIGHTS, moves_of
+from server.federation.moves import MOST_OF_ALL, MOST_WEIGHTS, moves_of, weights_of_each
 from tests.server.fakes import a_run
 
 SENT = {"a": torch.zeros(2), "b": torch.zeros(1, 1)}
@@ -95,3 +95,10 @@ def test_chance_is_near_nothing_in_a_large_model_of_which_some_weights_are_looke
 def test_nothing_is_told_of_moves_that_are_noise_or_begin_elsewhere(run: RunConfig) -> None:
     drift = Drift(run)
     assert told(drift, {"x": moved(1, 0, 0), "y": moved(-1, 0, 0)}) == {}
+
+
+def test_of_many_sites_fewer_weights_are_kept_so_that_memory_does_not_grow_with_them() -> None:
+    held = [sites * weights_of_each(sites) for sites in (3, 128, 129, 1000, 10_000)]
+    assert weights_of_each(3) == weights_of_each(128) == MOST_WEIGHTS
+    assert max(held) <= MOST_OF_ALL
+    assert weights_of_each(1000) == weights_of_each(990) == 2048  # a site that is away changes nothing

@@ -27,7 +27,7 @@ from server.home.checkpoints import best_folder_of
 from server.views.report import write_report
 from server.views.watch import event_line
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.server import fakes
 from tests.server.fakes import FakeGrid, FakeSite, Said
 from tests.simulations.tiny import tiny_run_of_format, tiny_site

@@ -22,7 +22,7 @@ from common.wire.records import reply_from_record, request_from_record, request_
 from server.federation.events import Event
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 pytestmark = pytest.mark.slow

@@ -29,10 +29,10 @@ from simulations.backends.nursery import Nursery
 from simulations.backends.open_sites import OpenSites
 from simulations.backends.processes import over
 from simulations.backends.worker import Place
-from simulations.backends.workers import ATTEMPTS, Job, Workers, chosen
+from simulations.backends.workers import AHEAD, ATTEMPTS, Job, Workers, chosen
 from simulations.faults.faulty_grid import FaultyGrid
 from simulations.faults.scaled import Scaled
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_scenario, tiny_site
 
 pytestmark = pytest.mark.slow
@@ -326,6 +326,22 @@ def test_the_longest_goes_first_and_a_worker_keeps_its_sites() -> None:
     assert chosen([*jobs, job("d")], seconds, {Path("c"): None}).site.home.name == "d"  # nobody knows how long
     scores = [job("a", EvaluateRequest), job("b", EvaluateRequest)]
     assert chosen(scores, {(Path("a"), EvaluateRequest): 1.0, (Path("b"), EvaluateRequest): 2.0}, {}) is scores[1]
+
+
+def test_no_job_is_begun_long_before_the_turn_of_the_first_that_waits(nursery: Nursery) -> None:
+    """Replies are taken in the order of the jobs: those that are ready before their turn are in memory."""
+    some = Workers(1, lambda: ForkedWorker(nursery))
+    jobs = [job(f"{number}") for number in range(3 * AHEAD)]
+    some._seconds = {one.kind: 1.0 if one is jobs[0] else 9.0 for one in jobs}  # the first is the shortest
+    some._waiting = list(jobs)
+    begun: list[int] = []
+    for _ in jobs:
+        taken = some._take(ForkedWorker(nursery))
+        assert taken is not None
+        del some._at_work[taken]
+        begun.append(jobs.index(taken))
+    assert begun.index(0) == AHEAD - 1
+    assert sorted(begun) == list(range(3 * AHEAD))
 
 
 def test_studies_of_the_sites_that_worked_last_stay_as_far_as_they_fit(sites: list[Site]) -> None:

@@ -27,7 +27,7 @@ from simulations.backends import ray as ray_backend
 from simulations.backends.ray import RayWorker
 from simulations.backends.ray_cluster import Need, gpus_of, most_threads
 from simulations.backends.workers import Job
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.backends.ray_nodes import RayNode, cluster
 from tests.simulations.tiny import tiny_run, tiny_site
 

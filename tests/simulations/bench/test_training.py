@@ -13,7 +13,7 @@ from simulations.backends import opened
 from simulations.bench import bare_loop, training
 from simulations.bench.training import Figure
 from simulations.bench.training_ways import BARE, IN_PROCESS
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run, tiny_site
 
 

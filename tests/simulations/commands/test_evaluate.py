@@ -21,7 +21,7 @@ from common.config import SiteConfig, SourceConfig
 from common.errors import ConfigError
 from common.learning.network import build_model
 from simulations.commands.main import app
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.client.thresholds import save
 from tests.json_forms import conforms
 from tests.simulations.classed import classed_run, classed_site

@@ -18,7 +18,8 @@ from common.system.environment import flower_variables
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.commands.main import app
-from simulations.scenarios.scenario import SHIPPED, make_site
+from simulations.scenarios.homes import make_site
+from simulations.scenarios.scenario import SHIPPED
 from simulations.studies.overlays import LABEL_COLOUR, draw_overlays
 from tests.json_forms import conforms
 from tests.simulations.tiny import RUN_TOML, tiny_run, tiny_scenario

@@ -29,7 +29,7 @@ from simulations.diagnosis.baseline import (
     measure,
 )
 from simulations.diagnosis.radiomics import features
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.json_forms import conforms
 from tests.simulations.mammograms import mass_run, write_archive
 from tests.simulations.tiny import SITES, tiny_run

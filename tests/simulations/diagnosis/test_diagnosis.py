@@ -19,7 +19,7 @@ from simulations.commands.main import app
 from simulations.diagnosis import baseline, decisions, outoffold
 from simulations.diagnosis.diagnosis import diagnose, rows_of
 from simulations.diagnosis.outoffold import answer_all
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from simulations.studies.compare import columns
 from tests.json_forms import conforms
 from tests.simulations.mammograms import region_run, write_archive

@@ -19,7 +19,7 @@ from simulations.faults.fault import State
 from simulations.faults.faulty_grid import FaultyGrid
 from simulations.faults.little_is_enough import LittleIsEnough
 from simulations.faults.scaled import Scaled
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from tests.simulations.tiny import tiny_run_of_format, tiny_site
 
 NAMES = ("east", "north", "south", "west")

@@ -22,8 +22,8 @@ from server.federation.events import INITIAL_NAME
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios import pretraining
+from simulations.scenarios.homes import make_site
 from simulations.scenarios.pretraining import PretrainingConfig, pretrain, public_run
-from simulations.scenarios.scenario import make_site
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 RUN = tiny_run()

@@ -8,11 +8,11 @@ import pytest
 from common.config import SiteConfig, SourceConfig, load
 from common.errors import ConfigError
 from server.commands.template import TEMPLATE
+from simulations.scenarios.homes import make_site
 from simulations.scenarios.scenario import (
     SHIPPED,
     ScenarioConfig,
     load_scenario,
-    make_site,
     prepare,
     published,
     shipped,

@@ -16,8 +16,9 @@ from common.learning.checkpoint import unpack
 from common.learning.network import build_model
 from common.tasks.task import mean_scores
 from simulations.scenarios import pretraining
+from simulations.scenarios.homes import make_site
 from simulations.scenarios.pretraining import PretrainingConfig
-from simulations.scenarios.scenario import CompareConfig, make_site
+from simulations.scenarios.scenario import CompareConfig
 from simulations.studies import compare as comparison
 from simulations.studies.compare import columns, compare
 from simulations.studies.comparison import (

@@ -13,7 +13,7 @@ from common.config import RunConfig, SiteConfig
 from common.errors import ConfigError, FederationError
 from common.learning.checkpoint import load_model, sha256
 from simulations.commands.main import app
-from simulations.scenarios.scenario import make_site
+from simulations.scenarios.homes import make_site
 from simulations.studies import crossval
 from simulations.studies.crossval import MEAN_OF_SITES, Fold, by_site, cross_validate, fold_runs, summary_rows
 from tests.json_forms import conforms

@@ -13,7 +13,8 @@ from common.errors import ConfigError
 from common.models import Network
 from common.models.segnet import SegNet
 from common.models.unet import UNet
-from simulations.scenarios.scenario import CompareConfig, make_site
+from simulations.scenarios.homes import make_site
+from simulations.scenarios.scenario import CompareConfig
 from simulations.studies import compare as comparison
 from simulations.studies import networks as study
 from simulations.studies.networks import networks, summary_rows

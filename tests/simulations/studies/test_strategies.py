@@ -16,7 +16,8 @@ from common.strategies.robust import Bulyan, FedMedian, TrimmedMean
 from common.strategies.scaffold import Scaffold
 from simulations.faults import Fault
 from simulations.faults.scaled import Scaled
-from simulations.scenarios.scenario import load_scenario, make_site
+from simulations.scenarios.homes import make_site
+from simulations.scenarios.scenario import load_scenario
 from simulations.studies import compare as comparison
 from simulations.studies.strategies import NO_FAULT, Row, as_data, strategies, summary_rows
 from tests.simulations.studies.longform import assert_is_latex, assert_long_tables, sheet

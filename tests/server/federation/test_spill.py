@@ -1,0 +1,82 @@
+"""Updates that do not fit into memory wait in a file, and the round is the same, bit for bit."""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config.rundocument import issue
+from common.learning.checkpoint import pack, unpack
+from common.wire.messages import TrainRequest
+from server.federation.rounds import federate
+from server.federation.strategies import State, spill
+from server.federation.strategies.spill import Spill
+from tests.server.fakes import FakeGrid, FakeSite, a_run, trains
+
+NAMES = [f"site-{number}" for number in range(7)]
+
+
+def moves(number: int) -> FakeSite:
+    def moved(request: TrainRequest) -> bytes:
+        drawn = torch.Generator().manual_seed(100 * request.round + number)
+        state = unpack(request.parts["weights"])
+        return pack({name: one + 1e-3 * torch.randn(one.shape, generator=drawn) for name, one in state.items()})
+
+    return trains(moved)
+
+
+def parts_of(seed: int, size: int = 1000) -> tuple[Mapping[str, State], dict[str, bytes]]:
+    drawn = torch.Generator().manual_seed(seed)
+    parts = {name: {"w": torch.randn(size, generator=drawn)} for name in ("weights", "control")}
+    return parts, {name: pack(state) for name, state in parts.items()}
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "trimmed-mean", "multi-krum", "fedadam"])
+def test_a_round_of_which_nothing_stays_in_memory_is_the_same(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(rounds=3, quorum=5, format_=2, strategy={"kind": kind})
+    told = []
+    for name, most in (("memory", 1 << 30), ("some", 3 * 20_000), ("file", 0)):
+        monkeypatch.setattr(Spill.__init__, "__defaults__", (most,))
+        grid = FakeGrid({name: moves(number) for number, name in enumerate(NAMES)})
+        summary = federate(grid, issue(run), tmp_path / name, wake=lambda _: None)
+        events = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        told.append((summary.model_sha256, [one["moves"] for one in events if one["event"] == "round"]))
+    assert told[0] == told[1] == told[2]
+
+
+def test_so_many_bytes_stay_in_memory_and_no_more(tmp_path: Path) -> None:
+    several = [parts_of(seed) for seed in range(20)]
+    size = sum(map(len, several[0][1].values()))
+    with Spill(tmp_path, most_bytes=4 * size) as kept:
+        found = [kept.keep(parts, packed) for parts, packed in several]
+        assert [one is parts for one, (parts, _) in zip(found, several, strict=True)] == [True] * 4 + [False] * 16
+        for one, (parts, _) in zip(found, several, strict=True):
+            assert set(one) == set(parts)
+            assert all(torch.equal(one[name]["w"], parts[name]["w"]) for name in parts)
+
+
+def test_what_lies_on_the_disk_has_no_name_is_the_owners_alone_and_outlasts_the_round(tmp_path: Path) -> None:
+    several = [parts_of(seed, size=5001) for seed in range(3)]
+    with Spill(tmp_path, most_bytes=0) as kept:
+        found = [kept.keep(parts, packed) for parts, packed in several]
+        assert list(tmp_path.iterdir()) == []
+        assert kept._file is not None
+        assert stat.S_IMODE(os.fstat(kept._file.fileno()).st_mode) == 0o600
+        handle = kept._file
+    assert handle.closed
+    for one, (parts, _) in zip(found, several, strict=True):  # the model is made after it
+        assert all(torch.equal(one[name]["w"], parts[name]["w"]) for name in parts)
+
+
+def test_nothing_is_written_while_all_fit(tmp_path: Path) -> None:
+    parts, packed = parts_of(1)
+    with Spill(tmp_path) as kept:
+        assert kept.keep(parts, packed) is parts
+        assert kept._file is None
+    assert spill.MOST_BYTES == 256 << 20
