@@ -124,7 +124,8 @@ class _Exchange:
         self._not_before: dict[str, float] = {}  # site -> when it may be asked again
         self.open: set[str] = set()  # sites that were asked and have not answered
         self._done: set[str] = set()
-        self._look: list[Member] = list(members.look().values())
+        self._seen = members.look()
+        self._look: list[Member] = list(self._seen.values())
 
     @property
     def members(self) -> Sequence[Member]:
@@ -173,20 +174,27 @@ class _Exchange:
             others = draw.more(self._look, lacking - len(self.open))
         else:
             others = frozenset(one.site for one in self._look) if lacking > 0 else frozenset()
+        if not others and len(self._under_way) == len(self.open):
+            return  # with thousands of sites, to look at each after each answer takes longer than all else
         self.send(lambda one: one.state is State.HERE and (one.site in self.open or one.site in others))
 
     def receive(self) -> Iterator[Answer]:
         """The answers that are here, and the end of the wait for sites that were revoked."""
-        self._look = list(self._members.look().values())
+        before, self._seen = self._seen, self._members.look()
+        self._look = list(self._seen.values())
         replies, lost = self._inbox.look(list(self._under_way)) if self._under_way else ({}, set[str]())
         for message_id, message in replies.items():
             if message_id in self._under_way:
                 site, _ = self._under_way.pop(message_id)
                 yield self._close(_read(site, message, self._request))
-        for message_id in (lost | self._members.unheld(self._under_way)) & set(self._under_way):
+        for message_id in lost | self._members.unheld(self._under_way):
+            if message_id not in self._under_way:
+                continue
             site, _ = self._under_way.pop(message_id)
             self._not_before[site] = time.monotonic() + _AGAIN_AFTER_S
             _log.warning("the message to %s, or its answer, got lost", site)
+        if self._seen is before:
+            return
         present = {one.site: one.state for one in self._look}
         for site in sorted(self.open):
             if present.get(site, State.REVOKED) is State.REVOKED:

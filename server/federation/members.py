@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
@@ -89,12 +90,16 @@ class GridMembers:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._nodes: Iterable[NodeInfo] = ()
         self._here: dict[int, str] = {}
         self._seen: dict[str, Member] = {}
 
     def look(self) -> Mapping[str, Member]:
         """See `Members`. One that has been there stays a member."""
         nodes = self._grid.get_nodes()
+        if nodes is self._nodes:  # a simulation's, of which there may be thousands
+            return self._seen
+        self._nodes = nodes
         here = {node.node_id: node.name or node.owner_name or f"node-{node.node_id}" for node in nodes}
         if here == self._here:
             return self._seen

@@ -26,18 +26,19 @@ class OpenSites:
 
     def __init__(self, most_bytes: int, most_sites: int = MOST_SITES) -> None:
         self._most, self._most_sites = most_bytes, most_sites
-        self._sites: dict[Path, Site] = {}
+        self._sites: dict[Path, tuple[Site, int]] = {}  # with the bytes of its studies
 
     def used(self, site: Site) -> None:
         """Note that a site has worked, and let go of those that worked longest ago until all fit."""
         self._sites.pop(site.home, None)
-        self._sites[site.home] = site
-        held = {home: one.held_bytes for home, one in self._sites.items()}
+        self._sites[site.home] = (site, site.held_bytes)
+        total = sum(size for _, size in self._sites.values())
         for home in list(self._sites)[:-1]:
-            if sum(held.values()) <= self._most and len(held) <= self._most_sites:
+            if total <= self._most and len(self._sites) <= self._most_sites:
                 break
-            self._sites.pop(home).let_go()
-            del held[home]
+            other, size = self._sites.pop(home)
+            other.let_go()
+            total -= size
 
 
 __all__ = ["MOST_BYTES", "MOST_SITES", "OpenSites", "share_of_memory"]

@@ -23,7 +23,7 @@ from common.system.files import write_atomically
 from server.federation.events import JOURNAL_NAME, read_events
 from simulations.generators.phantoms import SCANNERS, write_hospital
 
-_FOLDERS, _PATIENTS, _SLICES, _ROWS = 10, 5, 2, 32
+_FOLDERS, _PATIENTS, _SLICES, _ROWS = 10, 4, 2, 32
 _LOOK_EVERY_S = 0.5
 _SCENARIO = "sites.toml"
 _RUN = """
