@@ -4,8 +4,7 @@
 that was killed and resumed tells the same story as one that was not. Events, each with `event` and `time` (Unix s):
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
-    asked         round, sites: whom a round asks, where it does not ask all (federation.sites-per-round); once more in
-                  a round where further sites were needed for the quorum
+    asked         round, sites: whom a round asks, where it does not ask all; once more where it needs further ones
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported), and
                   statistics of its training patients (common/config/statistics.py), which are the same each time
     round         round, sites, refused {site: code}, refused-by-coordinator: of these the sites whose answer the
@@ -92,8 +91,7 @@ class Summary:
     reason: str | None
     seed: int
     rounds: int  # completed
-    # Per round: sites whose update entered, refused {site: code} (by the site, or by the coordinator), missing; and how
-    # many were not asked, of a run with federation.sites-per-round.
+    # Per round: sites whose update entered, refused {site: code} (by site or coordinator), missing; how many not asked.
     sites_by_round: tuple[dict[str, Any], ...]
     # phase -> {"round", "sites": {site: scores}, "mean-of-sites": scores, "mean-of-patients": scores | None}
     scores: dict[str, Any]
