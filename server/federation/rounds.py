@@ -144,7 +144,7 @@ def federate(
     try:
         _start(session, model.round)
         while not _is_over(session, model):
-            with Spill(out) as spill:
+            with Spill(out if sealer is None else None) as spill:
                 model = _train(session, model.round + 1, model, spill)
             keep(model, document, journal.events, out, sealer)
             prune(journal.events, run.task, out)

@@ -3,7 +3,8 @@
 What an update weighs is known only when all are here: who lies far beyond the others is left out, and who outweighs
 them is capped. So they have to be kept, and what looks at them goes block by block. Those in the file are mapped: the
 kernel reads what is looked at, and lets it go again where memory is short. The file belongs to the coordinator's user
-alone, has no name from its first moment, and is gone with the round, or with the process however it ends.
+alone, has no name from its first moment, and is gone with the round, or with the process however it ends. It is not
+sealed, and what was on a disk may be found there later: where checkpoints are sealed no update goes into such a file.
 """
 
 import mmap
@@ -23,11 +24,11 @@ MOST_BYTES = 256 << 20
 class Spill:
     """The updates of one round. A context: nothing is added to the file after it."""
 
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, folder: Path | None, most_bytes: int = MOST_BYTES) -> None:
         """Nothing is written yet.
 
         Args:
-            folder: where the file would lie; it is there.
+            folder: where the file would lie; it is there. None: all updates stay in memory.
             most_bytes: of updates that stay in memory.
         """
         self._folder, self._room = folder, most_bytes
@@ -50,14 +51,16 @@ class Spill:
             parts: of an update.
             packed: the bytes that they are views of.
         """
+        if self._folder is None:
+            return parts
         if (size := sum(map(len, packed.values()))) <= self._room:
             self._room -= size
             return parts
-        return {name: views_of(self._mapped(part)) for name, part in packed.items()}
+        return {name: views_of(self._mapped(part, self._folder)) for name, part in packed.items()}
 
-    def _mapped(self, part: bytes | memoryview) -> memoryview:
+    def _mapped(self, part: bytes | memoryview, folder: Path) -> memoryview:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115 - closed with the round
+            self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 - closed with the round
         start = self._end
         self._file.seek(start)
         left = memoryview(part)

@@ -3,13 +3,16 @@
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from common.config.rundocument import issue
+from common.crypto.stream import Sealer
 from common.learning.checkpoint import pack, unpack
 from common.wire.messages import TrainRequest
 from server.federation.rounds import federate
@@ -72,6 +75,26 @@ def test_what_lies_on_the_disk_has_no_name_is_the_owners_alone_and_outlasts_the_
     assert handle.closed
     for one, (parts, _) in zip(found, several, strict=True):  # the model is made after it
         assert all(torch.equal(one[name]["w"], parts[name]["w"]) for name in parts)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_where_checkpoints_are_sealed_no_update_is_written(
+    sealed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = issue(a_run(rounds=2, quorum=5))
+    monkeypatch.setattr(Spill.__init__, "__defaults__", (0,))
+    made: list[Any] = []
+    really = tempfile.TemporaryFile
+
+    def noted(**how: Any) -> Any:
+        made.append(really(**how))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", noted)
+    grid = FakeGrid({name: moves(number) for number, name in enumerate(NAMES)})
+    sealer = Sealer(os.urandom(32)).at(document.hash) if sealed else None
+    federate(grid, document, tmp_path, wake=lambda _: None, sealer=sealer)
+    assert len(made) == (0 if sealed else 2)
 
 
 def test_nothing_is_written_while_all_fit(tmp_path: Path) -> None:
