@@ -22,7 +22,7 @@ from common.errors import ErrorCode, UpdateError
 from common.flower.inbox import Inbox
 from common.wire.messages import EvaluateRequest, Refusal, Reply, Request
 from common.wire.records import reply_from_record, request_to_record
-from server.federation.members import Draw, Member, Members, State
+from server.federation.members import BRIEFLY_S, Draw, Member, Members, State
 
 # Sleeps at most the given seconds; may return early when a reply is known to wait.
 Wait: TypeAlias = Callable[[float], None]
@@ -106,7 +106,7 @@ def ask(
         # What has arrived by the deadline counts, however long it takes to look through it.
         if (elapsed > timeout_s and not arrived) or (not exchange.open and not 0 < wanted() <= exchange.others):
             break
-        exchange.send_on(wanted(), draw)
+        exchange.send_on(wanted(), draw, elapsed)
         if not arrived:
             wait(min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, _SHARE_OF_ELAPSED * elapsed)))
     yield from exchange.silent()
@@ -168,10 +168,17 @@ class _Exchange:
                 _log.warning("the message to %s could not be handed over", one.site)
         self._hint([one.node or 0 for one in due])
 
-    def send_on(self, lacking: int, draw: Draw | None) -> None:
-        """Ask again whose message got lost; and while too few can answer others too: who is here now, or is drawn."""
+    def send_on(self, lacking: int, draw: Draw | None, elapsed: float) -> None:
+        """Ask again whose message got lost; and while too few can answer others too: who is here now, or is drawn.
+
+        Args:
+            lacking: how many good answers.
+            draw: whom to ask of all; None: all.
+            elapsed: since the exchange began, s.
+        """
         if draw is not None:
-            others = draw.more(self._look, lacking - len(self.open))
+            able = self.open if lacking <= 0 else {site for site in self.open if not self._is_gone(site, elapsed)}
+            others = draw.more(self._look, lacking - len(able))
         else:
             others = frozenset(one.site for one in self._look) if lacking > 0 else frozenset()
         if not others and len(self._under_way) == len(self.open):
@@ -200,6 +207,11 @@ class _Exchange:
             if present.get(site, State.REVOKED) is State.REVOKED:
                 self._under_way = {key: one for key, one in self._under_way.items() if one[0] != site}
                 yield self._close(Answer(site, None, State.REVOKED))
+
+    def _is_gone(self, site: str, elapsed: float) -> bool:
+        """Whether a site that was asked has been away, in this exchange, for longer than a moment."""
+        member = self._seen.get(site)
+        return member is None or (member.state is not State.HERE and min(member.seconds, elapsed) >= BRIEFLY_S)
 
     def silent(self) -> Iterator[Answer]:
         """Those that were asked and did not answer."""

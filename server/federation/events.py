@@ -131,15 +131,15 @@ class Journal:
             self.observe(entry)
 
 
-def open_journal(folder: Path, *, last_round: int, observe: Observe | None = None) -> Journal:
-    """Open the run's journal, without what happened after the checkpoint of `last_round`.
+def open_journal(folder: Path, *, last_round: int, run_hash: str = "", observe: Observe | None = None) -> Journal:
+    """Open the run's journal, without what happened after the checkpoint of `last_round`, and without another run's.
 
-    That work is done again by a resumed run: a round cut short, a line cut off in the middle, and the scores of the
-    last round.
+    That work is done again by a resumed run, with the sites that were asked for it: a round cut short, a line cut off
+    in the middle, and the scores of the last round.
     """
     path = folder / JOURNAL_NAME
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [event for event in read_events(path) if _is_before(event, last_round)] if last_round else []
+    kept = [event for event in read_events(path) if _is_before(event, last_round, run_hash)]
     write_atomically(path, "".join(_line(event) for event in kept).encode())
     return Journal(path, observe, kept)
 
@@ -382,14 +382,14 @@ def _is_exchange(event: Event) -> bool:
     return bool(event["event"] == "round" or (event["event"] == "evaluate" and event["site"] == OVERALL))
 
 
-def _is_before(event: Event, last_round: int) -> bool:
+def _is_before(event: Event, last_round: int, run_hash: str) -> bool:
     match event["event"]:
         case "run-started":
-            return True
+            return last_round > 0
         case "train" | "round":
             return bool(event["round"] <= last_round)
         case kind if kind == ASKED:  # a round that was cut short asks the same again
-            return bool(event["round"] <= last_round + 1)
+            return bool(event["round"] <= last_round + 1 and event.get("run-hash") == run_hash)
         case "evaluate":
             return bool(event["round"] < last_round)
         case _:

@@ -176,7 +176,7 @@ class Draw:
     Sites stand in the order of a digest of the seed, the round and their names: one set of sites is as likely as any
     other, a round's does not depend on those before, and who else is there moves nobody. Where those that were asked
     cannot make the quorum any more, the next in the order are asked too. A round that is trained again asks whom it
-    asked before.
+    asked before, and after a failure also whom it lacked.
     """
 
     def __init__(self, run: RunConfig, round_: int, again: Collection[str], tell: Callable[[list[str]], None]) -> None:

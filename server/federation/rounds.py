@@ -138,7 +138,7 @@ def federate(
     done, held = kept or (0, {aggregation.model: initial_weights(run, out)})
     aggregation.start({name: {key: one.detach().clone() for key, one in state.items()} for name, state in held.items()})
     model = model_of(done, aggregation)
-    journal = open_journal(out, last_round=model.round, observe=observe)
+    journal = open_journal(out, last_round=model.round, run_hash=document.hash, observe=observe)
     members = members or GridMembers(grid)
     session = _Session(grid, document, aggregation, out, journal, members, wake, hint, note_round, sealer, Drift(run))
     try:
@@ -234,6 +234,8 @@ def _train(session: _Session, number: int, model: Model, spill: Spill) -> Model:
         not_asked = draw.not_asked if draw else []
         others = who_is_missing(session.members, {*entered, *not_asked}, absent.missing, absent.refusals())
         others += f"; {counted(len(not_asked), 'other')} were not asked (sites-per-round)" if not_asked else ""
+        if draw is not None:  # for the next try, or those who were silent would fail it again
+            draw.more(session.members.look().values(), wanted())
         kept = "The model of the round before is kept" if number > 1 else "No round is done yet"
         raise FederationError(
             f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
@@ -327,7 +329,8 @@ def _draw(session: _Session, number: int) -> Draw | None:
         if event["event"] == ASKED and event["round"] == number
         for site in event["sites"]
     }
-    return Draw(session.run, number, before, lambda sites: journal.record(ASKED, {"round": number, "sites": sites}))
+    of = {"run-hash": session.run_hash, "round": number}
+    return Draw(session.run, number, before, lambda sites: journal.record(ASKED, {**of, "sites": sites}))
 
 
 def _ask(

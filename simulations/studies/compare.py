@@ -179,10 +179,11 @@ def plain(run: RunConfig, seed: int, initial: InitialConfig | None) -> RunConfig
     return validate(RunConfig, run.model_copy(update=changes).model_dump(by_alias=True), "the scenario")
 
 
-def _with_quorum(run: RunConfig, quorum: int) -> RunConfig:
-    """Of one site no strategy makes more than its own model."""
+def _with_quorum(run: RunConfig, sites: int) -> RunConfig:
+    """All that a round asks must be in it. Of one site no strategy makes more than its own model."""
+    quorum = min(sites, run.federation.sites_per_round or sites)
     federation = run.federation.model_copy(update={"quorum": quorum})
-    strategy = STRATEGY_CHOICE.default() if quorum == 1 else run.strategy
+    strategy = STRATEGY_CHOICE.default() if sites == 1 else run.strategy
     return run.model_copy(update={"federation": federation, "strategy": strategy})
 
 
@@ -302,10 +303,12 @@ def _test_scores(
 
 def _images_seen(column: Column) -> int:
     run, steps = column.run, column.run.federation.rounds * column.run.training.local_steps
+    asked = min(len(column.sites), run.federation.sites_per_round or len(column.sites))
     if run.privacy is None:
-        return steps * run.training.batch_size * len(column.sites)
+        return steps * run.training.batch_size * asked
     patients = sum(len(site.cohort(run).patients("train")) for site in column.sites)
-    return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient)
+    share = asked / max(1, len(column.sites))  # of the sites, in a round
+    return round(steps * run.privacy.sampling_rate * patients * run.privacy.crops_per_patient * share)
 
 
 __all__ = ["Column", "Tell", "columns", "compare", "folder_of", "patient_rows", "plain", "trained"]

@@ -15,7 +15,7 @@ from common.wire.at_work import AtWork
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from server.federation.broadcast import AT_WORK, HANGS, NO_ANSWER, Answer, ask
 from server.federation.events import read_events
-from server.federation.members import GridMembers, Member, State
+from server.federation.members import BRIEFLY_S, Draw, GridMembers, Member, State
 from server.federation.rounds import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
 
@@ -262,3 +262,33 @@ def _line(event: dict[str, object]) -> str:
     from server.views.watch import event_line  # noqa: PLC0415 - loads rich
 
     return event_line(event, Segmentation())
+
+
+def test_a_drawn_site_that_has_gone_holds_the_next_in_the_order_back_for_a_minute_at_most() -> None:
+    names = [f"site-{number}" for number in range(8)]
+    run = a_run(quorum=2, format_=2, federation={"sites-per-round": 2})
+    drawn: list[str] = []
+    draw = Draw(run, 1, (), drawn.extend)
+    started, asked_at = passed_s[0], dict[str, float]()
+
+    def says(name: str) -> FakeSite:
+        def site(request: Request) -> Said:
+            asked_at[name] = passed_s[0] - started
+            return None if name == drawn[0] else same(request)
+
+        return site
+
+    def leaves(script: Script, looks: int) -> None:
+        if looks > 2:
+            script.states[drawn[0]] = State.LEFT
+
+    grid = FakeGrid({name: says(name) for name in names})
+    found: list[Answer] = []
+    lacking = lambda: 2 - sum(one.reply is not None for one in found)  # noqa: E731
+    for answer in ask(grid, Script(grid, leaves), REQUEST, timeout_s=300, wait=passes, wanted=lacking, draw=draw):
+        found.append(answer)
+    gone, other, next_ = drawn
+    assert [one.site for one in found] == [other, next_, gone]
+    assert (found[-1].reply, found[-1].why) == (None, State.LEFT)
+    assert asked_at[gone] == asked_at[other] == 0
+    assert BRIEFLY_S <= asked_at[next_] < BRIEFLY_S + 1

@@ -154,17 +154,29 @@ def test_resumed_run_asks_the_same_and_makes_the_same_model(tmp_path: Path) -> N
     assert resumed.sites_by_round == whole.sites_by_round
 
 
-def test_a_round_that_was_cut_short_asks_the_same_again_whoever_is_there_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize("round_", [1, 4])
+def test_a_round_that_was_cut_short_asks_the_same_again_whoever_is_there_now(tmp_path: Path, round_: int) -> None:
     whole = FakeGrid(sites())
     with pytest.raises(KeyboardInterrupt):
-        go(whole, run_of(), tmp_path, stops_at("train", 4))
+        go(whole, run_of(), tmp_path, stops_at("train", round_))
     more = sites() | {f"new-{number}": moves(number) for number in range(200)}
     members = GridMembers(FakeGrid(more)).look().values()
-    assert Draw(run_of(), 4, (), lambda _: None).first(members) != set(trained_by(whole)[4])  # if it were drawn anew
+    asked = trained_by(whole)[round_]
+    assert Draw(run_of(), round_, (), lambda _: None).first(members) != set(asked)  # if it were drawn anew
     grid = FakeGrid(more)
     with pytest.raises(KeyboardInterrupt):
-        go(grid, run_of(), tmp_path, stops_at("round", 4))
-    assert trained_by(grid) == {4: trained_by(whole)[4]}
+        go(grid, run_of(), tmp_path, stops_at("round", round_))
+    assert trained_by(grid) == {round_: asked}
+
+
+def test_another_run_in_the_folder_draws_for_itself(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go(FakeGrid(sites()), run_of(), tmp_path / "used", stops_at("train", 1))
+    grids = FakeGrid(sites()), FakeGrid(sites())
+    for grid, folder in zip(grids, ("used", "new"), strict=True):
+        go(grid, run_of(seed=1), tmp_path / folder)
+    assert trained_by(grids[0]) == trained_by(grids[1])
+    assert len(rounds_of(tmp_path / "used", "asked")) == ROUNDS
 
 
 def test_where_those_drawn_cannot_make_the_quorum_the_next_are_asked(tmp_path: Path) -> None:
@@ -194,6 +206,25 @@ def test_a_failure_counts_those_who_were_not_asked_and_does_not_name_them(tmp_pa
         go(FakeGrid(dict.fromkeys(NAMES, silent)), run_of(rounds=1, timeout_s=0.05), tmp_path)
     assert str(failed.value).count("did not answer") == 5
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_failed_round_asks_others_besides_when_it_is_resumed(tmp_path: Path) -> None:
+    def silent(request: Request) -> Said:
+        return None
+
+    first = FakeGrid(dict.fromkeys(NAMES, silent))
+    with pytest.raises(FederationError, match="35 others were not asked"):
+        go(first, run_of(rounds=1, timeout_s=0.05), tmp_path)
+    drawn = trained_by(first)[1]
+    # They stay silent, as a hospital whose worker hangs does: without others no resume would ever go on.
+    again = FakeGrid(sites() | dict.fromkeys(drawn, silent))
+    go(again, run_of(rounds=1, timeout_s=0.05), tmp_path)
+    asked = trained_by(again)[1]
+    assert len(asked) == 8  # the five, and the three that were lacking
+    assert set(drawn) < set(asked)
+    (event,) = rounds_of(tmp_path)
+    assert (event["missing"], event["sites"]) == (drawn, sorted(set(asked) - set(drawn)))
+    assert len(event["not-asked"]) == 32
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,16 @@ def test_columns_share_steps_schedule_and_initial_weights(sites: list[Site], tmp
     assert [one.run.privacy is not None for one in found] == [False] * 4 + [True]
 
 
+def test_a_federation_of_which_a_round_asks_some_is_compared_as_such(tmp_path: Path) -> None:
+    sites = [make_site(tmp_path / "sites", tiny_site(tmp_path / name, name, 6)) for name in ("a", "b", "c", "d")]
+    run = tiny_run_of_format(2, federation={"sites-per-round": 2})
+    results = compare(run, sites, tmp_path / "out", seeds=[7], config=CompareConfig(alone=False))
+    pooled, federated = results
+    assert (pooled.images, federated.images) == (8, 16)  # 4 steps of a batch of 2, of two sites in each round
+    summary = json.loads((tmp_path / "out" / "models" / "federated-7" / "summary.json").read_text())
+    assert [(len(one["sites"]), one["not-asked"]) for one in summary["sites-by-round"]] == [(2, 2), (2, 2)]
+
+
 def test_each_epsilon_has_a_private_column_of_its_own(sites: list[Site], tmp_path: Path) -> None:
     config = CompareConfig(privacy=PRIVACY, epsilons=(1.0, 2.5, 10.0), alone=False)
     found = columns(RUN, sites, tmp_path, seed=7, config=config)
