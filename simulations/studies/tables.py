@@ -35,7 +35,7 @@ _ESCAPES = MappingProxyType(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
+        '"': r"{\char34}",  # \textquotedbl is not in the encoding that LaTeX begins with
         "\n": " ",
     }
 )
@@ -186,7 +186,9 @@ def signed(values: Sequence[float]) -> str | None:
 
 def _line(cells: Iterable[object]) -> str:
     words = ("--" if one is None else f"{one:.3f}" if isinstance(one, float) else escaped(str(one)) for one in cells)
-    return f"    {' & '.join(words)} \\\\"
+    line = " & ".join(words)
+    # After the end of a line [ begins its distance from the next, and * keeps both on one page.
+    return f"    {'{}' if line.startswith(('[', '*')) else ''}{line} \\\\"
 
 
 __all__ = [

@@ -1,5 +1,6 @@
 """Tables that LaTeX can read, Parquet with the types of the CSV, and a test that counts a patient once."""
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -39,10 +40,13 @@ def test_a_pseudonym_of_digits_stays_a_word(tmp_path: Path) -> None:
 
 
 def test_what_latex_would_take_for_a_command_is_escaped() -> None:
-    text = tables.latex((["50 % & more", "b_1"], [["a\\b{c}~^#$", None], ["x", 0.12345]]), "100 %", "tab:x")
+    cells: list[list[object]] = [["a\\b{c}~^#$", None], ["x", 0.12345], ["[1pt] or", "*"], ["*", '"']]
+    text = tables.latex((["50 % & more", "b_1"], cells), "100 %", "tab:x")
     assert "50 \\% \\& more & b\\_1 \\\\" in text
     assert "a\\textbackslash{}b\\{c\\}\\textasciitilde{}\\textasciicircum{}\\#\\$ & -- \\\\" in text
     assert "x & 0.123 \\\\" in text
+    assert "    {}[1pt] or & * \\\\" in text  # no distance between two lines
+    assert "    {}* & {\\char34} \\\\" in text
     assert "\\caption{100 \\%}" in text
     assert_is_latex(text, 2)
 
@@ -61,6 +65,42 @@ def test_the_signed_rank_test_counts_a_patient_once_whatever_the_seeds() -> None
     assert two.difference.low is not None
     assert two.difference.high is not None
     assert 0.06 <= two.difference.low < 0.08 < two.difference.high <= 0.1
+
+
+def by_all_signs(differences: list[float]) -> float:
+    """Two-sided p of the signed ranks by counting all signs, without zeros; equal ones share their mean rank."""
+    apart = [abs(one) for one in differences if one]
+    ranks = [sum(other < one for other in apart) + (sum(other == one for other in apart) + 1) / 2 for one in apart]
+    told = sum(rank for rank, one in zip(ranks, [one for one in differences if one], strict=True) if one > 0)
+    middle = sum(ranks) / 2
+    sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product((0, 1), repeat=len(ranks))]
+    return sum(abs(one - middle) >= abs(told - middle) for one in sums) / len(sums)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        # Accuracies of few images: equal differences, which floats tell apart in their last bits.
+        ([0.6, 0.8, 0.4, 1.0, 0.2], [0.4, 0.6, 0.6, 0.8, 0.0], [1, 1, -1, 1, 1]),
+        # Thirty patients of whom four differ.
+        ([0.5] * 26 + [0.6, 0.7, 0.8, 0.9], [0.5] * 30, [0] * 26 + [1, 2, 3, 4]),
+        ([0.5, 0.5, 0.7], [0.5, 0.5, 0.5], [0, 0, 1]),
+        ([0.5, 0.5], [0.5, 0.5], [0, 0]),
+    ],
+)
+def test_the_signed_rank_test_counts_exactly_with_ties_and_with_patients_who_do_not_differ(
+    first: list[float], second: list[float], wanted: list[float]
+) -> None:
+    rows = [of_patient(m, 0, str(p), value) for m, of in (("a", first), ("b", second)) for p, value in enumerate(of)]
+    (one,) = paired.paired(rows, [("a", "b")], TASK)
+    assert one.p == pytest.approx(by_all_signs(wanted))
+
+
+def test_dust_of_seeds_that_cancel_is_no_difference() -> None:
+    values = {("a", 0): 0.4, ("b", 0): 0.3, ("a", 1): 0.5, ("b", 1): 0.6}
+    rows = [of_patient(model, seed, str(p), value) for (model, seed), value in values.items() for p in range(6)]
+    (one,) = paired.paired(rows, [("a", "b")], TASK)
+    assert (one.difference.value, one.p) == (0, 1)
 
 
 def test_patients_of_one_model_alone_are_no_pair() -> None:
