@@ -218,9 +218,9 @@ ARROWS = {
     "simulations.generators": "client.predict",
     "simulations.partitions": "client.data.read client.data.study common.config common.document",
     "simulations.scenarios": (
-        "client client.data.read client.data.study client.home common.config common.crypto common.document "
-        "common.learning common.models common.strategies common.system server.federation simulations.backends "
-        "simulations.faults simulations.generators simulations.partitions simulations.shifts"
+        "client client.data.quality client.data.read client.data.study client.home common.config common.crypto "
+        "common.document common.learning common.models common.strategies common.system server.federation "
+        "simulations.backends simulations.faults simulations.generators simulations.partitions simulations.shifts"
     ),
     "simulations.shifts": "client.data.study common.document",
     "simulations.studies": (

@@ -5,9 +5,9 @@
                       000002-image.png    pictures of 8 bits; .tif of float32 where they are deeper
                       000002-mask-0.png   labels
 
-The ids and the order of the studies stay, so every patient has the place in training and testing that they have without
-a shift. Labels are written in the classes of the run. A study that cannot be read is left out, and a warning says how
-many. The folder holds images of patients, as the source does; it goes with OUT.
+The ids and the order of the studies stay, and what a site would set aside is left out, so every patient has the place
+in training and testing that they have without a shift; a warning says how many were left out. Labels are written in the
+classes of the run. The folder holds images of patients, as the source does; it goes with OUT.
 """
 
 import csv
@@ -23,21 +23,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.quality.quality import examine
+from client.data.read import images as pictures
+from client.data.read.pairs import has_suffix
 from client.data.read.sources import find, read
 from client.data.study.labels import BACKGROUND, Vocabulary
 from client.data.study.study import Reference, Study
 from common import labelmap
 from common.config import RunConfig, SiteConfig, SourceConfig
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, ErrorCode
 from common.system.files import write_atomically
 from simulations.shifts import Shift, shifted
 
 _TABLE, _DONE = "images.csv", ".complete"
 _COLUMNS = ("id", "image", "mask", "class", "region")
-_FORMAT = 1  # of what is written; another one is written anew
+_FORMAT = 2  # of what is written; another one is written anew
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]
 _COLOURS = 3
+_SHALLOW = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")  # modes of pictures that are read as 8 bits
 
 _log = logging.getLogger(__name__)
 
@@ -52,25 +56,22 @@ def shifted_site(site: SiteConfig, shifts: Sequence[Shift], run: RunConfig, fold
         folder: of the images of all shifted sites.
 
     Raises:
-        ConfigError: a source has no study that can be read, or pictures of neither one nor three channels.
+        ConfigError: the site has no study that can be used, or pictures of neither one nor three channels.
     """
     if not shifts:
         return site
-    data = tuple(
-        _source(source, shifts, run, folder.absolute() / site.name / str(number))
-        for number, source in enumerate(site.data, start=1)
-    )
+    home = folder.absolute() / site.name
+    found = [find(source, home).references for source in site.data]
+    asked, done = _digest(site, shifts, run, found), home / _DONE
+    if not done.exists() or done.read_text(encoding="utf-8") != asked:
+        _clear(home)
+        _write(site, found, shifts, run, home)
+        write_atomically(done, asked.encode())
+    data = tuple(_described(source, home / str(number), run) for number, source in enumerate(site.data, start=1))
     return site.model_copy(update={"data": data, "format": SiteConfig.LATEST})
 
 
-def _source(source: SourceConfig, shifts: Sequence[Shift], run: RunConfig, folder: Path) -> SourceConfig:
-    references = [one for one in find(source, folder).references if one.problem is None]
-    asked = _digest(source, shifts, run, references)
-    done = folder / _DONE
-    if not done.exists() or done.read_text(encoding="utf-8") != asked:
-        done.unlink(missing_ok=True)
-        _write(source, references, shifts, run, folder)
-        write_atomically(done, asked.encode())
+def _described(source: SourceConfig, folder: Path, run: RunConfig) -> SourceConfig:
     return SourceConfig(
         path=str(folder),
         kind="images",
@@ -78,51 +79,95 @@ def _source(source: SourceConfig, shifts: Sequence[Shift], run: RunConfig, folde
         class_column="class" if run.task.whole else None,
         region_column="region" if source.region_column is not None else None,
         empty_labels_are_negative=source.empty_labels_are_negative,
-        labels_checked=True,  # what was doubtful in the source is not read from it
+        labels_checked=True,  # what was doubtful in the source is not written
     )
 
 
-def _digest(source: SourceConfig, shifts: Sequence[Shift], run: RunConfig, references: Sequence[Reference]) -> str:
+def _digest(site: SiteConfig, shifts: Sequence[Shift], run: RunConfig, found: Sequence[tuple[Reference, ...]]) -> str:
     """What the images follow from: settings, and the files as they are now."""
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for one in references for path in one.files]
-    told = [one.model_dump(mode="json") for one in (source, *shifts, run.data, run.task)]
-    return hashlib.sha256(json.dumps([_FORMAT, told, files]).encode()).hexdigest()
+    references = [one for several in found for one in several]
+    files = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for one in references
+        if one.problem is None
+        for path in one.files
+    ]
+    told = [one.model_dump(mode="json") for one in (*site.data, *shifts, run.data, run.task, run.preprocessing)]
+    return hashlib.sha256(json.dumps([_FORMAT, told, files, len(references)]).encode()).hexdigest()
+
+
+def _clear(home: Path) -> None:
+    """Remove what was written before, which may be of patients whom the source has no more."""
+    (home / _DONE).unlink(missing_ok=True)
+    for path in home.glob("[0-9]*/[0-9]*-*"):
+        path.unlink()
 
 
 def _write(
-    source: SourceConfig, references: Sequence[Reference], shifts: Sequence[Shift], run: RunConfig, folder: Path
+    site: SiteConfig, found: Sequence[tuple[Reference, ...]], shifts: Sequence[Shift], run: RunConfig, home: Path
 ) -> None:
-    task = run.task
-    wanted = Vocabulary.of_run(run.data, source.label_map, whole=task.whole, overlap=task.overlaps)
-    rows: list[dict[str, str]] = []
+    rows: list[list[dict[str, str]]] = [[] for _ in found]
     left_out: Counter[str] = Counter()
-    for number, reference in enumerate(references, start=1):
-        try:
-            study = read(reference, wanted)
-        except DataError as error:
-            left_out[str(error.code)] += 1
-            continue
-        made = shifted(study, shifts)
-        # Pictures of 8 bits stay such.
-        deep = bool(study.image.max() > 255 or (study.image != study.image.round()).any())
-        image, mask, region = _files(made, folder / f"{number:06}", deep=deep)
-        found = None if made.findings is None else [made.classes[one - 1] for one in made.findings] or [BACKGROUND]
-        rows.append(
-            {"id": reference.patient, "image": image, "mask": mask, "class": "|".join(found or []), "region": region}
-        )
+    seen: set[str] = set()  # digests of the images that are written
+    for source, references, written, place in zip(site.data, found, rows, range(1, 1 + len(found)), strict=True):
+        for number, reference in enumerate(references, start=1):
+            study = _used(source, reference, run, seen)
+            if isinstance(study, DataError):
+                left_out[str(study.code)] += 1
+                continue
+            made = shifted(study, shifts)
+            image, mask, region = _files(made, home / str(place) / f"{number:06}", deep=_is_deep(study))
+            classes = None if made.findings is None else [made.classes[one - 1] for one in made.findings]
+            told = "" if classes is None else "|".join(classes or [BACKGROUND])
+            written.append({"id": reference.patient, "image": image, "mask": mask, "class": told, "region": region})
+    total = sum(map(len, found))
     if left_out:
         told = ", ".join(f"{count} {code}" for code, count in sorted(left_out.items()))
-        _log.warning("of %d studies that are shifted some cannot be read and are left out: %s", len(references), told)
-    if not rows:
+        _log.warning("of %d studies that are shifted some cannot be used and are left out: %s", total, told)
+    if not any(rows):
         raise ConfigError(
-            f"none of the {len(references)} studies of a shifted site can be read ({dict(left_out)}). Preview the "
-            "scenario without [[shifts]], which says what is wrong."
+            f"none of the {total} studies of a shifted site can be used ({dict(left_out)}). Preview the scenario "
+            "without [[shifts]], which says what is wrong."
         )
-    sheet = io.StringIO()
-    writer = csv.DictWriter(sheet, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(folder / _TABLE, sheet.getvalue().encode())
+    for place, written in enumerate(rows, start=1):
+        sheet = io.StringIO()
+        writer = csv.DictWriter(sheet, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(written)
+        write_atomically(home / str(place) / _TABLE, sheet.getvalue().encode())
+
+
+def _used(source: SourceConfig, reference: Reference, run: RunConfig, seen: set[str]) -> Study | DataError:
+    """The study as a site would use it, or why it sets it aside; of a duplicate in the copy nothing would show."""
+    task = run.task
+    wanted = Vocabulary.of_run(run.data, source.label_map, whole=task.whole, overlap=task.overlaps)
+    try:
+        study = read(reference, wanted)
+        facts = examine(
+            study,
+            empty_is_negative=source.empty_labels_are_negative,
+            labels_checked=source.labels_checked,
+            most_missing=run.preprocessing.most_missing,
+        )
+    except DataError as error:
+        return error
+    if facts.digest in seen:
+        return DataError(
+            "the image is pixel for pixel that of a study above. Take one of them out.", ErrorCode.DUPLICATE
+        )
+    seen.add(facts.digest)
+    return study
+
+
+def _is_deep(study: Study) -> bool:
+    """Whether an image has more than 8 bits: a picture by its file, any other by its values."""
+    from PIL import Image  # noqa: PLC0415 - only here
+
+    if has_suffix(study.files[0], pictures.SUFFIXES):
+        with Image.open(study.files[0]) as opened:
+            return opened.mode not in _SHALLOW
+    image = study.image
+    return bool(image.min() < 0 or image.max() > 255 or (image != image.round()).any())
 
 
 def _files(study: Study, base: Path, *, deep: bool) -> tuple[str, str, str]:
@@ -152,12 +197,13 @@ def _files(study: Study, base: Path, *, deep: bool) -> tuple[str, str, str]:
 
 def _picture(base: Path, image: NDArray[np.float32], *, deep: bool) -> str:
     """(C, Y, X); of 8 bits values are rounded and cut off, what is deeper stays float32."""
-    if len(image) not in (1, _COLOURS):
+    if len(image) not in (1, _COLOURS) or (deep and len(image) > 1):
+        depth = " of more than 8 bits" if deep else ""
         raise ConfigError(
-            f"pictures of {len(image)} channels cannot be written for a shifted site; expected grey, or red, green and "
-            "blue. Name one with channel in its source, or take the site out of [[shifts]]."
+            f"pictures of {len(image)} channels{depth} cannot be written for a shifted site; expected grey, or red, "
+            "green and blue of 8 bits. Name one with channel in its source, or take the site out of [[shifts]]."
         )
-    if deep and len(image) == 1:
+    if deep:
         return _stored(base, "image.tif", image[0])
     pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     return _stored(base, "image.png", pixels.round().clip(0, 255).astype(np.uint8))

@@ -49,11 +49,15 @@ class ImageShift(Shift):
     """Another scanner: labels stay as they are."""
 
     def apply(self, study: Study, rng: np.random.Generator) -> Study:
-        """See `Shift`; padding around an image is no image, and stays."""
-        image = np.asarray(self.on(study.image, rng), np.float32)
-        if study.padding is not None:
-            image = np.where(study.padding, study.image, image)
-        return replace(study, image=image)
+        """See `Shift`; padding around an image, and values that are no numbers, are no image and stay."""
+        missing = ~np.isfinite(study.image)
+        whole = study.image
+        if missing.any():  # a run may fill them in; until then one would spread over all that is near
+            axes = tuple(range(1, whole.ndim))
+            whole = np.where(missing, whole.min(axes, keepdims=True, initial=np.inf, where=~missing), whole)
+        stays = missing if study.padding is None else missing | study.padding
+        image = np.asarray(self.on(whole, rng), np.float32)
+        return replace(study, image=np.where(stays, study.image, image))
 
     @abstractmethod
     def on(self, image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -20,11 +20,12 @@ from simulations.scenarios.shifted import shifted_site
 from simulations.shifts import Shift
 from simulations.shifts.gain import Gain
 from simulations.shifts.missed_regions import MissedRegions
+from simulations.shifts.noise import Noise
 from simulations.shifts.wrong_classes import WrongClasses
 from tests.json_forms import conforms
 from tests.simulations.classed import classed_run, classed_site
 from tests.simulations.overlapping import overlapping_run, overlapping_site
-from tests.simulations.tiny import tiny_run, tiny_scenario, tiny_site
+from tests.simulations.tiny import COLUMNS, ROWS, tiny_run, tiny_scenario, tiny_site
 
 SHIFTS = """
 [[shifts]]
@@ -160,6 +161,60 @@ def test_deep_pictures_keep_their_depth(tmp_path: Path) -> None:
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 200).save(path)
     for before, after in both(tmp_path, config, NONE, tiny_run()):
         assert (before.images == after.images).all()
+
+
+def test_a_dark_deep_picture_is_not_cut_off_as_one_of_8_bits(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 4)
+    for path in (tmp_path / "north" / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16)).save(path)
+    run = tiny_run(preprocessing={"intensity": "window", "window": [0, 1000]})
+    for before, after in both(tmp_path, config, a_shift(Gain, gain=3.0), run):
+        assert np.allclose(after.images, before.images * 3, atol=1e-6)
+
+
+def test_pictures_of_values_below_0_keep_them(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 4)
+    for path in (tmp_path / "north" / "images").iterdir():
+        values = np.asarray(Image.open(path)).astype(np.float32) - 200
+        Image.fromarray(values).save(path.with_suffix(".tif"))
+        path.unlink()
+    run = tiny_run(preprocessing={"intensity": "window", "window": [-250, 100]})
+    for before, after in both(tmp_path, config, NONE, run):
+        assert (before.images == after.images).all()
+        assert np.ptp(before.images) > 0.2
+
+
+def test_deep_pictures_of_three_channels_are_refused_and_not_cut_off(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 3)
+    for path in list((tmp_path / "north" / "images").iterdir()):
+        deep = Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 200)
+        for channel in range(3):
+            deep.save(path.with_name(f"{path.stem}_{channel:04}.png"))
+        path.unlink()
+    with pytest.raises(ConfigError, match="3 channels of more than 8 bits"):
+        shifted_site(config, [NONE], tiny_run(data={"channels": 3}), tmp_path / "shifted")
+
+
+def test_what_a_site_sets_aside_is_not_shifted_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_site(tmp_path / "north", "north", 8)
+    images, labels = tmp_path / "north" / "images", tmp_path / "north" / "labels"
+    # The image of one patient under another's name, whom noise would make somebody else; and a label of all there is.
+    (images / "north-1.png").write_bytes((images / "north-0.png").read_bytes())
+    (labels / "north-1.png").write_bytes((labels / "north-0.png").read_bytes())
+    Image.fromarray(np.full((ROWS, COLUMNS), 255, np.uint8)).save(labels / "north-2.png")
+    pairs = both(tmp_path, config, a_shift(Noise, deviation=0.01), tiny_run())
+    assert len(pairs) == 6
+    assert "of 8 studies that are shifted some cannot be used and are left out: 1 duplicate, 1 label" in caplog.text
+
+
+def test_patients_whom_the_source_has_no_more_do_not_stay(tmp_path: Path) -> None:
+    config, home = tiny_site(tmp_path / "north", "north", 4), tmp_path / "shifted" / "north" / "1"
+    shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted")
+    assert len(list(home.glob("*-image.png"))) == 4
+    (tmp_path / "north" / "images" / "north-3.png").unlink()
+    (tmp_path / "north" / "labels" / "north-3.png").unlink()
+    shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted")
+    assert len(list(home.glob("*-image.png"))) == len(list(home.glob("*-mask-0.png"))) == 3
 
 
 def test_a_site_none_of_whose_studies_can_be_read_is_told(tmp_path: Path) -> None:

@@ -218,3 +218,17 @@ def test_a_study_without_a_label_stays_without() -> None:
     for kind in (WrongClasses, MissedRegions, Annotator):
         after = shifted(study, [a_shift(kind)])
         assert (after.label, after.findings) == (None, None)
+
+
+@pytest.mark.parametrize("kind", [one for one in SHIFTS if issubclass(one, ImageShift)])
+def test_values_that_are_no_numbers_stay_where_they_are_and_do_not_spread(kind: type[Shift]) -> None:
+    before = random_study()
+    before.image[0, 2, 3, 4] = np.nan
+    after = shifted(before, [a_shift(kind)]).image
+    assert (np.isnan(after) == np.isnan(before.image)).all()
+
+
+def test_a_class_that_is_everywhere_does_not_shrink_towards_a_corner() -> None:
+    everywhere = np.ones((6, 7))
+    after = shifted(a_study(np.zeros((1, 6, 7)), everywhere), [a_shift(Annotator, **{"margin-mm": -2.0})])
+    assert (after.label == everywhere).all()
