@@ -5,6 +5,8 @@ shares that memory. To fork is safe only from a process of one thread: the child
 what these held (a lock, OpenMP's pool) stays as it was for ever. So the nursery does nothing but fork. It is itself
 forked from the simulation while that has one thread, and else started anew. The threads that numpy's and scipy's
 OpenBLAS start when they are loaded do not count: OpenBLAS ends them before a fork, and starts them when it needs them.
+Nor does the one of the jemalloc in pyarrow, which monai loads where it is there: jemalloc takes its own locks around a
+fork, and in the child it has no thread.
 
 Whoever asks speaks to it by a socket, five bytes a question and eight an answer:
 
@@ -27,6 +29,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -40,8 +43,10 @@ from common.system.sandbox import die_with_parent
 _QUESTION, _ANSWER = struct.Struct("!ci"), struct.Struct("!q")
 _START, _END = b"+", b"-"
 _TASKS = Path("/proc/self/task")
+_JEMALLOC = "jemalloc_bg_thd"
 _NAME = "simulations.backends.nursery"
 _BUFFER_BYTES = 1 << 20
+_ENDED_S = 0.5
 _LIMIT_S = 180.0  # to load everything takes 4 s, on a busy machine a minute
 
 
@@ -142,21 +147,28 @@ def _spawned(control: socket.socket, level: int) -> "subprocess.Popen[bytes]":
 
 
 def _may_fork() -> bool:
-    """Whether this process has one thread, or none but OpenBLAS' beside it; elsewhere than on Linux nobody knows.
+    """Whether this process has one thread, or none beside it that matters; elsewhere than on Linux nobody knows.
 
     One without standard output or error may not, as the next file that is opened is taken for it.
     """
     if not _TASKS.is_dir() or None in (sys.stdout, sys.stderr) or threading.active_count() > 1:
         return False
     if _threads() > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the threads; this child does nothing
-            os.waitpid(_fork(lambda: None), 0)
+        os.waitpid(_fork(lambda: None), 0)
+        # One that has ended is counted until the kernel has put it away, which takes a moment on a busy machine.
+        end = time.monotonic() + _ENDED_S
+        while _threads() > 1 and time.monotonic() < end:
+            time.sleep(0.005)
     return _threads() == 1
 
 
 def _threads() -> int:
-    return len(list(_TASKS.iterdir()))
+    """Of this process, those that a fork is not safe from."""
+    found = 0
+    for task in _TASKS.iterdir():
+        with contextlib.suppress(OSError):  # it has ended since
+            found += (task / "comm").read_text().strip() != _JEMALLOC
+    return found
 
 
 def _fork(do: Callable[[], None]) -> int:
@@ -164,7 +176,10 @@ def _fork(do: Callable[[], None]) -> int:
     # A Ctrl-C that comes now would be raised in the child too, before anything there ends it: a second command went on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        if not (pid := os.fork()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the threads that are named above
+            pid = os.fork()
+        if not pid:
             _forked_does(do, before)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

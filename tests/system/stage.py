@@ -251,7 +251,7 @@ class Tls:
         self.socket.close()
 
 
-def eventually(check: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := check()):
         assert time.monotonic() < deadline, f"{what}: not in time"

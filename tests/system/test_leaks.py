@@ -379,7 +379,7 @@ def head_of(record: RecordDict) -> dict[str, Any]:
     head = record["head"]
     assert isinstance(head, ConfigRecord)
     assert list(head) == ["json"]
-    values: dict[str, Any] = json.loads(head["json"])  # type: ignore[arg-type]  # bytes
+    values: dict[str, Any] = json.loads(bytes(head["json"]))  # type: ignore[arg-type]  # bytes, or a view of what came
     return values
 
 

@@ -66,7 +66,7 @@ OFFER = Offer(
     parts={"weights": {"w": (4, 5)}},
     training=14,
 )
-SOON_S = 10.0
+SOON_S = 30.0
 
 
 @dataclass
