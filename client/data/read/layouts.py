@@ -93,10 +93,10 @@ def roles_of_patterns(
     images, labels, others = [], [], 0
     for path in files:
         stem, of_label = stem_of(path, folder, suffixes), stem_of(path, folder, of_labels)
-        if of_label is not None and (found := label_pattern.fullmatch(of_label)) is not None:
-            labels.append(Named(path, (found[1],)))
-        elif stem is not None and (found := image_pattern.fullmatch(stem)) is not None:
-            images.append(Named(path, (found[1],)))
+        if of_label is not None and (case := _case(label_pattern, of_label)):
+            labels.append(Named(path, (case, of_label)))
+        elif stem is not None and (case := _case(image_pattern, stem)):
+            images.append(Named(path, (case, stem)))
         else:
             others += 1
     return Roles(tuple(images), tuple(labels), others, 0, {})
@@ -134,6 +134,12 @@ def without_labels(files: Sequence[Path], folder: Path, suffixes: Collection[str
     """The files with a suffix that a model is to be applied to: where there are images, not what is named a label."""
     roles = _by_names(files, folder, suffixes, suffixes)
     return [named.path for named in roles.images or roles.labels]
+
+
+def _case(pattern: re.Pattern[str], stem: str) -> str | None:
+    """The first group, which may be of an alternative that was not taken."""
+    found = pattern.fullmatch(stem)
+    return None if found is None else found[1]
 
 
 def _pattern(text: str | None, key: str) -> re.Pattern[str]:

@@ -60,7 +60,10 @@ def find_pairs(
     else:
         roles = layouts.roles_of(files, folder, source, suffixes, {*suffixes, *of_labels})
     pairs, lonely, assumed = _cases(roles) if by_pattern else _matched(roles, whole_cases=described.is_file())
-    most = max((pair.channels for pair in pairs.values()), default=1) if by_pattern else 1
+    # Of two numbers that are as usual the larger: what is missing is likelier than what is too much.
+    usual = max(
+        Counter(pair.channels for pair in pairs.values()).items(), key=lambda one: (one[1], one[0]), default=(1,)
+    )
     references = []
     for key, pair in sorted(pairs.items()):
         if as_bids and source.patient_pattern is None:
@@ -68,10 +71,10 @@ def find_pairs(
         else:
             patient, problem = patient_of(key, source.patient_pattern)
         problem = problem or _doubt(pair)
-        if problem is None and pair.channels < most and by_pattern:
+        if problem is None and pair.channels != usual[0] and by_pattern:
             problem = DataError(
-                f"image-pattern finds {pair.channels} files of this image, and {most} of others. Add what is missing, "
-                "or take the image out.",
+                f"image-pattern finds {pair.channels} files of this image, and {usual[0]} of others. Add what is "
+                "missing, take out what is too much, or narrow image-pattern.",
                 ErrorCode.UNSUPPORTED,
             )
         images, labels = tuple(pair.images), tuple(pair.labels)
@@ -160,10 +163,13 @@ def _matched(roles: Roles, *, whole_cases: bool) -> tuple[dict[str, _Pair], int,
 def _cases(roles: Roles) -> tuple[dict[str, _Pair], int, dict[str, int]]:
     """As `_matched`, of files whose cases are known."""
     pairs: dict[str, _Pair] = {}
+    named: dict[str, set[str]] = {}
     for image in roles.images:
-        pair = pairs.setdefault(image.bases[0], _Pair(channels=0))
-        pair.images.append(image.path)
-        pair.channels += 1
+        case, stem = image.bases
+        named.setdefault(case, set()).add(stem)
+        pairs.setdefault(case, _Pair()).images.append(image.path)
+    for case, stems in named.items():  # one image with two endings is no two channels
+        pairs[case].channels = len(stems)
     lonely = 0
     for label in roles.labels:
         if label.bases[0] in pairs:

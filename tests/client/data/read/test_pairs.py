@@ -311,6 +311,32 @@ def test_several_images_of_a_case_are_channels_and_one_that_lacks_one_is_set_asi
     assert second.problem is not None
 
 
+def test_a_case_with_a_file_too_many_does_not_set_the_others_aside(tmp_path: Path) -> None:
+    for case in "abc":
+        touch(tmp_path, f"{case}_seg.nii.gz", f"{case}_flair.nii.gz", f"{case}_t2.nii.gz")
+    touch(tmp_path, "a_old_t2.nii.gz")
+    patterns = {"image_pattern": "([a-z]).*_(?:flair|t2)", "label_pattern": "(.+)_seg"}
+    problems = [one.problem for one in find(tmp_path, kind="nifti", **patterns).references]
+    assert "finds 3 files of this image, and 2 of others" in str(problems[0])
+    assert problems[1:] == [None, None]
+
+
+def test_one_file_with_two_endings_is_no_second_channel(tmp_path: Path) -> None:
+    touch(tmp_path, "a_seg.nii.gz", "a_flair.nii.gz", "a_flair.nii", "b_seg.nii.gz", "b_flair.nii.gz", "b_t2.nii.gz")
+    patterns = {"image_pattern": "(.+)_(?:flair|t2)", "label_pattern": "(.+)_seg"}
+    twice, whole = find(tmp_path, kind="nifti", **patterns).references
+    assert "2 images have the same name" in str(twice.problem)
+    assert whole.problem is None
+
+
+def test_a_pattern_whose_group_takes_no_part_finds_no_case(tmp_path: Path) -> None:
+    touch(tmp_path, "a_image.nii.gz", "b_image.nii.gz", "a_label.nii.gz")
+    patterns = {"image_pattern": "(?:(a)|b)_image", "label_pattern": "(.+)_label"}
+    found = find(tmp_path, kind="nifti", **patterns)
+    assert [one.key for one in found.references] == ["a"]
+    assert found.left_out == {NO_IMAGE: 1}
+
+
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
