@@ -7,7 +7,7 @@
 
 The ids and the order of the studies stay, and what a site would set aside is left out, so every patient has the place
 in training and testing that they have without a shift; a warning says how many were left out. Labels are written in the
-classes of the run. The folder holds images of patients, as the source does; it goes with OUT.
+classes of the run. The folder holds images of patients, as the source does, and is its owner's alone; it goes with OUT.
 """
 
 import csv
@@ -32,7 +32,7 @@ from client.data.study.study import Reference, Study
 from common import labelmap
 from common.config import RunConfig, SiteConfig, SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
-from common.system.files import write_atomically
+from common.system.files import write_private
 from simulations.shifts import Shift, shifted
 
 _TABLE, _DONE = "images.csv", ".complete"
@@ -66,7 +66,7 @@ def shifted_site(site: SiteConfig, shifts: Sequence[Shift], run: RunConfig, fold
     if not done.exists() or done.read_text(encoding="utf-8") != asked:
         _clear(home)
         _write(site, found, shifts, run, home)
-        write_atomically(done, asked.encode())
+        write_private(done, asked.encode())
     data = tuple(_described(source, home / str(number), run) for number, source in enumerate(site.data, start=1))
     return site.model_copy(update={"data": data, "format": SiteConfig.LATEST})
 
@@ -134,7 +134,7 @@ def _write(
         writer = csv.DictWriter(sheet, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(written)
-        write_atomically(home / str(place) / _TABLE, sheet.getvalue().encode())
+        write_private(home / str(place) / _TABLE, sheet.getvalue().encode())
 
 
 def _used(source: SourceConfig, reference: Reference, run: RunConfig, seen: set[str]) -> Study | DataError:
@@ -215,7 +215,7 @@ def _stored(base: Path, name: str, pixels: NDArray[Any]) -> str:
     stored = io.BytesIO()
     Image.fromarray(pixels).save(stored, "TIFF" if name.endswith(".tif") else "PNG")
     path = base.with_name(f"{base.name}-{name}")
-    write_atomically(path, stored.getvalue())
+    write_private(path, stored.getvalue())
     return path.name
 
 
@@ -230,7 +230,7 @@ def _volume(base: Path, name: str, voxels: NDArray[Any], affine: NDArray[np.floa
     )
     file.header.set_xyzt_units("mm")
     path = base.with_name(f"{base.name}-{name}")
-    write_atomically(path, file.to_bytes())
+    write_private(path, file.to_bytes())
     return path.name
 
 

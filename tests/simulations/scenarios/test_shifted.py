@@ -207,6 +207,14 @@ def test_what_a_site_sets_aside_is_not_shifted_either(tmp_path: Path, caplog: py
     assert "of 8 studies that are shifted some cannot be used and are left out: 1 duplicate, 1 label" in caplog.text
 
 
+def test_copies_of_patients_images_are_their_owners_alone(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 3)
+    shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted")
+    written = [tmp_path / "shifted", *(tmp_path / "shifted").rglob("*")]
+    assert len(written) > 8
+    assert all(path.stat().st_mode & 0o077 == 0 for path in written)
+
+
 def test_patients_whom_the_source_has_no_more_do_not_stay(tmp_path: Path) -> None:
     config, home = tiny_site(tmp_path / "north", "north", 4), tmp_path / "shifted" / "north" / "1"
     shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted")
