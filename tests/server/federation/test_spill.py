@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -95,6 +96,28 @@ def test_where_checkpoints_are_sealed_no_update_is_written(
     sealer = Sealer(os.urandom(32)).at(document.hash) if sealed else None
     federate(grid, document, tmp_path, wake=lambda _: None, sealer=sealer)
     assert len(made) == (0 if sealed else 2)
+
+
+def test_a_thousand_updates_need_no_thousand_descriptors(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 8, hard))
+    try:
+        with Spill(tmp_path, most_bytes=0) as kept:
+            several = [(parts, kept.keep(parts, packed)) for parts, packed in map(parts_of, range(40))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for parts, found in several:
+        assert all(torch.equal(found[name]["w"], parts[name]["w"]) for name in parts)
+
+
+def test_what_is_larger_than_a_mapping_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "_MAPPED_BYTES", 3 << 14)
+    several = [parts_of(seed, size) for seed, size in enumerate((1, 5001, 9, 3 << 13, 70_000, 2, 40_000, 1023, 1))]
+    with Spill(tmp_path, most_bytes=0) as kept:
+        found = [kept.keep(parts, packed) for parts, packed in several]
+    for one, (parts, _) in zip(found, several, strict=True):
+        assert all(torch.equal(one[name]["w"], parts[name]["w"]) for name in parts)
 
 
 def test_nothing_is_written_while_all_fit(tmp_path: Path) -> None:
