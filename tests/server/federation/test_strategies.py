@@ -18,6 +18,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model, norms_of
+from common.learning.tensor_bytes import views_of
 from common.strategies import STRATEGY_CHOICE
 from common.wire.messages import Request, TrainReply, TrainRequest
 from server.federation.strategies import AGGREGATIONS, State, aggregation_of
@@ -234,6 +235,26 @@ def test_a_run_that_was_cut_makes_the_same_model(kind: str, tmp_path: Path) -> N
     resumed = run_it(FakeGrid(sites), run, tmp_path / "cut")
     assert resumed.model_sha256 == whole.model_sha256
     assert whole.rounds == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_update_is_written_to_and_none_is_held_after_its_round(kind: str) -> None:
+    """Updates are views of the bytes that came, whose hash is in the records by then."""
+    run = of_kind(kind)
+    aggregation = aggregation_of(run)
+    aggregation.start({"weights": START})
+    for number, updates in enumerate(ROUNDS, start=1):
+        came = [{part: pack(one) for part in run.strategy.up} for one in updates]
+        as_they_came = [{part: bytearray(one) for part, one in parts.items()} for parts in came]
+        for place, parts in enumerate(came):
+            aggregation.add({part: views_of(one) for part, one in parts.items()}, 1.0 + place, 1 / (1 + place))
+        aggregation.finish(number)
+        assert as_they_came == came
+        held = [one.untyped_storage() for state in aggregation.held.values() for one in state.values()]
+        for parts in came:
+            for one in parts.values():
+                start = np.frombuffer(one, np.uint8).ctypes.data
+                assert not any(start <= storage.data_ptr() < start + len(one) for storage in held)
 
 
 @pytest.mark.parametrize("kind", KINDS)
