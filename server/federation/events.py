@@ -44,7 +44,6 @@ from common.privacy.guarantee import UNIT, guarantee, why_void
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
 from common.system.files import append, write_atomically
 from common.tasks import Task
-from common.text import counted
 
 JOURNAL_NAME = "metrics.jsonl"
 # Before the run's start: the weights that [initial] names.
@@ -145,22 +144,24 @@ def open_journal(folder: Path, *, last_round: int, run_hash: str = "", observe: 
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a journal, in order; a last line that was cut off is left out.
+    """The events of a journal, in order, up to a line that was cut off, or that a power failure took.
+
+    Such a line is followed by none that was on disk before more was done: see `Journal.record`.
 
     Raises:
-        ConfigError: a line before the last is not JSON.
+        ConfigError: another line is not JSON.
     """
     if not path.exists():
         return []
     events: list[Event] = []
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ConfigError(f"{path} line {number} is not JSON. The file was changed; restore it.") from error
+        if (event := _read(line)) is not None:
+            events.append(event)
+        elif any((later := _read(one)) is not None and not _is_of_a_site(later) for one in lines[number:]):
+            raise ConfigError(f"{path} line {number} is not JSON. The file was changed; restore it.")
+        else:
+            break
     return events
 
 
@@ -331,36 +332,9 @@ def refusal(site: str, code: str, *, here: bool = False) -> str:
     return f"the coordinator refused {site}'s answer ({code})" if here else f"{site} refused ({code})"
 
 
-def refused_of(event: Event) -> list[str]:
-    """Who refused in a round, and whose answer was refused; a journal from before this was told knows no difference."""
-    here = event.get(BY_COORDINATOR, [])
-    return [refusal(site, code, here=site in here) for site, code in event["refused"].items()]
-
-
-def odd_of(event: Event) -> list[str]:
-    """Updates of a round that entered and look wrong, each with what is odd about it."""
-    return [f"{site}'s update is odd ({', '.join(what)})" for site, what in event.get(SUSPICIOUS, {}).items()]
-
-
-def made_of(event: Event) -> list[str]:
-    """How many steps each site made in a round, where sites stop by time."""
-    return [f"{site} {steps}" for site, steps in event.get(STEPS_MADE, {}).items()]
-
-
 def in_words(why: str) -> str:
     """Why a site is missing, to be read after its name."""
     return _WHY_MISSING.get(why, "did not answer")
-
-
-def not_asked_of(event: Event) -> list[str]:
-    """How many sites a round has not asked, as one sentence; nothing where it asked all."""
-    return [f"{counted(len(left_out), 'site')} not asked"] if (left_out := event.get(NOT_ASKED)) else []
-
-
-def missing_of(event: Event) -> list[str]:
-    """The sites that did not answer, each with the reason."""
-    why = event.get("why-missing", {})
-    return [f"{site} {in_words(why.get(site, ''))}" for site in event["missing"]]
 
 
 def _weighted(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
@@ -394,6 +368,18 @@ def _is_before(event: Event, last_round: int, run_hash: str) -> bool:
             return bool(event["round"] < last_round)
         case _:
             return False
+
+
+def _is_of_a_site(event: Event) -> bool:
+    return bool(event["event"] == "train" or (event["event"] == "evaluate" and event["site"] != OVERALL))
+
+
+def _read(line: str) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _line(event: Event) -> str:

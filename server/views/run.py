@@ -18,18 +18,14 @@ from common.text import counted
 from server.federation.events import (
     OVERALL,
     Event,
-    made_of,
-    missing_of,
-    not_asked_of,
     not_scored,
-    odd_of,
-    refused_of,
     worst_site,
 )
 from server.federation.selection import in_words
 from server.views.cross_site import CrossSite, cross_site_of
 from server.views.heterogeneity import COLUMNS, heterogeneity_of
 from server.views.measures import TRAIN, Measure, measures_of, moments_of
+from server.views.sentences import made_of, missing_of, not_asked_of, odd_of, refused_of
 
 _NOISED = (
     "Hospitals noise the scores of a private run, and divide by the number of held-out patients that follows from what "

@@ -19,17 +19,13 @@ from server.federation.events import (
     OVERALL,
     STOPPED,
     Event,
-    made_of,
-    missing_of,
-    not_asked_of,
-    odd_of,
     read_events,
-    refused_of,
 )
 from server.home.folder import Home, typed
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.views.run import score_with_noise
+from server.views.sentences import made_of, missing_of, not_asked_of, odd_of, refused_of
 
 _LOOK_EVERY_S = 0.5
 

@@ -203,7 +203,8 @@ def teller(advance: "Advance", task: "Task", *, before: int = 0, of: str = "") -
         before: rounds of earlier runs, which count too.
         of: what the text starts with.
     """
-    from server.federation.events import STOPPED, missing_of, not_asked_of, refused_of  # noqa: PLC0415
+    from server.federation.events import STOPPED  # noqa: PLC0415
+    from server.views.sentences import missing_of, not_asked_of, refused_of  # noqa: PLC0415
 
     done = 0
 

@@ -28,6 +28,8 @@ _FEWEST_EACH = 4  # blocks, for which a thread is worth its start
 def in_blocks(shape: State, begin: Callable[[], Work[Result]], block: int = BLOCK) -> list[Result]:
     """Do the same with each block of a model.
 
+    One thread of a process calls it: one that torch first sees meanwhile has one thread of torch's from then on.
+
     Args:
         shape: tensors of the sizes that are walked over.
         begin: makes what works on blocks, one after another, with memory of its own; called once for each thread.

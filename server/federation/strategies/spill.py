@@ -20,7 +20,7 @@ from common.wire.messages import Parts
 from server.federation.strategies.blocks import State
 
 MOST_BYTES = 256 << 20
-_MAPPED_BYTES = 1 << 30  # at once, of which the disk holds what is written
+_MAPPED_BYTES = 1 << 28  # at once, of which the disk holds what is written
 _APART = 64  # bytes, of whose multiples updates begin at one
 
 

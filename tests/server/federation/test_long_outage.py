@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from common.learning.checkpoint import load_model
 from common.learning.network import build_model
 from common.wire.messages import Request, TrainReply, TrainRequest
-from server.federation.events import missing_of
+from server.views.sentences import missing_of
 from tests.server.fakes import FakeGrid, Said, a_run, reply_message
 from tests.server.federation.test_rounds import moves, of_kind, run_it, shift
 

@@ -13,10 +13,11 @@ from common.config.rundocument import issue
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.learning.checkpoint import pack, unpack
 from common.wire.messages import EvaluateRequest, Request, TrainRequest
-from server.federation.events import Event, Summary, not_asked_of, read_events
+from server.federation.events import Event, Summary, read_events
 from server.federation.members import Draw, GridMembers, Member, State
 from server.federation.rounds import federate
 from server.views.report import write_report
+from server.views.sentences import not_asked_of
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, refuses, trains
 
 NAMES = [f"site-{number:02}" for number in range(40)]
