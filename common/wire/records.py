@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ErrorCode, UpdateError
 from common.wire.bytes_record import BytesRecord
-from common.wire.frames import Buffer, Frame
+from common.wire.frames import HEADER_LIMIT, Buffer, Frame
 from common.wire.messages import (
     Reply,
     Request,
@@ -79,8 +79,13 @@ def _from_record(record: RecordDict) -> Frame:
         if index != str(len(earlier)):
             raise UpdateError("the pieces of a part of the message are not in order, from 0", ErrorCode.BAD_REQUEST)
         earlier.append(_bytes(record, key, _BYTES))
+    head = _bytes(record, _HEAD, _JSON)
+    if len(head) > HEADER_LIMIT:  # JSON takes twenty times its bytes in memory
+        raise UpdateError(
+            f"the message's header has {len(head)} bytes, expected at most {HEADER_LIMIT}", ErrorCode.BAD_REQUEST
+        )
     try:
-        header = json.loads(bytes(_bytes(record, _HEAD, _JSON)))
+        header = json.loads(bytes(head))
     except (ValueError, RecursionError) as error:
         raise UpdateError("the message's header is not JSON", ErrorCode.BAD_REQUEST) from error
     if not isinstance(header, dict):

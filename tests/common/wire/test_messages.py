@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import ErrorCode, UpdateError
 from common.wire import records
-from common.wire.frames import Frame, receive_frame, send_frame
+from common.wire.frames import HEADER_LIMIT, Frame, receive_frame, send_frame
 from common.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -204,6 +204,18 @@ ARRAY = ArrayRecord({"safetensors": Array("uint8", (1,), "safetensors", b"x")})
 def test_malformed_record_is_refused(make: Callable[[], RecordDict]) -> None:
     with pytest.raises(UpdateError) as refused:
         reply_from_record(make())
+    assert refused.value.code == ErrorCode.BAD_REQUEST
+
+
+def test_no_longer_header_is_parsed_than_the_pipe_carries() -> None:
+    """JSON takes twenty times its bytes in memory, and a message may be as large as its run's model."""
+    record = reply_to_record(TrainReply(HASH, 1, {"weights": b"weights"}, 3))
+    head = record["head"]["json"]
+    record["head"] = ConfigRecord({"json": head.ljust(HEADER_LIMIT)})  # type: ignore[union-attr]
+    assert reply_from_record(record).round == 1
+    record["head"] = ConfigRecord({"json": head.ljust(HEADER_LIMIT + 1)})  # type: ignore[union-attr]
+    with pytest.raises(UpdateError, match="expected at most") as refused:
+        reply_from_record(record)
     assert refused.value.code == ErrorCode.BAD_REQUEST
 
 
