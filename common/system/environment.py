@@ -7,7 +7,8 @@ there, nor the name of a file that holds one. A child that needs a key gets it b
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import common
@@ -26,6 +27,26 @@ def for_child(**changes: str) -> dict[str, str]:
         changes: variables to add or to replace.
     """
     return without_secrets(os.environ) | changes
+
+
+@contextmanager
+def own_as_for_child(**changes: str) -> Iterator[None]:
+    """This process's own environment is that of a child while the body runs: for a library that hands it on.
+
+    Args:
+        changes: variables to add or to replace.
+    """
+    before = dict(os.environ)
+    meanwhile = for_child(**changes)
+    for name in before.keys() - meanwhile.keys():
+        del os.environ[name]
+    os.environ.update(meanwhile)
+    try:
+        yield
+    finally:
+        for name in meanwhile.keys() - before.keys():
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def for_confined(*kept: str, **own: str) -> dict[str, str]:
@@ -59,4 +80,4 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not _SECRET.fullmatch(name)}
 
 
-__all__ = ["PACKAGES", "flower_variables", "for_child", "for_confined", "without_secrets"]
+__all__ = ["PACKAGES", "flower_variables", "for_child", "for_confined", "own_as_for_child", "without_secrets"]

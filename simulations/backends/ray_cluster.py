@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from common.errors import ConfigError
-from common.system.environment import without_secrets
+from common.system.environment import own_as_for_child
 from common.text import counted
 from simulations.backends.backend import Resources, usable_cores
 
@@ -137,7 +137,7 @@ def _local(ray: Any, resources: Resources) -> Iterator[None]:
     settings["num_cpus"] = max(usable_cores(), (resources.workers or 1) * (resources.threads or 1))
     # Not where TMPDIR says: the path of a socket has 103 bytes at most. Ray has its sockets and its logs there.
     with tempfile.TemporaryDirectory(prefix="wardround-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        with _environment():
+        with own_as_for_child(**NO_WAY_OUT):
             failure = "Ray could not be started on this machine"
             _init(ray, failure, address=_LOCAL, include_dashboard=False, _temp_dir=folder, **settings)
         if any(node["NodeManagerAddress"] not in _LOOPBACK for node in ray.nodes()):
@@ -166,21 +166,6 @@ def _library(*, loopback: bool) -> Any:
     except ImportError as error:
         raise ConfigError(f"Ray is not installed. Install it: {EXTRA}") from error
     return ray
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """That of Ray's processes, to which it hands on this one's: without secrets, and without a way out."""
-    before = dict(os.environ)
-    for name in before.keys() - without_secrets(before).keys():
-        del os.environ[name]
-    os.environ.update(NO_WAY_OUT)
-    try:
-        yield
-    finally:
-        for name in NO_WAY_OUT.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
 
 
 __all__ = ["EXTRA", "NO_WAY_OUT", "Need", "Nodes", "connected", "gpus_of", "most_threads"]

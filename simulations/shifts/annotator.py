@@ -47,7 +47,7 @@ def _grown(
         if study.overlap:
             made[distance <= margin] |= value
         else:
-            taken = (label == 0) & (distance <= margin) & (distance < nearest)
+            taken = ~label.astype(bool) & (distance <= margin) & (distance < nearest)
             made[taken], nearest[taken] = value, distance[taken]
     return made
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from client.commands import diagnosis
 from client.home import sitekey
 from common.flower.processes import superlink_environment
-from common.system.environment import for_child, without_secrets
+from common.system.environment import for_child, own_as_for_child, without_secrets
 from deploy.processes import Processes
 from server.home import folder, root
 from server.registry import operators
@@ -125,3 +126,17 @@ def test_secrets_to_come_are_known_by_their_names(name: str) -> None:
     kept = {"PATH": "/bin", "WARDROUND_HOME": "north", "WARDROUND_SERVER_HOME": "c", "WARDROUND_OPERATOR": "maria"}
     assert without_secrets(kept | {name: VALUE}) == kept
     assert for_child(PATH="/mine")["PATH"] == "/mine"
+
+
+def test_own_environment_is_that_of_a_child_for_a_while_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDROUND_ROOT_PASSPHRASE", VALUE)
+    monkeypatch.setenv("KEPT", "before")
+    monkeypatch.delenv("NEW", raising=False)
+    before = dict(os.environ)
+    with own_as_for_child(KEPT="meanwhile", NEW="1"):
+        assert VALUE not in os.environ.values()
+        assert (os.environ["KEPT"], os.environ["NEW"], os.environ["PATH"]) == ("meanwhile", "1", before["PATH"])
+    assert dict(os.environ) == before
+    with suppress(OSError), own_as_for_child():
+        raise OSError
+    assert dict(os.environ) == before
