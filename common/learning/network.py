@@ -4,7 +4,6 @@ Every participant builds the same network with the same initial weights from the
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -15,8 +14,6 @@ from common.config import RunConfig
 from common.errors import ConfigError, UpdateError
 from common.models.faster import faster
 
-# What a copy may share with what it is a copy of.
-_UNCHANGING = (bool, int, float, str, type(None), torch.dtype, torch.Size)
 _NORMALISATIONS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -62,11 +59,11 @@ def load_model(run: RunConfig, state: Mapping[str, Tensor]) -> nn.Module:
         network = build_model(run)  # it holds what its weights do not
         network.load_state_dict(state, strict=False)  # of the buffers nothing is said
         return network
-    filled: dict[int, object] = {}
+    filled: dict[int, nn.Parameter] = {}  # by id of what the pattern holds, what its copy holds instead
     for name, one in pattern.named_parameters():
         values = torch.empty_like(one, device="cpu").copy_(state[name])
         filled[id(one)] = nn.Parameter(values, one.requires_grad)
-    return _copied(pattern, filled)
+    return copy.deepcopy(pattern, filled)
 
 
 @lru_cache(maxsize=8)
@@ -74,27 +71,6 @@ def _without_weights(run: RunConfig) -> nn.Module:
     """The network of a run as a pattern: nobody may change it."""
     with torch.device("meta"):
         return build_model(run)
-
-
-def _copied(module: nn.Module, known: dict[int, object]) -> nn.Module:
-    """As `copy.deepcopy`, which spends most of its time on the dozen empty tables of each layer.
-
-    Args:
-        module: what is copied.
-        known: by id of what the module holds, what its copy holds instead; what is copied is added.
-    """
-    if (found := known.get(id(module))) is not None or hasattr(module, "__deepcopy__"):
-        return found if isinstance(found, nn.Module) else copy.deepcopy(module, known)
-    fresh = type(module).__new__(type(module))
-    known[id(module)] = fresh
-    for key, value in vars(module).items():
-        if type(value) in (dict, OrderedDict) and not value:
-            vars(fresh)[key] = type(value)()
-        elif key == "_modules":
-            vars(fresh)[key] = {name: None if one is None else _copied(one, known) for name, one in value.items()}
-        else:
-            vars(fresh)[key] = value if type(value) in _UNCHANGING else copy.deepcopy(value, known)
-    return fresh
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
