@@ -111,15 +111,20 @@ def prepare_sites(
     *,
     progress: Progress = silent,
 ) -> "list[Site]":
-    """Site homes with their images read, so that a fault in the data shows before the first round."""
+    """Site homes with their images read, so that a fault in the data shows before the first round.
+
+    Raises:
+        ConfigError: see `prepare` and `refuse_others`.
+    """
     import torch  # noqa: PLC0415
 
     from client.data.isolate.isolation import Readers  # noqa: PLC0415
     from simulations.backends.open_sites import OpenSites, share_of_memory  # noqa: PLC0415
-    from simulations.scenarios.scenario import prepare  # noqa: PLC0415
+    from simulations.scenarios.scenario import prepare, refuse_others  # noqa: PLC0415
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here. Leave --device out, or say --device cpu.")
+    refuse_others(scenario, out, data=data)
     phantoms = scenario.config.phantoms
     patients = phantoms.patients * len(phantoms.scanners) if phantoms else 0
     with progress("phantom patients", patients) as advance:

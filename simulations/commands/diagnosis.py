@@ -98,8 +98,7 @@ def diagnosis(
     use_threads(threads)
     numbers = parse_seeds(seeds)
     chosen = [load_scenario(name) for name in scenarios]
-    patients = [(one.config.sites, one.config.partition, one.config.phantoms) for one in chosen]
-    if any(theirs != patients[0] for theirs in patients):
+    if any(one.config.made_of != chosen[0].config.made_of for one in chosen):
         raise ConfigError("the scenarios have other sites, and a diagnosis is of the same patients. Give one of them.")
     changes: dict[str, Any] = {"data": {"folds": folds, "fold": 0}} if folds else {}
     if rounds is not None:

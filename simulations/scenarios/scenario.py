@@ -37,6 +37,7 @@ from common.config import (
 )
 from common.errors import ConfigError
 from common.system.files import write_atomically
+from server.federation.events import JOURNAL_NAME
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.partitions import PARTITION_CHOICE, Archive, Partition
 from simulations.scenarios.compare_settings import CompareConfig
@@ -47,6 +48,10 @@ from simulations.shifts import SHIFT_CHOICE, Shift
 
 SHIPPED = Path(__file__).parent
 DATA_VARIABLE = "WARDROUND_DATA"
+
+# Folders of an output folder; and a digest of what the sites were made of.
+_SITES, _DATA, _SHIFTED = "sites", "data", "shifted"
+_MADE_OF = ".made-of"
 
 EXACT_SCORES = (
     'The scores are exact: the policy of a simulated site says scores = "exact". A hospital adds noise to those of a '
@@ -136,6 +141,11 @@ class ScenarioConfig(Table):
         return tuple(shift for shift in self.shifts if site in shift.sites)
 
     @property
+    def made_of(self) -> tuple[object, ...]:
+        """What the sites and their images follow from, but for the folder of the images; where it is equal they are."""
+        return self.sites, self.partition, self.phantoms, self.shifts
+
+    @property
     def site_names(self) -> tuple[str, ...]:
         """Names of the sites, in the order of the file."""
         if self.phantoms is not None:
@@ -198,7 +208,7 @@ def prepare(
     """
     config = scenario.config
     if config.phantoms is not None:
-        sites = _phantom_sites(config.phantoms, out / "data", progress)
+        sites = _phantom_sites(config.phantoms, out / _DATA, progress)
     else:
         root = data or _default_data(scenario)
         if not root.is_dir():
@@ -207,9 +217,41 @@ def prepare(
                 f"set {DATA_VARIABLE} to the folder that holds {config.images or scenario.name}/."
             )
         sites = _partition(config.partition, root) if config.partition is not None else _absolute(config.sites, root)
-    sites = [shifted_site(site, config.shifts_at(site.name), config.run, out / "shifted") for site in sites]
+    sites = [shifted_site(site, config.shifts_at(site.name), config.run, out / _SHIFTED) for site in sites]
     chosen = {} if device is None else {"device": device}
-    return [make_site(out / "sites", site.model_copy(update=chosen)) for site in sites]
+    return [make_site(out / _SITES, site.model_copy(update=chosen)) for site in sites]
+
+
+def refuse_others(scenario: Scenario, out: Path, *, data: Path | None = None) -> None:
+    """Refuse an output folder whose models were trained on other sites or images: they would be taken for these.
+
+    Args:
+        scenario: what is to be prepared.
+        out: the output folder; without models it may be prepared for anything.
+        data: see `prepare`.
+
+    Raises:
+        ConfigError: there are such models.
+    """
+    config = scenario.config
+    images = None if config.phantoms is not None else str((data or _default_data(scenario)).absolute())
+    # As it is written: a later version's further keys change nothing.
+    written = config.model_dump_json(include={"sites", "partition", "phantoms", "shifts"}, exclude_unset=True)
+    asked = hashlib.sha256(f"{images}|{written}".encode()).hexdigest()
+    told = out / _SITES / _MADE_OF
+    if told.exists() and told.read_text(encoding="ascii") == asked:
+        return
+    if told.exists() and _has_models(out):
+        raise ConfigError(
+            f"{out} holds models that were trained on other sites or images than scenario {scenario.name} now names. "
+            "Give another --out, or remove that folder."
+        )
+    write_atomically(told, asked.encode())
+
+
+def _has_models(out: Path) -> bool:
+    own = [one for one in out.iterdir() if one.name not in (_SITES, _DATA, _SHIFTED)]
+    return any(one.name == JOURNAL_NAME or next(one.rglob(JOURNAL_NAME), None) for one in own)
 
 
 def published(scenario: Scenario, *, data: Path | None = None) -> SourceConfig | None:
@@ -313,5 +355,6 @@ __all__ = [
     "ScenarioConfig",
     "load_scenario",
     "prepare",
+    "refuse_others",
     "shipped",
 ]

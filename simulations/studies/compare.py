@@ -57,6 +57,8 @@ from simulations.studies.tables import Score
 
 Tell: TypeAlias = Callable[[str], None]
 
+_FAULT = "fault"  # of a kept result, beside what `Result` holds
+
 
 @dataclass(frozen=True)
 class Column:
@@ -216,7 +218,7 @@ def trained(
         backend: where the sites work.
 
     Raises:
-        ConfigError: the folder holds another run, or its sites stop by time.
+        ConfigError: the folder holds another run, or one with another fault; or its sites stop by time.
     """
     if column.run.training.local_seconds is not None:
         raise ConfigError(
@@ -226,9 +228,12 @@ def trained(
     folder = folder_of(out, column)
     kept = folder / "result.json"
     document = issue(column.run)
+    fault = None if column.fault is None else column.fault.model_dump(mode="json", exclude_unset=True)
     if kept.exists():
-        result = Result(**json.loads(kept.read_text(encoding="utf-8")))
-        if result.run_hash != document.hash:
+        told = json.loads(kept.read_text(encoding="utf-8"))
+        wrong = told.pop(_FAULT, fault)  # an earlier version did not say
+        result = Result(**told)
+        if result.run_hash != document.hash or wrong != fault:
             raise ConfigError(f"{folder} holds another run. Give another --out, or remove that folder.")
         # One that an earlier version trained has none of single patients yet.
         score_patients(column.run, sites, folder, _weights(folder, column))
@@ -251,7 +256,7 @@ def trained(
         model_sha256=sha256(weights),
     )
     score_patients(column.run, sites, folder, weights)
-    write_atomically(kept, json.dumps(dataclasses.asdict(result), indent=2).encode())
+    write_atomically(kept, json.dumps(dataclasses.asdict(result) | {_FAULT: fault}, indent=2).encode())
     return result
 
 

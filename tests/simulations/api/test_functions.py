@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,25 @@ def test_a_folder_of_another_run_is_refused_before_anything_in_it_is_touched(tmp
     with pytest.raises(ConfigError, match=r"holds another run .*: another run\.toml, seed or number of rounds"):
         simulations.simulate(scenario, tmp_path / "out", rounds=1, seed=9, threads=1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == touched
+
+
+def test_a_folder_with_models_of_other_sites_or_images_is_refused(tmp_path: Path) -> None:
+    path, out = tiny_scenario(tmp_path), tmp_path / "out"
+    kept = simulations.simulate(path, out, rounds=1, threads=1).model.read_bytes()
+    other = tmp_path / "other.toml"
+    other.write_text(f'{path.read_text()}\n[[shifts]]\nkind = "gain"\nsites = ["north"]\n')
+    touched = {one: one.stat().st_mtime_ns for one in out.rglob("*")}
+    for again in (simulations.simulate, partial(simulations.compare, seeds=[0])):
+        with pytest.raises(ConfigError, match="trained on other sites or images than scenario other"):
+            again(other, out, rounds=1, threads=1)
+    with pytest.raises(ConfigError, match="trained on other sites or images"):
+        simulations.simulate(path, out, rounds=1, threads=1, data=tmp_path / "elsewhere")
+    assert {one: one.stat().st_mtime_ns for one in out.rglob("*")} == touched
+    assert simulations.simulate(path, out, rounds=1, threads=1).model.read_bytes() == kept
+    # Without models the folder may be prepared for anything.
+    (out / "metrics.jsonl").unlink()
+    shutil.rmtree(out / "checkpoint")
+    assert simulations.simulate(other, out, rounds=1, threads=1).model.read_bytes() != kept
 
 
 def test_compare_gives_the_scores_of_its_file_by_model_seed_and_site(tmp_path: Path) -> None:

@@ -168,6 +168,15 @@ def test_other_runs_are_refused(tables: dict[str, Any], why: str, sites: list[Si
         diagnose({"mine": (region_run(**tables), None)}, sites, tmp_path, seeds=[0])
 
 
+def test_scenarios_whose_sites_differ_in_a_shift_alone_are_no_diagnosis_of_the_same_patients(tmp_path: Path) -> None:
+    paths = [tmp_path / "mine.toml", tmp_path / "other.toml"]
+    for path, shift in zip(paths, ("", '\n[[shifts]]\nkind = "gain"\nsites = ["north"]\n'), strict=True):
+        path.write_text(SCENARIO + shift)
+    done = CliRunner().invoke(app, ["diagnosis", *map(str, paths), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "the scenarios have other sites" in done.stderr
+
+
 def test_the_command_prints_the_table_and_starts_from_generated_films(tmp_path: Path) -> None:
     for seed, name in enumerate(("north", "south")):
         write_archive(tmp_path / name, 4, seed)

@@ -100,6 +100,10 @@ def test_a_fault_changes_the_model_and_its_absence_does_not(sites: list[Site], t
     assert isinstance(alone, Row)
     assert alone.mean == both[0].mean
     assert alone.mean != both[1].mean
+    # What is kept of a fault is not taken for another one of its name.
+    assert strategies(RUN, [a_strategy(FedAvg)], [a_fault("flip", factor=-3)], sites, tmp_path / "b", seeds=[0]) == both
+    with pytest.raises(ConfigError, match="holds another run"):
+        strategies(RUN, [a_strategy(FedAvg)], [a_fault("flip", factor=-2)], sites, tmp_path / "b", seeds=[0])
 
 
 def test_a_strategy_that_the_run_cannot_have_is_refused_before_any_is_trained(
