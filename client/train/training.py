@@ -44,8 +44,8 @@ from common.learning.network import freeze
 from common.learning.transforms import Stack, sample_crops
 from common.privacy.autotune import choose
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step, sample_patients
-from common.privacy.gradients import Patient
 from common.privacy.guarantee import plan
+from common.privacy.patient import Patient
 from common.tasks import Task
 from common.wire.messages import Phase
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ from torch.nn import functional
 
 from common.errors import ErrorCode, PrivacyError
 from common.models.faster import laid_out
-
-if TYPE_CHECKING:
-    from common.privacy.gradients import Loss, Patient
+from common.privacy.patient import Loss, Patient
 
 # (layer, input, gradient of the output, rows of each patient) -> {"weight": (P, *shape), "bias": (P, *shape)}
 _Contraction = Callable[[Any, Tensor, Tensor, Sequence[slice]], dict[str, Tensor]]

@@ -38,8 +38,9 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy.autotune import Plan, choose
 from common.privacy.checks import check_model, unchanged_buffers
 from common.privacy.clipping import ClippingRule, gradient_noise_multiplier, next_norm
-from common.privacy.gradients import Loss, Patient, patient_gradients
+from common.privacy.gradients import patient_gradients
 from common.privacy.noise import grid_step, noised, on_grid
+from common.privacy.patient import Loss, Patient
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer

@@ -14,27 +14,16 @@ for the step to say, since raising would tell that there was such a patient.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import ErrorCode, PrivacyError
 from common.privacy import bookkeeping
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class Patient(NamedTuple):
-    """What one patient brings to one step."""
-
-    crops: Tensor  # (N, C, *spatial)
-    labels: Tensor  # (N, ...)
-    # Of what the network draws for this patient (dropout). None: the operating system's randomness.
-    seed: int | None = None
+from common.privacy.patient import Loss, Patient
 
 
 class Strategy(StrEnum):
@@ -153,4 +142,4 @@ def _checked(gradient: Tensor | None, name: str) -> Tensor:
     return gradient
 
 
-__all__ = ["Gradients", "Loss", "Patient", "Strategy", "patient_gradients"]
+__all__ = ["Gradients", "Strategy", "patient_gradients"]

@@ -34,8 +34,9 @@ from common.losses.terms import dice_ce
 from common.privacy import engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import private_optimizer, private_step
-from common.privacy.gradients import Patient, Strategy
+from common.privacy.gradients import Strategy
 from common.privacy.noise import noised
+from common.privacy.patient import Patient
 from common.system.environment import PACKAGES, for_child
 from simulations.bench import peak
 

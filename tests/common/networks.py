@@ -17,7 +17,7 @@ from torch.nn import functional
 from common.config import RunConfig
 from common.learning.network import build_model
 from common.losses.terms import dice_ce
-from common.privacy.gradients import Loss, Patient
+from common.privacy.patient import Loss, Patient
 
 
 @dataclass(frozen=True)

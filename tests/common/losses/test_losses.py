@@ -21,7 +21,7 @@ from common.losses.skeleton_recall import SkeletonRecall
 from common.losses.terms import dice_ce
 from common.losses.tversky import Tversky
 from common.privacy.autotune import choose
-from common.privacy.gradients import Patient
+from common.privacy.patient import Patient
 
 RUN = """
 name = "losses"

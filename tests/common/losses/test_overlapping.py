@@ -18,7 +18,7 @@ from common.losses.focal import Focal
 from common.losses.skeleton_recall import SkeletonRecall
 from common.losses.tversky import Tversky
 from common.privacy.autotune import choose
-from common.privacy.gradients import Patient
+from common.privacy.patient import Patient
 
 CLASSES = 3
 EVERY = [

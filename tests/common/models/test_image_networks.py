@@ -21,7 +21,7 @@ from common.models.network import LAYERS
 from common.models.resnet import ResNet
 from common.privacy.autotune import choose
 from common.privacy.engine import private_optimizer, private_step
-from common.privacy.gradients import Patient
+from common.privacy.patient import Patient
 
 SMALL: dict[str, dict[str, Any]] = {
     "resnet": {"filters": 4, "depth": 10},

@@ -22,7 +22,7 @@ from common.models.plain_unet import PlainUNet
 from common.models.wnet import WNet
 from common.privacy.autotune import choose
 from common.privacy.engine import private_optimizer, private_step
-from common.privacy.gradients import Patient
+from common.privacy.patient import Patient
 
 # Of a size that a test can train; the stride stays at 4, with segnet at 8.
 SMALL: dict[str, dict[str, Any]] = {"plain-unet": {"filters": 4, "levels": 3, "dropout": 0.0}}

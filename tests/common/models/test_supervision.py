@@ -20,7 +20,8 @@ from common.learning.inference import predict_stack
 from common.learning.network import build_model, weights_of
 from common.models import NETWORK_CHOICE, layers
 from common.models.network import LAYERS
-from common.privacy.gradients import Patient, Strategy, patient_gradients
+from common.privacy.gradients import Strategy, patient_gradients
+from common.privacy.patient import Patient
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.scenarios.homes import make_site

@@ -10,7 +10,7 @@ from common.errors import ErrorCode, PrivacyError
 from common.losses.terms import dice_ce
 from common.privacy import autotune
 from common.privacy.autotune import choose
-from common.privacy.gradients import Patient
+from common.privacy.patient import Patient
 
 
 @pytest.fixture(autouse=True)

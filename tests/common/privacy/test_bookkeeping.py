@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from common.errors import ErrorCode, PrivacyError
 from common.losses.terms import dice_ce
-from common.privacy.gradients import Loss, Patient, Strategy, patient_gradients
+from common.privacy.gradients import Strategy, patient_gradients
+from common.privacy.patient import Loss, Patient
 from tests import ROOT
 from tests.common.networks import NETWORKS, Network, batch_of_one
 

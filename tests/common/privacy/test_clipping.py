@@ -22,8 +22,9 @@ from common.privacy import engine
 from common.privacy.autotune import Plan
 from common.privacy.clipping import ClippingRule, gradient_noise_multiplier, next_norm, norm_bounds
 from common.privacy.engine import adapt_clipping, private_optimizer, private_step
-from common.privacy.gradients import Patient, Strategy
+from common.privacy.gradients import Strategy
 from common.privacy.noise import noised
+from common.privacy.patient import Patient
 
 FIRST = 0.5
 # Noise that is as good as none, where a test needs the plain numbers; count noise is then allowed to be as small.

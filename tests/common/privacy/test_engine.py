@@ -13,8 +13,9 @@ from common.losses.terms import dice_ce
 from common.privacy import autotune, engine
 from common.privacy.autotune import Plan, choose, crops_together
 from common.privacy.engine import check_model, private_optimizer, private_step, sample_patients
-from common.privacy.gradients import Loss, Patient, Strategy
+from common.privacy.gradients import Strategy
 from common.privacy.noise import deviation, grid_step
+from common.privacy.patient import Loss, Patient
 from tests.common.networks import gradient_of, ours
 
 CLIP = 0.7

@@ -21,8 +21,9 @@ from common.errors import FederationError, PrivacyError
 from common.privacy import engine
 from common.privacy.charges import Charged
 from common.privacy.engine import private_optimizer, private_step
-from common.privacy.gradients import Patient, patient_gradients
+from common.privacy.gradients import patient_gradients
 from common.privacy.ledger import Ledger
+from common.privacy.patient import Patient
 from simulations.audit import audited_site, fresh_process, privacy_audit
 from simulations.audit.apart import TOLERANCE, Setting, sensitivity
 from simulations.audit.fresh_process import release_from_fresh_process
