@@ -34,7 +34,7 @@ _SAID = {"dtype", "shape", "data_offsets"}
 
 def bytes_of(state: Mapping[str, Tensor]) -> bytes:
     """Named tensors; equal ones give equal bytes, whatever their order or strides."""
-    plain = {name: state[name].detach().to("cpu", memory_format=torch.contiguous_format) for name in sorted(state)}
+    plain = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
     types = {one.dtype for one in plain.values()}
     if len(types) != 1 or not types <= _NAMES.keys():  # in which order types come is the library's affair
         return safetensors.torch.save(plain)
