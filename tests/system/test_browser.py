@@ -218,7 +218,8 @@ def test_run_is_proposed_from_a_file_and_signed_after_it_was_read(
     log_in(page, coordinator.served)
     page.get_by_role("link", name="Propose").click()
     page.get_by_label("Read it from a file").set_input_files(file)
-    page.wait_for_function("document.getElementById('run-toml').value.includes('nodules-2026')")
+    # Not by a function, which the page's content security policy lets no one evaluate once more.
+    sync_api.expect(page.locator("#run-toml")).to_have_value(file.read_text(), timeout=30_000)
     page.get_by_role("button", name="Look at it").click()
     page.locator("#fault", has_text="target-epsilon").wait_for()
     assert page.get_by_role("button", name="Propose the run").count() == 0
@@ -375,7 +376,7 @@ def test_page_of_another_port_that_knew_the_place_could_neither_answer_nor_show_
         page = context.new_page()
         log_in(page, hospital.served)
         page.goto(f"http://127.0.0.1:{eavesdropper.port}/")
-        page.wait_for_function("document.title === 'kept out'")
+        sync_api.expect(page).to_have_title("kept out", timeout=30_000)
         assert "What it would mean" not in str([frame.content() for frame in page.frames])
         with page.expect_navigation():
             page.evaluate("document.forms[0].submit()")
