@@ -128,6 +128,16 @@ def go(page: Any, served: Open, path: str) -> None:
     page.locator("#live", has_text="Live").wait_for()
 
 
+def choose(page: Any, file: Path) -> None:
+    """Give the page a file once it offers that, and wait until its text is there."""
+    chooser = page.get_by_label("Read it from a file")
+    page.locator(":root.scripted").wait_for()  # the page's script listens; before, style sheets may be missing too
+    chooser.wait_for()  # to be seen
+    chooser.set_input_files(file)
+    # Not by a function, which the page's content security policy lets no one evaluate once more.
+    sync_api.expect(page.locator("#run-toml")).to_have_value(file.read_text(), timeout=30_000)
+
+
 def press_until(page: Any, wanted: str) -> None:
     """Tab until what is wanted has the focus, as a person without a mouse does."""
     for _ in range(60):
@@ -217,17 +227,15 @@ def test_run_is_proposed_from_a_file_and_signed_after_it_was_read(
     file.write_text(TOML.replace("epsilon = 8.0", "epsilon = -8.0"))
     log_in(page, coordinator.served)
     page.get_by_role("link", name="Propose").click()
-    page.get_by_label("Read it from a file").set_input_files(file)
-    # Not by a function, which the page's content security policy lets no one evaluate once more.
-    sync_api.expect(page.locator("#run-toml")).to_have_value(file.read_text(), timeout=30_000)
+    choose(page, file)
     page.get_by_role("button", name="Look at it").click()
     page.locator("#fault", has_text="target-epsilon").wait_for()
     assert page.get_by_role("button", name="Propose the run").count() == 0
     text = page.locator("#run-toml")
     assert text.input_value() == file.read_text()  # to be set right here
     text.fill(TOML)
-    coordinator_records.play_round(coordinator.journal, RUN, 6)  # news, which takes nothing away
-    page.locator("#live", has_text="There is news").wait_for()
+    coordinator_records.play_round(coordinator.journal, RUN, 6)  # news, which takes nothing away and changes nothing here
+    page.locator("#live", has_text="Last change").wait_for()
     assert text.input_value() == TOML
     page.get_by_role("button", name="Look at it").click()
     page.locator("#meaning", has_text="epsilon 8 for one patient").wait_for()
@@ -242,6 +250,16 @@ def test_run_is_proposed_from_a_file_and_signed_after_it_was_read(
     (new,) = [one for one in coordinator.registry.proposals() if one.run_hash not in known]
     assert (new.run_hash, new.state) == (coordinator_records.document("nodules-2026").hash, "proposed")
     assert page.locator("#run-toml").input_value() == ""
+
+
+def test_file_is_read_after_the_page_took_over_news(page: Any, coordinator: Coordinator, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(TOML)
+    log_in(page, coordinator.served)
+    go(page, coordinator.served, "/propose")
+    coordinator_records.play_round(coordinator.journal, RUN, 6)
+    page.locator("#live", has_text="Last change").wait_for()
+    choose(page, file)
 
 
 def test_new_proposal_shows_up_by_itself(page: Any, hospital: Hospital) -> None:

@@ -25,14 +25,13 @@ function isInUse(section) {
   return [...section.querySelectorAll("input, textarea")].some(changed);
 }
 
-// A file is read into the field that it is for, and seen there before it is sent.
+// A file is read into the field that it is for, and seen there before it is sent. The document listens, since a section
+// that is taken over is made of new elements; what only a script can do is shown once there is one.
 function readFiles() {
-  for (const input of document.querySelectorAll("input[type=file][data-into]")) {
-    input.closest("[hidden]").hidden = false;
-    input.addEventListener("change", async () => {
-      if (input.files.length) document.getElementById(input.dataset.into).value = await input.files[0].text();
-    });
-  }
+  document.addEventListener("change", async ({ target }) => {
+    if (target.dataset.into && target.files.length) document.getElementById(target.dataset.into).value = await target.files[0].text();
+  });
+  document.documentElement.classList.add("scripted");
 }
 
 function takeOver(old, fresh) {
