@@ -225,6 +225,20 @@ def test_patients_whom_the_source_has_no_more_do_not_stay(tmp_path: Path) -> Non
     assert len(list(home.glob("*-image.png"))) == len(list(home.glob("*-mask-0.png"))) == 3
 
 
+def test_an_image_that_was_edited_and_is_as_long_as_before_is_written_anew(tmp_path: Path) -> None:
+    config = tiny_site(tmp_path / "north", "north", 3)
+    path = tmp_path / "north" / "images" / "north-0.png"
+    pixels = np.array(Image.open(path))
+    Image.fromarray(pixels).save(path, compress_level=0)
+    length = path.stat().st_size
+    folder = Path(shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted").data[0].path)
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(path, compress_level=0)
+    assert path.stat().st_size == length
+    shifted_site(config, [NONE], tiny_run(), tmp_path / "shifted")
+    assert (np.array(Image.open(folder / "000001-image.png")) == pixels).all()
+
+
 def test_a_site_none_of_whose_studies_can_be_read_is_told(tmp_path: Path) -> None:
     config = tiny_site(tmp_path / "north", "north", 3)
     for path in (tmp_path / "north" / "images").iterdir():

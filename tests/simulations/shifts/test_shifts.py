@@ -171,6 +171,15 @@ def test_missed_regions_are_whole_and_the_largest_is_seen() -> None:
     assert (made == wanted).all()
 
 
+def test_a_region_that_hangs_together_by_corners_is_missed_or_seen_as_one() -> None:
+    label = np.zeros((1, 9, 9), int)
+    label[0, 0, :3] = 1
+    label[0, [5, 6, 7, 8], [5, 6, 7, 8]] = 1  # a thin vessel, larger than what is compact
+    made = shifted(a_study(np.zeros((1, 1, 9, 9)), label), [a_shift(MissedRegions, probability=1.0)]).label
+    assert made is not None
+    assert np.argwhere(made).tolist() == [[0, one, one] for one in (5, 6, 7, 8)]
+
+
 def test_a_missed_region_leaves_the_class_that_it_lies_in() -> None:
     label = np.zeros((1, 9, 9), int)
     label[0, 1:8, 1:8] = 1  # bit of the organ
