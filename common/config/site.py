@@ -39,8 +39,8 @@ class SourceConfig(Table):
     # images of a case are its channels, in the order of their names.
     image_pattern: Annotated[str | None, Since(2)] = None
     label_pattern: Annotated[str | None, Since(2)] = None
-    # nifti and images: of an image of several files (NAME_0000, NAME_0001, as nnU-Net keeps channels) the one to use.
-    # None: all, each a channel.
+    # nifti and images: of an image of several files (NAME_0000, NAME_0001, as nnU-Net keeps channels) or of several
+    # channels (red, green, blue) the one to use. None: all.
     channel: Annotated[int, Field(ge=0)] | None = None
     # Regular expression whose first group names the patient within a file or CSV name.
     patient_pattern: str | None = None

@@ -138,7 +138,7 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
 def no_region() -> DataError:
     """Of a study that a run of regions has no use for."""
     return DataError(
-        "the label marks nothing, and the run classifies marked regions. Nothing to do.", ErrorCode.LABEL_EMPTY
+        "the label marks nothing, and the run classifies marked regions. The study is no error; it counts for no class here.", ErrorCode.LABEL_EMPTY
     )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from client.data.read.nifti import SUFFIXES as NIFTI_SUFFIXES
-from client.data.read.pairs import find_pairs, has_suffix, own_label, patient_of
+from client.data.read.pairs import find_pairs, has_suffix, lacking, own_label, patient_of
 from client.data.study.label_checks import check_not_the_image, check_one_value
 from client.data.study.labels import Naming
 from client.data.study.listing import files_under
@@ -81,6 +81,10 @@ def read(reference: Reference, naming: Naming | None) -> Study:
         if channel.shape[:2] != pixels.shape[:2] or other_turn != turn:
             raise DataError("the channels of this image differ in size.", ErrorCode.GEOMETRY_MISMATCH)
         pixels = np.concatenate([pixels, channel], axis=2)
+    if reference.channel is not None:
+        if problem := lacking(reference.channel, pixels.shape[2]):
+            raise problem
+        pixels = pixels[..., reference.channel, np.newaxis]
     label = None if naming is None else _label(reference, pixels, turn, naming)
     image = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
     region = None if naming is None or reference.region is None else _region(reference.region, pixels.shape[:2], turn)
@@ -231,6 +235,7 @@ def _reference(source: SourceConfig, folder: Path, rows: Sequence[Row], files: C
         words=words,
         region=region,
         label_names=tuple(name for name, _ in named if name),
+        channel=source.channel,
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.dicom.pixels import MOST_VALUES
-from client.data.read.pairs import find_pairs
+from client.data.read.pairs import find_pairs, lacking
 from client.data.study.label_checks import check_not_the_image, doubtful
 from client.data.study.label_grid import resample
 from client.data.study.labels import Naming
@@ -68,13 +68,9 @@ def read(reference: Reference, naming: Naming | None) -> Study:
     """
     with parsing("NIfTI file"):
         first, *others = [one for path in watched(reference.images) for one in _volumes(path, _MOST_CHANNELS)]
-    if reference.channel is not None and others:
-        if reference.channel > len(others):
-            raise DataError(
-                f"site.toml asks for channel {reference.channel} of each image, counted from 0, and this one has "
-                f"{1 + len(others)} channels.",
-                ErrorCode.UNSUPPORTED,
-            )
+    if reference.channel is not None:
+        if problem := lacking(reference.channel, 1 + len(others)):
+            raise problem
         first, others = [first, *others][reference.channel], []
     for one in others:
         if one.voxels.shape != first.voxels.shape or _corner_distance(first, one) > _GRID_TOLERANCE:

@@ -16,6 +16,7 @@ from client.data.study.listing import files_under
 from client.data.study.study import BESIDE, LONELY_LABEL, NO_IMAGE, TEST_SET, Found, Kind, Reference
 from common.config import SourceConfig
 from common.errors import ConfigError, DataError, ErrorCode
+from common.text import counted
 
 # nnU-Net's way to keep the channels of an image: case_0000, case_0001.
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -79,7 +80,7 @@ def find_pairs(
             )
         images, labels = tuple(pair.images), tuple(pair.labels)
         if problem is None and pair.channels > 1 and source.channel is not None:
-            problem = _lacking(source.channel, pair.channels)
+            problem = lacking(source.channel, pair.channels)
             images = images[source.channel :][:1] or images
         within = source.channel if pair.channels == 1 else None
         references.append(Reference(kind, patient, key, images, labels, source.label_map, problem, channel=within))
@@ -225,11 +226,13 @@ def _doubt(pair: _Pair) -> DataError | None:
     return own_label(pair.images, pair.labels)
 
 
-def _lacking(channel: int, channels: int) -> DataError | None:
+def lacking(channel: int, channels: int) -> DataError | None:
+    """What is wrong where an image of so many channels has not the one that its source names; None: nothing."""
     if channel < channels:
         return None
     return DataError(
-        f"site.toml asks for channel {channel} of each image, counted from 0, and this one has {channels} channels.",
+        f"site.toml asks for channel {channel} of each image, counted from 0, and this one has "
+        f"{counted(channels, 'channel')}. Name one that each image has, or take channel out.",
         ErrorCode.UNSUPPORTED,
     )
 

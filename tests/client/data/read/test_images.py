@@ -40,6 +40,30 @@ def test_pair_is_read_channels_first_with_its_mask(tmp_path: Path) -> None:
     assert (study.patient, study.spacing_mm, study.affine) == ("a", None, None)
 
 
+@pytest.mark.parametrize("by_table", [False, True])
+def test_one_channel_of_a_photograph_is_taken_and_one_that_it_has_not_is_refused(
+    tmp_path: Path, by_table: bool
+) -> None:
+    write_pair(tmp_path, "a", (20, 31))
+    options: dict[str, object] = {}
+    if by_table:
+        (tmp_path / "images.csv").write_text("id,image,mask\na,images/a.png,labels/a.png\n")
+        options = {"csv": "images.csv", "patient_column": "id", "image_column": "image", "mask_column": "mask"}
+    green = np.asarray(Image.open(tmp_path / "images" / "a.png"))[..., 1]
+    (study,) = read_all(source(path=".", channel=1, **options), tmp_path)
+    assert (study.image == green[None]).all()
+    assert_refused(tmp_path, ErrorCode.UNSUPPORTED, channel=3, **options)
+
+
+def test_a_grey_picture_has_one_channel(tmp_path: Path) -> None:
+    write_picture(tmp_path / "images" / "a.png", np.arange(72, dtype=np.uint8).reshape(8, 9))
+    write_picture(tmp_path / "labels" / "a.png", np.full((8, 9), 255, np.uint8))
+    (study,) = read_all(source(path=".", channel=0), tmp_path)
+    assert study.image.shape == (1, 8, 9)
+    with pytest.raises(DataError, match="asks for channel 1 of each image, counted from 0, and this one has 1 channel"):
+        read_all(source(path=".", channel=1), tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "pgm", "tiff", "bmp", "PNG"])
 def test_every_format_pairs_by_name_without_suffix(tmp_path: Path, suffix: str) -> None:
     write_picture(tmp_path / "images" / "deep" / f"a.{suffix}", np.full((8, 9), 77, np.uint8))

@@ -72,6 +72,13 @@ def test_the_decathlons_volumes_in_one_file_are_channels(tmp_path: Path) -> None
         nifti.read(beyond, None)
 
 
+def test_a_volume_of_one_channel_has_no_second_one(tmp_path: Path) -> None:
+    volumes(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
+    assert nifti.read(find(tmp_path, kind="nifti", channel=0).references[0], None).image.shape == (1, 4, 5, 6)
+    with pytest.raises(DataError, match="asks for channel 1 of each image"):
+        nifti.read(find(tmp_path, kind="nifti", channel=1).references[0], None)
+
+
 def test_a_time_series_is_no_image_of_channels(tmp_path: Path) -> None:
     volumes(tmp_path, "images/bold.nii.gz", channels=20)
     volumes(tmp_path, "labels/bold.nii.gz")
