@@ -70,7 +70,9 @@ PixelTextChecked: TypeAlias = Annotated[
 ]
 Channel: TypeAlias = Annotated[
     int | None,
-    typer.Option("--channel", min=0, help="Of NAME_0000, NAME_0001, or of red, green, blue, the one to use; default: all."),
+    typer.Option(
+        "--channel", min=0, help="Of NAME_0000, NAME_0001, or of red, green, blue, the one to use; default: all."
+    ),
 ]
 
 

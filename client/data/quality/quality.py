@@ -138,7 +138,9 @@ def examine(study: Study, *, empty_is_negative: bool, labels_checked: bool = Fal
 def no_region() -> DataError:
     """Of a study that a run of regions has no use for."""
     return DataError(
-        "the label marks nothing, and the run classifies marked regions. The study is no error; it counts for no class here.", ErrorCode.LABEL_EMPTY
+        "the label marks nothing, and the run classifies marked regions. Nothing is wrong with the study: it is of no "
+        "class.",
+        ErrorCode.LABEL_EMPTY,
     )
 
 

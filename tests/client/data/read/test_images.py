@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_one_channel_of_a_photograph_is_taken_and_one_that_it_has_not_is_refused
     tmp_path: Path, by_table: bool
 ) -> None:
     write_pair(tmp_path, "a", (20, 31))
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if by_table:
         (tmp_path / "images.csv").write_text("id,image,mask\na,images/a.png,labels/a.png\n")
         options = {"csv": "images.csv", "patient_column": "id", "image_column": "image", "mask_column": "mask"}
