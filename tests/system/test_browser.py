@@ -234,7 +234,7 @@ def test_run_is_proposed_from_a_file_and_signed_after_it_was_read(
     text = page.locator("#run-toml")
     assert text.input_value() == file.read_text()  # to be set right here
     text.fill(TOML)
-    coordinator_records.play_round(coordinator.journal, RUN, 6)  # news, which takes nothing away and changes nothing here
+    coordinator_records.play_round(coordinator.journal, RUN, 6)  # news, which changes nothing here
     page.locator("#live", has_text="Last change").wait_for()
     assert text.input_value() == TOML
     page.get_by_role("button", name="Look at it").click()

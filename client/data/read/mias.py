@@ -152,7 +152,7 @@ def _disc(row: _Row) -> NDArray[np.bool_]:
     """(1024, 1024); pixels whose centre lies in the circle."""
     if row.circle is None:
         raise DataError(
-            f"{TABLE} gives no place for this abnormality: it is spread over the breast. The archive is as it should be.",
+            f"{TABLE} gives no place for this abnormality: it is spread over the breast. That is no error.",
             ErrorCode.NO_LABEL,
         )
     x, y, radius = row.circle
