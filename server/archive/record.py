@@ -3,9 +3,11 @@
     run.json                    the run's document: its SHA-256 is the run's hash
     model.safetensors.sealed    the model, and
     model.json.sealed           its manifest, as the run left them; `wardround-server export` opens them
+    bundle/ model.onnx.sealed   the model as MONAI bundle and as ONNX, each file sealed (server/archive/forms.py)
     metrics.jsonl summary.json report.html
     receipts.jsonl              each update's receipt with both signatures, as in the audit log
-    provenance.json             what went into the model, round by round, who proposed the run, and with which programs
+    provenance.json             what went into the model, round by round, who proposed the run, and with which programs;
+                                of bundle and ONNX how far they differ, or why they are left out
     card.json card.html         the model card (server/evidence/card.py)
 
 A run is finished when it is completed: one that failed or was stopped may go on. The folder is made when the last
@@ -19,7 +21,7 @@ from typing import Any
 from common.crypto.stream import SUFFIX
 from common.errors import ConfigError
 from common.text import as_json
-from server.archive import folder
+from server.archive import folder, forms
 from server.archive.folder import Kept
 from server.evidence import card
 from server.evidence.document import as_data, page
@@ -34,12 +36,13 @@ ARCHIVE = "models"
 RUN_NAME, RECEIPTS_NAME, PROVENANCE_NAME = "run.json", "receipts.jsonl", "provenance.json"
 
 
-def keep(home: Home, proposal: Proposal) -> bool:
+def keep(home: Home, proposal: Proposal, made: forms.Forms | None = None) -> bool:
     """Write the folder of a run that is completed, unless it is there.
 
     Args:
         home: the coordinator's.
         proposal: the run.
+        made: the model's other forms; None: they are made here, which takes about a minute.
 
     Returns:
         Whether it was written now.
@@ -53,19 +56,22 @@ def keep(home: Home, proposal: Proposal) -> bool:
     if summary is None or summary["status"] != "completed":
         raise ConfigError(f"{proposal.name} is {proposal.state}: only a completed run has a folder among the models.")
     place = home.path / ARCHIVE / folder_name(proposal.document)
-    if place.exists():
+    if is_kept(home, proposal):
         return False
     facts = facts_of(home, proposal)
     about = card.document(facts)
+    made = made or forms.Maker(home, proposal).wait()
+    sealer = home.sealer_of(proposal.run_hash)
     try:
         files = {
             RUN_NAME: proposal.document.text.encode(),
             **{f"{name}{SUFFIX}": (results / f"{name}{SUFFIX}").read_bytes() for name in MODEL_FILES},
+            **{f"{name}{SUFFIX}": sealer.seal(data, name) for name, data in made.files.items()},
             JOURNAL_NAME: (results / JOURNAL_NAME).read_bytes(),
             SUMMARY_NAME: (results / SUMMARY_NAME).read_bytes(),
             REPORT_NAME: report_page(results).encode(),
             RECEIPTS_NAME: "".join(_receipts(facts)).encode(),
-            PROVENANCE_NAME: f"{as_json(_provenance(facts))}\n".encode(),
+            PROVENANCE_NAME: f"{as_json(_provenance(facts, made))}\n".encode(),
             "card.json": as_data(about).encode(),
             "card.html": page(about).encode(),
         }
@@ -74,6 +80,11 @@ def keep(home: Home, proposal: Proposal) -> bool:
         raise ConfigError(f"the results of {proposal.name} lack {missing}. Restore them from a backup.") from error
     told = {"run": proposal.run_hash, "name": proposal.name, "model-sha256": summary["model-sha256"]}
     return folder.write(place, files, {**told, "made": facts.made}, home.log_key)
+
+
+def is_kept(home: Home, proposal: Proposal) -> bool:
+    """Whether the folder of a run is there; nothing in it is looked at."""
+    return (home.path / ARCHIVE / folder_name(proposal.document)).exists()
 
 
 def kept(home: Home, proposal: Proposal) -> Kept:
@@ -104,6 +115,12 @@ def there(home: Home, proposal: Proposal) -> Kept | None:
     return found
 
 
+def forms_in(found: Kept) -> Mapping[str, Mapping[str, Any]]:
+    """What is said of the model's other forms; nothing in a folder of a version that made none."""
+    told: Mapping[str, Mapping[str, Any]] = json.loads(found.read(PROVENANCE_NAME)).get("forms", {})
+    return told
+
+
 def has_all_receipts(home: Home, proposal: Proposal) -> bool:
     """Whether both sides signed for each update in the model."""
     facts = facts_of(home, proposal)
@@ -120,7 +137,7 @@ def _receipts(facts: RunFacts) -> Iterator[str]:
         yield json.dumps({"seq": entry.seq, **entry.fields}, sort_keys=True) + "\n"
 
 
-def _provenance(facts: RunFacts) -> dict[str, Any]:
+def _provenance(facts: RunFacts, made: forms.Forms) -> dict[str, Any]:
     """The way from the first weights to the model, as the audit log has it."""
     rounds = [
         {
@@ -143,8 +160,9 @@ def _provenance(facts: RunFacts) -> dict[str, Any]:
         "model-round": None if facts.model_round is None else facts.model_round.value,
         "policies": {one.fields["receipt"]["site"]: one.fields["receipt"]["policy"] for one in facts.audited("round")},
         "programs": dict(facts.programs),
+        "forms": dict(made.told),
         "audit-log": {"key": facts.entries[0].fields["key"], "entries": len(facts.entries)},
     }
 
 
-__all__ = ["ARCHIVE", "has_all_receipts", "keep", "kept", "there"]
+__all__ = ["ARCHIVE", "forms_in", "has_all_receipts", "is_kept", "keep", "kept", "there"]

@@ -108,12 +108,22 @@ def _certificates(home: Home) -> Iterator[Finding]:
 
 
 def _models(home: Home) -> Iterator[Finding]:
-    from server.archive.record import there  # noqa: PLC0415 - loads jinja2
+    from server.archive.forms import LEFT_OUT  # noqa: PLC0415 - loads jinja2
+    from server.archive.record import forms_in, there  # noqa: PLC0415 - likewise
 
     count = 0
     for proposal in Registry(home.registry).proposals():
         try:
-            count += there(home, proposal) is not None
+            found = there(home, proposal)
+            count += found is not None
+            told = {} if found is None else forms_in(found)
+            for form in [name for name, said in told.items() if LEFT_OUT in said]:
+                remedy = f"`wardround-server export {proposal.run_hash[:8]} --out MODEL` says what makes it"
+                yield Finding(
+                    f"{form} of {proposal.name} {proposal.run_hash[:8]}",
+                    True,
+                    f"left out: {told[form][LEFT_OUT]} {remedy}",
+                )
         except ConfigError as error:
             yield Finding(f"model of {proposal.name} {proposal.run_hash[:8]}", False, str(error))
     yield Finding("models", True, f"{counted(count, 'folder')} of completed runs as signed")

@@ -13,6 +13,7 @@ from common.crypto.stream import SUFFIX
 from common.errors import ConfigError
 from common.identity.operators import Act
 from common.system.files import write_atomically
+from server.archive.forms import BUNDLE, LEFT_OUT, ONNX
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
 from server.federation.events import JOURNAL_NAME, read_events
 from server.home import checkpoints
@@ -44,7 +45,9 @@ def export(
     by: AsOption = operators.FIRST,
     key: KeyOption = None,
 ) -> None:
-    """Copy a completed run's model, unsealed: model.safetensors and model.json. With --round, that of its checkpoint.
+    """Copy a completed run's model, unsealed: model.safetensors, model.json, a MONAI bundle and ONNX.
+
+    With --round, that of its checkpoint, without the latter two.
 
     To TensorBoard goes what the report has in curves. To MLflow go settings, curves, report and run document, and of a
     completed run the model.
@@ -63,6 +66,7 @@ def export(
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to show yet.")
     sent = mlflow is not None and proposal.state == "completed"
     files = _model_files(opened, proposal, round_) if out is not None or sent else {}
+    others, notes = _forms(opened, proposal, out) if out is not None and round_ is None else ({}, [])
 
     def write(_act: Act) -> list[object]:
         if files:
@@ -71,10 +75,11 @@ def export(
         written: list[object] = []
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            for name, data in files.items():
+            for name, data in {**files, **others}.items():
                 write_atomically(out / name, data)
-            written.append(out / MODEL_FILES[0])
-            note(f"As a MONAI bundle and ONNX too: wardround-sim export {quote(str(out))} --all FOLDER")
+            written += [out / name for name in (MODEL_FILES[0], *sorted({one.partition("/")[0] for one in others}))]
+            for sentence in notes:
+                note(sentence)
         if tensorboard is not None:
             _write_curves(opened, proposal, tensorboard)
             written.append(f"TensorBoard: {tensorboard}")
@@ -84,6 +89,22 @@ def export(
 
     for told in operators.carry_out(opened, signer, (proposal.run_hash,), write):
         say(told)
+
+
+def _forms(home: Home, proposal: Proposal, out: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The files of bundle and ONNX, opened; and what is to be said of those that are not there."""
+    from server.archive import record  # noqa: PLC0415 - loads jinja2
+
+    found = record.there(home, proposal)
+    command = f"wardround-sim export {quote(str(out))} --all FOLDER"
+    if found is None:
+        return {}, [f"As a MONAI bundle and ONNX too, once the run's folder is made, or by: {command}"]
+    sealer = home.sealer_of(proposal.run_hash)
+    names = [name.removesuffix(SUFFIX) for name in found.manifest["files"] if name.endswith(SUFFIX)]
+    files = {name: sealer.open(found.read(f"{name}{SUFFIX}"), name) for name in names if name not in MODEL_FILES}
+    told = record.forms_in(found) or {name: {LEFT_OUT: "an earlier version made none."} for name in (BUNDLE, ONNX)}
+    lacking = [f"Left out: {name}. {said[LEFT_OUT]}" for name, said in told.items() if LEFT_OUT in said]
+    return files, [*lacking, *([f"Made by: {command}"] if lacking else [])]
 
 
 def _write_curves(home: Home, proposal: Proposal, folder: Path) -> None:

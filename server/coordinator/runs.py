@@ -13,6 +13,7 @@ from pathlib import Path
 from common.console.logs import Trouble
 from common.errors import ConfigError, FederationError
 from common.flower import calls
+from server.archive.forms import Maker
 from server.coordinator.doors import read_processes
 from server.federation.events import SUMMARY_NAME, read_summary
 from server.federation.liveness import has_begun, has_died, on_their_way
@@ -52,7 +53,14 @@ class Runs:
         self._on_its_way: dict[str, float] = {}
         # Completed runs without a folder among the models: when that is made whatever receipts there are.
         self._to_keep = {one.run_hash: 0.0 for one in registry.proposals() if one.state == "completed"}
+        self._maker: tuple[str, Maker] | None = None  # by the run whose model it has
         self._forgive_interruptions()
+
+    def close(self) -> None:
+        """End what goes on beside; the next start begins it anew."""
+        if self._maker is not None:
+            self._maker[1].stop()
+            self._maker = None
 
     def step(self) -> set[int]:
         """Bring every run one step on.
@@ -177,20 +185,33 @@ class Runs:
 
     def _keep_models(self) -> None:
         """Make the folders of runs that are done; where that fails, a command that needs one tries again."""
-        if not self._to_keep:
-            return
-        from server.archive import record  # noqa: PLC0415 - loads jinja2
-
         for run_hash, at_last in list(self._to_keep.items()):
-            proposal = self._registry.proposal(run_hash)
             try:
-                if time.monotonic() < at_last and not record.has_all_receipts(self._home, proposal):
+                if not self._is_kept(self._registry.proposal(run_hash), at_last):
                     continue
-                if record.keep(self._home, proposal):
-                    _log.info("run %s has its folder among the models", run_hash[:8])
             except (ConfigError, OSError) as error:
                 _log.warning("run %s has no folder among the models: %s", run_hash[:8], error)
             del self._to_keep[run_hash]
+
+    def _is_kept(self, proposal: Proposal, at_last: float) -> bool:
+        """Whether the folder is there, now at the latest; else it waits for the model's forms, or for receipts."""
+        from server.archive import record  # noqa: PLC0415 - loads jinja2
+
+        if record.is_kept(self._home, proposal):
+            if self._maker is not None and self._maker[0] == proposal.run_hash:
+                self.close()  # a command was faster
+            return True
+        if self._maker is None:
+            self._maker = proposal.run_hash, Maker(self._home, proposal)
+        run_hash, maker = self._maker
+        if run_hash != proposal.run_hash or (made := maker.made) is None:
+            return False
+        if time.monotonic() < at_last and not record.has_all_receipts(self._home, proposal):
+            return False
+        self._maker = None
+        if record.keep(self._home, proposal, made):
+            _log.info("run %s has its folder among the models", run_hash[:8])
+        return True
 
 
 def _last_round(folder: Path) -> int:

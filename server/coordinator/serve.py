@@ -89,6 +89,7 @@ def serve(home: Home, stop: threading.Event) -> None:
             stop.wait(_STEP_S)
     finally:
         stop.set()
+        runs.close()
         stopped = server.stop(_GRACE_S)
         for thread in threads:
             thread.join()

@@ -12,6 +12,7 @@ runs/NAME-HASH8/     metrics.jsonl, summary.json, report.html, model.*.sealed, c
 models/NAME-HASH8/   each completed run, written once: server/archive/record.py
 nodes.json           Flower node id -> site name
 logs/ flower/ wake/  process logs; Flower's own disposable state; sockets for hints
+forms.lock forms/     while the other forms of a finished model are made: server/archive/forms.py
 superlink.sock processes.json   the way to the SuperLink; the processes that `start` keeps alive
 
 Sealed with the coordinator's key (common/crypto/stream.py) are all private keys, the sites' Flower keys in the registry
@@ -68,6 +69,9 @@ class ServerConfig(Table):
     # Whether that loopback is the coordinator's own, in a network namespace that no other account reaches. Without it
     # every account of this host can have the SuperLink run programs as the coordinator's.
     private_network: bool = True
+    # Whether the folder of a finished run also holds the model as MONAI bundle and as ONNX, both sealed. Making them
+    # takes a process beside the coordinator's, which loads torch, about a minute; where it cannot, they are left out.
+    exchange_forms: bool = True
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from common.config import RunConfig
 from common.errors import ConfigError, UpdateError
+from common.learning.checkpoint import Manifest
 from common.learning.checkpoint import load_model as read_model
 from common.learning.network import load_model
 from common.system.files import move, write_atomically
 from simulations.exchange import gate
 from simulations.exchange.inference import LAYERS, config_of, differences, scripts_of
 from simulations.exchange.metadata import metadata_of, page_of
+
+WEIGHTS = "models/model.pt"
 
 # Module of a bundle -> where a copy of it is taken from: package and file.
 _SOURCES = {
@@ -63,19 +68,56 @@ def export_bundle(model: Path, out: Path) -> Exported:
         network = load_model(run, state).eval()
     except UpdateError as error:
         raise ConfigError(f"{model}: {error}") from error
-    config, told = config_of(run), differences(run)
     with _beside(out) as fresh:
-        _write(fresh / "configs" / "inference.json", config)
-        for name in ["scripts.__init__", *scripts_of(config)] if scripts_of(config) else []:
-            write_atomically(fresh / f"{name.replace('.', '/')}.py", _source(name))
-        weights = io.BytesIO()
-        torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
-        write_atomically(fresh / "models" / "model.pt", weights.getvalue())
+        _write_inference(fresh, run)
+        write_atomically(fresh / WEIGHTS, _weights(network))
         agreement = gate.compare(fresh, run, network)
-        _write(fresh / "configs" / "metadata.json", metadata_of(run, manifest, agreement, told))
-        write_atomically(fresh / "docs" / "README.md", page_of(run, manifest, agreement, told).encode())
+        _write_about(fresh, run, manifest, agreement)
         move(fresh, out)
-    return Exported(out, agreement, tuple(told))
+    return Exported(out, agreement, tuple(differences(run)))
+
+
+def bundle_of(run: RunConfig, network: nn.Module, manifest: Manifest) -> tuple[Exported, dict[str, bytes]]:
+    """The bundle of a model, without its weights ever lying on the disk.
+
+    Args:
+        run: of the model.
+        network: the model, on the CPU, in evaluation mode.
+        manifest: of the model.
+
+    Returns:
+        What it is, under an empty path; and its files, by their path in the bundle.
+
+    Raises:
+        ConfigError: as `export_bundle`.
+    """
+    weights = _weights(network)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        _write_inference(fresh, run)
+        agreement = gate.compare(fresh, run, network, weights)
+        _write_about(fresh, run, manifest, agreement)
+        files = {str(path.relative_to(fresh)): path.read_bytes() for path in fresh.rglob("*") if path.is_file()}
+    return Exported(Path(), agreement, tuple(differences(run))), files | {WEIGHTS: weights}
+
+
+def _write_inference(fresh: Path, run: RunConfig) -> None:
+    config = config_of(run)
+    _write(fresh / "configs" / "inference.json", config)
+    for name in ["scripts.__init__", *scripts_of(config)] if scripts_of(config) else []:
+        write_atomically(fresh / f"{name.replace('.', '/')}.py", _source(name))
+
+
+def _weights(network: nn.Module) -> bytes:
+    weights = io.BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
+    return weights.getvalue()
+
+
+def _write_about(fresh: Path, run: RunConfig, manifest: Manifest, agreement: gate.Agreement) -> None:
+    told = differences(run)
+    _write(fresh / "configs" / "metadata.json", metadata_of(run, manifest, agreement, told))
+    write_atomically(fresh / "docs" / "README.md", page_of(run, manifest, agreement, told).encode())
 
 
 def _source(module: str) -> bytes:
@@ -99,4 +141,4 @@ def _beside(out: Path) -> Iterator[Path]:
         yield fresh
 
 
-__all__ = ["Exported", "export_bundle"]
+__all__ = ["Exported", "bundle_of", "export_bundle"]

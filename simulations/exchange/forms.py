@@ -20,12 +20,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from common.config import RunConfig, from_canonical
 from common.errors import ConfigError
-from common.learning.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
+from common.learning.checkpoint import MANIFEST_NAME, WEIGHTS_NAME, Manifest, unpack
 from common.learning.checkpoint import load_model as read_model
+from common.learning.network import load_model
 from common.system.files import move, write_atomically
-from simulations.exchange.bundle import export_bundle
-from simulations.exchange.onnx_file import export_onnx
+from simulations.exchange.bundle import Exported, bundle_of, export_bundle
+from simulations.exchange.onnx_file import OnnxExported, export_onnx, onnx_of
 
 NAME, BUNDLE, ONNX = "forms.json", "bundle", "model.onnx"
 FORMAT = 1
@@ -65,9 +67,11 @@ def export_forms(model: Path, out: Path) -> Forms:
         forms = {
             "safetensors": {"path": WEIGHTS_NAME, "largest-difference": 0.0},
             "monai-bundle": _made(
-                lambda: _bundle(model, fresh / BUNDLE), f"{shlex.quote(str(model))} --bundle {BUNDLE}"
+                lambda: _as_bundle(export_bundle(model, fresh / BUNDLE)), f"{shlex.quote(str(model))} --bundle {BUNDLE}"
             ),
-            "onnx": _made(lambda: _onnx(model, fresh / ONNX), f"{shlex.quote(str(model))} --onnx {ONNX}"),
+            "onnx": _made(
+                lambda: _as_onnx(export_onnx(model, fresh / ONNX)), f"{shlex.quote(str(model))} --onnx {ONNX}"
+            ),
         }
         told = {
             "wardround-forms": FORMAT,
@@ -83,21 +87,51 @@ def export_forms(model: Path, out: Path) -> Forms:
     return Forms(out, forms)
 
 
-def _made(make: Callable[[], dict[str, Any]], arguments: str) -> dict[str, Any]:
+def forms_of(weights: bytes, manifest: Manifest) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
+    """Bundle and ONNX of a model, without its weights ever lying on the disk.
+
+    Args:
+        weights: as packed.
+        manifest: of these weights.
+
+    Returns:
+        The forms as forms.json has them, but for the command; and their files, by path.
+
+    Raises:
+        ConfigError, UpdateError: these are no weights of the manifest's run.
+    """
+    if sha256(weights).hexdigest() != manifest.sha256:
+        raise ConfigError("the weights are not those that their manifest names.")
+    run = from_canonical(RunConfig, manifest.run)
+    network = load_model(run, unpack(weights)).eval()
+    files: dict[str, bytes] = {}
+
+    def bundle() -> dict[str, Any]:
+        done, parts = bundle_of(run, network, manifest)
+        files.update((f"{BUNDLE}/{name}", data) for name, data in parts.items())
+        return _as_bundle(done)
+
+    def onnx() -> dict[str, Any]:
+        files[ONNX], done = onnx_of(run, network, manifest)
+        return _as_onnx(done)
+
+    return {"monai-bundle": _made(bundle), "onnx": _made(onnx)}, files
+
+
+def _made(make: Callable[[], dict[str, Any]], arguments: str | None = None) -> dict[str, Any]:
     try:
         return make()
     except ConfigError as error:  # a library that is not here, a network that has no such form, or a difference
-        return {"left-out": str(error), "command": f"wardround-sim export {arguments}"}
+        how = {} if arguments is None else {"command": f"wardround-sim export {arguments}"}
+        return {"left-out": str(error), **how}
 
 
-def _bundle(model: Path, place: Path) -> dict[str, Any]:
-    done = export_bundle(model, place)
+def _as_bundle(done: Exported) -> dict[str, Any]:
     apart = {"outputs": done.agreement.outputs, "prepared": done.agreement.prepared, "labels": done.agreement.labels}
     return {"path": BUNDLE, "largest-difference": apart, "differences": list(done.differences)}
 
 
-def _onnx(model: Path, place: Path) -> dict[str, Any]:
-    done = export_onnx(model, place)
+def _as_onnx(done: OnnxExported) -> dict[str, Any]:
     return {"path": ONNX, "largest-difference": {"outputs": done.outputs}, "fixed-edges": done.fixed}
 
 
@@ -110,4 +144,4 @@ def _listed(path: Path) -> dict[str, Any]:
     return {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
 
 
-__all__ = ["Forms", "export_forms"]
+__all__ = ["Forms", "export_forms", "forms_of"]

@@ -47,13 +47,14 @@ class Agreement:
     labels: float | None  # share of voxels
 
 
-def compare(bundle: Path, run: RunConfig, network: nn.Module) -> Agreement:
+def compare(bundle: Path, run: RunConfig, network: nn.Module, weights: bytes | None = None) -> Agreement:
     """Run a bundle without us, and the model with us.
 
     Args:
         bundle: its folder.
         run: of the model.
         network: the model, on the CPU.
+        weights: what its models/model.pt shall hold, where they may not lie on a disk; None: it is there.
 
     Raises:
         ConfigError: MONAI cannot run it, or says something else than we do.
@@ -63,7 +64,7 @@ def compare(bundle: Path, run: RunConfig, network: nn.Module) -> Agreement:
             _write_image(Path(folder) / str(number), run, patches, np.random.default_rng(number))
             for number, patches in enumerate(_PATCHES)
         ]
-        theirs = _outside(bundle, paths)
+        theirs = _outside(bundle, paths, weights)
         found = [_compared(one, _study(path, run), run, network) for one, path in zip(theirs, paths, strict=True)]
     whole = Agreement(
         max(one.outputs for one in found),
@@ -100,16 +101,16 @@ def _compared(theirs: dict[str, Tensor], study: Study, run: RunConfig, network: 
     return Agreement(apart, float((unpadded - image).abs().max()), float((saved != labels).mean()))
 
 
-def _outside(bundle: Path, paths: Sequence[Path]) -> list[dict[str, Tensor]]:
+def _outside(bundle: Path, paths: Sequence[Path], weights: bytes | None) -> list[dict[str, Tensor]]:
     command = [sys.executable, "-I", "-B", outside.__file__, str(bundle.absolute()), *map(str, paths)]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and file
-            command, capture_output=True, text=True, check=False, timeout=_LONGEST_S, env=for_child()
+            command, input=weights or b"", capture_output=True, check=False, timeout=_LONGEST_S, env=for_child()
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"MONAI did not run the bundle within {_LONGEST_S:.0f} s. Nothing was written.") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(f"MONAI alone cannot run the bundle: {last}. Nothing was written.")
     return [safetensors.torch.load(Path(f"{path}.safetensors").read_bytes()) for path in paths]
 

@@ -8,11 +8,10 @@ images of several sizes against ours, in float32. Source: https://onnx.ai/onnx/r
 
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,32 @@ def export_onnx(model: Path, out: Path) -> OnnxExported:
     Raises:
         ConfigError: a library is missing, torch cannot export this network, or ONNX Runtime says something else.
     """
-    onnx, runtime = _libraries()
+    _libraries()
     run, state, manifest = read_model(model)
     try:
         network = load_model(run, state).eval()
     except UpdateError as error:
         raise ConfigError(f"{model}: {error}") from error
+    data, done = onnx_of(run, network, manifest)
+    write_atomically(out, data)
+    return replace(done, path=out)
+
+
+def onnx_of(run: RunConfig, network: nn.Module, manifest: Manifest) -> tuple[bytes, OnnxExported]:
+    """The network of a model, in memory.
+
+    Args:
+        run: of the model.
+        network: the model, on the CPU, in evaluation mode.
+        manifest: of the model.
+
+    Returns:
+        The file's bytes; and what it is, under an empty path.
+
+    Raises:
+        ConfigError: as `export_onnx`.
+    """
+    onnx, runtime = _libraries()
     graph, fixed = _graph(network, run)
     for name, value in _properties(run, manifest, fixed).items():
         entry = graph.metadata_props.add()
@@ -77,8 +96,7 @@ def export_onnx(model: Path, out: Path) -> OnnxExported:
             f"ONNX Runtime does not say what the model says: an output differs by {apart:.2g}, at most {MOST_OUTPUT:g} "
             "is allowed. Nothing was written. Report this with the run's run.toml."
         )
-    write_atomically(out, data)
-    return OnnxExported(out, apart, fixed)
+    return data, OnnxExported(Path(), apart, fixed)
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -101,20 +119,19 @@ def _graph(network: nn.Module, run: RunConfig) -> tuple[Any, str | None]:
     try:
         return _exported(network, example, {0: batch, **dict(enumerate(multiples, start=2))}), None
     except Exception as error:  # noqa: BLE001  # whatever the exporter raises: many types of several libraries
-        reason = _first_line(error)
+        reason = _first_line(error.__cause__ or error)  # torch's own says only in which of its steps it was
     example = torch.zeros(2, run.data.channels, *run.training.patch_size)
     try:
         return _exported(network, example, {0: batch}), reason
     except Exception as error:
         raise ConfigError(
-            f"torch cannot export the network {run.model.architecture} in {dims}D to ONNX: {_first_line(error)}."
+            f"torch cannot export the network {run.model.architecture} in {dims}D to ONNX: "
+            f"{_first_line(error.__cause__ or error)}."
         ) from error
 
 
 def _exported(network: nn.Module, example: Tensor, free: Mapping[int, Any]) -> Any:
-    import onnx  # noqa: PLC0415 - an extra
-
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _quiet():
         program = torch.onnx.export(
             network,
             (example,),
@@ -127,8 +144,7 @@ def _exported(network: nn.Module, example: Tensor, free: Mapping[int, Any]) -> A
         )
         if program is None:
             raise ValueError("the exporter gave nothing")
-        program.save(path := Path(folder) / "model.onnx")
-        return onnx.load(path)
+        return program.model_proto
 
 
 class _Runtime(nn.Module):
@@ -226,4 +242,4 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
-__all__ = ["MOST_OUTPUT", "OnnxExported", "export_onnx"]
+__all__ = ["MOST_OUTPUT", "OnnxExported", "export_onnx", "onnx_of"]

@@ -2,16 +2,22 @@
 
     python -I -B outside.py BUNDLE IMAGE ...      what the bundle makes of each image, into IMAGE.safetensors
 
+What comes by standard input stands for the bundle's models/model.pt, which then need not be there.
 That file has `image`, as prepared (C, *sp), `outputs` of the network (K, *sp) and `labels` on the image's own grid
-(C, *sp). The program ends with an error where MONAI cannot do what the bundle says.
+(C, *sp). The program ends with an error where MONAI cannot do what the bundle says, and with its parent.
 """
 
+import ctypes
 import importlib.abc
 import importlib.machinery
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+
+_PR_SET_PDEATHSIG = 1
 
 OURS = ("client", "common", "server", "simulations")
 
@@ -29,6 +35,9 @@ class _Absent(importlib.abc.MetaPathFinder):
 
 def main(bundle: str, *images: str) -> None:
     """See the module."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    given = sys.stdin.buffer.read()
     sys.meta_path.insert(0, _Absent())
     sys.path.insert(0, bundle)
     import safetensors.torch  # noqa: PLC0415
@@ -41,6 +50,8 @@ def main(bundle: str, *images: str) -> None:
     parser["output_dir"] = str(Path(images[0]).parent / "saved")
     parser["datalist"] = [{"image": image} for image in images]
     parser["device"] = "cpu"
+    if given:
+        parser["checkpoint"] = io.BytesIO(given)
     parser.parse()
     (items,) = parser.get_parsed_content("run")
     for image, item in zip(images, items, strict=True):

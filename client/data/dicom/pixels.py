@@ -30,10 +30,8 @@ from pydicom.pixels.processing import apply_color_lut
 
 from client.data.dicom.stream_header import stream_header
 from client.data.dicom.values import check_present, number_of
+from client.data.study.study import MOST_VALUES
 from common.errors import DataError, ErrorCode
-
-# Values in one object, and voxels in one study: 4096 slices of 512 x 512, which are 4 GiB as float32.
-MOST_VALUES = 2**30
 
 _COLOURS = ("Red", "Green", "Blue")
 

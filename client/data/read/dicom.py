@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
 from client.data.dicom.frames import ENHANCED, FRAME_TAGS, Frame, frames_of, stack_frames
-from client.data.dicom.pixels import MOST_VALUES, NEEDED, PIXEL_TAGS, decoded, palette_colours, too_large
+from client.data.dicom.pixels import NEEDED, PIXEL_TAGS, decoded, palette_colours, too_large
 from client.data.dicom.values import check_present, name_of, number_of, numbers_of, with_identity
 from client.data.read.dicom_header import SLICES
 from client.data.read.dicom_labels import read_labels
@@ -28,7 +28,7 @@ from client.data.read.dicom_series import find
 from client.data.study.geometry import Stack
 from client.data.study.labels import Naming
 from client.data.study.pulse import watched
-from client.data.study.study import Reference, Study, parsing, quiet
+from client.data.study.study import MOST_VALUES, Reference, Study, parsing, quiet
 from common.errors import DataError, ErrorCode
 
 _READING_TAGS = [

@@ -21,12 +21,13 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from client.data.dicom.pixels import MOST_VALUES, decoded
+from client.data.dicom.pixels import decoded
 from client.data.dicom.text import encodings_of, text_of_tag
 from client.data.dicom.values import name_of, number_of, numbers_of
 from client.data.study.geometry import Stack
 from client.data.study.label_grid import resample
 from client.data.study.labels import Naming
+from client.data.study.study import MOST_VALUES
 from common.errors import DataError, ErrorCode
 
 # A frame lies on a slice when it is no further away than this share of the smallest spacing, or this length.

@@ -23,13 +23,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.dicom.pixels import MOST_VALUES
 from client.data.read.pairs import find_pairs, lacking
 from client.data.study.label_checks import check_not_the_image, doubtful
 from client.data.study.label_grid import resample
 from client.data.study.labels import Naming
 from client.data.study.pulse import watched
-from client.data.study.study import Found, Reference, Study, parsing
+from client.data.study.study import MOST_VALUES, Found, Reference, Study, parsing
 from common.config import SourceConfig
 from common.errors import DataError, ErrorCode
 

@@ -21,6 +21,8 @@ from common.errors import DataError, ErrorCode, WardroundError
 
 Kind = Literal["dicom", "nifti", "images", "mias"]
 
+# Values in one object, and voxels in one study: 4096 slices of 512 x 512, which are 4 GiB as float32.
+MOST_VALUES = 2**30
 # A study of more takes over 8 GiB, as it is read or as it is prepared.
 MOST_VOXELS = 2**31
 

@@ -19,8 +19,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from client.data.dicom.pixels import MOST_VALUES, decoded, palette_colours
-from client.data.study.study import parsing, quiet
+from client.data.dicom.pixels import decoded, palette_colours
+from client.data.study.study import MOST_VALUES, parsing, quiet
 from common.errors import DataError, ErrorCode
 
 DATA = Path(os.environ["WARDROUND_DATA"]) / "dicom_conformance" if "WARDROUND_DATA" in os.environ else None
