@@ -127,8 +127,8 @@ ARROWS = {
         "common.config common.console common.system server.federation server.home server.registry server.views"
     ),
     "server.archive": (
-        "common.config common.crypto common.privacy common.system common.tasks server.evidence server.federation "
-        "server.home server.registry server.views"
+        "common.config common.crypto common.privacy common.system common.tasks common.wire server.evidence "
+        "server.federation server.home server.registry server.views"
     ),
     "server.commands": (
         "common.audit common.config common.console common.crypto common.flower common.identity common.losses "
@@ -207,7 +207,7 @@ ARROWS = {
     ),
     "simulations.exchange": (
         "client.data.prepare client.data.read client.data.study common.config common.learning common.models "
-        "common.system"
+        "common.system common.wire"
     ),
     "simulations.exchange.scripts": "",
     "simulations.faults": "common.document common.learning common.strategies common.wire",
@@ -423,6 +423,7 @@ _WRITES_BY_ITSELF = {
     "common/system/sandbox.py": "a path as a handle, and /dev/null",
     "client/serve/upload.py": "uploads as they come, in a private folder that goes with the server",
     "client/data/isolate/reader.py": "a file of the kernel under /proc",
+    "server/archive/forms.py": "what a process prints, appended by the kernel, and a folder that goes with it",
     "client/agent/worker_process.py": "what the worker prints, appended by the kernel and begun anew when it is long",
     "server/coordinator/supervisor.py": "what processes print, appended by the kernel and begun anew when it is long",
     "simulations/audit/apart.py": "images and a key of a simulated site in a temporary folder",

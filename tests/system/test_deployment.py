@@ -18,15 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import psutil
 import pydicom
 import pytest
+import torch
+from monai.bundle.config_parser import ConfigParser
 from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load_file
 
 from client.site import open_site
 from common.config import RunConfig, parse
 from common.config.rundocument import issue
 from common.learning.checkpoint import sha256
+from common.learning.network import load_model
 from server.federation.rounds import federate
 from server.home.folder import open_home
 from simulations.backends.in_process import InProcessGrid
@@ -236,6 +241,8 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
     for approval in [stage.client(site, "approve", "tiny", "--yes") for site in SITES]:
         done(approval)
     done(run, timeout_s=90)
+    made = partial((folder / "coordinator").glob, "models/tiny-*/manifest.json")
+    eventually(lambda: list(made()), "the folder of the finished run", timeout_s=300)
 
     statuses = {site: status_of(folder, site) for site in SITES}
     metrics = {
@@ -461,6 +468,25 @@ def test_finished_run_left_its_folder_with_every_receipt(deployment: Deployment)
     kept = [json.loads(line)["receipt"] for line in (folder / "receipts.jsonl").read_text().splitlines()]
     assert kept == [entry["receipt"] for entry in entries_of(deployment.audit, "round")]
     assert {(one["site"], one["round"]) for one in kept} == {(site, number) for site in SITES for number in (1, 2)}
+
+
+def test_finished_run_left_a_bundle_and_onnx_that_say_what_its_model_says(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Read by MONAI and by ONNX Runtime, with nothing of ours between."""
+    weights = exported(deployment, tmp_path)
+    network = load_model(parse(RunConfig, RUN_TOML), load_file(weights)).eval()
+    images = torch.randn(3, 1, 24, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(images)
+        parser = ConfigParser()
+        parser.read_config(tmp_path / "bundle" / "configs" / "inference.json")
+        parser["bundle_root"], parser["device"] = str(tmp_path / "bundle"), "cpu"
+        bundled = parser.get_parsed_content("network")(images)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (onnx,) = session.run(None, {"image": images.numpy()})
+    torch.testing.assert_close(bundled, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(onnx), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_logs_tell_the_story_from_enrolment_to_the_end(deployment: Deployment) -> None:
