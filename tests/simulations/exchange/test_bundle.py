@@ -143,7 +143,7 @@ def test_whatever_of_the_three_differs_stops_the_export(
     apart: tuple[float, float, float], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of()
-    monkeypatch.setattr(gate, "_outside", lambda _bundle, paths: [{} for _ in paths])
+    monkeypatch.setattr(gate, "_outside", lambda _bundle, paths, _weights: [{} for _ in paths])
     found = iter([gate.Agreement(0.0, None, None), gate.Agreement(*apart)])
     monkeypatch.setattr(gate, "_compared", lambda *_: next(found))
     with pytest.raises(ConfigError, match=f"{what}.*differs by"):
