@@ -9,6 +9,7 @@ not follow who comes or goes meanwhile. What goes wrong is written into the site
 """
 
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -84,8 +85,8 @@ def _class_share(have: int, patients: int) -> float:
 
 
 def _told(names: tuple[str, str], values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation over patients; nothing where they would be one patient's."""
-    if _dominated([to_decimals(value, names[0]) for value in values]):
+    """Mean and standard deviation over patients; nothing where they would be one patient's, or are no numbers."""
+    if not all(map(math.isfinite, values)) or _dominated([to_decimals(value, names[0]) for value in values]):
         return {}
     both = statistics.fmean(values), statistics.stdev(values)
     return {name: rounded(one, name) for name, one in zip(names, both, strict=True)}

@@ -305,6 +305,15 @@ class RunConfig(Document):
                 f"strategy.kind {self.strategy.kind!r} is fedavg where all sites make as many steps: set "
                 "training.local-seconds"
             )
+        if training.local_seconds is not None:
+            models = 1 + self.strategy.APART + self.federation.cross_site
+            if training.local_seconds * models >= self.federation.round_timeout_s:
+                also = f", {models} times as its own models take as many steps," if models > 1 else ""
+                told.append(
+                    f"training.local-seconds = {training.local_seconds:g}{also} is no less than "
+                    f"federation.round-timeout-s = {self.federation.round_timeout_s:g}: who trains until it is over is "
+                    "not waited for, and the round lacks them or fails"
+                )
         if self.privacy is not None and training.batch_size != said["batch_size"].default:
             told.append("training.batch-size changes nothing with [privacy]: sampling-rate takes its place")
         if self.federation.sites_per_round is not None and self.initial is not None:

@@ -16,6 +16,9 @@ where the sites lie as far apart as it says AND alike sites would in one run of 
     foreground  how large a class is where there is any
     intensities of the images as training sees them
 
+That one of these lies within its limit proves nothing: of few patients only a large shift is found. Beside the labels
+stands how large; where the run asks and hardly a site tells, their row says so, without a number.
+
 The limits are round numbers; docs/run.md has what `phantoms` shows beside the same patients dealt equally. They are no
 law of other data. Of few patients each site learns its own by heart, and drift and scores are as far beyond where
 patients are alike (scenario `unlike-alike`): below FEWEST_PATIENTS, or where no count is told, both are shown and not
@@ -27,9 +30,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.config.statistics import COUNTED, share_of
 from common.tasks import task_of
+from common.text import counted
 from server.federation.events import MOVES, OVERALL, OWN_WAY, WITH_OTHERS, Event, statistics_of
-from server.views.shift import Shift, of_foreground, of_intensities, of_labels
+from server.views.shift import Shift, labels_unfound, of_foreground, of_intensities, of_labels
 
 MOST_SHARE, MOST_DRIFT, LEAST_AGREEMENT, MOST_APART = 2.0, 0.1, -0.1, 0.25
 # Of shares of patients; of means, in standard deviations between patients.
@@ -43,6 +48,12 @@ _ON_DRIFT = (
     "The sites pull apart, round after round (client drift): try fewer training.local-steps, or the strategy scaffold "
     "or fedprox; where each should have a model that fits it, ditto."
 )
+_LABELS = "labels: share of patients with a class"
+_NO_PROOF = "within the limit, which is no proof: of few patients only a large shift is found"
+_UNTOLD = (
+    "Nothing is known of a label shift: a site tells from about 20 training patients on, and what its policy names "
+    "(class-share)."
+)
 _OF_FEW = "Not judged: with few patients, or an untold number, it is as far beyond where patients are alike."
 
 
@@ -52,17 +63,18 @@ class Finding:
 
     key: str  # in JSON
     what: str
-    found: float
+    found: float | None  # None: too few sites tell
     where: str  # which site, or how many
     limit: float
     beyond: bool  # the limit: the sites are unlike by this measure
     advice: str
+    within: str = "within the limit"  # said where they are not
 
     @property
     def row(self) -> list[object]:
         """In the order of COLUMNS."""
-        about = f"{self.found:.2f} ({self.where})"
-        return [self.what, about, f"{self.limit:g}", self.advice if self.beyond else "within the limit"]
+        about = f"{self.where}" if self.found is None else f"{self.found:.2f} ({self.where})"
+        return [self.what, about, f"{self.limit:g}", self.advice if self.beyond else self.within]
 
 
 def heterogeneity_of(summary: Mapping[str, Any], events: Sequence[Event]) -> list[Finding]:
@@ -188,7 +200,11 @@ def _shifts(summary: Mapping[str, Any], events: Sequence[Event]) -> Iterator[Fin
             "model leans to what is frequent where most patients are. Look at each site's score of the class, and try "
             "training.sampling = 'balanced', or ditto."
         )
-        yield _shift("labels", "labels: share of patients with a class", labels, MOST_UNLIKE_LABELS, advice)
+        yield _shift("labels", _LABELS, labels, MOST_UNLIKE_LABELS, advice, within=_unfound(told, classes))
+    elif told:
+        tell = sum(any(share_of(label) in one for label in classes) for one in told.values())
+        about = f"not told: of {counted(len(told), 'site')} that tell anything, {tell} tell a share"
+        yield Finding("labels", _LABELS, None, about, MOST_UNLIKE_LABELS, False, "", _UNTOLD)
     if (size := of_foreground(told, classes)) is not None:
         advice = (
             f"{size.what} is larger at {size.highest[0]} than at {size.lowest[0]}: other patients, or others who draw. "
@@ -204,7 +220,19 @@ def _shifts(summary: Mapping[str, Any], events: Sequence[Event]) -> Iterator[Fin
         yield _shift("intensities", "intensities: prepared images, between sites", shift, MOST_UNLIKE_MEANS, advice)
 
 
-def _shift(key: str, what: str, shift: Shift, limit: float, advice: str) -> Finding:
+def _unfound(told: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> str:
+    """What the labels' row says within its limit: how much it would not find."""
+    site, least = labels_unfound(told, classes, limit=MOST_UNLIKE_LABELS, chance=LEAST_CHANCE) or ("", None)
+    about = f"{site} (about {told[site][COUNTED]:g} patients)"
+    if least is None:
+        return f"within the limit, which says nothing: with so few patients at {about} no difference there is found"
+    return (
+        f"within the limit, which is no proof: at {about} a difference below {least:.2f} is mostly not found, even "
+        "where half of the patients have the class, and none where all but ten have it, or ten"
+    )
+
+
+def _shift(key: str, what: str, shift: Shift, limit: float, advice: str, *, within: str = _NO_PROOF) -> Finding:
     (low, lowest), (high, highest) = shift.lowest, shift.highest
     chance = "under 0.001" if shift.chance < 0.001 else f"{shift.chance:.3f}"
     return Finding(
@@ -215,6 +243,7 @@ def _shift(key: str, what: str, shift: Shift, limit: float, advice: str) -> Find
         limit,
         shift.found >= limit and shift.chance < LEAST_CHANCE,
         advice,
+        within,
     )
 
 

@@ -8,17 +8,20 @@ analysis of variance of the means (F-test; of normal patients with equal spreads
 is multiplied by the number of statistics that are looked at (Bonferroni), so that of sites that are alike at most one
 run in a hundred has any below 0.01.
 
-What is told may be anything that is told so: a mean that is rounded, a share that is ten patients from none or from
-all. Of that the sites are given what makes them most alike; so a shift that is small beside two digits is not found.
+Sites that differ and have few patients are not found: `labels_unfound` says how large a difference needs to be. What is
+told may be anything that is told so: a mean that is rounded, a share that is ten patients from none or from all. Of
+that the sites are given what makes them most alike; so a shift that is small beside two digits is not found.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
-from common.config.statistics import COUNTED, QUANTITIES, foreground_of, intensity_of, resolution, share_of
+from common.audit.entries import bucketed
+from common.config.statistics import COUNTED, QUANTITIES, foreground_of, intensity_of, resolution, rounded, share_of
 
 _STEP, _FEWEST = 5, 10  # patients: how counts are told
 _GRID = 400
@@ -43,6 +46,48 @@ def of_labels(told: Told, classes: Sequence[str]) -> Shift | None:
     """Of how many patients have a class: the class with the least chance. None where no two sites tell of one."""
     shifts = [_of_shares(told, label) for label in classes]
     return _least([one for one in shifts if one is not None])
+
+
+def labels_unfound(
+    told: Told, classes: Sequence[str], *, limit: float, chance: float
+) -> tuple[str, float | None] | None:
+    """How large a difference in shares of patients with a class is not found at the site with the fewest patients.
+
+    Told as it is found most easily: about one half of the patients have the class, the site more and all others less,
+    and each has exactly its share. Where patients are drawn, such a one is found more often than not.
+
+    Args:
+        told: by the sites.
+        classes: of the run.
+        limit: a difference counts as found from this on,
+        chance: and below this chance.
+
+    Returns:
+        The site, and the smallest difference that is found, in steps of 0.05; None for it where none is. None where no
+        two sites tell of a class.
+    """
+    looked_at = [label for label in classes if sum(share_of(label) in one for one in told.values()) > 1]
+    if not looked_at:
+        return None
+    of = {site: int(one[COUNTED]) for site, one in told.items() if share_of(looked_at[0]) in one}
+    fewest = min(sorted(of), key=lambda site: of[site])
+    others = tuple(sorted(count for site, count in of.items() if site != fewest))
+    return fewest, _smallest_found(of[fewest], others, limit, chance / len(looked_at))
+
+
+@lru_cache(maxsize=256)
+def _smallest_found(odd: int, others: Sequence[int], limit: float, chance: float) -> float | None:
+    """The difference from which on all are found, of a site with so many patients and others with so many each."""
+    smallest = None
+    for number in range(20, 0, -1):
+        above, below = 0.5 + number / 40, 0.5 - number / 40
+        shares = [(_told_share(above, odd), odd), *((_told_share(below, count), count) for count in others)]
+        made = {str(site): {COUNTED: count, share_of(""): share} for site, (share, count) in enumerate(shares)}
+        shift = _of_shares(made, "")
+        if shift is None or shift.found < limit or shift.chance >= chance:
+            break
+        smallest = number / 20
+    return smallest
 
 
 def of_foreground(told: Told, classes: Sequence[str]) -> Shift | None:
@@ -91,6 +136,11 @@ def _of_shares(told: Told, label: str) -> Shift | None:
     certain = max(low for low, _, _ in within) - min(high for _, high, _ in within)
     chance = float(chdtrc(len(sites) - 1, min(map(distance, _SHARES))))
     return Shift(label, max(certain, 0.0), chance, *_ends([(share, site) for site, share, _ in sites]))
+
+
+def _told_share(share: float, of: int) -> float:
+    """As a site of so many patients tells it: in steps of five of them, ten from none and from all."""
+    return rounded(min(bucketed(round(share * of)), of - _FEWEST) / of)
 
 
 def _interval(share: float, of: float) -> tuple[float, float]:
@@ -153,4 +203,4 @@ def _ends(values: Sequence[tuple[float, str]]) -> tuple[tuple[str, float], tuple
     return (low, lowest), (high, highest)
 
 
-__all__ = ["Shift", "of_foreground", "of_intensities", "of_labels"]
+__all__ = ["Shift", "labels_unfound", "of_foreground", "of_intensities", "of_labels"]

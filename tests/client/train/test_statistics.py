@@ -132,6 +132,18 @@ def test_what_but_one_patient_has_in_a_narrow_window_is_not_told() -> None:
     assert "intensity-mean-1" not in statistics_of(cohort_of(images, [np.zeros((8, 8), np.uint8)] * 30), a_run())
 
 
+def test_an_image_that_is_no_number_costs_only_what_is_of_its_values() -> None:
+    images = [np.full((8, 8), 0.1 * number) for number in range(12)]
+    images[3][0, 0] = np.nan
+    images[4][0, 0] = np.inf
+    label = np.zeros((12, 8, 8), np.uint8)
+    label[:, :4, :4] = 1
+    found = statistics_of(cohort_of(images, list(label)), a_run())
+    assert found["foreground-share-disc"] == 0.25
+    assert not [name for name in found if name.startswith("intensity-mean")]
+    assert all(np.isfinite(value) for value in found.values())
+
+
 def test_the_size_of_a_class_is_not_told_where_one_patient_makes_it() -> None:
     labels = np.zeros((30, 64, 64), np.uint8)
     labels[:10, 0, 0] = 1

@@ -33,6 +33,28 @@ def test_what_changes_nothing_is_named(training: dict[str, Any], tables: dict[st
     assert [sentence.partition(" ")[0] for sentence in run_of(training, **tables).idle] == said
 
 
+@pytest.mark.parametrize(
+    ("seconds", "tables", "told"),
+    [
+        (59.0, {}, False),
+        (60.0, {}, True),
+        (600.0, {}, True),
+        (29.0, {"strategy": {"kind": "ditto"}}, False),
+        (31.0, {"strategy": {"kind": "ditto"}}, True),
+        (31.0, {"federation": {"cross-site": True}}, True),
+        (21.0, {"strategy": {"kind": "ditto"}, "federation": {"cross-site": True}}, True),
+        (None, {}, False),
+    ],
+)
+def test_a_round_that_ends_before_its_sites_do_is_told(
+    seconds: float | None, tables: dict[str, Any], told: bool
+) -> None:
+    federation = {"rounds": 2, "round-timeout-s": 60.0, **tables.get("federation", {})}
+    training = {} if seconds is None else {"local-seconds": seconds}
+    said = [one for one in run_of(training, **{**tables, "federation": federation}).idle if "round-timeout-s" in one]
+    assert bool(said) == told
+
+
 @pytest.mark.parametrize("choice", [{"keep": "best"}, {"patience": 2}])
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])
 @pytest.mark.parametrize("private", [False, True])

@@ -114,6 +114,48 @@ def test_statistics_of_alike_sites_are_within_the_limits(shares: Sequence[float]
     assert not any(found[key].beyond for key in ("labels", "intensities"))
 
 
+def told_by(patients: Mapping[str, float], share: float | None) -> dict[str, Finding]:
+    events: list[dict[str, Any]] = [
+        {"event": "train", "round": 1, "site": site, "patients": of, "counted-patients": of, "intensity-mean-1": 0.5}
+        | {"intensity-mean-spread-1": 0.05}
+        | ({} if share is None else {"class-share-lesion": share})
+        for site, of in patients.items()
+    ]
+    return {one.key: one for one in heterogeneity_of({"settings": RUN}, events)}
+
+
+@pytest.mark.parametrize(
+    ("patients", "said"),
+    [
+        ({"north": 20.0, "south": 20.0}, "says nothing: with so few patients at north (about 20 patients)"),
+        (
+            {"north": 300.0, "south": 50.0},
+            "no proof: at south (about 50 patients) a difference below 0.25 is mostly not",
+        ),
+    ],
+)
+def test_labels_within_the_limit_say_what_would_not_have_been_found(patients: Mapping[str, float], said: str) -> None:
+    found = told_by(patients, 0.5)
+    assert not found["labels"].beyond
+    assert said in str(found["labels"].row[-1])
+    assert "which is no proof" in str(found["intensities"].row[-1])
+
+
+def test_labels_that_hardly_a_site_tells_of_are_said_to_be_unknown() -> None:
+    found = told_by({"north": 15.0, "south": 15.0, "west": 15.0}, None)
+    assert found["labels"].found is None
+    assert not found["labels"].beyond
+    assert found["labels"].row[1:] == [
+        "not told: of 3 sites that tell anything, 0 tell a share",
+        "0.1",
+        "Nothing is known of a label shift: a site tells from about 20 training patients on, and what its policy names "
+        "(class-share).",
+    ]
+    columns = as_columns(list(found.values()), [])
+    assert columns["unlike-labels"] == {"overall": None}
+    assert columns["unlike-labels-beyond"] == {"overall": False}
+
+
 def test_a_run_whose_sites_tell_nothing_has_none_of_these_measures() -> None:
     assert not {"labels", "intensities"} & told(dict.fromkeys(ROUNDS[1], 50)).keys()
 

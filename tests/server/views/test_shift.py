@@ -9,7 +9,7 @@ from scipy import stats
 from client.train.statistics import _class_share
 from common.audit.entries import bucketed
 from common.config.statistics import COUNTED, rounded
-from server.views.shift import Shift, of_foreground, of_intensities, of_labels
+from server.views.shift import Shift, labels_unfound, of_foreground, of_intensities, of_labels
 
 SITES = ("north", "south", "west")
 
@@ -76,6 +76,50 @@ def test_sites_that_draw_from_one_pool_are_found_unlike_once_in_a_hundred_times(
         draws = rng.binomial(of, 0.4, (times, 9))
         by_shares = [shares({str(site): (int(few), of) for site, few in enumerate(one)}).chance < 0.01 for one in draws]
         assert sum(by_shares) <= 12
+
+
+@pytest.mark.parametrize(
+    ("sites", "of", "least"),
+    [(3, 20, None), (3, 30, None), (9, 40, 0.4), (2, 50, 0.35), (3, 100, 0.3), (2, 150, 0.2), (3, 300, 0.15)],
+)
+def test_a_difference_that_is_said_to_be_found_is_and_half_of_it_is_not(
+    sites: int, of: int, least: float | None
+) -> None:
+    """Against patients who are drawn; docs/run.md has these numbers."""
+    told = {str(site): {COUNTED: float(of), "class-share-lesion": 0.5} for site in range(sites)}
+    assert labels_unfound(told, ["lesion"], limit=0.1, chance=0.01) == ("0", least)
+    rng = np.random.default_rng(of)
+
+    def found(apart: float) -> float:
+        draws = rng.binomial(of, [0.5 + apart / 2, *[0.5 - apart / 2] * (sites - 1)], (200, sites))
+        shifts = [shares({str(site): (int(few), of) for site, few in enumerate(one)}) for one in draws]
+        return float(np.mean([one.found >= 0.1 and one.chance < 0.01 for one in shifts]))
+
+    if least is None:
+        assert found(1.0) == 0
+    else:
+        assert found(least) >= 0.5
+        assert found(least / 2) <= 0.3
+
+
+def test_what_is_not_found_is_of_the_site_with_the_fewest_patients_and_of_all_classes_looked_at() -> None:
+    told = {
+        site: {COUNTED: of, "class-share-lesion": 0.5} for site, of in zip(SITES, (300.0, 50.0, 300.0), strict=True)
+    }
+    one = labels_unfound(told, ["lesion"], limit=0.1, chance=0.01)
+    assert one is not None
+    assert one[0] == "south"
+    more = {
+        site: {**values, **{f"class-share-c{number}": 0.5 for number in range(40)}} for site, values in told.items()
+    }
+    of_many = labels_unfound(more, ["lesion", *(f"c{number}" for number in range(40))], limit=0.1, chance=0.01)
+    assert of_many is not None
+    assert of_many[1] is not None
+    assert one[1] is not None
+    assert of_many[1] > one[1]
+    assert (
+        labels_unfound({"north": told["north"], "south": {COUNTED: 15.0}}, ["lesion"], limit=0.1, chance=0.01) is None
+    )
 
 
 def test_a_share_told_as_ten_from_all_is_no_shift_between_small_and_large_sites() -> None:
