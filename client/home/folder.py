@@ -8,6 +8,7 @@
     home/state/            ledger.sqlite: privacy spent, over all runs; splits.sealed: who trains and who tests;
                            declared.json: the number of patients that private runs are told (client/home/declared.py);
                            evaluations/: scores given; strategies/: what a run's strategy keeps from round to round;
+                           residuals/: what rounding took from a run's last updates (client/train/sending.py);
                            personal/: models of the site's own, until a person removes them (client/home/kept.py);
                            local/: models that the site trains alone for comparison, until the run is over;
                            gains/: what was compared (client/home/gains.py);
@@ -35,6 +36,7 @@ SPLITS_NAME = f"{STATE_NAME}/splits.sealed"
 DECLARED_NAME = f"{STATE_NAME}/declared.json"
 EVALUATIONS_NAME = f"{STATE_NAME}/evaluations"
 STRATEGIES_NAME = f"{STATE_NAME}/strategies"  # see client/train/memory.py
+RESIDUALS_NAME = f"{STATE_NAME}/residuals"  # see client/train/sending.py
 PERSONAL_NAME = f"{STATE_NAME}/personal"  # see client/home/kept.py
 LOCAL_NAME = f"{STATE_NAME}/local"  # see client/train/alone.py
 GAINS_NAME = f"{STATE_NAME}/gains"

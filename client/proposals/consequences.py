@@ -22,6 +22,7 @@ from common.config.statistics import STATISTICS, statistic_names
 from common.privacy.guarantee import forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
+from common.wire.encoding import values_size
 from common.wire.messages import Phase
 
 _BYTES_PER_VALUE = 4
@@ -69,12 +70,14 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
     return rows
 
 
-def tensor_rows(offer: Offer) -> list[tuple[str, str, int]]:
+def tensor_rows(offer: Offer, run: RunConfig) -> list[tuple[str, str, int]]:
     """Name, shape and bytes of every tensor that leaves each round."""
-    return [
-        (name, " x ".join(map(str, shape)) or "scalar", _BYTES_PER_VALUE * math.prod(shape))
-        for name, shape in offer.tensors
-    ]
+    encoding = run.federation.update_precision
+
+    def size(shape: Sequence[int]) -> int:
+        return _BYTES_PER_VALUE * math.prod(shape) if encoding == "float32" else values_size({"": shape}, encoding)
+
+    return [(name, " x ".join(map(str, shape)) or "scalar", size(shape)) for name, shape in offer.tensors]
 
 
 def _declared(run: RunConfig, offer: Offer | None, site: Site) -> str:
@@ -187,9 +190,17 @@ def _personal(run: RunConfig) -> str:
 
 def _weights(run: RunConfig, offer: Offer | None) -> str:
     noised = ", clipped and noised" if run.privacy else ", NOT noised"
+    encoding = run.federation.update_precision
+    if encoding != "float32":
+        noised += (
+            f", as what each moved, rounded to {encoding}; what rounding takes is KEPT here, sealed, and added to our "
+            "next update: it reveals no more than updates do, and is removed when the last model is to be scored, or "
+            "stays where the run ends otherwise"
+        )
     if offer is None:
         return f"the model's weights{noised}"
-    return f"{counted(len(offer.tensors), 'tensor')}, {_BYTES_PER_VALUE * offer.parameters:,} bytes of weights{noised}"
+    size = sum(of_tensor for _, _, of_tensor in tensor_rows(offer, run))
+    return f"{counted(len(offer.tensors), 'tensor')}, {size:,} bytes of weights{noised}"
 
 
 def _scalars(run: RunConfig, site: Site) -> list[str]:

@@ -1,8 +1,9 @@
 """The exit gate: the one place where something leaves the hospital.
 
 Whatever the worker hands over, only what is known leaves: the request's own parts and tensors, finite, with the
-request's names, shapes and types, packed anew unless they come under the request's own head to the byte; scalars on the
-allow-list, rounded; counts; codes from the closed list. Run hash, round and phase are the request's. Free text,
+request's names, shapes and types, packed anew unless they come under the request's own head to the byte; where the run
+wants fewer bits the moves of its weights, under the one head that goes with them (`common.wire.encoding`); scalars on
+the allow-list, rounded; counts; codes from the closed list. Run hash, round and phase are the request's. Free text,
 identifiers, paths, extra tensors, file metadata and padding have no way through, because nothing carries them. Runs in
 the agent: numpy only, no torch.
 
@@ -38,6 +39,7 @@ from common.privacy.guarantee import uncovered
 from common.privacy.scores import NOISE_NAMES, SCORE_NOISE
 from common.strategies import of_personal
 from common.tasks import of_local
+from common.wire.encoding import check_encoded
 from common.wire.frames import Buffer
 from common.wire.messages import (
     EvaluateReply,
@@ -114,7 +116,7 @@ def release(
             return Refusal(run_hash, round_, after_scoring(ErrorCode(reply.code), run))
         case TrainReply(), TrainRequest():
             check_covered(run)
-            parts = _rebuilt(reply.parts, run.strategy.up, request.parts[run.strategy.MODEL])
+            parts = _rebuilt(reply.parts, run, request.parts[run.strategy.MODEL])
             metrics = _scalars(_counted(reply.metrics), train_metrics(run, allowed))
             return TrainReply(run_hash, round_, parts, _count(reply.patients, run), metrics)
         case EvaluateReply(), EvaluateRequest():
@@ -284,11 +286,17 @@ def _scores_are_noised(run: RunConfig, scores: Scores) -> bool:
     return run.privacy is not None and scores == "noised"
 
 
-def _rebuilt(parts: Parts, wanted: Sequence[str], weights: Buffer) -> Parts:
+def _rebuilt(parts: Parts, run: RunConfig, weights: Buffer) -> Parts:
     """The parts of an update, if they are those of the run, each with the tensors of the model."""
+    wanted, encoding = run.strategy.up, run.federation.update_precision
     if parts.keys() != set(wanted):
         raise UpdateError("the update's parts are not those of the run, by name; nothing is sent")
-    return {name: _same_tensors(parts[name], weights) for name in wanted}
+    if encoding == "float32":
+        return {name: _same_tensors(parts[name], weights) for name in wanted}
+    model, *others = wanted
+    # Under its one head, to the byte, there is nothing in it but what each weight moved.
+    check_encoded(parts[model], {name: one.shape for name, one in _load(weights).items()}, encoding)
+    return {model: parts[model], **{name: _same_tensors(parts[name], weights) for name in others}}
 
 
 def _same_tensors(part: Buffer, template: Buffer) -> Buffer:

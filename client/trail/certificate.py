@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client.home.folder import STRATEGIES_NAME
+from client.home.folder import RESIDUALS_NAME, STRATEGIES_NAME
 from client.home.kept import personal_models
 from client.trail.outbox import FOLDER
 from client.trail.usage import Use
@@ -44,7 +44,7 @@ def certificate(
         site: its name in the federation; None: it has joined none.
     """
     left = len(list((home / FOLDER).glob("*"))) if (home / FOLDER).is_dir() else 0
-    kept = len(list((home / STRATEGIES_NAME).glob("*"))) if (home / STRATEGIES_NAME).is_dir() else 0
+    kept = len({one.name for folder in (STRATEGIES_NAME, RESIDUALS_NAME) for one in (home / folder).glob("*")})
     return {
         "wardround-forgotten": FORMAT,
         "site": site,
@@ -98,7 +98,7 @@ def _lines(patient: str, told: Mapping[str, Any]) -> list[str]:
     last, kept = told["still-here-of-open-runs"].values()
     if last or kept:
         lines += [
-            f"  here, sealed: {counted(last, 'last update')}, and what strategies keep of {counted(kept, 'run')};"
+            f"  here, sealed: {counted(last, 'last update')}, and what {counted(kept, 'run')} keep between updates;"
         ]
         lines += ["  they go when these runs end."]
     return lines

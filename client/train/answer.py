@@ -22,6 +22,7 @@ from client.train import training
 from client.train.alone import compared, let_go, train_alone
 from client.train.apart import train_apart
 from client.train.memory import discard, recall, retain
+from client.train.sending import model_part
 from client.train.statistics import told
 from client.train.strategies import Kept, local_of
 from common.audit.entries import bucketed
@@ -125,7 +126,8 @@ def _train(
     metrics = training.train_round(
         model, cohort, document, round_=request.round, site=name, device=device, site_key=site.key, local=local
     )
-    parts = {name: pack(state) for name, state in {run.strategy.MODEL: local.weights(), **local.parts()}.items()}
+    beside_model = {name: pack(state) for name, state in local.parts().items()}
+    parts = {run.strategy.MODEL: model_part(local.weights(), request, document, site), **beside_model}
     # Who stops by time makes as many steps for the others: as long again, and comparable.
     steps = None if run.training.local_seconds is None else int(metrics["steps"])
     train_apart(local, cohort, document, round_=request.round, site=name, device=device, steps=steps)

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from client.home import kept as files
-from client.home.folder import STRATEGIES_NAME
+from client.home.folder import RESIDUALS_NAME, STRATEGIES_NAME
 from client.site import Site
 from client.train.strategies import Kept
 from common.config.rundocument import RunDocument
@@ -69,11 +69,17 @@ def retain_in(folder: Path, site: Site, kept: Kept, *, wanted: bool = True) -> N
 
 def discard(site: Site, document: RunDocument) -> None:
     """Let go what only further rounds of a run would need, as it is over."""
+    files.remove(residuals_folder(site, document))
     folder = _folder(site, document)
     if not document.config.strategy.PERSONAL:
         files.remove(folder)
     for number in files.rounds(folder)[:-1]:
         files.path_of(folder, number).unlink(missing_ok=True)
+
+
+def residuals_folder(site: Site, document: RunDocument) -> Path:
+    """Where what rounding took from a run's updates is kept: see `client.train.sending`."""
+    return site.home / RESIDUALS_NAME / document.hash
 
 
 def _folder(site: Site, document: RunDocument) -> Path:
@@ -82,4 +88,4 @@ def _folder(site: Site, document: RunDocument) -> Path:
     return site.home / STRATEGIES_NAME / document.hash
 
 
-__all__ = ["discard", "recall", "recall_from", "retain", "retain_in"]
+__all__ = ["discard", "recall", "recall_from", "residuals_folder", "retain", "retain_in"]

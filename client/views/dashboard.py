@@ -111,7 +111,7 @@ def _run(home: Path, visit: Visit) -> Page:
         counted=proposal.appraisal is not None,
         may_approve=proposal.open and not proposal.approved and refusal is None,
         may_deny=proposal.answer is None or proposal.answer.approved,
-        tensors=[] if offer is None else tensor_rows(offer),
+        tensors=[] if offer is None else tensor_rows(offer, proposal.run),
     )
     return Page(f"Run {proposal.run.name}", body, f"{_answer(proposal).capitalize()}.")
 

@@ -31,6 +31,9 @@ class FederationConfig(Table):
     evaluate_every: Count | None = None
     # An update whose distance from the global model (L2) exceeds this is refused.
     max_update_norm: Positive = 1000.0
+    # How an update travels: float32 is the weights as they are. The others are what each weight moved, rounded to half
+    # and to a quarter of the bytes; a site keeps what rounding loses, and adds it to its next update.
+    update_precision: Annotated[Literal["float32", "bfloat16", "int8"], Since(2)] = "float32"
     # What is evaluated and kept is an exponential moving average of the rounds' models; the rounds themselves go on
     # from the last one. 0: no average. It costs no privacy, and smooths what the noise does to single rounds.
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -15,6 +15,11 @@ Where each step is bounded, so is the round, and the bound follows from the run 
 Weight decay draws towards zero, by no more than its share of the model. SGD with neither has no such bound: there
 `max-update-norm` and the other sites' updates (`server.federation.checks.outliers`) are what an update is held against,
 and where a strategy lets each site go on from weights of its own.
+
+What is rounded on its way (`federation.update-precision`) may lie farther. With d the largest share that rounding adds
+to what is sent or takes from it, r the residual that a site adds and s what it sends in a round of reach R,
+s <= R + r + d s, and the next residual is at most d s. So s is at most (R + r) / (1 - d), and no residual exceeds
+d / (1 - 2 d) times the farthest that a round so far could lead; which round a site last took part in is not looked at.
 """
 
 import math
@@ -27,6 +32,7 @@ from common.learning.schedule import carried, rates_of_round
 from common.privacy.clipping import norm_bounds
 from common.privacy.guarantee import plan
 from common.privacy.noise import deviation
+from common.wire.encoding import LARGEST_ERROR
 from server.federation.price import declared_patients
 
 # Of AdamW as torch makes it where a run does not say otherwise, which it cannot.
@@ -54,6 +60,23 @@ def farthest(
     Raises:
         PrivacyError: no site can train with this delta in this run.
     """
+    reach, encoding = _reach(run, round_, start_norm, delta, made), run.federation.update_precision
+    if encoding == "float32" or math.isinf(reach):
+        return reach
+    share = LARGEST_ERROR[encoding]
+    before = 0.0 if round_ == 1 else _reach(_at_full_rate(run), 1, 2 * start_norm, delta, None)
+    return (reach + share / (1 - 2 * share) * before) / (1 - share)
+
+
+@lru_cache(maxsize=16)
+def _at_full_rate(run: RunConfig) -> RunConfig:
+    """No round leads farther than one of this run from a model as long; twice as long is what one may have been."""
+    full = {"schedule": "constant", "cycles": 1, "warmup_steps": 0}
+    return run.model_copy(update={"training": run.training.model_copy(update=full)})
+
+
+def _reach(run: RunConfig, round_: int, start_norm: float, delta: float | None, made: int | None) -> float:
+    """How far the round's training leads before anything is rounded; see `farthest`."""
     if run.strategy.OWN_START:
         return math.inf  # where a site goes on from is its own affair
     rates, training = rates_of_round(run, round_, made), run.training

@@ -21,9 +21,10 @@ from common.audit.entries import SMALLEST_COUNT, bucketed
 from common.config import RunConfig
 from common.config.statistics import COUNTED, is_statistic, lowest_and_highest, rounded, statistic_names
 from common.errors import ErrorCode, UpdateError
-from common.learning.tensor_bytes import views_of
+from common.learning.tensor_bytes import bytes_of, views_of
 from common.text import counted
-from common.wire.messages import EvaluateReply, Phase, TrainReply
+from common.wire.encoding import decode
+from common.wire.messages import EvaluateReply, Parts, Phase, TrainReply
 from server.federation.bounds import farthest, trained, work_of
 from server.federation.events import ENTRIES, STEPS_MADE
 from server.federation.price import MAX_PATIENTS, check_price, check_steps
@@ -44,11 +45,12 @@ _METRIC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 class Update:
     """An update that may enter the average, as far as it can be judged by itself."""
 
-    parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)  # as they lie in the reply: nobody may change them
+    parts: Mapping[str, Mapping[str, Tensor]] = field(repr=False)  # as they lie in `packed`: nobody may change them
     distance: float  # L2, from the model that was sent
     limit: float  # of the distance, for this site in this round
     steps: int = 1
     work: float = 1.0  # that these are, as a share of a round's: see `server.federation.bounds.work_of`
+    packed: Parts = field(default_factory=dict, repr=False)  # the reply's; the model's as float32, however it travelled
 
     @property
     def reach(self) -> float:
@@ -98,7 +100,8 @@ def check_update(
     steps = check_steps(reply.metrics, run)
     if reply.parts.keys() != set(run.strategy.up):
         raise UpdateError("the update's parts are not those of the run", ErrorCode.WRONG_TENSORS)
-    parts = {name: views_of(part) for name, part in reply.parts.items()}
+    packed = _in_float32(reply.parts, run, global_state)
+    parts = {name: views_of(part) for name, part in packed.items()}
     for name, part in parts.items():
         _check_tensors(part, global_state)
         if name != run.strategy.MODEL and not is_finite(part):
@@ -129,7 +132,7 @@ def check_update(
             f"run's training lead {reachable:.3g} away at most. The site did something else than the run asks for.",
             ErrorCode.UPDATE_TOO_LARGE,
         )
-    return Update(parts, distance, min(setting, reachable), steps, work_of(run, round_, steps))
+    return Update(parts, distance, min(setting, reachable), steps, work_of(run, round_, steps), packed)
 
 
 def outliers(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:
@@ -173,6 +176,15 @@ def check_scores(reply: EvaluateReply, run_hash: str, round_: int, phase: Phase)
         raise UpdateError(f"the reply counts {reply.patients} patients", ErrorCode.BAD_COUNT)
     _check_metrics(reply.metrics)
     return reply
+
+
+def _in_float32(parts: Parts, run: RunConfig, sent: Mapping[str, Tensor]) -> Parts:
+    """The parts of an update with the model as weights, where the run lets it travel as what they moved."""
+    encoding, name = run.federation.update_precision, run.strategy.MODEL
+    if encoding == "float32":
+        return parts
+    moves = decode(parts[name], {key: tuple(one.shape) for key, one in sent.items()}, encoding)
+    return {**parts, name: bytes_of({key: one + torch.from_numpy(moves[key]) for key, one in sent.items()})}
 
 
 def _check_round(got_hash: str, got_round: int, run_hash: str, round_: int) -> None:

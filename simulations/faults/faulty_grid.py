@@ -7,22 +7,26 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
+from common.config import RunConfig
 from common.learning.checkpoint import pack, unpack
-from common.strategies import Strategy
+from common.wire.encoding import decode, encode
+from common.wire.frames import Buffer
 from common.wire.messages import TrainReply, TrainRequest
 from common.wire.records import reply_from_record, reply_to_record, request_from_record
-from simulations.faults.fault import Fault
+from simulations.faults.fault import Fault, State
 
 
 class FaultyGrid(Grid):
     """`grid`, with one fault."""
 
-    def __init__(self, grid: Grid, fault: Fault, strategy: Strategy) -> None:
-        self._grid, self._fault, self._part = grid, fault, strategy.MODEL
+    def __init__(self, grid: Grid, fault: Fault, run: RunConfig) -> None:
+        self._grid, self._fault, self._part = grid, fault, run.strategy.MODEL
+        self._precision = run.federation.update_precision
         self._sites: dict[int, str] = {}  # those at fault, by node
         self._request: TrainRequest | None = None
         self._asked: set[str] = set()  # ids of messages to sites at fault
@@ -98,16 +102,28 @@ class FaultyGrid(Grid):
     def _changed(self) -> list[Message]:
         assert self._request is not None  # noqa: S101 - it was answered; for the type checker
         start = unpack(self._request.parts[self._part])
-        trained = {site: unpack(reply.parts[self._part]) for site, (_, reply) in sorted(self._held.items())}
+        trained = {site: self._read(reply.parts[self._part], start) for site, (_, reply) in sorted(self._held.items())}
         lies = self._fault.sent_instead(start, trained)
         messages = []
         for site, (message, reply) in self._held.items():
-            parts = {**reply.parts, self._part: pack(lies[site])}
+            parts = {**reply.parts, self._part: self._written(lies[site], start)}
             changed = TrainReply(reply.run_hash, reply.round, parts, reply.patients, dict(reply.metrics))
             message.content = reply_to_record(changed)
             messages.append(message)
         self._held = {}
         return messages
+
+    def _read(self, part: Buffer, start: State) -> State:
+        if self._precision == "float32":
+            return unpack(part)
+        moves = decode(part, {name: one.shape for name, one in start.items()}, self._precision)
+        return {name: one + torch.from_numpy(moves[name]) for name, one in start.items()}
+
+    def _written(self, lie: State, start: State) -> bytes:
+        """Of what rounding takes from a lie nothing is kept."""
+        if self._precision == "float32":
+            return pack(lie)
+        return encode({name: (lie[name] - one).numpy() for name, one in start.items()}, self._precision)
 
 
 __all__ = ["FaultyGrid"]

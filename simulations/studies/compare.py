@@ -270,7 +270,7 @@ def _train(column: Column, folder: Path, tell: Tell, backend: Backend) -> tuple[
 
     document = issue(column.run)
     with backend(column.sites, document) as grid:
-        faulty = grid if column.fault is None else FaultyGrid(grid, column.fault, column.run.strategy)
+        faulty = grid if column.fault is None else FaultyGrid(grid, column.fault, column.run)
         summary = federate(faulty, document, folder, observe=observe)
     stated = (summary.guarantee or {}).get("sites", {}).values()
     epsilon = max((float(one["epsilon"]) for one in stated), default=None)

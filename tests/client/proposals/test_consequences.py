@@ -70,7 +70,7 @@ def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> N
     assert rows["set aside"] == "2 no-label (see data check)"
     assert rows["asked by"].startswith("maria ")
     assert rows["leaves each round"] == "2 tensors, 320 bytes of weights, clipped and noised"
-    assert tensor_rows(OFFER) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
+    assert tensor_rows(OFFER, RUN) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
     assert rows["how often"].startswith("6 rounds of 10 steps")
 
 

@@ -113,7 +113,7 @@ def test_a_fault_is_the_same_on_it(sites: list[Site], tmp_path: Path, backend: C
 
     def with_fault(opened: Backend, out: Path) -> str | None:
         with opened(sites, issue(RUN)) as grid:
-            return federate(FaultyGrid(grid, fault, RUN.strategy), issue(RUN), out).model_sha256
+            return federate(FaultyGrid(grid, fault, RUN), issue(RUN), out).model_sha256
 
     honest = federated(opened, sites, tmp_path / "honest").model_sha256
     assert with_fault(opened, tmp_path / "one") == with_fault(backend(2), tmp_path / "two") != honest

@@ -44,7 +44,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> list[Site]:
 def federated(sites: list[Site], fault: Fault | None, out: Path, run: RunConfig | None = None) -> Summary:
     run = run or tiny_run_of_format(2, federation={"rounds": 2, "quorum": 2})
     with opened(sites, issue(run)) as grid:
-        faulty = grid if fault is None else FaultyGrid(grid, fault, run.strategy)
+        faulty = grid if fault is None else FaultyGrid(grid, fault, run)
         return federate(faulty, issue(run), out)
 
 

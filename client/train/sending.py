@@ -1,0 +1,58 @@
+"""The model's part of an update as it travels: see [federation] update-precision, and `common.wire.encoding`.
+
+Where moves are rounded, the site keeps what rounding took from them, the residual, and adds it to its next update: so
+nothing is lost for good, and what is too small for a step adds up until it is one ("error feedback": Seide et al.,
+Interspeech 2014; Karimireddy et al., ICML 2019). Rounding draws nothing: a round that is trained again from the same
+residual gives the same bytes.
+
+A residual is made of the weights that would leave as float32, of models that were received, and of the residual
+before. In a private run such weights are made by private steps, so all of this is computed from what they release, and
+costs no privacy. Of an update that is lost, late or refused the site is told nothing here: what it carried is lost as
+float32 weights would be, and what rounding took from it goes into the next one all the same. Where a strategy lets a
+site go on from weights of its own, each update says anew where these are: nothing is kept, as nothing is lost.
+"""
+
+import torch
+
+from client.site import Site
+from client.train.memory import recall_from, residuals_folder, retain_in
+from client.train.strategies import Kept, State
+from common.config.rundocument import RunDocument
+from common.learning.checkpoint import pack, unpack
+from common.wire.encoding import decode, encode
+from common.wire.messages import TrainRequest
+
+_RESIDUAL = "residual"  # the only part of what is kept
+
+
+def model_part(weights: State, request: TrainRequest, document: RunDocument, site: Site) -> bytes:
+    """The weights of an update as bytes, in the precision of the run.
+
+    Args:
+        weights: that the site would send.
+        request: whose round it is, with the model that it was sent.
+        document: the run.
+        site: the hospital; a residual is kept there, sealed.
+
+    Raises:
+        UpdateError: NOT_FINITE, a weight moved by more than can be told.
+    """
+    run = document.config
+    encoding = run.federation.update_precision
+    if encoding == "float32":
+        return pack(weights)
+    start = unpack(request.parts[run.strategy.MODEL])
+    moves = {name: (one.detach().cpu() - start[name]).numpy() for name, one in weights.items()}
+    if run.strategy.OWN_START:
+        return encode(moves, encoding)
+    folder = residuals_folder(site, document)
+    if (kept := recall_from(folder, site, request.round)) is not None:
+        moves = {name: one + kept.states[_RESIDUAL][name].numpy() for name, one in moves.items()}
+    part = encode(moves, encoding)
+    sent = decode(part, {name: one.shape for name, one in moves.items()}, encoding)
+    residual = {name: torch.from_numpy(one - sent[name]) for name, one in moves.items()}
+    retain_in(folder, site, Kept(request.round, {_RESIDUAL: residual}), wanted=request.round < run.federation.rounds)
+    return part
+
+
+__all__ = ["model_part"]
