@@ -70,8 +70,20 @@ def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> N
     assert rows["set aside"] == "2 no-label (see data check)"
     assert rows["asked by"].startswith("maria ")
     assert rows["leaves each round"] == "2 tensors, 320 bytes of weights, clipped and noised"
-    assert tensor_rows(OFFER, RUN) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
+    assert tensor_rows(OFFER, a_run()) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
     assert rows["how often"].startswith("6 rounds of 10 steps")
+
+
+@pytest.mark.parametrize(("precision", "sizes"), [("bfloat16", (144, 16)), ("int8", (76, 12))])
+def test_a_rounded_update_is_shown_with_its_bytes_and_what_is_kept(
+    site: Site, precision: str, sizes: tuple[int, int]
+) -> None:
+    """72 and 8 values: two bytes each; or one, with 4 for the scale of each block."""
+    run = a_run(format=2, federation={"rounds": 6, "update-precision": precision})
+    assert [size for _, _, size in tensor_rows(OFFER, run)] == list(sizes)
+    said = shown(site, proposed(site, run))["leaves each round"]
+    assert said.startswith(f"2 tensors, {sum(sizes)} bytes of weights, clipped and noised, as what each moved")
+    assert f"rounded to {precision}; what rounding takes is KEPT here, sealed" in said
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Message, MessageType
 
-from client.home.folder import STRATEGIES_NAME
+from client.home.folder import RESIDUALS_NAME, STRATEGIES_NAME
 from client.site import Site
 from client.train.training import train_round
 from common.config import sha256_of
@@ -83,6 +83,29 @@ def test_a_cut_run_whose_sites_remember_makes_the_same_model(
     assert kept
     resumed = federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "cut")
     assert resumed.model_sha256 == whole.model_sha256 != other.model_sha256
+    assert not any(path.exists() for path in kept)
+
+
+@pytest.mark.parametrize(("precision", "cut"), [("bfloat16", 3), ("int8", 3), ("int8", 4)])
+def test_a_cut_run_whose_updates_are_rounded_makes_the_same_model(
+    sites: list[Site], tmp_path: Path, precision: str, cut: int
+) -> None:
+    """As above: what rounding took from the round before is found again by a site that trains a round again."""
+    federation = {"rounds": 4, "update-precision": precision}
+    run = tiny_run_of_format(2, federation=federation)
+    whole = federate(InProcessGrid(sites, issue(run)), issue(run), tmp_path / "whole")
+    again = [make_site(tmp_path / "again", site.config) for site in sites]
+
+    def stop(event: Event) -> None:
+        if event["event"] == "train" and event["round"] == cut:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "cut", observe=stop)
+    kept = list((again[0].home / RESIDUALS_NAME).rglob("*.sealed"))
+    assert kept
+    resumed = federate(InProcessGrid(again, issue(run)), issue(run), tmp_path / "cut")
+    assert resumed.model_sha256 == whole.model_sha256
     assert not any(path.exists() for path in kept)
 
 

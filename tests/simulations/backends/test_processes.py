@@ -108,6 +108,20 @@ def test_strategies_that_remember_and_own_models_work_wherever_a_site_works(
     ]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_rounded_updates_are_the_same_wherever_a_site_works(
+    sites: list[Site], tmp_path: Path, backend: Callable[[int], Backend], precision: str
+) -> None:
+    federation = {"rounds": 3, "update-precision": precision}
+    run, plain = tiny_run_of_format(2, federation=federation), tiny_run(federation={"rounds": 3})
+    usual = federated(opened, sites, tmp_path / "one", run)
+    assert federated(backend(2), sites, tmp_path / "two", run).model_sha256 == usual.model_sha256
+    assert usual.model_sha256 != federated(backend(2), sites, tmp_path / "plain", plain).model_sha256
+    journals = [read_events(tmp_path / name / JOURNAL_NAME) for name in ("one", "plain")]
+    small, large = (sum(event["bytes-up"] for event in one if event["event"] == "round") for one in journals)
+    assert small <= {"bfloat16": 0.51, "int8": 0.26}[precision] * large
+
+
 def test_a_fault_is_the_same_on_it(sites: list[Site], tmp_path: Path, backend: Callable[[int], Backend]) -> None:
     fault = Scaled(name="half", sites=("east", "south"), factor=0.5)
 

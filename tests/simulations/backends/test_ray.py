@@ -29,7 +29,7 @@ from simulations.backends.ray_cluster import Need, gpus_of, most_threads
 from simulations.backends.workers import Job
 from simulations.scenarios.homes import make_site
 from tests.simulations.backends.ray_nodes import RayNode, cluster
-from tests.simulations.tiny import tiny_run, tiny_site
+from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
 # Not loaded here: the backend says before how Ray is to be loaded.
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
@@ -128,6 +128,14 @@ def test_two_nodes_make_the_model_of_one_process(
     assert [len(worked & node.pids()) for node in (head, second)] == [1, 1]
     # For three sites, in training and in scoring of the two rounds: each model once.
     assert len(stored) == len({one["weights"] for one in stored}) == 3
+
+
+def test_rounded_updates_are_the_same_wherever_a_site_works(
+    backend: Backend, sites: list[Site], tmp_path: Path
+) -> None:
+    run = tiny_run_of_format(2, federation={"rounds": 3, "update-precision": "int8"})
+    usual = federated(opened, sites, tmp_path / "one", run)
+    assert federated(backend, sites, tmp_path / "two", run).model_sha256 == usual.model_sha256
 
 
 def test_an_actor_that_is_killed_is_replaced_and_its_round_is_paid_once(

@@ -11,6 +11,7 @@ import torch
 from client.site import Site, open_site
 from common.config import RunConfig, validate
 from common.config.rundocument import issue
+from common.learning.checkpoint import load_model
 from server.federation.events import JOURNAL_NAME, Summary, read_events
 from server.federation.rounds import federate
 from simulations.backends import opened
@@ -78,6 +79,22 @@ def test_a_federation_whose_sites_send_what_they_trained_makes_the_same_model(
     held = federated(sites, a_fault(Honest, sites=["north", "west"]), tmp_path / "held")
     assert held.model_sha256 == honest.model_sha256
     assert [event["sites"] for event in rounds(tmp_path / "held")] == [list(NAMES)] * 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_where_updates_are_rounded_a_fault_is_of_what_they_stand_for_and_rounded_too(
+    sites: list[Site], tmp_path: Path, precision: str
+) -> None:
+    run = tiny_run_of_format(2, federation={"rounds": 1, "quorum": 2, "update-precision": precision})
+    for factor, odd in ((1.0, {}), (0.0, {"south": ["unchanged"]})):
+        federated(sites, a_fault(Scaled, sites=["south"], factor=factor), tmp_path / str(factor), run)
+        (event,) = rounds(tmp_path / str(factor))
+        assert event["sites"] == sorted(NAMES)
+        assert event["suspicious"] == odd
+    honest = federated(sites, None, tmp_path / "honest", run)
+    same = load_model(tmp_path / "1.0")[1]
+    assert all(torch.allclose(one, same[name], atol=1e-6) for name, one in load_model(tmp_path / "honest")[1].items())
+    assert honest.status == "completed"
 
 
 def test_only_the_sites_at_fault_send_something_else(sites: list[Site], tmp_path: Path) -> None:
