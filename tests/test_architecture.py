@@ -210,7 +210,7 @@ ARROWS = {
         "common.system common.wire"
     ),
     "simulations.exchange.scripts": "",
-    "simulations.faults": "common.document common.learning common.strategies common.wire",
+    "simulations.faults": "common.config common.document common.learning common.wire",
     "simulations.gallery": (
         "client.data.check client.data.prepare client.data.study common.config common.preparation "
         "common.system simulations.generators"

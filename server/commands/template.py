@@ -130,6 +130,7 @@ rounds = 18
 # join-timeout-s = 600.0     # how long to wait for the quorum to connect
 # evaluate-every = 6         # rounds between scores; with [privacy] each makes all of them noisier
 # max-update-norm = 1000.0
+# update-precision = "float32"  # bfloat16 or int8: updates in half or a quarter of the bytes
 # averaging = 0.0            # decay of the average of the rounds' models
 # keep = "last"              # which round's model is kept: last, or best by its validation scores
 # patience = 5               # stop after so many evaluations in a row without a better score
