@@ -187,3 +187,5 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool, 
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")
     show_scores(home, ended, as_json=False)
     say(f"Results: {home.run_folder(ended.document)}")
+    command = homes.typed(f"export {ended.run_hash[:8]} --out MODEL", home)
+    note(f"The model, and its MONAI bundle and ONNX when they are made: {command}")

@@ -258,5 +258,11 @@ def test_compare_refuses_a_run_that_is_not_completed(runs: list[Federation]) -> 
     assert "only a completed run" in result.stderr
 
 
+def test_the_end_of_a_run_names_the_command_that_gives_its_model_in_all_forms(runs: list[Federation]) -> None:
+    result = CliRunner().invoke(app, ["watch", runs[0].document.hash[:8]])
+    assert result.exit_code == 0, result.output
+    assert f"ONNX when they are made: wardround-server export {runs[0].document.hash[:8]} --out MODEL" in result.output
+
+
 def test_runs_alone_still_lists_all(runs: list[Federation]) -> None:
     assert {row["state"] for row in typed("runs", "--json")} == {"completed", "failed"}
