@@ -17,19 +17,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import safetensors.torch
+from torch import Tensor
 
 from client.site import Site
 from client.train.training import evaluate
 from common.audit.entries import bucketed
 from common.config import RunConfig, SiteConfig, SourceConfig, validate
 from common.config.rundocument import issue
-from common.learning.network import load_model
+from common.learning.network import build_model, load_model
 from common.system.environment import PACKAGES, for_child
 from common.system.files import write_atomically
 from simulations.bench.bare_loop import RUN_NAME, write_client
@@ -39,18 +40,42 @@ from simulations.scenarios.homes import make_site
 
 CLIENTS = 4
 HEADLINE = "score"  # of the model, that of the task
+# Peers average in float32, in the order in which updates come; what that leaves grows from step to step.
+TOLERANCE = 0.05
 _LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
+class Child:
+    """How the process of a way is started; variables: of its environment, beside ours."""
+
+    command: tuple[str, ...]
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Figure:
-    """One way. seconds, cpu_s: of each round that counts; memory: bytes; headline: the score of its model."""
+    """One way.
+
+    seconds, cpu_s: of each round that counts.
+    first_s: from the start of its process until its first round is done.
+    memory: bytes.
+    headline: the score of its model.
+    apart: how far its model lies from that of the first way, as a share of how far that one has moved.
+    """
 
     way: str
     seconds: tuple[float, ...]
     cpu_s: tuple[float, ...]
     memory: int
     headline: float
+    first_s: float = 0.0
+    apart: float = 0.0
+
+    @property
+    def is_the_same(self) -> bool:
+        """Whether it has trained what the first way has."""
+        return self.apart <= TOLERANCE
 
     def times(self, other: "Figure") -> tuple[float, float, float]:
         """Time, CPU time (medians of the ratios within the turns) and memory, as multiples of another way's."""
@@ -70,6 +95,7 @@ def measure(
     rows: int = 128,
     batch: int = 8,
     ways: Sequence[str] = WAYS,
+    others: Callable[[Path], Mapping[str, Child]] = lambda _folder: {},
     progress: Callable[[int, str], None] = lambda _done, _note: None,
 ) -> tuple[Figure, ...]:
     """Generate the patients of the clients, and train on them in every way, by turns.
@@ -83,7 +109,8 @@ def measure(
         channels: of the U-Net, level by level.
         rows: and columns of an image and of a crop.
         batch: crops of a step.
-        ways: of training, which are measured.
+        ways: of training, which are measured; the others' models are held against the first one's.
+        others: ways beside these, by name, and how each is started; given the folder.
         progress: called with (turns done, "turns").
 
     Returns:
@@ -91,26 +118,37 @@ def measure(
     """
     run = _run(rounds + 2, clients=clients, steps=steps, channels=channels, rows=rows, batch=batch)
     sites = _sites(folder, run, patients=patients, rows=rows)
+    starts = {way: _ours(way, folder) for way in ways} | dict(others(folder))
     with ExitStack() as stack:
-        children = {way: stack.enter_context(_child(way, folder)) for way in ways}
-        turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        for turn in range(rounds + 1):
-            first = turn % len(ways)
-            for way in (*ways[first:], *ways[:first]):
-                turns[way].append(_timed(children[way]))
+        children: dict[str, subprocess.Popen[bytes]] = {}
+        first_s: dict[str, float] = {}
+        for way, start in starts.items():  # one after another, or they would wait for each other
+            started = time.perf_counter()
+            children[way] = stack.enter_context(_child(start))
+            _round(way, children[way])
+            first_s[way] = time.perf_counter() - started
+        progress(0, "turns")
+        turns: dict[str, list[tuple[float, float]]] = {way: [] for way in starts}
+        for turn in range(1, rounds + 1):
+            first = turn % len(starts)
+            for way in (*list(starts)[first:], *list(starts)[:first]):
+                turns[way].append(_timed(way, children[way]))
             progress(turn, "turns")
-        memory = {way: _weighed(child) for way, child in children.items()}
+        memory = {way: _weighed(way, child) for way, child in children.items()}
         for way, child in children.items():
             _ends(way, child)
+    apart = _apart(run, folder, list(starts))
     return tuple(
         Figure(
             way,
-            seconds=tuple(seconds for seconds, _ in turns[way][1:]),
-            cpu_s=tuple(cpu_s for _, cpu_s in turns[way][1:]),
+            seconds=tuple(seconds for seconds, _ in turns[way]),
+            cpu_s=tuple(cpu_s for _, cpu_s in turns[way]),
             memory=memory[way],
             headline=_score(run, sites, model_of(folder, way)),
+            first_s=first_s[way],
+            apart=apart[way],
         )
-        for way in ways
+        for way in starts
     )
 
 
@@ -146,36 +184,43 @@ def _sites(folder: Path, run: RunConfig, *, patients: int, rows: int) -> list[Si
     return sites
 
 
+def _ours(way: str, folder: Path) -> Child:
+    command = (sys.executable, "-P", "-m", "simulations.bench.training_ways", way, str(folder))
+    return Child(command, {"PYTHONPATH": str(PACKAGES)})
+
+
 @contextmanager
-def _child(way: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-P", "-m", "simulations.bench.training_ways", way, str(folder)]
-    environment = for_child(PYTHONPATH=str(PACKAGES), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+def _child(start: Child) -> Iterator["subprocess.Popen[bytes]"]:
+    variables = {**start.variables, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module, or one that was named
+        start.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=for_child(**variables)
     ) as process:
         try:
             yield process
         finally:
-            process.kill()
+            for one in _tree(process.pid):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
-def _timed(child: "subprocess.Popen[str]") -> tuple[float, float]:
+def _timed(way: str, child: "subprocess.Popen[bytes]") -> tuple[float, float]:
     """Seconds on the wall and of the processors that a round took."""
     before, started = _cpu_s(child.pid), time.perf_counter()
-    _round(child)
+    _round(way, child)
     return time.perf_counter() - started, _cpu_s(child.pid) - before
 
 
-def _round(child: "subprocess.Popen[str]") -> None:
+def _round(way: str, child: "subprocess.Popen[bytes]") -> None:
     assert child.stdin is not None  # noqa: S101 - both are pipes
     assert child.stdout is not None  # noqa: S101
-    child.stdin.write("\n")
-    child.stdin.flush()
+    with suppress(BrokenPipeError):
+        child.stdin.write(b"\n")
+        child.stdin.flush()
     if not child.stdout.readline():
-        raise RuntimeError("a way of training has ended early; what it said stands above")
+        raise RuntimeError(f"{way} has ended early; what it said stands above")
 
 
-def _weighed(child: "subprocess.Popen[str]") -> int:
+def _weighed(way: str, child: "subprocess.Popen[bytes]") -> int:
     """The most memory that a way's processes hold together during a round, bytes."""
     most, over = 0, threading.Event()
 
@@ -183,20 +228,20 @@ def _weighed(child: "subprocess.Popen[str]") -> int:
         nonlocal most
         ended = False
         while not ended:
-            most = max(most, sum(one.memory_full_info().pss for one in _tree(child.pid)))
+            most = max(most, _pss(child.pid))
             ended = over.wait(_LOOK_EVERY_S)
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        _round(child)
+        _round(way, child)
     finally:
         over.set()
         thread.join()
     return most
 
 
-def _ends(way: str, child: "subprocess.Popen[str]") -> None:
+def _ends(way: str, child: "subprocess.Popen[bytes]") -> None:
     assert child.stdin is not None  # noqa: S101 - it is a pipe
     child.stdin.close()
     if child.wait() != 0:
@@ -204,12 +249,42 @@ def _ends(way: str, child: "subprocess.Popen[str]") -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    return float(sum(times.user + times.system for times in (one.cpu_times() for one in _tree(pid))))
+    """Of all its processes, those that have ended among them."""
+    total = 0.0
+    for one in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _pss(pid: int) -> int:
+    total = 0
+    for one in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            total += one.memory_full_info().pss
+    return total
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    top = psutil.Process(pid)
-    return [top, *top.children(recursive=True)]
+    with suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    return []
+
+
+def _apart(run: RunConfig, folder: Path, ways: Sequence[str]) -> dict[str, float]:
+    """See `Figure.apart`."""
+    first = build_model(run).state_dict()
+    models = {way: safetensors.torch.load_file(model_of(folder, way)) for way in ways}
+
+    def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+        if one.keys() != other.keys():
+            return float("inf")
+        return sum(float((one[name].double() - other[name].double()).square().sum()) for name in other) ** 0.5
+
+    moved = distance(models[ways[0]], first)
+    return {way: distance(models[way], models[ways[0]]) / moved for way in ways}
 
 
 def _score(run: RunConfig, sites: Sequence[Site], weights: Path) -> float:
@@ -219,4 +294,4 @@ def _score(run: RunConfig, sites: Sequence[Site], weights: Path) -> float:
     return statistics.fmean(one[run.task.headline] for one in scores if run.task.headline in one)
 
 
-__all__ = ["CLIENTS", "HEADLINE", "RAY", "WAYS", "Figure", "measure"]
+__all__ = ["CLIENTS", "HEADLINE", "RAY", "TOLERANCE", "WAYS", "Child", "Figure", "measure"]
