@@ -190,12 +190,13 @@ ARROWS = {
         "server.coordinator server.federation server.federation.strategies server.gateway server.home "
         "server.registry simulations.backends simulations.generators simulations.scenarios"
     ),
+    "simulations.bench.peers": ("common.learning common.system simulations.backends simulations.bench"),
     "simulations.commands": (
-        "client client.commands client.evaluate common.config common.console common.document "
-        "common.losses common.models common.preparation common.privacy common.strategies common.system common.tasks "
+        "client client.commands client.evaluate common.config common.console common.document common.losses "
+        "common.models common.preparation common.privacy common.strategies common.system common.tasks "
         "server.federation server.views simulations.api simulations.audit simulations.backends simulations.bench "
-        "simulations.diagnosis simulations.drafts simulations.exchange simulations.faults simulations.gallery "
-        "simulations.partitions simulations.scenarios simulations.shifts simulations.studies"
+        "simulations.bench.peers simulations.diagnosis simulations.drafts simulations.exchange simulations.faults "
+        "simulations.gallery simulations.partitions simulations.scenarios simulations.shifts simulations.studies"
     ),
     "simulations.diagnosis": (
         "client client.data common.config common.learning common.measures common.pages common.system common.tasks "
@@ -393,7 +394,6 @@ _OUTLETS = {
         "common/audit/verify.py",
         "simulations/audit/fresh_process.py",
         "simulations/bench/private_steps.py",
-        "simulations/bench/training_ways.py",
     ),
     ("html.escape", "html.parser"): (),
     ("jinja2", "markupsafe"): ("common/pages/html.py",),

@@ -1,6 +1,6 @@
 """Layers of torch's that compute the same on a CPU in less time. Weights, their names, shapes and layout stay.
 
-What was measured, with torch 2.13 on one thread of a CPU with AVX-512 and bfloat16; docs/results.md has the figures:
+What was measured, with torch 2.13 on one thread of a CPU with AVX-512 and bfloat16; docs/benchmarks.md has the figures:
 
 - A convolution of few channels wants a voxel's channels beside each other in memory (channels last): of 8 to 8
   channels, 3 x 3, its backward pass then takes a fifth. From `_WIDE` channels on the copies take what is gained, and in

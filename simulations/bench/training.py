@@ -11,6 +11,7 @@ The clients' patients, the network and its first weights, the batches and the nu
 models must be too: each is scored on the held-out patients of all.
 """
 
+import math
 import statistics
 import subprocess
 import sys
@@ -34,14 +35,14 @@ from common.learning.network import build_model, load_model
 from common.system.environment import PACKAGES, for_child
 from common.system.files import write_atomically
 from simulations.bench.bare_loop import RUN_NAME, write_client
-from simulations.bench.training_ways import RAY, SITES, WAYS, model_of
+from simulations.bench.training_ways import RAY, SITES, WAYS, first_model_of, model_of
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.scenarios.homes import make_site
 
 CLIENTS = 4
 HEADLINE = "score"  # of the model, that of the task
-# Peers average in float32, in the order in which updates come; what that leaves grows from step to step.
-TOLERANCE = 0.05
+# Of `Figure.apart`. Peers average in float32, some in the order in which updates come.
+TOLERANCE = 1e-4
 _LOOK_EVERY_S = 0.1
 
 
@@ -61,7 +62,9 @@ class Figure:
     first_s: from the start of its process until its first round is done.
     memory: bytes.
     headline: the score of its model.
-    apart: how far its model lies from that of the first way, as a share of how far that one has moved.
+    apart: how far its model lies from that of the first way, as a share of how far that one has moved (L2). Of others,
+        whose averages are rounded otherwise, that after the first round: what rounding leaves grows with every step.
+    drifted: the same after the last round.
     """
 
     way: str
@@ -71,6 +74,7 @@ class Figure:
     headline: float
     first_s: float = 0.0
     apart: float = 0.0
+    drifted: float = 0.0
 
     @property
     def is_the_same(self) -> bool:
@@ -137,7 +141,7 @@ def measure(
         memory = {way: _weighed(way, child) for way, child in children.items()}
         for way, child in children.items():
             _ends(way, child)
-    apart = _apart(run, folder, list(starts))
+    apart = {way: _apart(run, folder, way, ways[0]) for way in starts}
     return tuple(
         Figure(
             way,
@@ -146,7 +150,8 @@ def measure(
             memory=memory[way],
             headline=_score(run, sites, model_of(folder, way)),
             first_s=first_s[way],
-            apart=apart[way],
+            apart=apart[way][0],
+            drifted=apart[way][1],
         )
         for way in starts
     )
@@ -273,18 +278,22 @@ def _tree(pid: int) -> list[psutil.Process]:
     return []
 
 
-def _apart(run: RunConfig, folder: Path, ways: Sequence[str]) -> dict[str, float]:
-    """See `Figure.apart`."""
-    first = build_model(run).state_dict()
-    models = {way: safetensors.torch.load_file(model_of(folder, way)) for way in ways}
+def _apart(run: RunConfig, folder: Path, way: str, against: str) -> tuple[float, float]:
+    """See `Figure.apart` and `Figure.drifted`."""
+    start = build_model(run).state_dict()
+    found = []
+    for model_at in (first_model_of, model_of):
+        if model_at(folder, way).exists():
+            one, other = (safetensors.torch.load_file(model_at(folder, name)) for name in (way, against))
+            found.append(_distance(one, other) / _distance(start, other))
+    return found[0], found[-1]
 
-    def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-        if one.keys() != other.keys():
-            return float("inf")
-        return sum(float((one[name].double() - other[name].double()).square().sum()) for name in other) ** 0.5
 
-    moved = distance(models[ways[0]], first)
-    return {way: distance(models[way], models[ways[0]]) / moved for way in ways}
+def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """L2."""
+    if one.keys() != other.keys():
+        return math.inf
+    return math.sqrt(sum(float((one[name].double() - other[name].double()).square().sum()) for name in other))
 
 
 def _score(run: RunConfig, sites: Sequence[Site], weights: Path) -> float:

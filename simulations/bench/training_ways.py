@@ -1,7 +1,7 @@
 """One way of training, in a process of its own: `python -m simulations.bench.training_ways WAY FOLDER`.
 
 Makes a round for each line on stdin, and says so on stdout when it has; after the last it waits for the end of stdin
-and writes its model to FOLDER/WAY.model. `Turns` does that for it.
+and writes its model to FOLDER/WAY.model, that of the first round to FOLDER/WAY.first. `Turns` does that for it.
 """
 
 import os
@@ -33,7 +33,8 @@ class Turns:
     def __init__(self, way: str, folder: Path, reading: int | None = None, writing: int | None = None) -> None:
         """Take stdin and stdout, or what another process has taken: its `descriptors`."""
         self.run = bare_loop.run_of(folder)
-        self._model = model_of(folder, way)
+        last = self.run.federation.rounds
+        self._wanted = ((1, first_model_of(folder, way)), (last, model_of(folder, way)))
         self.descriptors = {
             "reading": os.dup(sys.stdin.fileno()) if reading is None else reading,
             "writing": os.dup(sys.stdout.fileno()) if writing is None else writing,
@@ -52,9 +53,11 @@ class Turns:
         if not os.read(self.descriptors["reading"], 1) and number < self.run.federation.rounds:
             raise SystemExit("nobody waits for the rounds that are left")
 
-    def keep(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the model, after the last round."""
-        safetensors.torch.save_file({name: one.detach().contiguous() for name, one in weights.items()}, self._model)
+    def keep(self, number: int, weights: Mapping[str, Tensor]) -> None:
+        """Write the model after a round: the first's, by which ways can be told apart, and the last's."""
+        for wanted, path in self._wanted:
+            if number == wanted:
+                safetensors.torch.save_file({name: one.detach().contiguous() for name, one in weights.items()}, path)
 
 
 def main(way: str, folder: Path) -> None:
@@ -68,6 +71,11 @@ def model_of(folder: Path, way: str) -> Path:
     return folder / f"{way}.model"
 
 
+def first_model_of(folder: Path, way: str) -> Path:
+    """Where it leaves that of the first round; our backends do not."""
+    return folder / f"{way}.first"
+
+
 def _bare(way: str, folder: Path) -> None:
     from common.learning.network import build_model  # noqa: PLC0415 - the other ways load more
 
@@ -79,7 +87,7 @@ def _bare(way: str, folder: Path) -> None:
         for number in range(1, turns.run.federation.rounds + 1):
             state = one_round(state, number)
             turns.after(number)
-        turns.keep(state)
+            turns.keep(number, state)
 
 
 def _ours(way: str, folder: Path) -> None:
@@ -101,7 +109,7 @@ def _ours(way: str, folder: Path) -> None:
         turns.after(0)
         with backend(sites, document) as grid:
             federate(grid, document, out, observe=observe, test=False)
-        turns.keep(load_model(out)[1])
+        turns.keep(turns.run.federation.rounds, load_model(out)[1])
 
 
 if __name__ == "__main__":

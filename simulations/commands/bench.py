@@ -3,15 +3,20 @@
 Heavy modules are imported inside the commands: see common/console/cli.py.
 """
 
+import logging
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from common.console.cli import JsonFlag, configure_logging, new_app, progress, show_table
+from common.errors import FederationError
 from simulations.api.preparation import use_threads
 from simulations.commands.options import BackendOption, ThreadsOption
+
+_log = logging.getLogger(__name__)
 
 bench_app = new_app("Measure on this machine what the parts cost.")
 
@@ -78,23 +83,40 @@ def bench_privacy(
 
 @bench_app.command("training")
 def bench_training(
+    *,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; the figures are medians.")] = 9,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of each of the four clients in a round.")] = 10,
     small: Annotated[bool, typer.Option("--small", help="A network of two levels and small images.")] = False,
     with_ray: Annotated[bool, typer.Option("--ray", help="Also on a Ray cluster of this machine.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also by the simulators of Flower, NVFlare and pfl-research that are here.")
+    ] = False,
+    nvflare: Annotated[
+        Path | None, typer.Option("--nvflare", envvar="WARDROUND_NVFLARE", help="Python that has NVFlare; for --peers.")
+    ] = None,
+    pfl: Annotated[
+        Path | None, typer.Option("--pfl", envvar="WARDROUND_PFL", help="Python that has pfl-research; for --peers.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train four clients by a bare loop, in one process and in two, and by our backends, by turns.
+    """Train four clients by a bare loop, in one process and in two, by our backends, and by others, by turns.
 
-    Example: wardround-sim bench training --rounds 5
+    A way whose model after the first round is another than the bare loop's is no comparison: the command says so, and
+    ends with an error. `docs/benchmarks.md` says how the others are installed.
+
+    Example: wardround-sim bench training --rounds 5 --peers
     """
     configure_logging()
     import tempfile  # noqa: PLC0415
 
     from simulations.bench import training as bench  # noqa: PLC0415
+    from simulations.bench.peers.peer import NVFLARE, PFL, children_of  # noqa: PLC0415
 
     use_threads(1)
     size: dict[str, Any] = {"channels": (4, 8), "rows": 32, "batch": 2, "patients": 6} if small else {}
+    if peers:
+        pythons = {peer.way: python for peer, python in ((NVFLARE, nvflare), (PFL, pfl)) if python is not None}
+        size["others"] = partial(children_of, pythons=pythons, say=_log.warning)
     size["ways"] = (*bench.WAYS, bench.RAY) if with_ray else bench.WAYS
     with progress("turns", rounds) as advance, tempfile.TemporaryDirectory() as folder:
         figures = bench.measure(Path(folder), rounds=rounds, steps=steps, progress=advance, **size)
@@ -104,10 +126,27 @@ def bench_training(
         ratios = one.times(against)
         spread = [min(one.seconds), max(one.seconds)]
         figures_of = [statistics.median(one.seconds), *spread, statistics.median(one.cpu_s), one.memory / 2**20]
-        rows.append([one.way, *figures_of, one.headline, *ratios])
-    columns = ["way", "seconds", "least", "most", "CPU s", "memory MiB", bench.HEADLINE]
+        rows.append([one.way, *figures_of, one.headline, one.first_s, one.apart, one.drifted, *ratios])
+    columns = [
+        "way",
+        "seconds",
+        "least",
+        "most",
+        "CPU s",
+        "memory MiB",
+        bench.HEADLINE,
+        "first round s",
+        "apart",
+        "in the end",
+    ]
     columns += [f"times {what}" for what in ("seconds", "CPU s", "memory")]
     show_table(f"A round of {bench.CLIENTS} clients; times {against.way}", columns, rows, as_json=as_json)
+    if others := [one for one in figures if not one.is_the_same]:
+        told = ", ".join(f"{one.way} ({one.apart:.2g})" for one in others)
+        raise FederationError(
+            f"another model than the bare loop's was made by: {told}; at most {bench.TOLERANCE:g} of its move may lie "
+            "between them. Their figures are of other work: leave them out."
+        )
 
 
 @bench_app.command("aggregation")

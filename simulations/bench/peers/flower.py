@@ -43,8 +43,7 @@ def _server_app(turns: Turns) -> ServerApp:
     def rounds(grid: Grid, _context: Context) -> None:
         def after(number: int, arrays: ArrayRecord) -> None:
             turns.after(number)
-            if number == turns.run.federation.rounds:
-                turns.keep(arrays.to_torch_state_dict())
+            turns.keep(number, arrays.to_torch_state_dict())
 
         quorum = turns.run.federation.quorum
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=quorum, min_available_nodes=quorum)
@@ -63,8 +62,8 @@ def client_app_of(folder: Path) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
         client = _client(place, int(context.node_config["partition-id"]))
-        state = message.content["arrays"].to_torch_state_dict()
-        number = int(message.content["config"]["server-round"])
+        state = message.content.array_records["arrays"].to_torch_state_dict()
+        number = int(str(message.content.config_records["config"]["server-round"]))
         trained = bare_loop.trained(bare_loop.run_of(Path(place)), client, state, number)
         about = MetricRecord({"num-examples": client.weight})
         return Message(RecordDict({"arrays": ArrayRecord(trained), "metrics": about}), reply_to=message)

@@ -49,9 +49,11 @@ def main(way: str, folder: Path) -> None:
     }
     for name, content in said.items():
         write_atomically(job / name, json.dumps(content).encode())
+    workspace = folder.absolute() / "nvflare"
+    write_atomically(workspace / "local" / "resources.json", json.dumps({"class_allow_list": [_MODULE]}).encode())
     simulator = SimulatorRunner(
-        str(job.absolute()), str(folder.absolute() / "nvflare"), clients=",".join(names), threads=len(names),
-        log_config="off",
+        str(job.absolute()), str(workspace), clients=",".join(names), threads=len(names),
+        log_config="ERROR",
     )  # fmt: skip
     if simulator.run():
         raise SystemExit("the simulator has failed")
@@ -73,8 +75,7 @@ class Rounds(FedAvg):  # type: ignore[misc]  # NVFlare is not there when the typ
     def save_model(self, model: FLModel) -> None:
         """After each round, in place of its file."""
         self._turns.after(self.current_round + 1)
-        if self.current_round + 1 == self.num_rounds:
-            self._turns.keep(_tensors(model.params))
+        self._turns.keep(self.current_round + 1, _tensors(model.params))
 
 
 class Trainer(Executor):  # type: ignore[misc]

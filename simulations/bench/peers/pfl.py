@@ -64,6 +64,7 @@ def _train(folder: Path, turns: Turns | None) -> None:
         def after_central_iteration(self, *_: Any, central_iteration: int) -> Any:
             if turns is not None:
                 turns.after(central_iteration + 1)
+                turns.keep(central_iteration + 1, network.state_dict())
             return False, Metrics()
 
     network: Any = build_model(run)
@@ -92,8 +93,6 @@ def _train(folder: Path, turns: Turns | None) -> None:
         callbacks=[AfterRound()],
         send_metrics_to_platform=False,
     )
-    if turns is not None:
-        turns.keep(network.state_dict())
 
 
 def _free_port() -> int:
