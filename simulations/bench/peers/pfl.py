@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.system.environment import for_child
 from simulations.bench.training_ways import AT_ONCE, Turns
 
 _RANK, _ADDRESSES = "PFL_WORKER_RANK", "PFL_WORKER_ADDRESSES"
@@ -24,7 +25,7 @@ def main(way: str, folder: Path) -> None:
         return
     turns = Turns(way, folder)
     os.environ[_ADDRESSES] = ",".join(f"127.0.0.1:{_free_port()}" for _ in range(AT_ONCE))
-    others = [subprocess.Popen(sys.orig_argv, env=os.environ | {_RANK: str(one)}) for one in range(1, AT_ONCE)]  # noqa: S603
+    others = [subprocess.Popen(sys.orig_argv, env=for_child(**{_RANK: str(one)})) for one in range(1, AT_ONCE)]  # noqa: S603
     os.environ[_RANK] = "0"
     _train(folder, turns)
     if any(one.wait() for one in others):
