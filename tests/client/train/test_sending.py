@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.home.folder import RESIDUALS_NAME
 from client.site import Site
 from client.train import answer as answering
 from client.train.memory import recall_from
 from client.train.sending import model_part
+from client.train.strategies import Kept, local_of
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import RunDocument, issue
 from common.learning.checkpoint import pack, unpack
@@ -235,6 +236,52 @@ def descended(tmp_path: Path, encoding: str, *, feedback: bool) -> list[float]:
         assert abs(float(server.held["weights"]["w"][0])) < 1e-3  # the sites' pulls cancel out
         found.append(float(server.held["weights"]["w"][1]))
     return found
+
+
+class Unlike(nn.Module):
+    """a / 2 ||w - b||^2, whose second weight moves a thousandth of the first: less than half a step of int8."""
+
+    def __init__(self, a: float, b: float, start: Tensor) -> None:
+        super().__init__()
+        self.w, self.a, self.b = nn.Parameter(start.clone()), a, torch.tensor([b, b / 1000])
+
+    def forward(self) -> Tensor:
+        return self.a / 2 * (self.w - self.b).square().sum()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("kind", "keys"), [("scaffold", {}), ("feddyn", {"alpha": 1.0})])
+def test_corrections_of_a_strategy_lead_to_the_optimum_of_all(
+    tmp_path: Path, kind: str, keys: dict[str, float], encoding: str
+) -> None:
+    """Of (w - 0)^2 / 2 and 4 (w - 10)^2 / 2 it is 8, and where plain rounds settle 6.15; of a thousandth likewise."""
+    base = a_run(kind, privacy=None, **keys)
+    training = base.training.model_copy(update={"local_steps": 10, "momentum": 0.5, "schedule": "constant"})
+    federation = base.federation.model_copy(update={"rounds": 60, "update_precision": encoding})
+    run = base.model_copy(update={"training": training, "federation": federation})
+    document, server = RunDocument("", run, "ab" * 32), aggregation_of(run)
+    server.start({"weights": {"w": torch.tensor([5.0, 0.005])}})
+    sites = [make_site(tmp_path, SiteConfig(name=name)) for name in ("north", "south")]
+    kept: dict[int, Kept] = {}
+    for number in range(1, 61):
+        start = server.held["weights"]["w"]
+        request = TrainRequest(document.hash, number, {"weights": pack({"w": start})})
+        for place, (a, b) in enumerate([(1.0, 0.0), (4.0, 10.0)]):
+            model = Unlike(a, b, start)
+            local = local_of(run.strategy, model, {})
+            local.remember(run, number, kept.get(place))
+            optimizer = torch.optim.SGD(model.parameters(), training.learning_rate, momentum=training.momentum)
+            for _ in range(training.local_steps):
+                model.zero_grad()
+                model().backward()
+                local.steer()
+                optimizer.step()
+            part = model_part(weights_of(model), request, document, sites[place])
+            reply = TrainReply(document.hash, number, {"weights": part}, 10)
+            server.add(check_update(reply, run, document.hash, number, {"w": start}).parts, 1.0)
+            kept[place] = Kept(number, local.kept())
+        server.finish(number)
+    assert server.held["weights"]["w"].tolist() == pytest.approx([8.0, 0.008], rel=1e-3)
 
 
 def test_by_rounding_alone_small_moves_are_lost_for_good(tmp_path: Path) -> None:

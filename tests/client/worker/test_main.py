@@ -18,7 +18,9 @@ import torch
 
 from client.agent import worker_process
 from client.agent.worker_process import Worker
+from client.home.folder import RESIDUALS_NAME
 from client.home.offer import Offer
+from client.rules import exit_gate
 from client.site import open_site
 from client.train.answer import _device
 from client.worker import loop, protocol
@@ -104,6 +106,28 @@ def test_worker_trains_and_evaluates_with_the_client_app(worker: Worker) -> None
     scores = worker.ask(Work(issue(RUN), request, "a.2"), LONG_S)
     assert isinstance(scores, EvaluateReply)
     assert 0 <= scores.metrics["dice"] <= 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_what_a_real_worker_rounds_passes_the_gate_and_what_rounding_took_is_in_its_home(
+    worker: Worker, home: Path, precision: str
+) -> None:
+    """A worker may write to few places of its home. Trained again, the round gives the same bytes."""
+    values = RUN.model_dump(by_alias=True)
+    federation = {**values["federation"], "rounds": 3, "update-precision": precision}
+    run = validate(RunConfig, {**values, "format": 2, "federation": federation, "deterministic": True})
+    sent = []
+    for number, attempt in ((1, "a"), (2, "b"), (2, "c")):
+        request = TrainRequest(sha256_of(run), number, {"weights": weights()})
+        trained = worker.ask(Work(issue(run), request, attempt), LONG_S)
+        assert isinstance(trained, TrainReply)
+        left = exit_gate.release(trained, request, run)
+        assert isinstance(left, TrainReply)
+        sent.append(bytes(left.parts["weights"]))
+    assert sent[1] == sent[2] != sent[0]
+    assert len(sent[0]) <= {"bfloat16": 0.51, "int8": 0.26}[precision] * len(weights())
+    kept = (home / RESIDUALS_NAME / sha256_of(run)).glob("*")
+    assert sorted(path.name for path in kept) == ["1.sealed", "2.sealed"]
 
 
 def test_what_goes_wrong_is_a_code_on_the_pipe_and_a_reason_in_the_log(worker: Worker, home: Path) -> None:

@@ -129,6 +129,13 @@ def with_scale(value: float) -> bytes:
     return part[: start + 4] + struct.pack("<f", value) + part[start + 8 :]
 
 
+def minus_zero() -> bytes:
+    """The scale of the first tensor, none of which moves."""
+    part = encode({"bias": np.zeros(3, np.float32), "weight": np.ones((2, 300), np.float32)}, "int8")
+    start = 8 + int.from_bytes(part[:8], "little")
+    return part[:start] + struct.pack("<f", -0.0) + part[start + 4 :]
+
+
 def with_head(encoding: Encoding, change: Callable[[dict[str, dict[str, object]]], object]) -> bytes:
     part = honest(encoding)
     length = int.from_bytes(part[:8], "little")
@@ -173,6 +180,7 @@ def hostile() -> dict[str, tuple[Encoding, bytes]]:
             "scale that overflows": with_scale(3e38),
             "scale negative": with_scale(-1.0),
             "scale -0": with_scale(-0.0),
+            "scale -0 of a block of zeros": minus_zero(),
             "scale below the normal ones": with_scale(1e-40),
             "scale 0 and values": with_scale(0.0),
             "value -128": honest("int8")[:-1] + b"\x80",
