@@ -9,8 +9,8 @@ of all the model's weights in the order of their tensors' names, and with int8 `
 stands in its head follows from the model's shapes alone, and is held to that to the byte: so it has room for nothing
 else. numpy only, as a hospital's exit gate and its coordinator both look at it.
 
-A scale that is no normal number is 0, and so are its block's values. Float32 multiplies and subtracts the same
-everywhere: what a coordinator reads is what the site took for read.
+A scale that is no normal number is 0, and so are its block's values. Float32 multiplies and adds the same everywhere:
+what a coordinator reads is what the site took for read.
 """
 
 import json

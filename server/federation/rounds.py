@@ -219,7 +219,8 @@ def _train(session: _Session, number: int, model: Model, spill: Spill) -> Model:
             update := _judged(judge, answer.site, f"round {number}: the coordinator refuses the update", absent)
         ) is None:
             continue
-        updates[answer.site] = replace(update, parts=spill.keep(update.parts, update.packed))
+        # By its parts alone: what lies in the file would else stay in memory too.
+        updates[answer.site] = replace(update, parts=spill.keep(update.parts, update.packed), packed={})
         weights[answer.site] = reply.patients if run.weighting == "patients" else 1
         entered[answer.site] = reply.sha256
         about = {"round": number, "site": answer.site, "patients": reply.patients}

@@ -17,6 +17,7 @@ from client.train.sending import model_part
 from client.train.strategies import Kept, local_of
 from common.config import RunConfig, SiteConfig
 from common.config.rundocument import RunDocument, issue
+from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import pack, unpack
 from common.learning.network import build_model, norms_of, weights_of
 from common.privacy import engine
@@ -63,6 +64,11 @@ def moves_in(reply: TrainReply, run: RunConfig) -> dict[str, Tensor]:
     return {name: torch.from_numpy(one) for name, one in decode(reply.parts["weights"], shapes, precision).items()}
 
 
+def read_of(reply: TrainReply, run: RunConfig, start: State) -> State:
+    """The weights that the coordinator has of it."""
+    return check_update(reply, run, issue(run).hash, reply.round, start).parts["weights"]
+
+
 def folder(site: Site, run: RunConfig) -> Path:
     return site.home / RESIDUALS_NAME / issue(run).hash
 
@@ -82,12 +88,12 @@ def test_what_is_sent_and_what_is_kept_are_what_would_have_left_as_float32(site:
     for number in (1, 2):
         request, same = request_of(run, number, seed=number), request_of(plain, number, seed=number)
         start, whole = unpack(request.parts["weights"]), unpack(trained(site, plain, same).parts["weights"])
-        sent = moves_in(trained(site, run, request), run)
+        read = read_of(trained(site, run, request), run, start)
         kept = residual(site, run, number)
         assert any(bool(one.any()) for one in kept.values())
         for name, one in whole.items():
             wanted = one - start[name] + (earlier[name] if earlier else 0)
-            assert torch.equal(wanted - sent[name], kept[name])
+            assert torch.equal(wanted - (read[name] - start[name]), kept[name])
         earlier = {name: one.clone() for name, one in kept.items()}
 
 
@@ -108,10 +114,10 @@ def test_a_round_without_this_site_leaves_what_is_kept_for_its_next_one(site: Si
     trained(site, run, request_of(run, 1))
     kept = {name: one.clone() for name, one in residual(site, run, 1).items()}
     whole = unpack(trained(site, plain := rounded_run("float32", rounds=9), request_of(plain, 7)).parts["weights"])
-    sent = moves_in(trained(site, run, request_of(run, 7)), run)
     start = unpack(request_of(run, 7).parts["weights"])
+    read = read_of(trained(site, run, request_of(run, 7)), run, start)
     for name, one in residual(site, run, 7).items():
-        assert torch.equal(whole[name] - start[name] + kept[name] - sent[name], one)
+        assert torch.equal(whole[name] - start[name] + kept[name] - (read[name] - start[name]), one)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -292,3 +298,52 @@ def test_by_rounding_alone_small_moves_are_lost_for_good(tmp_path: Path) -> None
 def test_with_what_rounding_took_they_add_up_to_the_optimum(tmp_path: Path, encoding: str) -> None:
     """In the last tenth the rate is 0.02 at most, and a step of int8 0.04."""
     assert max(map(abs, descended(tmp_path, encoding, feedback=True)[-10:])) < 0.04
+
+
+ULP = 2.0**-23  # the last place of a weight from 1 to 2
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_moves_as_small_as_a_weights_last_place_arrive_in_full(tmp_path: Path, encoding: Encoding) -> None:
+    """A weight of 1 moves by one last place a round, in steps of .9 of it: what the coordinator's sum rounds counts."""
+    federation = {"rounds": 300, "update_precision": encoding}
+    base = a_run("fedavg", privacy=None)
+    run = base.model_copy(update={"federation": base.federation.model_copy(update=federation)})
+    document = RunDocument("", run, "ab" * 32)
+    site, held = make_site(tmp_path, SiteConfig(name="north")), torch.tensor([1.0, 0.0])
+    for number in range(1, 300):
+        request = TrainRequest(document.hash, number, {"weights": pack({"w": held})})
+        part = model_part({"w": held + torch.tensor([ULP, 0.9 * 127 * ULP])}, request, document, site)
+        reply = TrainReply(document.hash, number, {"weights": part}, 10)
+        held = check_update(reply, run, document.hash, number, {"w": held}).parts["weights"]["w"].clone()
+        assert abs((float(held[0]) - 1) / ULP - number) <= 1
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_model_may_have_scalars_and_empty_tensors(tmp_path: Path, encoding: Encoding) -> None:
+    run = rounded_run(encoding)
+    document, site = issue(run), make_site(tmp_path, SiteConfig(name="north"))
+    start = {"empty": torch.zeros(0, 3), "scalar": torch.tensor(1.0), "w": torch.ones(257)}
+    for number in (1, 2):
+        request = TrainRequest(document.hash, number, {"weights": pack(start)})
+        part = model_part({name: one + 0.5 for name, one in start.items()}, request, document, site)
+        moves = decode(part, {name: one.shape for name, one in start.items()}, encoding)
+        assert moves["scalar"].shape == ()
+        assert float(moves["scalar"]) == pytest.approx(0.5)
+        assert residual(site, run, number).keys() == start.keys()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_of_an_update_that_is_infinite_where_it_is_read_nothing_is_sent_or_kept(
+    tmp_path: Path, encoding: Encoding
+) -> None:
+    """The weight itself is finite, and so is its move; rounded up the move leads beyond."""
+    run = rounded_run(encoding)
+    document, site = issue(run), make_site(tmp_path, SiteConfig(name="north"))
+    largest, second = torch.finfo(torch.float32).max, 1.27e36
+    start = torch.tensor([largest - 1.0166e36, 0.0])
+    request = TrainRequest(document.hash, 1, {"weights": pack({"w": start})})
+    with pytest.raises(UpdateError) as caught:
+        model_part({"w": torch.tensor([largest, second])}, request, document, site)
+    assert caught.value.code is ErrorCode.NOT_FINITE
+    assert not (site.home / RESIDUALS_NAME).exists()

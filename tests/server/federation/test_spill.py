@@ -5,6 +5,7 @@ import os
 import resource
 import stat
 import tempfile
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from common.config import RunConfig
 from common.config.rundocument import issue
 from common.crypto.stream import Sealer
 from common.learning.checkpoint import pack, unpack
+from common.learning.network import build_model, weights_of
+from common.wire.encoding import encode
 from common.wire.messages import TrainRequest
+from server.federation import rounds
+from server.federation.checks import Update, outliers
 from server.federation.rounds import federate
 from server.federation.strategies import State, spill
 from server.federation.strategies.spill import Spill
@@ -52,6 +58,49 @@ def test_a_round_of_which_nothing_stays_in_memory_is_the_same(
         events = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         told.append((summary.model_sha256, [one["moves"] for one in events if one["event"] == "round"]))
     assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_round_holds_in_memory_what_is_not_in_the_file_and_nothing_else(
+    precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what Python has allocated when all updates of a round are there."""
+    names = [f"site-{number}" for number in range(30)]
+    tables = {"federation": {"update-precision": precision}, "model": {"channels": [32, 64]}}
+    run = a_run(rounds=1, quorum=5, format_=2, **tables)
+    size = 4 * sum(one.numel() for one in weights_of(build_model(run)).values())
+
+    def moving(number: int) -> FakeSite:
+        def moved(request: TrainRequest) -> bytes:
+            start = unpack(request.parts["weights"])
+            moves = {name: torch.full_like(one, 1e-3 * (1 + number / 30)) for name, one in start.items()}
+            if precision == "float32":
+                return pack({name: one + moves[name] for name, one in start.items()})
+            return encode({name: one.numpy() for name, one in moves.items()}, precision)
+
+        return trains(moved)
+
+    held: list[int] = []
+
+    def looked(updates: Mapping[str, Update], run: RunConfig) -> frozenset[str]:
+        held.append(tracemalloc.get_traced_memory()[0])
+        return outliers(updates, run)
+
+    monkeypatch.setattr(rounds, "outliers", looked)
+    tracemalloc.start()
+    try:
+        for name, most in (("file", 0), ("memory", 1 << 30)):
+            monkeypatch.setattr(Spill.__init__, "__defaults__", (most,))
+            grid = FakeGrid({name: moving(number) for number, name in enumerate(names)})
+            before = tracemalloc.get_traced_memory()[0]
+            federate(grid, issue(run), tmp_path / name, wake=lambda _: None)
+            held[-1] -= before
+            del grid
+    finally:
+        tracemalloc.stop()
+    in_file, in_memory = held
+    assert in_memory > 30 * size
+    assert in_file < 10 * size
 
 
 def test_so_many_bytes_stay_in_memory_and_no_more(tmp_path: Path) -> None:
