@@ -65,6 +65,7 @@ class Figure:
     apart: how far its model lies from that of the first way, as a share of how far that one has moved (L2). Of others,
         whose averages are rounded otherwise, that after the first round: what rounding leaves grows with every step.
     drifted: the same after the last round.
+    outside_s: CPU time between two of its turns: what it works there is not measured, and slows the others.
     """
 
     way: str
@@ -75,6 +76,7 @@ class Figure:
     first_s: float = 0.0
     apart: float = 0.0
     drifted: float = 0.0
+    outside_s: tuple[float, ...] = ()
 
     @property
     def is_the_same(self) -> bool:
@@ -126,6 +128,7 @@ def measure(
     with ExitStack() as stack:
         children: dict[str, subprocess.Popen[bytes]] = {}
         first_s: dict[str, float] = {}
+        ended: dict[str, float] = {}  # CPU time when it had ended its last turn
         for way, start in starts.items():  # one after another, or they would wait for each other
             started = time.perf_counter()
             children[way] = stack.enter_context(_child(start))
@@ -133,10 +136,14 @@ def measure(
             first_s[way] = time.perf_counter() - started
         progress(0, "turns")
         turns: dict[str, list[tuple[float, float]]] = {way: [] for way in starts}
+        outside_s: dict[str, list[float]] = {way: [] for way in starts}
         for turn in range(1, rounds + 1):
             first = turn % len(starts)
             for way in (*list(starts)[first:], *list(starts)[:first]):
+                if way in ended:
+                    outside_s[way].append(_cpu_s(children[way].pid) - ended[way])
                 turns[way].append(_timed(way, children[way]))
+                ended[way] = _cpu_s(children[way].pid)
             progress(turn, "turns")
         memory = {way: _weighed(way, child) for way, child in children.items()}
         for way, child in children.items():
@@ -152,6 +159,7 @@ def measure(
             first_s=first_s[way],
             apart=apart[way][0],
             drifted=apart[way][1],
+            outside_s=tuple(outside_s[way]),
         )
         for way in starts
     )

@@ -126,7 +126,8 @@ def bench_training(
         ratios = one.times(against)
         spread = [min(one.seconds), max(one.seconds)]
         figures_of = [statistics.median(one.seconds), *spread, statistics.median(one.cpu_s), one.memory / 2**20]
-        rows.append([one.way, *figures_of, one.headline, one.first_s, one.apart, one.drifted, *ratios])
+        rows.append([one.way, *figures_of, one.headline, one.first_s, one.apart, one.drifted])
+        rows[-1] += [statistics.median(one.outside_s) if one.outside_s else None, *ratios]
     columns = [
         "way",
         "seconds",
@@ -138,6 +139,7 @@ def bench_training(
         "first round s",
         "apart",
         "in the end",
+        "CPU s between turns",
     ]
     columns += [f"times {what}" for what in ("seconds", "CPU s", "memory")]
     show_table(f"A round of {bench.CLIENTS} clients; times {against.way}", columns, rows, as_json=as_json)

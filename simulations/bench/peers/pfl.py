@@ -53,6 +53,11 @@ def _train(folder: Path, turns: Turns | None) -> None:
     run = bare_loop.run_of(folder)
     clients = {client.name: client for client in bare_loop.clients_of(folder)}
 
+    def wait(number: int) -> None:
+        if turns is not None:
+            turns.after(number)
+        torch.distributed.barrier()  # or the other processes would begin the next round when they have ended one
+
     class Averaging(FederatedAveraging):  # type: ignore[misc]  # pfl is not there when the types are checked
         """Its FedAvg, with the steps that the other ways make."""
 
@@ -63,8 +68,8 @@ def _train(folder: Path, turns: Turns | None) -> None:
 
     class AfterRound(TrainingProcessCallback):  # type: ignore[misc]
         def after_central_iteration(self, *_: Any, central_iteration: int) -> Any:
+            wait(central_iteration + 1)
             if turns is not None:
-                turns.after(central_iteration + 1)
                 turns.keep(central_iteration + 1, network.state_dict())
             return False, Metrics()
 
@@ -72,8 +77,7 @@ def _train(folder: Path, turns: Turns | None) -> None:
     # It wants both, and asks for scores before the first round.
     network.loss, network.metrics = None, lambda patients, **_: {"patients": Weighted(0, len(patients))}
     model = PyTorchModel(network, torch.optim.AdamW, torch.optim.SGD(network.parameters(), 1.0))
-    if turns is not None:
-        turns.after(0)
+    wait(0)
     Averaging().run(
         NNAlgorithmParams(run.federation.rounds, run.federation.rounds + 1, len(clients), None),
         SimulatedBackend(

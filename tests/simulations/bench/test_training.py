@@ -1,5 +1,7 @@
 """The bare loop trains what we train, and the ways are measured by turns."""
 
+import statistics
+import sys
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from common.audit.entries import bucketed
 from common.config.rundocument import issue
 from common.learning.checkpoint import load_model
 from common.learning.network import build_model
+from common.system.environment import PACKAGES
 from server.federation.rounds import federate
 from simulations.backends import opened
 from simulations.bench import bare_loop, training
@@ -51,6 +54,43 @@ def test_ways_take_turns_and_end_with_one_model(tmp_path: Path) -> None:
     assert all(one.memory > 2**26 and min(one.seconds) > 0 for one in figures)
     assert figures[0].headline == figures[1].headline
     assert all(0 < one.headline < 1 for one in figures)
+
+
+AHEAD = """
+import pathlib, sys, threading, time
+from common.learning.network import build_model
+from simulations.bench import bare_loop
+from simulations.bench.training_ways import Turns
+
+def spin():
+    end = time.thread_time() + 0.5
+    while time.thread_time() < end:
+        pass
+
+folder = pathlib.Path(sys.argv[2])
+turns = Turns(sys.argv[1], folder)
+turns.after(0)
+for number in range(1, turns.run.federation.rounds + 1):
+    turns.keep(number, build_model(turns.run).state_dict())
+    ahead = threading.Thread(target=spin)
+    ahead.start()
+    turns.after(number)
+    ahead.join()
+"""
+
+
+def test_who_works_on_between_its_turns_is_seen(tmp_path: Path) -> None:
+    def others(folder: Path) -> dict[str, training.Child]:
+        variables = {"PYTHONPATH": str(PACKAGES)}
+        return {"ahead": training.Child((sys.executable, "-P", "-c", AHEAD, "ahead", str(folder)), variables)}
+
+    bare, other = training.measure(
+        tmp_path, rounds=3, clients=2, patients=6, steps=20, channels=(4, 8), rows=64, batch=8, ways=[BARE],
+        others=others,
+    )  # fmt: skip
+    assert len(bare.outside_s) == len(other.outside_s) == 2
+    assert statistics.median(bare.outside_s) < 0.1
+    assert statistics.median(other.outside_s) > 0.1  # as far as it came while the other one had its turn
 
 
 def test_ratios_are_those_within_a_turn() -> None:
