@@ -133,6 +133,7 @@ class Maker:
         self._process = process
         assert process.stdin is not None  # noqa: S101
         assert process.stdout is not None  # noqa: S101
+        os.set_blocking(process.stdin.fileno(), False)  # or one that does not read would be waited for without end
         try:
             with process.stdin as questions, process.stdout as answers:
                 try:

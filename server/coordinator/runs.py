@@ -191,6 +191,8 @@ class Runs:
                     continue
             except (ConfigError, OSError) as error:
                 _log.warning("run %s has no folder among the models: %s", run_hash[:8], error)
+                if self._maker is not None and self._maker[0] == run_hash:
+                    self.close()  # or the next run would wait for it
             del self._to_keep[run_hash]
 
     def _is_kept(self, proposal: Proposal, at_last: float) -> bool:

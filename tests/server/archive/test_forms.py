@@ -1,5 +1,6 @@
 """The other forms of a finished model: made by a process apart, sealed, and whole or left out."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -207,6 +208,44 @@ def test_a_process_that_fails_leaves_them_out_and_the_folder_is_made(
         assert told in one["left-out"]
     assert f"model.safetensors{SUFFIX}" in kept.manifest["files"]
     assert finished.home.logs.joinpath("forms.log").exists()
+
+
+def test_a_process_that_does_not_read_is_not_waited_for_without_end(
+    finished: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that is larger than what a pipe takes up."""
+    monkeypatch.setattr(forms, "_COMMAND", (sys.executable, "-P", "-c", "import time; time.sleep(3600)"))
+    monkeypatch.setattr(forms, "_LONGEST_S", 1.0)
+    monkeypatch.setattr(forms, "_opened", lambda *_: {"model.safetensors": bytes(1 << 22)})
+    made = Maker(finished.home, proposal_of(finished)).wait()
+    assert {one["left-out"].partition(";")[0] for one in made.told.values()} == {
+        "the other end of the pipe did not go on in time"
+    }
+
+
+def test_a_run_whose_folder_cannot_be_made_keeps_no_other_waiting(
+    finished: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its records cannot be read once its forms are there."""
+
+    def unreadable(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(forms, "_COMMAND", (sys.executable, "-P", "-c", "raise SystemExit(3)"))
+    runs, run_hash, never = Runs(finished.home, finished.registry), finished.document.hash, float("inf")
+    first = Registry(finished.home.registry).proposals()[0]
+    runs._to_keep = {run_hash: never}
+    with monkeypatch.context() as broken:
+        broken.setattr(record, "has_all_receipts", unreadable)
+        until(lambda: runs.step() or not runs._to_keep)
+    other = dataclasses.replace(first, run_hash="ab" * 32)
+    monkeypatch.setattr(finished.registry, "proposal", lambda _: other)
+    begun: list[str] = []
+    monkeypatch.setattr(forms.Maker, "_work", lambda self: begun.append(self._proposal.run_hash))
+    runs._to_keep = {other.run_hash: never}
+    runs.step()
+    runs.close()
+    assert begun == [other.run_hash]
 
 
 def test_two_who_want_them_wait_for_each_other(finished: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
