@@ -67,7 +67,7 @@ def compare(bundle: Path, run: RunConfig, network: nn.Module, weights: bytes | N
         theirs = _outside(bundle, paths, weights)
         found = [_compared(one, _study(path, run), run, network) for one, path in zip(theirs, paths, strict=True)]
     whole = Agreement(
-        max(one.outputs for one in found),
+        float(np.max([one.outputs for one in found])),
         _largest([one.prepared for one in found]),
         _largest([one.labels for one in found]),
     )
@@ -171,7 +171,9 @@ def _cropped(padded: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _largest(values: Sequence[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
+    """NaN where one is, as Python's would not be."""
+    known = [value for value in values if value is not None]
+    return float(np.max(known)) if known else None
 
 
 __all__ = ["MOST_LABELS", "MOST_OUTPUT", "MOST_PREPARED", "Agreement", "compare"]

@@ -1,6 +1,7 @@
 """A MONAI bundle stands by itself and says what the model says; one that does not is not written."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -137,14 +138,21 @@ def test_intensities_are_scaled_by_what_monai_has_for_them_or_refused(intensity:
 
 @pytest.mark.parametrize(
     ("apart", "what"),
-    [((2e-4, 0.0, 0.0), "output of the network"), ((0.0, 2e-4, 0.0), "prepared"), ((0.0, 0.0, 2e-3), "labels")],
+    [
+        ((2e-4, 0.0, 0.0), "output of the network"),
+        ((0.0, 2e-4, 0.0), "prepared"),
+        ((0.0, 0.0, 2e-3), "labels"),
+        ((math.nan, 0.0, 0.0), "output of the network"),
+        ((0.0, math.nan, 0.0), "prepared"),
+    ],
 )
 def test_whatever_of_the_three_differs_stops_the_export(
     apart: tuple[float, float, float], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of()
     monkeypatch.setattr(gate, "_outside", lambda _bundle, paths, _weights: [{} for _ in paths])
-    found = iter([gate.Agreement(0.0, None, None), gate.Agreement(*apart)])
-    monkeypatch.setattr(gate, "_compared", lambda *_: next(found))
-    with pytest.raises(ConfigError, match=f"{what}.*differs by"):
-        gate.compare(tmp_path, run, build_model(run))
+    for first in (gate.Agreement(0.0, None, None), gate.Agreement(0.0, 0.0, 0.0)):
+        found = iter([first, gate.Agreement(*apart)])
+        monkeypatch.setattr(gate, "_compared", lambda *_, found=found: next(found))
+        with pytest.raises(ConfigError, match=f"{what}.*differs by"):
+            gate.compare(tmp_path, run, build_model(run))

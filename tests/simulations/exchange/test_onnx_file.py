@@ -107,3 +107,22 @@ def test_a_graph_that_says_another_thing_is_not_written(
     with pytest.raises(ConfigError, match="does not say what the model says"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_graph_that_puts_out_no_numbers_is_not_written(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN is larger than no difference: on all images, or on the second alone."""
+    monkeypatch.setattr(onnx_file, "_graph", lambda _network, _run: (_graph(exported[1]), None))
+    for first in (0, 1):
+        calls: list[int] = []
+
+        class Silent(onnx_file._Runtime):
+            def forward(self, images: torch.Tensor, first: int = first, calls: list[int] = calls) -> torch.Tensor:
+                calls.append(0)
+                return super().forward(images) * (float("nan") if len(calls) > first else 1.0)
+
+        monkeypatch.setattr(onnx_file, "_Runtime", Silent)
+        with pytest.raises(ConfigError, match="differs by nan"):
+            export_onnx(exported[0], tmp_path / "model.onnx")
+        assert not (tmp_path / "model.onnx").exists()
