@@ -196,6 +196,9 @@ def playing(folder: Path, play: Play | None = None, line: Callable[[str, int], i
     ports = [str(port) for port in free_ports(3)]
     options = zip(("--gateway-port", "--enrolment-port", "--superlink-port"), ports, strict=True)
     play.server("init", *(word for pair in options for word in pair))
+    settings = play.coordinator / "server.toml"
+    # A minute for each run that is completed; test_deployment has them made.
+    settings.write_text(settings.read_text().replace("exchange-forms = true", "exchange-forms = false"))
     try:
         play.start("coordinator")
         play.server("invite", *SITES, "--out", str(folder))
