@@ -109,7 +109,11 @@ def tell(collect: Collect, home: Path, *, port: int | None, file: Path | None, e
     if file is not None and file.suffix != ".prom":
         raise ConfigError(f"{file} does not end in .prom, and node_exporter reads no other file. Give it such a name.")
     if port is None and file is None:
-        show_json(as_data(collect())) if as_json else say(exposition(collect())[0].decode().rstrip("\n"))
+        if as_json:
+            show_json(as_data(collect()))
+        else:
+            for line in exposition(collect())[0].decode().removesuffix("\n").split("\n"):
+                say(line)
         return
     stopped = asked_to_stop()
     configure_logging()

@@ -47,7 +47,8 @@ def export(
 ) -> None:
     """Copy a completed run's model, unsealed: model.safetensors, model.json, a MONAI bundle and ONNX.
 
-    With --round, that of its checkpoint, without the latter two.
+    With --round, that of its checkpoint, without the latter two. The folder is to be new or empty: the forms of two
+    models in one folder could not be told apart.
 
     To TensorBoard goes what the report has in curves. To MLflow go settings, curves, report and run document, and of a
     completed run the model.
@@ -57,6 +58,8 @@ def export(
     opened, registry, signer = asked(home, "export", by, key)
     if out is None and tensorboard is None and mlflow is None:
         raise ConfigError("nothing is to be written. Give --out, --tensorboard or --mlflow.")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already, and not an empty folder. Give a new or empty one with --out.")
     if mlflow is not None:
         from server.monitoring.mlflow import check_address  # noqa: PLC0415 - loads jinja2
 

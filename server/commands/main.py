@@ -81,6 +81,12 @@ def init(
     operators.add(created, Registry(created.registry), operators.FIRST, "admin", root_passphrase=chosen)
     say(f"Initialised {created.path}")
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
+    if not host:
+        note(
+            "Only this machine reaches it, and invitations say so. For hospitals elsewhere set hosts, first the name by "
+            f"which they reach this host, and listen in {created.path / 'server.toml'} before you invite them; init "
+            "--host NAME sets both."
+        )
     if invited:
         write_invitations(*asked(created.path, "invite", operators.FIRST, None), invited)
     if start_now:

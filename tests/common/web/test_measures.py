@@ -155,6 +155,11 @@ def test_file_is_for_other_accounts_and_goes_with_the_stop(tmp_path: Path, monke
     assert list(file.parent.iterdir()) == []
 
 
+def test_what_is_printed_once_is_what_a_port_would_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(lambda: FAMILIES, tmp_path, port=None, file=None, every_s=1, as_json=False)
+    assert capsys.readouterr().out.encode() == exposition(FAMILIES)[0]
+
+
 def test_name_that_node_exporter_does_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not end in \.prom"):
         tell(lambda: FAMILIES, tmp_path, port=None, file=tmp_path / "w.txt", every_s=1, as_json=False)

@@ -21,7 +21,10 @@ from tests.server.coordinators import RUN_TOML, free_ports
 
 
 def test_init_makes_a_private_home_for_this_machine(tmp_path):
-    succeeds("init")
+    said = invoke("init")
+    assert said.exit_code == 0, said.output
+    assert "Only this machine reaches it" in said.stderr
+    assert "--host NAME sets both" in said.stderr
     succeeds("invite", "st-mary")
     home = open_home(tmp_path / "wardround-server")
     assert home.config.listen == "127.0.0.1"
@@ -33,7 +36,7 @@ def test_init_makes_a_private_home_for_this_machine(tmp_path):
 def test_init_with_a_host_listens_to_the_world_and_certifies_the_name(tmp_path):
     ports = [str(port) for port in free_ports(3)]
     options = ("--gateway-port", ports[0], "--enrolment-port", ports[1], "--superlink-port", ports[2])
-    succeeds("init", "--home", "other", "--host", "fl.example.org", *options)
+    assert "Only this machine" not in invoke("init", "--home", "other", "--host", "fl.example.org", *options).stderr
     home = open_home(tmp_path / "other")
     assert home.config.listen == "0.0.0.0"  # noqa: S104 - asked for by --host
     assert home.gateway_address == f"fl.example.org:{ports[0]}"

@@ -23,6 +23,16 @@ def test_export_copies_the_model_of_a_completed_run_only(home, registry, tmp_pat
     assert exported == {name: name.encode() for name in ("model.json", "model.safetensors")}
 
 
+def test_export_writes_no_second_model_into_a_folder(home, registry, tmp_path):
+    registry.propose(from_toml(RUN_TOML), ())
+    add_result(home)
+    registry.close(HASH, "completed")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(b"of another run")
+    assert "Give a new or empty one with --out" in fails("export", "lesions", "--out", "model")
+    assert [one.name for one in (tmp_path / "model").iterdir()] == ["model.onnx"]
+
+
 def test_model_whose_folder_was_changed_is_not_exported(home, registry):
     registry.propose(from_toml(RUN_TOML), ())
     add_result(home)
