@@ -83,8 +83,8 @@ def init(
     note(f"Back up {created.path / 'pki' / 'root.key'}, the federation's identity, and apart {created.key_file.path}.")
     if not host:
         note(
-            "Only this machine reaches it, and invitations say so. For hospitals elsewhere set hosts, first the name by "
-            f"which they reach this host, and listen in {created.path / 'server.toml'} before you invite them; init "
+            "Only this machine reaches it, and invitations say so. For hospitals elsewhere set hosts, first the name "
+            f"by which they reach this host, and listen in {created.path / 'server.toml'} before you invite them; init "
             "--host NAME sets both."
         )
     if invited:
