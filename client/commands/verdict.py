@@ -59,6 +59,8 @@ class Verdict:
         say(f"SHA-256 of the run: {self.document.hash}")
         for one in self.decision.refused:
             say(f"- {one.why}")
+        if self.document.config.privacy is not None and self.decision.allowed:
+            say("Whether the privacy budget lasts for it the policy does not say: approve does, under privacy.")
         for phase, count in (self.too_few or {}).items():
             say(
                 f"No {phase} score will leave: {counted(count, 'patient is', 'patients are')} held out for it, fewer "

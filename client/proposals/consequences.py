@@ -19,7 +19,7 @@ from common.audit.entries import SMALLEST_COUNT
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
 from common.config.statistics import STATISTICS, statistic_names
-from common.privacy.guarantee import forecast, why_void
+from common.privacy.guarantee import Forecast, forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
 from common.wire.encoding import values_size
@@ -263,7 +263,23 @@ def _privacy(document: RunDocument, offer: Offer | None, site: Site) -> str:
     return (
         f"epsilon of our cohort goes from {cost.before:.2f} to {cost.after:.2f}{beside} (delta "
         f"{cost.delta:.1e}, per patient, over all runs); the budget is {site.policy.lifetime_epsilon:g}"
+        f"{_beyond(cost, site.policy.lifetime_epsilon)}"
     )
+
+
+def _beyond(cost: Forecast, lifetime_epsilon: float) -> str:
+    """What the ledger will say at the first round; empty where the budget lasts. An approval does not change it."""
+    if cost.after > lifetime_epsilon:
+        return (
+            ", which that is beyond: THE SITE REFUSES THE RUN'S FIRST ROUND (budget-spent). Ask for fewer rounds or a "
+            "smaller target-epsilon, or raise lifetime-epsilon in policy.toml"
+        )
+    if cost.reserved is not None and cost.reserved > lifetime_epsilon:
+        return (
+            ", which all of them are beyond: the site refuses this run's first round (budget-spent) until another has "
+            "ended and left something"
+        )
+    return ""
 
 
 def _policy(proposal: Proposal) -> str:

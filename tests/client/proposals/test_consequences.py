@@ -16,6 +16,7 @@ from client.rules.approvals import Appraisal, Proposal
 from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
 from common.config.rundocument import issue
+from common.errors import PrivacyError
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
 from tests.documents import carried
@@ -252,6 +253,26 @@ def test_epsilon_goes_from_what_is_spent_to_what_will_be(site: Site) -> None:
     assert site.ledger.history("cohort", sha256_of(second)) == ()
 
 
+def test_a_run_beyond_the_budget_is_told_as_one_that_its_first_round_ends(site: Site) -> None:
+    """The ledger refuses it whatever is approved: so it is said before."""
+    first, second = a_run(name="first"), a_run(name="second")
+    rules = site.policy.model_copy(update={"lifetime_epsilon": 4.0})
+    narrow = dataclasses.replace(site, policy=rules)
+    for number in range(1, 7):
+        charge_round(
+            site.ledger, issue(first), cohort="cohort", cohort_size=45, round_=number, attempt=str(number),
+            lifetime_epsilon=9,
+        )  # fmt: skip
+    assert "THE SITE REFUSES THE RUN'S FIRST ROUND (budget-spent)" in shown(narrow, proposed(narrow, second))["privacy"]
+    with pytest.raises(PrivacyError, match="the privacy budget does not last"):
+        charge_round(
+            site.ledger, issue(second), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=4
+        )
+    charge_round(
+        site.ledger, issue(second), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=10
+    )
+
+
 def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
     started, new = a_run(name="started"), a_run(name="new")
     charge_round(
@@ -265,6 +286,12 @@ def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
     expected = [pld_epsilon([(cost.noise_multiplier, 0.1, steps)], cost.delta) for steps in (10, 70, 120)]
     assert (before, after, beside) == pytest.approx(expected, abs=0.02)
     assert f"to {after:.2f}, and to {beside:.2f} with what other runs still want (delta" in text
+    between = dataclasses.replace(
+        site, policy=site.policy.model_copy(update={"lifetime_epsilon": (after + beside) / 2})
+    )
+    assert text + ", which all of them are beyond: the site refuses this run's first round" in shown(
+        between, proposed(between, new)
+    )["privacy"].replace(f"the budget is {between.policy.lifetime_epsilon:g}", "the budget is 10")
     own = shown(site, proposed(site, started))["privacy"]
     assert "other runs" not in own  # what it has reserved itself is in its own end
     site.ledger.release(sha256_of(started))
