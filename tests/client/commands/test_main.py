@@ -324,9 +324,10 @@ def test_policy_check_says_the_verdict_first_then_the_hash_then_why_and_the_rule
     document = tmp_path / "run.toml"
     document.write_text(RUN_TOML)
     run_hash = sha256_of(parse(RunConfig, RUN_TOML))
-    verdict, digest, title, *_ = succeed(home, "policy", "check", str(document)).splitlines()
+    verdict, digest, budget, title, *_ = succeed(home, "policy", "check", str(document)).splitlines()
     assert verdict == "ALLOWED by policy.toml, without a count of patients: lesions"
     assert digest == f"SHA-256 of the run: {run_hash}"
+    assert budget.startswith("Whether the privacy budget lasts for it the policy does not say")
     assert title.strip() == "Policy"
     document.write_text(RUN_TOML.replace("4.0", "40.0").replace("rounds = 3", "rounds = 3000"))
     result = call(home, "policy", "check", str(document))
