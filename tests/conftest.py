@@ -52,13 +52,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.hookimpl(hookwrapper=True)
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)  # around what makes a failure that is expected a skip
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Where CI has the real images nothing is skipped: what is lacking there is to be set up, not passed over."""
     outcome: Any = yield
-    report = outcome.get_result()
+    _is_no_skip(outcome.get_result(), item)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """The same of a file that skips itself as it is read, and of all its tests with it."""
+    outcome: Any = yield
+    _is_no_skip(outcome.get_result(), collector)
+
+
+def _is_no_skip(report: pytest.TestReport | pytest.CollectReport, node: pytest.Item | pytest.Collector) -> None:
     if report.skipped and os.environ.get("CI") == "true" and os.environ.get("WARDROUND_DATA"):
-        report.outcome, report.longrepr = "failed", f"{item.nodeid} is skipped in CI: {report.longrepr}"
+        report.outcome, report.longrepr = "failed", f"{node.nodeid} is skipped in CI: {report.longrepr}"
+        vars(report).pop("wasxfail", None)  # with it pytest shows the failure and yet ends well
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

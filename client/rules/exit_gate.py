@@ -293,10 +293,10 @@ def _rebuilt(parts: Parts, run: RunConfig, weights: Buffer) -> Parts:
         raise UpdateError("the update's parts are not those of the run, by name; nothing is sent")
     if encoding == "float32":
         return {name: _same_tensors(parts[name], weights) for name in wanted}
-    model, *others = wanted
+    model = run.strategy.MODEL
     # Under its one head, to the byte, there is nothing in it but what each weight moved.
     check_encoded(parts[model], {name: one.shape for name, one in _load(weights).items()}, encoding)
-    return {model: parts[model], **{name: _same_tensors(parts[name], weights) for name in others}}
+    return {name: parts[name] if name == model else _same_tensors(parts[name], weights) for name in wanted}
 
 
 def _same_tensors(part: Buffer, template: Buffer) -> Buffer:

@@ -25,7 +25,7 @@ from client.train.strategies import Kept, State
 from common.config.rundocument import RunDocument
 from common.errors import ErrorCode, UpdateError
 from common.learning.checkpoint import pack, unpack
-from common.wire.encoding import decode, encode
+from common.wire.encoding import encode, weights_of
 from common.wire.messages import TrainRequest
 
 _RESIDUAL = "residual"  # the only part of what is kept
@@ -49,16 +49,15 @@ def model_part(weights: State, request: TrainRequest, document: RunDocument, sit
         return pack(weights)
     start = unpack(request.parts[run.strategy.MODEL])
     moves = {name: one.detach().cpu() - start[name] for name, one in weights.items()}
-    if run.strategy.OWN_START:
-        return encode(_arrays(moves), encoding)
-    folder = residuals_folder(site, document)
-    if (kept := recall_from(folder, site, request.round)) is not None:
+    folder, goes_on = residuals_folder(site, document), not run.strategy.OWN_START
+    if goes_on and (kept := recall_from(folder, site, request.round)) is not None:
         moves = {name: one + kept.states[_RESIDUAL][name] for name, one in moves.items()}
     part = encode(_arrays(moves), encoding)
-    sent = decode(part, {name: one.shape for name, one in moves.items()}, encoding)
-    read = {name: start[name] + torch.from_numpy(sent[name]) for name in moves}  # as the coordinator does
+    read = {name: torch.from_numpy(one) for name, one in weights_of(part, _arrays(start), encoding).items()}
     if not all(bool(one.isfinite().all()) for one in read.values()):
         raise UpdateError("the update makes weights that are infinite. Lower the learning rate.", ErrorCode.NOT_FINITE)
+    if not goes_on:
+        return part
     residual = {name: one - (read[name] - start[name]) for name, one in moves.items()}
     retain_in(folder, site, Kept(request.round, {_RESIDUAL: residual}), wanted=request.round < run.federation.rounds)
     return part

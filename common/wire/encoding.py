@@ -91,6 +91,24 @@ def decode(part: Buffer, shapes: Shapes, encoding: Encoding) -> dict[str, Values
     return moves
 
 
+def weights_of(part: Buffer, start: Mapping[str, Values], encoding: Encoding) -> dict[str, Values]:
+    """The weights that a coordinator reads, float32: each that was sent, and how far it moved, rounded once more.
+
+    Both sides call this one, so that a site knows what rounding took.
+
+    Args:
+        part: as received.
+        start: the model that the site was sent; stays as it is.
+        encoding: how the moves travel.
+
+    Raises:
+        UpdateError: as `check_encoded`. What is read may be infinite where its part is not.
+    """
+    moves = decode(part, {name: one.shape for name, one in start.items()}, encoding)
+    with np.errstate(over="ignore"):
+        return {name: np.add(start[name], one, out=one) for name, one in moves.items()}
+
+
 def check_encoded(part: Buffer, shapes: Shapes, encoding: Encoding) -> None:
     """Look at a part before it leaves.
 
@@ -206,4 +224,14 @@ def _not_finite() -> UpdateError:
     return UpdateError("the update holds NaN or infinite values. Lower the learning rate.", ErrorCode.NOT_FINITE)
 
 
-__all__ = ["BLOCK", "LARGEST_ERROR", "Encoding", "Shapes", "check_encoded", "decode", "encode", "values_size"]
+__all__ = [
+    "BLOCK",
+    "LARGEST_ERROR",
+    "Encoding",
+    "Shapes",
+    "check_encoded",
+    "decode",
+    "encode",
+    "values_size",
+    "weights_of",
+]

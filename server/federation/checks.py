@@ -23,7 +23,7 @@ from common.config.statistics import COUNTED, is_statistic, lowest_and_highest, 
 from common.errors import ErrorCode, UpdateError
 from common.learning.tensor_bytes import bytes_of, views_of
 from common.text import counted
-from common.wire.encoding import decode
+from common.wire.encoding import weights_of
 from common.wire.messages import EvaluateReply, Parts, Phase, TrainReply
 from server.federation.bounds import farthest, trained, work_of
 from server.federation.events import ENTRIES, STEPS_MADE
@@ -183,8 +183,8 @@ def _in_float32(parts: Parts, run: RunConfig, sent: Mapping[str, Tensor]) -> Par
     encoding, name = run.federation.update_precision, run.strategy.MODEL
     if encoding == "float32":
         return parts
-    moves = decode(parts[name], {key: tuple(one.shape) for key, one in sent.items()}, encoding)
-    return {**parts, name: bytes_of({key: one + torch.from_numpy(moves[key]) for key, one in sent.items()})}
+    weights = weights_of(parts[name], {key: one.numpy() for key, one in sent.items()}, encoding)
+    return {**parts, name: bytes_of({key: torch.from_numpy(one) for key, one in weights.items()})}
 
 
 def _check_round(got_hash: str, got_round: int, run_hash: str, round_: int) -> None:

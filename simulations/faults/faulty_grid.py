@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.learning.checkpoint import pack, unpack
-from common.wire.encoding import decode, encode
+from common.wire.encoding import encode, weights_of
 from common.wire.frames import Buffer
 from common.wire.messages import TrainReply, TrainRequest
 from common.wire.records import reply_from_record, reply_to_record, request_from_record
@@ -116,8 +116,8 @@ class FaultyGrid(Grid):
     def _read(self, part: Buffer, start: State) -> State:
         if self._precision == "float32":
             return unpack(part)
-        moves = decode(part, {name: one.shape for name, one in start.items()}, self._precision)
-        return {name: one + torch.from_numpy(moves[name]) for name, one in start.items()}
+        weights = weights_of(part, {name: one.numpy() for name, one in start.items()}, self._precision)
+        return {name: torch.from_numpy(one) for name, one in weights.items()}
 
     def _written(self, lie: State, start: State) -> bytes:
         """Of what rounding takes from a lie nothing is kept."""
