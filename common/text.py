@@ -47,6 +47,18 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
+def sized(count: int) -> str:
+    """So many bytes, three digits of them, in the unit that shows some: 640 B, 13.2 kB, 30 MB (powers of 1000)."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
+
+
 def as_name(text: str) -> str:
     """Words of others as a name (NAME_PATTERN, but for its length); empty where nothing of them fits."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
@@ -80,4 +92,4 @@ def _plain(value: object) -> object:
     return value
 
 
-__all__ = ["NAME_PATTERN", "as_json", "as_name", "counted", "shown"]
+__all__ = ["NAME_PATTERN", "as_json", "as_name", "counted", "shown", "sized"]

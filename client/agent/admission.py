@@ -5,7 +5,6 @@ bundle's run, and the coordinator still holds the run open, is anything fetched,
 has. A run that has ended is over here too, whatever the coordinator sends; one that an operator resumed is open again.
 """
 
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from client.home.offer import Offer
 from client.rules import approvals
 from client.rules.approvals import Proposal
 from common.errors import ConfigError, ErrorCode, PolicyError
+from common.text import sized
 
 # safetensors: 8 bytes, and for each tensor its name, type, shape and place as JSON.
 _HEADER_BYTES, _TENSOR_HEADER_BYTES, _BYTES_PER_VALUE = 4096, 512, 4
@@ -114,7 +114,7 @@ def check_room(home: Path, weights: int) -> None:
     wanted = 2 * weights + _SPARE_BYTES
     if (free := shutil.disk_usage(home).free) < wanted:
         raise PolicyError(
-            f"the disk of this site's home has {math.floor(free / 1e6)} MB free, a round needs {wanted / 1e6:.0f} MB. "
+            f"the disk of this site's home has {sized(free)} free, a round needs {sized(wanted - free)} more. "
             "Nothing is done until there is room: free some.",
             ErrorCode.DISK_FULL,
         )

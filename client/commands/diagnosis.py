@@ -29,7 +29,7 @@ from common.errors import ConfigError, DataError, EnrolmentError, FederationErro
 from common.flower.version import check_version
 from common.system import sandbox
 from common.system.environment import PACKAGES, for_child
-from common.text import counted
+from common.text import counted, sized
 from common.wire import clock
 from common.wire.channels import certificate_trouble
 from common.wire.proxy import proxy_of, told_of_proxy
@@ -146,8 +146,8 @@ def _data(home: Path) -> str:
 def _disk(home: Path) -> str:
     free = shutil.disk_usage(home if home.exists() else home.parent).free
     if free < FREE_BYTES:
-        raise ConfigError(f"{free >> 20} MiB are free at {home}, at least {FREE_BYTES >> 20} are needed. Free some.")
-    return f"{free >> 30} GiB free"
+        raise ConfigError(f"{sized(free)} are free at {home}, at least {sized(FREE_BYTES)} are needed. Free some.")
+    return f"{sized(free)} free"
 
 
 def _clock(home: Path) -> str:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from common.console.doctor import Finding
 from common.errors import ConfigError
 from common.system.environment import PACKAGES
-from common.text import counted
+from common.text import counted, sized
 
 DISTRIBUTION = "wardround"
 OURS = ("client", "common", "server", "simulations")
@@ -38,7 +38,7 @@ def memory(least: int) -> str:
         ConfigError: it may not.
     """
     free, bound = min(_memory_bounds())
-    said = f"{free / 1e9:.1f} GB may still be taken ({bound}), {least / 1e9:.1f} GB are needed"
+    said = f"{sized(free)} may still be taken ({bound}), {sized(least)} are needed"
     if free < least:
         raise ConfigError(f"{said}. Close other programs, or raise that bound.")
     return said
@@ -61,10 +61,10 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> str:  # noqa: S108 - looke
     free = shutil.disk_usage(folder).free
     if free < LEAST_SHARED_BYTES:
         raise ConfigError(
-            f"{folder} has {free / 1e6:.0f} MB free, at least {LEAST_SHARED_BYTES / 1e6:.0f} MB are needed. Remove "
-            "what ended programs left there, or make it larger; in a container with --shm-size."
+            f"{folder} has {sized(free)} free, at least {sized(LEAST_SHARED_BYTES)} are needed. Remove what "
+            "ended programs left there, or make it larger; in a container with --shm-size."
         )
-    return f"{free / 1e6:.0f} MB free in {folder}"
+    return f"{sized(free)} free in {folder}"
 
 
 def clock(written: float | None) -> str:

@@ -20,7 +20,7 @@ from common.flower.version import VERSION
 from common.identity import certificates
 from common.system.environment import PACKAGES, for_child
 from common.system.namespaces import network_of
-from common.text import counted
+from common.text import counted, sized
 from common.wire import clock
 from server.coordinator import supervisor
 from server.coordinator.doors import doors, read_processes
@@ -131,7 +131,7 @@ def _models(home: Home) -> Iterator[Finding]:
 
 def _disk(home: Home) -> Iterator[Finding]:
     free = shutil.disk_usage(home.path).free
-    said = f"{free / 1e9:.1f} GB free, at least {MIN_FREE_BYTES / 1e9:g} wanted"
+    said = f"{sized(free)} free, at least {sized(MIN_FREE_BYTES)} wanted"
     yield Finding("disk", free > MIN_FREE_BYTES, said + ("" if free > MIN_FREE_BYTES else ": free some"))
 
 

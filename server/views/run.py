@@ -14,7 +14,7 @@ from common.pages.chart import Points, colours_of, line_chart
 from common.pages.html import Markup
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.tasks import Task, task_of
-from common.text import counted
+from common.text import counted, sized
 from server.federation.events import (
     OVERALL,
     Event,
@@ -109,7 +109,7 @@ class Round:
     odd: tuple[str, ...]
     steps: tuple[str, ...]  # of each site, where sites stop by time
     seconds: float
-    megabytes: float
+    size: str  # of all that went, both ways
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _facts(summary: Mapping[str, Any], events: Sequence[Event]) -> list[tuple[st
     facts: list[tuple[str, str | None]] = [(f"{_moment(times[0])} to {_moment(times[-1])}", None)] if times else []
     facts += [
         (f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.0f} s", None),
-        (f"{summary['bytes-down'] / 1e6:.1f} MB to the sites, {summary['bytes-up'] / 1e6:.1f} MB from them", None),
+        (f"{sized(summary['bytes-down'])} to the sites, {sized(summary['bytes-up'])} from them", None),
         *((sentence, None) for sentence in in_words(summary)),
         (f"seed {summary['seed']}", None),
         ("run", summary["run-hash"]),
@@ -272,7 +272,7 @@ def _round(event: Event) -> Round:
         odd=tuple(odd_of(event)),
         steps=tuple(made_of(event)),
         seconds=event["seconds"],
-        megabytes=(event["bytes-down"] + event["bytes-up"]) / 1e6,
+        size=sized(event["bytes-down"] + event["bytes-up"]),
     )
 
 

@@ -13,7 +13,7 @@ from common.config import TRAIN_LOSS
 from common.config.statistics import COUNTED
 from common.console.cli import live_table, note
 from common.tasks import Task, of_local
-from common.text import counted
+from common.text import counted, sized
 from server.federation.events import (
     JOURNAL_NAME,
     OVERALL,
@@ -88,7 +88,7 @@ def event_line(event: Event, task: Task) -> str:
             steps = f"; steps: {', '.join(made)}" if (made := made_of(event)) else ""
             return (
                 f"round {event['round']}: {counted(len(event['sites']), 'site')}, {event['seconds']:.1f} s, "
-                f"{_megabytes(event)} MB{steps}{remark}"
+                f"{sized(event['bytes-down'] + event['bytes-up'])}{steps}{remark}"
             )
         case "train" if COUNTED in event and event["round"] == 1:
             return f"{event['site']} tells statistics of about {event[COUNTED]:g} training patients"
@@ -159,10 +159,6 @@ def _latest(events: Sequence[Event], kind: str, key: str) -> Any:
 
 def _rounds(proposal: Proposal) -> int:
     return proposal.run.federation.rounds
-
-
-def _megabytes(event: Event) -> str:
-    return f"{(event['bytes-down'] + event['bytes-up']) / 1e6:.1f}"
 
 
 def _score(events: Sequence[Event], task: Task) -> object:

@@ -13,6 +13,7 @@ import typer
 
 from common.console.cli import JsonFlag, configure_logging, new_app, progress, show_table
 from common.errors import FederationError
+from common.text import sized
 from simulations.api.preparation import use_threads
 from simulations.commands.options import BackendOption, ThreadsOption
 
@@ -181,7 +182,7 @@ def bench_aggregation(
             wall, *_ = one.rates(one.wall_s)
             rows.append([count, one.way, *one.rates(one.cpu_s), wall, *one.times(against), one.memory / one.size])
     columns = ["updates", "way", "GB per CPU s", "least", "most", "GB per s", "times as fast", "on the wall", "models"]
-    title = f"Of a model of {against.size / 1e6:.3g} MB; times as fast as {against.way}; models held at most"
+    title = f"Of a model of {sized(against.size)}; times as fast as {against.way}; models held at most"
     show_table(title, columns, rows, as_json=as_json)
 
 
@@ -239,7 +240,7 @@ def bench_wire(
         times = None if theirs is None else one.times(theirs)
         rows.append([one.message, one.step, one.way, *one.ms_per_30_mb, one.times(memory), times])
     columns = ["message", "step", "way", "CPU ms per 30 MB", "least", "most", f"times {memory.step}", "times Flower"]
-    show_table(f"A model of {memory.size / 1e6:.3g} MB on its way", columns, rows, as_json=as_json)
+    show_table(f"A model of {sized(memory.size)} on its way", columns, rows, as_json=as_json)
 
 
 @bench_app.command("sites")

@@ -13,10 +13,21 @@ from typer.testing import CliRunner
 from common.console.cli import live_table, new_app, note, progress, say, show_json, show_table
 from common.console.logs import log_to
 from common.errors import ConfigError
-from common.text import as_json, counted, shown
+from common.text import as_json, counted, shown, sized
 from tests.foreign import FOREIGN, MARK, hidden
 
 FOREIGN_TEXTS = pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        *((0, "0 B"), (640, "640 B"), (999, "999 B"), (1000, "1 kB"), (11_064, "11.1 kB"), (49_999, "50 kB")),
+        *((999_499, "999 kB"), (999_500, "1 MB"), (30_000_000, "30 MB"), (2**30, "1.07 GB"), (2**60, "1152922 TB")),
+    ],
+)
+def test_size_has_three_digits_and_a_unit_in_which_it_is_not_nothing(count: int, said: str) -> None:
+    assert sized(count) == said
 
 
 @pytest.fixture(autouse=True)

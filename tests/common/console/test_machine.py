@@ -82,9 +82,9 @@ def test_bound_on_memory_is_found() -> None:
 def test_shared_memory_that_is_too_small_is_found() -> None:
     mount = "mount -t tmpfs -o size=8m none /dev/shm"
     said = python(told("shared_memory()"), before=mount, own=True)
-    assert "/dev/shm has 8 MB free" in said  # noqa: S108 - said
+    assert "/dev/shm has 8.39 MB free" in said  # noqa: S108 - said
     assert "--shm-size" in said
-    assert python(told("shared_memory()"), before=mount.replace("8m", "80m"), own=True) == "84 MB free in /dev/shm"
+    assert python(told("shared_memory()"), before=mount.replace("8m", "80m"), own=True) == "83.9 MB free in /dev/shm"
 
 
 def test_shared_memory_that_is_full_or_gone_is_found(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_disk_that_is_nearly_full_is_found_at_both_sides(tmp_path: Path) -> None
         "print(*[one.ok for one in doctor._disk(Home(home, ServerConfig(hosts=('a',))))])"
     )
     said = python(code, before=f"mount -t tmpfs -o size=20m none {tmp_path / 'home'}", own=True)
-    assert said.splitlines()[0].startswith("WRONG 20 MiB are free")
+    assert said.splitlines()[0].startswith("WRONG 21 MB are free")
     assert "Free" in said.splitlines()[0]
     assert said.splitlines()[1] == "False"
 

@@ -27,6 +27,12 @@ def test_a_round_line_names_who_was_left_out():
         "event": "round", "round": 3, "sites": ["a"], "refused": {"b": "not-finite"}, "missing": ["c"],
         "seconds": 1.25, "bytes-down": 3_000_000, "bytes-up": 1_000_000,
     }  # fmt: skip
-    assert (
-        event_line(event, Segmentation()) == "round 3: 1 site, 1.2 s, 4.0 MB; b refused (not-finite), c did not answer"
-    )
+    assert event_line(event, Segmentation()) == "round 3: 1 site, 1.2 s, 4 MB; b refused (not-finite), c did not answer"
+
+
+def test_what_a_small_model_weighs_is_not_told_as_nothing():
+    event = {
+        "event": "round", "round": 1, "sites": ["a"], "refused": {}, "missing": [],
+        "seconds": 1.0, "bytes-down": 11_064, "bytes-up": 640,
+    }  # fmt: skip
+    assert event_line(event, Segmentation()) == "round 1: 1 site, 1.0 s, 11.7 kB"
