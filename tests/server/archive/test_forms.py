@@ -196,6 +196,11 @@ def test_without_the_extra_both_are_left_out(finished: Federation, monkeypatch: 
             "send_frame(1, Frame({'forms': {'monai-bundle': {}, 'onnx': {}}}, {'bundle/../../x': b'x'}))",
             "files of other places",
         ),
+        (
+            "from common.wire.frames import *; import sys; receive_frame(0);"
+            "send_frame(1, Frame({'forms': {'monai-bundle': {}}}, {}))",
+            "answered with something else",
+        ),
     ],
 )
 def test_a_process_that_fails_leaves_them_out_and_the_folder_is_made(
