@@ -24,7 +24,7 @@ from server.federation.liveness import alive
 from server.federation.members import HomeMembers
 from server.federation.rounds import federate
 from server.federation.selection import in_words
-from server.home.folder import ENVIRONMENT, folder_name, open_home
+from server.home.folder import ENVIRONMENT, advice, folder_name, open_home
 from server.registry.audit_trail import RoundNotes
 from server.views.report import write_report
 
@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     run = from_text(text)
     home = open_home() if os.environ.get(ENVIRONMENT) else None
     if home is not None:
-        log_to(logging.INFO)
+        log_to(logging.INFO, advice=advice(home.path))
         _end_with_parent()
     out = home.run_folder(run) if home else WITHOUT_HOME / folder_name(run)
     members = HomeMembers(home, run.hash) if home else None

@@ -58,8 +58,8 @@ class Admission:
         proposal = self._load(run_hash)
         if proposal.answer is None or not proposal.answer.approved:
             raise PolicyError(
-                f"run {proposal.run.name!r} is not approved. Look at it with 'wardround-client runs', and approve it "
-                f"with 'wardround-client approve {run_hash[:12]}' if the hospital agrees.",
+                f"run {proposal.run.name!r} is not approved. Look at it with `wardround-client runs`, and approve it "
+                f"with `wardround-client approve {run_hash[:12]}` if the hospital agrees.",
                 ErrorCode.NOT_APPROVED,
             )
         if not proposal.open:
@@ -79,7 +79,7 @@ class Admission:
         found = [one for one in approvals.load_all(self._home) if one.bundle_sha256 == run.fab_hash]
         if not found:
             raise PolicyError(
-                f"Flower's run {run_id} is no bundle that was proposed here. See 'wardround-client runs'.",
+                f"Flower's run {run_id} is no bundle that was proposed here. See `wardround-client runs`.",
                 ErrorCode.NOT_APPROVED,
             )
         if run.override_config:

@@ -134,7 +134,7 @@ def _check(noted: Mapping[_Place, _Spent], charges: Iterable[Charge]) -> None:
             f"the privacy ledger lacks {missing.total()} of the {len(noted)} charges in the audit log: it was restored "
             "from an old copy, or is gone. Nothing is trained with privacy, because what was spent would be "
             "spent again. Put the newest copy of state/ledger.sqlite back, or enter what is missing with "
-            "'wardround-client ledger --restore'. See docs/audit.md, 'When the ledger was restored or is missing'.",
+            "`wardround-client ledger --restore`. See docs/audit.md, 'When the ledger was restored or is missing'.",
             ErrorCode.LEDGER_OUTDATED,
         )
 

@@ -58,7 +58,7 @@ def data_check(  # noqa: PLR0917 - one parameter an option
         raise ConfigError("a run needs labels: --without-labels does not go with --run.")
     site = open_site(home)
     if not site.config.data:
-        raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
+        raise ConfigError("this site has no data yet. Add a folder with `wardround-client data add PATH`.")
     note("Looking for studies ...")
     with counted_progress("studies") as advance:
         checkup = check_site(
@@ -92,7 +92,7 @@ def data_check(  # noqa: PLR0917 - one parameter an option
         note("The labels were not looked at: what can be read is not yet what can be trained on.")
     if not checkup.usable:
         unlabelled = any(study.problem.code is ErrorCode.NO_LABEL for study in checkup.quarantined if study.problem)
-        hint = " Whether the images can be read: wardround-client data check --without-labels." if unlabelled else ""
+        hint = " Whether the images can be read: `wardround-client data check --without-labels`." if unlabelled else ""
         raise DataError(f"no study is usable. See the reasons above.{hint}", ErrorCode.NO_DATA)
 
 
@@ -115,7 +115,7 @@ def data_preview(
 
     site = open_site(home)
     if not site.config.data:
-        raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
+        raise ConfigError("this site has no data yet. Add a folder with `wardround-client data add PATH`.")
     _check_new(out, [home / Path(source.path).expanduser() for source in site.config.data])
     config = None if run is None else run_of(home, run).config
     with counted_progress("studies") as advance:

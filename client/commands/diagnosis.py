@@ -139,8 +139,8 @@ def _data(home: Path) -> str:
     if missing:
         raise DataError(f"these data folders are not there: {', '.join(missing)}. Mount them or correct site.toml.")
     if not site.data:
-        raise DataError("no data yet. Add a folder with 'wardround-client data add PATH'.")
-    return f"{counted(len(site.data), 'source')}; look inside with 'wardround-client data check'"
+        raise DataError("no data yet. Add a folder with `wardround-client data add PATH`.")
+    return f"{counted(len(site.data), 'source')}; look inside with `wardround-client data check`"
 
 
 def _disk(home: Path) -> str:
@@ -197,7 +197,7 @@ def _files(home: Path) -> str:
 
 def _agent(home: Path) -> str:
     if not is_running(home):
-        raise FederationError("not running. Start it with 'wardround-client start'.")
+        raise FederationError("not running. Start it with `wardround-client start`.")
     state = str(read_status(home).get("state", "starting"))
     if state in (EXPIRED, REFUSED):
         raise FederationError(

@@ -26,7 +26,7 @@ from client.commands.data import data_app
 from client.commands.evaluate import evaluate
 from client.commands.explain import explain
 from client.commands.key import key_app
-from client.commands.options import HOME, Home, NewHome, typed
+from client.commands.options import HOME, Home, NewHome
 from client.commands.predict import personal_app, predict
 from client.commands.serve import dashboard, metrics, serve
 from client.commands.sources import data_add
@@ -45,7 +45,7 @@ from client.views.ledger import charged, charged_runs
 from client.views.status import is_well, status_of
 from common.config import PolicyConfig, load
 from common.config.statistics import statistic_names
-from common.console.cli import Digest, JsonFlag, confirm, new_app, note, say, show_json, show_table
+from common.console.cli import Digest, JsonFlag, advice_in_hand, confirm, new_app, note, say, show_json, show_table
 from common.console.doctor import tell
 from common.console.logs import log_to, on_screen
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
@@ -94,12 +94,13 @@ def join(  # noqa: PLR0917 - one parameter an option
         phrase, text = enrolment.request_by_file(home, opened)
         write_private(request, text.encode())
         say(f"Phrase: {phrase}")
-        note(f"Send {request} to the coordinator (it is a secret), and tell them the phrase. Then join --certificate.")
+        note(f"Send {request} to the coordinator (it is a secret), and tell them the phrase.")
+        note(f"Then: `wardround-client join {invitation} --certificate FILE`")
         return
 
     def show_phrase(phrase: str) -> None:
         say(f"Phrase: {phrase}")
-        note("Tell it to the coordinator, who must see the same under 'wardround-server requests'. Waiting ...")
+        note("Tell it to the coordinator, who must see the same under `wardround-server requests`. Waiting ...")
 
     if certificate is not None:
         identity = enrolment.accept_certificate(home, _read(certificate).encode())
@@ -111,7 +112,7 @@ def join(  # noqa: PLR0917 - one parameter an option
     if start_now:
         start(home)
     elif not data:
-        note(f"Next: {typed('data add PATH', home)}, look at {home / POLICY_NAME}, then {typed('start', home)}")
+        note(f"Next: `wardround-client data add PATH`, look at {home / POLICY_NAME}, then `wardround-client start`")
 
 
 @app.command()
@@ -142,7 +143,7 @@ def start(home: Home = HOME) -> None:
             f'Set name = "{identity.site}".'
         )
     if not site.data:
-        raise ConfigError("this site has no data yet. Add a folder with 'wardround-client data add PATH'.")
+        raise ConfigError("this site has no data yet. Add a folder with `wardround-client data add PATH`.")
 
     with only_one(home):
         _log_to(home / "logs" / "agent.log")
@@ -362,7 +363,7 @@ def _typed(name: str, value: Any) -> Any:
 def _log_to(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
-    log_to(logging.INFO, [handler, on_screen()])
+    log_to(logging.INFO, [handler, on_screen()], advice=advice_in_hand())
 
 
 if __name__ == "__main__":

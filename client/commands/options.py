@@ -1,7 +1,5 @@
 """What the commands of wardround-client share: the home folder, a run by file or name, progress."""
 
-import os
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,22 +9,14 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from client.home import kept
-from client.home.folder import SITE_NAME
+from client.home.folder import DEFAULT, ENVIRONMENT, SITE_NAME, advice
 from client.home.sitekey import site_key
 from client.rules import approvals
 from common.config.rundocument import RunDocument, from_file
-from common.console.cli import Advance, progress
+from common.console.cli import Advance, advise, progress
 from common.errors import ConfigError
 
-HOME = Path("wardround-site")
-ENVIRONMENT = "WARDROUND_HOME"
-
-
-def typed(words: str, home: Path) -> str:
-    """A command as it can be pasted here: with --home where it would look in another folder."""
-    usual = Path(os.environ.get(ENVIRONMENT) or HOME)
-    elsewhere = "" if home.absolute() == usual.absolute() else f" --home {shlex.quote(str(home))}"
-    return f"wardround-client {words}{elsewhere}"
+HOME = DEFAULT
 
 
 def site_file(home: Path) -> Path:
@@ -34,7 +24,7 @@ def site_file(home: Path) -> Path:
     path = home / SITE_NAME
     if not path.exists():
         raise ConfigError(
-            f"{home} is no site's folder: it has no {SITE_NAME}. Join first with 'wardround-client join INVITATION', "
+            f"{home} is no site's folder: it has no {SITE_NAME}. Join first with `wardround-client join INVITATION`, "
             "or name the site's folder with --home or WARDROUND_HOME."
         )
     return path
@@ -56,15 +46,23 @@ def _existing_or_made(context: typer.Context, home: Path) -> Path:
     return home
 
 
-def _home(callback: Callable[[typer.Context, Path], Path] | None) -> Any:
+def _made(_context: typer.Context, home: Path) -> Path:
+    return home
+
+
+def _home(check: Callable[[typer.Context, Path], Path]) -> Any:
+    def given(context: typer.Context, home: Path) -> Path:
+        advise(context, advice(home))
+        return check(context, home)
+
     about = "The site's folder: settings, keys, ledger, logs."
-    return typer.Option("--home", envvar=ENVIRONMENT, help=about, callback=callback)
+    return typer.Option("--home", envvar=ENVIRONMENT, help=about, callback=given)
 
 
 # Of a site that is there; of one that may begin with this command; of one that this command makes.
 Home: TypeAlias = Annotated[Path, _home(_existing)]
 FirstHome: TypeAlias = Annotated[Path, _home(_existing_or_made)]
-NewHome: TypeAlias = Annotated[Path, _home(None)]
+NewHome: TypeAlias = Annotated[Path, _home(_made)]
 
 
 def run_of(home: Path, run: str) -> RunDocument:

@@ -63,18 +63,23 @@ def serve(  # noqa: PLR0917 - one parameter an option
 def dashboard(
     home: Home = HOME,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 0,
+    link: Annotated[bool, typer.Option("--link", help="Print another link of the one that runs, and end.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show this site in a browser on this machine, until Ctrl-C: runs and what they would mean, yes or no, what left.
 
-    Prints a link that is good for one login. From another machine: `ssh -L PORT:127.0.0.1:PORT HOST`, with --port PORT.
+    Prints a link that is good for one login; `dashboard --link`, elsewhere as the same user, another one.
+    From another machine: `ssh -L PORT:127.0.0.1:PORT HOST`, with --port PORT.
 
     Example: `wardround-client dashboard`
     """
     from client.views.dashboard import dashboard_of  # noqa: PLC0415 - loads jinja2
-    from common.web.dashboard import serve_dashboard  # noqa: PLC0415 - loads uvicorn
+    from common.web.dashboard import serve_dashboard, show_fresh_link  # noqa: PLC0415 - loads uvicorn
 
     check_private(home)
+    if link:
+        show_fresh_link(home, port=port, as_json=as_json)
+        return
     serve_dashboard(dashboard_of(home.resolve()), home.resolve(), port=port, as_json=as_json)
 
 

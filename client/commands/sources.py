@@ -9,7 +9,7 @@ import typer
 
 from client.commands import folder_options
 from client.commands.folder_options import source_of
-from client.commands.options import HOME, FirstHome, Home, site_file, typed
+from client.commands.options import HOME, FirstHome, Home, site_file
 from client.home.folder import SITE_NAME
 from client.home.sitefile import add_source, remove_source
 from client.home.sitekey import check_outside
@@ -113,7 +113,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         return
     if not (home / SITE_NAME).exists():
         prepare_home(home)
-        note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
+        note(f"A new site's folder: {home}. Its name comes with the invitation: `wardround-client join INVITATION`.")
     # As it was read now, so that a stray file that comes later does not change how the whole folder is read.
     (read_as,) = {"images" if source.csv is not None else reference.kind for reference in found.references}
     site = add_source(home / SITE_NAME, source.model_copy(update={"kind": read_as}))
@@ -125,10 +125,10 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     _tell(found)
     _offer_names(source)
     if not readable or any(reference.is_labelled for reference in readable):
-        note(f"Next: {typed('data check', home)}")
+        note("Next: `wardround-client data check`")
     else:
         note(f"None has a label yet.{_named_in_csv(path, csv)}")
-        note(f"Whether the images can be read: {typed('data check --without-labels', home)}")
+        note("Whether the images can be read: `wardround-client data check --without-labels`")
 
 
 def data_remove(
@@ -146,8 +146,8 @@ def data_remove(
         same = [at for at, one in enumerate(site.data, start=1) if _folder(one, home) == wanted]
         if len(same) != 1:
             raise ConfigError(
-                f"{len(same)} of the {len(site.data)} sources are that folder. Give the number: see wardround-client "
-                "data list."
+                f"{len(same)} of the {len(site.data)} sources are that folder. Give the number: see "
+                "`wardround-client data list`."
             )
         (number,) = same
     left = remove_source(home / SITE_NAME, number)
@@ -216,7 +216,7 @@ def _check_new(site: SiteConfig, source: SourceConfig, home: Path) -> None:
         if folder == known and all(getattr(source, way) == getattr(other, way) for way in _WAYS):
             raise ConfigError(
                 f"this folder is source {number} already. Nothing was added. To have it read in another way: "
-                f"wardround-client data remove {number}, then add it again."
+                f"`wardround-client data remove {number}`, then add it again."
             )
         if folder.is_relative_to(known) or known.is_relative_to(folder):
             note(f"This folder and that of source {number} share files: an image that is in both counts once.")

@@ -218,13 +218,13 @@ def _constant(run: RunConfig, findings: tuple[int, ...] | None, images: Tensor) 
 
 def _nothing(site: SiteConfig, found: Studies) -> str:
     if not site.data:
-        return "the site has no data source. Add one: wardround-client data add FOLDER."
+        return "the site has no data source. Add one: `wardround-client data add FOLDER`."
     counts = Counter(problem.code for _, problem in found.refused)
     codes = f" ({', '.join(f'{count} {code}' for code, count in counts.items())})" if counts else ""
     return (
         f"no study is usable: {len(found.studies)} found in {len(site.data)} source(s){codes}, "
         f"{sum(source.ignored for source in found.sources)} other file(s) ignored. Expected DICOM series with DICOM "
-        "SEG, NIfTI pairs, or pictures with masks; see wardround-client data check."
+        "SEG, NIfTI pairs, or pictures with masks; see `wardround-client data check`."
     )
 
 

@@ -185,7 +185,7 @@ def _reasons(problems: Iterable[DataError]) -> tuple[str, ...]:
 
 def _nobody(site: Site, found: int, wanted: Wanted, reasons: Sequence[str]) -> str:
     if not site.config.data:
-        return "the site has no data source. Add one: wardround-client data add FOLDER."
+        return "the site has no data source. Add one: `wardround-client data add FOLDER`."
     split = "" if wanted == "all" else f" of the {wanted} patients"
     others = () if wanted == "all" else ("Those of all splits: --split all.",)
     return " ".join((f"no study{split} can be scored: {found} found.", *reasons, *others))

@@ -96,7 +96,7 @@ def accept_certificate(home: Path, certificate_pem: bytes) -> Identity:
     """
     if not (home / "tls" / "request.pem").exists():
         raise EnrolmentError(
-            f"{home} waits for no certificate. Begin with 'wardround-client join INVITATION --request'."
+            f"{home} waits for no certificate. Begin with `wardround-client join INVITATION --request`."
         )
     return _become_member(home, certificate_pem)
 
@@ -247,7 +247,7 @@ def _collect(stub: EnrolmentStub, site: str, request_sha256: str, deadline: floa
             time.sleep(RETRY_PAUSE_S)
     raise EnrolmentError(
         "the coordinator has not approved this site yet. Ask its operator to run "
-        f"'wardround-server approve {site}', then run the same join command again: it goes on waiting."
+        f"`wardround-server approve {site}`, then run the same join command again: it goes on waiting."
     )
 
 

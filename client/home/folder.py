@@ -21,10 +21,15 @@ the folder without that key shows how much there is and when it was written, and
 The worker may write to the last two folders and to scratch/, and to nothing else (common/system/sandbox.py).
 """
 
+import os
 import stat
 from pathlib import Path
 
+from common.advice import Advice
 from common.errors import ConfigError
+
+DEFAULT = Path("wardround-site")
+ENVIRONMENT = "WARDROUND_HOME"
 
 SITE_NAME = "site.toml"
 POLICY_NAME = "policy.toml"
@@ -45,6 +50,11 @@ FORGOTTEN_NAME = "forgotten.sealed"
 CHECK_NAME = "check"  # the last report of `wardround-client data check`
 
 _PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
+
+
+def advice(home: Path) -> Advice:
+    """What completes the commands of this side: with --home where they would look into another folder."""
+    return Advice.about("wardround-client", home, Path(os.environ.get(ENVIRONMENT) or DEFAULT))
 
 
 def check_private(home: Path) -> None:

@@ -103,7 +103,7 @@ def not_joined(home: Path, error: FileNotFoundError) -> EnrolmentError:
         )
     return EnrolmentError(
         f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
-        "'wardround-client join INVITATION'."
+        "`wardround-client join INVITATION`."
     )
 
 

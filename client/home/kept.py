@@ -95,7 +95,7 @@ def personal(home: Path, site_key: bytes, run_hash: str) -> bytes:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"the personal model of run {run_hash[:8]} does not open: it was made under another site key, or altered. "
-            "Restore it, and site.key, from a backup, or remove it: wardround-client personal remove."
+            "Restore it, and site.key, from a backup, or remove it: `wardround-client personal remove RUN`."
         ) from error
 
 

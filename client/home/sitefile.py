@@ -44,7 +44,7 @@ def remove_source(path: Path, number: int) -> SiteConfig:
     if not 1 <= number <= len(before.data):
         raise ConfigError(
             f"site.toml has {counted(len(before.data), 'data source')}, and none is number {number}. "
-            "See: wardround-client data list."
+            "See: `wardround-client data list`."
         )
     text = without_entry(old, "data", number - 1)
     rest = (*before.data[: number - 1], *before.data[number:])

@@ -62,8 +62,8 @@ def protect(home: Path, passphrase: str) -> None:
     file, key = _file(home), _key_in_file(home)
     if file.is_protected:
         raise ConfigError(
-            "the site key is under a passphrase already. For a new one, take this one off with 'wardround-client key "
-            "unprotect'."
+            "the site key is under a passphrase already. For a new one, take this one off with "
+            "`wardround-client key unprotect`."
         )
     file.write(key, passphrase)
 

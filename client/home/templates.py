@@ -15,7 +15,7 @@ UNNAMED = "unnamed"
 _NAME = '\nname = "{site}"\n'
 
 SITE_TEMPLATE = """\
-# What this hospital offers. Stays here. Add data with: wardround-client data add PATH
+# What this hospital offers. Stays here. Add data with: `wardround-client data add PATH`
 name = "{site}"
 # cohort-size = 120     # publicly declared number of patients; default: that of the first run approved, in 5s
 # threads = 4           # cores for training; default: all

@@ -167,7 +167,7 @@ def load(home: Path, run_hash: str) -> Proposal:
     """
     folder = _root(home) / run_hash
     if not _HASH.fullmatch(run_hash) or not folder.is_dir():
-        raise ConfigError(f"no run {run_hash[:12]} was proposed here. List the runs with 'wardround-client runs'.")
+        raise ConfigError(f"no run {run_hash[:12]} was proposed here. List the runs with `wardround-client runs`.")
     try:
         issued = from_text((folder / _RUN).read_text(encoding="utf-8"))
         document = replace(issued, bundle=(folder / _BUNDLE).read_bytes())
@@ -209,7 +209,7 @@ def find(home: Path, wanted: str) -> Proposal:
             return proposal
         case []:
             raise ConfigError(
-                f"no proposed run is called {wanted!r}. List the runs with 'wardround-client runs', or give the path "
+                f"no proposed run is called {wanted!r}. List the runs with `wardround-client runs`, or give the path "
                 "of a run.toml where the command takes one."
             )
         case several:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from client.agent import decision
-from client.home.folder import FORGOTTEN_NAME, LEDGER_NAME, POLICY_NAME, SITE_NAME
+from client.home.folder import FORGOTTEN_NAME, LEDGER_NAME, POLICY_NAME, SITE_NAME, advice
 from client.proposals.consequences import tensor_rows
 from client.rules import approvals
 from client.rules.approvals import Proposal
@@ -51,6 +51,7 @@ def dashboard_of(home: Path) -> Dashboard:
     site = open_site(home)
     return Dashboard(
         name=f"Wardround at {site.config.name}",
+        advice=advice(home),
         menu=(("Overview", "/"), ("Runs", "/runs"), ("Ledger", "/ledger"), ("What left", "/left"), ("Data", "/data")),
         pages={
             "/": partial(_overview, home),
@@ -201,7 +202,6 @@ def _data(home: Path, _visit: Visit) -> Page:
         found=found,
         when=None if found is None else f"{found.at:%Y-%m-%d %H:%M} UTC",
         aside=[] if found is None else sorted(found.set_aside.items()),
-        remedy="wardround-client data check",
     )
     said = f"{counted(sources, 'source')} offered. "
     said += "Not checked yet." if found is None else f"{found.counts.get('usable', 0)} studies were usable."

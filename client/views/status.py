@@ -43,7 +43,7 @@ def status_of(home: Path) -> dict[str, Any]:
     except EnrolmentError as error:
         values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
     if values["state"] == REFUSED:
-        values["problem"] = "the coordinator does not take this site's certificate; 'wardround-client doctor' says why"
+        values["problem"] = "the coordinator does not take this site's certificate; `wardround-client doctor` says why"
     return values
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from client.home.folder import advice
 from common.console.logs import log_to
 from common.system import sandbox
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = sandbox.hide([home / name for name in sandbox.SECRETS])
     disk = sandbox.lock([home / name for name in sandbox.WRITABLE if (home / name).is_dir()])
     questions, answers = sandbox.take_pipe()
-    log_to(logging.INFO)
+    log_to(logging.INFO, advice=advice(home))
     _log.info("network %s, keys %s, disk %s", network, keys, disk)
 
     from client.worker import loop  # noqa: PLC0415 - after confine: numpy and torch start threads

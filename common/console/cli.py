@@ -1,7 +1,8 @@
 """What the three command lines share: errors as one message, tables, progress, logging.
 
 All that a command shows passes here, and through `common.text.shown`: text of another side, of a file or of a header
-is neither markup nor a command to a terminal. Results go to stdout, everything else to stderr. Exit code 0 means
+is neither markup nor a command to a terminal. A command that a message advises gets the --home of the one in hand
+(common/advice.py). Results go to stdout, everything else to stderr. Exit code 0 means
 success, 1 a failure that was explained in one message, 2 a usage error. Commands import heavy modules (torch, flwr)
 inside their bodies, so that `--help` answers at once and Flower reads the environment set here.
 
@@ -35,6 +36,7 @@ from rich.text import Text
 from typer.core import TyperArgument, TyperGroup
 from typer.models import ArgumentInfo
 
+from common.advice import Advice
 from common.console.logs import log_to
 from common.errors import ConfigError, WardroundError
 from common.system.environment import flower_variables
@@ -46,6 +48,7 @@ from common.text import shown
 _TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _PLAIN_LINE_EVERY_S = 2.0
 _SHOWN_DIGITS = 12
+_ADVICE = "wardround.advice"  # of click's context, which a group shares with its commands
 
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -98,12 +101,12 @@ def show_json(value: Any) -> None:
 
 def say(message: object) -> None:
     """Print one line of the result to stdout."""
-    typer.echo(shown(message))
+    typer.echo(_told(message))
 
 
 def note(message: object) -> None:
     """Tell the user something on stderr, in one line, which leaves stdout to the result."""
-    typer.echo(shown(message), err=True)
+    typer.echo(_told(message), err=True)
 
 
 def confirm(question: str, *, yes: bool = False) -> None:
@@ -133,7 +136,7 @@ def live_table() -> Iterator[Callable[[str, str, Sequence[str], Sequence[Sequenc
         A function to call with the line, the table's title, its columns and its rows.
     """
     with Live(console=Console(stderr=True), refresh_per_second=4) as live:
-        yield lambda line, title, columns, rows: live.update(Group(Text(shown(line)), _table(title, columns, rows)))
+        yield lambda line, title, columns, rows: live.update(Group(Text(_told(line)), _table(title, columns, rows)))
 
 
 @contextmanager
@@ -176,9 +179,21 @@ def pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in found}
 
 
+def advise(context: click.Context, advice: Advice) -> None:
+    """From the option --home of a command: what its advice is completed with, until the command has ended."""
+    context.meta[_ADVICE] = advice
+
+
+def advice_in_hand() -> Advice:
+    """Of the command that this thread carries out; none outside of one."""
+    context = click.get_current_context(silent=True)
+    found = None if context is None else context.meta.get(_ADVICE)
+    return found if isinstance(found, Advice) else Advice()
+
+
 def configure_logging(*, verbose: bool = False) -> None:
     """Log to stderr: warnings, and with `verbose` the story of what happens."""
-    log_to(logging.INFO if verbose else logging.WARNING)
+    log_to(logging.INFO if verbose else logging.WARNING, advice=advice_in_hand())
 
 
 # What to do about what the system refuses.
@@ -254,6 +269,10 @@ def _fail(message: str, cause: Exception) -> NoReturn:
     raise typer.Exit(1) from cause
 
 
+def _told(message: object) -> str:
+    return shown(advice_in_hand()(str(message)))
+
+
 def _plain_lines(label: str, total: int) -> Advance:
     last = -_PLAIN_LINE_EVERY_S
 
@@ -273,7 +292,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
     for column in columns:
         table.add_column(Text(shown(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(_cell(value))) for value in row))
+        table.add_row(*(Text(_told(_cell(value))) for value in row))
     return table
 
 

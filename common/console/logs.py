@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from common.advice import Advice
 from common.errors import ErrorCode, WardroundError, code_of
 from common.text import counted, shown
 
@@ -25,12 +26,13 @@ _MOST_TROUBLES = 100
 class LineFormatter(logging.Formatter):
     """Time, level, name and message in one line; see the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, advice: Advice | None = None) -> None:
         super().__init__(_FORMAT)
+        self._advice = advice or Advice()
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line, and its traceback below."""
-        record.message = record.getMessage()
+        record.message = self._advice(record.getMessage())
         record.asctime = self.formatTime(record)
         below = [self.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
         below += [record.stack_info] if record.stack_info else []
@@ -38,11 +40,11 @@ class LineFormatter(logging.Formatter):
         return "\n".join([shown(self.formatMessage(record)), *lines])
 
 
-def log_to(level: int, handlers: Sequence[logging.Handler] | None = None) -> None:
-    """Send the log of this process to these handlers; None: to stderr."""
+def log_to(level: int, handlers: Sequence[logging.Handler] | None = None, *, advice: Advice | None = None) -> None:
+    """Send the log of this process to these handlers; None: to stderr. What it advises is completed."""
     handlers = handlers or [logging.StreamHandler()]
     for handler in handlers:
-        handler.setFormatter(LineFormatter())
+        handler.setFormatter(LineFormatter(advice))
     logging.basicConfig(level=level, handlers=handlers, force=True)
 
 

@@ -102,7 +102,7 @@ class Door:
             return
         if session is None:
             if is_post or scope["inner"] == "/events":
-                raise _RefusedError(401, "Nobody is logged in. Open the link that was shown, or ask for another one.")
+                raise _RefusedError(401, "Nobody is logged in. Have another link shown: dashboard --link.")
             raise _RefusedError(303, "Log in first.", (("location", f"{base}{LOGIN}"),))
         if is_post and not is_csrf(session, scope["form"].get("csrf", "")):
             raise _RefusedError(403, "The form is not one that this page has shown. Reload the page.")

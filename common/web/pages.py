@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import compile_path
 
+from common.advice import Advice
 from common.errors import ConfigError, WardroundError
 from common.pages.html import Markup, fragment, render
 from common.web.door import LOGIN, STATIC
@@ -55,6 +56,7 @@ class Dashboard:
     """What a side shows, and what can be done there."""
 
     name: str
+    advice: Advice  # of this side's commands, for the pages
     menu: Sequence[tuple[str, str]]  # label, path
     pages: Mapping[str, Callable[[Visit], Page]]  # by path, such as "/runs/{run}"
     # By path, such as "/runs/{run}/stop"; given the form, says what was done. Then "/runs/{run}" is shown.
@@ -137,11 +139,14 @@ class Pages:
             told=told,
             body=page.body,
         )
-        return HTMLResponse(text, status)
+        return HTMLResponse(self._dashboard.advice.on_page(text), status)
 
     def _login(self, request: Request, *, wrong: bool = False) -> HTMLResponse:
-        text = render("common/web/login.html", name=self._dashboard.name, base=request.scope["base"], wrong=wrong)
-        return HTMLResponse(text, 403 if wrong else 200)
+        name, advice = self._dashboard.name, self._dashboard.advice
+        text = render(
+            "common/web/login.html", name=name, base=request.scope["base"], wrong=wrong, program=advice.program
+        )
+        return HTMLResponse(advice.on_page(text), 403 if wrong else 200)
 
     def _events(self, session: Session) -> Response:
         if self._streams >= MOST_STREAMS:

@@ -193,7 +193,7 @@ def _holder(port: int) -> str:
 
 def _processes(home: Home) -> Iterator[Finding]:
     running = supervisor.is_running(home)
-    yield Finding("coordinator", running, "running" if running else "not running: wardround-server start")
+    yield Finding("coordinator", running, "running" if running else "not running: `wardround-server start`")
 
 
 def _doors(home: Home) -> Iterator[Finding]:

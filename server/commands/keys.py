@@ -112,7 +112,7 @@ def root_rotate(home: HomeOption = None, by: AsOption = operators.FIRST, key: Ke
     opened, _, signer = asked(home, "root-rotate", by, key)
     passphrase = root_passphrase(opened)
     _carry_out(opened, signer, lambda _act: rotate_root(opened, passphrase))
-    say(f"The next root is made. When every site knows it: {homes.typed('root finish', opened)}")
+    say("The next root is made. When every site knows it: `wardround-server root finish`")
 
 
 @root_app.command("finish")
@@ -131,7 +131,7 @@ def root_finish(
     if unaware and not force:
         raise ConfigError(
             f"{counted(len(unaware), 'site does', 'sites do')} not know the next root: {', '.join(unaware)}. "
-            "They learn of it when they renew (wardround-client renew); with --force they have to join again."
+            "They learn of it when they renew (`wardround-client renew`); with --force they have to join again."
         )
     passphrase = root_passphrase(opened)
     _carry_out(opened, signer, lambda _act: finish_rotation(opened, passphrase))

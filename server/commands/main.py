@@ -92,7 +92,7 @@ def init(
     if start_now:
         _start(created)
     else:
-        note(f"Next: {homes.typed('start', created)}")
+        note("Next: `wardround-server start`")
 
 
 def start(home: HomeOption = None) -> None:

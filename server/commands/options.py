@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from common.console.cli import advise
 from common.crypto.passphrase import passphrase_from
 from common.errors import ConfigError
 from server.home import folder as homes
@@ -14,9 +15,20 @@ from server.home.root import ROOT_PASSPHRASE, is_root_sealed
 from server.registry import operators
 from server.registry.registry import Registry
 
+
+def _given(context: typer.Context, home: Path | None) -> Path | None:
+    advise(context, homes.advice(homes.resolve(home)))
+    return home
+
+
 HomeOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--home", envvar=homes.ENVIRONMENT, help="The coordinator's folder [default: ./wardround-server]."),
+    typer.Option(
+        "--home",
+        envvar=homes.ENVIRONMENT,
+        help="The coordinator's folder [default: ./wardround-server].",
+        callback=_given,
+    ),
 ]
 AsOption: TypeAlias = Annotated[
     str, typer.Option("--as", envvar="WARDROUND_OPERATOR", help="The operator who does it, and whose key signs it.")

@@ -16,7 +16,6 @@ from server.commands.results import show_scores
 from server.commands.template import TEMPLATE
 from server.coordinator import wishes
 from server.federation.events import INITIAL_NAME
-from server.home import folder as homes
 from server.home.checkpoints import MODEL_FILES
 from server.home.folder import Home
 from server.registry import operators
@@ -41,7 +40,7 @@ def new(document: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The f
         raise ConfigError(f"{document} is there already. Give the name of a new file.")
     write_atomically(document, TEMPLATE.encode())
     say(document)
-    note(f"Look through it: data, spacing, classes, privacy. Then: wardround-server run {document}")
+    note(f"Look through it: data, spacing, classes, privacy. Then: `wardround-server run {document}`")
 
 
 def run(
@@ -76,7 +75,7 @@ def run(
     for sentence in run.config.idle:
         note(f"Note: {sentence}.")
     note(f"Issued as {issued}, of which that is the SHA-256")
-    note(f"At each site: wardround-client approve {proposal.run_hash[:8]}")
+    note(f"At each site: `wardround-client approve {proposal.run_hash[:8]}`")
     _follow(opened, registry, proposal, watch=watch)
 
 
@@ -171,7 +170,7 @@ def _initial_weights(config: RunConfig, model: Path | None, folder: Path) -> byt
 
 def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool, curves: Path | None = None) -> None:
     if not watch:
-        note(f"Follow it with: {homes.typed(f'watch {proposal.run_hash[:8]}', home)}")
+        note(f"Follow it with: `wardround-server watch {proposal.run_hash[:8]}`")
         return
     from server.views.watch import watch as watch_run  # noqa: PLC0415 - loads jinja2
 
@@ -187,5 +186,5 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool, 
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")
     show_scores(home, ended, as_json=False)
     say(f"Results: {home.run_folder(ended.document)}")
-    command = homes.typed(f"export {ended.run_hash[:8]} --out MODEL", home)
+    command = f"`wardround-server export {ended.run_hash[:8]} --out MODEL`"
     note(f"The model, and its MONAI bundle and ONNX when they are made: {command}")

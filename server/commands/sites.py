@@ -12,7 +12,6 @@ from common.errors import ConfigError
 from common.system.files import write_atomically, write_private
 from server.commands.options import AsOption, HomeOption, KeyOption, asked, root_passphrase
 from server.gateway import enrolment
-from server.home import folder as homes
 from server.home.folder import Home
 from server.registry import operators
 from server.registry.registry import Registry
@@ -50,7 +49,8 @@ def enrol(
         site = enrolment.redeem_file(opened, registry, request.read_bytes(), signer)
     except OSError as error:
         raise ConfigError(f"{request} cannot be read ({error.strerror}). Give the file that the site sent.") from error
-    say(f"{site} asks to join. Compare the phrase ({homes.typed('requests', opened)}), then approve --out FILE.")
+    then = f"`wardround-server approve {site} --out FILE`"
+    say(f"{site} asks to join. Compare the phrase (`wardround-server requests`), then {then}.")
 
 
 def requests(
@@ -130,7 +130,7 @@ def write_invitations(
             path = out / path.name
             write_private(path, invitation.to_text().encode())
         say(path)
-    note(f"There: wardround-client join FILE. Then here: {homes.typed('requests', home)}")
+    note("There: `wardround-client join FILE`. Then here: `wardround-server requests`")
 
 
 def _moment(text: str | None) -> datetime.datetime | None:

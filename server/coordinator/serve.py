@@ -38,7 +38,7 @@ from server.gateway.interceptor import Interceptor, address_of, site_of
 from server.gateway.limits import ENROLMENTS_AT_ONCE, MAX_REQUEST_BYTES
 from server.gateway.refusals import Refusals
 from server.gateway.services import Gateway
-from server.home.folder import Home, open_home
+from server.home.folder import Home, advice, open_home
 from server.home.root import server_credentials
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
@@ -261,7 +261,8 @@ def _main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     os.umask(0o077)
     _allow_connections()
-    log_to(logging.INFO)
+    home = parser.parse_args().home
+    log_to(logging.INFO, advice=advice(home))
     # One line per HTTP request to the SuperLink would bury everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_version()
@@ -269,7 +270,7 @@ def _main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        serve(open_home(parser.parse_args().home), stop)
+        serve(open_home(home), stop)
     except WardroundError as error:
         _log.error("%s", error)
         sys.exit(1)  # the launcher tries again

@@ -21,7 +21,7 @@ from server.coordinator import supervisor, wishes
 from server.coordinator.doors import doors
 from server.dashboard import proposing
 from server.federation.events import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, read_events
-from server.home.folder import Home
+from server.home.folder import Home, advice
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
@@ -95,6 +95,7 @@ def dashboard_of(home: Home, registry: Registry, keyboard: Keyboard) -> Dashboar
         menu.insert(2, ("Propose", "/propose"))
     return Dashboard(
         name="Wardround coordinator",
+        advice=advice(home.path),
         menu=menu,
         pages={
             "/": asked("runs", lambda visit: _overview(home, registry, visit)),

@@ -116,7 +116,7 @@ def sign(home: Home, registry: Registry, signer: operators.Signer, desk: Desk, f
     desk.clear()
     return (
         f"Proposed {proposal.name} {proposal.run_hash[:8]}, signed by {signer.name}. "
-        f"At each site: wardround-client approve {proposal.run_hash[:8]}"
+        f"At each site: `wardround-client approve {proposal.run_hash[:8]}`"
     )
 
 

@@ -108,10 +108,10 @@ def await_request(registry: Registry, site: str, tell: Callable[[str], None]) ->
     while registry.site(site).state == "invited":
         if not registry.is_expecting():
             raise EnrolmentError(
-                f"the invitation of {site} has expired. Invite it again: wardround-server invite {site}"
+                f"the invitation of {site} has expired. Invite it again: `wardround-server invite {site}`"
             )
         if not told:
-            tell(f"Waiting for {site} to ask (there: wardround-client join FILE). Ctrl-C ends.")
+            tell(f"Waiting for {site} to ask (there: `wardround-client join FILE`). Ctrl-C ends.")
             told = True
         time.sleep(_LOOK_EVERY_S)
 
@@ -146,7 +146,7 @@ def renew(home: Home, registry: Registry, site: str, csr_pem: bytes) -> bytes | 
     try:
         _sign(home, registry, site, None, None)
     except ConfigError:
-        _log.warning("site %s asks to renew; the root key is sealed: wardround-server approve %s", site, site)
+        _log.warning("site %s asks to renew; the root key is sealed: `wardround-server approve %s`", site, site)
         return None
     return (registry.site(site).certificate or b"") + home.root_pem
 

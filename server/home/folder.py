@@ -25,7 +25,6 @@ does not. A checkpoint put back whole as it was after an earlier round does open
 
 import json
 import os
-import shlex
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -37,6 +36,7 @@ from typing import Annotated
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
+from common.advice import Advice
 from common.config import Table, load
 from common.config.rundocument import RunDocument
 from common.crypto.keyfile import KeyFile
@@ -209,10 +209,9 @@ def resolve(path: Path | None) -> Path:
     return (path or Path(os.environ.get(ENVIRONMENT) or DEFAULT)).absolute()
 
 
-def typed(words: str, home: Home) -> str:
-    """A command as it can be pasted here: with --home where it would look in another folder."""
-    elsewhere = "" if resolve(None) == home.path.absolute() else f" --home {shlex.quote(str(home.path))}"
-    return f"wardround-server {words}{elsewhere}"
+def advice(home: Path) -> Advice:
+    """What completes the commands of this side: with --home where they would look into another folder."""
+    return Advice.about("wardround-server", home, resolve(None))
 
 
 def default_hosts() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from server.federation.events import (
     Event,
     read_events,
 )
-from server.home.folder import Home, typed
+from server.home.folder import Home
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.views.run import score_with_noise
@@ -50,7 +50,7 @@ def watch(home: Home, registry: Registry, run_hash: str, *, told: Told | None = 
     printed = 0
     last_line = ""
     for proposal, events in _observe(home, registry, run_hash, told):
-        line = state_line(home, registry, proposal)
+        line = state_line(registry, proposal)
         if line != last_line:
             note(line)
             last_line = line
@@ -63,7 +63,7 @@ def watch(home: Home, registry: Registry, run_hash: str, *, told: Told | None = 
     return proposal
 
 
-def state_line(home: Home, registry: Registry, proposal: Proposal) -> str:
+def state_line(registry: Registry, proposal: Proposal) -> str:
     """Where the run stands, in one line. Why it has ended is for the caller to say, once."""
     if proposal.state != "proposed":
         return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state}"
@@ -74,8 +74,8 @@ def state_line(home: Home, registry: Registry, proposal: Proposal) -> str:
     return (
         f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "
         f"approvals{denied}; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "
-        f"(there: wardround-client approve {proposal.run_hash[:8]}; to withdraw it: "
-        f"{typed(f'stop {proposal.run_hash[:8]}', home)})"
+        f"(there: `wardround-client approve {proposal.run_hash[:8]}`; to withdraw it: "
+        f"`wardround-server stop {proposal.run_hash[:8]}`)"
     )
 
 
@@ -113,7 +113,7 @@ def _watch_live(home: Home, registry: Registry, run_hash: str, told: Told | None
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             task = proposal.run.task
             columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
-            show(state_line(home, registry, proposal), title, columns, _by_site(events, task))
+            show(state_line(registry, proposal), title, columns, _by_site(events, task))
     return proposal
 
 

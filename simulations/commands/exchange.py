@@ -129,7 +129,7 @@ def import_bundle(
         say(f"Largest difference from the bundle's own network: {_shown(done.apart)} of {compared}")
     say(f'In run.toml:  [initial]  sha256 = "{done.sha256}"')
     note('Add public = "..." there only where you know which images made these weights. Then, with --initial')
-    note(f"{done.path}: wardround-sim run, or wardround-server run.")
+    note(f"{done.path}: `wardround-sim run`, or `wardround-server run`.")
 
 
 def _run_of(path: Path) -> RunConfig:

@@ -170,7 +170,7 @@ def _dealt(site: Site, run: RunConfig, readers: int, shifts: Sequence[str]) -> D
         codes = ", ".join(f"{count} {code}" for code, count in sorted(aside.items())) or "none was found"
         raise DataError(
             f"site {site.config.name} has no study that can be used ({codes}). What is wrong with each: "
-            "wardround-sim run with --verbose, or wardround-client data check.",
+            "`wardround-sim run` with --verbose, or `wardround-client data check`.",
             ErrorCode.NO_DATA,
         )
     parts = {part: len({study["patient"] for study in usable if study["split"] == part}) for part in _PARTS}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from common.advice import Advice
 from common.errors import ConfigError, FederationError
 from common.pages.html import fragment
 from common.web import connection, door, pages
@@ -70,6 +71,7 @@ def stage(clock: list[float]) -> Iterator[Stage]:
     one = Stage()
     shown = Dashboard(
         name="Test",
+        advice=Advice("wardround-client", " --home '/srv/a b'"),
         menu=(("Overview", "/"),),
         pages={"/": one.show, "/runs/{run}": one.show},
         acts={"/runs/{run}/stop": one.act},
@@ -103,7 +105,7 @@ def test_link_is_good_for_one_login(stage: Stage) -> None:
     second = stage.visitor()
     answer = second.log_in(token)
     assert (answer.status, second.cookie) == (403, "")
-    assert "press Enter" in answer.shown
+    assert "wardround-client dashboard --link --home &#x27;/srv/a b&#x27;" in answer.text
     assert second.get("/").status == 303
 
 

@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_is_parsed_once_however_often_it_is_looked_at(home, r
     for _ in range(20):
         assert runs.step() == {1}
         clock[0] += 5.0
-        assert state_line(home, registry, registry.proposal(HASH))
+        assert state_line(registry, registry.proposal(HASH))
     assert len(parsed) == 2
 
 
@@ -146,7 +146,7 @@ def test_approvals_are_waited_for_without_a_clock(home, registry, superlink, mon
     runs.step()
     waiting = registry.proposal(HASH)
     assert waiting.state == "proposed"
-    assert "1 of 2 approvals; denied by c; waiting for b" in state_line(home, registry, waiting)
+    assert "1 of 2 approvals; denied by c; waiting for b" in state_line(registry, waiting)
     registry.answer(HASH, "b", approved=True)
     assert runs.step() == {1}
 
@@ -159,7 +159,7 @@ def test_a_run_that_too_many_policies_refuse_does_not_hang_and_can_be_resumed(ho
     runs.step()
     waiting = registry.proposal(HASH)
     assert waiting.state == "proposed"
-    assert "refused by the policy of b (policy-refused); waiting for c" in state_line(home, registry, waiting)
+    assert "refused by the policy of b (policy-refused); waiting for c" in state_line(registry, waiting)
     registry.answer(HASH, "c", approved=False)
     runs.step()
     closed = registry.proposal(HASH)

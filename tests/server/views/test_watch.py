@@ -17,7 +17,7 @@ def test_the_waiting_line_names_the_silent_sites_and_what_to_type(tmp_path):
         enrol(home, registry, name)
     registry.propose(from_toml(RUN_TOML), ())
     registry.answer(HASH, "a", approved=True)
-    line = state_line(home, registry, registry.proposal(HASH))
+    line = state_line(registry, registry.proposal(HASH))
     assert "1 of 2 approvals; waiting for b" in line
     assert f"wardround-client approve {HASH[:8]}" in line
 
