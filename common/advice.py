@@ -2,11 +2,10 @@
 
 Whoever writes a message names a command in backquotes, `wardround-client data check`, and a template in `<code>`,
 without --home: most of our code knows no folder. Whoever shows it has it completed by that folder's `Advice`: the
-commands (common/console/cli.py), the log of a process (common/console/logs.py), the pages (common/web/pages.py).
+commands (common/console/cli.py), the log of a process (common/console/logs.py), the pages (common/pages/html.py).
 tests/test_advice.py reads all our messages, and finds those that name a command otherwise.
 """
 
-import html
 import re
 import shlex
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from pathlib import Path
 WITHOUT_HOME = ("wardround-client explain", "wardround-client serve", "wardround-server new")
 
 _TYPED = re.compile(r"(`|<code>)((wardround-\w+) [^`<]*)(`|</code>)")
-# What a person has written into a form stays as it is.
-_FORM = re.compile(r"(<textarea.*?</textarea>)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,12 @@ class Advice:
 
     def __call__(self, text: str) -> str:
         """A message with all its commands completed."""
-        return _TYPED.sub(lambda found: self._completed(found, self.option), text) if self.option else text
+        return _TYPED.sub(self._completed, text) if self.option else text
 
-    def on_page(self, page: str) -> str:
-        """The same for HTML that is ready to be sent."""
-        if not self.option:
-            return page
-        option = html.escape(self.option)
-        parts = _FORM.split(page)
-        parts[::2] = [_TYPED.sub(lambda found: self._completed(found, option), part) for part in parts[::2]]
-        return "".join(parts)
-
-    def _completed(self, found: "re.Match[str]", option: str) -> str:
+    def _completed(self, found: "re.Match[str]") -> str:
         opening, words, program, closing = found.groups()
         own = program == self.program and "--home" not in words and not words.startswith(WITHOUT_HOME)
-        return f"{opening}{words}{option if own else ''}{closing}"
+        return f"{opening}{words}{self.option if own else ''}{closing}"
 
 
 __all__ = ["WITHOUT_HOME", "Advice"]

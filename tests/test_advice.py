@@ -17,6 +17,7 @@ from common.advice import WITHOUT_HOME, Advice
 from common.console.cli import advice_in_hand, advise, new_app, note, say, show_table
 from common.console.logs import log_to
 from common.errors import ConfigError
+from common.pages.html import advised
 from server.commands.main import app as server_app
 from server.home import folder as coordinators
 from tests import ROOT
@@ -99,7 +100,7 @@ def test_own_commands_get_the_folder_and_nothing_else_does() -> None:
         "wardround-client start",
     ):
         assert NORTH(untouched) == untouched
-        assert NORTH.on_page(untouched) == untouched
+        assert advised(untouched, NORTH) == untouched
     assert Advice()("`wardround-client start`") == "`wardround-client start`"
 
 
@@ -107,9 +108,9 @@ def test_page_is_completed_without_what_a_person_is_writing_and_escaped() -> Non
     odd = Advice("wardround-server", " --home '/srv/<b>'")
     typed = "<textarea>`wardround-server run`</textarea>"
     page = f"<p><code>wardround-server start</code> or `wardround-server stop`</p>{typed}"
-    assert odd.on_page(page) == (
-        "<p><code>wardround-server start --home &#x27;/srv/&lt;b&gt;&#x27;</code> or "
-        f"`wardround-server stop --home &#x27;/srv/&lt;b&gt;&#x27;`</p>{typed}"
+    assert advised(page, odd) == (
+        "<p><code>wardround-server start --home &#39;/srv/&lt;b&gt;&#39;</code> or "
+        f"`wardround-server stop --home &#39;/srv/&lt;b&gt;&#39;`</p>{typed}"
     )
 
 

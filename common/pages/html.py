@@ -8,15 +8,20 @@ common/pages/page.html: one file, without script, and nothing in it comes from e
 
 import base64
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from common.advice import Advice
 from common.system.environment import PACKAGES
 from common.text import shown
+
+# What a person has begun to write stays as it is.
+_WRITING = re.compile(r"(<textarea.*?</textarea>)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,14 @@ def render(template: str, **values: object) -> str:
 def fragment(template: str, **values: object) -> Markup:
     """The same for a part of a page, which is put into another template as it is."""
     return Markup(render(template, **values))  # noqa: S704 - a template's own output
+
+
+def advised(page: str, advice: Advice) -> str:
+    """A page with the commands that it names completed."""
+    escaped = replace(advice, option=str(escape(advice.option)))
+    parts = _WRITING.split(page)
+    parts[::2] = map(escaped, parts[::2])
+    return "".join(parts)
 
 
 def picture(path: Path) -> Picture:
@@ -80,4 +93,4 @@ def _fit(value: object) -> object:
     return value if isinstance(value, Markup) else shown(value)
 
 
-__all__ = ["Markup", "Picture", "cell", "fragment", "picture", "render"]
+__all__ = ["Markup", "Picture", "advised", "cell", "fragment", "picture", "render"]

@@ -18,7 +18,7 @@ from starlette.routing import compile_path
 
 from common.advice import Advice
 from common.errors import ConfigError, WardroundError
-from common.pages.html import Markup, fragment, render
+from common.pages.html import Markup, advised, fragment, render
 from common.web.door import LOGIN, STATIC
 from common.web.fenced import Message, Receive, Send
 from common.web.login import COOKIE, SESSION_S, Session, Sessions
@@ -139,14 +139,14 @@ class Pages:
             told=told,
             body=page.body,
         )
-        return HTMLResponse(self._dashboard.advice.on_page(text), status)
+        return HTMLResponse(advised(text, self._dashboard.advice), status)
 
     def _login(self, request: Request, *, wrong: bool = False) -> HTMLResponse:
         name, advice = self._dashboard.name, self._dashboard.advice
         text = render(
             "common/web/login.html", name=name, base=request.scope["base"], wrong=wrong, program=advice.program
         )
-        return HTMLResponse(advice.on_page(text), 403 if wrong else 200)
+        return HTMLResponse(advised(text, advice), 403 if wrong else 200)
 
     def _events(self, session: Session) -> Response:
         if self._streams >= MOST_STREAMS:

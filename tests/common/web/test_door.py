@@ -105,7 +105,7 @@ def test_link_is_good_for_one_login(stage: Stage) -> None:
     second = stage.visitor()
     answer = second.log_in(token)
     assert (answer.status, second.cookie) == (403, "")
-    assert "wardround-client dashboard --link --home &#x27;/srv/a b&#x27;" in answer.text
+    assert "wardround-client dashboard --link --home &#39;/srv/a b&#39;" in answer.text
     assert second.get("/").status == 303
 
 
