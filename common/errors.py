@@ -53,6 +53,8 @@ class ErrorCode(StrEnum):
     BAD_COUNT = "bad-count"
     UPDATE_TOO_LARGE = "update-too-large"
     WRONG_RUN = "wrong-run"
+    TOO_FEW_SITES = "too-few-sites"
+    TOO_FEW_UPDATES = "too-few-updates"
     DEADLINE = "deadline"
     OUT_OF_MEMORY = "out-of-memory"
     DISK_FULL = "disk-full"

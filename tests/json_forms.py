@@ -56,13 +56,15 @@ FORMS: dict[str, Form] = {
     "wardround-client doctor": FINDINGS,
     "wardround-client runs": [
         {
-            "run": str, "hash": digest, "state": str, "answer": str, "by": TEXT, "rounds": int, "epsilon": MAYBE,
+            "run": str, "hash": digest, "state": str, "ended": TEXT, "code": TEXT, "done": (int, None), "answer": str,
+            "by": TEXT, "rounds": int, "epsilon": MAYBE,
             "patients": (int, None), "policy": TEXT,
         }
     ],
     "wardround-client show": {
         "run": {
-            "run": str, "hash": digest, "state": str, "answer": str, "by": TEXT, "rounds": int, "epsilon": MAYBE,
+            "run": str, "hash": digest, "state": str, "ended": TEXT, "code": TEXT, "done": (int, None), "answer": str,
+            "by": TEXT, "rounds": int, "epsilon": MAYBE,
             "patients": (int, None), "policy": TEXT,
         },
         "gains": [

@@ -24,7 +24,7 @@ from client.agent import admission
 from client.agent.admission import Admission
 from client.agent.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
 from client.agent.rounds import Rounds
-from client.agent.status import DISK_FULL, IN_ORDER, Status
+from client.agent.status import DISK_FULL, FAILED, IN_ORDER, STOPPED, Status
 from client.agent.worker_process import Worker
 from client.home.declared import as_declared
 from client.home.enrolment import renew
@@ -177,7 +177,7 @@ class Agent:
                 self._trail.end()
             except AuditError as error:
                 _log.error("the end is not recorded: %s", error)
-        self._status.update(state="stopped")
+        self._status.update(state=FAILED if self._failed else STOPPED)
         _log.info("stopped")
 
     # Messages

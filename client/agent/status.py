@@ -27,6 +27,7 @@ from common.wire.proxy import told_of_proxy
 _STATUS, _LOCK = "status.json", "agent.lock"
 
 EXPIRED, REFUSED = "certificate expired", "refused"
+STOPPED, FAILED = "stopped", "failed"  # the last that an agent writes
 IN_ORDER, DISK_FULL = "in order", "disk-full"
 
 _log = logging.getLogger(__name__)
@@ -157,6 +158,11 @@ def only_one(home: Path) -> AbstractContextManager[object]:
 def is_running(home: Path) -> bool:
     """Whether an agent holds this home's lock."""
     return is_locked(home / _LOCK)
+
+
+def status_written_at(home: Path) -> float:
+    """When an agent last wrote how it is, in seconds since the epoch: at its end, where it could."""
+    return (home / _STATUS).stat().st_mtime
 
 
 def read_status(home: Path) -> dict[str, Any]:

@@ -37,12 +37,13 @@ from client.home.gains import gains as kept_gains
 from client.home.identity import load_identity
 from client.home.statistics import kept as kept_statistics
 from client.proposals.consequences import tensor_rows
+from client.proposals.ended import how_in_words, next_in_words
 from client.rules import approvals
 from client.rules.approvals import Proposal
 from client.site import open_site
 from client.views.gains import COLUMNS, gains_of, in_words
 from client.views.ledger import charged, charged_runs
-from client.views.status import is_well, status_of
+from client.views.status import is_well, last_ended, status_of
 from common.config import PolicyConfig, load
 from common.config.statistics import statistic_names
 from common.console.cli import Digest, JsonFlag, advice_in_hand, confirm, new_app, note, say, show_json, show_table
@@ -54,7 +55,9 @@ from common.privacy.scores import short_cohort
 from common.system.files import write_private
 from common.text import counted
 
-_RUN_COLUMNS = ("run", "hash", "state", "answer", "by", "rounds", "epsilon", "patients", "policy")
+_RUN_COLUMNS = (
+    *("run", "hash", "state", "ended", "code", "done", "answer", "by", "rounds", "epsilon", "patients", "policy"),
+)
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 SIGNAL_POLL_S = 0.2
 
@@ -166,7 +169,7 @@ def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
 
     Example: `wardround-client status`
     """
-    found = status_of(home)
+    found = status_of(home) | last_ended(home)
     values = {name: _typed(name, value) for name, value in found.items()}
     if as_json:
         show_json(values)
@@ -191,8 +194,10 @@ def runs(home: Home = HOME, as_json: JsonFlag = False) -> None:
 
     Example: `wardround-client runs`
     """
-    rows = [_run_row(proposal) for proposal in approvals.load_all(home)]
-    show_table("Runs", _RUN_COLUMNS, rows, as_json=as_json)
+    found = approvals.load_all(home)
+    show_table("Runs", _RUN_COLUMNS, [_run_row(proposal) for proposal in found], as_json=as_json)
+    if any(not proposal.open for proposal in found):
+        note("What can be done about a run that has ended: `wardround-client show RUN`")
 
 
 @app.command()
@@ -215,6 +220,8 @@ def show(
         show_json({"run": about, "gains": compared, "statistics": told})
         return
     show_table("Run", _RUN_COLUMNS, [_run_row(proposal)])
+    if (how := how_in_words(proposal)) is not None:
+        say(f"{proposal.run.name} {proposal.run_hash[:8]}: {how}. {next_in_words(proposal)}")
     if gains:
         show_table("What we gain", COLUMNS, [one.row for one in gains])
     say(in_words(gains))
@@ -335,13 +342,16 @@ def _read(path: Path) -> str:
 
 
 def _run_row(proposal: Proposal) -> tuple[Any, ...]:
-    given, appraisal, run = proposal.answer, proposal.appraisal, proposal.run
+    given, appraisal, run, ending = proposal.answer, proposal.appraisal, proposal.run, proposal.ending
     said = "waiting" if given is None else "approved" if given.approved else "denied"
     opinion = None if appraisal is None else appraisal.refusal or "allows"
     return (
         run.name,
         Digest(proposal.run_hash),
         "open" if proposal.open else "closed",
+        ending and ending.how,
+        ending and ending.code,
+        ending and ending.rounds,
         said,
         given.by if given else None,
         run.federation.rounds,

@@ -25,6 +25,7 @@ from common.config.rundocument import RunDocument, from_bundle
 from common.errors import ConfigError, EnrolmentError, WardroundError
 from common.identity.operators import Act, Endorsement, Signer, check_act, check_endorsements, public_bytes, subject_of
 from common.text import shown
+from common.wire.endings import ending_of
 from common.wire.messages import Refusal
 from common.wire.wardround_pb2 import Proposal as ProposalProto
 from common.wire.wardround_pb2 import Removal
@@ -57,16 +58,21 @@ class Proposals:
 
     def _keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
         known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
+        ending = ending_of(proposal)
         if known is not None and known.bundle_sha256 == proposal.bundle_sha256:
             self._note_signers(proposal, roots_pem)
             if known.open != proposal.open:
                 if proposal.open and not self._is_resumed(proposal, roots_pem):
                     return
                 resumption = proposal.resumption.nonce if proposal.open else ""
-                approvals.set_open(self._home, known.run_hash, is_open=proposal.open, resumption=resumption)
+                approvals.set_open(
+                    self._home, known.run_hash, is_open=proposal.open, resumption=resumption, ending=ending
+                )
                 if not proposal.open:
                     self._trail.closed(known.run_hash)
                     current_site(self._home).ledger.release(known.run_hash)
+            elif ending is not None and known.ending != ending:  # by a coordinator that has learned to tell it
+                approvals.set_open(self._home, known.run_hash, is_open=False, ending=ending)
             return
         try:
             # What nobody signed is not even read.
@@ -79,7 +85,7 @@ class Proposals:
         except WardroundError as error:
             _log.error("a proposal was ignored: %s", error)
             return
-        approvals.record(self._home, run, is_open=proposal.open, keys=found)
+        approvals.record(self._home, run, is_open=proposal.open, keys=found, ending=ending)
         _log.info("run %r is proposed (%s)", run.name, proposal.run_hash[:12])
 
     def _is_resumed(self, proposal: ProposalProto, roots_pem: bytes) -> bool:

@@ -4,7 +4,7 @@
     <run hash>/run.json        the text of the run as it was issued, whose SHA-256 is the folder's name
     <run hash>/signers.json    the operators whose signatures were checked, as they are shown
     <run hash>/keys.json       their names and keys
-    <run hash>/state.json      written by the agent: is the run still open?
+    <run hash>/state.json      written by the agent: is the run still open, and else, how has it ended?
     <run hash>/offer.json      what this site could give to it, and what the policy says; written by the agent
     <run hash>/answer.json     written by the command line, or by the agent where the policy approves by itself
 
@@ -29,6 +29,7 @@ from common.config.rundocument import RunDocument, from_text
 from common.errors import ConfigError
 from common.identity.operators import Signer, people
 from common.system.files import move, write_private
+from common.wire.endings import Ending
 
 _BUNDLE, _RUN, _SIGNERS, _KEYS = "bundle.fab", "run.json", "signers.json", "keys.json"
 _STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
@@ -68,6 +69,7 @@ class Proposal:
     open: bool
     appraisal: Appraisal | None
     answer: Answer | None
+    ending: Ending | None = None  # as the coordinator told it; None: it has not ended, or that was not told
 
     @property
     def run_hash(self) -> str:
@@ -92,6 +94,7 @@ def record(
     is_open: bool,
     signers: Sequence[str] = (),
     keys: Sequence[Signer] = (),
+    ending: Ending | None = None,
 ) -> Proposal:
     """Store a proposal; the hospital's earlier answer to the same document stays.
 
@@ -101,6 +104,7 @@ def record(
         is_open: at the coordinator.
         signers: as they are shown; those of `keys`, where there are any.
         keys: whose signatures were checked.
+        ending: of a run that is over.
     """
     folder = _root(home) / document.hash
     # A new folder appears with all its files in it, or not at all.
@@ -110,7 +114,7 @@ def record(
     write_private(made / _RUN, document.text.encode())
     write_private(made / _SIGNERS, json.dumps(list(people(keys) or signers)).encode())
     write_private(made / _KEYS, _keys_text(keys))
-    write_private(made / _STATE, json.dumps({"open": is_open}).encode())
+    write_private(made / _STATE, _state_text(is_open=is_open, nonces=(), ending=ending))
     if made != folder:
         move(made, folder)
     return load(home, folder.name)
@@ -133,10 +137,11 @@ def signers_of(home: Path, run_hash: str) -> tuple[Signer, ...]:
         return ()
 
 
-def set_open(home: Path, run_hash: str, *, is_open: bool, resumption: str = "") -> None:
-    """Note whether the coordinator still holds the run open, and by which act an operator resumed it."""
+def set_open(home: Path, run_hash: str, *, is_open: bool, resumption: str = "", ending: Ending | None = None) -> None:
+    """Note whether the coordinator still holds the run open, by which act an operator resumed it, or how it ended."""
     nonces = [*resumptions(home, run_hash), *filter(None, [resumption])]
-    write_private(_root(home) / run_hash / _STATE, json.dumps({"open": is_open, "resumptions": nonces}).encode())
+    text = _state_text(is_open=is_open, nonces=nonces, ending=ending)
+    write_private(_root(home) / run_hash / _STATE, text)
 
 
 def resumptions(home: Path, run_hash: str) -> tuple[str, ...]:
@@ -171,17 +176,19 @@ def load(home: Path, run_hash: str) -> Proposal:
     try:
         issued = from_text((folder / _RUN).read_text(encoding="utf-8"))
         document = replace(issued, bundle=(folder / _BUNDLE).read_bytes())
-        is_open = json.loads((folder / _STATE).read_bytes())["open"] is True
+        state = json.loads((folder / _STATE).read_bytes())
+        is_open, ended = state["open"] is True, state.get("ending") or {}
+        ending = Ending.checked(*(ended.get(key) for key in ("how", "code", "rounds")))
         signers = tuple(str(name) for name in json.loads((folder / _SIGNERS).read_bytes()))
         appraisal, given = _read_appraisal(folder / _OFFER), _read_answer(folder / _ANSWER)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"the files of run {run_hash[:12]} are damaged. Delete {folder}; it is fetched again."
         ) from error
     if document.hash != run_hash:
         raise ConfigError(f"run.json of run {run_hash[:12]} was changed. Delete {folder}; it is fetched again.")
     digest = hashlib.sha256(document.bundle).hexdigest()
-    return Proposal(document, digest, signers, is_open, appraisal, given)
+    return Proposal(document, digest, signers, is_open, appraisal, given, ending)
 
 
 def load_all(home: Path) -> list[Proposal]:
@@ -196,6 +203,12 @@ def load_all(home: Path) -> list[Proposal]:
         except ConfigError as error:
             _log.warning("%s", error)
     return sorted(proposals, key=lambda p: (not p.open, p.run.name, p.run_hash))
+
+
+def last_ended(home: Path) -> Proposal | None:
+    """The run that was closed here last, of those that were approved."""
+    ended = [p for p in load_all(home) if not p.open and p.answer is not None and p.answer.approved]
+    return max(ended, key=lambda one: (_root(home) / one.run_hash / _STATE).stat().st_mtime_ns, default=None)
 
 
 def find(home: Path, wanted: str) -> Proposal:
@@ -299,6 +312,11 @@ def _read_answer(path: Path) -> Answer | None:
         return None
     values: dict[str, Any] = json.loads(path.read_bytes())
     return Answer(values["approved"] is True, "policy" if values["by"] == "policy" else "person", float(values["at"]))
+
+
+def _state_text(*, is_open: bool, nonces: Sequence[str], ending: Ending | None) -> bytes:
+    told = None if is_open or ending is None else asdict(ending)
+    return json.dumps({"open": is_open, "resumptions": list(nonces), "ending": told}).encode()
 
 
 def _keys_text(signers: Sequence[Signer]) -> bytes:

@@ -15,13 +15,14 @@ from typing import Any
 from client.agent import decision
 from client.home.folder import FORGOTTEN_NAME, LEDGER_NAME, POLICY_NAME, SITE_NAME, advice
 from client.proposals.consequences import tensor_rows
+from client.proposals.ended import how_in_words, next_in_words
 from client.rules import approvals
 from client.rules.approvals import Proposal
 from client.site import Site, changed, current_site, open_site
 from client.trail.audit_trail import AUDIT_NAME
 from client.views.checked import checked
 from client.views.ledger import Charged, charged_as_of
-from client.views.status import is_well, remedy, status_of
+from client.views.status import is_well, last_ended, remedy, status_of
 from client.views.trail import UPDATE, trail
 from common.errors import ConfigError, PolicyError, WardroundError
 from common.pages.html import fragment
@@ -80,6 +81,7 @@ def _overview(home: Path, visit: Visit) -> Page:
         since=_moment(values.get("since")),
         waiting=[_card(one) for one in waiting],
         working=[_card(one) for one in proposals if one.approved],
+        ended=last_ended(home).get("last-ended"),
         last=_work(values.get("last-round"), proposals),
         error=_work(error, proposals),
         remedy=None if error is None else remedy(str(error.get("code", ""))),
@@ -109,6 +111,7 @@ def _run(home: Path, visit: Visit) -> Page:
         rows=asked.rows,
         digest=asked.digest,
         refusal=refusal,
+        next=next_in_words(proposal),
         counted=proposal.appraisal is not None,
         may_approve=proposal.open and not proposal.approved and refusal is None,
         may_deny=proposal.answer is None or proposal.answer.approved,
@@ -227,7 +230,8 @@ def _card(proposal: Proposal) -> dict[str, object]:
 def _answer(proposal: Proposal) -> str:
     given = proposal.answer
     said = "waits for an answer" if given is None else f"{'approved' if given.approved else 'denied'} by {given.by}"
-    return said if proposal.open else f"closed at the coordinator, {said if given else 'not answered'}"
+    ended = how_in_words(proposal)
+    return said if ended is None else f"{ended}; {said if given else 'not answered'}"
 
 
 def _work(entry: Mapping[str, Any] | None, proposals: Sequence[Proposal]) -> dict[str, object] | None:

@@ -4,10 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from client.agent.admission import is_full
-from client.agent.status import DISK_FULL, IN_ORDER, OVER, REFUSED, is_running, read_status
+from client.agent.status import (
+    DISK_FULL,
+    FAILED,
+    IN_ORDER,
+    OVER,
+    REFUSED,
+    STOPPED,
+    is_running,
+    read_status,
+    status_written_at,
+)
 from client.home.identity import load_identity
+from client.proposals.ended import how_in_words
+from client.rules import approvals
 from common.errors import EnrolmentError, ErrorCode
 
+NOT_RUNNING = "not running"
+_OF_THE_PROCESS = ("pid", "node-id", "worker", "network", "clock")
 CONFLICT = "CONFLICT"  # begins what the agent says of audit logs that do not fit
 
 # What is said here is short; docs/operations.md, "When something is wrong", has more.
@@ -35,7 +49,7 @@ def status_of(home: Path) -> dict[str, Any]:
     """What is said of a site, as values; `state` is "connected" only where an agent runs and is answered."""
     values = read_status(home)
     if not is_running(home):
-        values["state"] = "not running"
+        values = _after_the_end(home, values)
     # Looked at here: a full disk takes no status.json either.
     values["disk"] = DISK_FULL if home.is_dir() and is_full(home) else IN_ORDER
     try:
@@ -45,6 +59,25 @@ def status_of(home: Path) -> dict[str, Any]:
     if values["state"] == REFUSED:
         values["problem"] = "the coordinator does not take this site's certificate; `wardround-client doctor` says why"
     return values
+
+
+def last_ended(home: Path) -> dict[str, str]:
+    """The approved run that ended last, and how; nothing where none has."""
+    found = approvals.last_ended(home)
+    return {} if found is None else {"last-ended": f"{found.run.name} {found.run_hash[:8]}, {how_in_words(found)}"}
+
+
+def _after_the_end(home: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """What holds still of what an agent has written; of its process, connection and clock nothing does."""
+    start = "Start it with `wardround-client start`."
+    if not values:
+        return {"state": NOT_RUNNING, "problem": f"no agent has run here yet. {start}"}
+    how = {STOPPED: "it was stopped then", FAILED: "it failed then: see logs/agent.log"}.get(
+        values["state"], "it was killed, or its machine ended, and that was its last sign of life: see logs/agent.log"
+    )
+    left = {name: value for name, value in values.items() if name not in _OF_THE_PROCESS}
+    since = status_written_at(home)
+    return left | {"state": NOT_RUNNING, "since": since, "problem": f"no agent runs; {how}. {start}"}
 
 
 def is_well(values: dict[str, Any]) -> bool:
@@ -61,4 +94,4 @@ def remedy(code: str) -> str:
     return known or "see logs/agent.log and logs/worker.log"
 
 
-__all__ = ["REMEDIES", "is_well", "remedy", "status_of"]
+__all__ = ["REMEDIES", "is_well", "last_ended", "remedy", "status_of"]

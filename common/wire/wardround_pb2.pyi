@@ -52,20 +52,32 @@ class CollectReply(_message.Message):
     def __init__(self, state: _Optional[_Union[CollectReply.State, str]] = ..., certificate_pem: _Optional[bytes] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("run_hash", "bundle", "bundle_sha256", "open", "endorsements", "resumption")
+    __slots__ = ("run_hash", "bundle", "bundle_sha256", "open", "endorsements", "resumption", "ending")
     RUN_HASH_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ENDORSEMENTS_FIELD_NUMBER: _ClassVar[int]
     RESUMPTION_FIELD_NUMBER: _ClassVar[int]
+    ENDING_FIELD_NUMBER: _ClassVar[int]
     run_hash: str
     bundle: bytes
     bundle_sha256: str
     open: bool
     endorsements: _containers.RepeatedCompositeFieldContainer[Endorsement]
     resumption: Resumption
-    def __init__(self, run_hash: _Optional[str] = ..., bundle: _Optional[bytes] = ..., bundle_sha256: _Optional[str] = ..., open: _Optional[bool] = ..., endorsements: _Optional[_Iterable[_Union[Endorsement, _Mapping]]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ...) -> None: ...
+    ending: Ending
+    def __init__(self, run_hash: _Optional[str] = ..., bundle: _Optional[bytes] = ..., bundle_sha256: _Optional[str] = ..., open: _Optional[bool] = ..., endorsements: _Optional[_Iterable[_Union[Endorsement, _Mapping]]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., ending: _Optional[_Union[Ending, _Mapping]] = ...) -> None: ...
+
+class Ending(_message.Message):
+    __slots__ = ("how", "code", "rounds")
+    HOW_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    how: str
+    code: str
+    rounds: int
+    def __init__(self, how: _Optional[str] = ..., code: _Optional[str] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class Resumption(_message.Message):
     __slots__ = ("certificate_pem", "signed_at", "nonce", "signature")

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from common.console.logs import Trouble
-from common.errors import ConfigError, FederationError
+from common.errors import ConfigError, ErrorCode, FederationError
 from common.flower import calls
 from server.archive.forms import Maker
 from server.coordinator.doors import read_processes
-from server.federation.events import SUMMARY_NAME, read_summary
+from server.federation.events import SUMMARY_NAME, read_summary, rounds_done
 from server.federation.liveness import has_begun, has_died, on_their_way
 from server.home.folder import Home
 from server.registry.audit_trail import open_log
@@ -105,12 +105,13 @@ class Runs:
                 "they allow; or, when they have changed their policy or answer, go on with "
                 f"`wardround-server resume {proposal.run_hash[:8]}`."
             )
-            self._close(proposal, "failed", reason)
+            self._close(proposal, "failed", reason, ErrorCode.TOO_FEW_SITES)
 
     def _follow(self, proposal: Proposal) -> None:
         summary = read_summary(self._home.run_folder(proposal.document))
         if summary is not None and summary["status"] in ("completed", "failed"):
-            self._close(proposal, str(summary["status"]), str(summary.get("reason") or ""))
+            why = str(summary.get("reason") or ""), str(summary.get("code") or "")
+            self._close(proposal, str(summary["status"]), *why)
             return
         now, folder = time.monotonic(), self._home.run_folder(proposal.document)
         died = proposal.run_id is not None and (
@@ -130,7 +131,7 @@ class Runs:
             self._next_look[proposal.run_hash] = now + _BACK_OFF_S[min(starts, len(_BACK_OFF_S) - 1)]
         elif starts >= MAX_STARTS:
             reason = f"the ServerApp ended {starts} times without completing a round. See logs/superexec.log."
-            self._close(proposal, "failed", reason)
+            self._close(proposal, "failed", reason, ErrorCode.INTERNAL)
         else:
             _log.warning("run %s ended without a result; starting it again", proposal.run_hash[:8])
             self._start(proposal, starts)
@@ -176,8 +177,9 @@ class Runs:
             if proposal.state == "running":
                 _forget_failure(self._home.run_folder(proposal.document))
 
-    def _close(self, proposal: Proposal, state: str, reason: str) -> None:
-        if self._registry.close(proposal.run_hash, state, reason):
+    def _close(self, proposal: Proposal, state: str, reason: str, code: str) -> None:
+        rounds = rounds_done(self._home.run_folder(proposal.document))
+        if self._registry.close(proposal.run_hash, state, reason, code=code, rounds=rounds):
             open_log(self._home).append("closed", {"run": proposal.run_hash})
             if state == "completed":
                 self._to_keep[proposal.run_hash] = time.monotonic() + _RECEIPTS_AFTER_S

@@ -7,7 +7,7 @@ from common.errors import ConfigError, FederationError
 from common.identity.operators import Act
 from common.system.files import write_private
 from server.coordinator import supervisor
-from server.federation.events import INITIAL_NAME
+from server.federation.events import INITIAL_NAME, rounds_done
 from server.home.folder import Home
 from server.registry import operators
 from server.registry.audit_trail import open_log
@@ -35,7 +35,8 @@ def stop(home: Home, registry: Registry, signer: operators.Signer, proposal: Pro
     """
 
     def close(act: Act) -> None:
-        if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act):
+        rounds = rounds_done(home.run_folder(proposal.document))
+        if not registry.close(proposal.run_hash, "stopped", "withdrawn at the coordinator", act, rounds=rounds):
             raise ConfigError(f"{proposal.name} {proposal.run_hash[:8]} is {proposal.state} already.")
 
     operators.carry_out(home, signer, (proposal.run_hash,), close)

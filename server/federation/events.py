@@ -88,6 +88,7 @@ class Summary:
     settings: dict[str, Any]  # of the run, with its defaults
     status: Status
     reason: str | None
+    code: str | None  # of why it failed, an ErrorCode
     seed: int
     rounds: int  # completed
     # Per round: sites whose update entered, refused {site: code} (by site or coordinator), missing; how many not asked.
@@ -171,6 +172,7 @@ def summarise(
     *,
     status: Status,
     reason: str | None = None,
+    code: str | None = None,
     model_sha256: str | None = None,
     model_round: int | None = None,
 ) -> Summary:
@@ -183,6 +185,7 @@ def summarise(
         settings=run.model_dump(mode="json", by_alias=True),
         status=status,
         reason=reason,
+        code=code,
         seed=run.seed,
         rounds=len(rounds),
         sites_by_round=tuple(
@@ -214,6 +217,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return summary
+
+
+def rounds_done(folder: Path) -> int:
+    """How many rounds of a run are done."""
+    return max((event["round"] for event in read_events(folder / JOURNAL_NAME) if event["event"] == "round"), default=0)
 
 
 def summary_as_dict(summary: Summary) -> dict[str, Any]:

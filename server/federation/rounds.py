@@ -154,7 +154,7 @@ def federate(
         return _finish(session, model)
     except WardroundError as error:
         journal.record("run-failed", {"reason": str(error)})
-        write_summary(out, summarise(document, journal.events, status="failed", reason=str(error)))
+        write_summary(out, summarise(document, journal.events, status="failed", reason=str(error), code=error.code))
         raise
     except BaseException as error:
         # No verdict but an accident (Ctrl-C, a lost SuperLink, a full disk): without a summary the run stays open, and
@@ -175,7 +175,8 @@ def _start(session: _Session, resumed_from: int) -> None:
             others = who_is_missing(session.members, here, {}, {})
             raise FederationError(
                 f"{counted(len(here), 'site')} connected within {federation.join_timeout_s:g} s, the quorum is "
-                f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}."
+                f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}.",
+                ErrorCode.TOO_FEW_SITES,
             )
         session.wait(LONGEST_WAIT_S)
 
@@ -240,7 +241,8 @@ def _train(session: _Session, number: int, model: Model, spill: Spill) -> Model:
         kept = "The model of the round before is kept" if number > 1 else "No round is done yet"
         raise FederationError(
             f"{counted(len(entered), 'update')} could enter round {number}, the quorum is {run.federation.quorum}"
-            f"{others}. {kept}. Mend the cause, {_GO_ON}."
+            f"{others}. {kept}. Mend the cause, {_GO_ON}.",
+            ErrorCode.TOO_FEW_UPDATES,
         )
     odd = suspicious(updates, moves := moves_of(updates, sent, part), entered)
     for site, what in odd.items():
@@ -284,8 +286,7 @@ def _evaluate(session: _Session, model: Model, phase: Phase) -> None:
         session, EvaluateRequest(session.run_hash, model.round, phase, {session.aggregation.model: weights})
     ):
         answered += answer.came
-        reply = _expect(answer, EvaluateReply, absent)
-        if reply is None:
+        if (reply := _expect(answer, EvaluateReply, absent)) is None:
             continue
         judge = partial(check_scores, reply, session.run_hash, model.round, phase)
         if (
@@ -384,8 +385,7 @@ def _judged(judge: Callable[[], Judged], site: str, what: str, absent: Absent) -
 
 
 def _finish(session: _Session, model: Model) -> Summary:
-    best = session.aggregation.best
-    events = session.journal.events
+    best, events = session.aggregation.best, session.journal.events
     manifest = manifest_of(model, best, session.document, up_to(events, model.round))
     save_model(session.out, model.packed[best], manifest, session.sealer)
     summary = summarise(

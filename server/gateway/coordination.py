@@ -12,6 +12,7 @@ import grpc
 from common.errors import AuditError, EnrolmentError, ErrorCode, FederationError
 from common.identity.operators import Act
 from common.wire import wardround_pb2, wardround_pb2_grpc
+from common.wire.endings import ending_to_proto
 from server.gateway import enrolment
 from server.gateway.access import Access
 from server.gateway.nodes import Nodes
@@ -143,6 +144,7 @@ def _to_proto(proposal: Proposal) -> wardround_pb2.Proposal:
             for one in proposal.endorsements
         ],
         resumption=None if act is None else _resumption(act),
+        ending=None if proposal.ending is None else ending_to_proto(proposal.ending),
     )
 
 

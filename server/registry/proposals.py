@@ -16,6 +16,7 @@ from common.config.rundocument import RunDocument, from_bundle
 from common.errors import ConfigError, FederationError
 from common.identity import certificates
 from common.identity.operators import Act, Endorsement, subject_of
+from common.wire.endings import Ending
 from server.registry.acts import Acts, act_from_text, act_to_text
 from server.registry.store import Store
 
@@ -45,6 +46,11 @@ CREATE TABLE IF NOT EXISTS answers (
     approved INTEGER NOT NULL,
     PRIMARY KEY (run_hash, site)
 );
+CREATE TABLE IF NOT EXISTS endings (
+    run_hash TEXT PRIMARY KEY,
+    code TEXT NOT NULL,
+    rounds INTEGER
+);
 CREATE TABLE IF NOT EXISTS policy_refusals (
     run_hash TEXT NOT NULL,
     site TEXT NOT NULL,
@@ -71,6 +77,7 @@ class Proposal:
     denied: frozenset[str]
     refused: Mapping[str, str]  # site -> code: its policy does not allow the run as it is written
     resumption: Act | None  # by which it is open again after it had ended
+    ending: Ending | None  # None: it is open
 
     @property
     def open(self) -> bool:
@@ -220,6 +227,7 @@ class Proposals(Store):
                 )
                 database.execute("DELETE FROM answers WHERE run_hash = ? AND NOT approved", (run_hash,))
                 database.execute("DELETE FROM policy_refusals WHERE run_hash = ?", (run_hash,))
+                database.execute("DELETE FROM endings WHERE run_hash = ?", (run_hash,))
         if not may:
             raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
 
@@ -245,16 +253,35 @@ class Proposals(Store):
         with self._writing() as database:
             database.execute("UPDATE proposals SET run_id = NULL WHERE run_hash = ?", (run_hash,))
 
-    def close(self, run_hash: str, state: str, reason: str = "", act: Act | None = None) -> bool:
-        """End an open run as completed, failed or stopped, signed or not; False if it had ended before."""
+    def close(
+        self,
+        run_hash: str,
+        state: str,
+        reason: str = "",
+        act: Act | None = None,
+        *,
+        code: str = "",
+        rounds: int | None = None,
+    ) -> bool:
+        """End an open run; False if it had ended before.
+
+        Args:
+            run_hash: the run's.
+            state: completed, failed or stopped.
+            reason: why, in words; stays here.
+            act: by which an operator stopped it.
+            code: why it failed, an ErrorCode; with the state and the next, the hospitals are told.
+            rounds: that were done.
+        """
         with self._writing() as database:
-            return bool(
-                database.execute(
-                    "UPDATE proposals SET state = ?, reason = ?, revision = ?, act = ? "
-                    "WHERE run_hash = ? AND state IN ('proposed', 'running')",
-                    (state, reason, _next_revision(database), act_to_text(act), run_hash),
-                ).rowcount
-            )
+            done = database.execute(
+                "UPDATE proposals SET state = ?, reason = ?, revision = ?, act = ? "
+                "WHERE run_hash = ? AND state IN ('proposed', 'running')",
+                (state, reason, _next_revision(database), act_to_text(act), run_hash),
+            ).rowcount
+            if done:
+                database.execute("INSERT OR REPLACE INTO endings VALUES (?, ?, ?)", (run_hash, code, rounds))
+        return bool(done)
 
 
 def _refuse_known(database: sqlite3.Connection, run_hash: str) -> None:
@@ -299,6 +326,8 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row, acts: Acts) -> Pro
     query = "SELECT site, approved FROM answers WHERE run_hash = ?"
     answers = database.execute(query, (run_hash,)).fetchall()
     refusals = database.execute("SELECT site, code FROM policy_refusals WHERE run_hash = ?", (run_hash,)).fetchall()
+    ending = database.execute("SELECT code, rounds FROM endings WHERE run_hash = ?", (run_hash,)).fetchone()
+    code, rounds = (ending["code"] if state == "failed" else "", ending["rounds"]) if ending else ("", None)
     return Proposal(
         run_hash=run_hash,
         name=row["name"],
@@ -313,6 +342,7 @@ def _proposal(database: sqlite3.Connection, row: sqlite3.Row, acts: Acts) -> Pro
         denied=frozenset(answer["site"] for answer in answers if not answer["approved"]),
         refused={row["site"]: row["code"] for row in refusals},
         resumption=act if act is not None and act.action == "resume" else None,
+        ending=Ending.checked(state, code, rounds),
     )
 
 

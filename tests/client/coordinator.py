@@ -31,6 +31,7 @@ from common.identity import certificates, operators
 from common.system.files import write_private
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
+from common.wire.endings import Ending, ending_to_proto
 from common.wire.messages import Reply, Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record, request_to_record
 
@@ -185,10 +186,12 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         """Whether the agent has gone through all that there is."""
         return self._heard == self._revision
 
-    def close(self, run_hash: str) -> None:
-        """The run has ended."""
+    def close(self, run_hash: str, ending: Ending | None = None) -> None:
+        """The run has ended; a coordinator of before does not say how."""
         for proposal in self.proposals:
             proposal.open = proposal.open and proposal.run_hash != run_hash
+            if ending is not None and proposal.run_hash == run_hash:
+                proposal.ending.CopyFrom(ending_to_proto(ending))
         self._revision += 1
 
     def resume(self, run_hash: str, *, act: operators.Act | None = None, signed: bool = True) -> operators.Act:

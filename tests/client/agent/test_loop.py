@@ -42,6 +42,7 @@ from common.config.rundocument import RunDocument, from_bundle, from_toml
 from common.errors import AuditError, ErrorCode
 from common.system import database
 from common.wire import pushback
+from common.wire.endings import Ending
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
@@ -230,6 +231,26 @@ def test_answer_given_while_a_run_was_closed_is_told_when_it_is_resumed(stage: S
     assert stage.coordinator.answers.empty()
     stage.coordinator.resume(run_hash)
     assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+
+
+def test_site_learns_how_a_run_ended_until_it_goes_on_and_also_from_a_coordinator_that_says_it_later(
+    stage: Stage,
+) -> None:
+    run_hash = stage.propose()
+    stage.approve(run_hash)
+    stage.coordinator.close(run_hash)  # by a coordinator of an earlier version
+    eventually(lambda: not approvals.load(stage.home, run_hash).open)
+    assert approvals.load(stage.home, run_hash).ending is None
+    failed = Ending("failed", ErrorCode.TOO_FEW_UPDATES, 1)
+    stage.coordinator.close(run_hash, failed)
+    eventually(lambda: approvals.load(stage.home, run_hash).ending == failed)
+    stage.coordinator.resume(run_hash)
+    eventually(lambda: approvals.load(stage.home, run_hash).approved)
+    assert approvals.load(stage.home, run_hash).ending is None
+    assert len(approvals.resumptions(stage.home, run_hash)) == 1
+    stage.coordinator.close(run_hash, Ending("completed", "", 3))
+    eventually(lambda: approvals.load(stage.home, run_hash).ending == Ending("completed", "", 3))
+    assert len(approvals.resumptions(stage.home, run_hash)) == 1  # or its signature would be good once more
 
 
 def test_approval_taken_back_holds_from_the_next_message(stage: Stage) -> None:

@@ -32,6 +32,7 @@ from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha2
 from common.errors import ConfigError
 from common.identity.operators import Signer
 from common.privacy.scores import held_out_cohort
+from common.wire.endings import Ending
 from tests import ROOT
 from tests.client.coordinator import Authority
 from tests.documents import carried
@@ -159,12 +160,63 @@ def test_started_agent_ends_on_sigterm_while_no_coordinator_answers(home: Path, 
     assert process.wait(timeout=20) == 0
     assert log.read_text().count("is away") == 1
     assert json.loads((home / "status.json").read_text())["state"] == "stopped"
+    told = json.loads(call(home, "status", "--json").stdout)
+    assert "it was stopped then" in told["problem"]
 
 
-def test_status_of_an_agent_that_does_not_run_fails_and_is_json(home: Path) -> None:
+def test_status_where_no_agent_has_run_fails_is_json_and_says_how_to_start_one(home: Path) -> None:
     result = call(home, "status", "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["state"] == "not running"
+    told = json.loads(result.stdout)
+    assert told["state"] == "not running"
+    assert told["problem"] == "no agent has run here yet. Start it with `wardround-client start`."
+
+
+@pytest.mark.parametrize(
+    ("last", "how"), [("stopped", "it was stopped then"), ("failed", "it failed then"), ("connected", "it was killed")]
+)
+def test_status_after_the_end_says_since_when_and_nothing_of_a_process_that_is_gone(
+    home: Path, last: str, how: str
+) -> None:
+    work = {"run": "ab" * 32, "round": 2, "kind": "train", "seconds": 1.0, "at": 1_000.0}
+    written = {"state": last, "since": 5.0, "pid": 7, "node-id": 3, "worker": 8, "network": "removed", "clock": "right"}
+    (home / "status.json").write_text(json.dumps(written | {"last-round": work}))
+    os.utime(home / "status.json", (86_400.0, 86_400.0))
+    told = json.loads(call(home, "status", "--json").stdout)
+    assert (told["state"], told["since"]) == ("not running", "1970-01-02T00:00:00+00:00")
+    assert told["last-round"]["round"] == 2
+    assert told.keys() & {"pid", "node-id", "worker", "network", "clock"} == set()
+    assert how in told["problem"]
+    assert told["problem"].endswith("Start it with `wardround-client start`.")
+
+
+@pytest.mark.parametrize(
+    ("ending", "how", "then"),
+    [
+        (Ending("completed", "", 3), "completed, 3 of 3 rounds done", "`wardround-client evaluate MODEL`"),
+        (Ending("stopped", "", 0), "stopped by the coordinator, no round done", "`wardround-client deny"),
+        (Ending("failed", "too-few-updates", 1), "failed, 1 of 3 rounds done: too few updates", "`wardround-client status`"),
+        (Ending("failed", "bad-request"), "failed (bad-request)", "Ask the coordinator why."),
+        (None, "the coordinator does not tell how it ended", "Nothing has to be done."),
+    ],
+)  # fmt: skip
+def test_run_that_has_ended_says_how_and_what_can_be_done(
+    home: Path, ending: Ending | None, how: str, then: str
+) -> None:
+    run_hash = propose(home)
+    approvals.answer(home, run_hash, approved=True, by="person")
+    approvals.set_open(home, run_hash, is_open=False, ending=ending)
+    shown = succeed(home, "show", run_hash[:8])
+    assert how in shown
+    assert then in shown
+    (row,) = json.loads(succeed(home, "runs", "--json"))
+    told = (None, None, None) if ending is None else (ending.how, ending.code or None, ending.rounds)
+    assert (row["state"], row["ended"], row["code"] or None, row["done"]) == ("closed", *told)
+    assert json.loads(call(home, "status", "--json").stdout)["last-ended"].startswith(f"lesions {run_hash[:8]}, ")
+    assert how.split(":", maxsplit=1)[0] in json.loads(call(home, "status", "--json").stdout)["last-ended"]
+    approvals.set_open(home, run_hash, is_open=True)
+    assert how not in succeed(home, "show", run_hash[:8])
+    assert "last-ended" not in json.loads(call(home, "status", "--json").stdout)
 
 
 def test_site_that_is_shut_out_is_told_where_the_reason_stands(home: Path) -> None:

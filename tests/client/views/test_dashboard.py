@@ -16,9 +16,10 @@ from client.rules import approvals
 from client.trail.audit_trail import AuditTrail, open_log
 from client.views.dashboard import dashboard_of
 from common.config import RunConfig
-from common.errors import ConfigError, PolicyError, PrivacyError
+from common.errors import ConfigError, ErrorCode, PolicyError, PrivacyError
 from common.system.files import write_private
 from common.web.pages import Page, Visit
+from common.wire.endings import Ending
 from tests.client.views.recorded import a_run, checked, hospital, propose, train
 
 RUN = a_run("lesions")
@@ -139,6 +140,18 @@ def test_closed_run_is_not_approved(home: Path) -> None:
     approvals.set_open(home, run, is_open=False)
     with pytest.raises(ConfigError, match="closed at the coordinator"):
         act(home, "approve", run, form)
+
+
+def test_run_that_has_ended_says_how_on_every_page_and_what_can_be_done(home: Path) -> None:
+    run = propose(home, RUN).run_hash
+    approvals.answer(home, run, approved=True, by="person")
+    before = dashboard_of(home).stamp()
+    approvals.set_open(home, run, is_open=False, ending=Ending("failed", ErrorCode.TOO_FEW_SITES, 2))
+    assert dashboard_of(home).stamp() != before
+    how = f"failed, 2 of {RUN.federation.rounds} rounds done: too few hospitals took part (too-few-sites)"
+    for path, name in (("/", ""), ("/runs", ""), ("/runs/{run}", run)):
+        assert how in words(ask(home, path, name)), path
+    assert "If an operator resumes the run, it goes on here under your approval" in words(ask(home, "/runs/{run}", run))
 
 
 def test_ledger_that_is_older_than_the_log_approves_nothing(home: Path) -> None:

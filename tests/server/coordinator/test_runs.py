@@ -14,6 +14,7 @@ from common.config.rundocument import from_bundle, from_text, from_toml, issue
 from common.errors import FederationError
 from common.flower import calls
 from common.identity import certificates
+from common.wire.endings import Ending
 from server.coordinator.doors import read_processes, write_processes
 from server.coordinator.runs import MAX_STARTS, Runs
 from server.federation.liveness import has_died, on_their_way
@@ -165,6 +166,7 @@ def test_a_run_that_too_many_policies_refuse_does_not_hang_and_can_be_resumed(ho
     closed = registry.proposal(HASH)
     assert closed.state == "failed"
     assert "refused by the policy of b (policy-refused); denied by c" in closed.reason
+    assert closed.ending == Ending("failed", "too-few-sites", 0)
     registry.reopen(HASH, signed(home, registry, "resume", HASH))
     runs.step()
     assert registry.proposal(HASH).state == "proposed"
@@ -185,6 +187,17 @@ def test_a_failed_run_keeps_its_reason(home, registry, running):
     summary(home, "failed", "NaN from b")
     running.step()
     assert (registry.proposal(HASH).state, registry.proposal(HASH).reason) == ("failed", "NaN from b")
+    assert registry.proposal(HASH).ending == Ending("failed", "", 0)  # of an earlier version's summary
+
+
+def test_hospitals_are_told_how_a_run_ended_and_after_how_many_rounds(home, registry, running):
+    folder = home.run_folder(issue(RUN))
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"event": "round", "round": number}) for number in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"event": "run-failed"})]))
+    (folder / "summary.json").write_text(json.dumps({"status": "failed", "reason": "x", "code": "too-few-updates"}))
+    running.step()
+    assert registry.proposal(HASH).ending == Ending("failed", "too-few-updates", 2)
 
 
 def test_a_server_app_that_died_is_started_again_but_not_for_ever(registry, running, superlink, clock):
@@ -195,6 +208,7 @@ def test_a_server_app_that_died_is_started_again_but_not_for_ever(registry, runn
     assert len(superlink.started) == MAX_STARTS
     assert registry.proposal(HASH).state == "failed"
     assert f"ended {MAX_STARTS} times without completing a round" in registry.proposal(HASH).reason
+    assert registry.proposal(HASH).ending == Ending("failed", "internal", 0)
 
 
 def complete_a_round(home: Home, number: int) -> None:

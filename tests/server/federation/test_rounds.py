@@ -279,6 +279,7 @@ def test_below_the_quorum_the_run_fails_and_keeps_the_last_model(tmp_path: Path)
     assert summary["rounds"] == 1
     assert summary["model-sha256"] is None
     assert "b did not answer" in summary["reason"]
+    assert summary["code"] == "too-few-updates"
     assert of_kind(tmp_path, "run-failed")
     assert not (tmp_path / "model.safetensors").exists()
     assert load_model(tmp_path / "checkpoint" / "round-00001")[2].round == 1
@@ -287,7 +288,8 @@ def test_below_the_quorum_the_run_fails_and_keeps_the_last_model(tmp_path: Path)
 def test_run_without_enough_sites_fails_after_the_join_timeout(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="1 site connected within"):
         run_it(FakeGrid({"a": moves(1)}), a_run(), tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["code"]) == ("failed", "too-few-sites")
 
 
 def test_interrupted_run_resumes_to_the_same_model(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from common.identity import certificates
 from common.system.wakeup import gateway_hint, gateway_sleeper
 from common.wire import channels
 from common.wire.at_work import AtWork
+from common.wire.endings import Ending, ending_of
 from common.wire.frames import Buffer
 from common.wire.messages import TrainReply
 from common.wire.records import reply_to_record, request_from_record
@@ -447,10 +448,12 @@ def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(
     assert registry.proposal(proposal.run_hash).refused == {"a": "policy-refused"}
     stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=False, code="Anna Mueller"))
     assert registry.proposal(proposal.run_hash).refused == {}
-    registry.close(proposal.run_hash, "stopped")
+    registry.close(proposal.run_hash, "stopped", rounds=2)
     late = AnswerProposalRequest(run_hash=proposal.run_hash, approved=True)
     assert status_of(stub.AnswerProposal, late) == grpc.StatusCode.FAILED_PRECONDITION
-    assert not stub.ListProposals(ListProposalsRequest()).proposals[0].open
+    (ended,) = stub.ListProposals(ListProposalsRequest()).proposals
+    assert not ended.open
+    assert ending_of(ended) == Ending("stopped", "", 2)
 
 
 # A federation

@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import from_toml
 from common.errors import ConfigError, EnrolmentError, FederationError
 from common.identity import certificates
+from common.wire.endings import Ending
 from server.registry.registry import Registry
 from server.registry.sites import check_name
 from tests.server.coordinators import RUN, RUN_TOML, asked, enrol, invite, new_home
@@ -163,6 +165,24 @@ def test_a_run_ends_once(registry, proposal):
     assert registry.close(HASH, "completed")
     assert not registry.close(HASH, "failed", "too late")
     assert registry.proposal(HASH).state == "completed"
+
+
+def test_how_a_run_ended_is_kept_until_it_goes_on(registry, proposal):
+    assert registry.proposal(HASH).ending is None
+    registry.close(HASH, "failed", "too few", code="too-few-updates", rounds=2)
+    assert registry.proposal(HASH).ending == Ending("failed", "too-few-updates", 2)
+    registry.reopen(HASH)
+    assert registry.proposal(HASH).ending is None
+    registry.close(HASH, "completed")
+    assert registry.proposal(HASH).ending == Ending("completed")
+
+
+def test_run_that_an_earlier_version_closed_has_its_state_as_its_ending(registry, proposal):
+    registry.close(HASH, "failed", "too few", code="too-few-updates", rounds=2)
+    with contextlib.closing(sqlite3.connect(registry._path)) as database, database:
+        database.execute("DROP TABLE endings")
+    opened = Registry(registry._path)
+    assert opened.proposal(HASH).ending == Ending("failed")
 
 
 def test_a_closed_run_is_not_started(registry, proposal):
