@@ -1,5 +1,6 @@
 """What is written is true: the commands exist, the files are there, the lock locks, the demo's runs are allowed."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -24,6 +25,7 @@ from common.preparation.windows import WINDOWS
 from common.strategies import STRATEGIES
 from common.tasks import TASKS
 from deploy import bootstrap
+from simulations.generators.phantoms import SCANNERS, write_study
 from simulations.partitions import PARTITIONS
 from simulations.scenarios.pretraining import PretrainingConfig
 from simulations.scenarios.scenario import CompareConfig, PhantomsConfig, ScenarioConfig
@@ -53,6 +55,8 @@ wardround-client predict | evaluate | explain | serve
 wardround-client personal list | personal remove | personal export
 wardround-client key protect | key unprotect
 """
+# Patients of the scenario `phantoms` whose labels are not all that a label should be, and one more.
+ODD_PHANTOMS = (("a", 4), ("b", 39), ("b", 1))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
@@ -373,3 +377,22 @@ def test_no_file_names_a_place_on_somebodys_machine() -> None:
         if places.search(line)
     ]
     assert found == []
+
+
+def test_readme_says_which_of_the_studies_that_it_has_generated_are_set_aside(tmp_path: Path) -> None:
+    made = load(ScenarioConfig, ROOT / "simulations" / "scenarios" / "phantoms.toml").phantoms
+    assert made is not None
+    for scanner, patient in ODD_PHANTOMS:
+        folder = tmp_path / "images" / f"{scanner}{patient}"
+        write_study(
+            folder, scanner=SCANNERS[scanner], seed=made.seed, patient=patient, slices=made.slices, rows=made.rows
+        )
+    (tmp_path / "site").mkdir(mode=0o700)
+    client = import_module(APPS["wardround-client"]).app
+    for command in (["data", "add", str(tmp_path / "images")], ["data", "check", "--json"]):
+        done = CliRunner().invoke(client, [*command, "--home", str(tmp_path / "site")])
+        assert done.exit_code == 0, done.output
+    codes = [study.get("code") for study in json.loads(done.stdout)["studies"]]
+    assert sorted(filter(None, codes)) == ["label-doubtful", "label-empty"]
+    (said,) = re.findall(r"studies there five or six are set aside.*?With fewer", README, re.DOTALL)
+    assert re.findall(r"`(label-[a-z]+)`", said) == ["label-empty", "label-doubtful"]

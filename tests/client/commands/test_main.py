@@ -195,7 +195,7 @@ def test_status_after_the_end_says_since_when_and_nothing_of_a_process_that_is_g
     [
         (Ending("completed", "", 3), "completed, 3 of 3 rounds done", "`wardround-client evaluate MODEL`"),
         (Ending("stopped", "", 0), "stopped by the coordinator, no round done", "`wardround-client deny"),
-        (Ending("failed", "too-few-updates", 1), "failed, 1 of 3 rounds done: too few updates", "`wardround-client status`"),
+        (Ending("failed", "too-few-updates", 1), "failed, 1 of 3 rounds done", "`wardround-client status`"),
         (Ending("failed", "bad-request"), "failed (bad-request)", "Ask the coordinator why."),
         (None, "the coordinator does not tell how it ended", "Nothing has to be done."),
     ],
