@@ -8,11 +8,12 @@ two texts may be shown alike, and none is read back. JSON is data, and keeps its
 """
 
 import datetime
+import difflib
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
 # Names that we give: of sites, runs, classes, operators.
@@ -59,6 +60,12 @@ def sized(count: int) -> str:
     return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
 
 
+def meant(wrong: str, known: Iterable[str]) -> str:
+    """A question for who mistyped a name, with a space before it; empty where none that is known is near."""
+    near = difflib.get_close_matches(wrong.lower(), sorted(set(known)), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def as_name(text: str) -> str:
     """Words of others as a name (NAME_PATTERN, but for its length); empty where nothing of them fits."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
@@ -92,4 +99,4 @@ def _plain(value: object) -> object:
     return value
 
 
-__all__ = ["NAME_PATTERN", "as_json", "as_name", "counted", "shown", "sized"]
+__all__ = ["NAME_PATTERN", "as_json", "as_name", "counted", "meant", "shown", "sized"]

@@ -166,12 +166,15 @@ FORMS: dict[str, Form] = {
     "wardround-server runs": [
         {
             "run": str, "hash": digest, "state": str, "round": int, "rounds": int, "headline": str,
-            "score": MAYBE, "seconds-left": MAYBE,
+            "score": MAYBE, "score-noise": MAYBE, "seconds-left": MAYBE,
             "approved": [str], "denied": [str], "reason": TEXT,
         }
     ],
     "wardround-server runs compare": [
-        {"what": str, "site": TEXT, "a": VALUE, "b": VALUE, "b-less-a": MAYBE, "low": MAYBE, "high": MAYBE}
+        {
+            "what": str, "site": TEXT, "a": VALUE, "b": VALUE, "b-less-a": MAYBE, "low": MAYBE, "high": MAYBE,
+            "warning": TEXT,
+        }
     ],
     "wardround-server runs diff": [{"key": str, "a": VALUE, "b": VALUE}],
     "wardround-server report": [

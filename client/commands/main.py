@@ -46,7 +46,19 @@ from client.views.ledger import charged, charged_runs
 from client.views.status import is_well, last_ended, status_of
 from common.config import PolicyConfig, load
 from common.config.statistics import statistic_names
-from common.console.cli import Digest, JsonFlag, advice_in_hand, confirm, new_app, note, say, show_json, show_table
+from common.console.cli import (
+    TAKES_NO_RUN,
+    Digest,
+    JsonFlag,
+    advice_in_hand,
+    confirm,
+    new_app,
+    no_run,
+    note,
+    say,
+    show_json,
+    show_table,
+)
 from common.console.doctor import tell
 from common.console.logs import log_to, on_screen
 from common.errors import ConfigError, EnrolmentError, ErrorCode, PrivacyError
@@ -163,12 +175,13 @@ def start(home: Home = HOME) -> None:
             running.result()
 
 
-@app.command()
-def status(home: Home = HOME, as_json: JsonFlag = False) -> None:
+@app.command(context_settings=TAKES_NO_RUN)
+def status(context: typer.Context, home: Home = HOME, as_json: JsonFlag = False) -> None:
     """How the agent is. The exit code is 0 only if it is connected and can work.
 
     Example: `wardround-client status`
     """
+    no_run(context, "wardround-client show")
     found = status_of(home) | last_ended(home)
     values = {name: _typed(name, value) for name, value in found.items()}
     if as_json:

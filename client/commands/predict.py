@@ -19,7 +19,7 @@ from client.site import open_site
 from common.console.cli import Digest, JsonFlag, configure_logging, confirm, new_app, note, say, show_json, show_table
 from common.console.signals import asked_to_stop
 from common.errors import ConfigError
-from common.text import counted
+from common.text import counted, meant
 
 if TYPE_CHECKING:
     from client.predict.prediction import Prediction, StudyResult
@@ -91,8 +91,8 @@ def _one_of(home: Path, wanted: str) -> kept.Held:
     ]
     if len(found) != 1:
         raise ConfigError(
-            f"{counted(len(found), 'personal model')} kept here are of a run {wanted!r}, expected one. "
-            "See `wardround-client personal list`."
+            f"{counted(len(found), 'personal model')} kept here are of a run {wanted!r}, expected one."
+            f"{meant(wanted, names.values())} See `wardround-client personal list`."
         )
     return found[0]
 

@@ -29,6 +29,7 @@ from common.config.rundocument import RunDocument, from_text
 from common.errors import ConfigError
 from common.identity.operators import Signer, people
 from common.system.files import move, write_private
+from common.text import meant
 from common.wire.endings import Ending
 
 _BUNDLE, _RUN, _SIGNERS, _KEYS = "bundle.fab", "run.json", "signers.json", "keys.json"
@@ -222,8 +223,8 @@ def find(home: Path, wanted: str) -> Proposal:
             return proposal
         case []:
             raise ConfigError(
-                f"no proposed run is called {wanted!r}. List the runs with `wardround-client runs`, or give the path "
-                "of a run.toml where the command takes one."
+                f"no proposed run is called {wanted!r}.{meant(wanted, (one.run.name for one in load_all(home)))} List "
+                "the runs with `wardround-client runs`, or give the path of a run.toml where the command takes one."
             )
         case several:
             hashes = ", ".join(p.run_hash[:12] for p in several)

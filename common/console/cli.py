@@ -50,6 +50,9 @@ _PLAIN_LINE_EVERY_S = 2.0
 _SHOWN_DIGITS = 12
 _ADVICE = "wardround.advice"  # of click's context, which a group shares with its commands
 
+# Of a command, with `no_run`.
+TAKES_NO_RUN = {"allow_extra_args": True}
+
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -126,6 +129,21 @@ def confirm(question: str, *, yes: bool = False) -> None:
     if not said:
         note("Nothing was done.")
         raise typer.Exit(1)
+
+
+def no_run(context: typer.Context, *instead: str) -> None:
+    """Of a command that takes no run: whoever gives one means another command.
+
+    Args:
+        context: of a command with `TAKES_NO_RUN`.
+        instead: what to type, up to the run's name.
+
+    Raises:
+        click.UsageError: there is an argument.
+    """
+    if context.args:
+        run = shown(context.args[0])
+        raise click.UsageError(f"this takes no run. See: {'; '.join(f'{words} {run}' for words in instead)}.", context)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 An interval is given where a spread is known: hospitals that add noise to a score say its standard deviation, so that a
 difference of two scores is known up to the noise of both (normal, 95 %). What other patients would have given is not in
 it, and of exact scores no spread is known here.
+
+Scores of two runs tell which model is the better one only if they are of the same hospitals, the same patients and the
+same classes. Where they are not, a row says so, and stands before all others.
 """
 
 import json
@@ -15,10 +18,15 @@ from common.config import RunConfig
 from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
 from common.tasks import task_of
 from server.archive.folder import Kept
-from server.federation.events import SUMMARY_NAME
+from server.federation.events import JOURNAL_NAME, SUMMARY_NAME
 
 # Of the normal distribution: 95 % lie within so many standard deviations.
 _NORMAL_95 = 1.959963984540054
+
+# Keys by which other patients are held out, from the same data.
+_HOLDS_OUT = frozenset(
+    {"seed", *(f"data.{name}" for name in ("validation-fraction", "test-fraction", "folds", "fold", "split"))}
+)
 
 OVERALL = "mean of sites"
 
@@ -33,6 +41,7 @@ class Difference:
     second: Any
     low: float | None = None
     high: float | None = None
+    warning: str | None = None  # why what differs else may not come from what was changed
 
     @property
     def by(self) -> float | None:
@@ -41,11 +50,19 @@ class Difference:
         return self.second - self.first if all(isinstance(one, int | float) for one in values) else None
 
 
-def compare(first: Kept, second: Kept) -> list[Difference]:
-    """What differs, and scores and epsilons of the same site also where they do not."""
+def compare(first: Kept, second: Kept, runs: tuple[RunConfig, RunConfig]) -> list[Difference]:
+    """What differs, and scores and epsilons of the same site also where they do not; what forbids a comparison first.
+
+    Args:
+        first: the folder of the one run.
+        second: of the other.
+        runs: their documents.
+    """
     one, other = (json.loads(kept.read(SUMMARY_NAME)) for kept in (first, second))
+    told = tuple(_patients(kept) for kept in (first, second))
     found = [Difference("rounds", "", one["rounds"], other["rounds"])] if one["rounds"] != other["rounds"] else []
-    return [*found, *_sites(one, other), *_epsilons(one, other), *_scores(one, other)]
+    unlike = [*_hospitals(one, other), *_data(*runs), *_counts(*told)]
+    return [*unlike, *found, *_sites(one, other), *_epsilons(one, other), *_scores(one, other)]
 
 
 def diff(first: RunConfig, second: RunConfig) -> list[tuple[str, Any, Any]]:
@@ -53,6 +70,53 @@ def diff(first: RunConfig, second: RunConfig) -> list[tuple[str, Any, Any]]:
     one, other = (dict(_flat(run.model_dump(mode="json", by_alias=True), "")) for run in (first, second))
     keys = [*one, *(key for key in other if key not in one)]
     return [(key, one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)]
+
+
+def _hospitals(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    """Who trained and who gave scores, where they are not the same."""
+    trained = tuple(sorted(_rounds_of(summary)) for summary in (one, other))
+    yield from _unlike("hospitals", *trained, "The models learned from other hospitals")
+    for phase in ("test", "validation"):
+        scored = tuple(sorted((summary["scores"].get(phase) or {"sites": {}})["sites"]) for summary in (one, other))
+        if scored != trained:
+            yield from _unlike(f"hospitals with {phase} scores", *scored, "The mean of sites is of other hospitals")
+
+
+def _unlike(what: str, first: list[str], second: list[str], so: str) -> Iterator[Difference]:
+    only = [(name, sorted({*these} - {*those})) for name, these, those in (("A", first, second), ("B", second, first))]
+    if told := [f"only in {name}: {', '.join(sites)}" for name, sites in only if sites]:
+        yield Difference(what, "", first, second, warning=f"{so}; {'; '.join(told)}.")
+
+
+def _data(first: RunConfig, second: RunConfig) -> Iterator[Difference]:
+    """Settings by which the scores are of other things, or of other patients."""
+    settings = [{"task.kind": run.task.kind} | _data_of(run) for run in (first, second)]
+    for key in settings[0] | settings[1]:
+        values = [one.get(key) for one in settings]
+        if values[0] != values[1]:
+            what = "held-out patients" if key in _HOLDS_OUT else "images or classes"
+            yield Difference(key, "", *values, warning=f"The scores are of other {what}: {key} differs.")
+
+
+def _data_of(run: RunConfig) -> dict[str, Any]:
+    # How patients are held out follows from the privacy, too.
+    return {**{f"data.{key}": value for key, value in run.data.model_dump(mode="json", by_alias=True).items()}} | {
+        "data.split": run.split,
+        "seed": run.seed,
+    }
+
+
+def _patients(kept: Kept) -> dict[str, int]:
+    """How many patients each hospital said last that it trains with; nothing of one that did not say."""
+    lines = [json.loads(line) for line in kept.read(JOURNAL_NAME).splitlines()]
+    return {one["site"]: one["patients"] for one in lines if one["event"] == "train" and one["patients"]}
+
+
+def _counts(first: Mapping[str, int], second: Mapping[str, int]) -> Iterator[Difference]:
+    for site in sorted(first.keys() & second.keys()):
+        if first[site] != second[site]:
+            said = f"The patients of {site} are others: it told {first[site]} in A and {second[site]} in B."
+            yield Difference("patients", site, first[site], second[site], warning=said)
 
 
 def _sites(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:

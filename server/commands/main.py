@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from common.console.cli import JsonFlag, configure_logging, new_app, note, say, show_table
+from common.console.cli import TAKES_NO_RUN, JsonFlag, configure_logging, new_app, no_run, note, say, show_table
 from common.console.doctor import tell
 from common.errors import ConfigError, FederationError
 from server.commands.audit import audit_app
@@ -106,11 +106,12 @@ def start(home: HomeOption = None) -> None:
     _start(homes.open_home(home))
 
 
-def status(home: HomeOption = None, json: JsonFlag = False) -> None:
+def status(context: typer.Context, home: HomeOption = None, json: JsonFlag = False) -> None:
     """What runs, who is here, which runs are open. Exit code 1 when the coordinator, or a part of it, is not up.
 
     Example: `wardround-server status`
     """
+    no_run(context, "wardround-server watch", "wardround-server report")
     opened, registry = opened_home(home)
     running = supervisor.is_running(opened)
     members = [site for site in registry.sites() if site.state == "active"]
@@ -118,8 +119,11 @@ def status(home: HomeOption = None, json: JsonFlag = False) -> None:
     doors = look_at_doors(opened)
     rows += [(door.name, door.state, f"port {door.port}" if door.port else "starts the runs") for door in doors]
     rows += [("site " + one.name, "connected" if one.connected and running else "away", None) for one in members]
-    rows += [(f"run {one.name}", one.state, _where(opened, one)) for one in registry.proposals() if one.open]
+    runs = [one for one in registry.proposals() if one.open]
+    rows += [(f"run {one.name}", one.state, _where(opened, one)) for one in runs]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
+    for noise in {progress_of(opened.run_folder(one.document), one).noise for one in runs} - {None}:
+        note(noise)
     if not running:
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`.")
     if wrong := [door for door in doors if not door.ok]:
@@ -170,7 +174,7 @@ for _command in (
     report,
     export,
 ):
-    app.command()(_command)
+    app.command(context_settings=TAKES_NO_RUN if _command is status else None)(_command)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from server.views import heterogeneity
 from server.views.cross_site import CrossSite, as_columns, cross_site_of
 from server.views.facts import facts_of
 from server.views.progress import summary_of
+from server.views.sentences import noise_of
 
 
 def report(
@@ -91,6 +92,8 @@ def show_scores(home: Home, proposal: Proposal, *, as_json: bool) -> None:
         show_table("How unlike the hospitals are", heterogeneity.COLUMNS, [one.row for one in unlike])
     if worst := worst_told(test["sites"], proposal.run.task):
         note(worst)
+    if noise := noise_of(test["sites"].values()):
+        note(noise)
     if scores and not test["sites"]:
         note(
             "No hospital gave a score: a split of fewer patients than its policy's min-held-out leaves none. "

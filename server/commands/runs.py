@@ -92,18 +92,23 @@ def runs(
     if context.invoked_subcommand is not None:
         return
     opened, registry, _ = asked(home, "runs", by, key)
-    rows = []
+    rows, noises = [], set[str | None]()
     for one in registry.proposals():
         done = progress_of(opened.run_folder(one.document), one)
         left = done.seconds_left
+        noises.add(done.noise)
         shown = (f"{done.round} of {done.rounds}", done.scored, None if left is None else duration(left))
-        how_far = (done.round, done.rounds, done.headline, done.score, left) if json else shown
+        how_far = (done.round, done.rounds, done.headline, done.score, done.score_noise, left) if json else shown
         answers = (sorted(one.approved), sorted(one.denied), one.reason or None)
         rows.append((one.name, Digest(one.run_hash), one.state, *how_far, *answers))
     how_far_columns = (
-        ("round", "rounds", "headline", "score", "seconds-left") if json else ("round", "score", "time left")
+        ("round", "rounds", "headline", "score", "score-noise", "seconds-left")
+        if json
+        else ("round", "score", "time left")
     )
     show_table("Runs", ("run", "hash", "state", *how_far_columns, "approved", "denied", "reason"), rows, as_json=json)
+    for noise in filter(None, noises):
+        note(noise)
 
 
 def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:

@@ -29,6 +29,7 @@ from server.registry.registry import Registry
 from server.registry.sites import Site
 from server.views.progress import duration, progress_of, summary_of
 from server.views.run import RunView, view_of
+from server.views.sentences import score_with_noise
 
 MOST_ROUNDS = 30  # shown as cards; the report has all
 RENEW_DAYS = 30
@@ -52,7 +53,7 @@ class _Member:
     answer: str
     here: bool
     last_round: int | None  # in which its update entered
-    score: float | None
+    score: object  # with its noise
     loss: float | None
     epsilon: float | None
 
@@ -206,7 +207,7 @@ def _members(registry: Registry, proposal: Proposal, events: Sequence[Event]) ->
 def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[Event]) -> _Member:
     said = "approved" if name in proposal.approved else "denied" if name in proposal.denied else "no answer yet"
     own = [event for event in reversed(events) if event.get("site") == name]
-    headline = proposal.run.task.headline
+    headline = (task := proposal.run.task).headline
 
     def latest(kind: str, key: str) -> float | None:
         return next((event[key] for event in own if event["event"] == kind and key in event), None)
@@ -217,7 +218,9 @@ def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[E
         f"refused by its policy ({proposal.refused[name]})" if name in proposal.refused else said,
         site is not None and site.connected,
         max(rounds, default=None),
-        latest("evaluate", headline),
+        score_with_noise(
+            next((one for one in own if one["event"] == "evaluate" and headline in one), {}), headline, task
+        ),
         latest("train", TRAIN_LOSS),
         latest("train", "epsilon"),
     )
@@ -261,6 +264,7 @@ def _card(home: Home, proposal: Proposal) -> dict[str, object]:
         "round": progress.round,
         "rounds": progress.rounds,
         "score": progress.scored or "no score yet",
+        "noise": progress.noise,
         "left": None if progress.seconds_left is None else f"about {duration(progress.seconds_left)} left",
         "reason": proposal.reason,
         "refusals": proposal.refusals,

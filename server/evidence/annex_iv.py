@@ -67,7 +67,7 @@ def _elements(facts: RunFacts) -> Part:
         ("(g) test logs, dated and signed by those responsible", Blank(_PROVIDER, "signature")),
         ("(h) cybersecurity", "docs/security.md; the settings of this run: see impact"),
     ]
-    return two_columns("Point 2: elements and development", rows)
+    return two_columns("Point 2: elements and development", rows, *facts.noise_of("test"))
 
 
 def _monitoring(facts: RunFacts) -> Part:

@@ -98,12 +98,9 @@ def _scores(facts: RunFacts) -> list[Part]:
             site: Cell = "mean of the hospitals" if event["site"] == OVERALL else noted(line, event, "site")
             values: list[Cell] = [noted(line, event, name) if name in event else "not given" for name in names]
             rows.append([site, noted(line, event, "round"), *values])
-        text = (
-            "Noise is a standard deviation that a hospital added on purpose; a mean of hospitals counts each the same."
-        )
-        parts.append(
-            Part(f"Key metrics: {phase} patients", (text,), ("hospital", "round", *names), rows, "No scores came.")
-        )
+        text = ("A mean of hospitals counts each the same.", *facts.noise_of(phase))
+        columns = ("hospital", "round", *names)
+        parts.append(Part(f"Key metrics: {phase} patients", text, columns, rows, "No scores came."))
     return parts
 
 

@@ -69,7 +69,7 @@ def _protocol(facts: RunFacts) -> Part:
         ("performance evaluation", Blank(_MAKER, "acceptance criteria of the plan, and whether they are met")),
         ("update procedure", Blank(_MAKER, "how it is put to use, told, and taken back")),
     ]
-    return two_columns("Modification protocol", rows)
+    return two_columns("Modification protocol", rows, *facts.noise_of("test"))
 
 
 def _impact() -> Part:

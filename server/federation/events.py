@@ -260,7 +260,10 @@ def worst_site(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | N
 def worst_told(scores: Mapping[str, Mapping[str, float]], task: Task) -> str | None:
     """The worst site and its headline score, for a person."""
     worst = worst_site(scores, task)
-    return None if worst is None else f"worst site: {worst}, {task.headline} {scores[worst][task.headline]:.3f}"
+    if worst is None:
+        return None
+    noise = f" ± {deviation:.3f}" if (deviation := scores[worst].get(SCORE_NOISE)) else ""
+    return f"worst site: {worst}, {task.headline} {scores[worst][task.headline]:.3f}{noise}"
 
 
 def latest_scores(events: Sequence[Event]) -> dict[str, Any]:

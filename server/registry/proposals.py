@@ -16,6 +16,7 @@ from common.config.rundocument import RunDocument, from_bundle
 from common.errors import ConfigError, FederationError
 from common.identity import certificates
 from common.identity.operators import Act, Endorsement, subject_of
+from common.text import meant
 from common.wire.endings import Ending
 from server.registry.acts import Acts, act_from_text, act_to_text
 from server.registry.store import Store
@@ -131,7 +132,10 @@ class Proposals(Store):
                 (len(run), run, run),
             ).fetchall()
             if not rows or not run:
-                raise ConfigError(f"no run is called {run!r}. See `wardround-server runs` for names and hashes.")
+                names = [row["name"] for row in database.execute("SELECT name FROM proposals").fetchall()]
+                raise ConfigError(
+                    f"no run is called {run!r}.{meant(run, names)} See `wardround-server runs` for names and hashes."
+                )
             if len(rows) > 1 and rows[0]["name"] != run:
                 raise ConfigError(f"several runs begin with {run!r}. Give more digits of the hash.")
             return _proposal(database, rows[0], self._acts)

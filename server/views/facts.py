@@ -34,6 +34,7 @@ from server.home.root import is_root_sealed
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
 from server.views.progress import summary_of
+from server.views.sentences import noise_of
 
 Scalar: TypeAlias = int | float | str | bool | None
 How: TypeAlias = Literal["is", "sum", "count", "keys", "all", "header"]
@@ -179,6 +180,11 @@ class RunFacts:
         rounds = [event["round"] for _, event in lines if kept is None or event["round"] <= int(str(kept.value))]
         latest = [(line, event) for line, event in lines if rounds and event["round"] == rounds[-1]]
         return sorted(latest, key=lambda one: (one[1]["site"] == OVERALL, one[1]["site"]))
+
+    def noise_of(self, phase: str) -> tuple[str, ...]:
+        """What the noise of those scores means, where they have any."""
+        said = noise_of([event for _, event in self.scored(phase)])
+        return () if said is None else (said,)
 
     def score_names(self, event: Event) -> list[str]:
         """The scores of an evaluation, in their order; without what they cost, where the run guarantees nothing."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from common.privacy.scores import SCORE_NOISE
 from server.federation.events import (
     JOURNAL_NAME,
     OVERALL,
@@ -20,6 +21,7 @@ from server.federation.events import (
     summary_as_dict,
 )
 from server.registry.proposals import Proposal
+from server.views.sentences import noise_of
 
 # The time left follows from so many rounds before.
 _ROUNDS_LOOKED_AT = 5
@@ -33,6 +35,7 @@ class Progress:
     rounds: int
     headline: str  # the score that stands for all
     score: float | None  # of the latest evaluation, mean of the sites
+    score_noise: float | None  # its standard deviation, where the sites have added noise
     seconds_left: float | None  # about; None while no round is done, and once it does not run
 
     def __str__(self) -> str:
@@ -44,7 +47,14 @@ class Progress:
     @property
     def scored(self) -> str | None:
         """The score with its name; None while there is none."""
-        return None if self.score is None else f"{self.headline} {self.score:.3f}"
+        if self.score is None:
+            return None
+        return f"{self.headline} {self.score:.3f}{f' ± {self.score_noise:.3f}' if self.score_noise else ''}"
+
+    @property
+    def noise(self) -> str | None:
+        """What the noise of the score means; None where it has none."""
+        return noise_of([{SCORE_NOISE: self.score_noise}]) if self.score_noise else None
 
 
 def progress_of(folder: Path, proposal: Proposal) -> Progress:
@@ -59,9 +69,9 @@ def progress_of(folder: Path, proposal: Proposal) -> Progress:
     done = max((event["round"] for event in events if event["event"] == "round"), default=0)
     scores = [event for event in events if event["event"] == "evaluate" and event["site"] == OVERALL]
     headline = proposal.run.task.headline
-    score = next((event[headline] for event in reversed(scores) if headline in event), None)
+    scored = next((event for event in reversed(scores) if headline in event), {})
     left = _seconds_left(events, rounds - done) if proposal.state == "running" else None
-    return Progress(done, rounds, headline, score, left)
+    return Progress(done, rounds, headline, scored.get(headline), scored.get(SCORE_NOISE), left)
 
 
 def summary_of(folder: Path, proposal: Proposal) -> dict[str, Any]:

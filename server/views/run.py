@@ -12,7 +12,6 @@ from typing import Any
 from common.config import TRAIN_LOSS, RunConfig
 from common.pages.chart import Points, colours_of, line_chart
 from common.pages.html import Markup
-from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.tasks import Task, task_of
 from common.text import counted, sized
 from server.federation.events import (
@@ -25,13 +24,16 @@ from server.federation.selection import in_words
 from server.views.cross_site import CrossSite, cross_site_of
 from server.views.heterogeneity import COLUMNS, heterogeneity_of
 from server.views.measures import TRAIN, Measure, measures_of, moments_of
-from server.views.sentences import made_of, missing_of, not_asked_of, odd_of, refused_of
-
-_NOISED = (
-    "Hospitals noise the scores of a private run, and divide by the number of held-out patients that follows from what "
-    "they declare: the true number stays secret. Where it is another, a score lies farther from 0.5 or nearer to it by "
-    "as large a share, beyond its ±, and perhaps below 0 or above 1. A hospital's `evaluate` tells the exact ones."
+from server.views.sentences import (
+    made_of,
+    missing_of,
+    noise_of,
+    not_asked_of,
+    odd_of,
+    refused_of,
+    score_with_noise,
 )
+
 # Of a site's guarantee, in this order.
 _STATED = (
     "epsilon",
@@ -53,7 +55,7 @@ class Scored:
     round: int
     columns: tuple[str, ...]
     rows: list[list[object]]
-    noised: bool
+    noise: str | None  # what it means, where the sites have added some
     warnings: tuple[str, ...]
     lacking: str | None  # what is said of sites that gave none
 
@@ -158,13 +160,6 @@ def view_of(summary: Mapping[str, Any], events: Sequence[Event]) -> RunView:
     )
 
 
-def score_with_noise(scores: Mapping[str, float], name: str, task: Task) -> object:
-    """A score as it is shown: with the standard deviation of its noise, where the site has added some."""
-    deviation = scores.get(SCORE_NOISE if name == task.headline else CLASS_NOISE)
-    noised = deviation and (name == task.headline or name.startswith(task.of_class("")))
-    return f"{scores[name]:.3f} ± {deviation:.3f}" if noised and name in scores else scores.get(name)
-
-
 def _facts(summary: Mapping[str, Any], events: Sequence[Event]) -> list[tuple[str, str | None]]:
     """What is said below the name; some of it with a hash."""
     times = [event["time"] for event in events if "time" in event]
@@ -200,14 +195,14 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[Scored]:
             rows.append(
                 ["mean of patients, by counts in steps of 5 from 10 on", *(patients.get(name) for name in names)]
             )
-        noised = SCORE_NOISE in scores["mean-of-sites"]
+        noise = noise_of([scores["mean-of-sites"]])
         yield Scored(
             phase=phase,
             round=scores["round"],
             columns=("site", *names),
             rows=rows,
-            noised=noised,
-            warnings=(_NOISED,) if noised else tuple(_found_nothing(scores["sites"], task)),
+            noise=noise,
+            warnings=() if noise else tuple(_found_nothing(scores["sites"], task)),
             lacking=not_scored(scores["sites"], task),
         )
 
@@ -294,4 +289,4 @@ def _moment(seconds: float) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
-__all__ = ["Curve", "Guarantee", "Round", "RunView", "Scored", "score_with_noise", "settings_of", "view_of"]
+__all__ = ["Curve", "Guarantee", "Round", "RunView", "Scored", "settings_of", "view_of"]

@@ -1,7 +1,32 @@
-"""Who was left out of a round, and what was odd, as sentences of its event."""
+"""What every view of a run says in the same words: who was left out of a round and what was odd, of its event; scores
+that have noise, and what their ± says and what not.
+"""
 
+from collections.abc import Iterable, Mapping
+
+from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
+from common.tasks import Task
 from common.text import counted
 from server.federation.events import BY_COORDINATOR, NOT_ASKED, STEPS_MADE, SUSPICIOUS, Event, in_words, refusal
+
+NOISE = (
+    "The hospitals have added noise to these scores, to protect the patients they are of; ± (score-noise) is its "
+    "standard deviation, and a score may lie below zero or above one. They divide by the number of held-out patients "
+    "that follows from what they declare, as the true one stays secret: where it is another, a score lies farther from "
+    "one half or nearer to it by as large a share, beyond its ±. A hospital's `evaluate` tells the exact ones."
+)
+
+
+def noise_of(scores: Iterable[Mapping[str, object]]) -> str | None:
+    """What the noise of some scores means, where any of them has it: to be said wherever they are shown."""
+    return NOISE if any(SCORE_NOISE in one for one in scores) else None
+
+
+def score_with_noise(scores: Mapping[str, float], name: str, task: Task) -> object:
+    """A score as it is shown: with the standard deviation of its noise, where the site has added some."""
+    deviation = scores.get(SCORE_NOISE if name == task.headline else CLASS_NOISE)
+    noised = deviation and (name == task.headline or name.startswith(task.of_class("")))
+    return f"{scores[name]:.3f} ± {deviation:.3f}" if noised and name in scores else scores.get(name)
 
 
 def refused_of(event: Event) -> list[str]:
@@ -31,4 +56,4 @@ def missing_of(event: Event) -> list[str]:
     return [f"{site} {in_words(why.get(site, ''))}" for site in event["missing"]]
 
 
-__all__ = ["made_of", "missing_of", "not_asked_of", "odd_of", "refused_of"]
+__all__ = ["NOISE", "made_of", "missing_of", "noise_of", "not_asked_of", "odd_of", "refused_of", "score_with_noise"]

@@ -24,8 +24,15 @@ from server.federation.events import (
 from server.home.folder import Home
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
-from server.views.run import score_with_noise
-from server.views.sentences import made_of, missing_of, not_asked_of, odd_of, refused_of
+from server.views.sentences import (
+    made_of,
+    missing_of,
+    noise_of,
+    not_asked_of,
+    odd_of,
+    refused_of,
+    score_with_noise,
+)
 
 _LOOK_EVERY_S = 0.5
 
@@ -49,6 +56,7 @@ def watch(home: Home, registry: Registry, run_hash: str, *, told: Told | None = 
         return _watch_live(home, registry, run_hash, told)
     printed = 0
     last_line = ""
+    explained = False
     for proposal, events in _observe(home, registry, run_hash, told):
         line = state_line(registry, proposal)
         if line != last_line:
@@ -59,6 +67,9 @@ def watch(home: Home, registry: Registry, run_hash: str, *, told: Told | None = 
         for event in events[printed:]:
             if text := event_line(event, proposal.run.task):
                 note(text)
+            if proposal.open and not explained and (noise := noise_of([event])):  # at its end the table is explained
+                note(noise)
+                explained = True
         printed = len(events)
     return proposal
 
@@ -113,7 +124,8 @@ def _watch_live(home: Home, registry: Registry, run_hash: str, told: Told | None
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             task = proposal.run.task
             columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
-            show(state_line(registry, proposal), title, columns, _by_site(events, task))
+            line = ". ".join(filter(None, (state_line(registry, proposal), noise_of(events))))
+            show(line, title, columns, _by_site(events, task))
     return proposal
 
 

@@ -37,6 +37,7 @@ from common.config import (
 )
 from common.errors import ConfigError
 from common.system.files import write_atomically
+from common.text import meant
 from server.federation.events import JOURNAL_NAME
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from simulations.partitions import PARTITION_CHOICE, Archive, Partition
@@ -179,8 +180,11 @@ def load_scenario(name: str) -> Scenario:
         return _read(SHIPPED / f"{name}.toml")
     path = Path(name)
     if path.suffix != ".toml":
-        known = ", ".join(path.stem for path in _shipped_paths())
-        raise ConfigError(f"there is no scenario {name!r}. Give one of {known}, or the path of a .toml file.")
+        known = [path.stem for path in _shipped_paths()]
+        raise ConfigError(
+            f"there is no scenario {name!r}.{meant(name, known)} Give one of {', '.join(known)}, or the path of a "
+            ".toml file."
+        )
     return _read(path)
 
 

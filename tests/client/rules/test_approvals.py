@@ -100,6 +100,8 @@ def test_run_is_found_by_name_and_by_the_start_of_its_hash(tmp_path: Path) -> No
     assert approvals.find(tmp_path, sha256_of(a_run())[:12]) == stored
     with pytest.raises(ConfigError, match="no proposed run"):
         approvals.find(tmp_path, sha256_of(a_run())[:3])
+    with pytest.raises(ConfigError, match="Did you mean 'lesions'"):
+        approvals.find(tmp_path, "leisons")
 
 
 def test_two_open_runs_of_one_name_must_be_told_apart(tmp_path: Path) -> None:

@@ -244,11 +244,64 @@ def test_compare_tells_what_the_summaries_say(runs: list[Federation]) -> None:
         assert row["high"] == pytest.approx(row["b-less-a"] + half, abs=1e-4)
 
 
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Federation]:
+    """One run, and others of which each differs from it in one thing."""
+    made = founded(tmp_path_factory.mktemp("unlike"))
+
+    def run(name: str, seed: int = 0, **tables: Any) -> Any:
+        return a_run(rounds=1, quorum=1, **tables).model_copy(update={"name": name, "seed": seed})
+
+    return {
+        "first": trained(*made, run("first")),
+        "alike": trained(*made, run("alike", training={"learning-rate": 0.002})),
+        "hospitals": trained(*made, run("hospitals"), quorum_fails=True),
+        "classes": trained(*made, run("classes", data={"classes": ["liver"]})),
+        "seed": trained(*made, run("seed", seed=7)),
+        "private": trained(*made, run("private", **PRIVATE)),
+        "patients": trained(*made, run("patients"), patients=20),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "said"),
+    [
+        ("hospitals", "hospitals", "The models learned from other hospitals; only in A: south."),
+        ("classes", "data.classes", "other images or classes: data.classes differs"),
+        ("seed", "seed", "other held-out patients: seed differs"),
+        ("private", "data.split", "other held-out patients: data.split differs"),
+        ("patients", "patients", "The patients of north are others: it told 15 in A and 20 in B."),
+    ],
+)
+def test_compare_warns_where_what_is_compared_is_not_of_the_same(
+    name: str, what: str, said: str, unlike: dict[str, Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARDROUND_SERVER_HOME", str(unlike["first"].home.path))
+    rows = typed("runs", "compare", "first", name, "--json")
+    warned = {row["what"] for row in rows if row["warning"]}
+    assert what in warned
+    assert any(row["what"] == what and said in (row["warning"] or "") for row in rows)
+    assert rows[0]["warning"] is not None  # before what they forbid to compare
+    told = CliRunner().invoke(app, ["runs", "compare", "first", name]).stderr
+    assert "Warning: " in told
+    assert said in told
+
+
+def test_compare_warns_of_nothing_where_a_setting_of_the_training_differs(
+    unlike: dict[str, Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARDROUND_SERVER_HOME", str(unlike["first"].home.path))
+    assert {row["warning"] for row in typed("runs", "compare", "first", "alike", "--json")} == {None}
+    assert "Warning" not in CliRunner().invoke(app, ["runs", "compare", "first", "alike"]).stderr
+
+
 def test_diff_names_the_keys_that_differ_and_no_other(runs: list[Federation]) -> None:
     first, second, third = (one.document.hash[:8] for one in runs)
     found = {row["key"]: (row["a"], row["b"]) for row in typed("runs", "diff", first, second, "--json")}
     assert found == {"federation.rounds": (3, 2), "training.learning-rate": (0.001, 0.002)}
     assert typed("runs", "diff", first, first, "--json") == []
+    assert "are one run: no key can differ" in CliRunner().invoke(app, ["runs", "diff", first, first]).stderr
+    assert "are one run" not in CliRunner().invoke(app, ["runs", "diff", first, second]).stderr
     assert "federation.rounds" in {row["key"] for row in typed("runs", "diff", first, third, "--json")}
 
 

@@ -103,6 +103,20 @@ def test_stopping_and_resuming_stand_in_the_audit_log_after_who_signed_them(home
     ]
 
 
+@pytest.mark.parametrize("words", ["watch lesion", "report lesion", "stop leisons", "runs diff lesion lesions"])
+def test_run_that_was_mistyped_is_answered_with_the_nearest(home, registry, running, document, words):
+    succeeds("run", str(document))
+    assert "Did you mean 'lesions'?" in fails(*words.split())
+    assert "Did you mean" not in fails("watch", "quite-another")
+
+
+def test_status_of_one_run_is_with_other_commands(home, registry):
+    result = invoke("status", "lesions")
+    assert result.exit_code == 2
+    assert "this takes no run" in result.stderr
+    assert "wardround-server watch lesions" in result.stderr
+
+
 def test_runs_stop_and_resume(home, registry, running, document):
     succeeds("run", str(document))
     succeeds("stop", "lesions")

@@ -78,6 +78,7 @@ class _Hospital:
         )
         self.site, self.sent = registry.site(member.name), federation.sent
         self.best = federation.document.config.federation.rounds
+        self.patients = 15  # told, without privacy
 
     def __call__(self, request: Request) -> Reply:
         reply = self._answer(request)
@@ -95,7 +96,7 @@ class _Hospital:
                 + len(self.member.name) / 128
                 + self.document.config.seed / 512
             )
-            patients = 0 if private else 15
+            patients = 0 if private else self.patients
             return EvaluateReply(request.run_hash, number, request.phase, patients, {"dice": dice, **noise})
         spent = self._charged(number) if private else None
         weights = unpack(request.parts["weights"])
@@ -105,7 +106,7 @@ class _Hospital:
         if spent is not None:
             steps = float(self.document.config.training.local_steps)
             told = {"steps": steps, "epsilon": spent.epsilon, "delta": spent.delta}
-        reply = TrainReply(request.run_hash, number, {"weights": update}, 0 if private else 15, told)
+        reply = TrainReply(request.run_hash, number, {"weights": update}, 0 if private else self.patients, told)
         cost = None if spent is None else (decimal_text(spent.cost), decimal_text(spent.delta))
         self._sign(request, reply, cost)
         return reply
@@ -173,6 +174,7 @@ def trained(
     best: int | None = None,
     cut: int | None = None,
     initial: bytes | None = None,
+    patients: int = 15,
 ) -> Federation:
     """Propose a run, have it approved, train it, close it.
 
@@ -186,6 +188,7 @@ def trained(
         best: the round with the best scores; None: the last.
         cut: the coordinator is stopped once, when this round is noted and its model not kept; then south refuses.
         initial: the weights that the run names.
+        patients: what each hospital tells, without privacy.
     """
     document = document_of(run or a_run(rounds=3, quorum=2, **PRIVATE))
     made = Federation(home, registry, document, folder or home.path.parent)
@@ -207,8 +210,9 @@ def trained(
     if quorum_fails:
         sites["south"] = refusing
     for hospital in sites.values():
-        if best is not None and isinstance(hospital, _Hospital):
-            hospital.best = best
+        if isinstance(hospital, _Hospital):
+            hospital.patients = patients
+            hospital.best = hospital.best if best is None else best
     out, notes = made.results, RoundNotes(home, document.hash)
     if initial is not None:
         write_private(out / INITIAL_NAME, initial)

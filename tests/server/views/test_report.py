@@ -144,7 +144,7 @@ def test_noised_scores_are_shown_with_their_noise_and_what_it_covers(tmp_path: P
     text = write_report(tmp_path).read_text(encoding="utf-8")
     for shown in ("0.800 ± 0.030", "0.600 ± 0.040", "0.700 ± 0.025", "have added noise to these scores"):
         assert shown in text
-    assert "lies farther from 0.5 or nearer to it by as large a share, beyond its ±" in text
+    assert "lies farther from one half or nearer to it by as large a share, beyond its ±" in text
     lines = [event_line(event, Segmentation()) for event in read_events(tmp_path / "metrics.jsonl")]
     assert "round 1: test dice 0.700 ± 0.025 (mean of sites)" in lines
 
@@ -161,7 +161,7 @@ def test_exact_scores_of_a_private_run_are_shown_as_not_covered(tmp_path: Path) 
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Held-out patients: exact scores: no guarantee covers a held-out patient." in text
     assert "have added noise" not in text
-    assert "farther from 0.5" not in text
+    assert "farther from one half" not in text
 
 
 def test_run_from_weights_that_nobody_calls_public_prints_no_epsilon_and_says_why(tmp_path: Path) -> None:

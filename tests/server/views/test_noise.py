@@ -1,0 +1,89 @@
+"""Scores that hospitals have noised: wherever they are shown it is said what their ± means, and what not."""
+
+import html
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from common.web.pages import Visit
+from server.commands.main import app
+from server.coordinator import supervisor
+from server.dashboard.pages import Keyboard, dashboard_of
+from server.registry import operators
+from server.registry.registry import Registry
+from tests.server.coordinators import new_home
+from tests.server.dashboard.recorded import begin, document
+from tests.server.evidence.federation import PRIVATE, Federation, founded, trained
+from tests.server.fakes import a_run
+
+SAID = "beyond its ±"
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> list[Federation]:
+    made = founded(tmp_path_factory.mktemp("private"))
+    return [trained(*made, a_run(rounds=rounds, quorum=2, **PRIVATE)) for rounds in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> list[Federation]:
+    made = founded(tmp_path_factory.mktemp("exact"))
+    return [trained(*made, a_run(rounds=rounds, quorum=2)) for rounds in (1, 2)]
+
+
+def typed(made: list[Federation], line: str) -> str:
+    """What a command says, A and B being the runs."""
+    names = {"A": made[0].document.hash[:8], "B": made[1].document.hash[:8]}
+    words = [*(names.get(one, one) for one in line.split()), "--home", str(made[0].home.path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("words", ["runs", "watch A", "report A", "runs compare A B"])
+def test_command_says_once_what_the_noise_of_its_scores_means(
+    words: str, private: list[Federation], exact: list[Federation]
+) -> None:
+    assert typed(private, words).count(SAID) == 1
+    assert SAID not in typed(exact, words)
+
+
+@pytest.mark.parametrize("path", ["/runs", "/runs/{run}"])
+def test_page_of_the_dashboard_says_it(path: str, private: list[Federation], exact: list[Federation]) -> None:
+    for made, there in ((private[0], True), (exact[0], False)):
+        dashboard = dashboard_of(made.home, made.registry, Keyboard(operators.FIRST, None, None))
+        page = dashboard.pages[path](Visit("/base", "secret", {"run": made.document.hash}))
+        assert (SAID in html.unescape(str(page.body))) is there
+
+
+@pytest.mark.parametrize("name", ["card", "change", "annex-iv"])
+def test_document_about_a_run_says_it(
+    name: str, private: list[Federation], exact: list[Federation], tmp_path: Path
+) -> None:
+    for made, there in ((private, True), (exact, False)):
+        out = tmp_path / str(there)
+        typed(made, f"report A --evidence {out}")
+        assert (SAID in (out / f"{name}.html").read_text(encoding="utf-8")) is there
+        assert any(SAID in str(part) for part in json.loads((out / f"{name}.json").read_text())["parts"]) is there
+
+
+def test_run_that_goes_on_is_shown_with_its_noise_and_what_it_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = new_home(tmp_path / "wardround-server")
+    registry, run = Registry(home.registry), document("lesions")
+    journal = begin(home, registry, run)
+    about = {"round": 1, "phase": "validation", "site": "overall", "mean-of-patients": None, "refused": {}}
+    journal.record(
+        "evaluate", about | {"missing": [], "seconds": 1.0, "bytes-down": 0, "dice": 0.2, "score-noise": 0.1}
+    )
+    monkeypatch.setattr(supervisor, "is_running", lambda _: True)
+    monkeypatch.setattr("server.views.watch.time.sleep", lambda _: registry.close(run.hash, "failed", "no quorum"))
+    shown = CliRunner().invoke(app, ["status", "--home", str(home.path)]).output
+    assert "dice 0.200 ± 0.100" in " ".join(shown.split())
+    assert SAID in shown
+    lines = CliRunner().invoke(app, ["watch", run.hash[:8], "--home", str(home.path)]).stderr.splitlines()
+    told = next(number for number, line in enumerate(lines) if "dice 0.200 ± 0.100" in line)
+    assert SAID in lines[told + 1]
