@@ -143,7 +143,8 @@ def no_run(context: typer.Context, *instead: str) -> None:
     """
     if context.args:
         run = shown(context.args[0])
-        raise click.UsageError(f"this takes no run. See: {'; '.join(f'{words} {run}' for words in instead)}.", context)
+        commands = " or ".join(f"`{words} {run}`" for words in instead)
+        raise click.UsageError(advice_in_hand()(f"this takes no run. See {commands}."), context)
 
 
 @contextmanager

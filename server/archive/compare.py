@@ -10,7 +10,7 @@ same classes. Where they are not, a row says so, and stands before all others.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,8 @@ def compare(first: Kept, second: Kept, runs: tuple[RunConfig, RunConfig]) -> lis
         runs: their documents.
     """
     one, other = (json.loads(kept.read(SUMMARY_NAME)) for kept in (first, second))
-    told = tuple(_patients(kept) for kept in (first, second))
     found = [Difference("rounds", "", one["rounds"], other["rounds"])] if one["rounds"] != other["rounds"] else []
-    unlike = [*_hospitals(one, other), *_data(*runs), *_counts(*told)]
+    unlike = [*_hospitals(one, other), *_data(*runs), *_counts(_patients(first), _patients(second))]
     return [*unlike, *found, *_sites(one, other), *_epsilons(one, other), *_scores(one, other)]
 
 
@@ -74,18 +73,19 @@ def diff(first: RunConfig, second: RunConfig) -> list[tuple[str, Any, Any]]:
 
 def _hospitals(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
     """Who trained and who gave scores, where they are not the same."""
-    trained = tuple(sorted(_rounds_of(summary)) for summary in (one, other))
-    yield from _unlike("hospitals", *trained, "The models learned from other hospitals")
+    trained = [sorted(_rounds_of(summary)) for summary in (one, other)]
+    yield from _unlike("hospitals", trained, "The models learned from other hospitals")
     for phase in ("test", "validation"):
-        scored = tuple(sorted((summary["scores"].get(phase) or {"sites": {}})["sites"]) for summary in (one, other))
+        scored = [sorted((summary["scores"].get(phase) or {"sites": {}})["sites"]) for summary in (one, other)]
         if scored != trained:
-            yield from _unlike(f"hospitals with {phase} scores", *scored, "The mean of sites is of other hospitals")
+            yield from _unlike(f"hospitals with {phase} scores", scored, "The mean of sites is of other hospitals")
 
 
-def _unlike(what: str, first: list[str], second: list[str], so: str) -> Iterator[Difference]:
+def _unlike(what: str, sites_of: Sequence[Sequence[str]], so: str) -> Iterator[Difference]:
+    first, second = sites_of
     only = [(name, sorted({*these} - {*those})) for name, these, those in (("A", first, second), ("B", second, first))]
     if told := [f"only in {name}: {', '.join(sites)}" for name, sites in only if sites]:
-        yield Difference(what, "", first, second, warning=f"{so}; {'; '.join(told)}.")
+        yield Difference(what, "", list(first), list(second), warning=f"{so}; {'; '.join(told)}.")
 
 
 def _data(first: RunConfig, second: RunConfig) -> Iterator[Difference]:
@@ -95,7 +95,7 @@ def _data(first: RunConfig, second: RunConfig) -> Iterator[Difference]:
         values = [one.get(key) for one in settings]
         if values[0] != values[1]:
             what = "held-out patients" if key in _HOLDS_OUT else "images or classes"
-            yield Difference(key, "", *values, warning=f"The scores are of other {what}: {key} differs.")
+            yield Difference(key, "", values[0], values[1], warning=f"The scores are of other {what}: {key} differs.")
 
 
 def _data_of(run: RunConfig) -> dict[str, Any]:
