@@ -264,7 +264,7 @@ def approve(
     show_table("What you approve", ("what", "value"), asked.rows)
     offer = asked.proposal.appraisal.offer if asked.proposal.appraisal else None
     if tensors and offer is not None:
-        show_table("Tensors", ("tensor", "shape", "bytes"), tensor_rows(offer, asked.proposal.run))
+        show_table("Tensors", ("tensor", "shape", "bytes of weights"), tensor_rows(offer, asked.proposal.run))
     confirm("Approve?", yes=yes)
     say(decision.approve(asked))
     if not is_running(home):

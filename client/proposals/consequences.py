@@ -7,7 +7,7 @@ says about the run.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from client.home.declared import outgrown, set_size
 from client.home.offer import Offer
@@ -22,7 +22,7 @@ from common.config.statistics import STATISTICS, statistic_names
 from common.privacy.guarantee import Forecast, forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
-from common.wire.encoding import values_size
+from common.wire.encoding import Encoding, part_size, values_size
 from common.wire.messages import Phase
 
 _BYTES_PER_VALUE = 4
@@ -72,12 +72,21 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
 
 def tensor_rows(offer: Offer, run: RunConfig) -> list[tuple[str, str, int]]:
     """Name, shape and bytes of every tensor that leaves each round."""
-    encoding = run.federation.update_precision
 
-    def size(shape: Sequence[int]) -> int:
+    def size(part: str, shape: Sequence[int]) -> int:
+        encoding = _encoding(run, part)
         return _BYTES_PER_VALUE * math.prod(shape) if encoding == "float32" else values_size({"": shape}, encoding)
 
-    return [(name, " x ".join(map(str, shape)) or "scalar", size(shape)) for name, shape in offer.tensors]
+    return [
+        (name, " x ".join(map(str, shape)) or "scalar", size(part, shape))
+        for part, shapes in offer.parts.items()
+        for name, shape in shapes.items()
+    ]
+
+
+def _encoding(run: RunConfig, part: str) -> Encoding | Literal["float32"]:
+    """How a part travels: the model's as the run says, and any other as it is."""
+    return run.federation.update_precision if part == run.strategy.MODEL else "float32"
 
 
 def _declared(run: RunConfig, offer: Offer | None, site: Site) -> str:
@@ -199,8 +208,12 @@ def _weights(run: RunConfig, offer: Offer | None) -> str:
         )
     if offer is None:
         return f"the model's weights{noised}"
-    size = sum(of_tensor for _, _, of_tensor in tensor_rows(offer, run))
-    return f"{counted(len(offer.tensors), 'tensor')}, {size:,} bytes of weights{noised}"
+    weights = sum(of_tensor for _, _, of_tensor in tensor_rows(offer, run))
+    size = sum(part_size(shapes, _encoding(run, part)) for part, shapes in offer.parts.items())
+    return (
+        f"{counted(len(offer.tensors), 'tensor')} in {size:,} bytes, as its receipt counts them ({weights:,} of "
+        f"weights, the others of names and shapes){noised}"
+    )
 
 
 def _scalars(run: RunConfig, site: Site) -> list[str]:

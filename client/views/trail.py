@@ -81,7 +81,7 @@ def _detail(kind: str, about: Mapping[str, object]) -> str:
     spent = f"epsilon {about['epsilon']} at delta {about['delta']}" if "epsilon" in about else "not noised"
     match kind:
         case "round":
-            return f"{int(str(about['size'])):,} bytes of weights, {spent}"
+            return f"{int(str(about['size'])):,} bytes with the tensors' names and shapes, {spent}"
         case "statistics":
             return f"of about {about['patients']} patients, not noised"
         case "evaluated":

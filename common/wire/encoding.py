@@ -35,7 +35,7 @@ LARGEST_ERROR: Mapping[Encoding, float] = {"bfloat16": 2.0**-8, "int8": math.sqr
 
 _STEPS = 127
 _SMALLEST = np.finfo(np.float32).tiny  # that is normal
-_SCALE_BYTES = 4
+_SCALE_BYTES = _FLOAT32_BYTES = 4
 _ALIGNED = 8  # bytes, of a head
 _EXPONENT = np.uint16(0x7F80)  # of bfloat16: all ones are infinite or NaN
 _HALF, _DROPPED = np.uint32(0x7FFF), 16  # bits of a float32 that a bfloat16 has not
@@ -130,6 +130,17 @@ def values_size(shapes: Shapes, encoding: Encoding) -> int:
     return count + _SCALE_BYTES * blocks if encoding == "int8" else 2 * count
 
 
+def part_size(shapes: Shapes, encoding: Encoding | Literal["float32"]) -> int:
+    """Bytes of a part with its head, in which the tensors' names and shapes stand: what a receipt counts."""
+    if encoding != "float32":
+        return len(_head(shapes, encoding)) + values_size(shapes, encoding)
+    said, end = {}, 0
+    for name in sorted(shapes):
+        begin, end = end, end + _FLOAT32_BYTES * math.prod(shapes[name])
+        said[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    return len(_headed(said)) + end
+
+
 def _opened(part: Buffer, shapes: Shapes, encoding: Encoding) -> tuple[NDArray[np.generic], Values]:
     """The values, int8 or the bits of bfloat16, and the scales: views of the part, once it is looked at."""
     head, (count, blocks) = _head(shapes, encoding), _counts(shapes)
@@ -211,7 +222,11 @@ def _head(shapes: Shapes, encoding: Encoding) -> bytes:
         said = {"scales": _said("F32", blocks, 0, end), "values": _said("I8", count, end, end + count)}
     else:
         said = {"values": _said("BF16", count, 0, 2 * count)}
-    text = json.dumps(said, separators=(",", ":")).encode()
+    return _headed(said)
+
+
+def _headed(said: Mapping[str, object]) -> bytes:
+    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNED)
     return len(text).to_bytes(_ALIGNED, "little") + text
 
@@ -232,6 +247,7 @@ __all__ = [
     "check_encoded",
     "decode",
     "encode",
+    "part_size",
     "values_size",
     "weights_of",
 ]

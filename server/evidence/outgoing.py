@@ -7,7 +7,17 @@ from server.evidence.document import Cell, Document, Part, heading
 from server.federation.events import OVERALL
 from server.views.facts import Fact, RunFacts, entered, header_of, names_in, noted, total
 
-_COLUMNS = ("round", "site", "kind", "fields", "bytes of parts", "bytes of header", "recipient", "when")
+_COLUMNS = (
+    "round",
+    "site",
+    "kind",
+    "fields",
+    "patients told",
+    "bytes of parts",
+    "bytes of header",
+    "recipient",
+    "when",
+)
 
 
 def document(facts: RunFacts) -> Document:
@@ -36,6 +46,7 @@ def _updates(facts: RunFacts) -> Part:
                 entered(entry, "receipt.site"),
                 f"update, parts: {parts}",
                 names_in(*carried[place]) if place in carried else "not in the model: scalars were not kept",
+                noted(*carried[place], "patients") if place in carried else "not recorded",
                 entered(entry, "receipt.size"),
                 header_of(*carried[place], facts.run_hash) if place in carried else "not recorded",
                 "the coordinator",
@@ -44,7 +55,7 @@ def _updates(facts: RunFacts) -> Part:
         )
     sizes = [entered(entry, "receipt.size") for entry in receipts]
     if sizes:
-        rows.append(["all rounds", "all sites", "updates", "", total(sizes), "", "the coordinator", ""])
+        rows.append(["all rounds", "all sites", "updates", "", "", total(sizes), "", "the coordinator", ""])
     unsigned = _unsigned(facts, receipts)
     for entry in unsigned:
         rows.append(
@@ -55,6 +66,7 @@ def _updates(facts: RunFacts) -> Part:
                 "not known",
                 "not known",
                 "not known",
+                "not known",
                 "the coordinator",
                 entered(entry, "time"),
             ]
@@ -62,8 +74,10 @@ def _updates(facts: RunFacts) -> Part:
     return Part(
         "Updates",
         (
-            "Bytes of parts are those in the receipt that both sides signed. The header has the fields named here, the "
-            "run's hash and the round; its bytes follow from them. Envelope and encryption come on top.",
+            "Bytes of parts are those in the receipt that both sides signed, and those shown to a hospital before it "
+            "approved: of weights, and of the names and shapes of their tensors. The header has the fields named "
+            "here, the run's hash and the round; its bytes follow from them. Envelope and encryption come on top. A "
+            "header always has a field for a number of patients: zero where none is told, as with privacy.",
         ),
         _COLUMNS,
         rows,
@@ -85,6 +99,7 @@ def _scores(facts: RunFacts) -> Part:
             noted(line, event, "site"),
             noted(line, event, "phase"),
             names_in(line, event),
+            noted(line, event, "patients"),
             "none",
             header_of(line, event, facts.run_hash),
             "the coordinator",
@@ -104,6 +119,7 @@ def _answers(facts: RunFacts) -> Part:
             {"approved": "approval", "denied": "denial"}.get(entry.kind, "refusal"),
             entered(entry, "code") if "code" in entry.fields else "the answer",
             "none",
+            "none",
             "not recorded",
             "the coordinator",
             entered(entry, "time"),
@@ -121,6 +137,7 @@ def _down(facts: RunFacts) -> Part:
             noted(line, event, "sites"),
             "model, to be trained",
             "weights",
+            "none",
             noted(line, event, "bytes-down"),
             "not recorded",
             "the hospitals",
@@ -134,6 +151,7 @@ def _down(facts: RunFacts) -> Part:
             "all that were asked",
             "model, to be scored",
             "weights",
+            "none",
             noted(line, event, "bytes-down"),
             "not recorded",
             "the hospitals",

@@ -4,8 +4,10 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dp_accounting import pld
+from safetensors.numpy import save
 
 from client.home.declared import declare
 from client.home.offer import Offer
@@ -65,12 +67,20 @@ def pld_epsilon(rows: list[tuple[float, float, int]], delta: float) -> float:
     return float(total.get_epsilon_for_delta(delta))
 
 
+def part_bytes() -> int:
+    """Of the offer's tensors, as the safetensors library writes them."""
+    return len(save({name: np.zeros(shape, np.float32) for name, shape in OFFER.tensors}))
+
+
 def test_patients_studies_tensors_bytes_and_the_asker_are_shown(site: Site) -> None:
     rows = shown(site, proposed(site, a_run()))
     assert rows["on"] == "43 of our patients, 50 studies"
     assert rows["set aside"] == "2 no-label (see data check)"
     assert rows["asked by"].startswith("maria ")
-    assert rows["leaves each round"] == "2 tensors, 320 bytes of weights, clipped and noised"
+    assert rows["leaves each round"] == (
+        f"2 tensors in {part_bytes():,} bytes, as its receipt counts them (320 of weights, the others of names and "
+        "shapes), clipped and noised"
+    )
     assert tensor_rows(OFFER, a_run()) == [("conv.weight", "8 x 1 x 3 x 3", 288), ("conv.bias", "8", 32)]
     assert rows["how often"].startswith("6 rounds of 10 steps")
 
@@ -83,7 +93,8 @@ def test_a_rounded_update_is_shown_with_its_bytes_and_what_is_kept(
     run = a_run(format=2, federation={"rounds": 6, "update-precision": precision})
     assert [size for _, _, size in tensor_rows(OFFER, run)] == list(sizes)
     said = shown(site, proposed(site, run))["leaves each round"]
-    assert said.startswith(f"2 tensors, {sum(sizes)} bytes of weights, clipped and noised, as what each moved")
+    assert said.startswith("2 tensors in ")
+    assert f"({sum(sizes)} of weights, the others of names and shapes), clipped and noised, as what each moved" in said
     assert f"rounded to {precision}; what rounding takes is KEPT here, sealed" in said
 
 

@@ -208,7 +208,7 @@ def test_what_left_is_what_the_audit_log_says(home: Path) -> None:
     assert "Nothing has left" in words(ask(home, "/left"))
     train(home, RUN, 2)
     text = words(ask(home, "/left"))
-    assert text.index("lesions 2 1,204,000 bytes of weights") < text.index("lesions 1 1,204,000 bytes of weights")
+    assert text.index("lesions 2 1,204,000 bytes with") < text.index("lesions 1 1,204,000 bytes with")
 
 
 def test_no_page_names_a_patient_or_a_path_or_shows_a_picture(home: Path) -> None:

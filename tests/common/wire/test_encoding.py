@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.errors import ErrorCode, UpdateError
 from common.learning.tensor_bytes import bytes_of
-from common.wire.encoding import BLOCK, LARGEST_ERROR, Encoding, check_encoded, decode, encode, values_size
+from common.wire.encoding import BLOCK, LARGEST_ERROR, Encoding, check_encoded, decode, encode, part_size, values_size
 
 ENCODINGS: tuple[Encoding, ...] = ("bfloat16", "int8")
 Moves = dict[str, NDArray[np.float32]]
@@ -54,6 +55,14 @@ def test_bfloat16_is_what_torch_makes_of_it() -> None:
 def test_the_safetensors_library_writes_the_same_bytes(encoding: Encoding) -> None:
     part = encode(drawn(), encoding)
     assert safetensors.torch.save(safetensors.torch.load(part)) == part
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "float32"])
+def test_size_of_a_part_is_known_from_its_tensors_shapes(encoding: Any) -> None:
+    moves = drawn()
+    state = {name: torch.from_numpy(one) for name, one in moves.items()}
+    part = bytes_of(state) if encoding == "float32" else encode(moves, encoding)
+    assert part_size({name: one.shape for name, one in moves.items()}, encoding) == len(part)
 
 
 @pytest.mark.parametrize(("encoding", "share"), [("bfloat16", 0.51), ("int8", 0.26)])

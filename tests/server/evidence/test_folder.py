@@ -211,8 +211,8 @@ def test_what_each_hospital_spent_is_what_its_own_ledger_and_log_say(made: Feder
 def test_register_names_each_update_with_the_bytes_that_the_hospital_signed(made: Federation, tmp_path: Path) -> None:
     rows = documents(made, tmp_path / "out")["outgoing"]["parts"][0]["rows"]
     told = {
-        (round_["value"], site["value"]): (size["value"], fields["value"])
-        for round_, site, _, fields, size, *_ in rows[:-1]
+        (round_["value"], site["value"]): (size["value"], fields["value"], patients["value"])
+        for round_, site, _, fields, patients, size, *_ in rows[:-1]
     }
     signed = {}
     for site in PATIENTS:
@@ -221,9 +221,10 @@ def test_register_names_each_update_with_the_bytes_that_the_hospital_signed(made
                 signed[entry["receipt"]["round"], site] = (
                     entry["receipt"]["size"],
                     "delta, epsilon, patients, steps",
+                    0,  # none is told: the run is private
                 )
     assert told == signed
-    assert rows[-1][4]["value"] == sum(size for size, _ in signed.values())
+    assert rows[-1][5]["value"] == sum(size for size, *_ in signed.values())
 
 
 def test_run_without_privacy_states_no_epsilon_and_names_the_risk(plain: Federation, tmp_path: Path) -> None:
