@@ -314,7 +314,8 @@ def test_compare_refuses_a_run_that_is_not_completed(runs: list[Federation]) -> 
 def test_the_end_of_a_run_names_the_command_that_gives_its_model_in_all_forms(runs: list[Federation]) -> None:
     result = CliRunner().invoke(app, ["watch", runs[0].document.hash[:8]])
     assert result.exit_code == 0, result.output
-    assert f"ONNX when they are made: wardround-server export {runs[0].document.hash[:8]} --out MODEL" in result.output
+    command = f"`wardround-server export {runs[0].document.hash[:8]} --out MODEL`"
+    assert f"ONNX when they are made: {command}" in result.output
 
 
 def test_runs_alone_still_lists_all(runs: list[Federation]) -> None:
