@@ -12,13 +12,14 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from common.audit import notes, reading
 from common.audit.entries import COORDINATOR
 from common.audit.history import Finding, Held, History, Keys, Signed, describe, take_apart
+from common.audit.receipts import Receipt
 from common.errors import AuditError
 from common.text import counted, shown
 
@@ -184,44 +185,82 @@ def _check_receipts(coordinator: History, site: History) -> Iterator[Finding]:
         yield Finding("error", site.name, f"{describe(theirs.receipt)} is missing, which the site signed")
 
 
-def _check_updates(coordinator: History) -> Iterator[Finding]:
-    """Every update with a receipt arrived, and is in its round's model or was refused."""
-    arrived: dict[tuple[str, int, str, str], str | None] = {}  # run, round, site, update -> the model that was sent
-    refused: set[tuple[str, int, str]] = set()
-    entering: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    models: dict[tuple[str, int], dict[str, str]] = {}  # run and round -> site -> update; the last one, if done again
+@dataclass
+class _Updates:
+    """What a coordinator's log says of updates. A place is a run and a round; a key adds the site and the update."""
+
+    sent: dict[tuple[str, int, str, str], str | None] = field(default_factory=dict)  # key -> the model that was sent
+    came: dict[tuple[str, int, str, str], int] = field(default_factory=dict)  # key -> the entry in which it came last
+    refused: set[tuple[str, int, str]] = field(default_factory=set)
+    models: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)  # place -> site -> update, as done last
+    # Run or place -> the entries by which the run was opened, or the round's model made: each may do rounds again.
+    starts: defaultdict[str | tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(list))
+    miscounted: list[str] = field(default_factory=list)
+
+    def done_again(self, receipt: Receipt) -> int | None:
+        """The entry after which a round was done again, to which this update had come before, and never again."""
+        place = (receipt.run, receipt.round)
+        since, done = self.came.get((*place, receipt.site, receipt.update)), self.starts.get(place, [])
+        if since is None or not done:
+            return None
+        starts = sorted([*self.starts.get(receipt.run, []), *done])
+        return next((seq for seq in starts if since < seq < done[-1]), None)
+
+
+def _updates(coordinator: History) -> _Updates:
+    made, entering = _Updates(), defaultdict[tuple[str, int], dict[str, str]](dict)
     for entry in coordinator.entries:
         fields = entry.fields
         place = (str(fields.get("run")), int(fields.get("round", 0)))
         match entry.kind:
+            case "proposed":
+                made.starts[place[0]].append(entry.seq)
             case "arrived":
-                arrived[*place, fields["site"], fields["update"]] = fields.get("received")
+                made.sent[*place, fields["site"], fields["update"]] = fields.get("received")
+                made.came[*place, fields["site"], fields["update"]] = entry.seq
             case "refusal" if "site" in fields:
-                refused.add((*place, fields["site"]))
+                made.refused.add((*place, fields["site"]))
             case "entered":
                 entering[place][fields["site"]] = fields["update"]
             case "aggregated":
-                models[place] = entering.pop(place, {})
-                if len(models[place]) != fields["updates"]:
-                    text = f"entry {entry.seq} counts {fields['updates']} updates, named are {len(models[place])}"
-                    yield Finding("error", coordinator.name, text)
-    receipts = {(*_place(one), one.receipt.site): one.receipt for one in coordinator.receipts.values()}
-    for (*_, site), receipt in sorted(receipts.items()):
-        place, about = (receipt.run, receipt.round), describe(receipt)
+                made.models[place] = entering.pop(place, {})
+                made.starts[place].append(entry.seq)
+                if (named := len(made.models[place])) != fields["updates"]:
+                    made.miscounted.append(f"entry {entry.seq} counts {fields['updates']} updates, named are {named}")
+    return made
+
+
+def _check_updates(coordinator: History) -> Iterator[Finding]:
+    """Every update with a receipt arrived, and is in its round's model or was refused.
+
+    A round is done again where the run was stopped, or its coordinator ended, before the round's model was kept. Its
+    last model counts; an update that came before that, and not again, is in none: that is told, and is no error.
+    """
+    made, name = _updates(coordinator), coordinator.name
+    yield from (Finding("error", name, text) for text in made.miscounted)
+    receipts = [one.receipt for one in coordinator.receipts.values()]
+    for receipt in sorted(receipts, key=lambda one: (one.run, one.round, one.site)):
+        place, site, about = (receipt.run, receipt.round), receipt.site, describe(receipt)
         # Entries of earlier versions do not say which model was sent.
-        sent = arrived.get((*place, site, receipt.update), "nothing") or receipt.received
+        sent = made.sent.get((*place, site, receipt.update), "nothing") or receipt.received
         if sent != receipt.received:
             why = "an update that is not noted as arrived" if sent == "nothing" else "another model than was sent"
-            yield Finding("error", coordinator.name, f"{about} is signed for {why}")
-        entered = models.get(place, {}).get(site)
-        if entered is not None and entered != receipt.update:
-            yield Finding("error", coordinator.name, f"{about} names another update than the one in the model")
-        if entered is None and place in models and (*place, site) not in refused:
-            yield Finding("error", coordinator.name, f"{about}: its update is not in the model, and was not refused")
-    for (run, round_), sites in sorted(models.items()):
-        for site in sorted(site for site in sites if (run, round_, site) not in receipts):
+            yield Finding("error", name, f"{about} is signed for {why}")
+        entered, is_refused = made.models.get(place, {}).get(site), (*place, site) in made.refused
+        if place not in made.models or entered == receipt.update or (entered is None and is_refused):
+            continue
+        if (start := made.done_again(receipt)) is not None:
+            text = f"{about}: its update is in no model, as the round was done again without it, after entry {start}"
+            yield Finding("warning", name, text)
+        elif entered is not None:
+            yield Finding("error", name, f"{about} names another update than the one in the model")
+        else:
+            yield Finding("error", name, f"{about}: its update is not in the model, and was not refused")
+    signed = {(one.run, one.round, one.site) for one in receipts}
+    for (run, round_), sites in sorted(made.models.items()):
+        for site in sorted(site for site in sites if (run, round_, site) not in signed):
             text = f"the update of site {site} for round {round_} of run {run[:12]} has no receipt"
-            yield Finding("warning", coordinator.name, text)
+            yield Finding("warning", name, text)
 
 
 def _place(signed: Signed) -> tuple[str, int]:

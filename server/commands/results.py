@@ -115,5 +115,9 @@ def _write_evidence(home: Home, proposal: Proposal, folder: Path) -> None:
 
     digest = documents.write(facts_of(home, proposal), folder)
     open_log(home).append("export", {"what": "report", "hash": digest})
+    note(
+        f"SHA-256 of {folder / documents.INDEX_NAME}, which names that of each other file: {digest}. It stands in the "
+        "audit log (export), which `wardround-server audit verify` checks."
+    )
     if not (folder / sbom.NAME).exists():
         note(f"Without a list of software components: {sbom.EXTRA} writes it.")

@@ -23,8 +23,11 @@ def document(facts: RunFacts) -> Document:
 
 
 def _modification(facts: RunFacts) -> Part:
+    asked = {"run": "asked for by", "resume": "resumed by"}
     operators = [
-        entered(entry, "operator") for entry in facts.audited("act") if entry.fields["action"] in ("run", "resume")
+        (asked[action], entered(entry, "operator"))
+        for entry in facts.audited("act")
+        if (action := entry.fields["action"]) in asked
     ]
     return two_columns(
         "Description of modifications",
@@ -36,7 +39,7 @@ def _modification(facts: RunFacts) -> Part:
             ("network", facts.setting("model.architecture")),
             ("rounds planned", facts.setting("federation.rounds")),
             ("rounds done", count([entered(entry, "round") for entry, _ in facts.merged])),
-            *[("asked for by", operator) for operator in operators],
+            *operators,
         ],
     )
 

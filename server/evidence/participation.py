@@ -12,7 +12,15 @@ def document(facts: RunFacts) -> Document:
         "Participation and withdrawals",
         "what each hospital answered, in which rounds its updates entered, who was left out and why, and who left.",
         "a record of patients' consents or withdrawals: those are the hospitals', and never come to the coordinator.",
-        [_answers(facts), _rounds(facts), _absent(facts), _membership(facts), _patients()],
+        [
+            _answers(facts),
+            _rounds(facts),
+            _in_vain(facts),
+            _absent(facts),
+            _starts(facts),
+            _membership(facts),
+            _patients(),
+        ],
         heading(facts),
     )
 
@@ -37,6 +45,41 @@ def _rounds(facts: RunFacts) -> Part:
     columns = ("hospital", "rounds with its update", "first", "last")
     text = "Updates of rounds after the one whose model is kept are not in it; outgoing has them too."
     return Part("Updates in the model", (text,), columns, rows, "No update entered a model.")
+
+
+def _in_vain(facts: RunFacts) -> Part:
+    named = ("round", "site", "update")
+    merged = {tuple(one.fields[name] for name in named) for _, updates in facts.in_model for one in updates}
+    rows: list[list[Cell]] = [
+        [*(entered(entry, f"receipt.{name}") for name in named), entered(entry, "time")]
+        for entry in facts.audited("round")
+        if tuple(entry.fields["receipt"][name] for name in named) not in merged
+    ]
+    text = (
+        "A hospital worked and signed for them, and they count for its privacy. They are in no model that is kept: "
+        "refused, too late, of a round after the one that is kept, of one that was not done before the run ended, or "
+        "of one that was done again, after a stop, without them."
+    )
+    return Part("Updates in no model", (text,), ("round", "hospital", "SHA-256", "receipt of"), rows, "None.")
+
+
+def _starts(facts: RunFacts) -> Part:
+    rows: list[list[Cell]] = [
+        [entered(entry, "action"), entered(entry, "operator"), "", entered(entry, "time")]
+        for entry in facts.audited("act")
+        if entry.fields["action"] in ("stop", "resume")
+    ]
+    rows += [
+        ["went on from the model it had kept", "", noted(line, event, "resumed-from"), noted(line, event, "time")]
+        for line, event in facts.journal("run-started")
+        if event["resumed-from"]
+    ]
+    text = (
+        "A run goes on after the last round whose model was kept. One that was under way is asked again: a hospital "
+        "then sends the update that it has made, under the same receipt, and is charged once."
+    )
+    columns = ("what", "operator", "after round", "when")
+    return Part("Stopped and gone on with", (text,), columns, rows, "The run was not stopped.")
 
 
 def _absent(facts: RunFacts) -> Part:

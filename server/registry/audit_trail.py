@@ -199,7 +199,10 @@ class RoundNotes:
         """
         about = {"run": self._run, "round": round_}
         with self._log.transaction() as log:
-            for site, code in sorted(refused.items()):
+            # Of an update that came to an earlier try of the round, and whose site is away now, it is said as well.
+            came = {str(one.fields["site"]) for one in log.about("arrived", self._run, round_)}
+            left = dict.fromkeys(came - entered.keys(), ErrorCode.DEADLINE)
+            for site, code in sorted((left | dict(refused)).items()):
                 log.append("refusal", {**about, "site": site, "code": str(code)})
             if model is not None:
                 for site, update in sorted(entered.items()):

@@ -367,6 +367,32 @@ def test_an_update_that_was_refused_by_name_is_in_order(federation):
     assert errors(federation, "coordinator", "north") == []
 
 
+def again(made: Federation, round_: int, *sites: str) -> None:
+    """The run was stopped before the round's model was kept, and goes on."""
+    made.logs["coordinator"].append("proposed", {"run": RUN})
+    made.aggregate(round_, *sites)
+
+
+def test_update_that_a_round_done_again_is_without_is_told_and_no_error(tmp_path):
+    made = Federation(tmp_path, "north", "south")
+    made.round("north", 1)
+    made.round("south", 1)
+    again(made, 1, "north")
+    verdict = verify.verify([made.path(one) for one in ("coordinator", "north", "south")], made.keys())
+    assert verdict.is_well
+    (told,) = [one.text for one in verdict.findings if "south" in one.text]
+    assert "its update is in no model, as the round was done again without it, after entry" in told
+
+
+def test_update_that_came_to_the_round_that_was_done_again_is_missed(tmp_path):
+    made = Federation(tmp_path, "north", "south")
+    made.round("north", 1)
+    made.logs["coordinator"].append("proposed", {"run": RUN})
+    made.round("south", 1)
+    made.aggregate(1, "north")
+    assert_finds(made, "coordinator", where="coordinator", what="its update is not in the model, and was not refused")
+
+
 def test_a_model_with_an_update_that_nobody_signed_for_is_a_warning(federation):
     federation.aggregate(4, "north")
     verdict = verify.verify([federation.path("coordinator")], federation.keys())

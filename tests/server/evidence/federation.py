@@ -173,6 +173,7 @@ def trained(
     quorum_fails: bool = False,
     best: int | None = None,
     cut: int | None = None,
+    leaves: bool = False,
     initial: bytes | None = None,
     patients: int = 15,
 ) -> Federation:
@@ -187,6 +188,7 @@ def trained(
         quorum_fails: south refuses too.
         best: the round with the best scores; None: the last.
         cut: the coordinator is stopped once, when this round is noted and its model not kept; then south refuses.
+        leaves: south is away then, and is not asked.
         initial: the weights that the run names.
         patients: what each hospital tells, without privacy.
     """
@@ -230,7 +232,10 @@ def trained(
         if cut is not None:
             with contextlib.suppress(KeyboardInterrupt):
                 started(stopped)
-            sites["south"] = refusing
+            if leaves:
+                del sites["south"]
+            else:
+                sites["south"] = refusing
         started(notes)
         registry.close(document.hash, "completed")
     except FederationError as error:

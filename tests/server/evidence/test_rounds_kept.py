@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from common.audit.verify import verify
+from common.identity.operators import public_bytes
 from common.learning.checkpoint import pack, sha256
 from common.learning.network import build_model, weights_of
 from server.archive.record import has_all_receipts, kept
 from server.evidence.folder import files_of
 from server.registry import operators
+from server.registry.audit_trail import AUDIT_NAME
 from server.views.facts import facts_of
 from tests.server.evidence.federation import PRIVATE, Federation, founded, trained
 from tests.server.fakes import a_run
@@ -67,6 +70,24 @@ def test_a_round_that_was_done_twice_counts_as_it_was_done_last(tmp_path: Path) 
     assert has_all_receipts(made.home, made.registry.proposal(made.document.hash))
 
 
+def test_log_of_a_run_that_went_on_without_a_hospital_verifies_and_says_what_became_of_its_update(
+    tmp_path: Path,
+) -> None:
+    """South's update of round 2 had come when the coordinator stopped; when it went on south was not there."""
+    made = trained(*founded(tmp_path), a_run(rounds=3, quorum=1), cut=2, leaves=True)
+    keys = {"coordinator": (public_bytes(made.home.log_key),)}
+    verdict = verify([made.home.path / AUDIT_NAME, made.folder / "south.sqlite"], keys)
+    assert [one.text for one in verdict.findings if one.severity == "error" and "update" in one.text] == []
+    found = told(made)["participation"]
+    told_of = {
+        part: [[cell["value"] if isinstance(cell, dict) else cell for cell in row] for row in found[part]]
+        for part in ("Updates in no model", "Who was left out of a round", "Stopped and gone on with")
+    }
+    assert [row[:2] for row in told_of["Updates in no model"]] == [[2, "south"]]
+    assert [2, "south", "deadline"] in [row[:3] for row in told_of["Who was left out of a round"]]
+    assert [row[:3] for row in told_of["Stopped and gone on with"]] == [["went on from the model it had kept", "", 1]]
+
+
 def test_who_lets_a_run_go_on_has_not_signed_its_proposal(tmp_path: Path) -> None:
     home, registry, members = founded(tmp_path)
     made = trained(home, registry, members, a_run(rounds=1, quorum=2), quorum_fails=True)
@@ -76,6 +97,9 @@ def test_who_lets_a_run_go_on_has_not_signed_its_proposal(tmp_path: Path) -> Non
     assert found["impact"]["operators' signatures under the proposal"][0]["value"] == 1
     who = [row for row in found["processing"]["Who, Article 30(1)(a)"] if str(row[0]).startswith("proposed by")]
     assert len(who) == 1
+    change = [str(row[0]) for row in found["change"]["Description of modifications"]]
+    assert [row for row in change if row.endswith(" by")] == ["asked for by", "resumed by"]
+    assert [row[0]["value"] for row in found["participation"]["Stopped and gone on with"]] == ["resume"]
 
 
 @pytest.mark.parametrize("public", [None, "images of a public set"])
