@@ -83,6 +83,18 @@ FORMS: dict[str, Form] = {
         }
     ],
     "wardround-client data list": [{"source": int, "path": str, "kind": str, "csv": TEXT, "labels-mapped": {str: str}}],
+    "wardround-client data pull": {
+        "folder": str,
+        "found": {
+            "studies": int, "patients": int, "labelled": int, "image-series": int, "label-series": int,
+            "objects": (int, None), "bytes": (int, None), "here": int,
+        },
+        "left-out": {str: int},
+        "pulled": {"studies": int, "files": int, "bytes": int, "repeated": int},
+        "failed": {str: int},
+    },
+    "wardround-client pacs list": [{"name": str, "protocol": str, "address": str, "encrypted": bool}],
+    "wardround-client pacs test": FINDINGS,
     "wardround-client data forget": {
         "wardround-forgotten": int, "site": TEXT, "patient": str, "time": moment, "removed": {str: int},
         "runs": [

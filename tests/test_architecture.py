@@ -34,10 +34,10 @@ ARROWS = {
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
         "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
-        "client.data.keep client.data.read client.data.study client.evaluate client.explain client.home client.predict "
-        "client.proposals client.rules client.serve client.trail client.views common.audit common.config "
-        "common.console common.crypto common.flower common.identity common.learning common.privacy common.system "
-        "common.web common.wire"
+        "client.data.keep client.data.read client.data.study client.evaluate client.explain client.home client.pacs "
+        "client.predict client.proposals client.rules client.serve client.trail client.views common.audit "
+        "common.config common.console common.crypto common.flower common.identity common.learning common.privacy "
+        "common.system common.web common.wire"
     ),
     "client.data": (
         "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "
@@ -72,6 +72,7 @@ ARROWS = {
     "client.home": (
         "common.config common.crypto common.document common.identity common.models common.system common.wire"
     ),
+    "client.pacs": "common.config common.document common.system common.wire",
     "client.predict": (
         "client.data.dicom client.data.isolate client.data.prepare client.data.read client.data.study "
         "common.config common.learning common.system common.tasks"
@@ -192,7 +193,7 @@ ARROWS = {
     ),
     "simulations.bench.peers": ("common.learning common.system simulations.backends simulations.bench"),
     "simulations.commands": (
-        "client client.commands client.evaluate common.config common.console common.document common.losses "
+        "client client.commands client.evaluate client.pacs common.config common.console common.document common.losses "
         "common.models common.preparation common.privacy common.strategies common.system common.tasks "
         "server.federation server.views simulations.api simulations.audit simulations.backends simulations.bench "
         "simulations.bench.peers simulations.diagnosis simulations.drafts simulations.exchange simulations.faults "
@@ -265,6 +266,18 @@ WALLS = {
         "client.worker",
         "common.identity",
     ),
+    "client.pacs.process": (  # foreign data, and the hospital's network: no key, and no way to the coordinator
+        "grpc",
+        "flwr",
+        "cryptography",
+        "torch",
+        "client.home",
+        "client.agent",
+        "client.trail",
+        "common.identity",
+    ),
+    "client.pacs.dimse": ("grpc", "flwr", "cryptography", "torch", "client.home", "client.agent", "common.identity"),
+    "client.pacs.dicomweb": ("grpc", "flwr", "cryptography", "torch", "client.home", "client.agent", "common.identity"),
     "client.views.dashboard": HEAVY,  # the ledger, and a port: no tensor library, no image library
     "server.dashboard.pages": HEAVY,
     "client.views.metrics": HEAVY,

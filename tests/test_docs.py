@@ -49,7 +49,8 @@ wardround-server key protect | key unprotect
 wardround-server new | run | watch | runs | runs compare | runs diff | stop | resume | report | export
 wardround-server audit verify | audit export
 wardround-client join | renew | start | status | doctor | dashboard | metrics
-wardround-client data add | data remove | data check | data preview | data list | data forget | data export
+wardround-client data add | data remove | data check | data preview | data list | data forget | data export | data pull
+wardround-client pacs add | pacs list | pacs remove | pacs test
 wardround-client runs | show | approve | deny | policy check | ledger | audit verify | audit export
 wardround-client predict | evaluate | explain | serve
 wardround-client personal list | personal remove | personal export

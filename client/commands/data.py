@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from client.commands.options import HOME, Home, counted_progress, run_of
+from client.commands.pacs import data_pull
 from client.commands.sources import data_add, data_list, data_remove
 from client.commands.verdict import verdict_after
 from client.home.folder import CHECK_NAME, SPLITS_NAME
@@ -29,6 +30,7 @@ data_app = new_app("The images this hospital offers.")
 data_app.command("add")(data_add)
 data_app.command("remove")(data_remove)
 data_app.command("list")(data_list)
+data_app.command("pull")(data_pull)
 
 
 @data_app.command("check")

@@ -27,6 +27,7 @@ from client.commands.evaluate import evaluate
 from client.commands.explain import explain
 from client.commands.key import key_app
 from client.commands.options import HOME, Home, NewHome
+from client.commands.pacs import pacs_app
 from client.commands.predict import personal_app, predict
 from client.commands.serve import dashboard, metrics, serve
 from client.commands.sources import data_add
@@ -78,6 +79,7 @@ app = new_app(
 )
 policy_app = new_app("The hospital's own rules.")
 app.add_typer(data_app, name="data")
+app.add_typer(pacs_app, name="pacs")
 app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")

@@ -42,6 +42,7 @@ KINDS = {
     "denied": "run ?by ?site ?policy",
     "policy-changed": "policy",
     "data-added": "?patients",
+    "data-pulled": "?patients",
     "data-removed": "",
     "data-forgotten": "",
     "begun": "run round",

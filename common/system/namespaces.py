@@ -57,16 +57,24 @@ def leave_network() -> str:
     """
     if sys.platform != "linux":
         return f"{sys.platform} has no network namespaces"
+    problem = unshare(_CLONE_NEWNET)
+    return os.strerror(problem) if problem else ""
+
+
+def unshare(kind: int) -> int:
+    """Move to a namespace of our own, of one kind; 0, or the number of the error.
+
+    Who may not (without CAP_SYS_ADMIN) does it in a user namespace of its own, and stays who it is.
+    """
     user, group = os.getuid(), os.getgid()
-    problem = _unshare(_CLONE_NEWNET)
+    problem = _unshare(kind)
     if problem == errno.EPERM:
-        # Without CAP_SYS_ADMIN: in a user namespace of our own, where we stay who we are.
-        problem = _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+        problem = _unshare(_CLONE_NEWUSER | kind)
         if not problem:
             Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
             Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
-    return os.strerror(problem) if problem else ""
+    return problem
 
 
 def private_network() -> PrivateNetwork | str:
@@ -130,4 +138,4 @@ def _unshare(flags: int) -> int:
     return ctypes.get_errno() if libc.unshare(flags) else 0
 
 
-__all__ = ["PrivateNetwork", "leave_network", "network_of", "private_network"]
+__all__ = ["PrivateNetwork", "leave_network", "network_of", "private_network", "unshare"]

@@ -1,4 +1,4 @@
-"""What the worker gives up before it touches data: its network, the keys, most of the disk, its standard output.
+"""What a process gives up before it touches data, the worker first: network, keys, most of the disk, output.
 
 Linux only where the kernel is concerned (prctl(2), unshare(2), user_namespaces(7), mount(2), landlock(7)); elsewhere
 the functions say that they could not. Only the standard library is imported, here and in common/system/namespaces.py,
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.system.namespaces import leave_network
+from common.system.namespaces import leave_network, unshare
 
 REMOVED = "removed"
 HIDDEN = "hidden"
@@ -39,9 +39,9 @@ _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 
 # landlock(7): the same numbers on all architectures; what may be asked for depends on the kernel's version of it.
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
-_LANDLOCK_VERSION, _LANDLOCK_BENEATH = 1, 1
+_LANDLOCK_VERSION, _LANDLOCK_BENEATH, _LANDLOCK_PORT = 1, 1, 2
 _WRITE_FILE, _REMOVE_AND_MAKE, _REFER, _TRUNCATE = 1 << 1, 0b1_1111_1111 << 4, 1 << 13, 1 << 14
-_BIND_AND_CONNECT_TCP = 0b11
+_BIND_TCP, _CONNECT_TCP = 0b01, 0b10
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
 
@@ -79,7 +79,7 @@ def hide(paths: Sequence[Path]) -> str:
     if sys.platform != "linux":
         return f"not hidden: {sys.platform} has no mount namespaces"
     # Slave: what is mounted on the machine later is seen here, and nothing of this is seen there.
-    problem = _unshare(_CLONE_NEWNS) or _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
+    problem = unshare(_CLONE_NEWNS) or _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
     for path in paths:
         if problem or not path.exists():
             continue
@@ -90,10 +90,14 @@ def hide(paths: Sequence[Path]) -> str:
     return f"not hidden: {os.strerror(problem)}" if problem else HIDDEN
 
 
-def lock(writable: Sequence[Path]) -> str:
+def lock(writable: Sequence[Path], ports: Sequence[int] = ()) -> str:
     """Write nowhere but beneath these folders (and /dev, /proc); reach into no process that was there before us.
 
     That is: read no memory and send no signal, open no TCP connection, and change no mount.
+
+    Args:
+        writable: the folders.
+        ports: of other machines, to which connections may be opened all the same.
 
     Returns:
         "locked", or why the kernel did not allow it.
@@ -105,7 +109,7 @@ def lock(writable: Sequence[Path]) -> str:
     if version < 1:
         return f"not locked: the kernel has no Landlock ({os.strerror(ctypes.get_errno())})"
     rights = _WRITE_FILE | _REMOVE_AND_MAKE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    rules = struct.pack("=QQQ", rights, _BIND_AND_CONNECT_TCP, _ABSTRACT_SOCKETS_AND_SIGNALS)
+    rules = struct.pack("=QQQ", rights, _BIND_TCP | _CONNECT_TCP, _ABSTRACT_SOCKETS_AND_SIGNALS)
     known = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = libc.syscall(_LANDLOCK_CREATE, rules[:known], known, 0)
     problem = ctypes.get_errno() if ruleset < 0 else 0
@@ -115,6 +119,11 @@ def lock(writable: Sequence[Path]) -> str:
             rule = struct.pack("=Qi", rights, beneath)
             problem = ctypes.get_errno() if libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_BENEATH, rule, 0) else 0
             os.close(beneath)
+    # Port 0: one that the system chooses, to which some libraries bind before they connect.
+    for right, port in [(_CONNECT_TCP, port) for port in ports] + [(_BIND_TCP, 0)] if ports and version >= 4 else ():
+        if not problem:
+            rule = struct.pack("=QQ", right, port)
+            problem = ctypes.get_errno() if libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_PORT, rule, 0) else 0
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # the kernel asks for it
     if not problem and libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0):
         problem = ctypes.get_errno()
@@ -135,11 +144,6 @@ def take_pipe() -> tuple[int, int]:
     os.close(nothing)
     os.dup2(2, 1)
     return questions, answers
-
-
-def _unshare(flags: int) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    return ctypes.get_errno() if libc.unshare(flags) else 0
 
 
 def _mount(source: str, target: Path, kind: str | None, flags: int) -> int:

@@ -22,7 +22,7 @@ def reference(
     page: Annotated[Path | None, typer.Option("--page", help="Write all of them to this file, as Markdown.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a key may be: its type, range, default and meaning. Of run.toml, site.toml, policy.toml and scenarios.
+    """Say what a key may be: its type, range, default and meaning. Of run, site, policy and pacs.toml, and scenarios.
 
     Example: wardround-sim reference training
     """

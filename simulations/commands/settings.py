@@ -1,7 +1,8 @@
 """Every key of every document, from the settings tables: type in words, default, range, and since which format.
 
 What a key means is the comment above it in the source of its table, which is the one place where that is written; where
-there is none its name says it, and docs/run.md, docs/operations.md and docs/scenarios.md have the prose.
+there is none its name says it, and docs/run.md, docs/operations.md, docs/pacs.md and docs/scenarios.md have
+the prose.
 """
 
 import difflib
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from client.pacs.settings import PACS_NAME, PacsConfig
 from common.config import PolicyConfig, RunConfig, SiteConfig
 from common.document.choice import OneOf, choice_of
 from common.document.formats import FIRST, Since
@@ -29,6 +31,7 @@ _DOCUMENTS: Mapping[str, type[BaseModel]] = {
     "run.toml": RunConfig,
     "site.toml": SiteConfig,
     "policy.toml": PolicyConfig,
+    PACS_NAME: PacsConfig,
     "scenario file": ScenarioConfig,
 }
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -76,8 +79,8 @@ def page() -> str:
         "# Every key of every document\n",
         "Made from the settings tables by `wardround-sim reference --page docs/reference.md`. `-` is no value,\n"
         "`needed` a key without default, a key without a format is of every one. The prose is in [run.md](run.md),\n"
-        "[operations.md](operations.md#sitetoml) and [scenarios.md](scenarios.md). An unknown key is refused with the\n"
-        "nearest known one.\n",
+        "[operations.md](operations.md#sitetoml), [pacs.md](pacs.md) and [scenarios.md](scenarios.md). An unknown key\n"
+        "is refused with the nearest known one.\n",
     ]
     for document in _DOCUMENTS:
         parts.append(f"## {document}\n")

@@ -1,0 +1,362 @@
+"""A PACS by DIMSE: C-ECHO, C-FIND and C-GET, all on associations that we open (PS3.4 annexes A and C; PS3.7; PS3.8).
+
+pynetdicom does the protocol. What a peer could do with it without end is bounded where the bytes come in (`_bound`):
+the length of a PDU, of a message, and the messages that wait. Why an association was not opened pynetdicom only logs,
+so where that happens the connection is tried by hand (`_why`).
+"""
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydicom import Dataset
+from pydicom import uid as syntax
+from pynetdicom import AE, _config, build_context, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+
+from client.pacs.listing import (
+    INSTANCE_KEYS,
+    MOST_INSTANCES,
+    MOST_STUDIES,
+    SERIES_KEYS,
+    STUDY_KEYS,
+    Listing,
+    bounded,
+    instance_of,
+    series_of,
+    study_of,
+)
+from client.pacs.problems import AwayError, PacsError
+from client.pacs.query import Answer, Instance, Query, Study
+from client.pacs.receiving import MOST_ANSWER_BYTES, MOST_BYTES, Meter, Receiver
+from client.pacs.settings import Dimse
+
+# PS3.4 A.4, C.6.2.3: verification; query and retrieve of the study root.
+_ECHO, _FIND, _GET = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
+_CONNECT_S = 10.0
+_MOST_PDU = 1 << 18
+_MOST_WAITING = 16
+# As stored, so that nothing is lost and the PACS has least to do; it takes one of them for each object.
+_PLAIN = (syntax.ExplicitVRLittleEndian, syntax.ImplicitVRLittleEndian)
+_PACKED = (
+    syntax.JPEGLosslessSV1, syntax.JPEGLossless, syntax.JPEGLSLossless, syntax.JPEGLSNearLossless,
+    syntax.JPEG2000Lossless, syntax.JPEG2000, syntax.HTJ2KLossless, syntax.HTJ2K, syntax.RLELossless,
+    syntax.JPEGBaseline8Bit, syntax.JPEGExtended12Bit,
+)  # fmt: skip
+_MOST_CONTEXTS = 126  # PS3.8 9.3.2.2: odd numbers to 255; one is for C-GET itself
+# Where a PACS does not say of which class its objects are.
+_USUAL_CLASSES = (
+    syntax.CTImageStorage, syntax.MRImageStorage, syntax.EnhancedCTImageStorage, syntax.EnhancedMRImageStorage,
+    syntax.DigitalXRayImageStorageForPresentation, syntax.ComputedRadiographyImageStorage,
+    syntax.SegmentationStorage, syntax.RTStructureSetStorage, syntax.PositronEmissionTomographyImageStorage,
+)  # fmt: skip
+# PS3.8 9.3.4: who refused, and why -> what to do.
+_REJECTED = {
+    (
+        1,
+        3,
+    ): "it does not know our AE title {calling}. Have it registered there, or give the one that is, with --calling",
+    (1, 7): "it is not called {called}. Give its AE title with --called",
+    (3, 1): "it is too busy now",
+    (3, 2): "it has no association left for us now",
+}
+_FOUND, _PENDING = 0x0000, (0xFF00, 0xFF01)
+
+
+class DimseConnection:
+    """Associations with one PACS, each as long as it is needed."""
+
+    def __init__(self, peer: Dimse, meter: Meter) -> None:
+        """Nothing is opened yet."""
+        self._peer, self._meter = peer, meter
+        _config.LOG_HANDLER_LEVEL = "none"
+        _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+        self._entity = AE(ae_title=peer.calling)
+        self._entity.maximum_pdu_size = _MOST_PDU
+        self._entity.connection_timeout = min(_CONNECT_S, peer.timeout)
+        self._entity.acse_timeout = self._entity.dimse_timeout = self._entity.network_timeout = peer.timeout
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """What `pacs test` tries, and what came of it.
+
+        Raises:
+            PacsError: what is wrong; nothing after it is tried.
+        """
+        peer = self._peer
+        with self._associated([build_context(_ECHO)]) as association:
+            how = "over TLS, its certificate checked" if peer.is_encrypted else "NOT encrypted: give --ca for TLS"
+            yield "connection", f"{peer.host}:{peer.port}, {how}"
+            yield "association", f"{peer.called} takes {peer.calling}"
+            status = association.send_c_echo()
+            if "Status" not in status or status.Status != _FOUND:
+                raise self._ended()
+            yield "C-ECHO", "answered"
+        with self._associated([build_context(_FIND)]) as association:
+            # A UID that nobody has: the answer is empty, and shows no patient.
+            keys = _identifier("STUDY", {"StudyInstanceUID": syntax.generate_uid()})
+            list(self._find(association, keys))
+            yield "C-FIND", "answered"
+        with self._associated(_contexts((syntax.CTImageStorage,)), (syntax.CTImageStorage,)) as association:
+            self._check_get(association, (syntax.CTImageStorage,))
+            yield "C-GET", "offered, with no port open here"
+
+    def search(self, query: Query) -> Answer:
+        """The studies that a query is for, with their series."""
+        listing = Listing(query)
+        asked = {"StudyDate": query.date_range, "StudyDescription": query.description or "", "PatientID": ""}
+        asked |= {"ModalitiesInStudy": query.modality or "", "NumberOfStudyRelatedInstances": ""}
+        with self._associated([build_context(_FIND)]) as association:
+            for accession in query.accessions or ("",):
+                keys = _identifier("STUDY", dict.fromkeys(STUDY_KEYS, "") | asked | {"AccessionNumber": accession})
+                for found in self._find(association, keys):
+                    listing.add(study_of(found))
+            for study in listing.studies:
+                keys = _identifier("SERIES", dict.fromkeys(SERIES_KEYS, "") | {"StudyInstanceUID": study.uid})
+                listing.complete(study, map(series_of, self._find(association, keys)))
+        return listing.answer()
+
+    def instances(self, study: str, series: str) -> list[Instance]:
+        """The objects of a series."""
+        keys = dict.fromkeys(INSTANCE_KEYS, "") | {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+        with self._associated([build_context(_FIND)]) as association:
+            return [instance_of(found) for found in self._find(association, _identifier("IMAGE", keys))]
+
+    def retrieve(self, study: Study, series: str, objects: Sequence[Instance], receiver: Receiver) -> None:
+        """Have the objects of a series sent to a receiver.
+
+        Raises:
+            PacsError: not all of them came, or one that must not.
+        """
+        classes = tuple({one.sop_class for one in objects if one.sop_class}) or _USUAL_CLASSES
+        refused: list[Exception] = []
+
+        def stored(event: evt.Event) -> int:
+            try:
+                receiver.take(event.encoded_dataset())
+            except (PacsError, OSError, MemoryError) as error:
+                refused.append(error)
+                event.assoc.abort()
+                return 0xA900  # the data set does not match
+            return _FOUND
+
+        keys = _identifier("SERIES", {"StudyInstanceUID": study.uid, "SeriesInstanceUID": series})
+        with self._associated(_contexts(classes), classes, stored) as association:
+            self._check_get(association, classes)
+            status = Dataset()
+            answers = association.send_c_get(keys, _GET)
+            for status, _ in bounded(answers, 2 * len(objects) + 10, "answers to one C-GET"):  # noqa: B007
+                if refused:
+                    break
+            if refused:
+                raise refused[0]
+            if "Status" not in status:
+                raise self._ended()
+            if status.Status != _FOUND:
+                raise _not_sent(int(status.Status))
+
+    @contextmanager
+    def _associated(
+        self,
+        contexts: Sequence[PresentationContext],
+        stored_here: Sequence[str] = (),
+        stored: Callable[[evt.Event], int] | None = None,
+    ) -> Iterator[Association]:
+        """An association, released at the end.
+
+        Args:
+            contexts: to propose.
+            stored_here: classes whose objects are sent to us.
+            stored: what takes them.
+        """
+        peer, most = self._peer, MOST_BYTES if stored else MOST_ANSWER_BYTES
+        handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: _bound(event.assoc, self._meter, most))]
+        if stored is not None:
+            handlers.append((evt.EVT_C_STORE, stored))
+        association = self._entity.associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.called,
+            max_pdu=_MOST_PDU,
+            ext_neg=[build_role(one, scp_role=True) for one in stored_here],
+            evt_handlers=handlers,
+            tls_args=(_tls(peer), peer.host) if peer.is_encrypted else None,
+        )
+        if not association.is_established:
+            raise self._not_opened(association)
+        try:
+            yield association
+        except BaseException:  # whatever it is, the peer is not waited for
+            association.abort()
+            raise
+        association.release()
+
+    def _find(self, association: Association, keys: Dataset) -> Iterator[Dataset]:
+        """The answers to a C-FIND.
+
+        Raises:
+            PacsError: it was refused, or did not come to its end.
+        """
+        if not any(one.abstract_syntax == _FIND for one in association.accepted_contexts):
+            raise PacsError(
+                f"{self._peer.called} takes no C-FIND from {self._peer.calling}. Have query (study root) allowed for "
+                "that AE title there."
+            )
+        status, what = Dataset(), "answers to one query"
+        answers = association.send_c_find(keys, _FIND)
+        for status, found in bounded(
+            answers, MOST_INSTANCES if keys.QueryRetrieveLevel == "IMAGE" else MOST_STUDIES, what
+        ):
+            if "Status" in status and status.Status in _PENDING and found is not None:
+                yield found
+        if "Status" not in status:
+            raise self._ended()
+        if status.Status != _FOUND:
+            raise PacsError(
+                f"{self._peer.called} refuses the query (C-FIND status {int(status.Status):04X}). Have query allowed "
+                f"there for {self._peer.calling}."
+            )
+
+    def _check_get(self, association: Association, classes: Sequence[str]) -> None:
+        taken = {one.abstract_syntax for one in association.accepted_contexts}
+        if _GET not in taken:
+            raise PacsError(
+                f"{self._peer.called} offers {self._peer.calling} no C-GET, and nothing else is used here over DIMSE. "
+                "Have C-GET (study root) allowed there, or use its DICOMweb: wardround-client pacs add NAME --url URL"
+            )
+        if not taken & set(classes):
+            raise PacsError(
+                f"{self._peer.called} offers C-GET, and takes none of our contexts for the objects. Have our AE title "
+                f"{self._peer.calling} allowed there as a receiver (SCP role) of images, uncompressed or as stored."
+            )
+
+    def _not_opened(self, association: Association) -> PacsError:
+        peer, answer = self._peer, association.acceptor.primitive
+        if association.is_rejected and answer is not None:
+            source, reason = answer.result_source, answer.diagnostic
+            advice = _REJECTED.get((source or 0, reason or 0), "have its log read for the reason")
+            kind = AwayError if source == 3 else PacsError
+            return kind(
+                f"{peer.called} refused the association: {advice.format(calling=peer.calling, called=peer.called)}."
+            )
+        if association.acceptor.primitive is not None and not association.accepted_contexts and association.is_aborted:
+            return PacsError(
+                f"{peer.called} took the association and none of what we asked for. Have {peer.calling} allowed to "
+                "query and retrieve there."
+            )
+        return _why(peer)
+
+    def _ended(self) -> PacsError:
+        return AwayError(
+            f"{self._peer.called} ended the association, sent what makes no sense, or was silent for "
+            f"{self._peer.timeout:g} s (timeout in pacs.toml). Try again; if it stays so, have its log read: it may "
+            f"not allow {self._peer.calling} to do this."
+        )
+
+
+def _identifier(level: str, keys: dict[str, str]) -> Dataset:
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = level
+    for keyword, value in keys.items():
+        setattr(identifier, keyword, value or None)
+    return identifier
+
+
+def _contexts(classes: Sequence[str]) -> list[PresentationContext]:
+    """C-GET, and each class with each way to write it: the PACS can then send as it has stored."""
+    ways: list[tuple[str, ...]] = [_PLAIN, *((one,) for one in _PACKED)]
+    wanted = [build_context(one, list(way)) for way in ways for one in classes]  # what all can, first
+    return [build_context(_GET), *wanted[:_MOST_CONTEXTS]]
+
+
+def _bound(association: Association, meter: Meter, most: int) -> None:
+    """Let nothing in without end.
+
+    Args:
+        association: whose connection has just been opened.
+        meter: told of each piece.
+        most: bytes of one message.
+    """
+    connection: Any = association.dul.socket
+    waiting = association.dimse.msg_queue
+    receive, state = connection.recv, {"since": 0, "seen": 0}
+
+    def bounded(count: int) -> bytearray:
+        if count > _MOST_PDU + 64:
+            raise OSError("a PDU is longer than was agreed")
+        while waiting.qsize() > _MOST_WAITING and not association._kill:
+            meter.pause()
+        came: bytearray = receive(count)
+        meter.take(len(came))
+        state["since"] = 0 if association.dimse.message is None else state["since"] + len(came)
+        if state["since"] > most:
+            raise OSError("a message is too long")
+        return came
+
+    connection.recv = bounded
+
+
+def _tls(peer: Dimse) -> ssl.SSLContext:
+    """PS3.15 B.12: the PACS proves its name, and we ours where it asks."""
+    try:
+        context = ssl.create_default_context(cafile=peer.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if peer.certificate is not None:
+            context.load_cert_chain(peer.certificate, peer.key)
+    except (ssl.SSLError, OSError) as error:
+        raise PacsError(
+            "ca, certificate and key cannot be used: expected PEM files, and a key without a passphrase that belongs "
+            "to the certificate."
+        ) from error
+    return context
+
+
+def _why(peer: Dimse) -> PacsError:  # noqa: PLR0911 - one a cause
+    """Why no association was opened, by trying the connection alone."""
+    where = f"{peer.host}:{peer.port}"
+    try:
+        with socket.create_connection((peer.host, peer.port), min(_CONNECT_S, peer.timeout)) as connection:
+            if peer.is_encrypted:
+                with _tls(peer).wrap_socket(connection, server_hostname=peer.host):
+                    pass
+    except socket.gaierror:
+        return AwayError(
+            f"the name {peer.host} is not known here. Correct --host, or have IT correct the name service."
+        )
+    except ssl.SSLCertVerificationError as error:
+        return PacsError(
+            f"{where} shows a certificate that does not fit ({error.verify_message}). Give the hospital's CA with "
+            f"--ca; the certificate must name {peer.host}."
+        )
+    except (ssl.SSLError, ConnectionResetError):
+        return PacsError(
+            f"{where} answers, and not as TLS with us. If the PACS speaks TLS on another port, give that with --port; "
+            "if it speaks none, add it without --ca."
+        )
+    except TimeoutError:
+        return AwayError(f"{where} does not answer in {min(_CONNECT_S, peer.timeout):g} s. Check address and firewall.")
+    except ConnectionRefusedError:
+        return AwayError(f"nothing listens at {where}. Check host and port, and whether the PACS is started.")
+    except OSError as error:
+        return AwayError(f"{where} is out of reach ({error.strerror or 'no answer'}). Check address and firewall.")
+    wants = (
+        "If it asks for a certificate of ours, give --certificate and --key"
+        if peer.is_encrypted
+        else "If it speaks TLS there, give --ca; if it speaks something else, another --port"
+    )
+    return AwayError(f"{where} takes the connection, and answers nothing that is DICOM. {wants}.")
+
+
+def _not_sent(status: int) -> PacsError:
+    code = f"C-GET status {status:04X}"
+    if status == 0xB000:
+        return PacsError(f"the PACS could not send all of it ({code}): often a transfer syntax. Have its log read.")
+    if status >> 8 == 0xA7:
+        return AwayError(f"the PACS has not the means to send it now ({code}).")
+    return PacsError(f"the PACS refuses to send it ({code}). Have retrieve allowed there for our AE title.")
+
+
+__all__ = ["DimseConnection"]

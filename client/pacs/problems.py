@@ -1,0 +1,47 @@
+"""What may go wrong with a PACS, in sentences that say what to do. No sentence has text of the PACS in it.
+
+PacsError         it refuses, or answers with what cannot be taken
+└── AwayError     it does not answer now, and may later
+StoreError        what it sends cannot be written here
+"""
+
+from typing import Any
+
+from common.errors import DataError, ErrorCode, WardroundError
+
+
+class PacsError(DataError):
+    """A PACS refuses, or answers with what cannot be taken."""
+
+    code = ErrorCode.NOT_OPENED
+
+
+class AwayError(PacsError):
+    """It does not answer now, and may later."""
+
+
+class StoreError(WardroundError):
+    """What comes cannot be written."""
+
+    code = ErrorCode.DISK_FULL
+
+
+_KINDS: dict[str, type[PacsError | StoreError]] = {"refused": PacsError, "away": AwayError, "store": StoreError}
+
+
+def to_json(error: PacsError | StoreError) -> dict[str, Any]:
+    """For the pipe."""
+    (which,) = (name for name, kind in _KINDS.items() if type(error) is kind)
+    return {"kind": "problem", "which": which, "text": str(error)}
+
+
+def from_json(header: dict[str, Any]) -> PacsError | StoreError:
+    """Its inverse.
+
+    Raises:
+        KeyError: it is none.
+    """
+    return _KINDS[header["which"]](str(header["text"]))
+
+
+__all__ = ["AwayError", "PacsError", "StoreError", "from_json", "to_json"]

@@ -1,0 +1,1 @@
+"""client/pacs against a real Orthanc, and against peers that behave badly."""

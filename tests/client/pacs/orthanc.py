@@ -1,0 +1,134 @@
+"""A real Orthanc on loopback, as Debian packages it, started and stopped by a test. Each has a folder of its own.
+
+It knows the AE title WARDROUND, answers C-ECHO, C-FIND and C-GET, and has the DICOMweb plug-in.
+"""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TITLE, OURS = "HOSPITAL", "WARDROUND"
+LOGIN = "reader:s3cret"
+
+_PROGRAM = Path("/usr/sbin/Orthanc")
+_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+_READY_S = 60.0
+
+
+@dataclass
+class Orthanc:
+    """One server, which may be stopped and started again with what it holds."""
+
+    folder: Path
+    dimse: int
+    http: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until both ports answer."""
+        path = self.folder / "orthanc.json"
+        path.write_text(json.dumps(_common(self) | dict(self.settings)))
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([_PROGRAM, path], stdout=log, stderr=log, cwd=self.folder)
+        deadline = time.monotonic() + _READY_S
+        while not all(map(_listens, (self.dimse, self.http))):
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it, as its service does."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+    def kill(self) -> None:
+        """End it at once, in the middle of what it does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def store(self, *paths: Path) -> None:
+        """Put files into it, over its own REST interface in the clear."""
+        for path in paths:
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{self.http}/instances", data=path.read_bytes(), headers={"Expect": ""}
+            )
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                assert json.load(answer)["Status"] == "Success"
+
+
+@contextmanager
+def orthanc(folder: Path, **settings: Any) -> Iterator[Orthanc]:
+    """A server while the body runs. `settings` are those of its configuration, over ours."""
+    if not (_PROGRAM.exists() and _PLUGIN.exists()):
+        pytest.skip("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
+    folder.mkdir(parents=True, exist_ok=True)
+    dimse, http = _free_ports(2)
+    server = Orthanc(folder, dimse, http, settings)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _common(server: Orthanc) -> dict[str, Any]:
+    return {
+        "Name": "Hospital",
+        "StorageDirectory": str(server.folder / "db"),
+        "IndexDirectory": str(server.folder / "db"),
+        "Plugins": [str(_PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False},
+        "HttpPort": server.http,
+        "HttpBindAddresses": ["127.0.0.1"],
+        "RemoteAccessAllowed": True,
+        "AuthenticationEnabled": False,
+        "DicomAet": TITLE,
+        "DicomPort": server.dimse,
+        "DicomCheckCalledAet": True,
+        "DicomAlwaysAllowEcho": True,
+        "DicomModalities": {
+            "us": {
+                "AET": OURS, "Host": "127.0.0.1", "Port": 104, "AllowFind": True, "AllowGet": True, "AllowMove": False,
+            }
+        },
+        "ConcurrentJobs": 1,
+        "HttpThreadsCount": 4,
+        "SaveJobs": False,
+    }  # fmt: skip
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+__all__ = ["LOGIN", "OURS", "TITLE", "Orthanc", "orthanc"]
