@@ -1,12 +1,13 @@
 """wardround-client pacs and data pull: the hospital's PACS by name, whether they answer, and studies from them."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from client.commands.options import HOME, FirstHome, Home, counted_progress, site_file, typed
+from client.commands.options import HOME, FirstHome, Home, counted_progress, site_file
 from client.home.folder import SITE_NAME
 from client.home.sitekey import check_outside
 from client.home.templates import prepare_home
@@ -78,7 +79,7 @@ def pacs_add(  # noqa: PLR0917 - one parameter an option
     say(f"Added: {peer.name}, {peer.address}. Written in {home / PACS_NAME}.")
     if not peer.is_encrypted:
         note("What is sent is not encrypted: images with names, for who listens on that network.")
-    note(f"Next: {typed(f'pacs test {peer.name}', home)}")
+    note(f"Next: `wardround-client pacs test {peer.name}`")
 
 
 @pacs_app.command("list")
@@ -190,10 +191,10 @@ def data_pull(  # noqa: PLR0917 - one parameter an option
         show_json(_as_data(wanted, pulled, out))
     elif pulled.studies or pulled.failed:
         show_table("Pulled", ("what", "how much"), _came(pulled))
-    _close(wanted, pulled, out, home, dry_run=dry_run)
+    _close(wanted, pulled, out, dry_run=dry_run)
 
 
-def _close(wanted: Estimate, pulled: Pulled, out: Path, home: Path, *, dry_run: bool) -> None:
+def _close(wanted: Estimate, pulled: Pulled, out: Path, *, dry_run: bool) -> None:
     """What to do next.
 
     Raises:
@@ -208,7 +209,7 @@ def _close(wanted: Estimate, pulled: Pulled, out: Path, home: Path, *, dry_run: 
         )
     if not dry_run:
         note(f"The files lie in {out} as the PACS has them, with names. Nothing here removes them.")
-        note(f"Next: {typed(f'data add {out} --kind dicom', home)}")
+        note(f"Next: `wardround-client data add {shlex.quote(str(out))} --kind dicom`")
 
 
 def _estimated(wanted: Estimate, rate: float | None) -> list[tuple[str, object]]:

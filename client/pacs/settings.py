@@ -195,7 +195,7 @@ def peer_of(home: Path, name: str) -> Peer:
             check_files(peer)
             return peer
     known = f"Known: {', '.join(peer.name for peer in peers)}." if peers else "None is known yet."
-    raise ConfigError(f"no PACS is called {name!r}. {known} Add one with: wardround-client pacs add NAME")
+    raise ConfigError(f"no PACS is called {name!r}. {known} Add one with: `wardround-client pacs add NAME`.")
 
 
 def check_files(peer: Peer) -> None:
@@ -221,8 +221,8 @@ def add_peer(home: Path, peer: Peer) -> None:
     path = home / PACS_NAME
     if any(known.name == peer.name for known in read_peers(home)):
         raise ConfigError(
-            f"there is a PACS {peer.name} already, and nothing was changed. Take it out with 'wardround-client pacs "
-            f"remove {peer.name}', or choose another name."
+            f"there is a PACS {peer.name} already, and nothing was changed. Take it out with `wardround-client pacs "
+            f"remove {peer.name}`, or choose another name."
         )
     old = path.read_text(encoding="utf-8") if path.exists() else _BEGINNING
     values = {"name": peer.name, "protocol": peer.protocol}
@@ -238,7 +238,7 @@ def remove_peer(home: Path, name: str) -> None:
     """
     path, names = home / PACS_NAME, [peer.name for peer in read_peers(home)]
     if name not in names:
-        raise ConfigError(f"no PACS is called {name!r}. See: wardround-client pacs list")
+        raise ConfigError(f"no PACS is called {name!r}. See: `wardround-client pacs list`.")
     _replace(path, without_entry(path.read_text(encoding="utf-8"), "pacs", names.index(name)))
 
 
