@@ -225,7 +225,7 @@ class DimseConnection:
         if _GET not in taken:
             raise PacsError(
                 f"{self._peer.called} offers {self._peer.calling} no C-GET, and nothing else is used here over DIMSE. "
-                "Have C-GET (study root) allowed there, or use its DICOMweb: `wardround-client pacs add NAME --url URL`."
+                "Have C-GET allowed there, or use its DICOMweb: `wardround-client pacs add NAME --url URL`."
             )
         if not taken & set(classes):
             raise PacsError(
