@@ -74,7 +74,7 @@ def pacs_add(  # noqa: PLR0917 - one parameter an option
     check_files(peer)
     if not (home / SITE_NAME).exists():
         prepare_home(home)
-        note(f"A new site's folder: {home}. Its name comes with the invitation (wardround-client join).")
+        note(f"A new site's folder: {home}. Its name comes with the invitation (`wardround-client join`).")
     add_peer(home, peer)
     say(f"Added: {peer.name}, {peer.address}. Written in {home / PACS_NAME}.")
     if not peer.is_encrypted:

@@ -22,7 +22,7 @@ from common.system.files import write_private
 PACS_NAME = "pacs.toml"
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_BEGINNING = "# The PACS of this hospital. Stays here. Add one with: wardround-client pacs add NAME\n"
+_BEGINNING = "# The PACS of this hospital. Stays here. Add one with `wardround-client pacs add NAME`.\n"
 
 # PS3.5 6.2, AE: printable signs but the backslash, no space at its ends.
 _AE_TITLE = re.compile(r"[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?")
