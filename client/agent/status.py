@@ -1,9 +1,11 @@
 """home/status.json, by which a running agent says how it is, and home/agent.lock, by which it is the only one.
 
+The lock's file is touched while the agent lives, so that of one that was killed it is known until when it did.
 Written whole, by a rename, when something changed; the command line reads it. The certificate's days are counted
 while the agent runs, so that a site whose certificate runs out says so itself.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +28,8 @@ from common.wire.proxy import told_of_proxy
 
 _STATUS, _LOCK = "status.json", "agent.lock"
 
+SIGN_OF_LIFE_S = 10.0
+
 EXPIRED, REFUSED = "certificate expired", "refused"
 STOPPED, FAILED = "stopped", "failed"  # the last that an agent writes
 IN_ORDER, DISK_FULL = "in order", "disk-full"
@@ -40,7 +44,8 @@ class Status:
     """home/status.json: what `wardround-client status` shows. Written whole, by a rename, when something changed."""
 
     def __init__(self, home: Path, identity: Identity) -> None:
-        self._path = home / _STATUS
+        self._path, self._lock_path = home / _STATUS, home / _LOCK
+        self._touch_at = 0.0  # of the clock
         self._identity = identity
         self._lock = threading.Lock()
         self._is_written = True
@@ -132,6 +137,7 @@ class Status:
     def update(self, **changes: object) -> None:
         """Change values and write the file if any is new; where there is no room, later."""
         with self._lock:
+            self._live()
             values = self._values | changes | {"certificate-days-left": self._identity.days_left}
             if values == self._values and self._is_written and self._path.exists():
                 return
@@ -143,6 +149,13 @@ class Status:
                 if self._is_written:
                     _log.error("status.json cannot be written (%s); it shows an earlier state", error.strerror)
                 self._is_written = False
+
+    def _live(self) -> None:
+        now = time.monotonic()
+        if now >= self._touch_at:
+            self._touch_at = now + SIGN_OF_LIFE_S
+            with contextlib.suppress(OSError):  # a simulated site has no lock
+                os.utime(self._lock_path)
 
 
 def only_one(home: Path) -> AbstractContextManager[object]:
@@ -160,9 +173,9 @@ def is_running(home: Path) -> bool:
     return is_locked(home / _LOCK)
 
 
-def status_written_at(home: Path) -> float:
-    """When an agent last wrote how it is, in seconds since the epoch: at its end, where it could."""
-    return (home / _STATUS).stat().st_mtime
+def last_sign_of_life(home: Path) -> float:
+    """Of an agent, in seconds since the epoch; one that was stopped gave it at its end."""
+    return max(path.stat().st_mtime for path in (home / _STATUS, home / _LOCK) if path.exists())
 
 
 def read_status(home: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from client.agent.status import (
     REFUSED,
     STOPPED,
     is_running,
+    last_sign_of_life,
     read_status,
-    status_written_at,
 )
 from client.home.identity import load_identity
 from client.proposals.ended import how_in_words
@@ -76,7 +76,7 @@ def _after_the_end(home: Path, values: dict[str, Any]) -> dict[str, Any]:
         values["state"], "it was killed, or its machine ended, and that was its last sign of life: see logs/agent.log"
     )
     left = {name: value for name, value in values.items() if name not in _OF_THE_PROCESS}
-    since = status_written_at(home)
+    since = last_sign_of_life(home)
     return left | {"state": NOT_RUNNING, "since": since, "problem": f"no agent runs; {how}. {start}"}
 
 

@@ -181,7 +181,10 @@ def test_status_after_the_end_says_since_when_and_nothing_of_a_process_that_is_g
     work = {"run": "ab" * 32, "round": 2, "kind": "train", "seconds": 1.0, "at": 1_000.0}
     written = {"state": last, "since": 5.0, "pid": 7, "node-id": 3, "worker": 8, "network": "removed", "clock": "right"}
     (home / "status.json").write_text(json.dumps(written | {"last-round": work}))
-    os.utime(home / "status.json", (86_400.0, 86_400.0))
+    with only_one(home):
+        pass
+    os.utime(home / "status.json", (80_000.0, 80_000.0))
+    os.utime(home / "agent.lock", (86_400.0, 86_400.0))
     told = json.loads(call(home, "status", "--json").stdout)
     assert (told["state"], told["since"]) == ("not running", "1970-01-02T00:00:00+00:00")
     assert told["last-round"]["round"] == 2
