@@ -231,7 +231,6 @@ class Proposals(Store):
                 )
                 database.execute("DELETE FROM answers WHERE run_hash = ? AND NOT approved", (run_hash,))
                 database.execute("DELETE FROM policy_refusals WHERE run_hash = ?", (run_hash,))
-                database.execute("DELETE FROM endings WHERE run_hash = ?", (run_hash,))
         if not may:
             raise ConfigError(f"the run {run_hash[:8]} is not failed or stopped, there is nothing to resume.")
 
