@@ -178,7 +178,7 @@ FORMS: dict[str, Form] = {
     "wardround-server runs": [
         {
             "run": str, "hash": digest, "state": str, "round": int, "rounds": int, "headline": str,
-            "score": MAYBE, "score-noise": MAYBE, "seconds-left": MAYBE,
+            "score": MAYBE, "score-noise": MAYBE, "seconds-left": MAYBE, "waiting-for": [str],
             "approved": [str], "denied": [str], "reason": TEXT,
         }
     ],

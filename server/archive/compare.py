@@ -19,6 +19,7 @@ from common.privacy.scores import CLASS_NOISE, NOISE_NAMES, SCORE_NOISE
 from common.tasks import task_of
 from server.archive.folder import Kept
 from server.federation.events import JOURNAL_NAME, SUMMARY_NAME
+from server.views.sentences import first_asked
 
 # Of the normal distribution: 95 % lie within so many standard deviations.
 _NORMAL_95 = 1.959963984540054
@@ -122,6 +123,10 @@ def _counts(first: Mapping[str, int], second: Mapping[str, int]) -> Iterator[Dif
 def _sites(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
     """In how many rounds each site's update entered."""
     counts = [_rounds_of(summary) for summary in (one, other)]
+    joined = [first_asked(summary["sites-by-round"]) for summary in (one, other)]
+    for site in sorted(joined[0].keys() & joined[1].keys()):
+        if joined[0][site] != joined[1][site]:
+            yield Difference("first round that asked it", site, joined[0][site], joined[1][site])
     for site in sorted({*counts[0], *counts[1]}):
         first, second = (count.get(site, 0) for count in counts)
         if first != second:

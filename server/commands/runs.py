@@ -97,12 +97,16 @@ def runs(
         done = progress_of(opened.run_folder(one.document), one)
         left = done.seconds_left
         noises.add(done.noise)
-        shown = (f"{done.round} of {done.rounds}", done.scored, None if left is None else duration(left))
-        how_far = (done.round, done.rounds, done.headline, done.score, done.score_noise, left) if json else shown
+        shown = (f"{done.round} of {done.rounds}", done.scored, done.waits if left is None else duration(left))
+        how_far = (
+            (done.round, done.rounds, done.headline, done.score, done.score_noise, left, done.waiting_for)
+            if json
+            else shown
+        )
         answers = (sorted(one.approved), sorted(one.denied), one.reason or None)
         rows.append((one.name, Digest(one.run_hash), one.state, *how_far, *answers))
     how_far_columns = (
-        ("round", "rounds", "headline", "score", "score-noise", "seconds-left")
+        ("round", "rounds", "headline", "score", "score-noise", "seconds-left", "waiting-for")
         if json
         else ("round", "score", "time left")
     )

@@ -239,10 +239,16 @@ def _silent(proposal: Proposal, view: RunView, members: Iterable[_Member]) -> li
         return []
     last = view.rounds[-1].number if view.rounds else None
     return [
-        f"{one.name} {'is away' if not one.here else f'was last heard in round {one.last_round or 0}'}"
+        f"{one.name} {_where(one)}"
         for one in members
         if one.name in proposal.approved and (not one.here or (last is not None and one.last_round != last))
     ]
+
+
+def _where(one: _Member) -> str:
+    if not one.here:
+        return "is away"
+    return f"was last heard in round {one.last_round}" if one.last_round else "is in no round yet"
 
 
 def _state(proposal: Proposal) -> str:
@@ -265,7 +271,7 @@ def _card(home: Home, proposal: Proposal) -> dict[str, object]:
         "rounds": progress.rounds,
         "score": progress.scored or "no score yet",
         "noise": progress.noise,
-        "left": None if progress.seconds_left is None else f"about {duration(progress.seconds_left)} left",
+        "left": progress.waits if progress.seconds_left is None else f"about {duration(progress.seconds_left)} left",
         "reason": proposal.reason,
         "refusals": proposal.refusals,
     }

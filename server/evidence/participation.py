@@ -1,7 +1,7 @@
 """Who took part in a run, from when to when, who did not and why, and who withdrew."""
 
 from server.evidence.document import Blank, Cell, Document, Part, heading, two_columns
-from server.federation.events import BY_COORDINATOR, NOT_ASKED
+from server.federation.events import BY_COORDINATOR, NOT_ASKED, NOT_THERE
 from server.views.facts import RunFacts, count, entered, noted
 
 
@@ -111,6 +111,8 @@ def _membership(facts: RunFacts) -> Part:
             rows.append([noted(line, event, BY_COORDINATOR), "its answer was refused here", noted(line, event, "time")])
         if event["missing"]:
             rows.append([noted(line, event, "missing"), "missing in a round", noted(line, event, "time")])
+        if event.get(NOT_THERE):
+            rows.append([noted(line, event, NOT_THERE), "gone, and not asked in a round", noted(line, event, "time")])
         if event.get(NOT_ASKED):
             rows.append([noted(line, event, NOT_ASKED), "not asked in a round, as drawn", noted(line, event, "time")])
     return Part("Joined, left, missing", (), ("hospital", "what", "when"), rows)

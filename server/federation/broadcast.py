@@ -72,6 +72,7 @@ def ask(
     hint: Hint = lambda _nodes: None,
     wanted: Callable[[], int] = lambda: 0,
     draw: Draw | None = None,
+    waiting: Callable[[Sequence[Member]], None] = lambda _awaited: None,
 ) -> Iterator[Answer]:
     """Send one request to all sites that are here; yield exactly one answer per site that was asked, as they come.
 
@@ -87,11 +88,12 @@ def ask(
         wanted: how many good answers are lacking still. While it says more than 0 and sites could come that were not
             asked, they are waited for and asked.
         draw: whom to ask of all; None: all.
+        waiting: told of those whose answer is waited for, at each look.
     """
     exchange = _Exchange(grid, members, request, timeout_s, hint)
     start = time.monotonic()
     if draw is None:
-        exchange.send(lambda one: one.state is State.HERE or one.is_briefly_away)
+        exchange.send(lambda one: one.willing and (one.state is State.HERE or one.is_briefly_away))
     else:
         drawn = draw.first(exchange.members)
         exchange.send(lambda one: one.site in drawn)
@@ -107,6 +109,7 @@ def ask(
         if (elapsed > timeout_s and not arrived) or (not exchange.open and not 0 < wanted() <= exchange.others):
             break
         exchange.send_on(wanted(), draw, elapsed)
+        waiting(exchange.awaited(wanted()))
         if not arrived:
             wait(min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, _SHARE_OF_ELAPSED * elapsed)))
     yield from exchange.silent()
@@ -137,6 +140,11 @@ class _Exchange:
         """How many sites that were not asked could still come."""
         known = self.open | self._done
         return sum(one.willing and one.state is not State.REVOKED and one.site not in known for one in self._look)
+
+    def awaited(self, lacking: int) -> Sequence[Member]:
+        """Whose answer is waited for: who was asked; and where too few can answer, who else could come."""
+        known = self.open | self._done
+        return [one for one in self._look if one.site in self.open or (lacking > 0 and one.site not in known)]
 
     def send(self, to: Callable[[Member], bool]) -> None:
         """Ask those sites that have no message under way and have not answered."""
@@ -180,7 +188,7 @@ class _Exchange:
             able = self.open if lacking <= 0 else {site for site in self.open if not self._is_gone(site, elapsed)}
             others = draw.more(self._look, lacking - len(able))
         else:
-            others = frozenset(one.site for one in self._look) if lacking > 0 else frozenset()
+            others = frozenset(one.site for one in self._look if one.willing) if lacking > 0 else frozenset()
         if not others and len(self._under_way) == len(self.open):
             return  # with thousands of sites, to look at each after each answer takes longer than all else
         self.send(lambda one: one.state is State.HERE and (one.site in self.open or one.site in others))

@@ -5,11 +5,13 @@ that was killed and resumed tells the same story as one that was not. Events, ea
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
     asked         round, sites: whom a round asks, where it does not ask all; once more where it needs further ones
+    waiting       round, sites {site: away ...}, since {site: Unix s}, until: who is gone and waited for; {}: nobody now
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported), and
                   statistics of its training patients (common/config/statistics.py), which are the same each time
     round         round, sites, refused {site: code}, refused-by-coordinator: of these the sites whose answer the
                   coordinator refused, where the others refused what they were asked; missing,
                   why-missing {site: away ...}, seconds, bytes-down, bytes-up, model-sha256,
+                  not-there {site: away ...}: sites that take part, and were gone as the round asked
                   not-asked: sites that could have been asked and were not drawn, where a round does not ask all
                   capped: sites that weighed less than their count of patients says
                   (server/federation/strategies/weighing.py),
@@ -51,7 +53,8 @@ INITIAL_NAME = "initial.safetensors"
 SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
 BY_COORDINATOR = "refused-by-coordinator"
-ASKED, NOT_ASKED = "asked", "not-asked"
+ASKED, NOT_ASKED, NOT_THERE = "asked", "not-asked", "not-there"
+WAITING = "waiting"
 STOPPED = "stopped-early"
 SUSPICIOUS = "suspicious"
 MOVES = "moves"
@@ -74,9 +77,9 @@ _ABOUT_OVERALL = _ABOUT | {
     *("mean-of-patients", "refused", BY_COORDINATOR, "missing", "why-missing", "seconds", "bytes-down")
 }
 # What an event says beside what a site states: no metric may bear such a name. A site tells its own seconds.
-ENTRIES = (_ABOUT_OVERALL | {"bytes-up", "sites", "weights", "capped", NOT_ASKED, SUSPICIOUS, MOVES, STEPS_MADE}) - {
-    "seconds"
-}
+ENTRIES = (
+    _ABOUT_OVERALL | {"bytes-up", "sites", "weights", "capped", NOT_ASKED, NOT_THERE, SUSPICIOUS, MOVES, STEPS_MADE}
+) - {"seconds"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Flower says, in a simulation and under stock Flower: the nodes that are there.
 
 import hashlib
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,10 +19,11 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
+from common.config.rundocument import RunDocument
 from common.errors import AuditError, ErrorCode, FederationError
 from common.system.wakeup import gateway_started_at
 from common.wire.at_work import AtWork
-from server.federation.events import BY_COORDINATOR, in_words, refusal
+from server.federation.events import ASKED, BY_COORDINATOR, NOT_THERE, WAITING, Journal, in_words, refusal
 from server.gateway import deliveries
 from server.home.folder import Home, read_nodes
 from server.home.work import read_work
@@ -31,6 +33,8 @@ from server.registry.store import StoreError
 
 # So long a site is missing before a new round goes on without asking it; a message waits for it meanwhile.
 BRIEFLY_S = 60.0
+# Who is gone for less is mostly on the way back, and nobody is told.
+_TOLD_AFTER_S = 3.0
 # A gateway that has just started, and a site that has just come, are given so long to find what they had.
 _SETTLED_S = 10.0
 
@@ -222,6 +226,49 @@ class Draw:
         return hashlib.sha256(f"{self._run.seed}|{self._round}|{site}".encode()).digest()
 
 
+def draw_of(journal: Journal, document: RunDocument, round_: int) -> Draw | None:
+    """Whom a round asks, told to the journal; None: all."""
+    if document.config.federation.sites_per_round is None:
+        return None
+    before = [set(one["sites"]) for one in journal.events if one["event"] == ASKED and one["round"] == round_]
+    of = {"run-hash": document.hash, "round": round_}
+    tell = lambda sites: journal.record(ASKED, {**of, "sites": sites})  # noqa: E731
+    return Draw(document.config, round_, set().union(*before), tell)
+
+
+class Waiting:
+    """Tells the journal who is gone and is waited for, in one exchange or before the first round; once, and again when
+    it changes: so that whoever watches need not guess why nothing happens.
+    """
+
+    def __init__(self, journal: Journal, round_: int, timeout_s: float) -> None:
+        self._journal, self._round = journal, round_
+        self._until = time.time() + timeout_s
+        self._told: dict[str, str] = {}
+
+    def __call__(self, awaited: Iterable[Member]) -> None:
+        """Those who are waited for, as they are now, gone or not."""
+        gone = [
+            one
+            for one in awaited
+            if one.state in (State.AWAY, State.LEFT) and (one.seconds >= _TOLD_AFTER_S or one.site in self._told)
+        ]
+        sites = {one.site: str(one.state) for one in gone}
+        if sites != self._told:
+            self._told, now = sites, time.time()
+            since = {one.site: now - one.seconds for one in gone if math.isfinite(one.seconds)}
+            said = {"round": self._round, "sites": sites, "since": since, "until": self._until}
+            self._journal.record(WAITING, said)
+
+
+def not_there(members: Members, asked: Collection[str], draw: Draw | None) -> dict[str, dict[str, str]]:
+    """For a round's event: who takes part in the run and was not asked, as it was gone, or came later."""
+    known = members.look().values()
+    not_gone = {*asked, *(draw.not_asked if draw else ())}
+    gone = {one.site: str(one.state) for one in known if one.can_be_asked and one.site not in not_gone}
+    return {NOT_THERE: gone} if gone else {}
+
+
 @dataclass
 class Absent:
     """Who did not contribute to an exchange, and why."""
@@ -287,6 +334,9 @@ __all__ = [
     "Member",
     "Members",
     "State",
+    "Waiting",
+    "draw_of",
+    "not_there",
     "present",
     "who_is_missing",
 ]

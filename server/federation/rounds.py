@@ -36,7 +36,6 @@ from server.federation.broadcast import LONGEST_WAIT_S, Answer, Hint, Wait, ask
 from server.federation.checks import Update, check_scores, check_update, outliers, steps_made
 from server.federation.drift import MOVES, Drift
 from server.federation.events import (
-    ASKED,
     NOT_ASKED,
     OVERALL,
     STOPPED,
@@ -53,7 +52,17 @@ from server.federation.events import (
     up_to,
     write_summary,
 )
-from server.federation.members import Absent, Draw, GridMembers, Members, present, who_is_missing
+from server.federation.members import (
+    Absent,
+    Draw,
+    GridMembers,
+    Members,
+    Waiting,
+    draw_of,
+    not_there,
+    present,
+    who_is_missing,
+)
 from server.federation.model import Model, initial_weights, keep, last_checkpoint, manifest_of, model_of
 from server.federation.moves import moves_of
 from server.federation.price import deltas_of
@@ -170,6 +179,7 @@ def _start(session: _Session, resumed_from: int) -> None:
     session.journal.record("run-started", {**first, "seed": run.seed, "resumed-from": resumed_from})
     (session.out / SUMMARY_NAME).unlink(missing_ok=True)  # of an earlier start; a summary means that it ended
     deadline = time.monotonic() + federation.join_timeout_s
+    waiting = Waiting(session.journal, resumed_from + 1, federation.join_timeout_s)
     while len(here := present(session.members)) < federation.quorum:
         if time.monotonic() > deadline:
             others = who_is_missing(session.members, here, {}, {})
@@ -178,7 +188,9 @@ def _start(session: _Session, resumed_from: int) -> None:
                 f"{federation.quorum}{others}. Start the agents there (`wardround-client start`), {_GO_ON}.",
                 ErrorCode.TOO_FEW_SITES,
             )
+        waiting([one for one in session.members.look().values() if one.willing])
         session.wait(LONGEST_WAIT_S)
+    waiting([])
 
 
 def _is_over(session: _Session, model: Model) -> bool:
@@ -208,7 +220,7 @@ def _train(session: _Session, number: int, model: Model, spill: Spill) -> Model:
     def wanted() -> int:
         return run.federation.quorum - len(entered)
 
-    draw = _draw(session, number)
+    draw = draw_of(session.journal, session.document, number)
     for answer in _ask(session, TrainRequest(session.run_hash, number, model.request), wanted, draw):
         answered += answer.came
         if (reply := _expect(answer, TrainReply, absent)) is None:
@@ -263,6 +275,7 @@ def _train(session: _Session, number: int, model: Model, spill: Spill) -> Model:
             "sites": sorted(entered),
             **absent.as_event(),
             **({} if draw is None else {NOT_ASKED: draw.not_asked}),
+            **not_there(session.members, {*entered, *absent.refused, *absent.missing}, draw),
             "seconds": time.monotonic() - start,
             "bytes-down": sum(map(len, model.request.values())) * answered,
             "bytes-up": bytes_up,
@@ -320,21 +333,6 @@ def _note(session: _Session, number: int, entered: Mapping[str, str], absent: Ab
         session.note_round(number, entered, {**absent.refused, **late}, model_sha256)
 
 
-def _draw(session: _Session, number: int) -> Draw | None:
-    """Whom the round asks; None: all."""
-    if session.run.federation.sites_per_round is None:
-        return None
-    journal = session.journal
-    before = {
-        site
-        for event in journal.events
-        if event["event"] == ASKED and event["round"] == number
-        for site in event["sites"]
-    }
-    of = {"run-hash": session.run_hash, "round": number}
-    return Draw(session.run, number, before, lambda sites: journal.record(ASKED, {**of, "sites": sites}))
-
-
 def _ask(
     session: _Session, request: Request, wanted: Callable[[], int] = lambda: 0, draw: Draw | None = None
 ) -> Iterator[Answer]:
@@ -347,6 +345,7 @@ def _ask(
         hint=session.hint,
         wanted=wanted,
         draw=draw,
+        waiting=Waiting(session.journal, request.round, session.run.federation.round_timeout_s),
     )
 
 

@@ -4,6 +4,7 @@ All of it is read from the registry and the run's `metrics.jsonl`, which a run t
 """
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from server.federation.events import (
     summary_as_dict,
 )
 from server.registry.proposals import Proposal
-from server.views.sentences import noise_of
+from server.views.sentences import noise_of, waiting_in, waits_for
 
 # The time left follows from so many rounds before.
 _ROUNDS_LOOKED_AT = 5
+# A round that lasts so many times as long as the longest of those, and some seconds, is late: by how much nobody knows.
+_LATE, _SLACK_S = 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class Progress:
     headline: str  # the score that stands for all
     score: float | None  # of the latest evaluation, mean of the sites
     score_noise: float | None  # its standard deviation, where the sites have added noise
-    seconds_left: float | None  # about; None while no round is done, and once it does not run
+    seconds_left: float | None  # about; None while no round is done, or is late, or waits, and once it does not run
+    waiting: Event | None = None  # for whom (server/views/sentences.py)
 
     def __str__(self) -> str:
         parts = [f"round {self.round} of {self.rounds} done" if self.round else f"no round of {self.rounds} done yet"]
         parts += [self.scored] if self.scored else []
         parts += [] if self.seconds_left is None else [f"about {duration(self.seconds_left)} left"]
+        parts += [self.waits] if self.waits else []
         return ", ".join(parts)
 
     @property
@@ -50,6 +55,16 @@ class Progress:
         if self.score is None:
             return None
         return f"{self.headline} {self.score:.3f}{f' ± {self.score_noise:.3f}' if self.score_noise else ''}"
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """The sites that are gone and are waited for."""
+        return [] if self.waiting is None else sorted(self.waiting["sites"])
+
+    @property
+    def waits(self) -> str | None:
+        """For whom, since when and until when; None where nobody is waited for."""
+        return None if self.waiting is None else f"round {self.waiting['round']} {waits_for(self.waiting)}"
 
     @property
     def noise(self) -> str | None:
@@ -70,8 +85,10 @@ def progress_of(folder: Path, proposal: Proposal) -> Progress:
     scores = [event for event in events if event["event"] == "evaluate" and event["site"] == OVERALL]
     headline = proposal.run.task.headline
     scored = next((event for event in reversed(scores) if headline in event), {})
-    left = _seconds_left(events, rounds - done) if proposal.state == "running" else None
-    return Progress(done, rounds, headline, scored.get(headline), scored.get(SCORE_NOISE), left)
+    goes_on = proposal.state == "running"
+    waiting = waiting_in(events) if goes_on else None
+    left = _seconds_left(events, rounds - done, time.time()) if goes_on and waiting is None else None
+    return Progress(done, rounds, headline, scored.get(headline), scored.get(SCORE_NOISE), left, waiting)
 
 
 def summary_of(folder: Path, proposal: Proposal) -> dict[str, Any]:
@@ -90,8 +107,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _seconds_left(events: Sequence[Event], rounds_left: int) -> float | None:
-    """By what the last rounds took, with the evaluations after them."""
+def _seconds_left(events: Sequence[Event], rounds_left: int, now: float) -> float | None:
+    """By what the last rounds took, with the evaluations after them, and how long the present one has lasted.
+
+    None where that says nothing: no round is done, or the present one takes far longer than any of those.
+    """
     done = [event for event in events if event["event"] == "round"]
     # From one round's end to the next: but the time between two starts of the run is none of its rounds.
     ends = [event["time"] for event in events if event["event"] in ("run-started", "round")]
@@ -104,7 +124,10 @@ def _seconds_left(events: Sequence[Event], rounds_left: int) -> float | None:
     if not done or not took:
         return None
     lately = took[-_ROUNDS_LOOKED_AT:]
-    return float(rounds_left * sum(lately) / len(lately))
+    each, lasted = sum(lately) / len(lately), max(0.0, now - ends[-1])
+    if lasted > _LATE * max(lately) + _SLACK_S:
+        return None
+    return float(max(0.0, rounds_left * each - min(lasted, each)))
 
 
 __all__ = ["Progress", "duration", "progress_of", "summary_of"]

@@ -25,6 +25,7 @@ from server.views.cross_site import CrossSite, cross_site_of
 from server.views.heterogeneity import COLUMNS, heterogeneity_of
 from server.views.measures import TRAIN, Measure, measures_of, moments_of
 from server.views.sentences import (
+    joined_of,
     made_of,
     missing_of,
     noise_of,
@@ -107,7 +108,7 @@ class Round:
     sites: tuple[str, ...]  # whose update entered
     refused: tuple[str, ...]  # each with why
     missing: tuple[str, ...]
-    not_asked: tuple[str, ...]  # how many, where a round asks some of the sites
+    not_asked: tuple[str, ...]  # who was gone; how many more, where a round asks some of the sites
     odd: tuple[str, ...]
     steps: tuple[str, ...]  # of each site, where sites stop by time
     seconds: float
@@ -128,6 +129,7 @@ class RunView:
     curves: Sequence[Curve]
     guarantee: Guarantee | None
     rounds: Sequence[Round]
+    joined: Sequence[str]  # who came into the run later, as sentences
     settings: Sequence[tuple[str, str]]
     measures: Sequence[Measure]  # every number, by round and site
     moments: Mapping[int, float]  # when each round ended; Unix s
@@ -154,6 +156,7 @@ def view_of(summary: Mapping[str, Any], events: Sequence[Event]) -> RunView:
         curves=_curves(measures, task_of(summary.get("settings")).headline),
         guarantee=_guarantee(guarantee),
         rounds=[_round(event) for event in events if event["event"] == "round"],
+        joined=joined_of([event for event in events if event["event"] == "round"]),
         settings=list(_settings(summary.get("settings") or {}, "")),
         measures=measures,
         moments=moments_of(events),

@@ -2,12 +2,25 @@
 that have noise, and what their ± says and what not.
 """
 
-from collections.abc import Iterable, Mapping
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
 
+from common.errors import ErrorCode
 from common.privacy.scores import CLASS_NOISE, SCORE_NOISE
 from common.tasks import Task
 from common.text import counted
-from server.federation.events import BY_COORDINATOR, NOT_ASKED, STEPS_MADE, SUSPICIOUS, Event, in_words, refusal
+from server.federation.events import (
+    BY_COORDINATOR,
+    NOT_ASKED,
+    NOT_THERE,
+    OVERALL,
+    STEPS_MADE,
+    SUSPICIOUS,
+    WAITING,
+    Event,
+    in_words,
+    refusal,
+)
 
 NOISE = (
     "The hospitals have added noise to these scores, to protect the patients they are of; ± (score-noise) is its "
@@ -45,9 +58,55 @@ def made_of(event: Event) -> list[str]:
     return [f"{site} {steps}" for site, steps in event.get(STEPS_MADE, {}).items()]
 
 
+def first_asked(rounds: Iterable[Event]) -> dict[str, int]:
+    """In which round each site was asked first: before that it missed nothing. Of a summary's rounds, or a journal's.
+
+    A site that had not approved the run refused it, where an earlier version asked it.
+    """
+    found: dict[str, int] = {}
+    for event in rounds:
+        refused = [site for site, code in event["refused"].items() if code != ErrorCode.NOT_APPROVED]
+        for site in (*event["sites"], *refused, *event["missing"]):
+            found.setdefault(site, event["round"])
+    return found
+
+
+def joined_of(rounds: Sequence[Event]) -> list[str]:
+    """Who joined the run after its first round, as sentences."""
+    late = {site: number for site, number in first_asked(rounds).items() if number > rounds[0]["round"]}
+    return [f"{site} joined in round {number}, and was not asked before" for site, number in sorted(late.items())]
+
+
 def not_asked_of(event: Event) -> list[str]:
-    """How many sites a round has not asked, as one sentence; nothing where it asked all."""
-    return [f"{counted(len(left_out), 'site')} not asked"] if (left_out := event.get(NOT_ASKED)) else []
+    """Who was not asked in a round, and so missed nothing: who was gone, each with how; and how many were not drawn."""
+    drawn = [f"{counted(len(left_out), 'site')} not asked"] if (left_out := event.get(NOT_ASKED)) else []
+    said = {"here": "came later"}
+    gone = [f"{site} {said.get(why) or in_words(why)}" for site, why in event.get(NOT_THERE, {}).items()]
+    return [f"not asked: {', '.join(gone)}", *drawn] if gone else drawn
+
+
+def waiting_in(events: Sequence[Event]) -> Event | None:
+    """The wait that goes on; None where nobody is waited for."""
+    for event in reversed(events):
+        if event["event"] == WAITING:
+            return event if event["sites"] else None
+        if event["event"] != "train" and event.get("site", OVERALL) == OVERALL:
+            return None
+    return None
+
+
+def waits_for(event: Event) -> str:
+    """Of a wait: for whom, since when they are gone, and until when, to be read after who waits."""
+    gone = [f"{site} ({in_words(why)}{_since(event['since'].get(site))})" for site, why in event["sites"].items()]
+    return f"waits for {', '.join(gone)}, until {_moment(event['until'])} at the latest"
+
+
+def _since(seconds: float | None) -> str:
+    return "" if seconds is None else f" since {_moment(seconds)}"
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def missing_of(event: Event) -> list[str]:
@@ -56,4 +115,17 @@ def missing_of(event: Event) -> list[str]:
     return [f"{site} {in_words(why.get(site, ''))}" for site in event["missing"]]
 
 
-__all__ = ["NOISE", "made_of", "missing_of", "noise_of", "not_asked_of", "odd_of", "refused_of", "score_with_noise"]
+__all__ = [
+    "NOISE",
+    "first_asked",
+    "joined_of",
+    "made_of",
+    "missing_of",
+    "noise_of",
+    "not_asked_of",
+    "odd_of",
+    "refused_of",
+    "score_with_noise",
+    "waiting_in",
+    "waits_for",
+]

@@ -18,6 +18,7 @@ from server.federation.events import (
     JOURNAL_NAME,
     OVERALL,
     STOPPED,
+    WAITING,
     Event,
     read_events,
 )
@@ -32,6 +33,8 @@ from server.views.sentences import (
     odd_of,
     refused_of,
     score_with_noise,
+    waiting_in,
+    waits_for,
 )
 
 _LOOK_EVERY_S = 0.5
@@ -94,13 +97,20 @@ def event_line(event: Event, task: Task) -> str:
     """One event of the journal as a line; empty for those a watcher does not need."""
     match event["event"]:
         case "round":
-            left_out = [*refused_of(event), *missing_of(event), *odd_of(event), *not_asked_of(event)]
+            left_out = [
+                *refused_of(event),
+                *missing_of(event),
+                *odd_of(event),
+                *not_asked_of(event),
+            ]
             remark = f"; {', '.join(left_out)}" if left_out else ""
             steps = f"; steps: {', '.join(made)}" if (made := made_of(event)) else ""
             return (
                 f"round {event['round']}: {counted(len(event['sites']), 'site')}, {event['seconds']:.1f} s, "
                 f"{sized(event['bytes-down'] + event['bytes-up'])}{steps}{remark}"
             )
+        case kind if kind == WAITING:
+            return f"round {event['round']}: {waits_for(event) if event['sites'] else 'waits for nobody who is gone'}"
         case "train" if COUNTED in event and event["round"] == 1:
             return f"{event['site']} tells statistics of about {event[COUNTED]:g} training patients"
         case "evaluate" if event["site"] == OVERALL:
@@ -124,7 +134,7 @@ def _watch_live(home: Home, registry: Registry, run_hash: str, told: Told | None
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             task = proposal.run.task
             columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
-            line = ". ".join(filter(None, (state_line(registry, proposal), noise_of(events))))
+            line = ". ".join(filter(None, (state_line(registry, proposal), _wait(events), noise_of(events))))
             show(line, title, columns, _by_site(events, task))
     return proposal
 
@@ -163,6 +173,10 @@ def _observe(
 def _reader(home: Home, proposal: Proposal) -> Callable[[], list[Event]]:
     path = home.run_folder(proposal.document) / JOURNAL_NAME
     return lambda: read_events(path)
+
+
+def _wait(events: Sequence[Event]) -> str | None:
+    return None if (event := waiting_in(events)) is None else f"round {event['round']} {waits_for(event)}"
 
 
 def _latest(events: Sequence[Event], kind: str, key: str) -> Any:

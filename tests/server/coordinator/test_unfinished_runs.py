@@ -112,8 +112,11 @@ def test_time_left_follows_from_the_rounds_before_and_not_from_pauses():
         return {"event": kind, "time": at, **more}
 
     events = [event("run-started", 0.0), event("round", 10.0, round=1), event("round", 30.0, round=2)]
-    assert _seconds_left(events, 4) == 4 * 15.0
+    assert _seconds_left(events, 4, 30.0) == 4 * 15.0
     resumed = [event("run-started", 0.0), event("round", 10.0, round=1), event("run-started", 9000.0)]
-    assert _seconds_left([*resumed, event("round", 9020.0, round=2)], 4) == 4 * 15.0
-    assert _seconds_left([event("run-started", 0.0)], 4) is None
+    assert _seconds_left([*resumed, event("round", 9020.0, round=2)], 4, 9020.0) == 4 * 15.0
+    assert _seconds_left([event("run-started", 0.0)], 4, 1.0) is None
+    assert _seconds_left(events, 4, 37.0) == 4 * 15.0 - 7.0  # of the present round some is done
+    assert _seconds_left(events, 4, 30.0 + 20.0) == 3 * 15.0
+    assert _seconds_left(events, 4, 30.0 + 51.0) is None  # far beyond the longest: nobody knows
     assert [duration(one) for one in (0.4, 89, 100, 5000, 9000)] == ["0 s", "89 s", "2 min", "83 min", "2.5 h"]

@@ -14,8 +14,8 @@ from common.tasks.segmentation import Segmentation
 from common.wire.at_work import AtWork
 from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
 from server.federation.broadcast import AT_WORK, HANGS, NO_ANSWER, Answer, ask
-from server.federation.events import read_events
-from server.federation.members import BRIEFLY_S, Draw, GridMembers, Member, State
+from server.federation.events import open_journal, read_events
+from server.federation.members import BRIEFLY_S, Draw, GridMembers, Member, State, Waiting
 from server.federation.rounds import federate
 from tests.server.fakes import FakeGrid, FakeSite, Said, a_run, trains
 
@@ -292,3 +292,70 @@ def test_a_drawn_site_that_has_gone_holds_the_next_in_the_order_back_for_a_minut
     assert (found[-1].reply, found[-1].why) == (None, State.LEFT)
     assert asked_at[gone] == asked_at[other] == 0
     assert BRIEFLY_S <= asked_at[next_] < BRIEFLY_S + 1
+
+
+def test_who_has_not_approved_is_not_asked_and_has_refused_nothing(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("abc", same))
+    script = Script(grid)
+    script.willing["c"] = False
+    federate(grid, issue(a_run(rounds=1)), tmp_path, members=script, wake=passes)
+    assert {site for site, _ in grid.requests} == {"a", "b"}
+    (event,) = [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "round"]
+    assert (event["refused"], event["missing"], "not-there" in event) == ({}, [], False)
+
+
+def test_who_was_gone_as_a_round_asked_is_not_missing_from_it(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("abcd", same))
+    script = Script(grid)
+    script.states |= {"c": State.AWAY, "d": State.LEFT}
+    federate(grid, issue(a_run(rounds=1)), tmp_path, members=script, wake=passes)
+    (event,) = [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "round"]
+    assert (event["missing"], event["not-there"]) == ([], {"c": "away", "d": "left"})
+
+
+def test_journal_tells_who_is_gone_and_waited_for_once_and_when_that_ends(tmp_path: Path) -> None:
+    """c goes after it was asked, and comes back later with its answer."""
+    grid = FakeGrid(dict.fromkeys("abc", same))
+    answered: list[str] = []
+    grid.sites["c"] = lambda request: None if isinstance(request, TrainRequest) and not answered else same(request)
+
+    def at_look(script: Script, look: int) -> None:
+        if look == 4:
+            script.states["c"] = State.AWAY
+        if look == 12:
+            script.states["c"] = State.HERE
+        if look == 16:
+            answered.append("c")
+            grid.answer_late("c")
+
+    run = a_run(rounds=1, federation={"round-timeout-s": LONG_S})
+    federate(grid, issue(run), tmp_path, members=Script(grid, at_look), wake=passes)
+    events = read_events(tmp_path / "metrics.jsonl")
+    told = [one for one in events if one["event"] == "waiting"]
+    assert [one["sites"] for one in told] == [{"c": "away"}, {}]
+    assert told[0]["until"] == pytest.approx(told[0]["time"] + LONG_S, abs=30)
+    (ended,) = [one for one in events if one["event"] == "round"]
+    assert (ended["sites"], ended["missing"]) == (["a", "b", "c"], [])
+
+
+def test_wait_says_since_when_a_site_is_gone_and_is_not_told_of_a_moment(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, last_round=0)
+    waiting = Waiting(journal, 2, 60.0)
+    waiting([Member("a", State.HERE, 1, 0.0), Member("b", State.AWAY, 2, 1.0)])
+    assert journal.events == []
+    waiting([Member("a", State.HERE, 1, 0.0), Member("b", State.AWAY, 2, 9.0)])
+    waiting([Member("a", State.HERE, 1, 0.0), Member("b", State.AWAY, 2, 9.5)])
+    (event,) = journal.events
+    assert event["since"]["b"] == pytest.approx(event["time"] - 9.0, abs=1)
+    assert event["round"] == 2
+
+
+def test_wait_for_the_quorum_before_the_first_round_is_told(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("ab", same))
+
+    def at_look(script: Script, look: int) -> None:
+        script.states["b"] = State.HERE if look > 3 else State.LEFT
+
+    federate(grid, issue(a_run(rounds=1)), tmp_path, members=Script(grid, at_look), wake=lambda _: None)
+    told = [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "waiting"]
+    assert [(one["round"], one["sites"]) for one in told] == [(1, {"b": "left"}), (1, {})]

@@ -3,7 +3,10 @@
 from common.config import sha256_of
 from common.config.rundocument import from_toml
 from common.tasks.segmentation import Segmentation
+from server.federation.events import open_journal
 from server.registry.registry import Registry
+from server.views.progress import progress_of
+from server.views.sentences import first_asked, joined_of, waiting_in
 from server.views.watch import event_line, state_line
 from tests.server.coordinators import RUN, RUN_TOML, enrol, new_home
 
@@ -36,3 +39,58 @@ def test_what_a_small_model_weighs_is_not_told_as_nothing():
         "seconds": 1.0, "bytes-down": 11_064, "bytes-up": 640,
     }  # fmt: skip
     assert event_line(event, Segmentation()) == "round 1: 1 site, 1.0 s, 11.7 kB"
+
+
+def waits(sites: dict[str, str], since: dict[str, float]) -> dict[str, object]:
+    return {"event": "waiting", "time": 1e9 + 60, "round": 2, "sites": sites, "since": since, "until": 1e9 + 3600}
+
+
+def test_who_is_gone_and_waited_for_is_told_with_since_when_and_until_when():
+    assert event_line(waits({"c": "away", "d": "left"}, {"c": 1e9}), Segmentation()) == (
+        "round 2: waits for c (is away since 2001-09-09 01:46 UTC), d (left), until 2001-09-09 02:46 UTC at the latest"
+    )
+    assert event_line(waits({}, {}), Segmentation()) == "round 2: waits for nobody who is gone"
+
+
+def test_wait_ends_with_the_exchange_and_not_with_an_answer():
+    begun = waits({"c": "away"}, {})
+    train = {"event": "train", "round": 2, "site": "a"}
+    assert waiting_in([begun, train]) == begun
+    assert waiting_in([begun, waits({}, {})]) is None
+    assert waiting_in([begun, {"event": "round", "round": 2}]) is None
+    assert waiting_in([begun, {"event": "evaluate", "round": 2, "site": "a"}]) == begun
+    assert waiting_in([begun, {"event": "evaluate", "round": 2, "site": "overall"}]) is None
+    assert waiting_in([]) is None
+
+
+def test_run_that_waits_tells_for_whom_and_no_time_left(tmp_path):
+    home = new_home(tmp_path / "wardround-server")
+    registry = Registry(home.registry)
+    registry.propose(from_toml(RUN_TOML), ())
+    registry.started(HASH, 7)
+    proposal = registry.proposal(HASH)
+    journal = open_journal(home.run_folder(proposal.document), last_round=0)
+    ended = {"sites": ["a"], "refused": {}, "missing": [], "seconds": 1.0, "bytes-down": 1, "bytes-up": 1}
+    journal.record("run-started", {"run-hash": HASH})
+    journal.record("round", ended | {"round": 1})
+    going = progress_of(home.run_folder(proposal.document), proposal)
+    assert going.seconds_left is not None
+    assert (going.waiting_for, going.waits) == ([], None)
+    journal.record("waiting", {"round": 2, "sites": {"b": "away"}, "since": {}, "until": 1e9})
+    waiting = progress_of(home.run_folder(proposal.document), proposal)
+    assert waiting.seconds_left is None
+    assert waiting.waiting_for == ["b"]
+    assert "round 2 waits for b (is away)" in str(waiting)
+    assert "left" not in str(waiting)
+
+
+def test_a_site_that_was_gone_or_joined_late_has_missed_nothing():
+    def a_round(number, sites, **more):
+        return {"event": "round", "round": number, "sites": sites, "refused": {}, "missing": [], **more}
+
+    gone = a_round(3, ["a"], seconds=1.0, **{"not-there": {"b": "away", "c": "here"}, "bytes-down": 1, "bytes-up": 1})
+    assert event_line(gone, Segmentation()).endswith("; not asked: b is away, c came later")
+    rounds = [a_round(1, ["a"], **{"refused": {"c": "not-approved"}}), a_round(2, ["a", "c"]), gone]
+    assert first_asked(rounds) == {"a": 1, "c": 2}
+    assert joined_of(rounds) == ["c joined in round 2, and was not asked before"]
+    assert joined_of([]) == []
