@@ -1,5 +1,6 @@
 """The networks: shapes, reproducible weights, no batch statistics, finite gradients."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -152,7 +153,9 @@ def test_each_loaded_network_is_its_own(kind: type[Network]) -> None:
     first, second = load_model(run, state), load_model(run, state)
     assert str(first) == str(built)
     assert [type(one) for one in first.modules()] == [type(one) for one in built.modules()]
-    assert not {id(one) for one in first.modules()} & {id(one) for one in second.modules()}
+    for part in (nn.Module.modules, nn.Module.parameters, _containers):
+        assert not {id(one) for one in part(first)} & {id(one) for one in part(second)}
+    _refers_to_its_own(first)
     image = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     for network in (built, first, second):
         torch.manual_seed(0)
@@ -172,3 +175,17 @@ def test_each_loaded_network_is_its_own(kind: type[Network]) -> None:
         assert all(one.requires_grad for one in network.parameters())
         assert network.eval()(image).shape[0] == 2
     assert all(torch.equal(one, state[name]) for name, one in weights_of(built).items())
+
+
+def _containers(network: nn.Module) -> Iterator[object]:
+    """In which a module keeps its hooks, its parts and whatever else; what is changed of one must be no other's."""
+    for module in network.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, dict | list | set))
+
+
+def _refers_to_its_own(network: nn.Module) -> None:
+    """A module that another keeps in a list of its own, where torch does not look, is one of the network's too."""
+    own = {id(one) for one in network.modules()}
+    for value in _containers(network):
+        if isinstance(value, list):
+            assert all(id(one) in own for one in value if isinstance(one, nn.Module))
