@@ -33,6 +33,7 @@ from common.system.environment import flower_variables
 from common.wire.frames import Buffer, Frame
 from common.wire.messages import EvaluateReply, Refusal, Reply, Request, TrainReply
 from simulations.backends.backend import Backend, Resources
+from simulations.backends.memory import keep_and_enlarge
 from simulations.backends.open_sites import OpenSites
 from simulations.backends.ray_cluster import Need, Nodes, connected, gpus_of, most_threads
 from simulations.backends.worker import answered, place_of, question_to_frame
@@ -236,6 +237,7 @@ class SiteActor:
         root.handlers[:] = [QueueHandler(self._said)]
         root.setLevel(level)
         self._opened: OpenSites | None = None
+        keep_and_enlarge()
 
     def about(self) -> dict[str, str]:
         """Where it is, and what it runs."""

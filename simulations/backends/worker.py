@@ -17,6 +17,7 @@ from client.worker import protocol
 from client.worker.loop import answer
 from client.worker.protocol import Answer, PipeError, Work
 from common.wire.frames import Buffer, Frame
+from simulations.backends.memory import keep_and_enlarge
 from simulations.backends.open_sites import MOST_BYTES, OpenSites
 
 _PLACE, _KEY = "simulation", "site-key"
@@ -48,6 +49,7 @@ def question_to_frame(work: Work, place: Place, key: bytes, *, with_parts: bool)
 
 def serve(fd: int) -> None:
     """Answer until the socket is closed."""
+    keep_and_enlarge()
     known, parts = "", dict[str, Buffer]()
     opened: OpenSites | None = None
     while (frame := protocol.receive(fd)) is not None:

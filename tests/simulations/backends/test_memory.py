@@ -1,0 +1,70 @@
+"""A worker uses again what it frees, in large pages."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.system.environment import PACKAGES, for_child
+from simulations.backends.nursery import Nursery
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
+_USES = """
+import ctypes, resource
+import torch
+{before}
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():  # as of a network: some tensors at once, none of which stays
+    return sum(float(one.sum()) for one in [torch.ones(1 << 20) for _ in range(16)])
+assert step() == step()
+before = faults()
+step()
+print(faults() - before)
+"""
+
+
+def page_faults_of_a_step(before: str) -> int:
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", _USES.format(before=before)],
+        env=for_child(PYTHONPATH=str(PACKAGES), OMP_NUM_THREADS="1"), check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return int(ran.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="faults are counted as Linux does")
+@pytest.mark.parametrize(
+    "before",
+    [
+        "from simulations.backends.memory import keep_and_enlarge; keep_and_enlarge()",
+        "from simulations.backends.ray import SiteActor; SiteActor(30)",
+    ],
+)
+def test_a_step_takes_no_page_from_the_kernel_that_the_one_before_has_freed(before: str) -> None:
+    assert page_faults_of_a_step(before) < 100 < page_faults_of_a_step("")  # of 16,384 pages
+
+
+@pytest.mark.skipif(not LARGE_PAGES.is_dir(), reason="the kernel has no large pages to give")
+def test_a_worker_of_the_nursery_has_large_pages() -> None:
+    nursery = Nursery()
+    pid, asked = nursery.start()
+    with asked:
+        end = time.monotonic() + 60
+        while not (found := marked_bytes(pid)) and time.monotonic() < end:
+            time.sleep(0.05)
+    nursery.close()
+    assert found >= 1 << 29
+
+
+def marked_bytes(pid: int) -> int:
+    """Of a process's memory, that for which it wants large pages."""
+    marked = size = 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, said = line.partition(":")
+        if name == "Size":
+            size = 1024 * int(said.split()[0])
+        elif name == "VmFlags" and "hg" in said.split():
+            marked += size
+    return marked
