@@ -17,12 +17,13 @@ import torch
 {before}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def step():  # as of a network: some tensors at once, none of which stays
-    return sum(float(one.sum()) for one in [torch.ones(1 << 20) for _ in range(16)])
-assert step() == step()
-before = faults()
-step()
-print(faults() - before)
+def step():  # tensors that glibc asks the kernel for, whatever was freed, unless it is told otherwise
+    return sum(float(one.sum()) for one in [torch.ones(1 << 24) for _ in range(2)])
+def of_a_step():
+    before = faults()
+    step()
+    return faults() - before
+print(min(of_a_step() for _ in range(6)))  # a busy machine may take a page away meanwhile
 """
 
 
@@ -43,7 +44,8 @@ def page_faults_of_a_step(before: str) -> int:
     ],
 )
 def test_a_step_takes_no_page_from_the_kernel_that_the_one_before_has_freed(before: str) -> None:
-    assert page_faults_of_a_step(before) < 100 < page_faults_of_a_step("")  # of 16,384 pages
+    assert (kept := page_faults_of_a_step(before)) < 100, kept  # of 32,768 pages
+    assert page_faults_of_a_step("") > 10_000
 
 
 @pytest.mark.skipif(not LARGE_PAGES.is_dir(), reason="the kernel has no large pages to give")
