@@ -67,7 +67,14 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def save_model(folder: Path, weights: bytes | memoryview, manifest: Manifest, sealer: Sealer | None = None) -> None:
+def save_model(
+    folder: Path,
+    weights: bytes | memoryview,
+    manifest: Manifest,
+    sealer: Sealer | None = None,
+    *,
+    durable: bool = True,
+) -> None:
     """Write weights and manifest into `folder`.
 
     Each file is atomic, the pair is not: a crash between them leaves a pair that `load_model` refuses. Where the old
@@ -78,6 +85,7 @@ def save_model(folder: Path, weights: bytes | memoryview, manifest: Manifest, se
         weights: as packed.
         manifest: of these weights.
         sealer: seals both; None: plain files.
+        durable: False: whoever gives the folder its place flushes it (`common.system.files.move`).
 
     Raises:
         ConfigError: the manifest vouches for other weights.
@@ -87,9 +95,9 @@ def save_model(folder: Path, weights: bytes | memoryview, manifest: Manifest, se
     text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=2, allow_nan=False)
     for name, data in ((WEIGHTS_NAME, bytes(weights)), (MANIFEST_NAME, f"{text}\n".encode())):
         if sealer is None:
-            write_atomically(folder / name, data)
+            write_atomically(folder / name, data, durable=durable)
         else:
-            write_private(folder / f"{name}{SUFFIX}", sealer.seal(data, name))
+            write_private(folder / f"{name}{SUFFIX}", sealer.seal(data, name), durable=durable)
 
 
 def load_model(path: Path, sealer: Sealer | None = None) -> tuple[RunConfig, dict[str, Tensor], Manifest]:

@@ -21,10 +21,16 @@ Content: TypeAlias = bytes | Iterable[bytes]  # whole, or in parts that are writ
 _OURS, _ALL = 0o700, 0o777  # of new folders, less the umask
 
 
-def write_atomically(path: Path, content: Content) -> None:
-    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part."""
+def write_atomically(path: Path, content: Content, *, durable: bool = True) -> None:
+    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part.
+
+    Args:
+        path: of the file.
+        content: what it shall hold.
+        durable: as of `write_private`; False also where the folder is moved to its place afterwards.
+    """
     _make_folders(path.parent, _ALL)
-    _write(path, content, mode=0o666, durable=True)
+    _write(path, content, mode=0o666, durable=durable)
 
 
 def write_private(path: Path, content: Content, *, durable: bool = True) -> None:
@@ -56,7 +62,7 @@ def create_private(path: Path, content: bytes) -> bool:
         return False  # another was first
     finally:
         fresh.unlink()
-    _sync_folder(path.parent)
+    _sync(path.parent)
     return True
 
 
@@ -79,10 +85,15 @@ def append(path: Path, data: bytes, *, durable: bool = True) -> None:
 def move(fresh: Path, place: Path) -> None:
     """Give a file that is written, or a whole folder, the name at which others look; on disk when this returns.
 
-    A file takes the place of one that is there, a folder only that of an empty one.
+    A file takes the place of one that is there, a folder only that of an empty one. What a folder holds is flushed
+    before it has the name, all of it once.
     """
+    if fresh.is_dir():
+        for folder, _, names in os.walk(fresh, topdown=False):
+            for one in (*names, ""):
+                _sync(Path(folder, one))
     fresh.replace(place)
-    _sync_folder(place.parent)
+    _sync(place.parent)
 
 
 @contextmanager
@@ -110,7 +121,7 @@ def _write(path: Path, content: Content, mode: int, *, durable: bool) -> None:
         fresh.unlink(missing_ok=True)
         raise
     if durable:
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def _beside(path: Path) -> Path:
@@ -123,9 +134,9 @@ def _make_folders(folder: Path, mode: int) -> None:
         missing.mkdir(mode=mode, exist_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without it the rename itself may be lost in a power failure (POSIX leaves that open).
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    # Of a folder too: without it a rename may be lost in a power failure (POSIX leaves that open).
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

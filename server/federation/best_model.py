@@ -39,7 +39,8 @@ def keep_best(
     folder = best_folder_of(out, model.round)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_model(partial, model.packed[name], manifest_of(model, name, document, events), _sealer(sealer, folder))
+    manifest = manifest_of(model, name, document, events)
+    save_model(partial, model.packed[name], manifest, _sealer(sealer, folder), durable=False)
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier start, which was cut short after this round
     move(partial, folder)
 

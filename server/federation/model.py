@@ -84,7 +84,7 @@ def keep(model: Model, document: RunDocument, events: Sequence[Event], out: Path
     sealer = at(sealer, folder.name)
     for name, part in model.packed.items():
         place, key = (partial, sealer) if name == model.name else (partial / name, at(sealer, name))
-        save_model(place, part, manifest_of(model, name, document, events), key)
+        save_model(place, part, manifest_of(model, name, document, events), key, durable=False)
     move(partial, folder)
     for other in folder.parent.iterdir():
         if other != folder:

@@ -113,17 +113,26 @@ def test_of_two_that_create_a_file_at_once_one_is_told_that_it_is_there(
 def test_what_is_added_or_moved_is_on_the_disk_on_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    (tmp_path / "fresh").mkdir() if step == "move a folder" else (tmp_path / "fresh").write_bytes(b"new")
+    within = [tmp_path / "fresh" / "of a part" / "file", tmp_path / "fresh" / "file"] if step == "move a folder" else []
+    for path in within:
+        write_private(path, b"new", durable=False)
+    if not within:
+        (tmp_path / "fresh").write_bytes(b"new")
+    before = [path.stat().st_ino for one in within for path in (one, one.parent)]
     flushed: list[tuple[int, int]] = []
 
     def look(descriptor: int) -> None:
         flushed.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        named.append((tmp_path / "place").exists())
 
+    named: list[bool] = []
     monkeypatch.setattr(os, "fsync", look)
     if step == "append":
         append(tmp_path / "fresh", b" and more")
         assert flushed == [((tmp_path / "fresh").stat().st_ino, len(b"new and more"))]
     else:
         move(tmp_path / "fresh", tmp_path / "place")
-        assert [inode for inode, _ in flushed] == [tmp_path.stat().st_ino]
+        # What a folder holds, each file before its folder, and all of it before it has the name.
+        assert [inode for inode, _ in flushed] == [*before, tmp_path.stat().st_ino]
+        assert named == [False] * len(before) + [True]
         assert (tmp_path / "place").exists()
