@@ -266,6 +266,7 @@ WALLS = {
         "client.worker",
         "common.identity",
     ),
+    "client.commands.main": ("pynetdicom", "dicomweb_client", "requests"),  # of an extra
     "client.pacs.process": (  # foreign data, and the hospital's network: no key, and no way to the coordinator
         "grpc",
         "flwr",

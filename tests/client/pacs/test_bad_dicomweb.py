@@ -28,6 +28,8 @@ from tests.client.pacs.objects import (
     study_answer,
 )
 
+pytestmark = pytest.mark.system
+
 ALL = [encoded(object_of(number)) for number in range(COUNT)]
 JSON, BOUNDARY = "application/dicom+json", "part"
 Answer = Callable[["Handler"], None]

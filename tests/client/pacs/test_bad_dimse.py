@@ -20,6 +20,8 @@ from client.pacs.settings import Dimse
 from tests.client.pacs.bad_dimse import ECHO, FIND, bad_pacs, finds, gets, raw_server
 from tests.client.pacs.objects import COUNT, STUDY, instance_answer, object_of, series_answer, study_answer, uid_of
 
+pytestmark = pytest.mark.system
+
 ALL = [object_of(number) for number in range(COUNT)]
 
 
@@ -159,15 +161,18 @@ def test_results_without_end_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_message_longer_than_agreed_is_not_read(tmp_path: Path) -> None:
     """A PDU of 4 GiB: its length is looked at, and the connection let go."""
+    sent = [0]
 
     def speak(connection: socket.socket) -> None:
         connection.recv(1 << 16)
         connection.sendall(struct.pack(">BBL", 2, 0, 0xFFFFFFF0))
-        while True:
+        while sent[0] < 1 << 30:
             connection.sendall(bytes(1 << 20))
+            sent[0] += 1 << 20
 
     with raw_server(speak) as port, pytest.raises(AwayError):
         checked(tmp_path, port)
+    assert sent[0] < 16 << 20
 
 
 @pytest.mark.parametrize(
