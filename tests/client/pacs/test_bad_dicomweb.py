@@ -124,6 +124,14 @@ def test_a_good_peer_is_pulled_from(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / STUDY / SERIES).glob("*.dcm"))) == COUNT
 
 
+def test_all_that_comes_is_counted_for_the_rate(tmp_path: Path) -> None:
+    staging = staging_of(tmp_path / "out")
+    with bad_web() as url, Caller(tmp_path, DicomWeb(name="good", url=url), staging) as caller:
+        study = estimate(caller, query_of({"modality": "CT"}), tmp_path).studies[0].model_dump(mode="json")
+        came = caller.ask("retrieve", study=study, folder=str(staging / "x"), rate=None)
+    assert came["came"] > came["size"] == sum(map(len, ALL))
+
+
 def test_half_a_study_is_not_kept(tmp_path: Path) -> None:
     with bad_web(retrieve=sends(ALL[:1])) as url:
         assert "3 of 4 objects did not come" in failure(pulled_from(tmp_path, url))

@@ -62,6 +62,14 @@ def test_a_good_peer_is_pulled_from(tmp_path: Path) -> None:
     assert sorted(path.stem for path in (tmp_path / "out" / STUDY).glob("*/*.dcm")) == [uid_of(n) for n in range(COUNT)]
 
 
+def test_all_that_comes_is_counted_for_the_rate(tmp_path: Path) -> None:
+    staging = staging_of(tmp_path / "out")
+    with bad_pacs(get=gets(ALL)) as port, Caller(tmp_path, peer_at(port), staging) as caller:
+        study = estimate(caller, query_of({"modality": "CT"}), tmp_path).studies[0].model_dump(mode="json")
+        came = caller.ask("retrieve", study=study, folder=str(staging / "x"), rate=None)
+    assert came["came"] > sum(len(one.PixelData) for one in ALL)
+
+
 def test_half_a_study_that_is_called_all_is_not_kept(tmp_path: Path) -> None:
     with bad_pacs(get=gets(ALL[:2])) as port:
         assert "2 of 4 objects did not come" in failure(pulled_from(tmp_path, port))
