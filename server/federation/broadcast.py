@@ -143,8 +143,9 @@ class _Exchange:
 
     def awaited(self, lacking: int) -> Sequence[Member]:
         """Whose answer is waited for: who was asked; and where too few can answer, who else could come."""
-        known = self.open | self._done
-        return [one for one in self._look if one.site in self.open or (lacking > 0 and one.site not in known)]
+        here = sum(one.site in self.open and one.state is State.HERE for one in self._look)
+        others = {one.site for one in self._look if one.willing} - self._done if lacking > here else set[str]()
+        return [one for one in self._look if one.site in self.open or one.site in others]
 
     def send(self, to: Callable[[Member], bool]) -> None:
         """Ask those sites that have no message under way and have not answered."""

@@ -9,10 +9,10 @@ import pytest
 from flwr.app import Error, Message
 
 from common.config.rundocument import issue
-from common.errors import FederationError
+from common.errors import ErrorCode, FederationError
 from common.tasks.segmentation import Segmentation
 from common.wire.at_work import AtWork
-from common.wire.messages import EvaluateRequest, Request, TrainReply, TrainRequest
+from common.wire.messages import EvaluateRequest, Refusal, Request, TrainReply, TrainRequest
 from server.federation.broadcast import AT_WORK, HANGS, NO_ANSWER, Answer, ask
 from server.federation.events import open_journal, read_events
 from server.federation.members import BRIEFLY_S, Draw, GridMembers, Member, State, Waiting
@@ -336,6 +336,41 @@ def test_journal_tells_who_is_gone_and_waited_for_once_and_when_that_ends(tmp_pa
     assert told[0]["until"] == pytest.approx(told[0]["time"] + LONG_S, abs=30)
     (ended,) = [one for one in events if one["event"] == "round"]
     assert (ended["sites"], ended["missing"]) == (["a", "b", "c"], [])
+
+
+def test_nobody_is_waited_for_who_is_gone_while_those_at_work_make_the_quorum(tmp_path: Path) -> None:
+    grid = FakeGrid(dict.fromkeys("abc", same))
+    answered: list[str] = []
+    grid.sites["b"] = lambda request: None if isinstance(request, TrainRequest) and not answered else same(request)
+
+    def at_look(script: Script, look: int) -> None:
+        if look == 9:
+            answered.append("b")
+            grid.answer_late("b")
+
+    script = Script(grid, at_look)
+    script.states["c"] = State.LEFT
+    run = a_run(rounds=1, federation={"round-timeout-s": LONG_S})
+    federate(grid, issue(run), tmp_path, members=script, wake=passes)
+    assert [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "waiting"] == []
+
+
+def test_quorum_that_needs_who_is_gone_waits_for_that_site(tmp_path: Path) -> None:
+    """c is gone as the round asks; of those that were asked b refuses."""
+    grid = FakeGrid(dict.fromkeys("abc", same))
+    grid.sites["b"] = lambda request: (
+        Refusal(request.run_hash, request.round, ErrorCode.NO_DATA)
+        if isinstance(request, TrainRequest)
+        else same(request)
+    )
+
+    def at_look(script: Script, look: int) -> None:
+        script.states["c"] = State.LEFT if look < 15 else State.HERE
+
+    run = a_run(rounds=1, federation={"round-timeout-s": LONG_S})
+    federate(grid, issue(run), tmp_path, members=Script(grid, at_look), wake=passes)
+    told = [one["sites"] for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "waiting"]
+    assert told[0] == {"c": "left"}
 
 
 def test_wait_says_since_when_a_site_is_gone_and_is_not_told_of_a_moment(tmp_path: Path) -> None:
