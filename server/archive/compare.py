@@ -42,6 +42,7 @@ class Difference:
     second: Any
     low: float | None = None
     high: float | None = None
+    noised: bool = False  # whether hospitals added noise to one of the two
     warning: str | None = None  # why what differs else may not come from what was changed
 
     @property
@@ -165,9 +166,9 @@ def _scores(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Differ
 def _scored(what: str, site: str, first: Any, second: Any, spreads: list[float | None]) -> Difference:
     known = [spread for spread in spreads if spread is not None]
     if first is None or second is None or len(known) < 2:
-        return Difference(what, site, first, second)
+        return Difference(what, site, first, second, noised=bool(known))
     half = _NORMAL_95 * math.hypot(*known)
-    return Difference(what, site, first, second, second - first - half, second - first + half)
+    return Difference(what, site, first, second, second - first - half, second - first + half, noised=True)
 
 
 def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:

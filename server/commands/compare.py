@@ -47,7 +47,7 @@ def runs_compare(
         if each.warning is not None:
             note(f"Warning: {each.warning}")
     note("low and high: 95 % of what the noise that hospitals added leaves open; other patients are not in it.")
-    if any(each.low is not None for each in found):
+    if any(each.noised for each in found):
         note(NOISE)
 
 

@@ -50,6 +50,12 @@ def test_command_says_once_what_the_noise_of_its_scores_means(
     assert SAID not in typed(exact, words)
 
 
+def test_comparison_of_noised_scores_with_exact_ones_says_it_too(tmp_path: Path) -> None:
+    made = founded(tmp_path)
+    runs = [trained(*made, a_run(rounds=1, quorum=2, **tables)) for tables in (PRIVATE, {})]
+    assert typed(runs, "runs compare A B").count(SAID) == 1
+
+
 @pytest.mark.parametrize("path", ["/runs", "/runs/{run}"])
 def test_page_of_the_dashboard_says_it(path: str, private: list[Federation], exact: list[Federation]) -> None:
     for made, there in ((private[0], True), (exact[0], False)):
