@@ -183,7 +183,7 @@ def status(context: typer.Context, home: Home = HOME, as_json: JsonFlag = False)
 
     Example: `wardround-client status`
     """
-    no_run(context, "wardround-client show")
+    no_run(context, "`wardround-client show RUN`")
     found = status_of(home) | last_ended(home)
     values = {name: _typed(name, value) for name, value in found.items()}
     if as_json:

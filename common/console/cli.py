@@ -136,14 +136,14 @@ def no_run(context: typer.Context, *instead: str) -> None:
 
     Args:
         context: of a command with `TAKES_NO_RUN`.
-        instead: what to type, up to the run's name.
+        instead: what to type, with RUN for the run's name.
 
     Raises:
         click.UsageError: there is an argument.
     """
     if context.args:
         run = shown(context.args[0])
-        commands = " or ".join(f"`{words} {run}`" for words in instead)
+        commands = " or ".join(words.replace("RUN", run) for words in instead)
         raise click.UsageError(advice_in_hand()(f"this takes no run. See {commands}."), context)
 
 

@@ -111,7 +111,7 @@ def status(context: typer.Context, home: HomeOption = None, json: JsonFlag = Fal
 
     Example: `wardround-server status`
     """
-    no_run(context, "wardround-server watch", "wardround-server report")
+    no_run(context, "`wardround-server watch RUN`", "`wardround-server report RUN`")
     opened, registry = opened_home(home)
     running = supervisor.is_running(opened)
     members = [site for site in registry.sites() if site.state == "active"]

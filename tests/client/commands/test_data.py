@@ -146,9 +146,9 @@ def test_stray_file_that_comes_later_does_not_change_how_a_folder_is_read(
 
 def test_next_command_can_be_pasted_where_the_folder_is_another_than_the_usual(home: Path, folder: Path) -> None:
     done = CliRunner().invoke(app, ["data", "add", str(folder), "--home", str(home)], env={"WARDROUND_HOME": None})
-    assert f"Next: wardround-client data check --home {home}\n" in done.stderr
+    assert f"Next: `wardround-client data check --home {home}`\n" in done.stderr
     with_variable = succeed(home, "add", str(folder / "DOE-1")).stderr
-    assert "Next: wardround-client data check\n" in with_variable
+    assert "Next: `wardround-client data check`\n" in with_variable
 
 
 def test_report_calls_what_was_set_aside_so_as_the_tables_do(home: Path, folder: Path) -> None:
