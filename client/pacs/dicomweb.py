@@ -60,7 +60,7 @@ class DicomWebConnection:
         self._peer, self._meter = peer, meter
         self._body: _Counted | None = None
         self._came, self._most = 0, MOST_ANSWER_BYTES  # bytes of what is read now
-        session = requests.Session()
+        session = self._session = requests.Session()
         session.trust_env = False  # no proxy, and no password from a .netrc
         session.max_redirects = 0
         session.verify = peer.ca or True
@@ -168,7 +168,10 @@ class DicomWebConnection:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """What the libraries raise, as what it means and what to do."""
+        """What the libraries raise, as what it means and what to do.
+
+        Each question has a connection of its own: a PACS may close one that is kept as it is used again.
+        """
         where = self._peer.url
         try:
             yield
@@ -193,6 +196,8 @@ class DicomWebConnection:
             raise AwayError(f"{where} is out of reach, or ended the answer in its middle. {_reach(error)}") from error
         except Exception as error:
             raise PacsError(f"{where} answers with what is no DICOMweb. Correct url in pacs.toml.") from error
+        finally:
+            self._session.close()
 
 
 class _Counted:

@@ -214,6 +214,15 @@ def test_a_peer_that_ignores_the_offset_is_asked_twice_and_no_more(tmp_path: Pat
     assert dict(found.left_out) == {"study without such images": 500}
 
 
+def test_a_connection_that_is_closed_when_it_could_be_used_again_does_no_harm(tmp_path: Path) -> None:
+    def lingers(handler: Handler) -> None:
+        handler.say(json.dumps([study_answer().to_json_dict()]).encode())
+        time.sleep(0.3)  # the next question would come meanwhile, and find no answer
+
+    with bad_web(studies=lingers) as url:
+        assert pulled_from(tmp_path, url).files == COUNT
+
+
 def test_a_giant_answer_is_not_read_to_its_end(tmp_path: Path) -> None:
     sent = [0]
 
