@@ -62,7 +62,8 @@ def dashboard_of(home: Path) -> Dashboard:
             "/left": partial(_left, home),
             "/data": partial(_data, home),
         },
-        acts={"/runs/{run}/approve": partial(_approve, home), "/runs/{run}/deny": partial(_deny, home)},
+        acts={"/runs/{run}/approve": partial(_approve, home)},
+        at_once={"/runs/{run}/deny": partial(_deny, home)},
         stamp=partial(_stamp, home),
     )
 
@@ -132,6 +133,8 @@ def _approve(home: Path, visit: Visit, form: Mapping[str, str]) -> str:
     proposal = approvals.load(home, visit.path["run"])
     if not proposal.open:
         raise ConfigError(f"the run {proposal.run.name!r} is closed at the coordinator: there is nothing to approve.")
+    if proposal.approved:  # what is shown of it says so since: the form of before fits no more
+        return f"The run {proposal.run.name!r} is approved already. Nothing was changed."
     asked = decision.question(current_site(home), proposal)
     if form.get("seen") != asked.digest:
         raise PolicyError(

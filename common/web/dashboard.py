@@ -46,7 +46,7 @@ def serve_dashboard(dashboard: Dashboard, home: Path, *, port: int, as_json: boo
     os.umask(0o077)
     stopped = asked_to_stop()
     configure_logging()
-    sessions, file = Sessions(), home / LINK_NAME
+    sessions, file, told = Sessions(), home / LINK_NAME, b""
     shows = sys.stdout.isatty() and not as_json
     try:
         with listening(port) as sockets:
@@ -61,7 +61,8 @@ def serve_dashboard(dashboard: Dashboard, home: Path, *, port: int, as_json: boo
                     say(link())
                     note(f"{_GOOD_FOR} Enter shows another; so does `{dashboard.advice.program} dashboard --link`.")
                 else:
-                    write_private(file, f"{link()}\n".encode(), durable=False)
+                    told = f"{link()}\n".encode()
+                    write_private(file, told, durable=False)
                     show_json({"address": f"http://127.0.0.1:{number}", "link": file}) if as_json else say(
                         f"Listening on 127.0.0.1:{number}. The link is in {file}"
                     )
@@ -69,7 +70,8 @@ def serve_dashboard(dashboard: Dashboard, home: Path, *, port: int, as_json: boo
                 note("Ctrl-C or SIGTERM stops.")
                 _wait(stopped, asked, link, at_enter=shows)
     finally:
-        file.unlink(missing_ok=True)
+        if told and file.exists() and file.read_bytes() == told:  # else it is another dashboard's of this home
+            file.unlink(missing_ok=True)
 
 
 def show_fresh_link(home: Path, *, port: int, as_json: bool) -> None:

@@ -51,6 +51,9 @@ class Page:
     said: str = ""
 
 
+Act = Callable[[Visit, Mapping[str, str]], str]
+
+
 @dataclass(frozen=True)
 class Dashboard:
     """What a side shows, and what can be done there."""
@@ -59,9 +62,11 @@ class Dashboard:
     advice: Advice  # of this side's commands, for the pages
     menu: Sequence[tuple[str, str]]  # label, path
     pages: Mapping[str, Callable[[Visit], Page]]  # by path, such as "/runs/{run}"
-    # By path, such as "/runs/{run}/stop"; given the form, says what was done. Then "/runs/{run}" is shown.
-    acts: Mapping[str, Callable[[Visit, Mapping[str, str]], str]]
+    # By path, such as "/runs/{run}/stop"; given the form, says what was done. Then "/runs/{run}" is shown. Each
+    # needs the ticked box `sure` of its form.
+    acts: Mapping[str, Act]
     stamp: Callable[[], str]  # another one whenever a page may have changed
+    at_once: Mapping[str, Act] = field(default_factory=dict)  # acts that need no box: a no, a look
 
 
 class Pages:
@@ -71,7 +76,8 @@ class Pages:
         self._dashboard, self._sessions, self._stopped = dashboard, sessions, stopped
         self._streams = 0
         self._pages = [(compile_path(path)[0], show) for path, show in dashboard.pages.items()]
-        self._acts = [(compile_path(path)[0], do) for path, do in dashboard.acts.items()]
+        acts = {**{path: _if_sure(do) for path, do in dashboard.acts.items()}, **dashboard.at_once}
+        self._acts = [(compile_path(path)[0], do) for path, do in acts.items()]
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request that the door has let in."""
@@ -179,6 +185,19 @@ class Pages:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _if_sure(do: Act) -> Act:
+    """A browser asks for the box before it sends the form; whoever sends one otherwise is asked here."""
+
+    def done(visit: Visit, form: Mapping[str, str]) -> str:
+        if not form.get("sure"):
+            raise ConfigError(
+                "the box beside the button is not ticked. Nothing was done. Go back, read it and tick it."
+            )
+        return do(visit, form)
+
+    return done
+
+
 def _visit(request: Request, path: Mapping[str, str]) -> Visit:
     return Visit(request.scope["base"], request.scope["session"].csrf, path)
 
@@ -210,4 +229,4 @@ def _file(name: str) -> Response:
     return Response((Path(__file__).parent / "static" / name).read_bytes(), media_type=_FILES[name])
 
 
-__all__ = ["MOST_STREAMS", "Dashboard", "Page", "Pages", "Visit"]
+__all__ = ["MOST_STREAMS", "Act", "Dashboard", "Page", "Pages", "Visit"]

@@ -108,9 +108,9 @@ def dashboard_of(home: Home, registry: Registry, keyboard: Keyboard) -> Dashboar
         acts={
             "/runs/{run}/stop": act("stop", wishes.stop),
             "/runs/{run}/resume": act("resume", wishes.resume),
-            "/propose/look": look,
             "/propose/sign": lambda _visit, form: proposing.sign(home, registry, signer_of("run"), desk, form),
         },
+        at_once={"/propose/look": look},
         stamp=lambda: _stamp(home, registry),
     )
 

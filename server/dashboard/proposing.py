@@ -106,8 +106,10 @@ def sign(home: Home, registry: Registry, signer: operators.Signer, desk: Desk, f
         ConfigError: nothing was looked at, or another text since; or the run is known already.
         FederationError: the coordinator is not running.
     """
-    document = desk.draft.document
-    if document is None or form.get("seen") != document.hash:
+    document, seen = desk.draft.document, form.get("seen")
+    if document is None or seen != document.hash:
+        if known := next((one for one in registry.proposals() if one.run_hash == seen), None):
+            return f"{known.name} {known.run_hash[:8]} is proposed already. Nothing was changed."
         raise ConfigError(
             "another run.toml has been looked at since the page was shown. Nothing was proposed. Go back, reload the "
             "page and read it again."

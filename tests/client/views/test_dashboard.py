@@ -21,6 +21,7 @@ from common.system.files import write_private
 from common.web.pages import Page, Visit
 from common.wire.endings import Ending
 from tests.client.views.recorded import a_run, checked, hospital, propose, train
+from tests.common.web.served import assert_box_is_asked_for, opened
 
 RUN = a_run("lesions")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -47,7 +48,8 @@ def seen(home: Path, run: str) -> dict[str, str]:
 
 
 def act(home: Path, what: str, run: str, form: Mapping[str, str]) -> str:
-    return dashboard_of(home).acts[f"/runs/{{run}}/{what}"](Visit("/base", "secret", {"run": run}), form)
+    shown = dashboard_of(home)
+    return {**shown.acts, **shown.at_once}[f"/runs/{{run}}/{what}"](Visit("/base", "secret", {"run": run}), form)
 
 
 def typed(home: Path, *command: str) -> str:
@@ -85,6 +87,36 @@ def test_approval_is_that_of_the_command_and_gets_into_the_audit_log(home: Path,
     AuditTrail(home, load_identity(home), site_key(home)).answered(approvals.load(home, run))
     entry = open_log(home).entries()[-1]
     assert (entry.kind, entry.fields) == ("approved", {"run": run, "by": "person"})
+
+
+def test_without_the_ticked_box_nothing_is_approved(home: Path) -> None:
+    run = propose(home, RUN).run_hash
+    dashboard = dashboard_of(home)
+    assert_box_is_asked_for(dashboard, "client/views")
+    with opened(dashboard) as served:
+        visitor = served.logged_in()
+        page = visitor.get(f"/runs/{run}")
+        form = {"csrf": page.csrf, "seen": page.hidden("seen")}
+        for unticked in (form, form | {"sure": ""}):
+            answer = visitor.post(f"/runs/{run}/approve", unticked)
+            assert (answer.status, "is not ticked. Nothing was done" in answer.shown) == (409, True)
+        assert approvals.load(home, run).answer is None
+        assert visitor.post(f"/runs/{run}/approve", form | {"sure": "on"}).status == 303
+        assert approvals.load(home, run).approved
+        assert visitor.post(f"/runs/{run}/deny", {"csrf": page.csrf}).status == 303
+        assert not approvals.load(home, run).approved
+
+
+def test_form_that_is_sent_again_is_told_that_the_run_is_approved(home: Path) -> None:
+    run = propose(home, RUN).run_hash
+    form = seen(home, run)
+    act(home, "approve", run, form)
+    before = approvals.load(home, run).answer
+    assert act(home, "approve", run, form) == "The run 'lesions' is approved already. Nothing was changed."
+    assert approvals.load(home, run).answer == before
+    act(home, "deny", run, {})
+    with pytest.raises(PolicyError, match="has changed since"):
+        act(home, "approve", run, form)
 
 
 def test_denial_holds_for_a_run_that_was_approved(home: Path) -> None:

@@ -135,6 +135,19 @@ class Open:
     def link(self) -> str:
         return f"{self.url}/login#{self.sessions.token()}"
 
+    def logged_in(self) -> Visitor:
+        visitor = Visitor(self.port, f"/{self.sessions.place}")
+        assert visitor.log_in(self.sessions.token()).status == 303
+        return visitor
+
+
+def assert_box_is_asked_for(dashboard: Dashboard, folder: str) -> None:
+    """What has a box to tick on its page is done only with it, and only what has none without it."""
+    text = "".join(path.read_text() for path in sorted((ROOT / folder).glob("*.html")))
+    forms = re.findall(r'<form [^>]*action="\{\{ base \}\}(/[^"]*)">(.*?)</form>', text, re.DOTALL)
+    boxes = {re.sub(r"\{\{[^}]*\}\}", "{run}", path): 'name="sure" required' in body for path, body in forms}
+    assert boxes == dict.fromkeys(dashboard.acts, True) | dict.fromkeys(dashboard.at_once, False)
+
 
 @contextmanager
 def opened(dashboard: Dashboard, clock: Callable[[], float] = time.monotonic) -> Iterator[Open]:

@@ -80,6 +80,26 @@ def test_another_link_is_given_to_whoever_owns_the_home_and_each_is_good_once(mo
     assert stat.S_ISSOCK(socket.stat().st_mode)  # a killed one's, which disturbs nobody
 
 
+@pytest.mark.parametrize("module", [SERVER, CLIENT])
+def test_dashboard_that_finds_its_port_taken_or_ends_leaves_the_link_of_another(module: str, tmp_path: Path) -> None:
+    home = home_of(module, tmp_path)
+    with serving(module, home) as first:
+        link = first.link
+        command = [sys.executable, "-P", "-m", module, "dashboard", "--home", str(home)]
+        command += ["--port", str(first.visitor.port)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+        assert (again.returncode, "cannot be taken" in again.stderr) == (1, True), again
+        assert first.link == link
+        with serving(module, home) as second:
+            latest = second.link
+            assert latest != link
+            first.end()
+            assert second.link == latest
+            second.end()
+        assert not second.link_file.exists()
+
+
 def another(module: str, home: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-P", "-m", module, "dashboard", "--link", "--home", str(home), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

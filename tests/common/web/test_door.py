@@ -75,6 +75,7 @@ def stage(clock: list[float]) -> Iterator[Stage]:
         menu=(("Overview", "/"),),
         pages={"/": one.show, "/runs/{run}": one.show},
         acts={"/runs/{run}/stop": one.act},
+        at_once={"/runs/{run}/deny": one.act},
         stamp=lambda: one.news,
     )
     with opened(shown, lambda: clock[0]) as served:
@@ -223,7 +224,7 @@ def test_two_hosts_are_none(stage: Stage) -> None:
 def test_form_of_another_page_does_nothing(stage: Stage, headers: Mapping[str, str]) -> None:
     visitor = stage.logged_in()
     sent = {name: value.replace("PORT", str(stage.port)) for name, value in headers.items()}
-    fields = {"csrf": visitor.get("/").csrf}
+    fields = {"csrf": visitor.get("/").csrf, "sure": "on"}
     assert visitor.post("/runs/abc/stop", fields, sent).status == 403
     assert stage.done == []
     assert visitor.post("/runs/abc/stop", fields).status == 303
@@ -314,7 +315,7 @@ def test_page_holds_no_script_and_loads_nothing_from_elsewhere(stage: Stage) -> 
 def test_foreign_text_is_shown_and_not_obeyed(stage: Stage) -> None:
     visitor = stage.logged_in()
     csrf = visitor.get("/").csrf
-    visitor.post("/runs/abc/stop", {"csrf": csrf})
+    visitor.post("/runs/abc/stop", {"csrf": csrf, "sure": "on"})
     for answer in (visitor.get("/"), visitor.get("/runs/x"), visitor.get(f"/runs/{'%3Cscript%3E'}")):
         assert "<script>" not in answer.text
         assert "<img" not in answer.text
@@ -349,16 +350,26 @@ def test_error_of_an_act_is_told_and_undoes_nothing(stage: Stage) -> None:
     visitor = stage.logged_in()
     csrf = visitor.get("/").csrf
     stage.fault = ConfigError(f"it is stopped already {HOSTILE}")
-    answer = visitor.post("/runs/abc/stop", {"csrf": csrf})
+    answer = visitor.post("/runs/abc/stop", {"csrf": csrf, "sure": "on"})
     assert answer.status == 409
     assert "Not done" in answer.shown
     assert "it is stopped already" in answer.shown
     assert "<script>" not in answer.text
 
 
+def test_act_needs_the_box_that_its_form_has_and_one_without_needs_none(stage: Stage) -> None:
+    visitor = stage.logged_in()
+    csrf = visitor.get("/").csrf
+    answer = visitor.post("/runs/abc/stop", {"csrf": csrf})
+    assert (answer.status, stage.done) == (409, [])
+    assert "the box beside the button is not ticked" in answer.shown
+    assert visitor.post("/runs/abc/deny", {"csrf": csrf}).status == 303
+    assert stage.done == [{"run": "abc", "csrf": csrf}]
+
+
 def test_what_was_done_is_said_once(stage: Stage) -> None:
     visitor = stage.logged_in()
-    answer = visitor.post("/runs/abc/stop", {"csrf": visitor.get("/").csrf})
+    answer = visitor.post("/runs/abc/stop", {"csrf": visitor.get("/").csrf, "sure": "on"})
     assert (answer.status, answer.headers["location"]) == (303, f"{visitor.base}/runs/abc")
     assert "done &lt;script" in visitor.get("/runs/abc").text
     assert "done &lt;script" not in visitor.get("/runs/abc").text

@@ -21,6 +21,7 @@ from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 from server.views.progress import summary_of
 from server.views.report import write_report
+from tests.common.web.served import assert_box_is_asked_for, opened
 from tests.server.dashboard import recorded
 from tests.server.dashboard.recorded import SITES, begin, document, play_round, propose
 
@@ -143,6 +144,26 @@ def test_stop_is_signed_by_the_operator_and_in_the_audit_log(stage: tuple[Home, 
     assert entry.fields["subject"] == subject_of(RUN.hash)
     with pytest.raises(ConfigError, match="stopped already"):
         dashboard_of(home, registry, keyboard()).acts["/runs/{run}/stop"](Visit("", "", {"run": RUN.hash}), {})
+
+
+def test_without_the_ticked_box_nothing_is_signed(stage: tuple[Home, Registry]) -> None:
+    home, registry = stage
+    registry.propose(RUN, [])
+    dashboard = dashboard_of(home, registry, keyboard())
+    assert_box_is_asked_for(dashboard, "server/dashboard")
+    with open_log(home).transaction() as log:
+        before = log.size
+    with opened(dashboard) as served:
+        visitor = served.logged_in()
+        form = {"csrf": visitor.get("/").csrf, "seen": RUN.hash}
+        for path in dashboard.acts:
+            answer = visitor.post(path.format(run=RUN.hash), form)
+            assert (answer.status, "is not ticked. Nothing was done" in answer.shown) == (409, True)
+        assert registry.proposal(RUN.hash).open
+        with open_log(home).transaction() as log:
+            assert log.size == before
+        assert visitor.post(f"/runs/{RUN.hash}/stop", form | {"sure": "on"}).status == 303
+        assert registry.proposal(RUN.hash).state == "stopped"
 
 
 def test_resume_asks_for_a_coordinator_that_runs_and_is_signed(

@@ -37,7 +37,7 @@ def opened(stage: tuple[Home, Registry], name: str = operators.FIRST) -> Dashboa
 
 def look(dashboard: Dashboard, text: str = TOML) -> tuple[str, Page]:
     """As a form sends it."""
-    told = dashboard.acts["/propose/look"](VISIT, {"text": text.replace("\n", "\r\n")})
+    told = dashboard.at_once["/propose/look"](VISIT, {"text": text.replace("\n", "\r\n")})
     return told, dashboard.pages["/propose"](VISIT)
 
 
@@ -108,6 +108,15 @@ def test_run_that_is_known_already_is_refused(stage: tuple[Home, Registry]) -> N
     assert len(stage[1].proposals()) == 1
 
 
+def test_form_that_is_sent_again_is_told_that_the_run_is_proposed(stage: tuple[Home, Registry]) -> None:
+    dashboard = opened(stage)
+    look(dashboard)
+    sign(dashboard)
+    assert sign(dashboard) == f"nodules {RUN.hash[:8]} is proposed already. Nothing was changed."
+    assert len(stage[1].proposals()) == 1
+    assert [one.fields["action"] for one in open_log(stage[0]).entries() if one.kind == "act"][-1:] == ["run"]
+
+
 def test_nothing_is_proposed_while_no_coordinator_runs(
     stage: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +143,7 @@ def test_auditor_and_whoever_was_removed_propose_nothing(stage: tuple[Home, Regi
     with pytest.raises(EnrolmentError, match="may not look"):
         dashboard.pages["/propose"](VISIT)
     with pytest.raises(EnrolmentError, match="may not"):
-        dashboard.acts["/propose/look"](VISIT, {"text": TOML})
+        dashboard.at_once["/propose/look"](VISIT, {"text": TOML})
     with pytest.raises(EnrolmentError, match="omar is auditor and may not run"):
         sign(dashboard)
     operators.add(home, registry, "ida", "operator")
