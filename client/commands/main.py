@@ -30,7 +30,7 @@ from client.commands.options import HOME, Home, NewHome
 from client.commands.pacs import pacs_app
 from client.commands.predict import personal_app, predict
 from client.commands.serve import dashboard, metrics, serve
-from client.commands.sources import data_add
+from client.commands.sources import check_folder, data_add
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
 from client.home.folder import POLICY_NAME, SITE_NAME, check_private
@@ -44,7 +44,7 @@ from client.rules.approvals import Proposal
 from client.site import open_site
 from client.views.gains import COLUMNS, gains_of, in_words
 from client.views.ledger import charged, charged_runs
-from client.views.status import is_well, last_ended, status_of
+from client.views.status import is_well, last_ended, status_of, why_no_runs
 from common.config import PolicyConfig, load
 from common.config.statistics import statistic_names
 from common.console.cli import (
@@ -106,6 +106,9 @@ def join(  # noqa: PLR0917 - one parameter an option
 
     Example: `wardround-client join st-anna.json`
     """
+    enrolment.check_new(home)
+    for folder in data or ():  # now, and not when somebody has approved
+        check_folder(folder)
     opened = Invitation.from_text(_read(invitation))
     if request is not None:
         phrase, text = enrolment.request_by_file(home, opened)
@@ -186,10 +189,7 @@ def status(context: typer.Context, home: Home = HOME, as_json: JsonFlag = False)
     no_run(context, "`wardround-client show RUN`")
     found = status_of(home) | last_ended(home)
     values = {name: _typed(name, value) for name, value in found.items()}
-    if as_json:
-        show_json(values)
-    else:
-        show_table("Site", ("what", "value"), list(values.items()))
+    show_json(values) if as_json else show_table("Site", ("what", "value"), list(values.items()))
     if not is_well(found):
         raise typer.Exit(1)
 
@@ -213,6 +213,8 @@ def runs(home: Home = HOME, as_json: JsonFlag = False) -> None:
     show_table("Runs", _RUN_COLUMNS, [_run_row(proposal) for proposal in found], as_json=as_json)
     if any(not proposal.open for proposal in found):
         note("What can be done about a run that has ended: `wardround-client show RUN`")
+    if not found:
+        note(why_no_runs(home))
 
 
 @app.command()
@@ -253,8 +255,9 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor that leaves.")] = False,
     timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for the proposal, and for the agent's count of patients.")
-    ] = 300.0,
+        float | None,
+        typer.Option(min=0, help="Seconds to wait for the proposal, and for the agent's count.  [default: 300]"),
+    ] = None,
 ) -> None:
     """Let a run train here, after showing what that means. Refused where the policy refuses.
 

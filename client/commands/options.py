@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from client.home import kept
-from client.home.folder import DEFAULT, ENVIRONMENT, SITE_NAME, advice
+from client.home.folder import DEFAULT, ENVIRONMENT, SITE_NAME, advice, check_kind
 from client.home.sitekey import site_key
 from client.rules import approvals
 from common.config.rundocument import RunDocument, from_file
@@ -53,6 +53,8 @@ def _made(_context: typer.Context, home: Path) -> Path:
 def _home(check: Callable[[typer.Context, Path], Path]) -> Any:
     def given(context: typer.Context, home: Path) -> Path:
         advise(context, advice(home))
+        if not context.resilient_parsing:
+            check_kind(home)
         return check(context, home)
 
     about = "The site's folder: settings, keys, ledger, logs."

@@ -43,13 +43,18 @@ _GB = 10**9
 def pacs_add(  # noqa: PLR0917 - one parameter an option
     name: Annotated[str, typer.Argument(help="What to call it here: lower-case letters, digits, dashes.")],
     home: FirstHome = HOME,
-    host: Annotated[str | None, typer.Option(help="DIMSE: its name or address.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="DIMSE: its name or address. Without --ca names travel in the clear.")
+    ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="DIMSE: its port, often 104 or 11112.")] = None,
     called: Annotated[str | None, typer.Option(help="DIMSE: its AE title.")] = None,
     calling: Annotated[
         str | None, typer.Option(help="DIMSE: our AE title, as it is registered there.  [default: WARDROUND]")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="DICOMweb: the address of its service.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="DICOMweb: the address of its service. Without https:// names travel in the clear."),
+    ] = None,
     token_file: Annotated[Path | None, typer.Option(help="DICOMweb: a file with a bearer token in it.")] = None,
     login_file: Annotated[Path | None, typer.Option(help="DICOMweb: a file with user:password in it.")] = None,
     ca: Annotated[
@@ -90,6 +95,8 @@ def pacs_list(home: Home = HOME, as_json: JsonFlag = False) -> None:
     """
     rows = [(peer.name, peer.protocol, peer.address, peer.is_encrypted) for peer in read_peers(home)]
     show_table("PACS", ("name", "protocol", "address", "encrypted"), rows, as_json=as_json)
+    if not rows:
+        note("None yet. Next: `wardround-client pacs add NAME --host HOST --port PORT --called TITLE --ca FILE`")
 
 
 @pacs_app.command("remove")
@@ -141,7 +148,11 @@ def data_pull(  # noqa: PLR0917 - one parameter an option
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The folder to pull into; studies that are there are not asked for.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The folder to pull into, outside of the site's; studies that are there are not asked for.",
+        ),
     ] = None,
     home: Home = HOME,
     rate: Annotated[float | None, typer.Option(help="MiB a second at most.")] = None,

@@ -59,10 +59,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     """
     from client.data.isolate.isolation import Readers  # noqa: PLC0415 - image libraries
 
-    if not path.expanduser().is_dir():
-        raise ConfigError(
-            f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
-        )
+    check_folder(path)
     source = source_of(
         "data add",
         path.expanduser().resolve(),
@@ -129,6 +126,18 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     else:
         note(f"None has a label yet.{_named_in_csv(path, csv)}")
         note("Whether the images can be read: `wardround-client data check --without-labels`")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not path.expanduser().is_dir():
+        raise ConfigError(
+            f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
+        )
 
 
 def data_remove(
@@ -226,4 +235,4 @@ def _folder(source: SourceConfig, home: Path) -> Path:
     return (home / Path(source.path).expanduser()).resolve()
 
 
-__all__ = ["data_add", "data_list", "data_remove"]
+__all__ = ["check_folder", "data_add", "data_list", "data_remove"]

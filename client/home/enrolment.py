@@ -53,7 +53,7 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
     Raises:
         EnrolmentError: refused, or not approved in time; joining again with the same invitation goes on waiting.
     """
-    tls = home / "tls"
+    tls, was_there = home / "tls", home.exists()
     csr, receipt_key = _prepare(home, invitation)
     digest = request_digest(csr, public_bytes(receipt_key))
     show_phrase(as_phrase(digest))
@@ -61,10 +61,29 @@ def join(home: Path, invitation: Invitation, *, timeout_s: float, show_phrase: C
     with secure_channel(invitation.enrolment, invitation.root_pem.encode()) as channel:
         stub = EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
         if not _is_sent(tls, invitation):
-            _enrol(stub, invitation, csr, receipt_key)
+            try:
+                _enrol(stub, invitation, csr, receipt_key)
+            except EnrolmentError as error:
+                made = (
+                    "" if was_there else f" {home} was made for it, with new keys: remove it if you do not try again."
+                )
+                raise EnrolmentError(f"{error}{made}") from error
             write_private(tls / "token.sha256", _digest(invitation.token).encode())
         certificate_pem = _collect(stub, invitation.site, digest, time.monotonic() + timeout_s)
     return _become_member(home, certificate_pem)
+
+
+def check_new(home: Path) -> None:
+    """Refuse a home that has a certificate.
+
+    Raises:
+        EnrolmentError: it has joined already.
+    """
+    if (home / "tls" / "certificate.pem").exists():
+        raise EnrolmentError(
+            f"{home} has joined already, as {load_identity(home).site!r}: `wardround-client status` says how it is. "
+            "To join anew, use another --home, or move its tls folder away first."
+        )
 
 
 def request_by_file(home: Path, invitation: Invitation) -> tuple[str, str]:
@@ -139,11 +158,7 @@ def renew(home: Path, identity: Identity, *, to_successor: bool = False) -> Iden
 def _prepare(home: Path, invitation: Invitation) -> tuple[x509.CertificateSigningRequest, Ed25519PrivateKey]:
     """The home with its keys and what the invitation pins; the request, and the receipt key."""
     tls = home / "tls"
-    if (tls / "certificate.pem").exists():
-        raise EnrolmentError(
-            f"{home} has joined already, as {load_identity(home).site!r}. "
-            "To join anew, use another --home, or move its tls folder away first."
-        )
+    check_new(home)
     prepare_home(home, invitation.site)
     if not (tls / "receipt.key").exists():
         write_private(tls / "receipt.key", key_to_bytes(Ed25519PrivateKey.generate()))
@@ -223,6 +238,13 @@ def _enrol(
     try:
         stub.Enrol(request, timeout=CALL_TIMEOUT_S)
     except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAVAILABLE and not certificate_trouble(error):
+            raise EnrolmentError(
+                f"no coordinator with the invitation's certificate answers at {invitation.enrolment}. Where it runs, "
+                "this port is open only while an invitation or a request is: ask whether this invitation was used or "
+                "has been replaced, and for a new one. Else check that it is started, the address, the firewall "
+                f"(outbound), and that the invitation is this coordinator's.{told_of_proxy(invitation.enrolment)}"
+            ) from error
         raise _explain(error, invitation.enrolment) from error
 
 
@@ -256,7 +278,7 @@ def _explain(error: grpc.RpcError, address: str) -> EnrolmentError:
         return EnrolmentError(f"the coordinator at {address} cannot be trusted now: {trouble}.")
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         return EnrolmentError(
-            f"no coordinator with the invitation's certificate answers at {address}. Check that it is started, the "
-            f"address, the firewall (outbound), and that the invitation is this coordinator's.{told_of_proxy(address)}"
+            f"no coordinator with a certificate of its root answers at {address}. Check that it is started, the "
+            f"address, and the firewall (outbound).{told_of_proxy(address)}"
         )
     return EnrolmentError(f"the coordinator refused: {error.details() or error.code().name}.")

@@ -49,12 +49,26 @@ STATISTICS_NAME = f"{STATE_NAME}/statistics"
 FORGOTTEN_NAME = "forgotten.sealed"
 CHECK_NAME = "check"  # the last report of `wardround-client data check`
 
+_COORDINATORS = "server.toml"  # of server/home/folder.py
 _PRIVATE = ("tls", "tls/key.pem", "tls/receipt.key", "site.key")
 
 
 def advice(home: Path) -> Advice:
     """What completes the commands of this side: with --home where they would look into another folder."""
     return Advice.about("wardround-client", home, Path(os.environ.get(ENVIRONMENT) or DEFAULT))
+
+
+def check_kind(home: Path) -> None:
+    """Refuse the folder of a coordinator: what a hospital keeps would be mixed with it.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if (home / _COORDINATORS).exists() and not (home / SITE_NAME).exists():
+        raise ConfigError(
+            f"{home} is a coordinator's folder (it has {_COORDINATORS}), and not a hospital's. The coordinator's "
+            f"commands begin with wardround-server; for a hospital name another folder with --home or {ENVIRONMENT}."
+        )
 
 
 def check_private(home: Path) -> None:

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.errors import EnrolmentError
 from common.identity import certificates, rotation
 from common.identity.operators import public_bytes
-from common.identity.receipt_keys import receipt_key_of
+from common.identity.phrase import as_phrase
+from common.identity.receipt_keys import receipt_key_of, request_digest
 from common.system.files import move, write_private
 from common.wire.channels import MAX_NEWS_BYTES, secure_channel
 
@@ -45,8 +46,8 @@ class Identity:
 
     @property
     def days_left(self) -> int:
-        """Whole days until the certificate expires."""
-        return (self.certificate.not_valid_after_utc - certificates.now()).days
+        """Days until the certificate expires; below 0 where it has."""
+        return certificates.days_left(self.certificate.not_valid_after_utc)
 
     def channel(self, max_receive_bytes: int = MAX_NEWS_BYTES, *, to_successor: bool = False) -> grpc.Channel:
         """A channel to the gateway, for messages up to this size.
@@ -101,9 +102,25 @@ def not_joined(home: Path, error: FileNotFoundError) -> EnrolmentError:
             f"{error.filename} is missing, and {home} has joined a federation. Restore the folder tls from a backup; "
             "if there is none, ask the coordinator for a new invitation and join again."
         )
+    if asked_only:
+        return EnrolmentError(f"{home} has not joined a federation yet: {_how_far(home / 'tls')}")
     return EnrolmentError(
         f"{home} has not joined a federation. Ask the coordinator for an invitation and run "
         "`wardround-client join INVITATION`."
+    )
+
+
+def _how_far(tls: Path) -> str:
+    """Of a request for a certificate that has not come: where it is, and what to do."""
+    if not (tls / "token.sha256").exists():
+        return "its request has not reached the coordinator. Run the same `wardround-client join INVITATION` again."
+    receipt_key = Ed25519PrivateKey.from_private_bytes((tls / "receipt.key").read_bytes())
+    csr = x509.load_pem_x509_csr((tls / "request.pem").read_bytes())
+    return (
+        "its request waits for the coordinator's approval. Tell the coordinator the phrase "
+        f"{as_phrase(request_digest(csr, public_bytes(receipt_key)))}, and run the same "
+        "`wardround-client join INVITATION` again, which goes on waiting. A certificate that came by mail: "
+        "`wardround-client join INVITATION --certificate FILE`."
     )
 
 

@@ -123,10 +123,12 @@ def _start(run: RunConfig) -> str:
 def _how_often(run: RunConfig) -> str:
     some = run.federation.sites_per_round
     drawn = f", in each of which the coordinator asks {counted(some, 'hospital')}, drawn anew" if some else ""
+    every = run.evaluate_every
+    scored = f"every {every} rounds" if every < run.federation.rounds else "at the end"
+    scored = "each round" if every == 1 else scored
     return (
         f"{counted(run.federation.rounds, 'round')} of {run.training.work}, each within "
-        f"{run.federation.round_timeout_s:g} s{drawn}; scores "
-        f"{'each round' if run.evaluate_every == 1 else f'every {run.evaluate_every} rounds'}"
+        f"{run.federation.round_timeout_s:g} s{drawn}; scores {scored}"
     )
 
 

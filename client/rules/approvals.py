@@ -37,6 +37,8 @@ _STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHORTEST_PREFIX = 6
 _LOOK_EVERY_S = 0.3
+_PATIENCE_S = 300.0
+_PATIENCE_BESIDE_S = 10.0  # where what is here is probably meant: a new proposal comes within seconds
 
 _log = logging.getLogger(__name__)
 
@@ -232,24 +234,28 @@ def find(home: Path, wanted: str) -> Proposal:
 
 
 def await_appraisal(
-    home: Path, wanted: str, *, timeout_s: float, is_counting: Callable[[], bool], tell: Callable[[str], None]
+    home: Path, wanted: str, *, timeout_s: float | None, is_counting: Callable[[], bool], tell: Callable[[str], None]
 ) -> Proposal:
     """The one proposal with this name or hash, when it is here and the agent has found out what it would mean.
 
     Args:
         home: the site's.
         wanted: as for `find`.
-        timeout_s: how long to wait for either.
-        is_counting: whether an agent runs, which alone can count; without one only the proposal is waited for.
+        timeout_s: how long to wait for either; None: as usual, and not long for a proposal where one is here that is
+            probably meant.
+        is_counting: whether an agent runs, which alone can count; without one only the proposal is waited for, and not
+            where one is here that is probably meant.
         tell: told in a line what is waited for.
 
     Raises:
         ConfigError: not proposed, or not counted, within that time; or more than one fits.
     """
-    deadline = time.monotonic() + timeout_s
-    told = ""
+    began, told = time.monotonic(), ""
     while True:
         fitting = _fitting(home, wanted)
+        beside = "" if fitting else _beside(home, wanted)
+        patience_s = _PATIENCE_S if not beside else _PATIENCE_BESIDE_S if is_counting() else 0.0
+        deadline = began + (patience_s if timeout_s is None else timeout_s)
         if len(fitting) > 1 or (not fitting and time.monotonic() >= deadline):
             return _not_closed(find(home, wanted))
         if fitting and (fitting[0].appraisal is not None or fitting[0].answer is not None or not is_counting()):
@@ -258,10 +264,11 @@ def await_appraisal(
             raise ConfigError(
                 f"the patients for {wanted!r} are not counted yet. See logs/worker.log, or wait longer with --timeout."
             )
-        what = f"the count of patients for {wanted!r}" if fitting else _missing(home, wanted)
-        if what != told:
-            tell(f"Waiting for {what}, {max(0.0, deadline - time.monotonic()):.0f} s at most. Ctrl-C ends.")
-            told = what
+        what = f"the count of patients for {wanted!r}" if fitting else f"a run {wanted!r} to be proposed here"
+        if what + beside != told:
+            left_s = max(0.0, deadline - time.monotonic())
+            tell(f"Waiting for {what}, {left_s:.0f} s at most. Ctrl-C ends.{beside}")
+            told = what + beside
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -278,10 +285,12 @@ def _fitting(home: Path, wanted: str) -> list[Proposal]:
     return by_name or by_hash
 
 
-def _missing(home: Path, wanted: str) -> str:
-    closed = [proposal.run_hash[:8] for proposal in load_all(home) if proposal.run.name == wanted]
-    past = f" (closed ones of that name: {', '.join(closed)}; one that is meant is named by its hash)" if closed else ""
-    return f"a run {wanted!r} to be proposed here{past}"
+def _beside(home: Path, wanted: str) -> str:
+    """What is here that is probably meant, in a sentence with a space before it."""
+    here = load_all(home)
+    if closed := [one.run_hash[:8] for one in here if one.run.name == wanted]:
+        return f" Closed runs of that name: {', '.join(closed)}; one that is meant is named by its hash."
+    return meant(wanted, (one.run.name for one in here))
 
 
 def _not_closed(proposal: Proposal) -> Proposal:

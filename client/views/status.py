@@ -86,6 +86,16 @@ def is_well(values: dict[str, Any]) -> bool:
     return bool(values["state"] == "connected" and values["disk"] == IN_ORDER and not conflict)
 
 
+def why_no_runs(home: Path) -> str:
+    """Why no run has been proposed, as far as that is known here."""
+    try:
+        load_identity(home)
+    except EnrolmentError as error:
+        return str(error)
+    then = "" if is_running(home) else " They come while the agent runs: `wardround-client start`"
+    return f"No run has been proposed to this hospital yet.{then}"
+
+
 def remedy(code: str) -> str:
     """What to do about an error."""
     if code == OVER:
@@ -94,4 +104,4 @@ def remedy(code: str) -> str:
     return known or "see logs/agent.log and logs/worker.log"
 
 
-__all__ = ["REMEDIES", "is_well", "last_ended", "remedy", "status_of"]
+__all__ = ["REMEDIES", "is_well", "last_ended", "remedy", "status_of", "why_no_runs"]

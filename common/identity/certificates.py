@@ -42,6 +42,12 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
+def days_left(end: datetime.datetime) -> int:
+    """Days until then, to the nearest, as people count them: 90 for what began just now; below 0 only after it."""
+    left = end - now()
+    return left.days if left < datetime.timedelta() else round(left / datetime.timedelta(days=1))
+
+
 def new_key() -> PrivateKey:
     """A fresh ECDSA P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())

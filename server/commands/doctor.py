@@ -102,7 +102,7 @@ def _certificates(home: Home) -> Iterator[Finding]:
             yield Finding(f"{name} certificate", False, f"{path} is missing: restore the folder pki from a backup")
             continue
         certificate = certificates.load_certificate(path.read_bytes())
-        days = (certificate.not_valid_after_utc - certificates.now()).days
+        days = certificates.days_left(certificate.not_valid_after_utc)
         ok = days > MIN_DAYS_LEFT
         yield Finding(f"{name} certificate", ok, f"{counted(days, 'day')} left" + ("" if ok else f": {remedy}"))
 

@@ -303,7 +303,7 @@ def _until(site: Site) -> datetime.datetime:
 
 
 def _days(site: Site) -> int:
-    return max(0, (_until(site) - certificates.now()).days)
+    return max(0, certificates.days_left(_until(site)))
 
 
 def _role(registry: Registry, name: str) -> str:

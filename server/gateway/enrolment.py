@@ -186,14 +186,27 @@ def phrase_of(site: Site) -> str:
     return as_phrase(site.request_sha256) if site.request_sha256 else ""
 
 
+def _asks_nothing(site: Site) -> str:
+    """Why there is no request of a site, and what to do."""
+    match site.state:
+        case "invited":
+            return (
+                "it has not used its invitation yet. There: `wardround-client join FILE`. Then compare the phrase "
+                f"(`wardround-server requests`) and approve it. `wardround-server approve {site.name} --wait` waits."
+            )
+        case "active":
+            return "it is active already, and asks for no renewal."
+        case "revoked":
+            return f"it is revoked. To let it back in: `wardround-server invite {site.name}`"
+    return f"it is {site.state}. See `wardround-server requests`."
+
+
 def _sign(home: Home, registry: Registry, site: str, passphrase: str | None, by: Signer | None) -> None:
     """Sign what a site asks for. An active site's renewal needs no operator: its present certificate vouches for it."""
     request = registry.site(site)
     csr_pem = request.csr if request.state == "pending" else request.renewal
     if csr_pem is None or (request.state != "active" and by is None):
-        raise EnrolmentError(
-            f"site {site} is {request.state}, only a pending one can be approved. See `wardround-server requests`."
-        )
+        raise EnrolmentError(f"site {site} cannot be approved: {_asks_nothing(request)}")
     csr = certificates.check_csr(csr_pem, site)
     receipt_key = _receipt_key(home, request, csr)
     root_key, root = root_credentials(home, passphrase)

@@ -49,6 +49,8 @@ from server.home import key_agent
 ENVIRONMENT = "WARDROUND_SERVER_HOME"
 DEFAULT = Path("wardround-server")
 
+_HOSPITALS = "site.toml"  # of client/home/folder.py
+
 KEY_NAME = "coordinator.key"
 KEY_PASSPHRASE = "WARDROUND_COORDINATOR_PASSPHRASE"  # noqa: S105 - a variable's name
 
@@ -219,6 +221,19 @@ def default_hosts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(["127.0.0.1", "localhost", socket.gethostname()]))
 
 
+def check_kind(folder: Path) -> None:
+    """Refuse the folder of a hospital: what a coordinator keeps would be mixed with it.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if (folder / _HOSPITALS).exists():
+        raise ConfigError(
+            f"{folder} is a hospital's folder (it has {_HOSPITALS}), and not a coordinator's. A hospital's commands "
+            f"begin with wardround-client; for a coordinator name another folder with --home or {ENVIRONMENT}."
+        )
+
+
 def open_home(path: Path | None = None) -> Home:
     """Open an initialised folder.
 
@@ -227,6 +242,7 @@ def open_home(path: Path | None = None) -> Home:
     """
     folder = resolve(path)
     if not (folder / "server.toml").exists():
+        check_kind(folder)
         raise ConfigError(
             f"{folder} is not a coordinator's home. Run `wardround-server init`, "
             f"or say where it is with --home or the environment variable {ENVIRONMENT}."

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.identity import certificates, rotation
 from common.identity.operators import key_to_bytes
 from common.system.files import write_private
-from server.home.folder import Home, ServerConfig
+from server.home.folder import Home, ServerConfig, check_kind
 
 ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name
 ROOT_PURPOSE = "root key"
@@ -35,10 +35,11 @@ def create(path: Path, config: ServerConfig, passphrase: str | None = None, key_
         key_passphrase: seals the coordinator's key, and is then needed to start; None: the file's mode guards it.
 
     Raises:
-        ConfigError: the folder is already a coordinator's home, or a passphrase is too short.
+        ConfigError: the folder is already a coordinator's or a hospital's, or a passphrase is too short.
     """
     if (path / "server.toml").exists():
         raise ConfigError(f"{path} is already initialised. Use it, or give another folder with --home.")
+    check_kind(path)
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.chmod(0o700)
     for name in ("pki", "operators", "invitations", "runs", "logs", "flower"):

@@ -22,7 +22,7 @@ from server.federation.events import (
     summary_as_dict,
 )
 from server.registry.proposals import Proposal
-from server.views.sentences import noise_of, waiting_in, waits_for
+from server.views.sentences import NOISE_IN_SHORT, waiting_in, waits_for
 
 # The time left follows from so many rounds before.
 _ROUNDS_LOOKED_AT = 5
@@ -68,8 +68,8 @@ class Progress:
 
     @property
     def noise(self) -> str | None:
-        """What the noise of the score means; None where it has none."""
-        return noise_of([{SCORE_NOISE: self.score_noise}]) if self.score_noise else None
+        """What says more of the score's noise; None where it has none."""
+        return NOISE_IN_SHORT if self.score_noise else None
 
 
 def progress_of(folder: Path, proposal: Proposal) -> Progress:

@@ -28,6 +28,10 @@ NOISE = (
     "that follows from what they declare, as the true one stays secret: where it is another, a score lies farther from "
     "one half or nearer to it by as large a share, beyond its ±. A hospital's `evaluate` tells the exact ones."
 )
+# In one line, for a list of runs.
+NOISE_IN_SHORT = (
+    "± is of noise that hospitals added, for their patients' sake; what it means: `wardround-server report RUN`"
+)
 
 
 def noise_of(scores: Iterable[Mapping[str, object]]) -> str | None:
@@ -117,6 +121,7 @@ def missing_of(event: Event) -> list[str]:
 
 __all__ = [
     "NOISE",
+    "NOISE_IN_SHORT",
     "first_asked",
     "joined_of",
     "made_of",

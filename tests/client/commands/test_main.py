@@ -1,6 +1,7 @@
 """Commands as a person types them: exit code 0 only on success, one message on failure, JSON where there is a table."""
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
@@ -30,6 +31,8 @@ from client.rules.approvals import Appraisal
 from client.site import open_site
 from common.config import RunConfig, SiteConfig, SourceConfig, load, parse, sha256_of
 from common.errors import ConfigError
+from common.identity import certificates
+from common.identity.invitation import Invitation
 from common.identity.operators import Signer
 from common.privacy.scores import held_out_cohort
 from common.wire.endings import Ending
@@ -128,6 +131,47 @@ def test_start_without_data_says_what_to_do(home: Path) -> None:
 
 def test_start_without_having_joined_says_what_to_do(tmp_path: Path) -> None:
     assert "wardround-client join" in fail(tmp_path, "start")
+
+
+def test_who_waits_for_approval_is_told_so_with_the_phrase_wherever_they_look(home: Path, tmp_path: Path) -> None:
+    """Not that they have not joined, and need an invitation."""
+    expires = (certificates.now() + datetime.timedelta(hours=1)).isoformat()
+    root = (home / "tls" / "root.pem").read_text()
+    invitation = Invitation("west", "c0" * 16, root, "127.0.0.1:9", "127.0.0.1:9", "ab" * 32, expires)
+    (tmp_path / "west.json").write_text(invitation.to_text())
+    west, request = tmp_path / "west", tmp_path / "request"
+    phrase = succeed(west, "join", str(tmp_path / "west.json"), "--request", str(request)).split()[1]
+    told = [fail(west, "start"), json.loads(call(west, "status", "--json").stdout)["problem"]]
+    told.append(call(west, "runs").stderr)
+    for said in told:
+        assert f"waits for the coordinator's approval. Tell the coordinator the phrase {phrase}" in said
+        assert "Ask the coordinator for an invitation" not in said
+    (west / "tls" / "token.sha256").unlink()  # as where the port was closed
+    assert "its request has not reached the coordinator" in fail(west, "start")
+
+
+def test_no_runs_are_explained(home: Path) -> None:
+    assert "They come while the agent runs: `wardround-client start" in call(home, "runs").stderr
+    with only_one(home):
+        assert call(home, "runs").stderr == "No run has been proposed to this hospital yet.\n"
+    propose(home)
+    assert call(home, "runs").stderr == ""
+
+
+def test_join_looks_at_all_it_is_given_before_anybody_is_asked(home: Path, tmp_path: Path) -> None:
+    """The invitation is gone once it was used, and a folder is looked for before the approval."""
+    gone, new = str(tmp_path / "north.json"), tmp_path / "new"
+    assert "has joined already, as 'north'" in fail(home, "join", gone)
+    assert "typo is no folder that is there" in fail(new, "join", gone, "--data", str(tmp_path / "typo"))
+    assert "north.json cannot be read" in fail(new, "join", gone)
+    assert not new.exists()
+
+
+def test_folder_of_a_coordinator_is_no_hospitals(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").touch()
+    for command in (["status"], ["join", "north.json"], ["data", "add", str(tmp_path)]):
+        assert "is a coordinator's folder (it has server.toml)" in fail(tmp_path, *command)
+    assert [one.name for one in tmp_path.iterdir()] == ["server.toml"]
 
 
 def test_start_under_another_name_than_the_certificates_is_refused(home: Path, pictures: Path) -> None:
@@ -255,7 +299,8 @@ def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
         home, run_hash, Appraisal(Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9), None)
     )
     output = succeed(home, "approve", "lesions", "--yes")
-    assert all(text in output for text in (run_hash, "12 of our patients", "4,000 bytes", "to 4.00"))
+    expected = (run_hash, "12 of our patients", "(4,000 of weights", "to 4.00")
+    assert [text for text in expected if text not in output] == []
     stored = approvals.load(home, run_hash)
     assert stored.approved
     (row,) = json.loads(succeed(home, "runs", "--json"))
@@ -290,7 +335,25 @@ def test_approve_says_at_once_that_a_run_of_that_name_is_closed(home: Path) -> N
     run_hash = propose(home)
     approvals.set_open(home, run_hash, is_open=False)
     result = call(home, "approve", "lesions", "--timeout", "0.5")
-    assert f"(closed ones of that name: {run_hash[:8]};" in result.stderr.splitlines()[0]
+    assert f"Closed runs of that name: {run_hash[:8]};" in result.stderr.splitlines()[0]
+    assert "is closed at the coordinator" in fail(home, "approve", "lesions", "--yes")  # nobody brings another
+
+
+def test_approve_says_at_once_which_run_is_probably_meant_and_waits_for_another_only_while_an_agent_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_hash = propose(home)
+    monkeypatch.setattr(approvals, "_PATIENCE_S", 1e9)
+    assert "Did you mean 'lesions'?" in fail(home, "approve", "lesion", "--yes")
+    monkeypatch.setattr(approvals, "_PATIENCE_BESIDE_S", 0.5)
+    with only_one(home):
+        waited = call(home, "approve", "lesion", "--yes")
+    assert waited.exit_code == 1
+    first, last = waited.stderr.splitlines()
+    assert first.startswith("Waiting for a run 'lesion' to be proposed here, ")
+    assert first.endswith(" s at most. Ctrl-C ends. Did you mean 'lesions'?")
+    assert "Did you mean 'lesions'?" in last
+    assert approvals.load(home, run_hash).answer is None
 
 
 def test_unknown_run_is_explained(home: Path) -> None:

@@ -115,7 +115,7 @@ def test_joined_site_has_a_checked_certificate_and_strict_settings(
     identity, phrases = join(tmp_path / "home", invitation)
     home = tmp_path / "home"
     assert (identity.site, identity.gateway) == ("north", invitation.gateway)
-    assert identity.days_left in (89, 90)
+    assert identity.days_left == 90
     assert phrases == [as_phrase(double.digest)]
     assert load_identity(home).certificate == identity.certificate
     assert load(PolicyConfig, home / "policy.toml") == PolicyConfig()
@@ -185,6 +185,20 @@ def test_certificate_that_names_another_receipt_key_is_not_stored(
     with pytest.raises(EnrolmentError, match="names another key for the receipts of site 'north'"):
         join(tmp_path, invitation)
     assert not (tmp_path / "tls" / "certificate.pem").exists()
+
+
+def test_closed_port_is_explained_and_what_was_made_is_told(
+    tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the invitation was used elsewhere, and nobody else is expected."""
+    monkeypatch.setattr(enrolment, "PORT_PATIENCE_S", 0.1)
+    home, invitation = tmp_path / "home", invitation_to(authority, f"127.0.0.1:{free_port}")
+    with pytest.raises(EnrolmentError, match="ask whether this invitation was used") as told:
+        join(home, invitation)
+    assert f"{home} was made for it" in str(told.value)
+    with pytest.raises(EnrolmentError, match="ask whether this invitation was used") as told:
+        join(home, invitation)
+    assert "was made for it" not in str(told.value)
 
 
 def test_second_join_into_a_home_is_refused(tmp_path: Path, office: tuple[Office, Invitation]) -> None:

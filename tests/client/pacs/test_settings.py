@@ -1,6 +1,7 @@
 """pacs.toml: written by commands and by hand, refused where it is wrong, and never a place for a secret."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -55,7 +56,17 @@ def test_what_is_added_is_listed_and_goes_again(home: Path, secret: Path) -> Non
     typed("pacs", "remove", "main")
     assert [peer.name for peer in read_peers(home)] == ["web"]
     typed("pacs", "remove", "web")
-    assert json.loads(typed("pacs", "list", "--json").stdout) == []
+    nothing = typed("pacs", "list", "--json")
+    assert json.loads(nothing.stdout) == []
+    assert "Next: `wardround-client pacs add" in nothing.stderr
+
+
+def test_help_says_what_travels_in_the_clear_and_where_a_pull_may_not_go() -> None:
+    said = " ".join(re.sub(r"[\u2500-\u257f]", " ", typed("pacs", "add", "--help").output).split())
+    assert "Without --ca names travel in the clear" in said
+    assert "Without https:// names travel in the clear" in said
+    pull = " ".join(re.sub(r"[\u2500-\u257f]", " ", typed("data", "pull", "--help").output).split())
+    assert "outside of the site's" in pull
 
 
 def test_a_secret_stands_in_no_file_of_ours_and_in_no_output(home: Path, secret: Path) -> None:

@@ -222,6 +222,14 @@ def test_time_limit_that_the_run_sets_is_shown(site: Site) -> None:
     assert shown(site, proposed(site, run))["how often"].startswith("6 rounds of 10 steps, each within 7.5 s;")
 
 
+@pytest.mark.parametrize(
+    ("every", "said"), [(1, "each round"), (2, "every 2 rounds"), (6, "at the end"), (9, "at the end")]
+)
+def test_how_often_scores_are_asked_for_is_said_as_people_say_it(site: Site, every: int, said: str) -> None:
+    run = a_run(federation={"rounds": 6, "evaluate-every": every})
+    assert any(value.endswith(f"; scores {said}") for value in shown(site, proposed(site, run)).values())
+
+
 def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
     (site.home / "policy.toml").write_text("min-held-out = 7\n")
     site = open_site(site.home)

@@ -123,6 +123,14 @@ def test_certificate_out_of_date_is_refused_and_the_message_says_since_when(root
         )
 
 
+@pytest.mark.parametrize(
+    ("hours", "days"), [(90 * 24, 90), (90 * 24 - 1, 90), (25, 1), (23, 1), (1, 0), (-1, -1), (-25, -2)]
+)
+def test_days_that_are_left_are_those_that_people_count_and_none_once_it_has_ended(hours: int, days: int) -> None:
+    end = certificates.now() + datetime.timedelta(hours=hours)
+    assert certificates.days_left(end) == days
+
+
 def test_key_survives_its_file_and_other_bytes_are_no_key():
     key = certificates.new_key()
     assert certificates.load_key(certificates.key_to_pem(key)).private_numbers() == key.private_numbers()

@@ -42,6 +42,15 @@ def test_init_with_a_host_listens_to_the_world_and_certifies_the_name(tmp_path):
     assert {"fl.example.org", "localhost", "127.0.0.1"} <= set(certificates.hosts_of(certificate))
 
 
+def test_folder_of_a_hospital_is_no_coordinators(tmp_path):
+    north = tmp_path / "north"
+    north.mkdir()
+    (north / "site.toml").touch()
+    for command in ("init", "status"):
+        assert "is a hospital's folder (it has site.toml)" in fails(command, "--home", str(north))
+    assert [one.name for one in north.iterdir()] == ["site.toml"]
+
+
 def test_init_twice_is_refused_and_changes_nothing(home):
     before = home.root_pem
     assert "already initialised" in fails("init")

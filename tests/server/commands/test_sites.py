@@ -37,7 +37,7 @@ def test_an_invitation_can_be_written_elsewhere(home, tmp_path):
 
 def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registry):
     succeeds("invite", "st-mary")
-    assert "st-mary" in fails("approve", "st-mary")
+    assert "it has not used its invitation yet" in fails("approve", "st-mary")
     token = json.loads(home.invitation("st-mary").read_text())["token"]
     later = threading.Timer(1.5, registry.redeem, ["st-mary", token, *asked("st-mary")])
     later.start()
@@ -47,3 +47,6 @@ def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registr
     phrase = as_phrase(registry.site("st-mary").request_sha256)
     assert f"Phrase: {phrase}" in result.stdout
     assert registry.site("st-mary").state == "active"
+    assert "it is active already" in fails("approve", "st-mary")
+    succeeds("revoke", "st-mary")
+    assert "it is revoked" in fails("approve", "st-mary")

@@ -184,7 +184,7 @@ def test_collect_is_held_until_the_decision(home, registry, stub):
 
 def test_only_a_pending_site_can_be_approved(home, registry):
     enrolment.invite(home, registry, "st-rita")
-    with pytest.raises(EnrolmentError, match="is invited, only a pending one"):
+    with pytest.raises(EnrolmentError, match="has not used its invitation yet"):
         enrolment.approve(home, registry, "st-rita")
     with pytest.raises(EnrolmentError, match="no site is called"):
         enrolment.approve(home, registry, "nobody")

@@ -19,6 +19,7 @@ from tests.server.evidence.federation import PRIVATE, Federation, founded, train
 from tests.server.fakes import a_run
 
 SAID = "beyond its ±"
+IN_SHORT = "± is of noise that hospitals added"  # in one line, where several runs are listed
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,21 @@ def typed(made: list[Federation], line: str) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("words", ["runs", "watch A", "report A", "runs compare A B"])
+@pytest.mark.parametrize("words", ["watch A", "report A", "runs compare A B"])
 def test_command_says_once_what_the_noise_of_its_scores_means(
     words: str, private: list[Federation], exact: list[Federation]
 ) -> None:
     assert typed(private, words).count(SAID) == 1
     assert SAID not in typed(exact, words)
+
+
+def test_list_of_runs_says_in_a_line_where_a_score_that_it_shows_has_noise(
+    private: list[Federation], exact: list[Federation]
+) -> None:
+    (line,) = [one for one in typed(private, "runs").splitlines() if IN_SHORT in one]
+    assert len(line.partition(" --home ")[0]) < 120
+    assert IN_SHORT not in typed(exact, "runs")
+    assert SAID not in typed(private, "runs")
 
 
 def test_comparison_of_noised_scores_with_exact_ones_says_it_too(tmp_path: Path) -> None:
@@ -56,12 +66,14 @@ def test_comparison_of_noised_scores_with_exact_ones_says_it_too(tmp_path: Path)
     assert typed(runs, "runs compare A B").count(SAID) == 1
 
 
-@pytest.mark.parametrize("path", ["/runs", "/runs/{run}"])
-def test_page_of_the_dashboard_says_it(path: str, private: list[Federation], exact: list[Federation]) -> None:
+@pytest.mark.parametrize(("path", "said"), [("/runs", IN_SHORT), ("/runs/{run}", SAID)])
+def test_page_of_the_dashboard_says_it(
+    path: str, said: str, private: list[Federation], exact: list[Federation]
+) -> None:
     for made, there in ((private[0], True), (exact[0], False)):
         dashboard = dashboard_of(made.home, made.registry, Keyboard(operators.FIRST, None, None))
         page = dashboard.pages[path](Visit("/base", "secret", {"run": made.document.hash}))
-        assert (SAID in html.unescape(str(page.body))) is there
+        assert (said in html.unescape(str(page.body))) is there
 
 
 @pytest.mark.parametrize("name", ["card", "change", "annex-iv"])
@@ -89,7 +101,7 @@ def test_run_that_goes_on_is_shown_with_its_noise_and_what_it_means(
     monkeypatch.setattr("server.views.watch.time.sleep", lambda _: registry.close(run.hash, "failed", "no quorum"))
     shown = CliRunner().invoke(app, ["status", "--home", str(home.path)]).output
     assert "dice 0.200 ± 0.100" in " ".join(shown.split())
-    assert SAID in shown
+    assert IN_SHORT in shown
     lines = CliRunner().invoke(app, ["watch", run.hash[:8], "--home", str(home.path)]).stderr.splitlines()
     told = next(number for number, line in enumerate(lines) if "dice 0.200 ± 0.100" in line)
     assert SAID in lines[told + 1]
