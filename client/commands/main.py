@@ -30,7 +30,7 @@ from client.commands.options import HOME, Home, NewHome
 from client.commands.pacs import pacs_app
 from client.commands.predict import personal_app, predict
 from client.commands.serve import dashboard, metrics, serve
-from client.commands.sources import check_folder, data_add
+from client.commands.sources import check_data, data_add
 from client.commands.verdict import policy_verdict
 from client.home import enrolment
 from client.home.folder import POLICY_NAME, SITE_NAME, check_private
@@ -107,8 +107,7 @@ def join(  # noqa: PLR0917 - one parameter an option
     Example: `wardround-client join st-anna.json`
     """
     enrolment.check_new(home)
-    for folder in data or ():  # now, and not when somebody has approved
-        check_folder(folder)
+    check_data(home, data or (), needed=start_now)  # now, and not when somebody has approved
     opened = Invitation.from_text(_read(invitation))
     if request is not None:
         phrase, text = enrolment.request_by_file(home, opened)

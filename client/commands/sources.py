@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,7 +60,7 @@ def data_add(  # noqa: PLR0917 - one parameter an option
     """
     from client.data.isolate.isolation import Readers  # noqa: PLC0415 - image libraries
 
-    check_folder(path)
+    check_data(home, [path])
     source = source_of(
         "data add",
         path.expanduser().resolve(),
@@ -85,7 +86,6 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         pixel_text_checked=pixel_text_checked,
         channel=channel,
     )
-    check_outside(home, [Path(source.path)])
     if (home / SITE_NAME).exists():
         _check_new(load(SiteConfig, home / SITE_NAME), source, home)
     with Readers(1) as readers:
@@ -128,16 +128,26 @@ def data_add(  # noqa: PLR0917 - one parameter an option
         note("Whether the images can be read: `wardround-client data check --without-labels`")
 
 
-def check_folder(path: Path) -> None:
-    """Refuse what is no folder.
+def check_data(home: Path, folders: Sequence[Path], *, needed: bool = False) -> None:
+    """Look at folders that are to be added, before anything else is done.
+
+    Args:
+        home: the site's; it may not be there yet.
+        folders: as they are typed.
+        needed: whether the site is to have some data in the end.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: one is no folder, or holds the home; or the site has none and needs some.
     """
-    if not path.expanduser().is_dir():
-        raise ConfigError(
-            f"{path} is no folder that is there. Give the folder that holds the studies. Nothing was added."
-        )
+    for folder in folders:
+        if not folder.expanduser().is_dir():
+            raise ConfigError(
+                f"{folder} is no folder that is there. Give the folder that holds the studies. Nothing was added."
+            )
+    check_outside(home, [folder.expanduser().resolve() for folder in folders])
+    site = home / SITE_NAME
+    if needed and not folders and not (site.exists() and load(SiteConfig, site).data):
+        raise ConfigError("this site has no data yet to start with. Give --data FOLDER too, or leave --start out.")
 
 
 def data_remove(
@@ -235,4 +245,4 @@ def _folder(source: SourceConfig, home: Path) -> Path:
     return (home / Path(source.path).expanduser()).resolve()
 
 
-__all__ = ["check_folder", "data_add", "data_list", "data_remove"]
+__all__ = ["check_data", "data_add", "data_list", "data_remove"]

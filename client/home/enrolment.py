@@ -278,7 +278,7 @@ def _explain(error: grpc.RpcError, address: str) -> EnrolmentError:
         return EnrolmentError(f"the coordinator at {address} cannot be trusted now: {trouble}.")
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         return EnrolmentError(
-            f"no coordinator with a certificate of its root answers at {address}. Check that it is started, the "
+            f"no coordinator with a certificate of the pinned root answers at {address}. Check that it is started, the "
             f"address, and the firewall (outbound).{told_of_proxy(address)}"
         )
     return EnrolmentError(f"the coordinator refused: {error.details() or error.code().name}.")

@@ -163,7 +163,12 @@ def test_join_looks_at_all_it_is_given_before_anybody_is_asked(home: Path, tmp_p
     gone, new = str(tmp_path / "north.json"), tmp_path / "new"
     assert "has joined already, as 'north'" in fail(home, "join", gone)
     assert "typo is no folder that is there" in fail(new, "join", gone, "--data", str(tmp_path / "typo"))
-    assert "north.json cannot be read" in fail(new, "join", gone)
+    inside = ("join", gone, "--data", str(tmp_path), "--start")
+    assert "lies inside a data folder" in fail(new, *inside)
+    assert "has no data yet to start with" in fail(new, "join", gone, "--start")
+    (tmp_path / "images").mkdir()
+    for given in ([], ["--data", str(tmp_path / "images"), "--start"]):
+        assert "north.json cannot be read" in fail(new, "join", gone, *given)
     assert not new.exists()
 
 
