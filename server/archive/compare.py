@@ -68,7 +68,7 @@ def compare(first: Kept, second: Kept, runs: tuple[RunConfig, RunConfig]) -> lis
 
 def diff(first: RunConfig, second: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two run documents differ: dotted key, value in each; None: it is not there."""
-    one, other = (dict(_flat(run.model_dump(mode="json", by_alias=True), "")) for run in (first, second))
+    one, other = map(_settings, (first, second))
     keys = [*one, *(key for key in other if key not in one)]
     return [(key, one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)]
 
@@ -92,20 +92,15 @@ def _unlike(what: str, sites_of: Sequence[Sequence[str]], so: str) -> Iterator[D
 
 def _data(first: RunConfig, second: RunConfig) -> Iterator[Difference]:
     """Settings by which the scores are of other things, or of other patients."""
-    settings = [{"task.kind": run.task.kind} | _data_of(run) for run in (first, second)]
-    for key in settings[0] | settings[1]:
-        values = [one.get(key) for one in settings]
-        if values[0] != values[1]:
+    for key, one, other in diff(first, second):
+        if key in ("task.kind", "seed") or key.startswith("data."):
             what = "held-out patients" if key in _HOLDS_OUT else "images or classes"
-            yield Difference(key, "", values[0], values[1], warning=f"The scores are of other {what}: {key} differs.")
+            yield Difference(key, "", one, other, warning=f"The scores are of other {what}: {key} differs.")
 
 
-def _data_of(run: RunConfig) -> dict[str, Any]:
-    # How patients are held out follows from the privacy, too.
-    return {**{f"data.{key}": value for key, value in run.data.model_dump(mode="json", by_alias=True).items()}} | {
-        "data.split": run.split,
-        "seed": run.seed,
-    }
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """What holds in a run, by dotted key: also how patients are held out, which follows from the privacy too."""
+    return {**dict(_flat(run.model_dump(mode="json", by_alias=True), "")), "data.split": run.split}
 
 
 def _patients(kept: Kept) -> dict[str, int]:

@@ -46,7 +46,10 @@ def runs_compare(
     for each in found:
         if each.warning is not None:
             note(f"Warning: {each.warning}")
-    note("low and high: 95 % of what the noise that hospitals added leaves open; other patients are not in it.")
+    if any(each.low is not None for each in found):
+        note("low and high: 95 % of what the noise that hospitals added leaves open; other patients are not in it.")
+    if any(isinstance(each.by, float) for each in found):
+        note("B less A is of the exact numbers, and may be off by one in its last digit from those shown.")
     if any(each.noised for each in found):
         note(NOISE)
 

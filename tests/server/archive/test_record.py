@@ -230,6 +230,8 @@ def test_compare_tells_what_the_summaries_say(runs: list[Federation]) -> None:
     summaries = [json.loads((one.results / "summary.json").read_text()) for one in (first, second)]
     rows = {(row["what"], row["site"]): row for row in found}
     assert (rows["rounds", None]["a"], rows["rounds", None]["b"]) == (3, 2)
+    told = CliRunner().invoke(app, ["runs", "compare", first.document.hash[:8], second.document.hash[:8]]).stderr
+    assert "low and high: 95 %" in told
     assert (rows["rounds with its update", "north"]["a"], rows["rounds with its update", "north"]["b"]) == (3, 2)
     for site in ("north", "south"):
         values = [one["guarantee"]["sites"][site]["epsilon"] for one in summaries]
@@ -285,6 +287,10 @@ def test_compare_warns_where_what_is_compared_is_not_of_the_same(
     told = CliRunner().invoke(app, ["runs", "compare", "first", name]).stderr
     assert "Warning: " in told
     assert said in told
+    keys = {row["key"]: (row["a"], row["b"]) for row in typed("runs", "diff", "first", name, "--json")}
+    for row in rows:
+        if row["warning"] and (row["what"] == "seed" or row["what"].startswith("data.")):
+            assert keys[row["what"]] == (row["a"], row["b"])
 
 
 def test_compare_warns_of_nothing_where_a_setting_of_the_training_differs(
@@ -292,7 +298,10 @@ def test_compare_warns_of_nothing_where_a_setting_of_the_training_differs(
 ) -> None:
     monkeypatch.setenv("WARDROUND_SERVER_HOME", str(unlike["first"].home.path))
     assert {row["warning"] for row in typed("runs", "compare", "first", "alike", "--json")} == {None}
-    assert "Warning" not in CliRunner().invoke(app, ["runs", "compare", "first", "alike"]).stderr
+    told = CliRunner().invoke(app, ["runs", "compare", "first", "alike"]).stderr
+    assert "Warning" not in told
+    assert "low and high" not in told  # exact scores: both columns are empty
+    assert "B less A is of the exact numbers" in told
 
 
 def test_diff_names_the_keys_that_differ_and_no_other(runs: list[Federation]) -> None:
