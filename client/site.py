@@ -153,14 +153,23 @@ def current_site(home: Path) -> Site:
         raise PolicyError(str(error)) from error
 
 
+def policy_of(home: Path) -> PolicyConfig:
+    """The hospital's rules as they are written now, for which no key is needed.
+
+    Raises:
+        ConfigError: policy.toml is wrong.
+    """
+    path = home / POLICY_NAME
+    return load(PolicyConfig, path) if path.exists() else PolicyConfig()
+
+
 def changed(home: Path, *names: str) -> tuple[int, ...]:
     """When files of a home were changed last, nanoseconds; 0 for one that is not there."""
     return tuple(_stamp(home / name) for name in names)
 
 
 def _read(home: Path, key: bytes) -> Site:
-    policy_path = home / POLICY_NAME
-    policy = load(PolicyConfig, policy_path) if policy_path.exists() else PolicyConfig()
+    policy = policy_of(home)
     config = load(SiteConfig, home / SITE_NAME)
     (home / STATE_NAME).mkdir(mode=0o700, exist_ok=True)
     check_outside(home, (home / Path(source.path).expanduser() for source in config.data))
@@ -177,4 +186,4 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-__all__ = ["Site", "asked_of", "changed", "current_site", "open_site"]
+__all__ = ["Site", "asked_of", "changed", "current_site", "open_site", "policy_of"]

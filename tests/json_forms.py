@@ -35,7 +35,7 @@ VERDICT = {
     "too-few-held-out": ({str: int}, None),
 }
 AUDIT = [{"severity": str, "log": str, "finding": str}]
-LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str}, None)
+LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str, "what-to-do": str}, None)
 BINS = ({"value": NUMBER, "low": MAYBE, "high": MAYBE, "bins": {"low": NUMBER, "high": NUMBER}}, None)
 VALUE = (*NUMBER, bool, *TEXT, [(*NUMBER, bool, str)])
 PLAIN = (*NUMBER, str, None, [str], [NUMBER], [[int]], SCORES, BINS)

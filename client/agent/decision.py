@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.agent import spending
-from client.home.declared import as_declared, declare
+from client.home.declared import declare
 from client.proposals import signers
+from client.proposals.budget import beyond
 from client.proposals.consequences import consequences
+from client.proposals.opinion import offer_for
 from client.rules import approvals, policy
 from client.rules.approvals import Proposal
 from client.rules.policy import Purpose
 from client.site import Site, open_site
-from common.errors import ConfigError
+from common.errors import ConfigError, ErrorCode, PrivacyError
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def question(site: Site, proposal: Proposal) -> Question:
         ConfigError: state/declared.json is damaged.
         PrivacyError: the ledger cannot be read.
     """
-    if proposal.appraisal is not None and proposal.appraisal.offer is not None:
-        offer = as_declared(proposal.appraisal.offer, site.config, proposal.run, site.home)
+    if proposal.appraisal is not None:
+        offer = offer_for(site.home, proposal)
         proposal = replace(proposal, appraisal=replace(proposal.appraisal, offer=offer))
     return Question(proposal, site, consequences(proposal, site, approvals.load_all(site.home)))
 
@@ -52,7 +54,7 @@ def check(asked: Question) -> None:
 
     Raises:
         PolicyError: policy.toml does not allow it.
-        PrivacyError: the ledger is older than the audit log.
+        PrivacyError: the ledger is older than the audit log, or the budget does not carry the run.
     """
     proposal, site = asked.proposal, asked.site
     offer = proposal.appraisal.offer if proposal.appraisal else None
@@ -60,6 +62,8 @@ def check(asked: Question) -> None:
     policy.decide(proposal.run, site.policy, Purpose.APPROVAL, signers=signed, offer=offer).enforce()
     if proposal.run.privacy is not None:
         spending.check_home(site)
+        if offer is not None and (why := beyond(site, proposal.document, offer)) is not None:
+            raise PrivacyError(f"run {proposal.run.name!r} is {why}.", ErrorCode.BUDGET_SPENT)
 
 
 def approve(asked: Question) -> str:

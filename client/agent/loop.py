@@ -6,7 +6,8 @@ exit gate. Whatever goes wrong becomes a Refusal with a code; the reason stays i
 image is imported here (a test holds this): what talks to the network never holds patient data. One message at a time.
 
     thread    message      pull, decide, ask the worker, reply
-    thread    proposals    fetch new proposals, appraise them, approve where the policy does
+    thread    proposals    fetch new proposals
+    thread    appraisals   appraise them, when they or the hospital's files are new; approve where the policy does
     thread    upkeep       heartbeats, answers given on the command line, the worker's life, status.json
 """
 
@@ -28,7 +29,7 @@ from client.agent.status import DISK_FULL, FAILED, IN_ORDER, STOPPED, Status
 from client.agent.worker_process import Worker
 from client.home.declared import as_declared
 from client.home.enrolment import renew
-from client.home.folder import FORGOTTEN_NAME, SITE_NAME
+from client.home.folder import FORGOTTEN_NAME, POLICY_NAME, SITE_NAME
 from client.home.identity import Identity
 from client.home.offer import Offer
 from client.proposals.appraise import Proposals
@@ -52,7 +53,7 @@ from common.flower.packing import question_of, reply_to
 from common.wire.messages import Refusal
 from common.wire.pushback import retry_after
 from common.wire.records import reply_to_record
-from common.wire.wardround_pb2 import AnswerProposalRequest, ListProposalsReply, ListProposalsRequest
+from common.wire.wardround_pb2 import ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 
 PROPOSALS_WAIT_S = 20.0
@@ -79,6 +80,7 @@ class Agent:
     def __init__(self, home: Path, identity: Identity, worker: Worker) -> None:
         self._home, self._identity = home, identity
         self._stop = threading.Event()
+        self._news = threading.Event()  # proposals have come
         self._failed = False
         self._renewed: Identity | None = None  # takes over between two messages
         self._renew_at = 0.0
@@ -109,7 +111,12 @@ class Agent:
         """
         _log.info("site %s, coordinator %s", self._identity.site, self._identity.gateway)
         self._begin()
-        steps = {"message": self._serve, "proposals": self._watch_proposals, "upkeep": self._upkeep}
+        steps = {
+            "message": self._serve,
+            "proposals": self._watch_proposals,
+            "appraisals": self._watch_files,
+            "upkeep": self._upkeep,
+        }
         threads = [
             threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True) for name, step in steps.items()
         ]
@@ -288,6 +295,7 @@ class Agent:
         self._proposals.learn(reply.removals, self._identity.root_pem)
         for proposal in reply.proposals:
             self._proposals.keep(proposal, self._identity.root_pem)
+        self._news.set()
 
     def _watch_proposals(self) -> None:
         revision, pause = 0, SHORTEST_PAUSE_S
@@ -297,7 +305,6 @@ class Agent:
                 request = ListProposalsRequest(revision=revision, wait_s=PROPOSALS_WAIT_S)
                 reply = self._coordination.ListProposals(request, timeout=PROPOSALS_WAIT_S + CALL_TIMEOUT_S)
                 self._keep(reply)
-                self._proposals.appraise()
             except (grpc.RpcError, WardroundError, OSError) as error:
                 if isinstance(error, grpc.RpcError):
                     _log.debug("proposals: %s", error)
@@ -311,6 +318,15 @@ class Agent:
             if reply.revision == revision and time.monotonic() - started < UPKEEP_S:
                 self._stop.wait(UPKEEP_S)  # the gateway did not hold the call
             revision = reply.revision
+
+    def _watch_files(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._proposals.appraise()
+            except (WardroundError, OSError) as error:
+                self._trouble.say(f"proposals: {error}")
+            self._news.wait(UPKEEP_S)
+            self._news.clear()
 
     # Upkeep
 
@@ -329,7 +345,9 @@ class Agent:
                 if time.monotonic() >= heartbeat_at:
                     heartbeat_at = time.monotonic() + HEARTBEAT_S / 2
                     self._fleet.heartbeat(self._rounds.at_work)
-                if (now := (approvals.answers_stamp(self._home), self._status.node_session)) != stamp:
+                # What the policy refuses is told as it is written now.
+                files = approvals.answers_stamp(self._home), changed(self._home, POLICY_NAME)
+                if (now := (files, self._status.node_session)) != stamp:
                     self._send_answers()
                     stamp = now
                 if self._exchange.is_due:
@@ -370,16 +388,12 @@ class Agent:
     def _send_answers(self) -> None:
         """Tell the coordinator the answers to open runs, and what the policy refuses; telling it again does no harm."""
         for proposal in approvals.load_all(self._home):
-            code = (proposal.appraisal and proposal.appraisal.code) or ""
-            if not proposal.open or (proposal.answer is None and not code):
+            if (request := self._proposals.to_tell(proposal)) is None:
                 continue
             self._trail.answered(proposal)
-            yes = proposal.answer is not None and proposal.answer.approved
-            request = AnswerProposalRequest(run_hash=proposal.run_hash, approved=yes, code="" if yes else code)
             try:
                 self._coordination.AnswerProposal(request, timeout=CALL_TIMEOUT_S)
             except grpc.RpcError as error:
                 if error.code() not in _RUN_IS_OVER:
                     raise
-            said = "yes" if yes else "no" if proposal.answer else f"that the policy refuses it ({code})"
-            _log.info("run %r: answered %s", proposal.run.name, said)
+            self._proposals.told(proposal, request)

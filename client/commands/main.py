@@ -39,13 +39,13 @@ from client.home.identity import load_identity
 from client.home.statistics import kept as kept_statistics
 from client.proposals.consequences import tensor_rows
 from client.proposals.ended import how_in_words, next_in_words
+from client.proposals.opinion import against, opinion_on
 from client.rules import approvals
 from client.rules.approvals import Proposal
-from client.site import open_site
+from client.site import open_site, policy_of
 from client.views.gains import COLUMNS, gains_of, in_words
 from client.views.ledger import charged, charged_runs
-from client.views.status import is_well, last_ended, status_of, why_no_runs
-from common.config import PolicyConfig, load
+from client.views.status import is_well, last_ended, status_of, told_of_error, why_no_runs
 from common.config.statistics import statistic_names
 from common.console.cli import (
     TAKES_NO_RUN,
@@ -186,7 +186,7 @@ def status(context: typer.Context, home: Home = HOME, as_json: JsonFlag = False)
     Example: `wardround-client status`
     """
     no_run(context, "`wardround-client show RUN`")
-    found = status_of(home) | last_ended(home)
+    found = told_of_error(status_of(home)) | last_ended(home)
     values = {name: _typed(name, value) for name, value in found.items()}
     show_json(values) if as_json else show_table("Site", ("what", "value"), list(values.items()))
     if not is_well(found):
@@ -209,7 +209,7 @@ def runs(home: Home = HOME, as_json: JsonFlag = False) -> None:
     Example: `wardround-client runs`
     """
     found = approvals.load_all(home)
-    show_table("Runs", _RUN_COLUMNS, [_run_row(proposal) for proposal in found], as_json=as_json)
+    show_table("Runs", _RUN_COLUMNS, [_run_row(home, proposal) for proposal in found], as_json=as_json)
     if any(not proposal.open for proposal in found):
         note("What can be done about a run that has ended: `wardround-client show RUN`")
     if not found:
@@ -231,13 +231,13 @@ def show(
     statistics = kept_statistics(site.home, site.key, proposal.run_hash)
     told = {} if statistics is None else statistics.values
     if as_json:
-        about = dict(zip(_RUN_COLUMNS, _run_row(proposal), strict=True))
+        about = dict(zip(_RUN_COLUMNS, _run_row(home, proposal), strict=True))
         compared = [dict(zip(COLUMNS, one.row, strict=True)) for one in gains]
         show_json({"run": about, "gains": compared, "statistics": told})
         return
-    show_table("Run", _RUN_COLUMNS, [_run_row(proposal)])
+    show_table("Run", _RUN_COLUMNS, [_run_row(home, proposal)])
     if (how := how_in_words(proposal)) is not None:
-        say(f"{proposal.run.name} {proposal.run_hash[:8]}: {how}. {next_in_words(proposal)}")
+        say(f"{proposal.run.name} {proposal.run_hash[:8]}: {how}. {next_in_words(proposal, against(home, proposal))}")
     if gains:
         show_table("What we gain", COLUMNS, [one.row for one in gains])
     say(in_words(gains))
@@ -262,7 +262,11 @@ def approve(
 
     Example: `wardround-client approve lesions-2026`
     """
-    proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=lambda: is_running(home), tell=note)
+
+    def is_counting(one: Proposal | None) -> bool:  # what the policy refuses is not counted
+        return is_running(home) and (one is None or opinion_on(home, one) is None)
+
+    proposal = approvals.await_appraisal(home, run, timeout_s=timeout, is_counting=is_counting, tell=note)
     asked = decision.question(open_site(home), proposal)
     decision.check(asked)
     show_table("What you approve", ("what", "value"), asked.rows)
@@ -294,8 +298,7 @@ def policy_check(
 
     Example: `wardround-client policy check run.toml`
     """
-    path = home / POLICY_NAME
-    rules = load(PolicyConfig, path) if path.exists() else PolicyConfig()
+    rules = policy_of(home)
     verdict = None if run is None else policy_verdict(home, run, rules)
     values = rules.model_dump(mode="json", by_alias=True)
     if as_json:
@@ -305,7 +308,7 @@ def policy_check(
             verdict.show()
         show_table("Policy", ("rule", "value"), list(values.items()))
     if verdict is not None:
-        verdict.decision.enforce()
+        verdict.enforce()
 
 
 @app.command()
@@ -358,10 +361,9 @@ def _read(path: Path) -> str:
         raise EnrolmentError(f"{path} cannot be read ({error}). Give the file that the coordinator sent.") from error
 
 
-def _run_row(proposal: Proposal) -> tuple[Any, ...]:
+def _run_row(home: Path, proposal: Proposal) -> tuple[Any, ...]:
     given, appraisal, run, ending = proposal.answer, proposal.appraisal, proposal.run, proposal.ending
     said = "waiting" if given is None else "approved" if given.approved else "denied"
-    opinion = None if appraisal is None else appraisal.refusal or "allows"
     return (
         run.name,
         Digest(proposal.run_hash),
@@ -374,7 +376,7 @@ def _run_row(proposal: Proposal) -> tuple[Any, ...]:
         run.federation.rounds,
         run.privacy.target_epsilon if run.privacy else None,
         appraisal.offer.patients if appraisal and appraisal.offer else None,
-        opinion,
+        opinion_on(home, proposal),
     )
 
 

@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from client.home.declared import as_declared, declared_size, outgrown
-from client.home.folder import SITE_NAME
+from client.home.declared import declared_size, outgrown
 from client.home.offer import Offer
 from client.proposals import signers
+from client.proposals.budget import Shortfall
+from client.proposals.opinion import budget_is_known, offer_for, shortfall_on
 from client.rules import approvals, exit_gate, policy
 from client.rules.policy import Decision, Purpose, Refused
 from client.site import Site
-from common.config import PolicyConfig, SiteConfig, load
+from common.config import PolicyConfig
 from common.config.rundocument import RunDocument, from_file
 from common.console.cli import say
-from common.errors import ErrorCode
+from common.errors import ErrorCode, PrivacyError
 from common.identity.operators import Signer
 from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
@@ -40,14 +41,32 @@ class Verdict:
     declared: int | None = None  # what a run with privacy is told instead
     too_few: Mapping[Phase, int] | None = None  # held-out patients of the splits that leave no score; None: not known
     least: int = 0  # min-held-out
+    budget_known: bool = False  # whether the ledger was asked
+    shortfall: Shortfall | None = None  # what the privacy budget lacks then
+
+    @property
+    def beyond(self) -> Shortfall | None:
+        """The budget, where it will not carry the run whatever other runs leave of it."""
+        return None if self.shortfall is None or self.shortfall.for_now else self.shortfall
+
+    def enforce(self) -> None:
+        """Raise where the run is refused.
+
+        Raises:
+            PolicyError: policy.toml does not allow it.
+            PrivacyError: the budget does not carry it.
+        """
+        self.decision.enforce()
+        if self.beyond is not None:
+            raise PrivacyError(f"run {self.document.name!r} is {self.beyond.why}.", ErrorCode.BUDGET_SPENT)
 
     def as_data(self) -> dict[str, object]:
         """For JSON."""
         return {
             "name": self.document.name,
             "sha256": self.document.hash,
-            "allowed": self.decision.allowed,
-            "refusals": [one.why for one in self.decision.refused],
+            "allowed": self.decision.allowed and self.beyond is None,
+            "refusals": [one.why for one in self.decision.refused] + [one.why for one in [self.beyond] if one],
             "patients": self.patients,
             "too-few-held-out": None if self.too_few is None else dict(self.too_few),
         }
@@ -55,11 +74,16 @@ class Verdict:
     def show(self) -> None:
         """Print it."""
         known = "without a count of patients" if self.patients is None else f"with {counted(self.patients, 'patient')}"
-        say(f"{'ALLOWED' if self.decision.allowed else 'REFUSED'} by policy.toml, {known}: {self.document.name}")
+        verdict = "ALLOWED by policy.toml" if self.decision.allowed else "REFUSED by policy.toml"
+        if self.decision.allowed and self.beyond is not None:
+            verdict = "BEYOND THE BUDGET, though policy.toml allows it"
+        say(f"{verdict}, {known}: {self.document.name}")
         say(f"SHA-256 of the run: {self.document.hash}")
         for one in self.decision.refused:
             say(f"- {one.why}")
-        if self.document.config.privacy is not None and self.decision.allowed:
+        if self.shortfall is not None:
+            say(f"- {self.shortfall.why}")
+        if self.document.config.privacy is not None and self.decision.allowed and not self.budget_known:
             say("Whether the privacy budget lasts for it the policy does not say: approve does, under privacy.")
         for phase, count in (self.too_few or {}).items():
             say(
@@ -79,10 +103,10 @@ def policy_verdict(home: Path, run: str, rules: PolicyConfig) -> Verdict:
     if Path(run).is_file():
         return verdict_on(from_file(Path(run)), rules, None)
     proposal = approvals.find(home, run)
-    offer = proposal.appraisal.offer if proposal.appraisal else None
-    if offer is not None:
-        offer = as_declared(offer, load(SiteConfig, home / SITE_NAME), proposal.run, home)
-    return verdict_on(proposal.document, rules, offer, signers.of(home, proposal.run_hash))
+    offer = offer_for(home, proposal)
+    verdict = verdict_on(proposal.document, rules, offer, signers.of(home, proposal.run_hash))
+    known = budget_is_known(home, proposal)
+    return replace(verdict, budget_known=known, shortfall=shortfall_on(home, proposal))
 
 
 def verdict_on(

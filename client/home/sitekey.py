@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common.crypto.derivation import KEY_BYTES
 from common.crypto.keyfile import KeyFile
+from common.crypto.passphrase import passphrase_from
 from common.errors import ConfigError
 
 KEY_NAME = "site.key"
@@ -46,6 +47,13 @@ def site_key(home: Path) -> bytes:
         held.clear()
         held[state] = file.open() if given is None else _from_environment(given, file.path)
     return held[state]
+
+
+def opens_unasked(home: Path) -> bool:
+    """Whether the key is there for a command that asks nobody for a passphrase."""
+    file = _file(home.resolve())
+    given = (KEY_VARIABLE in os.environ, passphrase_from(PASSPHRASE_VARIABLE) is not None, bool(_held(home.resolve())))
+    return any(given) or (file.path.exists() and not file.is_protected)
 
 
 def hold(home: Path, key: bytes) -> None:
@@ -139,4 +147,4 @@ def _from_environment(given: str, path: Path) -> bytes:
     return key
 
 
-__all__ = ["check_outside", "custody", "hold", "protect", "site_key", "unprotect"]
+__all__ = ["check_outside", "custody", "hold", "opens_unasked", "protect", "site_key", "unprotect"]

@@ -15,6 +15,7 @@ from client.home.declared import declare
 from client.home.folder import DECLARED_NAME, FORGOTTEN_NAME, POLICY_NAME, SITE_NAME
 from client.home.offer import Offer
 from client.proposals import signers
+from client.proposals.budget import beyond
 from client.rules import approvals, policy
 from client.rules.approvals import Appraisal, Proposal
 from client.rules.policy import Purpose
@@ -27,8 +28,10 @@ from common.identity.operators import Act, Endorsement, Signer, check_act, check
 from common.text import shown
 from common.wire.endings import ending_of
 from common.wire.messages import Refusal
+from common.wire.wardround_pb2 import AnswerProposalRequest, Removal
 from common.wire.wardround_pb2 import Proposal as ProposalProto
-from common.wire.wardround_pb2 import Removal
+
+_WATCHED = (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, DECLARED_NAME, f"tls/{signers.NAME}")
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ class Proposals:
             offer: asks the worker what the site has for a run.
         """
         self._home, self._trail, self._offer = home, trail, offer
-        self._appraised: dict[str, tuple[int, ...]] = {}  # run hash -> state of the hospital's files
+        self._appraised: dict[str, object] = {}  # run hash -> state of the hospital's files, and who signed it
+        self._looked: object = None  # state of all that there is, when nothing was left to appraise
         # Run hash -> until when (monotonic) it is not appraised again, because the worker was lost over it.
         self._paused: dict[str, float] = {}
         self._doubted: set[str] = set()  # ended runs that the coordinator calls open, and no operator
@@ -106,9 +110,45 @@ class Proposals:
         return False
 
     def appraise(self) -> None:
-        """Look at all open proposals that nobody has answered."""
-        for stored in approvals.load_all(self._home):
-            self._appraise(stored)
+        """Look at all open proposals that nobody has answered; costs little where nothing has changed."""
+        state = changed(self._home, *_WATCHED), approvals.answers_stamp(self._home)
+        if state != self._looked:
+            done = [self._appraise(stored) for stored in approvals.load_all(self._home)]
+            self._looked = state if all(done) else None
+
+    def to_tell(self, proposal: Proposal) -> AnswerProposalRequest | None:
+        """What the coordinator is told of a run: an answer, or a code where the policy, as it is now, refuses it.
+
+        None: there is nothing; or policy.toml is wrong, as it may be for a moment while somebody writes it, or the
+        run has numbers that nobody has thought of.
+        """
+        given = proposal.answer
+        if not proposal.open:
+            return None
+        if given is not None and given.approved:
+            return AnswerProposalRequest(run_hash=proposal.run_hash, approved=True)
+        code = None
+        try:
+            rules, counting = current_site(self._home).policy, signers.of(self._home, proposal.run_hash)
+            code = policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting).code
+        except Exception:  # noqa: BLE001 - appraising it says so
+            if given is None:
+                return None
+        if code is not None:  # noted before it is told, and forgotten after it was taken back
+            approvals.note_told(self._home, proposal.run_hash, refused=True)
+        if given is not None or code is not None:
+            return AnswerProposalRequest(run_hash=proposal.run_hash, code=code or "")
+        if not approvals.was_told(self._home, proposal.run_hash):
+            return None
+        return AnswerProposalRequest(run_hash=proposal.run_hash, withdrawn=True)
+
+    def told(self, proposal: Proposal, request: AnswerProposalRequest) -> None:
+        """The coordinator has it."""
+        if not request.code:
+            approvals.note_told(self._home, proposal.run_hash, refused=False)
+        said = "yes" if request.approved else f"that the policy refuses it ({request.code})" if request.code else "no"
+        said = "that the policy does not refuse it any more" if request.withdrawn else said
+        _log.info("run %r: answered %s", proposal.run.name, said)
 
     def learn(self, removals: Iterable[Removal], roots_pem: bytes) -> None:
         """Believe no operator any more whom an admin has removed; before `keep`, which asks for it."""
@@ -135,21 +175,23 @@ class Proposals:
         if counting != approvals.signers_of(self._home, proposal.run_hash):
             approvals.note_signers(self._home, proposal.run_hash, counting)
 
-    def _appraise(self, proposal: Proposal) -> None:
+    def _appraise(self, proposal: Proposal) -> bool:  # noqa: PLR0912 - one story, in order
         """Find out what the run would use here, for whoever decides; decide where the policy says so.
 
         Done again when the hospital changes its data, its policy or its declared number of patients. One that
         the worker was lost over, or that took too long, is tried again, for what was prepared is kept, but not before
         the worker was free for as long: nobody has approved it, and approved runs wait for the same worker.
+
+        Returns:
+            Whether nothing is left to find out, while the files are as they are.
         """
-        watched = (SITE_NAME, POLICY_NAME, FORGOTTEN_NAME, DECLARED_NAME, f"tls/{signers.NAME}")
-        stamp = changed(self._home, *watched)
+        stamp = changed(self._home, *_WATCHED), approvals.signers_of(self._home, proposal.run_hash)
         if not proposal.open or proposal.answer is not None or self._appraised.get(proposal.run_hash) == stamp:
-            return
+            return True
         began = time.monotonic()
         if began < self._paused.get(proposal.run_hash, 0.0):
-            return
-        offer, refusal, code, decides = None, None, None, False
+            return False
+        offer, refusal, against, code, decides = None, None, None, None, False
         try:
             site = current_site(self._home)
             rules = site.policy
@@ -159,25 +201,33 @@ class Proposals:
             # What the coordinator is told. What our patients are too few for is for a person to answer: a coordinator
             # could ask about them with one proposal after the other.
             code = decision.code
-            decision.enforce()
-            offer = self._offer(proposal.document)
-            policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting, offer=offer).enforce()
-            if decides and declare(site.config, proposal.run, offer.declared_size, self._home) != offer.declared_size:
-                return  # an approval has set another number just now: it is appraised again
+            if decision.allowed:
+                offer = self._offer(proposal.document)
+                decision = policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting, offer=offer)
+            against = decision.why
+            if decides and offer is not None and against is None:
+                against = beyond(site, proposal.document, offer)
+            if decides and offer is not None and against is None:
+                number = declare(site.config, proposal.run, offer.declared_size, self._home)
+                if number != offer.declared_size:
+                    return False  # an approval has set another one just now: it is appraised again
         except PipeError as error:
             _log.warning("run %r is not appraised yet: %s", proposal.run.name, error)
             now = time.monotonic()
             self._paused[proposal.run_hash] = now + (now - began)
-            return
+            return False
         except WardroundError as error:
             refusal = str(error)
-            _log.warning("run %r: %s", proposal.run.name, refusal)
         except Exception:  # noqa: BLE001 - numbers that nobody has thought of must not end the agent, nor be approved
             refusal = "it cannot be appraised, for a reason that stands in logs/agent.log"
             _log.exception("run %r cannot be appraised", proposal.run.name)
         self._appraised[proposal.run_hash] = stamp
-        approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal, code))
+        if (against := refusal or against) is not None:
+            _log.warning("run %r: %s", proposal.run.name, against)
+        if code is None:  # else nothing was counted
+            approvals.note_appraisal(self._home, proposal.run_hash, Appraisal(offer, refusal))
         if code is not None:
             self._trail.replied(Refusal(proposal.run_hash, 0, code))
         if decides:
-            approvals.answer(self._home, proposal.run_hash, approved=refusal is None, by="policy")
+            approvals.answer(self._home, proposal.run_hash, approved=against is None, by="policy")
+        return True

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from client.home.declared import outgrown, set_size
 from client.home.offer import Offer
 from client.home.statistics import earlier as runs_told_before
+from client.proposals.opinion import opinion_on
 from client.rules import exit_gate
 from client.rules.approvals import Proposal
 from client.site import Site
@@ -49,7 +50,7 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
             if offer is None
             else f"{offer.patients} of our patients, {counted(offer.usable, 'study', 'studies')}",
         ),
-        ("told to others", _declared(run, offer, site)),
+        ("number told to others", _declared(run, offer, site)),
         ("set aside", _set_aside(offer)),
         ("how often", _how_often(run)),
         ("updates become a model by", _strategy(run)),
@@ -58,13 +59,9 @@ def consequences(proposal: Proposal, site: Site, earlier: Sequence[Proposal]) ->
         ("leaves each round", _weights(run, offer)),
         ("scalars that leave", ", ".join(_scalars(run, site))),
         ("scores", _scores(run, offer, site)),
-        (
-            "count that leaves",
-            "none" if run.weighting == "equal" else "patients in training, in steps of 5, at least 10",
-        ),
         ("never leaves", "images, labels, names, dates, paths, messages, values of single cases"),
         ("privacy", _privacy(proposal.document, offer, site)),
-        ("policy", _policy(proposal)),
+        ("policy", opinion_on(site.home, proposal) or "not checked yet: the agent has not run"),
     ]
     rows += [("since the last approval", change) for change in _changes(proposal, earlier)]
     return rows
@@ -92,7 +89,9 @@ def _encoding(run: RunConfig, part: str) -> Encoding | Literal["float32"]:
 def _declared(run: RunConfig, offer: Offer | None, site: Site) -> str:
     if run.privacy is None:
         return (
-            "the number of patients in training, see below" if run.weighting == "patients" else "no number of patients"
+            "the number of patients in training, in steps of 5, at least 10"
+            if run.weighting == "patients"
+            else "no number of patients"
         )
     if offer is None:
         return "a declared number of patients"
@@ -101,7 +100,8 @@ def _declared(run: RunConfig, offer: Offer | None, site: Site) -> str:
             f"{offer.declared_size} patients, and from now on so many for every private {run.data.modality} run, "
             "whoever comes; to declare another number, set cohort-size in site.toml first"
         )
-    return outgrown(offer.declared_size, offer.patients) or f"{offer.declared_size} patients, as declared"
+    grown = outgrown(offer.declared_size, offer.patients)
+    return grown or f"{offer.declared_size} patients, as declared, and no other count of them"
 
 
 def _set_aside(offer: Offer | None) -> str:
@@ -295,12 +295,6 @@ def _beyond(cost: Forecast, lifetime_epsilon: float) -> str:
             "ended and left something"
         )
     return ""
-
-
-def _policy(proposal: Proposal) -> str:
-    if proposal.appraisal is None:
-        return "not checked yet: the agent has not run"
-    return proposal.appraisal.refusal or "allows"
 
 
 def _changes(proposal: Proposal, earlier: Sequence[Proposal]) -> Iterator[str]:

@@ -44,8 +44,13 @@ def how_in_words(proposal: Proposal) -> str | None:
     return f"{'stopped by the coordinator' if ending.how == 'stopped' else 'completed'}{reached}"
 
 
-def next_in_words(proposal: Proposal) -> str | None:
-    """What the hospital can do now, as a sentence; None while the run is open."""
+def next_in_words(proposal: Proposal, against: str | None = None) -> str | None:
+    """What the hospital can do now, as a sentence; None while the run is open.
+
+    Args:
+        proposal: the run.
+        against: what speaks against it here now, in words; its rounds would be refused.
+    """
     if proposal.open:
         return None
     ending = proposal.ending
@@ -57,6 +62,8 @@ def next_in_words(proposal: Proposal) -> str | None:
     look = "nothing has to be done"
     if ending is not None and ending.how == "failed":
         look = next((what for code, (_, what) in _WHY.items() if code == ending.code), "ask the coordinator why")
+    if against is not None:
+        return f"If an operator resumes the run, it does not go on here as things are: {against.rstrip('.')}."
     again = (
         f"under your approval; `wardround-client deny {proposal.run_hash[:8]}` takes that back"
         if proposal.answer is not None and proposal.answer.approved

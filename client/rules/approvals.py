@@ -5,7 +5,8 @@
     <run hash>/signers.json    the operators whose signatures were checked, as they are shown
     <run hash>/keys.json       their names and keys
     <run hash>/state.json      written by the agent: is the run still open, and else, how has it ended?
-    <run hash>/offer.json      what this site could give to it, and what the policy says; written by the agent
+    <run hash>/offer.json      what this site could give to it; written by the agent
+    <run hash>/told.json       that the coordinator was told that the policy refuses it; written by the agent
     <run hash>/answer.json     written by the command line, or by the agent where the policy approves by itself
 
 Files, so that the command line and the agent need no channel between them; each is written whole by a rename.
@@ -33,7 +34,7 @@ from common.text import meant
 from common.wire.endings import Ending
 
 _BUNDLE, _RUN, _SIGNERS, _KEYS = "bundle.fab", "run.json", "signers.json", "keys.json"
-_STATE, _OFFER, _ANSWER = "state.json", "offer.json", "answer.json"
+_STATE, _OFFER, _ANSWER, _TOLD = "state.json", "offer.json", "answer.json", "told.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHORTEST_PREFIX = 6
 _LOOK_EVERY_S = 0.3
@@ -54,12 +55,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Appraisal:
-    """What the agent found out about a proposal before anybody answers it."""
+    """What the agent found out about our data for a proposal; what policy.toml says of it is asked anew each time."""
 
     offer: Offer | None  # None: no data for it
-    refusal: str | None  # why this site cannot or must not take part; None: nothing speaks against it
-    # What the coordinator is told of it: where policy.toml refuses the run as it is written, whoever our patients are.
-    code: str | None = None
+    refusal: str | None  # why this site cannot take part; None: nothing in its data speaks against it
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,20 @@ def note_appraisal(home: Path, run_hash: str, appraisal: Appraisal) -> None:
     write_private(_root(home) / run_hash / _OFFER, json.dumps(asdict(appraisal)).encode())
 
 
+def note_told(home: Path, run_hash: str, *, refused: bool) -> None:
+    """Keep whether the coordinator was told that the policy refuses a run, or that was taken back."""
+    path = _root(home) / run_hash / _TOLD
+    if refused:
+        write_private(path, b"{}")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def was_told(home: Path, run_hash: str) -> bool:
+    """Whether the coordinator was told that the policy refuses a run, and that was not taken back."""
+    return (_root(home) / run_hash / _TOLD).exists()
+
+
 def answer(home: Path, run_hash: str, *, approved: bool, by: Literal["person", "policy"]) -> None:
     """Note the hospital's answer; the agent sends it."""
     text = json.dumps({"approved": approved, "by": by, "at": time.time()})
@@ -234,7 +247,12 @@ def find(home: Path, wanted: str) -> Proposal:
 
 
 def await_appraisal(
-    home: Path, wanted: str, *, timeout_s: float | None, is_counting: Callable[[], bool], tell: Callable[[str], None]
+    home: Path,
+    wanted: str,
+    *,
+    timeout_s: float | None,
+    is_counting: Callable[[Proposal | None], bool],
+    tell: Callable[[str], None],
 ) -> Proposal:
     """The one proposal with this name or hash, when it is here and the agent has found out what it would mean.
 
@@ -243,8 +261,8 @@ def await_appraisal(
         wanted: as for `find`.
         timeout_s: how long to wait for either; None: as usual, and not long for a proposal where one is here that is
             probably meant.
-        is_counting: whether an agent runs, which alone can count; without one only the proposal is waited for, and not
-            where one is here that is probably meant.
+        is_counting: whether an agent counts for it: one runs, and the policy allows the run, if it is here. Where none
+            does, only the proposal is waited for, and not where one is here that is probably meant.
         tell: told in a line what is waited for.
 
     Raises:
@@ -254,11 +272,13 @@ def await_appraisal(
     while True:
         fitting = _fitting(home, wanted)
         beside = "" if fitting else _beside(home, wanted)
-        patience_s = _PATIENCE_S if not beside else _PATIENCE_BESIDE_S if is_counting() else 0.0
+        patience_s = _PATIENCE_S if not beside else _PATIENCE_BESIDE_S if is_counting(None) else 0.0
         deadline = began + (patience_s if timeout_s is None else timeout_s)
         if len(fitting) > 1 or (not fitting and time.monotonic() >= deadline):
             return _not_closed(find(home, wanted))
-        if fitting and (fitting[0].appraisal is not None or fitting[0].answer is not None or not is_counting()):
+        if fitting and (
+            fitting[0].appraisal is not None or fitting[0].answer is not None or not is_counting(fitting[0])
+        ):
             return fitting[0]
         if fitting and time.monotonic() >= deadline:
             raise ConfigError(
@@ -273,8 +293,8 @@ def await_appraisal(
 
 
 def answers_stamp(home: Path) -> tuple[tuple[str, int], ...]:
-    """Changes whenever an answer or an appraisal does, or a run is closed or resumed; looked at every second."""
-    told = (path for name in (_STATE, _OFFER, _ANSWER) for path in _root(home).glob(f"*/{name}"))
+    """Changes with an answer, an appraisal or a signature, or a run closed or resumed; looked at every second."""
+    told = (path for name in (_STATE, _OFFER, _ANSWER, _KEYS) for path in _root(home).glob(f"*/{name}"))
     return tuple(sorted((f"{path.parent.name}/{path.name}", path.stat().st_mtime_ns) for path in told))
 
 
@@ -310,11 +330,13 @@ def _read_appraisal(path: Path) -> Appraisal | None:
     if not path.exists():
         return None
     values: dict[str, Any] = json.loads(path.read_bytes())
+    if values.get("code") is not None:
+        return None  # an earlier version's, which had counted nothing as the policy refused the run
     try:
         offer = None if values["offer"] is None else offer_from_json(values["offer"])
     except KeyError:
         return None  # an earlier version's: the agent counts again
-    return Appraisal(offer, values["refusal"], values.get("code"))
+    return Appraisal(offer, values["refusal"])
 
 
 def _read_answer(path: Path) -> Answer | None:

@@ -73,18 +73,24 @@ class Decision:
         """What the coordinator may learn; None: allowed."""
         return self.refused[0].code if self.refused else None
 
+    @property
+    def why(self) -> str | None:
+        """Every rule that refuses, and what to do, in a sentence; None: allowed."""
+        if not self.refused:
+            return None
+        return (
+            f"policy.toml refuses run {self.name!r}: {'; '.join(one.why for one in self.refused)}. "
+            "Ask the coordinator for another run, or change policy.toml if the hospital agrees."
+        )
+
     def enforce(self) -> None:
         """Raise where a rule refuses.
 
         Raises:
             PolicyError: with every rule that does.
         """
-        if self.refused:
-            raise PolicyError(
-                f"policy.toml refuses run {self.name!r}: {'; '.join(one.why for one in self.refused)}. "
-                "Ask the coordinator for another run, or change policy.toml if the hospital agrees.",
-                self.refused[0].code,
-            )
+        if (why := self.why) is not None:
+            raise PolicyError(why, self.refused[0].code)
 
 
 def decide(

@@ -16,6 +16,7 @@ from client.agent import decision
 from client.home.folder import FORGOTTEN_NAME, LEDGER_NAME, POLICY_NAME, SITE_NAME, advice
 from client.proposals.consequences import tensor_rows
 from client.proposals.ended import how_in_words, next_in_words
+from client.proposals.opinion import against
 from client.rules import approvals
 from client.rules.approvals import Proposal
 from client.site import Site, changed, current_site, open_site
@@ -80,8 +81,8 @@ def _overview(home: Path, visit: Visit) -> Page:
         problem=values.get("problem"),
         facts=[(said, values[name]) for name, said in _SHOWN if name in values],
         since=_moment(values.get("since")),
-        waiting=[_card(one) for one in waiting],
-        working=[_card(one) for one in proposals if one.approved],
+        waiting=[_card(home, one) for one in waiting],
+        working=[_card(home, one) for one in proposals if one.approved],
         ended=last_ended(home).get("last-ended"),
         last=_work(values.get("last-round"), proposals),
         error=_work(error, proposals),
@@ -94,7 +95,7 @@ def _overview(home: Path, visit: Visit) -> Page:
 
 
 def _runs(home: Path, visit: Visit) -> Page:
-    cards = [_card(one) for one in approvals.load_all(home)]
+    cards = [_card(home, one) for one in approvals.load_all(home)]
     body = fragment("client/views/dashboard_runs.html", base=visit.base, runs=cards)
     return Page("Runs", body, f"{counted(len(cards), 'run')} proposed so far.")
 
@@ -108,11 +109,11 @@ def _run(home: Path, visit: Visit) -> Page:
         "client/views/dashboard_run.html",
         base=visit.base,
         csrf=visit.csrf,
-        run=_card(proposal),
+        run=_card(home, proposal),
         rows=asked.rows,
         digest=asked.digest,
         refusal=refusal,
-        next=next_in_words(proposal),
+        next=next_in_words(proposal, against(home, proposal)),
         counted=proposal.appraisal is not None,
         may_approve=proposal.open and not proposal.approved and refusal is None,
         may_deny=proposal.answer is None or proposal.answer.approved,
@@ -136,12 +137,12 @@ def _approve(home: Path, visit: Visit, form: Mapping[str, str]) -> str:
     if proposal.approved:  # what is shown of it says so since: the form of before fits no more
         return f"The run {proposal.run.name!r} is approved already. Nothing was changed."
     asked = decision.question(current_site(home), proposal)
+    decision.check(asked)
     if form.get("seen") != asked.digest:
         raise PolicyError(
             "what this run would mean here has changed since the page was shown. Nothing was approved. Go back, reload "
             "the page and read it again."
         )
-    decision.check(asked)
     return decision.approve(asked)
 
 
@@ -214,7 +215,7 @@ def _data(home: Path, _visit: Visit) -> Page:
     return Page("Data", body, said)
 
 
-def _card(proposal: Proposal) -> dict[str, object]:
+def _card(home: Path, proposal: Proposal) -> dict[str, object]:
     run, appraisal = proposal.run, proposal.appraisal
     return {
         "name": run.name,
@@ -226,7 +227,7 @@ def _card(proposal: Proposal) -> dict[str, object]:
         "patients": "not counted yet"
         if appraisal is None or appraisal.offer is None
         else counted(appraisal.offer.patients, "patient"),
-        "refusal": None if appraisal is None else appraisal.refusal,
+        "refusal": against(home, proposal),
     }
 
 

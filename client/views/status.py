@@ -32,7 +32,7 @@ REMEDIES = {
     ErrorCode.OUTSIDE_HOURS: "it is done within the hours of policy.toml",
     ErrorCode.RATE_LIMITED: "max-rounds-per-day of policy.toml is reached; it goes on tomorrow",
     ErrorCode.SUSPICIOUS_MODEL: "weights that would copy images were sent: speak to the coordinator",
-    ErrorCode.BUDGET_SPENT: "the privacy budget is spent: look at the ledger",
+    ErrorCode.BUDGET_SPENT: "the budget does not carry the run: `wardround-client policy check RUN` says what fits",
     ErrorCode.LEDGER_OUTDATED: "the ledger is older than the audit log: `wardround-client ledger --restore`",
     ErrorCode.ROUND_REPEATED: "the coordinator lost its checkpoint: the run must be proposed anew",
     ErrorCode.RECEIPT_MISSING: "the coordinator did not sign a receipt: see logs/agent.log, speak to the coordinator",
@@ -59,6 +59,19 @@ def status_of(home: Path) -> dict[str, Any]:
     if values["state"] == REFUSED:
         values["problem"] = "the coordinator does not take this site's certificate; `wardround-client doctor` says why"
     return values
+
+
+def told_of_error(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with what to do about the last error; as the site's problem, where nothing went well since."""
+    error = values.get("last-error")
+    if not isinstance(error, dict) or "code" not in error:
+        return values
+    said = remedy(str(error["code"]))
+    told = values | {"last-error": error | {"what-to-do": said}}
+    done = values.get("last-round") or {}
+    if "problem" not in values and error.get("at", 0) > done.get("at", 0) and error["code"] != OVER:
+        told["problem"] = f"the last request was refused ({error['code']}): {said}"
+    return told
 
 
 def last_ended(home: Path) -> dict[str, str]:
@@ -104,4 +117,4 @@ def remedy(code: str) -> str:
     return known or "see logs/agent.log and logs/worker.log"
 
 
-__all__ = ["REMEDIES", "is_well", "last_ended", "remedy", "status_of", "why_no_runs"]
+__all__ = ["REMEDIES", "is_well", "last_ended", "remedy", "status_of", "told_of_error", "why_no_runs"]

@@ -127,6 +127,21 @@ class Ledger:
                 )
         book.add("charge", key_of(charge), charge.steps * (fitting - 1), *astuple(charge))
 
+    def fitting(self, charge: Charge, lifetime_epsilon: float, rounds: int, *, beside: bool = True) -> int:
+        """How many rounds like a charge `charge` would find room for, of at most so many; nothing is charged.
+
+        Args:
+            charge: of one of them.
+            lifetime_epsilon: the cohort's budget over all runs.
+            rounds: how many are asked for.
+            beside: with what other runs have reserved.
+        """
+        with self._book() as book:
+            others = book.reserved(charge.cohort, but=charge.run_hash) if beside else ()
+            taken = merged((*book.history(charge.cohort), *others))
+            delta = book.delta(charge.cohort, charge.delta)
+        return _rounds_that_fit(taken, charge, delta, lifetime_epsilon, rounds)
+
     def begin(self, cohort: str, run_hash: str, round_: int, attempt: str) -> None:
         """Take a charged attempt for training, just before its first noisy step. On return the taking is on disk.
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ommon/wire/wardround.proto\x12\x0cwardround.v1\"`\n\x0c\x45nrolRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\x12\x13\n\x0breceipt_key\x18\x04 \x01(\x0c\x12\r\n\x05proof\x18\x05 \x01(\x0c\"\x0c\n\nEnrolReply\"F\n\x0e\x43ollectRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x16\n\x0erequest_sha256\x18\x02 \x01(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"\x89\x01\n\x0c\x43ollectReply\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .wardround.v1.CollectReply.State\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\"/\n\x05State\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08\x41PPROVED\x10\x01\x12\x0b\n\x07REFUSED\x10\x02\"\xd6\x01\n\x08Proposal\x12\x10\n\x08run_hash\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\x12\x15\n\rbundle_sha256\x18\x03 \x01(\t\x12\x0c\n\x04open\x18\x04 \x01(\x08\x12/\n\x0c\x65ndorsements\x18\x05 \x03(\x0b\x32\x19.wardround.v1.Endorsement\x12,\n\nresumption\x18\x06 \x01(\x0b\x32\x18.wardround.v1.Resumption\x12$\n\x06\x65nding\x18\x07 \x01(\x0b\x32\x14.wardround.v1.Ending\"C\n\x06\x45nding\x12\x0b\n\x03how\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x13\n\x06rounds\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\t\n\x07_rounds\"Z\n\nResumption\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tsigned_at\x18\x02 \x01(\x03\x12\r\n\x05nonce\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"L\n\x0b\x45ndorsement\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x11\n\tsigned_at\x18\x03 \x01(\x03\"8\n\x14ListProposalsRequest\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\"z\n\x12ListProposalsReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12)\n\tproposals\x18\x02 \x03(\x0b\x32\x16.wardround.v1.Proposal\x12\'\n\x08removals\x18\x03 \x03(\x0b\x32\x15.wardround.v1.Removal\"j\n\x07Removal\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tadmin_pem\x18\x02 \x01(\x0c\x12\x11\n\tsigned_at\x18\x03 \x01(\x03\x12\r\n\x05nonce\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"I\n\x15\x41nswerProposalRequest\x12\x10\n\x08run_hash\x18\x01 \x01(\t\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"\x15\n\x13\x41nswerProposalReply\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"<\n\nRenewReply\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x15\n\rsuccessor_pem\x18\x02 \x01(\x0c\":\n\x14SubmitReceiptRequest\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\'\n\x12SubmitReceiptReply\x12\x11\n\tsignature\x18\x01 \x01(\x0c\"f\n\x1a\x45xchangeCheckpointsRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x11\n\tfrom_size\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\nknown_size\x18\x04 \x01(\x04\"~\n\x18\x45xchangeCheckpointsReply\x12\x11\n\tseen_size\x18\x01 \x01(\x04\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12,\n\x06others\x18\x04 \x03(\x0b\x32\x1c.wardround.v1.SiteCheckpoint\"`\n\x0eSiteCheckpoint\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x03(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x05 \x01(\x0cJ\x04\x08\x03\x10\x04\x32\x8f\x01\n\tEnrolment\x12=\n\x05\x45nrol\x12\x1a.wardround.v1.EnrolRequest\x1a\x18.wardround.v1.EnrolReply\x12\x43\n\x07\x43ollect\x12\x1c.wardround.v1.CollectRequest\x1a\x1a.wardround.v1.CollectReply2\xbe\x03\n\x0c\x43oordination\x12U\n\rListProposals\x12\".wardround.v1.ListProposalsRequest\x1a .wardround.v1.ListProposalsReply\x12X\n\x0e\x41nswerProposal\x12#.wardround.v1.AnswerProposalRequest\x1a!.wardround.v1.AnswerProposalReply\x12=\n\x05Renew\x12\x1a.wardround.v1.RenewRequest\x1a\x18.wardround.v1.RenewReply\x12U\n\rSubmitReceipt\x12\".wardround.v1.SubmitReceiptRequest\x1a .wardround.v1.SubmitReceiptReply\x12g\n\x13\x45xchangeCheckpoints\x12(.wardround.v1.ExchangeCheckpointsRequest\x1a&.wardround.v1.ExchangeCheckpointsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ommon/wire/wardround.proto\x12\x0cwardround.v1\"`\n\x0c\x45nrolRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\x12\x13\n\x0breceipt_key\x18\x04 \x01(\x0c\x12\r\n\x05proof\x18\x05 \x01(\x0c\"\x0c\n\nEnrolReply\"F\n\x0e\x43ollectRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x16\n\x0erequest_sha256\x18\x02 \x01(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"\x89\x01\n\x0c\x43ollectReply\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .wardround.v1.CollectReply.State\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\"/\n\x05State\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08\x41PPROVED\x10\x01\x12\x0b\n\x07REFUSED\x10\x02\"\xd6\x01\n\x08Proposal\x12\x10\n\x08run_hash\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\x12\x15\n\rbundle_sha256\x18\x03 \x01(\t\x12\x0c\n\x04open\x18\x04 \x01(\x08\x12/\n\x0c\x65ndorsements\x18\x05 \x03(\x0b\x32\x19.wardround.v1.Endorsement\x12,\n\nresumption\x18\x06 \x01(\x0b\x32\x18.wardround.v1.Resumption\x12$\n\x06\x65nding\x18\x07 \x01(\x0b\x32\x14.wardround.v1.Ending\"C\n\x06\x45nding\x12\x0b\n\x03how\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x13\n\x06rounds\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\t\n\x07_rounds\"Z\n\nResumption\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tsigned_at\x18\x02 \x01(\x03\x12\r\n\x05nonce\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"L\n\x0b\x45ndorsement\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x11\n\tsigned_at\x18\x03 \x01(\x03\"8\n\x14ListProposalsRequest\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\"z\n\x12ListProposalsReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12)\n\tproposals\x18\x02 \x03(\x0b\x32\x16.wardround.v1.Proposal\x12\'\n\x08removals\x18\x03 \x03(\x0b\x32\x15.wardround.v1.Removal\"j\n\x07Removal\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tadmin_pem\x18\x02 \x01(\x0c\x12\x11\n\tsigned_at\x18\x03 \x01(\x03\x12\r\n\x05nonce\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\\\n\x15\x41nswerProposalRequest\x12\x10\n\x08run_hash\x18\x01 \x01(\t\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x11\n\twithdrawn\x18\x04 \x01(\x08\"\x15\n\x13\x41nswerProposalReply\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"<\n\nRenewReply\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x15\n\rsuccessor_pem\x18\x02 \x01(\x0c\":\n\x14SubmitReceiptRequest\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\'\n\x12SubmitReceiptReply\x12\x11\n\tsignature\x18\x01 \x01(\x0c\"f\n\x1a\x45xchangeCheckpointsRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x11\n\tfrom_size\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\nknown_size\x18\x04 \x01(\x04\"~\n\x18\x45xchangeCheckpointsReply\x12\x11\n\tseen_size\x18\x01 \x01(\x04\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12,\n\x06others\x18\x04 \x03(\x0b\x32\x1c.wardround.v1.SiteCheckpoint\"`\n\x0eSiteCheckpoint\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x03(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x05 \x01(\x0cJ\x04\x08\x03\x10\x04\x32\x8f\x01\n\tEnrolment\x12=\n\x05\x45nrol\x12\x1a.wardround.v1.EnrolRequest\x1a\x18.wardround.v1.EnrolReply\x12\x43\n\x07\x43ollect\x12\x1c.wardround.v1.CollectRequest\x1a\x1a.wardround.v1.CollectReply2\xbe\x03\n\x0c\x43oordination\x12U\n\rListProposals\x12\".wardround.v1.ListProposalsRequest\x1a .wardround.v1.ListProposalsReply\x12X\n\x0e\x41nswerProposal\x12#.wardround.v1.AnswerProposalRequest\x1a!.wardround.v1.AnswerProposalReply\x12=\n\x05Renew\x12\x1a.wardround.v1.RenewRequest\x1a\x18.wardround.v1.RenewReply\x12U\n\rSubmitReceipt\x12\".wardround.v1.SubmitReceiptRequest\x1a .wardround.v1.SubmitReceiptReply\x12g\n\x13\x45xchangeCheckpoints\x12(.wardround.v1.ExchangeCheckpointsRequest\x1a&.wardround.v1.ExchangeCheckpointsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,25 +56,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVAL']._serialized_start=1007
   _globals['_REMOVAL']._serialized_end=1113
   _globals['_ANSWERPROPOSALREQUEST']._serialized_start=1115
-  _globals['_ANSWERPROPOSALREQUEST']._serialized_end=1188
-  _globals['_ANSWERPROPOSALREPLY']._serialized_start=1190
-  _globals['_ANSWERPROPOSALREPLY']._serialized_end=1211
-  _globals['_RENEWREQUEST']._serialized_start=1213
-  _globals['_RENEWREQUEST']._serialized_end=1244
-  _globals['_RENEWREPLY']._serialized_start=1246
-  _globals['_RENEWREPLY']._serialized_end=1306
-  _globals['_SUBMITRECEIPTREQUEST']._serialized_start=1308
-  _globals['_SUBMITRECEIPTREQUEST']._serialized_end=1366
-  _globals['_SUBMITRECEIPTREPLY']._serialized_start=1368
-  _globals['_SUBMITRECEIPTREPLY']._serialized_end=1407
-  _globals['_EXCHANGECHECKPOINTSREQUEST']._serialized_start=1409
-  _globals['_EXCHANGECHECKPOINTSREQUEST']._serialized_end=1511
-  _globals['_EXCHANGECHECKPOINTSREPLY']._serialized_start=1513
-  _globals['_EXCHANGECHECKPOINTSREPLY']._serialized_end=1639
-  _globals['_SITECHECKPOINT']._serialized_start=1641
-  _globals['_SITECHECKPOINT']._serialized_end=1737
-  _globals['_ENROLMENT']._serialized_start=1740
-  _globals['_ENROLMENT']._serialized_end=1883
-  _globals['_COORDINATION']._serialized_start=1886
-  _globals['_COORDINATION']._serialized_end=2332
+  _globals['_ANSWERPROPOSALREQUEST']._serialized_end=1207
+  _globals['_ANSWERPROPOSALREPLY']._serialized_start=1209
+  _globals['_ANSWERPROPOSALREPLY']._serialized_end=1230
+  _globals['_RENEWREQUEST']._serialized_start=1232
+  _globals['_RENEWREQUEST']._serialized_end=1263
+  _globals['_RENEWREPLY']._serialized_start=1265
+  _globals['_RENEWREPLY']._serialized_end=1325
+  _globals['_SUBMITRECEIPTREQUEST']._serialized_start=1327
+  _globals['_SUBMITRECEIPTREQUEST']._serialized_end=1385
+  _globals['_SUBMITRECEIPTREPLY']._serialized_start=1387
+  _globals['_SUBMITRECEIPTREPLY']._serialized_end=1426
+  _globals['_EXCHANGECHECKPOINTSREQUEST']._serialized_start=1428
+  _globals['_EXCHANGECHECKPOINTSREQUEST']._serialized_end=1530
+  _globals['_EXCHANGECHECKPOINTSREPLY']._serialized_start=1532
+  _globals['_EXCHANGECHECKPOINTSREPLY']._serialized_end=1658
+  _globals['_SITECHECKPOINT']._serialized_start=1660
+  _globals['_SITECHECKPOINT']._serialized_end=1756
+  _globals['_ENROLMENT']._serialized_start=1759
+  _globals['_ENROLMENT']._serialized_end=1902
+  _globals['_COORDINATION']._serialized_start=1905
+  _globals['_COORDINATION']._serialized_end=2351
 # @@protoc_insertion_point(module_scope)

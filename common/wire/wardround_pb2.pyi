@@ -134,14 +134,16 @@ class Removal(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., admin_pem: _Optional[bytes] = ..., signed_at: _Optional[int] = ..., nonce: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class AnswerProposalRequest(_message.Message):
-    __slots__ = ("run_hash", "approved", "code")
+    __slots__ = ("run_hash", "approved", "code", "withdrawn")
     RUN_HASH_FIELD_NUMBER: _ClassVar[int]
     APPROVED_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     run_hash: str
     approved: bool
     code: str
-    def __init__(self, run_hash: _Optional[str] = ..., approved: _Optional[bool] = ..., code: _Optional[str] = ...) -> None: ...
+    withdrawn: bool
+    def __init__(self, run_hash: _Optional[str] = ..., approved: _Optional[bool] = ..., code: _Optional[str] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
 
 class AnswerProposalReply(_message.Message):
     __slots__ = ()

@@ -70,10 +70,14 @@ class CoordinationService(wardround_pb2_grpc.CoordinationServicer):
     def AnswerProposal(  # noqa: N802
         self, request: wardround_pb2.AnswerProposalRequest, context: grpc.ServicerContext
     ) -> wardround_pb2.AnswerProposalReply:
-        """The hospital approves or denies a run, or says that its policy does not allow it."""
+        """The hospital approves or denies a run, or says that its policy does not allow it, or does so again."""
         site = self._access.authorise(context)
         code = request.code if request.code in list(ErrorCode) and not request.approved else ""
         try:
+            if request.withdrawn:
+                if self._registry.withdraw_refusal(request.run_hash, site.name):
+                    _log.info("the policy of site %s refuses run %s no more", site.name, request.run_hash[:8])
+                return wardround_pb2.AnswerProposalReply()
             if self._registry.answer(request.run_hash, site.name, approved=request.approved, code=code):
                 about = {"run": request.run_hash, "site": site.name}
                 if code:

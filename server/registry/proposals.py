@@ -196,6 +196,22 @@ class Proposals(Store):
                 database.execute("INSERT INTO policy_refusals VALUES (?, ?, ?)", (*place, code))
         return before is None or (bool(before[0]), "" if why is None else str(why[0])) != (approved, code)
 
+    def withdraw_refusal(self, run_hash: str, site: str) -> bool:
+        """Forget that a hospital's policy refused a run, for which nobody there has answered; False if none did.
+
+        Raises:
+            FederationError: the run is not open.
+        """
+        with self._writing() as database:
+            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+            if row is None or row["state"] not in OPEN_STATES:
+                raise FederationError(f"the run {run_hash[:8]} is not open")
+            place = (run_hash, site)
+            done = database.execute("DELETE FROM policy_refusals WHERE run_hash = ? AND site = ?", place).rowcount
+            if done:
+                database.execute("DELETE FROM answers WHERE run_hash = ? AND site = ?", place)
+        return bool(done)
+
     def removals(self) -> tuple[tuple[bytes, Act], ...]:
         """Operators who were removed: the certificate, and the act by which."""
         return self._remembered("removals", _read_removals)

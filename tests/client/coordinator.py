@@ -8,6 +8,7 @@ import queue
 import secrets
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,8 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
         self.removals: list[wardround_pb2.Removal] = []
         self.answers: queue.Queue[tuple[str, bool]] = queue.Queue()
         self.codes: dict[str, str] = {}  # run hash -> what the site said about it last, beside yes or no
+        self.withdrawn: list[str] = []  # the runs whose code was taken back
+        self.hold_s = 0.3  # a call for news, while there is none
         self.replies: queue.Queue[Reply] = queue.Queue()
         self.run = run_pb2.Run(run_id=FLOWER_RUN)
         self.sent: list[bytes] = []  # every byte of content the agent pushed, and its messages' heads
@@ -306,15 +309,17 @@ class Coordinator(FleetServicer, wardround_pb2_grpc.CoordinationServicer):
     def ListProposals(self, request, context):
         self.limit("ListProposals", context)
         self._heard = request.revision
-        for _ in range(10):
-            if request.revision != self._revision:
-                break
+        until = time.monotonic() + self.hold_s
+        while request.revision == self._revision and context.is_active() and time.monotonic() < until:
             threading.Event().wait(0.03)
         return wardround_pb2.ListProposalsReply(
             revision=self._revision, proposals=self.proposals, removals=self.removals
         )
 
     def AnswerProposal(self, request, context):
+        if request.withdrawn:
+            self.withdrawn.append(request.run_hash)
+            return wardround_pb2.AnswerProposalReply()
         self.codes[request.run_hash] = request.code
         self.answers.put((request.run_hash, request.approved))
         return wardround_pb2.AnswerProposalReply()

@@ -12,6 +12,7 @@ from flwr.app.message import make_message
 
 from client.agent.fleet import Fleet
 from client.agent.status import read_status
+from client.proposals.opinion import opinion_on
 from client.rules import approvals
 from common.errors import ErrorCode
 from common.identity.operators import subject_of
@@ -240,13 +241,42 @@ def test_policy_that_refuses_a_run_tells_the_coordinator_a_code_before_anybody_h
     assert stage.coordinator.codes == {run_hash: ""}
 
 
+def test_what_the_policy_refused_is_taken_back_and_counted_as_soon_as_the_file_says_otherwise(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.coordinator.hold_s = 600.0  # until there is news
+    (stage.home / "policy.toml").write_text("min-patients = 1\n")
+    run_hash = stage.propose()
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert "require-privacy" in str(opinion_on(stage.home, approvals.load(stage.home, run_hash)))
+    assert approvals.load(stage.home, run_hash).appraisal is None
+    (stage.home / "policy.toml").write_text(OPEN_POLICY)
+    assert opinion_on(stage.home, approvals.load(stage.home, run_hash)) is None
+    eventually(lambda: approvals.load(stage.home, run_hash).appraisal)
+    assert opinion_on(stage.home, approvals.load(stage.home, run_hash)) == "allows"
+    eventually(lambda: stage.coordinator.withdrawn == [run_hash])
+    (stage.home / "policy.toml").write_text("min-patients = 1\n")
+    eventually(lambda: stage.coordinator.codes[run_hash] == "policy-refused")
+
+
+def test_a_resumed_run_is_not_told_what_the_policy_said_before_it_was_changed(stage: Stage) -> None:
+    """The coordinator ends a run at once to which too few hospitals are left."""
+    (stage.home / "policy.toml").write_text("min-patients = 1\n")
+    run_hash = stage.propose()
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    stage.coordinator.close(run_hash)
+    eventually(lambda: not approvals.load(stage.home, run_hash).open)
+    (stage.home / "policy.toml").write_text(OPEN_POLICY)
+    stage.coordinator.resume(run_hash)
+    assert run_hash not in stage.told()
+    assert approvals.load(stage.home, run_hash).open
+
+
 def test_nothing_is_told_of_our_patients_before_a_person_has_answered(stage: Stage) -> None:
     (stage.home / "policy.toml").write_text("require-privacy = false\nmin-patients = 21\n")  # there are twenty
     run_hash = stage.propose()
     eventually(lambda: approvals.load(stage.home, run_hash).appraisal)
-    appraisal = approvals.load(stage.home, run_hash).appraisal
-    assert appraisal is not None
-    assert "fewer than min-patients" in str(appraisal.refusal)
+    assert "fewer than min-patients" in str(opinion_on(stage.home, approvals.load(stage.home, run_hash)))
     assert run_hash not in stage.told()
     approvals.answer(stage.home, run_hash, approved=False, by="person")
     assert stage.told()[run_hash] is False

@@ -34,6 +34,7 @@ from common.errors import ConfigError
 from common.identity import certificates
 from common.identity.invitation import Invitation
 from common.identity.operators import Signer
+from common.privacy.guarantee import charge_round
 from common.privacy.scores import held_out_cohort
 from common.wire.endings import Ending
 from tests import ROOT
@@ -310,6 +311,62 @@ def test_approval_shows_consequences_and_is_kept(home: Path) -> None:
     assert stored.approved
     (row,) = json.loads(succeed(home, "runs", "--json"))
     assert (row["answer"], row["patients"], row["policy"]) == ("approved", 12, "allows")
+
+
+def test_a_run_beyond_the_privacy_budget_is_a_verdict_wherever_it_is_asked_and_is_not_approved(home: Path) -> None:
+    run_hash = propose(home)  # epsilon 4 over 3 rounds
+    offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
+    approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
+    earlier = carried(parse(RunConfig, RUN_TOML.replace("4.0", "8.0")))
+    ledger = open_site(home).ledger
+    for number in (1, 2, 3):
+        charge_round(
+            ledger, earlier, cohort="cohort", cohort_size=10, round_=number, attempt=f"a{number}", lifetime_epsilon=10.0
+        )
+    (row,) = json.loads(succeed(home, "runs", "--json"))
+    assert row["policy"].startswith("beyond the budget: of 3 rounds like its own ")
+    assert "would fit" in row["policy"]
+    for command in (("approve", "lesions", "--yes"), ("policy", "check", "lesions")):
+        assert "beyond the budget: of 3 rounds" in fail(home, *command)
+    assert call(home, "policy", "check", "lesions").stdout.startswith("BEYOND THE BUDGET, though policy.toml allows it")
+    assert json.loads(call(home, "policy", "check", "lesions", "--json").stdout)["run"]["allowed"] is False
+    assert approvals.load(home, run_hash).answer is None
+    approvals.answer(home, run_hash, approved=True, by="person")  # as by an agent of before
+    approvals.set_open(home, run_hash, is_open=False, ending=Ending("failed", "too-few-updates", 0))
+    shown = succeed(home, "show", run_hash[:8])
+    assert "it does not go on here as things are: beyond the budget" in shown
+    assert "it goes on here under" not in shown
+    (home / "policy.toml").write_text("lifetime-epsilon = 20.0\n")  # counts at once
+    assert json.loads(succeed(home, "runs", "--json"))[0]["policy"] == "allows"
+    assert "it goes on here under your approval" in succeed(home, "show", run_hash[:8])
+
+
+def test_rounds_that_other_runs_have_reserved_forbid_no_approval(home: Path) -> None:
+    run_hash = propose(home)
+    offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
+    approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
+    earlier = carried(parse(RunConfig, RUN_TOML.replace("4.0", "8.0")))
+    charge_round(
+        open_site(home).ledger,
+        earlier,
+        cohort="cohort",
+        cohort_size=10,
+        round_=1,
+        attempt="a",
+        lifetime_epsilon=10.0,
+    )
+    assert json.loads(succeed(home, "runs", "--json"))[0]["policy"].startswith("beyond the budget for now: of 3 rounds")
+    succeed(home, "approve", "lesions", "--yes")
+
+
+def test_status_says_what_the_last_refusal_means_until_something_goes_well(home: Path) -> None:
+    values = {"state": "connected", "last-error": {"kind": "train", "code": "budget-spent", "at": 20.0}}
+    for done, told in ((10.0, True), (30.0, False)):
+        (home / "status.json").write_text(json.dumps(values | {"last-round": {"kind": "train", "at": done}}))
+        with only_one(home):
+            shown = json.loads(succeed(home, "status", "--json"))
+        assert "policy check RUN" in shown["last-error"]["what-to-do"]
+        assert ("budget-spent" in shown.get("problem", "")) is told
 
 
 def test_approval_against_the_policy_is_refused(home: Path) -> None:

@@ -19,6 +19,7 @@ from client.site import Site, open_site
 from common.config import RunConfig, sha256_of, validate
 from common.config.rundocument import issue
 from common.errors import PrivacyError
+from common.identity.operators import Signer
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.guarantee import charge_round, plan
 from tests.documents import carried
@@ -46,7 +47,7 @@ def a_run(**changes: object) -> RunConfig:
 
 
 def proposed(site: Site, run: RunConfig, offer: Offer | None = OFFER) -> Proposal:
-    proposal = approvals.record(site.home, carried(run), is_open=True, signers=("maria",))
+    proposal = approvals.record(site.home, carried(run), is_open=True, keys=[Signer("maria", "ab" * 32)])
     if offer is not None:
         approvals.note_appraisal(site.home, proposal.run_hash, Appraisal(offer, None))
     return approvals.load(site.home, proposal.run_hash)
@@ -241,12 +242,15 @@ def test_noise_of_scores_and_what_they_cost_are_shown(site: Site) -> None:
 
 
 def test_outgrown_declaration_is_said_to_who_decides(site: Site) -> None:
-    first = shown(site, proposed(site, a_run()))["told to others"]
+    first = shown(site, proposed(site, a_run()))["number told to others"]
     assert first.startswith("45 patients, and from now on so many for every private CT run, whoever comes")
     declare(site.config, a_run(), 45, site.home)
-    assert shown(site, proposed(site, a_run()))["told to others"] == "45 patients, as declared"
+    assert (
+        shown(site, proposed(site, a_run()))["number told to others"]
+        == "45 patients, as declared, and no other count of them"
+    )
     grown = dataclasses.replace(OFFER, patients=61)
-    said = shown(site, proposed(site, a_run(name="later"), grown))["told to others"]
+    said = shown(site, proposed(site, a_run(name="later"), grown))["number told to others"]
     assert said.startswith("61 patients are usable, and this site has declared 45.")
 
 
@@ -348,7 +352,8 @@ def test_missing_privacy_is_said_loudly(site: Site) -> None:
     rows = shown(site, proposed(site, a_run(privacy=None)))
     assert rows["privacy"].startswith("NONE")
     assert rows["leaves each round"].endswith("NOT noised")
-    assert "in steps of 5" in rows["count that leaves"]
+    assert "in steps of 5" in rows["number told to others"]
+    assert not [what for what in rows if "count" in what]  # one row says it
 
 
 def test_changes_since_the_last_approved_run_are_listed(site: Site) -> None:

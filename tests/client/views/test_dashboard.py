@@ -63,7 +63,7 @@ def test_run_shows_what_the_command_shows_before_an_approval(home: Path) -> None
     page = ask(home, "/runs/{run}", run)
     shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", str(page.body)))
     told = typed(home, "approve", run, "--yes", "--timeout", "0")
-    assert {"asked by", "on", "leaves each round", "never leaves", "privacy", "told to others"} <= shown.keys()
+    assert {"asked by", "on", "leaves each round", "never leaves", "privacy", "number told to others"} <= shown.keys()
     flat = re.sub(r"\W+", "", told)
     assert [what for what, value in shown.items() if re.sub(r"\W+", "", value)[:40] not in flat] == []
 

@@ -446,6 +446,8 @@ def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(
     refusal = AnswerProposalRequest(run_hash=proposal.run_hash, approved=False, code="policy-refused")
     stub.AnswerProposal(refusal)
     assert registry.proposal(proposal.run_hash).refused == {"a": "policy-refused"}
+    stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, withdrawn=True))
+    assert (registry.proposal(proposal.run_hash).refused, registry.proposal(proposal.run_hash).denied) == ({}, set())
     stub.AnswerProposal(AnswerProposalRequest(run_hash=proposal.run_hash, approved=False, code="Anna Mueller"))
     assert registry.proposal(proposal.run_hash).refused == {}
     registry.close(proposal.run_hash, "stopped", rounds=2)
