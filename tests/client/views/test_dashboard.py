@@ -279,7 +279,7 @@ def test_overview_says_how_the_agent_is_and_what_to_do_about_its_last_error(home
         page = ask(home, "/")
     assert page.said == "The agent is connected; 1 run waits for an answer."
     assert "Last error: budget-spent at train" in words(page)
-    assert "the privacy budget is spent: look at the ledger" in words(page)
+    assert "the budget does not carry the run: `wardround-client policy check RUN` says what fits" in words(page)
 
 
 def test_stamp_changes_with_what_the_pages_show(home: Path) -> None:
