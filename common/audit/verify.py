@@ -66,7 +66,7 @@ def verify(paths: Sequence[Path], keys: Keys, checkpoints: Sequence[Path] = ()) 
         findings += _check_updates(coordinator)
         for site in (one for one in histories if one.origin != COORDINATOR):
             findings += _check_receipts(coordinator, site)
-    return Verdict(histories, tuple(findings))
+    return Verdict(histories, (*_exported_earlier(histories, findings), *findings))
 
 
 def parse_key(text: str) -> tuple[str, bytes]:
@@ -123,6 +123,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.write(report(verdict))
     return 0 if verdict.is_well else 1
+
+
+def _exported_earlier(histories: Sequence[History], findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Logs in which something is wrong and that end before another: they may only have been written out earlier."""
+    ends = {one.name: one.entries[-1].time for one in histories if one.entries}
+    wrong = {one.log for one in findings if one.severity == "error"}
+    for name, end in ends.items():
+        later = max(ends, key=lambda other: ends[other])
+        if name in wrong and ends[later] > end:
+            yield Finding(
+                "warning",
+                name,
+                f"it ends at {_second(end)}, and {later} at {_second(ends[later])}: if it is an export, it may be "
+                "older than the other. Export it anew and verify again; the errors below count if they stay",
+            )
 
 
 def _check_roots(history: History, held: Iterable[Held]) -> Iterator[Finding]:
@@ -280,6 +295,10 @@ def _kept(path: Path, keys: Keys) -> Held:
         with contextlib.suppress(AuditError):
             return Held(path.name, notes.read(note, key), key)
     raise AuditError(f"it is not signed with a key that was given for {origin}")
+
+
+def _second(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _date(time: int) -> str:

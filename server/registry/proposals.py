@@ -184,9 +184,7 @@ class Proposals(Store):
             FederationError: the run is not open.
         """
         with self._writing() as database:
-            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
-            if row is None or row["state"] not in OPEN_STATES:
-                raise FederationError(f"the run {run_hash[:8]} is not open")
+            _enforce_open(database, run_hash)
             place = (run_hash, site)
             before = database.execute("SELECT approved FROM answers WHERE run_hash = ? AND site = ?", place).fetchone()
             why = database.execute("SELECT code FROM policy_refusals WHERE run_hash = ? AND site = ?", place).fetchone()
@@ -203,9 +201,7 @@ class Proposals(Store):
             FederationError: the run is not open.
         """
         with self._writing() as database:
-            row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
-            if row is None or row["state"] not in OPEN_STATES:
-                raise FederationError(f"the run {run_hash[:8]} is not open")
+            _enforce_open(database, run_hash)
             place = (run_hash, site)
             done = database.execute("DELETE FROM policy_refusals WHERE run_hash = ? AND site = ?", place).rowcount
             if done:
@@ -310,6 +306,13 @@ def _refuse_known(database: sqlite3.Connection, run_hash: str) -> None:
             f"this very run is {row['state']} already ({run_hash[:8]}). To do it again change its name or seed; to go "
             f"on with a failed or stopped one use `wardround-server resume {run_hash[:8]}`."
         )
+
+
+def _enforce_open(database: sqlite3.Connection, run_hash: str) -> None:
+    """Raises: FederationError, the run is not open."""
+    row = database.execute("SELECT state FROM proposals WHERE run_hash = ?", (run_hash,)).fetchone()
+    if row is None or row["state"] not in OPEN_STATES:
+        raise FederationError(f"the run {run_hash[:8]} is not open")
 
 
 def _read_unfinished(database: sqlite3.Connection, acts: Acts) -> tuple[Proposal, ...]:

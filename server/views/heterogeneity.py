@@ -28,7 +28,7 @@ judged. Statistics come with the number of patients that they are of, and need n
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from common.config.statistics import COUNTED, share_of
 from common.tasks import task_of
@@ -55,6 +55,9 @@ _UNTOLD = (
     "(class-share)."
 )
 _OF_FEW = "Not judged: with few patients, or an untold number, it is as far beyond where patients are alike."
+
+
+_OfRound = TypeVar("_OfRound")
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,16 @@ def _scores(summary: Mapping[str, Any], events: Sequence[Event]) -> Iterator[Fin
     for one in events:
         if one["event"] == "evaluate" and one["phase"] == "validation" and one["site"] != OVERALL and headline in one:
             by_round.setdefault(one["round"], {})[one["site"]] = one[headline]
-    rounds = _later([by_round[number] for number in sorted(by_round)])
+    numbers = _later(sorted(by_round))
+    rounds = [by_round[number] for number in numbers]
     sites = sorted({site for one in rounds for site in one})
     if len(sites) < 2 or (summary.get("settings") or {}).get("privacy"):  # there each has noise of its own
         return
     mean = {site: statistics.fmean(one[site] for one in rounds if site in one) for site in sites}
     worst, best = min(sites, key=lambda one: mean[one]), max(sites, key=lambda one: mean[one])
     apart = mean[best] - mean[worst]
+    # The tables above it show each round's own.
+    over = f", each a mean over the evaluations after rounds {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else ""
     advice = (
         f"One model does not serve all, or {worst} has the harder patients, which federation.cross-site tells apart: "
         "try strategies with models of the sites' own (ditto, mr-mtl; fedbn for other scanners), or fedpid."
@@ -184,7 +190,7 @@ def _scores(summary: Mapping[str, Any], events: Sequence[Event]) -> Iterator[Fin
         "scores",
         f"validation {headline}: best less worst site",
         apart,
-        f"{best} {mean[best]:.2f}, {worst} {mean[worst]:.2f}",
+        f"{best} {mean[best]:.2f}, {worst} {mean[worst]:.2f}{over}",
         MOST_APART,
         apart >= MOST_APART,
         advice if _have_enough(events) else _OF_FEW,
@@ -263,7 +269,7 @@ def _moves(events: Sequence[Event], name: str) -> list[dict[str, float]]:
     return [one for one in rounds if one]
 
 
-def _later(rounds: list[dict[str, float]]) -> list[dict[str, float]]:
+def _later(rounds: list[_OfRound]) -> list[_OfRound]:
     """The second half: in the first rounds of a run all sites learn the same."""
     return rounds[len(rounds) // 2 :]
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.client.pacs.bad_dimse import raw_server
+
 
 @contextmanager
 def tls_front(behind: int, both: Path, clients: Path | None = None) -> Iterator[int]:
@@ -22,19 +24,9 @@ def tls_front(behind: int, both: Path, clients: Path | None = None) -> Iterator[
     if clients is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(clients)
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
     def serve(connection: socket.socket) -> None:
         with (
-            suppress(OSError),
             context.wrap_socket(connection, server_side=True) as outer,
             socket.create_connection(("127.0.0.1", behind)) as inner,
         ):
@@ -50,9 +42,5 @@ def tls_front(behind: int, both: Path, clients: Path | None = None) -> Iterator[
         with suppress(OSError):
             other.shutdown(socket.SHUT_WR)
 
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+    with raw_server(serve) as port:
+        yield port

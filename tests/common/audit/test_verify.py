@@ -69,6 +69,19 @@ def test_exports_say_the_same_as_the_files(federation):
     assert verify.verify([paths[0], federation.path("north")], federation.keys()).findings == ()
 
 
+def test_an_export_that_is_older_than_the_log_beside_it_is_said_before_its_errors(federation):
+    old = exported(federation, "coordinator")
+    federation.clock.now += 60
+    federation.round("north", 4)
+    first, *more = verify.verify([old, federation.path("north")], federation.keys()).findings
+    assert (first.severity, first.log) == ("warning", old.name)
+    assert "Export it anew" in first.text
+    assert {finding.severity for finding in more} == {"error"}
+    assert any("for round 4" in finding.text for finding in more)
+    new = exported(federation, "coordinator")
+    assert verify.verify([new, federation.path("north")], federation.keys()).findings == ()
+
+
 def test_an_export_is_lines_of_json_with_the_stored_entries(federation):
     head, *lines = exported(federation, "north").read_bytes().splitlines()
     assert json.loads(head) == {

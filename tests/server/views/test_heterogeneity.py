@@ -53,6 +53,7 @@ def test_each_measure_is_of_the_second_half_and_names_its_site() -> None:
     assert "west moves against the others" in found["against"].advice
     assert "south has the harder patients" in found["scores"].advice
     assert "scaffold" in found["drift"].advice
+    assert "each a mean over the evaluations after rounds 4 to 6" in str(found["scores"].row)
 
 
 @pytest.mark.parametrize("fewest", [45, 0])
