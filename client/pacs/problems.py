@@ -26,6 +26,12 @@ class StoreError(WardroundError):
     code = ErrorCode.DISK_FULL
 
 
+def not_written(error: OSError) -> StoreError:
+    """What the system said, and what to do."""
+    why = error.strerror or type(error).__name__
+    return StoreError(f"what the PACS sends cannot be written here ({why}). Free space, or choose another --out.")
+
+
 _KINDS: dict[str, type[PacsError | StoreError]] = {"refused": PacsError, "away": AwayError, "store": StoreError}
 
 
@@ -44,4 +50,4 @@ def from_json(header: dict[str, Any]) -> PacsError | StoreError:
     return _KINDS[header["which"]](str(header["text"]))
 
 
-__all__ = ["AwayError", "PacsError", "StoreError", "from_json", "to_json"]
+__all__ = ["AwayError", "PacsError", "StoreError", "from_json", "not_written", "to_json"]

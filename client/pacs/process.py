@@ -61,12 +61,7 @@ def _answered(question: dict[str, Any], told: Callable[[dict[str, Any]], None]) 
     except problems.PacsError as error:
         return problems.to_json(error)
     except OSError as error:
-        why = error.strerror or type(error).__name__
-        return problems.to_json(
-            problems.StoreError(
-                f"what the PACS sends cannot be written here ({why}). Free space, or choose another --out."
-            )
-        )
+        return problems.to_json(problems.not_written(error))
     except MemoryError:
         return problems.to_json(problems.PacsError("what the PACS sends does not fit into memory. It is not taken."))
 

@@ -3,8 +3,8 @@
     OUT/<study>/<series>/<object>.dcm    finished studies; a folder that is there is not asked for again
     OUT/.pulling/                        the study in progress; hidden, so that nobody reads it as a study
 
-A study comes into .pulling, each file flushed to the disk, by a process that may write there alone. Only when all that
-the PACS lists of it has come, and lies there, is its folder moved to its place, in one step. What a killed pull leaves
+A study comes into .pulling by a process that may write there alone. Only when all that the PACS lists of it has come,
+lies there and is flushed to the disk, is its folder moved to its place, in one step. What a killed pull leaves
 in .pulling is removed by the next one.
 """
 
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from client.pacs.caller import Caller
-from client.pacs.problems import AwayError, PacsError
+from client.pacs.problems import AwayError, PacsError, not_written
 from client.pacs.query import LABELS, Answer, Query, Study
 from common.config import validate
 from common.errors import ConfigError
@@ -147,6 +147,7 @@ def pull(
 
     Raises:
         AwayError: the PACS did not come back; the finished studies are in their place.
+        StoreError: what comes cannot be written.
         ConfigError: another pull is at work in this folder.
     """
     pulled = Pulled()
@@ -185,14 +186,20 @@ def staging_of(out: Path) -> Path:
 def _pulled(caller: Caller, study: Study, out: Path, rate: float | None) -> Mapping[str, int]:
     """Have a study sent, and put it into its place."""
     folder = out / STAGING / study.uid
-    for left in (one for one in folder.parent.iterdir() if one.name != _LOCK):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    folder.mkdir(mode=0o700)
+    try:
+        for left in (one for one in folder.parent.iterdir() if one.name != _LOCK):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise not_written(error) from error
     came = caller.ask("retrieve", study=study.model_dump(mode="json"), folder=str(folder.resolve()), rate=rate)
     there = sum(1 for path in folder.glob("*/*.dcm") if path.is_file())
     if there != came["files"]:
         raise PacsError(f"{came['files']} objects came, and {there} lie on the disk. Have the disk checked.")
-    move(folder, out / study.uid)
+    try:
+        move(folder, out / study.uid)
+    except OSError as error:
+        raise not_written(error) from error
     return {key: int(came[key]) for key in ("files", "size", "repeated")}
 
 

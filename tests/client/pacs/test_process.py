@@ -120,6 +120,16 @@ def test_a_full_disk_ends_the_pull_and_says_so(tmp_path: Path) -> None:
                 pull(caller, wanted, out, patience_s=0)
 
 
+def test_a_place_that_cannot_be_given_to_a_study_ends_the_pull_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sent = gets([object_of(number) for number in range(COUNT)])
+    with bad_pacs(get=sent) as port, Caller(tmp_path, peer_at(port), staging_of(out)) as caller:
+        wanted = estimate(caller, query_of({"modality": "CT"}), out)
+        (out / wanted.studies[0].uid / "of another").mkdir(parents=True)
+        with pytest.raises(StoreError, match=r"cannot be written here .*not empty"):
+            pull(caller, wanted, out, patience_s=0)
+
+
 def test_two_pulls_do_not_share_a_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     busy = pytest.raises(ConfigError, match="another pull is at work")
