@@ -101,9 +101,8 @@ class Receiver:
                 raise PacsError("one object came twice with two contents. Have the PACS checked for duplicate UIDs.")
             self.repeated += 1
             return
-        write_private(
-            self._folder / self._expected[uid] / f"{uid}.dcm", encoded, durable=False
-        )  # flushed with its study
+        place = self._folder / self._expected[uid] / f"{uid}.dcm"
+        write_private(place, encoded, durable=False)  # flushed with its study
         self._digests[uid] = digest
         self.size += len(encoded)
 
