@@ -100,10 +100,9 @@ def fire(
         document = run_text(f"plain-{number}", ROUNDS, STEPS, TIMEOUT_S)
         if is_private:
             document = document.replace("plain", "private").replace("deterministic = true\n", "") + PRIVACY
-        expected = None if is_private else quiet.sha256
-        struck, verdict = trial.under_fire(
-            stage.begin(parse(RunConfig, document).name, document), queue, draw, expected, most=left
-        )
+        run = stage.begin(parse(RunConfig, document).name, document)
+        expected = (lambda: None) if is_private else (lambda: quiet.sha256)
+        struck, verdict = trial.under_fire(run, queue, draw, expected, most=left)
         left -= len(struck)
         yield struck, verdict
     for number, (what, scene) in enumerate(played.items(), start=1):

@@ -41,7 +41,7 @@ def test_run_goes_on_by_itself_to_the_same_model_whichever_process_is_killed(pla
     kills = [draw.choice(ones) for kind, ones in sorted(by_kind.items()) if kind.startswith("kill ")]
     draw.shuffle(kills)
     run = play.propose("killed", rounds=10, steps=5)
-    struck, verdict = under_fire(run, iter(kills), draw, run.unbroken(tmp_path), most=len(kills))
+    struck, verdict = under_fire(run, iter(kills), draw, lambda: run.unbroken(tmp_path), most=len(kills))
     assert verdict.wrong == []
     assert (verdict.state, verdict.failures) == ("completed", [])
     assert [one.name for one in struck] == [one.name for one in kills][: len(struck)]

@@ -10,7 +10,7 @@ import random
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ def uninterrupted(run: Run) -> Verdict:
 
 
 def under_fire(
-    run: Run, faults: Iterator[Fault], draw: random.Random, expected: str | None, *, most: int
+    run: Run, faults: Iterator[Fault], draw: random.Random, expected: Callable[[], str | None], *, most: int
 ) -> tuple[list[Struck], Verdict]:
     """Strike until the run has ended, or so many faults were.
 
@@ -80,7 +80,7 @@ def under_fire(
         run: was just proposed.
         faults: to draw from.
         draw: of the moments.
-        expected: SHA-256 of its model; None where noise decides.
+        expected: SHA-256 of its model, None where noise decides; asked after the faults, since a run does not wait.
         most: no more faults than this.
     """
     began, struck = time.monotonic(), list[Struck]()
@@ -91,7 +91,7 @@ def under_fire(
         if one.patience_s == DEADLINE_S and one.progress_s is None and not _is_over(run):
             break  # it hangs, unless the end of the deadline proves otherwise
         time.sleep(draw.uniform(0.0, _PHASE_S))
-    return struck, judged(run, began, struck, expected)
+    return struck, judged(run, began, struck, expected())
 
 
 def judged(run: Run, began: float, struck: Sequence[Struck], expected: str | None) -> Verdict:

@@ -435,7 +435,7 @@ def test_old_root_is_let_go_of_with_the_first_certificate_of_the_new_one(office:
     office.reopen()
     informed = client_enrol.renew(folder, first)
     assert informed.knows_successor
-    with pytest.raises(EnrolmentError, match="no coordinator with the invitation's certificate"):
+    with pytest.raises(EnrolmentError, match="no coordinator with a certificate of the pinned root"):
         client_enrol.renew(folder, informed, to_successor=True)  # the rotation is not over
     roots.finish_rotation(office.home)
     office.reopen()
