@@ -38,6 +38,8 @@ AUDIT = [{"severity": str, "log": str, "finding": str}]
 LAST = ({"run": str, "round": int, "kind": str, "seconds": NUMBER, "at": moment, "code": str, "what-to-do": str}, None)
 BINS = ({"value": NUMBER, "low": MAYBE, "high": MAYBE, "bins": {"low": NUMBER, "high": NUMBER}}, None)
 VALUE = (*NUMBER, bool, *TEXT, [(*NUMBER, bool, str)])
+# Of a key of a run; one that holds tables holds each as it is written.
+SETTING = (*NUMBER, bool, *TEXT, [(*NUMBER, bool, str, {str: VALUE})])
 PLAIN = (*NUMBER, str, None, [str], [NUMBER], [[int]], SCORES, BINS)
 MEASURES = (
     [{"metric": str, "labels": {str: str}, "value": NUMBER}],
@@ -184,11 +186,11 @@ FORMS: dict[str, Form] = {
     ],
     "wardround-server runs compare": [
         {
-            "what": str, "site": TEXT, "a": VALUE, "b": VALUE, "b-less-a": MAYBE, "low": MAYBE, "high": MAYBE,
+            "what": str, "site": TEXT, "a": SETTING, "b": SETTING, "b-less-a": MAYBE, "low": MAYBE, "high": MAYBE,
             "warning": TEXT,
         }
     ],
-    "wardround-server runs diff": [{"key": str, "a": VALUE, "b": VALUE}],
+    "wardround-server runs diff": [{"key": str, "a": SETTING, "b": SETTING}],
     "wardround-server report": [
         {
             "site": str, "dice": MAYBE, "score-noise": MAYBE, "epsilon": MAYBE, "delta": MAYBE,

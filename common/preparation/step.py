@@ -100,6 +100,12 @@ class Step(Table, Change):
     kind: str
     PLACE: ClassVar[Place]
 
+    @property
+    def moves(self) -> bool:
+        """Whether voxels may lie elsewhere afterwards, as with a crop."""
+        changed = type(self)
+        return changed.on is not Change.on or changed.after is not Change.after
+
     def misfit(self, expected: Expected) -> str | None:
         """Why a run of such images cannot have it, without a full stop; None: it can."""
         return None

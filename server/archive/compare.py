@@ -29,6 +29,14 @@ _HOLDS_OUT = frozenset(
     {"seed", *(f"data.{name}" for name in ("validation-fraction", "test-fraction", "folds", "fold", "split"))}
 )
 
+# A run scores a study where its voxels lie once they are prepared (docs/evaluation.md).
+_GRIDS = frozenset({"preprocessing.spacing-mm", "preprocessing.rows"})
+_STEPS = "preprocessing.steps"
+_ELSEWHERE = (
+    "Each run scored its images as it prepared them: {} differs. `wardround-client evaluate` compares both models on "
+    "the images' own voxels."
+)
+
 OVERALL = "mean of sites"
 
 
@@ -96,6 +104,13 @@ def _data(first: RunConfig, second: RunConfig) -> Iterator[Difference]:
         if key in ("task.kind", "seed") or key.startswith("data."):
             what = "held-out patients" if key in _HOLDS_OUT else "images or classes"
             yield Difference(key, "", one, other, warning=f"The scores are of other {what}: {key} differs.")
+        elif key in _GRIDS or (key == _STEPS and _moving(first) != _moving(second)):
+            yield Difference(key, "", one, other, warning=_ELSEWHERE.format(key))
+
+
+def _moving(run: RunConfig) -> list[object]:
+    """The steps after which voxels lie elsewhere."""
+    return [step for step in run.preprocessing.steps if step.moves]
 
 
 def _settings(run: RunConfig) -> dict[str, Any]:

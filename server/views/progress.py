@@ -4,6 +4,7 @@ All of it is read from the registry and the run's `metrics.jsonl`, which a run t
 """
 
 import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,7 +125,8 @@ def _seconds_left(events: Sequence[Event], rounds_left: int, now: float) -> floa
     if not done or not took:
         return None
     lately = took[-_ROUNDS_LOOKED_AT:]
-    each, lasted = sum(lately) / len(lately), max(0.0, now - ends[-1])
+    # The median: one round that waited long for a site says nothing of those to come.
+    each, lasted = statistics.median(lately), max(0.0, now - ends[-1])
     if lasted > _LATE * max(lately) + _SLACK_S:
         return None
     return float(max(0.0, rounds_left * each - min(lasted, each)))

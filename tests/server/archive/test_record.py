@@ -254,6 +254,9 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Federation]:
     def run(name: str, seed: int = 0, **tables: Any) -> Any:
         return a_run(rounds=1, quorum=1, **tables).model_copy(update={"name": name, "seed": seed})
 
+    def steps(kind: str) -> dict[str, Any]:
+        return {"format_": 2, "preprocessing": {"steps": [{"kind": kind}]}}
+
     return {
         "first": trained(*made, run("first")),
         "alike": trained(*made, run("alike", training={"learning-rate": 0.002})),
@@ -262,6 +265,9 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Federation]:
         "seed": trained(*made, run("seed", seed=7)),
         "private": trained(*made, run("private", **PRIVATE)),
         "patients": trained(*made, run("patients"), patients=20),
+        "rows": trained(*made, run("rows", preprocessing={"rows": 48})),
+        "cropped": trained(*made, run("cropped", **steps("crop-to-foreground"))),
+        "filtered": trained(*made, run("filtered", **steps("median"))),
     }
 
 
@@ -272,6 +278,8 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Federation]:
         ("classes", "data.classes", "other images or classes: data.classes differs"),
         ("seed", "seed", "other held-out patients: seed differs"),
         ("private", "data.split", "other held-out patients: data.split differs"),
+        ("rows", "preprocessing.rows", "scored its images as it prepared them: preprocessing.rows differs"),
+        ("cropped", "preprocessing.steps", "scored its images as it prepared them: preprocessing.steps differs"),
         ("patients", "patients", "The patients of north are others: it told 15 in A and 20 in B."),
     ],
 )
@@ -289,16 +297,17 @@ def test_compare_warns_where_what_is_compared_is_not_of_the_same(
     assert said in told
     keys = {row["key"]: (row["a"], row["b"]) for row in typed("runs", "diff", "first", name, "--json")}
     for row in rows:
-        if row["warning"] and (row["what"] == "seed" or row["what"].startswith("data.")):
+        if row["warning"] and (row["what"] == "seed" or row["what"].startswith(("data.", "preprocessing."))):
             assert keys[row["what"]] == (row["a"], row["b"])
 
 
-def test_compare_warns_of_nothing_where_a_setting_of_the_training_differs(
-    unlike: dict[str, Federation], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", ["alike", "filtered"])
+def test_compare_warns_of_nothing_where_a_setting_of_the_training_or_a_filter_differs(
+    other: str, unlike: dict[str, Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WARDROUND_SERVER_HOME", str(unlike["first"].home.path))
-    assert {row["warning"] for row in typed("runs", "compare", "first", "alike", "--json")} == {None}
-    told = CliRunner().invoke(app, ["runs", "compare", "first", "alike"]).stderr
+    assert {row["warning"] for row in typed("runs", "compare", "first", other, "--json")} == {None}
+    told = CliRunner().invoke(app, ["runs", "compare", "first", other]).stderr
     assert "Warning" not in told
     assert "low and high" not in told  # exact scores: both columns are empty
     assert "B less A is of the exact numbers" in told

@@ -119,4 +119,8 @@ def test_time_left_follows_from_the_rounds_before_and_not_from_pauses():
     assert _seconds_left(events, 4, 37.0) == 4 * 15.0 - 7.0  # of the present round some is done
     assert _seconds_left(events, 4, 30.0 + 20.0) == 3 * 15.0
     assert _seconds_left(events, 4, 30.0 + 51.0) is None  # far beyond the longest: nobody knows
+    # One of the last five waited for a site for an hour.
+    ends = [0.0, 10.0, 20.0, 3620.0, 3630.0, 3640.0]
+    waited = [event("run-started", ends[0]), *(event("round", end, round=n) for n, end in enumerate(ends[1:], 1))]
+    assert _seconds_left(waited, 4, ends[-1]) == 4 * 10.0
     assert [duration(one) for one in (0.4, 89, 100, 5000, 9000)] == ["0 s", "89 s", "2 min", "83 min", "2.5 h"]
