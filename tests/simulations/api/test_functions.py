@@ -9,6 +9,7 @@ import sys
 from dataclasses import FrozenInstanceError
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from tests.simulations.tiny import tiny_scenario
 
 pytestmark = pytest.mark.slow
 NOTEBOOK = ROOT / "docs" / "first-hour.ipynb"
+# Where it matters not where the sites work. What nobody chose is used by the first test, and by the notebook.
+HERE: dict[str, Any] = {"backend": "in-process", "threads": 1}
 
 
 def events(out: Path, kind: str) -> list[dict[str, object]]:
@@ -56,7 +59,7 @@ def test_simulate_gives_curves_and_scores_as_the_journal_and_the_summary_have_th
 
 def test_a_function_and_its_command_make_the_same_model(tmp_path: Path) -> None:
     path = tiny_scenario(tmp_path)
-    result = simulations.simulate(path, tmp_path / "one", rounds=1, seed=5, threads=1)
+    result = simulations.simulate(path, tmp_path / "one", rounds=1, seed=5, **HERE)
     arguments = ["run", path, "--out", tmp_path / "two", "--rounds", 1, "--seed", 5, "--threads", 1]
     done = CliRunner().invoke(app, [str(one) for one in arguments])
     assert done.exit_code == 0, done.output
@@ -67,34 +70,34 @@ def test_a_function_and_its_command_make_the_same_model(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run_is_refused_before_anything_in_it_is_touched(tmp_path: Path) -> None:
     scenario = simulations.load(tiny_scenario(tmp_path))
-    simulations.simulate(scenario, tmp_path / "out", rounds=1, threads=1)
+    simulations.simulate(scenario, tmp_path / "out", rounds=1, **HERE)
     touched = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     with pytest.raises(ConfigError, match=r"holds another run .*: another run\.toml, seed or number of rounds"):
-        simulations.simulate(scenario, tmp_path / "out", rounds=1, seed=9, threads=1)
+        simulations.simulate(scenario, tmp_path / "out", rounds=1, seed=9, **HERE)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == touched
 
 
 def test_a_folder_with_models_of_other_sites_or_images_is_refused(tmp_path: Path) -> None:
     path, out = tiny_scenario(tmp_path), tmp_path / "out"
-    kept = simulations.simulate(path, out, rounds=1, threads=1).model.read_bytes()
+    kept = simulations.simulate(path, out, rounds=1, **HERE).model.read_bytes()
     other = tmp_path / "other.toml"
     other.write_text(f'{path.read_text()}\n[[shifts]]\nkind = "gain"\nsites = ["north"]\n')
     touched = {one: one.stat().st_mtime_ns for one in out.rglob("*")}
     for again in (simulations.simulate, partial(simulations.compare, seeds=[0])):
         with pytest.raises(ConfigError, match="trained on other sites or images than scenario other"):
-            again(other, out, rounds=1, threads=1)
+            again(other, out, rounds=1, **HERE)
     with pytest.raises(ConfigError, match="trained on other sites or images"):
-        simulations.simulate(path, out, rounds=1, threads=1, data=tmp_path / "elsewhere")
+        simulations.simulate(path, out, rounds=1, **HERE, data=tmp_path / "elsewhere")
     assert {one: one.stat().st_mtime_ns for one in out.rglob("*")} == touched
-    assert simulations.simulate(path, out, rounds=1, threads=1).model.read_bytes() == kept
+    assert simulations.simulate(path, out, rounds=1, **HERE).model.read_bytes() == kept
     # Without models the folder may be prepared for anything.
     (out / "metrics.jsonl").unlink()
     shutil.rmtree(out / "checkpoint")
-    assert simulations.simulate(other, out, rounds=1, threads=1).model.read_bytes() != kept
+    assert simulations.simulate(other, out, rounds=1, **HERE).model.read_bytes() != kept
 
 
 def test_compare_gives_the_scores_of_its_file_by_model_seed_and_site(tmp_path: Path) -> None:
-    table = simulations.compare(tiny_scenario(tmp_path), tmp_path / "out", seeds=(0, 4), rounds=1, threads=1)
+    table = simulations.compare(tiny_scenario(tmp_path), tmp_path / "out", seeds=(0, 4), rounds=1, **HERE)
     assert (table.seeds, table.sites) == ((0, 4), ("north", "south"))
     assert table.models == ("alone: north", "alone: south", "pooled", "federated")
     assert table.scores.shape == (4, 2, 2)
