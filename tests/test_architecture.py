@@ -161,8 +161,8 @@ ARROWS = {
         "common.config common.crypto common.document common.flower common.identity common.system common.wire"
     ),
     "server.monitoring": (
-        "common.config common.system common.web server.coordinator server.federation server.home server.registry "
-        "server.views"
+        "common.config common.privacy common.system common.web server.coordinator server.federation server.home "
+        "server.registry server.views"
     ),
     "server.registry": (
         "common.audit common.config common.crypto common.flower common.identity common.system common.wire server.home"

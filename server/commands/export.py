@@ -130,7 +130,10 @@ def _send(home: Home, proposal: Proposal, uri: str, model: Mapping[str, bytes]) 
     tags = {"wardround.run-hash": proposal.run_hash, "wardround.state": proposal.state}
     tags |= {"wardround.model-sha256": str(summary["model-sha256"])} if summary["model-sha256"] else {}
     _note_numbers(home, proposal)
-    return log_run(view_of(summary, read_events(run / JOURNAL_NAME)), uri, tags=tags, files=files)
+    view = view_of(summary, read_events(run / JOURNAL_NAME))
+    if noise := next((one.noise for one in view.scores if one.noise), None):
+        tags["mlflow.note.content"] = noise  # what MLflow shows as the run's description
+    return log_run(view, uri, tags=tags, files=files)
 
 
 def _note_numbers(home: Home, proposal: Proposal) -> None:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from common.config import TRAIN_LOSS
 from common.errors import ErrorCode
+from common.privacy.scores import SCORE_NOISE
 from common.web.measures import Family, one, states
 from server.coordinator import supervisor
 from server.coordinator.doors import doors
@@ -151,6 +152,11 @@ def _of_runs(registry: Registry, told: Sequence[_Told]) -> Iterator[Family]:
     yield Family(
         "wardround_run_score", "A site's latest headline score; the mean of the sites is overall", _scores(told)
     )
+    yield Family(
+        "wardround_run_score_noise",
+        "Standard deviation of the noise that hospitals added to a latest headline score, for their patients' sake",
+        _scores(told, of=SCORE_NOISE),
+    )
     yield Family("wardround_run_refusals_total", "Refusals in a run's rounds", _refusals(told), "counter")
     yield Family("wardround_run_missing_total", "Rounds that a site did not answer", _missing(told), "counter")
     for name, said in (("bytes-down", "to the sites"), ("bytes-up", "from the sites")):
@@ -203,13 +209,14 @@ def _of_last_round(run: _Told, name: str) -> float | None:
     return points[-1][1] if points else None
 
 
-def _scores(told: Sequence[_Told]) -> Samples:
+def _scores(told: Sequence[_Told], of: str | None = None) -> Samples:
+    """Of each site the latest headline score, or another number `of` it, under the score's name."""
     headlines = [(run, run.proposal.run.task.headline) for run in told]
     return [
         ({"run": run.label, "phase": phase, "score": headline, "site": site}, value)
         for run, headline in headlines
         for phase in ("validation", "test")
-        for site, value in sorted(latest(run.view.measures, phase, headline).items())
+        for site, value in sorted(latest(run.view.measures, phase, of or headline).items())
     ]
 
 

@@ -11,6 +11,7 @@ from common.web.pages import Visit
 from server.commands.main import app
 from server.coordinator import supervisor
 from server.dashboard.pages import Keyboard, dashboard_of
+from server.monitoring.prometheus import families
 from server.registry import operators
 from server.registry.registry import Registry
 from tests.server.coordinators import new_home
@@ -85,6 +86,31 @@ def test_document_about_a_run_says_it(
         typed(made, f"report A --evidence {out}")
         assert (SAID in (out / f"{name}.html").read_text(encoding="utf-8")) is there
         assert any(SAID in str(part) for part in json.loads((out / f"{name}.json").read_text())["parts"]) is there
+
+
+def test_monitoring_has_the_noise_beside_the_score(private: list[Federation], exact: list[Federation]) -> None:
+    for made, there in ((private[0], True), (exact[0], False)):
+        found = {one.name: one.samples for one in families(made.home, made.registry)}
+        noises, scores = found["wardround_run_score_noise"], found["wardround_run_score"]
+        noised = {json.dumps(labels, sort_keys=True) for labels, deviation in noises if deviation > 0}
+        assert noised == ({json.dumps(labels, sort_keys=True) for labels, _ in scores} if there else set())
+
+
+def test_run_in_mlflow_is_described_by_it(
+    private: list[Federation], exact: list[Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = pytest.importorskip("mlflow.utils.mlflow_tags").MLFLOW_RUN_NOTE
+    tags: list[dict[str, str]] = []
+
+    def log_run(*_: object, **about: dict[str, str]) -> str:
+        tags.append(about["tags"])
+        return "run"
+
+    monkeypatch.setattr("server.monitoring.mlflow.log_run", log_run)
+    for made in (private, exact):
+        typed(made, "export A --mlflow sqlite:///runs.sqlite")
+    assert SAID in tags[0][described]
+    assert described not in tags[1]
 
 
 def test_run_that_goes_on_is_shown_with_its_noise_and_what_it_means(
