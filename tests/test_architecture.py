@@ -33,12 +33,17 @@ ARROWS = {
     ),
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
-        "client client.agent client.data client.data.check client.data.deidentify client.data.isolate "
-        "client.data.keep client.data.read client.data.study client.evaluate client.explain client.home client.pacs "
-        "client.predict client.proposals client.rules client.serve client.trail client.views common.audit "
-        "common.config common.console common.crypto common.flower common.identity common.learning common.privacy "
-        "common.system common.web common.wire"
+        "client client.agent client.commands.models client.commands.options client.data client.data.check "
+        "client.data.deidentify client.data.isolate client.data.keep client.data.read client.data.study client.home "
+        "client.pacs client.proposals client.rules client.trail client.views common.audit common.config "
+        "common.console common.crypto common.flower common.identity common.learning common.privacy common.system "
+        "common.web common.wire"
     ),
+    "client.commands.models": (
+        "client client.commands.options client.evaluate client.explain client.home client.predict client.rules "
+        "client.serve common.console"
+    ),
+    "client.commands.options": "client.home client.rules common.config common.console",
     "client.data": (
         "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "
         "client.data.study client.home common.config"
@@ -193,8 +198,9 @@ ARROWS = {
     ),
     "simulations.bench.peers": ("common.learning common.system simulations.backends simulations.bench"),
     "simulations.commands": (
-        "client client.commands client.evaluate client.pacs common.config common.console common.document common.losses "
-        "common.models common.preparation common.privacy common.strategies common.system common.tasks "
+        "client client.commands.models client.commands.options client.evaluate client.pacs common.config "
+        "common.console common.document common.losses common.models common.preparation common.privacy "
+        "common.strategies common.system common.tasks "
         "server.federation server.views simulations.api simulations.audit simulations.backends simulations.bench "
         "simulations.bench.peers simulations.diagnosis simulations.drafts simulations.exchange simulations.faults "
         "simulations.gallery simulations.partitions simulations.scenarios simulations.shifts simulations.studies"

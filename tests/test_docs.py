@@ -130,7 +130,9 @@ def test_example_in_the_help_is_a_call_of_its_command_that_its_options_and_argum
     program: str, words: str, command: click.Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is taken apart by the parser of the command line itself, and only not carried out."""
-    monkeypatch.setattr("client.commands.options.site_file", lambda home: home)  # the examples' sites are not there
+    monkeypatch.setattr(
+        "client.commands.options.site.site_file", lambda home: home
+    )  # the examples' sites are not there
     examples = re.findall(r"^ *Example: (?:`(.+?)`|(.+))$", command.help or "", re.MULTILINE)
     assert examples, f"{program} {words} --help shows no example"
     for quoted, plain in examples:

@@ -1,6 +1,6 @@
 """wardround-client audit: this hospital's log of what was done, and whether it fits the coordinator's."""
 
-from client.commands.options import HOME, Home
+from client.commands.options.site import HOME, Home
 from client.trail.audit_trail import AUDIT_NAME, open_log
 from common.audit.commands import CheckpointOption, KeyOption, LogsArgument, OutOption, export_log, verify_logs
 from common.audit.entries import COORDINATOR

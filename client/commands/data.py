@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands.options import HOME, Home, counted_progress, run_of
+from client.commands.options.site import HOME, Home, counted_progress, run_of
 from client.commands.pacs import data_pull
 from client.commands.sources import data_add, data_list, data_remove
 from client.commands.verdict import verdict_after

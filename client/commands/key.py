@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from client.agent.status import only_one
-from client.commands.options import HOME, Home, site_file
+from client.commands.options.site import HOME, Home, site_file
 from client.home import sitekey
 from common.console.cli import confirm, new_app, note, say
 from common.crypto.passphrase import passphrase_from

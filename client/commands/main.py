@@ -23,15 +23,17 @@ from client.agent.worker_process import Worker
 from client.commands import diagnosis
 from client.commands.audit import audit_app
 from client.commands.data import data_app
-from client.commands.evaluate import evaluate
-from client.commands.explain import explain
 from client.commands.key import key_app
-from client.commands.options import HOME, Home, NewHome
+from client.commands.models.evaluate import evaluate
+from client.commands.models.explain import explain
+from client.commands.models.personal import personal_app
+from client.commands.models.predict import predict
+from client.commands.models.serve import serve
+from client.commands.options.site import HOME, Home, NewHome
 from client.commands.pacs import pacs_app
-from client.commands.predict import personal_app, predict
-from client.commands.serve import dashboard, metrics, serve
 from client.commands.sources import check_data, data_add
 from client.commands.verdict import policy_verdict
+from client.commands.views import dashboard, metrics
 from client.home import enrolment
 from client.home.folder import POLICY_NAME, SITE_NAME, check_private
 from client.home.gains import gains as kept_gains
@@ -84,12 +86,8 @@ app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
 app.add_typer(personal_app, name="personal")
-app.command()(predict)
-app.command()(evaluate)
-app.command()(explain)
-app.command()(serve)
-app.command()(dashboard)
-app.command()(metrics)
+for command in (predict, evaluate, explain, serve, dashboard, metrics):
+    app.command()(command)
 
 
 @app.command()

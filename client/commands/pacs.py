@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.commands.options import HOME, FirstHome, Home, counted_progress, site_file
+from client.commands.options.site import HOME, FirstHome, Home, counted_progress, site_file
 from client.home.folder import SITE_NAME
 from client.home.sitekey import check_outside
 from client.home.templates import prepare_home

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands import folder_options
-from client.commands.folder_options import source_of
-from client.commands.options import HOME, FirstHome, Home, site_file
+from client.commands.options import folder_options
+from client.commands.options.folder_options import source_of
+from client.commands.options.site import HOME, FirstHome, Home, site_file
 from client.home.folder import SITE_NAME
 from client.home.sitefile import add_source, remove_source
 from client.home.sitekey import check_outside

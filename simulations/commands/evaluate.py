@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from client.commands import folder_options
-from client.commands.evaluate import show
-from client.commands.folder_options import source_of
+from client.commands.models.evaluate import show
+from client.commands.options import folder_options
+from client.commands.options.folder_options import source_of
 from common.config import Device, SiteConfig
 from common.console.cli import JsonFlag, configure_logging, note
 from common.errors import ConfigError

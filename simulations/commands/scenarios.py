@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from client.commands import folder_options
-from client.commands.folder_options import source_of
-from client.commands.options import counted_progress
+from client.commands.options import folder_options
+from client.commands.options.folder_options import source_of
+from client.commands.options.site import counted_progress
 from common.console.cli import JsonFlag, note, progress, say, show_json, show_table
 from common.errors import ConfigError
 from common.system.files import write_atomically

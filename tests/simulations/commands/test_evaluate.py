@@ -11,8 +11,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.commands.folder_options import source_of
 from client.commands.main import app as client_app
+from client.commands.options.folder_options import source_of
 from client.data.isolate.isolation import Readers
 from client.evaluate import segmentation
 from client.evaluate.model import evaluate

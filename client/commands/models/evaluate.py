@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from client.commands.options import HOME, Home, PersonalFlag, counted_progress, personal_of
+from client.commands.options.site import HOME, Home, PersonalFlag, counted_progress, personal_of
 from client.site import open_site
 from common.console.cli import JsonFlag, note, say, show_json, show_table
 

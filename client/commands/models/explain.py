@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands.options import counted_progress
+from client.commands.options.site import counted_progress
 from common.console.cli import JsonFlag, note, show_json, show_table
 from common.errors import ConfigError
 
