@@ -40,8 +40,8 @@ ARROWS = {
         "common.web common.wire"
     ),
     "client.commands.models": (
-        "client client.commands.options client.evaluate client.explain client.home client.predict client.rules "
-        "client.serve common.console"
+        "client client.commands.options client.evaluate client.explain client.home client.pacs client.predict "
+        "client.rules client.serve client.trail common.console"
     ),
     "client.commands.options": "client.home client.rules common.config common.console",
     "client.data": (
@@ -274,6 +274,16 @@ WALLS = {
     ),
     "client.commands.main": ("pynetdicom", "dicomweb_client", "requests"),  # of an extra
     "client.pacs.process": (  # foreign data, and the hospital's network: no key, and no way to the coordinator
+        "grpc",
+        "flwr",
+        "cryptography",
+        "torch",
+        "client.home",
+        "client.agent",
+        "client.trail",
+        "common.identity",
+    ),
+    "client.pacs.listening": (  # likewise, and a port
         "grpc",
         "flwr",
         "cryptography",

@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +26,6 @@ from common.wire.frames import FrameError
 EXTRA = "pip install 'wardround[client,pacs]'"
 HEADER_LIMIT = 64 << 20
 
-_COMMAND = (sys.executable, "-P", "-m", "client.pacs.process")
 _NEEDED = ("pynetdicom", "dicomweb_client", "pydicom")
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
 _START_S = 120.0
@@ -48,8 +47,7 @@ class Caller:
         Raises:
             ConfigError: what speaks with a PACS is not installed.
         """
-        if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-            raise ConfigError(f"a PACS needs {', '.join(missing)}, not installed here. Install: {EXTRA}")
+        check_installed()
         self._peer = peer
         self._silence_s = _PATIENCE * peer.timeout + 60
         self._arguments = ["--home", str(home.resolve()), "--port", str(peer.port)]
@@ -83,7 +81,7 @@ class Caller:
             if process.stdin is None or process.stdout is None:
                 raise FrameError("it has no pipe")
             frames.send(process.stdin.fileno(), question, header_limit=HEADER_LIMIT)
-            while (header := self._heard(process.stdout.fileno(), self._silence_s))["kind"] in ("beat", "checked"):
+            while (header := heard(process.stdout.fileno(), self._silence_s))["kind"] in ("beat", "checked"):
                 told(header)
             if header["kind"] == "problem":
                 raise problems.from_json(header)
@@ -102,48 +100,81 @@ class Caller:
         return header
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environment = for_confined(
-            *_KEPT_VARIABLES,
-            PYTHONPATH=str(PACKAGES),
-            PYTHONDONTWRITEBYTECODE="1",
-            PYTHONNOUSERSITE="1",
-            HOME="/nonexistent",
-        )
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*_COMMAND, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries print what they read, and that can be a name
-            bufsize=0,
-            env=environment,
-            cwd="/",
-            start_new_session=True,  # Ctrl-C is for us, who end it
-        )
-        self._process = process
-        if process.stdout is None or self._heard(process.stdout.fileno(), _START_S).get("kind") != "ready":
-            raise FrameError("it did not start")
-        return process
-
-    @staticmethod
-    def _heard(answers: int, patience_s: float) -> dict[str, Any]:
-        deadline = time.monotonic() + patience_s
-        if not select.select([answers], [], [], patience_s)[0]:
-            raise FrameError("it is silent")
-        os.set_blocking(answers, False)
-        header = frames.receive(answers, lambda _header: (), deadline=deadline, header_limit=HEADER_LIMIT)
-        if header is None:
-            raise FrameError("it ended")
-        return header
+        self._process = started("client.pacs.process", self._arguments)
+        return self._process
 
     def _end(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    if stream is not None:
-                        stream.close()
+            end(self._process)
             self._process = None
 
 
-__all__ = ["EXTRA", "Caller"]
+def check_installed() -> None:
+    """Refuse to begin where what speaks with a PACS is missing.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"a PACS needs {', '.join(missing)}, not installed here. Install: {EXTRA}")
+
+
+def started(module: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A process of this room that is ready, with a pipe each way.
+
+    Raises:
+        FrameError: it did not start.
+    """
+    environment = for_confined(
+        *_KEPT_VARIABLES,
+        PYTHONPATH=str(PACKAGES),
+        PYTHONDONTWRITEBYTECODE="1",
+        PYTHONNOUSERSITE="1",
+        HOME="/nonexistent",
+    )
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # libraries print what they read, and that can be a name
+        bufsize=0,
+        env=environment,
+        cwd="/",
+        start_new_session=True,  # Ctrl-C is for us, who end it
+    )
+    try:
+        if process.stdout is None or heard(process.stdout.fileno(), _START_S).get("kind") != "ready":
+            raise FrameError("it did not start")
+    except BaseException:
+        end(process)
+        raise
+    return process
+
+
+def heard(answers: int, patience_s: float) -> dict[str, Any]:
+    """The next frame of such a process.
+
+    Raises:
+        FrameError: it is silent, or has ended.
+    """
+    deadline = time.monotonic() + patience_s
+    if not select.select([answers], [], [], patience_s)[0]:
+        raise FrameError("it is silent")
+    os.set_blocking(answers, False)
+    header = frames.receive(answers, lambda _header: (), deadline=deadline, header_limit=HEADER_LIMIT)
+    if header is None:
+        raise FrameError("it ended")
+    return header
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill such a process, and close its pipes."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if stream is not None:
+                stream.close()
+
+
+__all__ = ["EXTRA", "HEADER_LIMIT", "Caller", "check_installed", "end", "heard", "started"]

@@ -1,6 +1,7 @@
 """A PACS, whichever way it is reached."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from client.pacs.query import Answer, Instance, Query, Study
@@ -23,6 +24,9 @@ class Connection(Protocol):
 
     def retrieve(self, study: Study, series: str, objects: Sequence[Instance], receiver: Receiver) -> None:
         """Have the objects of a series sent to a receiver."""
+
+    def send(self, objects: Sequence[Path]) -> None:
+        """Have the PACS take objects: files in the DICOM file format."""
 
 
 def connection_to(values: Mapping[str, Any], meter: Meter) -> Connection:

@@ -1,4 +1,4 @@
-"""A PACS by DICOMweb: QIDO-RS to search, WADO-RS to retrieve (PS3.18 10.4, 10.6).
+"""A PACS by DICOMweb: QIDO-RS to search, WADO-RS to retrieve, STOW-RS to store (PS3.18 10.4, 10.5, 10.6).
 
 dicomweb-client does the protocol; it reads an answer to a search whole, and follows where it is sent. So the bytes are
 counted and bounded below it (`_Counted`), and no redirection is followed: neither is who we are told to another host,
@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 from dicomweb_client.web import DICOMwebClient
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
 from client.pacs.listing import (
@@ -134,6 +134,20 @@ class DicomWebConnection:
                     raise AwayError(f"{self._peer.url} ended the answer in its middle. Try again.")
         finally:
             self._most = MOST_ANSWER_BYTES
+
+    def send(self, objects: Sequence[Path]) -> None:
+        """Have the PACS take objects, each as it is written (STOW-RS, PS3.18 10.5).
+
+        Raises:
+            PacsError: it does not take one.
+        """
+        files = [dcmread(path) for path in objects]
+        with self._telling():
+            answer = self._client.store_instances(files)
+        if answer.get("FailedSOPSequence"):
+            raise PacsError(
+                f"{self._peer.url} does not take what is sent. Have storage (STOW-RS) allowed for us there."
+            )
 
     def _pages(self, search: Callable[..., Any], keys: Sequence[str], *place: str, **given: Any) -> Iterator[Dataset]:
         """All answers to a search. A PACS that ignores the offset answers the same page again, and is then through."""

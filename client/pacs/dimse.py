@@ -1,6 +1,6 @@
 """A PACS by DIMSE: C-ECHO, C-FIND and C-GET, all on associations that we open (PS3.4 annexes A and C; PS3.7; PS3.8).
 
-pynetdicom does the protocol. What a peer could do with it without end is bounded where the bytes come in (`_bound`):
+pynetdicom does the protocol. What a peer could do with it without end is bounded where the bytes come in (`bound`):
 the length of a PDU, of a message, and the messages that wait. Why an association was not opened pynetdicom only logs,
 so where that happens the connection is tried by hand (`_why`).
 """
@@ -9,9 +9,10 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom import uid as syntax
 from pynetdicom import AE, _config, build_context, build_role, evt
 from pynetdicom.association import Association
@@ -37,11 +38,11 @@ from client.pacs.settings import Dimse
 # PS3.4 A.4, C.6.2.3: verification; query and retrieve of the study root.
 _ECHO, _FIND, _GET = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 _CONNECT_S = 10.0
-_MOST_PDU = 1 << 18
+MOST_PDU = 1 << 18
 _MOST_WAITING = 16
 # As stored, so that nothing is lost and the PACS has least to do; it takes one of them for each object.
-_PLAIN = (syntax.ExplicitVRLittleEndian, syntax.ImplicitVRLittleEndian)
-_PACKED = (
+PLAIN = (syntax.ExplicitVRLittleEndian, syntax.ImplicitVRLittleEndian)
+PACKED = (
     syntax.JPEGLosslessSV1, syntax.JPEGLossless, syntax.JPEGLSLossless, syntax.JPEGLSNearLossless,
     syntax.JPEG2000Lossless, syntax.JPEG2000, syntax.HTJ2KLossless, syntax.HTJ2K, syntax.RLELossless,
     syntax.JPEGBaseline8Bit, syntax.JPEGExtended12Bit,
@@ -64,6 +65,7 @@ _REJECTED = {
     (3, 2): "it has no association left for us now",
 }
 _FOUND, _PENDING = 0x0000, (0xFF00, 0xFF01)
+_TAKEN = (0x0000, 0xB000, 0xB006, 0xB007)  # PS3.4 B.2.3: stored; the others with a warning
 
 
 class DimseConnection:
@@ -75,7 +77,7 @@ class DimseConnection:
         _config.LOG_HANDLER_LEVEL = "none"
         _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
         self._entity = AE(ae_title=peer.calling)
-        self._entity.maximum_pdu_size = _MOST_PDU
+        self._entity.maximum_pdu_size = MOST_PDU
         self._entity.connection_timeout = min(_CONNECT_S, peer.timeout)
         self._entity.acse_timeout = self._entity.dimse_timeout = self._entity.network_timeout = peer.timeout
 
@@ -157,6 +159,27 @@ class DimseConnection:
             if status.Status != _FOUND:
                 raise _not_sent(int(status.Status))
 
+    def send(self, objects: Sequence[Path]) -> None:
+        """Have the PACS take objects, each as it is written.
+
+        Raises:
+            PacsError: it does not take one.
+        """
+        files = [dcmread(path) for path in objects]
+        ways = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in files}
+        with self._associated([build_context(*way) for way in ways]) as association:
+            for one in files:
+                if not any(one.SOPClassUID == taken.abstract_syntax for taken in association.accepted_contexts):
+                    raise PacsError(
+                        f"{self._peer.called} takes no {one.SOPClassUID.name} from {self._peer.calling}. Have storage "
+                        "of it allowed there for that AE title."
+                    )
+                status = association.send_c_store(one)
+                if "Status" not in status:
+                    raise self._ended()
+                if status.Status not in _TAKEN:
+                    raise _not_taken(int(status.Status))
+
     @contextmanager
     def _associated(
         self,
@@ -172,7 +195,7 @@ class DimseConnection:
             stored: what takes them.
         """
         peer, most = self._peer, MOST_BYTES if stored else MOST_ANSWER_BYTES
-        handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: _bound(event.assoc, self._meter, most))]
+        handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, self._meter, most))]
         if stored is not None:
             handlers.append((evt.EVT_C_STORE, stored))
         association = self._entity.associate(
@@ -180,7 +203,7 @@ class DimseConnection:
             peer.port,
             contexts=list(contexts),
             ae_title=peer.called,
-            max_pdu=_MOST_PDU,
+            max_pdu=MOST_PDU,
             ext_neg=[build_role(one, scp_role=True) for one in stored_here],
             evt_handlers=handlers,
             tls_args=(_tls(peer), peer.host) if peer.is_encrypted else None,
@@ -245,7 +268,7 @@ class DimseConnection:
         if association.acceptor.primitive is not None and not association.accepted_contexts and association.is_aborted:
             return PacsError(
                 f"{peer.called} took the association and none of what we asked for. Have {peer.calling} allowed to "
-                "query and retrieve there."
+                "query, to retrieve, and to store where results are sent there."
             )
         return _why(peer)
 
@@ -267,12 +290,12 @@ def _identifier(level: str, keys: dict[str, str]) -> Dataset:
 
 def _contexts(classes: Sequence[str]) -> list[PresentationContext]:
     """C-GET, and each class with each way to write it: the PACS can then send as it has stored."""
-    ways: list[tuple[str, ...]] = [_PLAIN, *((one,) for one in _PACKED)]
+    ways: list[tuple[str, ...]] = [PLAIN, *((one,) for one in PACKED)]
     wanted = [build_context(one, list(way)) for way in ways for one in classes]  # what all can, first
     return [build_context(_GET), *wanted[:_MOST_CONTEXTS]]
 
 
-def _bound(association: Association, meter: Meter, most: int) -> None:
+def bound(association: Association, meter: Meter, most: int) -> None:
     """Let nothing in without end.
 
     Args:
@@ -285,7 +308,7 @@ def _bound(association: Association, meter: Meter, most: int) -> None:
     receive, state = connection.recv, {"since": 0, "seen": 0}
 
     def bounded(count: int) -> bytearray:
-        if count > _MOST_PDU + 64:
+        if count > MOST_PDU + 64:
             raise OSError("a PDU is longer than was agreed")
         while waiting.qsize() > _MOST_WAITING and not association._kill:
             meter.pause()
@@ -359,4 +382,11 @@ def _not_sent(status: int) -> PacsError:
     return PacsError(f"the PACS refuses to send it ({code}). Have retrieve allowed there for our AE title.")
 
 
-__all__ = ["DimseConnection"]
+def _not_taken(status: int) -> PacsError:
+    code = f"C-STORE status {status:04X}"
+    if status >> 8 == 0xA7:
+        return AwayError(f"the PACS has no room for it now ({code}).")
+    return PacsError(f"the PACS does not take it ({code}). Have its log read for the reason.")
+
+
+__all__ = ["MOST_PDU", "PACKED", "PLAIN", "DimseConnection", "bound"]

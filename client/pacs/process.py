@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MEMORY = 6 << 30  # bytes of address space: an object, some copies of it, and a third more
 _BEAT_S = 0.2
+_INDEXING_S = (0.0, 1.0, 3.0)  # a PACS may list later what it has taken
 HEADER_LIMIT = 64 << 20  # bytes: a query's answer
 
 
@@ -88,6 +89,8 @@ def _done(question: dict[str, Any], told: Callable[[dict[str, Any]], None]) -> d
             return {"objects": len(listed), "size": None if None in sizes else sum(filter(None, sizes))}
         case "retrieve":
             return _retrieved(connection, validate(Study, question["study"]), Path(question["folder"]), meter)
+        case "send":
+            return _sent(connection, [Path(path) for path in question["files"]])
     raise ValueError("a question of an unknown kind")
 
 
@@ -109,6 +112,26 @@ def _retrieved(connection: "Connection", study: "Study", folder: Path, meter: "M
             "the study checked there."
         )
     return {"files": receiver.files, "size": receiver.size, "repeated": receiver.repeated, "came": meter.total}
+
+
+def _sent(connection: "Connection", files: Sequence[Path]) -> dict[str, Any]:
+    """Have objects taken; only what the PACS lists afterwards has arrived."""
+    from pydicom import dcmread  # noqa: PLC0415 - after the sandbox
+
+    from client.pacs.problems import AwayError  # noqa: PLC0415
+
+    connection.send(files)
+    tags = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+    heads = [dcmread(path, stop_before_pixels=True, specific_tags=list(tags)) for path in files]
+    waiting = {(str(one.StudyInstanceUID), str(one.SeriesInstanceUID), str(one.SOPInstanceUID)) for one in heads}
+    for pause_s in _INDEXING_S:
+        time.sleep(pause_s)
+        for study, series in {(study, series) for study, series, _ in waiting}:
+            there = {one.uid for one in connection.instances(study, series)}
+            waiting -= {(study, series, uid) for uid in there}
+        if not waiting:
+            return {"arrived": len(files)}
+    raise AwayError(f"the PACS took {len(files)} objects, and does not list {len(waiting)} of them.")
 
 
 def _listed(connection: "Connection", study: "Study", series: "Series") -> list["Instance"]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from client.pacs.caller import Caller
 from client.pacs.problems import AwayError, PacsError, not_written
@@ -28,6 +29,8 @@ from common.system.locks import locked
 from common.text import counted
 
 STAGING = ".pulling"
+
+_T = TypeVar("_T")
 
 _LOCK = "lock"
 _SAMPLE = 3  # studies whose objects are listed for the estimate
@@ -156,7 +159,7 @@ def pull(
         for number, study in enumerate(wanted.studies, start=1):
             _await_hours(hours, tell)
             try:
-                came = _patiently(partial(_pulled, caller, study, out, rate), patience_s, tell)
+                came = patiently(partial(_pulled, caller, study, out, rate), patience_s, tell)
             except AwayError:
                 raise
             except PacsError as error:
@@ -203,10 +206,12 @@ def _pulled(caller: Caller, study: Study, out: Path, rate: float | None) -> Mapp
     return {key: int(came[key]) for key in ("files", "size", "repeated")}
 
 
-def _patiently(
-    attempt: Callable[[], Mapping[str, int]], patience_s: float, tell: Callable[[str], None]
-) -> Mapping[str, int]:
-    """Try again where the PACS is away, at growing intervals."""
+def patiently(attempt: Callable[[], _T], patience_s: float, tell: Callable[[str], None]) -> _T:
+    """Try again where the PACS is away, at growing intervals.
+
+    Raises:
+        AwayError: it did not come back in time.
+    """
     deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
     while True:
         try:
@@ -234,4 +239,4 @@ def _now() -> datetime.time:
     return datetime.datetime.now().time()
 
 
-__all__ = ["STAGING", "Estimate", "Hours", "Pulled", "estimate", "pull", "staging_of"]
+__all__ = ["STAGING", "Estimate", "Hours", "Pulled", "estimate", "patiently", "pull", "staging_of"]

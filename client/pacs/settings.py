@@ -4,15 +4,17 @@ Two ways: DIMSE (PS3.7, PS3.8; C-FIND and C-GET on an association that we open) 
 WADO-RS). Neither needs an open port here. What is secret stays in a file of the hospital's; only its path stands here.
 """
 
+import ipaddress
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from common.config import Document, Table, load, parse
+from common.config import Document, Table, load, parse, validate
 from common.document.choice import OneOf
 from common.document.table import Name, Positive
 from common.document.tomlfile import with_entry, without_entry
@@ -39,6 +41,13 @@ def _host(text: str) -> str:
     if not _HOST.fullmatch(text):
         raise ValueError("host is a name or an address, such as pacs.hospital.example, without a port")
     return text
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("address is one of this machine in numbers, such as 192.0.2.7, or 0.0.0.0 for all") from None
 
 
 AeTitle = Annotated[str, AfterValidator(_title)]
@@ -161,6 +170,55 @@ class DicomWeb(_Peer):
         return tuple(path for path in (self.token, self.login) if path is not None)
 
 
+class Listening(Table):
+    """Where studies that others send are waited for, and of whom they are taken."""
+
+    # An address of this machine, or 0.0.0.0 for all that it has.
+    address: Annotated[str, AfterValidator(_address)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    title: AeTitle = "WARDROUND"
+    # The AE titles of those who may send; others are refused.
+    accept: Annotated[tuple[AeTitle, ...], Field(min_length=1)]
+    # Seconds without anything more until a study is whole.
+    quiet: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    # TLS: ours, and who has signed those of the senders, where they must show one.
+    certificate: str | None = None
+    key: str | None = None
+    ca: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Listening":
+        if (self.certificate is None) != (self.key is None) or (self.ca is not None and self.certificate is None):
+            raise ValueError("TLS needs --tls-certificate and --tls-key; --tls-ca goes with them")
+        return self
+
+    @property
+    def where(self) -> str:
+        """For a person."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.title} at {host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return ipaddress.ip_address(self.address).is_loopback
+
+
+def listening_at(text: str, **more: Any) -> Listening:
+    """Where to wait, as a person has typed it: ADDRESS:PORT.
+
+    Raises:
+        ConfigError: it is none, or a file is missing, or its key is open to others.
+    """
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdecimal():
+        raise ConfigError(f"--listen {text!r} is no ADDRESS:PORT. Write it as 192.0.2.7:11112, or 127.0.0.1:11112.")
+    given = {"address": address.strip("[]"), "port": int(port)} | {key: one for key, one in more.items() if one}
+    found = validate(Listening, given, "--listen")
+    _check_files(filter(None, (found.certificate, found.key, found.ca)), filter(None, [found.key]), "--listen")
+    return found
+
+
 Peer: TypeAlias = Dimse | DicomWeb
 PEERS = OneOf("protocol", (Dimse, DicomWeb), always_said=True)
 
@@ -204,10 +262,14 @@ def check_files(peer: Peer) -> None:
     Raises:
         ConfigError: names the file and what to do.
     """
-    for path in map(Path, peer.files):
+    _check_files(peer.files, peer.secrets, f"the PACS {peer.name}", f" Correct {PACS_NAME}.")
+
+
+def _check_files(files: Iterable[str], secrets: Iterable[str], whose: str, advice: str = "") -> None:
+    for path in map(Path, files):
         if not path.is_file():
-            raise ConfigError(f"{path}, which the PACS {peer.name} needs, is not there. Correct {PACS_NAME}.")
-    for path in map(Path, peer.secrets):
+            raise ConfigError(f"{path}, which {whose} needs, is not there.{advice}")
+    for path in map(Path, secrets):
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise ConfigError(f"other users of this computer may read {path}. Run: chmod go-rwx {path}")
 
@@ -258,10 +320,12 @@ __all__ = [
     "PACS_NAME",
     "DicomWeb",
     "Dimse",
+    "Listening",
     "PacsConfig",
     "Peer",
     "add_peer",
     "check_files",
+    "listening_at",
     "peer_of",
     "read_peers",
     "remove_peer",

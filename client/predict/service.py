@@ -76,9 +76,9 @@ def watch(
     if not folder.is_dir():
         raise ConfigError("--watch needs a folder that is there. Make it, or leave out --watch for a single file.")
     check_apart(folder, out)
-    with _only_one(out):
+    with only_one(out):
         segmenter = load_predictor(model, device, personal)
-        _claim(out, segmenter.sha256)
+        claim(out, segmenter.sha256)
         with reading(segmenter.run) as (find, read):
             drop = DropFolder(folder.absolute(), find, settle_s)
             _Service(segmenter, read, drop, out, stopped).run(poll_s)
@@ -133,7 +133,7 @@ class _Service:
         try:
             # What cannot be read as it is has no stamp of its content: without its problem it is another study.
             broken = study.reference.problem is not None
-            stamp = study.signature[:_STAMP_DIGITS] if broken else _stamp(study.reference.images)
+            stamp = study.signature[:_STAMP_DIGITS] if broken else stamp_of(study.reference.images)
         except OSError:
             return  # gone, or not to be opened yet; the next look sees it again
         if stamp not in self._stamps:
@@ -163,11 +163,9 @@ class _Service:
             self._failed += 1
             _log.warning("study %s set aside: %s: %s", stamp, error.code, error)
             return True
-        record |= {"slices": result.slices, "voxels": result.voxels, "seconds": asdict(result.seconds)}
-        record |= {} if result.told is None else {"told": asdict(result.told)}
-        _write(self._out / stamp / RESULT_NAME, record | {"notes": result.notes})
+        finish(self._out / stamp, result, record)
         self._done += 1
-        _log.info("study %s: %s", stamp, _told(result))
+        _log.info("study %s: %s", stamp, told(result))
         return True
 
     def _sign(self, state: str) -> None:
@@ -188,9 +186,13 @@ class _Service:
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`."""
-    busy = ConfigError("another --watch works on this --out. Stop it first, or give another --out.")
+def only_one(out: Path) -> Iterator[None]:
+    """Hold the lock of `out`.
+
+    Raises:
+        ConfigError: another one holds it, or it cannot be written.
+    """
+    busy = ConfigError("another --watch or --listen works on this --out. Stop it first, or give another --out.")
     with ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -200,8 +202,12 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def _claim(out: Path, model_sha256: str) -> None:
-    """Bind `out` to one model: what another one did would count as done."""
+def claim(out: Path, model_sha256: str) -> None:
+    """Bind `out` to one model: what another one did would count as done.
+
+    Raises:
+        ConfigError: it is another's.
+    """
     path = out / MODEL_NAME
     if not path.exists():
         _write(path, {"model": model_sha256})
@@ -216,7 +222,8 @@ def _remembered(out: Path) -> tuple[set[str], set[str]]:
     return {str(_read(path).get("signature", "")) for path in records.values()}, set(records)
 
 
-def _stamp(paths: Iterable[Path]) -> str:
+def stamp_of(paths: Iterable[Path]) -> str:
+    """The name of a study's result, of the bytes of its files."""
     digests = []
     for path in paths:
         with path.open("rb") as file:
@@ -225,7 +232,21 @@ def _stamp(paths: Iterable[Path]) -> str:
     return (digests[0] if len(digests) == 1 else hashlib.sha256(text.encode()).hexdigest())[:_STAMP_DIGITS]
 
 
-def _told(result: StudyResult) -> str:
+def finish(folder: Path, result: StudyResult, record: dict[str, Any]) -> None:
+    """Say that the result in a folder is whole.
+
+    Args:
+        folder: of the result.
+        result: what it is.
+        record: what else is said of it.
+    """
+    record = record | {"slices": result.slices, "voxels": result.voxels, "seconds": asdict(result.seconds)}
+    record |= {} if result.told is None else {"told": asdict(result.told)}
+    _write(folder / RESULT_NAME, record | {"notes": result.notes})
+
+
+def told(result: StudyResult) -> str:
+    """A result, for the log: no name, no path."""
     found = "voxels of " + ", ".join(f"{name} {count}" for name, count in result.voxels.items())
     if result.told is not None:
         found = f"answer: {', '.join(result.told.answer) or 'none of the classes'}"
@@ -246,4 +267,15 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, f"{json.dumps(values, indent=2)}\n".encode())
 
 
-__all__ = ["FAILED", "MODEL_NAME", "RESULT_NAME", "STATUS_NAME", "watch"]
+__all__ = [
+    "FAILED",
+    "MODEL_NAME",
+    "RESULT_NAME",
+    "STATUS_NAME",
+    "claim",
+    "finish",
+    "only_one",
+    "stamp_of",
+    "told",
+    "watch",
+]

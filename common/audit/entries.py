@@ -43,6 +43,7 @@ KINDS = {
     "policy-changed": "policy",
     "data-added": "?patients",
     "data-pulled": "?patients",
+    "results-sent": "",
     "data-removed": "",
     "data-forgotten": "",
     "begun": "run round",

@@ -90,7 +90,7 @@ def hide(paths: Sequence[Path]) -> str:
     return f"not hidden: {os.strerror(problem)}" if problem else HIDDEN
 
 
-def lock(writable: Sequence[Path], ports: Sequence[int] = ()) -> str:
+def lock(writable: Sequence[Path], ports: Sequence[int] = (), listening: Sequence[int] = ()) -> str:
     """Write nowhere but beneath these folders (and /dev, /proc); reach into no process that was there before us.
 
     That is: read no memory and send no signal, open no TCP connection, and change no mount.
@@ -98,6 +98,7 @@ def lock(writable: Sequence[Path], ports: Sequence[int] = ()) -> str:
     Args:
         writable: the folders.
         ports: of other machines, to which connections may be opened all the same.
+        listening: of this machine, at which others may be waited for.
 
     Returns:
         "locked", or why the kernel did not allow it.
@@ -120,7 +121,9 @@ def lock(writable: Sequence[Path], ports: Sequence[int] = ()) -> str:
             problem = ctypes.get_errno() if libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_BENEATH, rule, 0) else 0
             os.close(beneath)
     # Port 0: one that the system chooses, to which some libraries bind before they connect.
-    for right, port in [(_CONNECT_TCP, port) for port in ports] + [(_BIND_TCP, 0)] if ports and version >= 4 else ():
+    bound = [*([0] if ports else []), *listening]
+    doors = [(_CONNECT_TCP, port) for port in ports] + [(_BIND_TCP, port) for port in bound]
+    for right, port in doors if version >= 4 else ():
         if not problem:
             rule = struct.pack("=QQ", right, port)
             problem = ctypes.get_errno() if libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_PORT, rule, 0) else 0

@@ -3,6 +3,7 @@
 It knows the AE title WARDROUND, answers C-ECHO, C-FIND and C-GET, and has the DICOMweb plug-in.
 """
 
+import base64
 import json
 import socket
 import subprocess
@@ -67,11 +68,20 @@ class Orthanc:
     def store(self, *paths: Path) -> None:
         """Put files into it, over its own REST interface in the clear."""
         for path in paths:
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{self.http}/instances", data=path.read_bytes(), headers={"Expect": ""}
-            )
-            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-                assert json.load(answer)["Status"] == "Success"
+            assert json.loads(self.asked("instances", path.read_bytes()))["Status"] == "Success"
+
+    def found(self, level: str, **query: str) -> list[str]:
+        """Its own numbers of what fits."""
+        return list(json.loads(self.asked("tools/find", json.dumps({"Level": level, "Query": query}).encode())))
+
+    def asked(self, place: str, body: bytes | None = None) -> bytes:
+        """What its REST interface answers."""
+        who = base64.b64encode(LOGIN.encode()).decode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http}/{place}", data=body, headers={"Authorization": f"Basic {who}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return bytes(answer.read())
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def test_out_belongs_to_one_model_and_one_service(site: Site) -> None:
     save(site.model, other, threshold_network(other, (99.0,), WINDOW))
     with pytest.raises(ConfigError, match="another model"):
         site.work()
-    with client.predict.service._only_one(site.out), pytest.raises(ConfigError, match="another --watch"):
+    with client.predict.service.only_one(site.out), pytest.raises(ConfigError, match="another --watch"):
         site.work()
 
 
