@@ -46,6 +46,15 @@ MEASURES = (
     {"address": str, "token": str},
     {"file": str, "every-s": NUMBER},
 )
+BACKUP = {
+    "file": str, "side": str, "name": TEXT, "made": moment, "program": str, "home-version": int, "bytes": int,
+    "members": [{"file": str, "bytes": int}],
+    "left-out": [{"name": str, "why": str, "files": int, "bytes": int}],
+}  # fmt: skip
+PURGE = {
+    "run": digest, "name": str, "removed": [{"what": str, "files": int, "bytes": int}],
+    "stays": [{"what": str, "why": str}],
+}  # fmt: skip
 EVALUATION = {
     "format": int, "run": str, "run-hash": digest, "model-sha256": digest, "task": str, "classes": [str], "site": str,
     "split": str, "patients": int, "studies": int, "left-out": {str: int}, "trained-here": bool,
@@ -54,6 +63,12 @@ EVALUATION = {
 }  # fmt: skip
 
 FORMS: dict[str, Form] = {
+    "wardround-client backup": BACKUP,
+    "wardround-client restore": BACKUP,
+    "wardround-client purge": PURGE,
+    "wardround-server backup": BACKUP,
+    "wardround-server restore": BACKUP,
+    "wardround-server purge": PURGE,
     "wardround-client status": {str: (str, *NUMBER, None, moment, LAST[0])},
     "wardround-client doctor": FINDINGS,
     "wardround-client runs": [

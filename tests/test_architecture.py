@@ -34,10 +34,10 @@ ARROWS = {
     "client.app": "client client.train common.config common.console common.wire",
     "client.commands": (
         "client client.agent client.commands.models client.commands.options client.data client.data.check "
-        "client.data.deidentify client.data.isolate client.data.keep client.data.read client.data.study client.home "
-        "client.pacs client.proposals client.rules client.trail client.views common.audit common.config "
-        "common.console common.crypto common.flower common.identity common.learning common.privacy common.system "
-        "common.web common.wire"
+        "client.data.deidentify client.data.isolate client.data.keep client.data.read client.data.study "
+        "client.home client.pacs client.proposals client.rescue client.rules client.trail client.views "
+        "common.audit common.config common.console common.crypto common.flower common.identity common.learning "
+        "common.privacy common.rescue common.system common.web common.wire"
     ),
     "client.commands.models": (
         "client client.commands.options client.evaluate client.explain client.home client.pacs client.predict "
@@ -75,7 +75,8 @@ ARROWS = {
         "client.data.dicom client.data.prepare client.data.study client.predict common.config common.learning"
     ),
     "client.home": (
-        "common.config common.crypto common.document common.identity common.models common.system common.wire"
+        "common.config common.crypto common.document common.identity common.models common.rescue common.system "
+        "common.wire"
     ),
     "client.pacs": "common.config common.document common.system common.wire",
     "client.predict": (
@@ -86,13 +87,14 @@ ARROWS = {
         "client client.home client.rules client.trail client.worker common.audit common.config common.identity "
         "common.privacy common.system common.wire"
     ),
+    "client.rescue": "client.home client.pacs client.rules client.trail common.config common.rescue",
     "client.rules": (
         "client client.home common.audit common.config common.identity common.privacy common.strategies common.system "
         "common.tasks common.wire"
     ),
     "client.trail": (
         "client.home client.rules common.audit common.config common.console common.crypto common.identity "
-        "common.privacy common.system common.wire"
+        "common.privacy common.rescue common.system common.wire"
     ),
     "client.serve": "client.data.study client.predict common.system common.web",
     "client.train": (
@@ -124,6 +126,7 @@ ARROWS = {
     "common.privacy": (
         "common.config common.crypto common.models common.strategies common.system common.tasks common.wire"
     ),
+    "common.rescue": "common.console common.crypto common.system",
     "common.strategies": "common.document",
     "common.system": "",
     "common.tasks": "common.document common.losses common.measures",
@@ -138,13 +141,13 @@ ARROWS = {
     ),
     "server.commands": (
         "common.audit common.config common.console common.crypto common.flower common.identity common.losses "
-        "common.models common.strategies common.system common.tasks common.web common.wire server.archive "
-        "server.coordinator server.dashboard server.evidence server.federation server.gateway server.home "
-        "server.monitoring server.registry server.views"
+        "common.models common.rescue common.strategies common.system common.tasks common.web common.wire "
+        "server.archive server.coordinator server.dashboard server.evidence server.federation server.gateway "
+        "server.home server.monitoring server.registry server.rescue server.views"
     ),
     "server.coordinator": (
-        "common.config common.console common.flower common.identity common.system common.wire server.archive "
-        "server.federation server.gateway server.home server.registry"
+        "common.config common.console common.flower common.identity common.rescue common.system common.wire "
+        "server.archive server.federation server.gateway server.home server.registry"
     ),
     "server.dashboard": (
         "common.config common.identity common.pages common.privacy common.web common.wire server.coordinator "
@@ -163,15 +166,18 @@ ARROWS = {
         "server.registry"
     ),
     "server.home": (
-        "common.config common.crypto common.document common.flower common.identity common.system common.wire"
+        "common.config common.crypto common.document common.flower common.identity common.rescue common.system "
+        "common.wire"
     ),
     "server.monitoring": (
         "common.config common.privacy common.system common.web server.coordinator server.federation server.home "
         "server.registry server.views"
     ),
     "server.registry": (
-        "common.audit common.config common.crypto common.flower common.identity common.system common.wire server.home"
+        "common.audit common.config common.crypto common.flower common.identity common.rescue common.system "
+        "common.wire server.home"
     ),
+    "server.rescue": "common.identity common.rescue server.archive server.home server.registry",
     "server.views": (
         "common.audit common.config common.console common.identity common.pages common.privacy "
         "common.strategies common.system common.tasks server.federation server.home server.registry"

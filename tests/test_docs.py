@@ -55,6 +55,8 @@ wardround-client runs | show | approve | deny | policy check | ledger | audit ve
 wardround-client predict | evaluate | explain | serve
 wardround-client personal list | personal remove | personal export
 wardround-client key protect | key unprotect
+wardround-client backup | restore | purge
+wardround-server backup | restore | purge
 """
 # Patients of the scenario `phantoms` whose labels are not all that a label should be, and one more.
 ODD_PHANTOMS = (("a", 4), ("b", 39), ("b", 1))

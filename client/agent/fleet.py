@@ -30,7 +30,7 @@ from flwr.proto.run_pb2 import GetRunRequest, Run
 
 from common.errors import ErrorCode, PolicyError, UpdateError
 from common.flower.packing import has_more_objects, object_ids, pack_message, unpack_message
-from common.wire import at_work, clock
+from common.wire import at_work, clock, versions
 from common.wire.at_work import AtWork
 from common.wire.pushback import retry_after
 from common.wire.records import PIECE_BYTES
@@ -74,10 +74,15 @@ class Fleet:
         self._pool = ThreadPoolExecutor(CONCURRENT_OBJECTS, thread_name_prefix="object")
 
     def activate(self) -> int:
-        """Tell the coordinator that this site is here; it answers with our node id. The clocks are compared."""
+        """Tell the coordinator that this site is here; it answers with our node id. The clocks are compared.
+
+        Raises:
+            OtherVersionError: the coordinator is of a version that this one does not work with.
+        """
         request = ActivateNodeRequest(public_key=b"", heartbeat_interval=HEARTBEAT_S)
         began = time.time()
         reply, call = self._stub.ActivateNode.with_call(request, timeout=CALL_TIMEOUT_S, metadata=clock.stamp())
+        versions.check_coordinator(call.initial_metadata())
         theirs = clock.sent(call.initial_metadata())
         self.ahead_s = None if theirs is None else (began + time.time()) / 2 - theirs
         self._node = Node(node_id=reply.node_id)

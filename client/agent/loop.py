@@ -53,6 +53,7 @@ from common.flower.packing import question_of, reply_to
 from common.wire.messages import Refusal
 from common.wire.pushback import retry_after
 from common.wire.records import reply_to_record
+from common.wire.versions import OtherVersionError
 from common.wire.wardround_pb2 import ListProposalsReply, ListProposalsRequest
 from common.wire.wardround_pb2_grpc import CoordinationStub
 
@@ -63,8 +64,7 @@ DESCRIBE_TIMEOUT_S = 3600.0
 UPKEEP_S = 1.0
 # Between two tries of what the disk had no room for.
 FULL_PAUSE_S = 5.0
-# After a renewal that did not succeed.
-RENEWAL_PAUSE_S = 600.0
+RENEWAL_PAUSE_S = 600.0  # after one that did not succeed
 # Between two looks whether a rotation to the next root, which is pinned already, is over.
 ROTATION_PAUSE_S = 3600.0
 
@@ -202,7 +202,7 @@ class Agent:
                     if (delivery := self._fleet.pull()) is not None:
                         self._handle(*delivery)
                 self._take_over()
-            except grpc.RpcError as error:
+            except (grpc.RpcError, OtherVersionError) as error:
                 if self._stop.is_set():
                     return
                 self._status.away(error)
@@ -213,9 +213,10 @@ class Agent:
                 self._wait_for_room(error)
 
     def _catch_up(self) -> None:
-        """Before the first message: which runs are open still, and whose signatures count."""
+        """Before the first message: which runs are open still, whose signatures count, and whether the logs fit."""
         try:
             self._fetch_proposals()
+            self._exchange.compare(self._coordination, self._identity.root_pem)
         except (WardroundError, OSError) as error:
             self._trouble.say(f"proposals: {error}")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from client.home.offer import Offer
-from client.rules import approvals
+from client.rules import purged
 from client.site import Site
 from client.trail.audit_trail import AuditTrail, has_joined, open_log
 from common.audit.log import AuditLog
@@ -179,7 +179,7 @@ def _enter(ledger: Ledger, place: tuple[str, str, int, str], row: Row, delta: fl
 
 def _document(site: Site, run_hash: str) -> RunConfig:
     try:
-        return approvals.load(site.home, run_hash).run
+        return purged.document_of(site.home, run_hash).config
     except ConfigError as error:
         raise PrivacyError(
             f"the document of run {run_hash[:12]}, which was charged, is not among the proposals here: what it spent "

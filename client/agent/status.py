@@ -21,7 +21,7 @@ from client.home.identity import Identity
 from common.errors import ConfigError
 from common.system.files import write_private
 from common.system.locks import is_locked, locked
-from common.wire import clock
+from common.wire import clock, versions
 from common.wire.channels import certificate_trouble
 from common.wire.messages import Refusal, Reply
 from common.wire.proxy import told_of_proxy
@@ -30,7 +30,7 @@ _STATUS, _LOCK = "status.json", "agent.lock"
 
 SIGN_OF_LIFE_S = 10.0
 
-EXPIRED, REFUSED = "certificate expired", "refused"
+EXPIRED, REFUSED, OTHER_VERSION = "certificate expired", "refused", "other version"
 STOPPED, FAILED = "stopped", "failed"  # the last that an agent writes
 IN_ORDER, DISK_FULL = "in order", "disk-full"
 
@@ -58,6 +58,7 @@ class Status:
             "node-id": None,
             "worker": None,
             "network": "unknown",
+            "versions": "",
             "clock": clock.in_words(None),
             "last-round": None,
             "last-error": None,
@@ -95,6 +96,9 @@ class Status:
 
     def away(self, error: Exception) -> None:
         """The coordinator does not answer, or refuses us. Said once in the log, until it changes."""
+        if told := versions.refused(error):
+            self._other_version(told)
+            return
         code = error.code() if isinstance(error, grpc.RpcError) else None
         refused = code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         state = EXPIRED if self._identity.days_left < 0 else REFUSED if refused else "connecting"
@@ -109,6 +113,12 @@ class Status:
                 reason = "cannot be reached: our certificate has expired. Ask for an invitation and join again"
             _log.warning("the coordinator at %s %s", self._identity.gateway, reason)
             self.update(**{"state": state, "since": time.time(), "node-id": None})
+
+    def _other_version(self, why: str) -> None:
+        """The two sides are of versions that do not work together; why, and what to do. Said once in the log."""
+        if self._values["state"] != OTHER_VERSION or self._values["versions"] != why:
+            _log.error("%s. Nothing is done until then; trying again", why)
+        self.update(**{"state": OTHER_VERSION, "node-id": None, "versions": why})
 
     def renewed(self, identity: Identity) -> None:
         """The site has its next certificate."""

@@ -31,6 +31,7 @@ from client.commands.models.predict import predict
 from client.commands.models.serve import serve
 from client.commands.options.site import HOME, Home, NewHome
 from client.commands.pacs import pacs_app
+from client.commands.rescue import backup, purge, restore
 from client.commands.sources import check_data, data_add
 from client.commands.verdict import policy_verdict
 from client.commands.views import dashboard, metrics
@@ -86,7 +87,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
 app.add_typer(personal_app, name="personal")
-for command in (predict, evaluate, explain, serve, dashboard, metrics):
+for command in (predict, evaluate, explain, serve, dashboard, metrics, backup, restore, purge):
     app.command()(command)
 
 

@@ -18,7 +18,7 @@ from client.evaluate.evaluation import Cases, Wanted, score_site
 from client.evaluate.findings import Findings, Table
 from client.predict.personal import Personal
 from client.predict.prediction import Segmenter, load_segmenter
-from client.rules import approvals
+from client.rules import approvals, purged
 from client.site import Site
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -132,8 +132,13 @@ def beside(own: Evaluated, shared: Evaluated, task: Task) -> Evaluated:
 
 
 def took_part(site: Site, manifest: Manifest) -> bool:
-    """Whether a model was trained at a site: its manifest names the site, or the site has approved its run."""
+    """Whether a model was trained at a site: its manifest names the site, or the site has approved its run.
+
+    Of a run that was purged nobody knows what was answered: it is taken for approved.
+    """
     answers = [one.answer for one in approvals.load_all(site.home) if one.run_hash == manifest.run_hash]
+    if purged.is_purged(site.home, manifest.run_hash):
+        return True
     return site.config.name in manifest.sites or any(one is not None and one.approved for one in answers)
 
 

@@ -29,6 +29,7 @@ from common.identity.operators import key_to_bytes, public_bytes
 from common.identity.phrase import as_phrase
 from common.identity.receipt_keys import prove_receipt_key, request_digest
 from common.system.files import write_private
+from common.wire import versions
 from common.wire.channels import certificate_trouble, secure_channel
 from common.wire.proxy import proxy_of, told_of_proxy
 from common.wire.pushback import retry_after
@@ -274,6 +275,8 @@ def _collect(stub: EnrolmentStub, site: str, request_sha256: str, deadline: floa
 
 
 def _explain(error: grpc.RpcError, address: str) -> EnrolmentError:
+    if other := versions.refused(error):
+        return EnrolmentError(f"{other}.")
     if trouble := certificate_trouble(error):
         return EnrolmentError(f"the coordinator at {address} cannot be trusted now: {trouble}.")
     if error.code() == grpc.StatusCode.UNAVAILABLE:

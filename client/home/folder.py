@@ -13,6 +13,8 @@
                            local/: models that the site trains alone for comparison, until the run is over;
                            gains/: what was compared (client/home/gains.py);
                            statistics/: what runs are told of the training patients (client/home/statistics.py)
+    home/home.json         the version of all this (client/home/version.py)
+    home/restored.json     after a restore, until the coordinator has seen the audit log (common/rescue/restored.py)
     home/cache/            the preprocessed images; may go while the agent is stopped
 
 Forgotten, state and cache are sealed under keys that are derived from site.key (common/crypto/record_box.py): a copy of

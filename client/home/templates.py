@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from client.home.version import VERSIONS
 from common.config import METRICS
 from common.errors import EnrolmentError
 from common.models import NETWORK_CHOICE
@@ -73,12 +74,15 @@ def prepare_home(home: Path, site: str = UNNAMED) -> None:
         raise EnrolmentError(
             "that is no site name: lower-case letters, digits and dashes are. Ask for a new invitation."
         )
+    is_new = not (home / "site.toml").exists()
     for folder in (home, home / "tls"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     for name, text in (("site.toml", SITE_TEMPLATE.format(site=site)), ("policy.toml", POLICY_TEMPLATE)):
         if not (home / name).exists():
             write_atomically(home / name, text.encode())
+    if is_new:
+        VERSIONS.begin(home)
     settings = home / "site.toml"
     text = settings.read_text(encoding="utf-8")
     if _NAME.format(site=UNNAMED) in text:

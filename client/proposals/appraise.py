@@ -16,7 +16,7 @@ from client.home.folder import DECLARED_NAME, FORGOTTEN_NAME, POLICY_NAME, SITE_
 from client.home.offer import Offer
 from client.proposals import signers
 from client.proposals.budget import beyond
-from client.rules import approvals, policy
+from client.rules import approvals, policy, purged
 from client.rules.approvals import Appraisal, Proposal
 from client.rules.policy import Purpose
 from client.site import changed, current_site
@@ -61,6 +61,8 @@ class Proposals:
             self._keep(proposal, roots_pem)
 
     def _keep(self, proposal: ProposalProto, roots_pem: bytes) -> None:
+        if purged.is_purged(self._home, proposal.run_hash):
+            return
         known = next((one for one in approvals.load_all(self._home) if one.run_hash == proposal.run_hash), None)
         ending = ending_of(proposal)
         if known is not None and known.bundle_sha256 == proposal.bundle_sha256:

@@ -29,6 +29,7 @@ from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError, Up
 from common.identity import certificates
 from common.identity.operators import public_bytes
 from common.privacy.scores import SCORES_DELTA, SCORES_EPSILON
+from common.rescue import restored
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 
 AUDIT_NAME = "audit.sqlite"
@@ -91,6 +92,7 @@ class AuditTrail:
     def begin(self, identity: Identity) -> None:
         """The agent starts."""
         self.log.begin("agent", version("wardround"))
+        restored.enter(self._home, lambda: self.log.append("restored"))
         with self.log.transaction() as log:
             policies = log.latest("policy-changed")
             answers = log.latest("approved", "denied", count=_MOST_ANSWERS)

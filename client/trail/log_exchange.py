@@ -28,6 +28,7 @@ from common.audit.witness import ConflictError
 from common.console.logs import Trouble
 from common.errors import AuditError, EnrolmentError, ErrorCode, PolicyError
 from common.identity.receipt_keys import receipt_key_of
+from common.rescue import restored
 from common.system.files import write_private
 from common.text import NAME_PATTERN
 from common.wire.pushback import retry_after
@@ -79,7 +80,7 @@ class LogExchange:
     """What is under way between the two logs. For all threads of the agent."""
 
     def __init__(self, home: Path, log: AuditLog, log_key: bytes) -> None:
-        self._path, self._log, self._log_key = home / CONFLICT_NAME, log, log_key
+        self._home, self._path, self._log, self._log_key = home, home / CONFLICT_NAME, log, log_key
         self._lock = threading.Lock()
         self._pending = _unacknowledged(log)
         self._delivered: set[str] = set()  # the coordinator took these updates; it cannot say that they never came
@@ -90,7 +91,9 @@ class LogExchange:
         self._next = 0.0
         self._alarmed = ""
         self._trouble = Trouble(_log)
-        self.problem = ""  # what is wrong with the exchange, though the coordinator is there
+        self.has_compared = False  # with the coordinator's, by this process
+        # What is wrong with the exchange, though the coordinator is there.
+        self.problem = "" if restored.made(home) is None else _not_compared(home)
 
     @property
     def conflict(self) -> str:
@@ -103,13 +106,15 @@ class LogExchange:
         return time.monotonic() >= self._next
 
     def check_conflict(self) -> None:
-        """Refuse all work after a conflict.
+        """Refuse all work after a conflict, and in a home that was restored before the logs were compared.
 
         Raises:
-            PolicyError: there was one.
+            PolicyError: there was one, or they were not.
         """
         if conflict := self.conflict:
             raise PolicyError(f"no work is done: {conflict}", ErrorCode.AUDIT_CONFLICT)
+        if restored.made(self._home) is not None:
+            raise PolicyError(f"no work is done: {_not_compared(self._home)}", ErrorCode.AUDIT_CONFLICT)
 
     def check_receipts(self, stub: Any) -> None:
         """Refuse the next round while the coordinator has not signed for the last one. It is asked once more before.
@@ -151,6 +156,11 @@ class LogExchange:
                 if self._submit(stub, name, one):
                     del self._pending[name]
                     self._delivered.discard(name)
+
+    def compare(self, stub: Any, roots_pem: bytes) -> None:
+        """The first exchange of this process, before its first message: what an old copy of a home would do again."""
+        if not self.has_compared:
+            self.exchange(stub, roots_pem)
 
     def exchange(self, stub: Any, roots_pem: bytes) -> None:
         """Show this log, look at the coordinator's, and compare with what others have seen of it.
@@ -232,6 +242,8 @@ class LogExchange:
             raise AuditError("the coordinator did not take this site's checkpoint")
         checkpoint = bytes(reply.checkpoint).decode("utf-8", errors="replace")
         witness.observe(self._log, checkpoint, list(reply.proof), self._log_key, origin=COORDINATOR)
+        self.has_compared = True
+        restored.settle(self._home)
         self._doubts.clear()
         for other in reply.others:
             # The name is the coordinator's word too.
@@ -283,6 +295,13 @@ class LogExchange:
         _log.error("audit conflict, no more work is done: %s", text)
         self._alarmed = text  # also where the disk is full
         write_private(self._path, f"{text}\n".encode())
+
+
+def _not_compared(home: Path) -> str:
+    return (
+        f"this home was restored from a backup of {restored.made(home)}, and the coordinator has not shown yet that it "
+        "is the newest. That is done when it is reached; see logs/agent.log"
+    )
 
 
 def _is_away(error: grpc.RpcError) -> bool:

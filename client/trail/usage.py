@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.rules import approvals
+from client.rules import purged
 from client.trail.audit_trail import has_joined, open_log
 from common.config import RunConfig
 from common.privacy.guarantee import why_void
@@ -67,7 +67,7 @@ def uses(home: Path, place_of: PlaceOf) -> list[Use]:
         elif entry.kind == "evaluated":
             models = scored.setdefault(entry.fields["run"], [])
             models += [] if entry.fields["model"] in models else [entry.fields["model"]]
-    documents = {one.run_hash: one.run for one in approvals.load_all(home)}
+    documents = {run_hash: one.config for run_hash, one in purged.documents(home).items()}
     found = []
     for run_hash in dict.fromkeys([*rounds, *scored]):
         run = documents.get(run_hash)

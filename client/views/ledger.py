@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from client.home.folder import LEDGER_NAME
-from client.rules import approvals
+from client.rules import purged
 from client.site import Site, current_site
 from common.privacy.charges import Charge
 from common.privacy.scores import is_held_out
@@ -40,7 +40,7 @@ def charged(site: Site) -> list[Charged]:
     if not entries:
         return []
     reserved = {(one.cohort, one.run_hash): one.steps for one in site.ledger.reservations()}
-    names = {one.run_hash: one.run.name for one in approvals.load_all(site.home)}
+    names = purged.names(site.home)
     rounds = Counter((entry.cohort, entry.run_hash) for entry in entries)
     delta = {(entry.cohort, entry.run_hash): entry.delta for entry in entries}
     rows = [

@@ -8,6 +8,7 @@ from client.agent.status import (
     DISK_FULL,
     FAILED,
     IN_ORDER,
+    OTHER_VERSION,
     OVER,
     REFUSED,
     STOPPED,
@@ -56,6 +57,9 @@ def status_of(home: Path) -> dict[str, Any]:
         values["certificate-days-left"] = load_identity(home).days_left
     except EnrolmentError as error:
         values |= {"state": "no certificate", "certificate-days-left": None, "problem": str(error)}
+    told = values.pop("versions", "")
+    if values["state"] == OTHER_VERSION:
+        values["problem"] = f"{told}."
     if values["state"] == REFUSED:
         values["problem"] = "the coordinator does not take this site's certificate; `wardround-client doctor` says why"
     return values

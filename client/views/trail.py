@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.rules import approvals
+from client.rules import purged
 from client.trail.audit_trail import has_joined, open_log
 from common.audit.entries import Entry
 
@@ -47,7 +47,7 @@ def trail(home: Path, most: int) -> Trail:
     """
     if not has_joined(home):
         return Trail(0, 0, ())
-    names = {one.run_hash: one.run.name for one in approvals.load_all(home)}
+    names = purged.names(home)
     with open_log(home).transaction() as log:
         size, conflicts = log.size, len(log.latest("conflict", count=1000))
         entries = log.latest(*_LEFT, count=most)

@@ -58,6 +58,9 @@ KINDS = {
     "entered": "run round site update",
     "aggregated": "run round model updates",
     "export": "what hash",
+    "backed-up": "",
+    "restored": "",
+    "purged": "run files",
     "checkpoint-received": "key note",
     "conflict": "first-key first second-key second",
 }
@@ -239,6 +242,7 @@ _FORMS: Mapping[str, Callable[[Value], bool]] = {
     "hash": _is_hash,
     "model": _is_hash,  # SHA-256 of the safetensors bytes
     "updates": _is_number,
+    "files": _is_number,
     "received": _is_hash,
     "update": _is_hash,
     "size": _is_number,  # bytes

@@ -10,14 +10,15 @@ changed, moved, cut off, repeated or taken from elsewhere does not open, nor doe
 the header, and where the payload belongs if the key does not say so, are authenticated with every chunk.
 This is the STREAM construction, as in https://age-encryption.org/v1. Sizes are in the clear, and the stamp.
 
-`Sealer` keeps it in memory, for models and keys; client/data/keep/vault.py in files with a stamp.
+`Sealer` keeps it in memory, for models and keys; client/data/keep/vault.py in files with a stamp; `seal_parts` and
+`unseal_parts` hold a chunk at a time, for what is larger than memory.
 """
 
 import io
 import json
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
@@ -150,11 +151,68 @@ def unseal(header: Header, key: bytes, file: BinaryIO, length: int, place: bytes
     return payload
 
 
+def seal_parts(header: Header, key: bytes, parts: Iterable[Payload], place: bytes = b"") -> Iterator[bytes]:
+    """As `seal`, of a payload that comes in parts; no more than a part and a chunk are held.
+
+    Args:
+        header: a new one.
+        key: 32 bytes, made from the header's salt.
+        parts: of the payload, in order.
+        place: where it belongs.
+    """
+    yield header.text
+    cipher, associated, held, index = AESGCM(key), header.text + place, bytearray(), 0
+    for part in parts:
+        held += part
+        while len(held) > _CHUNK_BYTES:  # the last chunk is known to be that only when nothing follows
+            yield cipher.encrypt(_nonce(index, last=False), bytes(held[:_CHUNK_BYTES]), associated)
+            del held[:_CHUNK_BYTES]
+            index += 1
+    yield cipher.encrypt(_nonce(index, last=True), bytes(held), associated)
+
+
+def unseal_parts(header: Header, key: bytes, file: BinaryIO, place: bytes = b"") -> Iterator[bytes]:
+    """Inverse of `seal_parts` and of `seal`, a chunk at a time. Only what came before the end is known to be whole.
+
+    Args:
+        header: as it was read from the file, which stands at the first chunk and ends with the last one.
+        key: as it was sealed.
+        file: the sealed payload.
+        place: as it was sealed.
+
+    Raises:
+        InvalidTag: not these bytes, this key, or this place; or something is missing at the end.
+    """
+    cipher, associated, index = AESGCM(key), header.text + place, 0
+    sealed = file.read(_CHUNK_BYTES + _TAG_BYTES)
+    while True:
+        following = file.read(_CHUNK_BYTES + _TAG_BYTES)
+        yield cipher.decrypt(_nonce(index, last=not following), sealed, associated)
+        if not following:
+            return
+        sealed, index = following, index + 1
+
+
 def _chunks(length: int) -> Iterator[tuple[bytes, int]]:
     """Nonce and start of each chunk of a payload; an empty one has one empty chunk, so that it is sealed too."""
     last = max(0, (length - 1) // _CHUNK_BYTES)
     for index in range(last + 1):
-        yield index.to_bytes(_COUNTER_BYTES) + bytes([index == last]), index * _CHUNK_BYTES
+        yield _nonce(index, last=index == last), index * _CHUNK_BYTES
 
 
-__all__ = ["SUFFIX", "Header", "Payload", "Sealer", "new_header", "read_header", "seal", "unseal"]
+def _nonce(index: int, *, last: bool) -> bytes:
+    return index.to_bytes(_COUNTER_BYTES) + bytes([last])
+
+
+__all__ = [
+    "SUFFIX",
+    "Header",
+    "Payload",
+    "Sealer",
+    "new_header",
+    "read_header",
+    "seal",
+    "seal_parts",
+    "unseal",
+    "unseal_parts",
+]

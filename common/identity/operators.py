@@ -52,6 +52,7 @@ RIGHTS: Mapping[str, tuple[Role, ...]] = {
     "stop": ("admin", "operator"),
     "resume": ("admin", "operator"),
     "export": ("admin", "operator"),
+    "purge": ("admin",),
     # what is read
     "requests": ("admin", "operator"),
     "sites": ("admin", "operator", "auditor"),
@@ -238,7 +239,7 @@ def subject_of(*parts: str) -> str:
     invite                          site, SHA-256 of the token, when it expires
     enrol, revoke                   site
     approve                         site, its certificate's fingerprint, its receipt key (hex)
-    run, stop, resume, export, report   run hash
+    run, stop, resume, export, purge, report   run hash
     operator-add, operator-remove   operator, the certificate's fingerprint
     root-*, key-*                   fingerprint of the root's certificate
     audit-export                    the log's public key (hex)

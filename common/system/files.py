@@ -5,6 +5,7 @@ one step. File and folder are flushed to the disk, so that this holds for a powe
 through these functions; tests/test_architecture.py names the exceptions.
 """
 
+import errno
 import os
 import secrets
 import tempfile
@@ -18,6 +19,8 @@ LONGEST_ADDRESS = 100
 
 Content: TypeAlias = bytes | Iterable[bytes]  # whole, or in parts that are written one after another
 
+# What a file system says that knows no links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _OURS, _ALL = 0o700, 0o777  # of new folders, less the umask
 
 
@@ -46,11 +49,12 @@ def write_private(path: Path, content: Content, *, durable: bool = True) -> None
     _write(path, content, mode=0o600, durable=durable)
 
 
-def create_private(path: Path, content: bytes) -> bool:
+def create_private(path: Path, content: Content) -> bool:
     """`write_private`, but never in another file's place; False: there is one, and it stays.
 
     The file is whole from its first moment, and no descriptor of it is closed here. No folder is made: where the one
-    that belongs there is missing, so is what else it holds.
+    that belongs there is missing, so is what else it holds. Where the file system has no links (FAT, as of memory
+    sticks) the file is looked for once more and then renamed.
     """
     if path.exists():
         return False
@@ -60,8 +64,14 @@ def create_private(path: Path, content: bytes) -> bool:
         os.link(fresh, path)
     except FileExistsError:
         return False  # another was first
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        fresh.replace(path)
     finally:
-        fresh.unlink()
+        fresh.unlink(missing_ok=True)
     _sync(path.parent)
     return True
 

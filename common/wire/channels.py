@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from common.errors import FederationError, WardroundError
+from common.wire import versions
 from common.wire.proxy import proxy_of
 
 # A piece of a part is 32 MiB at most (common/wire/records.py); this leaves room for several.
@@ -94,6 +95,7 @@ def secure_channel(
         # After an outage, try again within seconds, not minutes.
         ("grpc.max_reconnect_backoff_ms", 10_000),
         ("grpc.enable_http_proxy", int(proxy is not None)),
+        ("grpc.primary_user_agent", versions.user_agent()),
     ]
     if proxy is not None:
         options.append(("grpc.http_proxy", proxy.uri))

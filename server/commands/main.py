@@ -22,6 +22,7 @@ from server.commands.export import export
 from server.commands.keys import key_app, operator_app, root_app
 from server.commands.metrics import metrics
 from server.commands.options import HomeOption, asked, new_passphrase, opened_home
+from server.commands.rescue import backup, purge, restore
 from server.commands.results import report
 from server.commands.runs import new, resume, run, runs_app, stop, watch
 from server.commands.sites import approve, enrol, invite, requests, revoke, sites, write_invitations
@@ -173,6 +174,9 @@ for _command in (
     watch,
     report,
     export,
+    backup,
+    restore,
+    purge,
 ):
     app.command(context_settings=TAKES_NO_RUN if _command is status else None)(_command)
 

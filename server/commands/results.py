@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from common.identity.operators import Act
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
 from server.federation.events import JOURNAL_NAME, read_events, worst_told
+from server.home import purged
 from server.home.folder import Home
 from server.registry import operators
 from server.registry.audit_trail import open_log
@@ -42,6 +43,7 @@ def report(
     opened, registry, signer = asked(home, "report", by, key)
     proposal = registry.proposal(run)
     folder = opened.run_folder(proposal.document)
+    purged.check(folder)
     if not (folder / JOURNAL_NAME).exists():
         raise ConfigError(f"{proposal.name} is {proposal.state} and has not begun: there is nothing to report yet.")
 

@@ -16,6 +16,7 @@ from server.commands.results import show_scores
 from server.commands.template import TEMPLATE
 from server.coordinator import wishes
 from server.federation.events import INITIAL_NAME
+from server.home import purged
 from server.home.checkpoints import MODEL_FILES
 from server.home.folder import Home
 from server.registry import operators
@@ -157,6 +158,7 @@ def watch(
     """
     opened, registry, _ = asked(home, "watch", by, key)
     proposal = registry.proposal(run)
+    purged.check(opened.run_folder(proposal.document))
     _follow(opened, registry, proposal, watch=True, curves=tensorboard)
 
 

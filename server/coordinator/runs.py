@@ -18,6 +18,7 @@ from server.coordinator.doors import read_processes
 from server.federation.events import SUMMARY_NAME, read_summary, rounds_done
 from server.federation.liveness import has_begun, has_died, on_their_way
 from server.home.folder import Home
+from server.home.purged import is_purged
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
@@ -52,7 +53,11 @@ class Runs:
         # By run: when a ServerApp was last seen that is on its way and has not begun.
         self._on_its_way: dict[str, float] = {}
         # Completed runs without a folder among the models: when that is made whatever receipts there are.
-        self._to_keep = {one.run_hash: 0.0 for one in registry.proposals() if one.state == "completed"}
+        self._to_keep = {
+            one.run_hash: 0.0
+            for one in registry.proposals()
+            if one.state == "completed" and not is_purged(home.run_folder(one.document))
+        }
         self._maker: tuple[str, Maker] | None = None  # by the run whose model it has
         self._forgive_interruptions()
 

@@ -31,12 +31,14 @@ import psutil
 from common.errors import ConfigError, FederationError
 from common.flower.processes import superexec_command, superlink_command, superlink_environment
 from common.flower.version import check_version
+from common.rescue import restored
 from common.system.locks import is_locked, locked
 from common.system.namespaces import PrivateNetwork, private_network
 from server.coordinator.doors import doors, write_processes
 from server.home.folder import ENVIRONMENT, Home
 from server.home.key_agent import KeyAgent
 from server.home.root import server_credentials
+from server.registry.audit_trail import open_log
 
 READY_TIMEOUT_S = 60.0
 # After SIGTERM a process has this long to end by itself.
@@ -86,6 +88,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
     key = home.key  # perhaps asked for, which Ctrl-C should end
     with _only_one(home), _stop_on_signal() as stop:
         _check_ports(home)
+        restored.enter(home.path, lambda: open_log(home).append("restored"))
         server_credentials(home)  # renewed here, if due: the gateway has no passphrase for the root's key
         _wipe_flower(home)
         network = _network(home)

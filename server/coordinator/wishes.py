@@ -8,6 +8,7 @@ from common.identity.operators import Act
 from common.system.files import write_private
 from server.coordinator import supervisor
 from server.federation.events import INITIAL_NAME, rounds_done
+from server.home import purged
 from server.home.folder import Home
 from server.registry import operators
 from server.registry.audit_trail import open_log
@@ -48,10 +49,11 @@ def resume(home: Home, registry: Registry, signer: operators.Signer, proposal: P
     """Go on with a failed or stopped run, from its last checkpoint; as `stop`, for who may resume.
 
     Raises:
-        ConfigError: the run is open or completed.
+        ConfigError: the run is open or completed, or its results were purged.
         FederationError: the coordinator is not running.
     """
     require_running(home)
+    purged.check(home.run_folder(proposal.document))
 
     def reopen(act: Act) -> None:
         registry.reopen(proposal.run_hash, act, operators.endorse(signer, proposal.run_hash, proposal.bundle))

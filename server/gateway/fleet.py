@@ -14,7 +14,7 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fleet_pb2_grpc import FleetServicer
 
 from common.system.wakeup import poke_strategies
-from common.wire import at_work, clock
+from common.wire import at_work, clock, versions
 from server.gateway.access import Access
 from server.gateway.nodes import Nodes
 from server.home.folder import Home
@@ -40,7 +40,7 @@ class FleetService(FleetServicer):
     ) -> fleet_pb2.ActivateNodeResponse:
         """The site's agent is here. The Flower key in the request is not used: the gateway holds the site's."""
         site = self._access.authorise(context)
-        context.send_initial_metadata(clock.stamp())
+        context.send_initial_metadata((*clock.stamp(), *versions.stamp()))
         self._compare_clocks(site, clock.sent(context.invocation_metadata()))
         return fleet_pb2.ActivateNodeResponse(node_id=self._nodes.activate(context, site))
 

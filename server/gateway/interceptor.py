@@ -6,7 +6,8 @@ memory than places. On the wire a call with one request and a stream of one requ
 served as the latter, because gRPC's Python server otherwise waits for the request in a worker thread before anyone is
 asked. Answers: RESOURCE_EXHAUSTED beyond a limit, with the time after which it is worth trying again unless the request
 is too large for ever (common/wire/pushback.py); INVALID_ARGUMENT for what cannot be read, UNIMPLEMENTED for what is not
-served; CANCELLED when the call's time is over.
+served, or for a version that this one does not work with (common/wire/versions.py); CANCELLED when the call's time is
+over.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from google.protobuf.message import DecodeError
 from common.console.logs import Trouble
 from common.errors import AuditError
 from common.identity import certificates
-from common.wire import pushback
+from common.wire import pushback, versions
 from server.gateway.limits import (
     BYTES_PER_HOUR,
     CALLS_AT_ONCE,
@@ -130,6 +131,9 @@ class Interceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic 
         if not context.add_callback(place.let_go):
             place.let_go()  # it has ended already
         try:
+            if why := versions.check_caller(context, call.caller):
+                self._note(call, why, "permission-denied")
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
             if handler is None or handler.unary_unary is None:
                 self._note(call, "a method that is not served", "permission-denied")
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")

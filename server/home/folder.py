@@ -13,6 +13,8 @@ models/NAME-HASH8/   each completed run, written once: server/archive/record.py
 nodes.json           Flower node id -> site name
 logs/ flower/ wake/  process logs; Flower's own disposable state; sockets for hints
 forms.lock forms/     while the other forms of a finished model are made: server/archive/forms.py
+home.json            the version of this folder: server/home/version.py
+restored.json        after a restore, until a site has seen the audit log: common/rescue/restored.py
 superlink.sock processes.json   the way to the SuperLink; the processes that `start` keeps alive
 
 Sealed with the coordinator's key (common/crypto/stream.py) are all private keys, the sites' Flower keys in the registry
@@ -24,6 +26,7 @@ does not. A checkpoint put back whole as it was after an earlier round does open
 """
 
 import json
+import logging
 import os
 import socket
 import stat
@@ -45,6 +48,7 @@ from common.errors import ConfigError
 from common.flower.calls import SuperLink
 from common.system.files import write_private
 from server.home import key_agent
+from server.home.version import VERSIONS
 
 ENVIRONMENT = "WARDROUND_SERVER_HOME"
 DEFAULT = Path("wardround-server")
@@ -53,6 +57,8 @@ _HOSPITALS = "site.toml"  # of client/home/folder.py
 
 KEY_NAME = "coordinator.key"
 KEY_PASSPHRASE = "WARDROUND_COORDINATOR_PASSPHRASE"  # noqa: S105 - a variable's name
+
+_log = logging.getLogger(__name__)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -238,7 +244,7 @@ def open_home(path: Path | None = None) -> Home:
     """Open an initialised folder.
 
     Raises:
-        ConfigError: not initialised, its configuration is wrong, or others could read it.
+        ConfigError: not initialised, its configuration is wrong, others could read it, or it is of a later version.
     """
     folder = resolve(path)
     if not (folder / "server.toml").exists():
@@ -249,6 +255,7 @@ def open_home(path: Path | None = None) -> Home:
         )
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         raise ConfigError(f"{folder} holds keys and is open to other users. Run `chmod 700 {folder}`.")
+    VERSIONS.open(folder, _log.info)
     return Home(folder, load(ServerConfig, folder / "server.toml"))
 
 

@@ -17,6 +17,7 @@ from common.identity import certificates, rotation
 from common.identity.operators import key_to_bytes
 from common.system.files import write_private
 from server.home.folder import Home, ServerConfig, check_kind
+from server.home.version import VERSIONS
 
 ROOT_PASSPHRASE = "WARDROUND_ROOT_PASSPHRASE"  # noqa: S105 - a variable's name
 ROOT_PURPOSE = "root key"
@@ -49,6 +50,7 @@ def create(path: Path, config: ServerConfig, passphrase: str | None = None, key_
     root_key, root = new_root(home, "root", passphrase)
     home.write_key("log", key_to_bytes(Ed25519PrivateKey.generate()))
     _renew_server_certificate(home, root_key, root)
+    VERSIONS.begin(path)
     write_private(path / "server.toml", to_toml(config.model_dump(mode="json", by_alias=True)).encode())
     return home
 

@@ -22,6 +22,7 @@ from common.audit.receipts import Receipt
 from common.audit.witness import ConflictError
 from common.errors import AuditError, ErrorCode, UpdateError
 from common.flower.packing import unpack_message
+from common.rescue import restored
 from common.wire.messages import Request, TrainReply, TrainRequest
 from common.wire.records import reply_from_record
 from common.wire.wardround_pb2 import ExchangeCheckpointsReply, ExchangeCheckpointsRequest, SiteCheckpoint
@@ -147,6 +148,8 @@ class GatewayTrail:
         seen = witness.observe(self.log, note, list(request.proof), site.receipt_key, origin=f"site/{site.name}")
         own = self.log.checkpoint()
         size = notes.peek(own).size
+        if 0 < request.known_size <= size:
+            restored.settle(self._home.path)  # what this site has seen of our log is in it: `observe` has looked
         return ExchangeCheckpointsReply(
             seen_size=seen.size,
             checkpoint=own.encode(),

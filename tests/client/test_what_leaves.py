@@ -13,6 +13,7 @@ from common.config import ALL_METRICS, RunConfig, Scores, parse, validate
 from common.config.statistics import statistic_names
 from common.errors import ErrorCode
 from common.privacy.scores import NOISE_NAMES
+from common.wire import versions
 from common.wire.at_work import AtWork, stamp
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainReply, TrainRequest, reply_to_frame
 from common.wire.wardround_pb2 import AnswerProposalRequest
@@ -95,6 +96,7 @@ def told() -> Iterator[str]:
         yield from header
     yield "weights"
     yield from (key for key, _ in stamp(AtWork("ab" * 32, 1)))
+    yield versions.AGENT
     yield from (name.lstrip("?") for name in RECEIPT.split())
     yield from (field.name.replace("_", "-") for field in AnswerProposalRequest.DESCRIPTOR.fields)
     yield from ("clientapp_runtime_list", "created_at", "ttl")  # of Flower's envelope, held by test_spending.py

@@ -11,9 +11,10 @@ import typer
 from client.home import kept
 from client.home.folder import DEFAULT, ENVIRONMENT, SITE_NAME, advice, check_kind
 from client.home.sitekey import site_key
+from client.home.version import VERSIONS
 from client.rules import approvals
 from common.config.rundocument import RunDocument, from_file
-from common.console.cli import Advance, advise, progress
+from common.console.cli import Advance, advise, note, progress
 from common.errors import ConfigError
 
 HOME = DEFAULT
@@ -34,7 +35,7 @@ def _existing(context: typer.Context, home: Path) -> Path:
     """A folder that was mistyped is an error, and not a site of which nothing is known."""
     if not context.resilient_parsing:
         site_file(home)
-    return home
+    return _made(context, home)
 
 
 def _existing_or_made(context: typer.Context, home: Path) -> Path:
@@ -43,10 +44,16 @@ def _existing_or_made(context: typer.Context, home: Path) -> Path:
         raise ConfigError(
             f"there is no folder {home}. Correct --home or WARDROUND_HOME; for a new site there, make the folder first."
         )
+    return _made(context, home)
+
+
+def _made(context: typer.Context, home: Path) -> Path:
+    if not context.resilient_parsing and (home / SITE_NAME).exists():
+        VERSIONS.open(home, note)
     return home
 
 
-def _made(_context: typer.Context, home: Path) -> Path:
+def _as_it_is(_context: typer.Context, home: Path) -> Path:
     return home
 
 
@@ -65,6 +72,8 @@ def _home(check: Callable[[typer.Context, Path], Path]) -> Any:
 Home: TypeAlias = Annotated[Path, _home(_existing)]
 FirstHome: TypeAlias = Annotated[Path, _home(_existing_or_made)]
 NewHome: TypeAlias = Annotated[Path, _home(_made)]
+# Which must not be one yet.
+NoHome: TypeAlias = Annotated[Path, _home(_as_it_is)]
 
 
 def run_of(home: Path, run: str) -> RunDocument:

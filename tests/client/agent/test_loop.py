@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -28,22 +29,23 @@ from safetensors.numpy import save
 from client.agent.fleet import Fleet
 from client.agent.loop import Agent
 from client.agent.pulse import HANGS_S
-from client.agent.status import OVER, read_status
+from client.agent.status import OTHER_VERSION, OVER, only_one, read_status
 from client.agent.worker_process import Worker
 from client.home.offer import Offer
 from client.rules import approvals
 from client.site import open_site
 from client.trail import log_exchange
 from client.trail.audit_trail import open_log
-from client.views.status import remedy
+from client.views.status import is_well, remedy, status_of
 from client.worker.protocol import Answer, Describe, PipeError, Question, Work
 from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import RunDocument, from_bundle, from_toml
 from common.errors import AuditError, ErrorCode
 from common.system import database
-from common.wire import pushback
+from common.wire import pushback, versions
 from common.wire.endings import Ending
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
+from common.wire.versions import Version
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
 
@@ -793,3 +795,34 @@ def test_reply_that_the_coordinator_does_not_store_is_an_error_and_not_silently_
     assert remedy(OVER).startswith("nothing: what it cost is charged")
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert any("does not take the reply to a train: the time for the reply is over" in line for line in errors)
+
+
+def test_coordinator_of_a_version_that_does_not_fit_is_waited_for_and_said(
+    tmp_path: Path, authority: Authority, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so itself, or the site sees it when it connects: whichever of the two is the later one."""
+    monkeypatch.setattr("client.agent.loop.LARGEST_PAUSE_S", 0.1)
+    theirs, activate = ["9.0.0-protocol.9"], Coordinator.ActivateNode
+
+    def says(self: Coordinator, request: Any, context: grpc.ServicerContext) -> Any:
+        context.send_initial_metadata((("wardround-version", theirs[0]),))
+        return activate(self, request, context)
+
+    monkeypatch.setattr(Coordinator, "ActivateNode", says)
+    with only_one(tmp_path), running(tmp_path, authority, free_port) as stage:
+        eventually(lambda: read_status(tmp_path)["state"] == OTHER_VERSION)
+        assert "Update wardround at this site" in status_of(tmp_path)["problem"]
+        assert not is_well(status_of(tmp_path))
+        theirs[0] = versions.stamp()[0][1]
+        eventually(lambda: read_status(tmp_path)["state"] == "connected")
+
+        def refuses(_method: str, context: grpc.ServicerContext) -> None:
+            why = versions.refusal(Version("0.0.9", 0), "site north")
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
+
+        stage.coordinator.limit = refuses
+        eventually(lambda: read_status(tmp_path)["state"] == OTHER_VERSION)
+        assert "site north has wardround 0.0.9" in status_of(tmp_path)["problem"]
+        stage.coordinator.limit = lambda *_: None
+        eventually(lambda: read_status(tmp_path)["state"] == "connected")
+        assert "versions" not in status_of(tmp_path)

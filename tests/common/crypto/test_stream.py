@@ -1,15 +1,17 @@
 """What is sealed opens with its key, under its name, as it was; anything else does not open."""
 
+import io
 import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from common.crypto.stream import Sealer
+from common.crypto.stream import Sealer, new_header, read_header, seal, seal_parts, unseal_parts
 from common.errors import ConfigError
 
 KEY = bytes(range(32))
@@ -100,3 +102,22 @@ def test_no_two_sealed_payloads_share_a_key() -> None:
 def test_key_is_in_no_repr() -> None:
     assert KEY.hex() not in repr(SEALER)
     assert str(KEY) not in repr(SEALER)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
+def test_payload_in_parts_is_sealed_as_a_whole_one_is(size: int) -> None:
+    header, whole = new_header(b"WRTESTED"), payload(size)
+    parts = [whole[start : start + 70_000] for start in range(0, size, 70_000)]
+    sealed = b"".join(seal_parts(header, KEY, parts, b"here"))
+    assert sealed == b"".join(seal(header, KEY, whole, b"here"))
+    file = io.BytesIO(sealed)
+    assert b"".join(unseal_parts(read_header(file, b"WRTESTED"), KEY, file, b"here")) == whole
+
+
+@pytest.mark.parametrize("kept", [CHUNK + 16, CHUNK + 15, 16, 0, 2 * CHUNK + 32])
+def test_payload_in_parts_that_is_cut_or_of_elsewhere_does_not_open(kept: int) -> None:
+    header = new_header(b"WRTESTED")
+    sealed = b"".join(seal_parts(header, KEY, [bytes(2 * CHUNK)], b"here"))[: 24 + kept]
+    file = io.BytesIO(sealed)
+    with pytest.raises(InvalidTag):
+        list(unseal_parts(read_header(file, b"WRTESTED"), KEY, file, b"here" if kept < 2 * CHUNK else b"there"))

@@ -54,6 +54,7 @@ run                 may     may         -
 stop                may     may         -
 resume              may     may         -
 export              may     may         -
+purge               may     -           -
 requests            may     may         -
 sites               may     may         may
 runs                may     may         may
@@ -78,6 +79,7 @@ TYPED = {
     "stop": "stop open",
     "resume": "resume halted",
     "export": "export done --out model",
+    "purge": "purge done --with-record --yes",
     "runs compare": "runs compare done older",
     "runs diff": "runs diff done open",
     "watch": "watch done",
@@ -87,7 +89,7 @@ TYPED = {
 # What is only looked at leaves no act in the log; it would fill with them.
 LOOKS = {"requests", "sites", "runs", "runs compare", "runs diff", "watch", "audit verify"}
 # For whoever has the home: to make it, to start it, to see how it is.
-OPEN_TO_ALL = {"init", "new", "start", "status", "doctor", "operator list"}
+OPEN_TO_ALL = {"init", "new", "start", "status", "doctor", "operator list", "backup", "restore"}
 # Asks for `watch`, and with each page and act for the right of that: tests/server/views/test_dashboard.py.
 # Of them, `metrics` with each question: tests/server/monitoring/test_prometheus.py.
 BY_OTHER_RIGHTS = {"dashboard", "metrics"}

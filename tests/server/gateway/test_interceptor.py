@@ -11,9 +11,11 @@ import pytest
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 
+from client.home.enrolment import join
 from common.audit.entries import Entry
+from common.errors import EnrolmentError
 from common.identity import certificates
-from common.wire import channels
+from common.wire import channels, versions
 from common.wire.pushback import retry_after
 from common.wire.wardround_pb2 import (
     CollectReply,
@@ -349,3 +351,28 @@ def test_doors_as_they_are_started_record_their_limits(tmp_path: Path) -> None:
         server.stop(0).wait()
         gateway.close()
     assert refusals(home) == [{"status": "permission-denied", "site": "a"}, {"status": "permission-denied"}]
+
+
+def test_site_of_a_version_that_does_not_fit_is_refused_at_every_call_and_told_what_to_do(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(versions, "_own", lambda: "9.0.0-protocol.9")
+    member = enrol(gate.home, gate.registry, "late")
+    with member.channel(gate.home) as channel:
+        for call in (CoordinationStub(channel).ListProposals, CoordinationStub(channel).AnswerProposal):
+            error = error_of(call, ListProposalsRequest())
+            assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+            assert "Update wardround at the coordinator" in versions.refused(error)
+    assert "site late has wardround 9.0.0, which speaks protocol 9" in caplog.text
+    assert refusals(gate.home) == [{"site": "late", "status": "permission-denied"}] * 2
+    assert gate.stubs["a"].ListProposals(ListProposalsRequest(), timeout=10.0).revision == 0
+
+
+def test_site_of_a_version_that_does_not_fit_is_told_when_it_joins(
+    tmp_path: Path, office: tuple[Home, Registry, EnrolmentStub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, registry, _ = office
+    monkeypatch.setattr(versions, "_own", lambda: "9.0.0-protocol.9")
+    invitation = enrolment.invite(home, registry, "late")
+    with pytest.raises(EnrolmentError, match="Update wardround at the coordinator"):
+        join(tmp_path / "late", invitation, timeout_s=10.0, show_phrase=lambda _: None)

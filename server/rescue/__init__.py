@@ -1,0 +1,1 @@
+"""Backup and purge of a coordinator's home. Imports `server.home`, `server.registry`, `common.rescue`."""
