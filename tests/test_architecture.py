@@ -43,7 +43,7 @@ ARROWS = {
         "client client.commands.options client.evaluate client.explain client.home client.pacs client.predict "
         "client.rules client.serve client.trail common.console"
     ),
-    "client.commands.options": "client.home client.rules common.config common.console",
+    "client.commands.options": "client.data.keep client.home client.rules common.config common.console",
     "client.data": (
         "client.data.deidentify client.data.isolate client.data.keep client.data.prepare client.data.quality "
         "client.data.study client.home common.config"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.commands.options.site import HOME, FirstHome, Home, counted_progress, site_file
+from client.commands.options.site import HOME, FirstHome, Home, counted_progress, forgotten_of, site_file
 from client.home.folder import SITE_NAME
 from client.home.sitekey import check_outside
 from client.home.templates import prepare_home
@@ -179,7 +179,7 @@ def data_pull(  # noqa: PLR0917 - one parameter an option
     check_outside(home, [out])
     note("Asking the PACS ...")
     with Caller(home, peer) as caller:
-        wanted = pulling.estimate(caller, asked, out)
+        wanted = pulling.estimate(caller, asked, out, forgotten_of(home))
     if not as_json:
         show_table("To pull", ("what", "how much"), _estimated(wanted, rate))
     pulled = Pulled()

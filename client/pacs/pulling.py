@@ -105,15 +105,27 @@ class Pulled:
     failed: Counter[str] = field(default_factory=Counter)
 
 
-def estimate(caller: Caller, query: Query, out: Path) -> Estimate:
+def estimate(
+    caller: Caller, query: Query, out: Path, forgotten: Callable[[str], bool] = lambda _patient: False
+) -> Estimate:
     """Ask what is there, and how much; nothing is pulled.
+
+    Args:
+        caller: of the PACS.
+        query: which studies.
+        out: where those that are here lie.
+        forgotten: whether a patient, by the id as the PACS has it, takes no part: their studies are left out.
 
     Raises:
         PacsError: the PACS does not answer.
     """
     found = validate(Answer, caller.ask("search", query=query.model_dump(mode="json", by_alias=True))["found"])
+    known = [study for study in found.studies if not forgotten(study.patient)]
+    left_out = dict(found.left_out)
+    if gone := len(found.studies) - len(known):
+        left_out["study of a patient who was forgotten"] = gone
     wanted = sorted(
-        (study for study in found.studies if not (out / study.uid).exists()), key=lambda study: (study.date, study.uid)
+        (study for study in known if not (out / study.uid).exists()), key=lambda study: (study.date, study.uid)
     )
     told = [series.instances for study in wanted for series in study.series]
     objects = None if None in told else sum(filter(None, told))
@@ -122,7 +134,7 @@ def estimate(caller: Caller, query: Query, out: Path) -> Estimate:
     size = None
     if objects and sizes and all(one["size"] for one in sizes):
         size = int(sum(one["size"] for one in sizes) / sum(one["objects"] for one in sizes) * objects)
-    return Estimate(tuple(wanted), len(found.studies) - len(wanted), objects, size, found.left_out)
+    return Estimate(tuple(wanted), len(known) - len(wanted), objects, size, left_out)
 
 
 def pull(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from client.commands.models.listen import audit_sent
-from client.commands.options.site import counted_progress
+from client.commands.options.site import counted_progress, forgotten_of
 from client.home.sitekey import check_outside
 from client.pacs import pulling
 from client.pacs.caller import Caller
@@ -47,7 +47,7 @@ def pulled(home: Path, name: str, query: Sequence[str] | None, out: Path, patien
     try:
         note("Asking the PACS ...")
         with Caller(home, peer) as caller:
-            wanted = _images_of(pulling.estimate(caller, asked, folder))
+            wanted = _images_of(pulling.estimate(caller, asked, folder, forgotten_of(home)))
         if not wanted.studies:
             raise DataError("the PACS has no such study for us. Widen the query; `data pull --dry-run` tells more.")
         staging = pulling.staging_of(folder)

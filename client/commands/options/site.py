@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from client.home import kept
-from client.home.folder import DEFAULT, ENVIRONMENT, SITE_NAME, advice, check_kind
+from client.home.folder import DEFAULT, ENVIRONMENT, FORGOTTEN_NAME, SITE_NAME, advice, check_kind
 from client.home.sitekey import site_key
 from client.home.version import VERSIONS
 from client.rules import approvals
@@ -84,6 +84,14 @@ def run_of(home: Path, run: str) -> RunDocument:
 def personal_of(home: Path) -> Callable[[str], bytes]:
     """The hash of a run -> the personal model that this site keeps of it."""
     return partial(kept.personal, home, site_key(home))
+
+
+def forgotten_of(home: Path) -> Callable[[str], bool]:
+    """Whether a patient, by the raw id, takes no part at this site any more (`data forget`)."""
+    from client.data.keep.forgotten import Forgotten  # noqa: PLC0415 - image libraries
+
+    path = home / FORGOTTEN_NAME
+    return Forgotten(path, site_key(home)).has if path.exists() else lambda _patient: False
 
 
 PersonalFlag: TypeAlias = Annotated[

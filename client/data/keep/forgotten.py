@@ -43,6 +43,18 @@ class Forgotten:
         kept = tuple(one for one in found.references if pseudonym(self.site_key, one.patient) not in names)
         return replace(found, references=kept)
 
+    def has(self, patient: str) -> bool:
+        """Whether a patient takes no part.
+
+        Args:
+            patient: the raw id.
+
+        Raises:
+            ConfigError: as for `without`.
+        """
+        names = self._names()
+        return bool(names) and pseudonym(self.site_key, patient) in names
+
     def add(self, path: Path, patient: str) -> None:
         """Put a patient on the list in this file."""
         names = self._names() | {pseudonym(self.site_key, patient)}

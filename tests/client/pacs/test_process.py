@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from client.commands.main import app
+from client.data.keep.forgotten import Forgotten
+from client.home.folder import FORGOTTEN_NAME
+from client.home.sitekey import site_key
 from client.pacs import pulling
 from client.pacs.caller import Caller
 from client.pacs.problems import AwayError, StoreError
@@ -128,6 +133,21 @@ def test_a_place_that_cannot_be_given_to_a_study_ends_the_pull_and_says_so(tmp_p
         (out / wanted.studies[0].uid / "of another").mkdir(parents=True)
         with pytest.raises(StoreError, match=r"cannot be written here .*not empty"):
             pull(caller, wanted, out, patience_s=0)
+
+
+def test_a_patient_who_was_forgotten_is_not_pulled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDROUND_HOME", str(tmp_path / "site"))
+    (tmp_path / "site").mkdir()
+    pull = ["data", "pull", "main", "--query", "modality=CT", "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    with bad_pacs() as port:
+        where = ["--host", "127.0.0.1", "--port", str(port), "--called", "HOSPITAL"]
+        assert CliRunner().invoke(app, ["pacs", "add", "main", *where]).exit_code == 0
+        assert json.loads(CliRunner().invoke(app, pull).stdout)["found"]["studies"] == 1
+        Forgotten(tmp_path / "site" / FORGOTTEN_NAME, site_key(tmp_path / "site")).add(
+            tmp_path / "site" / FORGOTTEN_NAME, "4711"
+        )
+        told = json.loads(CliRunner().invoke(app, pull).stdout)
+    assert (told["found"]["studies"], told["left-out"]) == (0, {"study of a patient who was forgotten": 1})
 
 
 def test_two_pulls_do_not_share_a_folder(tmp_path: Path) -> None:
