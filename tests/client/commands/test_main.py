@@ -719,7 +719,7 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tupl
 WITH_A_HOME = [
     words
     for words, command in leaves(typer.main.get_command(app))
-    if words != ("join",) and any("--home" in parameter.opts for parameter in command.params)
+    if words not in (("join",), ("restore",)) and any("--home" in parameter.opts for parameter in command.params)
 ]
 
 
