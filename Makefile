@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench sites soak fuzz faults privacy ray setup lock clean
+.PHONY: demo test check bench sites soak fuzz faults privacy ray wheelhouse airgap setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -33,6 +33,12 @@ privacy:  ## the long proofs: epsilon on 117 histories against PLD, 200 kills of
 
 ray:  ## simulations on a Ray cluster: two nodes of this machine, one that dies, what a killed command leaves
 	@$(BOOTSTRAP) ray
+
+wheelhouse:  ## dist/wheelhouse, which services are installed from; TORCH_INDEX=URL for another build of torch
+	@$(BOOTSTRAP) wheelhouse $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
+airgap:  ## both services installed without any route, and a round between them under systemd; as root
+	@$(BOOTSTRAP) airgap
 
 setup:  ## the environment in .venv, from requirements.lock
 	@$(BOOTSTRAP) setup

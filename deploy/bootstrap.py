@@ -156,6 +156,20 @@ def ray(_: argparse.Namespace) -> int:
     return _run_all([("ray", ["-m", "pytest", *files])])
 
 
+def wheelhouse(options: argparse.Namespace) -> int:
+    """All that an installation needs in one folder, for machines with and without internet."""
+    setup()
+    index = ["--torch-index", options.torch_index] if options.torch_index else []
+    return _run_all([("wheelhouse", ["-m", "deploy.wheelhouse", *index])])
+
+
+def airgap(_: argparse.Namespace) -> int:
+    """Install both services from a wheelhouse without any route, and do a round under systemd; as root."""
+    setup()
+    pytest = ["-m", "pytest", "--override-ini", "timeout=3600", "tests/deploy/airgap_at_length.py"]
+    return _run_all([("wheelhouse", ["-m", "deploy.wheelhouse"]), ("airgap", pytest)])
+
+
 def lock(_: argparse.Namespace) -> int:
     """Resolve pyproject.toml into requirements.lock; versions that still fit stay."""
     setup()
@@ -183,7 +197,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python deploy/bootstrap.py demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, check, bench, sites, soak, fuzz, faults, privacy, ray, lock, clean):
+    for command in (
+        setup,
+        demo,
+        test,
+        check,
+        bench,
+        sites,
+        soak,
+        fuzz,
+        faults,
+        privacy,
+        ray,
+        wheelhouse,
+        airgap,
+        lock,
+        clean,
+    ):
         subparser = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
         subparser.set_defaults(command=command)
         if command is demo:
@@ -198,6 +228,10 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument("--count", type=int, default=60, help="faults (default: %(default)s)")
             subparser.add_argument("--seed", type=int, default=1, help="of kinds and moments (default: %(default)s)")
             subparser.add_argument("--only", nargs="+", metavar="KIND", help="kinds that begin with one of these words")
+        if command is wheelhouse:
+            subparser.add_argument(
+                "--torch-index", metavar="URL", help="where torch comes from, such as its CPU builds"
+            )
         if command is test:
             subparser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --")
     return parser
