@@ -23,6 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from common.system.environment import for_child
 from deploy.installation.manifest import ABOUT, MANIFEST, PINS, WHEELS, sha256, this_platform, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +150,7 @@ def _versions(wheels: Path) -> list[tuple[str, str]]:
 def _pip(*arguments: str) -> None:
     """Run pip; its output is in the error where it fails."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    subprocess.run(command, check=True, env=for_child(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 if __name__ == "__main__":

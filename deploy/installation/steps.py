@@ -198,7 +198,8 @@ def systemctl(machine: Machine, *arguments: str, check: bool = True) -> bool:
     """
     if not machine.is_real or not Path("/run/systemd/system").is_dir():
         return False
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)  # noqa: S607 - the system's
+    command = ["systemctl", *arguments]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise InstallError(f"systemctl {' '.join(arguments)} failed: {done.stderr.strip()}")
     return done.returncode == 0
@@ -210,12 +211,17 @@ def run(*command: str) -> None:
     Raises:
         InstallError: it failed.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         said = done.stdout.decode(errors="replace").strip().splitlines()[-20:]
         raise InstallError("\n".join([f"{' '.join(command[:4])} failed:", *said]))
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without secrets (common/system/environment.py), and without settings of pip."""
+    out = re.compile(r"(PIP|PYTHON).*|WARDROUND_.*(PASSPHRASE|KEY)(_FILE)?")
+    kept = {name: value for name, value in os.environ.items() if not out.fullmatch(name)}
+    return kept | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def _has_account(role: Role) -> bool:
@@ -236,6 +242,6 @@ def _name_servers(machine: Machine) -> list[str]:
 
 def _said_by(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""

@@ -30,6 +30,7 @@ THE_WAY = (
     "common/system/environment.py",
     "common/system/namespaces.py",
     "deploy/bootstrap.py",
+    "deploy/installation/steps.py",
     "simulations/backends/nursery.py",
 )
 
