@@ -24,8 +24,9 @@ from flwr.proto.message_pb2 import ObjectTree
 from client.agent import admission
 from client.agent.admission import Admission
 from client.agent.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
+from client.agent.health import CONFLICT, IN_ORDER
 from client.agent.rounds import Rounds
-from client.agent.status import DISK_FULL, FAILED, IN_ORDER, STOPPED, Status
+from client.agent.status import DISK_FULL, FAILED, STOPPED, Status
 from client.agent.worker_process import Worker
 from client.home.declared import as_declared
 from client.home.enrolment import renew
@@ -365,7 +366,7 @@ class Agent:
             self._trail.crashed("worker")
             self._crashes += 1
         conflict, problem = self._exchange.conflict, self._exchange.problem
-        self._status.update(audit=f"CONFLICT: {conflict}" if conflict else problem or "in order")
+        self._status.update(audit=f"{CONFLICT}: {conflict}" if conflict else problem or "in order")
 
     def _renew_if_due(self) -> None:
         due = self._identity.renewal_is_due

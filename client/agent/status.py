@@ -5,7 +5,6 @@ Written whole, by a rename, when something changed; the command line reads it. T
 while the agent runs, so that a site whose certificate runs out says so itself.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -17,22 +16,20 @@ from typing import Any
 
 import grpc
 
+from client.agent.health import CONNECTED, IN_ORDER, LOCK_NAME, STATUS_NAME
 from client.home.identity import Identity
 from common.errors import ConfigError
 from common.system.files import write_private
+from common.system.life import SignOfLife
 from common.system.locks import is_locked, locked
 from common.wire import clock, versions
 from common.wire.channels import certificate_trouble
 from common.wire.messages import Refusal, Reply
 from common.wire.proxy import told_of_proxy
 
-_STATUS, _LOCK = "status.json", "agent.lock"
-
-SIGN_OF_LIFE_S = 10.0
-
 EXPIRED, REFUSED, OTHER_VERSION = "certificate expired", "refused", "other version"
 STOPPED, FAILED = "stopped", "failed"  # the last that an agent writes
-IN_ORDER, DISK_FULL = "in order", "disk-full"
+DISK_FULL = "disk-full"
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +41,8 @@ class Status:
     """home/status.json: what `wardround-client status` shows. Written whole, by a rename, when something changed."""
 
     def __init__(self, home: Path, identity: Identity) -> None:
-        self._path, self._lock_path = home / _STATUS, home / _LOCK
-        self._touch_at = 0.0  # of the clock
+        self._path = home / STATUS_NAME
+        self._life = SignOfLife(home / LOCK_NAME)  # which a simulated site does not have
         self._identity = identity
         self._lock = threading.Lock()
         self._is_written = True
@@ -70,7 +67,7 @@ class Status:
     @property
     def is_connected(self) -> bool:
         """Whether the coordinator answered last."""
-        return bool(self._values["state"] == "connected")
+        return bool(self._values["state"] == CONNECTED)
 
     @property
     def node_session(self) -> tuple[object, object]:
@@ -92,7 +89,7 @@ class Status:
                 clock.in_words(ahead_s),
             )
         said = clock.in_words(ahead_s)
-        self.update(**{"state": "connected", "since": time.time(), "node-id": node_id, "clock": said})
+        self.update(**{"state": CONNECTED, "since": time.time(), "node-id": node_id, "clock": said})
 
     def away(self, error: Exception) -> None:
         """The coordinator does not answer, or refuses us. Said once in the log, until it changes."""
@@ -147,7 +144,7 @@ class Status:
     def update(self, **changes: object) -> None:
         """Change values and write the file if any is new; where there is no room, later."""
         with self._lock:
-            self._live()
+            self._life.give()
             values = self._values | changes | {"certificate-days-left": self._identity.days_left}
             if values == self._values and self._is_written and self._path.exists():
                 return
@@ -160,13 +157,6 @@ class Status:
                     _log.error("status.json cannot be written (%s); it shows an earlier state", error.strerror)
                 self._is_written = False
 
-    def _live(self) -> None:
-        now = time.monotonic()
-        if now >= self._touch_at:
-            self._touch_at = now + SIGN_OF_LIFE_S
-            with contextlib.suppress(OSError):  # a simulated site has no lock
-                os.utime(self._lock_path)
-
 
 def only_one(home: Path) -> AbstractContextManager[object]:
     """Hold home/agent.lock, so that a home has one agent.
@@ -175,22 +165,22 @@ def only_one(home: Path) -> AbstractContextManager[object]:
         ConfigError: another agent holds it.
     """
     busy = ConfigError(f"an agent runs on {home} already. Stop it first, or use another --home.")
-    return locked(home / _LOCK, busy)
+    return locked(home / LOCK_NAME, busy)
 
 
 def is_running(home: Path) -> bool:
     """Whether an agent holds this home's lock."""
-    return is_locked(home / _LOCK)
+    return is_locked(home / LOCK_NAME)
 
 
 def last_sign_of_life(home: Path) -> float:
     """Of an agent, in seconds since the epoch; one that was stopped gave it at its end."""
-    return max(path.stat().st_mtime for path in (home / _STATUS, home / _LOCK) if path.exists())
+    return max(path.stat().st_mtime for path in (home / STATUS_NAME, home / LOCK_NAME) if path.exists())
 
 
 def read_status(home: Path) -> dict[str, Any]:
     """What the agent wrote last; empty if there never was one."""
-    path = home / _STATUS
+    path = home / STATUS_NAME
     try:
         values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     except ValueError as error:

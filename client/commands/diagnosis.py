@@ -177,7 +177,10 @@ def _training(_home: Path) -> str:
 def _network(_home: Path) -> str:
     result = _python("from common.system import sandbox; print(sandbox.remove_network())")
     if result != sandbox.REMOVED:
-        raise ConfigError(f"{result}. Allow unprivileged user namespaces, or run the site in a container.")
+        raise ConfigError(
+            f"{result}. Allow unprivileged user namespaces; in a container, with the seccomp profile that comes with "
+            "Wardround."
+        )
     return "removed by the kernel: the process with the images reaches nobody"
 
 

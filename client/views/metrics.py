@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from client.agent.status import EXPIRED, IN_ORDER, REFUSED
+from client.agent.health import IN_ORDER
+from client.agent.status import EXPIRED, REFUSED
 from client.home.folder import LEDGER_NAME
 from client.rules import approvals
 from client.site import changed, current_site

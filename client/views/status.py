@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from client.agent.admission import is_full
+from client.agent.health import CONFLICT, CONNECTED, IN_ORDER
 from client.agent.status import (
     DISK_FULL,
     FAILED,
-    IN_ORDER,
     OTHER_VERSION,
     OVER,
     REFUSED,
@@ -23,7 +23,6 @@ from common.errors import EnrolmentError, ErrorCode
 
 NOT_RUNNING = "not running"
 _OF_THE_PROCESS = ("pid", "node-id", "worker", "network", "clock")
-CONFLICT = "CONFLICT"  # begins what the agent says of audit logs that do not fit
 
 # What is said here is short; docs/operations.md, "When something is wrong", has more.
 REMEDIES = {
@@ -100,7 +99,7 @@ def _after_the_end(home: Path, values: dict[str, Any]) -> dict[str, Any]:
 def is_well(values: dict[str, Any]) -> bool:
     """Whether the site can work."""
     conflict = str(values.get("audit", "")).startswith(CONFLICT)
-    return bool(values["state"] == "connected" and values["disk"] == IN_ORDER and not conflict)
+    return bool(values["state"] == CONNECTED and values["disk"] == IN_ORDER and not conflict)
 
 
 def why_no_runs(home: Path) -> str:

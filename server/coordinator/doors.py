@@ -10,10 +10,10 @@ import psutil
 
 from common.flower.calls import superlink_answers
 from common.system.files import write_private
+from server.coordinator.health import PROCESSES_NAME
 from server.home.folder import Home
 from server.registry.registry import Registry
 
-_NAME = "processes.json"
 _PROBE_S = 3.0
 _FOREIGN = "held by another program, or does not answer"
 
@@ -46,13 +46,13 @@ def doors(home: Home) -> list[Door]:
 
 def write_processes(home: Home, alive: Mapping[str, int]) -> None:
     """Say which of the coordinator's processes are there, by name and pid; to be called whenever that changes."""
-    write_private(home.path / _NAME, json.dumps(alive, indent=2).encode())
+    write_private(home.path / PROCESSES_NAME, json.dumps(alive, indent=2).encode())
 
 
 def read_processes(home: Home) -> dict[str, int]:
     """Inverse of `write_processes`, without those that have ended since."""
     try:
-        written = json.loads((home.path / _NAME).read_bytes())
+        written = json.loads((home.path / PROCESSES_NAME).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return {name: pid for name, pid in written.items() if _is_alive(pid)}

@@ -29,9 +29,11 @@ from common.errors import AuditError, ConfigError, FederationError, WardroundErr
 from common.flower.calls import superlink_answers
 from common.flower.version import check_version
 from common.identity import certificates
+from common.system.life import SignOfLife
 from common.system.wakeup import Sleeper, gateway_sleeper
 from common.wire import channels, clock, wardround_pb2_grpc  # protoc writes the latter without types
 from common.wire.channels import Credentials
+from server.coordinator.health import SERVING_NAME
 from server.coordinator.runs import Runs
 from server.gateway.enrolment import EnrolmentService
 from server.gateway.interceptor import Interceptor, address_of, site_of
@@ -202,6 +204,7 @@ class EnrolmentDoor:
 def keep_watch(home: Home, state: Health, interceptor: Interceptor, door: EnrolmentDoor, stop: threading.Event) -> None:
     """What must not wait for a slow SuperLink: calls that take too long, the enrolment port, health, certificates."""
     look, renewal, trouble = 0.0, time.monotonic() + _RENEWAL_EVERY_S, Trouble(_log)
+    life = SignOfLife(home.path / SERVING_NAME, make=True)
     try:
         while not stop.wait(_STEP_S):
             interceptor.end_overdue()
@@ -210,7 +213,10 @@ def keep_watch(home: Home, state: Health, interceptor: Interceptor, door: Enrolm
             now = time.monotonic()
             if now >= look:
                 look = now + _HEALTH_EVERY_S
-                state.tell(serving=superlink_answers(home.superlink))
+                serving = superlink_answers(home.superlink)
+                state.tell(serving=serving)
+                if serving:
+                    life.give()
             if now >= renewal:
                 renewal = now + _RENEWAL_EVERY_S
                 _renew(home)

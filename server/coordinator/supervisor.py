@@ -32,9 +32,11 @@ from common.errors import ConfigError, FederationError
 from common.flower.processes import superexec_command, superlink_command, superlink_environment
 from common.flower.version import check_version
 from common.rescue import restored
+from common.system.life import SignOfLife
 from common.system.locks import is_locked, locked
 from common.system.namespaces import PrivateNetwork, private_network
 from server.coordinator.doors import doors, write_processes
+from server.coordinator.health import LAUNCHER_NAME
 from server.home.folder import ENVIRONMENT, Home
 from server.home.key_agent import KeyAgent
 from server.home.root import server_credentials
@@ -49,7 +51,6 @@ _SHORTEST_BACK_OFF_S = 0.5
 _LONGEST_BACK_OFF_S = 30.0
 # A child that lived this long did not fail at start.
 _HEALTHY_S = 60.0
-_LOCK_NAME = "launcher.lock"
 _LOG_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
 
@@ -92,7 +93,8 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
         server_credentials(home)  # renewed here, if due: the gateway has no passphrase for the root's key
         _wipe_flower(home)
         network = _network(home)
-        children = _children(home, network)
+        children, life = _children(home, network), SignOfLife(home.path / LAUNCHER_NAME)
+        life.give()
         try:
             with KeyAgent(home.path, key) as holder:
                 for child in children:
@@ -104,6 +106,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
                     f"(open while an invitation is), logs in {home.logs}"
                 )
                 while not stop:
+                    life.give()
                     changed = [child.name for child in children if _tend(child, children)]
                     if changed:
                         _note(home, children)
@@ -117,7 +120,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
 
 def is_running(home: Home) -> bool:
     """Whether this home's coordinator has been started."""
-    return is_locked(home.path / _LOCK_NAME)
+    return is_locked(home.path / LAUNCHER_NAME)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -269,7 +272,7 @@ def _check_ports(home: Home) -> None:
 
 def _only_one(home: Home) -> AbstractContextManager[object]:
     busy = ConfigError(f"the coordinator in {home.path} runs already. See `wardround-server status`, or stop it first.")
-    return locked(home.path / _LOCK_NAME, busy)
+    return locked(home.path / LAUNCHER_NAME, busy)
 
 
 @contextmanager

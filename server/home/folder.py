@@ -16,6 +16,7 @@ forms.lock forms/     while the other forms of a finished model are made: server
 home.json            the version of this folder: server/home/version.py
 restored.json        after a restore, until a site has seen the audit log: common/rescue/restored.py
 superlink.sock processes.json   the way to the SuperLink; the processes that `start` keeps alive
+serving              touched while the gateway and the SuperLink answer: server/coordinator/health.py
 
 Sealed with the coordinator's key (common/crypto/stream.py) are all private keys, the sites' Flower keys in the registry
 among them, checkpoints and models. Root and operator keys that have a passphrase of their own are under that instead.

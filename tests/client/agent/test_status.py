@@ -9,8 +9,9 @@ from typing import cast
 import grpc
 import pytest
 
-from client.agent.status import EXPIRED, SIGN_OF_LIFE_S, Status, last_sign_of_life, only_one, read_status
+from client.agent.status import EXPIRED, Status, last_sign_of_life, only_one, read_status
 from client.home.identity import Identity
+from common.system.life import SIGN_OF_LIFE_S
 
 
 class Unreachable(grpc.RpcError):

@@ -17,7 +17,7 @@ from common.errors import ConfigError, FederationError
 from common.system.namespaces import network_of
 from common.wire import channels
 from server.commands import doctor
-from server.coordinator import supervisor
+from server.coordinator import health, supervisor
 from server.coordinator.doors import doors
 from server.gateway import enrolment
 from server.home.folder import Home, open_home
@@ -92,6 +92,7 @@ def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home):
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
         assert "Handshake failed" not in (home.logs / "gateway.log").read_text()
+        wait_for(lambda: not health.problem_of(home.path, alive=False))
 
         second = subprocess.run(
             [sys.executable, "-m", "server.commands.main", "start", "--home", str(home.path)],
