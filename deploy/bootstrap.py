@@ -156,6 +156,13 @@ def ray(_: argparse.Namespace) -> int:
     return _run_all([("ray", ["-m", "pytest", *files])])
 
 
+def images(options: argparse.Namespace) -> int:
+    """Build the images of both sides by podman, and let a coordinator and two sites of them train together."""
+    setup()
+    wheelhouse = ["--wheelhouse", str(Path(options.wheelhouse).resolve())] if options.wheelhouse else []
+    return _run_all([("images", ["-m", "deploy.images", *wheelhouse])])
+
+
 def wheelhouse(options: argparse.Namespace) -> int:
     """All that an installation needs in one folder, for machines with and without internet."""
     setup()
@@ -209,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         faults,
         privacy,
         ray,
+        images,
         wheelhouse,
         airgap,
         lock,
@@ -228,6 +236,8 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument("--count", type=int, default=60, help="faults (default: %(default)s)")
             subparser.add_argument("--seed", type=int, default=1, help="of kinds and moments (default: %(default)s)")
             subparser.add_argument("--only", nargs="+", metavar="KIND", help="kinds that begin with one of these words")
+        if command is images:
+            subparser.add_argument("--wheelhouse", metavar="PATH", help="folder of wheels (default: dist/wheelhouse)")
         if command is wheelhouse:
             subparser.add_argument(
                 "--torch-index", metavar="URL", help="where torch comes from, such as its CPU builds"

@@ -59,12 +59,12 @@ class Processes:
         with (self._logs / f"{name}.log").open("ab") as log:
             return self._spawn(name, command, None if visible else log, None if visible else log)
 
-    def run(self, name: str, *command: str | Path) -> str:
+    def run(self, name: str, *command: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a command to its end and return what it printed to stdout."""
         output = self._logs / f"{name}.out"
         with output.open("wb") as file, (self._logs / f"{name}.log").open("ab") as log:
             process = self._spawn(name, command, file, log)
-        self.finish(name, process)
+        self.finish(name, process, timeout_s)
         return output.read_text(encoding="utf-8")
 
     def finish(self, name: str, process: subprocess.Popen[bytes], timeout_s: float = COMMAND_TIMEOUT_S) -> None:
