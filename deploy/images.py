@@ -248,7 +248,7 @@ def _federate(containers: Containers, processes: Processes, out: Path) -> None:
     _say("sites: join, key protect, data add, start")
     for site, scanner in SITES.items():
         invitation = out / f"{site}.json"
-        text = containers.inside("coordinator", "cat", f"/var/lib/wardround/home/invitations/{site}.json")
+        text = containers.inside("coordinator", "cat", f"/var/lib/wardround/coordinator/invitations/{site}.json")
         invitation.write_text(text, encoding="utf-8")
         invitation.chmod(0o444)
         options = [*containers.options("site", "site", site), f"--volume={out / 'data' / scanner}:/data:ro"]
@@ -277,7 +277,7 @@ def _confinement(containers: Containers, out: Path) -> None:
     """What the kernel gave the worker; and what `doctor` says where it gives nothing, as under Docker's own profile."""
     _say("confinement of the worker")
     for site in SITES:
-        log = containers.inside(site, "cat", "/var/lib/wardround/home/logs/worker.log")
+        log = containers.inside(site, "cat", "/var/lib/wardround/site/logs/worker.log")
         if "network removed, keys hidden, disk locked" not in log:
             raise StepError(f"the worker of {site} is not confined: {log[:500]}")
         print(containers.inside(site, "wardround-client", "doctor"))

@@ -429,6 +429,7 @@ _OUTLETS = {
     # A program of its own, which needs nothing but cryptography; and pipes between our processes, which carry data.
     ("sys.stdout.write", "sys.stderr.write", "sys.stdout.buffer.write"): (
         "common/audit/verify.py",
+        "common/system/life.py",
         "simulations/audit/fresh_process.py",
         "simulations/bench/private_steps.py",
     ),
@@ -455,6 +456,7 @@ def test_text_is_shown_through_the_outlets_that_make_it_safe(names: tuple[str, .
 _WRITES_BY_ITSELF = {
     "common/system/files.py": "the one place",
     "common/system/locks.py": "a lock's file, which is never replaced: who waits holds it open",
+    "common/system/life.py": "an empty file, of which the time counts",
     "common/audit/reading.py": "a copy for SQLite in a temporary folder",
     "common/system/namespaces.py": "files of the kernel under /proc",
     "common/system/sandbox.py": "a path as a handle, and /dev/null",

@@ -1,8 +1,8 @@
 """Signs of life: a file that a process touches while it is well, so that others can tell without asking it.
 
 For health checks of containers, which come every half minute and must cost next to nothing: only the standard library
-is imported here, and nothing is sent. The age of a file counts, so a process that hangs is found out as well as one
-that is gone.
+and common/text.py are imported here, and nothing is sent. The age of a file counts, so a process that hangs is found
+out as well as one that is gone.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import os
 import sys
 import time
 from pathlib import Path
+
+from common.text import shown
 
 SIGN_OF_LIFE_S = 10.0
 
@@ -55,7 +57,7 @@ def told(problem: str) -> int:
     Returns:
         The exit code of the health check.
     """
-    sys.stdout.write(f"{problem or 'well'}\n")
+    sys.stdout.write(f"{shown(problem) or 'well'}\n")
     return 1 if problem else 0
 
 

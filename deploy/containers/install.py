@@ -100,7 +100,8 @@ def _offline() -> list[str]:
 def _install(environment: Path, text: str, *options: str) -> None:
     wanted = Path("/tmp/wanted.txt")  # noqa: S108 - of a build of its own
     wanted.write_text(text, encoding="utf-8")
-    pip = [BUILD / "bin/python", "-m", "pip", "--python", environment / "bin/python", "--disable-pip-version-check"]
+    python = str(environment / "bin/python")
+    pip = [str(BUILD / "bin/python"), "-m", "pip", "--python", python, "--disable-pip-version-check"]
     _run(*pip, "install", "--no-cache-dir", "--only-binary", ":all:", *_offline(), *options, "--requirement", wanted)
 
 

@@ -55,7 +55,7 @@ def quadlet(side: str) -> list[tuple[str, str]]:
 
 def needed(extras: tuple[str, ...]) -> set[str]:
     """All that is asked for with these extras, by any Python that an image may have."""
-    here = dict(default_environment())
+    here = {name: str(value) for name, value in default_environment().items()}
     environments = [here | {"python_version": one, "python_full_version": f"{one}.9"} for one in PYTHONS]
     found: set[str] = set()
     seen: set[tuple[str, str]] = set()
@@ -99,7 +99,9 @@ def test_wheel_is_built_by_what_pyproject_names() -> None:
     assert f"ARG TORCH={torch}\n" in RECIPE
 
 
-def test_wheelhouse_pins_torch_and_the_libraries_that_its_build_asks_for(tmp_path: Path, monkeypatch) -> None:
+def test_wheelhouse_pins_torch_and_the_libraries_that_its_build_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pins = ["numpy==2.4.0 --hash=sha256:1\n", "torch==2.13.0 --hash=sha256:2\n", "nvidia-nccl==2 --hash=sha256:3\n"]
     (tmp_path / "requirements.txt").write_text("".join([*pins, "wardround==0.1.0 --hash=sha256:4\n"]))
     monkeypatch.setattr(install, "WHEELHOUSE", tmp_path)
