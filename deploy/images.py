@@ -160,9 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from deploy.demo import fresh_folder  # noqa: PLC0415 - loads torch
 
     try:
-        for tool in ("podman", "mmdebstrap"):
+        for tool in ("podman", "mmdebstrap", "iptables"):
             if shutil.which(tool) is None:
-                raise StepError(f"{tool} is not installed. On Debian: apt-get install podman buildah mmdebstrap")
+                wanted = "podman runc netavark aardvark-dns iptables mmdebstrap"
+                raise StepError(f"{tool} is not installed. On Debian: apt-get install {wanted}")
         if not options.wheelhouse.is_dir():
             raise StepError(f"{options.wheelhouse} is not there. Make it by `make wheelhouse`, or name another.")
         fresh_folder(options.out)

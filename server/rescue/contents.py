@@ -41,6 +41,7 @@ SIDE = Side(
         "work.json": "what the sites are at just now",
         "nodes.json": "Flower's numbers of the sites, which are given anew",
         "processes.json": "which processes run",
+        "serving": "when the gateway last answered",
         "*.sock": "sockets, which are made anew",
         "forms": "models in other forms, while they are made",
         "before-version-*": "what a step from an earlier version changed",
