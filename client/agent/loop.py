@@ -21,10 +21,9 @@ import grpc
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 
-from client.agent import admission
+from client.agent import admission, health
 from client.agent.admission import Admission
 from client.agent.fleet import HEARTBEAT_S, LARGEST_PAUSE_S, SHORTEST_PAUSE_S, Fleet, LostMessageError
-from client.agent.health import CONFLICT, IN_ORDER
 from client.agent.rounds import Rounds
 from client.agent.status import DISK_FULL, FAILED, STOPPED, Status
 from client.agent.worker_process import Worker
@@ -339,7 +338,7 @@ class Agent:
             try:
                 self._worker.tend()
                 self._look_after_trail()
-                disk = DISK_FULL if admission.is_full(self._home) else IN_ORDER
+                disk = DISK_FULL if admission.is_full(self._home) else health.IN_ORDER
                 self._status.update(worker=self._worker.pid, network=self._worker.network, disk=disk)
                 if not self._status.is_connected:
                     continue
@@ -366,7 +365,7 @@ class Agent:
             self._trail.crashed("worker")
             self._crashes += 1
         conflict, problem = self._exchange.conflict, self._exchange.problem
-        self._status.update(audit=f"{CONFLICT}: {conflict}" if conflict else problem or "in order")
+        self._status.update(audit=f"{health.CONFLICT}: {conflict}" if conflict else problem or "in order")
 
     def _renew_if_due(self) -> None:
         due = self._identity.renewal_is_due
