@@ -9,6 +9,7 @@ among it, is checked too. Standard library only: it runs before anything is inst
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def _install(environment: Path, text: str, *options: str) -> None:
 
 
 def _run(*command: str | Path) -> None:
-    subprocess.run([str(part) for part in command], check=True)
+    subprocess.run([str(part) for part in command], check=True, env=dict(os.environ))
 
 
 if __name__ == "__main__":

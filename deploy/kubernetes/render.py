@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.system.environment import for_child
+
 HERE = Path(__file__).resolve().parent
 SIDES = ("coordinator", "site")
 RELEASE = "wardround"
@@ -20,7 +22,7 @@ RELEASE = "wardround"
 def rendered(helm: str, side: str) -> str:
     """What the chart makes for one side."""
     command = [helm, "template", RELEASE, str(HERE / "chart"), "--values", str(HERE / f"{side}-values.yaml")]
-    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(command, capture_output=True, text=True, check=True, env=for_child()).stdout
     return f"# Made from the chart by deploy/kubernetes/render.py: change {side}-values.yaml, not this file.\n{made}"
 
 

@@ -31,6 +31,7 @@ THE_WAY = (
     "common/system/namespaces.py",
     "deploy/bootstrap.py",
     "deploy/installation/steps.py",
+    "deploy/containers/install.py",  # of a build, where pip takes its proxy from it
     "simulations/backends/nursery.py",
 )
 
