@@ -132,7 +132,7 @@ class Proposals:
         code = None
         try:
             rules, counting = current_site(self._home).policy, signers.of(self._home, proposal.run_hash)
-            code = policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting).code
+            code = policy.decide(proposal.run, rules, Purpose.REFUSAL, signers=counting).code
         except Exception:  # noqa: BLE001 - appraising it says so
             if given is None:
                 return None
@@ -199,7 +199,7 @@ class Proposals:
             rules = site.policy
             decides = rules.auto_approve
             counting = signers.of(self._home, proposal.run_hash)
-            decision = policy.decide(proposal.run, rules, Purpose.APPROVAL, signers=counting)
+            decision = policy.decide(proposal.run, rules, Purpose.REFUSAL, signers=counting)
             # What the coordinator is told. What our patients are too few for is for a person to answer: a coordinator
             # could ask about them with one proposal after the other.
             code = decision.code

@@ -41,6 +41,7 @@ class Purpose(Enum):
     """What a decision is for; which rules are asked follows from it."""
 
     PROPOSAL = "keep a proposal"
+    REFUSAL = "tell the coordinator that a run is refused"
     APPROVAL = "approve a run"
     EXCHANGE = "take a message, or let an update leave"
     TRAINING = "begin a round"
@@ -244,7 +245,9 @@ def _held_out(asked: _Asked) -> Iterator[Refused]:
 
 _RULES: Mapping[Purpose, tuple[_Rule, ...]] = {
     Purpose.PROPOSAL: (_operators,),
-    Purpose.APPROVAL: (_operators, _document, _data),
+    # Not the switch: that a hospital pauses is no answer to a run.
+    Purpose.REFUSAL: (_operators, _document),
+    Purpose.APPROVAL: (_switch, _operators, _document, _data),
     Purpose.EXCHANGE: (_switch, _operators, _document),
     Purpose.TRAINING: (_switch, _operators, _document, _hours, _rate, _data),
     Purpose.EVALUATION: (_switch, _operators, _document, _hours, _data),
@@ -252,6 +255,7 @@ _RULES: Mapping[Purpose, tuple[_Rule, ...]] = {
 }
 _NEEDED: Mapping[Purpose, tuple[str, ...]] = {
     Purpose.PROPOSAL: ("signers",),
+    Purpose.REFUSAL: ("signers",),
     Purpose.EXCHANGE: ("signers",),
     Purpose.TRAINING: ("signers", "rounds_today", "offer"),
     Purpose.EVALUATION: ("signers", "offer"),

@@ -34,7 +34,7 @@ from server.home.root import ROOT_PASSPHRASE, create
 from server.registry import operators
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
-from server.views.progress import progress_of
+from server.views.progress import Progress, progress_of
 
 app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
 app.add_typer(runs_app, name="runs")
@@ -121,9 +121,11 @@ def status(context: typer.Context, home: HomeOption = None, json: JsonFlag = Fal
     rows += [(door.name, door.state, f"port {door.port}" if door.port else "starts the runs") for door in doors]
     rows += [("site " + one.name, "connected" if one.connected and running else "away", None) for one in members]
     runs = [one for one in registry.proposals() if one.open]
-    rows += [(f"run {one.name}", one.state, _where(opened, one)) for one in runs]
+    here = supervisor.present(opened, registry)
+    progress = [progress_of(opened.run_folder(one.document), one, here) for one in runs]
+    rows += [(f"run {one.name}", one.state, _where(one, far)) for one, far in zip(runs, progress, strict=True)]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
-    for noise in {progress_of(opened.run_folder(one.document), one).noise for one in runs} - {None}:
+    for noise in {far.noise for far in progress} - {None}:
         note(noise)
     if not running:
         raise FederationError("the coordinator is not running. Start it with `wardround-server start`.")
@@ -147,10 +149,9 @@ def _start(home: Home) -> None:
     supervisor.start(home, say)
 
 
-def _where(home: Home, proposal: Proposal) -> str:
+def _where(proposal: Proposal, progress: Progress) -> str:
     """A run's hash, and how far it is."""
-    begun = proposal.state != "proposed"
-    return proposal.run_hash[:8] + (f", {progress_of(home.run_folder(proposal.document), proposal)}" if begun else "")
+    return proposal.run_hash[:8] + (f", {progress}" if proposal.state != "proposed" else "")
 
 
 # In the order in which --help lists them.

@@ -14,7 +14,7 @@ from server.commands.compare import runs_compare, runs_diff
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
 from server.commands.results import show_scores
 from server.commands.template import TEMPLATE
-from server.coordinator import wishes
+from server.coordinator import supervisor, wishes
 from server.federation.events import INITIAL_NAME
 from server.home import purged
 from server.home.checkpoints import MODEL_FILES
@@ -94,8 +94,9 @@ def runs(
         return
     opened, registry, _ = asked(home, "runs", by, key)
     rows, noises = [], set[str | None]()
+    here = supervisor.present(opened, registry)
     for one in registry.proposals():
-        done = progress_of(opened.run_folder(one.document), one)
+        done = progress_of(opened.run_folder(one.document), one, here)
         left = done.seconds_left
         noises.add(done.noise)
         shown = (f"{done.round} of {done.rounds}", done.scored, done.waits if left is None else duration(left))
@@ -114,6 +115,8 @@ def runs(
     show_table("Runs", ("run", "hash", "state", *how_far_columns, "approved", "denied", "reason"), rows, as_json=json)
     for noise in filter(None, noises):
         note(noise)
+    if here is None and any(one.open for one in registry.proposals()):
+        note(f"Note: {supervisor.IDLE}.")
 
 
 def stop(run: RunArgument, home: HomeOption = None, by: AsOption = operators.FIRST, key: KeyOption = None) -> None:
@@ -140,6 +143,8 @@ def resume(
     opened, registry, signer = asked(home, "resume", by, key)
     proposal = registry.proposal(run)
     say(wishes.resume(opened, registry, signer, proposal))
+    if proposal.refusals:
+        note(f"Note: {'; '.join(proposal.refusals)}. While that stands, they take no part.")
     _follow(opened, registry, proposal, watch=watch)
 
 
@@ -185,13 +190,16 @@ def _follow(home: Home, registry: Registry, proposal: Proposal, *, watch: bool, 
         return
     from server.views.watch import watch as watch_run  # noqa: PLC0415 - loads jinja2
 
+    def idle() -> str | None:
+        return None if supervisor.is_running(home) else supervisor.IDLE
+
     if curves is None:
-        ended = watch_run(home, registry, proposal.run_hash)
+        ended = watch_run(home, registry, proposal.run_hash, idle=idle)
     else:
         from server.monitoring.tensorboard import curves_in  # noqa: PLC0415 - loads jinja2
 
         with curves_in(curves, home.run_folder(proposal.document)) as told:
-            ended = watch_run(home, registry, proposal.run_hash, told=told)
+            ended = watch_run(home, registry, proposal.run_hash, idle=idle, told=told)
     if ended.state != "completed":
         why = f": {ended.reason}" if ended.reason else ""
         raise FederationError(f"{ended.name} {ended.run_hash[:8]} is {ended.state}{why}")

@@ -100,8 +100,7 @@ class Runs:
         Where those who have said no leave too few for the quorum, there is nothing to wait for.
         """
         quorum = proposal.run.federation.quorum
-        active = {site.name for site in self._registry.sites() if site.state == "active"}
-        willing = proposal.approved & active
+        active, willing = self._registry.active(), self._registry.willing(proposal)
         if len(willing) >= quorum:
             self._start(proposal)
         elif len(active) >= quorum > len(active - proposal.denied):

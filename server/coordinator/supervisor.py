@@ -41,6 +41,7 @@ from server.home.folder import ENVIRONMENT, Home
 from server.home.key_agent import KeyAgent
 from server.home.root import server_credentials
 from server.registry.audit_trail import open_log
+from server.registry.registry import Registry
 
 READY_TIMEOUT_S = 60.0
 # After SIGTERM a process has this long to end by itself.
@@ -121,6 +122,14 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
 def is_running(home: Home) -> bool:
     """Whether this home's coordinator has been started."""
     return is_locked(home.path / LAUNCHER_NAME)
+
+
+IDLE = "the coordinator is not running, so no run goes on. Start it with `wardround-server start`"
+
+
+def present(home: Home, registry: Registry) -> frozenset[str] | None:
+    """The sites that are connected; None: the coordinator is not running, so that no run goes on."""
+    return frozenset(site.name for site in registry.sites() if site.connected) if is_running(home) else None
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -51,6 +51,7 @@ class _Member:
 
     name: str
     answer: str
+    is_member: bool  # it was not removed
     here: bool
     last_round: int | None  # in which its update entered
     score: object  # with its noise
@@ -132,7 +133,7 @@ def _overview(home: Home, registry: Registry, visit: Visit) -> Page:
         entries=entries,
         conflicts=conflicts,
         sites=_site_rows(registry, running=running),
-        runs=[_card(home, one) for one in working],
+        runs=_cards(home, registry, working),
         expiring=list(_expiring(members)),
     )
     said = "The coordinator is running." if running else "The coordinator is not running."
@@ -142,8 +143,7 @@ def _overview(home: Home, registry: Registry, visit: Visit) -> Page:
 
 def _runs(home: Home, registry: Registry, visit: Visit) -> Page:
     proposals = registry.proposals()
-    cards = [_card(home, one) for one in proposals]
-    body = fragment("server/dashboard/runs.html", base=visit.base, runs=cards)
+    body = fragment("server/dashboard/runs.html", base=visit.base, runs=_cards(home, registry, proposals))
     return Page("Runs", body, f"{counted(sum(one.open for one in proposals), 'run')} open, {len(proposals)} in all.")
 
 
@@ -156,17 +156,18 @@ def _run(home: Home, registry: Registry, keyboard: Keyboard, visit: Visit) -> Pa
     proposal = registry.proposal(visit.path["run"])
     folder = home.run_folder(proposal.document)
     events = read_events(folder / JOURNAL_NAME)
-    view, progress = view_of(summary_of(folder, proposal), events), progress_of(folder, proposal)
+    here = supervisor.present(home, registry)
+    view, progress = view_of(summary_of(folder, proposal), events), progress_of(folder, proposal, here)
     members = _members(registry, proposal, events)
     role = _role(registry, keyboard.name)
     body = fragment(
         "server/dashboard/run.html",
         base=visit.base,
         csrf=visit.csrf,
-        idle=proposal.open and not supervisor.is_running(home),
+        idle=proposal.open and here is None,
         run=view,
         proposal=proposal,
-        state=_state(proposal),
+        state=_state(registry, proposal),
         progress=progress,
         left=None if progress.seconds_left is None else duration(progress.seconds_left),
         members=[
@@ -190,7 +191,7 @@ def _run(home: Home, registry: Registry, keyboard: Keyboard, visit: Visit) -> Pa
         may_resume=proposal.state in ("failed", "stopped") and role in RIGHTS["resume"],
         operator=keyboard.name,
     )
-    return Page(f"Run {proposal.name}", body, f"{_state(proposal).capitalize()}: {progress}.")
+    return Page(f"Run {proposal.name}", body, f"{_state(registry, proposal).capitalize()}: {progress}.")
 
 
 def _members(registry: Registry, proposal: Proposal, events: Sequence[Event]) -> list[_Member]:
@@ -216,6 +217,7 @@ def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[E
     return _Member(
         name,
         f"refused by its policy ({proposal.refused[name]})" if name in proposal.refused else said,
+        site is not None and site.state == _ACTIVE,
         site is not None and site.connected,
         max(rounds, default=None),
         score_with_noise(
@@ -228,9 +230,9 @@ def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[E
 
 def _awaited(registry: Registry, proposal: Proposal) -> list[str]:
     """Whose answer a proposal waits for."""
-    if proposal.state != "proposed" or len(proposal.approved) >= proposal.run.federation.quorum:
+    if proposal.state != "proposed" or len(registry.willing(proposal)) >= proposal.run.federation.quorum:
         return []
-    return sorted({one.name for one in registry.sites() if one.state == _ACTIVE} - proposal.approved - proposal.denied)
+    return sorted(registry.active() - proposal.approved - proposal.denied)
 
 
 def _silent(proposal: Proposal, view: RunView, members: Iterable[_Member]) -> list[str]:
@@ -246,26 +248,31 @@ def _silent(proposal: Proposal, view: RunView, members: Iterable[_Member]) -> li
 
 
 def _where(one: _Member) -> str:
+    if not one.is_member:
+        return "is no member any more"
     if not one.here:
         return "is away"
     return f"was last heard in round {one.last_round}" if one.last_round else "is in no round yet"
 
 
-def _state(proposal: Proposal) -> str:
+def _state(registry: Registry, proposal: Proposal) -> str:
     if proposal.state == "proposed":
-        waits = len(proposal.approved) < proposal.run.federation.quorum
-        return (
-            f"proposed, {len(proposal.approved)} of {proposal.run.federation.quorum} approvals" if waits else "starting"
-        )
+        willing, quorum = len(registry.willing(proposal)), proposal.run.federation.quorum
+        return f"proposed, {willing} of {quorum} approvals" if willing < quorum else "starting"
     return proposal.state
 
 
-def _card(home: Home, proposal: Proposal) -> dict[str, object]:
-    progress = progress_of(home.run_folder(proposal.document), proposal)
+def _cards(home: Home, registry: Registry, proposals: Sequence[Proposal]) -> list[dict[str, object]]:
+    here = supervisor.present(home, registry)
+    return [_card(home, registry, one, here) for one in proposals]
+
+
+def _card(home: Home, registry: Registry, proposal: Proposal, here: frozenset[str] | None) -> dict[str, object]:
+    progress = progress_of(home.run_folder(proposal.document), proposal, here)
     return {
         "name": proposal.name,
         "hash": proposal.run_hash,
-        "state": _state(proposal),
+        "state": _state(registry, proposal),
         "kind": {"failed": "bad", "completed": "good", "stopped": "warn"}.get(proposal.state, ""),
         "round": progress.round,
         "rounds": progress.rounds,

@@ -99,14 +99,16 @@ def _of_sites(registry: Registry, told: Sequence[_Told], *, running: bool) -> It
 
 
 def _of_runs(registry: Registry, told: Sequence[_Told]) -> Iterator[Family]:
-    counts = Counter(_state(proposal) for proposal in registry.proposals())
+    counts = Counter(_state(registry, proposal) for proposal in registry.proposals())
     yield Family("wardround_runs", "Runs in each state", [({"state": state}, counts[state]) for state in RUN_STATES])
 
     def of_each(name: str, said: str, value: Callable[[_Told], float | None]) -> Family:
         values = [({"run": run.label}, found) for run in told if (found := value(run)) is not None]
         return Family(name, said, values)
 
-    now = [sample for run in told for sample in states("state", RUN_STATES, _state(run.proposal), run=run.label)]
+    now = [
+        sample for run in told for sample in states("state", RUN_STATES, _state(registry, run.proposal), run=run.label)
+    ]
     yield Family("wardround_run_state", "The state that a run is in", now)
     yield of_each(
         "wardround_run_rounds", "Rounds that a run shall have", lambda run: run.proposal.run.federation.rounds
@@ -171,30 +173,31 @@ def _of_runs(registry: Registry, told: Sequence[_Told]) -> Iterator[Family]:
 def _told(home: Home, registry: Registry) -> list[_Told]:
     proposals = registry.proposals()
     ended = [one for one in proposals if not one.open][:LATEST_ENDED]
-    return [_of_run(home, proposal) for proposal in proposals if proposal.open or proposal in ended]
+    here = supervisor.present(home, registry)
+    return [_of_run(home, proposal, here) for proposal in proposals if proposal.open or proposal in ended]
 
 
-def _of_run(home: Home, proposal: Proposal) -> _Told:
+def _of_run(home: Home, proposal: Proposal, here: frozenset[str] | None) -> _Told:
     folder = home.run_folder(proposal.document)
     events = read_events(folder / JOURNAL_NAME)
-    progress, privacy = progress_of(folder, proposal), proposal.run.privacy
+    progress, privacy = progress_of(folder, proposal, here), proposal.run.privacy
     view = view_of(summary_of(folder, proposal), events)
     epsilon = None if privacy is None or view.guarantee is None or view.guarantee.void else privacy.target_epsilon
     return _Told(folder.name, proposal, events, view, epsilon, progress.round, progress.seconds_left)
 
 
-def _state(proposal: Proposal) -> str:
-    has_quorum = len(proposal.approved) >= proposal.run.federation.quorum
+def _state(registry: Registry, proposal: Proposal) -> str:
+    has_quorum = len(registry.willing(proposal)) >= proposal.run.federation.quorum
     return "starting" if proposal.state == "proposed" and has_quorum else proposal.state
 
 
 def _answers(registry: Registry, proposal: Proposal) -> dict[str, set[str]]:
-    active = {site.name for site in registry.sites() if site.state == "active"}
+    active = registry.active()
     refused = set(proposal.refused)
     said = dict(
         zip(_ANSWERS, (set(proposal.approved), set(proposal.denied) - refused, refused, set[str]()), strict=True)
     )
-    if _state(proposal) == "proposed":
+    if _state(registry, proposal) == "proposed":
         said["awaited"] = active - proposal.approved - proposal.denied - refused
     return said
 

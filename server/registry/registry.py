@@ -6,7 +6,7 @@ from common.errors import EnrolmentError
 from common.identity.operators import Act
 from server.registry import proposals, sites
 from server.registry.acts import act_to_text
-from server.registry.proposals import Proposals
+from server.registry.proposals import Proposal, Proposals
 from server.registry.sites import Sites
 
 _SCHEMA = """
@@ -37,6 +37,14 @@ class Registry(Sites, Proposals):
     """The registry file. It is one, so that what a process remembers of it has one version."""
 
     schema = sites.SCHEMA + proposals.SCHEMA + _SCHEMA
+
+    def active(self) -> set[str]:
+        """The sites that are members."""
+        return {site.name for site in self.sites() if site.state == "active"}
+
+    def willing(self, proposal: Proposal) -> set[str]:
+        """The members that have approved a run; who was removed since does not count."""
+        return self.active() & proposal.approved
 
     def clocks(self) -> dict[str, float]:
         """How far the clocks of active sites were ahead of ours when they last connected; seconds."""

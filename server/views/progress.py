@@ -6,7 +6,7 @@ All of it is read from the registry and the run's `metrics.jsonl`, which a run t
 import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from server.federation.events import (
     summary_as_dict,
 )
 from server.registry.proposals import Proposal
-from server.views.sentences import NOISE_IN_SHORT, waiting_in, waits_for
+from server.views.sentences import NOISE_IN_SHORT, waiting_in, who_waits
 
 # The time left follows from so many rounds before.
 _ROUNDS_LOOKED_AT = 5
@@ -40,7 +40,9 @@ class Progress:
     headline: str  # the score that stands for all
     score: float | None  # of the latest evaluation, mean of the sites
     score_noise: float | None  # its standard deviation, where the sites have added noise
-    seconds_left: float | None  # about; None while no round is done, or is late, or waits, and once it does not run
+    score_round: int | None  # after which it was made
+    # About; None while no round is done, or is late, or waits, or a site of the last is away, and once it does not run.
+    seconds_left: float | None
     waiting: Event | None = None  # for whom (server/views/sentences.py)
 
     def __str__(self) -> str:
@@ -55,7 +57,10 @@ class Progress:
         """The score with its name; None while there is none."""
         if self.score is None:
             return None
-        return f"{self.headline} {self.score:.3f}{f' ± {self.score_noise:.3f}' if self.score_noise else ''}"
+        noise = f" ± {self.score_noise:.3f}" if self.score_noise else ""
+        # A run that goes on from a checkpoint has its score from before until it has scored anew.
+        of_before = f" after round {self.score_round}" if self.score_round != self.round else ""
+        return f"{self.headline} {self.score:.3f}{noise}{of_before}"
 
     @property
     def waiting_for(self) -> list[str]:
@@ -65,7 +70,7 @@ class Progress:
     @property
     def waits(self) -> str | None:
         """For whom, since when and until when; None where nobody is waited for."""
-        return None if self.waiting is None else f"round {self.waiting['round']} {waits_for(self.waiting)}"
+        return None if self.waiting is None else who_waits(self.waiting, self.round)
 
     @property
     def noise(self) -> str | None:
@@ -73,12 +78,13 @@ class Progress:
         return NOISE_IN_SHORT if self.score_noise else None
 
 
-def progress_of(folder: Path, proposal: Proposal) -> Progress:
+def progress_of(folder: Path, proposal: Proposal, here: Collection[str] | None) -> Progress:
     """How far a run is.
 
     Args:
         folder: of its results.
         proposal: as the registry has it now.
+        here: the sites that are connected; None: the coordinator is not running, so that no run goes on.
     """
     events = read_events(folder / JOURNAL_NAME)
     rounds = proposal.run.federation.rounds
@@ -86,10 +92,13 @@ def progress_of(folder: Path, proposal: Proposal) -> Progress:
     scores = [event for event in events if event["event"] == "evaluate" and event["site"] == OVERALL]
     headline = proposal.run.task.headline
     scored = next((event for event in reversed(scores) if headline in event), {})
-    goes_on = proposal.state == "running"
-    waiting = waiting_in(events) if goes_on else None
-    left = _seconds_left(events, rounds - done, time.time()) if goes_on and waiting is None else None
-    return Progress(done, rounds, headline, scored.get(headline), scored.get(SCORE_NOISE), left, waiting)
+    waiting = waiting_in(events) if proposal.state == "running" and here is not None else None
+    # Of those in the last round: before a wait for one who has gone is written down, it may still be at work elsewhere.
+    entered = next((event["sites"] for event in reversed(events) if event["event"] == "round"), ())
+    goes_on = proposal.state == "running" and here is not None and waiting is None and set(entered) <= set(here)
+    left = _seconds_left(events, rounds - done, time.time()) if goes_on else None
+    score, noise, of_round = (scored.get(name) for name in (headline, SCORE_NOISE, "round"))
+    return Progress(done, rounds, headline, score, noise, of_round, left, waiting)
 
 
 def summary_of(folder: Path, proposal: Proposal) -> dict[str, Any]:
@@ -111,7 +120,8 @@ def duration(seconds: float) -> str:
 def _seconds_left(events: Sequence[Event], rounds_left: int, now: float) -> float | None:
     """By what the last rounds took, with the evaluations after them, and how long the present one has lasted.
 
-    None where that says nothing: no round is done, or the present one takes far longer than any of those.
+    None where that says nothing: no round is done, or the present one takes far longer than any of those, or as long
+    as them and is the last.
     """
     done = [event for event in events if event["event"] == "round"]
     # From one round's end to the next: but the time between two starts of the run is none of its rounds.
@@ -129,7 +139,7 @@ def _seconds_left(events: Sequence[Event], rounds_left: int, now: float) -> floa
     each, lasted = statistics.median(lately), max(0.0, now - ends[-1])
     if lasted > _LATE * max(lately) + _SLACK_S:
         return None
-    return float(max(0.0, rounds_left * each - min(lasted, each)))
+    return float(rounds_left * each - min(lasted, each)) or None
 
 
 __all__ = ["Progress", "duration", "progress_of", "summary_of"]

@@ -99,6 +99,17 @@ def waiting_in(events: Sequence[Event]) -> Event | None:
     return None
 
 
+def who_waits(event: Event, done: int) -> str:
+    """Of a wait: which round, or the scoring after it, waits for whom.
+
+    Args:
+        event: the wait.
+        done: rounds that are done.
+    """
+    scoring = "scoring after " if 0 < event["round"] <= done else ""
+    return f"{scoring}round {event['round']} {waits_for(event)}"
+
+
 def waits_for(event: Event) -> str:
     """Of a wait: for whom, since when they are gone, and until when, to be read after who waits."""
     gone = [f"{site} ({in_words(why)}{_since(event['since'].get(site))})" for site, why in event["sites"].items()]
@@ -133,4 +144,5 @@ __all__ = [
     "score_with_noise",
     "waiting_in",
     "waits_for",
+    "who_waits",
 ]

@@ -35,33 +35,36 @@ from server.views.sentences import (
     score_with_noise,
     waiting_in,
     waits_for,
+    who_waits,
 )
 
 _LOOK_EVERY_S = 0.5
 
 
 Told: TypeAlias = Callable[[Proposal, list[Event]], None]
+Idle: TypeAlias = Callable[[], str | None]
 
 
-def watch(home: Home, registry: Registry, run_hash: str, *, told: Told | None = None) -> Proposal:
+def watch(home: Home, registry: Registry, run_hash: str, *, idle: Idle, told: Told | None = None) -> Proposal:
     """Show a run until it is closed.
 
     Args:
         home: the coordinator's.
         registry: its registry.
         run_hash: of the run.
+        idle: why no run goes on at the moment; None: they do.
         told: of the run and its events whenever there are others.
 
     Returns:
         The run in its final state.
     """
     if sys.stderr.isatty():
-        return _watch_live(home, registry, run_hash, told)
+        return _watch_live(home, registry, run_hash, idle, told)
     printed = 0
     last_line = ""
     explained = False
     for proposal, events in _observe(home, registry, run_hash, told):
-        line = state_line(registry, proposal)
+        line = _state_now(registry, proposal, idle)
         if line != last_line:
             note(line)
             last_line = line
@@ -81,13 +84,19 @@ def state_line(registry: Registry, proposal: Proposal) -> str:
     """Where the run stands, in one line. Why it has ended is for the caller to say, once."""
     if proposal.state != "proposed":
         return f"{proposal.name} {proposal.run_hash[:8]}: {proposal.state}"
-    if len(proposal.approved) >= proposal.run.federation.quorum:
+    willing, active = registry.willing(proposal), registry.active()
+    if len(willing) >= proposal.run.federation.quorum:
         return f"{proposal.name} {proposal.run_hash[:8]}: starting"
-    silent = {site.name for site in registry.sites() if site.state == "active"} - proposal.approved - proposal.denied
+    silent = active - proposal.approved - proposal.denied
+    few = (
+        f"; {counted(len(active), 'site is', 'sites are')} enrolled, fewer than its quorum"
+        if len(active) < proposal.run.federation.quorum
+        else ""
+    )
     denied = f"; {'; '.join(proposal.refusals)}" if proposal.denied else ""
     return (
-        f"{proposal.name} {proposal.run_hash[:8]}: {len(proposal.approved)} of {proposal.run.federation.quorum} "
-        f"approvals{denied}; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "
+        f"{proposal.name} {proposal.run_hash[:8]}: {len(willing)} of {proposal.run.federation.quorum} "
+        f"approvals{denied}{few}; waiting for {', '.join(sorted(silent)) or 'sites to enrol'} "
         f"(there: `wardround-client approve {proposal.run_hash[:8]}`; to withdraw it: "
         f"`wardround-server stop {proposal.run_hash[:8]}`)"
     )
@@ -117,7 +126,8 @@ def event_line(event: Event, task: Task) -> str:
             score = f"{task.headline} {_number(_score([event], task))}"
             local = event.get(of_local(task.headline))
             alone = "" if local is None else f"; {_number(local)} of the models trained alone"
-            return f"round {event['round']}: {event['phase']} {score} (mean of sites){alone}"
+            lost = "".join(f"; {said}" for said in (*refused_of(event), *missing_of(event)))
+            return f"round {event['round']}: {event['phase']} {score} (mean of sites){alone}{lost}"
         case kind if kind == STOPPED:
             return (
                 f"round {event['round']}: stopped early, no better {task.headline} in "
@@ -127,14 +137,19 @@ def event_line(event: Event, task: Task) -> str:
             return ""
 
 
-def _watch_live(home: Home, registry: Registry, run_hash: str, told: Told | None) -> Proposal:
+def _state_now(registry: Registry, proposal: Proposal, idle: Idle) -> str:
+    line, why = state_line(registry, proposal), idle() if proposal.open else None
+    return line if why is None else f"{line}; {why}"
+
+
+def _watch_live(home: Home, registry: Registry, run_hash: str, idle: Idle, told: Told | None) -> Proposal:
     with live_table() as show:
         for proposal, events in _observe(home, registry, run_hash, told):
             finished = _latest(events, "round", "round") or 0
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             task = proposal.run.task
             columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
-            line = ". ".join(filter(None, (state_line(registry, proposal), _wait(events), noise_of(events))))
+            line = ". ".join(filter(None, (_state_now(registry, proposal, idle), _wait(events), noise_of(events))))
             show(line, title, columns, _by_site(events, task))
     return proposal
 
@@ -176,7 +191,7 @@ def _reader(home: Home, proposal: Proposal) -> Callable[[], list[Event]]:
 
 
 def _wait(events: Sequence[Event]) -> str | None:
-    return None if (event := waiting_in(events)) is None else f"round {event['round']} {waits_for(event)}"
+    return None if (event := waiting_in(events)) is None else who_waits(event, _latest(events, "round", "round") or 0)
 
 
 def _latest(events: Sequence[Event], kind: str, key: str) -> Any:

@@ -259,6 +259,16 @@ def test_what_the_policy_refused_is_taken_back_and_counted_as_soon_as_the_file_s
     eventually(lambda: stage.coordinator.codes[run_hash] == "policy-refused")
 
 
+def test_a_pause_is_no_answer_and_nothing_is_approved_in_it(stage: Stage) -> None:
+    (stage.home / "policy.toml").write_text(OPEN_POLICY + "auto-approve = true\nparticipate = false\n")
+    run_hash = stage.propose()
+    eventually(lambda: approvals.load(stage.home, run_hash).appraisal)
+    assert "participate = false" in str(opinion_on(stage.home, approvals.load(stage.home, run_hash)))
+    assert approvals.load(stage.home, run_hash).answer is None
+    (stage.home / "policy.toml").write_text(OPEN_POLICY + "auto-approve = true\n")
+    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)  # the first that it is told
+
+
 def test_a_resumed_run_is_not_told_what_the_policy_said_before_it_was_changed(stage: Stage) -> None:
     """The coordinator ends a run at once to which too few hospitals are left."""
     (stage.home / "policy.toml").write_text("min-patients = 1\n")

@@ -376,6 +376,18 @@ def test_approval_against_the_policy_is_refused(home: Path) -> None:
     assert approvals.load(home, run_hash).answer is None
 
 
+def test_nothing_is_approved_or_called_allowed_while_the_hospital_does_not_participate(home: Path) -> None:
+    run_hash = propose(home)
+    (home / "policy.toml").write_text("participate = false\n")
+    for command in (("approve", run_hash[:8], "--yes"), ("policy", "check", run_hash[:8])):
+        assert "participate = false" in " ".join(fail(home, *command).split())
+    (row,) = json.loads(succeed(home, "runs", "--json"))
+    assert "participate = false" in row["policy"]
+    assert approvals.load(home, run_hash).answer is None
+    (home / "policy.toml").write_text("")
+    succeed(home, "approve", run_hash[:8], "--yes")
+
+
 def test_run_that_too_few_operators_signed_is_not_approved_and_the_check_says_so_too(home: Path) -> None:
     run_hash = propose(home)
     (home / "policy.toml").write_text("operators = 2\n")

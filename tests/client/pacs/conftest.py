@@ -75,8 +75,17 @@ def archive_in(folder: Path) -> list[Path]:
     return [*files, folder / "mr.dcm"]
 
 
+@pytest.fixture
+def archive(filled: Archive) -> Iterator[Archive]:
+    """The session's, which afterwards holds what it held before."""
+    before = set(filled.server.objects())
+    yield filled
+    for one in set(filled.server.objects()) - before:
+        filled.server.delete(one)
+
+
 @pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     folder = tmp_path_factory.mktemp("pacs")
     hospital = Hospital(folder / "ca")
     certificate, key, _ = hospital.issue("pacs")

@@ -74,11 +74,22 @@ class Orthanc:
         """Its own numbers of what fits."""
         return list(json.loads(self.asked("tools/find", json.dumps({"Level": level, "Query": query}).encode())))
 
-    def asked(self, place: str, body: bytes | None = None) -> bytes:
+    def objects(self) -> list[str]:
+        """Its own numbers of all that it holds."""
+        return list(json.loads(self.asked("instances")))
+
+    def delete(self, number: str) -> None:
+        """Forget an object, by its own number."""
+        self.asked(f"instances/{number}", method="DELETE")
+
+    def asked(self, place: str, body: bytes | None = None, method: str | None = None) -> bytes:
         """What its REST interface answers."""
         who = base64.b64encode(LOGIN.encode()).decode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http}/{place}", data=body, headers={"Authorization": f"Basic {who}"}
+            f"http://127.0.0.1:{self.http}/{place}",
+            data=body,
+            headers={"Authorization": f"Basic {who}"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return bytes(answer.read())

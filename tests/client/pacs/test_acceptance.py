@@ -51,7 +51,7 @@ def typed(*words: object, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def sites(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sites(filled: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two hospitals, each with the studies that it pulled: one over DIMSE, one over DICOMweb."""
     folder, homes = tmp_path_factory.mktemp("sites"), dict[str, Path]()
     for site, way in (("north", by_dimse), ("south", by_web)):
@@ -59,12 +59,12 @@ def sites(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         Authority().admit(home, site, "127.0.0.1:9")
         (home / POLICY_NAME).write_text("require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n")
         for name, other in (("main", way), ("dimse", by_dimse), ("web", by_web)):
-            typed("pacs", "add", name, *other(archive, "--timeout", 10), "--home", home)
+            typed("pacs", "add", name, *other(filled, "--timeout", 10), "--home", home)
         pulled = folder / f"{site}-pulled"
         typed("data", "pull", "main", "--query", "modality=CT", "--out", pulled, "--yes", "--home", home)
         typed("data", "add", pulled, "--kind", "dicom", "--home", home)
     checked = json.loads(typed("data", "check", "--json", "--home", homes["north"]))
-    marked = [path for path in archive.stored if path.name == "lesion.dcm" and dcmread(path).pixel_array.any()]
+    marked = [path for path in filled.stored if path.name == "lesion.dcm" and dcmread(path).pixel_array.any()]
     assert len(checked["studies"]) == STUDIES
     assert sum(study["usable"] is True for study in checked["studies"]) == len(marked) > LABELLED // 2
     return homes

@@ -148,18 +148,27 @@ def moment(
     ).enforce()
 
 
-@pytest.mark.parametrize("purpose", [Purpose.EXCHANGE, Purpose.TRAINING, Purpose.EVALUATION, Purpose.WORK])
+@pytest.mark.parametrize(
+    "purpose", [Purpose.APPROVAL, Purpose.EXCHANGE, Purpose.TRAINING, Purpose.EVALUATION, Purpose.WORK]
+)
 def test_switch_stops_everything(purpose: Purpose) -> None:
     moment(PolicyConfig(), purpose=purpose)
     with pytest.raises(PolicyError, match="participate = false"):
         moment(PolicyConfig(participate=False), purpose=purpose)
 
 
+def test_a_pause_is_no_answer_to_a_run() -> None:
+    moment(PolicyConfig(participate=False), purpose=Purpose.REFUSAL)
+    with pytest.raises(PolicyError, match="max-rounds"):
+        moment(PolicyConfig(participate=False, max_rounds=2), purpose=Purpose.REFUSAL)
+
+
 @pytest.mark.parametrize(
     ("purpose", "codes"),
     [
         (Purpose.PROPOSAL, ["not-approved"]),
-        (Purpose.APPROVAL, ["not-approved", "policy-refused", "policy-refused", "too-few-patients"]),
+        (Purpose.REFUSAL, ["not-approved", "policy-refused", "policy-refused"]),
+        (Purpose.APPROVAL, ["policy-refused", "not-approved", *2 * ("policy-refused",), "too-few-patients"]),
         (Purpose.EXCHANGE, ["policy-refused", "not-approved", "policy-refused"]),
         (
             Purpose.TRAINING,

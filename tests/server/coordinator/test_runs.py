@@ -136,6 +136,11 @@ def test_the_approval_of_a_revoked_site_does_not_count(home, registry, superlink
     registry.answer(HASH, "b", approved=True)
     registry.revoke("b")
     assert Runs(home, registry).step() == set()
+    assert "1 of 2 approvals; waiting for c" in state_line(registry, registry.proposal(HASH))
+    registry.revoke("c")
+    assert "1 of 2 approvals; 1 site is enrolled, fewer than its quorum; waiting" in state_line(
+        registry, registry.proposal(HASH)
+    )
 
 
 def test_approvals_are_waited_for_without_a_clock(home, registry, superlink, monkeypatch):

@@ -119,6 +119,7 @@ def test_time_left_follows_from_the_rounds_before_and_not_from_pauses():
     assert _seconds_left(events, 4, 37.0) == 4 * 15.0 - 7.0  # of the present round some is done
     assert _seconds_left(events, 4, 30.0 + 20.0) == 3 * 15.0
     assert _seconds_left(events, 4, 30.0 + 51.0) is None  # far beyond the longest: nobody knows
+    assert _seconds_left(events, 1, 30.0 + 20.0) is None  # the last, which takes longer than the others did
     # One of the last five waited for a site for an hour.
     ends = [0.0, 10.0, 20.0, 3620.0, 3630.0, 3640.0]
     waited = [event("run-started", ends[0]), *(event("round", end, round=n) for n, end in enumerate(ends[1:], 1))]

@@ -73,15 +73,38 @@ def test_run_that_waits_tells_for_whom_and_no_time_left(tmp_path):
     ended = {"sites": ["a"], "refused": {}, "missing": [], "seconds": 1.0, "bytes-down": 1, "bytes-up": 1}
     journal.record("run-started", {"run-hash": HASH})
     journal.record("round", ended | {"round": 1})
-    going = progress_of(home.run_folder(proposal.document), proposal)
+    folder = home.run_folder(proposal.document)
+    going = progress_of(folder, proposal, {"a"})
     assert going.seconds_left is not None
     assert (going.waiting_for, going.waits) == ([], None)
+    for here in ({"b"}, None):  # before it is written down who is waited for; the coordinator was killed
+        assert progress_of(folder, proposal, here).seconds_left is None
     journal.record("waiting", {"round": 2, "sites": {"b": "away"}, "since": {}, "until": 1e9})
-    waiting = progress_of(home.run_folder(proposal.document), proposal)
+    waiting = progress_of(folder, proposal, {"a"})
     assert waiting.seconds_left is None
     assert waiting.waiting_for == ["b"]
     assert "round 2 waits for b (is away)" in str(waiting)
     assert "left" not in str(waiting)
+    assert progress_of(folder, proposal, None).waits is None
+    journal.record("round", ended | {"round": 2})
+    journal.record("waiting", {"round": 2, "sites": {"a": "away"}, "since": {}, "until": 1e9})
+    assert "scoring after round 2 waits for a (is away)" in str(progress_of(folder, proposal, {"b"}))
+
+
+def test_a_score_of_an_earlier_round_says_of_which(tmp_path):
+    home = new_home(tmp_path / "wardround-server")
+    registry = Registry(home.registry)
+    registry.propose(from_toml(RUN_TOML), ())
+    proposal = registry.proposal(HASH)
+    journal = open_journal(home.run_folder(proposal.document), last_round=0)
+    ended = {"sites": ["a"], "refused": {}, "missing": [], "seconds": 1.0, "bytes-down": 1, "bytes-up": 1}
+    scored = {"phase": "validation", "site": "overall", "mean-of-patients": None, "refused": {}, "dice": 0.5}
+    journal.record("round", ended | {"round": 1})
+    journal.record("evaluate", scored | {"round": 1, "missing": ["b"], "seconds": 1.0, "bytes-down": 0})
+    assert "dice 0.500," in f"{progress_of(home.run_folder(proposal.document), proposal, {'a'})},"
+    assert event_line(journal.events[-1], Segmentation()).endswith("dice 0.500 (mean of sites); b did not answer")
+    journal.record("round", ended | {"round": 2})
+    assert "dice 0.500 after round 1" in str(progress_of(home.run_folder(proposal.document), proposal, {"a"}))
 
 
 def test_a_site_that_was_gone_or_joined_late_has_missed_nothing():
