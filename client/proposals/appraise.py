@@ -197,7 +197,7 @@ class Proposals:
         try:
             site = current_site(self._home)
             rules = site.policy
-            decides = rules.auto_approve
+            decides = rules.auto_approve and rules.participate  # a pause answers nothing
             counting = signers.of(self._home, proposal.run_hash)
             decision = policy.decide(proposal.run, rules, Purpose.REFUSAL, signers=counting)
             # What the coordinator is told. What our patients are too few for is for a person to answer: a coordinator
