@@ -73,7 +73,7 @@ def test_a_watched_run_shows_sites_codes_and_reasons_as_text(
 ) -> None:
     registry = propose(home, reason=text.replace("\x00", "").encode(errors="replace").decode())
     write_journal(home, text, text)
-    watch(home, registry, HASH)
+    watch(home, registry, HASH, idle=lambda: None)
     assert_plain(capsys.readouterr().err)
 
 
@@ -85,7 +85,7 @@ def test_a_run_watched_on_a_terminal_shows_them_as_text(home: Home, monkeypatch:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     screen: list[str] = []
     monkeypatch.setattr(sys.stderr, "write", screen.append)
-    watch(home, registry, HASH)
+    watch(home, registry, HASH, idle=lambda: None)
     written = "".join(screen)
     assert "zebra" in written
     assert not any(part in written for part in ("\x1b]8", "\x1b[2J", "\x9b", "\u202e", "\u200b", "💀"))

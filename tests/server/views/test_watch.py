@@ -1,5 +1,7 @@
 """The lines that `watch` shows: who is waited for, and who was left out."""
 
+from typing import Any
+
 from common.config import sha256_of
 from common.config.rundocument import from_toml
 from common.tasks.segmentation import Segmentation
@@ -98,7 +100,8 @@ def test_a_score_of_an_earlier_round_says_of_which(tmp_path):
     proposal = registry.proposal(HASH)
     journal = open_journal(home.run_folder(proposal.document), last_round=0)
     ended = {"sites": ["a"], "refused": {}, "missing": [], "seconds": 1.0, "bytes-down": 1, "bytes-up": 1}
-    scored = {"phase": "validation", "site": "overall", "mean-of-patients": None, "refused": {}, "dice": 0.5}
+    scored: dict[str, Any] = {"phase": "validation", "site": "overall", "mean-of-patients": None, "refused": {}}
+    scored["dice"] = 0.5
     journal.record("round", ended | {"round": 1})
     journal.record("evaluate", scored | {"round": 1, "missing": ["b"], "seconds": 1.0, "bytes-down": 0})
     assert "dice 0.500," in f"{progress_of(home.run_folder(proposal.document), proposal, {'a'})},"
