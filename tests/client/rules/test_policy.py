@@ -167,7 +167,7 @@ def test_a_pause_is_no_answer_to_a_run() -> None:
     ("purpose", "codes"),
     [
         (Purpose.PROPOSAL, ["not-approved"]),
-        (Purpose.REFUSAL, ["not-approved", "policy-refused", "policy-refused"]),
+        (Purpose.REFUSAL, ["not-approved", "policy-refused"]),
         (Purpose.APPROVAL, ["policy-refused", "not-approved", *2 * ("policy-refused",), "too-few-patients"]),
         (Purpose.EXCHANGE, ["policy-refused", "not-approved", "policy-refused"]),
         (

@@ -192,10 +192,11 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tupl
         yield words, command
 
 
+# init and restore make one.
 WITH_A_HOME = [
     words
     for words, command in leaves(typer.main.get_command(app))
-    if words != ("init",) and any("--home" in parameter.opts for parameter in command.params)
+    if words not in {("init",), ("restore",)} and any("--home" in parameter.opts for parameter in command.params)
 ]
 
 
