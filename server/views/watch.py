@@ -126,7 +126,8 @@ def event_line(event: Event, task: Task) -> str:
             score = f"{task.headline} {_number(_score([event], task))}"
             local = event.get(of_local(task.headline))
             alone = "" if local is None else f"; {_number(local)} of the models trained alone"
-            lost = "".join(f"; {said}" for said in (*refused_of(event), *missing_of(event)))
+            absent = {"refused": {}, "missing": [], **event}
+            lost = "".join(f"; {said}" for said in (*refused_of(absent), *missing_of(absent)))
             return f"round {event['round']}: {event['phase']} {score} (mean of sites){alone}{lost}"
         case kind if kind == STOPPED:
             return (
