@@ -65,7 +65,7 @@ def test_wait_ends_with_the_exchange_and_not_with_an_answer():
     assert waiting_in([]) is None
 
 
-def test_run_that_waits_tells_for_whom_and_no_time_left(tmp_path):
+def test_run_that_waits_tells_for_whom_and_no_time_left(tmp_path, monkeypatch):
     home = new_home(tmp_path / "wardround-server")
     registry = Registry(home.registry)
     registry.propose(from_toml(RUN_TOML), ())
@@ -76,6 +76,8 @@ def test_run_that_waits_tells_for_whom_and_no_time_left(tmp_path):
     journal.record("run-started", {"run-hash": HASH})
     journal.record("round", ended | {"round": 1})
     folder = home.run_folder(proposal.document)
+    ended_at = journal.events[-1]["time"]
+    monkeypatch.setattr("server.views.progress.time.time", lambda: ended_at)  # the last round begins
     going = progress_of(folder, proposal, {"a"})
     assert going.seconds_left is not None
     assert (going.waiting_for, going.waits) == ([], None)
