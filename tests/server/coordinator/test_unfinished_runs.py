@@ -73,8 +73,9 @@ def test_run_that_is_not_completed_is_watched_reported_and_exported_as_far_as_it
     run = half_done(home, registry, state)
     row = next(iter(json.loads(succeeds("runs", "--json"))))
     assert (row["state"], row["round"], row["score"]) == (state, 2, 0.5)
-    assert (row["seconds-left"] is not None) == (state == "running")
+    assert row["seconds-left"] is None  # no coordinator runs here, which is said of a run that would go on
     assert "2 of 3" in succeeds("runs")
+    assert ("the coordinator is not running" in invoke("runs").stderr) == (state == "running")
     scores = json.loads(succeeds("report", "lesions", "--json"))
     assert {one["site"]: one["dice"] for one in scores} == {"a": 0.5, "b": 0.5, "overall": 0.5}
     page = (home.run_folder(issue(run)) / "report.html").read_text()
@@ -95,6 +96,7 @@ def test_run_that_is_not_completed_is_watched_reported_and_exported_as_far_as_it
     said = invoke("watch", "lesions")
     assert said.exit_code == 1
     assert "round 2: 2 sites" in said.stderr
+    assert ("the coordinator is not running" in said.stderr) == (state == "running")
     assert ("in the end" if state == "running" else f"{state} for a reason") in said.stderr
 
 
