@@ -11,9 +11,19 @@ from client.rescue.contents import SIDE, missing_sources, sources
 from client.site import open_site
 from client.trail.audit_trail import note as enter
 from common.config import SiteConfig, load
-from common.console.cli import Digest, JsonFlag, confirm, note, say, show_json, show_table
+from common.console.cli import JsonFlag, note
 from common.rescue import backup as backups
-from common.rescue.commands import BackupFile, ListFlag, NewFile, copying, passphrase, show, warn_of_age
+from common.rescue.commands import (
+    BackupFile,
+    ListFlag,
+    NewFile,
+    ask_purge,
+    copying,
+    passphrase,
+    show,
+    tell_purge,
+    warn_of_age,
+)
 from common.text import counted
 
 
@@ -70,20 +80,10 @@ def purge(
     Example: `wardround-client purge lesions-2026`
     """
     found = purges.plan(home, run, keep_personal=keep_personal)
-    name, run_hash = found.document.config.name, found.document.hash
-    rows = [(one.what, one.files, one.size) for one in found.removed]
-    if not as_json:
-        show_table(f"To be removed of {name} {run_hash[:8]}", ("what", "files", "bytes"), rows)
-        show_table("Stays", ("what", "why"), found.stays)
-    confirm(f"Remove {counted(found.files, 'file')} of run {name} {run_hash[:8]}? They cannot be made again.", yes=yes)
+    ask_purge(found, as_json=as_json, yes=yes)
     purges.carry_out(home, found)
-    open_site(home).ledger.release(run_hash)
-    if as_json:
-        removed = [{"what": what, "files": files, "bytes": size} for what, files, size in rows]
-        stays = [{"what": what, "why": why} for what, why in found.stays]
-        show_json({"run": Digest(run_hash), "name": name, "removed": removed, "stays": stays})
-        return
-    say(f"Removed {counted(found.files, 'file')} of run {name} {run_hash[:8]}; the audit log has an entry.")
+    open_site(home).ledger.release(found.run_hash)
+    tell_purge(found, as_json=as_json)
 
 
 __all__ = ["backup", "purge", "restore"]

@@ -5,10 +5,7 @@ what was compared. What was spent, sent and told stays: the privacy ledger, the 
 told, and the run's text, by which the first two are understood. A purged run takes no part here any more.
 """
 
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from client.home import kept
@@ -26,35 +23,12 @@ from client.trail.audit_trail import note
 from client.trail.outbox import FOLDER
 from common.config.rundocument import RunDocument
 from common.errors import ConfigError
+from common.rescue.purging import Left, Purge, left_at
 from common.text import meant
 
 _DAY_S = 24 * 3600.0
 _SUFFIX = ".sealed"
 _SHORTEST_PREFIX = 6
-
-
-@dataclass(frozen=True)
-class Left:
-    """What a run left in one place."""
-
-    what: str  # for people
-    place: Path
-    files: int
-    size: int  # bytes
-
-
-@dataclass(frozen=True)
-class Purge:
-    """What would be removed of a run, and what stays."""
-
-    document: RunDocument
-    removed: Sequence[Left]
-    stays: Sequence[tuple[str, str]]  # what, why
-
-    @property
-    def files(self) -> int:
-        """How many files are removed."""
-        return sum(one.files for one in self.removed)
 
 
 def plan(home: Path, run: str, *, keep_personal: bool = False) -> Purge:
@@ -76,7 +50,7 @@ def plan(home: Path, run: str, *, keep_personal: bool = False) -> Purge:
                 f"the run {document.config.name!r} is open: it may train here, or be answered. Wait until it has "
                 f"ended, or deny it first: `wardround-client deny {document.hash[:8]}`."
             )
-    removed, stays = [], list(_STAYS)
+    removed, stays = list[Left](), list(_STAYS)
     for what, place in _places(home, document.hash).items():
         if not place.exists():
             continue
@@ -85,25 +59,27 @@ def plan(home: Path, run: str, *, keep_personal: bool = False) -> Purge:
         elif place.parent == home / EVALUATIONS_NAME and time.time() - place.stat().st_mtime < _DAY_S:
             stays.append((what, "counts for max-evaluations-per-day until tomorrow: purge again then"))
         else:
-            removed.append(_counted(what, place))
+            removed.append(left_at(what, place))
     if (home / STATISTICS_NAME / f"{document.hash}{_SUFFIX}").exists():
         stays.append(("statistics that the run was told", "they have left, and later runs are told how often some did"))
-    return Purge(document, removed, stays)
+    return Purge(document.config.name, document.hash, removed, stays)
 
 
 def carry_out(home: Path, purge: Purge) -> None:
     """Enter it in the audit log, then remove. What is interrupted is done again by another call.
 
     Raises:
+        ConfigError: the run is not known any more.
         AuditError: the log cannot be written; nothing was removed.
     """
-    note(home, "purged", {"run": purge.document.hash, "files": purge.files})
+    document = purged.document_of(home, purge.run_hash)
+    note(home, "purged", {"run": purge.run_hash, "files": purge.files})
+    purged.purge(home, document)  # first the run's text is kept, which what is removed may be the only copy of
     for one in purge.removed:
         if one.place.is_dir():
             kept.remove(one.place)
         else:
             one.place.unlink(missing_ok=True)
-    purged.purge(home, purge.document)
 
 
 _STAYS = (
@@ -129,12 +105,6 @@ def _places(home: Path, run_hash: str) -> dict[str, Path]:
     }
 
 
-def _counted(what: str, place: Path) -> Left:
-    files = [Path(folder, name) for folder, _, names in os.walk(place) for name in names]
-    files = files if place.is_dir() else [place]
-    return Left(what, place, len(files), sum(path.lstat().st_size for path in files))
-
-
 def _find(home: Path, run: str) -> RunDocument:
     known = purged.documents(home)
     by_hash = [run_hash for run_hash in known if len(run) >= _SHORTEST_PREFIX and run_hash.startswith(run.lower())]
@@ -150,4 +120,4 @@ def _find(home: Path, run: str) -> RunDocument:
     )
 
 
-__all__ = ["Left", "Purge", "carry_out", "plan"]
+__all__ = ["carry_out", "plan"]

@@ -1,4 +1,4 @@
-"""What the commands of both sides have in common: the passphrase, and how the contents of a backup are shown."""
+"""What the commands of both sides have in common: the passphrase, and how backups and purges are shown."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,12 +8,13 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from common.console.cli import note, progress, say, show_json, show_table
+from common.console.cli import Digest, confirm, note, progress, say, show_json, show_table
 from common.crypto.passphrase import passphrase_from
 from common.errors import ConfigError
 from common.rescue.archive import Contents
 from common.rescue.backup import PASSPHRASE_VARIABLE
 from common.rescue.members import Side
+from common.rescue.purging import Purge
 from common.text import counted
 
 NewFile: TypeAlias = Annotated[Path, typer.Argument(metavar="FILE", help="A new file for the backup.")]
@@ -96,6 +97,31 @@ def warn_of_age(contents: Contents) -> None:
     )
 
 
+def ask_purge(purge: Purge, *, as_json: bool, yes: bool) -> None:
+    """Show what a purge would remove and what stays, and ask.
+
+    Raises:
+        ConfigError: nobody answered.
+    """
+    if not as_json:
+        rows = [(one.what, one.files, one.size) for one in purge.removed]
+        show_table(f"To be removed of {purge.name} {purge.run_hash[:8]}", ("what", "files", "bytes"), rows)
+        show_table("Stays", ("what", "why"), purge.stays)
+    what = f"{counted(purge.files, 'file')} of run {purge.name} {purge.run_hash[:8]}"
+    confirm(f"Remove {what}? They cannot be made again.", yes=yes)
+
+
+def tell_purge(purge: Purge, *, as_json: bool) -> None:
+    """What a purge has removed."""
+    if as_json:
+        removed = [{"what": one.what, "files": one.files, "bytes": one.size} for one in purge.removed]
+        stays = [{"what": what, "why": why} for what, why in purge.stays]
+        show_json({"run": Digest(purge.run_hash), "name": purge.name, "removed": removed, "stays": stays})
+        return
+    what = f"{counted(purge.files, 'file')} of run {purge.name} {purge.run_hash[:8]}"
+    say(f"Removed {what}; the audit log has an entry.")
+
+
 def _values(contents: Contents, path: Path) -> dict[str, Any]:
     about = contents.about
     return {
@@ -114,4 +140,14 @@ def _values(contents: Contents, path: Path) -> dict[str, Any]:
     }
 
 
-__all__ = ["BackupFile", "ListFlag", "NewFile", "copying", "passphrase", "show", "warn_of_age"]
+__all__ = [
+    "BackupFile",
+    "ListFlag",
+    "NewFile",
+    "ask_purge",
+    "copying",
+    "passphrase",
+    "show",
+    "tell_purge",
+    "warn_of_age",
+]

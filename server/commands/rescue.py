@@ -4,10 +4,19 @@ from typing import Annotated
 
 import typer
 
-from common.console.cli import Digest, JsonFlag, confirm, note, say, show_json, show_table
+from common.console.cli import JsonFlag, note
 from common.rescue import backup as backups
-from common.rescue.commands import BackupFile, ListFlag, NewFile, copying, passphrase, show, warn_of_age
-from common.text import counted
+from common.rescue.commands import (
+    BackupFile,
+    ListFlag,
+    NewFile,
+    ask_purge,
+    copying,
+    passphrase,
+    show,
+    tell_purge,
+    warn_of_age,
+)
 from server.commands.options import AsOption, HomeOption, KeyOption, RunArgument, asked
 from server.home import folder as homes
 from server.home.version import VERSIONS
@@ -66,21 +75,11 @@ def purge(
     Example: `wardround-server purge lesions`
     """
     opened, registry, signer = asked(home, "purge", by, key)
-    found = purges.plan(opened, registry.proposal(run), with_record=with_record)
-    what = f"{found.proposal.name} {found.proposal.run_hash[:8]}"
-    rows = [(one.what, one.files, one.size) for one in found.removed]
-    if not json:
-        show_table(f"To be removed of {what}", ("what", "files", "bytes"), rows)
-        show_table("Stays", ("what", "why"), found.stays)
-    confirm(f"Remove {counted(found.files, 'file')} of run {what}? They cannot be made again.", yes=yes)
-    purges.carry_out(opened, signer, found)
-    if json:
-        removed = [{"what": what, "files": files, "bytes": size} for what, files, size in rows]
-        stays = [{"what": what, "why": why} for what, why in found.stays]
-        run_hash = Digest(found.proposal.run_hash)
-        show_json({"run": run_hash, "name": found.proposal.name, "removed": removed, "stays": stays})
-        return
-    say(f"Removed {counted(found.files, 'file')} of run {what}; the audit log has an entry.")
+    proposal = registry.proposal(run)
+    found = purges.plan(opened, proposal, with_record=with_record)
+    ask_purge(found, as_json=json, yes=yes)
+    purges.carry_out(opened, signer, proposal, found)
+    tell_purge(found, as_json=json)
 
 
 __all__ = ["backup", "purge", "restore"]

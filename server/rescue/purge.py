@@ -5,14 +5,12 @@ of a completed run, its model in it, stays unless it is asked for too. The audit
 answers and the mark that says when stay always.
 """
 
-import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
 from common.identity.operators import Act
+from common.rescue.purging import Purge, left_at
 from server.archive import folder as archive
 from server.archive.record import ARCHIVE
 from server.home import purged
@@ -20,30 +18,6 @@ from server.home.folder import Home, folder_name
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
-
-
-@dataclass(frozen=True)
-class Left:
-    """What a run left in one place."""
-
-    what: str  # for people
-    place: Path
-    files: int
-    size: int  # bytes
-
-
-@dataclass(frozen=True)
-class Purge:
-    """What would be removed of a run, and what stays."""
-
-    proposal: Proposal
-    removed: Sequence[Left]
-    stays: Sequence[tuple[str, str]]  # what, why
-
-    @property
-    def files(self) -> int:
-        """How many files are removed."""
-        return sum(one.files for one in self.removed)
 
 
 def plan(home: Home, proposal: Proposal, *, with_record: bool = False) -> Purge:
@@ -69,25 +43,33 @@ def plan(home: Home, proposal: Proposal, *, with_record: bool = False) -> Purge:
             f"{proposal.name} has no folder among the models yet, and its model would be lost. A running coordinator "
             "makes it within a few minutes; or give --with-record, to keep no model."
         )
-    removed = [_counted(f"in runs/{results.name}", one) for one in _entries(results) if one.name != purged.NAME]
+    removed = [
+        left_at(f"{one.name} in runs/{results.name}", one) for one in _entries(results) if one.name != purged.NAME
+    ]
     stays = list(_STAYS)
     if record.exists() and with_record:
-        removed.append(_counted("signed record, with the model", record))
+        removed.append(left_at("signed record, with the model", record))
     elif record.exists():
         stays.insert(0, (f"signed record in {ARCHIVE}/{record.name}, with the model", "--with-record removes it"))
-    return Purge(proposal, removed, stays)
+    return Purge(proposal.name, proposal.run_hash, removed, stays)
 
 
-def carry_out(home: Home, signer: operators.Signer, purge: Purge) -> None:
+def carry_out(home: Home, signer: operators.Signer, proposal: Proposal, purge: Purge) -> None:
     """Sign it, enter it in the audit log, then remove. What is interrupted is done again by another call.
+
+    Args:
+        home: the coordinator's.
+        signer: an operator who may.
+        proposal: the run.
+        purge: what is removed of it.
 
     Raises:
         AuditError: the log cannot be written; nothing was removed.
     """
 
     def remove(_act: Act) -> None:
-        open_log(home).append("purged", {"run": purge.proposal.run_hash, "files": purge.files})
-        purged.mark(home.run_folder(purge.proposal.document), purge.files)
+        open_log(home).append("purged", {"run": purge.run_hash, "files": purge.files})
+        purged.mark(home.run_folder(proposal.document), purge.files)
         for one in purge.removed:
             if not one.place.is_dir():
                 one.place.unlink(missing_ok=True)
@@ -96,7 +78,7 @@ def carry_out(home: Home, signer: operators.Signer, purge: Purge) -> None:
             else:
                 shutil.rmtree(one.place)
 
-    operators.carry_out(home, signer, (purge.proposal.run_hash,), remove, only="purge")
+    operators.carry_out(home, signer, (purge.run_hash,), remove, only="purge")
 
 
 _STAYS = (
@@ -110,14 +92,4 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _counted(what: str, place: Path) -> Left:
-    files = [Path(folder, name) for folder, _, names in os.walk(place) for name in names]
-    files = files if place.is_dir() else [place]
-    return Left(f"{place.name} {what}" if place.parent.name != ARCHIVE else what, place, len(files), _size(files))
-
-
-def _size(files: Sequence[Path]) -> int:
-    return sum(path.lstat().st_size for path in files)
-
-
-__all__ = ["Left", "Purge", "carry_out", "plan"]
+__all__ = ["carry_out", "plan"]

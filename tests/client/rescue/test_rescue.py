@@ -192,6 +192,23 @@ def test_purge_removes_what_the_run_left_and_keeps_what_was_spent_and_sent(home:
     assert [one["what"] for one in again["removed"]] == ["state of the strategy"]
 
 
+def test_text_of_a_run_is_kept_before_anything_of_it_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the purge in between: the ledger is understood, and the purge done again."""
+    name = run_hash(home)
+    approvals.set_open(home, name, is_open=False)
+    real, known = shutil.rmtree, []
+
+    def remove(path: Path, *arguments: object, **options: object) -> None:
+        known.append(purged.documents(home)[name].config.name)
+        real(path, *arguments, **options)  # type: ignore[arg-type]  # as it was called
+        known.append(purged.documents(home)[name].config.name)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    succeed("purge", "lesions", "--home", home, "--yes")
+    assert len(known) >= 4
+    assert set(known) == {"lesions"}
+
+
 def test_own_model_is_kept_if_that_is_asked(home: Path) -> None:
     name = run_hash(home)
     approvals.set_open(home, name, is_open=False)
