@@ -33,13 +33,18 @@ def home(tmp_path: Path) -> Iterator[Path]:
         ({"audit": "CONFLICT: theirs is shorter"}, "the audit logs do not fit"),
     ],
 )
-def test_agent_that_cannot_work_is_alive_and_not_well(home: Path, written: dict[str, str], said: str) -> None:
+def test_agent_that_cannot_work_is_alive_and_not_well(
+    home: Path, written: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """To start its container anew brings no coordinator back and no room on the disk."""
     assert health.problem_of(home, alive=False) == ""
     path = home / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | written))
     assert health.problem_of(home, alive=False) == said
     assert health.problem_of(home, alive=True) == ""
+    monkeypatch.setenv(ENVIRONMENT, str(home))
+    assert (health.main([]), health.main(["--alive"])) == (1, 0)
+    assert capsys.readouterr().out == f"{said}\nwell\n"
 
 
 def test_agent_that_hangs_or_is_gone_is_not_alive(

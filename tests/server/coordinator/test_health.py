@@ -34,11 +34,15 @@ def hang(path: Path) -> None:
     os.utime(path, (time.time() - LONG_AGO,) * 2)
 
 
-def test_coordinator_whose_gateway_stands_still_is_alive_and_not_well(home: Path) -> None:
+def test_coordinator_whose_gateway_stands_still_is_alive_and_not_well(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert health.problem_of(home, alive=False) == ""
     hang(home / health.SERVING_NAME)
     assert "does not serve" in health.problem_of(home, alive=False)
     assert health.problem_of(home, alive=True) == ""
+    monkeypatch.setenv(ENVIRONMENT, str(home))
+    assert (health.main([]), health.main(["--alive"])) == (1, 0)
 
 
 def test_process_that_is_gone_is_named(home: Path) -> None:
