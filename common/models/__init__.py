@@ -13,8 +13,11 @@ from common.models.plain_unet import PlainUNet
 from common.models.resnet import ResNet
 from common.models.segnet import SegNet
 from common.models.segresnet import SegResNet
+from common.models.trimmed import trim
 from common.models.unet import UNet
 from common.models.wnet import WNet
+
+trim()
 
 NETWORKS: tuple[type[Network], ...] = (
     UNet,
