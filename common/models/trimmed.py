@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 _PACKAGE = "monai"
-UNUSED = frozenset(
-    "clearml cucim cupy huggingface_hub ignite matplotlib mlflow nni onnx onnxruntime optuna pandas scipy.signal skimage "
-    "sklearn tensorboard tensorboardX torchaudio torchvision transformers".split()
-)
+UNUSED = frozenset([
+    "clearml", "cucim", "cupy", "huggingface_hub", "ignite", "matplotlib", "mlflow", "nni", "onnx", "onnxruntime",
+    "optuna", "pandas", "scipy.signal", "skimage", "sklearn", "tensorboard", "tensorboardX", "torchaudio",
+    "torchvision", "transformers",
+])  # fmt: skip
 
 
 class _Trimming(importlib.abc.MetaPathFinder):
