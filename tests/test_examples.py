@@ -426,9 +426,13 @@ def deployed(stage: Play, name: str, text: str) -> list[dict[str, Any]]:
     for site in SITES:
         eventually((stage.folder / site / "proposals" / digest / "offer.json").exists, f"{site} has looked at the run")
         stage.client(site, "approve", name, "--yes")
-    eventually(lambda: row(stage, name)["state"] not in ("proposed", "running"), "the end of the run")
-    assert row(stage, name)["state"] == "completed"
-    out = next((stage.coordinator / "runs").glob(f"{name}-*"))
+    out = stage.coordinator / "runs" / f"{name}-{digest[:8]}"
+    closed = {"run-finished", "run-failed"}
+    eventually(
+        lambda: (out / "metrics.jsonl").exists() and any(one["event"] in closed for one in events(out)),
+        "the end of the run",
+    )
+    eventually(lambda: row(stage, name)["state"] == "completed", "that it is told")
     return [event for event in events(out) if event["event"] == "round"]
 
 

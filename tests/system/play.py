@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from typer.testing import CliRunner
 
 from client.site import open_site
 from common.config import RunConfig, parse, sha256_of
 from common.config.rundocument import issue
+from server.commands.main import app
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.generators.anatomy import SCANNERS
@@ -80,6 +82,12 @@ class Play:
 
     def server(self, *arguments: str) -> str:
         return self.typed("server.commands.main", *arguments)
+
+    def asked(self, *arguments: str) -> str:
+        """What a command of the coordinator prints, run in this process: for what is asked again and again."""
+        done = CliRunner().invoke(app, arguments, env={"WARDROUND_SERVER_HOME": str(self.coordinator)})
+        assert done.exit_code == 0, done.output
+        return done.stdout
 
     def client(self, site: str, *arguments: str) -> str:
         return self.typed("client.commands.main", *arguments, "--home", str(self.folder / site))
@@ -159,7 +167,7 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """As `runs` shows it."""
-        rows: list[dict[str, Any]] = json.loads(self.play.server("runs", "--json"))
+        rows: list[dict[str, Any]] = json.loads(self.play.asked("runs", "--json"))
         return next(row for row in rows if row["run"] == self.name)
 
     def ended(self) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def playing(folder: Path, play: Play | None = None, line: Callable[[str, int], i
         joins = [
             play.spawn("client.commands.main", "join", f"{site}.json", "--home", str(folder / site)) for site in SITES
         ]
-        eventually(lambda: len(json.loads(play.server("requests", "--json"))) == len(SITES), "both ask to join")
+        eventually(lambda: len(json.loads(play.asked("requests", "--json"))) == len(SITES), "both ask to join")
         play.server("approve", *SITES)
         for join in joins:
             assert join.wait(timeout=LONG_S) == 0

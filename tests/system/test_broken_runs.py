@@ -49,7 +49,7 @@ def held_in_round(play: Play, run: Run, site: str, other: str) -> None:
 
 
 def connected(play: Play, site: str) -> bool:
-    rows = json.loads(play.server("sites", "--json"))
+    rows = json.loads(play.asked("sites", "--json"))
     return bool(next(row["connected"] for row in rows if row["site"] == site))
 
 
