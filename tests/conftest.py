@@ -19,6 +19,8 @@ from tests import loopback
 
 # Read by torch and Flower when they are imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test wants several threads, those that wait leave the core to its neighbours.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 # Where sites of a simulation work: a test that wants processes says so, others are spared their start.
 os.environ["WARDROUND_BACKEND"] = "in-process"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

@@ -8,7 +8,8 @@ and is looked through as well.
 import base64
 import re
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,19 +56,46 @@ PATTERN: NDArray[np.int16] = np.random.default_rng(42).integers(*WINDOW, (SIDE, 
 _SHORTEST = 4  # numbers to either side of a row's middle
 _SHORTEST_DRESS = 6  # bytes; fewer occur by chance
 _MOST_INFLATED = 1 << 22
-_PACKED = re.compile(rb"(?=([\x08-\x78][\x01\x5e\x9c\xda]|\x1f\x8b\x08))")
+# The beginnings of zlib (RFC 1950: deflate, any window) and of gzip.
+_PACKED = re.compile(rb"(?=([\x08\x18\x28\x38\x48\x58\x68\x78][\x01\x5e\x9c\xda]|\x1f\x8b\x08))")
 
 
 def found_in(content: bytes) -> set[str]:
     """Names of the planted things that occur in these bytes, in whatever dress."""
     found: set[str] = set()
     for part in (content, *_inflated(content)):
-        small = part.lower()
-        found |= {name for name, forms in _TEXTS.items() if any(form in small for form in forms)}
-        found |= {name for name, forms in _ENCODED.items() if any(form in part for form in forms)}
-        if any(form in part for form in _PIXELS):
-            found.add("pixels")
+        found |= _TEXTS.found_in(part.lower()) | _ENCODED.found_in(part)
     return found
+
+
+class Search:
+    """Looks for thousands of texts at once: each place is looked up by its first three bytes, then compared."""
+
+    def __init__(self, forms: Mapping[str, Collection[bytes]]) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            forms: what is looked for by name, of three bytes and more.
+        """
+        self._begins = np.zeros(1 << 24, bool)
+        self._forms = defaultdict[bytes, list[tuple[bytes, str]]](list)
+        for name, dressed in forms.items():
+            for form in dressed:
+                self._forms[form[:3]].append((form, name))
+                self._begins[int.from_bytes(form[:3], "little")] = True
+
+    def found_in(self, content: bytes) -> set[str]:
+        """The names of which a form occurs."""
+        if len(content) < 3:
+            return set()
+        values = np.frombuffer(content, np.uint8).astype(np.uint32)
+        places = np.flatnonzero(self._begins[values[:-2] | values[1:-1] << 8 | values[2:] << 16])
+        return {
+            name
+            for place in places.tolist()
+            for form, name in self._forms[content[place : place + 3]]
+            if content.startswith(form, place)
+        }
 
 
 def dresses(content: bytes) -> Iterator[bytes]:
@@ -102,23 +130,27 @@ def _encodings(text: str) -> set[bytes]:
 def _inflated(content: bytes) -> Iterator[bytes]:
     for match in _PACKED.finditer(content):
         try:
-            yield zlib.decompressobj(47).decompress(content[match.start() :], _MOST_INFLATED)
+            yield zlib.decompressobj(47).decompress(memoryview(content)[match.start() :], _MOST_INFLATED)
         except zlib.error:
             continue
 
 
 # Small letters are compared with small letters; what base64 makes of each is compared as it is.
-_TEXTS = {
-    name: {dress.lower() for form in _encodings(text.lower()) for dress in (form, form[::-1], form.hex().encode())}
-    for name, text in IDENTIFIERS.items()
-}
-_ENCODED = {
-    name: {
-        dress
-        for case in (text, text.lower(), text.upper())
-        for form in _encodings(case.replace("ß", "s"))
-        for dress in dresses(form)
+_TEXTS = Search(
+    {
+        name: {dress.lower() for form in _encodings(text.lower()) for dress in (form, form[::-1], form.hex().encode())}
+        for name, text in IDENTIFIERS.items()
     }
-    for name, text in IDENTIFIERS.items()
-}
-_PIXELS = {dress for row in pixel_rows() for dress in dresses(row) if len(dress) >= _SHORTEST_DRESS}
+)
+_ENCODED = Search(
+    {
+        name: {
+            dress
+            for case in (text, text.lower(), text.upper())
+            for form in _encodings(case.replace("ß", "s"))
+            for dress in dresses(form)
+        }
+        for name, text in IDENTIFIERS.items()
+    }
+    | {"pixels": {dress for row in pixel_rows() for dress in dresses(row) if len(dress) >= _SHORTEST_DRESS}}
+)
