@@ -103,7 +103,8 @@ def test(options: argparse.Namespace) -> int:
     # because they share processes and fixtures; in the order of tests/conftest.py.
     workers = ["--numprocesses", str(min(_cores(), 8) + 1), "--dist", "loadfile", "--no-loadscope-reorder"]
     pytest = ["-m", "pytest", *workers, *options.pytest]
-    return _run_all([*_quick_checks(), ("tests", pytest)])
+    # The imports are among the tests.
+    return _run_all([*(step for step in _quick_checks() if step[0] != "imports"), ("tests", pytest)])
 
 
 def bench(_: argparse.Namespace) -> int:
