@@ -8,6 +8,7 @@ the rules too.
 """
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,13 +40,18 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, *, at_once: bool = False) -> tuple[str, ...]:
     """Dotted names of all that a file imports; `from a import b` gives a and a.b.
 
     Args:
         path: of the source.
         at_once: only what is imported when the module is, not within a function or for types.
     """
+    return tuple(_imports(path, at_once=at_once))
+
+
+def _imports(path: Path, *, at_once: bool) -> Iterator[str]:
     for node in _at_once(tree(path)) if at_once else ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
