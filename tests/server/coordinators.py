@@ -24,6 +24,7 @@ from server.home.root import create
 from server.registry import operators
 from server.registry.registry import Registry
 from server.registry.sites import about_invitation
+from tests.patience import PATIENCE_S
 
 RUN_TOML = """
 name = "lesions"
@@ -35,7 +36,7 @@ patch-size = [32, 32]
 [federation]
 rounds = 2
 quorum = 2
-join-timeout-s = 60
+join-timeout-s = 300
 """
 RUN = parse(RunConfig, RUN_TOML)
 
@@ -131,14 +132,14 @@ def free_ports(count: int) -> list[int]:
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:
     """Whether something accepts connections there."""
     with closing(socket.socket()) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(PATIENCE_S)
         return probe.connect_ex((host, port)) == 0
 
 
 def status_of(call: Callable[..., Any], request: object) -> grpc.StatusCode:
     """How a call ends."""
     try:
-        call(request, timeout=10.0)
+        call(request, timeout=PATIENCE_S)
     except grpc.RpcError as error:
         code: grpc.StatusCode = error.code()
         return code

@@ -11,6 +11,7 @@ import promql_parser
 import yaml
 
 from tests import ROOT
+from tests.patience import PATIENCE_S
 
 FOLDER = ROOT / "deploy" / "monitoring"
 BOARDS = {"coordinator": "grafana-coordinator.json", "site": "grafana-site.json"}
@@ -28,7 +29,11 @@ def scrape(process: "Popen[str]") -> str:
         text += line
     told = json.loads(text[text.index("{") :])
     token = Path(told["token"]).read_text().strip()
-    return httpx.get(told["address"], headers={"Authorization": f"Bearer {token}"}, timeout=60).raise_for_status().text
+    return (
+        httpx.get(told["address"], headers={"Authorization": f"Bearer {token}"}, timeout=PATIENCE_S)
+        .raise_for_status()
+        .text
+    )
 
 
 def board(side: str) -> dict[str, Any]:

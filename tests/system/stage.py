@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from server.home.folder import Home
 from server.home.root import root_credentials
 from server.registry.registry import Registry
 from tests import ROOT
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import RUN_TOML, Member, enrol, new_home
 from tests.server.gateway.test_services import PROJECT, bundle_of
 
@@ -77,7 +78,7 @@ def main(grid, context):
     with (home.path / "rounds").open("a") as done:
         for number in itertools.count(1):
             request = TrainRequest("0" * 64, number, {"weights": bytes([number % 256]) * 100_000})
-            answers = list(ask(grid, sites, request, timeout_s=60, wait=wake, hint=gateway_hint(home.path)))
+            answers = list(ask(grid, sites, request, timeout_s=300, wait=wake, hint=gateway_hint(home.path)))
             if all(answer.reply is not None and hasattr(answer.reply, "parts") for answer in answers):
                 print(number, file=done, flush=True)
 """
@@ -160,7 +161,7 @@ class Stage:
                 for one in self.hospitals:
                     one.stop.set()
                 process.terminate()
-                process.communicate(timeout=40)
+                process.communicate(timeout=PATIENCE_S)
                 for thread in threads:
                     thread.join()
 
@@ -203,11 +204,11 @@ class Stage:
         self.run_id = run_id
 
     def _bait(self) -> Any:
-        for _ in range(3):
-            response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=40.0)
-            if response.messages_list:
-                return response.messages_list[0], response.message_object_trees[0]
-        raise AssertionError("the run did not begin")
+        def pulled() -> Any:
+            response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=PATIENCE_S)
+            return response.messages_list and (response.messages_list[0], response.message_object_trees[0])
+
+        return eventually(pulled, "the run begins")
 
 
 class Tls:
@@ -236,7 +237,7 @@ class Tls:
             path = stage.folder / "client.pem"
             path.write_bytes(certificates.key_to_pem(member.key) + member.certificate)
             context.load_cert_chain(path)
-        self.plain = socket.create_connection(("127.0.0.1", port), 5.0)
+        self.plain = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
         self.socket = context.wrap_socket(self.plain)
 
     def says(self, data: bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) -> bytes:
@@ -249,14 +250,6 @@ class Tls:
 
     def close(self) -> None:
         self.socket.close()
-
-
-def eventually(check: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"{what}: not in time"
-        time.sleep(0.05)
-    return value
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

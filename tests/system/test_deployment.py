@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
 from tests import ROOT
 from tests.common.audit.federation import lines_of, tamper
+from tests.patience import PATIENCE_S, eventually
 from tests.server.search import found, pieces, private_keys
 from tests.system import monitoring
 from tests.system.relay import Capture, tapped, tls_records
@@ -55,7 +56,7 @@ model = { channels = [8, 16] }
 data = { modality = "CT", classes = ["lesion"] }
 preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
 training = { local-steps = 3, batch-size = 2, patch-size = [16, 16] }
-federation = { rounds = 2, quorum = 2, join-timeout-s = 60, round-timeout-s = 60, cross-site = true }
+federation = { rounds = 2, quorum = 2, join-timeout-s = 300, round-timeout-s = 300, cross-site = true }
 """
 POLICY = "require-privacy = false\nmin-patients = 4\nmin-held-out = 1\n"
 PATIENTS = 5
@@ -126,25 +127,17 @@ class Stage:
         for name, process in reversed(self.processes.items()):
             process.send_signal(signal.SIGTERM)
             try:
-                codes[name] = process.wait(timeout=20)
+                codes[name] = process.wait(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 codes[name] = -signal.SIGKILL
         return codes
 
 
-def done(process: subprocess.Popen[str], timeout_s: float = 60) -> str:
-    output, _ = process.communicate(timeout=timeout_s)
+def done(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     return output
-
-
-def eventually(check: Callable[[], Any], what: str, timeout_s: float = 45) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"{what}: not in time"
-        time.sleep(0.1)
-    return value
 
 
 def free_ports(count: int) -> list[int]:
@@ -214,7 +207,7 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
         (folder / f"{site}.json").write_text(json.dumps(invitation))
     eventually(lambda: listens(enrolment) and listens(gateway), "coordinator listening")
 
-    joins = {site: stage.client(site, "join", f"{site}.json", "--timeout", "60") for site in SITES}
+    joins = {site: stage.client(site, "join", f"{site}.json", "--timeout", str(PATIENCE_S)) for site in SITES}
     waiting: dict[str, str] = {}
 
     def all_wait() -> bool:
@@ -240,9 +233,9 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
         eventually(partial(offers, folder / site), f"offer of {site}")
     for approval in [stage.client(site, "approve", "tiny", "--yes") for site in SITES]:
         done(approval)
-    done(run, timeout_s=90)
+    done(run)
     made = partial((folder / "coordinator").glob, "models/tiny-*/manifest.json")
-    eventually(lambda: list(made()), "the folder of the finished run", timeout_s=300)
+    eventually(lambda: list(made()), "the folder of the finished run")
 
     statuses = {site: status_of(folder, site) for site in SITES}
     metrics = {
@@ -256,7 +249,7 @@ def run_everything(stage: Stage, free: list[int], wire: tuple[Capture, Capture])
     started = [process.pid for process in stage.processes.values()]
     family = [one for pid in started for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
     exit_codes = stage.end()
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     (summary,) = (folder / "coordinator" / "runs").glob("tiny-*/summary.json")
     left = [" ".join(one.cmdline()) for one in alive]
     yield Deployment(folder, json.loads(summary.read_text()), phrases, idle, statuses, left, exit_codes, scraped, wire)
@@ -393,7 +386,7 @@ def verified(deployment: Deployment, *logs: Path) -> tuple[int, str]:
     """`audit verify` at the coordinator, of its own log and these."""
     stage = Stage(deployment.folder)
     process = stage.server("audit", "verify", *map(str, logs))
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     return process.returncode, output
 
 

@@ -13,6 +13,7 @@ import re
 import secrets
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
 import time
@@ -54,10 +55,11 @@ from common.wire.wardround_pb2 import (
 from common.wire.wardround_pb2_grpc import CoordinationStub, EnrolmentStub
 from server.commands import doctor
 from server.gateway import enrolment
-from server.gateway.limits import ANNOUNCEMENT, CALLS_AT_ONCE, CONTROL, ENROLMENT, OBJECT
+from server.gateway.limits import ANNOUNCEMENT, CALLS_AT_ONCE, CONTROL, ENROLMENT, NOTE_EVERY_S, OBJECT
 from tests import ROOT, loopback
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import Member, asked, enrol_request, status_of
-from tests.system.stage import HOSTILE, Stage, eventually, frame, headers, matching
+from tests.system.stage import HOSTILE, Stage, frame, headers, matching
 
 pytestmark = pytest.mark.system
 
@@ -66,6 +68,8 @@ HUNG_UP = "hung up"
 NOT_FOUND = "not found"
 REFUSED = "connection refused"
 UNLOGGED = ""
+# So long at most a call is held.
+HELD_S = 30.0
 
 Attack = Callable[[Stage], Any]
 
@@ -133,7 +137,7 @@ def signed_by_a_site(stage: Stage) -> Member:
 
 
 def plain_text(stage: Stage) -> str:
-    with socket.create_connection(("127.0.0.1", stage.home.config.gateway_port), 5.0) as connection:
+    with socket.create_connection(("127.0.0.1", stage.home.config.gateway_port), PATIENCE_S) as connection:
         connection.sendall(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n")
         return HUNG_UP if not connection.recv(100) else "answered"
 
@@ -272,7 +276,7 @@ def with_node(method: str, node: Callable[[Stage], Node]) -> Attack:
 
 def watch(stage: Stage) -> grpc.StatusCode:
     try:
-        next(health_pb2_grpc.HealthStub(stage.channel).Watch(health_pb2.HealthCheckRequest(), timeout=5.0))
+        next(health_pb2_grpc.HealthStub(stage.channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S))
     except grpc.RpcError as error:
         return error.code()
     return Code.OK
@@ -533,11 +537,13 @@ def test_revocation_ends_held_calls(stage: Stage) -> None:
         node = Node(node_id=fleet_.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
         revision = coordination.ListProposals(ListProposalsRequest()).revision
         held = {
-            fleet_.PullMessages.future(fleet_pb2.PullMessagesRequest(node=node), timeout=30.0),
-            coordination.ListProposals.future(ListProposalsRequest(revision=revision, wait_s=30.0), timeout=30.0),
+            fleet_.PullMessages.future(fleet_pb2.PullMessagesRequest(node=node), timeout=PATIENCE_S),
+            coordination.ListProposals.future(
+                ListProposalsRequest(revision=revision, wait_s=HELD_S), timeout=PATIENCE_S
+            ),
         }
         stage.registry.revoke("held")
-        eventually(lambda: all(call.done() for call in held), "both end before they would by themselves", 15.0)
+        # By themselves they would end well, with nothing new.
         assert {call.code() for call in held} == {Code.PERMISSION_DENIED}
         assert status_of(coordination.ListProposals, ListProposalsRequest()) == Code.PERMISSION_DENIED
         request = RenewRequest(csr_pem=certificates.to_pem(certificates.csr_for("held", certificates.new_key())))
@@ -547,13 +553,15 @@ def test_revocation_ends_held_calls(stage: Stage) -> None:
 def all_at_once(stage: Stage) -> grpc.StatusCode:
     """Many held calls: some places are given, the rest is refused at once."""
     revision = stage.coordination.ListProposals(ListProposalsRequest()).revision
-    request = ListProposalsRequest(revision=revision, wait_s=2.0)
-    futures = [stage.coordination.ListProposals.future(request, timeout=20.0) for _ in range(30)]
-    codes = [future.code() for future in futures]
-    assert codes.count(Code.OK) == CALLS_AT_ONCE
-    other: grpc.StatusCode
-    (other,) = set(codes) - {Code.OK}
-    return other
+    request = ListProposalsRequest(revision=revision, wait_s=HELD_S)
+    futures = [stage.coordination.ListProposals.future(request, timeout=PATIENCE_S) for _ in range(30)]
+    eventually(lambda: sum(one.done() for one in futures) == len(futures) - CALLS_AT_ONCE, "the rest is refused")
+    code: grpc.StatusCode
+    (code,) = {one.code() for one in futures if one.done()}
+    for one in futures:
+        one.cancel()
+    eventually(lambda: status_of(stage.coordination.ListProposals, ListProposalsRequest()) == Code.OK, "free places")
+    return code
 
 
 def bodiless(stage: Stage) -> grpc.StatusCode:
@@ -575,9 +583,16 @@ def bodiless(stage: Stage) -> grpc.StatusCode:
 
 
 def too_fast(stage: Stage) -> grpc.StatusCode:
+    """As many calls as it takes: while they come, more are allowed."""
     request = heartbeat_pb2.SendNodeHeartbeatRequest(node=stage.node)
+    codes: set[grpc.StatusCode] = set()
     with ThreadPoolExecutor(8) as pool:
-        codes = set(pool.map(lambda _: status_of(stage.fleet.SendNodeHeartbeat, request), range(CONTROL.burst + 300)))
+
+        def refused() -> bool:
+            codes.update(pool.map(lambda _: status_of(stage.fleet.SendNodeHeartbeat, request), range(CONTROL.burst)))
+            return codes != {Code.OK}
+
+        eventually(refused, "one call too many")
     (other,) = codes - {Code.OK}
     return other
 
@@ -604,11 +619,16 @@ FLOODS = [
 
 @pytest.mark.parametrize("case", FLOODS, ids=lambda case: case.claim)
 def test_too_much_is_refused_to_the_one_who_does_it(stage: Stage, case: Case) -> None:
-    before = len(stage.log())
+    before, began = len(stage.log()), time.monotonic()
     assert case.attack(stage) == case.outcome
     if case.logged != UNLOGGED:
         eventually(lambda: matching(stage.log()[before:], case.logged), f"a line like {case.logged!r} in the log")
-        assert len(re.findall(case.logged, stage.log()[before:])) == 1
+        assert len(re.findall(case.logged, stage.log()[before:])) <= most_notes(began)
+
+
+def most_notes(began: float) -> int:
+    """Lines about one caller's refusals that there may be since a moment of the clock: one, and one a minute."""
+    return 1 + int((time.monotonic() - began) / NOTE_EVERY_S)
 
 
 def test_strangers_who_never_finish_a_handshake_keep_nobody_out(stage: Stage) -> None:
@@ -620,7 +640,7 @@ def test_strangers_who_never_finish_a_handshake_keep_nobody_out(stage: Stage) ->
         assert status_of(CoordinationStub(channel).ListProposals, ListProposalsRequest()) == Code.OK
     eventually(lambda: stage.rounds() > rounds + 3, "rounds go on")
     for one in loris:
-        one.settimeout(6 * channels.HANDSHAKE_S)
+        one.settimeout(PATIENCE_S)
         assert one.recv(1) == b""
         one.close()
 
@@ -764,7 +784,7 @@ def test_enrolment_refuses(stage: Stage, door: EnrolmentStub, claim: str, make: 
 )
 def test_certificate_is_not_collected_with_a_guess(stage: Stage, door: EnrolmentStub, site: str, digest: str) -> None:
     before = len(stage.log())
-    reply = door.Collect(CollectRequest(site=site, request_sha256=digest, wait_s=5.0), timeout=3.0)
+    reply = door.Collect(CollectRequest(site=site, request_sha256=digest, wait_s=HELD_S), timeout=0.8 * HELD_S)
     assert (reply.state, reply.certificate_pem) == (CollectReply.REFUSED, b"")
     eventually(lambda: f"nothing to collect for '{site}'" in stage.log()[before:], "a line in the log")
 
@@ -809,14 +829,25 @@ def test_renewal_is_refused(stage: Stage, claim: str, make: Callable[[], bytes],
 
 
 def test_too_many_guesses_are_not_even_looked_at(stage: Stage, door: EnrolmentStub) -> None:
-    before = len(stage.log())
+    before, began = len(stage.log()), time.monotonic()
     large = request_of("st-luke", "0" * 32, b"x" * ENROLMENT.max_bytes)
     assert status_of(door.Enrol, large) == TOO_LARGE
-    codes = [status_of(door.Enrol, request_of("st-luke", "0" * 32, b"x")) for _ in range(ENROLMENT.burst + 10)]
+    codes: list[grpc.StatusCode] = []
+
+    def guess() -> bool:
+        codes.append(status_of(door.Enrol, request_of("st-luke", "0" * 32, b"x")))
+        return codes[-1] != Code.UNAUTHENTICATED
+
+    eventually(guess, "one guess too many", every_s=0.0)
+    refused_at = time.monotonic()
+    for _ in range(10):
+        guess()
+    # From then on one is looked at whenever there is room for one again, and no more.
     assert set(codes) == {Code.UNAUTHENTICATED, TOO_LARGE}
-    assert codes[-5:].count(TOO_LARGE) >= 4
+    assert codes[-10:].count(Code.UNAUTHENTICATED) <= 1 + (time.monotonic() - refused_at) * ENROLMENT.per_second
+    assert codes.count(Code.UNAUTHENTICATED) <= ENROLMENT.burst + (time.monotonic() - began) * ENROLMENT.per_second
     lines = re.findall("127.0.0.1 at .*more than 5 enrolment calls a second", stage.log()[before:])
-    assert len(lines) == 1
+    assert 1 <= len(lines) <= most_notes(began)
 
 
 # Ports
@@ -826,7 +857,7 @@ def test_enrolment_port_is_closed_while_nobody_is_expected(stage: Stage) -> None
     for site in stage.registry.sites():
         if site.state in ("invited", "pending"):
             stage.registry.revoke(site.name)
-    eventually(lambda: not listens(stage.home.config.enrolment_port), "enrolment closed", timeout_s=15.0)
+    eventually(lambda: not listens(stage.home.config.enrolment_port), "enrolment closed")
     assert "enrolment closes" in stage.log()
     command = [sys.executable, "-m", "server.commands.main", "status", "--home", str(stage.home.path), "--json"]
     rows = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
@@ -842,7 +873,7 @@ with socket.create_server(("0.0.0.0", 0)) as control:  # what listens everywhere
 answers = []
 for method, route in routes:
     try:
-        connection = http.client.HTTPConnection(address, port, timeout=5)
+        connection = http.client.HTTPConnection(address, port, timeout=300)
         connection.request(method, route)
         answers.append(connection.getresponse().status)
     except ConnectionRefusedError:
@@ -883,12 +914,12 @@ def outside_addresses() -> list[str]:
 
 def test_federation_went_on_all_the_while_and_honest_calls_are_answered(stage: Stage) -> None:
     rounds = stage.rounds()
-    eventually(lambda: stage.rounds() > rounds + 5, "rounds go on", timeout_s=30.0)
+    eventually(lambda: stage.rounds() > rounds + 5, "rounds go on")
     for hospital in stage.hospitals:
         assert hospital.failures == []
         pauses = [after - before for before, after in zip(hospital.replies, hospital.replies[1:], strict=False)]
-        assert max(pauses) < 15.0
+        assert max(pauses) < max(15.0, 60 * statistics.median(pauses))  # the pace is the machine's
         with hospital.member.channel(stage.home) as channel:
-            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
     assert "Traceback" not in stage.log()

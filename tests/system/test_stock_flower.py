@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from common.config.rundocument import from_toml
 from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
+from tests.patience import PATIENCE_S, eventually
 from tests.system.test_deployment import free_ports, listens
 
 pytestmark = pytest.mark.system
@@ -30,7 +30,7 @@ model = { channels = [8, 16] }
 data = { modality = "CT", classes = ["lesion"] }
 preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
 training = { local-steps = 2, batch-size = 2, patch-size = [16, 16] }
-federation = { rounds = 1, quorum = 1, join-timeout-s = 60, round-timeout-s = 60 }
+federation = { rounds = 1, quorum = 1, join-timeout-s = 300, round-timeout-s = 300 }
 """
 
 
@@ -69,19 +69,12 @@ class Flower:
                 os.killpg(process.pid, signal.SIGTERM)
         for process in self.processes:
             try:
-                process.wait(timeout=15)
+                process.wait(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
 
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.folder.glob("*.log")))
-
-
-def until(flower: Flower, check: Callable[[], bool], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, flower.logs()
-        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -108,21 +101,21 @@ def test_both_apps_run_under_stock_flower(flower: Flower) -> None:
     )
 
     flower.start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(superlink))
-    until(flower, lambda: listens(superlink))
+    eventually(lambda: listens(superlink), flower.logs)
     flower.start(
         "flower-supernode",
         *("--insecure", "--superlink", f"127.0.0.1:{superlink}", "--port", str(runtime)),
         *("--node-config", f'home="{folder / "site"}"'),
     )
     submitted = flower.start("flwr", "run", "app")
-    until(flower, lambda: submitted.poll() is not None)
+    eventually(lambda: submitted.poll() is not None, flower.logs)
     assert submitted.returncode == 0, flower.logs()
 
     def finished() -> bool:
         found = list(folder.rglob("wardround-runs/stock-*/summary.json"))
         return bool(found) and json.loads(found[0].read_text())["status"] != "running"
 
-    until(flower, finished)
+    eventually(finished, flower.logs)
     (path,) = folder.rglob("wardround-runs/stock-*/summary.json")
     summary = json.loads(path.read_text())
     assert summary["status"] == "completed", flower.logs()
