@@ -186,7 +186,10 @@ FORMS: dict[str, Form] = {
     "wardround-client evaluate": EVALUATION,
     "wardround-server requests": [{"site": str, "wish": str, "phrase": TEXT}],
     "wardround-server sites": [
-        {"site": str, "state": str, "connected": bool, "certificate-until": (moment, None)},
+        {
+            "site": str, "state": str, "connected": bool, "last-seen": (moment, None),
+            "certificate-until": (moment, None),
+        }
     ],
     "wardround-server status": [{"what": str, "state": str, "detail": TEXT}],
     "wardround-server dashboard": {"address": str, "link": str},

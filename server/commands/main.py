@@ -8,6 +8,8 @@ Here: the whole, and what starts the coordinator and looks at it. Hospitals are 
 results.py, operators and keys in keys.py, the log in audit.py; what they share is in options.py.
 """
 
+import datetime
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -31,10 +33,12 @@ from server.coordinator.doors import doors as look_at_doors
 from server.home import folder as homes
 from server.home.folder import Home, ServerConfig
 from server.home.root import ROOT_PASSPHRASE, create
+from server.home.seen import read_seen
 from server.registry import operators
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.views.progress import Progress, progress_of
+from server.views.sentences import last_seen
 
 app = new_app("Coordinate a federation: enrol hospitals, propose runs, collect the model. No image ever comes here.")
 app.add_typer(runs_app, name="runs")
@@ -119,9 +123,9 @@ def status(context: typer.Context, home: HomeOption = None, json: JsonFlag = Fal
     rows: list[tuple[str, str, str | None]] = [("coordinator", "running" if running else "stopped", str(opened.path))]
     doors = look_at_doors(opened)
     rows += [(door.name, door.state, f"port {door.port}" if door.port else "starts the runs") for door in doors]
-    rows += [("site " + one.name, "connected" if one.connected and running else "away", None) for one in members]
     runs = [one for one in registry.proposals() if one.open]
-    here = supervisor.present(opened, registry)
+    here, seen = supervisor.present(opened, registry), read_seen(opened.path)
+    rows += [("site " + one.name, *_presence(one.name, here, seen)) for one in members]
     progress = [progress_of(opened.run_folder(one.document), one, here) for one in runs]
     rows += [(f"run {one.name}", one.state, _where(one, far)) for one, far in zip(runs, progress, strict=True)]
     show_table("Status", ("what", "state", "detail"), rows, as_json=json)
@@ -147,6 +151,11 @@ def doctor(home: HomeOption = None, json: JsonFlag = False) -> None:
 def _start(home: Home) -> None:
     configure_logging()
     supervisor.start(home, say)
+
+
+def _presence(site: str, here: frozenset[str] | None, seen: Mapping[str, datetime.datetime]) -> tuple[str, str | None]:
+    """Whether a site is there, and if not, since when as far as that is known."""
+    return ("connected", None) if site in (here or ()) else ("away", last_seen(seen.get(site)))
 
 
 def _where(proposal: Proposal, progress: Progress) -> str:

@@ -11,8 +11,10 @@ from common.console.cli import JsonFlag, note, say, show_table
 from common.errors import ConfigError
 from common.system.files import write_atomically, write_private
 from server.commands.options import AsOption, HomeOption, KeyOption, asked, root_passphrase
+from server.coordinator import supervisor
 from server.gateway import enrolment
 from server.home.folder import Home
+from server.home.seen import read_seen
 from server.registry import operators
 from server.registry.registry import Registry
 
@@ -114,9 +116,15 @@ def sites(
 
     Example: `wardround-server sites`
     """
-    _, registry, _ = asked(home, "sites", by, key)
-    rows = [(site.name, site.state, site.connected, _moment(site.expires)) for site in registry.sites()]
-    show_table("Sites", ("site", "state", "connected", "certificate until"), rows, as_json=json)
+    opened, registry, _ = asked(home, "sites", by, key)
+    here, seen = supervisor.present(opened, registry), read_seen(opened.path)
+    rows = [
+        (site.name, site.state, site.name in (here or ()), seen.get(site.name), _moment(site.expires))
+        for site in registry.sites()
+    ]
+    show_table("Sites", ("site", "state", "connected", "last seen", "certificate until"), rows, as_json=json)
+    if here is None:
+        note(f"Note: {supervisor.IDLE}.")
 
 
 def write_invitations(

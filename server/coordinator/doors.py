@@ -32,7 +32,8 @@ def doors(home: Home) -> list[Door]:
     """Look at them all. Up means that our own program answers, not only that the port is taken."""
     config = home.config
     gateway, enrolment = (_state_of(home, port) for port in (config.gateway_port, config.enrolment_port))
-    if enrolment == "down" and not Registry(home.registry).is_expecting():
+    # The same process holds both ports: where the gateway is not there, nobody would open the other.
+    if enrolment == "down" and gateway == "up" and not Registry(home.registry).is_expecting():
         enrolment = "closed: no invitation is open"
     superlink = "up" if superlink_answers(home.superlink) else "down"
     superexec = "up" if "superexec" in read_processes(home) else "down"

@@ -42,6 +42,7 @@ from server.home.key_agent import KeyAgent
 from server.home.root import server_credentials
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
+from server.registry.store import StoreError
 
 READY_TIMEOUT_S = 60.0
 # After SIGTERM a process has this long to end by itself.
@@ -54,6 +55,7 @@ _LONGEST_BACK_OFF_S = 30.0
 _HEALTHY_S = 60.0
 _LOG_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
+_GATEWAY = "gateway"
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
         server_credentials(home)  # renewed here, if due: the gateway has no passphrase for the root's key
         _wipe_flower(home)
         network = _network(home)
+        _nobody_is_here(home)
         children, life = _children(home, network), SignOfLife(home.path / LAUNCHER_NAME)
         life.give()
         try:
@@ -111,6 +114,8 @@ def start(home: Home, announce: Callable[[str], None]) -> None:
                     changed = [child.name for child in children if _tend(child, children)]
                     if changed:
                         _note(home, children)
+                    if _GATEWAY in changed:
+                        _nobody_is_here(home)
                     holder.rest(_LOOK_EVERY_S)
         finally:
             _stop_all(children)
@@ -130,6 +135,16 @@ IDLE = "the coordinator is not running, so no run goes on. Start it with `wardro
 def present(home: Home, registry: Registry) -> frozenset[str] | None:
     """The sites that are connected; None: the coordinator is not running, so that no run goes on."""
     return frozenset(site.name for site in registry.sites() if site.connected) if is_running(home) else None
+
+
+def _nobody_is_here(home: Home) -> None:
+    """There is no gateway, or a new one: until a site calls it, no site is here. The gateway notes that too, seconds
+    later, when it has been loaded; so where another program holds the registry nothing is lost.
+    """
+    try:
+        Registry(home.registry).nobody_is_here()
+    except StoreError as error:
+        _log.warning("%s", error)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -168,13 +183,13 @@ def _children(home: Home, network: PrivateNetwork | None) -> list[_Child]:
     environment = superlink_environment(home.flower) | {ENVIRONMENT: str(home.path)}
     port, socket_path = home.config.superlink_port, home.superlink if isinstance(home.superlink, Path) else None
     serve = [sys.executable, "-m", "server.coordinator.serve", "--home", str(home.path)]
-    logs = {name: home.logs / f"{name}.log" for name in ("superlink", "superexec", "gateway")}
+    logs = {name: home.logs / f"{name}.log" for name in ("superlink", "superexec", _GATEWAY)}
     superexec = superexec_command(port, os.getpid())
     return [
         _Child("superlink", superlink_command(port, socket_path), environment, logs["superlink"], network),
         _Child("superexec", superexec, environment, logs["superexec"], network, ends_with="superlink"),
         # At this level, and not before, gRPC writes why a handshake failed.
-        _Child("gateway", serve, environment | {"GRPC_VERBOSITY": "INFO"}, logs["gateway"]),
+        _Child(_GATEWAY, serve, environment | {"GRPC_VERBOSITY": "INFO"}, logs[_GATEWAY]),
     ]
 
 

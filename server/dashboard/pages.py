@@ -6,7 +6,7 @@ with every act whether they may do it, by the same functions as the commands.
 """
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from server.coordinator.doors import doors
 from server.dashboard import proposing
 from server.federation.events import JOURNAL_NAME, OVERALL, SUMMARY_NAME, Event, read_events
 from server.home.folder import Home, advice
+from server.home.seen import read_seen
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.proposals import Proposal
@@ -29,7 +30,7 @@ from server.registry.registry import Registry
 from server.registry.sites import Site
 from server.views.progress import duration, progress_of, summary_of
 from server.views.run import RunView, view_of
-from server.views.sentences import score_with_noise
+from server.views.sentences import last_seen, score_with_noise
 
 MOST_ROUNDS = 30  # shown as cards; the report has all
 RENEW_DAYS = 30
@@ -117,11 +118,12 @@ def dashboard_of(home: Home, registry: Registry, keyboard: Keyboard) -> Dashboar
 
 
 def _overview(home: Home, registry: Registry, visit: Visit) -> Page:
-    running = supervisor.is_running(home)
+    present = supervisor.present(home, registry)
+    running = present is not None
     looked = doors(home) if running else []
     proposals = registry.proposals()
     members = [one for one in registry.sites() if one.state == _ACTIVE]
-    here = sum(one.connected for one in members) if running else 0
+    here = sum(one.name in (present or ()) for one in members)
     working = [one for one in proposals if one.open]
     with open_log(home).transaction() as log:
         entries, conflicts = log.size, len(log.latest("conflict", count=1000))
@@ -132,9 +134,9 @@ def _overview(home: Home, registry: Registry, visit: Visit) -> Page:
         doors=[(door.name, door.port, door.state) for door in looked],
         entries=entries,
         conflicts=conflicts,
-        sites=_site_rows(registry, running=running),
+        sites=_site_rows(home, registry, present),
         runs=_cards(home, registry, working),
-        expiring=list(_expiring(members)),
+        expiring=list(_expiring(one for one in members if one.name not in (present or ()))),
     )
     said = "The coordinator is running." if running else "The coordinator is not running."
     said += f" {here} of {counted(len(members), 'site')} connected, {counted(len(working), 'run')} open."
@@ -148,7 +150,7 @@ def _runs(home: Home, registry: Registry, visit: Visit) -> Page:
 
 
 def _sites(home: Home, registry: Registry) -> Page:
-    rows = _site_rows(registry, running=supervisor.is_running(home))
+    rows = _site_rows(home, registry, supervisor.present(home, registry))
     return Page("Sites", fragment("server/dashboard/sites.html", sites=rows), counted(len(rows), "site") + ".")
 
 
@@ -158,7 +160,7 @@ def _run(home: Home, registry: Registry, keyboard: Keyboard, visit: Visit) -> Pa
     events = read_events(folder / JOURNAL_NAME)
     here = supervisor.present(home, registry)
     view, progress = view_of(summary_of(folder, proposal), events), progress_of(folder, proposal, here)
-    members = _members(registry, proposal, events)
+    members = _members(registry, proposal, events, here)
     role = _role(registry, keyboard.name)
     body = fragment(
         "server/dashboard/run.html",
@@ -184,7 +186,7 @@ def _run(home: Home, registry: Registry, keyboard: Keyboard, visit: Visit) -> Pa
         ],
         headline=progress.headline,
         awaited=_awaited(registry, proposal),
-        silent=_silent(proposal, view, members),
+        silent=[] if here is None else _silent(proposal, view, members, progress.waiting_for),
         rounds=list(reversed(view.rounds))[:MOST_ROUNDS],
         more=max(0, len(view.rounds) - MOST_ROUNDS),
         may_stop=proposal.open and role in RIGHTS["stop"],
@@ -194,18 +196,20 @@ def _run(home: Home, registry: Registry, keyboard: Keyboard, visit: Visit) -> Pa
     return Page(f"Run {proposal.name}", body, f"{_state(registry, proposal).capitalize()}: {progress}.")
 
 
-def _members(registry: Registry, proposal: Proposal, events: Sequence[Event]) -> list[_Member]:
-    """All sites that have answered the proposal, or worked for the run, or may."""
+def _members(
+    registry: Registry, proposal: Proposal, events: Sequence[Event], here: frozenset[str] | None
+) -> list[_Member]:
+    """All sites that have answered the proposal, or worked for the run, or may; and whether they are `here`."""
     sites = {one.name: one for one in registry.sites()}
     worked = {str(event["site"]) for event in events if "site" in event} - {OVERALL}
     active = {one.name for one in sites.values() if one.state == _ACTIVE}
     return [
-        _member(name, sites.get(name), proposal, events)
+        _member(name, sites.get(name), proposal, events, is_here=name in (here or ()))
         for name in sorted(worked | active | proposal.approved | proposal.denied)
     ]
 
 
-def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[Event]) -> _Member:
+def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[Event], *, is_here: bool) -> _Member:
     said = "approved" if name in proposal.approved else "denied" if name in proposal.denied else "no answer yet"
     own = [event for event in reversed(events) if event.get("site") == name]
     headline = (task := proposal.run.task).headline
@@ -218,7 +222,7 @@ def _member(name: str, site: Site | None, proposal: Proposal, events: Sequence[E
         name,
         f"refused by its policy ({proposal.refused[name]})" if name in proposal.refused else said,
         site is not None and site.state == _ACTIVE,
-        site is not None and site.connected,
+        is_here,
         max(rounds, default=None),
         score_with_noise(
             next((one for one in own if one["event"] == "evaluate" and headline in one), {}), headline, task
@@ -235,15 +239,19 @@ def _awaited(registry: Registry, proposal: Proposal) -> list[str]:
     return sorted(registry.active() - proposal.approved - proposal.denied)
 
 
-def _silent(proposal: Proposal, view: RunView, members: Iterable[_Member]) -> list[str]:
-    """Who takes part in a run that goes on, and is away, or gave nothing to the last round."""
+def _silent(proposal: Proposal, view: RunView, members: Iterable[_Member], awaited: Collection[str]) -> list[str]:
+    """Who takes part in a run that goes on, and is away, or gave nothing to the last round; of whom the run is waiting
+    for, that is said with since when and until when.
+    """
     if proposal.state != "running":
         return []
     last = view.rounds[-1].number if view.rounds else None
     return [
         f"{one.name} {_where(one)}"
         for one in members
-        if one.name in proposal.approved and (not one.here or (last is not None and one.last_round != last))
+        if one.name in proposal.approved
+        and one.name not in awaited
+        and (not one.here or (last is not None and one.last_round != last))
     ]
 
 
@@ -284,13 +292,13 @@ def _card(home: Home, registry: Registry, proposal: Proposal, here: frozenset[st
     }
 
 
-def _site_rows(registry: Registry, *, running: bool) -> list[tuple[object, ...]]:
-    clocks = registry.clocks()
+def _site_rows(home: Home, registry: Registry, here: frozenset[str] | None) -> list[tuple[object, ...]]:
+    clocks, seen = registry.clocks(), read_seen(home.path)
     return [
         (
             one.name,
             one.state,
-            "yes" if one.connected and running else "no",
+            "yes" if one.name in (here or ()) else ", ".join(filter(None, ("no", last_seen(seen.get(one.name))))),
             "-" if one.expires is None else f"{_until(one):%Y-%m-%d}, {counted(_days(one), 'day')} left",
             clock.in_words(clocks[one.name], "ours") if one.name in clocks else None,
         )
@@ -299,8 +307,9 @@ def _site_rows(registry: Registry, *, running: bool) -> list[tuple[object, ...]]
 
 
 def _expiring(sites: Iterable[Site]) -> Iterable[str]:
+    """Of sites that are not connected: whose certificate ends soon."""
     for one in sites:
-        if one.expires is not None and _days(one) < RENEW_DAYS and not one.connected:
+        if one.expires is not None and _days(one) < RENEW_DAYS:
             left = counted(_days(one), "day")
             yield f"{one.name}'s certificate ends in {left}; its agent renews it when it connects."
 

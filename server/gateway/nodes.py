@@ -22,6 +22,7 @@ from server.gateway.deliveries import Deliveries
 from server.gateway.node_proxy import NodeProxy
 from server.gateway.objects import Objects
 from server.home.folder import Home, read_nodes, write_nodes
+from server.home.seen import read_seen, write_seen
 from server.home.work import write_work
 from server.registry.audit_trail import GatewayTrail
 from server.registry.registry import Registry
@@ -36,6 +37,8 @@ PROBE_EVERY_S = 10.0
 LOOK_EVERY_S, LOOKS_PER_S = 1.0, 10.0
 # One whose connection broke while it held a call is gone sooner, unless it calls again by then.
 GONE_S = 3.0
+# How often it is noted who called last, for after a coordinator was killed.
+NOTE_SEEN_EVERY_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ class Nodes:
         self._lock = threading.Lock()
         self._work: dict[str, tuple[AtWork, float]] = {}  # site -> what it is at, and when it said so (Unix s)
         self._noted: dict[str, tuple[AtWork, float]] = {}  # of that, what is in the file
+        self._seen = {site: at.timestamp() for site, at in read_seen(home.path).items()}  # Unix s
+        self._seen_noted_at = float("-inf")
         self._probe_at, self._probes = 0.0, 0
         self._everyone = False  # all are to beat: the SuperLink did not know one
         self._gone: dict[str, float] = {}  # site -> when a call that it held broke, in time.monotonic()
@@ -147,6 +152,7 @@ class Nodes:
         active = {site.name: site for site in self._registry.sites() if site.state == "active"}
         self._deliveries.save()
         self._note_work()
+        self._note_seen()
         for name, proxy in list(self._proxies.items()):
             try:
                 if name not in active:
@@ -173,6 +179,7 @@ class Nodes:
     def let_go(self, proxy: NodeProxy, why: str, presence: Presence) -> None:
         """From now on this site is not here; its held calls look again."""
         _log.warning("site %s %s", proxy.site, why)
+        self._seen[proxy.site] = _unix(proxy.last_seen)
         proxy.leave()
         self._registry.set_presence(proxy.site, presence)
         self.notifier.notify(proxy.site)
@@ -195,6 +202,18 @@ class Nodes:
                 self._noted = work
             except OSError as error:
                 self._trouble.say(f"what the sites are at cannot be noted: {error.strerror}")
+
+    def _note_seen(self) -> None:
+        """When each site last called, now and then."""
+        now = time.monotonic()
+        if now - self._seen_noted_at < NOTE_SEEN_EVERY_S:
+            return
+        self._seen_noted_at = now
+        self._seen |= {name: _unix(one.last_seen) for name, one in list(self._proxies.items()) if one.present}
+        try:
+            write_seen(self._home.path, dict(self._seen))
+        except OSError as error:
+            self._trouble.say(f"when the sites were last there cannot be noted: {error.strerror}")
 
     def _probed(self) -> str:
         """The site that is to beat now though it is not due: one after the other, for all of those that are here."""
@@ -239,3 +258,7 @@ class Nodes:
             if self._ids.get(node_id) != site:
                 self._ids[node_id] = site
                 write_nodes(self._home, self._ids)
+
+
+def _unix(monotonic: float) -> float:
+    return time.time() - (time.monotonic() - monotonic)

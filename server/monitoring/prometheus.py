@@ -65,7 +65,7 @@ def families(home: Home, registry: Registry) -> Iterator[Family]:
     yield one("wardround_collected_timestamp_seconds", "When these numbers were collected", time.time())
     yield one("wardround_coordinator_running", "Whether the coordinator has been started", float(running))
     up = [({"process": door.name}, float(door.ok)) for door in doors(home)]
-    yield Family("wardround_process_up", "Whether a port or process of the coordinator answers", up)
+    yield Family("wardround_process_up", "Whether a port or process of the coordinator is as it should be", up)
     yield one(
         "wardround_disk_free_bytes", "Free on the disk of the coordinator's folder", shutil.disk_usage(home.path).free
     )

@@ -39,6 +39,7 @@ SIDE = Side(
         "wake": "sockets, which are made anew",
         "logs": "logs of processes",
         "work.json": "what the sites are at just now",
+        "seen.json": "when the sites last called",
         "nodes.json": "Flower's numbers of the sites, which are given anew",
         "processes.json": "which processes run",
         "serving": "when the gateway last answered",

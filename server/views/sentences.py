@@ -116,6 +116,11 @@ def waits_for(event: Event) -> str:
     return f"waits for {', '.join(gone)}, until {_moment(event['until'])} at the latest"
 
 
+def last_seen(at: datetime.datetime | None) -> str | None:
+    """Of a site that is away: when it last called; None where that is not known."""
+    return None if at is None else f"last seen {_moment(at.timestamp())}"
+
+
 def _since(seconds: float | None) -> str:
     return "" if seconds is None else f" since {_moment(seconds)}"
 
@@ -135,6 +140,7 @@ __all__ = [
     "NOISE_IN_SHORT",
     "first_asked",
     "joined_of",
+    "last_seen",
     "made_of",
     "missing_of",
     "noise_of",

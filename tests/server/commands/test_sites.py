@@ -1,16 +1,22 @@
 """Hospitals are invited, ask, are approved and revoked."""
 
+import datetime
 import json
 import stat
 import threading
 from pathlib import Path
 
+import pytest
+
 from common.identity import certificates
 from common.identity.invitation import Invitation
 from common.identity.phrase import as_phrase
 from common.identity.receipt_keys import request_digest
+from server.coordinator import supervisor
+from server.home.seen import read_seen, write_seen
+from server.registry.sites import Presence
 from tests.server.commands.calls import fails, invoke, succeeds
-from tests.server.coordinators import asked
+from tests.server.coordinators import asked, enrol
 
 
 def test_a_site_is_invited_asks_and_is_approved_and_revoked(home, registry):
@@ -50,3 +56,32 @@ def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registr
     assert "it is active already" in fails("approve", "st-mary")
     succeeds("revoke", "st-mary")
     assert "it is revoked" in fails("approve", "st-mary")
+
+
+def test_where_no_coordinator_runs_nobody_is_connected_and_it_is_said_who_was_last_seen_when(
+    home, registry, monkeypatch: pytest.MonkeyPatch
+):
+    """What the registry has is of a coordinator that was killed."""
+    for name in ("st-anna", "st-mary"):
+        enrol(home, registry, name)
+    registry.set_presence("st-mary", Presence.HERE)
+    write_seen(home.path, {"st-mary": 1e9})
+    anna, mary = json.loads(succeeds("sites", "--json"))
+    assert (anna["connected"], anna["last-seen"]) == (False, None)
+    assert mary["connected"] is False
+    assert datetime.datetime.fromisoformat(mary["last-seen"]).timestamp() == 1e9
+    assert supervisor.IDLE in invoke("sites").stderr
+    shown = {row["what"]: row for row in json.loads(invoke("status", "--json").stdout)}
+    assert shown["site st-anna"] == {"what": "site st-anna", "state": "away", "detail": None}
+    assert shown["site st-mary"]["detail"] == "last seen 2001-09-09 01:46 UTC"
+    monkeypatch.setattr(supervisor, "is_running", lambda _: True)
+    assert [row["connected"] for row in json.loads(succeeds("sites", "--json"))] == [False, True]
+    assert supervisor.IDLE not in invoke("sites").stderr
+
+
+@pytest.mark.parametrize("text", [None, b"", b"not JSON"])
+def test_a_note_of_who_was_seen_that_cannot_be_read_costs_the_note_alone(home, text: bytes | None):
+    if text is not None:
+        (home.path / "seen.json").write_bytes(text)
+    assert read_seen(home.path) == {}
+    succeeds("sites")

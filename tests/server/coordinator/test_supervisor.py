@@ -21,9 +21,11 @@ from server.coordinator import health, supervisor
 from server.coordinator.doors import doors
 from server.gateway import enrolment
 from server.home.folder import Home, open_home
+from server.home.key_agent import KeyAgent
 from server.registry.registry import Registry
+from server.registry.sites import Presence
 from tests import ROOT
-from tests.server.coordinators import is_listening, new_home
+from tests.server.coordinators import enrol, is_listening, new_home
 
 pytestmark = pytest.mark.system
 
@@ -144,6 +146,40 @@ def test_port_of_another_program_is_not_called_ours(home, tmp_path):
     assert "another program" in states["gateway"].state
     assert "another program" in states["enrolment"].state
     assert states["superlink"].state == "down"
+
+
+def test_where_the_gateway_is_not_there_the_enrolment_port_is_down_and_not_closed(home):
+    assert not Registry(home.registry).is_expecting()
+    assert {door.name: (door.ok, door.state) for door in doors(home)} == dict.fromkeys(
+        ("gateway", "enrolment", "superlink", "superexec"), (False, "down")
+    )
+
+
+def test_nobody_is_here_until_a_site_has_called_the_gateway_that_runs(home, monkeypatch):
+    registry = Registry(home.registry)
+    enrol(home, registry, "a")
+    registry.set_presence("a", Presence.HERE)  # as a coordinator that was killed left it
+    looks: list[Presence] = []
+
+    def rest(_holder: KeyAgent, _seconds: float) -> None:
+        looks.append(registry.site("a").presence)
+        if looks[-1] is Presence.AWAY or len(looks) > 1000:
+            raise FederationError("seen enough")
+        time.sleep(0.02)
+
+    def announce(_line: str) -> None:
+        assert registry.site("a").presence is Presence.AWAY
+        registry.set_presence("a", Presence.HERE)
+
+    gateway = supervisor._Child("gateway", ["sleep", "0.2"], {"PATH": os.defpath}, home.logs / "gateway.log")
+    monkeypatch.setattr(supervisor, "_children", lambda *_: [gateway])
+    monkeypatch.setattr(supervisor, "_network", lambda _: None)
+    monkeypatch.setattr(supervisor, "_await_ready", lambda *_: None)
+    monkeypatch.setattr(KeyAgent, "rest", rest)
+    with pytest.raises(FederationError, match="seen enough"):
+        supervisor.start(home, announce)
+    assert looks[0] is Presence.HERE
+    assert looks[-1] is Presence.AWAY
 
 
 def test_log_that_grows_is_cut_while_its_process_goes_on(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from server.coordinator import supervisor
 from server.dashboard.pages import Keyboard, dashboard_of
 from server.federation.events import JOURNAL_NAME, Journal, read_events
 from server.home.folder import Home
+from server.home.seen import write_seen
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
@@ -131,6 +132,31 @@ def test_overview_shows_each_site_and_that_nothing_runs(made: tuple[Home, Regist
         assert re.search(rf"{name} active no \d{{4}}-\d\d-\d\d, \d+ days left", words(page))
     assert page.said == "The coordinator is not running. 0 of 3 sites connected, 1 run open."
     assert "wardround-server start" in words(page)
+
+
+def test_who_is_not_here_is_told_with_when_they_were_last_seen(
+    made: tuple[Home, Registry, Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, registry, _ = made
+    write_seen(home.path, {"st-john": 1e9, "st-anna": 1e9})
+    dashboard = dashboard_of(home, registry, keyboard())
+    for running, said in ((False, ["no, last seen 2001-09-09 01:46 UTC"] * 2), (True, ["yes", "yes"])):
+        monkeypatch.setattr(supervisor, "is_running", lambda _home, running=running: running)
+        for path in ("/", "/sites"):
+            text = words(ask(dashboard, path))
+            assert [f"{name} active {one} 20" in text for name, one in zip(SITES, said, strict=False)] == [True, True]
+            assert "st-mary active no 20" in text
+        member = words(ask(dashboard, "/runs/{run}", RUN))
+        assert ("st-anna approved yes" in member, "st-anna approved no" in member) == (running, not running)
+    (home.path / "seen.json").unlink()
+
+
+def test_nobody_is_called_away_where_no_coordinator_runs(made: tuple[Home, Registry, Journal]) -> None:
+    home, registry, _ = made
+    text = words(ask(dashboard_of(home, registry, keyboard()), "/runs/{run}", RUN))
+    assert "The coordinator is not running." in text
+    assert "is away;" not in text
+    assert "was last heard" not in text
 
 
 def test_stop_is_signed_by_the_operator_and_in_the_audit_log(stage: tuple[Home, Registry]) -> None:
