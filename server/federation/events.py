@@ -5,7 +5,8 @@ that was killed and resumed tells the same story as one that was not. Events, ea
 
     run-started   name, run-hash, rounds, quorum, seed, resumed-from
     asked         round, sites: whom a round asks, where it does not ask all; once more where it needs further ones
-    waiting       round, sites {site: away ...}, since {site: Unix s}, until: who is gone and waited for; {}: nobody now
+    waiting       round, for, sites {site: away ...}, since {site: Unix s}, until: who is gone and waited for; {}:
+                  nobody now. for: quorum, before the round can begin; updates, of the round; scores, after it
     train         round, site, patients, train-loss, steps, seconds, epsilon, delta ... (what the site reported), and
                   statistics of its training patients (common/config/statistics.py), which are the same each time
     round         round, sites, refused {site: code}, refused-by-coordinator: of these the sites whose answer the
@@ -54,11 +55,9 @@ SUMMARY_NAME = "summary.json"
 OVERALL = "overall"
 BY_COORDINATOR = "refused-by-coordinator"
 ASKED, NOT_ASKED, NOT_THERE = "asked", "not-asked", "not-there"
-WAITING = "waiting"
-STOPPED = "stopped-early"
-SUSPICIOUS = "suspicious"
-MOVES = "moves"
-STEPS_MADE = "steps-made"
+WAITING, STOPPED = "waiting", "stopped-early"
+FOR, QUORUM, UPDATES, SCORES = "for", "quorum", "updates", "scores"
+SUSPICIOUS, MOVES, STEPS_MADE = "suspicious", "moves", "steps-made"
 LENGTH, WITH_OTHERS, OWN_WAY = "length", "with-others", "own-way"  # of each: see server/federation/drift.py
 
 Event: TypeAlias = dict[str, Any]

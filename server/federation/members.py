@@ -23,7 +23,19 @@ from common.config.rundocument import RunDocument
 from common.errors import AuditError, ErrorCode, FederationError
 from common.system.wakeup import gateway_started_at
 from common.wire.at_work import AtWork
-from server.federation.events import ASKED, BY_COORDINATOR, NOT_THERE, WAITING, Journal, in_words, refusal
+from common.wire.messages import EvaluateRequest, Request
+from server.federation.events import (
+    ASKED,
+    BY_COORDINATOR,
+    FOR,
+    NOT_THERE,
+    SCORES,
+    UPDATES,
+    WAITING,
+    Journal,
+    in_words,
+    refusal,
+)
 from server.gateway import deliveries
 from server.home.folder import Home, read_nodes
 from server.home.work import read_work
@@ -241,10 +253,15 @@ class Waiting:
     it changes: so that whoever watches need not guess why nothing happens.
     """
 
-    def __init__(self, journal: Journal, round_: int, timeout_s: float) -> None:
-        self._journal, self._round = journal, round_
+    def __init__(self, journal: Journal, round_: int, timeout_s: float, what: str) -> None:
+        self._journal, self._round, self._for = journal, round_, what
         self._until = time.time() + timeout_s
         self._told: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, journal: Journal, request: Request, timeout_s: float) -> "Waiting":
+        """In the exchange that begins with a request."""
+        return cls(journal, request.round, timeout_s, SCORES if isinstance(request, EvaluateRequest) else UPDATES)
 
     def __call__(self, awaited: Iterable[Member]) -> None:
         """Those who are waited for, as they are now, gone or not."""
@@ -257,7 +274,7 @@ class Waiting:
         if sites != self._told:
             self._told, now = sites, time.time()
             since = {one.site: now - one.seconds for one in gone if math.isfinite(one.seconds)}
-            said = {"round": self._round, "sites": sites, "since": since, "until": self._until}
+            said = {"round": self._round, FOR: self._for, "sites": sites, "since": since, "until": self._until}
             self._journal.record(WAITING, said)
 
 

@@ -38,6 +38,7 @@ from server.federation.drift import MOVES, Drift
 from server.federation.events import (
     NOT_ASKED,
     OVERALL,
+    QUORUM,
     STOPPED,
     SUMMARY_NAME,
     SUSPICIOUS,
@@ -179,7 +180,7 @@ def _start(session: _Session, resumed_from: int) -> None:
     session.journal.record("run-started", {**first, "seed": run.seed, "resumed-from": resumed_from})
     (session.out / SUMMARY_NAME).unlink(missing_ok=True)  # of an earlier start; a summary means that it ended
     deadline = time.monotonic() + federation.join_timeout_s
-    waiting = Waiting(session.journal, resumed_from + 1, federation.join_timeout_s)
+    waiting = Waiting(session.journal, resumed_from + 1, federation.join_timeout_s, QUORUM)
     while len(here := present(session.members)) < federation.quorum:
         if time.monotonic() > deadline:
             others = who_is_missing(session.members, here, {}, {})
@@ -345,7 +346,7 @@ def _ask(
         hint=session.hint,
         wanted=wanted,
         draw=draw,
-        waiting=Waiting(session.journal, request.round, session.run.federation.round_timeout_s),
+        waiting=Waiting.of(session.journal, request, session.run.federation.round_timeout_s),
     )
 
 

@@ -26,6 +26,7 @@ from server.views.heterogeneity import COLUMNS, heterogeneity_of
 from server.views.measures import TRAIN, Measure, measures_of, moments_of
 from server.views.sentences import (
     joined_of,
+    lost_of,
     made_of,
     missing_of,
     noise_of,
@@ -58,7 +59,8 @@ class Scored:
     rows: list[list[object]]
     noise: str | None  # what it means, where the sites have added some
     warnings: tuple[str, ...]
-    lacking: str | None  # what is said of sites that gave none
+    lacking: str | None  # what is said of sites that gave none of a class
+    lost: tuple[str, ...]  # whose scores did not come, each with why
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Round:
     not_asked: tuple[str, ...]  # who was gone; how many more, where a round asks some of the sites
     odd: tuple[str, ...]
     steps: tuple[str, ...]  # of each site, where sites stop by time
+    lost: tuple[str, ...]  # of the scoring after it, a phase each: whose scores did not come, and why
     seconds: float
     size: str  # of all that went, both ways
 
@@ -145,17 +148,18 @@ def view_of(summary: Mapping[str, Any], events: Sequence[Event]) -> RunView:
     """
     guarantee = summary["guarantee"]
     measures = measures_of(events, priced=guarantee is not None and "void" not in guarantee)
+    lost = _lost(events)
     return RunView(
         name=summary["name"],
         status=summary["status"],
         reason=summary["reason"],
         facts=_facts(summary, events),
-        scores=list(_scores(summary)),
+        scores=list(_scores(summary, lost)),
         cross_site=cross_site_of(summary, events),
         unlike=[one.row for one in heterogeneity_of(summary, events)],
         curves=_curves(measures, task_of(summary.get("settings")).headline),
         guarantee=_guarantee(guarantee),
-        rounds=[_round(event) for event in events if event["event"] == "round"],
+        rounds=[_round(event, lost) for event in events if event["event"] == "round"],
         joined=joined_of([event for event in events if event["event"] == "round"]),
         settings=list(_settings(summary.get("settings") or {}, "")),
         measures=measures,
@@ -177,7 +181,13 @@ def _facts(summary: Mapping[str, Any], events: Sequence[Event]) -> list[tuple[st
     return [*facts, ("model", summary["model-sha256"])] if summary["model-sha256"] else facts
 
 
-def _scores(summary: Mapping[str, Any]) -> Iterator[Scored]:
+def _lost(events: Sequence[Event]) -> dict[tuple[int, str], tuple[str, ...]]:
+    """Whose scores did not come, by round and phase, where any did not."""
+    scorings = [event for event in events if event["event"] == "evaluate" and event["site"] == OVERALL]
+    return {(one["round"], one["phase"]): tuple(said) for one in scorings if (said := lost_of(one))}
+
+
+def _scores(summary: Mapping[str, Any], lost: Mapping[tuple[int, str], tuple[str, ...]]) -> Iterator[Scored]:
     task = task_of(summary.get("settings"))
     for phase in ("test", "validation"):
         scores = summary["scores"].get(phase)
@@ -207,6 +217,7 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[Scored]:
             noise=noise,
             warnings=() if noise else tuple(_found_nothing(scores["sites"], task)),
             lacking=not_scored(scores["sites"], task),
+            lost=lost.get((scores["round"], phase), ()),
         )
 
 
@@ -260,7 +271,7 @@ def _rests_on(stated: dict[str, Any]) -> list[str]:
     ]
 
 
-def _round(event: Event) -> Round:
+def _round(event: Event, lost: Mapping[tuple[int, str], tuple[str, ...]]) -> Round:
     return Round(
         number=event["round"],
         sites=tuple(event["sites"]),
@@ -269,6 +280,9 @@ def _round(event: Event) -> Round:
         not_asked=tuple(not_asked_of(event)),
         odd=tuple(odd_of(event)),
         steps=tuple(made_of(event)),
+        lost=tuple(
+            f"{phase} scores: {', '.join(said)}" for (round_, phase), said in lost.items() if round_ == event["round"]
+        ),
         seconds=event["seconds"],
         size=sized(event["bytes-down"] + event["bytes-up"]),
     )

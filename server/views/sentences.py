@@ -11,11 +11,15 @@ from common.tasks import Task
 from common.text import counted
 from server.federation.events import (
     BY_COORDINATOR,
+    FOR,
     NOT_ASKED,
     NOT_THERE,
     OVERALL,
+    QUORUM,
+    SCORES,
     STEPS_MADE,
     SUSPICIOUS,
+    UPDATES,
     WAITING,
     Event,
     in_words,
@@ -28,6 +32,8 @@ NOISE = (
     "that follows from what they declare, as the true one stays secret: where it is another, a score lies farther from "
     "one half or nearer to it by as large a share, beyond its ±. A hospital's `evaluate` tells the exact ones."
 )
+# What waits, to be read before the round's number.
+_WAITS = {QUORUM: "the start of ", SCORES: "scoring after "}
 # In one line, for a list of runs.
 NOISE_IN_SHORT = (
     "± is of noise that hospitals added, for their patients' sake; what it means: `wardround-server report RUN`"
@@ -50,6 +56,12 @@ def refused_of(event: Event) -> list[str]:
     """Who refused in a round, and whose answer was refused; a journal from before this was told knows no difference."""
     here = event.get(BY_COORDINATOR, [])
     return [refusal(site, code, here=site in here) for site, code in event["refused"].items()]
+
+
+def lost_of(event: Event) -> list[str]:
+    """Of a scoring, by its overall event: whose scores did not come, and why; an earlier journal may say of nobody."""
+    told = {"refused": {}, "missing": [], **event}
+    return [*refused_of(told), *missing_of(told)]
 
 
 def odd_of(event: Event) -> list[str]:
@@ -99,21 +111,21 @@ def waiting_in(events: Sequence[Event]) -> Event | None:
     return None
 
 
-def who_waits(event: Event, done: int) -> str:
-    """Of a wait: which round, or the scoring after it, waits for whom.
+def who_waits(event: Event, done: int = 0) -> str:
+    """Of a wait: what waits (a round, its start or the scoring after it), for whom, since when they are gone, and until
+    when.
 
     Args:
         event: the wait.
-        done: rounds that are done.
+        done: rounds that are done, by which a journal is understood that does not say what waits.
     """
-    scoring = "scoring after " if 0 < event["round"] <= done else ""
-    return f"{scoring}round {event['round']} {waits_for(event)}"
-
-
-def waits_for(event: Event) -> str:
-    """Of a wait: for whom, since when they are gone, and until when, to be read after who waits."""
+    number = event["round"]
+    what = event.get(FOR) or (SCORES if 0 < number <= done else UPDATES)
+    waits = f"{_WAITS.get(what, '')}round {number} waits for"
+    if not event["sites"]:
+        return f"{waits} nobody who is gone"
     gone = [f"{site} ({in_words(why)}{_since(event['since'].get(site))})" for site, why in event["sites"].items()]
-    return f"waits for {', '.join(gone)}, until {_moment(event['until'])} at the latest"
+    return f"{waits} {', '.join(gone)}, until {_moment(event['until'])} at the latest"
 
 
 def last_seen(at: datetime.datetime | None) -> str | None:
@@ -141,6 +153,7 @@ __all__ = [
     "first_asked",
     "joined_of",
     "last_seen",
+    "lost_of",
     "made_of",
     "missing_of",
     "noise_of",
@@ -149,6 +162,5 @@ __all__ = [
     "refused_of",
     "score_with_noise",
     "waiting_in",
-    "waits_for",
     "who_waits",
 ]

@@ -26,6 +26,7 @@ from server.home.folder import Home
 from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.views.sentences import (
+    lost_of,
     made_of,
     missing_of,
     noise_of,
@@ -34,7 +35,6 @@ from server.views.sentences import (
     refused_of,
     score_with_noise,
     waiting_in,
-    waits_for,
     who_waits,
 )
 
@@ -119,15 +119,14 @@ def event_line(event: Event, task: Task) -> str:
                 f"{sized(event['bytes-down'] + event['bytes-up'])}{steps}{remark}"
             )
         case kind if kind == WAITING:
-            return f"round {event['round']}: {waits_for(event) if event['sites'] else 'waits for nobody who is gone'}"
+            return who_waits(event)
         case "train" if COUNTED in event and event["round"] == 1:
             return f"{event['site']} tells statistics of about {event[COUNTED]:g} training patients"
         case "evaluate" if event["site"] == OVERALL:
             score = f"{task.headline} {_number(_score([event], task))}"
             local = event.get(of_local(task.headline))
             alone = "" if local is None else f"; {_number(local)} of the models trained alone"
-            absent = {"refused": {}, "missing": [], **event}
-            lost = "".join(f"; {said}" for said in (*refused_of(absent), *missing_of(absent)))
+            lost = "".join(f"; {said}" for said in lost_of(event))
             return f"round {event['round']}: {event['phase']} {score} (mean of sites){alone}{lost}"
         case kind if kind == STOPPED:
             return (

@@ -86,5 +86,6 @@ def play_round(journal: Journal, run: RunDocument, round_: int, *, odd: str = ""
         journal.record("evaluate", about | {"dice": score, "dice-lesion": score})
     mean = sum(scores.values()) / len(scores)
     about = {"round": round_, "phase": "validation", "site": OVERALL, "mean-of-patients": None, "refused": {}}
-    about |= {"missing": [], "seconds": 3.0, "bytes-down": 0}
+    about |= {"missing": [missing] if missing else [], "why-missing": {missing: "at work"} if missing else {}}
+    about |= {"seconds": 3.0, "bytes-down": 0}
     journal.record("evaluate", about | {"dice": mean, "dice-lesion": mean})

@@ -20,8 +20,10 @@ from server.home.seen import write_seen
 from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
+from server.registry.sites import Presence
 from server.views.progress import summary_of
 from server.views.report import write_report
+from server.views.watch import event_line
 from tests.common.web.served import assert_box_is_asked_for, opened
 from tests.server.dashboard import recorded
 from tests.server.dashboard.recorded import SITES, begin, document, play_round, propose
@@ -65,6 +67,41 @@ def test_run_shows_who_is_in_each_round_who_is_missing_and_what_is_odd(made: tup
     assert "st-john's update is odd (opposite direction)" in second[:120]
     assert third.startswith("Round 3 1 in it: st-anna st-john is away")
     assert "3 of 8 rounds done" in text
+
+
+def test_lost_scores_are_told_with_their_round_and_beside_the_table_that_lacks_them(
+    made: tuple[Home, Registry, Journal],
+) -> None:
+    """As `watch` tells them."""
+    home, registry, journal = made
+    text = words(ask(dashboard_of(home, registry, keyboard()), "/runs/{run}", RUN))
+    first, third = (text[text.index(f"Round {number} ") :][:200] for number in (1, 3))
+    said = "st-john was still at work"
+    assert event_line(journal.events[-1], RUN.config.task).endswith(f"; {said}")
+    assert f"validation scores: {said}" in third
+    assert "scores:" not in first.partition("MB")[0]
+    table = text[text.index("Scores on validation patients, after round 3") : text.index("Rounds")]
+    assert f"Without: {said}." in table
+    report = write_report(home.run_folder(RUN), summary_of(home.run_folder(RUN), registry.proposal(RUN.hash)))
+    told = report.read_text(encoding="utf-8")
+    assert f"Without: {html.escape(said)}." in told
+    assert "<th>scores lost</th>" in told
+    assert f"<td>validation scores: {html.escape(said)}</td>" in told
+
+
+def test_who_a_run_waits_for_is_told_once(stage: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry = stage
+    monkeypatch.setattr(supervisor, "is_running", lambda _home: True)
+    journal = begin(home, registry, RUN)
+    registry.set_presence("st-john", Presence.AWAY)
+    page = dashboard_of(home, registry, keyboard())
+    assert "st-john is away" in words(ask(page, "/runs/{run}", RUN))
+    journal.record("waiting", {"round": 1, "for": "quorum", "sites": {"st-john": "away"}, "since": {}, "until": 1e9})
+    text = words(ask(page, "/runs/{run}", RUN))
+    said = "the start of round 1 waits for st-john (is away), until 2001-09-09 01:46 UTC at the latest"
+    assert f"The run goes on, and {said}." in text
+    assert "st-john is away" not in text
+    assert said in words(ask(page, "/runs"))
 
 
 def test_run_says_what_the_report_says(made: tuple[Home, Registry, Journal]) -> None:

@@ -334,6 +334,7 @@ def test_journal_tells_who_is_gone_and_waited_for_once_and_when_that_ends(tmp_pa
     told = [one for one in events if one["event"] == "waiting"]
     assert [one["sites"] for one in told] == [{"c": "away"}, {}]
     assert told[0]["until"] == pytest.approx(told[0]["time"] + LONG_S, abs=30)
+    assert [one["for"] for one in told] == ["updates", "updates"]
     (ended,) = [one for one in events if one["event"] == "round"]
     assert (ended["sites"], ended["missing"]) == (["a", "b", "c"], [])
 
@@ -375,14 +376,14 @@ def test_quorum_that_needs_who_is_gone_waits_for_that_site(tmp_path: Path) -> No
 
 def test_wait_says_since_when_a_site_is_gone_and_is_not_told_of_a_moment(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, last_round=0)
-    waiting = Waiting(journal, 2, 60.0)
+    waiting = Waiting.of(journal, EvaluateRequest("0" * 64, 2, "test", {}), 60.0)
     waiting([Member("a", State.HERE, 1, 0.0), Member("b", State.AWAY, 2, 1.0)])
     assert journal.events == []
     waiting([Member("a", State.HERE, 1, 0.0), Member("b", State.AWAY, 2, 9.0)])
     waiting([Member("a", State.HERE, 1, 0.0), Member("b", State.AWAY, 2, 9.5)])
     (event,) = journal.events
     assert event["since"]["b"] == pytest.approx(event["time"] - 9.0, abs=1)
-    assert event["round"] == 2
+    assert (event["round"], event["for"]) == (2, "scores")
 
 
 def test_wait_for_the_quorum_before_the_first_round_is_told(tmp_path: Path) -> None:
@@ -393,4 +394,7 @@ def test_wait_for_the_quorum_before_the_first_round_is_told(tmp_path: Path) -> N
 
     federate(grid, issue(a_run(rounds=1)), tmp_path, members=Script(grid, at_look), wake=lambda _: None)
     told = [one for one in read_events(tmp_path / "metrics.jsonl") if one["event"] == "waiting"]
-    assert [(one["round"], one["sites"]) for one in told] == [(1, {"b": "left"}), (1, {})]
+    assert [(one["round"], one["for"], one["sites"]) for one in told] == [
+        (1, "quorum", {"b": "left"}),
+        (1, "quorum", {}),
+    ]

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import pytest
+
 from common.config import sha256_of
 from common.config.rundocument import from_toml
 from common.tasks.segmentation import Segmentation
 from server.federation.events import open_journal
 from server.registry.registry import Registry
-from server.views.progress import progress_of
+from server.views.progress import Progress, progress_of
 from server.views.sentences import first_asked, joined_of, waiting_in
 from server.views.watch import event_line, state_line
 from tests.server.coordinators import RUN, RUN_TOML, enrol, new_home
@@ -49,9 +51,22 @@ def waits(sites: dict[str, str], since: dict[str, float]) -> dict[str, object]:
 
 def test_who_is_gone_and_waited_for_is_told_with_since_when_and_until_when():
     assert event_line(waits({"c": "away", "d": "left"}, {"c": 1e9}), Segmentation()) == (
-        "round 2: waits for c (is away since 2001-09-09 01:46 UTC), d (left), until 2001-09-09 02:46 UTC at the latest"
+        "round 2 waits for c (is away since 2001-09-09 01:46 UTC), d (left), until 2001-09-09 02:46 UTC at the latest"
     )
-    assert event_line(waits({}, {}), Segmentation()) == "round 2: waits for nobody who is gone"
+    assert event_line(waits({}, {}), Segmentation()) == "round 2 waits for nobody who is gone"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("quorum", "the start of round 2"), ("updates", "round 2"), ("scores", "scoring after round 2")],
+)
+def test_each_wait_is_told_as_what_it_is_wherever_it_is_told(what: str, said: str) -> None:
+    """For the quorum until one time and for updates until another: not two ends of one wait."""
+    event = waits({"c": "away"}, {}) | {"for": what}
+    assert event_line(event, Segmentation()).startswith(f"{said} waits for c (is away), until ")
+    assert event_line(waits({}, {}) | {"for": what}, Segmentation()) == f"{said} waits for nobody who is gone"
+    for done in (1, 2):
+        assert Progress(done, 3, "dice", None, None, None, None, event).waits == event_line(event, Segmentation())
 
 
 def test_wait_ends_with_the_exchange_and_not_with_an_answer():
