@@ -54,7 +54,7 @@ def check(asked: Question) -> None:
 
     Raises:
         PolicyError: policy.toml does not allow it.
-        PrivacyError: the ledger is older than the audit log, or the budget does not carry the run.
+        PrivacyError: the ledger is older than the audit log, or the budget does not carry the run, or nobody knows.
     """
     proposal, site = asked.proposal, asked.site
     offer = proposal.appraisal.offer if proposal.appraisal else None
@@ -62,7 +62,7 @@ def check(asked: Question) -> None:
     policy.decide(proposal.run, site.policy, Purpose.APPROVAL, signers=signed, offer=offer).enforce()
     if proposal.run.privacy is not None:
         spending.check_home(site)
-        if offer is not None and (why := beyond(site, proposal.document, offer)) is not None:
+        if (why := beyond(site, proposal.document, offer)) is not None:
             raise PrivacyError(f"run {proposal.run.name!r} is {why}.", ErrorCode.BUDGET_SPENT)
 
 
@@ -87,7 +87,7 @@ def approve(asked: Question) -> str:
 
 
 def deny(home: Path, proposal: Proposal) -> str:
-    """Refuse a run, also one approved before: its next round is refused.
+    """Deny a run, also one approved before: its next round is refused.
 
     Returns:
         What was done, in a sentence.

@@ -49,6 +49,7 @@ def data_check(  # noqa: PLR0917 - one parameter an option
     """Read every study and say what is usable; with --run, as that run would, and whether policy.toml allows it.
 
     Writes check/report.html, with pictures, into the site's folder. A later check reads only what is new or changed.
+    The exit code is 0 only if a study is usable, and the run allowed.
 
     Example: `wardround-client data check --run run.toml`
     """
@@ -96,6 +97,8 @@ def data_check(  # noqa: PLR0917 - one parameter an option
         unlabelled = any(study.problem.code is ErrorCode.NO_LABEL for study in checkup.quarantined if study.problem)
         hint = " Whether the images can be read: `wardround-client data check --without-labels`." if unlabelled else ""
         raise DataError(f"no study is usable. See the reasons above.{hint}", ErrorCode.NO_DATA)
+    if verdict is not None:
+        verdict.enforce()  # as `policy check` ends, and `approve`
 
 
 @data_app.command("preview")

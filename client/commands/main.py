@@ -48,7 +48,7 @@ from client.rules.approvals import Proposal
 from client.site import open_site, policy_of
 from client.views.gains import COLUMNS, gains_of, in_words
 from client.views.ledger import charged, charged_runs
-from client.views.status import is_well, last_ended, status_of, told_of_error, why_no_runs
+from client.views.status import as_of, is_well, last_ended, status_of, told_of_error, why_no_runs
 from common.config.statistics import statistic_names
 from common.console.cli import (
     TAKES_NO_RUN,
@@ -180,7 +180,7 @@ def start(home: Home = HOME) -> None:
 
 @app.command(context_settings=TAKES_NO_RUN)
 def status(context: typer.Context, home: Home = HOME, as_json: JsonFlag = False) -> None:
-    """How the agent is. The exit code is 0 only if it is connected and can work.
+    """How the agent is. The exit code is 0 only if it is connected and can work, and nothing is told as a problem.
 
     Example: `wardround-client status`
     """
@@ -211,8 +211,8 @@ def runs(home: Home = HOME, as_json: JsonFlag = False) -> None:
     show_table("Runs", _RUN_COLUMNS, [_run_row(home, proposal) for proposal in found], as_json=as_json)
     if any(not proposal.open for proposal in found):
         note("What can be done about a run that has ended: `wardround-client show RUN`")
-    if not found:
-        note(why_no_runs(home))
+    if (said := as_of(home) if found else why_no_runs(home)) is not None:
+        note(said)
 
 
 @app.command()
@@ -228,6 +228,8 @@ def show(
     site, proposal = open_site(home), approvals.find(home, run)
     gains = gains_of(kept_gains(site.home, site.key, proposal.run_hash))
     statistics = kept_statistics(site.home, site.key, proposal.run_hash)
+    if (since := as_of(home)) is not None:
+        note(since)
     told = {} if statistics is None else statistics.values
     if as_json:
         about = dict(zip(_RUN_COLUMNS, _run_row(home, proposal), strict=True))
@@ -280,7 +282,7 @@ def approve(
 
 @app.command()
 def deny(run: Annotated[str, typer.Argument(help="Name, hash, or start of the hash.")], home: Home = HOME) -> None:
-    """Refuse a run, also one approved before: its next round is refused.
+    """Deny a run, also one approved before: its next round is refused.
 
     Example: `wardround-client deny lesions-2026`
     """
@@ -362,7 +364,6 @@ def _read(path: Path) -> str:
 
 def _run_row(home: Path, proposal: Proposal) -> tuple[Any, ...]:
     given, appraisal, run, ending = proposal.answer, proposal.appraisal, proposal.run, proposal.ending
-    said = "waiting" if given is None else "approved" if given.approved else "denied"
     return (
         run.name,
         Digest(proposal.run_hash),
@@ -370,7 +371,7 @@ def _run_row(home: Path, proposal: Proposal) -> tuple[Any, ...]:
         ending and ending.how,
         ending and ending.code,
         ending and ending.rounds,
-        said,
+        "waiting" if given is None else given.in_words,
         given.by if given else None,
         run.federation.rounds,
         run.privacy.target_epsilon if run.privacy else None,

@@ -6,12 +6,18 @@ here goes on while a round fits (common/privacy/ledger.py).
 
 from dataclasses import dataclass
 
+from client.home.folder import LEDGER_NAME
 from client.home.offer import Offer
 from client.site import Site
 from common.config.rundocument import RunDocument
 from common.privacy.charges import Charge
 from common.privacy.guarantee import plan, why_void
 from common.text import counted
+
+_UNKNOWN = (
+    "not known to be within what is left of the privacy budget: its patients are not counted yet. Start the agent, "
+    "which counts them (`wardround-client start`), and approve the run then"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def shortfall(site: Site, run: RunDocument, offer: Offer) -> Shortfall | None:
     Raises:
         PrivacyError: the ledger cannot be read.
     """
-    if run.config.privacy is None or why_void(run.config):
+    if not _is_private(run):
         return None
     cost, budget = plan(run.config, offer.declared_size), site.policy.lifetime_epsilon
     charge = Charge(
@@ -76,10 +82,24 @@ def shortfall(site: Site, run: RunDocument, offer: Offer) -> Shortfall | None:
     return Shortfall(budget, wanted, fitting if alone >= wanted else alone, for_now=alone >= wanted)
 
 
-def beyond(site: Site, run: RunDocument, offer: Offer) -> str | None:
-    """Why a run must not be approved, as `shortfall`; what others have reserved may be free before it begins."""
+def beyond(site: Site, run: RunDocument, offer: Offer | None) -> str | None:
+    """Why a run must not be approved, as `shortfall`; what others have reserved may be free before it begins.
+
+    Where its patients are not counted (`offer` is None), nobody knows whether it fits into what runs of before have
+    left; an approval would be followed by the refusal of its first round.
+    """
+    if offer is None:
+        return _UNKNOWN if _is_private(run) and _has_spent(site) else None
     short = shortfall(site, run, offer)
     return None if short is None or short.for_now else short.why
+
+
+def _is_private(run: RunDocument) -> bool:
+    return run.config.privacy is not None and why_void(run.config) is None
+
+
+def _has_spent(site: Site) -> bool:
+    return (site.home / LEDGER_NAME).exists() and bool(site.ledger.entries())
 
 
 __all__ = ["Shortfall", "beyond", "shortfall"]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from client.home.declared import outgrown, set_size
 from client.home.offer import Offer
 from client.home.statistics import earlier as runs_told_before
+from client.proposals.budget import shortfall
 from client.proposals.opinion import opinion_on
 from client.rules import exit_gate
 from client.rules.approvals import Proposal
@@ -20,7 +21,7 @@ from common.audit.entries import SMALLEST_COUNT
 from common.config import RunConfig
 from common.config.rundocument import RunDocument
 from common.config.statistics import STATISTICS, statistic_names
-from common.privacy.guarantee import Forecast, forecast, why_void
+from common.privacy.guarantee import forecast, why_void
 from common.privacy.scores import held_out_fraction, score_plan
 from common.text import counted
 from common.wire.encoding import Encoding, part_size, values_size
@@ -274,27 +275,13 @@ def _privacy(document: RunDocument, offer: Offer | None, site: Site) -> str:
     if offer is None:
         return f"epsilon {run.privacy.target_epsilon:g} per patient for this run"
     cost = forecast(site.ledger, document, cohort=offer.cohort_id, cohort_size=offer.declared_size)
+    short = shortfall(site, document, offer)
     beside = "" if cost.reserved is None else f", and to {cost.reserved:.2f} with what other runs still want"
     return (
         f"epsilon of our cohort goes from {cost.before:.2f} to {cost.after:.2f}{beside} (delta "
         f"{cost.delta:.1e}, per patient, over all runs); the budget is {site.policy.lifetime_epsilon:g}"
-        f"{_beyond(cost, site.policy.lifetime_epsilon)}"
+        f"{'' if short is None else f'; {short.why}'}"
     )
-
-
-def _beyond(cost: Forecast, lifetime_epsilon: float) -> str:
-    """What the ledger will say at the first round; empty where the budget lasts. An approval does not change it."""
-    if cost.after > lifetime_epsilon:
-        return (
-            ", which that is beyond: THE SITE REFUSES THE RUN'S FIRST ROUND (budget-spent). Ask for fewer rounds or a "
-            "smaller target-epsilon, or raise lifetime-epsilon in policy.toml"
-        )
-    if cost.reserved is not None and cost.reserved > lifetime_epsilon:
-        return (
-            ", which all of them are beyond: the site refuses this run's first round (budget-spent) until another has "
-            "ended and left something"
-        )
-    return ""
 
 
 def _changes(proposal: Proposal, earlier: Sequence[Proposal]) -> Iterator[str]:

@@ -52,6 +52,11 @@ class Answer:
     by: Literal["person", "policy"]
     at: float  # seconds since the epoch
 
+    @property
+    def in_words(self) -> str:
+        """Approved; or denied, which a person does, or refused, which the policy does."""
+        return "approved" if self.approved else "denied" if self.by == "person" else "refused"
+
 
 @dataclass(frozen=True)
 class Appraisal:

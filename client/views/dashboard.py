@@ -23,7 +23,7 @@ from client.site import Site, changed, current_site, open_site
 from client.trail.audit_trail import AUDIT_NAME
 from client.views.checked import checked
 from client.views.ledger import Charged, charged_as_of
-from client.views.status import is_well, last_ended, remedy, status_of
+from client.views.status import as_of, is_well, last_ended, remedy, status_of, told_of_error
 from client.views.trail import UPDATE, trail
 from common.errors import ConfigError, PolicyError, WardroundError
 from common.pages.html import fragment
@@ -70,7 +70,7 @@ def dashboard_of(home: Path) -> Dashboard:
 
 
 def _overview(home: Path, visit: Visit) -> Page:
-    values, proposals = status_of(home), approvals.load_all(home)
+    values, proposals = told_of_error(status_of(home)), approvals.load_all(home)
     error: Mapping[str, Any] | None = values.get("last-error")
     waiting = [one for one in proposals if one.open and one.answer is None]
     body = fragment(
@@ -96,7 +96,7 @@ def _overview(home: Path, visit: Visit) -> Page:
 
 def _runs(home: Path, visit: Visit) -> Page:
     cards = [_card(home, one) for one in approvals.load_all(home)]
-    body = fragment("client/views/dashboard_runs.html", base=visit.base, runs=cards)
+    body = fragment("client/views/dashboard_runs.html", base=visit.base, runs=cards, as_of=as_of(home))
     return Page("Runs", body, f"{counted(len(cards), 'run')} proposed so far.")
 
 
@@ -110,6 +110,7 @@ def _run(home: Path, visit: Visit) -> Page:
         base=visit.base,
         csrf=visit.csrf,
         run=_card(home, proposal),
+        as_of=as_of(home),
         rows=asked.rows,
         digest=asked.digest,
         refusal=refusal,
@@ -233,7 +234,7 @@ def _card(home: Path, proposal: Proposal) -> dict[str, object]:
 
 def _answer(proposal: Proposal) -> str:
     given = proposal.answer
-    said = "waits for an answer" if given is None else f"{'approved' if given.approved else 'denied'} by {given.by}"
+    said = "waits for an answer" if given is None else f"{given.in_words} by {given.by}"
     ended = how_in_words(proposal)
     return said if ended is None else f"{ended}; {said if given else 'not answered'}"
 

@@ -6,6 +6,7 @@ cohort: of several the one with the least left stands for all.
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -91,10 +92,8 @@ def _of_audit(home: Path) -> Iterator[Family]:
 
 def _of_runs(home: Path) -> Iterator[Family]:
     proposals = [proposal for proposal in approvals.load_all(home) if proposal.open]
-    approved = sum(proposal.approved for proposal in proposals)
-    waiting = sum(proposal.answer is None for proposal in proposals)
-    answers = {"approved": approved, "denied": len(proposals) - approved - waiting, "waiting": waiting}
-    counts = [({"answer": answer}, float(count)) for answer, count in answers.items()]
+    given = Counter("waiting" if one.answer is None else one.answer.in_words for one in proposals)
+    counts = [({"answer": answer}, float(given[answer])) for answer in ("approved", "denied", "refused", "waiting")]
     yield Family("wardround_open_runs", "Open runs by what was answered here", counts)
 
 

@@ -1,5 +1,6 @@
 """How a site's agent is: what it wrote last, and what is looked at now; and what to do about its last error."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from client.rules import approvals
 from common.errors import EnrolmentError, ErrorCode
 
 NOT_RUNNING = "not running"
+# Of a last error: nothing that has to be mended.
+_NO_PROBLEM = (OVER, ErrorCode.OUTSIDE_HOURS, ErrorCode.RATE_LIMITED)
 _OF_THE_PROCESS = ("pid", "node-id", "worker", "network", "clock")
 
 # What is said here is short; docs/operations.md, "When something is wrong", has more.
@@ -65,14 +68,17 @@ def status_of(home: Path) -> dict[str, Any]:
 
 
 def told_of_error(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, with what to do about the last error; as the site's problem, where nothing went well since."""
+    """The values, with what to do about the last error; as the site's problem, where nothing went well since.
+
+    What the policy puts off is no problem: it is as the hospital wants it, and goes on by itself.
+    """
     error = values.get("last-error")
     if not isinstance(error, dict) or "code" not in error:
         return values
     said = remedy(str(error["code"]))
     told = values | {"last-error": error | {"what-to-do": said}}
     done = values.get("last-round") or {}
-    if "problem" not in values and error.get("at", 0) > done.get("at", 0) and error["code"] != OVER:
+    if "problem" not in values and error.get("at", 0) > done.get("at", 0) and error["code"] not in _NO_PROBLEM:
         told["problem"] = f"the last request was refused ({error['code']}): {said}"
     return told
 
@@ -81,6 +87,10 @@ def last_ended(home: Path) -> dict[str, str]:
     """The approved run that ended last, and how; nothing where none has."""
     found = approvals.last_ended(home)
     return {} if found is None else {"last-ended": f"{found.run.name} {found.run_hash[:8]}, {how_in_words(found)}"}
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _after_the_end(home: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -97,9 +107,22 @@ def _after_the_end(home: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_well(values: dict[str, Any]) -> bool:
-    """Whether the site can work."""
+    """Whether the site can work, and nothing is told as its problem; see `told_of_error`."""
     conflict = str(values.get("audit", "")).startswith(CONFLICT)
-    return bool(values["state"] == CONNECTED and values["disk"] == IN_ORDER and not conflict)
+    able = values["state"] == CONNECTED and values["disk"] == IN_ORDER and not conflict
+    return bool(able and "problem" not in values)
+
+
+def as_of(home: Path) -> str | None:
+    """That what is shown of runs may have changed at the coordinator, and since when; None: it is as of now."""
+    if not is_running(home):
+        known = f"As of {_moment(last_sign_of_life(home))}: the" if read_status(home) else "The"
+        return f"{known} agent is not running, and learns no news of runs. Start it with `wardround-client start`."
+    values = read_status(home)
+    if (state := values.get("state", CONNECTED)) == CONNECTED:
+        return None
+    since = values.get("since", last_sign_of_life(home))
+    return f"As of {_moment(since)}: the agent is not connected ({state}), and learns no news of runs."
 
 
 def why_no_runs(home: Path) -> str:
@@ -120,4 +143,4 @@ def remedy(code: str) -> str:
     return known or "see logs/agent.log and logs/worker.log"
 
 
-__all__ = ["REMEDIES", "is_well", "last_ended", "remedy", "status_of", "told_of_error", "why_no_runs"]
+__all__ = ["REMEDIES", "as_of", "is_well", "last_ended", "remedy", "status_of", "told_of_error", "why_no_runs"]

@@ -57,9 +57,10 @@ def trail(home: Path, most: int) -> Trail:
 def _left(entry: Entry, names: Mapping[str, str]) -> Left:
     about = entry.fields.get("receipt", entry.fields)
     run = about.get("run")
+    refused = entry.kind == "denied" and about.get("by") == "policy"
     return Left(
         datetime.datetime.fromtimestamp(entry.time, datetime.UTC),
-        _WORDS[entry.kind],
+        "the answer: refused" if refused else _WORDS[entry.kind],
         None if run is None else names.get(run, str(run)[:12]),
         about.get("round"),
         _detail(entry.kind, about),

@@ -24,6 +24,8 @@ from server.registry.proposals import Proposal
 from server.registry.registry import Registry
 from server.views.progress import duration, progress_of
 
+_ANSWERED = ("approved", "denied", "refused")
+
 WatchFlag: TypeAlias = Annotated[bool, typer.Option("--watch", help="Stay, and show the run until it ends.")]
 
 runs_app = new_app("All runs, the latest first.\n\nExample: `wardround-server runs --json`")
@@ -105,14 +107,15 @@ def runs(
             if json
             else shown
         )
-        answers = (sorted(one.approved), sorted(one.denied), one.reason or None)
+        refused = dict(sorted(one.refused.items()))  # by a policy; with the code
+        answers = (sorted(one.approved), sorted(one.denied - refused.keys()), refused, one.reason or None)
         rows.append((one.name, Digest(one.run_hash), one.state, *how_far, *answers))
     how_far_columns = (
         ("round", "rounds", "headline", "score", "score-noise", "seconds-left", "waiting-for")
         if json
         else ("round", "score", "time left")
     )
-    show_table("Runs", ("run", "hash", "state", *how_far_columns, "approved", "denied", "reason"), rows, as_json=json)
+    show_table("Runs", ("run", "hash", "state", *how_far_columns, *_ANSWERED, "reason"), rows, as_json=json)
     for noise in filter(None, noises):
         note(noise)
     if here is None and any(one.open for one in registry.proposals()):

@@ -156,7 +156,8 @@ def _of_runs(registry: Registry, told: Sequence[_Told]) -> Iterator[Family]:
     )
     yield Family(
         "wardround_run_score_noise",
-        "Standard deviation of the noise that hospitals added to a latest headline score, for their patients' sake",
+        "Standard deviation of the noise that hospitals added to a latest headline score, which it may take below 0 or "
+        "above 1",
         _scores(told, of=SCORE_NOISE),
     )
     yield Family("wardround_run_refusals_total", "Refusals in a run's rounds", _refusals(told), "counter")

@@ -36,7 +36,7 @@ NOISE = (
 _WAITS = {QUORUM: "the start of ", SCORES: "scoring after "}
 # In one line, for a list of runs.
 NOISE_IN_SHORT = (
-    "± is of noise that hospitals added, for their patients' sake; what it means: `wardround-server report RUN`"
+    "± is of noise that hospitals added: a score may lie below 0 or above 1. More: `wardround-server report RUN`"
 )
 
 
