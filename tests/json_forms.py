@@ -199,7 +199,7 @@ FORMS: dict[str, Form] = {
         {
             "run": str, "hash": digest, "state": str, "round": int, "rounds": int, "headline": str,
             "score": MAYBE, "score-noise": MAYBE, "seconds-left": MAYBE, "waiting-for": [str],
-            "approved": [str], "denied": [str], "reason": TEXT,
+            "approved": [str], "denied": [str], "refused": {str: str}, "reason": TEXT,
         }
     ],
     "wardround-server runs compare": [

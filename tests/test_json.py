@@ -122,7 +122,7 @@ def test_a_hospitals_answers_are_data(site: Path, tmp_path: Path) -> None:
 
 
 def test_a_check_for_a_run_and_an_export_are_data(site: Path, tmp_path: Path) -> None:
-    checked = printed("wardround-client data check", "--run", "lesions")
+    checked = printed("wardround-client data check", "--run", "lesions", code=1)
     assert isinstance(checked, dict)
     assert checked["policy"]["allowed"] is False
     save(tmp_path / "ct", ct_slices(np.random.default_rng(0).integers(0, 3000, (2, 20, 20))))

@@ -4,6 +4,7 @@ A SuperLink answers by its port on loopback, and by a unix socket where it has a
 """
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -22,6 +23,9 @@ READ_AHEAD_BYTES = 16 * 1024 * 1024
 KEEP_ALIVE_S = 60
 # The program that a SuperExec starts for each run.
 SERVER_APP = "flwr-serverapp"
+# What a ServerApp sends once more after its task is finished, and with that its token void.
+_LAST_WORDS = tuple(f"[/v1/runtime/{name}]" for name in ("push-logs", "send-task-heartbeat", "push-task-output"))
+_VOID_TOKEN = "task-token authentication failed"  # noqa: S105 - words of Flower's
 
 
 def superlink_command(port: int, path: Path | None = None) -> list[str]:
@@ -65,11 +69,25 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it has ended in order
             uvicorn.Server(config).run(sockets=[config.bind_socket(), listening])
 
+    logging.getLogger("flwr").addFilter(told_as_last_words)
     for protocol in (h11_impl, httptools_impl):
         vars(protocol)["HIGH_WATER_LIMIT"] = READ_AHEAD_BYTES
     uvicorn.run = run
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
+
+
+def told_as_last_words(record: logging.LogRecord) -> bool:
+    """A filter of Flower's log: what it calls an error at the end of each ordinary run is told as what it is.
+
+    With flwr 1.41.0 a task's token is void as soon as its output was taken (CoreState.finish_task), and only then the
+    ServerApp ends its log and its heartbeat (run_serverapp.py, on_exit), each of which may call once more.
+    """
+    said = record.getMessage()
+    if record.levelno == logging.ERROR and said.startswith(_LAST_WORDS) and _VOID_TOKEN in said:
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.msg, record.args = f"{said} Such are a ServerApp's last words, whose run has ended; nothing is lost.", ()
+    return True
 
 
 def superlink_environment(flower_home: Path) -> dict[str, str]:
@@ -88,4 +106,11 @@ def superlink_environment(flower_home: Path) -> dict[str, str]:
     return for_child(**ours)
 
 
-__all__ = ["SERVER_APP", "run_superlink", "superexec_command", "superlink_command", "superlink_environment"]
+__all__ = [
+    "SERVER_APP",
+    "run_superlink",
+    "superexec_command",
+    "superlink_command",
+    "superlink_environment",
+    "told_as_last_words",
+]

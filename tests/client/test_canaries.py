@@ -262,8 +262,8 @@ def _commands(one: Scene, folder: Path) -> None:
     ]
     for command in commands:
         result = CliRunner().invoke(app, [*command, "--home", str(one.home)])
-        assert result.exit_code == 0, result.output
-        assert result.exception is None
+        refused = "--run" in command  # by the policy, as there are few patients
+        assert result.exit_code == int(refused), result.output
         one.out[" ".join(command[:2]) + f" {len(one.out)}"] = result.output.encode() + result.stderr.encode()
     for out in ("out", "out-minimal"):
         for path in (folder / out).rglob("*.dcm"):

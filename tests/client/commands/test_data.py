@@ -200,12 +200,12 @@ def test_check_with_a_run_counts_what_that_run_can_use(home: Path, pictures: Pat
     (pictures / "labels" / "bb.png").unlink()
     (tmp_path / "run.toml").write_text(RUN_TOML)
     succeed(home, "add", str(pictures))
-    told = json.loads(succeed(home, "check", "--run", str(tmp_path / "run.toml"), "--json").stdout)
+    told = json.loads(call(home, "check", "--run", str(tmp_path / "run.toml"), "--json").stdout)
     assert told["run"]["name"] == "vessels"
     splits = Counter(study.get("split") for study in told["studies"])
     assert splits == {"train": 1, "validation": 1, "test": 1, None: 1}
     assert [study["code"] for study in told["studies"] if not study["usable"]] == ["no-label"]
-    table = succeed(home, "check", "--run", str(tmp_path / "run.toml")).stdout
+    table = call(home, "check", "--run", str(tmp_path / "run.toml")).stdout
     assert "Splits for vessels" in table
     assert not (home / "state" / "splits.sealed").exists()
 
@@ -352,5 +352,5 @@ def test_mask_in_doubt_is_set_aside_with_the_words_to_confirm_it(home: Path, tmp
     assert all("labels-checked = true" in study["reason"] for study in told["studies"])
     succeed(home, "remove", "1")
     succeed(home, "add", str(doubtful), "--labels-checked")
-    told = json.loads(succeed(home, "check", "--run", str(tmp_path / "run.toml"), "--json").stdout)
+    told = json.loads(call(home, "check", "--run", str(tmp_path / "run.toml"), "--json").stdout)
     assert told["counts"]["usable"] == 2

@@ -155,8 +155,27 @@ def test_no_runs_are_explained(home: Path) -> None:
     assert "They come while the agent runs: `wardround-client start" in call(home, "runs").stderr
     with only_one(home):
         assert call(home, "runs").stderr == "No run has been proposed to this hospital yet.\n"
-    propose(home)
-    assert call(home, "runs").stderr == ""
+        propose(home)
+        assert call(home, "runs").stderr == ""
+
+
+def test_runs_say_as_of_when_they_are_known_where_no_agent_learns_news_of_them(home: Path) -> None:
+    run_hash = propose(home)
+    commands = (("runs",), ("runs", "--json"), ("show", run_hash[:8]))
+    not_running = "the agent is not running, and learns no news of runs. Start it with `wardround-client start"
+    for command in commands:
+        assert call(home, *command).stderr.startswith(f"T{not_running[1:]}")
+    (home / "status.json").write_text(json.dumps({"state": "connected", "since": 5.0}))
+    with only_one(home):
+        assert [call(home, *command).stderr for command in commands] == ["", "", ""]
+        (home / "status.json").write_text(json.dumps({"state": "connecting", "since": 5.0}))
+        for command in commands:
+            said = "As of 1970-01-01 00:00 UTC: the agent is not connected (connecting), and learns no news of runs.\n"
+            assert call(home, *command).stderr == said
+    for name in ("status.json", "agent.lock"):
+        os.utime(home / name, (86_400.0, 86_400.0))
+    for command in commands:
+        assert call(home, *command).stderr.startswith(f"As of 1970-01-02 00:00 UTC: {not_running}")
 
 
 def test_join_looks_at_all_it_is_given_before_anybody_is_asked(home: Path, tmp_path: Path) -> None:
@@ -341,6 +360,21 @@ def test_a_run_beyond_the_privacy_budget_is_a_verdict_wherever_it_is_asked_and_i
     assert "it goes on here under your approval" in succeed(home, "show", run_hash[:8])
 
 
+def test_a_private_run_whose_patients_nobody_has_counted_is_not_approved_where_budget_is_spent(home: Path) -> None:
+    """Else it would be refused after the yes, with its first round, and where it is counted before."""
+    run_hash = propose(home)
+    earlier = carried(parse(RunConfig, RUN_TOML.replace("4.0", "2.0")))
+    charge_round(
+        open_site(home).ledger, earlier, cohort="cohort", cohort_size=10, round_=1, attempt="a", lifetime_epsilon=10.0
+    )
+    said = " ".join(fail(home, "approve", "lesions", "--yes").split())
+    assert "is not known to be within what is left of the privacy budget: its patients are not counted yet" in said
+    assert approvals.load(home, run_hash).answer is None
+    offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
+    approvals.note_appraisal(home, run_hash, Appraisal(offer, None))
+    succeed(home, "approve", "lesions", "--yes")
+
+
 def test_rounds_that_other_runs_have_reserved_forbid_no_approval(home: Path) -> None:
     run_hash = propose(home)
     offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
@@ -364,9 +398,21 @@ def test_status_says_what_the_last_refusal_means_until_something_goes_well(home:
     for done, told in ((10.0, True), (30.0, False)):
         (home / "status.json").write_text(json.dumps(values | {"last-round": {"kind": "train", "at": done}}))
         with only_one(home):
-            shown = json.loads(succeed(home, "status", "--json"))
+            result = call(home, "status", "--json")
+        shown = json.loads(result.stdout)
         assert "policy check RUN" in shown["last-error"]["what-to-do"]
         assert ("budget-spent" in shown.get("problem", "")) is told
+        assert result.exit_code == int(told)
+
+
+@pytest.mark.parametrize("code", ["outside-hours", "rate-limited"])
+def test_what_the_policy_puts_off_is_no_problem(home: Path, code: str) -> None:
+    error = {"kind": "train", "code": code, "at": 20.0}
+    (home / "status.json").write_text(json.dumps({"state": "connected", "last-error": error}))
+    with only_one(home):
+        shown = json.loads(succeed(home, "status", "--json"))
+    assert "problem" not in shown
+    assert "policy.toml" in shown["last-error"]["what-to-do"]
 
 
 def test_approval_against_the_policy_is_refused(home: Path) -> None:
@@ -403,6 +449,34 @@ def test_denied_run_is_denied(home: Path) -> None:
     stored = approvals.load(home, run_hash)
     assert stored.answer is not None
     assert not stored.approved
+
+
+def test_a_persons_no_is_a_denial_and_the_policys_a_refusal(home: Path) -> None:
+    run_hash = propose(home)
+    for by, said in (("person", "denied"), ("policy", "refused")):
+        approvals.answer(home, run_hash, approved=False, by="policy" if by == "policy" else "person")
+        (row,) = json.loads(succeed(home, "runs", "--json"))
+        assert (row["answer"], row["by"]) == (said, by)
+
+
+def test_a_refused_run_ends_each_command_that_asks_for_the_verdict_with_one_code(
+    home: Path, pictures: Path, tmp_path: Path
+) -> None:
+    succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    (home / "policy.toml").write_text("max-rounds = 2\n")
+    propose(home)
+    for command in (
+        ("approve", "lesions", "--yes"),
+        ("policy", "check", "lesions"),
+        ("policy", "check", str(tmp_path / "run.toml")),
+        ("data", "check", "--run", "lesions"),
+        ("data", "check", "--run", "lesions", "--json"),
+    ):
+        result = call(home, *command)
+        assert result.exit_code == 1, command
+        (line,) = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
+        assert line.startswith("error: policy.toml refuses run 'lesions': its 3 rounds exceed max-rounds 2")
 
 
 def test_approve_says_at_once_that_a_run_of_that_name_is_closed(home: Path) -> None:
@@ -558,10 +632,12 @@ def test_data_check_for_a_private_run_says_that_more_patients_are_there_than_dec
     document = tmp_path / "run.toml"
     document.write_text(RUN_TOML)
     succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
+    (home / "policy.toml").write_text("min-patients = 3\n")
     assert "has declared" not in succeed(home, "data", "check", "--run", str(document))
+    (home / "policy.toml").unlink()
     settings = home / "site.toml"
     settings.write_text(f"cohort-size = 3\n{settings.read_text()}")
-    shown = succeed(home, "data", "check", "--run", str(document))
+    shown = call(home, "data", "check", "--run", str(document)).stdout
     assert "4 patients are usable, and this site has declared 3." in shown
     assert "3 patients are declared for it, fewer than min-patients 10" in shown
     document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", ""))
@@ -577,13 +653,13 @@ def test_data_check_for_a_run_says_which_scores_will_not_leave_as_too_few_are_he
     sentence = "No {} score will leave: 1 patient is held out for it, fewer than min-held-out 10 in policy.toml."
     for privacy in ("privacy = { target-epsilon = 4.0 }", ""):
         document.write_text(RUN_TOML.replace("privacy = { target-epsilon = 4.0 }", privacy))
-        shown = succeed(home, "data", "check", "--run", str(document))
+        shown = call(home, "data", "check", "--run", str(document)).stdout
         for phase in ("validation", "test"):
             assert sentence.format(phase) in shown
-        verdict = json.loads(succeed(home, "data", "check", "--run", str(document), "--json"))["policy"]
+        verdict = json.loads(call(home, "data", "check", "--run", str(document), "--json").stdout)["policy"]
         assert verdict["too-few-held-out"] == {"validation": 1, "test": 1}
     for rules in ("min-held-out = 1\n", 'scores = "none"\n'):  # enough; none is asked for
-        (home / "policy.toml").write_text(rules)
+        (home / "policy.toml").write_text(f"min-patients = 3\nrequire-privacy = false\n{rules}")
         assert "score will leave" not in succeed(home, "data", "check", "--run", str(document))
 
 
@@ -591,7 +667,7 @@ def test_data_check_for_a_run_says_whether_the_policy_lets_it_train(home: Path, 
     succeed(home, "data", "add", str(pictures), "--label-map", "255=vessel")
     document = tmp_path / "run.toml"
     document.write_text(RUN_TOML)
-    shown = succeed(home, "data", "check", "--run", str(document))
+    shown = call(home, "data", "check", "--run", str(document)).stdout
     assert "REFUSED by policy.toml, with 4 patients: lesions" in shown
     assert "- 5 patients are declared for it, fewer than min-patients 10" in shown
     (home / "policy.toml").write_text("min-patients = 3\nmax-delta = 0.02\nrequire-privacy = false\n")

@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from client.home.declared import declare
 from client.home.offer import Offer
 from client.home.statistics import Told, keep
+from client.proposals.budget import beyond
 from client.proposals.consequences import consequences, tensor_rows
 from client.rules import approvals
 from client.rules.approvals import Appraisal, Proposal
@@ -286,7 +287,9 @@ def test_a_run_beyond_the_budget_is_told_as_one_that_its_first_round_ends(site: 
             site.ledger, issue(first), cohort="cohort", cohort_size=45, round_=number, attempt=str(number),
             lifetime_epsilon=9,
         )  # fmt: skip
-    assert "THE SITE REFUSES THE RUN'S FIRST ROUND (budget-spent)" in shown(narrow, proposed(narrow, second))["privacy"]
+    told = shown(narrow, proposed(narrow, second))["privacy"]
+    assert "; beyond the budget: of 6 rounds like its own " in told
+    assert beyond(narrow, carried(second), OFFER) == told.partition("; ")[2].partition("; ")[2]  # what `approve` says
     with pytest.raises(PrivacyError, match="the privacy budget does not last"):
         charge_round(
             site.ledger, issue(second), cohort="cohort", cohort_size=45, round_=1, attempt="1", lifetime_epsilon=4
@@ -312,9 +315,9 @@ def test_what_other_runs_still_want_is_told_too(site: Site) -> None:
     between = dataclasses.replace(
         site, policy=site.policy.model_copy(update={"lifetime_epsilon": (after + beside) / 2})
     )
-    assert text + ", which all of them are beyond: the site refuses this run's first round" in shown(
-        between, proposed(between, new)
-    )["privacy"].replace(f"the budget is {between.policy.lifetime_epsilon:g}", "the budget is 10")
+    assert text + "; beyond the budget for now: of 6 rounds like its own " in shown(between, proposed(between, new))[
+        "privacy"
+    ].replace(f"the budget is {between.policy.lifetime_epsilon:g}", "the budget is 10")
     own = shown(site, proposed(site, started))["privacy"]
     assert "other runs" not in own  # what it has reserved itself is in its own end
     site.ledger.release(sha256_of(started))

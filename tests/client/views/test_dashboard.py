@@ -277,9 +277,35 @@ def test_overview_says_how_the_agent_is_and_what_to_do_about_its_last_error(home
     assert ask(home, "/").said == "The agent is not running; 1 run waits for an answer."
     with only_one(home):
         page = ask(home, "/")
+        assert CliRunner().invoke(app, ["status", "--home", str(home)]).exit_code == 1
     assert page.said == "The agent is connected; 1 run waits for an answer."
+    assert "the last request was refused (budget-spent): the budget does not carry the run" in words(page)
+    assert '<p class="bad">connected' in str(page.body)
     assert "Last error: budget-spent at train" in words(page)
     assert "the budget does not carry the run: `wardround-client policy check RUN` says what fits" in words(page)
+
+
+def test_pages_of_runs_say_as_of_when_they_are_known(home: Path) -> None:
+    run = propose(home, RUN).run_hash
+    write_private(home / "status.json", b'{"state": "connected", "since": 1.7e9}')
+    for path in ("/runs", "/runs/{run}"):
+        assert re.search(r"As of \d{4}-\d\d-\d\d \d\d:\d\d UTC: the agent is not running", words(ask(home, path, run)))
+        with only_one(home):
+            assert "As of" not in words(ask(home, path, run))
+
+
+def test_what_was_denied_and_what_the_policy_refused_is_told_apart(home: Path) -> None:
+    run, other = propose(home, RUN).run_hash, propose(home, a_run("other")).run_hash
+    approvals.answer(home, run, approved=False, by="policy")
+    act(home, "deny", other, {})
+    assert ask(home, "/runs/{run}", run).said == "Refused by policy."
+    assert ask(home, "/runs/{run}", other).said == "Denied by person."
+    trail = AuditTrail(home, load_identity(home), site_key(home))
+    for one in (run, other):
+        trail.answered(approvals.load(home, one))
+    text = words(ask(home, "/left"))
+    assert "the answer: denied other - by person" in text
+    assert "the answer: refused lesions - by policy" in text
 
 
 def test_stamp_changes_with_what_the_pages_show(home: Path) -> None:

@@ -49,6 +49,17 @@ def test_budget_and_what_is_spent_of_it_are_the_ledgers(home: Path) -> None:
     assert value(found["wardround_open_runs"], answer="approved") == 2
 
 
+def test_open_runs_are_told_by_who_said_no(home: Path) -> None:
+    for name, approved, by in (("a", True, "policy"), ("b", False, "person"), ("c", False, "policy")):
+        run = recorded.propose(home, recorded.a_run(name)).run_hash
+        approvals.answer(home, run, approved=approved, by="policy" if by == "policy" else "person")
+    recorded.propose(home, recorded.a_run("d"))
+    samples = told(home)["wardround_open_runs"].samples
+    assert [(labels["answer"], number) for labels, number in samples] == [
+        ("approved", 1), ("denied", 1), ("refused", 1), ("waiting", 1),
+    ]  # fmt: skip
+
+
 def test_agent_and_its_last_error_are_told_by_closed_lists(home: Path) -> None:
     found = told(home)
     assert value(found["wardround_agent_state"], state="not running") == 1

@@ -10,7 +10,7 @@ from common.config.rundocument import issue
 from server.federation.events import open_journal
 from server.registry.audit_trail import open_log
 from tests.server.commands.calls import HASH, add_result, fails, invoke, succeeds
-from tests.server.coordinators import RUN, RUN_TOML
+from tests.server.coordinators import RUN, RUN_TOML, enrol
 
 
 def test_run_needs_a_running_coordinator(home, document):
@@ -125,3 +125,13 @@ def test_runs_stop_and_resume(home, registry, running, document):
     succeeds("resume", HASH[:8])
     assert registry.proposal(HASH).state == "proposed"
     assert "nothing to resume" in fails("resume", "lesions")
+
+
+def test_who_denied_a_run_and_whose_policy_refuses_it_are_told_apart(home, registry, running, document):
+    succeeds("run", str(document))
+    for name in ("a", "b"):
+        enrol(home, registry, name)
+    registry.answer(HASH, "a", approved=False)
+    registry.answer(HASH, "b", approved=False, code="policy-refused")
+    (row,) = json.loads(succeeds("runs", "--json"))
+    assert (row["denied"], row["refused"]) == (["a"], {"b": "policy-refused"})

@@ -57,6 +57,7 @@ def test_list_of_runs_says_in_a_line_where_a_score_that_it_shows_has_noise(
 ) -> None:
     (line,) = [one for one in typed(private, "runs").splitlines() if IN_SHORT in one]
     assert len(line.partition(" --home ")[0]) < 120
+    assert "a score may lie below 0 or above 1" in line
     assert IN_SHORT not in typed(exact, "runs")
     assert SAID not in typed(private, "runs")
 
