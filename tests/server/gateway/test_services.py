@@ -1,5 +1,6 @@
 """Real TLS, a real SuperLink, agents played by hand."""
 
+import datetime
 import io
 import json
 import logging
@@ -50,6 +51,7 @@ from server.gateway.objects import Objects
 from server.gateway.services import Gateway
 from server.home.folder import ENVIRONMENT, Home, read_nodes
 from server.home.root import root_credentials
+from server.home.seen import read_seen
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 from tests.server.coordinators import RUN, RUN_TOML, Member, enrol, new_home, status_of
@@ -316,6 +318,16 @@ def test_certificate_of_our_root_that_was_never_recorded_is_denied(coordinator):
 def held(coordinator: Coordinator, site: str) -> int:
     """How many calls of a site the gateway holds now."""
     return coordinator._gateway.nodes.notifier.calls(site)
+
+
+def test_when_a_site_last_called_is_noted(coordinator, agents, monkeypatch):
+    monkeypatch.setattr(gateway_nodes, "NOTE_SEEN_EVERY_S", 0.0)
+    before = datetime.datetime.now(datetime.UTC)
+    agents[0].coordination.ListProposals(ListProposalsRequest())
+    wait_for(
+        lambda: read_seen(coordinator.home.path).get("a", datetime.datetime.min.replace(tzinfo=before.tzinfo)) >= before
+    )
+    assert set(read_seen(coordinator.home.path)) <= {"a", "b"}
 
 
 def test_revocation_acts_on_an_open_connection_and_a_held_call(coordinator):
