@@ -149,9 +149,13 @@ def _watch_live(home: Home, registry: Registry, run_hash: str, idle: Idle, told:
             title = f"{proposal.name}: {finished} of {counted(_rounds(proposal), 'round')} done"
             task = proposal.run.task
             columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
-            line = ". ".join(filter(None, (_state_now(registry, proposal, idle), _wait(events), noise_of(events))))
-            show(line, title, columns, _by_site(events, task))
+            show(live_line(_state_now(registry, proposal, idle), events), title, columns, _by_site(events, task))
     return proposal
+
+
+def live_line(state: str, events: Sequence[Event]) -> str:
+    """What stands above the table: the state, who is waited for, whose last scores are lost, what noise means."""
+    return ". ".join(filter(None, (state, _wait(events), _lost(events), noise_of(events))))
 
 
 def _by_site(events: Sequence[Event], task: Task) -> list[tuple[object, ...]]:
@@ -192,6 +196,13 @@ def _reader(home: Home, proposal: Proposal) -> Callable[[], list[Event]]:
 
 def _wait(events: Sequence[Event]) -> str | None:
     return None if (event := waiting_in(events)) is None else who_waits(event, _latest(events, "round", "round") or 0)
+
+
+def _lost(events: Sequence[Event]) -> str | None:
+    scored = (event for event in reversed(events) if event["event"] == "evaluate" and event["site"] == OVERALL)
+    if (last := next(scored, None)) is None or not (lost := lost_of(last)):
+        return None
+    return f"{last['phase']} scores after round {last['round']}: {', '.join(lost)}"
 
 
 def _latest(events: Sequence[Event], kind: str, key: str) -> Any:

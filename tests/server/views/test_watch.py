@@ -11,7 +11,7 @@ from server.federation.events import open_journal
 from server.registry.registry import Registry
 from server.views.progress import Progress, progress_of
 from server.views.sentences import first_asked, joined_of, waiting_in
-from server.views.watch import event_line, state_line
+from server.views.watch import event_line, live_line, state_line
 from tests.server.coordinators import RUN, RUN_TOML, enrol, new_home
 
 HASH = sha256_of(RUN)
@@ -123,6 +123,7 @@ def test_a_score_of_an_earlier_round_says_of_which(tmp_path):
     journal.record("evaluate", scored | {"round": 1, "missing": ["b"], "seconds": 1.0, "bytes-down": 0})
     assert "dice 0.500," in f"{progress_of(home.run_folder(proposal.document), proposal, {'a'})},"
     assert event_line(journal.events[-1], Segmentation()).endswith("dice 0.500 (mean of sites); b did not answer")
+    assert live_line("running", journal.events) == "running. validation scores after round 1: b did not answer"
     journal.record("round", ended | {"round": 2})
     assert "dice 0.500 after round 1" in str(progress_of(home.run_folder(proposal.document), proposal, {"a"}))
 
