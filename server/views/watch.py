@@ -137,6 +137,11 @@ def event_line(event: Event, task: Task) -> str:
             return ""
 
 
+def live_line(state: str, events: Sequence[Event]) -> str:
+    """What stands above the table: the state, who is waited for, whose last scores are lost, what noise means."""
+    return ". ".join(filter(None, (state, _wait(events), _lost(events), noise_of(events))))
+
+
 def _state_now(registry: Registry, proposal: Proposal, idle: Idle) -> str:
     line, why = state_line(registry, proposal), idle() if proposal.open else None
     return line if why is None else f"{line}; {why}"
@@ -151,11 +156,6 @@ def _watch_live(home: Home, registry: Registry, run_hash: str, idle: Idle, told:
             columns = ("site", "train loss", task.headline, "steps", "seconds", "epsilon")
             show(live_line(_state_now(registry, proposal, idle), events), title, columns, _by_site(events, task))
     return proposal
-
-
-def live_line(state: str, events: Sequence[Event]) -> str:
-    """What stands above the table: the state, who is waited for, whose last scores are lost, what noise means."""
-    return ". ".join(filter(None, (state, _wait(events), _lost(events), noise_of(events))))
 
 
 def _by_site(events: Sequence[Event], task: Task) -> list[tuple[object, ...]]:
