@@ -13,7 +13,9 @@ from common.identity.invitation import Invitation
 from common.identity.phrase import as_phrase
 from common.identity.receipt_keys import request_digest
 from server.coordinator import supervisor
+from server.home.folder import Home
 from server.home.seen import read_seen, write_seen
+from server.registry.registry import Registry
 from server.registry.sites import Presence
 from tests.server.commands.calls import fails, invoke, succeeds
 from tests.server.coordinators import asked, enrol
@@ -59,8 +61,8 @@ def test_approve_waits_for_an_invited_site_only_when_it_is_told_to(home, registr
 
 
 def test_where_no_coordinator_runs_nobody_is_connected_and_it_is_said_who_was_last_seen_when(
-    home, registry, monkeypatch: pytest.MonkeyPatch
-):
+    home: Home, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the registry has is of a coordinator that was killed."""
     for name in ("st-anna", "st-mary"):
         enrol(home, registry, name)
@@ -80,7 +82,7 @@ def test_where_no_coordinator_runs_nobody_is_connected_and_it_is_said_who_was_la
 
 
 @pytest.mark.parametrize("text", [None, b"", b"not JSON"])
-def test_a_note_of_who_was_seen_that_cannot_be_read_costs_the_note_alone(home, text: bytes | None):
+def test_a_note_of_who_was_seen_that_cannot_be_read_costs_the_note_alone(home: Home, text: bytes | None) -> None:
     if text is not None:
         (home.path / "seen.json").write_bytes(text)
     assert read_seen(home.path) == {}
