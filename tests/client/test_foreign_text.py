@@ -105,7 +105,7 @@ def test_runs_show_a_refusal_that_repeats_foreign_text_as_text(home: Path) -> No
     run_hash = propose(home)
     approvals.note_appraisal(home, run_hash, Appraisal(None, f"refused: {ALL}"))
     assert_plain(succeed(home, "runs"))
-    assert json.loads(succeed(home, "runs", "--json"))[0]["policy"] == f"refused: {ALL}"
+    assert json.loads(call(home, "runs", "--json").stdout)[0]["policy"] == f"refused: {ALL}"
 
 
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
