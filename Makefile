@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench sites soak fuzz faults privacy ray images wheelhouse airgap setup lock clean
+.PHONY: demo test check bench sites soak fuzz faults privacy ray docs images wheelhouse airgap setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -33,6 +33,9 @@ privacy:  ## the long proofs: epsilon on 117 histories against PLD, 200 kills of
 
 ray:  ## simulations on a Ray cluster: two nodes of this machine, one that dies, what a killed command leaves
 	@$(BOOTSTRAP) ray
+
+docs:  ## the pages as a site, in dist/site; warnings are errors
+	@$(BOOTSTRAP) docs
 
 images:  ## build both images by podman, and a federated round of a coordinator and two sites from them; WHEELHOUSE=path
 	@$(BOOTSTRAP) images $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")

@@ -157,6 +157,12 @@ def ray(_: argparse.Namespace) -> int:
     return _run_all([("ray", ["-m", "pytest", *files])])
 
 
+def docs(_: argparse.Namespace) -> int:
+    """Build the pages as a site in dist/site; a warning, such as a link to nowhere, is an error."""
+    setup()
+    return _run_all([("docs", ["-m", "mkdocs", "build", "--strict", "--config-file", "deploy/site/mkdocs.yml"])])
+
+
 def images(options: argparse.Namespace) -> int:
     """Build the images of both sides by podman, and let a coordinator and two sites of them train together."""
     setup()
@@ -217,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         faults,
         privacy,
         ray,
+        docs,
         images,
         wheelhouse,
         airgap,

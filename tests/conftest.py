@@ -106,7 +106,7 @@ def _no_leak(_loopback_only: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Folder of real images; see WARDROUND_DATA in the README."""
+    """Folder of real images; see WARDROUND_DATA in docs/project/contributing.md."""
     folder = os.environ.get("WARDROUND_DATA")
     if folder:
         return Path(folder)

@@ -1,18 +1,15 @@
 """The worked examples of docs/architecture.md, taken from the page and trained: one new file and one line in a table.
 
-Each is put into a copy of the packages, and nothing else there is touched; processes of that copy then do the rest. To
-load the libraries takes each of them longer than its work: a copy loads them once, and every command is a process that
-is parted from there, with the module that a person starts.
+Each is put into a copy of the packages, and nothing else there is touched; processes of that copy then do the rest. So
+they do with the tutorials, whose blocks are typed as they stand: those of coordinator and hospital in the federation
+that one of the examples is deployed in.
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
+import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,175 +21,13 @@ from common.config.rundocument import from_toml
 from server.federation.rounds import federate
 from simulations.backends.in_process import InProcessGrid
 from simulations.partitions import PARTITION_CHOICE
-from tests import ROOT
+from tests.pages.blocks import TUTORIALS, blocks
+from tests.pages.copies import EXAMPLES, MODULES, Copy, Packages
 from tests.simulations.tiny import tiny_site
 from tests.system import play
 from tests.system.play import SITES, Play, eventually, playing
 
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PACKAGES = ("client", "common", "server", "simulations")
-FENCE = re.compile(r"^```python\n# (\S+\.py)(?:: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MOST_LINES = 60
-
-SCENARIO = """
-[run]
-format = 2
-name = "example"
-seed = 3
-deterministic = true
-[run.model]
-MODEL
-[run.data]
-modality = "photo"
-classes = ["disc"]
-validation-fraction = 0.2
-test-fraction = 0.2
-[run.training]
-patch-size = [16, 16]
-local-steps = 2
-batch-size = 2
-optimizer = "sgd"
-learning-rate = 0.1
-[run.federation]
-rounds = 2
-quorum = 2
-"""
-UNET = "channels = [4, 8]\nresidual-units = 0"
-SITES_OF_THEIR_OWN = "".join(f'\n[[sites]]\nname = "{site}"\ndata = [{{path = "{site}"}}]\n' for site in SITES)
-
-
-def sections() -> dict[str, list[tuple[str, str | None, str]]]:
-    """What is added -> its blocks: file, table of that file or None for a new file, text."""
-    parts = re.split(r"^## How to add an? (.+)$", PAGE, flags=re.MULTILINE)[1:]
-    return {
-        name: [(path, table or None, text) for path, table, text in FENCE.findall(body)]
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
-    }
-
-
-EXAMPLES = sections()
-
-
-def with_line(text: str, table: str, added: str) -> str:
-    """A table's file with a line more, and the import that the line needs."""
-    imported = "".join(line for line in added.splitlines(keepends=True) if line.startswith("from "))
-    (line,) = [line for line in added.splitlines(keepends=True) if line.startswith("    ")]
-    start = re.search(rf"^{table}: .* = [({{]$", text, re.MULTILINE)
-    assert start is not None, f"there is no table {table}"
-    end = re.compile(r"^[)}]", re.MULTILINE).search(text, start.end())
-    assert end is not None
-    text = text[: end.start()] + line + text[end.start() :]
-    last = list(re.finditer(r"^from .*\n", text[: start.start()], re.MULTILINE))[-1]
-    return text[: last.end()] + imported + text[last.end() :]
-
-
-# Reads what to run, one line of JSON each, and answers with its exit code. What is loaded here is the same for all.
-PARTS = """
-import contextlib, importlib, json, os, sys, traceback
-import client.commands.main, client.predict.prediction, simulations.commands.main
-import server.federation.rounds, simulations.backends.in_process, simulations.scenarios.scenario
-
-def work(folder, after, module, arguments):
-    os.chdir(folder)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    exec(after, {"os": os})
-    importlib.import_module(module).app(arguments)
-
-for line in sys.stdin:
-    if (child := os.fork()) == 0:
-        status = 1
-        try:
-            work(*json.loads(line))
-        except SystemExit as ended:
-            status = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Packages:
-    """The packages with an example in them, and the process that its commands come from."""
-
-    def __init__(self, folder: Path, example: str) -> None:
-        self.folder = folder
-        for package in PACKAGES:
-            shutil.copytree(ROOT / package, folder / package)  # with what is compiled already
-        for path, table, text in EXAMPLES[example]:
-            target = folder / path
-            assert target.exists() == (table is not None), f"{path} is {'not there' if table else 'there already'}"
-            target.write_text(text if table is None else with_line(target.read_text(), table, text))
-        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        self._commands = subprocess.Popen(
-            [sys.executable, "-c", PARTS],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def command(self, folder: Path, module: str, *arguments: object, after: str = "") -> tuple[int, str, str]:
-        """A command to its end, in a process of its own.
-
-        Args:
-            folder: where it is typed.
-            module: whose `app` it is.
-            arguments: of the command line.
-            after: Python that is run in the process before.
-
-        Returns:
-            Its exit code, and what it wrote to stdout and stderr.
-        """
-        asked = [str(folder), after, module, [str(argument) for argument in arguments]]
-        assert self._commands.stdin is not None
-        assert self._commands.stdout is not None
-        print(json.dumps(asked), file=self._commands.stdin, flush=True)
-        code = int(self._commands.stdout.readline())
-        return code, (folder / "stdout").read_text(), (folder / "stderr").read_text()
-
-    def close(self) -> None:
-        """End the process."""
-        self._commands.communicate(timeout=60)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Packages with an example, and a folder to work in."""
-
-    packages: Packages
-    folder: Path
-
-    def run(self, module: str, *arguments: object, fails: bool = False) -> str:
-        """A command to its end; what it printed, to both streams where it shall fail."""
-        code, out, err = self.packages.command(self.folder, module, *arguments)
-        assert (code != 0) == fails, out + err
-        return out + err if fails else out
-
-    def scenario(self, more: str, *, model: str = UNET, sites: str = SITES_OF_THEIR_OWN) -> Path:
-        path = self.folder / "example.toml"
-        path.write_text(SCENARIO.replace("MODEL", model) + more + sites)
-        return path
-
-    def listed(self, what: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.run("simulations.commands.main", "list", what, "--json"))
-        return rows
-
-    def trained(self, scenario: Path, *options: object, out: str = "out") -> dict[str, Any]:
-        """Simulate two rounds; the run's summary."""
-        self.run("simulations.commands.main", "run", scenario, "--out", self.folder / out, *options)
-        summary: dict[str, Any] = json.loads((self.folder / out / "summary.json").read_text())
-        assert (summary["status"], summary["rounds"]) == ("completed", 2)
-        assert all(one["sites"] == sorted(SITES) and not one["refused"] for one in summary["sites-by-round"])
-        return summary
-
 
 Copies: TypeAlias = Callable[[str], Copy]
 
@@ -373,52 +208,156 @@ strategy = { kind = "mimelite" }
 """
 
 
+@dataclass
+class Federation:
+    """Both sides at work, with an example in their packages; and what the tutorials had typed there."""
+
+    stage: Play
+    packages: Packages
+    typed: list[str] = field(default_factory=list)
+
+    def command(self, line: str, *more: str, site: str = SITES[0]) -> str:
+        """A line of a tutorial to its end; what it printed."""
+        program, *words = shlex.split(line)
+        homes = {"WARDROUND_SERVER_HOME": str(self.stage.coordinator), "WARDROUND_HOME": str(self.stage.folder / site)}
+        after = f"os.environ.update({homes!r})"
+        code, out, err = self.packages.command(self.stage.folder, MODULES[program], *words, *more, after=after)
+        assert code == 0, f"{line}\n{out}{err}"
+        self.typed.append(line)
+        return out
+
+
+@pytest.fixture(scope="module")
+def federation(made: dict[str, Packages], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A coordinator and two hospitals that have completed their first run, as the tutorials of both tell it."""
+    if "strategy" not in made:
+        made["strategy"] = Packages(tmp_path_factory.mktemp("packages"), "strategy")
+    packages = made["strategy"]
+    folder = tmp_path_factory.mktemp("stage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(play, "ROOT", packages.folder)
+        with playing(folder) as stage:
+            one = Federation(stage, packages)
+            told(one)
+            yield one
+
+
+def told(federation: Federation) -> None:
+    """Type the tutorials' lines, in the order in which the two sides wait for each other.
+
+    Keys, members and data are there already: `playing` has typed these lines, with ports and folders of its own.
+    """
+    stage = federation.stage
+    before = {
+        *(f"server.commands.main {word}" for word in ("init", "start", "invite", "approve")),
+        *(f"client.commands.main {words}" for words in ("join", "data add", "start")),
+    }
+    there = before & {" ".join((module, *words[: 2 if words[0] == "data" else 1])) for module, *words in stage.said}
+    study = next((stage.folder / f"{SITES[0]}-pacs").glob("*/*"))
+    (stage.folder / "path" / "to").mkdir(parents=True)
+    (stage.folder / "path" / "to" / "study").symlink_to(study, target_is_directory=True)
+
+    def until(left: list[str], last: str) -> None:
+        """Type the lines that are left, to the first one that begins so, and with it."""
+        while left:
+            line = left.pop(0).removesuffix(" &")
+            program, *words = shlex.split(line)
+            if f"{MODULES[program]} {words[0]}" in there or f"{MODULES[program]} {' '.join(words[:2])}" in there:
+                federation.typed.append(line)
+                continue
+            if words[0] == "run":
+                (stage.folder / words[1]).write_text(DEPLOYED.replace("NAME", "lesions"))  # what was changed in it
+            federation.command(line, *(["--yes"] if words[0] == "approve" else []))  # asked, a person says yes
+            if line.startswith(last):
+                return
+        assert last == "the end"
+
+    coordinator, hospital = (
+        [line for block in blocks(TUTORIALS[side]) if block.mark == "run" for line in block.lines]
+        for side in ("coordinator", "hospital")
+    )
+    until(coordinator, "wardround-server run")
+    digest = row(stage, "lesions")["hash"]
+    for site in SITES:
+        eventually((stage.folder / site / "proposals" / digest / "offer.json").exists, f"{site} has looked at the run")
+    until(hospital, "wardround-client approve")
+    federation.command("wardround-client approve lesions", "--yes", site=SITES[1])
+    until(coordinator, "the end")
+    until(hospital, "the end")
+
+
+@pytest.mark.system
+def test_the_tutorials_of_both_sides_run_as_they_stand_to_a_model_and_a_prediction(federation: Federation) -> None:
+    folder = federation.stage.folder
+    assert row(federation.stage, "lesions")["state"] == "completed"
+    written = {
+        side: [line for one in blocks(TUTORIALS[side]) for line in one.lines if one.mark == "run"]
+        for side in ("coordinator", "hospital")
+    }
+    assert {line.removesuffix(" &") for lines in written.values() for line in lines} <= set(federation.typed)
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert (folder / "papers" / "index.json").is_file()
+    assert list((folder / "result").rglob("*.dcm"))
+    assert list((folder / SITES[0] / "check").glob("report.html"))
+
+
+def test_the_researchers_tutorial_runs_as_it_stands(copies: Copies) -> None:
+    copy = copies("strategy")
+    for block in blocks(TUTORIALS["researcher"]):
+        if block.mark.startswith("file: "):
+            (copy.folder / block.mark.removeprefix("file: ")).write_text(block.text)
+        elif block.mark == "run" and block.language == "python":
+            code, out, err = copy.packages.command(copy.folder, MODULES["wardround-sim"], "--version", after=block.text)
+            assert code == 0, err
+            assert "model.safetensors" in out
+        elif block.mark == "run":
+            for line in block.lines:
+                program, *words = shlex.split(line)
+                copy.run(MODULES[program], *words)
+    summary = json.loads((copy.folder / "out" / "first" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("completed", 4)
+    assert (copy.folder / "out" / "first" / "report.html").is_file()
+
+
 @pytest.mark.system
 def test_an_added_strategy_trains_deployed_and_is_refused_there_under_privacy(
-    copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    federation: Federation, tmp_path: Path
 ) -> None:
     """Real processes and channels: the second part passes codec, gate, checks and receipts, which know no name."""
-    copy = copies("strategy")
-    monkeypatch.setattr(play, "ROOT", copy.packages.folder)
-    folder = tmp_path / "stage"
-    folder.mkdir()
-    with playing(folder) as stage:
-        rounds = deployed(stage, "plain", DEPLOYED)
-        assert [one["sites"] for one in rounds] == [sorted(SITES)] * 2
-        assert rounds[0]["momentum-sha256"] != rounds[1]["momentum-sha256"]
-        # What a site keeps for the next round is written by a worker in its sandbox: to the bit as in a simulation.
-        remembering = DEPLOYED.replace('"mimelite"', '"scaffold"').replace("rounds = 2", "rounds = 3")
-        rounds = deployed(stage, "remembering", remembering)
-        assert [one["sites"] for one in rounds] == [sorted(SITES)] * 3
-        assert not list(folder.glob(f"*/{STRATEGIES_NAME}/*"))
-        document = from_toml(remembering.replace("NAME", "remembering"))
-        federate(
-            InProcessGrid([open_site(folder / site) for site in SITES], document), document, tmp_path / "simulated"
+    stage, folder = federation.stage, federation.stage.folder
+    rounds = rounds_of(stage, "lesions")
+    assert [one["sites"] for one in rounds] == [sorted(SITES)] * 2
+    assert rounds[0]["momentum-sha256"] != rounds[1]["momentum-sha256"]
+    # What a site keeps for the next round is written by a worker in its sandbox: to the bit as in a simulation.
+    remembering = DEPLOYED.replace('"mimelite"', '"scaffold"').replace("rounds = 2", "rounds = 3")
+    rounds = deployed(stage, "remembering", remembering)
+    assert [one["sites"] for one in rounds] == [sorted(SITES)] * 3
+    assert not list(folder.glob(f"*/{STRATEGIES_NAME}/*"))
+    document = from_toml(remembering.replace("NAME", "remembering"))
+    federate(InProcessGrid([open_site(folder / site) for site in SITES], document), document, tmp_path / "simulated")
+    simulated = [event for event in events(tmp_path / "simulated") if event["event"] == "round"]
+    assert [one["model-sha256"] for one in rounds] == [one["model-sha256"] for one in simulated]
+    private = DEPLOYED.replace("NAME", "private") + "privacy = { target-epsilon = 8.0 }\n"
+    (folder / "private.toml").write_text(private)
+    for site in SITES:
+        code, out, err = federation.packages.command(
+            folder, MODULES["wardround-client"], "policy", "check", folder / "private.toml", "--home", folder / site
         )
-        simulated = [event for event in events(tmp_path / "simulated") if event["event"] == "round"]
-        assert [one["model-sha256"] for one in rounds] == [one["model-sha256"] for one in simulated]
-        private = DEPLOYED.replace("NAME", "private") + "privacy = { target-epsilon = 8.0 }\n"
-        (folder / "private.toml").write_text(private)
-        for site in SITES:
-            told = copy.run(
-                "client.commands.main", "policy", "check", folder / "private.toml", "--home", folder / site, fails=True
-            )
-            assert "sends gradient beside the weights, which no guarantee covers" in " ".join(told.split())
-        stage.server("run", "private.toml")
-        digest = row(stage, "private")["hash"]
-        # A person's yes does not help: each site says no to what its policy refuses. One no is enough to end the run.
-        eventually(lambda: row(stage, "private")["state"] == "failed", "a site says no, and the run fails")
-        failed = row(stage, "private")
-        refusing = {one.parts[-4] for one in folder.glob(f"*/proposals/{digest}/told.json")}
-        assert refusing
-        assert refusing <= set(SITES)
-        # The other's answer may come after the run is closed.
-        assert failed["denied"] == []
-        assert set() < set(failed["refused"]) <= refusing
-        assert all(
-            f"refused by the policy of {site} (policy-refused)" in failed["reason"] for site in failed["refused"]
-        )
-        assert not list((stage.coordinator / "runs").glob("private-*/checkpoint"))
+        assert code != 0
+        assert "sends gradient beside the weights, which no guarantee covers" in " ".join((out + err).split())
+    stage.server("run", "private.toml")
+    digest = row(stage, "private")["hash"]
+    # A person's yes does not help: each site says no to what its policy refuses. One no is enough to end the run.
+    eventually(lambda: row(stage, "private")["state"] == "failed", "a site says no, and the run fails")
+    failed = row(stage, "private")
+    refusing = {one.parts[-4] for one in folder.glob(f"*/proposals/{digest}/told.json")}
+    assert refusing
+    assert refusing <= set(SITES)
+    # The other's answer may come after the run is closed.
+    assert failed["denied"] == []
+    assert set() < set(failed["refused"]) <= refusing
+    assert all(f"refused by the policy of {site} (policy-refused)" in failed["reason"] for site in failed["refused"])
+    assert not list((stage.coordinator / "runs").glob("private-*/checkpoint"))
 
 
 def deployed(stage: Play, name: str, text: str) -> list[dict[str, Any]]:
@@ -436,6 +375,11 @@ def deployed(stage: Play, name: str, text: str) -> list[dict[str, Any]]:
         "the end of the run",
     )
     eventually(lambda: row(stage, name)["state"] == "completed", "that it is told")
+    return rounds_of(stage, name)
+
+
+def rounds_of(stage: Play, name: str) -> list[dict[str, Any]]:
+    out = next((stage.coordinator / "runs").glob(f"{name}-*"))
     return [event for event in events(out) if event["event"] == "round"]
 
 

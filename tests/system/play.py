@@ -55,9 +55,11 @@ class Play:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.coordinator = folder / "coordinator"
         self.variables: dict[str, str] = {}  # for the processes that are started from now on
+        self.said: list[tuple[str, ...]] = []  # all that was typed: module and arguments
 
     def spawn(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a command; what it prints goes to a file."""
+        self.said.append((module, *arguments))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment |= {"WARDROUND_SERVER_HOME": str(self.coordinator)} | self.variables
         with (self.folder / "printed.log").open("ab") as log:
@@ -67,6 +69,7 @@ class Play:
 
     def typed(self, module: str, *arguments: str) -> str:
         """Run a command to its end; what it printed to stdout."""
+        self.said.append((module, *arguments))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARDROUND_SERVER_HOME": str(self.coordinator)}
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
