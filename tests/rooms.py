@@ -70,8 +70,8 @@ def called(node: ast.Call) -> str:
     return ast.unparse(node.func)
 
 
-def place(path: Path, node: ast.expr) -> str:
-    """Where an expression stands, file:line."""
+def place(path: Path, node: ast.expr | ast.stmt) -> str:
+    """Where an expression or a statement stands, file:line."""
     return f"{path.relative_to(ROOT)}:{node.lineno}"
 
 

@@ -21,6 +21,7 @@ from common.models import NETWORK_CHOICE
 from common.strategies import STRATEGY_CHOICE
 from common.tasks import TASKS
 from tests import ROOT
+from tests.patience import PATIENCE_S
 from tests.rooms import PACKAGES, arrows, called, circles, closure, imports, modules, place, rooms, tree
 
 # Room -> the rooms that it imports. `common` itself, which holds errors and text, is open to all and not named here. An
@@ -593,7 +594,7 @@ def test_process_with_the_door_holds_neither_torch_nor_images(module: str) -> No
     heavy = ("torch", "monai", "opacus", *IMAGE_READERS)
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
@@ -616,7 +617,7 @@ def test_long_lived_and_interactive_processes_start_without_torch(modules: str) 
     """torch costs seconds and hundreds of MB; --help, an idle gateway and a look at the data need none of it."""
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "False"
@@ -671,7 +672,7 @@ def test_no_other_distribution_owns_our_package_names(package: str) -> None:
 def test_wheel_holds_the_four_packages_and_nothing_else(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120, env=environment)
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S, env=environment)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}

@@ -23,9 +23,10 @@ from simulations.backends.in_process import InProcessGrid
 from simulations.partitions import PARTITION_CHOICE
 from tests.pages.blocks import TUTORIALS, blocks
 from tests.pages.copies import EXAMPLES, MODULES, Copy, Packages
+from tests.patience import eventually
 from tests.simulations.tiny import tiny_site
 from tests.system import play
-from tests.system.play import SITES, Play, eventually, playing
+from tests.system.play import SITES, Play, playing
 
 MOST_LINES = 60
 

@@ -20,8 +20,9 @@ from client.home.identity import load_identity
 from client.site import open_site
 from client.trail.audit_trail import open_log
 from common.wire.messages import EvaluateRequest, Refusal, Reply, TrainRequest
-from tests.client.agent.test_loop import PRIVATE_TOML, UPDATED, WEIGHTS, FakeWorker, Stage, eventually, good
+from tests.client.agent.test_loop import PRIVATE_TOML, UPDATED, WEIGHTS, FakeWorker, Stage, good
 from tests.client.coordinator import Authority, Coordinator
+from tests.patience import PATIENCE_S, eventually
 
 SIZE = 4 << 20
 POLICY = "min-patients = 1\nlifetime-epsilon = 20.0\n"
@@ -60,7 +61,7 @@ def running(home: Path, coordinator: Coordinator) -> Iterator[tuple[Stage, threa
     thread.start()
     yield Stage(home, coordinator, worker, agent), thread
     agent.stop()
-    thread.join(timeout=20.0)
+    thread.join(timeout=PATIENCE_S)
 
 
 def main(home: Path) -> dict[str, object]:

@@ -47,6 +47,7 @@ from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequ
 from common.wire.records import reply_to_record
 from tests.client.canaries import COMMANDS, PLACES, break_studies, canaries, found_in, plant
 from tests.client.data.studies import run_config
+from tests.patience import PATIENCE_S
 
 ROWS = 621
 RUN = run_config(
@@ -57,7 +58,6 @@ RUN = run_config(
 )
 POLICY = "min-patients = 1\nlifetime-epsilon = 100.0\n"
 SECRETS = ("site.key", "tls")
-LONG_S = 60.0
 # Typed where the table lets terms and labels stay: Segment Label, Segmentation Type, Modality, Photometric
 # Interpretation, Specific Character Set, Image Type, Rescale Type. Only the export by the profile trusts these.
 KEPT_BY_THE_STANDARD = {f"CANARY900{number}".encode() for number in (20, 21, 24, 25, 26, 27, 28)}
@@ -243,8 +243,8 @@ def _work(one: Scene, folder: Path) -> None:
             assert isinstance(answer, Offer | Refusal)
     worker = Worker(one.home, threads=1)
     try:
-        assert worker.ask(Describe(issue(RUN)), LONG_S) == offer
-        assert isinstance(worker.ask(Describe(issue(other)), LONG_S), Refusal)
+        assert worker.ask(Describe(issue(RUN)), PATIENCE_S) == offer
+        assert isinstance(worker.ask(Describe(issue(other)), PATIENCE_S), Refusal)
     finally:
         worker.stop()
 

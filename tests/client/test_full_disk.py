@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.patience import PATIENCE_S
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -20,7 +21,7 @@ def test_agent_with_a_full_disk_says_so_spends_nothing_and_goes_on_when_there_is
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,8 +8,7 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +29,10 @@ from common.learning.checkpoint import pack
 from common.learning.network import build_model
 from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply, TrainReply, TrainRequest
 from tests.client.coordinator import Authority, Coordinator
+from tests.patience import PATIENCE_S, eventually
 from tests.simulations.tiny import tiny_site
 
 PATIENTS = 20
-SOON_S = 120.0
 RUN_TOML = """
 name = "NAME"
 seed = 3
@@ -81,7 +80,7 @@ class Site:
         self.coordinator.ask(
             TrainRequest(sha256_of(run), round_, {"weights": model(run) if weights is None else weights})
         )
-        return self.coordinator.replies.get(timeout=SOON_S)
+        return self.coordinator.replies.get(timeout=PATIENCE_S)
 
     def charges(self, run: RunConfig) -> list[int]:
         """The rounds that were charged."""
@@ -95,13 +94,6 @@ class Site:
 
 def model(run: RunConfig) -> bytes:
     return pack(build_model(run).state_dict())
-
-
-def eventually(check: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +116,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     thread.start()
     yield Site(home, pictures, coordinator, worker)
     agent.stop()
-    thread.join(timeout=SOON_S)
+    thread.join(timeout=PATIENCE_S)
     coordinator.stop()
 
 
@@ -204,13 +196,13 @@ def test_run_that_has_ended_is_over_at_the_worker_too(site: Site) -> None:
     trained = site.train(run, 1)
     assert isinstance(trained, TrainReply)
     site.coordinator.ask(EvaluateRequest(sha256_of(run), 1, "validation", {"weights": trained.parts["weights"]}))
-    assert isinstance(site.coordinator.replies.get(timeout=SOON_S), EvaluateReply | Refusal)
+    assert isinstance(site.coordinator.replies.get(timeout=PATIENCE_S), EvaluateReply | Refusal)
     site.coordinator.close(sha256_of(run))
     eventually(lambda: not approvals.load(site.home, sha256_of(run)).open)
     charged = site.charges(run)
     assert site.train(run, 2) == Refusal(sha256_of(run), 0, ErrorCode.NOT_APPROVED)
     site.coordinator.ask(EvaluateRequest(sha256_of(run), 2, "validation", {"weights": trained.parts["weights"]}))
-    assert site.coordinator.replies.get(timeout=SOON_S) == Refusal(sha256_of(run), 0, ErrorCode.NOT_APPROVED)
+    assert site.coordinator.replies.get(timeout=PATIENCE_S) == Refusal(sha256_of(run), 0, ErrorCode.NOT_APPROVED)
     assert site.charges(run) == charged
 
 

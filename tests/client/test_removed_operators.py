@@ -19,9 +19,10 @@ from common.errors import EnrolmentError, ErrorCode
 from common.identity import certificates, operators
 from common.wire.messages import Refusal, TrainReply, TrainRequest
 from common.wire.wardround_pb2 import Endorsement
-from tests.client.agent.test_loop import OPEN_POLICY, RUN_TOML, WEIGHTS, Stage, eventually
+from tests.client.agent.test_loop import OPEN_POLICY, RUN_TOML, WEIGHTS, Stage
 from tests.client.coordinator import Authority
 from tests.client.trail.test_log_exchange import stage
+from tests.patience import eventually
 
 __all__ = ["stage"]  # a fixture
 

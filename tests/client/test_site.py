@@ -27,12 +27,12 @@ from common.crypto.passphrase import is_sealed, seal
 from common.errors import ConfigError
 from common.system.files import write_private
 from simulations.scenarios.homes import make_site
+from tests.patience import PATIENCE_S
 from tests.simulations.mammograms import mass_run, region_run, write_archive
 from tests.simulations.tiny import tiny_run, tiny_site
 
 PASSPHRASE = "five random words on paper"  # noqa: S105
 KEY = bytes(range(32))
-LONG_S = 60.0
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_worker_gets_the_key_by_its_pipe_and_has_no_way_to_it_of_its_own(
     key = sealed(site.home, monkeypatch)
     worker = Worker(site.home, threads=1)
     try:
-        after = worker.ask(Describe(issue(tiny_run())), LONG_S)
+        after = worker.ask(Describe(issue(tiny_run())), PATIENCE_S)
         process = psutil.Process(worker.pid)
         seen = " ".join([*process.cmdline(), *process.environ(), *process.environ().values()])
     finally:

@@ -9,7 +9,6 @@ import json
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from deploy.installation.manifest import ABOUT, write_manifest
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from tests import ROOT, loopback
 from tests.deploy.booted import Booted, booted
+from tests.patience import eventually
 
 WHEELHOUSE = ROOT / "dist/wheelhouse"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"  # the system's, which the wheels fit
@@ -106,11 +106,8 @@ def again(wheelhouse: Path, folder: Path) -> None:
     write_manifest(folder)
 
 
-def until(check: Callable[[], object], machine: Booted, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        time.sleep(1.0)
-        assert time.monotonic() < deadline, machine.run("journalctl -n 100 --no-pager", code=None)
+def until(check: Callable[[], object], machine: Booted) -> None:
+    eventually(check, lambda: machine.run("journalctl -n 100 --no-pager", code=None), every_s=1.0)
 
 
 def probe(machine: Booted, code: str, allowed: str = "localhost") -> str:
@@ -160,7 +157,7 @@ def test_upgrade_restarts_the_services_and_rollback_too(system: Booted) -> None:
     assert "active" in system.run(serving)
     system.run(f"{PYTHON} /opt/wardround/current/install.py rollback")
     assert system.run("readlink /opt/wardround/current").strip() == before
-    until(lambda: "connected" in system.run("wardround-client status --json", code=None), system, 60.0)
+    until(lambda: "connected" in system.run("wardround-client status --json", code=None), system)
 
 
 def test_uninstall_leaves_the_homes_and_purge_does_not(system: Booted) -> None:

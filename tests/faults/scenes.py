@@ -16,7 +16,8 @@ from tests.faults import trial
 from tests.faults.line import why_lossless
 from tests.faults.stage import Stage
 from tests.faults.trial import Verdict
-from tests.system.play import LONG_S, SITES, Run, eventually, run_text
+from tests.patience import eventually
+from tests.system.play import LONG_S, SITES, Run, run_text
 
 # Debian's package faketime; found where its wrapper looks for it.
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))

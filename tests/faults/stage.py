@@ -16,7 +16,8 @@ import psutil
 from common.config import RunConfig, parse
 from common.system.locks import is_locked
 from tests.faults.line import Line
-from tests.system.play import LONG_S, SITES, Play, Run, eventually, playing, run_text
+from tests.patience import eventually
+from tests.system.play import LONG_S, SITES, Play, Run, playing, run_text
 
 # Process -> who has started it, and a word of its command; none: it was started by a person.
 PROCESSES = {

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from tests.faults.kinds import faults
 from tests.faults.line import why_lossless
 from tests.faults.stage import Stage, staged
 from tests.faults.trial import under_fire
-from tests.system.play import Run, eventually
+from tests.patience import eventually
+from tests.system.play import Run
 
 pytestmark = pytest.mark.system
 
 # What is noticed takes five seconds; Flower, and a site's own silence, take a minute.
-SOONER_S = 40.0
+SOONER_S = 55.0
 # Each process once, in an order and at moments that follow from this.
 SEED = 5
 
@@ -58,6 +60,12 @@ def test_run_over_lines_that_lose_packets_ends_with_the_same_model(play: Stage, 
     assert all(line.lost for line in play.lines.values())
 
 
+def soon(check: Callable[[], object], what: str) -> None:
+    began = time.monotonic()
+    eventually(check, what)
+    assert time.monotonic() - began < SOONER_S
+
+
 def server_apps(play: Stage) -> set[int]:
     """Process ids of those that live."""
     family = psutil.Process(play.processes["coordinator"].pid).children(recursive=True)
@@ -75,7 +83,7 @@ def test_dead_server_app_is_replaced_before_flower_would_notice(play: Stage) -> 
     killed = server_apps(play)
     for pid in killed:
         psutil.Process(pid).kill()
-    eventually(lambda: server_apps(play) - killed, "another ServerApp", SOONER_S)
+    soon(lambda: server_apps(play) - killed, "another ServerApp")
     play.server("stop", "noticed")
 
 
@@ -85,7 +93,7 @@ def test_server_app_that_dies_while_it_is_loaded_is_replaced_before_flower_would
     (killed,) = eventually(lambda: server_apps(play) - before, "a ServerApp")
     psutil.Process(killed).kill()
     assert not run.events("run-started")
-    eventually(lambda: server_apps(play) - before - {killed}, "another ServerApp", SOONER_S)
+    soon(lambda: server_apps(play) - before - {killed}, "another ServerApp")
     assert run.ended()["state"] == "completed"
 
 
@@ -96,6 +104,6 @@ def test_status_says_that_a_hospital_was_killed_and_that_it_is_back(play: Stage)
 
     eventually(lambda: set(connected().values()) == {"connected"}, "both are here")
     play.kill("north")
-    eventually(lambda: connected() == {"north": "away", "south": "connected"}, "it is seen to be away", SOONER_S)
+    soon(lambda: connected() == {"north": "away", "south": "connected"}, "it is seen to be away")
     play.start("north")
     eventually(lambda: connected()["north"] == "connected", "it is back")

@@ -12,13 +12,14 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import free_ports
 from tests.simulations.tiny import tiny_site
-from tests.system.play import LONG_S, SITES, Play, eventually
+from tests.system.play import SITES, Play
 
 PATIENTS = 5
 RUN_TOML = """\
@@ -60,7 +61,7 @@ def make(play: Play) -> None:
     eventually(lambda: len(json.loads(play.server("requests", "--json"))) == len(SITES), "both ask to join")
     play.server("approve", *SITES)
     for join in joins:
-        assert join.wait(timeout=LONG_S) == 0
+        assert join.wait(timeout=PATIENCE_S) == 0
     for site in SITES:
         tiny_site(play.folder / f"{site}-pictures", site, PATIENTS)
         text = f'threads = 1\nname = "{site}"\n[[data]]\npath = "../{site}-pictures"\nkind = "images"\n'
@@ -95,8 +96,8 @@ def _propose(play: Play, name: str, answer: str, *, rounds: int, more: str = "")
     wanted = len(_states(play))
     for site in SITES:
         proposals = play.folder / site / "proposals"
-        while len([*proposals.glob("*/offer.json")]) < wanted:
-            time.sleep(0.2)
+        seen = partial(proposals.glob, "*/offer.json")
+        eventually(lambda: len([*seen()]) >= wanted, f"{site} has looked at {name}")  # noqa: B023 - asked here and now
         play.client(site, answer, name, *(["--yes"] if answer == "approve" else []))
     eventually(lambda: _states(play)[name] in ("completed", "failed"), f"{name} to end")
 

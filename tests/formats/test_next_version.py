@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.patience import PATIENCE_S
 
 KEPT = ROOT / "tests" / "formats" / "1"
 # Run by the next version: hashes by run name, of what it receives, of what a hospital has stored, of what it issues.
@@ -41,7 +42,12 @@ def next_version(folder: Path, field: str) -> dict[str, dict[str, str]]:
         assert text.count(here) == 1
         source.write_text(text.replace(here, there), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(KEPT)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SCRIPT, str(KEPT)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     told: dict[str, dict[str, str]] = json.loads(done.stdout)

@@ -26,8 +26,9 @@ from server.commands import doctor
 from server.gateway import uploads
 from server.home.folder import Home
 from tests import ROOT
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import new_home, status_of
-from tests.server.gateway.test_services import Agent, Coordinator, _json, start_superlink, toy_bundle, wait_for
+from tests.server.gateway.test_services import Agent, Coordinator, _json, start_superlink, toy_bundle
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,12 @@ def coordinator(home: Home) -> Iterator[Coordinator]:
     yield running
     running.stop()
     superlink.send_signal(signal.SIGINT)
-    superlink.wait(20)
+    superlink.wait(PATIENCE_S)
 
 
 @pytest.fixture
 def run(coordinator: Coordinator) -> Iterator[int]:
-    """Two rounds for sites a and b; round-timeout 60 s."""
+    """Two rounds for sites a and b."""
     run_id = calls.start_run(coordinator.home.config.superlink_port, toy_bundle())
     coordinator.live_runs.add(run_id)
     yield run_id
@@ -98,8 +99,8 @@ def test_update_of_a_hospital_whose_clock_is_off_counts_and_both_sides_are_told(
             request = request_from_record(message.content)
             reply = TrainReply(request.run_hash, request.round, {"weights": bytes([request.round])}, 10, {})
             other.push(Message(reply_to_record(reply), reply_to=message))
-        wait_for(result.exists)
-        assert off.wait(30) == 0
+        eventually(result.exists)
+        assert off.wait(PATIENCE_S) == 0
     finally:
         off.kill()
         off.wait()
@@ -116,11 +117,7 @@ def test_reply_that_would_not_be_stored_is_an_error_and_not_thrown_away(
     """A program that dates its reply by a clock that is ahead, as those of earlier versions did."""
     agent = Agent(coordinator, "b")
     other = Agent(coordinator, "a")
-    head, tree = agent.pull()
-    until = time.monotonic() + 60
-    while head.metadata.run_id != run and time.monotonic() < until:  # of the run before, which has just ended
-        time.sleep(0.2)
-        head, tree = agent.pull()
+    head, tree = eventually(lambda: (one := agent.pull())[0].metadata.run_id == run and one, "a message of this run")
     message = agent.fetch(head, tree)
     request = request_from_record(message.content)
     reply = Message(reply_to_record(TrainReply(request.run_hash, 1, {"weights": b"x"}, 10, {})), reply_to=message)

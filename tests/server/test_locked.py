@@ -2,7 +2,6 @@
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from server.home.folder import Home
 from server.registry import acts, store
 from server.registry.audit_trail import AUDIT_NAME
 from server.registry.registry import Registry
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import enrol, new_home, status_of
 
 
@@ -109,16 +109,13 @@ def test_gateway_waits_for_a_locked_registry_and_goes_on(
     thread.start()
     try:
         with member.channel(home) as channel:
-            grpc.channel_ready_future(channel).result(20)
+            grpc.channel_ready_future(channel).result(PATIENCE_S)
             list_proposals = CoordinationStub(channel).ListProposals
             assert status_of(list_proposals, ListProposalsRequest(revision=99)) == grpc.StatusCode.OK
             for name in ("registry.sqlite", AUDIT_NAME):
                 with held(home.path / name):
                     begun = len(steps)
-                    until = time.monotonic() + 60.0
-                    while len(steps) < begun + 3:
-                        assert time.monotonic() < until
-                        time.sleep(0.05)
+                    eventually(lambda: len(steps) >= begun + 3, "it goes on")  # noqa: B023 - asked here and now
                     if name == "registry.sqlite":
                         request = fleet_pb2.ActivateNodeRequest()
                         assert status_of(FleetStub(channel).ActivateNode, request) == grpc.StatusCode.UNAVAILABLE

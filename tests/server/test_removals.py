@@ -19,6 +19,7 @@ from common.wire.wardround_pb2_grpc import CoordinationStub
 from server.home import root as roots
 from server.registry import operators
 from server.registry.proposals import Proposal
+from tests.patience import PATIENCE_S
 from tests.server.coordinators import RUN_TOML, new_home, signed
 from tests.system.test_membership import Office
 
@@ -33,7 +34,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 def listed(site: Identity, revision: int = 0, wait_s: float = 0.0) -> ListProposalsReply:
     with site.channel() as channel:
         request = ListProposalsRequest(revision=revision, wait_s=wait_s)
-        reply: ListProposalsReply = CoordinationStub(channel).ListProposals(request, timeout=30.0)
+        reply: ListProposalsReply = CoordinationStub(channel).ListProposals(request, timeout=PATIENCE_S)
     return reply
 
 

@@ -12,7 +12,6 @@ import shutil
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from client.worker.protocol import Describe, PipeError
 from common.config import RunConfig, sha256_of
 from common.config.rundocument import issue
 from common.wire.messages import EvaluateRequest, TrainRequest
+from tests.patience import PATIENCE_S, eventually
 from tests.system.disguises import IDENTIFIERS, TEXT
 from tests.system.patients import first_file
 
@@ -322,8 +322,8 @@ def _deaths() -> Iterator[Mishap]:
 
     def living(site: Hospital) -> int:
         with suppress(PipeError):  # the one before may have been killed
-            site.worker.ask(Describe(issue(site.plain)), 60.0)
-        site.worker.ask(Describe(issue(site.plain)), 60.0)
+            site.worker.ask(Describe(issue(site.plain)), PATIENCE_S)
+        site.worker.ask(Describe(issue(site.plain)), PATIENCE_S)
         pid = site.worker.pid
         assert pid is not None
         return pid
@@ -331,7 +331,7 @@ def _deaths() -> Iterator[Mishap]:
     def killed(site: Hospital) -> None:
         pid = living(site)
         os.kill(pid, signal.SIGSTOP)
-        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
         site.train()
 
     def killed_twice(site: Hospital) -> None:
@@ -339,12 +339,11 @@ def _deaths() -> Iterator[Mishap]:
 
         def kill() -> None:
             os.kill(first, signal.SIGKILL)
-            while (second := site.worker.pid) in (None, first):
-                time.sleep(0.01)
+            second = eventually(lambda: (pid := site.worker.pid) != first and pid, "the next worker", every_s=0.01)
             os.kill(second, signal.SIGKILL)
 
         os.kill(first, signal.SIGSTOP)
-        thread = threading.Timer(0.3, kill)
+        thread = threading.Timer(1.0, kill)
         thread.start()
         try:
             site.train()

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from simulations.backends.in_process import InProcessGrid
 from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
 from tests import ROOT
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import free_ports
 
 SITES = ("north", "south")
@@ -77,7 +77,7 @@ class Play:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=LONG_S,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -106,7 +106,7 @@ class Play:
         """Politely."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=LONG_S)
+        process.wait(timeout=PATIENCE_S)
 
     def kill(self, name: str) -> None:
         """With all its children, at once."""
@@ -114,7 +114,7 @@ class Play:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
             one.kill()
-        process.wait(timeout=LONG_S)
+        process.wait(timeout=PATIENCE_S)
 
     def child(self, name: str, word: str) -> psutil.Process:
         """The child of a process whose command line has a word in it, once there is one that lives."""
@@ -149,7 +149,7 @@ class Play:
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
         self.processes.clear()
@@ -224,7 +224,7 @@ def playing(folder: Path, play: Play | None = None, line: Callable[[str, int], i
         eventually(lambda: len(json.loads(play.asked("requests", "--json"))) == len(SITES), "both ask to join")
         play.server("approve", *SITES)
         for join in joins:
-            assert join.wait(timeout=LONG_S) == 0
+            assert join.wait(timeout=PATIENCE_S) == 0
         for site in SITES:
             play.client(site, "data", "add", f"{site}-pacs")
             play.policy(site)
@@ -234,11 +234,3 @@ def playing(folder: Path, play: Play | None = None, line: Callable[[str, int], i
         yield play
     finally:
         play.end()
-
-
-def eventually(check: Callable[[], Any], what: str, timeout_s: float = LONG_S) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"{what}: not in time"
-        time.sleep(0.2)
-    return value

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from client.trail.audit_trail import open_log
-from tests.system.play import Play, Run, eventually, playing
+from tests.patience import eventually
+from tests.system.play import Play, Run, playing
 
 pytestmark = pytest.mark.system
 

@@ -25,6 +25,7 @@ from server.registry.registry import Registry
 from tests import ROOT, loopback
 from tests.client.views import recorded as site_records
 from tests.common.web.served import Open, opened
+from tests.patience import PATIENCE_S
 from tests.server.dashboard import recorded as coordinator_records
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -80,6 +81,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A new profile; whatever it complains of fails the test."""
     with browser.new_context(viewport={"width": 1100, "height": 800}) as context:
+        context.set_default_timeout(1000 * PATIENCE_S)
         one = context.new_page()
         said: list[str] = []
         one.on("console", lambda message: said.append(message.text))
@@ -135,7 +137,7 @@ def choose(page: Any, file: Path) -> None:
     chooser.wait_for()  # to be seen
     chooser.set_input_files(file)
     # Not by a function, which the page's content security policy lets no one evaluate once more.
-    sync_api.expect(page.locator("#run-toml")).to_have_value(file.read_text(), timeout=30_000)
+    sync_api.expect(page.locator("#run-toml")).to_have_value(file.read_text(), timeout=1000 * PATIENCE_S)
 
 
 def press_until(page: Any, wanted: str) -> None:
@@ -156,6 +158,7 @@ def test_link_logs_in_once_and_leaves_no_token_behind(browser: Any, page: Any, c
     page.go_back()
     assert "#" not in page.url
     with browser.new_context() as context:
+        context.set_default_timeout(1000 * PATIENCE_S)
         other = context.new_page()
         other.goto(link)
         other.locator("[role=alert]", has_text="was used").wait_for()
@@ -272,6 +275,7 @@ def test_new_proposal_shows_up_by_itself(page: Any, hospital: Hospital) -> None:
 
 def test_all_can_be_read_and_done_without_a_script(browser: Any, hospital: Hospital) -> None:
     with browser.new_context(java_script_enabled=False) as context:
+        context.set_default_timeout(1000 * PATIENCE_S)
         page = context.new_page()
         link = hospital.served.link
         page.goto(link)
@@ -300,6 +304,7 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_a_phone(
 ) -> None:
     """320 px are a phone, and a window of 1280 px at 400 %: WCAG 2.2, 1.4.10."""
     with browser.new_context() as context:
+        context.set_default_timeout(1000 * PATIENCE_S)
         page = context.new_page()
         for served in (coordinator.served, hospital.served):
             page.goto(served.link)
@@ -391,10 +396,11 @@ def test_page_of_another_port_that_knew_the_place_could_neither_answer_nor_show_
         "e => document.title = 'kept out')</script>"
     )
     with browser.new_context() as context:
+        context.set_default_timeout(1000 * PATIENCE_S)
         page = context.new_page()
         log_in(page, hospital.served)
         page.goto(f"http://127.0.0.1:{eavesdropper.port}/")
-        sync_api.expect(page).to_have_title("kept out", timeout=30_000)
+        sync_api.expect(page).to_have_title("kept out", timeout=1000 * PATIENCE_S)
         assert "What it would mean" not in str([frame.content() for frame in page.frames])
         with page.expect_navigation():
             page.evaluate("document.forms[0].submit()")

@@ -15,11 +15,9 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +38,7 @@ from common.wire.messages import Refusal, Reply, TrainReply, TrainRequest
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, OVERRIDE, Authority
 from tests.client.data.studies import ct_slices, save, segmentation
+from tests.patience import PATIENCE_S, eventually
 from tests.system.ear import Ear
 
 pytestmark = pytest.mark.system
@@ -57,7 +56,6 @@ POLICY = "auto-approve = true\nrequire-privacy = false\nmin-patients = 1\nmin-he
 RUN, HOSTILE = parse(RunConfig, TOML), parse(RunConfig, HOSTILE_TOML)
 HONEST = from_toml(TOML).bundle
 GROWTH_LIMIT = 1 << 20  # bytes
-SOON_S = 30.0
 PLAIN, DEFLATED, BZIP2, LZMA = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
 
 Members = list[tuple[str | zipfile.ZipInfo, bytes]]
@@ -267,7 +265,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     try:
         _meet(one, coordinator, authority, home, agent.pid)
         agent.send_signal(signal.SIGTERM)
-        one.exit_code = agent.wait(timeout=20)
+        one.exit_code = agent.wait(timeout=PATIENCE_S)
     finally:
         agent.kill()
         agent.wait()
@@ -277,8 +275,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 def _meet(one: Scene, coordinator: Ear, authority: Authority, home: Path, agent: int) -> None:
     folder = home.parent
-    _eventually(lambda: read_status(home).get("network") == "removed" or "not" in read_status(home).get("network", ""))
-    _eventually(lambda: read_status(home).get("worker"))
+    eventually(lambda: read_status(home).get("network") == "removed" or "not" in read_status(home).get("network", ""))
+    eventually(lambda: read_status(home).get("worker"))
     worker = read_status(home)["worker"]
     before, size = _files(folder), _bytes(folder)
     stop = threading.Event()
@@ -303,17 +301,17 @@ def _try(coordinator: Ear, authority: Authority, home: Path, bundle: bytes) -> t
     run_hash, digest = sha256_of(HOSTILE), hashlib.sha256(bundle).hexdigest()
     coordinator.run.fab_hash = digest
     coordinator.offer(_proposal(authority, run_hash, bundle))
-    _eventually(lambda: b"propos" in log.read_bytes()[start:])
+    eventually(lambda: b"propos" in log.read_bytes()[start:])
     line = log.read_bytes()[start:].decode()
     coordinator.ask_in(TrainRequest(run_hash, 1, {"weights": b"no model"}))
-    return line, coordinator.replies.get(timeout=SOON_S)
+    return line, coordinator.replies.get(timeout=PATIENCE_S)
 
 
 def _approve_and_deceive(one: Scene, coordinator: Ear, authority: Authority, home: Path) -> None:
     """An honest run is approved by the policy; then what Flower is said to run is another thing."""
     run_hash, weights = sha256_of(RUN), pack(build_model(RUN).state_dict())
     coordinator.offer(_proposal(authority, run_hash, HONEST))
-    assert coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+    assert coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, True)
     altered = HONEST.replace(b"rounds = 2", b"rounds = 3")
     digests = {
         "another bundle's hash": hashlib.sha256(from_toml(HOSTILE_TOML).bundle).hexdigest(),
@@ -327,11 +325,11 @@ def _approve_and_deceive(one: Scene, coordinator: Ear, authority: Authority, hom
             coordinator.run.override_config["run"].CopyFrom(OVERRIDE)
         coordinator.offer(_proposal(authority, run_hash, altered))
         coordinator.ask_in(TrainRequest(run_hash, 1, {"weights": weights}), FLOWER_RUN + 1 + number)
-        one.after_approval[name] = coordinator.replies.get(timeout=SOON_S)
+        one.after_approval[name] = coordinator.replies.get(timeout=PATIENCE_S)
     coordinator.run.ClearField("override_config")
     coordinator.run.fab_hash = hashlib.sha256(HONEST).hexdigest()
     coordinator.ask_in(TrainRequest(run_hash, 1, {"weights": weights}))
-    one.honest = coordinator.replies.get(timeout=SOON_S)
+    one.honest = coordinator.replies.get(timeout=PATIENCE_S)
     one.kept_bundle = (home / "proposals" / run_hash / "bundle.fab").read_bytes()
     assert approvals.load(home, run_hash).bundle_sha256 == coordinator.run.fab_hash
 
@@ -417,10 +415,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def _eventually(check: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

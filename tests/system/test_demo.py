@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests import ROOT
+from tests.patience import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.system
 
@@ -38,12 +39,16 @@ def play_until(stage: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    deadline = time.monotonic() + 240
-    while stage not in log.read_text():
-        assert demo.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
+    while_it_plays(demo, lambda: stage in log.read_text(), log)
     return demo, log
+
+
+def while_it_plays(demo: "subprocess.Popen[bytes]", check: Callable[[], bool], log: Path) -> None:
+    def came() -> bool:
+        assert demo.poll() is None, log.read_text()
+        return check()
+
+    eventually(came, log.read_text)
 
 
 @pytest.mark.parametrize(
@@ -56,18 +61,12 @@ def test_interrupted_demo_leaves_no_process_and_can_be_played_again(
 ) -> None:
     folder = tmp_path / "demo"
     demo, log = play_until(stage, folder)
-    deadline = time.monotonic() + 240
-    while not any(works in line for line in processes_naming(folder)):  # in the middle of that stage
-        assert demo.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    # In the middle of that stage.
+    while_it_plays(demo, lambda: any(works in line for line in processes_naming(folder)), log)
     demo.send_signal(number)
-    assert demo.wait(timeout=60) == 130, log.read_text()
-    deadline = time.monotonic() + 60
-    while (left := processes_naming(folder)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == []
+    assert demo.wait(timeout=PATIENCE_S) == 130, log.read_text()
+    eventually(lambda: not processes_naming(folder), lambda: f"all have ended: {processes_naming(folder)}")
 
     again, log = play_until("2/6", folder)
     again.send_signal(signal.SIGINT)
-    assert again.wait(timeout=60) == 130, log.read_text()
+    assert again.wait(timeout=PATIENCE_S) == 130, log.read_text()

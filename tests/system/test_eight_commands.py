@@ -18,6 +18,7 @@ import pytest
 
 from simulations.generators.phantoms import SCANNERS, write_hospital
 from tests import ROOT, loopback
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import free_ports
 
 pytestmark = pytest.mark.system
@@ -62,11 +63,12 @@ class Shell:
     def paste(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
-    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 180.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not check():
+    def wait_for(self, what: str, check: Callable[[], object]) -> None:
+        def seen() -> object:
             self._read(0.3)
-            assert time.monotonic() < deadline, f"{what}\n{self.screen[-6000:]}\n{self._logs()}"
+            return check()
+
+        eventually(seen, lambda: f"{what}\n{self.screen[-6000:]}\n{self._logs()}")
 
     def query(self, line: str) -> list[dict[str, object]]:
         """The rows of a command with --json, typed elsewhere."""
@@ -78,12 +80,12 @@ class Shell:
     def close(self) -> None:
         started = psutil.Process(self._bash.pid).children(recursive=True)
         self.paste("\x03\nkill %1 %2 %3; wait; exit\n")
-        deadline = time.monotonic() + 60
-        while self._bash.poll() is None and time.monotonic() < deadline:
-            self._read(0.2)
-        _, alive = psutil.wait_procs(started, timeout=10)
-        for one in alive:
-            one.kill()
+        try:
+            self.wait_for("the end of the shell", lambda: self._bash.poll() is not None)
+        finally:
+            _, alive = psutil.wait_procs(started, timeout=PATIENCE_S)
+            for one in alive:
+                one.kill()
         self._bash.send_signal(signal.SIGKILL)
         self._bash.wait()
         os.close(self._terminal)
@@ -128,7 +130,7 @@ def test_the_readmes_block_goes_from_nothing_to_the_first_round_when_it_is_paste
     (new,) = re.findall(r"`(wardround-server new \S+)`", before)
     shell.paste(f"{new}\n{as_here(pasted)}")
     folder = shell.folder / "wardround-server" / "runs"
-    shell.wait_for("the first round", lambda: '"event": "round"' in _metrics(folder), 400.0)
+    shell.wait_for("the first round", lambda: '"event": "round"' in _metrics(folder))
     first = next(line for line in _metrics(folder).splitlines() if '"event": "round"' in line)
     assert json.loads(first)["sites"] == ["north", "south"]
     # Both ends showed the same phrases, and nothing but results and what a person needs was on the screen.

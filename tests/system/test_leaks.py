@@ -39,6 +39,7 @@ from common.system import sandbox
 from common.wire.messages import Request
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, Authority
+from tests.patience import PATIENCE_S
 from tests.system.breakages import Inline, frame, in_the_programs
 from tests.system.disguises import IDENTIFIERS, TEXT, dresses, found_in, pixel_rows
 from tests.system.ear import Ear
@@ -53,7 +54,7 @@ model = { channels = [4, 8] }
 data = { modality = "CT", classes = ["lesion"] }
 preprocessing = { spacing-mm = [6.0, 6.0], intensity = "window", window = [-100, 250] }
 training = { local-steps = 1, batch-size = 2, patch-size = [16, 16] }
-federation = { rounds = 400, round-timeout-s = 60 }
+federation = { rounds = 400, round-timeout-s = 300 }
 """
 PRIVATE_TOML = (
     PLAIN_TOML.replace('"plain"', '"private"')
@@ -78,7 +79,6 @@ path = "../photos"
 csv = "table.csv"
 label-map = {{ 7 = "lesion" }}
 """
-SOON_S = 60.0
 # What may be in a reply, and of which type.
 HEAD = {"run-hash": str, "round": int, "kind": str}
 KINDS: dict[str, dict[str, type]] = {
@@ -271,7 +271,7 @@ def _day(folder: Path, log: "_Log") -> Day:
         alive = thread.is_alive()
     finally:
         agent.stop()
-        thread.join(timeout=20)
+        thread.join(timeout=PATIENCE_S)
         real.stop()
         scripted.stop()
         ear.stop()
@@ -288,11 +288,11 @@ def _opened(home: Path, worker: Worker, ear: Ear, patch: pytest.MonkeyPatch) -> 
         bundle = from_toml(text).bundle
         run_hash, digest = sha256_of(run), hashlib.sha256(bundle).hexdigest()
         ear.propose(run_hash, bundle, digest)
-        while ear.answers.get(timeout=SOON_S) != (run_hash, True):  # the earlier ones are told again
+        while ear.answers.get(timeout=PATIENCE_S) != (run_hash, True):  # the earlier ones are told again
             continue
         runs.append(run)
         bundles[run_hash] = digest
-    offer = worker.ask(Describe(issue(runs[0])), SOON_S)
+    offer = worker.ask(Describe(issue(runs[0])), PATIENCE_S)
     assert isinstance(offer, Offer), offer
     assert offer.patients >= PATIENTS
     said = home.parent / "said"
@@ -324,7 +324,7 @@ def _happen(mishap: Mishap, site: Hospital, ear: Ear, bundles: dict[str, str]) -
         outcome.requests.append(request)
         ear.ask_in(request, FLOWER_RUN + list(bundles).index(request.run_hash) if request.run_hash in bundles else 1)
         try:
-            outcome.records.append(ear.records.get(timeout=SOON_S))
+            outcome.records.append(ear.records.get(timeout=PATIENCE_S))
         except queue.Empty:
             pytest.fail(f"no answer to: {mishap.name}")
 

@@ -34,6 +34,7 @@ from server.registry import operators
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 from tests.client.agent.test_loop import FakeWorker, good
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import new_home, status_of
 
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
@@ -61,14 +62,13 @@ class Office:
 
         def approve_if_equal(phrase: str) -> None:
             def approve() -> None:
-                while self.registry.site(site).state != "pending":
-                    pass
+                eventually(lambda: self.registry.site(site).state == "pending", "it asks")
                 assert enrolment.phrase_of(self.registry.site(site)) == phrase
                 enrolment.approve(self.home, self.registry, site, PASSPHRASE)
 
             threading.Thread(target=approve, daemon=True).start()
 
-        return client_enrol.join(folder, invitation, timeout_s=20.0, show_phrase=approve_if_equal)
+        return client_enrol.join(folder, invitation, timeout_s=PATIENCE_S, show_phrase=approve_if_equal)
 
 
 @pytest.fixture

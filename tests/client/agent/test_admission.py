@@ -20,15 +20,14 @@ from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequ
 from tests.client.agent.test_loop import (
     OPEN_POLICY,
     PRIVATE_TOML,
-    SOON_S,
     UPDATED,
     WEIGHTS,
     Stage,
     authority,
-    eventually,
     stage,
 )
 from tests.client.coordinator import NODE_ID, Authority
+from tests.patience import PATIENCE_S, eventually
 
 __all__ = ["authority", "stage"]  # fixtures
 
@@ -232,7 +231,7 @@ def test_run_stays_ended_whatever_the_coordinators_host_says_without_an_operator
 def test_policy_that_refuses_a_run_tells_the_coordinator_a_code_before_anybody_has_answered(stage: Stage) -> None:
     (stage.home / "policy.toml").write_text("min-patients = 1\n")  # and require-privacy, which is the default
     run_hash = stage.propose()
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, False)
     assert stage.coordinator.codes == {run_hash: "policy-refused"}
     assert approvals.load(stage.home, run_hash).answer is None
     assert stage.worker.asked == []
@@ -247,7 +246,7 @@ def test_what_the_policy_refused_is_taken_back_and_counted_as_soon_as_the_file_s
     stage.coordinator.hold_s = 600.0  # until there is news
     (stage.home / "policy.toml").write_text("min-patients = 1\n")
     run_hash = stage.propose()
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, False)
     assert "require-privacy" in str(opinion_on(stage.home, approvals.load(stage.home, run_hash)))
     assert approvals.load(stage.home, run_hash).appraisal is None
     (stage.home / "policy.toml").write_text(OPEN_POLICY)
@@ -266,14 +265,14 @@ def test_a_pause_is_no_answer_and_nothing_is_approved_in_it(stage: Stage) -> Non
     assert "participate = false" in str(opinion_on(stage.home, approvals.load(stage.home, run_hash)))
     assert approvals.load(stage.home, run_hash).answer is None
     (stage.home / "policy.toml").write_text(OPEN_POLICY + "auto-approve = true\n")
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)  # the first that it is told
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, True)  # the first that it is told
 
 
 def test_a_resumed_run_is_not_told_what_the_policy_said_before_it_was_changed(stage: Stage) -> None:
     """The coordinator ends a run at once to which too few hospitals are left."""
     (stage.home / "policy.toml").write_text("min-patients = 1\n")
     run_hash = stage.propose()
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, False)
     stage.coordinator.close(run_hash)
     eventually(lambda: not approvals.load(stage.home, run_hash).open)
     (stage.home / "policy.toml").write_text(OPEN_POLICY)

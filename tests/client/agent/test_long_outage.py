@@ -17,8 +17,9 @@ from client.agent.status import read_status
 from client.home.identity import Identity
 from common.errors import EnrolmentError
 from common.wire.messages import TrainReply, TrainRequest
-from tests.client.agent.test_loop import WEIGHTS, Stage, eventually, running
+from tests.client.agent.test_loop import WEIGHTS, Stage, running
 from tests.client.coordinator import Authority
+from tests.patience import PATIENCE_S, eventually
 
 HOURS_S = 6 * 3600.0
 # What docs/reliability.md says; the code's own constants are held against it.
@@ -60,19 +61,15 @@ def test_after_hours_without_a_line_the_agent_tries_every_ten_seconds_and_works_
     stage.coordinator.stop()
     eventually(lambda: state(stage) == "connecting")
     PAUSES.clear()
-    deadline = time.monotonic() + 120.0
-    while not all(sum(PAUSES[name]) > HOURS_S for name in THREADS):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: all(sum(PAUSES[name]) > HOURS_S for name in THREADS), "hours go by")
     assert state(stage) == "connecting"
     assert {name: max(PAUSES[name]) for name in THREADS} == dict.fromkeys(THREADS, LONGEST_PAUSE_S)
     stage.coordinator.start()
-    deadline = time.monotonic() + 30.0  # gRPC's own pause is at most ten seconds, and real here
-    while state(stage) != "connected":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    began = time.monotonic()
+    eventually(lambda: state(stage) == "connected", "it is back")
+    assert time.monotonic() - began < 30.0  # gRPC's own pause is at most ten seconds, and real here
     stage.coordinator.ask(TrainRequest(run_hash, 2, {"weights": WEIGHTS}))
-    assert isinstance(reply := stage.coordinator.replies.get(timeout=30.0), TrainReply)
+    assert isinstance(reply := stage.coordinator.replies.get(timeout=PATIENCE_S), TrainReply)
     assert reply.round == 2
 
 
@@ -100,8 +97,5 @@ def test_renewal_that_failed_is_tried_again_as_soon_as_the_line_is_back(
     time.sleep(0.3)
     assert len(tries) == before  # nor while there is none
     stage.coordinator.start()
-    deadline = time.monotonic() + 30.0
-    while len(tries) == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: len(tries) > before, "it is tried again")
     assert set(tries) == {not due}

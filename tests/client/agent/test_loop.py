@@ -48,6 +48,7 @@ from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply,
 from common.wire.versions import Version
 from tests import ROOT
 from tests.client.coordinator import FLOWER_RUN, NODE_ID, OVERRIDE, Authority, Coordinator
+from tests.patience import PATIENCE_S, eventually
 
 RUN_TOML = """
 name = "lesions"
@@ -69,7 +70,6 @@ OFFER = Offer(
     parts={"weights": {"w": (4, 5)}},
     training=14,
 )
-SOON_S = 30.0
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Stage:
     def approve(self, run_hash: str) -> None:
         approvals.answer(self.home, run_hash, approved=True, by="person")
         # Answers to other open runs are told again with it.
-        while self.coordinator.answers.get(timeout=SOON_S) != (run_hash, True):
+        while self.coordinator.answers.get(timeout=PATIENCE_S) != (run_hash, True):
             pass
 
     def told(self) -> dict[str, bool]:
@@ -145,18 +145,11 @@ class Stage:
             other = self.propose(RUN_TOML.replace('name = "', f'name = "{len(self.coordinator.proposals)}-'))
             approvals.answer(self.home, other, approved=False, by="person")
             while other not in told:
-                told.update([self.coordinator.answers.get(timeout=SOON_S)])
+                told.update([self.coordinator.answers.get(timeout=PATIENCE_S)])
         return told
 
     def reply(self) -> Reply:
-        return self.coordinator.replies.get(timeout=SOON_S)
-
-
-def eventually(check: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+        return self.coordinator.replies.get(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +169,7 @@ def running(home: Path, authority: Authority, port: int) -> Iterator[Stage]:
     thread.start()
     yield Stage(home, coordinator, worker, agent)
     agent.stop()
-    thread.join(timeout=SOON_S)
+    thread.join(timeout=PATIENCE_S)
     coordinator.stop()
     assert not thread.is_alive()
     assert worker.stopped
@@ -232,7 +225,7 @@ def test_answer_given_while_a_run_was_closed_is_told_when_it_is_resumed(stage: S
     eventually(lambda: stage.worker.tended > begun + 20)  # as many looks at the answers, and none to be told
     assert stage.coordinator.answers.empty()
     stage.coordinator.resume(run_hash)
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, True)
 
 
 def test_site_learns_how_a_run_ended_until_it_goes_on_and_also_from_a_coordinator_that_says_it_later(
@@ -261,7 +254,7 @@ def test_approval_taken_back_holds_from_the_next_message(stage: Stage) -> None:
     approvals.answer(stage.home, run_hash, approved=False, by="person")
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert stage.reply() == Refusal(run_hash, 0, ErrorCode.NOT_APPROVED)
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, False)
 
 
 def test_another_bundle_than_the_approved_one_is_refused(stage: Stage) -> None:
@@ -497,7 +490,7 @@ def test_agent_whose_audit_log_is_locked_says_so_once_and_is_well_again_afterwar
         with monkeypatch.context() as impatient:
             impatient.setattr(database, "_LOCK_TIMEOUT_S", 0.01)
             holder.execute("BEGIN EXCLUSIVE")
-            assert all(tries.acquire(timeout=60.0) for _ in range(10))
+            assert all(tries.acquire(timeout=PATIENCE_S) for _ in range(10))
         holder.execute("ROLLBACK")
     told = [text for text in caplog.messages if "database is locked" in text]
     assert told
@@ -616,7 +609,7 @@ def test_reply_that_is_too_large_is_dropped_and_the_next_message_answered(stage:
 def test_policy_approves_by_itself_where_the_hospital_wants_it(stage: Stage) -> None:
     (stage.home / "policy.toml").write_text(OPEN_POLICY + "auto-approve = true\n")
     run_hash = stage.propose()
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, True)
     proposal = approvals.load(stage.home, run_hash)
     assert proposal.answer is not None
     assert proposal.answer.by == "policy"
@@ -627,7 +620,7 @@ def test_policy_approves_by_itself_where_the_hospital_wants_it(stage: Stage) -> 
 def test_policy_denies_by_itself_what_it_forbids(stage: Stage) -> None:
     (stage.home / "policy.toml").write_text("auto-approve = true\n")
     run_hash = stage.propose()
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, False)
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, False)
     assert stage.worker.asked == []
 
 
@@ -674,7 +667,7 @@ def test_heartbeat_says_which_round_the_worker_is_at_and_that_it_hangs(
     go_on = threading.Event()
 
     def slow(question: Question) -> Answer:
-        assert go_on.wait(SOON_S)
+        assert go_on.wait(PATIENCE_S)
         return good(question)
 
     stage.worker.answer = slow
@@ -696,7 +689,7 @@ def test_agent_finds_back_after_the_coordinator_was_away(stage: Stage) -> None:
     eventually(lambda: read_status(stage.home)["state"] == "connected")
     stage.coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
     assert isinstance(stage.reply(), TrainReply)
-    assert stage.coordinator.answers.get(timeout=SOON_S) == (run_hash, True)  # told again: it may have forgotten
+    assert stage.coordinator.answers.get(timeout=PATIENCE_S) == (run_hash, True)  # told again: it may have forgotten
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["gone", "refuses us"])
@@ -774,7 +767,7 @@ def test_clocks_that_differ_are_told_before_anything_is_charged(
         assert read_status(tmp_path)["clock"] == "15 min ahead of the coordinator's"
     finally:
         stage.agent.stop()
-        thread.join(timeout=SOON_S)
+        thread.join(timeout=PATIENCE_S)
         coordinator.stop()
     assert any("this computer's clock is 15 min ahead of the coordinator's" in line for line in said_first)
 

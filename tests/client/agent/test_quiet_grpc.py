@@ -12,6 +12,7 @@ import grpc
 from common.identity import certificates
 from common.wire import channels
 from tests import ROOT
+from tests.patience import PATIENCE_S
 
 # Starts as wardround-client does, says what gRPC found when it was loaded, and then waits for an answer of a server,
 # until that is stopped.
@@ -64,9 +65,9 @@ def test_end_of_a_connection_is_no_line_of_grpc_on_the_screen_of_a_hospital(tmp_
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        assert called.wait(60.0)
+        assert called.wait(PATIENCE_S)
         server.stop(0).wait()
     finally:
         over.set()
-        _, said = process.communicate(timeout=60.0)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert said in {"ERROR\nCANCELLED\n", "ERROR\nUNAVAILABLE\n"}

@@ -32,11 +32,11 @@ from tests.client.agent.test_loop import (
     WEIGHTS,
     Stage,
     authority,
-    eventually,
     good,
     stage,
 )
 from tests.client.commands.test_main import call
+from tests.patience import eventually
 
 __all__ = ["authority", "stage"]  # fixtures
 

@@ -17,6 +17,7 @@ from client.commands.main import app
 from simulations.generators.phantoms import SCANNERS, write_study
 from tests.client.data.studies import write_pair
 from tests.json_forms import conforms
+from tests.patience import PATIENCE_S
 from tests.simulations.classed import classed_site
 
 COMMAND = Path(sys.executable).with_name("wardround-client")
@@ -93,7 +94,7 @@ def test_two_commands_lead_a_newcomer_from_a_folder_to_an_answer(
     both = f"{command} data add {shlex.quote(str(folder))} && {command} data check --json"
     environment = {name: value for name, value in os.environ.items() if name != "WARDROUND_HOME"}
     done = subprocess.run(
-        ["sh", "-c", both], cwd=desk, env=environment, capture_output=True, text=True, check=False, timeout=120
+        ["sh", "-c", both], cwd=desk, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout[done.stdout.index("\n{") :])

@@ -9,10 +9,10 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -40,6 +40,7 @@ from common.wire.endings import Ending
 from tests import ROOT
 from tests.client.coordinator import Authority
 from tests.documents import carried
+from tests.patience import PATIENCE_S, eventually
 
 RUN_TOML = """
 name = "lesions"
@@ -221,12 +222,11 @@ def test_started_agent_ends_on_sigterm_while_no_coordinator_answers(home: Path, 
     process = subprocess.Popen(
         [sys.executable, "-m", "client.commands.main", "start"], env=environment, stderr=subprocess.DEVNULL
     )
-    log, deadline = home / "logs" / "agent.log", time.monotonic() + 30
-    while not (log.exists() and "is away" in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    log = home / "logs" / "agent.log"
+    eventually(lambda: log.exists() and "is away" in log.read_text(), "it says that the coordinator is away")
     assert call(home, "status").exit_code == 1
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     assert log.read_text().count("is away") == 1
     assert json.loads((home / "status.json").read_text())["state"] == "stopped"
     told = json.loads(call(home, "status", "--json").stdout)
@@ -508,17 +508,16 @@ def test_unknown_run_is_explained(home: Path) -> None:
     assert "wardround-client runs" in fail(home, "approve", "nothing", "--timeout", "0")
 
 
-def test_approve_waits_for_the_proposal_and_then_for_the_count_of_patients(home: Path) -> None:
-    """The agent's part is played by hand: it holds the lock, brings the run, and counts later."""
+def test_approve_waits_for_the_proposal_and_then_for_the_count_of_patients(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's part is played by hand: while it is waited for, it brings the run, and then counts."""
     run_hash = sha256_of(parse(RunConfig, RUN_TOML))
     offer = Offer(12, 10, "cohort", 14, {}, {"weights": {"w": (10, 100)}}, training=9)
+    later = [lambda: propose(home), lambda: approvals.note_appraisal(home, run_hash, Appraisal(offer, None))]
+    waits = SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=lambda _: later.pop(0)())
+    monkeypatch.setattr(approvals, "time", waits)
     with only_one(home):
-        later = [
-            threading.Timer(1.0, propose, [home]),
-            threading.Timer(2.5, approvals.note_appraisal, [home, run_hash, Appraisal(offer, None)]),
-        ]
-        for one in later:
-            one.start()
         result = call(home, "approve", "lesions", "--yes")
     assert result.exit_code == 0, result.output
     assert "12 of our patients" in result.stdout

@@ -18,6 +18,7 @@ from common.errors import DataError, ErrorCode
 from deploy import fuzz
 from tests import ROOT
 from tests.client.data.studies import ct_slices
+from tests.patience import PATIENCE_S
 
 MEMORY = 1 << 30
 LAST_BLOCK = zlib.compressobj(9, zlib.DEFLATED, -15).flush()
@@ -41,7 +42,7 @@ print(json.dumps([
 def measured(kind: Kind, path: Path) -> tuple[str, int, int]:
     """Outcome, and the largest resident size in MiB of the parent and of its reader."""
     command = [sys.executable, "-c", MEASURED, kind, str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
     outcome, ours, theirs = json.loads(done.stdout)
     return outcome, ours, theirs
 
@@ -124,9 +125,7 @@ def test_slice_of_the_mutations_is_read_or_refused(tmp_path: Path) -> None:
         str(tmp_path / "kept"),
     ]
     report = json.loads(
-        subprocess.run(
-            [*command, "--first", "150"], check=True, capture_output=True, text=True, cwd=ROOT, timeout=500
-        ).stdout
+        subprocess.run([*command, "--first", "150"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     )
     assert report["failures"] == []
     assert report["rss-mib"] < 1024

@@ -30,7 +30,8 @@ from common.errors import ConfigError
 from common.wire.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from tests.client.commands.test_main import succeed
 from tests.client.coordinator import Authority, Coordinator
-from tests.client.test_hostile_coordinator import RUN_TOML, eventually, model
+from tests.client.test_hostile_coordinator import RUN_TOML, model
+from tests.patience import PATIENCE_S, eventually
 from tests.simulations.tiny import tiny_site
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ class Hospital:
     def stop(self) -> None:
         if self.agent is not None and self.thread is not None:
             self.agent.stop()
-            self.thread.join(timeout=30)
+            self.thread.join(timeout=PATIENCE_S)
 
     def proposed(self, name: str) -> RunConfig:
         """A private run that nobody has answered, once the hospital knows what it would mean."""
@@ -112,7 +113,7 @@ def test_coordinator_whose_runs_nobody_approves_sets_no_number_and_learns_none(h
                 hospital.coordinator.run.fab_hash = approvals.load(hospital.home, sha256_of(run)).bundle_sha256
                 hospital.coordinator.run.run_id = int(sha256_of(run)[:12], 16)
                 hospital.coordinator.ask(request)
-                assert isinstance(hospital.coordinator.replies.get(timeout=120), Refusal)
+                assert isinstance(hospital.coordinator.replies.get(timeout=PATIENCE_S), Refusal)
         assert hospital.declared() == {}
         hospital.stop()
     # Nothing was told of the counts: no answer, no code.
@@ -127,7 +128,7 @@ def test_coordinator_whose_runs_nobody_approves_sets_no_number_and_learns_none(h
     assert "40 patients" in shown
     assert hospital.declared() == {"photo": 40}
     hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, {"weights": model(run)}))
-    trained = hospital.coordinator.replies.get(timeout=120)
+    trained = hospital.coordinator.replies.get(timeout=PATIENCE_S)
     assert isinstance(trained, TrainReply)
     assert trained.metrics["delta"] == pytest.approx(1 / 400)
 
@@ -150,7 +151,7 @@ def test_approval_sets_the_number_that_it_showed_whoever_has_come_since(hospital
     assert hospital.declared() == {"photo": 15}
     hospital.start()
     hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, {"weights": model(run)}))
-    trained = hospital.coordinator.replies.get(timeout=120)
+    trained = hospital.coordinator.replies.get(timeout=PATIENCE_S)
     assert isinstance(trained, TrainReply)
     assert trained.metrics["delta"] == pytest.approx(1 / 150)
 
@@ -199,7 +200,7 @@ def test_run_approved_before_anybody_was_counted_sets_the_number_when_it_is_aske
     approvals.answer(hospital.home, sha256_of(run), approved=True, by="person")
     assert hospital.declared() == {}
     hospital.coordinator.ask(TrainRequest(sha256_of(run), 1, {"weights": model(run)}))
-    assert isinstance(hospital.coordinator.replies.get(timeout=120), TrainReply)
+    assert isinstance(hospital.coordinator.replies.get(timeout=PATIENCE_S), TrainReply)
     assert hospital.declared() == {"photo": 15}
 
 

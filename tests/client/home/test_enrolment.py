@@ -29,6 +29,7 @@ from common.identity.receipt_keys import check_receipt_key
 from common.wire import wardround_pb2, wardround_pb2_grpc
 from common.wire.channels import Credentials, serve
 from tests.client.coordinator import Authority
+from tests.patience import PATIENCE_S
 
 TOKEN = "c0ffee" + 26 * "0"
 
@@ -103,7 +104,7 @@ def invitation_to(authority: Authority, address: str) -> Invitation:
     )
 
 
-def join(home: Path, invitation: Invitation, *, timeout_s: float = 5.0) -> tuple[Identity, list[str]]:
+def join(home: Path, invitation: Invitation, *, timeout_s: float = PATIENCE_S) -> tuple[Identity, list[str]]:
     phrases: list[str] = []
     return enrolment.join(home, invitation, timeout_s=timeout_s, show_phrase=phrases.append), phrases
 

@@ -7,7 +7,6 @@ import base64
 import json
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S, eventually
+
 TITLE, OURS = "HOSPITAL", "WARDROUND"
 LOGIN = "reader:s3cret"
 
 _PROGRAM = Path("/usr/sbin/Orthanc")
 _PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-_READY_S = 60.0
 
 
 @dataclass
@@ -41,18 +41,20 @@ class Orthanc:
         path.write_text(json.dumps(_common(self) | dict(self.settings)))
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([_PROGRAM, path], stdout=log, stderr=log, cwd=self.folder)
-        deadline = time.monotonic() + _READY_S
-        while not all(map(_listens, (self.dimse, self.http))):
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.02)
+        process, told = self.process, (self.folder / "log").read_text
+
+        def is_ready() -> bool:
+            assert process.poll() is None, told()
+            return all(map(_listens, (self.dimse, self.http)))
+
+        eventually(is_ready, told)
 
     def stop(self) -> None:
         """End it, as its service does."""
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -91,7 +93,7 @@ class Orthanc:
             headers={"Authorization": f"Basic {who}"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
             return bytes(answer.read())
 
 

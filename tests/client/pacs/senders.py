@@ -37,7 +37,7 @@ def sent(
     """
     read = [dcmread(one) if isinstance(one, Path) else one for one in objects]
     entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = 20
+    entity.acse_timeout = entity.dimse_timeout = 60
     ways = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in read}
     association = entity.associate(
         "127.0.0.1",

@@ -4,7 +4,6 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from tests.client.coordinator import Authority
 from tests.client.pacs.conftest import LABELLED, SLICES, STUDIES, Archive, by_dimse, by_web, written
 from tests.client.pacs.senders import free_port, sent
 from tests.client.predict.test_dicom_seg import errors
+from tests.patience import eventually
 
 pytestmark = pytest.mark.system
 
@@ -113,14 +113,14 @@ def test_an_unseen_study_that_is_sent_comes_back_with_its_segmentation_though_th
 
     def scanner() -> None:
         try:
-            _await((out / ".received" / "coming").is_dir)
+            eventually((out / ".received" / "coming").is_dir)
             archive.server.kill()
-            _await(lambda: _sends(port, images, archive))
-            _await(lambda: any(out.glob("*/result.json")))
+            eventually(lambda: _sends(port, images, archive))
+            eventually(lambda: any(out.glob("*/result.json")))
             time.sleep(1.5)  # it is tried
             assert not any(out.glob(f"*/{SENT}"))
             archive.server.start()
-            _await(lambda: any(out.glob(f"*/{SENT}")))
+            eventually(lambda: any(out.glob(f"*/{SENT}")))
         except BaseException as error:  # noqa: BLE001 - told in the test's own thread
             failed.append(error)
         finally:
@@ -166,10 +166,3 @@ def _sends(port: int, images: list[Path], archive: Archive) -> bool:
     context = ssl.create_default_context(cafile=str(archive.hospital.ca))
     context.load_cert_chain(*archive.ours)
     return sent(port, images, tls=context) == [0] * len(images)
-
-
-def _await(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 200
-    while not is_so():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)

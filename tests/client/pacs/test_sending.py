@@ -26,7 +26,7 @@ def result(folder: Path) -> Path:
 def sent_to(port: int, folder: Path, **more: Any) -> tuple[int, int]:
     """How many objects were sent, and how many rows written."""
     rows: list[int] = []
-    peer = Dimse(**{"name": "main", "host": "127.0.0.1", "port": port, "called": "HOSPITAL", "timeout": 5, **more})
+    peer = Dimse(**{"name": "main", "host": "127.0.0.1", "port": port, "called": "HOSPITAL", "timeout": 60, **more})
     with Caller(folder, peer) as caller:
         return send(caller, "main", folder, lambda: rows.append(1)), len(rows)
 

@@ -39,6 +39,7 @@ from simulations.generators.phantoms import AXIAL, SCANNERS, WrittenSeries, writ
 from tests.client.data.studies import dice_between
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
 from tests.json_forms import conforms
+from tests.patience import PATIENCE_S
 
 TILT = ((0.8, 0.0, 0.6), (0.0, 1.0, 0.0))
 SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
@@ -619,7 +620,7 @@ def test_relative_paths_and_a_picture_too_large_for_the_child_that_reads(
     _picture(tmp_path / "eyes" / "1.png", 9, 24)
     os.mkfifo(tmp_path / "eyes" / "2.png")  # opening it never ends; no file, so it is not looked at
     monkeypatch.setattr(
-        client.predict.prediction, "Readers", lambda count: Readers(count, memory=1 << 30, file_limit_s=20.0)
+        client.predict.prediction, "Readers", lambda count: Readers(count, memory=1 << 30, file_limit_s=PATIENCE_S)
     )
     # More than the child may hold once it is decoded.
     bomb = Image.new("L", (12_000, 12_000))

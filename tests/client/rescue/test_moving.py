@@ -28,15 +28,14 @@ from tests.client.agent.test_loop import (
     OFFER,
     OPEN_POLICY,
     PRIVATE_TOML,
-    SOON_S,
     UPDATED,
     WEIGHTS,
     FakeWorker,
     Stage,
-    eventually,
     good,
 )
 from tests.client.coordinator import Authority, Coordinator
+from tests.patience import PATIENCE_S, eventually
 
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of these tests alone
 
@@ -70,7 +69,7 @@ def agent(home: Path, coordinator: Coordinator) -> Iterator[Stage]:
         yield Stage(home, coordinator, worker, one)
     finally:
         one.stop()
-        thread.join(timeout=SOON_S)
+        thread.join(timeout=PATIENCE_S)
     assert not thread.is_alive()
 
 

@@ -7,8 +7,7 @@ import hashlib
 import itertools
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +37,9 @@ from common.wire.messages import (
 from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
 from tests.client.coordinator import Authority, Coordinator
+from tests.patience import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.slow
-LONG_S = 120.0
 PLAIN = """
 name = "lesions"
 model = { channels = [8, 16] }
@@ -76,7 +75,7 @@ class Hospital:
     def stop(self) -> None:
         if self.agent is not None and self.thread is not None:
             self.agent.stop()
-            self.thread.join(timeout=30)
+            self.thread.join(timeout=PATIENCE_S)
 
     def approve(self, toml: str) -> RunConfig:
         run = parse(RunConfig, toml)
@@ -90,14 +89,7 @@ class Hospital:
 
     def ask(self, request: Request) -> Reply:
         self.coordinator.ask(request)
-        return self.coordinator.replies.get(timeout=LONG_S)
-
-
-def eventually(check: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG_S
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+        return self.coordinator.replies.get(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import psutil
 
 from tests import ROOT
 from tests.json_forms import conforms
+from tests.patience import PATIENCE_S
 
 START_S, END_S = 120.0, 60.0
 PROGRAM = (sys.executable, "-P", "-m", "client.commands")
@@ -50,7 +51,7 @@ class Server:
         chunked: bool = False,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """A request with the token; status, headers, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         given = {"Authorization": f"Bearer {self.token}"} | dict(headers or {})
         try:
             connection.request(method, path, body, given, encode_chunked=chunked)
@@ -67,7 +68,7 @@ class Server:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[str, str]:
         """Stop it; stdout and stderr."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=END_S)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
         return out.decode(), err.decode()
 
 

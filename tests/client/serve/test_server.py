@@ -11,7 +11,6 @@ import socket
 import stat
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from simulations.generators.phantoms import SCANNERS, write_study
 from tests import ROOT, loopback
 from tests.client.serve.servers import Server, children, serving, zipped
 from tests.client.thresholds import run_for, save
+from tests.patience import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.system
 
@@ -62,15 +62,15 @@ def picture(seed: int = 0, shape: tuple[int, int] = (40, 32)) -> bytes:
 
 
 def finished(server: Server, job: str) -> Any:
-    deadline = time.monotonic() + 60
-    while (told := server.json("GET", f"/v1/jobs/{job}"))["state"] not in ("done", "failed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return told
+    def ended() -> Any:
+        told = server.json("GET", f"/v1/jobs/{job}")
+        return told["state"] in ("done", "failed") and told
+
+    return eventually(ended, "the job ends")
 
 
 def raw(server: Server, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         answer = b""
         with contextlib.suppress(ConnectionResetError):
@@ -79,13 +79,6 @@ def raw(server: Server, request: bytes) -> bytes:
                 if b"connection: close" not in answer.lower() and b"}" in part:
                     break
     return answer
-
-
-def wait_for(what: Any, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
 
 
 def test_study_goes_in_as_a_zip_and_its_segmentation_is_that_of_predict(
@@ -139,7 +132,7 @@ def test_two_at_once_are_both_answered(server: Server) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     alone = {seed: server.json("POST", "/v1/predict", picture(seed)) for seed in (1, 2)}
     assert {seed: one["studies"][0]["voxels"] for seed, one in answers.items()} == {
         seed: one["studies"][0]["voxels"] for seed, one in alone.items()
@@ -219,7 +212,7 @@ def test_upload_that_is_too_long_is_refused_by_what_it_says_and_by_what_it_sends
     with contextlib.suppress(ConnectionError):  # the rest of the body is not waited for
         status, _, _ = server.ask("POST", "/v1/jobs", (bytes(1 << 16) for _ in range(64)), chunked=True)
         assert status == 413
-    wait_for(lambda: list((server.place / "jobs").iterdir()) == [])
+    eventually(lambda: list((server.place / "jobs").iterdir()) == [])
     assert server.json("POST", "/v1/predict", picture())["state"] == "done"
 
 
@@ -229,10 +222,10 @@ def test_upload_that_breaks_off_gives_its_place_back(server: Server) -> None:
         "Content-Length: 100000\r\n\r\nhalf"
     )
     for _ in range(2 * PLACES):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(head.encode())
-            wait_for(lambda: any((server.place / "jobs").iterdir()))
-        wait_for(lambda: list((server.place / "jobs").iterdir()) == [])
+            eventually(lambda: any((server.place / "jobs").iterdir()))
+        eventually(lambda: list((server.place / "jobs").iterdir()) == [])
     assert server.json("POST", "/v1/predict", picture())["state"] == "done"
 
 
@@ -243,13 +236,13 @@ def test_when_all_places_are_taken_the_next_is_told_to_come_again(server: Server
     )
     with contextlib.ExitStack() as held:
         for count in range(PLACES):
-            connection = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S))
             connection.sendall(head.encode())
-            wait_for(lambda count=count: len(list((server.place / "jobs").iterdir())) == count + 1)
+            eventually(lambda: len(list((server.place / "jobs").iterdir())) == count + 1)  # noqa: B023 - asked here and now
         status, headers, data = server.ask("POST", "/v1/jobs", picture())
         assert (status, json.loads(data)["error"]["code"]) == (429, "rate-limited")
         assert int(headers["retry-after"]) > 0
-    wait_for(lambda: list((server.place / "jobs").iterdir()) == [])
+    eventually(lambda: list((server.place / "jobs").iterdir()) == [])
 
 
 def test_archive_that_is_refused_and_file_that_is_no_image_leave_nothing(server: Server) -> None:
@@ -270,9 +263,7 @@ def test_connections_that_ask_nothing_whole_are_closed_for_those_that_do(server:
     with contextlib.ExitStack() as opened:
         for _ in range(70):
             opened.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(said)
-        deadline = time.monotonic() + 30
-        while (status := server.ask("GET", "/v1/figures")[0]) == 503 and time.monotonic() < deadline:
-            time.sleep(0.5)
+        status = eventually(lambda: (said := server.ask("GET", "/v1/figures")[0]) != 503 and said, every_s=0.5)
         assert status == 200
 
 
@@ -284,7 +275,7 @@ def test_only_the_owner_can_read_the_token_and_only_this_machine_can_connect(ser
     assert addresses == {"127.0.0.1"}
     if loopback.entered():
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((loopback.OTHER_ADDRESS, server.port), timeout=5)
+            socket.create_connection((loopback.OTHER_ADDRESS, server.port), timeout=PATIENCE_S)
 
 
 def test_file_that_kills_its_reader_is_one_failed_job(model: Path, tmp_path: Path) -> None:
@@ -313,8 +304,8 @@ def test_a_kill_leaves_neither_images_nor_processes(model: Path, tmp_path: Path)
         helpers = children(server.process.pid)
         assert len(helpers) == 2  # a reader, and the sweeper
         server.end(signal.SIGKILL)
-    wait_for(lambda: list(server.folder.iterdir()) == [])
-    wait_for(lambda: not any(_is_there(one) for one in helpers))
+    eventually(lambda: list(server.folder.iterdir()) == [])
+    eventually(lambda: not any(_is_there(one) for one in helpers))
 
 
 def test_a_stop_finishes_the_job_in_hand_takes_no_other_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
@@ -333,13 +324,13 @@ def test_a_stop_finishes_the_job_in_hand_takes_no_other_and_leaves_nothing(model
         study, token = zipped(series.images), server.token
         asking = threading.Thread(target=lambda: answers.append(server.ask("POST", "/v1/predict", study)))
         asking.start()
-        wait_for(lambda: len(children(server.process.pid)) == 2)  # the sweeper, and a reader for the job in hand
+        eventually(lambda: len(children(server.process.pid)) == 2)  # the sweeper, and a reader for the job in hand
         helpers = children(server.process.pid)
         server.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(OSError, http.client.HTTPException):  # it is gone already
-            wait_for(lambda: server.ask("POST", "/v1/jobs", picture())[0] == 503)
-        asking.join(60)
-        out, err = (part.decode() for part in server.process.communicate(timeout=60))
+            eventually(lambda: server.ask("POST", "/v1/jobs", picture())[0] == 503)
+        asking.join(PATIENCE_S)
+        out, err = (part.decode() for part in server.process.communicate(timeout=PATIENCE_S))
     assert server.process.returncode == 0, err
     assert answers[0][0] == 200
     assert list(server.folder.iterdir()) == [foreign]
@@ -374,7 +365,7 @@ def test_folder_of_a_server_that_runs_and_one_that_has_just_begun_are_left_alone
     assert set(tmp_path.iterdir()) == {made["running"], made["beginning"]}
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(PATIENCE_S)
 def test_what_another_user_laid_into_a_folder_of_all_is_not_looked_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

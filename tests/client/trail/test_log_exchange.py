@@ -40,15 +40,14 @@ from tests.client.agent.test_loop import (
     OPEN_POLICY,
     PRIVATE_TOML,
     RUN_TOML,
-    SOON_S,
     UPDATED,
     WEIGHTS,
     FakeWorker,
     Stage,
-    eventually,
     good,
 )
 from tests.client.coordinator import Authority, Coordinator
+from tests.patience import PATIENCE_S, eventually
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ class playing:  # noqa: N801 - used as a function
 
     def __exit__(self, *_: object) -> None:
         self._agent.stop()
-        self._thread.join(timeout=SOON_S)
+        self._thread.join(timeout=PATIENCE_S)
         assert not self._thread.is_alive()
 
 
@@ -280,7 +279,7 @@ def test_killed_agent_loses_and_doubles_no_receipt(
     stage = Stage(tmp_path, coordinator, FakeWorker(good), None)  # type: ignore[arg-type]
     run_hash = begin(stage)
     coordinator.ask(TrainRequest(run_hash, 1, {"weights": WEIGHTS}))
-    assert killed.wait(timeout=60) == -signal.SIGKILL
+    assert killed.wait(timeout=PATIENCE_S) == -signal.SIGKILL
     assert [entry.fields["receipt"]["round"] for entry in entries(stage, "round")] == [1]
     assert entries(stage, "countersigned") == []
     with playing(stage, Agent(tmp_path, identity, stage.worker)):

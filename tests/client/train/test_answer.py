@@ -37,6 +37,7 @@ from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, Reply,
 from common.wire.records import reply_from_record, request_to_record
 from simulations.scenarios.homes import make_site
 from tests.client.data.tables import opened_table
+from tests.patience import PATIENCE_S
 from tests.simulations.tiny import tiny_run, tiny_site
 
 RUN = tiny_run()
@@ -298,7 +299,7 @@ def test_of_requests_for_one_attempt_that_come_at_once_one_is_trained(
     charge = charge_round
 
     def charged(*values: object, **named: object) -> object:
-        together.wait(timeout=60)  # all ask at once
+        together.wait(timeout=PATIENCE_S)  # all ask at once
         return charge(*values, **named)  # type: ignore[arg-type]
 
     def train(*_: object, **__: object) -> dict[str, float]:

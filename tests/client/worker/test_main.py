@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from common.wire.messages import EvaluateReply, EvaluateRequest, Refusal, TrainR
 from simulations.generators.anatomy import SCANNERS
 from simulations.generators.phantoms import write_hospital
 from tests import ROOT
+from tests.patience import PATIENCE_S, eventually
 
 RUN = validate(
     RunConfig,
@@ -49,7 +49,6 @@ RUN = validate(
     },
 )
 PATIENTS = 4
-LONG_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +81,8 @@ def python(code: str, **keywords: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def eventually(check: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_worker_says_what_the_site_has(worker: Worker) -> None:
-    offer = worker.ask(Describe(issue(RUN)), LONG_S)
+    offer = worker.ask(Describe(issue(RUN)), PATIENCE_S)
     assert isinstance(offer, Offer)
     parameters = sum(one.numel() for one in build_model(RUN).parameters())
     assert (offer.patients, offer.quarantined, offer.parameters) == (PATIENTS, {}, parameters)
@@ -98,12 +90,12 @@ def test_worker_says_what_the_site_has(worker: Worker) -> None:
 
 
 def test_worker_trains_and_evaluates_with_the_client_app(worker: Worker) -> None:
-    trained = worker.ask(Work(issue(RUN), TrainRequest(sha256_of(RUN), 1, {"weights": weights()}), "a.1"), LONG_S)
+    trained = worker.ask(Work(issue(RUN), TrainRequest(sha256_of(RUN), 1, {"weights": weights()}), "a.1"), PATIENCE_S)
     assert isinstance(trained, TrainReply)
     assert unpack(trained.parts["weights"]).keys() == unpack(weights()).keys()
     assert trained.parts["weights"] != weights()
     request = EvaluateRequest(sha256_of(RUN), 1, "validation", {"weights": trained.parts["weights"]})
-    scores = worker.ask(Work(issue(RUN), request, "a.2"), LONG_S)
+    scores = worker.ask(Work(issue(RUN), request, "a.2"), PATIENCE_S)
     assert isinstance(scores, EvaluateReply)
     assert 0 <= scores.metrics["dice"] <= 1
 
@@ -119,7 +111,7 @@ def test_what_a_real_worker_rounds_passes_the_gate_and_what_rounding_took_is_in_
     sent = []
     for number, attempt in ((1, "a"), (2, "b"), (2, "c")):
         request = TrainRequest(sha256_of(run), number, {"weights": weights()})
-        trained = worker.ask(Work(issue(run), request, attempt), LONG_S)
+        trained = worker.ask(Work(issue(run), request, attempt), PATIENCE_S)
         assert isinstance(trained, TrainReply)
         left = exit_gate.release(trained, request, run)
         assert isinstance(left, TrainReply)
@@ -132,28 +124,28 @@ def test_what_a_real_worker_rounds_passes_the_gate_and_what_rounding_took_is_in_
 
 def test_what_goes_wrong_is_a_code_on_the_pipe_and_a_reason_in_the_log(worker: Worker, home: Path) -> None:
     bad = TrainRequest(sha256_of(RUN), 1, {"weights": b"not a model"})
-    assert worker.ask(Work(issue(RUN), bad, "a.3"), LONG_S) == Refusal(sha256_of(RUN), 1, ErrorCode.WRONG_TENSORS)
+    assert worker.ask(Work(issue(RUN), bad, "a.3"), PATIENCE_S) == Refusal(sha256_of(RUN), 1, ErrorCode.WRONG_TENSORS)
     other = validate(RunConfig, RUN.model_dump() | {"data": {"modality": "MR", "classes": ("lesion",)}})
-    refusal = worker.ask(Describe(issue(other)), LONG_S)
+    refusal = worker.ask(Describe(issue(other)), PATIENCE_S)
     assert isinstance(refusal, Refusal)
     assert "safetensors" in (home / "logs" / "worker.log").read_text()
 
 
 def test_worker_killed_while_it_works_is_reported_and_the_next_question_answered(worker: Worker) -> None:
-    worker.ask(Describe(issue(RUN)), LONG_S)
+    worker.ask(Describe(issue(RUN)), PATIENCE_S)
     pid = worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(PipeError) as caught:
-        worker.ask(Describe(issue(RUN)), LONG_S)
+        worker.ask(Describe(issue(RUN)), PATIENCE_S)
     assert caught.value.code == ErrorCode.WORKER_FAILED
-    assert isinstance(worker.ask(Describe(issue(RUN)), LONG_S), Offer)
+    assert isinstance(worker.ask(Describe(issue(RUN)), PATIENCE_S), Offer)
     assert worker.pid not in (None, pid)
 
 
 def test_worker_that_hangs_is_ended_at_the_deadline(worker: Worker) -> None:
-    worker.ask(Describe(issue(RUN)), LONG_S)
+    worker.ask(Describe(issue(RUN)), PATIENCE_S)
     pid = worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -166,7 +158,7 @@ def test_worker_that_hangs_is_ended_at_the_deadline(worker: Worker) -> None:
 def test_worker_that_hangs_is_noticed_long_before_the_deadline_and_the_next_one_answers(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker.ask(Describe(issue(RUN)), LONG_S)
+    worker.ask(Describe(issue(RUN)), PATIENCE_S)
     pid = worker.pid
     assert pid is not None
     monkeypatch.setattr(worker_process, "STALLED_S", 0.5)
@@ -177,7 +169,7 @@ def test_worker_that_hangs_is_noticed_long_before_the_deadline_and_the_next_one_
     assert caught.value.code == ErrorCode.WORKER_FAILED  # for which it is asked once more
     assert not psutil.pid_exists(pid)
     monkeypatch.undo()
-    assert isinstance(worker.ask(Describe(issue(RUN)), LONG_S), Offer)
+    assert isinstance(worker.ask(Describe(issue(RUN)), PATIENCE_S), Offer)
 
 
 def test_gpu_vanished_ends_the_worker_for_one_that_looks_for_it_anew(
@@ -208,10 +200,10 @@ from pathlib import Path
 from client.agent.worker_process import Worker
 from client.worker.protocol import Work
 from common.wire.messages import TrainReply, TrainRequest
-from tests.client.worker.test_main import LONG_S, RUN, issue, sha256_of, weights
+from tests.client.worker.test_main import RUN, issue, sha256_of, weights
 worker = Worker(Path(sys.argv[1]), threads=1)
 request = TrainRequest(sha256_of(RUN), 1, {"weights": weights()})
-answer = worker.ask(Work(issue(RUN), request, "small"), 4 * LONG_S)
+answer = worker.ask(Work(issue(RUN), request, "small"), PATIENCE_S)
 worker.stop()
 sys.exit(0 if isinstance(answer, TrainReply) else str(answer))
 """
@@ -255,9 +247,9 @@ def test_broken_worker_is_restarted_with_pauses_and_never_hangs(
     one = Worker(tmp_path)
     for _ in range(2):
         with pytest.raises(PipeError):
-            one.ask(Describe(issue(RUN)), LONG_S)
+            one.ask(Describe(issue(RUN)), PATIENCE_S)
     with pytest.raises(PipeError, match="not running"):
-        one.ask(Describe(issue(RUN)), LONG_S)
+        one.ask(Describe(issue(RUN)), PATIENCE_S)
     one.stop()
 
 
@@ -273,7 +265,7 @@ def test_prints_do_not_reach_the_frames() -> None:
     process = python(code, stderr=subprocess.PIPE)
     assert process.stdin is not None
     protocol.send(process.stdin.fileno(), Frame({"kind": "echo"}, {"one": b"payload"}))
-    output, log = process.communicate(timeout=30)
+    output, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, log
     length = len(json.dumps({"header": {"kind": "echo"}, "parts": [["one", 7]]}, separators=(",", ":")))
     assert len(output) == 4 + length + len(b"payload")
@@ -291,7 +283,7 @@ def test_network_is_gone_where_the_kernel_allows_it(free_port: int) -> None:
         "print(said, failed, [name for _, name in socket.if_nameindex()])\n"
     )
     with socket.create_server(("127.0.0.1", free_port)):
-        output, _ = python(code).communicate(timeout=30)
+        output, _ = python(code).communicate(timeout=PATIENCE_S)
     said = output.decode().strip()
     if said.startswith("not removed"):
         pytest.skip(f"this kernel does not allow network namespaces here: {said}")
@@ -303,14 +295,14 @@ def test_network_is_gone_where_the_kernel_allows_it(free_port: int) -> None:
 def test_worker_dies_with_its_agent() -> None:
     child = (
         "from common.system import sandbox; import time; "
-        "sandbox.die_with_parent(); print('up', flush=True); time.sleep(60)"
+        "sandbox.die_with_parent(); print('up', flush=True); time.sleep(600)"
     )
     parent = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
         "child.stdout.readline()\n"
         "print(child.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     process = python(parent)
     assert process.stdout is not None

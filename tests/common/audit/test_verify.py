@@ -18,6 +18,7 @@ from common.audit.entries import Entry
 from common.audit.notes import Checkpoint
 from tests import ROOT
 from tests.common.audit.federation import MODEL, POLICY, RUN, Federation, lines_of, rewrite, show, tamper, update_of
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -503,7 +504,7 @@ def test_a_site_that_enrolled_again_has_two_keys(federation):
 
 def run(*arguments, **options):
     command = [sys.executable, "-m", "common.audit.verify", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60, **options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S, **options)
 
 
 def key_options(federation):
@@ -563,7 +564,7 @@ def test_the_command_runs_with_only_cryptography_installed(federation):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -581,7 +582,7 @@ def test_a_log_left_in_the_middle_of_a_write_is_read(federation):
         "    database.execute('INSERT INTO entries VALUES (?, ?)', (seq, '{}' + ' ' * 100))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=PATIENCE_S)
     journal = path.with_name("north.sqlite-journal")
     assert journal.stat().st_size > 0
     content = path.read_bytes()

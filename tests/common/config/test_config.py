@@ -22,6 +22,7 @@ from common.config import (
 from common.config.statistics import statistic_names
 from common.errors import ConfigError
 from server.federation.checks import MAX_METRICS
+from tests.patience import PATIENCE_S
 
 RUN = """
 name = "liver"
@@ -166,7 +167,7 @@ def test_evaluations_are_those_that_a_count_over_the_rounds_finds(rounds: int, e
     assert run.evaluations == run.evaluations_after(0)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(PATIENCE_S)
 @pytest.mark.parametrize("key", ['keep = "best"', "patience = 5"])
 def test_document_of_very_many_rounds_is_read_at_once(key: str) -> None:
     """An agent reads it before anybody has looked at it: counting round by round would take days."""

@@ -21,6 +21,7 @@ from server.home.folder import Home
 from server.registry import audit_trail
 from tests import ROOT
 from tests.client.coordinator import Authority
+from tests.patience import PATIENCE_S
 from tests.server.coordinators import new_home
 
 DAY_S = 24 * 3600.0
@@ -39,7 +40,9 @@ def python(code: str, *, before: str = "", path: Sequence[Path] = (), own: bool 
     if own:
         command = ["unshare", "--user", "--map-root-user", "--mount", *command]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment, cwd="/")
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=PATIENCE_S, env=environment, cwd="/"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

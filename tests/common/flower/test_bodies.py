@@ -19,6 +19,7 @@ from common.flower.bodies import PIECE_BYTES
 from common.flower.calls import fleet_client
 from common.identity import certificates
 from tests import ROOT
+from tests.patience import PATIENCE_S
 
 CONTENT = bytes(range(256)) * 16_384  # 4 MiB
 
@@ -105,7 +106,7 @@ def test_superlink_reads_a_body_on_while_the_program_is_busy(tmp_path: Path) -> 
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=0), timeout=60.0) as client:
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=0), timeout=PATIENCE_S) as client:
                 for _ in range(600):
                     try:
                         client.post("http://127.0.0.1/", content=CONTENT)

@@ -19,6 +19,7 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy import accountant
 from common.privacy.accountant import History, epsilon, epsilon_rdp, merged, noise_multiplier_for
 from tests import ROOT
+from tests.patience import PATIENCE_S
 
 HISTORIES: tuple[tuple[History, float], ...] = (
     (((1.0, 0.25, 100),), 1e-3),
@@ -243,4 +244,4 @@ def test_planning_and_charging_need_no_torch(tmp_path):
         "noise_multiplier=solve(8, 0.001, 0.25, 20), sampling_rate=0.25, steps=20, delta=0.001, lifetime_epsilon=8.0); "
         "sys.exit(bool({'torch', 'opacus'} & sys.modules.keys()))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S)

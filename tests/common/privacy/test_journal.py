@@ -22,6 +22,7 @@ from common.privacy.ledger import Ledger
 from tests import ROOT
 from tests.common.privacy.test_ledger import TAKE_AND_DIE
 from tests.dresses import dressed, found_in
+from tests.patience import PATIENCE_S
 
 KEY = bytes(range(32))
 COHORT, RUN, ATTEMPT = "c0ffee1234567890", "5eed" * 16, "message-4711.abcd"
@@ -292,6 +293,6 @@ def test_processes_that_begin_the_file_at_once_lose_no_charge(tmp_path):
         "charge(Ledger(Path(sys.argv[1]), KEY), int(sys.argv[2]))"
     )
     processes = [subprocess.Popen([sys.executable, "-c", program, str(path), str(n)], cwd=ROOT) for n in range(4)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0, 0]
+    assert [process.wait(timeout=PATIENCE_S) for process in processes] == [0, 0, 0, 0]
     assert {entry.round for entry in Ledger(path, KEY).entries()} == {0, 1, 2, 3}
     assert [one.name for one in tmp_path.iterdir()] == ["ledger.sqlite"]

@@ -14,6 +14,7 @@ from common.errors import ErrorCode, PrivacyError
 from common.privacy.accountant import epsilon, noise_multiplier_for
 from common.privacy.journal import Rows
 from common.privacy.ledger import Ledger
+from tests.patience import PATIENCE_S
 
 KEY = bytes(range(32))
 DELTA = 1e-3
@@ -264,7 +265,7 @@ def test_two_processes_share_a_budget_without_passing_it(tmp_path):
     processes = [
         subprocess.Popen([*command, run, repr(lifetime)], stdout=subprocess.PIPE, text=True) for run in ("a", "b")
     ]
-    answers = [process.communicate(timeout=60)[0].split() for process in processes]
+    answers = [process.communicate(timeout=PATIENCE_S)[0].split() for process in processes]
     assert [code for _, code in answers] == ["budget-spent", "budget-spent"]
     assert sum(int(charged) for charged, _ in answers) == 13
     assert Ledger(path, KEY).history("cohort") == ((2.0, 0.25, 130),)
@@ -300,7 +301,7 @@ def test_of_two_runs_that_start_at_once_only_the_one_that_fits_does(tmp_path):
     processes = [
         subprocess.Popen([*command, run, repr(rounds_of_budget(13))], stdout=subprocess.PIPE) for run in ("a", "b")
     ]
-    assert sorted(int(process.communicate(timeout=60)[0]) for process in processes) == [0, 10]
+    assert sorted(int(process.communicate(timeout=PATIENCE_S)[0]) for process in processes) == [0, 10]
 
 
 def test_a_reservation_shrinks_with_every_round_and_ends_with_the_last(ledger):
@@ -460,7 +461,7 @@ def test_of_many_processes_and_threads_exactly_one_takes_an_attempt(ledger, tmp_
             assert process.stdin is not None
             process.stdin.write(b"\n")
             process.stdin.flush()
-        let_through = b"".join(process.communicate(timeout=60)[0] for process in processes)
+        let_through = b"".join(process.communicate(timeout=PATIENCE_S)[0] for process in processes)
         assert let_through.count(b"taken") == 1
         assert let_through.count(b"bad-request") == 3 * 4 - 1
 

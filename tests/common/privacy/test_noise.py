@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from common.privacy.noise import deviation, gaussian_steps, grid_step, keystream, noised, on_grid
+from tests.patience import PATIENCE_S
 
 CHUNK = 2**15  # values that are drawn from one stretch of the keystream
 SCALE = 2.0**26
@@ -186,7 +187,9 @@ def test_no_seed_reaches_the_noise():
 
 
 def test_forked_processes_never_share_noise():
-    output = subprocess.run([sys.executable, "-c", FORKING], check=True, timeout=120, capture_output=True, text=True)
+    output = subprocess.run(
+        [sys.executable, "-c", FORKING], check=True, timeout=PATIENCE_S, capture_output=True, text=True
+    )
     digests = output.stdout.split()
     assert len(digests) == 10
     assert len(set(digests)) == 10

@@ -4,8 +4,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ import pytest
 from common.errors import ConfigError
 from common.system import locks
 from common.system.locks import is_locked, left_behind, locked
+from tests.patience import PATIENCE_S, eventually
 
 _HOLDS = """
 import sys, time
@@ -23,15 +22,8 @@ with locked(Path(sys.argv[1])) as file:
     file.write("a word")
     file.flush()
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def is_waited_for(path: Path) -> bool:
@@ -67,9 +59,9 @@ def test_without_an_error_the_holder_is_waited_for(path: Path) -> None:
     thread.start()
     with locked(path):
         inside.set()
-        wait_for(lambda: is_waited_for(path))
+        eventually(lambda: is_waited_for(path))
         order.append("first")
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENCE_S)
     assert order == ["first", "second"]
 
 
@@ -101,7 +93,7 @@ def test_whoever_only_looks_keeps_nobody_out(path: Path) -> None:
     for one in lookers:
         one.start()
     try:
-        assert all(looks.acquire(timeout=60.0) for _ in range(200))
+        assert all(looks.acquire(timeout=PATIENCE_S) for _ in range(200))
         assert seen == {False}
         for _ in range(20):
             with locked(path, ConfigError("busy")):

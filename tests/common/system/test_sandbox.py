@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from client.agent.worker_process import Worker
 from client.commands import diagnosis
 from common.system import sandbox
 from tests import ROOT
+from tests.patience import eventually
 
 DOOR = """
 import ctypes, json, os, resource, signal, socket, sys
@@ -165,7 +165,7 @@ def test_real_worker_and_doctor_say_what_was_given_up(tmp_path: Path, said: dict
     worker.tend()
     log = tmp_path / "logs" / "worker.log"
     try:
-        _until_ready(worker)
+        eventually(lambda: _is_ready(worker), "the worker", every_s=0.1)
     finally:
         worker.stop()
     assert "network removed, keys hidden, disk locked" in log.read_text()
@@ -173,10 +173,6 @@ def test_real_worker_and_doctor_say_what_was_given_up(tmp_path: Path, said: dict
     assert finding.ok, finding.detail
 
 
-def _until_ready(worker: Worker) -> None:
-    for _ in range(600):
-        worker.tend()
-        if worker.network == sandbox.REMOVED:
-            return
-        time.sleep(0.1)
-    pytest.fail("the worker did not start")
+def _is_ready(worker: Worker) -> bool:
+    worker.tend()
+    return worker.network == sandbox.REMOVED

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.system import wakeup
+from tests.patience import PATIENCE_S
 
 
 def elapsed(action: Callable[[], object]) -> float:
@@ -18,7 +19,7 @@ def wakes(sleep: Callable[[float], object]) -> bool:
     """Whether a sleep of an hour ends."""
     sleeper = threading.Thread(target=sleep, args=(3600.0,), daemon=True)
     sleeper.start()
-    sleeper.join(60.0)
+    sleeper.join(PATIENCE_S)
     return not sleeper.is_alive()
 
 
@@ -31,14 +32,14 @@ def gateway(tmp_path):
 
 def test_a_hint_ends_the_sleep_at_once_and_names_its_nodes(tmp_path, gateway):
     threading.Timer(0.05, wakeup.gateway_hint(tmp_path), [[1, 2**64 - 1]]).start()
-    assert gateway.sleep(60.0) == {1, 2**64 - 1}
+    assert gateway.sleep(PATIENCE_S) == {1, 2**64 - 1}
 
 
 def test_hints_before_the_sleep_are_not_lost_and_are_told_together(tmp_path, gateway):
     hint = wakeup.gateway_hint(tmp_path)
     hint([1, 2])
     hint([2, 3])
-    assert gateway.sleep(10.0) == {1, 2, 3}
+    assert gateway.sleep(PATIENCE_S) == {1, 2, 3}
     assert gateway.sleep(0.0) is None
 
 
@@ -48,14 +49,14 @@ def test_a_hint_waits_for_a_queue_that_is_full(tmp_path, gateway):
     sender.start()
     told: set[int] = set()
     while sender.is_alive() or told != set(range(1000)):
-        told |= gateway.sleep(10.0) or set()
+        told |= gateway.sleep(PATIENCE_S) or set()
     sender.join()
     assert told == set(range(1000))
 
 
 def test_a_hint_for_more_nodes_than_a_datagram_holds_names_them_all(tmp_path, gateway):
     wakeup.gateway_hint(tmp_path)(range(20_000))
-    assert gateway.sleep(10.0) == set(range(20_000))
+    assert gateway.sleep(PATIENCE_S) == set(range(20_000))
 
 
 def test_without_a_poke_it_sleeps_its_time(gateway):
@@ -92,7 +93,7 @@ def test_a_gateway_that_starts_while_a_hint_finds_the_one_before_it_dead_is_foun
     (gateway,) = started
     assert wakeup.gateway_started_at(tmp_path) > 0
     hint([2])
-    assert gateway.sleep(10.0) == {2}
+    assert gateway.sleep(PATIENCE_S) == {2}
     gateway.close()
 
 
@@ -109,7 +110,7 @@ def test_hints_arrive_in_a_home_whose_path_is_longer_than_a_sockets_name_may_be(
     wakeup.poke_strategies(home)
     assert wakes(sleep)
     wakeup.gateway_hint(home)([7])
-    assert gateway.sleep(30.0) == {7}
+    assert gateway.sleep(PATIENCE_S) == {7}
     gateway.close()
     assert not list((home / "wake").glob("gateway*"))
 

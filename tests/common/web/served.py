@@ -21,10 +21,10 @@ from common.web.login import Sessions
 from common.web.pages import Dashboard, Pages
 from tests import ROOT
 from tests.json_forms import conforms
+from tests.patience import PATIENCE_S
 
 SERVER = "server.commands.main"
 CLIENT = "client.commands"
-END_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Visitor:
     ) -> Answer:
         """A request as written, with the cookie."""
         given = ({"Cookie": self.cookie} if self.cookie else {}) | dict(headers or {})
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             connection.request(method, path, body, given)
             answer = connection.getresponse()
@@ -116,7 +116,7 @@ class Served:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[str, str]:
         """Stop it; stdout and stderr."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=END_S)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
         return out.decode(), err.decode()
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from tests import ROOT
 from tests.client.views.recorded import hospital
-from tests.common.web.served import CLIENT, END_S, SERVER, Visitor, serving
+from tests.common.web.served import CLIENT, SERVER, Visitor, serving
 from tests.json_forms import conforms
+from tests.patience import PATIENCE_S
 from tests.server.coordinators import new_home
 
 pytestmark = pytest.mark.system
@@ -123,7 +124,7 @@ def test_terminal_shows_the_link_and_another_one_at_enter(tmp_path: Path) -> Non
             assert Visitor(port, base).log_in(second[2].decode()).status == 303
             assert not (home / "dashboard.link").exists()
             process.send_signal(signal.SIGINT)
-            assert process.wait(END_S) == 0
+            assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
             os.close(ours)

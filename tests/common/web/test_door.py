@@ -18,6 +18,7 @@ from common.web.login import LINK_S, MOST_SESSIONS, SESSION_S, Sessions
 from common.web.pages import MOST_STREAMS, Dashboard, Page, Visit
 from tests import loopback
 from tests.common.web.served import Answer, Open, Visitor, opened
+from tests.patience import PATIENCE_S
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -85,7 +86,7 @@ def stage(clock: list[float]) -> Iterator[Stage]:
 
 def raw(port: int, request: bytes) -> bytes:
     """What comes back, until the other side closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as one:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as one:
         one.sendall(request)
         answer = b""
         with contextlib.suppress(ConnectionResetError):
@@ -447,8 +448,8 @@ def test_header_beyond_the_limit_ends_the_connection(stage: Stage) -> None:
 
 
 def test_body_that_does_not_come_is_given_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "BODY_S", 0.3)
     visitor = stage.logged_in()
+    monkeypatch.setattr(door, "BODY_S", 0.3)
     head = (
         f"POST {visitor.base}/login HTTP/1.1\r\nHost: 127.0.0.1:{stage.port}\r\n"
         f"Origin: http://127.0.0.1:{stage.port}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
@@ -458,13 +459,13 @@ def test_body_that_does_not_come_is_given_up(stage: Stage, monkeypatch: pytest.M
 
 def test_connections_that_ask_nothing_hold_no_place(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another account, which needs no token to connect."""
-    monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
     visitor = stage.logged_in()
+    monkeypatch.setattr(connection, "PATIENCE_S", 2.0)
     with contextlib.ExitStack() as opened:
         for _ in range(100):
-            one = opened.enter_context(socket.create_connection(("127.0.0.1", stage.port), timeout=30))
+            one = opened.enter_context(socket.create_connection(("127.0.0.1", stage.port), timeout=PATIENCE_S))
             one.sendall(b"GET / HT")
-        for one in [opened.enter_context(socket.create_connection(("127.0.0.1", stage.port), timeout=30))]:
+        for one in [opened.enter_context(socket.create_connection(("127.0.0.1", stage.port), timeout=PATIENCE_S))]:
             assert one.recv(10) == b""  # closed by the server
         assert visitor.get("/").status == 200
 
@@ -473,11 +474,11 @@ def test_it_listens_on_loopback_alone(stage: Stage) -> None:
     if not loopback.entered():
         pytest.skip("the kernel gave this run no network of its own")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((loopback.OTHER_ADDRESS, stage.port), timeout=5)
+        socket.create_connection((loopback.OTHER_ADDRESS, stage.port), timeout=PATIENCE_S)
 
 
 def stream(visitor: Visitor) -> http.client.HTTPResponse:
-    one = http.client.HTTPConnection("127.0.0.1", visitor.port, timeout=30)
+    one = http.client.HTTPConnection("127.0.0.1", visitor.port, timeout=PATIENCE_S)
     one.request("GET", f"{visitor.base}/events", headers={"Cookie": visitor.cookie})
     return one.getresponse()
 

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from common.web.measures import Family, _Scraped, exposition, one, states, tell
 from common.web.token import Token
 from tests import ROOT
 from tests.json_forms import conforms
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import new_home
 
 parser = pytest.importorskip("prometheus_client.parser", reason="the extra prometheus is not installed")
@@ -67,7 +67,7 @@ def scraped(folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def ask(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -141,14 +141,16 @@ def test_file_is_for_other_accounts_and_goes_with_the_stop(tmp_path: Path, monke
     told = threading.Thread(target=write)
     told.start()
     try:
-        deadline = time.monotonic() + 60
-        while not (file.exists() and "wardround_count 3.0" in file.read_text()):
-            assert time.monotonic() < deadline
+
+        def is_written() -> bool:
             assert told.is_alive()
+            return file.exists() and "wardround_count 3.0" in file.read_text()
+
+        eventually(is_written, "the third", every_s=0.0)
         mode = stat.S_IMODE(file.stat().st_mode)
     finally:
         stopped.set()
-        told.join(60)
+        told.join(PATIENCE_S)
         os.umask(before)
     assert mode == 0o644
     assert stat.S_IMODE((tmp_path / "made-by-collecting").stat().st_mode) == 0o600
@@ -203,6 +205,6 @@ def test_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert ask(port)[0] == 401
     finally:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert token not in out + err

@@ -20,6 +20,7 @@ from common.identity import certificates
 from common.wire import channels
 from common.wire.channels import Credentials, secure_channel
 from common.wire.proxy import proxy_of, told_of_proxy
+from tests.patience import PATIENCE_S
 
 HOST = "coordinator.test"
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_proxy", "no_grpc_proxy")
@@ -97,7 +98,7 @@ def test_channel_goes_through_the_proxy_of_the_environment(
     tunnel, root_pem = coordinator
     monkeypatch.setenv(variable, f"{scheme}{tunnel.address}")
     with secure_channel(f"{HOST}:9443", root_pem) as channel:
-        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
     assert tunnel.asked == [f"CONNECT {HOST}:9443 HTTP/1.1"]
 
@@ -108,7 +109,7 @@ def test_dead_proxy_is_named_by_join_and_doctor_without_its_password(
     monkeypatch.setenv("HTTPS_PROXY", f"http://someone:secret@127.0.0.1:{free_port}")
     root_pem = certificates.to_pem(certificates.new_root(certificates.new_key(), "root"))
     with secure_channel(f"{HOST}:9443", root_pem) as channel, pytest.raises(grpc.RpcError) as error:
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
     for said in (_explain(error.value, f"{HOST}:9443"), _unreachable(f"{HOST}:9443", error.value)):
         assert f"the proxy http://127.0.0.1:{free_port}, which HTTPS_PROXY in the environment names" in str(said)
         assert f"no_proxy={HOST}" in str(said)

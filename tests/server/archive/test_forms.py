@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from server.coordinator.runs import Runs
 from server.home.folder import open_home
 from server.registry.registry import Registry
 from tests import ROOT
+from tests.patience import eventually
 from tests.server.evidence.federation import Federation, founded, trained
 from tests.server.fakes import a_run
 from tests.server.search import found, pieces
@@ -90,11 +90,6 @@ def weights_of(made: Federation) -> bytes:
     return made.home.sealer_of(made.document.hash).open(sealed, "model.safetensors")
 
 
-def until(check: Callable[[], Any]) -> None:
-    while not check():
-        time.sleep(0.05)
-
-
 def exported(out: Path) -> str:
     result = CliRunner().invoke(app, ["export", "tiny", "--out", str(out)])
     assert result.exit_code == 0, result.output
@@ -106,7 +101,7 @@ def test_a_finished_run_leaves_bundle_and_onnx_that_say_what_its_model_says(
 ) -> None:
     """As the coordinator makes them, without anybody asking."""
     runs = Runs(finished.home, finished.registry)
-    until(lambda: runs.step() or folder_of(finished).exists())
+    eventually(lambda: runs.step() or folder_of(finished).exists())
     manifest = json.loads((folder_of(finished) / "manifest.json").read_text())
     assert {"bundle/models/model.pt.sealed", "model.onnx.sealed"} <= manifest["files"].keys()
     assert found(finished.home.path, pieces(weights_of(finished))) == []
@@ -133,11 +128,12 @@ def test_a_finished_run_leaves_bundle_and_onnx_that_say_what_its_model_says(
 def test_killed_in_the_middle_nothing_half_is_left_and_the_next_makes_all(finished: Federation) -> None:
     home = finished.home.path
     making = subprocess.Popen([sys.executable, "-c", MAKES, str(home)], cwd=ROOT)
-    until(lambda: len(ours(home)) > 1 and any((home / "forms").rglob("inference.json")))  # the bundle is run by MONAI
+    # The bundle is run by MONAI.
+    eventually(lambda: len(ours(home)) > 1 and any((home / "forms").rglob("inference.json")))
     assert found(home, pieces(weights_of(finished))) == []
     making.send_signal(signal.SIGKILL)
     making.wait()
-    until(lambda: not ours(home))
+    eventually(lambda: not ours(home))
     assert not (home / "models").exists()
     assert found(home, pieces(weights_of(finished))) == []
     assert record.keep(finished.home, proposal_of(finished))
@@ -150,7 +146,7 @@ def test_killed_in_the_middle_nothing_half_is_left_and_the_next_makes_all(finish
 def test_a_coordinator_that_stops_ends_it_and_leaves_the_folder_to_the_next_start(finished: Federation) -> None:
     runs = Runs(finished.home, finished.registry)
     runs.step()
-    until(lambda: ours(finished.home.path))
+    eventually(lambda: ours(finished.home.path))
     runs.close()
     assert ours(finished.home.path) == []
     assert not (finished.home.path / "models").exists()
@@ -242,7 +238,7 @@ def test_a_run_whose_folder_cannot_be_made_keeps_no_other_waiting(
     runs._to_keep = {run_hash: never}
     with monkeypatch.context() as broken:
         broken.setattr(record, "has_all_receipts", unreadable)
-        until(lambda: runs.step() or not runs._to_keep)
+        eventually(lambda: runs.step() or not runs._to_keep)
     other = dataclasses.replace(first, run_hash="ab" * 32)
     monkeypatch.setattr(finished.registry, "proposal", lambda _: other)
     begun: list[str] = []
@@ -256,7 +252,7 @@ def test_a_run_whose_folder_cannot_be_made_keeps_no_other_waiting(
 def test_two_who_want_them_wait_for_each_other(finished: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command and the coordinator: the folder in which one works is not taken from it."""
     first = subprocess.Popen([sys.executable, "-c", MAKES, str(finished.home.path)], cwd=ROOT)
-    until(lambda: ours(finished.home.path))
+    eventually(lambda: ours(finished.home.path))
     monkeypatch.setattr(forms, "_COMMAND", (sys.executable, "-P", "-c", "raise SystemExit(0)"))
     second = Maker(finished.home, proposal_of(finished))
     assert second.made is None
@@ -264,7 +260,7 @@ def test_two_who_want_them_wait_for_each_other(finished: Federation, monkeypatch
     assert first.poll() is None
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    until(lambda: not ours(finished.home.path))
+    eventually(lambda: not ours(finished.home.path))
 
 
 def test_a_home_may_do_without(finished: Federation, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from server.federation.events import read_events, read_summary
 from server.home.folder import KEY_PASSPHRASE, Home
 from server.registry.registry import Registry
 from tests import ROOT
-from tests.server.coordinator.test_supervisor import alive, family, started, wait_for
+from tests.patience import eventually
+from tests.server.coordinator.test_supervisor import alive, family, started
 from tests.server.coordinators import Member, enrol, new_home
 from tests.server.search import found, pieces, private_keys
 
@@ -39,7 +40,7 @@ name = "tiny"
 model = { channels = [4, 8], residual-units = 0 }
 data = { modality = "photo", classes = ["lesion"] }
 training = { patch-size = [8, 8], local-steps = 1 }
-federation = { rounds = 4, quorum = 2, join-timeout-s = 60, round-timeout-s = 60 }
+federation = { rounds = 4, quorum = 2, join-timeout-s = 300, round-timeout-s = 300 }
 """
 RUN = parse(RunConfig, RUN_TOML)
 
@@ -139,13 +140,13 @@ def test_run_that_is_killed_and_resumed_leaves_no_weights_and_no_key_in_the_clea
     folder = home.run_folder(issue(RUN))
     with playing(home, members) as process:
         propose(home)
-        wait_for((folder / "checkpoint" / "round-00001").exists, 60)
+        eventually((folder / "checkpoint" / "round-00001").exists)
         children = alive(family(process))
         told = [f"{child.cmdline()} {sorted(child.environ().items())}" for child in children]
         process.kill()
-        wait_for(lambda: not alive(children), 120)
+        eventually(lambda: not alive(children))
     with playing(home, members):
-        wait_for(lambda: registry.proposal("tiny").state == "completed", 60)
+        eventually(lambda: registry.proposal("tiny").state == "completed")
         exported = command(home, "export", "tiny", "--out", str(tmp_path / "model"))  # without the passphrase
     assert exported.returncode == 0, exported.stderr
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()

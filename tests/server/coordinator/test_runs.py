@@ -23,6 +23,7 @@ from server.registry import store
 from server.registry.registry import Registry
 from server.views.watch import state_line
 from tests import ROOT
+from tests.patience import eventually
 from tests.server.coordinators import RUN, RUN_TOML, enrol, new_home, signed
 
 HASH = sha256_of(RUN)
@@ -318,8 +319,7 @@ def loading(home):
 def killed(pid: int) -> None:
     process = psutil.Process(pid)
     process.kill()
-    while process.status() != psutil.STATUS_ZOMBIE:
-        threading.Event().wait(0.01)
+    eventually(lambda: process.status() == psutil.STATUS_ZOMBIE, "it is dead")
 
 
 def test_server_app_that_dies_before_it_takes_its_lock_is_noticed_within_five_seconds(

@@ -4,7 +4,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,7 @@ from server.gateway.services import Gateway
 from server.home import root as roots
 from server.home.folder import Home
 from server.registry.registry import Registry
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import Member, enrol, is_listening, new_home, status_of
 
 OK = grpc.StatusCode.OK
@@ -210,7 +211,7 @@ def test_health_says_that_the_superlink_is_away_and_a_sites_doctor_repeats_it(
         with member.channel(home) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             request = health_pb2.HealthCheckRequest()
-            wait_for(lambda: check(request).status == health_pb2.HealthCheckResponse.NOT_SERVING)
+            eventually(lambda: check(request).status == health_pb2.HealthCheckResponse.NOT_SERVING)
             identity = SimpleNamespace(gateway=home.gateway_address, channel=lambda: member.channel(home))
             monkeypatch.setattr(diagnosis, "load_identity", lambda _: identity)
             with pytest.raises(FederationError, match="its SuperLink does not"):
@@ -223,13 +224,6 @@ def test_health_says_that_the_superlink_is_away_and_a_sites_doctor_repeats_it(
         stop.set()
         watch.join()
         server.stop(0).wait()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 # Time per call
@@ -247,15 +241,15 @@ def test_call_that_takes_too_long_is_ended_and_its_place_is_free(
         with enrol(home, registry, "a").channel(home) as channel:
             never = channel.stream_unary("/flwr.proto.Fleet/PushObject", None, None)
             silence = threading.Event()
-            call = never.future(iter(silence.wait, True), timeout=20.0)
-            wait_for(lambda: counting._running)
+            call = never.future(iter(silence.wait, True), timeout=PATIENCE_S)
+            eventually(lambda: counting._running)
             counting.end_overdue()
             assert not call.done()
             ahead[0] = 601.0
             counting.end_overdue()
             assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
             assert "more than 600 s for a call" in caplog.text
-            wait_for(lambda: counting._limits._callers["site a"].at_once == 0)
+            eventually(lambda: counting._limits._callers["site a"].at_once == 0)
             assert status_of(FleetStub(channel).RegisterNode, fleet_pb2.RegisterNodeFleetRequest()) != OK
             silence.set()
     finally:

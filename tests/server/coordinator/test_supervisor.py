@@ -5,7 +5,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from server.home.key_agent import KeyAgent
 from server.registry.registry import Registry
 from server.registry.sites import Presence
 from tests import ROOT
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import enrol, is_listening, new_home
 
 pytestmark = pytest.mark.system
@@ -51,7 +52,7 @@ def started(home: Home) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=40)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -68,14 +69,8 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
-
-
-def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home):
+def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home, monkeypatch):
+    monkeypatch.setattr("server.coordinator.doors._PROBE_S", PATIENCE_S)
     left_over = home.flower / "apps" / "earlier-run" / "run.toml"
     left_over.parent.mkdir(parents=True)
     left_over.touch()
@@ -89,12 +84,12 @@ def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home):
             "superexec": "up",
         }
         enrolment.invite(home, Registry(home.registry), "st-mary")
-        wait_for(lambda: is_listening(home.config.enrolment_port))
+        eventually(lambda: is_listening(home.config.enrolment_port))
         with channels.secure_channel(home.enrolment_address, home.root_pem) as channel:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
         assert "Handshake failed" not in (home.logs / "gateway.log").read_text()
-        wait_for(lambda: not health.problem_of(home.path, alive=False))
+        eventually(lambda: not health.problem_of(home.path, alive=False))
 
         second = subprocess.run(
             [sys.executable, "-m", "server.commands.main", "start", "--home", str(home.path)],
@@ -108,13 +103,13 @@ def test_it_serves_restarts_what_dies_and_leaves_nothing_behind(home):
 
         gateway = named(process, "server.coordinator.serve")
         gateway.kill()
-        wait_for(lambda: not gateway.is_running())
-        wait_for(lambda: is_listening(home.config.gateway_port))
+        eventually(lambda: not gateway.is_running())
+        eventually(lambda: is_listening(home.config.gateway_port))
 
         everything = family(process)
         assert len(everything) == 3  # SuperLink, its SuperExec, the doors
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert alive(everything) == []
     assert not supervisor.is_running(home)
     for log in ("superlink.log", "superexec.log", "gateway.log"):
@@ -125,11 +120,11 @@ def test_a_killed_launcher_takes_its_children_with_it_and_the_home_starts_again(
     with started(home) as process:
         everything = family(process)
         os.kill(process.pid, signal.SIGKILL)
-        wait_for(lambda: not alive(everything))
+        eventually(lambda: not alive(everything))
     with started(home) as process:
         assert supervisor.is_running(home)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_port_of_another_program_is_not_called_ours(home, tmp_path):
@@ -202,10 +197,10 @@ def test_status_tells_the_truth_of_a_killed_process_and_it_is_started_again(home
         # The launcher is held back from starting it again, so that there is something to see.
         os.kill(process.pid, signal.SIGSTOP)
         killed.kill()
-        wait_for(lambda: not alive([killed]), 5.0)
+        eventually(lambda: not alive([killed]))
         assert name in {door.name for door in doors(home) if not door.ok}
         os.kill(process.pid, signal.SIGCONT)
-        wait_for(lambda: all(door.ok for door in doors(home)))
+        eventually(lambda: all(door.ok for door in doors(home)))
         assert named(process, word).pid != killed.pid
 
 
@@ -213,8 +208,8 @@ def test_a_superexec_follows_its_superlink_because_the_runs_are_lost_with_it(hom
     with started(home) as process:
         superexec = named(process, "flower-superexec")
         named(process, "server.coordinator.superlink").kill()
-        wait_for(lambda: not alive([superexec]), 15.0)
-        wait_for(lambda: all(door.ok for door in doors(home)))
+        eventually(lambda: not alive([superexec]))
+        eventually(lambda: all(door.ok for door in doors(home)))
 
 
 LISTENING = "import psutil; print([one.laddr for one in psutil.net_connections('tcp') if one.status == 'LISTEN'])"

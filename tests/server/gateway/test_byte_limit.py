@@ -23,8 +23,9 @@ from common.wire.wardround_pb2 import ListProposalsRequest
 from server.coordinator import serve
 from server.gateway.interceptor import Interceptor, site_of
 from server.registry.audit_trail import open_log
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import new_home
-from tests.server.gateway.test_services import Agent, Coordinator, answer_to, start_superlink, toy_bundle, wait_for
+from tests.server.gateway.test_services import Agent, Coordinator, answer_to, start_superlink, toy_bundle
 
 # A model of 12 MB comes and a reply of 12 MB goes, in three objects each: both pass the limit.
 BYTES_PER_HOUR = 8_000_000
@@ -71,7 +72,7 @@ def coordinator(tmp_path: Path) -> Iterator[Limited]:
     yield running
     running.stop()
     superlink.send_signal(signal.SIGINT)
-    superlink.wait(20)
+    superlink.wait(PATIENCE_S)
 
 
 def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
@@ -96,7 +97,7 @@ def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        wait_for(lambda: {"status": "resource-exhausted", "site": "a"} in coordinator.refused())
+        eventually(lambda: {"status": "resource-exhausted", "site": "a"} in coordinator.refused())
         assert not done
         # The other site's bytes are its own.
         for _ in range(20):
@@ -106,9 +107,9 @@ def test_update_beyond_the_bytes_of_an_hour_waits_and_arrives_whole(
             coordinator.clock.ahead += 3600.0
             return bool(done)
 
-        wait_for(pass_on)
+        eventually(pass_on)
     finally:
-        worker.join(30.0)
+        worker.join(PATIENCE_S)
     assert done[0] > len(UPDATE)
     arrived = [dict(entry.fields) for entry in open_log(coordinator.home).entries() if entry.kind == "arrived"]
     updates = [entry["update"] for entry in arrived if entry["site"] == "a"]
@@ -132,7 +133,7 @@ def test_request_that_is_too_large_is_not_repeated(coordinator: Limited, monkeyp
         return fleet._stub.ConfirmMessageReceived(*arguments, **options)
 
     with pytest.raises(grpc.RpcError) as caught:
-        fleet._persist(ask, request, 10.0)
+        fleet._persist(ask, request, PATIENCE_S)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(asked) == 1
     channel.close()

@@ -23,6 +23,7 @@ from server.home.folder import Home
 from server.registry.registry import Registry
 from server.registry.sites import Presence
 from server.registry.store import StoreError
+from tests.patience import PATIENCE_S
 from tests.server.coordinators import RUN_TOML, enrol, invite, new_home
 
 OTHER_PROCESS = """
@@ -31,7 +32,6 @@ with sqlite3.connect(sys.argv[1]) as database:
     database.execute(sys.argv[2])
 """
 # A held call waits at least so long by itself.
-SOON_S = 8.0
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_no_thread_gets_an_answer_older_than_a_write_that_has_returned(home, reg
             asked += 1
         return asked
 
-    with closing(sqlite3.connect(home.registry, isolation_level=None, timeout=30.0)) as other:
+    with closing(sqlite3.connect(home.registry, isolation_level=None, timeout=PATIENCE_S)) as other:
         other.execute("PRAGMA synchronous = OFF")
         other.execute("UPDATE sites SET csr = ?", (b"0",))
         with ThreadPoolExecutor(4) as pool:
@@ -176,13 +176,13 @@ def test_version_changes_with_writes_alone(home, registry):
 def test_a_held_call_wakes_when_another_process_writes(home, registry, notifier):
     with notifier.held(Context(), "a") as news, notifier.held(Context(), "b") as others:
         enrol(home, registry, "a")
-        assert news.wait(SOON_S)
+        assert news.wait(PATIENCE_S)
         while news.wait(4 * NOTICE_S):  # for each of its writes, and then no more
             news.clear()
         others.clear()
         write_elsewhere(home, "UPDATE sites SET state = 'revoked'")
-        assert news.wait(SOON_S)
-        assert others.wait(SOON_S)
+        assert news.wait(PATIENCE_S)
+        assert others.wait(PATIENCE_S)
 
 
 def test_one_sites_news_wakes_that_site_alone(notifier):
@@ -219,7 +219,7 @@ def test_registry_that_cannot_be_read_wakes_everybody(registry, notifier, monkey
 
     with notifier.held(Context(), "a") as news:
         monkeypatch.setattr(registry, "version", broken)
-        assert news.wait(SOON_S)
+        assert news.wait(PATIENCE_S)
 
 
 def test_proposal_changes_what_the_registry_answers(registry):

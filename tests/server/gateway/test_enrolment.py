@@ -23,6 +23,8 @@ from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 from tests.server.coordinators import enrol_request, free_ports, new_home, status_of
 
+HELD_S = 30.0  # at most
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -178,7 +180,7 @@ def test_collect_is_held_until_the_decision(home, registry, stub):
     digest = digest_of(request)
     stub.Enrol(request)
     threading.Timer(0.3, registry.revoke, ["st-jude"]).start()
-    reply = stub.Collect(CollectRequest(site="st-jude", request_sha256=digest, wait_s=20.0), timeout=15.0)
+    reply = stub.Collect(CollectRequest(site="st-jude", request_sha256=digest, wait_s=HELD_S), timeout=0.8 * HELD_S)
     assert reply.state == CollectReply.REFUSED
 
 

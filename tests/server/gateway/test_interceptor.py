@@ -34,6 +34,7 @@ from server.home.folder import Home
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
 from tests.documents import carried
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import RUN, enrol, enrol_request, new_home, status_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -102,7 +103,7 @@ def office(tmp_path: Path) -> Iterator[tuple[Home, Registry, EnrolmentStub]]:
 
 def error_of(call: Callable[..., Any], request: object) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
-        call(request, timeout=10.0)
+        call(request, timeout=PATIENCE_S)
     return caught.value
 
 
@@ -176,7 +177,7 @@ class Answers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in i
     def _answer(self, _request: bytes, _context: grpc.ServicerContext) -> bytes:
         with self._lock:
             self.begun += 1
-        assert self.hold.wait(60.0)
+        assert self.hold.wait(PATIENCE_S)
         with self._lock:
             self.ended += 1
         return bytes(LARGE)
@@ -201,26 +202,19 @@ def answers(tmp_path: Path) -> Iterator[tuple[Answers, Any]]:
     server.stop(0).wait()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_answer_that_its_caller_does_not_read_keeps_its_place_until_it_is_read(
     answers: tuple[Answers, Any],
 ) -> None:
     made, channel = answers
     unread = channel.stream_stream("/a.Service/Method")  # of which each answer is asked for
     calls = [unread(iter([b"x"])) for _ in range(CALLS_AT_ONCE)]
-    until(lambda: made.ended == CALLS_AT_ONCE)
+    eventually(lambda: made.ended == CALLS_AT_ONCE)
     read = channel.unary_unary("/a.Service/Method")
     # Waits for nothing: a place that is free is free at once.
     assert [status_of(read, b"x") for _ in range(5)] == [EXHAUSTED] * 5
     assert made.begun == CALLS_AT_ONCE
     assert len(next(calls.pop())) == LARGE
-    until(lambda: status_of(read, b"x") == grpc.StatusCode.OK)
+    eventually(lambda: status_of(read, b"x") == grpc.StatusCode.OK)
     for call in calls:
         call.cancel()
 
@@ -233,11 +227,11 @@ def test_method_whose_caller_has_gone_keeps_its_place_until_it_has_ended(
     call = channel.unary_unary("/a.Service/Method")
     for number in range(CALLS_AT_ONCE):
         given_up = call.future(b"x")
-        until(lambda number=number: made.begun == number + 1)  # type: ignore[misc]
+        eventually(lambda: made.begun == number + 1)  # noqa: B023 - asked here and now
         given_up.cancel()
     assert [status_of(call, b"x") for _ in range(5)] == [EXHAUSTED] * 5
     made.hold.set()
-    until(lambda: status_of(call, b"x") == grpc.StatusCode.OK)
+    eventually(lambda: status_of(call, b"x") == grpc.StatusCode.OK)
 
 
 def test_each_kind_of_refusal_at_the_gateway_is_recorded_with_its_site(gate: Gate) -> None:
@@ -254,10 +248,7 @@ def test_call_that_takes_too_long_is_recorded(gate: Gate, clock: Clock) -> None:
     silence = threading.Event()
     renew = gate.channels["a"].stream_unary("/wardround.v1.Coordination/Renew", None, None)
     call = renew.future(iter(silence.wait, True))
-    deadline = _monotonic() + 10.0
-    while not gate.interceptor._running:
-        assert _monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: gate.interceptor._running, "the call")
     clock.ahead += 61.0
     gate.interceptor.end_overdue()
     assert call.code() != grpc.StatusCode.OK
@@ -365,7 +356,7 @@ def test_site_of_a_version_that_does_not_fit_is_refused_at_every_call_and_told_w
             assert "Update wardround at the coordinator" in versions.refused(error)
     assert "site late has wardround 9.0.0, which speaks protocol 9" in caplog.text
     assert refusals(gate.home) == [{"site": "late", "status": "permission-denied"}] * 2
-    assert gate.stubs["a"].ListProposals(ListProposalsRequest(), timeout=10.0).revision == 0
+    assert gate.stubs["a"].ListProposals(ListProposalsRequest(), timeout=PATIENCE_S).revision == 0
 
 
 def test_site_of_a_version_that_does_not_fit_is_told_when_it_joins(
@@ -375,4 +366,4 @@ def test_site_of_a_version_that_does_not_fit_is_told_when_it_joins(
     monkeypatch.setattr(versions, "_own", lambda: "9.0.0-protocol.9")
     invitation = enrolment.invite(home, registry, "late")
     with pytest.raises(EnrolmentError, match="Update wardround at the coordinator"):
-        join(tmp_path / "late", invitation, timeout_s=10.0, show_phrase=lambda _: None)
+        join(tmp_path / "late", invitation, timeout_s=PATIENCE_S, show_phrase=lambda _: None)

@@ -7,6 +7,7 @@ import pytest
 
 from common.wire.messages import TrainRequest
 from server.gateway.objects import Objects
+from tests.patience import PATIENCE_S
 
 
 def test_objects_are_downloaded_once_however_many_ask(monkeypatch):
@@ -22,7 +23,7 @@ def test_objects_are_downloaded_once_however_many_ask(monkeypatch):
 
     def download() -> bytes:
         calls.append(1)
-        assert all(waiting.acquire(timeout=60.0) for _ in range(3))  # the others have asked too
+        assert all(waiting.acquire(timeout=PATIENCE_S) for _ in range(3))  # the others have asked too
         return b"content"
 
     threads = [threading.Thread(target=lambda: got.append(objects.get("id", download))) for _ in range(4)]
@@ -67,12 +68,12 @@ def test_a_download_under_way_is_not_forgotten() -> None:
 
     def download() -> bytes:
         began.set()
-        assert go_on.wait(60.0)
+        assert go_on.wait(PATIENCE_S)
         return b"content"
 
     thread = threading.Thread(target=objects.get, args=("id", download))
     thread.start()
-    assert began.wait(60.0)
+    assert began.wait(PATIENCE_S)
     objects.keep_only(())
     go_on.set()
     thread.join()

@@ -24,8 +24,9 @@ from common.wire.records import reply_to_record, request_from_record
 from server.gateway.deliveries import NAME, Deliveries, Delivery, held
 from server.gateway.node_proxy import NodeProxy
 from server.registry.sites import Presence
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import new_home
-from tests.server.gateway.test_services import PROJECT, Coordinator, bundle_of, start_superlink, wait_for
+from tests.server.gateway.test_services import PROJECT, Coordinator, bundle_of, start_superlink
 
 pytestmark = pytest.mark.slow
 SITES = ("a", "b")
@@ -77,7 +78,7 @@ class Agent:
         self._stop.set()
         self.hold.clear()
         self._channel.close()
-        self._thread.join(30.0)
+        self._thread.join(PATIENCE_S)
         self._fleet.close()
 
     def _work(self) -> None:
@@ -118,7 +119,7 @@ class Play:
 
     def answers(self) -> list[list[object]]:
         path = self.coordinator.home.path / "answers.json"
-        wait_for(path.exists, timeout_s=240.0)
+        eventually(path.exists)
         found: list[list[object]] = json.loads(path.read_text())
         return found
 
@@ -149,7 +150,7 @@ def play(tmp_path: Path) -> Iterator[Play]:
         agent.close()
     coordinator.stop()
     superlink.terminate()
-    superlink.wait(30)
+    superlink.wait(PATIENCE_S)
 
 
 BOTH = sorted([number, site, "weights"] for number in (1, 2) for site in SITES)
@@ -175,14 +176,14 @@ def test_gateway_that_ends_while_it_hands_a_reply_on_costs_no_round_and_holds_up
     monkeypatch.setattr(NodeProxy, "_forward", ends)
     play.agents["b"].hold.set()
     play.begin()
-    assert play.agents["b"].holds.wait(120.0)
-    assert broken.wait(120.0)
+    assert play.agents["b"].holds.wait(PATIENCE_S)
+    assert broken.wait(PATIENCE_S)
     play.restart_gateway()
     play.agents["b"].hold.clear()
-    wait_for(lambda: [1, "b", "weights"] in play.so_far(), timeout_s=240.0)
+    eventually(lambda: [1, "b", "weights"] in play.so_far())
     if again != "at once":
         log = play.coordinator.home.path / "told.log"
-        wait_for(lambda: "the message to a, or its answer, got lost" in log.read_text(), timeout_s=120.0)
+        eventually(lambda: "the message to a, or its answer, got lost" in log.read_text())
         play.agents["a"].hold.clear()
     assert sorted(play.answers()) == BOTH
 
@@ -192,13 +193,13 @@ def test_site_that_is_silent_for_longer_than_the_gateway_minds_is_waited_for(
 ) -> None:
     play.agents["a"].hold.set()
     play.begin()
-    assert play.agents["a"].holds.wait(120.0)
+    assert play.agents["a"].holds.wait(PATIENCE_S)
     monkeypatch.setattr("server.gateway.nodes.SILENCE_S", 0.5)
-    wait_for(lambda: play.presence("a") is Presence.AWAY)
+    eventually(lambda: play.presence("a") is Presence.AWAY)
     monkeypatch.undo()
     looks = play.coordinator.home.path / "looks"
     known = looks.stat().st_size
-    wait_for(lambda: looks.stat().st_size > known + 20)  # and the ServerApp is not told that the site failed
+    eventually(lambda: looks.stat().st_size > known + 20)  # and the ServerApp is not told that the site failed
     assert not (play.coordinator.home.path / "answers.json").exists()
     play.agents["a"].hold.clear()
     assert sorted(play.answers()) == BOTH
@@ -207,7 +208,7 @@ def test_site_that_is_silent_for_longer_than_the_gateway_minds_is_waited_for(
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Another process writes to the file, and does not come to an end."""
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=60.0)) as other:
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
@@ -218,7 +219,7 @@ def test_message_is_delivered_while_the_mailbox_cannot_be_written(play: Play) ->
         play.begin()
         assert sorted(play.answers()) == BOTH
     # an agent is told that its reply arrived only after it went on to the ServerApp
-    wait_for(lambda: min(agent.answered for agent in play.agents.values()) == 2)
+    eventually(lambda: min(agent.answered for agent in play.agents.values()) == 2)
     assert [agent.answered for agent in play.agents.values()] == [2, 2]
 
 
@@ -228,7 +229,7 @@ def test_message_that_was_lost_with_the_gateway_is_asked_again(play: Play, monke
     with locked(play.deliveries):
         play.begin()
         for agent in play.agents.values():
-            assert agent.holds.wait(120.0)
+            assert agent.holds.wait(PATIENCE_S)
         monkeypatch.setattr(Deliveries, "save", lambda _: None)  # killed: there is no time for it
         play.coordinator.stop()
         monkeypatch.undo()
@@ -277,14 +278,14 @@ def test_what_all_sites_have_answered_is_held_no_longer_though_the_run_goes_on(p
         agent.hold.set()
     play.begin()
     for agent in play.agents.values():
-        assert agent.holds.wait(120.0)
+        assert agent.holds.wait(PATIENCE_S)
     sizes = [len(one.result()) for one in gateway.nodes._objects._futures.values() if one.done()]
     assert max(sizes) >= 100_000  # the weights, for as long as a site owes an answer
     for agent in play.agents.values():
         agent.hold.clear()
     assert sorted(play.answers()) == BOTH
     assert gateway.nodes.live_runs
-    wait_for(lambda: not gateway.nodes._objects._futures)
+    eventually(lambda: not gateway.nodes._objects._futures)
     assert (gateway.nodes._objects._size, gateway.nodes._objects._request) == (0, None)
 
 
@@ -293,8 +294,8 @@ def test_what_a_site_has_not_answered_in_time_is_kept_neither_here_nor_at_the_su
 ) -> None:
     play.agents["a"].hold.set()
     play.begin()
-    assert play.agents["a"].holds.wait(120.0)
-    wait_for(lambda: [1, "b", "weights"] in play.so_far(), timeout_s=120.0)
+    assert play.agents["a"].holds.wait(PATIENCE_S)
+    eventually(lambda: [1, "b", "weights"] in play.so_far())
     nodes = play.coordinator._gateway.nodes
     proxy = nodes._proxies["a"]
     (owed,) = nodes._deliveries.of(proxy.node_id)
@@ -303,12 +304,12 @@ def test_what_a_site_has_not_answered_in_time_is_kept_neither_here_nor_at_the_su
     )
     assert proxy._client.PullObject(ask).object_found
     monkeypatch.setattr("server.gateway.deliveries._LEEWAY_S", -1.1 * owed.head.metadata.ttl)
-    wait_for(lambda: not nodes._deliveries.of(proxy.node_id))
+    eventually(lambda: not nodes._deliveries.of(proxy.node_id))
     monkeypatch.undo()
     assert not proxy._client.PullObject(ask).object_found
     assert held(play.deliveries) == frozenset()
     play.agents["a"].hold.clear()
-    wait_for(lambda: play.agents["a"].answered == 1)  # it is told that nobody waits for its answer
+    eventually(lambda: play.agents["a"].answered == 1)  # it is told that nobody waits for its answer
     assert play.so_far() == [[1, "b", "weights"]]
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -54,6 +53,7 @@ from server.home.root import root_credentials
 from server.home.seen import read_seen
 from server.registry.audit_trail import open_log
 from server.registry.registry import Registry
+from tests.patience import PATIENCE_S, eventually
 from tests.server.coordinators import RUN, RUN_TOML, Member, enrol, new_home, status_of
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -77,13 +77,13 @@ def main(grid, context):
     for number in (1, 2):
         while len(present(members)) < 2: wake(0.1)
         request = TrainRequest("0" * 64, number, {"weights": bytes([number]) * 12_000_000})
-        for answer in ask(grid, members, request, timeout_s=60, wait=wake, hint=hint):
+        for answer in ask(grid, members, request, timeout_s=300, wait=wake, hint=hint):
             out.append([number, answer.site, answer.reply and answer.reply.parts["weights"].hex()])
     (home.path / "answers.json.part").write_text(json.dumps(out))
     (home.path / "answers.json.part").rename(home.path / "answers.json")
 """
-# Shorter than the gateway holds a call by itself, and than the silence after which a site is away.
-SHORTER_S = 15.0
+# Longer than any test waits: so long the gateway holds a call, and bears a site's silence, where `only_by_others` asks.
+LONGER_S = 10 * PATIENCE_S
 PROJECT = """
 [project]
 name = "toy"
@@ -143,11 +143,12 @@ class Agent:
         self.node = Node(node_id=self.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
 
     def pull(self) -> tuple[Any, Any]:
-        for _ in range(3):
-            response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=40.0)
-            if response.messages_list:
-                return response.messages_list[0], response.message_object_trees[0]
-        raise AssertionError("no message came within three held calls")
+        def pulled() -> Any:
+            response = self.fleet.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node), timeout=PATIENCE_S)
+            return response.messages_list and (response.messages_list[0], response.message_object_trees[0])
+
+        head, tree = eventually(pulled, "a message")
+        return head, tree
 
     def fetch(self, head: Any, tree: Any) -> Message:
         objects = {}
@@ -186,13 +187,6 @@ class Agent:
         )
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 40.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
 class Turns:
     """A lock that says when somebody has to wait for it."""
 
@@ -218,7 +212,7 @@ def start_superlink(home: Home) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(processes.superlink_command(port, path), env=environment, stdout=log, stderr=log)
         command = processes.superexec_command(port, process.pid)
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    wait_for(lambda: calls.superlink_answers(path))
+    eventually(lambda: calls.superlink_answers(path))
     return process
 
 
@@ -232,7 +226,7 @@ def superlink(home: Home) -> Iterator[list[subprocess.Popen[bytes]]]:
     running = [start_superlink(home)]
     yield running
     running[-1].send_signal(signal.SIGINT)
-    running[-1].wait(20)
+    running[-1].wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -324,61 +318,73 @@ def test_when_a_site_last_called_is_noted(coordinator, agents, monkeypatch):
     monkeypatch.setattr(gateway_nodes, "NOTE_SEEN_EVERY_S", 0.0)
     before = datetime.datetime.now(datetime.UTC)
     agents[0].coordination.ListProposals(ListProposalsRequest())
-    wait_for(
+    eventually(
         lambda: read_seen(coordinator.home.path).get("a", datetime.datetime.min.replace(tzinfo=before.tzinfo)) >= before
     )
 
 
+@pytest.fixture
+def only_by_others(monkeypatch):
+    """No held call ends by itself, and no site is away because it says nothing."""
+    monkeypatch.setattr("server.gateway.fleet.PULL_WAIT_S", LONGER_S)
+    monkeypatch.setattr("server.gateway.coordination.LIST_WAIT_S", LONGER_S)
+    monkeypatch.setattr("server.gateway.nodes.SILENCE_S", LONGER_S)
+
+
+@pytest.mark.usefixtures("only_by_others")
 def test_revocation_acts_on_an_open_connection_and_a_held_call(coordinator):
     agent = Agent(coordinator, "revoked")
-    call = agent.fleet.PullMessages.future(fleet_pb2.PullMessagesRequest(node=agent.node), timeout=SHORTER_S)
-    wait_for(lambda: held(coordinator, "revoked") == 1)
+    call = agent.fleet.PullMessages.future(fleet_pb2.PullMessagesRequest(node=agent.node), timeout=PATIENCE_S)
+    eventually(lambda: held(coordinator, "revoked") == 1)
     coordinator.registry.revoke("revoked")
     assert status_of(agent.coordination.ListProposals, ListProposalsRequest()) == DENIED
     assert call.code() == DENIED
     agent.channel.close()
 
 
+@pytest.mark.usefixtures("only_by_others")
 def test_revocation_by_another_process_ends_every_held_call(coordinator, agents, monkeypatch):
-    """Each would be held 20 s and more by itself; and the house is not kept, because a SuperLink is slow, say."""
+    """And the house is not kept, because a SuperLink is slow, say."""
     monkeypatch.setattr(Gateway, "keep_house", lambda *_: None)
     coordinator.members["shut-out"] = enrol(coordinator.home, coordinator.registry, "shut-out")
     agent = Agent(coordinator, "shut-out")
     known = agent.coordination.ListProposals(ListProposalsRequest()).revision
     requests = [
         (agent.fleet.PullMessages, fleet_pb2.PullMessagesRequest(node=agent.node)),
-        (agent.coordination.ListProposals, ListProposalsRequest(revision=known, wait_s=30.0)),
+        (agent.coordination.ListProposals, ListProposalsRequest(revision=known, wait_s=LONGER_S)),
     ]
-    calls = [call.future(request, timeout=30.0) for call, request in requests]
-    wait_for(lambda: held(coordinator, "shut-out") == 2)
+    calls = [call.future(request, timeout=PATIENCE_S) for call, request in requests]
+    eventually(lambda: held(coordinator, "shut-out") == 2)
     command = [sys.executable, "-m", "server.commands.main", "revoke", "shut-out"]
     environment = {**os.environ, ENVIRONMENT: str(coordinator.home.path)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    wait_for(lambda: all(call.done() for call in calls), timeout_s=SHORTER_S)
+    eventually(lambda: all(call.done() for call in calls))
     assert [call.code() for call in calls] == [DENIED, DENIED]
     agent.channel.close()
 
 
+@pytest.mark.usefixtures("only_by_others")
 def test_place_of_a_caller_who_has_gone_is_free_at_once(coordinator, agents):
     """More calls than a site may make at a time, each given up by the caller."""
     agent = agents[0]
     known = agent.coordination.ListProposals(ListProposalsRequest()).revision
-    request = ListProposalsRequest(revision=known, wait_s=30.0)
+    request = ListProposalsRequest(revision=known, wait_s=LONGER_S)
     for _ in range(CALLS_AT_ONCE + 1):
-        call = agent.coordination.ListProposals.future(request, timeout=30.0)
-        wait_for(lambda: held(coordinator, "a") > 0)
+        call = agent.coordination.ListProposals.future(request, timeout=PATIENCE_S)
+        eventually(lambda: held(coordinator, "a") > 0)
         call.cancel()
-    wait_for(lambda: status_of(agent.coordination.ListProposals, ListProposalsRequest()) == OK, timeout_s=SHORTER_S)
+    eventually(lambda: status_of(agent.coordination.ListProposals, ListProposalsRequest()) == OK)
 
 
+@pytest.mark.usefixtures("only_by_others")
 def test_a_newer_pull_ends_the_one_before_it(coordinator, agents):
     agent = agents[0]
-    wait_for(lambda: held(coordinator, "a") == 0)
+    eventually(lambda: held(coordinator, "a") == 0)
     request = fleet_pb2.PullMessagesRequest(node=agent.node)
-    first = agent.fleet.PullMessages.future(request, timeout=40.0)
-    wait_for(lambda: held(coordinator, "a") == 1)
-    second = agent.fleet.PullMessages.future(request, timeout=40.0)
-    wait_for(first.done, timeout_s=SHORTER_S)
+    first = agent.fleet.PullMessages.future(request, timeout=PATIENCE_S)
+    eventually(lambda: held(coordinator, "a") == 1)
+    second = agent.fleet.PullMessages.future(request, timeout=PATIENCE_S)
+    eventually(first.done)
     assert not second.done()
     assert not first.result().messages_list
     second.cancel()
@@ -440,12 +446,13 @@ def test_connected_sites_are_marked(coordinator, agents):
 # Proposals
 
 
+@pytest.mark.usefixtures("only_by_others")
 def test_proposals_are_held_back_until_there_is_news_and_answered_by_the_caller(coordinator, agents):
     registry, stub = coordinator.registry, agents[0].coordination
     known = stub.ListProposals(ListProposalsRequest()).revision
     bundle = from_toml(RUN_TOML).bundle
-    call = stub.ListProposals.future(ListProposalsRequest(revision=known, wait_s=20.0), timeout=SHORTER_S)
-    wait_for(lambda: held(coordinator, "a") > 0)
+    call = stub.ListProposals.future(ListProposalsRequest(revision=known, wait_s=LONGER_S), timeout=PATIENCE_S)
+    eventually(lambda: held(coordinator, "a") > 0)
     registry.propose(from_toml(RUN_TOML), ())
     reply = call.result()
     (proposal,) = reply.proposals
@@ -533,7 +540,7 @@ def test_two_sites_work_two_rounds_through_restart_repetition_and_nonsense(coord
     first.push(answer_to(message, b"1"))
 
     result = coordinator.home.path / "answers.json"
-    wait_for(result.exists)
+    eventually(result.exists)
     expected = [
         [1, "a", b"first".hex()],
         [1, "b", b"second".hex()],
@@ -557,10 +564,10 @@ def test_what_a_site_says_that_it_is_at_is_known_to_the_run_until_it_says_so_no_
 
     beat(first, ("wardround-work", f"{run} 3 moves"))
     beat(second, ("wardround-work", f"{run} 3 hangs"))
-    wait_for(lambda: known() == {"a": AtWork(run, 3), "b": AtWork(run, 3, hangs=True)})
+    eventually(lambda: known() == {"a": AtWork(run, 3), "b": AtWork(run, 3, hangs=True)})
     beat(first)
     beat(second, ("wardround-work", "MUELLER^ANNA"))
-    wait_for(lambda: known() == {"a": None, "b": None})
+    eventually(lambda: known() == {"a": None, "b": None})
 
 
 def test_hospital_gets_no_signature_for_a_run_or_round_that_its_message_did_not_belong_to(coordinator, agents):
@@ -611,7 +618,7 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
 
     def slow(self: Deliveries, message_id: str) -> None:
         handed_on.set()
-        assert go_on.wait(30.0)
+        assert go_on.wait(PATIENCE_S)
         remove(self, message_id)
 
     monkeypatch.setattr(Deliveries, "remove", slow)
@@ -634,9 +641,9 @@ def test_of_two_replies_that_a_hospital_sends_at_once_the_receipt_names_the_one_
     said: list[grpc.StatusCode] = []
     threads = [threading.Thread(target=push, args=(update,)) for update in (b"first", b"second")]
     threads[0].start()
-    assert handed_on.wait(30.0)
+    assert handed_on.wait(PATIENCE_S)
     threads[1].start()
-    assert turns.waited_for.wait(30.0)  # the second is here too, and not let through
+    assert turns.waited_for.wait(PATIENCE_S)  # the second is here too, and not let through
     go_on.set()
     for thread in threads:
         thread.join()
@@ -660,7 +667,7 @@ def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordin
     old = agent.node
     agent.node = Node(node_id=agent.fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
     assert agent.node.node_id != old.node_id
-    wait_for(lambda: not owed())
+    eventually(lambda: not owed())
     stale = heartbeat_pb2.SendNodeHeartbeatRequest(node=old)
     assert status_of(agent.fleet.SendNodeHeartbeat, stale) == grpc.StatusCode.ABORTED
     assert agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node)).success
@@ -668,11 +675,12 @@ def test_a_new_superlink_voids_the_node_ids_and_the_site_activates_again(coordin
     agents[1].node = Node(node_id=agents[1].fleet.ActivateNode(fleet_pb2.ActivateNodeRequest()).node_id)
 
 
+@pytest.mark.usefixtures("only_by_others")
 def test_who_says_goodbye_is_away_until_it_calls_again(coordinator, agents):
     agent = agents[0]
-    wait_for(lambda: held(coordinator, "a") == 0)
-    call = agent.fleet.PullMessages.future(fleet_pb2.PullMessagesRequest(node=agent.node), timeout=SHORTER_S)
-    wait_for(lambda: held(coordinator, "a") == 1)
+    eventually(lambda: held(coordinator, "a") == 0)
+    call = agent.fleet.PullMessages.future(fleet_pb2.PullMessagesRequest(node=agent.node), timeout=PATIENCE_S)
+    eventually(lambda: held(coordinator, "a") == 1)
     agent.fleet.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=agent.node.node_id))
     assert call.code() == OK
     assert not coordinator.registry.site("a").connected
@@ -683,6 +691,7 @@ def test_who_says_goodbye_is_away_until_it_calls_again(coordinator, agents):
 # Who is away
 
 
+@pytest.mark.usefixtures("only_by_others")
 def test_a_site_whose_connection_breaks_is_away_before_its_silence_would_say_so_and_one_that_calls_again_is_not(
     coordinator, agents, caplog
 ):
@@ -690,20 +699,20 @@ def test_a_site_whose_connection_breaks_is_away_before_its_silence_would_say_so_
     first, second = agents
     for agent in agents:
         agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
-    request = ListProposalsRequest(revision=coordinator.registry.revision(), wait_s=30)
+    request = ListProposalsRequest(revision=coordinator.registry.revision(), wait_s=LONGER_S)
 
     def is_held(name):
         return held(coordinator, name) > 0
 
     for name in ("b", "a"):  # who calls again was gone first
         with coordinator.members[name].channel(coordinator.home) as channel:
-            call = CoordinationStub(channel).ListProposals.future(request, timeout=40.0)
-            wait_for(partial(is_held, name))
+            call = CoordinationStub(channel).ListProposals.future(request, timeout=PATIENCE_S)
+            eventually(partial(is_held, name))
         assert call.done()
-        wait_for(partial(coordinator._gateway.nodes._gone.__contains__, name))
+        eventually(partial(coordinator._gateway.nodes._gone.__contains__, name))
         if name == "b":
             second.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=second.node))
-    wait_for(lambda: not coordinator.registry.site("a").connected, timeout_s=SHORTER_S)
+    eventually(lambda: not coordinator.registry.site("a").connected)
     coordinator._gateway.keep_house(set())
     assert "site a has gone without a word" in caplog.text
     assert "site b has gone" not in caplog.text
@@ -769,7 +778,7 @@ def test_an_overdue_message_is_let_go_when_the_superlink_has_heard_of_it_and_hol
         patched.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=beat, ConfirmMessageReceived=fails))
         patched.setattr(proxy, "_beat_at", 0.0)
         owed = owe(coordinator, second.node, f"late-{status}", -100.0)
-        wait_for(lambda: not owed())
+        eventually(lambda: not owed())
         assert len(tries) == (4 if is_kept else 1)
         assert beats
     assert coordinator.registry.site("b").connected
@@ -783,7 +792,7 @@ def test_what_a_revoked_site_owes_is_kept_no_longer_and_what_others_owe_is(coord
     nodes.keep_house(set())
     assert len(revoked()) == len(other()) == 1
     coordinator.registry.revoke("owes")
-    wait_for(lambda: not revoked())
+    eventually(lambda: not revoked())
     assert len(other()) == 1
     nodes._deliveries.remove("of-b")
     agent.channel.close()
@@ -797,7 +806,7 @@ def test_what_was_owed_to_a_run_that_ended_while_the_gateway_was_not_there_is_no
     coordinator.start()
     assert "b" in coordinator._gateway.nodes._proxies
     deliveries = coordinator._gateway.nodes._deliveries
-    wait_for(lambda: not deliveries.of(agents[1].node.node_id))
+    eventually(lambda: not deliveries.of(agents[1].node.node_id))
     for agent in agents:
         agent.fleet.SendNodeHeartbeat(heartbeat_pb2.SendNodeHeartbeatRequest(node=agent.node))
 
@@ -831,7 +840,7 @@ def test_of_a_superlink_that_does_not_know_one_node_all_are_asked_about_at_once(
         for name, proxy in nodes._proxies.items():
             patched.setattr(proxy, "_client", SimpleNamespace(SendNodeHeartbeat=partial(_unknown, asked, name)))
         patched.setattr(nodes, "_probe_at", 0.0)
-        wait_for(lambda: not any(coordinator.registry.site(one.name).connected for one in agents))
+        eventually(lambda: not any(coordinator.registry.site(one.name).connected for one in agents))
     assert {"a", "b"} <= set(asked)
 
 
@@ -850,13 +859,13 @@ def test_a_hint_wakes_the_site_that_it_names_and_no_other(coordinator, agents, m
     coordinator.live_runs = {1}
     held = [agent.fleet.PullMessages.future(fleet_pb2.PullMessagesRequest(node=agent.node)) for agent in agents]
     try:
-        wait_for(lambda: looks["a"] == looks["b"] == 1)
+        eventually(lambda: looks["a"] == looks["b"] == 1)
         hint, nodes = gateway_hint(coordinator.home.path), {agent.name: agent.node.node_id for agent in agents}
         for number in range(2, 12):
             hint([nodes["a"]])
-            wait_for(partial(_has_looked, looks, "a", number))
+            eventually(partial(_has_looked, looks, "a", number))
         hint([nodes["b"]])
-        wait_for(lambda: looks["b"] > 1)
+        eventually(lambda: looks["b"] > 1)
         assert looks == {"a": 11, "b": 2}
     finally:
         coordinator.live_runs = set()
@@ -875,11 +884,11 @@ def test_of_messages_of_two_runs_that_one_hint_told_of_the_second_waits_for_no_l
     )
     coordinator.live_runs = {1, 2}
     try:
-        wait_for(lambda: coordinator._gateway.nodes.live_runs == {1, 2})
+        eventually(lambda: coordinator._gateway.nodes.live_runs == {1, 2})
         proxy.expect()
         request, got = fleet_pb2.PullMessagesRequest(node=agent.node), []
         for _ in range(2):
-            (head,) = agent.fleet.PullMessages(request, timeout=40.0).messages_list
+            (head,) = agent.fleet.PullMessages(request, timeout=PATIENCE_S).messages_list
             got.append(head.metadata.run_id)
             agent.fleet.ConfirmMessageReceived(
                 message_pb2.ConfirmMessageReceivedRequest(node=agent.node, message_object_id=head.metadata.message_id)
@@ -887,7 +896,7 @@ def test_of_messages_of_two_runs_that_one_hint_told_of_the_second_waits_for_no_l
         assert got == [1, 2]
     finally:
         coordinator.live_runs = set()
-        wait_for(lambda: not coordinator._gateway.nodes.live_runs)
+        eventually(lambda: not coordinator._gateway.nodes.live_runs)
 
 
 def _of_run(run_id: int) -> fleet_pb2.PullMessagesResponse:

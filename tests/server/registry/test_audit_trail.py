@@ -36,6 +36,7 @@ from server.home.folder import Home
 from server.registry import operators
 from server.registry.audit_trail import AUDIT_NAME, GatewayTrail, RoundNotes
 from server.registry.registry import Registry
+from tests.patience import PATIENCE_S
 from tests.server.coordinators import Member, enrol, new_home
 
 RUN, POLICY = "1f" * 32, "2e" * 32
@@ -61,7 +62,7 @@ class Hospital:
 
     def submit(self, receipt: Receipt, signature: bytes) -> bytes:
         request = SubmitReceiptRequest(receipt=receipt.to_bytes(), signature=signature)
-        reply: bytes = self.stub.SubmitReceipt(request, timeout=10.0).signature
+        reply: bytes = self.stub.SubmitReceipt(request, timeout=PATIENCE_S).signature
         return reply
 
     def show(self, from_size: int) -> ExchangeCheckpointsReply:
@@ -74,7 +75,7 @@ class Hospital:
             proof=self.log.prove(from_size, notes.peek(note).size),
             known_size=known.size if known else 0,
         )
-        reply: ExchangeCheckpointsReply = self.stub.ExchangeCheckpoints(request, timeout=10.0)
+        reply: ExchangeCheckpointsReply = self.stub.ExchangeCheckpoints(request, timeout=PATIENCE_S)
         return reply
 
     def exchange(self, from_size: int) -> ExchangeCheckpointsReply:

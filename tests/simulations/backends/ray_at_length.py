@@ -19,6 +19,7 @@ from client.site import Site
 from simulations.backends import Resources, opened, started
 from simulations.backends.ray import RayWorker
 from simulations.backends.workers import Job
+from tests.patience import PATIENCE_S
 from tests.simulations.backends.ray_nodes import cluster
 from tests.simulations.backends.test_ray import federated, pytestmark, sites
 from tests.simulations.tiny import tiny_scenario
@@ -79,12 +80,12 @@ def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Sign
         try:
             born = at_work(process, 2)
             os.kill(process.pid, how)
-            process.wait(60)
+            process.wait(PATIENCE_S)
         finally:
             process.kill()
             signal.signal(signal.SIGINT, before)
     # After a SIGKILL two processes of Ray's look every now and then whether their parent is there.
-    _, alive = psutil.wait_procs(born, timeout=60 if how != signal.SIGKILL else 240)
+    _, alive = psutil.wait_procs(born, timeout=PATIENCE_S)
     assert not alive
     assert set(_SHARED.iterdir()) <= shared
     if how != signal.SIGKILL:
@@ -103,14 +104,14 @@ def test_a_command_that_is_killed_leaves_no_actor_on_a_cluster_that_stays(tmp_pa
                     time.sleep(0.1)
             finally:
                 process.kill()
-        gone, _ = psutil.wait_procs(working, timeout=60)
+        gone, _ = psutil.wait_procs(working, timeout=PATIENCE_S)
         assert len(gone) == 2
         assert head.is_alive()
         assert second.is_alive()
 
 
 def test_an_actor_that_hangs_ends() -> None:
-    done = subprocess.run([sys.executable, "-c", _HUNG], check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _HUNG], check=False, timeout=PATIENCE_S)
     assert done.returncode == 75
 
 

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from simulations.backends.ray_cluster import NO_WAY_OUT
+from tests.patience import PATIENCE_S
 
 _START = """
 import sys
@@ -69,7 +70,7 @@ class RayNode:
             for one in every:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
-            psutil.wait_procs(every, timeout=30)
+            psutil.wait_procs(every, timeout=PATIENCE_S)
         self._process.wait()
 
 

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from common.system.environment import PACKAGES, for_child
 from simulations.backends.nursery import Nursery
+from tests.patience import eventually
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 _USES = """
@@ -53,9 +53,7 @@ def test_a_worker_of_the_nursery_has_large_pages() -> None:
     nursery = Nursery()
     pid, asked = nursery.start()
     with asked:
-        end = time.monotonic() + 60
-        while not (found := marked_bytes(pid)) and time.monotonic() < end:
-            time.sleep(0.05)
+        found = eventually(lambda: marked_bytes(pid), "large pages")
     nursery.close()
     assert found >= 1 << 29
 

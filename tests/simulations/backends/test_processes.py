@@ -33,6 +33,7 @@ from simulations.backends.workers import AHEAD, ATTEMPTS, Job, Workers, chosen
 from simulations.faults.faulty_grid import FaultyGrid
 from simulations.faults.scaled import Scaled
 from simulations.scenarios.homes import make_site
+from tests.patience import PATIENCE_S, eventually
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_scenario, tiny_site
 
 pytestmark = pytest.mark.slow
@@ -165,8 +166,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, site: Site, times: int, ready: Call
     def waited(self: ForkedWorker, fd: int) -> None:
         job = asked[self]
         if job.site.home == site.home and isinstance(job.request, TrainRequest) and len(killed) < times:
-            while not ready():
-                time.sleep(0.005)
+            eventually(ready, "it is ready", every_s=0.005)
             killed.append(self._pid)
             os.kill(self._pid, signal.SIGKILL)
         wait(self, fd)
@@ -237,11 +237,11 @@ def test_nothing_stays_when_the_command_ends(tmp_path: Path, how: signal.Signals
                 assert process.poll() is None
                 time.sleep(0.1)
             os.killpg(process.pid, how)
-            process.wait(60)
+            process.wait(PATIENCE_S)
         finally:
             process.kill()
             signal.signal(signal.SIGINT, before)
-    gone, alive = psutil.wait_procs(born, timeout=30)
+    gone, alive = psutil.wait_procs(born, timeout=PATIENCE_S)
     assert not alive
     assert len(gone) == len(born)
     assert set(_SHARED.iterdir()) <= shared

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from simulations.backends.ray import RayWorker
 from simulations.backends.ray_cluster import Need, gpus_of, most_threads
 from simulations.backends.workers import Job
 from simulations.scenarios.homes import make_site
+from tests.patience import eventually
 from tests.simulations.backends.ray_nodes import RayNode, cluster
 from tests.simulations.tiny import tiny_run, tiny_run_of_format, tiny_site
 
@@ -92,11 +92,6 @@ def process_of(worker: RayWorker) -> int:
     return int(worker._name.split()[0])
 
 
-def wait_until(ready: Callable[[], bool]) -> None:
-    while not ready():
-        time.sleep(0.005)
-
-
 def test_two_nodes_make_the_model_of_one_process(
     nodes: tuple[str, RayNode, RayNode],
     backend: Backend,
@@ -118,7 +113,7 @@ def test_two_nodes_make_the_model_of_one_process(
 
     def noted(self: RayWorker, job: Job, attempt: str) -> Any:
         worked.add(process_of(self))
-        wait_until(lambda: len(worked) == 2)  # or the first that is there would do all
+        eventually(lambda: len(worked) == 2)  # or the first that is there would do all
         return work(self, job, attempt)
 
     monkeypatch.setattr(RayWorker, "work", noted)
@@ -145,7 +140,7 @@ def test_an_actor_that_is_killed_is_replaced_and_its_round_is_paid_once(
     south = sites[1]
 
     def kill(pid: int) -> None:
-        wait_until(lambda: bool(south.ledger.entries()))
+        eventually(lambda: bool(south.ledger.entries()))
         os.kill(pid, signal.SIGKILL)
 
     killers = killing(monkeypatch, lambda job, _: job.site.home == south.home, kill)
@@ -179,13 +174,13 @@ def test_a_node_that_dies_in_mid_round_changes_nothing(
     def kill(pid: int) -> None:
         process = psutil.Process(pid)
         before = process.cpu_times().user
-        wait_until(lambda: process.cpu_times().user > before + 0.1)
+        eventually(lambda: process.cpu_times().user > before + 0.1)
         second.kill()
 
     def on_second(_job: Job, pid: int) -> bool:
         if pid in second.pids():
             return True
-        wait_until(lambda: bool(killers))  # or the first that is there would do all
+        eventually(lambda: bool(killers))  # or the first that is there would do all
         return False
 
     killers = killing(monkeypatch, on_second, kill)

@@ -15,6 +15,7 @@ from common.audit.entries import Entry
 from server.home.folder import open_home
 from server.registry.audit_trail import open_log
 from simulations.bench.many_sites import PROCESSES, SMALL, measure
+from tests.patience import PATIENCE_S
 
 SITES, ROUNDS = 12, 2
 
@@ -44,8 +45,8 @@ def test_a_bench_that_is_terminated_leaves_no_coordinator_behind(tmp_path: Path)
     try:
         started = _family(process, until="server.coordinator.serve")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120.0) == 128 + signal.SIGTERM
-        _, left = psutil.wait_procs(started, timeout=60.0)
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+        _, left = psutil.wait_procs(started, timeout=PATIENCE_S)
         assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
         assert list(tmp_path.iterdir()) == []
     finally:

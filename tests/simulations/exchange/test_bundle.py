@@ -19,6 +19,7 @@ from common.learning.network import build_model
 from simulations.exchange import bundle, gate, inference
 from simulations.exchange.bundle import export_bundle
 from simulations.exchange.inference import config_of, differences
+from tests.patience import PATIENCE_S
 from tests.simulations.exchange.models import finished, run_of
 
 # A program that has MONAI, and to which Wardround is not installed.
@@ -51,7 +52,9 @@ def test_a_bundle_labels_a_volume_as_predict_does_in_a_process_without_wardround
     assert done.agreement.labels == 0
     _volume(done.path / "images" / "case.nii.gz")
     ours = predict_study(model, done.path / "images" / "case.nii.gz", tmp_path / "ours")
-    subprocess.run([sys.executable, "-I", "-c", ALONE], cwd=done.path, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-I", "-c", ALONE], cwd=done.path, check=True, capture_output=True, timeout=PATIENCE_S
+    )
     (theirs,) = (done.path / "eval").rglob("*.nii.gz")
     (file,) = [path for path in ours.files if path.name.endswith(".nii.gz")]
     one: Any = nib.load(file)

@@ -19,6 +19,7 @@ from common.learning.network import load_model
 from common.models import NETWORKS
 from simulations.exchange import foreign_network
 from simulations.exchange.weights import Imported, import_bundle
+from tests.patience import PATIENCE_S
 from tests.simulations.exchange.models import run_of
 
 NETWORK: dict[str, Any] = {
@@ -213,7 +214,7 @@ def test_every_kind_of_network_that_is_built_from_monai_may_be_compared() -> Non
     assert named == set(foreign_network._KINDS)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(PATIENCE_S)
 @pytest.mark.parametrize(
     "definition",
     [

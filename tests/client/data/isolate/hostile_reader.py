@@ -52,7 +52,7 @@ def read(reference: Reference, wanted: object) -> Study:  # noqa: PLR0912 - one 
                     raise DataError(f"write: {type(error).__name__}") from error
             case "network":
                 try:
-                    socket.create_connection(("127.0.0.1", int(order.split()[1])), timeout=2)
+                    socket.create_connection(("127.0.0.1", int(order.split()[1])), timeout=1)
                 except OSError as error:
                     raise DataError(f"connect: {type(error).__name__}") from error
             case "print":
