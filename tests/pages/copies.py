@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import ROOT
+from tests.patience import PATIENCE_S
 from tests.system.play import SITES
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -152,7 +153,7 @@ class Packages:
 
     def close(self) -> None:
         """End the process."""
-        self._commands.communicate(timeout=60)
+        self._commands.communicate(timeout=PATIENCE_S)
 
 
 @dataclass(frozen=True)
