@@ -78,10 +78,10 @@ def run_superlink(path: Path, arguments: Sequence[str]) -> None:
 
 
 def told_as_last_words(record: logging.LogRecord) -> bool:
-    """A filter of Flower's log: what it calls an error at the end of each ordinary run is told as what it is.
+    """A filter of Flower's log: what it calls an error as an ordinary run ends is told as what it is.
 
-    With flwr 1.41.0 a task's token is void as soon as its output was taken (CoreState.finish_task), and only then the
-    ServerApp ends its log and its heartbeat (run_serverapp.py, on_exit), each of which may call once more.
+    With flwr 1.41.0 a task's token is void as soon as its output was taken (CoreState.finish_task) or its run stopped,
+    and only then the ServerApp ends its log and its heartbeat (run_serverapp.py, on_exit): each may call once more.
     """
     said = record.getMessage()
     if record.levelno == logging.ERROR and said.startswith(_LAST_WORDS) and _VOID_TOKEN in said:
