@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) deploy/bootstrap.py
 
-.PHONY: demo test check bench sites soak fuzz faults privacy ray docs images wheelhouse airgap setup lock clean
+.PHONY: demo test check bench sites soak fuzz faults privacy ray docs images wheelhouse airgap audit release setup lock clean
 
 demo:  ## three hospitals train one U-Net on this machine; DATA=path/to/vessels uses real images
 	@$(BOOTSTRAP) demo $(if $(DATA),--data "$(DATA)")
@@ -46,10 +46,16 @@ wheelhouse:  ## dist/wheelhouse, which services are installed from; TORCH_INDEX=
 airgap:  ## both services installed without any route, and a round between them under systemd; as root
 	@$(BOOTSTRAP) airgap
 
+audit:  ## weaknesses of the code and of what it stands on, and secrets; PART=code, secrets or advisories for one alone
+	@$(BOOTSTRAP) audit $(PART)
+
+release:  ## dist/release: the wheel of this commit, built twice to the same bytes, and lists; to be signed by a person
+	@$(BOOTSTRAP) release
+
 setup:  ## the environment in .venv, from requirements.lock
 	@$(BOOTSTRAP) setup
 
-lock:  ## resolve pyproject.toml anew into requirements.lock
+lock:  ## resolve pyproject.toml anew into requirements.lock and torch.lock
 	@$(BOOTSTRAP) lock
 
 clean:  ## caches, builds and the demo's output; .venv stays

@@ -2,8 +2,8 @@
 
 Standard library only: it runs before anything is installed. The environment is `.venv`, made once from
 requirements.lock with `pip --require-hashes`; a marker holds the hash of what it was made from, so that a second
-call starts at once. torch comes first and outside the lock, because its build (CPU, CUDA) depends on the machine;
-the right version that is already in `.venv` stays.
+call starts at once. torch comes first and outside that lock, because its build (CPU, CUDA) depends on the machine: it
+is held to torch.lock, which names the files of the package index. The right version that is already in `.venv` stays.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements.lock"
+# The files of torch that the package index has; builds for one kind of machine alone lie elsewhere.
+TORCH_LOCK = ROOT / "torch.lock"
 PROJECT = ROOT / "pyproject.toml"
 MARKER = VENV / ".wardround"
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -67,7 +70,7 @@ def setup(_: argparse.Namespace | None = None) -> int:
     torch = _torch_requirement()
     if _installed_torch() != torch.partition("==")[2]:
         _say(f"installing {torch} (large: minutes on a slow line)")
-        _pip("install", torch)
+        _install_torch(torch)
     _say("installing requirements.lock, every file checked against its hash")
     # --no-deps: the lock is complete, and torch, which it leaves out, is there.
     _pip("install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCK))
@@ -184,14 +187,33 @@ def airgap(_: argparse.Namespace) -> int:
     return _run_all([("wheelhouse", ["-m", "deploy.wheelhouse"]), ("airgap", pytest)])
 
 
-def lock(_: argparse.Namespace) -> int:
-    """Resolve pyproject.toml into requirements.lock; versions that still fit stay."""
+def audit(options: argparse.Namespace) -> int:
+    """Look for known weaknesses of the code and of what it stands on, and for secrets in the checkout."""
     setup()
-    compile_ = [str(VENV / "bin" / "uv"), "pip", "compile", str(PROJECT), "--extra", "dev", "--output-file", str(LOCK)]
+    return _run_all([("audit", ["-m", "deploy.supply.audit", *options.part])])
+
+
+def release(_: argparse.Namespace) -> int:
+    """Make what is published of this commit: a wheel, built twice to the same bytes, and lists."""
+    setup()
+    return _run_all([("release", ["-m", "deploy.supply.release"])])
+
+
+def lock(_: argparse.Namespace) -> int:
+    """Resolve pyproject.toml into requirements.lock, and torch into torch.lock; versions that still fit stay."""
+    setup()
+    torch = _torch_requirement()
     # --universal: one lock for Linux and macOS and each Python. No header: it would name this machine's paths.
-    compile_ += ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header"]
-    compile_ += ["--no-emit-package", _torch_requirement().partition("==")[0], "--quiet"]
-    return subprocess.run(compile_, check=False, cwd=ROOT, env=_environment()).returncode
+    compile_ = [str(VENV / "bin" / "uv"), "pip", "compile", "--universal", "--python-version", "3.11", "--quiet"]
+    compile_ += ["--generate-hashes", "--no-annotate", "--no-header"]
+    for source, out, more in (
+        (str(PROJECT), LOCK, ["--extra", "dev", "--no-emit-package", torch.partition("==")[0]]),
+        ("-", TORCH_LOCK, ["--no-deps"]),
+    ):
+        command = [*compile_, source, "--output-file", str(out), *more]
+        if subprocess.run(command, check=False, cwd=ROOT, env=_environment(), input=torch, text=True).returncode:
+            return 1
+    return 0
 
 
 def clean(_: argparse.Namespace) -> int:
@@ -227,6 +249,8 @@ def _parser() -> argparse.ArgumentParser:
         images,
         wheelhouse,
         airgap,
+        audit,
+        release,
         lock,
         clean,
     ):
@@ -250,6 +274,8 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument(
                 "--torch-index", metavar="URL", help="where torch comes from, such as its CPU builds"
             )
+        if command is audit:
+            subparser.add_argument("part", nargs="*", metavar="PART", help="code, secrets or advisories (default: all)")
         if command is test:
             subparser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --")
     return parser
@@ -317,6 +343,27 @@ def _installed_torch() -> str | None:
     except OSError as error:
         raise SetupError(f"the Python of .venv does not start ({error}). Remove .venv and run this again.") from error
     return result.stdout.strip() or None
+
+
+def _install_torch(requirement: str) -> None:
+    """Install torch, and say whether it is a file that torch.lock names; with WARDROUND_LOCKED_TORCH=1 it has to be."""
+    report = VENV / "torch.json"
+    _pip("install", "--report", str(report), requirement)
+    digest = _torch_digest(report.read_text(encoding="utf-8"))
+    if f"--hash=sha256:{digest}" in TORCH_LOCK.read_text(encoding="utf-8"):
+        _say("torch is a file that torch.lock names, by its hash")
+        return
+    told = f"torch is a build that torch.lock does not name, SHA-256 {digest}"
+    if os.environ.get("WARDROUND_LOCKED_TORCH") == "1":
+        _pip("uninstall", "--yes", requirement.partition("==")[0])
+        raise SetupError(f"{told}. It was removed again. Take it from the package index, or unset that variable.")
+    _say(f"{told}: its index answers for it")
+
+
+def _torch_digest(report: str) -> str:
+    """SHA-256 of the file that torch came from, out of what `pip install --report` wrote."""
+    (torch,) = (one for one in json.loads(report)["install"] if one["metadata"]["name"].lower() == "torch")
+    return str(torch["download_info"]["archive_info"]["hashes"]["sha256"])
 
 
 def _torch_requirement() -> str:

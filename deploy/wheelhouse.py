@@ -75,6 +75,8 @@ def collect(wheels: Path, torch_index: str | None) -> None:
     index = ("--index-url", torch_index) if torch_index else ()
     _pip(*download, "--no-deps", *index, f"{TORCH}=={version}")
     (torch,) = wheels.glob(f"{TORCH}-*.whl")
+    if sha256(torch) not in (ROOT / "torch.lock").read_text(encoding="utf-8"):
+        print(f"{torch.name} is a build that torch.lock does not name: where it came from answers for it.")
     if libraries := beside(torch, wanted):  # a build for GPUs
         bound = wheels.parent / "constraints.txt"
         bound.write_text("".join(f"{name}=={version}\n" for name, version in _versions(wheels)), encoding="utf-8")

@@ -7,13 +7,10 @@ points down.
 import ast
 import importlib.metadata
 import importlib.util
-import os
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -667,16 +664,6 @@ def test_no_other_distribution_owns_our_package_names(package: str) -> None:
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.origin == str(ROOT / package / "__init__.py")
-
-
-def test_wheel_holds_the_four_packages_and_nothing_else(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S, env=environment)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        tops = {name.split("/")[0] for name in archive.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
 
 
 def test_no_file_but_its_own_says_the_name_of_a_network_strategy_or_headline_score() -> None:

@@ -4,15 +4,19 @@ Source: ECMA-424, CycloneDX 1.6. Written by the library that its makers keep.
 """
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 NAME = "sbom.cdx.json"
 EXTRA = "pip install 'wardround[evidence]'"
 
 
-def components() -> str | None:
-    """The list as JSON; None where the library is not installed."""
+def components(only: Collection[str] | None = None) -> str | None:
+    """The list as JSON; None where the library is not installed.
+
+    Args:
+        only: names of those to list, in lower case with hyphens; all without it.
+    """
     try:
         from cyclonedx.model.bom import Bom  # noqa: PLC0415 - an extra
         from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415 - an extra
@@ -29,6 +33,8 @@ def components() -> str | None:
     bom: Any = Bom()
     bom.metadata.component = component("wardround", installed.pop("wardround"), ComponentType.APPLICATION)
     for name, version in sorted(installed.items()):
+        if only is not None and name not in only:
+            continue
         bom.components.add(component(name, version, ComponentType.LIBRARY))
     bom.register_dependency(bom.metadata.component, list(bom.components))
     return f"{JsonV1Dot6(bom).output_as_string(indent=2)}\n"

@@ -18,7 +18,7 @@ TUTORIALS = {name: ROOT / "docs" / "tutorials" / f"{name}.md" for name in ("rese
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "index.md",
-    ROOT / "docs" / "project" / "contributing.md",
+    *(ROOT / "docs" / "project" / f"{name}.md" for name in ("contributing", "releasing")),
     *TUTORIALS.values(),
 )
 _BLOCK = re.compile(r"^(?:<!-- ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
