@@ -70,7 +70,7 @@ ARROWS = {
         "common.measures common.pages common.system common.tasks"
     ),
     "client.explain": (
-        "client.data.dicom client.data.prepare client.data.study client.predict common.config common.learning"
+        "client.data.prepare client.data.study client.predict client.predict.dicom common.config common.learning"
     ),
     "client.home": (
         "common.config common.crypto common.document common.identity common.models common.rescue common.system "
@@ -79,8 +79,10 @@ ARROWS = {
     "client.pacs": "common.config common.document common.system common.wire",
     "client.predict": (
         "client.data.dicom client.data.isolate client.data.prepare client.data.read client.data.study "
+        "client.predict.dicom "
         "common.config common.learning common.system common.tasks"
     ),
+    "client.predict.dicom": "client.data.dicom client.data.study",
     "client.proposals": (
         "client client.home client.rules client.trail client.worker common.audit common.config common.identity "
         "common.privacy common.system common.wire"
@@ -227,7 +229,7 @@ ARROWS = {
         "client.data.check client.data.prepare client.data.study common.config common.preparation "
         "common.system simulations.generators"
     ),
-    "simulations.generators": "client.predict",
+    "simulations.generators": "client.predict.dicom",
     "simulations.partitions": "client.data.read client.data.study common.config common.document",
     "simulations.scenarios": (
         "client client.data.quality client.data.read client.data.study client.home common.config common.crypto "

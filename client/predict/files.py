@@ -1,6 +1,9 @@
 """A segmentation as files, in the format its study came in.
 
     DICOM series              segmentation.dcm     DICOM SEG on the images of the series, one segment per class
+      where reports are wanted
+                              report.dcm           DICOM SR (TID 1500), see `client.predict.dicom.report`
+                              capture.dcm          the overlay as a Secondary Capture
     NIfTI volume              labels.nii.gz        label map with the affine of the volume
     PGM                       labels.pgm           8-bit grey, the value is the label
     other picture (PNG, ...)  labels.png           8-bit palette, the value is the label
@@ -8,6 +11,8 @@
 
 Where classes overlap one value cannot say all that a voxel is: then each class has a label file of its own, such as
 labels-liver.nii.gz, with the class's number in it; a DICOM SEG has overlapping segments.
+
+Of what a model says of an image as a whole there is scores.json (`client.predict.scores`), and report.dcm.
 
 Nothing from a DICOM header enters a file name. A file that carries a name of its own may lend it: scan-labels.nii.gz.
 """
@@ -30,17 +35,26 @@ from pydicom import Dataset
 from client.data.dicom.frames import frame_order
 from client.data.study.drawing import COLOURS
 from client.data.study.study import Reference, Study, parsing, quiet
-from client.predict.dicom_seg import Author, write_segmentation
-from client.predict.overlay import draw_overlay, png
+from client.predict.dicom.capture import Captures
+from client.predict.dicom.report import Said, extents, write_measured, write_said
+from client.predict.dicom.segmentation import Author, write_segmentation
+from client.predict.overlay import draw_overlay, png, shown_slices
 from client.predict.partial import partial_folder, remove_leftovers
-from client.predict.scores import scores_name
+from client.predict.scores import encode_scores, scores_name
+from common import labelmap
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode
 from common.labelmap import marks
 from common.system.files import move, write_atomically, write_private
+from common.tasks import Told
 
 # Which number is which study, beside the results of several.
 INDEX_NAME = "studies.json"
+# Beside a segmentation or an answer, in DICOM.
+REPORT_NAME, CAPTURE_NAME = "report.dcm", "capture.dcm"
+
+# Added to the number of the study's series; maps that explain a model have 2000.
+_SEGMENTATION, _REPORT, _CAPTURE = 1000, 1001, 1002
 
 
 def stem_of(reference: Reference) -> str:
@@ -50,12 +64,28 @@ def stem_of(reference: Reference) -> str:
     return reference.images[0].name.removesuffix(".gz").rpartition(".")[0]
 
 
-def result_names(reference: Reference, stem: str, run: RunConfig) -> tuple[str, ...]:
-    """File names of a study's segmentation, one or one for each class, and, the last, of its overlay."""
+def result_names(reference: Reference, stem: str, run: RunConfig, *, reports: bool = False) -> tuple[str, ...]:
+    """File names of a study's result.
+
+    Args:
+        reference: where the study came from.
+        stem: see `stem_of`.
+        run: of the model.
+        reports: whether a DICOM study has a report and a picture too.
+
+    Returns:
+        Of a segmentation: one file or one for each class, the report and the picture, and, the last, its overlay. Of
+        what is said of an image as a whole: its scores, and the report.
+    """
     prefix = f"{stem}-" if stem else ""
+    reports = reports and reference.kind == "dicom"
+    if not run.task.DRAWS:
+        return (scores_name(stem), *([REPORT_NAME] if reports else []))
     name, kind = _label_name(reference)
     of_classes = run.data.classes if run.task.overlaps and reference.kind != "dicom" else ()
     names = [f"{name}-{one}.{kind}" for one in of_classes] or [f"{name}.{kind}"]
+    if reports:
+        names += [REPORT_NAME, CAPTURE_NAME]
     return (*(f"{prefix}{one}" for one in names), f"{prefix}overlay.png")
 
 
@@ -68,8 +98,9 @@ def encode(
     run: RunConfig,
     model_sha256: str,
     wanted: Collection[str] | None = None,
+    reports: bool = False,
 ) -> dict[str, bytes]:
-    """The files of one result: name -> content.
+    """The files of a segmentation: name -> content.
 
     Args:
         reference: where the study came from; it decides the format.
@@ -79,18 +110,49 @@ def encode(
         run: names the classes and the window of the overlay.
         model_sha256: of the model, hex; a DICOM SEG names it.
         wanted: names of those that are made; None: all.
+        reports: whether a DICOM study has a report and a picture too.
     """
-    *names, overlay = result_names(reference, stem, run)
-    overlap, contents = run.task.overlaps, {}
-    for number, name in enumerate(names, start=1):
+    names = [name for name in result_names(reference, stem, run, reports=reports) if wanted is None or name in wanted]
+    contents: dict[str, bytes] = {}
+    *drawn, overlay = result_names(reference, stem, run)
+    picture = b""
+    if {overlay, CAPTURE_NAME} & set(names):
+        window, overlap = run.preprocessing.window, run.task.overlaps
+        picture = draw_overlay(study, labels, run.data.classes, window, overlap=overlap)
+    with parsing("study's header"):
+        if reference.kind == "dicom":
+            contents |= _of_dicom(study, labels, picture, names, run=run, model_sha256=model_sha256)
+        else:
+            for number, name in enumerate(drawn, start=1):
+                if name in names:
+                    own = run.task.overlaps
+                    values = marks(labels, number, overlap=True) * np.uint8(number) if own else labels
+                    contents[name] = _labels(name, study, values)
+    if overlay in names:
+        contents[overlay] = picture
+    return contents
+
+
+def encode_told(
+    reference: Reference,
+    stem: str,
+    study: Study,
+    told: Told,
+    *,
+    run: RunConfig,
+    model_sha256: str,
+    wanted: Collection[str] | None = None,
+    reports: bool = False,
+) -> dict[str, bytes]:
+    """The files of what is said of an image as a whole; arguments as for `encode`."""
+    contents = {}
+    for name in result_names(reference, stem, run, reports=reports):
         if wanted is None or name in wanted:
-            own = overlap and reference.kind != "dicom"
-            values = marks(labels, number, overlap=True) * np.uint8(number) if own else labels
-            with parsing("study's header"):
-                contents[name] = _segmentation(name, study, values, run, model_sha256)
-    if wanted is None or overlay in wanted:
-        window = run.preprocessing.window
-        contents[overlay] = draw_overlay(study, labels, run.data.classes, window, overlap=overlap)
+            if name == REPORT_NAME:
+                with parsing("study's header"), quiet():
+                    contents[name] = _saved(_report_of(study, told, model_sha256))
+            else:
+                contents[name] = encode_scores(told, run, model_sha256)
     return contents
 
 
@@ -116,7 +178,9 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...
     return tuple(folder / name for name in contents)
 
 
-def refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path], run: RunConfig) -> None:
+def refuse_to_overwrite(
+    references: Sequence[Reference], folders: Sequence[Path], run: RunConfig, *, reports: bool = False
+) -> None:
     """Stop before results of an earlier prediction are replaced.
 
     Raises:
@@ -126,7 +190,7 @@ def refuse_to_overwrite(references: Sequence[Reference], folders: Sequence[Path]
         remove_leftovers(folder)
     if len(references) == 1:
         stem = stem_of(references[0])
-        names = result_names(references[0], stem, run) if run.task.DRAWS else (scores_name(stem),)
+        names = result_names(references[0], stem, run, reports=reports)
         there = sum((folders[0] / name).exists() for name in names)
     else:
         # Whatever a numbered folder holds is of an earlier batch, whose numbers may mean other studies.
@@ -167,10 +231,8 @@ def _label_name(reference: Reference) -> tuple[str, str]:
             return "labels", "pgm" if reference.images[0].suffix.lower() == ".pgm" else "png"
 
 
-def _segmentation(name: str, study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256: str) -> bytes:
+def _labels(name: str, study: Study, labels: NDArray[np.uint8]) -> bytes:
     match name.rpartition(".")[2]:
-        case "dcm":
-            return _dicom(study, labels, run, model_sha256)
         case "gz":
             return _nifti(study, labels)
         case "pgm":
@@ -179,22 +241,79 @@ def _segmentation(name: str, study: Study, labels: NDArray[np.uint8], run: RunCo
             return _palette_png(labels)
 
 
-def _dicom(study: Study, labels: NDArray[np.uint8], run: RunConfig, model_sha256: str) -> bytes:
-    buffer = io.BytesIO()
+def _of_dicom(
+    study: Study,
+    labels: NDArray[np.uint8],
+    picture: bytes,
+    names: Collection[str],
+    *,
+    run: RunConfig,
+    model_sha256: str,
+) -> dict[str, bytes]:
+    """The DICOM objects among the names; a report refers to the segmentation, which is made for it if need be."""
+    contents: dict[str, bytes] = {}
+    wanted = [name for name in names if name.endswith(".dcm")]
+    if not wanted:
+        return contents
+    now = datetime.datetime.now()
+    overlap, classes = run.task.overlaps, run.data.classes
     with quiet():
-        # A file of many frames is named once for each of its slices.
-        sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(study.files)]
+        headers = _headers(study)
+        sources = list(headers.values())
+        author = Author("Wardround", version=model_sha256)
         segmentation = write_segmentation(
             sources,
             _in_frame_order(labels, sources),
-            run.data.classes,
-            Author("Wardround", version=model_sha256),
-            created=datetime.datetime.now(),
-            series_number=1000 + max(int(sources[0].get("SeriesNumber") or 0), 0),
+            classes,
+            author,
+            created=now,
+            series_number=_series(sources, _SEGMENTATION),
             description="Wardround segmentation",
-            overlap=run.task.overlaps,
+            overlap=overlap,
         )
-        segmentation.save_as(buffer, enforce_file_format=True)
+        for name in wanted:
+            if name == REPORT_NAME:
+                found = labelmap.counts(labels, overlap=overlap)
+                measured = extents(study, {one: int(found[k]) for k, one in enumerate(classes, start=1)})
+                number = _series(sources, _REPORT)
+                report = write_measured(sources, segmentation, measured, author, created=now, series_number=number)
+                contents[name] = _saved(report)
+            elif name == CAPTURE_NAME:
+                captures = Captures(study, headers, series_number=_CAPTURE, created=now)
+                shown = shown_slices(labels, overlap=overlap) if labels.ndim == 3 else [0]
+                pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+                contents[name] = _saved(captures.make(pixels, shown, "Wardround segmentation, as a picture"))
+            else:
+                contents[name] = _saved(segmentation)
+    return contents
+
+
+def _report_of(study: Study, told: Told, model_sha256: str) -> Dataset:
+    sources = list(_headers(study).values())
+    said = [Said(name, chance, name in told.answer) for name, chance in told.chances.items()]
+    if told.none is not None:
+        said.append(Said(None, told.none, not told.answer))
+    return write_said(
+        sources,
+        said,
+        Author("Wardround", version=model_sha256),
+        created=datetime.datetime.now(),
+        series_number=_series(sources, _REPORT),
+    )
+
+
+def _headers(study: Study) -> dict[Path, Dataset]:
+    """By file; one of many frames is named once for each of its slices."""
+    return {file: pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(study.files)}
+
+
+def _series(sources: Sequence[Dataset], offset: int) -> int:
+    return offset + max(int(sources[0].get("SeriesNumber") or 0), 0)
+
+
+def _saved(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
@@ -236,8 +355,11 @@ def _pgm(labels: NDArray[np.uint8]) -> bytes:
 
 
 __all__ = [
+    "CAPTURE_NAME",
     "INDEX_NAME",
+    "REPORT_NAME",
     "encode",
+    "encode_told",
     "refuse_to_overwrite",
     "result_names",
     "stem_of",

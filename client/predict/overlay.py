@@ -56,7 +56,7 @@ def draw_overlay(
     """
     if labels.ndim == 3:
         flips = upside_down(study)
-        indices = _chosen_slices(labels, overlap=overlap)
+        indices = shown_slices(labels, overlap=overlap)
         planes = [(np.flip(study.image[:, z], _in_image(flips)), np.flip(labels[z], flips)) for z in indices]
         titles = [f"slice {z + 1} of {len(labels)}" for z in indices] if len(labels) > 1 else [""]
     else:
@@ -83,8 +83,8 @@ def _layers(labels: NDArray[np.uint8], *, overlap: bool) -> list[Layer]:
     return [(mask.astype(np.uint8), COLOURS[place % len(COLOURS) :][:1]) for place, mask in enumerate(masks)]
 
 
-def _chosen_slices(labels: NDArray[np.uint8], *, overlap: bool) -> list[int]:
-    """The slices to show, in order; the middle one when nothing was found."""
+def shown_slices(labels: NDArray[np.uint8], *, overlap: bool) -> list[int]:
+    """The slices (Z, Y, X) that a picture of these labels shows, in order; the middle one when nothing was found."""
     largest: list[tuple[int, int]] = []  # (voxels, slice) of each class
     further: list[tuple[int, int]] = []
     for number in (np.flatnonzero(labelmap.counts(labels, overlap=overlap)[1:]) + 1).tolist():
@@ -187,4 +187,4 @@ def _scale(
     draw.text((end + _MARGIN, y - _TEXT_PIXELS // 2 - 2), f"{length_mm:g} mm", _WHITE, font)
 
 
-__all__ = ["MOST_PANELS", "Layer", "display_size", "draw_overlay", "panel", "png"]
+__all__ = ["MOST_PANELS", "Layer", "display_size", "draw_overlay", "panel", "png", "shown_slices"]

@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,11 +23,18 @@ from client.data.isolate.isolation import Job, Readers
 from client.data.prepare.preprocess import Way, as_samples, preprocess, restore
 from client.data.study.study import Reference, Study
 from client.predict.dropfolder import Find
-from client.predict.files import INDEX_NAME, encode, refuse_to_overwrite, stem_of, write_index, write_result
+from client.predict.files import (
+    INDEX_NAME,
+    encode,
+    encode_told,
+    refuse_to_overwrite,
+    stem_of,
+    write_index,
+    write_result,
+)
 from client.predict.latency import Latency, Seconds, latency_of
 from client.predict.memory import within_memory
 from client.predict.personal import Personal, overlaid
-from client.predict.scores import encode_scores, scores_name
 from common import labelmap
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, ErrorCode, WardroundError
@@ -98,12 +105,13 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Segmenter:
-    """A model ready for use."""
+    """A model ready for use. reports: whether the result of a DICOM study has a report and a picture in DICOM too."""
 
     network: nn.Module
     run: RunConfig
     sha256: str
     device: torch.device
+    reports: bool = False
 
 
 def predict_study(
@@ -114,6 +122,7 @@ def predict_study(
     device: str | torch.device = "cpu",
     overwrite: bool = False,
     personal: Personal | None = None,
+    reports: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment, or classify, every study at a path.
@@ -125,6 +134,7 @@ def predict_study(
         device: where the network runs: "cpu", "cuda", or "auto" for cuda where there is one.
         overwrite: replace results that are there already.
         personal: what a site keeps of its own, which is used instead; None: the model as it is.
+        reports: whether the result of a DICOM study has a report and a picture in DICOM too.
         progress: called with (studies done, studies), first with 0.
 
     Raises:
@@ -132,13 +142,13 @@ def predict_study(
         DataError: there is no study at the path, or only one and it cannot be segmented.
     """
     start = time.perf_counter()
-    segmenter = load_predictor(model, device, personal)
+    segmenter = load_predictor(model, device, personal, reports=reports)
     check_apart(study, out)
     with reading(segmenter.run) as (find, read):
         references = find(study.absolute(), None)
         folders = [out / f"{number:03}" for number in range(1, len(references) + 1)] if len(references) > 1 else [out]
         if not overwrite:
-            refuse_to_overwrite(references, folders, segmenter.run)
+            refuse_to_overwrite(references, folders, segmenter.run, reports=reports)
         if len(references) > 1:
             write_index(out, references, study.absolute())
         results: list[StudyResult] = []
@@ -215,7 +225,9 @@ def load_segmenter(
     return Segmenter(network.to(chosen).eval(), run, digest, chosen)
 
 
-def load_predictor(path: Path, device: str | torch.device, personal: Personal | None = None) -> Segmenter:
+def load_predictor(
+    path: Path, device: str | torch.device, personal: Personal | None = None, *, reports: bool = False
+) -> Segmenter:
     """See `load_segmenter`; a model that classifies regions is refused, for nothing says where there are any."""
     segmenter = load_segmenter(path, device, must_draw=False, personal=personal)
     task = segmenter.run.task
@@ -226,7 +238,7 @@ def load_predictor(path: Path, device: str | torch.device, personal: Personal | 
             "the model tells classes of marked regions apart, and a study for prediction has no marks. Predict with a "
             "model that segments, or that classifies images."
         )
-    return segmenter
+    return replace(segmenter, reports=reports)
 
 
 def predict_one(
@@ -259,7 +271,8 @@ def predict_one(
     began = time.perf_counter()
     study = read(reference)
     have_read = time.perf_counter()
-    run, sha256 = segmenter.run, segmenter.sha256
+    run = segmenter.run
+    wishes: Any = {"run": run, "model_sha256": segmenter.sha256, "wanted": wanted, "reports": segmenter.reports}
     labels: NDArray[np.uint8] | None = None
     told: Told | None = None
     try:
@@ -267,12 +280,11 @@ def predict_one(
         if run.task.DRAWS:
             labels = _segment(segmenter, study)
             have_answer = time.perf_counter()
-            contents = encode(reference, stem, study, labels, run=run, model_sha256=sha256, wanted=wanted)
+            contents = encode(reference, stem, study, labels, **wishes)
         else:
             told = run.task.tell(_answers(segmenter, study)[0], run.data.classes)
             have_answer = time.perf_counter()
-            name = scores_name(stem)
-            contents = {name: encode_scores(told, run, sha256)} if wanted is None or name in wanted else {}
+            contents = encode_told(reference, stem, study, told, **wishes)
     except WardroundError:
         raise
     except Exception as error:

@@ -55,6 +55,7 @@ def watch(
     stopped: Callable[[], bool],
     device: str = "cpu",
     personal: Personal | None = None,
+    reports: bool = False,
     poll_s: float = POLL_S,
 ) -> None:
     """Segment what arrives in a folder until told to stop; the study in hand is finished first.
@@ -67,6 +68,7 @@ def watch(
         stopped: asked between studies and during pauses.
         device: as for `predict_study`.
         personal: as for `predict_study`.
+        reports: as for `predict_study`.
         poll_s: least pause between two looks.
 
     Raises:
@@ -77,7 +79,7 @@ def watch(
         raise ConfigError("--watch needs a folder that is there. Make it, or leave out --watch for a single file.")
     check_apart(folder, out)
     with only_one(out):
-        segmenter = load_predictor(model, device, personal)
+        segmenter = load_predictor(model, device, personal, reports=reports)
         claim(out, segmenter.sha256)
         with reading(segmenter.run) as (find, read):
             drop = DropFolder(folder.absolute(), find, settle_s)

@@ -17,7 +17,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from client.predict.dicom_seg import Author, write_segmentation
+from client.predict.dicom.segmentation import Author, write_segmentation
 from simulations.generators.anatomy import SCANNERS, Mask, Scanner, Vector, Volume, draw_anatomy, scan
 
 _HEALTH = 2**31  # a stream of its own, as no series has

@@ -31,6 +31,8 @@ def listen(  # noqa: PLR0917 - as they are typed
     device: str,
     personal: Callable[[str], bytes] | None,
     stopped: Callable[[], bool],
+    *,
+    reports: bool,
 ) -> None:
     """Receive, answer, and send the answers, until told to stop; the study in hand is finished first.
 
@@ -44,7 +46,7 @@ def listen(  # noqa: PLR0917 - as they are typed
     peer = None if send_to is None else peer_of(home, send_to)
     with ExitStack() as open_:
         open_.enter_context(only_one(out))
-        segmenter = load_predictor(model, device, personal)
+        segmenter = load_predictor(model, device, personal, reports=reports)
         claim(out, segmenter.sha256)
         find, read = open_.enter_context(reading(segmenter.run))
         if peer is not None:

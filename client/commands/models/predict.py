@@ -62,8 +62,14 @@ def predict(  # noqa: PLR0917 - one parameter an option
     ] = None,
     send_to: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="--from, --listen: send each DICOM SEG to this PACS, until it lists it."),
+        typer.Option(metavar="NAME", help="--from, --listen: send each DICOM result to this PACS, until it lists it."),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Beside a DICOM result: measurements as a DICOM SR (TID 1500), and the picture as DICOM."
+        ),
+    ] = False,
     personal: PersonalFlag = False,
     home: FirstHome = HOME,
     as_json: JsonFlag = False,
@@ -92,12 +98,12 @@ def predict(  # noqa: PLR0917 - one parameter an option
         files = {"certificate": tls_certificate, "key": tls_key, "ca": tls_ca}
         given = {what: None if path is None else str(path.expanduser().resolve()) for what, path in files.items()}
         where = listening_at(listen, title=title, accept=tuple(accept or ()), quiet=settle, **given)
-        _until_stopped(lambda stopped: _listen(model, out, site, where, send_to, device, own, stopped))
+        _until_stopped(lambda stopped: _listen(model, out, site, where, send_to, device, own, stopped, reports=report))
     elif watch and study is not None:
-        _until_stopped(partial(_watch, model, study, out, settle, device, own))
+        _until_stopped(partial(_watch, model, study, out, settle, device, own, reports=report))
     elif pacs is not None:
         with pulled(site, pacs, query, out, _PATIENCE_S) as came:
-            result = _predicted(model, folder_in(out), out, device, own, overwrite=overwrite)
+            result = _predicted(model, folder_in(out), out, device, own, overwrite=overwrite, reports=report)
         if send_to is not None:
             folders = list(dict.fromkeys(file.parent for file in result.files))
             send_results(site, send_to, folders, _PATIENCE_S)
@@ -105,16 +111,30 @@ def predict(  # noqa: PLR0917 - one parameter an option
         if came.failed:
             raise typer.Exit(1)
     elif study is not None:
-        _tell(_predicted(model, study, out, device, own, overwrite=overwrite), out, as_json=as_json)
+        _tell(_predicted(model, study, out, device, own, overwrite=overwrite, reports=report), out, as_json=as_json)
 
 
 def _predicted(
-    model: Path, study: Path, out: Path, device: str, own: Callable[[str], bytes] | None, *, overwrite: bool
+    model: Path,
+    study: Path,
+    out: Path,
+    device: str,
+    own: Callable[[str], bytes] | None,
+    *,
+    overwrite: bool,
+    reports: bool,
 ) -> "Prediction":
     from client.predict.prediction import predict_study  # noqa: PLC0415 - torch
 
     with counted_progress("studies") as advance:
-        return predict_study(model, study, out, device=device, overwrite=overwrite, personal=own, progress=advance)
+        return predict_study(
+            *(model, study, out),
+            device=device,
+            overwrite=overwrite,
+            personal=own,
+            reports=reports,
+            progress=advance,
+        )
 
 
 def _tell(result: "Prediction", out: Path, *, as_json: bool) -> None:
@@ -151,11 +171,13 @@ def _watch(  # noqa: PLR0917 - as they are typed
     device: str,
     personal: Callable[[str], bytes] | None,
     stopped: Callable[[], bool],
+    *,
+    reports: bool,
 ) -> None:
     from client.predict.service import watch  # noqa: PLC0415 - torch
 
     note("Ctrl-C or SIGTERM stops after the study in hand.")
-    watch(model, folder, out, settle_s=settle_s, device=device, personal=personal, stopped=stopped)
+    watch(model, folder, out, settle_s=settle_s, device=device, personal=personal, reports=reports, stopped=stopped)
 
 
 def _values(result: "Prediction", out: Path) -> dict[str, object]:

@@ -78,9 +78,9 @@ def model(sites: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def in_the_pacs(archive: Archive, study: str) -> Dataset | None:
-    """The SEG of a study that the PACS holds, read from it anew; None: there is none."""
-    found = archive.server.found("Instance", StudyInstanceUID=study, Modality="SEG")
+def in_the_pacs(archive: Archive, study: str, modality: str = "SEG") -> Dataset | None:
+    """The one object of a study of this modality that the PACS holds, read from it anew; None: there is none."""
+    found = archive.server.found("Instance", StudyInstanceUID=study, Modality=modality)
     if not found:
         return None
     (one,) = found
@@ -132,7 +132,7 @@ def test_an_unseen_study_that_is_sent_comes_back_with_its_segmentation_though_th
     tls = ("--tls-certificate", ours, "--tls-key", key, "--tls-ca", archive.hospital.ca)
     listen = ("--listen", f"127.0.0.1:{port}", "--accept", "CT1", "--settle", 0.2, *tls, "--send-to", "dimse")
     try:
-        typed("predict", model, "--out", out, *listen, "--home", sites["north"])
+        typed("predict", model, "--out", out, "--report", *listen, "--home", sites["north"])
     finally:
         over.set()
         thread.join()
@@ -141,7 +141,11 @@ def test_an_unseen_study_that_is_sent_comes_back_with_its_segmentation_though_th
     assert_came_back(archive, images, result)
     assert list((out / ".received").rglob("*.dcm")) == [], "what was received is not kept"
     told = json.loads((result.parent / SENT).read_bytes())
-    assert (told["pacs"], told["objects"]) == ("dimse", 1)
+    assert (told["pacs"], told["objects"]) == ("dimse", 3)
+    for modality, name in (("SR", "report.dcm"), ("OT", "capture.dcm")):
+        back = in_the_pacs(archive, study, modality)
+        assert back is not None
+        assert back.to_json_dict() == dcmread(result.with_name(name)).to_json_dict()
     assert study not in str(list(out.rglob("*")))
     with open_log(sites["north"]).transaction() as log:
         assert len(log.latest("results-sent", count=5)) == 1

@@ -21,7 +21,7 @@ from pydicom.uid import generate_uid
 from client.data.read.dicom_seg import Grid, read_labels
 from client.data.study.geometry import stack_slices
 from client.data.study.labels import Vocabulary
-from client.predict.dicom_seg import Author, write_segmentation
+from client.predict.dicom.segmentation import Author, write_segmentation
 from common.config import DataConfig
 from common.errors import DataError, ErrorCode
 from tests.client.data.studies import AXIAL, ct_slices

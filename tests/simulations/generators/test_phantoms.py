@@ -12,7 +12,7 @@ from highdicom._standard_utils import get_iod_module_map, get_module_attribute_m
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from client.predict.dicom_seg import Author, write_segmentation
+from client.predict.dicom.segmentation import Author, write_segmentation
 from simulations.generators.phantoms import SCANNERS, WrittenSeries, write_hospital, write_study
 from tests.client.data.studies import dice_between
 

@@ -23,7 +23,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from client.data.study.study import quiet
-from client.predict.dicom_source import completed, is_placed, known_class, referable
+from client.predict.dicom.source import completed, is_placed, known_class, referable
 from common.errors import DataError, ErrorCode
 from common.labelmap import marks
 

@@ -1,0 +1,1 @@
+"""What is made of a study as DICOM objects: segmentation, report, picture. Valid though their source may not be."""
