@@ -32,7 +32,7 @@ from client.pacs.listing import (
 )
 from client.pacs.problems import AwayError, PacsError
 from client.pacs.query import Answer, Instance, Query, Study
-from client.pacs.receiving import MOST_ANSWER_BYTES, MOST_BYTES, Meter, Receiver
+from client.pacs.receiving import MOST_ANSWER_BYTES, MOST_BYTES, PACKED, PLAIN, Meter, Receiver
 from client.pacs.settings import Dimse
 
 # PS3.4 A.4, C.6.2.3: verification; query and retrieve of the study root.
@@ -40,13 +40,6 @@ _ECHO, _FIND, _GET = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.2.2.1", "1.2.84
 _CONNECT_S = 10.0
 MOST_PDU = 1 << 18
 _MOST_WAITING = 16
-# As stored, so that nothing is lost and the PACS has least to do; it takes one of them for each object.
-PLAIN = (syntax.ExplicitVRLittleEndian, syntax.ImplicitVRLittleEndian)
-PACKED = (
-    syntax.JPEGLosslessSV1, syntax.JPEGLossless, syntax.JPEGLSLossless, syntax.JPEGLSNearLossless,
-    syntax.JPEG2000Lossless, syntax.JPEG2000, syntax.HTJ2KLossless, syntax.HTJ2K, syntax.RLELossless,
-    syntax.JPEGBaseline8Bit, syntax.JPEGExtended12Bit,
-)  # fmt: skip
 _MOST_CONTEXTS = 126  # PS3.8 9.3.2.2: odd numbers to 255; one is for C-GET itself
 # Where a PACS does not say of which class its objects are.
 _USUAL_CLASSES = (

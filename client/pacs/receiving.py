@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom import uid as syntax
 
 from client.pacs.problems import PacsError
 from common.system.files import write_private
@@ -21,6 +22,13 @@ from common.system.files import write_private
 # Of one object, and of one answer to a search.
 MOST_BYTES = 1 << 30
 MOST_ANSWER_BYTES = 64 << 20
+# As stored, so that nothing is lost and the PACS has least to do; it takes one of them for each object.
+PLAIN = (syntax.ExplicitVRLittleEndian, syntax.ImplicitVRLittleEndian)
+PACKED = (
+    syntax.JPEGLosslessSV1, syntax.JPEGLossless, syntax.JPEGLSLossless, syntax.JPEGLSNearLossless,
+    syntax.JPEG2000Lossless, syntax.JPEG2000, syntax.HTJ2KLossless, syntax.HTJ2K, syntax.RLELossless,
+    syntax.JPEGBaseline8Bit, syntax.JPEGExtended12Bit,
+)  # fmt: skip
 
 _MIB = 1 << 20
 
@@ -120,4 +128,4 @@ class Receiver:
         return uid
 
 
-__all__ = ["MOST_ANSWER_BYTES", "MOST_BYTES", "Meter", "Receiver"]
+__all__ = ["MOST_ANSWER_BYTES", "MOST_BYTES", "PACKED", "PLAIN", "Meter", "Receiver"]

@@ -1,7 +1,8 @@
 """pacs.toml, in a site's folder: the PACS of this hospital, by name, and how each is reached.
 
 Two ways: DIMSE (PS3.7, PS3.8; C-FIND and C-GET on an association that we open) and DICOMweb (PS3.18; QIDO-RS and
-WADO-RS). Neither needs an open port here. What is secret stays in a file of the hospital's; only its path stands here.
+WADO-RS). Neither needs an open port here, save C-MOVE for a PACS without C-GET. What is secret stays in a file of the
+hospital's; only its path stands here.
 """
 
 import ipaddress
@@ -9,12 +10,12 @@ import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from common.config import Document, Table, load, parse, validate
+from common.config import Document, Table, load, parse
 from common.document.choice import OneOf
 from common.document.table import Name, Positive
 from common.document.tomlfile import with_entry, without_entry
@@ -51,6 +52,8 @@ def _address(text: str) -> str:
 
 
 AeTitle = Annotated[str, AfterValidator(_title)]
+Address = Annotated[str, AfterValidator(_address)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class _Peer(Table):
@@ -86,10 +89,15 @@ class Dimse(_Peer):
 
     protocol: Literal["dimse"] = "dimse"
     host: Annotated[str, AfterValidator(_host)]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Port
     # The PACS's AE title, and ours as the PACS knows it.
     called: AeTitle
     calling: AeTitle = "WARDROUND"
+    # How studies come: auto: by C-GET, and where the PACS does not offer it and move-port is given, by C-MOVE.
+    retrieve: Literal["auto", "c-get", "c-move"] = "auto"
+    # C-MOVE: the address and port of this machine to which the PACS sends; open while a study comes.
+    move_address: Address | None = None
+    move_port: Port | None = None
 
     @model_validator(mode="after")
     def _signed(self) -> "Dimse":
@@ -98,6 +106,27 @@ class Dimse(_Peer):
                 "a certificate is for TLS, and TLS needs ca: the file that the PACS's certificate is checked with"
             )
         return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "Dimse":
+        if (self.move_address is None) != (self.move_port is None):
+            raise ValueError("move-address and move-port go together: the PACS sends to both")
+        if self.move_port is None:
+            if self.retrieve == "c-move":
+                raise ValueError("C-MOVE needs move-address and move-port: where the PACS sends to")
+        elif self.is_encrypted and self.certificate is None:
+            raise ValueError("over TLS the PACS sends to us with TLS too: move-port needs certificate and key")
+        return self
+
+    @property
+    def moves(self) -> bool:
+        """Whether C-MOVE may be used."""
+        return self.move_port is not None and self.retrieve != "c-get"
+
+    @property
+    def opened(self) -> int | None:
+        """The port that is opened here for it; None: none."""
+        return self.move_port if self.moves else None
 
     @property
     def is_encrypted(self) -> bool:
@@ -156,6 +185,10 @@ class DicomWeb(_Peer):
         return urlsplit(self.url).port or (443 if self.is_encrypted else 80)
 
     @property
+    def opened(self) -> None:
+        """No port is opened here for it."""
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files that it names."""
         return (*super().files, *self._said)
@@ -168,55 +201,6 @@ class DicomWeb(_Peer):
     @property
     def _said(self) -> tuple[str, ...]:
         return tuple(path for path in (self.token, self.login) if path is not None)
-
-
-class Listening(Table):
-    """Where studies that others send are waited for, and of whom they are taken."""
-
-    # An address of this machine, or 0.0.0.0 for all that it has.
-    address: Annotated[str, AfterValidator(_address)]
-    port: Annotated[int, Field(ge=1, le=65535)]
-    title: AeTitle = "WARDROUND"
-    # The AE titles of those who may send; others are refused.
-    accept: Annotated[tuple[AeTitle, ...], Field(min_length=1)]
-    # Seconds without anything more until a study is whole.
-    quiet: Annotated[float, Field(ge=0, le=3600)] = 5.0
-    # TLS: ours, and who has signed those of the senders, where they must show one.
-    certificate: str | None = None
-    key: str | None = None
-    ca: str | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> "Listening":
-        if (self.certificate is None) != (self.key is None) or (self.ca is not None and self.certificate is None):
-            raise ValueError("TLS needs --tls-certificate and --tls-key; --tls-ca goes with them")
-        return self
-
-    @property
-    def where(self) -> str:
-        """For a person."""
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{self.title} at {host}:{self.port}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
-        return ipaddress.ip_address(self.address).is_loopback
-
-
-def listening_at(text: str, **more: Any) -> Listening:
-    """Where to wait, as a person has typed it: ADDRESS:PORT.
-
-    Raises:
-        ConfigError: it is none, or a file is missing, or its key is open to others.
-    """
-    address, _, port = text.rpartition(":")
-    if not address or not port.isdecimal():
-        raise ConfigError(f"--listen {text!r} is no ADDRESS:PORT. Write it as 192.0.2.7:11112, or 127.0.0.1:11112.")
-    given = {"address": address.strip("[]"), "port": int(port)} | {key: one for key, one in more.items() if one}
-    found = validate(Listening, given, "--listen")
-    _check_files(filter(None, (found.certificate, found.key, found.ca)), filter(None, [found.key]), "--listen")
-    return found
 
 
 Peer: TypeAlias = Dimse | DicomWeb
@@ -262,10 +246,21 @@ def check_files(peer: Peer) -> None:
     Raises:
         ConfigError: names the file and what to do.
     """
-    _check_files(peer.files, peer.secrets, f"the PACS {peer.name}", f" Correct {PACS_NAME}.")
+    check_there(peer.files, peer.secrets, f"the PACS {peer.name}", f" Correct {PACS_NAME}.")
 
 
-def _check_files(files: Iterable[str], secrets: Iterable[str], whose: str, advice: str = "") -> None:
+def check_there(files: Iterable[str], secrets: Iterable[str], whose: str, advice: str = "") -> None:
+    """Refuse files that are missing, or that others may read.
+
+    Args:
+        files: their paths.
+        secrets: those of them that are for the eyes of their owner only.
+        whose: who needs them, for a person.
+        advice: what to do where one is missing.
+
+    Raises:
+        ConfigError: names the file and what to do.
+    """
     for path in map(Path, files):
         if not path.is_file():
             raise ConfigError(f"{path}, which {whose} needs, is not there.{advice}")
@@ -318,14 +313,16 @@ def _is_port(netloc: str) -> bool:
 
 __all__ = [
     "PACS_NAME",
+    "Address",
+    "AeTitle",
     "DicomWeb",
     "Dimse",
-    "Listening",
     "PacsConfig",
     "Peer",
+    "Port",
     "add_peer",
     "check_files",
-    "listening_at",
+    "check_there",
     "peer_of",
     "read_peers",
     "remove_peer",

@@ -1,4 +1,4 @@
-"""predict --listen: studies that others send by C-STORE, answered as they come, and the answers sent to a PACS."""
+"""predict --listen: studies that others send, answered as they come, and the answers sent to a PACS."""
 
 import logging
 import time
@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from client.pacs.arrivals.listener import QUARANTINE, Listener
+from client.pacs.arrivals.settings import Waiting
 from client.pacs.caller import Caller
-from client.pacs.listener import QUARANTINE, Listener
 from client.pacs.sending import Sender
-from client.pacs.settings import Listening, Peer, peer_of
+from client.pacs.settings import Peer, peer_of
 from client.trail import audit_trail
 from common.console.cli import note
 from common.errors import WardroundError
@@ -26,7 +27,7 @@ def listen(  # noqa: PLR0917 - as they are typed
     model: Path,
     out: Path,
     home: Path,
-    settings: Listening,
+    settings: Waiting,
     send_to: str | None,
     device: str,
     personal: Callable[[str], bytes] | None,
@@ -75,10 +76,9 @@ def _whole(out: Path, last: str) -> Iterator[Path]:
     yield from (path.parent for path in sorted(out.glob(f"*/{last}")))
 
 
-def _tell(settings: Listening, peer: Peer | None, out: Path) -> None:
+def _tell(settings: Waiting, peer: Peer | None, out: Path) -> None:
     how = "in the clear" if settings.certificate is None else "over TLS"
-    who = " with a certificate of theirs" if settings.ca is not None else ""
-    note(f"Waiting as {settings.where}, {how}, for {', '.join(settings.accept)}{who}.")
+    note(f"Waiting as {settings.where}, {how}, for {settings.senders}.")
     if settings.certificate is None and not settings.is_local:
         note("What is sent here is not encrypted, and an AE title proves nothing: give --tls-certificate and --tls-ca.")
     to = "nowhere: give --send-to" if peer is None else f"{peer.name}, {peer.address}"

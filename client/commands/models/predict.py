@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from client.commands.models.listen import listen as _listen
 from client.commands.models.pulled import folder_in, pulled, send_results
 from client.commands.options.site import HOME, FirstHome, PersonalFlag, counted_progress, personal_of, site_file
-from client.pacs.settings import listening_at
+from client.pacs.arrivals.settings import listening_at
 from common.console.cli import JsonFlag, configure_logging, note, show_json, show_table
 from common.console.signals import asked_to_stop
 from common.errors import ConfigError
@@ -51,9 +51,15 @@ def predict(  # noqa: PLR0917 - one parameter an option
             "--listen", metavar="ADDRESS:PORT", help="In place of STUDY: wait here for what others send by C-STORE."
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="--listen: our AE title.")] = "WARDROUND",
+    title: Annotated[str | None, typer.Option(help="--listen: our AE title.  [default: WARDROUND]")] = None,
     accept: Annotated[
         list[str] | None, typer.Option(help="--listen: an AE title that may send; repeatable, others are refused.")
+    ] = None,
+    stow: Annotated[
+        bool, typer.Option("--stow", help="--listen: for what is sent by STOW-RS (DICOMweb), not by C-STORE.")
+    ] = False,
+    token: Annotated[
+        Path | None, typer.Option(help="--stow: a file with the bearer token that who sends must show.")
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="--listen: PEM file of ours: TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="--listen: PEM file with its key, without a passphrase.")] = None,
@@ -90,14 +96,17 @@ def predict(  # noqa: PLR0917 - one parameter an option
         )
     if watch and study is None:
         raise ConfigError("--watch needs a folder. Leave it out: --listen goes on by itself, and --from ends.")
+    if listen is None and (stow or token):
+        raise ConfigError("--stow and --token go with --listen ADDRESS:PORT.")
     if send_to is not None and study is not None:
         raise ConfigError("--send-to goes with --from or --listen.")
     own = personal_of(site_file(home).parent) if personal else None
     site = site_file(home).parent if pacs or send_to else home
     if listen is not None:
-        files = {"certificate": tls_certificate, "key": tls_key, "ca": tls_ca}
-        given = {what: None if path is None else str(path.expanduser().resolve()) for what, path in files.items()}
-        where = listening_at(listen, title=title, accept=tuple(accept or ()), quiet=settle, **given)
+        files = {"certificate": tls_certificate, "key": tls_key, "ca": tls_ca, "token": token}
+        given: dict[str, Any] = {"title": title, "accept": tuple(accept or ())}
+        given |= {what: str(path.expanduser().resolve()) for what, path in files.items() if path is not None}
+        where = listening_at(listen, stow=stow, quiet=settle, **given)
         _until_stopped(lambda stopped: _listen(model, out, site, where, send_to, device, own, stopped, reports=report))
     elif watch and study is not None:
         _until_stopped(partial(_watch, model, study, out, settle, device, own, reports=report))

@@ -1,11 +1,12 @@
-"""Studies as others send them by C-STORE: what may be written of them, when one is whole, and which one never will be.
+"""Studies as others send them: what may be written of them, when one is whole, and which one never will be.
 
     STAGING/<name>/<series>/<object>.dcm     name: drawn, and tells nothing; series, object: UIDs, digits and dots
 
-Storage says neither how many objects a study has nor which is the last (PS3.4 B). So a study is whole when every
-association that brought a part of it was released and nothing more has come for the quiet time; or, for senders that
-keep an association open, when nothing has come for a minute. It is not whole where an association broke off, an object
-was refused, or one UID came with two contents; that is told with it.
+Storage says neither how many objects a study has nor which is the last (PS3.4 B, PS3.18 10.5). So a study is whole
+when every association that brought a part of it was released and nothing more has come for the quiet time; or, for
+senders that keep an association open, when nothing has come for a minute. It is not whole where an association broke
+off, an object was refused, or one UID came with two contents; that is told with it. A request of STOW-RS is an
+association here: its end is its release.
 
 An object that is answered with success is on the disk. Nothing here grows without end (`Limits`).
 """
@@ -24,12 +25,14 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom import uid as classes
 
+from client.pacs.receiving import PACKED, PLAIN
 from common.system.files import write_private
 
-# PS3.4 B.2.3: answers to a C-STORE.
+# PS3.4 B.2.3, PS3.7 C, PS3.18 10.5.3: answers to a C-STORE, and reasons in an answer of STOW-RS.
 STORED, NO_ROOM, NOT_AS_BEFORE, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
+CLASS_NOT_TAKEN, SYNTAX_NOT_TAKEN = 0x0122, 0xC122
 LONGEST_PAUSE_S = 60.0
-# What a model may be asked about; labels, reports and other objects are refused when the association is opened.
+# What a model may be asked about; labels, reports and other objects are refused, and the study is whole without them.
 IMAGES = (
     classes.CTImageStorage, classes.EnhancedCTImageStorage, classes.MRImageStorage, classes.EnhancedMRImageStorage,
     classes.ComputedRadiographyImageStorage, classes.DigitalXRayImageStorageForPresentation,
@@ -41,7 +44,7 @@ IMAGES = (
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 _LONGEST_UID = 64
-_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,17 @@ class Limits:
     objects: int = 20_000
     size: int = 16 << 30
     spare: int = 2 << 30
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an object says of itself: UIDs of its study, series, of itself, its class, and how it is written."""
+
+    study: str
+    series: str
+    uid: str
+    sop_class: str
+    syntax: str
 
 
 @dataclass(frozen=True)
@@ -97,51 +111,67 @@ class Arrivals:
         self.refused = 0
         self._staging, self._quiet_s, self._limits, self._clock = staging, quiet_s, limits or Limits(), clock
         self._coming: dict[str, _Coming] = {}
+        self._spoilt: dict[Hashable, str] = {}
         self._lock = threading.Lock()
 
-    def take(self, association: Hashable, encoded: bytes) -> int:
+    def take(self, association: Hashable, encoded: bytes, head: Head | None) -> int:
         """Write an object.
 
         Args:
             association: that brings it.
             encoded: in the DICOM file format.
+            head: of it, as `head_of` reads it.
 
         Returns:
             The status that it is answered with.
         """
-        named = _names(encoded)
         with self._lock:
-            if named is None:
-                self.refused += 1
-                for study in self._coming.values():
-                    if association in study.open:
-                        study.problem = "an object came that is no DICOM object"
+            if head is None:
+                self._refuse(association, "an object came that is no DICOM object")
                 return NOT_UNDERSTOOD
-            study_uid, series, uid = named
-            coming = self._coming.get(study_uid)
+            if head.sop_class not in IMAGES:
+                self.refused += 1
+                return CLASS_NOT_TAKEN
+            if head.syntax not in (*PLAIN, *PACKED):
+                self._refuse(association, "an image came in a transfer syntax that is not taken")
+                return SYNTAX_NOT_TAKEN
+            coming = self._coming.get(head.study)
             if coming is None:
                 if len(self._coming) >= self._limits.studies:
-                    self.refused += 1
+                    self._refuse(association, "too many studies came at a time")
                     return NO_ROOM
-                coming = self._coming[study_uid] = _Coming(secrets.token_hex(8), self._clock())
+                coming = self._coming[head.study] = _Coming(secrets.token_hex(8), self._clock())
             coming.open.add(association)
             coming.last = self._clock()
-            return self._write(coming, series, uid, encoded)
+            coming.problem = coming.problem or self._spoilt.get(association)
+            return self._write(coming, head.series, head.uid, encoded)
 
-    def ended(self, association: Hashable, *, released: bool) -> None:
+    def refuse(self, association: Hashable, why: str) -> None:
+        """An object is not taken: no study of which its association brings a part is whole."""
+        with self._lock:
+            self._refuse(association, why)
+
+    def alive(self, association: Hashable) -> None:
+        """More is coming of an association, though no object is through."""
+        with self._lock:
+            for study in self._coming.values():
+                if association in study.open:
+                    study.last = self._clock()
+
+    def ended(self, association: Hashable, problem: str | None = None) -> None:
         """An association is over.
 
         Args:
             association: as `take` was given it.
-            released: whether its sender has ended it in order.
+            problem: why its sender has not ended it in order; None: it has.
         """
         with self._lock:
+            self._spoilt.pop(association, None)
             for study in self._coming.values():
                 if association in study.open:
                     study.open.discard(association)
                     study.last = self._clock()
-                    if not released:
-                        study.problem = study.problem or "its association broke off"
+                    study.problem = study.problem or problem
 
     def finished(self) -> Iterator[Arrived]:
         """The studies that came to their end since the last call."""
@@ -152,6 +182,13 @@ class Arrivals:
                 if now - study.last >= max(self._quiet_s, quiet):
                     del self._coming[uid]
                     yield Arrived(study.name, len(study.digests), study.size, study.repeated, study.problem)
+
+    def _refuse(self, association: Hashable, why: str) -> None:
+        self.refused += 1
+        self._spoilt.setdefault(association, why)
+        for study in self._coming.values():
+            if association in study.open:
+                study.problem = study.problem or why
 
     def _write(self, study: _Coming, series: str, uid: str, encoded: bytes) -> int:
         digest = hashlib.sha256(encoded).digest()
@@ -176,30 +213,37 @@ class Arrivals:
         return STORED
 
 
-def _names(encoded: bytes) -> tuple[str, str, str] | None:
-    """Study, series and object; None: it is no DICOM object, or its names are no UIDs."""
+def head_of(encoded: bytes) -> Head | None:
+    """What an object says of itself; None: it is no DICOM object, or its names are no UIDs."""
     try:
         header = dcmread(BytesIO(encoded), stop_before_pixels=True, specific_tags=list(_NAMES))
-        study, series, uid = (str(header[name].value) for name in _NAMES)
+        names = [str(header[name].value) for name in _NAMES]
+        names.append(str(header.file_meta.TransferSyntaxUID))
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - a mutated object raises any of many types
         return None
-    return (study, series, uid) if all(map(_is_uid, (study, series, uid))) else None
+    return Head(*names) if all(map(is_uid, names)) else None
 
 
-def _is_uid(text: str) -> bool:
+def is_uid(text: str) -> bool:
+    """Whether this is a UID (PS3.5 9): digits and dots, and so neither a path nor a name."""
     return len(text) <= _LONGEST_UID and _UID.fullmatch(text) is not None
 
 
 __all__ = [
+    "CLASS_NOT_TAKEN",
     "IMAGES",
     "LONGEST_PAUSE_S",
     "NOT_AS_BEFORE",
     "NOT_UNDERSTOOD",
     "NO_ROOM",
     "STORED",
+    "SYNTAX_NOT_TAKEN",
     "Arrivals",
     "Arrived",
+    "Head",
     "Limits",
+    "head_of",
+    "is_uid",
 ]

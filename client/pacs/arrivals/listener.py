@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from client.pacs import caller, problems
-from client.pacs.settings import Listening
+from client.pacs.arrivals.settings import Waiting
 from common.errors import ConfigError
 from common.system.files import move, write_private
 from common.text import counted
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 class Listener:
     """Receives, through a process of its own that is started anew where it is lost."""
 
-    def __init__(self, home: Path, settings: Listening, folder: Path) -> None:
+    def __init__(self, home: Path, settings: Waiting, folder: Path) -> None:
         """Nothing is opened yet.
 
         Args:
@@ -114,7 +114,7 @@ class Listener:
     def _open(self) -> None:
         for left in (self._folder / COMING).iterdir():
             self.set_aside(left, "what receives ended before it was whole")
-        self._process = caller.started("client.pacs.listening", self._arguments)
+        self._process = caller.started("client.pacs.arrivals.listening", self._arguments)
         if self._process.stdin is None:
             raise FrameError("it has no pipe")
         settings = self._settings.model_dump(mode="json", by_alias=True)
