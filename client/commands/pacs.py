@@ -35,7 +35,7 @@ from common.text import counted
 
 pacs_app = new_app("The PACS of this hospital, from which studies can be pulled.")
 
-_STEPS = {"dimse": ("connection", "association", "C-ECHO", "C-FIND", "C-GET"), "dicomweb": ("connection", "QIDO-RS")}
+_STEPS = {"dimse": ("connection", "association", "C-ECHO", "C-FIND"), "dicomweb": ("connection", "QIDO-RS")}
 _GB = 10**9
 
 
@@ -50,6 +50,16 @@ def pacs_add(  # noqa: PLR0917 - one parameter an option
     called: Annotated[str | None, typer.Option(help="DIMSE: its AE title.")] = None,
     calling: Annotated[
         str | None, typer.Option(help="DIMSE: our AE title, as it is registered there.  [default: WARDROUND]")
+    ] = None,
+    retrieve: Annotated[
+        str | None,
+        typer.Option(help="DIMSE: c-get, c-move or auto: C-MOVE where there is no C-GET.  [default: auto]"),
+    ] = None,
+    move_address: Annotated[
+        str | None, typer.Option(help="C-MOVE: the address of this machine that the PACS sends to, in numbers.")
+    ] = None,
+    move_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="C-MOVE: the port that is opened there while a study comes.")
     ] = None,
     url: Annotated[
         str | None,
@@ -72,6 +82,7 @@ def pacs_add(  # noqa: PLR0917 - one parameter an option
         raise ConfigError("give --host, --port and --called for DIMSE, or --url for DICOMweb. Nothing was added.")
     files = {"ca": ca, "certificate": certificate, "key": key, "token": token_file, "login": login_file}
     given: dict[str, Any] = {"host": host, "port": port, "called": called, "calling": calling, "url": url}
+    given |= {"retrieve": retrieve, "move_address": move_address, "move_port": move_port}
     given |= {what: None if path is None else str(path.expanduser().resolve()) for what, path in files.items()}
     values = {key: value for key, value in (given | {"timeout": timeout}).items() if value is not None}
     values["name"] = name
@@ -114,7 +125,7 @@ def pacs_remove(name: Annotated[str, typer.Argument(help="As in `pacs list`.")],
 def pacs_test(
     name: Annotated[str, typer.Argument(help="As in `pacs list`.")], home: Home = HOME, as_json: JsonFlag = False
 ) -> None:
-    """Ask a PACS whether it answers us (C-ECHO, C-FIND and C-GET, or QIDO-RS). No patient is asked for.
+    """Ask a PACS whether it answers us (C-ECHO, C-FIND and C-GET or C-MOVE, or QIDO-RS). No patient is asked for.
 
     Example: `wardround-client pacs test main`
     """
@@ -131,10 +142,19 @@ def pacs_test(
             caller.ask("check", checked)
         except PacsError as error:
             problem = error
-            rows.append((_STEPS[peer.protocol][min(len(rows), len(_STEPS[peer.protocol]) - 1)], "WRONG", str(error)))
+            steps = _steps_of(peer)
+            rows.append((steps[min(len(rows), len(steps) - 1)], "WRONG", str(error)))
     show_table(f"PACS {peer.name}", ("check", "result", "detail"), rows, as_json=as_json)
     if problem is not None:
         raise ConfigError(f"the PACS {peer.name} cannot be used so. See the detail of what is WRONG.")
+
+
+def _steps_of(peer: Peer) -> tuple[str, ...]:
+    """What is tried, in its order."""
+    if isinstance(peer, DicomWeb):
+        return _STEPS["dicomweb"]
+    gets = ("C-GET",) if peer.retrieve != "c-move" else ()
+    return (*_STEPS["dimse"], *gets, *(("C-MOVE",) if peer.moves else ()))
 
 
 def data_pull(  # noqa: PLR0917 - one parameter an option

@@ -51,6 +51,7 @@ class Caller:
         self._peer = peer
         self._silence_s = _PATIENCE * peer.timeout + 60
         self._arguments = ["--home", str(home.resolve()), "--port", str(peer.port)]
+        self._arguments += [] if peer.opened is None else ["--opened", str(peer.opened)]
         self._arguments += [] if staging is None else ["--staging", str(staging.resolve())]
         self._process: subprocess.Popen[bytes] | None = None
 

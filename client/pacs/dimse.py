@@ -1,12 +1,9 @@
 """A PACS by DIMSE: C-ECHO, C-FIND and C-GET, all on associations that we open (PS3.4 annexes A and C; PS3.7; PS3.8).
 
-pynetdicom does the protocol. What a peer could do with it without end is bounded where the bytes come in (`bound`):
-the length of a PDU, of a message, and the messages that wait. Why an association was not opened pynetdicom only logs,
-so where that happens the connection is tried by hand (`_why`).
+Where it offers no C-GET, and pacs.toml says at which port of ours, C-MOVE (`client.pacs.moving`). pynetdicom does the
+protocol; its bounds are in `client.pacs.associations`.
 """
 
-import socket
-import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,8 @@ from pynetdicom import AE, _config, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
+from client.pacs import moving
+from client.pacs.associations import CONNECT_S, MOST_PDU, bound, not_opened
 from client.pacs.listing import (
     INSTANCE_KEYS,
     MOST_INSTANCES,
@@ -34,30 +33,19 @@ from client.pacs.problems import AwayError, PacsError
 from client.pacs.query import Answer, Instance, Query, Study
 from client.pacs.receiving import MOST_ANSWER_BYTES, MOST_BYTES, PACKED, PLAIN, Meter, Receiver
 from client.pacs.settings import Dimse
+from client.pacs.tls import to_pacs
 
 # PS3.4 A.4, C.6.2.3: verification; query and retrieve of the study root.
 _ECHO, _FIND, _GET = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
-_CONNECT_S = 10.0
-MOST_PDU = 1 << 18
-_MOST_WAITING = 16
-_MOST_CONTEXTS = 126  # PS3.8 9.3.2.2: odd numbers to 255; one is for C-GET itself
+_MOST_CONTEXTS = 126  # PS3.8 9.3.2.2: odd numbers to 255; two are for C-GET and C-MOVE
 # Where a PACS does not say of which class its objects are.
 _USUAL_CLASSES = (
     syntax.CTImageStorage, syntax.MRImageStorage, syntax.EnhancedCTImageStorage, syntax.EnhancedMRImageStorage,
     syntax.DigitalXRayImageStorageForPresentation, syntax.ComputedRadiographyImageStorage,
     syntax.SegmentationStorage, syntax.RTStructureSetStorage, syntax.PositronEmissionTomographyImageStorage,
 )  # fmt: skip
-# PS3.8 9.3.4: who refused, and why -> what to do.
-_REJECTED = {
-    (
-        1,
-        3,
-    ): "it does not know our AE title {calling}. Have it registered there, or give the one that is, with --calling",
-    (1, 7): "it is not called {called}. Give its AE title with --called",
-    (3, 1): "it is too busy now",
-    (3, 2): "it has no association left for us now",
-}
 _FOUND, _PENDING = 0x0000, (0xFF00, 0xFF01)
+_NOT_ALLOWED = (0xA801, 0x0122, 0x0124)  # the destination is not known; PS3.7 C: not offered, not for us
 _TAKEN = (0x0000, 0xB000, 0xB006, 0xB007)  # PS3.4 B.2.3: stored; the others with a warning
 
 
@@ -67,11 +55,12 @@ class DimseConnection:
     def __init__(self, peer: Dimse, meter: Meter) -> None:
         """Nothing is opened yet."""
         self._peer, self._meter = peer, meter
+        self._gets = peer.retrieve != "c-move"
         _config.LOG_HANDLER_LEVEL = "none"
         _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
         self._entity = AE(ae_title=peer.calling)
         self._entity.maximum_pdu_size = MOST_PDU
-        self._entity.connection_timeout = min(_CONNECT_S, peer.timeout)
+        self._entity.connection_timeout = min(CONNECT_S, peer.timeout)
         self._entity.acse_timeout = self._entity.dimse_timeout = self._entity.network_timeout = peer.timeout
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -94,9 +83,17 @@ class DimseConnection:
             keys = _identifier("STUDY", {"StudyInstanceUID": syntax.generate_uid()})
             list(self._find(association, keys))
             yield "C-FIND", "answered"
-        with self._associated(_contexts((syntax.CTImageStorage,)), (syntax.CTImageStorage,)) as association:
-            self._check_get(association, (syntax.CTImageStorage,))
-            yield "C-GET", "offered, with no port open here"
+        classes = (syntax.CTImageStorage,)
+        if self._gets:
+            with self._associated(self._contexts(classes), classes) as association:
+                self._gets = self._check_get(association, classes)
+            yield "C-GET", "offered, with no port open here" if self._gets else "not offered: C-MOVE is used"
+        if not self._gets:
+            keys = _identifier("STUDY", {"StudyInstanceUID": syntax.generate_uid()})
+            status = self._move(keys, classes, 1, lambda _encoded: None)
+            if status in _NOT_ALLOWED:
+                raise moving.refused(peer, status)
+            yield "C-MOVE", f"offered; {peer.calling} must be registered there as {moving.place_of(peer)}"
 
     def search(self, query: Query) -> Answer:
         """The studies that a query is for, with their series."""
@@ -126,6 +123,16 @@ class DimseConnection:
             PacsError: not all of them came, or one that must not.
         """
         classes = tuple({one.sop_class for one in objects if one.sop_class}) or _USUAL_CLASSES
+        keys = _identifier("SERIES", {"StudyInstanceUID": study.uid, "SeriesInstanceUID": series})
+        most = 2 * len(objects) + 10
+        self._gets = self._gets and self._get(keys, classes, most, receiver)
+        if not self._gets:
+            status = self._move(keys, classes, most, receiver.take)
+            if status != _FOUND:
+                raise moving.refused(self._peer, status)
+
+    def _get(self, keys: Dataset, classes: Sequence[str], most: int, receiver: Receiver) -> bool:
+        """Have what fits sent on our own association; False: it is not offered, and C-MOVE is to be used."""
         refused: list[Exception] = []
 
         def stored(event: evt.Event) -> int:
@@ -137,12 +144,12 @@ class DimseConnection:
                 return 0xA900  # the data set does not match
             return _FOUND
 
-        keys = _identifier("SERIES", {"StudyInstanceUID": study.uid, "SeriesInstanceUID": series})
-        with self._associated(_contexts(classes), classes, stored) as association:
-            self._check_get(association, classes)
+        with self._associated(self._contexts(classes), classes, stored) as association:
+            if not self._check_get(association, classes):
+                return False
             status = Dataset()
             answers = association.send_c_get(keys, _GET)
-            for status, _ in bounded(answers, 2 * len(objects) + 10, "answers to one C-GET"):  # noqa: B007
+            for status, _ in bounded(answers, most, "answers to one C-GET"):  # noqa: B007
                 if refused:
                     break
             if refused:
@@ -151,6 +158,15 @@ class DimseConnection:
                 raise self._ended()
             if status.Status != _FOUND:
                 raise _not_sent(int(status.Status))
+        return True
+
+    def _move(self, keys: Dataset, classes: Sequence[str], most: int, take: Callable[[bytes], None]) -> int:
+        """Have what fits sent to our port; the status at its end."""
+        with (
+            moving.receiving(self._peer, self._meter, classes, take) as came,
+            self._associated([build_context(moving.MOVE)]) as association,
+        ):
+            return moving.ask(association, self._peer, keys, most, came)
 
     def send(self, objects: Sequence[Path]) -> None:
         """Have the PACS take objects, each as it is written.
@@ -172,6 +188,13 @@ class DimseConnection:
                     raise self._ended()
                 if status.Status not in _TAKEN:
                     raise _not_taken(int(status.Status))
+
+    def _contexts(self, classes: Sequence[str]) -> list[PresentationContext]:
+        """C-GET, and each class with each way to write it: the PACS can then send as it has stored."""
+        ways: list[tuple[str, ...]] = [PLAIN, *((one,) for one in PACKED)]
+        wanted = [build_context(one, list(way)) for way in ways for one in classes]  # what all can, first
+        asked = [_GET, *([moving.MOVE] if self._peer.moves else [])]
+        return [*map(build_context, asked), *wanted[:_MOST_CONTEXTS]]
 
     @contextmanager
     def _associated(
@@ -199,10 +222,10 @@ class DimseConnection:
             max_pdu=MOST_PDU,
             ext_neg=[build_role(one, scp_role=True) for one in stored_here],
             evt_handlers=handlers,
-            tls_args=(_tls(peer), peer.host) if peer.is_encrypted else None,
+            tls_args=(to_pacs(peer), peer.host) if peer.is_encrypted else None,
         )
         if not association.is_established:
-            raise self._not_opened(association)
+            raise not_opened(peer, association)
         try:
             yield association
         except BaseException:  # whatever it is, the peer is not waited for
@@ -236,34 +259,22 @@ class DimseConnection:
                 f"there for {self._peer.calling}."
             )
 
-    def _check_get(self, association: Association, classes: Sequence[str]) -> None:
+    def _check_get(self, association: Association, classes: Sequence[str]) -> bool:
+        """Whether C-GET is to be used; False: C-MOVE is."""
         taken = {one.abstract_syntax for one in association.accepted_contexts}
+        if _GET not in taken and self._peer.moves:
+            return False
         if _GET not in taken:
             raise PacsError(
-                f"{self._peer.called} offers {self._peer.calling} no C-GET, and nothing else is used here over DIMSE. "
-                "Have C-GET allowed there, or use its DICOMweb: `wardround-client pacs add NAME --url URL`."
+                f"{self._peer.called} offers {self._peer.calling} no C-GET. Have C-GET allowed there, or use its "
+                "DICOMweb (`wardround-client pacs add NAME --url URL`), or C-MOVE: give --move-address and --move-port."
             )
         if not taken & set(classes):
             raise PacsError(
                 f"{self._peer.called} offers C-GET, and takes none of our contexts for the objects. Have our AE title "
                 f"{self._peer.calling} allowed there as a receiver (SCP role) of images, uncompressed or as stored."
             )
-
-    def _not_opened(self, association: Association) -> PacsError:
-        peer, answer = self._peer, association.acceptor.primitive
-        if association.is_rejected and answer is not None:
-            source, reason = answer.result_source, answer.diagnostic
-            advice = _REJECTED.get((source or 0, reason or 0), "have its log read for the reason")
-            kind = AwayError if source == 3 else PacsError
-            return kind(
-                f"{peer.called} refused the association: {advice.format(calling=peer.calling, called=peer.called)}."
-            )
-        if association.acceptor.primitive is not None and not association.accepted_contexts and association.is_aborted:
-            return PacsError(
-                f"{peer.called} took the association and none of what we asked for. Have {peer.calling} allowed to "
-                "query, to retrieve, and to store where results are sent there."
-            )
-        return _why(peer)
+        return True
 
     def _ended(self) -> PacsError:
         return AwayError(
@@ -279,91 +290,6 @@ def _identifier(level: str, keys: dict[str, str]) -> Dataset:
     for keyword, value in keys.items():
         setattr(identifier, keyword, value or None)
     return identifier
-
-
-def _contexts(classes: Sequence[str]) -> list[PresentationContext]:
-    """C-GET, and each class with each way to write it: the PACS can then send as it has stored."""
-    ways: list[tuple[str, ...]] = [PLAIN, *((one,) for one in PACKED)]
-    wanted = [build_context(one, list(way)) for way in ways for one in classes]  # what all can, first
-    return [build_context(_GET), *wanted[:_MOST_CONTEXTS]]
-
-
-def bound(association: Association, meter: Meter, most: int) -> None:
-    """Let nothing in without end.
-
-    Args:
-        association: whose connection has just been opened.
-        meter: told of each piece.
-        most: bytes of one message.
-    """
-    connection: Any = association.dul.socket
-    waiting = association.dimse.msg_queue
-    receive, state = connection.recv, {"since": 0, "seen": 0}
-
-    def bounded(count: int) -> bytearray:
-        if count > MOST_PDU + 64:
-            raise OSError("a PDU is longer than was agreed")
-        while waiting.qsize() > _MOST_WAITING and not association._kill:
-            meter.pause()
-        came: bytearray = receive(count)
-        meter.take(len(came))
-        state["since"] = 0 if association.dimse.message is None else state["since"] + len(came)
-        if state["since"] > most:
-            raise OSError("a message is too long")
-        return came
-
-    connection.recv = bounded
-
-
-def _tls(peer: Dimse) -> ssl.SSLContext:
-    """PS3.15 B.12: the PACS proves its name, and we ours where it asks."""
-    try:
-        context = ssl.create_default_context(cafile=peer.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if peer.certificate is not None:
-            context.load_cert_chain(peer.certificate, peer.key)
-    except (ssl.SSLError, OSError) as error:
-        raise PacsError(
-            "ca, certificate and key cannot be used: expected PEM files, and a key without a passphrase that belongs "
-            "to the certificate."
-        ) from error
-    return context
-
-
-def _why(peer: Dimse) -> PacsError:  # noqa: PLR0911 - one a cause
-    """Why no association was opened, by trying the connection alone."""
-    where = f"{peer.host}:{peer.port}"
-    try:
-        with socket.create_connection((peer.host, peer.port), min(_CONNECT_S, peer.timeout)) as connection:
-            if peer.is_encrypted:
-                with _tls(peer).wrap_socket(connection, server_hostname=peer.host):
-                    pass
-    except socket.gaierror:
-        return AwayError(
-            f"the name {peer.host} is not known here. Correct --host, or have IT correct the name service."
-        )
-    except ssl.SSLCertVerificationError as error:
-        return PacsError(
-            f"{where} shows a certificate that does not fit ({error.verify_message}). Give the hospital's CA with "
-            f"--ca; the certificate must name {peer.host}."
-        )
-    except (ssl.SSLError, ConnectionResetError):
-        return PacsError(
-            f"{where} answers, and not as TLS with us. If the PACS speaks TLS on another port, give that with --port; "
-            "if it speaks none, add it without --ca."
-        )
-    except TimeoutError:
-        return AwayError(f"{where} does not answer in {min(_CONNECT_S, peer.timeout):g} s. Check address and firewall.")
-    except ConnectionRefusedError:
-        return AwayError(f"nothing listens at {where}. Check host and port, and whether the PACS is started.")
-    except OSError as error:
-        return AwayError(f"{where} is out of reach ({error.strerror or 'no answer'}). Check address and firewall.")
-    wants = (
-        "If it asks for a certificate of ours, give --certificate and --key"
-        if peer.is_encrypted
-        else "If it speaks TLS there, give --ca; if it speaks something else, another --port"
-    )
-    return AwayError(f"{where} takes the connection, and answers nothing that is DICOM. {wants}.")
 
 
 def _not_sent(status: int) -> PacsError:
@@ -382,4 +308,4 @@ def _not_taken(status: int) -> PacsError:
     return PacsError(f"the PACS does not take it ({code}). Have its log read for the reason.")
 
 
-__all__ = ["MOST_PDU", "PACKED", "PLAIN", "DimseConnection", "bound"]
+__all__ = ["DimseConnection"]

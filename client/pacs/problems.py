@@ -32,6 +32,11 @@ def not_written(error: OSError) -> StoreError:
     return StoreError(f"what the PACS sends cannot be written here ({why}). Free space, or choose another --out.")
 
 
+def not_to_be_had(where: str, error: OSError, advice: str) -> PacsError:
+    """A port of ours that cannot be opened."""
+    return PacsError(f"{where} is not to be had ({error.strerror or 'not an address of this machine'}). {advice}")
+
+
 _KINDS: dict[str, type[PacsError | StoreError]] = {"refused": PacsError, "away": AwayError, "store": StoreError}
 
 
@@ -50,4 +55,4 @@ def from_json(header: dict[str, Any]) -> PacsError | StoreError:
     return _KINDS[header["which"]](str(header["text"]))
 
 
-__all__ = ["AwayError", "PacsError", "StoreError", "from_json", "not_written", "to_json"]
+__all__ = ["AwayError", "PacsError", "StoreError", "from_json", "not_to_be_had", "not_written", "to_json"]

@@ -1,9 +1,9 @@
 """The process that speaks with a PACS: it sees the hospital's network, and nothing of the federation.
 
 Started by `client.pacs.caller`, which may kill it at any time. This file is the door: before the first connection it
-hides the site's keys from itself, lets itself connect to the PACS's port alone and write into the staging folder alone;
-its environment holds no secret, and what its libraries print goes nowhere, for it may name patients. Only then it
-imports what speaks and parses.
+hides the site's keys from itself, lets itself connect to the PACS's port alone, wait at one port at most (for C-MOVE)
+and write into the staging folder alone; its environment holds no secret, and what its libraries print goes nowhere, for
+it may name patients. Only then it imports what speaks and parses.
 
     python -P -m client.pacs.process --home HOME --staging FOLDER --port PORT     frames on stdin and stdout
 """
@@ -11,6 +11,7 @@ imports what speaks and parses.
 import argparse
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -37,19 +38,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True, help="the site's home folder")
     parser.add_argument("--staging", type=Path, help="the folder to write into; without it none")
     parser.add_argument("--port", type=int, required=True, help="of the PACS")
+    parser.add_argument("--opened", type=int, help="a port of ours, to which the PACS may send; without it none")
     given = parser.parse_args(arguments)
     sandbox.die_with_parent()
     sandbox.shed()
     keys = sandbox.hide([given.home / name for name in sandbox.SECRETS])
-    disk = sandbox.lock([] if given.staging is None else [given.staging], [given.port])
+    disk = sandbox.lock(
+        [] if given.staging is None else [given.staging],
+        [given.port],
+        [] if given.opened is None else [given.opened],
+    )
     questions, answers = sandbox.take_pipe()
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     frames.send(answers, {"kind": "ready", "keys": keys, "disk": disk})
+    one_at_a_time = threading.Lock()  # each association has a thread, and tells of what it brings
+
+    def tell(header: dict[str, Any]) -> None:
+        with one_at_a_time:
+            frames.send(answers, header, header_limit=HEADER_LIMIT)
+
     while (question := frames.receive(questions, lambda _header: (), header_limit=HEADER_LIMIT)) is not None:
-        frames.send(
-            answers, _answered(question, lambda header: frames.send(answers, header)), header_limit=HEADER_LIMIT
-        )
+        tell(_answered(question, tell))
     return 0
 
 

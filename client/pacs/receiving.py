@@ -36,7 +36,7 @@ _MIB = 1 << 20
 class Meter:
     """Counts the bytes that come, and waits where they come faster than is allowed.
 
-    total: so far.
+    total: so far. last: when the last of them came, of time.monotonic.
     """
 
     def __init__(self, rate: float | None, told: Callable[[int], None]) -> None:
@@ -48,14 +48,16 @@ class Meter:
         """
         self.total = 0
         self._rate, self._told = rate, told
-        self._began = time.monotonic()
+        self._began = self.last = time.monotonic()
 
     def take(self, count: int) -> None:
         """So many bytes have come."""
         self.total += count
+        self.last = time.monotonic()
         if self._rate is not None:
             due = self._began + self.total / (self._rate * _MIB)
-            if (early := due - time.monotonic()) > 0:
+            if (early := due - self.last) > 0:
+                self.last = due  # while we wait it is not the peer who is silent
                 time.sleep(early)
         self._told(self.total)
 

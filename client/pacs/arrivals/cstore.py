@@ -1,16 +1,15 @@
 """The server of C-STORE, in the process that waits (PS3.4 B, PS3.7 9.1.1): associations of those who may, bounded."""
 
-import socket
-import ssl
 from typing import Any
 
 from pynetdicom import AE, _config, evt
 
 from client.pacs.arrivals.arriving import IMAGES, Arrivals, head_of
-from client.pacs.arrivals.settings import Listening
-from client.pacs.arrivals.tls import HANDSHAKE_S, context_of, not_to_be_had
-from client.pacs.dimse import MOST_PDU, bound
+from client.pacs.arrivals.settings import ANOTHER, TLS_FILES, Listening
+from client.pacs.associations import MOST_PDU, bound
+from client.pacs.problems import not_to_be_had
 from client.pacs.receiving import MOST_BYTES, PACKED, PLAIN, Meter
+from client.pacs.tls import Lazily, to_us
 
 _VERIFICATION = "1.2.840.10008.1.1"
 _MOST_ASSOCIATIONS = 8
@@ -50,21 +49,13 @@ def opened(settings: Listening, arrivals: Arrivals) -> Any:
         (evt.EVT_ABORTED, lambda event: ended(event, in_order=False)),
         (evt.EVT_CONN_CLOSE, lambda event: ended(event, in_order=event.assoc.is_released)),
     ]
-    tls = context_of(settings, _Lazily)
+    tls = to_us(Lazily, settings.certificate, settings.key, settings.ca, TLS_FILES)
     try:
         return entity.start_server(
             (settings.address, settings.port), block=False, evt_handlers=handlers, ssl_context=tls
         )
     except OSError as error:
-        raise not_to_be_had(settings.where, error) from error
-
-
-class _Lazily(ssl.SSLContext):
-    """Shakes hands where the association is read, not where all are accepted: a silent peer stops nobody."""
-
-    def wrap_socket(self, sock: socket.socket, *_: Any, **__: Any) -> ssl.SSLSocket:
-        sock.settimeout(HANDSHAKE_S)
-        return super().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        raise not_to_be_had(settings.where, error, ANOTHER) from error
 
 
 __all__ = ["opened"]

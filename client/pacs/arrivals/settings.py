@@ -16,6 +16,9 @@ from common.errors import ConfigError
 
 # The path under which STOW-RS is served.
 BASE = "/dicom-web"
+# What a person is told where the port or the files of TLS cannot be used.
+ANOTHER = "Give another address or port with --listen, or stop what listens there."
+TLS_FILES = "the files of --tls-certificate, --tls-key and --tls-ca"
 
 
 class _Waiting(Table):
@@ -155,4 +158,4 @@ def waiting_of(values: Mapping[str, Any]) -> Waiting:
     return validate(Listening, values, "--listen")
 
 
-__all__ = ["BASE", "Listening", "Stowing", "Waiting", "listening_at", "waiting_of"]
+__all__ = ["ANOTHER", "BASE", "TLS_FILES", "Listening", "Stowing", "Waiting", "listening_at", "waiting_of"]

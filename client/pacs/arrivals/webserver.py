@@ -16,10 +16,10 @@ from pathlib import Path
 import uvicorn
 
 from client.pacs.arrivals.arriving import Arrivals
-from client.pacs.arrivals.settings import Stowing
-from client.pacs.arrivals.stow import Stow
-from client.pacs.arrivals.tls import HANDSHAKE_S, context_of, not_to_be_had
-from client.pacs.problems import PacsError
+from client.pacs.arrivals.settings import ANOTHER, TLS_FILES, Stowing
+from client.pacs.arrivals.stow import Bounds, Stow
+from client.pacs.problems import PacsError, not_to_be_had
+from client.pacs.tls import HANDSHAKE_S, to_us
 from common.web.connection import Connection
 
 _MOST_CONNECTIONS = 32
@@ -33,8 +33,13 @@ _HOSTS = ("127.0.0.1", "localhost", "[::1]")
 class Web:
     """The server at its port, until its `shutdown`."""
 
-    def __init__(self, settings: Stowing, arrivals: Arrivals) -> None:
+    def __init__(self, settings: Stowing, arrivals: Arrivals, bounds: Bounds | None = None) -> None:
         """Open it.
+
+        Args:
+            settings: where, and for whom.
+            arrivals: takes what comes.
+            bounds: of it.
 
         Raises:
             PacsError: the port is not to be had, or a file cannot be used.
@@ -43,8 +48,8 @@ class Web:
         # Who needs no proof must at least be no page of a browser whose own name was made to mean this machine.
         ends = ("", f":{settings.port}")  # some senders leave the port out
         hosts = () if proven else [f"{name}{end}" for name in {*_HOSTS, settings.host} for end in ends]
-        app = Stow(arrivals, None if settings.token is None else _token_in(settings.token), hosts).app
-        context = context_of(settings, ssl.SSLContext)
+        app = Stow(arrivals, None if settings.token is None else _token_in(settings.token), hosts, bounds).app
+        context = to_us(ssl.SSLContext, settings.certificate, settings.key, settings.ca, TLS_FILES)
         self._socket = _bound(settings)
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it quotes requests
         self._server = _Server(
@@ -104,7 +109,7 @@ def _bound(settings: Stowing) -> socket.socket:
         opened.bind((settings.address, settings.port))
     except OSError as error:
         opened.close()
-        raise not_to_be_had(settings.where, error) from error
+        raise not_to_be_had(settings.where, error, ANOTHER) from error
     return opened
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 
 from tests.client.pacs import objects
 
 FIND, GET, ECHO = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3", "1.2.840.10008.1.1"
+MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 Level = Callable[[Dataset], Iterator[Dataset]]
 
 
@@ -48,10 +49,28 @@ def gets(sent: Sequence[Dataset], count: int | None = None) -> Callable[[evt.Eve
     return answer
 
 
+def moves(port: int | None, sent: Sequence[Dataset], count: int | None = None) -> Callable[[evt.Event], Iterator[Any]]:
+    """A handler that on a C-MOVE sends objects to a port of this machine; None: it does not know where."""
+
+    def answer(event: evt.Event) -> Iterator[Any]:
+        if port is None:
+            yield None, None
+            return
+        known = "StudyInstanceUID" in event.identifier and event.identifier.StudyInstanceUID == objects.STUDY
+        wanted = sent if known else []
+        yield "127.0.0.1", port, {"contexts": [build_context(CTImageStorage, ExplicitVRLittleEndian)]}
+        yield len(wanted) if count is None else count
+        for one in wanted:
+            yield 0xFF00, one
+
+    return answer
+
+
 @contextmanager
 def bad_pacs(
     find: Callable[..., Any] | None = None,
     get: Callable[..., Any] | None = None,
+    move: Callable[..., Any] | None = None,
     *,
     offered: Sequence[str] = (ECHO, FIND, GET),
     stores: Sequence[str] = (CTImageStorage,),
@@ -63,7 +82,8 @@ def bad_pacs(
         entity.add_supported_context(one)
     for one in stores:
         entity.add_supported_context(one, ExplicitVRLittleEndian, scu_role=True, scp_role=True)
-    every: list[Any] = [(evt.EVT_C_FIND, find or finds()), (evt.EVT_C_GET, get or gets([])), *handlers]
+    every: list[Any] = [(evt.EVT_C_FIND, find or finds()), (evt.EVT_C_GET, get or gets([]))]
+    every += [(evt.EVT_C_MOVE, move or moves(None, [])), *handlers]
     server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=every)
     try:
         yield server.server_address[1]

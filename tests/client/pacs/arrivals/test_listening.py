@@ -9,103 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from pydicom.dataset import Dataset
 
-from client.pacs.arriving import LONGEST_PAUSE_S, NO_ROOM, NOT_AS_BEFORE, NOT_UNDERSTOOD, STORED, Arrivals, Limits
-from client.pacs.listener import COMING, QUARANTINE, WHOLE, Listener
-from client.pacs.settings import Listening, listening_at
+from client.pacs.arrivals.arriving import NOT_AS_BEFORE
+from client.pacs.arrivals.listener import COMING, QUARANTINE, WHOLE, Listener
+from client.pacs.arrivals.settings import Listening, listening_at
 from common.errors import ConfigError
 from common.system import sandbox
 from tests import ROOT
 from tests.client.pacs.certificates import Hospital
-from tests.client.pacs.objects import COUNT, encoded, object_of, uid_of
+from tests.client.pacs.objects import COUNT, object_of, uid_of
 from tests.client.pacs.senders import free_port, sent
 
 ALL = [object_of(number) for number in range(COUNT)]
-PLENTY = Limits(spare=0)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def arrivals(folder: Path, clock: Clock, limits: Limits = PLENTY) -> Arrivals:
-    return Arrivals(folder, 5.0, limits, clock)
-
-
-def test_a_study_is_whole_when_its_association_is_released_and_it_is_quiet(tmp_path: Path, clock: Clock) -> None:
-    coming = arrivals(tmp_path, clock)
-    assert [coming.take("a", encoded(one)) for one in (*ALL, ALL[0])] == [STORED] * (COUNT + 1)
-    clock.now += 30
-    assert list(coming.finished()) == [], "its association is open"
-    coming.ended("a", released=True)
-    clock.now += 4
-    assert list(coming.finished()) == [], "another association may bring more"
-    clock.now += 1
-    (one,) = coming.finished()
-    assert (one.objects, one.repeated, one.problem) == (COUNT, 1, None)
-    assert sorted(path.stem for path in (tmp_path / one.name).glob("*/*.dcm")) == [uid_of(n) for n in range(COUNT)]
-    assert list(coming.finished()) == []
-
-
-def test_an_association_that_is_kept_open_does_not_keep_a_study_for_ever(tmp_path: Path, clock: Clock) -> None:
-    coming = arrivals(tmp_path, clock)
-    coming.take("a", encoded(ALL[0]))
-    clock.now += LONGEST_PAUSE_S
-    assert [one.problem for one in coming.finished()] == [None]
-
-
-def test_what_breaks_off_is_not_whole_unless_it_is_another_study(tmp_path: Path, clock: Clock) -> None:
-    coming = arrivals(tmp_path, clock)
-    coming.take("a", encoded(ALL[0]))
-    coming.take("b", encoded(object_of(0, study="1.2.4", series="1.2.4.1", uid="1.2.4.1.1")))
-    coming.ended("a", released=False)
-    coming.ended("b", released=True)
-    coming.ended("b", released=False)  # the connection is closed after a release
-    clock.now += 5
-    assert [one.problem for one in coming.finished()] == ["its association broke off", None]
-
-
-@pytest.mark.parametrize(
-    ("limits", "objects", "status", "problem"),
-    [
-        (PLENTY, [ALL[0], object_of(0, value=9)], NOT_AS_BEFORE, "one object came twice with two contents"),
-        (Limits(spare=0, objects=1), ALL[:2], NO_ROOM, "it is larger than is taken"),
-        (Limits(spare=0, size=len(encoded(ALL[0]))), ALL[:2], NO_ROOM, "it is larger than is taken"),
-        (Limits(spare=1 << 60), ALL[:1], NO_ROOM, "the disk is full"),
-    ],
-)
-def test_a_study_of_which_an_object_is_refused_is_not_whole(
-    tmp_path: Path, limits: Limits, objects: list[Dataset], status: int, problem: str
-) -> None:
-    clock = Clock()
-    coming = arrivals(tmp_path, clock, limits)
-    answers = [coming.take("a", encoded(one)) for one in objects]
-    assert answers[-1] == status
-    coming.ended("a", released=True)
-    clock.now += 5
-    assert [one.problem for one in coming.finished()] == [problem]
-
-
-def test_studies_in_the_making_are_bounded_and_what_is_no_object_is_refused(tmp_path: Path, clock: Clock) -> None:
-    coming = arrivals(tmp_path, clock, Limits(studies=1, spare=0))
-    assert coming.take("a", encoded(ALL[0])) == STORED
-    assert coming.take("b", encoded(object_of(0, study="1.2.4"))) == NO_ROOM
-    assert coming.take("a", b"nothing that is DICOM") == NOT_UNDERSTOOD
-    assert coming.refused == 2
-    with pytest.warns(UserWarning, match="VR UI"):  # pydicom's, that it is no UID
-        assert coming.take("c", encoded(object_of(1, study="../../x"))) == NOT_UNDERSTOOD, "a name is no path"
-    coming.ended("a", released=True)
-    clock.now += 5
-    assert [one.problem for one in coming.finished()] == ["an object came that is no DICOM object"]
 
 
 @pytest.fixture
@@ -230,6 +145,7 @@ def test_a_port_that_is_taken_is_told(site: Path, tmp_path: Path) -> None:
         ("pacs.example:11112", {"accept": ("CT1",)}, "in numbers"),
         ("127.0.0.1:11112", {}, "accept"),
         ("127.0.0.1:11112", {"accept": ("a\\b",)}, "AE title"),
+        ("127.0.0.1:11112", {"accept": ("CT1",), "token": "x"}, "of --stow only"),
         ("127.0.0.1:11112", {"accept": ("CT1",), "certificate": "x.pem"}, "--tls-key"),
         ("127.0.0.1:11112", {"accept": ("CT1",), "certificate": "x.pem", "key": "x.key"}, "is not there"),
     ],
@@ -237,3 +153,7 @@ def test_a_port_that_is_taken_is_told(site: Path, tmp_path: Path) -> None:
 def test_where_to_listen_is_checked(text: str, more: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         listening_at(text, **more)
+
+
+def test_a_settling_time_of_nothing_is_taken_as_it_is() -> None:
+    assert listening_at("127.0.0.1:11112", accept=("CT1",), quiet=0.0).quiet == 0
