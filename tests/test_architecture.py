@@ -38,8 +38,8 @@ ARROWS = {
         "common.privacy common.rescue common.system common.web common.wire"
     ),
     "client.commands.models": (
-        "client client.commands.options client.evaluate client.explain client.home client.pacs client.predict "
-        "client.rules client.serve client.trail common.console"
+        "client client.commands.options client.evaluate client.explain client.home client.pacs client.pacs.arrivals "
+        "client.predict client.rules client.serve client.trail common.console"
     ),
     "client.commands.options": "client.data.keep client.home client.rules common.config common.console",
     "client.data": (
@@ -77,6 +77,7 @@ ARROWS = {
         "common.wire"
     ),
     "client.pacs": "common.config common.document common.system common.wire",
+    "client.pacs.arrivals": "client.pacs common.config common.system common.web common.wire",
     "client.predict": (
         "client.data.dicom client.data.isolate client.data.prepare client.data.read client.data.study "
         "client.predict.dicom "
@@ -289,7 +290,7 @@ WALLS = {
         "client.trail",
         "common.identity",
     ),
-    "client.pacs.listening": (  # likewise, and a port
+    "client.pacs.arrivals.listening": (  # likewise, and a port
         "grpc",
         "flwr",
         "cryptography",
@@ -299,8 +300,15 @@ WALLS = {
         "client.trail",
         "common.identity",
     ),
-    "client.pacs.dimse": ("grpc", "flwr", "cryptography", "torch", "client.home", "client.agent", "common.identity"),
-    "client.pacs.dicomweb": ("grpc", "flwr", "cryptography", "torch", "client.home", "client.agent", "common.identity"),
+    **dict.fromkeys(  # and what these two import later
+        (
+            "client.pacs.dimse",
+            "client.pacs.dicomweb",
+            "client.pacs.arrivals.cstore",
+            "client.pacs.arrivals.webserver",
+        ),
+        ("grpc", "flwr", "cryptography", "torch", "client.home", "client.agent", "client.trail", "common.identity"),
+    ),
     "client.views.dashboard": HEAVY,  # the ledger, and a port: no tensor library, no image library
     "server.dashboard.pages": HEAVY,
     "client.views.metrics": HEAVY,

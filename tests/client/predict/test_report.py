@@ -248,7 +248,9 @@ def test_a_classification_has_a_report_of_its_probabilities(tmp_path: Path) -> N
 def test_what_is_no_dicom_has_none(tmp_path: Path, model: Path) -> None:
     import nibabel  # noqa: PLC0415 - of this test alone
 
-    nibabel.save(nibabel.Nifti1Image(np.arange(8 * 9 * 3, dtype=np.int16).reshape(8, 9, 3), np.eye(4)), tmp_path / "one.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.arange(8 * 9 * 3, dtype=np.int16).reshape(8, 9, 3), np.eye(4)), tmp_path / "one.nii.gz"
+    )
     predict_study(model, tmp_path / "one.nii.gz", tmp_path / "out", reports=True)
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".gz", ".png"}
 
