@@ -1,6 +1,7 @@
 """From the PACS and back: pulled with labels, checked, trained two rounds, an unseen study sent, its SEG there."""
 
 import json
+import socket
 import ssl
 import threading
 import time
@@ -164,6 +165,53 @@ def test_a_study_of_a_query_is_segmented_and_nothing_else_is_kept(
     assert [done["slices"] for done in told["studies"]] == [SLICES]
     assert {path.name for path in out.rglob("*")} == {"overlay.png", "segmentation.dcm", SENT}
     assert_came_back(archive, images, out / "segmentation.dcm")
+
+
+def test_a_study_that_the_pacs_sends_by_dicomweb_is_segmented_and_its_segmentation_comes_back(
+    tmp_path: Path, archive: Archive, sites: dict[str, Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out, port = written(tmp_path / "new", range(70, 71)), tmp_path / "out", free_port()
+    archive.server.store(*images)
+    study = str(dcmread(images[0], stop_before_pixels=True).StudyInstanceUID)
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef\n")
+    token.chmod(0o600)
+    over, failed = threading.Event(), list[BaseException]()
+
+    def pacs() -> None:
+        try:
+            _await((out / ".received" / "coming").is_dir)
+            shown = {"Authorization": f"Bearer {token.read_text().strip()}"}
+            us = {"Url": f"http://127.0.0.1:{port}/dicom-web/", "HttpHeaders": shown}
+            archive.server.asked("dicom-web/servers/us", json.dumps(us).encode(), "PUT")
+            (number,) = archive.server.found("Study", StudyInstanceUID=study)
+            what = json.dumps({"Resources": [number], "Synchronous": True}).encode()
+            _await(lambda: _listens(port))
+            archive.server.asked("dicom-web/servers/us/stow", what)
+            _await(lambda: any(out.glob(f"*/{SENT}")))
+        except BaseException as error:  # noqa: BLE001 - told in the test's own thread
+            failed.append(error)
+        finally:
+            over.set()
+
+    monkeypatch.setattr("client.commands.models.predict.asked_to_stop", lambda: over.is_set)
+    thread = threading.Thread(target=pacs)
+    thread.start()
+    listen = ("--listen", f"127.0.0.1:{port}", "--stow", "--token", token, "--settle", 0, "--send-to", "web")
+    try:
+        typed("predict", model, "--out", out, *listen, "--home", sites["south"])
+    finally:
+        over.set()
+        thread.join()
+    assert failed == []
+    (result,) = out.glob("*/segmentation.dcm")
+    assert_came_back(archive, images, result)
+    assert list((out / ".received").rglob("*.dcm")) == [], "what was received is not kept"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _sends(port: int, images: list[Path], archive: Archive) -> bool:

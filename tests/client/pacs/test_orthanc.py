@@ -5,12 +5,14 @@ What comes is compared with what was put in, pixel by pixel and reference by ref
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from client.trail.audit_trail import open_log
 from tests.client.pacs.certificates import Hospital
 from tests.client.pacs.conftest import LABELLED, SLICES, STUDIES, Archive, Way, by_dimse, by_web, written
 from tests.client.pacs.orthanc import OURS
+from tests.client.pacs.senders import free_port
 from tests.client.pacs.tls_front import tls_front
 from tests.json_forms import conforms
 
@@ -251,6 +254,40 @@ def test_wrong_titles_are_told_apart(tmp_path: Path, home: Path, archive: Archiv
     tested = json.loads(typed("pacs", "test", "our-title", "--json", code=1).stdout)
     assert tested[-1]["result"] == "WRONG"
     assert "STRANGER" in tested[-1]["detail"]
+
+
+def test_by_c_move_over_tls_a_pacs_sends_to_where_it_knows_us(tmp_path: Path, home: Path, archive: Archive) -> None:
+    ours, query, out = free_port(), archive.few(2, tmp_path), tmp_path / "out"
+    pull = ("data", "pull", "moved", "--query", query, "--query", "modality=CT", "--out", out, "--yes", "--patience", 0)
+    where = ("--move-address", "127.0.0.1", "--move-port", ours, "--retrieve", "c-move", "--timeout", 10)
+    typed("pacs", "add", "moved", *by_dimse(archive, *where))
+    tested = json.loads(typed("pacs", "test", "moved", "--json", code=1).stdout)
+    assert (tested[-1]["check"], tested[-1]["result"]) == ("C-MOVE", "WRONG")
+    assert f"registered there as 127.0.0.1, port {ours}, TLS" in tested[-1]["detail"]
+    with known_at(archive, ours):
+        assert json.loads(typed("pacs", "test", "moved", "--json").stdout)[-1]["check"] == "C-MOVE"
+        told = json.loads(typed(*pull, "--json").stdout)
+        assert (told["pulled"]["studies"], told["pulled"]["files"]) == (2, 2 * (SLICES + 1))
+        came = files_in(out)
+        for uid, path in came.items():
+            assert_equal(path, archive.by_uid[uid])
+    with known_at(archive, free_port()):  # nobody is there
+        shutil.rmtree(out)
+        failed = json.loads(typed(*pull, "--json", code=1).stdout)["failed"]
+    assert sum(failed.values()) == 2
+    assert files_in(out) == {}
+
+
+@contextmanager
+def known_at(archive: Archive, port: int) -> Iterator[None]:
+    """Have the PACS know us at a port of this machine, and send there, while the body runs."""
+    before = {"AET": OURS, "Host": "127.0.0.1", "Port": 104, "AllowFind": True, "AllowGet": True, "AllowMove": False}
+    now = before | {"Port": port, "AllowMove": True, "UseDicomTls": True}
+    archive.server.asked("modalities/us", json.dumps(now).encode(), "PUT")
+    try:
+        yield
+    finally:
+        archive.server.asked("modalities/us", json.dumps(before).encode(), "PUT")
 
 
 def _await(is_so: Callable[[], bool], pulling: subprocess.Popen[bytes]) -> None:

@@ -6,9 +6,13 @@ import ssl
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from dicomweb_client.web import DICOMwebClient
+from pydicom import dcmread
+from requests import HTTPError
 
 from client.pacs.arrivals.arriving import NOT_AS_BEFORE
 from client.pacs.arrivals.listener import COMING, QUARANTINE, WHOLE, Listener
@@ -17,7 +21,7 @@ from common.errors import ConfigError
 from common.system import sandbox
 from tests import ROOT
 from tests.client.pacs.certificates import Hospital
-from tests.client.pacs.objects import COUNT, object_of, uid_of
+from tests.client.pacs.objects import COUNT, encoded, object_of, uid_of
 from tests.client.pacs.senders import free_port, sent
 
 ALL = [object_of(number) for number in range(COUNT)]
@@ -157,3 +161,82 @@ def test_where_to_listen_is_checked(text: str, more: dict[str, object], said: st
 
 def test_a_settling_time_of_nothing_is_taken_as_it_is() -> None:
     assert listening_at("127.0.0.1:11112", accept=("CT1",), quiet=0.0).quiet == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        ("192.0.2.7:8443", {}, "needs TLS and something that a sender proves itself with"),
+        ("192.0.2.7:8443", {"token": "t.token"}, "needs TLS and something"),
+        ("0.0.0.0:8443", {"certificate": "c.pem", "key": "k.pem"}, "needs TLS and something"),
+        ("127.0.0.1:8443", {"ca": "c.pem"}, "--tls-certificate"),
+        ("127.0.0.1:8443", {"accept": ("CT1",), "title": "US"}, "--accept and --title: of C-STORE only"),
+        ("127.0.0.1:8443", {"token": "nowhere"}, "is not there"),
+        ("127.0.0.1:8443", {"token": "open.token"}, "other users of this computer may read"),
+    ],
+)
+def test_stow_is_not_started_where_anybody_could_send(
+    text: str, more: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, mode in (("t.token", 0o600), ("open.token", 0o644), ("c.pem", 0o600), ("k.pem", 0o600)):
+        Path(name).write_text("x")
+        Path(name).chmod(mode)
+    with pytest.raises(ConfigError, match=said):
+        listening_at(text, stow=True, **more)
+    given = {"certificate": "c.pem", "key": "k.pem"}
+    for proof in ({"token": "t.token"}, {"ca": "c.pem"}):
+        assert not listening_at("192.0.2.7:8443", stow=True, **given, **proof).is_local
+    assert listening_at("127.0.0.1:8443", stow=True).senders == "whoever is on this machine"
+
+
+@pytest.mark.system
+def test_stow_is_served_by_the_same_process_and_nothing_of_a_patient_is_logged(
+    site: Path, tmp_path: Path, hospital: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, our_key, _ = hospital.issue("us")
+    folder, port, token = tmp_path / "received", free_port(), tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    given = {"certificate": str(ours), "key": str(our_key), "token": str(token)}
+    settings = listening_at(f"127.0.0.1:{port}", stow=True, quiet=0.2, **given)
+    client = DICOMwebClient(settings.where)
+    client._session.verify = str(hospital.ca)
+    files = [dcmread(BytesIO(encoded(one))) for one in ALL]
+    with (
+        caplog.at_level(0),
+        Listener(site, settings, folder) as listener,
+        socket.create_connection(("127.0.0.1", port)),
+    ):
+        with pytest.raises(HTTPError, match="401"):
+            client.store_instances(files)
+        client._session.headers["Authorization"] = f"Bearer {token.read_text()}"
+        answer = client.store_instances(files)
+        assert [one.ReferencedSOPInstanceUID for one in answer.ReferencedSOPSequence] == [
+            one.SOPInstanceUID for one in ALL
+        ]
+        assert await_study(listener, folder) == (1, [])
+        files[0].PatientName = "ROE^RICHARD"
+        with pytest.raises(HTTPError, match="409"):
+            client.store_instances(files[:1], study_instance_uid="1.2.9")
+        client.store_instances([files[1], files[1]])
+        assert len(listener.whole(0)) == 1
+        await_study(listener, folder)
+        assert listener._process is not None
+        place = Path(f"/proc/{listener._process.pid}")
+        assert token.read_bytes() not in (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
+    said = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("client"))
+    assert "is here" in said
+    assert not [word for word in ("DOE", "ROE", "4711", "1.2.3", "1.2.9") if word in said]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("stow", [False, True], ids=["c-store", "stow-rs"])
+def test_files_of_tls_that_are_none_are_told(site: Path, tmp_path: Path, stow: bool) -> None:
+    path = tmp_path / "x.pem"
+    path.write_text("no certificate")
+    path.chmod(0o600)
+    more = {} if stow else {"accept": ("CT1",)}
+    settings = listening_at(f"127.0.0.1:{free_port()}", stow=stow, certificate=str(path), key=str(path), **more)
+    with pytest.raises(ConfigError, match="--tls-ca cannot be used"):
+        Listener(site, settings, tmp_path / "received").__enter__()
