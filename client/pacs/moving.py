@@ -29,6 +29,7 @@ MOVE = "1.2.840.10008.5.1.4.1.2.2.2"  # PS3.4 C.6.2.3: of the study root
 _VERIFICATION = "1.2.840.10008.1.1"
 _MOST_ASSOCIATIONS = 4
 _STORED, _NOT_AS_ASKED = 0x0000, 0xA900  # PS3.4 B.2.3
+_ALL = ("0.0.0.0", "::")  # noqa: S104 - named, not opened
 _LOOK_S = 0.2
 
 
@@ -158,7 +159,8 @@ def refused(peer: Dimse, status: int) -> PacsError:
 
 def place_of(peer: Dimse) -> str:
     """Where the PACS must send to."""
-    return f"{peer.move_address}, port {peer.move_port}{', TLS' if peer.is_encrypted else ''}"
+    address = "this machine" if peer.move_address in _ALL else peer.move_address
+    return f"{address}, port {peer.move_port}{', TLS' if peer.is_encrypted else ''}"
 
 
 @contextmanager

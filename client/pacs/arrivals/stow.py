@@ -34,6 +34,7 @@ NOT_OF_THE_STUDY = 0xA900
 _JSON = "application/dicom+json"
 _HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _MORE = {401: [("www-authenticate", "Bearer")], 405: [("allow", "POST")], 503: [("retry-after", "30")]}
+_ALIVE_S = 1.0
 _DRAINED, _DRAINED_S = 16 << 20, 5.0
 _BROKE_OFF = "its request broke off, or could not be read"
 
@@ -92,7 +93,10 @@ class _Tally:
 
 
 class Stow:
-    """What waits at a port for requests of STOW-RS: an ASGI application, for one event loop."""
+    """What waits at a port for requests of STOW-RS: an ASGI application, for one event loop.
+
+    Whatever may wait for the disk, or for another who writes, is done in a thread: the loop answers meanwhile.
+    """
 
     def __init__(
         self,
@@ -174,9 +178,12 @@ class Stow:
         parts, tally = Parts(boundary, MOST_BYTES, Limits().objects), _Tally()
         self._open[association] = parts
         problem: str | None = _BROKE_OFF
+        told = time.monotonic()
         try:
             async for piece in body.pieces():
-                self._arrivals.alive(association)
+                if time.monotonic() - told >= _ALIVE_S:
+                    told = time.monotonic()
+                    await asyncio.to_thread(self._arrivals.alive, association)
                 for encoded in parts.feed(piece):
                     tally.add(*await asyncio.to_thread(self._take, association, study, encoded))
                 if sum(one.held for one in self._open.values() if one is not None) > self._bounds.held:
@@ -184,7 +191,7 @@ class Stow:
             parts.finish()
             problem = None
         finally:
-            self._arrivals.ended(association, problem)
+            await asyncio.to_thread(self._arrivals.ended, association, problem)
         return tally
 
     def _take(self, association: object, study: str | None, encoded: bytes) -> tuple[Head | None, int]:
