@@ -164,7 +164,8 @@ class DimseConnection:
         """Have what fits sent to our port; the status at its end."""
         with (
             moving.receiving(self._peer, self._meter, classes, take) as came,
-            self._associated([build_context(moving.MOVE)]) as association,
+            # The second so that a PACS without the first does not refuse all of it.
+            self._associated([build_context(moving.MOVE), build_context(_FIND)]) as association,
         ):
             return moving.ask(association, self._peer, keys, most, came)
 

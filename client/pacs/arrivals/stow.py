@@ -35,7 +35,8 @@ _JSON = "application/dicom+json"
 _HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _MORE = {401: [("www-authenticate", "Bearer")], 405: [("allow", "POST")], 503: [("retry-after", "30")]}
 _ALIVE_S = 1.0
-_DRAINED, _DRAINED_S = 16 << 20, 5.0
+# Of what still comes of a request that is refused: bytes, seconds in all, and seconds without anything.
+_DRAINED, _DRAINED_S, _DRAINED_PAUSE_S = 16 << 20, 5.0, 0.5
 _BROKE_OFF = "its request broke off, or could not be read"
 
 
@@ -251,7 +252,7 @@ class _Body:
         with contextlib.suppress(BodyError, TimeoutError):
             async with asyncio.timeout(_DRAINED_S):
                 while not self._waits and not self._is_over and drained < _DRAINED:
-                    drained += len(await self._next())
+                    drained += len(await asyncio.wait_for(self._next(), _DRAINED_PAUSE_S))
 
     async def _next(self) -> bytes:
         message = await self._receive()

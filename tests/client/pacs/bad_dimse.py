@@ -58,7 +58,8 @@ def moves(port: int | None, sent: Sequence[Dataset], count: int | None = None) -
             return
         known = "StudyInstanceUID" in event.identifier and event.identifier.StudyInstanceUID == objects.STUDY
         wanted = sent if known else []
-        yield "127.0.0.1", port, {"contexts": [build_context(CTImageStorage, ExplicitVRLittleEndian)]}
+        contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
+        yield "127.0.0.1", port, {"contexts": contexts, "bind_address": ("127.0.0.1", 0)}
         yield len(wanted) if count is None else count
         for one in wanted:
             yield 0xFF00, one

@@ -170,7 +170,7 @@ def test_nobody_but_the_pacs_is_let_in_while_the_port_is_open(tmp_path: Path) ->
 
 def test_a_pacs_that_is_silent_on_both_associations_is_let_go(tmp_path: Path) -> None:
     def silent(event: evt.Event) -> Iterator[Any]:
-        yield "127.0.0.1", free_port(), {}
+        yield "127.0.0.1", free_port(), {"bind_address": ("127.0.0.1", 0)}
         while event.assoc.is_established:
             time.sleep(0.05)
 
