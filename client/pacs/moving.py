@@ -124,7 +124,8 @@ def ask(association: Association, peer: Dimse, keys: Dataset, most: int, came: C
     if "Status" not in status:
         raise AwayError(
             f"{peer.called} ended the association, or was silent for {peer.timeout:g} s (timeout in pacs.toml) while "
-            f"it sent. Try again; if it stays so, check that it reaches {place_of(peer)}."
+            f"it sent. Try again; if it stays so, have {peer.calling} registered there as {place_of(peer)}, with "
+            "retrieve (C-MOVE) allowed, and its log read."
         )
     told = [status.get(f"NumberOf{what}Suboperations") for what in ("Completed", "Warning", "Failed")]
     completed, warned, failed = (int(one or 0) for one in told)

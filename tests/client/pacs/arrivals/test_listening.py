@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dicomweb_client.web import DICOMwebClient
 from pydicom import dcmread
-from requests import HTTPError
+from requests import HTTPError, Session
 
 from client.pacs.arrivals.arriving import NOT_AS_BEFORE
 from client.pacs.arrivals.listener import COMING, QUARANTINE, WHOLE, Listener
@@ -200,8 +200,10 @@ def test_stow_is_served_by_the_same_process_and_nothing_of_a_patient_is_logged(
     token.chmod(0o600)
     given = {"certificate": str(ours), "key": str(our_key), "token": str(token)}
     settings = listening_at(f"127.0.0.1:{port}", stow=True, quiet=0.2, **given)
-    client = DICOMwebClient(settings.where)
-    client._session.verify = str(hospital.ca)
+    session = Session()
+    session.trust_env, session.verify = False, str(hospital.ca)
+    client = DICOMwebClient(settings.where, session)
+    client.set_http_retry_params(retry=False)
     files = [dcmread(BytesIO(encoded(one))) for one in ALL]
     with (
         caplog.at_level(0),
@@ -210,7 +212,7 @@ def test_stow_is_served_by_the_same_process_and_nothing_of_a_patient_is_logged(
     ):
         with pytest.raises(HTTPError, match="401"):
             client.store_instances(files)
-        client._session.headers["Authorization"] = f"Bearer {token.read_text()}"
+        session.headers["Authorization"] = f"Bearer {token.read_text()}"
         answer = client.store_instances(files)
         assert [one.ReferencedSOPInstanceUID for one in answer.ReferencedSOPSequence] == [
             one.SOPInstanceUID for one in ALL
