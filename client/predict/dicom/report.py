@@ -115,7 +115,7 @@ def write_measured(
     Raises:
         DataError: as `write_segmentation`.
     """
-    groups = []
+    groups, framed = [], _by_frame(segmentation)
     for number, (segment, extent) in enumerate(zip(segmentation.SegmentSequence, measured, strict=True), start=1):
         about = {
             "tracking_identifier": TrackingIdentifier(str(segment.TrackingUID), str(segment.TrackingID)),
@@ -127,10 +127,10 @@ def write_measured(
         if not extent.value:
             groups.append(MeasurementsAndQualitativeEvaluations(**about))
         elif extent.unit == "ml":
-            region = ReferencedSegment.from_segmentation(segmentation, number)
+            region = ReferencedSegment.from_segmentation(framed, number)
             groups.append(VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=region, **about))
         else:
-            plane = _plane(segmentation, number, of_frames="NumberOfFrames" in sources[0])
+            plane = _plane(framed, number, of_frames="NumberOfFrames" in sources[0])
             groups.append(PlanarROIMeasurementsAndQualitativeEvaluations(referenced_segment=plane, **about))
     return _report(sources, [segmentation], groups, author, created=created, series_number=series_number)
 
@@ -204,6 +204,26 @@ def _report(
     report.ContentDate = report.InstanceCreationDate = report.SeriesDate = created.strftime("%Y%m%d")
     report.ContentTime = report.InstanceCreationTime = report.SeriesTime = created.strftime("%H%M%S")
     return report
+
+
+def _by_frame(segmentation: Dataset) -> Dataset:
+    """The same, with the segment of each frame at the frame, where alone highdicom's reports look for it.
+
+    Of a single class it stands once for all frames (PS3.3 C.7.6.16.1.1), and highdicom writes it so.
+    """
+    (shared,) = segmentation.SharedFunctionalGroupsSequence
+    if "SegmentIdentificationSequence" not in shared:
+        return segmentation
+    frames = []
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        frame = Dataset()
+        frame.update(group)
+        frame.SegmentIdentificationSequence = shared.SegmentIdentificationSequence
+        frames.append(frame)
+    found = Dataset()
+    found.update(segmentation)
+    found.PerFrameFunctionalGroupsSequence = frames
+    return found
 
 
 def _plane(segmentation: Dataset, number: int, *, of_frames: bool) -> ReferencedSegmentationFrame:

@@ -127,6 +127,31 @@ def test_report_has_the_volume_of_each_class_and_names_its_segment(tmp_path: Pat
     assert under(groups_of(report)[2], "121191") is None, "what was not found has no segment"
 
 
+def test_a_single_class_has_a_report_too_of_a_volume_and_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_for(classes=CLASSES[:1])
+    network = threshold_network(run, THRESHOLDS[:1], WINDOW)
+    monkeypatch.setattr(client.predict.prediction, "build_model", lambda _run: network)
+    model = save(tmp_path / "one", run, network)
+    series = a_series(tmp_path / "volume")
+    (tmp_path / "image").mkdir()
+    shutil.copy(series.images[2], tmp_path / "image")
+    for study, code, region in (("volume", "118565006", "121191"), ("image", "42798000", "121214")):
+        predict_study(model, tmp_path / study, tmp_path / f"{study}-out", reports=True)
+        report, segmentation = (
+            pydicom.dcmread(tmp_path / f"{study}-out" / name) for name in ("report.dcm", "segmentation.dcm")
+        )
+        (found,) = groups_of(report)
+        assert number(under(found, code))[0] > 0
+        named = under(found, region)
+        assert named is not None
+        assert named.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
+        # And the segmentation is as it was: what is of all its frames stands once.
+        assert "SegmentIdentificationSequence" in segmentation.SharedFunctionalGroupsSequence[0]
+        assert "SegmentIdentificationSequence" not in segmentation.PerFrameFunctionalGroupsSequence[0]
+
+
 def test_report_says_what_it_is_of_and_that_nobody_has_verified_it(tmp_path: Path, model: Path) -> None:
     series, out = a_series(tmp_path / "study"), tmp_path / "out"
     predict_study(model, tmp_path / "study", out, reports=True)
