@@ -14,8 +14,8 @@ MOST_AROUND = 64 << 10  # bytes before the first part, and after the last
 MOST_HEADERS = 8 << 10  # bytes, of one part
 
 _DICOM = "application/dicom"
-# RFC 2046 5.1.1: its letters, no space at its end.
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]", re.ASCII)
+# RFC 2046 5.1.1: its letters, no space at its end. It has 70 there, and those of Orthanc 1.10 have 73.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,127}[0-9A-Za-z'()+_,./:=?-]", re.ASCII)
 _BEFORE = -1  # the first part
 _PADDING = 1024  # of white space after a boundary, and the end of its line
 _LINE_END = re.compile(rb"[ \t]*\r\n")

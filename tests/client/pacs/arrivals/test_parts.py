@@ -80,7 +80,7 @@ def test_no_more_is_held_than_a_part() -> None:
         ("multipart/related; boundary=x", 415),
         ('multipart/related; type="application/dicom"', 400),
         ('multipart/related; type="application/dicom"; boundary=""', 400),
-        (f'multipart/related; type="application/dicom"; boundary="{"x" * 71}"', 400),
+        (f'multipart/related; type="application/dicom"; boundary="{"x" * 129}"', 400),
         ('multipart/related; type="application/dicom"; boundary="x\\"y"', 400),
         ('multipart/related; type="application/dicom"; boundary="\xe4"', 400),
     ],
