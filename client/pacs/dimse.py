@@ -90,9 +90,9 @@ class DimseConnection:
             yield "C-GET", "offered, with no port open here" if self._gets else "not offered: C-MOVE is used"
         if not self._gets:
             keys = _identifier("STUDY", {"StudyInstanceUID": syntax.generate_uid()})
-            status = self._move(keys, classes, 1, lambda _encoded: None)
-            if status in _NOT_ALLOWED:
-                raise moving.refused(peer, status)
+            last = self._move(keys, classes, 1, lambda _encoded: None)
+            if last in _NOT_ALLOWED:
+                raise moving.refused(peer, last)
             yield "C-MOVE", f"offered; {peer.calling} must be registered there as {moving.place_of(peer)}"
 
     def search(self, query: Query) -> Answer:

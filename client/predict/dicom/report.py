@@ -11,6 +11,7 @@ without a region), TID 4019 (algorithm); PS3.3 A.35.3 (Comprehensive SR).
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -44,6 +45,12 @@ _ANSWER = Code("answer", _SCHEME, "Answer of the model")
 _NONE = Code("none-of-the-classes", _SCHEME, "None of the classes")
 _PIXELS = Code("{pixels}", "UCUM", "pixels")
 _MM3_PER_ML = 1000.0
+
+_Group: TypeAlias = (
+    MeasurementsAndQualitativeEvaluations
+    | PlanarROIMeasurementsAndQualitativeEvaluations
+    | VolumetricROIMeasurementsAndQualitativeEvaluations
+)
 
 # Modality -> the procedure that is reported; others are an imaging procedure.
 _PROCEDURES: Mapping[str, Code] = {
@@ -115,9 +122,10 @@ def write_measured(
     Raises:
         DataError: as `write_segmentation`.
     """
-    groups, framed = [], _by_frame(segmentation)
+    groups: list[_Group] = []
+    framed = _by_frame(segmentation)
     for number, (segment, extent) in enumerate(zip(segmentation.SegmentSequence, measured, strict=True), start=1):
-        about = {
+        about: dict[str, Any] = {
             "tracking_identifier": TrackingIdentifier(str(segment.TrackingUID), str(segment.TrackingID)),
             "finding_category": PROPERTIES[extent.name][0] if extent.name in PROPERTIES else None,
             "finding_type": PROPERTIES[extent.name][1] if extent.name in PROPERTIES else _own(extent.name),
@@ -168,7 +176,7 @@ def write_said(
 def _report(
     sources: Sequence[Dataset],
     others: Sequence[Dataset],
-    groups: Sequence[MeasurementsAndQualitativeEvaluations],
+    groups: Sequence[_Group],
     author: Author,
     *,
     created: datetime.datetime,

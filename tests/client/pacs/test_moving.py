@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import MRImageStorage
 from pynetdicom import AE, evt
 
 from client.pacs.caller import Caller
@@ -26,7 +27,7 @@ WITHOUT_GET = (ECHO, FIND, MOVE)
 
 
 def peer_at(port: int, ours: int, **more: Any) -> Dimse:
-    known = {"name": "bad", "host": "127.0.0.1", "port": port, "called": "HOSPITAL", "timeout": 3}
+    known: dict[str, Any] = {"name": "bad", "host": "127.0.0.1", "port": port, "called": "HOSPITAL", "timeout": 3}
     return Dimse(**(known | {"move_address": "127.0.0.1", "move_port": ours} | more))
 
 
@@ -130,7 +131,7 @@ def test_a_pacs_that_cannot_reach_us_is_told_apart(tmp_path: Path) -> None:
 def test_what_the_pacs_says_it_could_not_send_is_named(tmp_path: Path) -> None:
     ours = free_port()
     other = object_of(3)
-    other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"  # not agreed
+    other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = MRImageStorage  # not agreed
     with bad_pacs(move=moves(ours, [*ALL[:3], other]), offered=WITHOUT_GET) as port:
         assert "could not send 1 of the objects" in failure(pulled_from(tmp_path, port, ours))
 

@@ -174,7 +174,8 @@ def test_report_says_what_it_is_of_and_that_nobody_has_verified_it(tmp_path: Pat
     named = {str(one.ReferencedSOPInstanceUID) for one in _referred(report)}
     assert {str(pydicom.dcmread(path).SOPInstanceUID) for path in series.images} <= named
     assert str(pydicom.dcmread(out / "segmentation.dcm").SOPInstanceUID) in named
-    assert highdicom.sr.srread(out / "report.dcm").content.get_volumetric_roi_measurement_groups()
+    content: Any = highdicom.sr.srread(out / "report.dcm").content
+    assert content.get_volumetric_roi_measurement_groups()
 
 
 def _referred(report: Dataset) -> list[Dataset]:
@@ -235,13 +236,15 @@ def test_a_single_image_has_an_area(
     report = pydicom.dcmread(tmp_path / "out" / "report.dcm")
     found, *_ = groups_of(report)
     value, told = number(under(found, "42798000"))  # Area
-    assert (value, told.strip("{}")) == (pytest.approx(20 * size), unit)
+    assert value == pytest.approx(20 * size)
+    assert told.strip("{}") == unit
     plane = under(found, "121214")  # Referenced Segmentation Frame
     assert plane is not None
     segmentation = pydicom.dcmread(tmp_path / "out" / "segmentation.dcm")
     frame = segmentation.PerFrameFunctionalGroupsSequence[plane.ReferencedSOPSequence[0].ReferencedFrameNumber - 1]
     assert frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 1
-    assert highdicom.sr.srread(tmp_path / "out" / "report.dcm").content.get_planar_roi_measurement_groups()
+    content: Any = highdicom.sr.srread(tmp_path / "out" / "report.dcm").content
+    assert content.get_planar_roi_measurement_groups()
     assert errors(tmp_path / "out" / "report.dcm", "ComprehensiveSR") == []
 
 

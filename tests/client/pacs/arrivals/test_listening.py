@@ -8,6 +8,7 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dicomweb_client.web import DICOMwebClient
@@ -84,7 +85,7 @@ def test_over_tls_a_silent_peer_stops_nobody_and_a_stranger_is_refused(
     ours, our_key, _ = hospital.issue("us")
     theirs, their_key, _ = hospital.issue("scanner")
     folder, port = tmp_path / "received", free_port()
-    given = {"certificate": str(ours), "key": str(our_key), "ca": str(hospital.ca)}
+    given: dict[str, Any] = {"certificate": str(ours), "key": str(our_key), "ca": str(hospital.ca)}
     settings = listening_at(f"127.0.0.1:{port}", accept=("CT1",), quiet=0.2, **given)
     known = ssl.create_default_context(cafile=str(hospital.ca))
     known.load_cert_chain(theirs, their_key)
@@ -154,7 +155,7 @@ def test_a_port_that_is_taken_is_told(site: Path, tmp_path: Path) -> None:
         ("127.0.0.1:11112", {"accept": ("CT1",), "certificate": "x.pem", "key": "x.key"}, "is not there"),
     ],
 )
-def test_where_to_listen_is_checked(text: str, more: dict[str, object], said: str) -> None:
+def test_where_to_listen_is_checked(text: str, more: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         listening_at(text, **more)
 
@@ -176,7 +177,7 @@ def test_a_settling_time_of_nothing_is_taken_as_it_is() -> None:
     ],
 )
 def test_stow_is_not_started_where_anybody_could_send(
-    text: str, more: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, more: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, mode in (("t.token", 0o600), ("open.token", 0o644), ("c.pem", 0o600), ("k.pem", 0o600)):
@@ -184,7 +185,7 @@ def test_stow_is_not_started_where_anybody_could_send(
         Path(name).chmod(mode)
     with pytest.raises(ConfigError, match=said):
         listening_at(text, stow=True, **more)
-    given = {"certificate": "c.pem", "key": "k.pem"}
+    given: dict[str, Any] = {"certificate": "c.pem", "key": "k.pem"}
     for proof in ({"token": "t.token"}, {"ca": "c.pem"}):
         assert not listening_at("192.0.2.7:8443", stow=True, **given, **proof).is_local
     assert listening_at("127.0.0.1:8443", stow=True).senders == "whoever is on this machine"
@@ -198,7 +199,7 @@ def test_stow_is_served_by_the_same_process_and_nothing_of_a_patient_is_logged(
     folder, port, token = tmp_path / "received", free_port(), tmp_path / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
     token.chmod(0o600)
-    given = {"certificate": str(ours), "key": str(our_key), "token": str(token)}
+    given: dict[str, Any] = {"certificate": str(ours), "key": str(our_key), "token": str(token)}
     settings = listening_at(f"127.0.0.1:{port}", stow=True, quiet=0.2, **given)
     session = Session()
     session.trust_env, session.verify = False, str(hospital.ca)
@@ -238,7 +239,7 @@ def test_files_of_tls_that_are_none_are_told(site: Path, tmp_path: Path, stow: b
     path = tmp_path / "x.pem"
     path.write_text("no certificate")
     path.chmod(0o600)
-    more = {} if stow else {"accept": ("CT1",)}
+    more: dict[str, Any] = {} if stow else {"accept": ("CT1",)}
     settings = listening_at(f"127.0.0.1:{free_port()}", stow=stow, certificate=str(path), key=str(path), **more)
     with pytest.raises(ConfigError, match="--tls-ca cannot be used"):
         Listener(site, settings, tmp_path / "received").__enter__()

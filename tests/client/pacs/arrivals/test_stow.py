@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import BasicTextSRStorage, generate_uid
@@ -67,7 +68,7 @@ class Service:
 
 @contextmanager
 def serving(
-    folder: Path, bounds: Bounds | None = None, limits: Limits | None = None, **settings: str | None
+    folder: Path, bounds: Bounds | None = None, limits: Limits | None = None, **settings: Any
 ) -> Iterator[Service]:
     arrivals = Arrivals(folder, 0.0, limits or Limits(spare=0))
     given = Stowing(address="127.0.0.1", port=free_port(), **settings)
