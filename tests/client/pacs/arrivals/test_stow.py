@@ -268,7 +268,7 @@ def test_a_request_longer_than_is_taken_is_refused_by_its_head_and_in_its_middle
         assert asked(service.port, body([bytes(5000)])).status == 413
         # It waits for our word, and hears that it need not send.
         with began(service.port, b"", 1 << 40, "Expect: 100-continue") as connection:
-            assert heard(connection).status == 413
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
         assert asked(service.port, slowly(part(ALL[0]), part(ALL[1]), *[bytes(1000)] * 9)).status == 413
         assert service.problems() == [BROKE_OFF]
 
