@@ -67,9 +67,10 @@ def test_a_pacs_without_c_get_is_asked_to_send_to_our_port_which_is_open_only_me
         said = checked(tmp_path, port, ours)
         assert "C-MOVE is used" in said["C-GET"]
         assert f"WARDROUND must be registered there as 127.0.0.1, port {ours}" in said["C-MOVE"]
-        assert_closed(ours)
+        with Caller(tmp_path, peer_at(port, ours)) as caller:
+            caller.ask("check")
+            assert_closed(ours)  # and not only as its process ends
         assert pulled_from(tmp_path, port, ours).files == COUNT
-        assert_closed(ours)
     assert_whole(tmp_path)
 
 
