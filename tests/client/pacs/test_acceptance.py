@@ -180,15 +180,15 @@ def test_a_study_that_the_pacs_sends_by_dicomweb_is_segmented_and_its_segmentati
 
     def pacs() -> None:
         try:
-            _await((out / ".received" / "coming").is_dir)
+            eventually((out / ".received" / "coming").is_dir)
             shown = {"Authorization": f"Bearer {token.read_text().strip()}"}
             us = {"Url": f"http://127.0.0.1:{port}/dicom-web/", "HttpHeaders": shown}
             archive.server.asked("dicom-web/servers/us", json.dumps(us).encode(), "PUT")
             (number,) = archive.server.found("Study", StudyInstanceUID=study)
             what = json.dumps({"Resources": [number], "Synchronous": True}).encode()
-            _await(lambda: _listens(port))
+            eventually(lambda: _listens(port))
             archive.server.asked("dicom-web/servers/us/stow", what)
-            _await(lambda: any(out.glob(f"*/{SENT}")))
+            eventually(lambda: any(out.glob(f"*/{SENT}")))
         except BaseException as error:  # noqa: BLE001 - told in the test's own thread
             failed.append(error)
         finally:

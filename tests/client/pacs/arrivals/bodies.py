@@ -6,6 +6,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 BOUNDARY = b"0f3cf5c0"
 KIND = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY.decode()}"'
 PLACE = "/dicom-web/studies"
@@ -47,7 +49,7 @@ def asked(
     """What a request is answered. An iterable is sent in chunks. headers: with _ for -."""
     given = {name.replace("_", "-"): value for name, value in ({"Content_Type": KIND} | headers).items()}
     kind = http.client.HTTPConnection if tls is None else http.client.HTTPSConnection
-    connection = kind("127.0.0.1", port, timeout=20, **({} if tls is None else {"context": tls}))
+    connection = kind("127.0.0.1", port, timeout=PATIENCE_S, **({} if tls is None else {"context": tls}))
     try:
         connection.request(method, place, content, given)
         return Answer(connection.getresponse())
@@ -57,7 +59,7 @@ def asked(
 
 def began(port: int, content: bytes, length: int, *more: str) -> socket.socket:
     """A connection on which a request has begun: its head, and the first bytes of its body."""
-    opened = socket.create_connection(("127.0.0.1", port), 20)
+    opened = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
     head = [f"POST {PLACE} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Type: {KIND}", f"Content-Length: {length}"]
     opened.sendall("\r\n".join([*head, *more, "", ""]).encode() + content)
     return opened

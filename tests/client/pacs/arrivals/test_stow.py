@@ -42,6 +42,7 @@ from tests.client.pacs.arrivals.bodies import (
 from tests.client.pacs.certificates import Hospital
 from tests.client.pacs.objects import COUNT, STUDY, encoded, object_of, uid_of
 from tests.client.pacs.senders import free_port
+from tests.patience import PATIENCE_S, eventually
 
 ALL = [encoded(object_of(number)) for number in range(COUNT)]
 UIDS = [uid_of(number) for number in range(COUNT)]
@@ -56,11 +57,7 @@ class Service:
 
     def ended(self) -> list[Arrived]:
         """The next studies that came to their end."""
-        end = time.monotonic() + 20
-        while not (found := list(self.arrivals.finished())):
-            assert time.monotonic() < end, "no study came to its end"
-            time.sleep(0.01)
-        return found
+        return list(eventually(lambda: list(self.arrivals.finished()), "a study comes to its end"))
 
     def problems(self) -> list[str | None]:
         return [one.problem for one in self.ended()]
@@ -283,24 +280,21 @@ def test_too_many_at_a_time_and_too_much_in_memory_are_told_to_come_again(tmp_pa
     with serving(tmp_path, Bounds(requests=1, held=30_000)) as service:
         half = part(ALL[0]) + part(ALL[1])[:200]
         with began(service.port, half, 1 << 20) as connection:
-            assert await_status(service.port, 503) == 503
+            await_status(service.port, 503)
             connection.sendall(bytes(40_000))
             answer = heard(connection)
             assert (answer.status, "retry-after" in answer.headers) == (503, True)
         assert service.problems() == [BROKE_OFF]
-        assert await_status(service.port, 200) == 200
+        await_status(service.port, 200)
 
 
-def await_status(port: int, status: int) -> int:
-    """What a request is answered, once it is this; another's beginning or end may take a moment."""
-    end = time.monotonic() + 10
-    while (found := asked(port, body(ALL)).status) != status and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
+def await_status(port: int, status: int) -> None:
+    """Until a request is answered so: another's beginning or end may take a moment."""
+    eventually(lambda: asked(port, body(ALL)).status == status, f"it is answered {status}")
 
 
 def test_a_head_that_is_none_or_has_no_end_costs_nobody(service: Service) -> None:
-    with socket.create_connection(("127.0.0.1", service.port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE_S) as connection:
         connection.sendall(f"POST {PLACE} HTTP/1.1\r\nX: ".encode() + b"x" * 20_000)
         assert heard(connection).status == 400
     assert asked(service.port, body(ALL)).status == 200
