@@ -98,13 +98,13 @@ def bad_web(**answers: Answer) -> Iterator[str]:
 
 def pulled_from(tmp_path: Path, url: str, **more: Any) -> Pulled:
     out = tmp_path / "out"
-    with Caller(tmp_path, DicomWeb(name="bad", url=url, timeout=20), staging_of(out)) as caller:
+    with Caller(tmp_path, DicomWeb(name="bad", url=url, timeout=3), staging_of(out)) as caller:
         wanted = estimate(caller, query_of({"modality": "CT"}), out)
         return pull(caller, wanted, out, **{"patience_s": 0, **more})
 
 
 def checked(tmp_path: Path, url: str, **more: Any) -> None:
-    with Caller(tmp_path, DicomWeb(**{"name": "bad", "url": url, "timeout": 20, **more})) as caller:
+    with Caller(tmp_path, DicomWeb(**{"name": "bad", "url": url, "timeout": 3, **more})) as caller:
         caller.ask("check")
 
 
@@ -186,7 +186,7 @@ def test_a_uid_that_is_a_path_is_no_study(tmp_path: Path, uid: str) -> None:
     body = json.dumps([{"0020000D": {"vr": "UI", "Value": [uid]}}]).encode()
     with bad_web(studies=lambda handler: handler.say(body)) as url:
         out = tmp_path / "out"
-        with Caller(tmp_path, DicomWeb(name="bad", url=url, timeout=20), staging_of(out)) as caller:
+        with Caller(tmp_path, DicomWeb(name="bad", url=url, timeout=3), staging_of(out)) as caller:
             wanted = estimate(caller, query_of({"modality": "CT"}), out)
     assert uid.strip() == "1.2.3" or wanted.studies == ()
     assert all(study.uid == "1.2.3" for study in wanted.studies)
@@ -286,7 +286,7 @@ def studies_of(tmp_path: Path, body: bytes) -> tuple[Study, ...]:
     """What is found where the PACS answers a search for studies with that."""
     with (
         bad_web(studies=lambda handler: handler.say(body)) as url,
-        Caller(tmp_path, DicomWeb(name="bad", url=url, timeout=20)) as caller,
+        Caller(tmp_path, DicomWeb(name="bad", url=url, timeout=3)) as caller,
     ):
         return estimate(caller, query_of({"modality": "CT"}), tmp_path).studies
 

@@ -26,7 +26,7 @@ ALL = [object_of(number) for number in range(COUNT)]
 
 
 def peer_at(port: int, **more: Any) -> Dimse:
-    return Dimse(**{"name": "bad", "host": "127.0.0.1", "port": port, "called": "HOSPITAL", "timeout": 20, **more})
+    return Dimse(**{"name": "bad", "host": "127.0.0.1", "port": port, "called": "HOSPITAL", "timeout": 3, **more})
 
 
 def pulled_from(tmp_path: Path, port: int, **more: Any) -> Pulled:
