@@ -3,6 +3,7 @@
 import itertools
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from client.pacs.query import query_of
 from client.pacs.settings import Dimse
 from tests.client.pacs.bad_dimse import ECHO, FIND, bad_pacs, finds, gets, raw_server
 from tests.client.pacs.objects import COUNT, STUDY, instance_answer, object_of, series_answer, study_answer, uid_of
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.system
 
@@ -239,15 +241,19 @@ def test_a_silent_peer_is_not_waited_for_without_end(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_falls_silent_in_the_middle_is_let_go(tmp_path: Path) -> None:
-    def silent(event: evt.Event) -> Iterator[Any]:
+    over = threading.Event()
+
+    def silent(_event: evt.Event) -> Iterator[Any]:
         yield COUNT
         yield 0xFF00, ALL[0]
-        while event.assoc.is_established:
-            pass
+        over.wait(PATIENCE_S)
         yield 0xFF00, ALL[1]
 
-    with bad_pacs(get=silent) as port, pytest.raises(AwayError, match="was silent for 3 s"):
-        pulled_from(tmp_path, port)
+    try:
+        with bad_pacs(get=silent) as port, pytest.raises(AwayError, match="was silent for 3 s"):
+            pulled_from(tmp_path, port)
+    finally:
+        over.set()
     assert_nothing_kept(tmp_path)
 
 
