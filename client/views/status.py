@@ -20,7 +20,7 @@ from client.agent.status import (
 from client.home.identity import load_identity
 from client.proposals.ended import how_in_words
 from client.rules import approvals
-from common.errors import EnrolmentError, ErrorCode
+from common.errors import ConfigError, EnrolmentError, ErrorCode
 
 NOT_RUNNING = "not running"
 # Of a last error: nothing that has to be mended.
@@ -115,10 +115,13 @@ def is_well(values: dict[str, Any]) -> bool:
 
 def as_of(home: Path) -> str | None:
     """That what is shown of runs may have changed at the coordinator, and since when; None: it is as of now."""
+    try:
+        values = read_status(home)
+    except ConfigError as error:
+        return f"As of when this is, nobody can tell: {error}"
     if not is_running(home):
-        known = f"As of {_moment(last_sign_of_life(home))}: the" if read_status(home) else "The"
+        known = f"As of {_moment(last_sign_of_life(home))}: the" if values else "The"
         return f"{known} agent is not running, and learns no news of runs. Start it with `wardround-client start`."
-    values = read_status(home)
     if (state := values.get("state", CONNECTED)) == CONNECTED:
         return None
     since = values.get("since", last_sign_of_life(home))

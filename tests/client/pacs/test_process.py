@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,7 +169,8 @@ def test_a_study_is_begun_in_its_hours_only(tmp_path: Path, monkeypatch: pytest.
     with bad_pacs(get=sent) as port, Caller(tmp_path, peer_at(port), staging_of(out)) as caller:
         wanted = estimate(caller, query_of({"modality": "CT"}), out)
         monkeypatch.setattr(pulling, "_now", lambda: clock[0].time())  # noqa: PLW0108 - the clock goes on
-        monkeypatch.setattr("client.pacs.pulling.time.sleep", sleep)
+        # Its own alone: the peer, in this process, sleeps too.
+        monkeypatch.setattr(pulling, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=sleep))
         done = pull(
             caller,
             wanted,

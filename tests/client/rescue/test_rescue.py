@@ -157,7 +157,7 @@ def test_home_of_before_is_brought_up_and_one_of_later_is_refused(home: Path) ->
     (home / VERSION_NAME).unlink()
     assert "version 1 now" in succeed("runs", "--home", home).stderr
     assert version_of(home) == VERSIONS.newest
-    assert succeed("runs", "--home", home).stderr == ""
+    assert "version" not in succeed("runs", "--home", home).stderr
     (home / VERSION_NAME).write_text('{"version": 99, "side": "hospital", "program": "9.0.0"}')
     assert "Update wardround to 9.0.0" in fail("runs", "--home", home)
     assert "Update wardround to 9.0.0" in fail("start", "--home", home)

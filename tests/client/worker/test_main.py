@@ -200,6 +200,7 @@ from pathlib import Path
 from client.agent.worker_process import Worker
 from client.worker.protocol import Work
 from common.wire.messages import TrainReply, TrainRequest
+from tests.patience import PATIENCE_S
 from tests.client.worker.test_main import RUN, issue, sha256_of, weights
 worker = Worker(Path(sys.argv[1]), threads=1)
 request = TrainRequest(sha256_of(RUN), 1, {"weights": weights()})
