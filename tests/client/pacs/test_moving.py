@@ -1,6 +1,7 @@
 """C-MOVE from peers that offer no C-GET, send elsewhere, other things, less than they say, or nothing at all."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from client.pacs.settings import Dimse
 from tests.client.pacs.bad_dimse import ECHO, FIND, GET, MOVE, bad_pacs, gets, moves
 from tests.client.pacs.objects import COUNT, STUDY, object_of, uid_of
 from tests.client.pacs.senders import free_port, sent
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.system
 
@@ -171,16 +173,20 @@ def test_nobody_but_the_pacs_is_let_in_while_the_port_is_open(tmp_path: Path) ->
 
 
 def test_a_pacs_that_is_silent_on_both_associations_is_let_go(tmp_path: Path) -> None:
-    def silent(event: evt.Event) -> Iterator[Any]:
-        yield "127.0.0.1", free_port(), {"bind_address": ("127.0.0.1", 0)}
-        while event.assoc.is_established:
-            time.sleep(0.05)
+    over = threading.Event()
 
-    with (
-        bad_pacs(move=silent, offered=WITHOUT_GET) as port,
-        pytest.raises(AwayError, match="was silent for 1 s"),
-    ):
-        pulled_from(tmp_path, port, free_port(), timeout=1)
+    def silent(_event: evt.Event) -> Iterator[Any]:
+        yield "127.0.0.1", free_port(), {"bind_address": ("127.0.0.1", 0)}
+        over.wait(PATIENCE_S)
+
+    try:
+        with (
+            bad_pacs(move=silent, offered=WITHOUT_GET) as port,
+            pytest.raises(AwayError, match="was silent for 1 s"),
+        ):
+            pulled_from(tmp_path, port, free_port(), timeout=1)
+    finally:
+        over.set()
 
 
 def test_a_pacs_that_sends_for_longer_than_its_timeout_and_says_nothing_is_waited_for(tmp_path: Path) -> None:

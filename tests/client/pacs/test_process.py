@@ -56,7 +56,7 @@ print(json.dumps({"keys": keys, "disk": disk} | {name: tried(deed) for name, dee
 
 
 def peer_at(port: int) -> Dimse:
-    return Dimse(name="it", host="127.0.0.1", port=port, called="HOSPITAL", timeout=60)
+    return Dimse(name="it", host="127.0.0.1", port=port, called="HOSPITAL", timeout=3)
 
 
 # A program that may make no namespaces but in a user's: without CAP_SYS_ADMIN, from the next program on.
