@@ -57,6 +57,51 @@ def listening(port: int, *, both: bool = False) -> Iterator[list[socket.socket]]
         yield sockets
 
 
+def configured(app: Any, **more: Any) -> uvicorn.Config:
+    """A server's settings: nothing of a request is logged, nothing said of the program, no time for the idle.
+
+    Args:
+        app: an ASGI application.
+        more: settings of this server, by uvicorn's names.
+    """
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it quotes requests
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        **more,
+    )
+
+
+def started(server: uvicorn.Server, sockets: list[socket.socket], name: str) -> threading.Thread:
+    """The thread in which a server answers.
+
+    Args:
+        server: not started yet; its `should_exit` ends it.
+        sockets: bound.
+        name: of the thread.
+
+    Raises:
+        ConfigError: it does not start.
+    """
+    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, name=name, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + _STARTING_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise ConfigError("the web server did not start. Try again, or give another port.")
+        time.sleep(0.01)
+    return thread
+
+
 @contextlib.contextmanager
 def answering(app: Any, sockets: list[socket.socket]) -> Iterator[None]:
     """The web server, in a thread.
@@ -68,30 +113,8 @@ def answering(app: Any, sockets: list[socket.socket]) -> Iterator[None]:
     Raises:
         ConfigError: it does not start.
     """
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it quotes requests
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, name="web", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + _STARTING_S
-    while not server.started:
-        if not thread.is_alive() or time.monotonic() > deadline:
-            raise ConfigError("the web server did not start. Give another --port.")
-        time.sleep(0.01)
+    server = uvicorn.Server(configured(app, limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=_GRACE_S))
+    thread = started(server, sockets, "web")
     try:
         yield
     finally:
@@ -99,4 +122,4 @@ def answering(app: Any, sockets: list[socket.socket]) -> Iterator[None]:
         thread.join()
 
 
-__all__ = ["LOOPBACK", "MOST_CONNECTIONS", "answering", "hosts_of", "listening"]
+__all__ = ["LOOPBACK", "MOST_CONNECTIONS", "answering", "configured", "hosts_of", "listening", "started"]

@@ -13,7 +13,6 @@ import re
 import secrets
 import socket
 import ssl
-import statistics
 import subprocess
 import sys
 import time
@@ -640,7 +639,7 @@ def test_strangers_who_never_finish_a_handshake_keep_nobody_out(stage: Stage) ->
         assert status_of(CoordinationStub(channel).ListProposals, ListProposalsRequest()) == Code.OK
     eventually(lambda: stage.rounds() > rounds + 3, "rounds go on")
     for one in loris:
-        one.settimeout(PATIENCE_S)
+        one.settimeout(6 * channels.HANDSHAKE_S)
         assert one.recv(1) == b""
         one.close()
 
@@ -918,7 +917,7 @@ def test_federation_went_on_all_the_while_and_honest_calls_are_answered(stage: S
     for hospital in stage.hospitals:
         assert hospital.failures == []
         pauses = [after - before for before, after in zip(hospital.replies, hospital.replies[1:], strict=False)]
-        assert max(pauses) < max(15.0, 60 * statistics.median(pauses))  # the pace is the machine's
+        assert max(pauses) < 15.0
         with hospital.member.channel(stage.home) as channel:
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
             assert health.status == health_pb2.HealthCheckResponse.SERVING

@@ -4,12 +4,9 @@ uvicorn, with what it would say of a request kept silent: its lines quote paths.
 """
 
 import asyncio
-import logging
 import re
 import socket
 import ssl
-import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +17,12 @@ from client.pacs.arrivals.settings import ANOTHER, TLS_FILES, Stowing
 from client.pacs.arrivals.stow import Bounds, Stow
 from client.pacs.problems import PacsError, not_to_be_had
 from client.pacs.tls import HANDSHAKE_S, to_us
+from common.errors import ConfigError
 from common.web.connection import Connection
+from common.web.listening import configured, started
 
 _MOST_CONNECTIONS = 32
 _MOST_HEAD = 16 << 10  # bytes: a request's first line and headers
-_STARTING_S = 30.0
 # RFC 6750 2.1; so short a one could be guessed.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,4096}=*", re.ASCII)
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -51,35 +49,20 @@ class Web:
         app = Stow(arrivals, None if settings.token is None else _token_in(settings.token), hosts, bounds).app
         context = to_us(ssl.SSLContext, settings.certificate, settings.key, settings.ca, TLS_FILES)
         self._socket = _bound(settings)
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it quotes requests
         self._server = _Server(
-            uvicorn.Config(
+            configured(
                 app,
-                http=Connection,
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
                 h11_max_incomplete_event_size=_MOST_HEAD,
                 limit_concurrency=_MOST_CONNECTIONS,
-                timeout_keep_alive=5,
                 timeout_graceful_shutdown=1,
                 ssl_context_factory=None if context is None else lambda *_: context,
             )
         )
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="stow", daemon=True
-        )
-        self._thread.start()
-        deadline = time.monotonic() + _STARTING_S
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise PacsError("the web server did not start. Try again.")
-            time.sleep(0.01)
+        try:
+            self._thread = started(self._server, [self._socket], "stow")
+        except ConfigError as error:
+            self._socket.close()
+            raise PacsError(str(error)) from error
 
     def shutdown(self) -> None:
         """Close it."""

@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -104,40 +105,49 @@ def assert_came_back(archive: Archive, images: list[Path], written_here: Path) -
     assert errors(written_here, here) == []
 
 
-def test_an_unseen_study_that_is_sent_comes_back_with_its_segmentation_though_the_pacs_was_away(
-    tmp_path: Path, archive: Archive, sites: dict[str, Path], model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours, key, _ = archive.hospital.issue("listener")
-    images, out, port = written(tmp_path / "new", range(50, 51)), tmp_path / "out", free_port()
-    study = str(dcmread(images[0], stop_before_pixels=True).StudyInstanceUID)
+def listening_while(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None], *words: object) -> None:
+    """`predict` with these words, until what happens meanwhile, in a thread, is over."""
     over, failed = threading.Event(), list[BaseException]()
 
-    def scanner() -> None:
+    def run() -> None:
         try:
-            eventually((out / ".received" / "coming").is_dir)
-            archive.server.kill()
-            eventually(lambda: _sends(port, images, archive))
-            eventually(lambda: any(out.glob("*/result.json")))
-            time.sleep(1.5)  # it is tried
-            assert not any(out.glob(f"*/{SENT}"))
-            archive.server.start()
-            eventually(lambda: any(out.glob(f"*/{SENT}")))
+            happens()
         except BaseException as error:  # noqa: BLE001 - told in the test's own thread
             failed.append(error)
         finally:
             over.set()
 
     monkeypatch.setattr("client.commands.models.predict.asked_to_stop", lambda: over.is_set)
-    thread = threading.Thread(target=scanner)
+    thread = threading.Thread(target=run)
     thread.start()
-    tls = ("--tls-certificate", ours, "--tls-key", key, "--tls-ca", archive.hospital.ca)
-    listen = ("--listen", f"127.0.0.1:{port}", "--accept", "CT1", "--settle", 0.2, *tls, "--send-to", "dimse")
     try:
-        typed("predict", model, "--out", out, "--report", *listen, "--home", sites["north"])
+        typed("predict", *words)
     finally:
         over.set()
         thread.join()
     assert failed == []
+
+
+def test_an_unseen_study_that_is_sent_comes_back_with_its_segmentation_though_the_pacs_was_away(
+    tmp_path: Path, archive: Archive, sites: dict[str, Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, key, _ = archive.hospital.issue("listener")
+    images, out, port = written(tmp_path / "new", range(50, 51)), tmp_path / "out", free_port()
+    study = str(dcmread(images[0], stop_before_pixels=True).StudyInstanceUID)
+
+    def scanner() -> None:
+        eventually((out / ".received" / "coming").is_dir)
+        archive.server.kill()
+        eventually(lambda: _sends(port, images, archive))
+        eventually(lambda: any(out.glob("*/result.json")))
+        time.sleep(1.5)  # it is tried
+        assert not any(out.glob(f"*/{SENT}"))
+        archive.server.start()
+        eventually(lambda: any(out.glob(f"*/{SENT}")))
+
+    tls = ("--tls-certificate", ours, "--tls-key", key, "--tls-ca", archive.hospital.ca)
+    listen = ("--listen", f"127.0.0.1:{port}", "--accept", "CT1", "--settle", 0.2, *tls, "--send-to", "dimse")
+    listening_while(monkeypatch, scanner, model, "--out", out, "--report", *listen, "--home", sites["north"])
     (result,) = out.glob("*/segmentation.dcm")
     assert_came_back(archive, images, result)
     assert list((out / ".received").rglob("*.dcm")) == [], "what was received is not kept"
@@ -176,34 +186,20 @@ def test_a_study_that_the_pacs_sends_by_dicomweb_is_segmented_and_its_segmentati
     token = tmp_path / "token"
     token.write_text("0123456789abcdef0123456789abcdef\n")
     token.chmod(0o600)
-    over, failed = threading.Event(), list[BaseException]()
 
     def pacs() -> None:
-        try:
-            eventually((out / ".received" / "coming").is_dir)
-            shown = {"Authorization": f"Bearer {token.read_text().strip()}"}
-            us = {"Url": f"http://127.0.0.1:{port}/dicom-web/", "HttpHeaders": shown}
-            archive.server.asked("dicom-web/servers/us", json.dumps(us).encode(), "PUT")
-            (number,) = archive.server.found("Study", StudyInstanceUID=study)
-            what = json.dumps({"Resources": [number], "Synchronous": True}).encode()
-            eventually(lambda: _listens(port))
-            archive.server.asked("dicom-web/servers/us/stow", what)
-            eventually(lambda: any(out.glob(f"*/{SENT}")))
-        except BaseException as error:  # noqa: BLE001 - told in the test's own thread
-            failed.append(error)
-        finally:
-            over.set()
+        eventually((out / ".received" / "coming").is_dir)
+        shown = {"Authorization": f"Bearer {token.read_text().strip()}"}
+        us = {"Url": f"http://127.0.0.1:{port}/dicom-web/", "HttpHeaders": shown}
+        archive.server.asked("dicom-web/servers/us", json.dumps(us).encode(), "PUT")
+        (number,) = archive.server.found("Study", StudyInstanceUID=study)
+        what = json.dumps({"Resources": [number], "Synchronous": True}).encode()
+        eventually(lambda: _listens(port))
+        archive.server.asked("dicom-web/servers/us/stow", what)
+        eventually(lambda: any(out.glob(f"*/{SENT}")))
 
-    monkeypatch.setattr("client.commands.models.predict.asked_to_stop", lambda: over.is_set)
-    thread = threading.Thread(target=pacs)
-    thread.start()
     listen = ("--listen", f"127.0.0.1:{port}", "--stow", "--token", token, "--settle", 0, "--send-to", "web")
-    try:
-        typed("predict", model, "--out", out, *listen, "--home", sites["south"])
-    finally:
-        over.set()
-        thread.join()
-    assert failed == []
+    listening_while(monkeypatch, pacs, model, "--out", out, *listen, "--home", sites["south"])
     (result,) = out.glob("*/segmentation.dcm")
     assert_came_back(archive, images, result)
     assert list((out / ".received").rglob("*.dcm")) == [], "what was received is not kept"

@@ -27,15 +27,13 @@ from client.predict.prediction import predict_study
 from common.errors import ConfigError
 from simulations.generators.phantoms import SCANNERS, WrittenSeries, write_study
 from tests.client.predict.test_classification import save as save_classifier
-from tests.client.predict.test_dicom_seg import projection
+from tests.client.predict.test_dicom_seg import needs_dciodvfy, projection
 from tests.client.thresholds import WINDOW, run_for, save, threshold_network
 from tests.simulations.classed import classed_run
 
 CLASSES = ["liver", "strange-thing", "never-seen"]
 THRESHOLDS = (60.25, 200.25, 5000.0)
 NAMES = {"segmentation.dcm", "report.dcm", "capture.dcm", "overlay.png"}
-
-needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,9 @@ def test_monitoring_has_the_noise_beside_the_score(private: list[Federation], ex
 def test_run_in_mlflow_is_described_by_it(
     private: list[Federation], exact: list[Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = pytest.importorskip("mlflow.utils.mlflow_tags").MLFLOW_RUN_NOTE
+    described = pytest.importorskip(
+        "mlflow.utils.mlflow_tags", reason="the extra mlflow is not installed"
+    ).MLFLOW_RUN_NOTE
     tags: list[dict[str, str]] = []
 
     def log_run(*_: object, **about: dict[str, str]) -> str:
